@@ -49,6 +49,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/codespell $(CODE) README.md CONTRIBUTING.md CHANGELOG.md
 	$(BIN)/lint-imports
+	$(BIN)/python tests/plain_words.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)
@@ -58,7 +59,7 @@ type: $(VENV)/.installed-dev
 	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
 
 SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) \
-	$(addprefix tests/memory/,chosen miras parts scan titans) \
+	$(addprefix tests/memory/,miras parts scan sparse titans) \
 	$(wildcard tests/kernels/*/test_op.py) tests/agents/rl
 
 # Widths that only repeat the laws at another size are left to the suite.
@@ -98,4 +99,4 @@ docs-check: $(VENV)/.installed-dev
 	$(BIN)/codespell docs README.md CONTRIBUTING.md CHANGELOG.md
 
 clean:
-	rm -rf $(VENV) build docs/made docs/site docs/jupyter_execute *.egg-info src/*.egg-info
+	rm -rf $(VENV) build docs/generated docs/site docs/jupyter_execute *.egg-info src/*.egg-info

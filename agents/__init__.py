@@ -1,4 +1,4 @@
-"""Policies, learners and chat models: things that act, holding any memory; in `kwai`, an agent that talks."""
+"""Policies, learners and chat models for any memory; `kwai` has a language-model agent."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from scrubjay.agents.learners import make_learner_config as make_learner_config
     from scrubjay.agents.learners import register_learner as register_learner
     from scrubjay.agents.rl.advantages import generalized_advantage as generalized_advantage
-    from scrubjay.agents.rl.card import Origin as Origin
     from scrubjay.agents.rl.learner import Learner as Learner
     from scrubjay.agents.rl.learner import LearnerConfig as LearnerConfig
+    from scrubjay.agents.rl.model_card import Origin as Origin
     from scrubjay.agents.rl.policy import Evaluation as Evaluation
     from scrubjay.agents.rl.policy import Policy as Policy
     from scrubjay.agents.rl.policy import PolicyConfig as PolicyConfig
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from scrubjay.agents.teams.sampler import TeamEpisodeStats as TeamEpisodeStats
     from scrubjay.agents.teams.sampler import TeamSampler as TeamSampler
     from scrubjay.agents.teams.segment import TeamSegment as TeamSegment
-    from scrubjay.agents.tools.declared import tool as tool
+    from scrubjay.agents.tools.annotations import tool as tool
 
-# An agent that talks must not wait for torch.
+# Imported lazily: a language-model agent must not wait for the import of torch.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "chat.model": ["LocalChatModel"],
         "learners": ["list_learners", "make_learner_config", "register_learner"],
         "rl.advantages": ["generalized_advantage"],
-        "rl.card": ["Origin"],
+        "rl.model_card": ["Origin"],
         "rl.learner": ["Learner", "LearnerConfig"],
         "rl.policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
         "rl.ppo": ["PPO", "PPOConfig"],
@@ -57,7 +57,7 @@ __all__, __getattr__, __dir__ = face(
         "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
         "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
         "teams.segment": ["TeamSegment"],
-        "tools.declared": ["tool"],
+        "tools.annotations": ["tool"],
     },
     packages=("embeddings", "kwai", "langchain", "rllib", "tools"),
 )

@@ -1,4 +1,4 @@
-"""Names of learners: one line per learner, and every engine and the command train by it."""
+"""Registry of learners. Every engine and the command line train with any learner that is registered here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.modes import MODES
 from scrubjay.memory import serialization
-from scrubjay.memory.named import Registry
+from scrubjay.memory.config_registry import Registry
 
 _LEARNERS: Registry[LearnerConfig] = Registry(
     "learner",
@@ -29,36 +29,37 @@ def register_learner(name: str, config_class: type[LearnerConfig]) -> None:
     _LEARNERS.register(name, config_class)
 
 
-def list_learners(acts: str | None = None) -> list[str]:
-    """Return the names of all learners, or of those for one "agent" or for a "team"."""
-    modes = MODES if acts in (None, GAMATRConfig.acts) else ()
-    return sorted([*(name for name in _LEARNERS if acts in (None, _LEARNERS[name].acts)), *modes])
+def list_learners(policy_type: str | None = None) -> list[str]:
+    """Return the names of all learners, or only of those with this policy type, "agent" or "team"."""
+    modes = MODES if policy_type in (None, GAMATRConfig.policy_type) else ()
+    names = [name for name in _LEARNERS if policy_type in (None, _LEARNERS[name].policy_type)]
+    return sorted([*names, *modes])
 
 
 def make_learner_config(name: str, **fields: Any) -> LearnerConfig:
-    """Return the named learner's config, defaults where `fields` is silent.
+    """Return the config of a learner; fields that are not passed have their defaults.
 
-    Raises ValueError on an unknown name or field, naming the choices.
+    Raises ValueError, with the valid choices, if a name or field is unknown.
     """
     if name in MODES:
         return _LEARNERS.configure("gamatr", mode=name, **fields)
     return _LEARNERS.configure(name, **fields)
 
 
-def turned_into(learner: LearnerConfig, name: str) -> LearnerConfig:
-    """Return the named learner's config; where it has the same settings as `learner`, as these are."""
-    named = make_learner_config(name)
-    if type(named) is not type(learner):
-        return named
+def switch_learner(learner: LearnerConfig, name: str) -> LearnerConfig:
+    """Return the config of the learner `name`, with the settings of `learner` if its class is the same."""
+    config = make_learner_config(name)
+    if type(config) is not type(learner):
+        return config
     return dataclasses.replace(learner, mode=name) if name in MODES else learner
 
 
-def name_of_learner(config: LearnerConfig) -> str:
-    """Return the name a config is registered under. Raises ValueError if it is not."""
+def get_learner_name(config: LearnerConfig) -> str:
+    """Return the name that the class of `config` is registered under. Raises ValueError if there is none."""
     return _LEARNERS.name_of(config)
 
 
-# Runs of teams were written before there were others to be told from.
+# Older runs of teams stored no learner name: gamatr was then the only learner of teams.
 serialization.register_family(
-    LearnerConfig, lambda name: type(make_learner_config(name)), name_of_learner, unnamed="gamatr"
+    LearnerConfig, lambda name: type(make_learner_config(name)), get_learner_name, default_name="gamatr"
 )

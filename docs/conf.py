@@ -1,4 +1,4 @@
-"""How `make docs` builds the site: pages by hand, pages from the registries, tutorials that are run."""
+"""Sphinx configuration of the site: written pages, generated pages and executed tutorials."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measured import on_site
-from notebooks import offering, write_notebooks
+from notebooks import add_download_link, write_notebooks
 from pages import escape_bars, write_pages
 from sphinx.application import Sphinx
 from sphinx.ext import napoleon
 from sphinx.ext.napoleon.docstring import GoogleDocstring
+from tables import on_site
 
 import scrubjay
 
@@ -20,9 +20,8 @@ project = "Scrubjay"
 author = copyright = "Scrubjay's maintainers"
 version = release = scrubjay.__version__
 extensions = ["sphinx.ext.autodoc", "myst_nb"]
-# What a package index shows; where `make docs` leaves the site, and myst-nb the notebooks that it has run;
-# notebooks to take along.
-exclude_patterns = ["package.md", "site", "jupyter_execute", "made/notebooks"]
+# Page of the package index, output of `make docs`, notebooks executed by myst-nb, notebooks to download.
+exclude_patterns = ["package.md", "site", "jupyter_execute", "generated/notebooks"]
 html_theme = "furo"
 html_title = "Scrubjay"
 html_static_path = ["static"]
@@ -30,14 +29,14 @@ html_css_files = ["tables.css"]
 html_show_sourcelink = False
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-# Tutorials are run where they stand still as notebooks; what fails in one fails the build.
+# Every tutorial is executed. An error in a tutorial fails the build.
 nb_execution_mode = "force"
-nb_execution_in_temp = True  # in a folder that is empty, as for somebody new
+nb_execution_in_temp = True  # in an empty folder, as for a new user
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
-nb_execution_excludepatterns = ["made/*"]
-nb_output_stderr = "remove"  # warnings, which name folders of the machine that builds
-os.environ.pop("MPLBACKEND", None)  # or a kernel would draw figures and show none
+nb_execution_excludepatterns = ["generated/*"]
+nb_output_stderr = "remove"  # warnings contain paths of the build machine
+os.environ.pop("MPLBACKEND", None)  # with a backend set, kernels show no figures
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
@@ -47,24 +46,24 @@ _NAPOLEON: Any = napoleon.Config()
 
 
 def setup(app: Sphinx) -> None:
-    """Write the pages that are made, before the others are read."""
-    app.connect("config-inited", lambda app, _: _write(Path(app.srcdir) / "made"))
+    """Generate pages before Sphinx reads its sources."""
+    app.connect("config-inited", lambda app, _: _write(Path(app.srcdir) / "generated"))
     app.connect("autodoc-process-docstring", _process)
-    app.connect("source-read", _give_files)
+    app.connect("source-read", _replace_links)
 
 
-def _write(made: Path) -> None:
-    write_pages(made)
-    write_notebooks(made / "notebooks")
+def _write(folder: Path) -> None:
+    write_pages(folder)
+    write_notebooks(folder / "notebooks")
 
 
 def _process(app: Sphinx, what: Any, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Give docutils what it understands. Of attributes napoleon would take all before a colon for a type."""
+    """Convert a docstring to reStructuredText. Attributes are excluded: napoleon reads "a: b" as a type."""
     escape_bars(lines)
     if what not in ("attribute", "property"):
         lines[:] = GoogleDocstring(lines, _NAPOLEON, app, what, name, thing, options).lines()
 
 
-def _give_files(app: Sphinx, page: str, source: list[str]) -> None:
-    """Let links outside of `docs` lead to pages of the site where there are such, else give the files."""
-    source[0] = on_site(offering(source[0], page), (Path(app.srcdir) / page).parent)
+def _replace_links(app: Sphinx, page: str, source: list[str]) -> None:
+    """Replace links to files outside `docs` by links to pages of the site or to copies of the files."""
+    source[0] = on_site(add_download_link(source[0], page), (Path(app.srcdir) / page).parent)

@@ -1,4 +1,4 @@
-"""Tutorials as notebooks to take along: what is written, before it is run."""
+"""Tutorials as notebooks to download, without outputs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import nbformat
-from measured import ROOT
 from myst_nb.core.read import read_myst_markdown_notebook
+from tables import ROOT
 
 TUTORIALS = ROOT / "docs" / "tutorials"
-_MARK = "file_format: mystnb"  # of pages that are run
+_MARK = "file_format: mystnb"  # marks an executed page
 _LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?:)[^)]+\)")
 _TITLE = re.compile(r"^# .*$", re.MULTILINE)
 
@@ -21,23 +21,23 @@ def write_notebooks(folder: Path) -> None:
     for path in sorted(TUTORIALS.glob("*.md")):
         text = path.read_text(encoding="utf-8")
         if _MARK in text:
-            nbformat.write(notebook(text), folder / f"{path.stem}.ipynb")
+            nbformat.write(to_notebook(text), folder / f"{path.stem}.ipynb")
 
 
-def notebook(text: str) -> nbformat.NotebookNode:
-    """Return a tutorial as a notebook; links to other pages, which are not taken along, are their words."""
-    made = read_myst_markdown_notebook(text)
-    for cell in made.cells:
-        cell.metadata.clear()  # tags that only the site reads
+def to_notebook(text: str) -> nbformat.NotebookNode:
+    """Return a tutorial as a notebook. Links to other pages become plain text."""
+    result = read_myst_markdown_notebook(text)
+    for cell in result.cells:
+        cell.metadata.clear()  # tags for the site
         if cell.cell_type == "markdown":
             cell.source = _LINK.sub(r"\1", cell.source)
-    return made
+    return result
 
 
-def offering(text: str, page: str) -> str:
-    """Return a tutorial whose title is followed by a link to its notebook; another page as it is."""
+def add_download_link(text: str, page: str) -> str:
+    """Add a link to the notebook below the title of a tutorial. Other pages stay unchanged."""
     if _MARK not in text:
         return text
-    made = f"../made/notebooks/{page.rpartition('/')[2]}.ipynb"
-    offer = f"[This page as a notebook](path:{made}), to run and to change."
-    return _TITLE.sub(lambda title: f"{title[0]}\n\n{offer}", text, count=1)
+    path = f"../generated/notebooks/{page.rpartition('/')[2]}.ipynb"
+    link = f"[Download this page as a notebook](path:{path})"
+    return _TITLE.sub(lambda title: f"{title[0]}\n\n{link}", text, count=1)

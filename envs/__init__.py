@@ -8,13 +8,13 @@ from scrubjay._lazy import face
 from scrubjay.envs.registration import register
 
 if TYPE_CHECKING:
-    from scrubjay.envs.previous import PreviousStep as PreviousStep
-    from scrubjay.envs.previous import PreviousSteps as PreviousSteps
+    from scrubjay.envs.previous_step import PreviousStep as PreviousStep
+    from scrubjay.envs.previous_step import PreviousSteps as PreviousSteps
     from scrubjay.envs.registration import list_environments as list_environments
 
 __all__, __getattr__, __dir__ = face(
     __name__,
-    {"previous": ["PreviousStep", "PreviousSteps"], "registration": ["list_environments"]},
+    {"previous_step": ["PreviousStep", "PreviousSteps"], "registration": ["list_environments"]},
     packages=("uav",),
 )
 

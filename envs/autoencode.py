@@ -1,4 +1,4 @@
-"""Autoencode: watch a pack of cards go by, then name their suits from the last card back to the first."""
+"""Autoencode: watch a shuffled pack of cards, then name the suits in reverse order."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
-from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE, SUITS, draw_suit
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
+from scrubjay.envs.single_env import SingleEnv
 
 _NUM_CARDS = 52
 _MOST_CARDS = 10_000
@@ -19,47 +19,47 @@ _TILE_WIDTH, _TILE_HEIGHT, _TILES_A_LINE = 38, 48, 13
 
 
 class Autoencode(SingleEnv):
-    """A shuffled pack is shown one card a step; then name the suits of all its cards in reverse order.
+    """Memory task: watch a shuffled pack, one card per step, then name the suits in reverse order.
 
-    The pack holds N = `num_cards` cards, N/4 of each suit. Card c[0] is shown by `reset`, and step t = 1, 2,
-    ... first judges the action, then shows something:
+    The pack holds N = `num_cards` cards, N/4 of each suit. `reset` shows card c[0]. Step t = 1, 2, ... first
+    scores the action, then shows the next observation:
 
     ========== ======================= =========== ============= ==================================
-    step t     action judged against   reward      then in view  flag then
+    step t     correct action          reward      card shown    watch flag
     ========== ======================= =========== ============= ==================================
-    1 .. N-1   nothing, it is free     0           c[t]          1 (watch), but 0 with the last card
-    N .. 2N-1  c[2N - 1 - t]           +-1/N       nothing (0)   0 (play)
+    1 .. N-1   any                     0           c[t]          1 (watch), but 0 with the last card
+    N .. 2N-1  c[2N - 1 - t]           +-1/N       none (0)      0 (play)
     ========== ======================= =========== ============= ==================================
 
-    So c[i] is named 2(N - 1 - i) steps after it came into view: the last card at once, the first after
-    2N - 2 steps. Nothing in view tells how far the playback has come.
+    c[i] is thus named 2(N - 1 - i) steps after it is shown: the last card at once, the first after 2N - 2
+    steps. Observations during the playback do not contain its position.
 
     Observation, `MultiDiscrete([2, 4])`, int64 `[2]`:
 
     ===== ===== ======= ==========================================================
     index name  values  meaning
     ===== ===== ======= ==========================================================
-    0     watch 0, 1    1: more cards come, actions are free; 0: the action counts
-    1     suit  0 .. 3  0 clubs, 1 diamonds, 2 hearts, 3 spades; 0 too without card
+    0     watch 0, 1    1: more cards follow, action is ignored; 0: action scores
+    1     suit  0 .. 3  0 clubs, 1 diamonds, 2 hearts, 3 spades; 0 without a card
     ===== ===== ======= ==========================================================
 
-    Action, `Discrete(4)`: the suit named, numbered alike.
+    Action, `Discrete(4)`: a suit, numbered as in the observation.
 
-    Reward: 1/N for the right suit, -1/N for a wrong one, 0 during the watch; the N questions of an episode
-    make returns lie in [-1, 1].
+    Reward: 1/N for the right suit, -1/N for a wrong one, 0 during the watch. An episode has N questions, so
+    returns lie in [-1, 1].
 
     End: `terminated` after 2N - 1 steps, when the first card has been named (never `truncated`). The last
     step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. Without memory the best is to name the suit in view, and so
-    clubs when there is no card: success 1/4 + 3/(4N), 0.2644 for 52 cards, and return twice that less one,
-    -0.4712; a clock adds nothing. Blind guessing: success 0.25, return -0.5.
+    Best: with memory return 1 and success 1. The best policy without memory names the observed suit, thus
+    clubs without a card. Its success s is 1/4 + 3/(4N), 0.2644 for 52 cards, and its return 2s - 1, -0.4712.
+    A step counter does not improve it. Random actions: success 0.25, return -0.5.
 
     Units: time in steps. `num_cards` is a multiple of 4 up to 10,000; POPGym's easy, medium and hard are 52,
     104 and 156.
 
-    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
-    allowed; the observation is one MultiDiscrete, not a tuple of two Discretes.
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs need not be whole decks; the
+    observation is one MultiDiscrete, not a tuple of two Discretes.
     """
 
     def __init__(self, num_cards: int = _NUM_CARDS, render_mode: str | None = None) -> None:
@@ -67,7 +67,7 @@ class Autoencode(SingleEnv):
 
 
 class AutoencodeVector(BatchedEnv):
-    """`num_envs` packs in one batch, observations int64 `[num_envs, 2]`; rules in `Autoencode`."""
+    """Vector environment of `Autoencode`; observations are int64 `[num_envs, 2]`."""
 
     row_arrays = ("deck", "answers", "time")
 
@@ -95,19 +95,19 @@ class AutoencodeVector(BatchedEnv):
         self.answers = np.full((self.num_envs, self.num_cards), -1, dtype=np.int8)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
         self.answers[rows] = -1
         self.time[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # An ended row may be stepped once more before it begins again; it stays at its last step.
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Next-step autoreset steps an ended episode once more; its time stays at the last step.
         self.time = np.minimum(self.time + 1, self.last_step)
-        asked = self.time >= self.num_cards
+        is_scored = self.time >= self.num_cards
         card = np.minimum(self.last_step - self.time, self.num_cards - 1)
-        self.answers[self._row, card] = np.where(asked, actions, -1)
-        right = asked & (self.deck[self._row, card] == actions)
-        rewards = (2.0 * right - asked) / self.num_cards
+        self.answers[self._row, card] = np.where(is_scored, actions, -1)
+        right = is_scored & (self.deck[self._row, card] == actions)
+        rewards = (2.0 * right - is_scored) / self.num_cards
         return rewards, self.time == self.last_step, np.zeros(self.num_envs, dtype=np.bool_)
 
     def _observe(self, rows: Rows | slice) -> np.ndarray:
@@ -117,7 +117,7 @@ class AutoencodeVector(BatchedEnv):
             [time < self.num_cards - 1, np.where(time < self.num_cards, suit, 0)], 1, dtype=np.int64
         )
 
-    def _summary(self) -> dict[str, np.ndarray]:
+    def _final_info(self) -> dict[str, np.ndarray]:
         return {"success": (self.answers == self.deck).mean(axis=1)}
 
     def _caption(self, row: int) -> str:
@@ -128,10 +128,10 @@ class AutoencodeVector(BatchedEnv):
         right = int((self.answers[row] == self.deck[row]).sum())
         return f"{clock}   play back in reverse: right {right} of {time + 1 - self.num_cards}"
 
-    def _frame(self, row: int) -> np.ndarray:
+    def _render_frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
         lines = -(-self.num_cards // _TILES_A_LINE)
-        # Wide enough for the caption, however few the cards.
+        # A fixed width leaves room for the caption, also with few cards.
         image = Image.new("RGB", (32 + _TILES_A_LINE * (_TILE_WIDTH + 6), 56 + lines * (_TILE_HEIGHT + 10)))
         image.paste(BACKGROUND, (0, 0, *image.size))
         draw = ImageDraw.Draw(image)
@@ -147,17 +147,17 @@ class AutoencodeVector(BatchedEnv):
             if answer >= 0:
                 draw.rounded_rectangle(around, radius=6, fill=GOOD if answer == suit else BAD)
             elif card == asked_next:
-                draw.rounded_rectangle(around, radius=6, fill=ASKED)
+                draw.rounded_rectangle(around, radius=6, fill=HIGHLIGHT)
             elif card == in_view:
                 draw.rounded_rectangle(around, radius=6, fill=INK)
-            seen = card <= time
-            draw.rounded_rectangle(box, radius=5, fill=CARD if seen else _BACK, outline=PALE)
-            if seen:
+            face_up = card <= time
+            draw.rounded_rectangle(box, radius=5, fill=CARD if face_up else _BACK, outline=PALE)
+            if face_up:
                 draw_suit(draw, left + _TILE_WIDTH // 2, top + _TILE_HEIGHT // 2, suit)
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
-        seen = int(self.time[row]) + 1
-        cards = "".join(SUITS[suit] for suit in self.deck[row, :seen])
+    def _render_text(self, row: int) -> str:
+        num_shown = int(self.time[row]) + 1
+        cards = "".join(SUITS[suit] for suit in self.deck[row, :num_shown])
         answers = "".join(SUITS[answer] if answer >= 0 else "." for answer in self.answers[row])
         return f"{self._caption(row)}\ncards   {cards:.<{self.num_cards}}\nanswers {answers}"

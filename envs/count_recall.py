@@ -1,4 +1,4 @@
-"""CountRecall: watch cards go by and keep saying how often a value, another each time, has been seen."""
+"""CountRecall: watch cards and count how often the queried value has been shown."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
-from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE
+from scrubjay.envs.single_env import SingleEnv
 
 _NUM_CARDS = 52
 _MOST_CARDS = 10_000
@@ -21,43 +21,43 @@ _BAR_HEIGHT, _BAR_TOP = 100, 66
 
 
 class CountRecall(SingleEnv):
-    """A shuffled pack is dealt one card a step beside a query; say how often the queried value has been seen.
+    """Memory task: each step shows a card and a query; answer how often the queried value has been shown.
 
     The pack holds N = `num_cards` cards, n = N/V of each of V = `num_values` values. The queries q come from
-    a second such pack, shuffled on its own. `reset` shows c[0] and q[0]; step t = 1, 2, ... first judges the
-    action, then shows c[t] and q[t]:
+    a second such pack, shuffled independently. `reset` shows c[0] and q[0]. Step t = 1, 2, ... first scores
+    the action, then shows c[t] and q[t]:
 
     ==== =============== ========================================= ===========
-    step cards seen      action judged against                     reward
+    step cards shown     correct action                            reward
     ==== =============== ========================================= ===========
-    t    c[0] .. c[t-1]  how many of them have the value q[t-1]    +-1/(N - 1)
+    t    c[0] .. c[t-1]  number of these cards with value q[t-1]   +-1/(N - 1)
     ==== =============== ========================================= ===========
 
-    The card in view counts as seen. The query in view is the one to answer: what must be remembered is the
-    cards, not the queries, and of the cards no order, only V counts.
+    The current card is counted, and the current query is the one to answer. A memory must store V counts of
+    cards; it need not store queries or the order of cards.
 
-    Observation, `MultiDiscrete([V, V])`, int64 `[2]`: the value of the card in view, and the value queried.
+    Observation, `MultiDiscrete([V, V])`, int64 `[2]`: the value of the current card and the queried value.
 
     Action, `Discrete(n + 1)`: the count, from 0 to n.
 
-    Reward: 1/(N - 1) for the right count, -1/(N - 1) for a wrong one, however near; the N - 1 questions of an
-    episode make returns lie in [-1, 1].
+    Reward: 1/(N - 1) for the right count, -1/(N - 1) for any other. An episode has N - 1 questions, so
+    returns lie in [-1, 1].
 
-    End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the last query stays
-    unanswered). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
+    End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the last query is not
+    scored). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. Without memory the best is any constant answer from 1 to n - 1,
-    looking at card and query adds nothing: success (1 + (V - 1) n / (n + 1)) / (N - 1), 0.0385 for 52 cards
-    of 2 values, and return twice that less one, -0.9230. A clock alone is worth more: who knows t and the
-    observation, but no earlier card, can name the likeliest count, success 0.2973, return -0.4054. Only what
-    lies above is memory of cards.
+    Best: with memory return 1 and success 1. The best policy without memory gives any constant answer from 1
+    to n - 1; the observation does not improve it. Its success s is (1 + (V - 1) n / (n + 1)) / (N - 1),
+    0.0385 for 52 cards of 2 values, and its return 2s - 1, -0.9230. With a step counter, but no memory of
+    cards, a policy can name the likeliest count: success 0.2973, return -0.4054. Only results above these
+    show memory of cards.
 
-    Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of it, from
-    twice it to 10,000. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4) are
-    `num_cards` 52, 104, 208 with `num_values` 2, 4, 13.
+    Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of `num_values`,
+    from 2 `num_values` to 10,000. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4)
+    are `num_cards` 52, 104, 208 with `num_values` 2, 4, 13.
 
-    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs of other sizes than whole decks are
-    allowed; the true counts are not in `info`.
+    Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs need not be whole decks; the true
+    counts are not in `info`.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CountRecall(SingleEnv):
 
 
 class CountRecallVector(BatchedEnv):
-    """`num_envs` packs dealt in one batch, observations int64 `[num_envs, 2]`; rules in `CountRecall`."""
+    """Vector environment of `CountRecall`; observations are int64 `[num_envs, 2]`."""
 
     row_arrays = ("deck", "queries", "counts", "time", "answer", "right")
 
@@ -99,8 +99,8 @@ class CountRecallVector(BatchedEnv):
             autoreset_mode,
         )
         self.questions = self.num_cards - 1
-        always_the_same = 1 + (self.num_values - 1) * self.most / (self.most + 1)
-        self.success_without_memory = always_the_same / self.questions
+        constant_answer_hits = 1 + (self.num_values - 1) * self.most / (self.most + 1)
+        self.success_without_memory = constant_answer_hits / self.questions
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.queries = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.counts = np.zeros((self.num_envs, self.num_values), dtype=np.int64)
@@ -108,7 +108,7 @@ class CountRecallVector(BatchedEnv):
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
         self.right = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values
         self.queries[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values
         self.counts[rows] = 0
@@ -117,11 +117,11 @@ class CountRecallVector(BatchedEnv):
         self.answer[rows] = -1
         self.right[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         right = self.counts[self._row, self.queries[self._row, self.time]] == actions
         self.right += right
         self.answer = actions.astype(np.int64)
-        # An ended row may be stepped once more before it begins again; the last card stays its last.
+        # Next-step autoreset steps an ended episode once more; its time stays at the last card.
         self.time = np.minimum(self.time + 1, self.questions)
         self.counts[self._row, self.deck[self._row, self.time]] += 1
         rewards = (2.0 * right - 1.0) / self.questions
@@ -131,7 +131,7 @@ class CountRecallVector(BatchedEnv):
         row, time = self._row[rows], self.time[rows]
         return np.stack([self.deck[row, time], self.queries[row, time]], 1, dtype=np.int64)
 
-    def _summary(self) -> dict[str, np.ndarray]:
+    def _final_info(self) -> dict[str, np.ndarray]:
         return {"success": self.right / self.questions}
 
     def _caption(self, row: int) -> str:
@@ -143,7 +143,7 @@ class CountRecallVector(BatchedEnv):
         return f"How many {query} so far?" if self.time[row] < self.questions else "The pack is dealt."
 
     def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
-        """Return words and colour for the last answer."""
+        """Return the text and colour for the last answer."""
         time, answer = int(self.time[row]), int(self.answer[row])
         if answer < 0:
             return "nothing answered yet", PALE
@@ -153,7 +153,7 @@ class CountRecallVector(BatchedEnv):
             return f"last answer {answer} for {_LETTERS[value]}: right", GOOD
         return f"last answer {answer} for {_LETTERS[value]}: wrong, it was {count}", BAD
 
-    def _frame(self, row: int) -> np.ndarray:
+    def _render_frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
         image = Image.new("RGB", (640, 250), BACKGROUND)
         draw = ImageDraw.Draw(image)
@@ -162,26 +162,26 @@ class CountRecallVector(BatchedEnv):
         draw.rounded_rectangle((16, 60, 96, 172), radius=8, fill=CARD, outline=PALE, width=2)
         draw.text((56, 116), _LETTERS[self.deck[row, time]], fill=INK, font=large, anchor="mm")
         draw.text((16, 186), self._question(row), fill=INK, font=small)
-        words, colour = self._verdict(row)
-        draw.text((16, 214), words, fill=colour, font=small)
-        # The true counts, one bar per value; the queried one in yellow.
+        text, colour = self._verdict(row)
+        draw.text((16, 214), text, fill=colour, font=small)
+        # One bar per value shows its true count; the bar of the queried value is yellow.
         pitch = min(480 // self.num_values, 60)
         for value in range(self.num_values):
             left, count = 136 + value * pitch, int(self.counts[row, value])
             right, bottom = left + pitch - 5, _BAR_TOP + _BAR_HEIGHT
-            queried = value == self.queries[row, time] and time < self.questions
+            is_query = value == self.queries[row, time] and time < self.questions
             draw.rectangle((left, _BAR_TOP, right, bottom), outline=(225, 225, 220))
             if count:
                 top = bottom - round(_BAR_HEIGHT * count / self.most)
-                draw.rectangle((left, top, right, bottom), fill=ASKED if queried else _BAR)
+                draw.rectangle((left, top, right, bottom), fill=HIGHLIGHT if is_query else _BAR)
             middle = (left + right) // 2
             draw.text((middle, bottom + 10), _LETTERS[value], fill=INK, font=small, anchor="mm")
             draw.text(
-                (middle, _BAR_TOP - 12), str(count), fill=INK if queried else PALE, font=small, anchor="mm"
+                (middle, _BAR_TOP - 12), str(count), fill=INK if is_query else PALE, font=small, anchor="mm"
             )
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
+    def _render_text(self, row: int) -> str:
         cards = "".join(_LETTERS[value] for value in self.deck[row, : self.time[row] + 1])
         lines = [self._caption(row), f"seen {cards}", self._question(row), self._verdict(row)[0]]
         return "\n".join(lines)

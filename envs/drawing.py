@@ -1,4 +1,4 @@
-"""What pictures of different environments have in common: colours, and signs that PIL's fonts lack."""
+"""Colours and card suits shared by the images of several environments."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from PIL import ImageDraw
 BACKGROUND, INK, PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
 FLOOR, WALL = (225, 225, 220), (120, 120, 115)
 GOOD, BAD = (60, 150, 75), (205, 95, 85)
-CARD, ASKED = (255, 255, 255), (245, 200, 70)
+CARD, HIGHLIGHT = (255, 255, 255), (245, 200, 70)
 SUITS = "♣♦♥♠"
 _RED = (190, 40, 45)
 
 
 def draw_suit(draw: ImageDraw.ImageDraw, x: int, y: int, suit: int) -> None:
-    """Draw the suit of that number in `SUITS` around (x, y)."""
+    """Draw suit number `suit` of `SUITS`, centred at (x, y); PIL's fonts lack these characters."""
     colour = _RED if suit in (1, 2) else INK
     if suit == 1:
         draw.polygon([(x, y - 14), (x + 10, y), (x, y + 14), (x - 10, y)], fill=colour)

@@ -1,4 +1,4 @@
-"""Key to Door: see and take a coloured key, be distracted by apples, find the door of the key's colour."""
+"""Key to Door: take a coloured key, collect apples, then open the door of the key's colour."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_bool, is_integer
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.single_env import SingleEnv
 
 _NUM_COLOURS = 3
 _EXPLORE_STEPS = 15
@@ -44,7 +44,7 @@ _AGENT, _APPLE = (70, 70, 75), (200, 40, 50)
 
 
 class KeyToDoor(SingleEnv):
-    """Explore, distract, use: a key's colour, seen and taken early, decides which door pays at the end.
+    """Memory task in three phases: the colour of a key in the first decides which door pays in the last.
 
     ::
 
@@ -60,52 +60,53 @@ class KeyToDoor(SingleEnv):
     The room is W x W cells, W = max(5, `num_colours`). Explore, `explore_steps` (E) steps: a key lies on a
     uniformly drawn cell other than the agent's, in one of `num_colours` (C) colours with equal chance;
     walking onto it takes it. Distract, `distract_steps` (D) steps: one apple at a time; walking onto it eats
-    it, and the next lies on another cell. Use, at most 15 steps: in the upper wall stand C doors, one of each
-    colour, in uniformly drawn order (`shuffle_doors=False`: always in the order of colours, so that the
-    colour alone tells where to go, which is learned much sooner); walking into any of them ends the episode.
+    it, and the next lies on another cell. Use, at most 15 steps: the upper wall has C doors, one of each
+    colour, in uniformly drawn order. Walking into a door ends the episode. With `shuffle_doors=False` the
+    doors are always in the order of colours; the colour then determines the position, which is learned much
+    sooner.
 
-    What needs memory: nothing in the later phases tells the key's colour, nor whether the key was taken; each
-    starts with the agent in the middle, so that it cannot keep the colour in where it stands.
-    What needs credit assignment: taking the key pays nothing before the door, and apples in between pay at
-    random. C = 1 leaves the second alone; small E and D shorten both.
+    Memory: observations of the later phases contain neither the key's colour nor whether the key was taken.
+    Each phase starts with the agent in the middle, so that its position cannot encode the colour.
+    Credit assignment: taking the key pays nothing before the door, and the apples in between pay a random
+    amount. C = 1 tests credit assignment alone; small E and D make both easier.
 
-    Observation, float32 `[3 C + 6]`, the whole room as seen by the agent:
+    Observation, float32 `[3 C + 6]`, the whole room relative to the agent:
 
     ============== ================= ======== ===========================================================
     index          name              values   meaning
     ============== ================= ======== ===========================================================
     0, 1, 2        phase             0, 1     one-hot: explore, distract, use
-    3 + 3 c        colour c in sight 0, 1     the key or a door of colour c = 0 .. C - 1 is in the room
-    4 + 3 c        colour c, rows    -1 .. 1  its row less the agent's, over W; above is negative
-    5 + 3 c        colour c, columns -1 .. 1  its column less the agent's, over W; left is negative
-    3 C + 3 .. + 5 apple             as above in sight, rows, columns
+    3 + 3 c        colour c present  0, 1     the key or a door of colour c = 0 .. C - 1 is in the room
+    4 + 3 c        colour c, rows    -1 .. 1  (its row - the agent's row) / W; above is negative
+    5 + 3 c        colour c, columns -1 .. 1  (its column - the agent's column) / W; left is negative
+    3 C + 3 .. + 5 apple             as above present, rows, columns
     ============== ================= ======== ===========================================================
 
-    What is not in sight has zeros. The last two phases show the same to all colours of key.
+    Entries of absent objects are zero. The last two phases do not depend on the key's colour.
 
     Action, `Discrete(4)`: 0 up, 1 down, 2 left, 3 right, by one cell; walls stop the agent.
 
     Reward: 1 for walking into the door of the key's colour with the key. Apples pay `apple_reward` each in
-    half of the episodes and a tenth of that in the others. All else pays 0.
+    half of the episodes and a tenth of that in the others. All other steps give 0.
 
     End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so
     nothing is ever `truncated`). The last step's info has `success`, 1.0 if the right door was entered with
     the key, else 0.0; `reached`, 1.0 if any door was entered; `key`, 1.0 if the key was taken; `apples`, the
     number eaten.
 
-    Best: with memory success 1, and a return of 1 and what the apples pay (shortest ways, C = 3: 9.0 apples
-    in 30 steps, mean return 1.49). Without memory (the action drawn from the present observation) success is
-    at most 1 / C, with 1 / C in place of 1 in the return (0.82): take the key, eat, enter any door.
-    Random actions, C = 3: success 0.02.
+    Best: with memory success 1, and a return of 1 plus the apple rewards (shortest paths, C = 3: 9.0 apples
+    in 30 steps, mean return 1.49). Without memory (the action depends on the current observation only)
+    success is at most 1 / C, with 1 / C in place of 1 in the return (0.82): take the key, eat, enter any
+    door. Random actions, C = 3: success 0.02.
 
     Units: W in cells; E in steps, from 2 floor(W / 2) (the farthest key) to 10,000; D in steps, 0 to 10,000;
-    C from 1 to 8; `apple_reward` in rewards of the door, finite and at least 0.
+    C from 1 to 8; `apple_reward` as a multiple of the door's reward, finite and at least 0.
 
-    Paper: Hung et al. 2018, arXiv 1810.06721, whose Key-to-Door gives the phases and the unpaid key and whose
-    visual match gives the colours; Ni et al. 2023, arXiv 2307.03864, uses both apart. There phases last 15,
-    30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple (`apple_reward=1`). Deviations:
-    both tasks in one; the whole room is seen, as relative positions instead of pixels in a 5 x 5 view; one
-    apple at a time instead of ten; any door ends the episode.
+    Paper: Hung et al. 2018, arXiv 1810.06721, whose Key-to-Door task defines the phases and the key without
+    reward, and whose visual match task defines the colours; Ni et al. 2023, arXiv 2307.03864, uses both
+    separately. There phases last 15, 30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple
+    (`apple_reward=1`). Deviations: both tasks are combined; the whole room is observed, as relative positions
+    instead of pixels in a 5 x 5 view; one apple at a time instead of ten; any door ends the episode.
     """
 
     def __init__(
@@ -117,14 +118,14 @@ class KeyToDoor(SingleEnv):
         shuffle_doors: bool = True,
         render_mode: str | None = None,
     ) -> None:
-        """Make one game.
+        """Create the environment.
 
         Args:
-            num_colours: Colours of keys, and doors: 1 to 8.
-            explore_steps: Steps of the first phase.
-            distract_steps: Steps of the second.
-            apple_reward: Of one apple, in rewards of the door.
-            shuffle_doors: Whether doors stand in a new order in every episode.
+            num_colours: Number of key colours and of doors, 1 to 8.
+            explore_steps: Steps of the explore phase.
+            distract_steps: Steps of the distract phase.
+            apple_reward: Reward of one rich apple; a door gives 1.
+            shuffle_doors: Draw a new order of doors in every episode.
             render_mode: rgb_array, ansi or None.
         """
         settings = (num_colours, explore_steps, distract_steps, apple_reward, shuffle_doors, render_mode)
@@ -132,9 +133,19 @@ class KeyToDoor(SingleEnv):
 
 
 class KeyToDoorVector(BatchedEnv):
-    """`num_envs` games in one batch, observations `[num_envs, 3 num_colours + 6]`; rules in `KeyToDoor`."""
+    """Vector environment of `KeyToDoor`; observations are float32 `[num_envs, 3 num_colours + 6]`."""
 
-    row_arrays = ("key_colour", "key_place", "doors", "rich", "apples", "place", "has_key", "eaten", "time")
+    row_arrays = (
+        "key_colour",
+        "key_place",
+        "doors",
+        "rich",
+        "apples",
+        "place",
+        "has_key",
+        "apples_eaten",
+        "time",
+    )
 
     def __init__(
         self,
@@ -147,24 +158,24 @@ class KeyToDoorVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        """Make so many games.
+        """Create the vector environment.
 
         Args:
-            num_envs: Games in the batch.
-            num_colours: Colours of keys, and doors: 1 to 8.
-            explore_steps: Steps of the first phase.
-            distract_steps: Steps of the second.
-            apple_reward: Of one apple, in rewards of the door.
-            shuffle_doors: Whether doors stand in a new order in every episode.
+            num_envs: Number of sub-environments.
+            num_colours: Number of key colours and of doors, 1 to 8.
+            explore_steps: Steps of the explore phase.
+            distract_steps: Steps of the distract phase.
+            apple_reward: Reward of one rich apple; a door gives 1.
+            shuffle_doors: Draw a new order of doors in every episode.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
-                step after.
+            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
+                gymnasium, is the next step.
         """
         if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
             raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")
         self.num_colours = int(num_colours)
         self.side = max(_SMALLEST_SIDE, self.num_colours)
-        # In fewer steps not every key is within reach.
+        # With fewer steps some keys cannot be reached.
         farthest = 2 * (self.side // 2)
         if not is_integer(explore_steps) or not farthest <= explore_steps <= _LONGEST:
             raise ValueError(
@@ -196,12 +207,12 @@ class KeyToDoorVector(BatchedEnv):
             autoreset_mode,
         )
         self.success_without_memory = 1 / self.num_colours
-        # Steps after which the phases end.
+        # Step at which each phase ends.
         self.phase_ends = np.cumsum([self.explore_steps, self.distract_steps, _USE_STEPS])
         self.horizon = int(self.phase_ends[-1])
         self._num_cells = self.side**2
         self._start = self.side // 2 * (self.side + 1)
-        self._next, self._position = _room(self.side, self.num_colours)
+        self._next, self._position = _build_room(self.side, self.num_colours)
         self.key_colour = np.zeros(self.num_envs, dtype=np.int64)
         self.key_place = np.zeros(self.num_envs, dtype=np.int64)
         self.doors = np.tile(self._num_cells + np.arange(self.num_colours), (self.num_envs, 1))
@@ -209,33 +220,33 @@ class KeyToDoorVector(BatchedEnv):
         self.apples = np.zeros((self.num_envs, self.distract_steps + 1), dtype=np.int8)
         self.place = np.zeros(self.num_envs, dtype=np.int64)
         self.has_key = np.zeros(self.num_envs, dtype=np.bool_)
-        self.eaten = np.zeros(self.num_envs, dtype=np.int64)
+        self.apples_eaten = np.zeros(self.num_envs, dtype=np.int64)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         cells = self._num_cells
         self.key_colour[rows] = self.streams.integers(rows, high=self.num_colours, count=1)[:, 0]
         self.rich[rows] = self.streams.integers(rows, high=2, count=1)[:, 0]
         if self.shuffle_doors:
             self.doors[rows] = cells + self.streams.permutations(rows, self.num_colours)
-        # The key, then the apples: each on another cell than the one before, the first not on the start.
+        # The key, then the apples: each cell differs from the previous one, the first from the start cell.
         hops = 1 + self.streams.integers(rows, high=cells - 1, count=self.distract_steps + 2)
         self.key_place[rows] = (self._start + hops[:, 0]) % cells
         self.apples[rows] = (self._start + np.cumsum(hops[:, 1:], axis=1)) % cells
         self.place[rows] = self._start
         self.has_key[rows] = False
-        self.eaten[rows] = 0
+        self.apples_eaten[rows] = 0
         self.time[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         phase = self._phase(slice(None))
         self.time += 1
         self.place = self._next[phase, self.place, actions]
         self.has_key |= (phase == _EXPLORE) & (self.place == self.key_place)
-        ate = (phase == _DISTRACT) & (self.place == self.apples[self._row, self.eaten])
-        self.eaten += ate
-        worth = np.where(self.rich == 1, self.apple_reward, _POOR_SHARE * self.apple_reward)
-        rewards = ate * worth + self._right()
+        eats = (phase == _DISTRACT) & (self.place == self.apples[self._row, self.apples_eaten])
+        self.apples_eaten += eats
+        apple_value = np.where(self.rich == 1, self.apple_reward, _POOR_SHARE * self.apple_reward)
+        rewards = eats * apple_value + self._is_at_right_door()
         new_room = (self.time == self.phase_ends[_EXPLORE]) | (self.time == self.phase_ends[_DISTRACT])
         self.place = np.where(new_room, self._start, self.place)
         terminated = (self.place >= self._num_cells) | (self.time >= self.horizon)
@@ -248,23 +259,23 @@ class KeyToDoorVector(BatchedEnv):
         things[index, self.key_colour[rows]] = np.where(
             (phase == _EXPLORE) & ~self.has_key[rows], self.key_place[rows], _NOTHING
         )
-        things[:, -1] = np.where(phase == _DISTRACT, self.apples[row, self.eaten[rows]], _NOTHING)
+        things[:, -1] = np.where(phase == _DISTRACT, self.apples[row, self.apples_eaten[rows]], _NOTHING)
         in_use = phase == _USE
         things[in_use, :-1] = self.doors[rows][in_use]
         present = things != _NOTHING
-        # The first triple is the phase, then one for each colour, then the apple.
+        # Triples: the phase, one per colour, the apple.
         triples = np.zeros((len(place), self.num_colours + 2, 3), dtype=np.float32)
         triples[index, 0, phase] = 1.0
         triples[:, 1:, 0] = present
         triples[:, 1:, 1:] = (self._position[things] - self._position[place, None]) * present[..., None]
         return triples.reshape(len(place), -1)
 
-    def _summary(self) -> dict[str, np.ndarray]:
+    def _final_info(self) -> dict[str, np.ndarray]:
         return {
-            "success": self._right().astype(np.float64),
+            "success": self._is_at_right_door().astype(np.float64),
             "reached": (self.place >= self._num_cells).astype(np.float64),
             "key": self.has_key.astype(np.float64),
-            "apples": self.eaten.copy(),
+            "apples": self.apples_eaten.copy(),
         }
 
     def _phase(self, rows: Rows | slice) -> np.ndarray:
@@ -272,21 +283,21 @@ class KeyToDoorVector(BatchedEnv):
         in_use = time >= self.phase_ends[_DISTRACT]
         return (time >= self.phase_ends[_EXPLORE]).astype(np.int64) + in_use
 
-    def _right(self) -> np.ndarray:
-        """Say which rows stand in the door of their key's colour, with the key."""
+    def _is_at_right_door(self) -> np.ndarray:
+        """Return True for rows that hold the key and stand in the door of its colour."""
         return self.has_key & (self.place == self.doors[self._row, self.key_colour])
 
-    def _things(self, row: int) -> list[tuple[int, str, int]]:
-        """List what is in the room: place, kind and colour."""
+    def _list_objects(self, row: int) -> list[tuple[int, str, int]]:
+        """Return the place, kind and colour of each object in the room."""
         phase = self._phase(slice(None))[row]
         if phase == _USE:
             return [(int(place), "door", colour) for colour, place in enumerate(self.doors[row])]
         if phase == _DISTRACT:
-            return [(int(self.apples[row, self.eaten[row]]), "apple", 0)]
+            return [(int(self.apples[row, self.apples_eaten[row]]), "apple", 0)]
         return [] if self.has_key[row] else [(int(self.key_place[row]), "key", int(self.key_colour[row]))]
 
     def _grid(self, place: int) -> tuple[int, int]:
-        """Return the column and line of a place in the room with its walls."""
+        """Return the column and line of a place in the room including its walls."""
         down, right = np.rint(self._position[place] * self.side).astype(int)
         return int(right) + 1, int(down) + 1
 
@@ -295,13 +306,14 @@ class KeyToDoorVector(BatchedEnv):
 
     def _outcome(self, row: int) -> str:
         name, has_key = _COLOURS[self.key_colour[row]][0], self.has_key[row]
-        words = f"{name} key {'taken' if has_key else 'not taken'}   apples {self.eaten[row]}"
+        text = f"{name} key {'taken' if has_key else 'not taken'}   apples {self.apples_eaten[row]}"
         if self.place[row] >= self._num_cells:
-            verdict = "no key" if not has_key else "right door!" if self._right()[row] else "wrong door"
-            return f"{words}   {verdict}"
-        return f"{words}   too late" if self.time[row] >= self.horizon else words
+            is_right = self._is_at_right_door()[row]
+            verdict = "no key" if not has_key else "right door!" if is_right else "wrong door"
+            return f"{text}   {verdict}"
+        return f"{text}   too late" if self.time[row] >= self.horizon else text
 
-    def _frame(self, row: int) -> np.ndarray:
+    def _render_frame(self, row: int) -> np.ndarray:
         edge = (self.side + 2) * _CELL
         image = Image.new("RGB", (edge, edge + 2 * _MARGIN), BACKGROUND)
         draw = ImageDraw.Draw(image)
@@ -317,16 +329,16 @@ class KeyToDoorVector(BatchedEnv):
         for cell in range(self._num_cells):
             x, y = middle(cell)
             draw.rectangle((x - 23, y - 23, x + 23, y + 23), fill=FLOOR)
-        for place, kind, colour in self._things(row):
+        for place, kind, colour in self._list_objects(row):
             _draw_thing(draw, *middle(place), kind, _COLOURS[colour][1])
         x, y = middle(int(self.place[row]))
         draw.ellipse((x - 12, y - 12, x + 12, y + 12), fill=_AGENT, outline=BACKGROUND, width=2)
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
+    def _render_text(self, row: int) -> str:
         wall = "#" * (self.side + 2)
         lines = [list(wall), *(list("#" + "." * self.side + "#") for _ in range(self.side)), list(wall)]
-        for place, kind, colour in self._things(row):
+        for place, kind, colour in self._list_objects(row):
             column, line = self._grid(place)
             initial = _COLOURS[colour][0][0]
             lines[line][column] = {"door": initial.upper(), "key": initial, "apple": "*"}[kind]
@@ -335,20 +347,20 @@ class KeyToDoorVector(BatchedEnv):
         return "\n".join([self._caption(row), *map("".join, lines), self._outcome(row)])
 
 
-def _room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the next place by phase, place and action, and places' rows and columns, in sides of the room.
+def _build_room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return next places by phase, place and action, and rows and columns of places divided by `side`.
 
-    Places are the cells row by row, then the doors, which stand in the wall above row 0.
+    Places are the cells in row-major order, then the doors in the wall above row 0.
     """
     row, column = np.divmod(np.arange(side**2), side)
     ends = (0, side - 1) if num_doors > 1 else (side // 2, side // 2)
     door_column = np.rint(np.linspace(*ends, num_doors)).astype(np.int64)
-    moved = [
+    neighbours = [
         np.clip(row + down, 0, side - 1) * side + np.clip(column + right, 0, side - 1)
         for down, right in _MOVES
     ]
     door = side**2 + np.arange(num_doors)
-    cells = np.stack(moved, axis=1)
+    cells = np.stack(neighbours, axis=1)
     stay = np.repeat(door[:, None], len(_MOVES), axis=1)
     following = np.repeat(np.concatenate([cells, stay])[None], len(_PHASES), axis=0)
     following[_USE, door_column, _UP] = door

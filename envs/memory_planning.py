@@ -1,4 +1,4 @@
-"""Memory & Planning Game: learn a small map by walking it, then use it to reach goal after goal."""
+"""Memory & Planning Game: explore a small map, then use it to reach one goal after another."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
 from scrubjay.envs.drawing import BACKGROUND, INK, PALE
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.single_env import SingleEnv
 
 _SIZE = 4
 _LARGEST = 16
@@ -26,19 +26,20 @@ _GOAL, _AGENT = (40, 150, 70), (45, 95, 190)
 
 
 class MemoryPlanning(SingleEnv):
-    """A torus of places with unknown symbols: find the goal by search, later by the way you remember.
+    """Memory and planning task on a torus of places with unknown symbols: reach goals given by their symbols.
 
     ::
 
-        F  C  O  B     The agent stands on K and is asked for C: up, up, left, collect.
-        A  J  M  D     Going up from F leads to H, left from F to B.
-        N  P [K] E     It sees two symbols only: that of its place and that of its goal.
+        F  C  O  B     The agent is at K and its goal is C: up, up, left, collect.
+        A  J  M  D     Up from F leads to H, left from F to B.
+        N  P [K] E     The agent observes two symbols: that of its place and that of its goal.
         H  I  G  L
 
-    The map has n = `size` * `size` places. Every episode deals the n symbols anew to the places, uniformly,
-    and starts at a uniformly drawn place. A goal is drawn uniformly from the places other than the agent's
-    own; once collected, the next is drawn alike and the agent goes on from where it is. So each episode asks
-    to learn a map within steps and to plan with it; nothing carries over from one episode to the next.
+    The map has n = `size` * `size` places. Every episode assigns the n symbols to the places at random and
+    starts at a random place, both uniformly. A goal is drawn uniformly from all places other than the
+    agent's. After it is collected, the next goal is drawn in the same way and the agent continues from its
+    place. Each episode thus requires learning a map within few steps and planning with it. Maps of different
+    episodes are independent.
 
     Observation, float32 `[2 n]`, every entry 0 or 1:
 
@@ -58,21 +59,21 @@ class MemoryPlanning(SingleEnv):
     1      down    to the row below
     2      left    to the column on the left
     3      right   to the column on the right
-    4      collect stay; on the goal: take it, and the next goal's symbol appears
+    4      collect stay; at the goal: collect it, and the next goal appears
     ====== ======= ==============================================================
 
-    Reward: 1 for a collected goal, else 0; the return is the number of goals collected.
+    Reward: 1 for a collected goal, else 0. The return is the number of collected goals.
 
     End: `terminated` after `max_steps` steps (never `truncated`; the horizon belongs to the task). The last
-    step's `info["success"]` is that number divided by the number that a player who knows the whole map
-    from the start collects in the very same episode, so it lies in [0, 1] and luck with near goals is no
-    merit. The sequence of goals is drawn when the episode begins and each costs at least its distance and a
-    collect, which makes the divisor exact.
+    step's `info["success"]` is the number of collected goals divided by the number that a player with the
+    full map collects in the same episode. It lies in [0, 1] and does not depend on how near the goals are.
+    The divisor is exact, since the sequence of goals is drawn at the reset and each goal costs at least its
+    distance plus one collect.
 
-    Best, as mean return and success at `size`, `max_steps`; with memory means going straight to symbols seen
-    before and else to the nearest place not seen (not proven best), without memory collecting where both
-    symbols agree and else going down or left with equal chance (the best that ignores symbols; by a table of
-    walks for each pair of symbols, return 5.0 and success 0.61 are reached at 2, 20):
+    Best, as mean return and success at `size`, `max_steps`. The player with memory goes straight to visited
+    symbols, else to the nearest place not yet visited (not proven optimal). The player without memory
+    collects where both symbols agree, else goes down or left with equal probability (the best policy that
+    ignores symbols; a table of moves for each pair of symbols reaches return 5.0 and success 0.61 at 2, 20):
 
     =============== ============ =========== ===========
     player          4, 100       3, 50       2, 20
@@ -86,8 +87,8 @@ class MemoryPlanning(SingleEnv):
     Units: size in places, from 2 to 16; time in steps, `max_steps` from 2 floor(size / 2) + 1 (the farthest
     place and a collect) to 10,000.
 
-    Paper: Ritter et al. 2020, arXiv 2006.03662, the Memory & Planning Game, with two deviations: the two
-    symbols come as one flat vector, and success is reported.
+    Paper: Ritter et al. 2020, arXiv 2006.03662, the Memory & Planning Game. Deviations: the two symbols
+    form one flat vector, and success is reported.
     """
 
     def __init__(
@@ -97,9 +98,9 @@ class MemoryPlanning(SingleEnv):
 
 
 class MemoryPlanningVector(BatchedEnv):
-    """`num_envs` games in one batch, observations `[num_envs, 2 size^2]`; rules in `MemoryPlanning`."""
+    """Vector environment of `MemoryPlanning`; observations are float32 `[num_envs, 2 size^2]`."""
 
-    row_arrays = ("symbols", "goals", "possible", "place", "collected", "time")
+    row_arrays = ("symbols", "goals", "possible", "place", "goals_collected", "time")
 
     def __init__(
         self,
@@ -112,7 +113,7 @@ class MemoryPlanningVector(BatchedEnv):
         if not is_integer(size) or not 2 <= size <= _LARGEST:
             raise ValueError(f"size={size!r}: expected an integer from 2 to {_LARGEST}")
         self.size = int(size)
-        # The farthest place and a collect, so that even the first goal is never out of reach.
+        # The farthest place and a collect, so that the first goal can always be collected.
         shortest = 2 * (self.size // 2) + 1
         if not is_integer(max_steps) or not shortest <= max_steps <= _LONGEST:
             raise ValueError(f"max_steps={max_steps!r}: expected an integer from {shortest} to {_LONGEST}")
@@ -126,61 +127,61 @@ class MemoryPlanningVector(BatchedEnv):
             render_mode,
             autoreset_mode,
         )
-        self._next, self._distance = _torus(self.size)
+        self._next, self._distance = _build_torus(self.size)
         self.symbols = np.zeros((self.num_envs, self.num_places), dtype=np.int16)
-        # A goal takes a move and a collect at least; one more is in view when the last step collects.
+        # A goal takes at least a move and a collect. One more goal is shown if the last step collects.
         self.goals = np.zeros((self.num_envs, self.max_steps // 2 + 1), dtype=np.int16)
         self.possible = np.ones(self.num_envs, dtype=np.int64)
         self.place = np.zeros(self.num_envs, dtype=np.int64)
-        self.collected = np.zeros(self.num_envs, dtype=np.int64)
+        self.goals_collected = np.zeros(self.num_envs, dtype=np.int64)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         places, num_goals = self.num_places, self.goals.shape[1]
         self.symbols[rows] = self.streams.permutations(rows, places)
         start = self.streams.integers(rows, high=places, count=1)
         hops = 1 + self.streams.integers(rows, high=places - 1, count=num_goals)
         route = np.cumsum(np.concatenate([start, hops], axis=1), axis=1) % places
-        spent = np.cumsum(self._distance[route[:, :-1], route[:, 1:]] + 1, axis=1)
+        costs = np.cumsum(self._distance[route[:, :-1], route[:, 1:]] + 1, axis=1)
         self.goals[rows] = route[:, 1:]
-        self.possible[rows] = (spent <= self.max_steps).sum(axis=1)
+        self.possible[rows] = (costs <= self.max_steps).sum(axis=1)
         self.place[rows] = route[:, 0]
-        self.collected[rows] = 0
+        self.goals_collected[rows] = 0
         self.time[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self.time += 1
         self.place = self._next[self.place, actions]
-        collects = (actions == _COLLECT) & (self.place == self.goals[self._row, self.collected])
-        self.collected += collects
+        collects = (actions == _COLLECT) & (self.place == self.goals[self._row, self.goals_collected])
+        self.goals_collected += collects
         rewards = collects.astype(np.float64)
         return rewards, self.time >= self.max_steps, np.zeros(self.num_envs, dtype=np.bool_)
 
     def _observe(self, rows: Rows | slice) -> np.ndarray:
         row = self._row[rows]
-        goal = self.goals[row, self.collected[rows]]
+        goal = self.goals[row, self.goals_collected[rows]]
         observations = np.zeros((len(row), 2 * self.num_places), dtype=np.float32)
         index = np.arange(len(row))
         observations[index, self.symbols[row, self.place[rows]]] = 1.0
         observations[index, self.num_places + self.symbols[row, goal]] = 1.0
         return observations
 
-    def _summary(self) -> dict[str, np.ndarray]:
-        return {"success": self.collected / self.possible}
+    def _final_info(self) -> dict[str, np.ndarray]:
+        return {"success": self.goals_collected / self.possible}
 
     def _caption(self, row: int) -> str:
-        goals = f"goals {self.collected[row]} of at most {self.possible[row]}"
+        goals = f"goals {self.goals_collected[row]} of at most {self.possible[row]}"
         return f"step {self.time[row]} of {self.max_steps}   {goals}"
 
     def _name(self, symbol: int) -> str:
         return chr(ord("A") + symbol) if self.num_places <= 26 else str(symbol)
 
-    def _frame(self, row: int) -> np.ndarray:
+    def _render_frame(self, row: int) -> np.ndarray:
         width = self.size * _CELL
         image = Image.new("RGB", (width + _PANEL, max(width, 4 * _CELL) + 72), BACKGROUND)
         draw = ImageDraw.Draw(image)
         font, large = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
-        here, goal = int(self.place[row]), int(self.goals[row, self.collected[row]])
+        here, goal = int(self.place[row]), int(self.goals[row, self.goals_collected[row]])
 
         def tile(left: int, top: int, symbol: int) -> None:
             hue = colorsys.hsv_to_rgb(symbol / self.num_places, 0.3, 0.96)
@@ -202,23 +203,23 @@ class MemoryPlanningVector(BatchedEnv):
         frame(goal, _GOAL, 1)
         frame(here, _AGENT, 6)
         left = width + 40
-        for top, words, place in ((44, "agent sees", here), (112, "goal", goal)):
-            draw.text((left, top + 16), words, fill=_AGENT if place == here else _GOAL, font=font)
+        for top, text, place in ((44, "agent sees", here), (112, "goal", goal)):
+            draw.text((left, top + 16), text, fill=_AGENT if place == here else _GOAL, font=font)
             tile(left + 100, top, int(self.symbols[row, place]))
         draw.text((left, 184), "edges wrap around", fill=PALE, font=font)
         draw.text((left, 206), "only the two symbols are seen", fill=PALE, font=font)
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
-        here, goal = int(self.place[row]), int(self.goals[row, self.collected[row]])
+    def _render_text(self, row: int) -> str:
+        here, goal = int(self.place[row]), int(self.goals[row, self.goals_collected[row]])
         names = [self._name(int(symbol)) for symbol in self.symbols[row]]
         marks = [f"[{name:^3}]" if place == here else f" {name:^3} " for place, name in enumerate(names)]
         lines = ["".join(marks[first : first + self.size]) for first in range(0, self.num_places, self.size)]
         return "\n".join([self._caption(row), *lines, f"goal {names[goal]}"])
 
 
-def _torus(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return places' neighbours by action `[places, actions]` and all ways' lengths `[places, places]`."""
+def _build_torus(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the next place by action, `[places, actions]`, and distances, `[places, places]`."""
     row, column = np.divmod(np.arange(size**2), size)
     neighbours = [(row + down) % size * size + (column + right) % size for down, right in _MOVES]
     ring = np.minimum(np.arange(size), size - np.arange(size))

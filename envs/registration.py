@@ -1,11 +1,11 @@
-"""What gymnasium is told of our environments, and what may be made of them by name."""
+"""Registration of scrubjay's environments with gymnasium."""
 
 from __future__ import annotations
 
 import gymnasium
 
-# By class; the batched form, of the same module, is called <class>Vector. No environment is loaded here.
-_HOMES: dict[str, str] = {
+# Module of each environment class. The vector environment in the same module is called <class>Vector.
+_MODULES: dict[str, str] = {
     "Autoencode": "autoencode",
     "Ballet": "ballet.env",
     "CountRecall": "count_recall",
@@ -18,16 +18,16 @@ _HOMES: dict[str, str] = {
 
 def list_environments() -> list[str]:
     """Return the ids of all registered scrubjay environments, ready for `gymnasium.make`."""
-    return sorted(map(_id, _HOMES))
+    return sorted(map(_build_id, _MODULES))
 
 
 def register() -> None:
-    """Tell gymnasium of every environment that it does not know yet."""
-    for name, module in _HOMES.items():
-        if _id(name) not in gymnasium.registry:
+    """Register all environments whose ids gymnasium does not know yet; imports no environment."""
+    for name, module in _MODULES.items():
+        if _build_id(name) not in gymnasium.registry:
             single = f"scrubjay.envs.{module}:{name}"
-            gymnasium.register(_id(name), entry_point=single, vector_entry_point=f"{single}Vector")
+            gymnasium.register(_build_id(name), entry_point=single, vector_entry_point=f"{single}Vector")
 
 
-def _id(name: str) -> str:
+def _build_id(name: str) -> str:
     return f"scrubjay/{name}-v0"

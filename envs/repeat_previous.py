@@ -1,4 +1,4 @@
-"""RepeatPrevious: watch cards go by and keep naming the suit of the k-th last one."""
+"""RepeatPrevious: watch cards and name the suit of the k-th last card in every step."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_integer
-from scrubjay.envs.drawing import ASKED, BACKGROUND, BAD, CARD, GOOD, INK, PALE, SUITS, draw_suit
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
+from scrubjay.envs.single_env import SingleEnv
 
 _K = 4
 _NUM_DECKS = 1
@@ -22,33 +22,33 @@ _CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
 
 
 class RepeatPrevious(SingleEnv):
-    """A shuffled pack is dealt a card a step; name the suit of the k-th last card, this one included.
+    """Memory task: each step shows a card; name the suit of the k-th last card, counting the current one.
 
-    The pack holds N = 52 `num_decks` cards, 13 `num_decks` of each suit. Card c[0] is shown by `reset`, and
-    step t = 1, 2, ... first judges the action, then shows c[t]:
+    The pack holds N = 52 `num_decks` cards, 13 `num_decks` of each suit, shuffled. `reset` shows card c[0].
+    Step t = 1, 2, ... first scores the action, then shows c[t]:
 
     ==== =============== =========================== =============== ==================
-    step cards seen      action judged against       example, k = 4  reward
+    step cards shown     correct action              example, k = 4  reward
     ==== =============== =========================== =============== ==================
-    t    c[0] .. c[t-1]  c[t-k] (nothing if t < k)   t = 4: c[0]     +-1/(N - k), or 0
+    t    c[0] .. c[t-1]  c[t-k] (any if t < k)       t = 4: c[0]     +-1/(N - k), or 0
     ==== =============== =========================== =============== ==================
 
-    So the asked card has been followed by k - 1 others when the action is chosen, and the reward of time t
-    is about the card of time t - k. k = 1 asks for the card in view and needs no memory.
+    The queried card is thus followed by k - 1 others when the action is chosen, and the reward of step t
+    depends on the card of step t - k. k = 1 queries the current card and needs no memory.
 
-    Observation, `Discrete(4)`: the suit of the card in view, 0 clubs, 1 diamonds, 2 hearts, 3 spades.
+    Observation, `Discrete(4)`: the suit of the current card, 0 clubs, 1 diamonds, 2 hearts, 3 spades.
 
-    Action, `Discrete(4)`: the suit named, numbered alike. The first k - 1 actions are free.
+    Action, `Discrete(4)`: a suit, numbered as in the observation. The first k - 1 actions are ignored.
 
-    Reward: 1/(N - k) for the right suit, -1/(N - k) for a wrong one, 0 while nothing is asked; the N - k
-    questions of an episode make returns lie in [-1, 1].
+    Reward: 1/(N - k) for the right suit, -1/(N - k) for a wrong one, 0 in the first k - 1 steps. An
+    episode has N - k questions, so returns lie in [-1, 1].
 
     End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the end of the pack
     belongs to the task). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. Without memory (k > 1) the best is to name any suit but the one
-    in view: success 13 `num_decks` / (N - 1), 0.2549 for one deck, and return twice that less one, -0.4902.
-    Blind guessing: success 0.25, return -0.5.
+    Best: with memory return 1 and success 1. The best policy without memory (k > 1) names any suit but the
+    current one. Its success s is 13 `num_decks` / (N - 1), 0.2549 for one deck, and its return 2s - 1,
+    -0.4902. Random actions: success 0.25, return -0.5.
 
     Units: time and k in steps. k from 1 to N - 1; `num_decks` from 1 to 1,000. POPGym's easy, medium and
     hard are k = 4, 32, 64 with 1, 2, 3 decks.
@@ -62,11 +62,11 @@ class RepeatPrevious(SingleEnv):
         super().__init__(RepeatPreviousVector(1, k, num_decks, render_mode, AutoresetMode.DISABLED))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Do what the batch does, without numpy's price for arrays of one number."""
+        """Step as the vector environment does, without numpy's overhead for arrays of one element."""
         batch = self._batch
-        ended = batch._ended
-        # What is refused is refused there; so is an action of another type, if it is.
-        if type(action) not in (int, np.int64) or not 0 <= action < 4 or ended is None or ended.item(0):
+        dones = batch._dones
+        # The vector environment handles errors and other action types.
+        if type(action) not in (int, np.int64) or not 0 <= action < 4 or dones is None or dones.item(0):
             return super().step(action)
         time = batch.time.item(0) + 1
         batch.time[0], batch.answer[0] = time, action
@@ -78,13 +78,13 @@ class RepeatPrevious(SingleEnv):
                 batch.right[0] += 1
         done = time == batch.num_cards - 1
         if done:
-            ended[0] = True
+            dones[0] = True
         info = {"success": batch.right.item(0) / batch.questions} if done else {}
         return np.int64(batch.deck.item(time)), reward, done, False, info
 
 
 class RepeatPreviousVector(BatchedEnv):
-    """`num_envs` packs dealt in one batch, observations int64 `[num_envs]`; rules in `RepeatPrevious`."""
+    """Vector environment of `RepeatPrevious`; observations are int64 `[num_envs]`."""
 
     row_arrays = ("deck", "time", "answer", "right")
 
@@ -100,7 +100,9 @@ class RepeatPreviousVector(BatchedEnv):
             raise ValueError(f"num_decks={num_decks!r}: expected an integer from 1 to {_MOST_DECKS}")
         self.num_cards = _CARDS_PER_DECK * int(num_decks)
         if not is_integer(k) or not 1 <= k < self.num_cards:
-            raise ValueError(f"k={k!r}: expected an integer from 1 to {self.num_cards - 1} (cards less one)")
+            raise ValueError(
+                f"k={k!r}: expected an integer from 1 to {self.num_cards - 1} (number of cards minus one)"
+            )
         self.k = int(k)
         super().__init__(
             num_envs,
@@ -111,89 +113,89 @@ class RepeatPreviousVector(BatchedEnv):
             autoreset_mode,
         )
         self.questions = self.num_cards - self.k
-        if self.k > 1:  # name any suit but the one in view
+        if self.k > 1:  # name any suit but the current one
             self.success_without_memory = self.num_cards / 4 / (self.num_cards - 1)
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
         self.right = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4
         self.time[rows] = 0
         self.answer[rows] = -1
         self.right[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        # An ended row may be stepped once more before it begins again; the last card stays its last.
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        # Next-step autoreset steps an ended episode once more; its time stays at the last card.
         self.time = np.minimum(self.time + 1, self.num_cards - 1)
         self.answer = actions.astype(np.int64)
-        asked = self.time >= self.k
-        right = asked & (self.deck[self._row, np.maximum(self.time - self.k, 0)] == actions)
+        is_scored = self.time >= self.k
+        right = is_scored & (self.deck[self._row, np.maximum(self.time - self.k, 0)] == actions)
         self.right += right
-        rewards = (2.0 * right - asked) / self.questions
+        rewards = (2.0 * right - is_scored) / self.questions
         return rewards, self.time == self.num_cards - 1, np.zeros(self.num_envs, dtype=np.bool_)
 
     def _observe(self, rows: Rows | slice) -> np.ndarray:
         return self.deck[self._row[rows], self.time[rows]].astype(np.int64)
 
-    def _summary(self) -> dict[str, np.ndarray]:
+    def _final_info(self) -> dict[str, np.ndarray]:
         return {"success": self.right / self.questions}
 
     def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
         time, answer = int(self.time[row]), int(self.answer[row])
         if time < self.k:
             return f"nothing asked before step {self.k}", PALE
-        asked = int(self.deck[row, time - self.k])
-        verdict = "right" if answer == asked else "wrong"
-        return f"asked card {time - self.k}: {verdict}", GOOD if answer == asked else BAD
+        target = int(self.deck[row, time - self.k])
+        verdict = "right" if answer == target else "wrong"
+        return f"asked card {time - self.k}: {verdict}", GOOD if answer == target else BAD
 
     def _caption(self, row: int) -> str:
         time = int(self.time[row])
-        asked = max(time - self.k + 1, 0)
-        return f"step {time} of {self.num_cards - 1}   k = {self.k}   right {self.right[row]} of {asked}"
+        num_scored = max(time - self.k + 1, 0)
+        return f"step {time} of {self.num_cards - 1}   k = {self.k}   right {self.right[row]} of {num_scored}"
 
-    def _frame(self, row: int) -> np.ndarray:
+    def _render_frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
         image = Image.new("RGB", (640, 220), BACKGROUND)
         draw = ImageDraw.Draw(image)
         font = ImageFont.load_default(size=16)
         draw.text((16, 10), self._caption(row), fill=INK, font=font)
-        judged = time - self.k
-        # The card just judged, then the newest cards; between them a gap if k is large.
+        target_card = time - self.k
+        # The card of the last question, then the newest cards; with a gap between them if k is large.
         newest = list(range(max(time - _CARDS_SHOWN + 1, 0), time + 1))
-        shown = newest if judged < 0 or judged in newest else [judged, *newest[1:]]
-        for place, card in enumerate(shown):
-            gap = 40 if place and judged >= 0 and judged not in newest else 0
+        visible_cards = newest if target_card < 0 or target_card in newest else [target_card, *newest[1:]]
+        for place, card in enumerate(visible_cards):
+            gap = 40 if place and target_card >= 0 and target_card not in newest else 0
             left, top = 16 + gap + place * (_CARD_WIDTH + 12), 48
             if gap and place == 1:
                 draw.text((left - 36, top + _CARD_HEIGHT // 2 - 12), "...", fill=PALE, font=font)
-            if card == judged:
+            if card == target_card:
                 draw.rectangle(
-                    (left - 5, top - 5, left + _CARD_WIDTH + 5, top + _CARD_HEIGHT + 5), fill=ASKED
+                    (left - 5, top - 5, left + _CARD_WIDTH + 5, top + _CARD_HEIGHT + 5), fill=HIGHLIGHT
                 )
-            _card(draw, left, top, int(self.deck[row, card]))
+            _draw_card(draw, left, top, int(self.deck[row, card]))
             draw.text(
                 (left + 18, top + _CARD_HEIGHT + 6),
                 str(card),
                 fill=INK if card == time else PALE,
                 font=font,
             )
-        words, colour = self._verdict(row)
-        draw.text((16, 180), words, fill=colour, font=font)
+        text, colour = self._verdict(row)
+        draw.text((16, 180), text, fill=colour, font=font)
         if self.answer[row] >= 0:
             draw.text((330, 180), "last answer", fill=INK, font=font)
             draw_suit(draw, 440, 190, int(self.answer[row]))
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
+    def _render_text(self, row: int) -> str:
         time = int(self.time[row])
         cards = "".join(SUITS[suit] for suit in self.deck[row, : time + 1])
         answer = SUITS[int(self.answer[row])] if self.answer[row] >= 0 else "none"
         return f"{self._caption(row)}\nseen {cards}\nlast answer {answer}; {self._verdict(row)[0]}"
 
 
-def _card(draw: Any, left: int, top: int, suit: int) -> None:
+def _draw_card(draw: Any, left: int, top: int, suit: int) -> None:
     box = (left, top, left + _CARD_WIDTH, top + _CARD_HEIGHT)
     draw.rounded_rectangle(box, radius=6, fill=CARD, outline=PALE, width=2)
     draw_suit(draw, left + _CARD_WIDTH // 2, top + _CARD_HEIGHT // 2, suit)

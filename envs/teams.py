@@ -1,4 +1,4 @@
-"""Many teams stepped at once: one row is a team, one column an agent, all agents alike."""
+"""Vector environment over PettingZoo environments: one row per environment, one column per agent."""
 
 from __future__ import annotations
 
@@ -12,100 +12,108 @@ from pettingzoo import ParallelEnv
 
 
 class TeamError(ValueError):
-    """An environment does something else than its own words on its agents and their spaces say."""
+    """An environment violates its declared `possible_agents` or spaces."""
 
 
 class TeamStep(NamedTuple):
-    """What one step of every row came to. A row whose episode ended shows the first step of its next one."""
+    """Result of one step of all environments, with same-step autoreset.
+
+    After the end of an episode, `observations` and `alive` belong to the first step of the next episode.
+    """
 
     observations: dict[str, np.ndarray]
-    """Leaves of every agent's observation, `[rows, agents, ...]`; a space that is no Dict has the one leaf
-    ""."""
+    """Leaves of the agents' observations, `[rows, agents, ...]`, by path; the path of a plain space is ""."""
     alive: Bool[np.ndarray, "rows agents"]
-    """Who acts next."""
+    """True for agents that act in the next step."""
     rewards: Float[np.ndarray, "rows agents"]
-    """Reward of the action just taken; 0 for those who were not alive."""
+    """Reward of the last action; 0 for agents that were not alive."""
     terminated: Bool[np.ndarray, "rows agents"]
-    """True where the action ended the agent's own episode for good."""
+    """True where the agent's own episode terminated."""
     truncated: Bool[np.ndarray, " rows"]
-    """True where the row's episode was cut off."""
-    ended: Bool[np.ndarray, " rows"]
-    """True where a new episode has begun: the row was cut off, or nobody is left in it."""
+    """True where the episode of the environment was truncated."""
+    dones: Bool[np.ndarray, " rows"]
+    """True where a new episode has started, after truncation or when no agent was left."""
     final_observations: dict[str, np.ndarray]
-    """What the ended rows saw last, `[ended rows, agents, ...]`, in the order of rows."""
+    """Last observations of the episodes that ended, `[ended rows, agents, ...]`, in the order of rows."""
     final_alive: Bool[np.ndarray, "ended agents"]
-    """Who was still alive then."""
+    """True for agents that were alive at the truncation."""
     infos: dict[str, Float[np.ndarray, " rows"]]
-    """What was measured in the step, such as the sum of rates."""
+    """Measurements of the step, such as the sum of rates."""
 
 
 class ParallelTeams:
-    """Rows of one PettingZoo `ParallelEnv`, stepped one after the other, as teams.
+    """Sequential vector environment of copies of one PettingZoo `ParallelEnv`, with same-step autoreset.
 
-    Its agents must be alike in their spaces. A row begins its next episode in the step that ends one. An
-    agent that leaves is not alive until the episode ends; one that is cut off while others go on counts as
-    terminated. Seed s gives row i the seed s + i. If the environments offer `get_state` and `set_state`, so
-    do the teams. Raises ValueError if agents differ, or there is no row; and TeamError, whenever it is seen,
-    if others come than `possible_agents` names, or what an agent sees or earns is missing or not of its
-    space.
+    All agents must have equal spaces. An agent that leaves is not alive until the episode ends. An agent that
+    is truncated while others continue counts as terminated. Seed s gives environment i the seed s + i. If the
+    environments have `get_state` and `set_state`, so has this class.
+
+    Raises ValueError if agents differ in their spaces or `num_envs` is less than 1. Raises TeamError, also
+    during a run, if an agent appears that `possible_agents` does not name, or if an agent's observation or
+    reward is missing or outside its space.
     """
 
     def __init__(self, make_env: Callable[[], ParallelEnv], num_envs: int) -> None:
         if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs}: at least one row is needed")
+            raise ValueError(f"num_envs={num_envs}: must be at least 1")
         self.envs = [make_env() for _ in range(num_envs)]
         self.num_envs = num_envs
         first = self.envs[0]
-        self.possible_agents: list[Any] = _named(first)
+        self.possible_agents: list[Any] = _get_possible_agents(first)
         for row, env in enumerate(self.envs):
-            if _named(env) != self.possible_agents:
+            if _get_possible_agents(env) != self.possible_agents:
                 raise TeamError(
-                    f"row {row} has possible_agents {_named(env)}, row 0 {self.possible_agents}; the agents "
-                    "of a team must stay the same: name all that may ever act, who is away is not in agents"
+                    f"possible_agents is {_get_possible_agents(env)} in environment {row}, but "
+                    f"{self.possible_agents} in environment 0; the possible_agents of a team must stay the "
+                    "same: list all agents that may ever act; absent agents are left out of agents only"
                 )
-        self.single_observation_space = _common(first, "observation_space")
-        self.single_action_space = _common(first, "action_space")
+        self.single_observation_space = _get_common_space(first, "observation_space")
+        self.single_action_space = _get_common_space(first, "action_space")
         self._column = {agent: column for column, agent in enumerate(self.possible_agents)}
-        self._leaves = _leaves(self.single_observation_space)
+        self._leaves = _flatten_space(self.single_observation_space)
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
         self._agents: list[list[Any]] = [[] for _ in range(num_envs)]
         self._alive = np.zeros((num_envs, len(self.possible_agents)), dtype=np.bool_)
-        if all(_offers_state(env) for env in self.envs):
+        if all(_has_state_methods(env) for env in self.envs):
             self.get_state = self._get_state
             self.set_state = self._set_state
 
     def reset(
         self, *, seed: int | None = None
     ) -> tuple[dict[str, np.ndarray], Bool[np.ndarray, "rows agents"]]:
-        """Begin an episode in every row; return observations and who is alive."""
-        observations = self._blank(self.num_envs)
+        """Reset all environments; return observations and the mask of agents that are alive."""
+        observations = self._allocate(self.num_envs)
         for row, env in enumerate(self.envs):
-            seen, _ = env.reset(seed=None if seed is None else seed + row)
-            self._live(row, list(env.agents))
-            self._write(observations, row, seen, self._agents[row])
+            obs, _ = env.reset(seed=None if seed is None else seed + row)
+            self._set_agents(row, list(env.agents))
+            self._write_observations(observations, row, obs, self._agents[row])
         return observations, self._alive.copy()
 
     def step(self, actions: np.ndarray) -> TeamStep:
-        """Take the actions `[rows, agents, ...]`; those of agents that are not alive are passed over."""
-        observations = self._blank(self.num_envs)
+        """Step with actions `[rows, agents, ...]`; actions of agents that are not alive are ignored."""
+        observations = self._allocate(self.num_envs)
         rewards = np.zeros(self._alive.shape)
         terminated, cut = np.zeros((2, *self._alive.shape), dtype=np.bool_)
-        ended = np.zeros(self.num_envs, dtype=np.bool_)
+        dones = np.zeros(self.num_envs, dtype=np.bool_)
         finals = []
         column = self._column
-        # Plain integers, since environments handle them faster than numpy's.
+        # Environments handle Python integers faster than numpy integers.
         choices = actions.tolist() if self._discrete else actions
-        for row, (env, acting, chosen) in enumerate(zip(self.envs, self._agents, choices, strict=True)):
-            seen, earned, terminations, truncations, _ = env.step(
-                {name: chosen[column[name]] for name in acting}
+        for row, (env, acting, row_actions) in enumerate(zip(self.envs, self._agents, choices, strict=True)):
+            obs, env_rewards, terminations, truncations, _ = env.step(
+                {name: row_actions[column[name]] for name in acting}
             )
             for name in acting:
-                if name not in earned:
-                    raise TeamError(f"step returned no reward of {name!r}, who acted, but of {list(earned)}")
+                if name not in env_rewards:
+                    raise TeamError(
+                        f"step returned no reward of {name!r}, which acted, only of {list(env_rewards)}"
+                    )
                 try:
-                    rewards[row, column[name]] = earned[name]
+                    rewards[row, column[name]] = env_rewards[name]
                 except (TypeError, ValueError):
-                    raise TeamError(f"{name!r} earned {_short(earned[name])}, which is no number") from None
+                    raise TeamError(
+                        f"reward of {name!r} is {_shorten(env_rewards[name])}; expected a number"
+                    ) from None
             if any(terminations.values()) or any(truncations.values()) or env.agents != acting:
                 staying = [
                     name for name in env.agents if not (terminations.get(name) or truncations.get(name))
@@ -115,27 +123,27 @@ class ParallelTeams:
                         last = not staying and truncations.get(name) and not terminations.get(name)
                         (cut if last else terminated)[row, column[name]] = True
                 if not staying:
-                    ended[row] = True
-                    finals.append(self._blank(1))
-                    # Of who died, nothing is asked of what it saw last, and some environments do not tell.
-                    told = [name for name in acting if name in seen or cut[row, column[name]]]
-                    self._write(finals[-1], 0, seen, told)
-                    seen, _ = env.reset()
+                    dones[row] = True
+                    finals.append(self._allocate(1))
+                    # The last observation of a terminated agent is not needed, and some environments omit it.
+                    observers = [name for name in acting if name in obs or cut[row, column[name]]]
+                    self._write_observations(finals[-1], 0, obs, observers)
+                    obs, _ = env.reset()
                     staying = list(env.agents)
-                self._live(row, staying)
-            self._write(observations, row, seen, self._agents[row])
+                self._set_agents(row, staying)
+            self._write_observations(observations, row, obs, self._agents[row])
         return TeamStep(
             observations=observations,
             alive=self._alive.copy(),
             rewards=rewards,
             terminated=terminated,
             truncated=np.logical_or.reduce(cut, axis=1),
-            ended=ended,
+            dones=dones,
             final_observations={
                 key: np.concatenate([final[key] for final in finals]) if finals else leaf[:0]
                 for key, leaf in observations.items()
             },
-            final_alive=cut[ended],
+            final_alive=cut[dones],
             infos={},
         )
 
@@ -144,104 +152,104 @@ class ParallelTeams:
         for env in self.envs:
             env.close()
 
-    def _live(self, row: int, agents: list[Any]) -> None:
+    def _set_agents(self, row: int, agents: list[Any]) -> None:
         for name in agents:
             if name not in self._column:
                 raise TeamError(
-                    f"agent {name!r} came, and possible_agents are {self.possible_agents}: name there all "
-                    "that may ever act"
+                    f"unknown agent {name!r}; possible_agents must list every agent that ever acts, but is "
+                    f"{self.possible_agents}"
                 )
         self._agents[row] = agents
         self._alive[row] = False
         self._alive[row, [self._column[name] for name in agents]] = True
 
-    def _blank(self, rows: int) -> dict[str, np.ndarray]:
+    def _allocate(self, rows: int) -> dict[str, np.ndarray]:
         shape = (rows, len(self.possible_agents))
-        # Indices begin at their space's first value, so that a blank is one too.
+        # Fill with the first value of a Discrete space, so that unused entries are valid.
         return {
             key: np.full((*shape, *(leaf.shape or ())), getattr(leaf, "start", 0), dtype=leaf.dtype)
             for key, (_, leaf) in self._leaves.items()
         }
 
-    def _write(
-        self, arrays: dict[str, np.ndarray], row: int, seen: Mapping[Any, Any], agents: list[Any]
+    def _write_observations(
+        self, arrays: dict[str, np.ndarray], row: int, obs: Mapping[Any, Any], agents: list[Any]
     ) -> None:
         for name in agents:
-            if name not in seen:
-                raise TeamError(f"no observation of {name!r}, who is in agents, but of {list(seen)}")
+            if name not in obs:
+                raise TeamError(f"no observation of {name!r}, which is in agents, only of {list(obs)}")
         for key, (path, leaf) in self._leaves.items():
             array = arrays[key][row]
             for name in agents:
                 try:
-                    value = seen[name]
+                    value = obs[name]
                     for part in path:
                         value = value[part]
                     fits = np.shape(value) == leaf.shape
                 except (LookupError, TypeError, ValueError):
                     fits = False
-                if not fits:  # numpy would stretch what is too small
+                if not fits:  # numpy would broadcast a smaller array
                     raise TeamError(
-                        f"{name!r} sees {_short(seen[name])}, which is not of its observation_space, "
-                        f"{self.single_observation_space}"
+                        f"observation of {name!r} is {_shorten(obs[name])}, which does not match its "
+                        f"observation_space, {self.single_observation_space}"
                     )
                 array[self._column[name]] = value
 
     def _get_state(self) -> dict[str, Any]:
-        """Return all that decides the future."""
+        """Return the full state of all environments."""
         return {
             "envs": [env.get_state() for env in self.envs],  # pyright: ignore[reportAttributeAccessIssue]
             "agents": [list(agents) for agents in self._agents],
         }
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to where the state was taken; the environments must have been reset once."""
+        """Restore a state; the environments must have been reset once."""
         for row, env in enumerate(self.envs):
             env.set_state(state["envs"][row])  # pyright: ignore[reportAttributeAccessIssue]
-            self._live(row, list(state["agents"][row]))
+            self._set_agents(row, list(state["agents"][row]))
 
 
-def _named(env: ParallelEnv) -> list[Any]:
-    """Return all agents that an environment may have. Raises TeamError if it does not name them."""
+def _get_possible_agents(env: ParallelEnv) -> list[Any]:
+    """Return `possible_agents` of an environment. Raises TeamError if it is missing or empty."""
     names = list(getattr(env, "possible_agents", None) or ())
     if not names:
         raise TeamError(
-            f"{type(env).__name__} names no possible_agents: set it, before reset, to the names of all that "
-            "may ever act"
+            f"{type(env).__name__} has no possible_agents: set it, before reset, to the names of all agents "
+            "that may ever act"
         )
     return names
 
 
-def _short(value: Any) -> str:
-    words = " ".join(str(value).split())
-    return words if len(words) <= 60 else f"{words[:60]} ..."
+def _shorten(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 60 else f"{text[:60]} ..."
 
 
-def _common(env: ParallelEnv, kind: str) -> spaces.Space:
-    """Return the space that all agents share. Raises ValueError, naming an agent that differs."""
+def _get_common_space(env: ParallelEnv, kind: str) -> spaces.Space:
+    """Return the space that all agents share. Raises ValueError if the space of an agent differs."""
     first, *others = env.possible_agents
     common = getattr(env, kind)(first)
     for agent in others:
         space = getattr(env, kind)(agent)
         if space != common:
             raise ValueError(
-                f"{kind} of {agent!r} is {space}, that of {first!r} {common}; agents of a team must be "
-                "alike: pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
+                f"{kind} of {agent!r} is {space}, but {common} for {first!r}; all agents of a team must have "
+                "equal spaces: pad them (supersuit.pad_observations_v0, pad_action_space_v0)"
             )
     return common
 
 
-def _leaves(
+def _flatten_space(
     space: spaces.Space, path: tuple[Any, ...] = ()
 ) -> dict[str, tuple[tuple[Any, ...], spaces.Space]]:
-    """Return each plain space with the way to it, under the way's parts joined by "/"."""
+    """Return the path and the space of each plain space, keyed by the path joined with "/"."""
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):
         parts = list(enumerate(space.spaces))
     else:
         return {"/".join(map(str, path)): (path, space)}
-    return {name: leaf for key, part in parts for name, leaf in _leaves(part, (*path, key)).items()}
+    return {name: leaf for key, part in parts for name, leaf in _flatten_space(part, (*path, key)).items()}
 
 
-def _offers_state(env: Any) -> bool:
+def _has_state_methods(env: Any) -> bool:
     return callable(getattr(env, "get_state", None)) and callable(getattr(env, "set_state", None))

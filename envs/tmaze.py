@@ -1,4 +1,4 @@
-"""T-Maze: see a cue, walk a corridor in which nothing tells where you are, turn as the cue said."""
+"""T-Maze: observe a cue, walk a corridor without position information, turn as the cue indicates."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, is_bool, is_integer
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.single_env import SingleEnv
 
 _CORRIDOR_LENGTH = 10
 _LONGEST = 1_000_000
@@ -25,7 +25,7 @@ _RIGHT_GOAL, _WRONG_GOAL, _AGENT = (90, 170, 100), (205, 95, 85), (45, 95, 190)
 
 
 class TMaze(SingleEnv):
-    """A corridor with a cue at one end and a fork at the other: the plainest test of memory alone.
+    """Memory task: a corridor with a cue at one end and a fork at the other.
 
     ::
 
@@ -34,8 +34,8 @@ class TMaze(SingleEnv):
                                  down goal
 
     Passive (`active=False`): the agent starts on the oracle, `corridor_length` (L) cells left of the
-    junction. Active: the oracle lies one cell left of the start, so the agent must go and look first. The
-    cue, up or down with equal chance, names the goal that is right. Observations hold no position and do not
+    junction. Active: the oracle lies one cell left of the start, so the agent must visit it first. The cue,
+    up or down with equal probability, indicates the right goal. Observations contain no position and do not
     depend on L, so a policy trained in a short corridor can be tested in a longer one.
 
     Observation, float32 `[4]`; all zero inside a goal (which ends the episode):
@@ -61,21 +61,21 @@ class TMaze(SingleEnv):
     ====== ===== =========================
 
     Reward: the step that enters a goal gives +1 if it is right, else 0. Any other step but the last gives
-    -1/L if the agent lags, that is if after step t it stands less than t cells (active: t - 2 cells) to the
+    -1/L if the agent lags: if after step t it stands less than t cells (active: t - 2 cells) to the
     right of the start; else 0. Returns lie in [-1, 1].
 
     End: `terminated` on entering a goal, and after L + 1 steps (active: L + 3), the fewest in which the
-    right goal can be found for sure; this horizon belongs to the task, so nothing is ever `truncated`. The
-    last step's info has `success`, 1.0 if the right goal was entered, and `reached`, 1.0 if either was.
+    right goal can always be reached; the horizon belongs to the task, so episodes are never `truncated`. The
+    last step's info has `success`, 1.0 if the right goal was entered, and `reached`, 1.0 if any goal was.
 
-    Best: with memory return 1 and success 1. Without memory (actions drawn from the present observation)
-    success is at most 0.5, with return 0.5: walk right, turn blindly.
+    Best: with memory return 1 and success 1. Without memory (actions depend on the current observation
+    only) success is at most 0.5, with return 0.5: walk right, turn at random.
 
     Units: positions and L in cells, time in steps; L from 1 to 1,000,000.
 
-    Paper: Ni et al. 2023, arXiv 2307.03864, section 4 (after Bakker 2001), with three deviations: entering
-    a goal ends the episode, which matters only to an active agent that skips the oracle; the cue stays
-    visible while the agent stands on the oracle; the oracle and the corridor have flags of their own.
+    Paper: Ni et al. 2023, arXiv 2307.03864, section 4 (after Bakker 2001). Deviations: entering a goal ends
+    the episode, which matters only to an active agent that skips the oracle; the cue stays visible while the
+    agent stands on the oracle; the oracle and the corridor have separate flags.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class TMaze(SingleEnv):
 
 
 class TMazeVector(BatchedEnv):
-    """`num_envs` T-Mazes in one batch, observations `[num_envs, 4]`; rules in `TMaze`."""
+    """Vector environment of `TMaze`; observations are float32 `[num_envs, 4]`."""
 
     row_arrays = ("cue", "position", "arm", "time")
     success_without_memory = 0.5
@@ -122,20 +122,20 @@ class TMazeVector(BatchedEnv):
         self.arm = np.zeros(self.num_envs, dtype=np.int64)
         self.time = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         self.cue[rows] = 2 * self.streams.integers(rows, high=2, count=1)[:, 0] - 1
         self.position[rows] = 0
         self.arm[rows] = 0
         self.time[rows] = 0
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         length = self.corridor_length
         self.time += 1
         self.arm = np.where(self.position == length, _MOVE_Y[actions], 0)
-        # np.clip costs five times as much on small arrays.
+        # np.clip takes five times as long on small arrays.
         self.position = np.minimum(np.maximum(self.position + _MOVE_X[actions], self._oracle), length)
-        entered = self.arm != 0
-        terminated = entered | (self.time >= self.horizon)
+        at_goal = self.arm != 0
+        terminated = at_goal | (self.time >= self.horizon)
         lagging = ~terminated & (self.position < self.time - self._detour)
         rewards = np.where(lagging, -1.0 / length, 0.0)
         rewards[self.arm == self.cue] = 1.0
@@ -152,19 +152,21 @@ class TMazeVector(BatchedEnv):
         observations[:, 3] = self.cue[rows] * at_oracle
         return observations
 
-    def _summary(self) -> dict[str, np.ndarray]:
+    def _final_info(self) -> dict[str, np.ndarray]:
         return {
             "success": (self.arm == self.cue).astype(np.float64),
             "reached": (self.arm != 0).astype(np.float64),
         }
 
-    def _window(self, row: int, shown: int) -> range:
-        """Cells in view: the whole maze, or as many as fit around the agent."""
+    def _list_visible_cells(self, row: int, max_cells: int) -> range:
+        """Return the whole maze, or the `max_cells` cells around the agent if it is longer."""
         last = self.corridor_length
         first = int(
-            np.clip(self.position[row] - shown // 2, self._oracle, max(last - shown + 1, self._oracle))
+            np.clip(
+                self.position[row] - max_cells // 2, self._oracle, max(last - max_cells + 1, self._oracle)
+            )
         )
-        return range(first, min(first + shown, last + 1))
+        return range(first, min(first + max_cells, last + 1))
 
     def _caption(self, row: int) -> str:
         position, cue = int(self.position[row]), "up" if self.cue[row] > 0 else "down"
@@ -178,8 +180,8 @@ class TMazeVector(BatchedEnv):
             caption += "   too late"
         return caption
 
-    def _frame(self, row: int) -> np.ndarray:
-        window = self._window(row, _CELLS_SHOWN)
+    def _render_frame(self, row: int) -> np.ndarray:
+        window = self._list_visible_cells(row, _CELLS_SHOWN)
         cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
         image = Image.new("RGB", ((_CELLS_SHOWN + 1) * _CELL, 5 * _CELL), BACKGROUND)
         draw = ImageDraw.Draw(image)
@@ -207,7 +209,7 @@ class TMazeVector(BatchedEnv):
         draw.ellipse((left + 9, top + 9, left + _CELL - 9, top + _CELL - 9), fill=_AGENT)
         if self._oracle in window:
             left, top = corner(self._oracle, 0)
-            _arrow(draw, left + _CELL // 2, top + _CELL // 2, cue)
+            _draw_arrow(draw, left + _CELL // 2, top + _CELL // 2, cue)
         draw.text((_CELL // 2, 10), self._caption(row), fill=INK, font=font)
         draw.text(
             (_CELL // 2, 4 * _CELL + 10),
@@ -217,8 +219,8 @@ class TMazeVector(BatchedEnv):
         )
         return np.asarray(image)
 
-    def _text(self, row: int) -> str:
-        window = self._window(row, shown=60)
+    def _render_text(self, row: int) -> str:
+        window = self._list_visible_cells(row, max_cells=60)
         cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
         lines = []
         for y in (1, 0, -1):
@@ -234,7 +236,7 @@ class TMazeVector(BatchedEnv):
         return "\n".join([self._caption(row), *lines])
 
 
-def _arrow(draw: Any, x: int, y: int, direction: int) -> None:
+def _draw_arrow(draw: Any, x: int, y: int, direction: int) -> None:
     tip, tail = y - 13 * direction, y + 13 * direction
     draw.line((x, tip, x, tail), fill=INK, width=3)
     draw.polygon([(x, tip), (x - 5, tip + 8 * direction), (x + 5, tip + 8 * direction)], fill=INK)

@@ -8,8 +8,8 @@ from scrubjay._lazy import face
 
 if TYPE_CHECKING:
     from scrubjay.experiments.evaluation.policy import evaluate as evaluate
-    from scrubjay.experiments.kinds.reinforcement import AgentTaskConfig as AgentTaskConfig
-    from scrubjay.experiments.kinds.reinforcement import TrainConfig as TrainConfig
+    from scrubjay.experiments.experiment_types.reinforcement import AgentTaskConfig as AgentTaskConfig
+    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig as TrainConfig
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
     from scrubjay.experiments.run import Run as Run
@@ -23,7 +23,7 @@ __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "evaluation.policy": ["evaluate"],
-        "kinds.reinforcement": ["AgentTaskConfig", "TrainConfig"],
+        "experiment_types.reinforcement": ["AgentTaskConfig", "TrainConfig"],
         "recipes": ["RECIPES", "with_memory"],
         "run": ["Run"],
         "runs.cluster": ["RayOptions"],

@@ -1,6 +1,10 @@
-"""What there is to choose from, kept as data: who only shows names does not wait for what they name.
+"""Catalogue of recipes, memories, learners and options, stored as JSON.
 
-python -P -m scrubjay.experiments.catalogue
+Listing names from it imports no torch.
+
+Regenerate with:
+
+    python -P -m scrubjay.experiments.catalogue
 """
 
 from __future__ import annotations
@@ -12,79 +16,79 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.forms import Form, kept
+from scrubjay.experiments.forms import ConfigSchema, to_dict
 
 _FILE = Path(__file__).with_suffix(".json")
 _WIDTH = 64
-"""Of the memories whose bytes are told."""
+"""Width of the memories in `Catalogue.state_bytes`."""
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Names, in the order in which they are shown, each with a line about it where there is one."""
+    """Names in display order, most of them with a one-line description."""
 
     recipes: dict[str, str]
     methods: dict[str, str]
-    """Of recipes with several agents."""
+    """Methods of recipes with several agents."""
     learners: dict[str, list[str]]
-    """By whose policies they improve: "agent" or "team"."""
+    """Learners by the type of policy that they train: "agent" or "team"."""
     memories: dict[str, str]
     state_bytes: dict[str, int]
-    """Of each memory, per agent at width 64."""
+    """Bytes of state of each memory, per agent at width 64."""
     memory_options: dict[str, list[str]]
-    """Of the command, for the fields of each memory."""
-    memory_of: dict[str, str]
-    """Of each recipe, if none is named."""
+    """Command-line options for the fields of each memory."""
+    default_memories: dict[str, str]
+    """Default memory of each recipe."""
     kinds: dict[str, str]
-    """Of each recipe."""
+    """Kind of experiment of each recipe."""
     options: dict[str, list[str]]
-    """Of the command, for the fields of each kind of experiment but its memory's."""
+    """Command-line options of each kind of experiment, without those of its memory."""
     environments: list[str]
     context_policies: list[str]
-    forms: dict[str, Form]
-    """Of the classes of configs, by their names."""
+    schemas: dict[str, ConfigSchema]
+    """Schemas of config classes, by class name."""
     experiments: dict[str, dict[str, Any]]
-    """Of each recipe, what differs from these forms."""
+    """Config of each recipe: the values that differ from the defaults in `schemas`."""
     memory_values: dict[str, dict[str, Any]]
-    """Of each memory the same."""
+    """Config of each memory: the values that differ from the defaults in `schemas`."""
     memory_settings: dict[str, dict[str, dict[str, Any]]]
-    """Of each recipe, of each memory there that gets something beside its defaults."""
+    """Settings by recipe and memory, for memories with settings other than their defaults."""
     method_settings: dict[str, dict[str, Any]]
-    """Of each method: what it sets in policy and learner, and its memory."""
-    learner_of: dict[str, list[str]]
-    """Of each recipe with a learner: the field of the config that holds it, and its name."""
+    """Settings of each method for policy and learner, and its memory."""
+    default_learners: dict[str, list[str]]
+    """Learner of each recipe that has one: config field and registered name."""
 
 
 @cache
-def catalogue() -> Catalogue:
-    """Return what is kept."""
+def load_catalogue() -> Catalogue:
+    """Load the catalogue from its JSON file."""
     return Catalogue(**json.loads(_FILE.read_text("utf-8")))
 
 
-def gathered() -> Catalogue:
-    """Return what the registries hold, which is to be kept."""
-    from scrubjay.agents.learners import list_learners, name_of_learner
+def build_catalogue() -> Catalogue:
+    """Build the catalogue from the registries."""
+    from scrubjay.agents.learners import get_learner_name, list_learners
     from scrubjay.envs import list_environments
+    from scrubjay.experiments.cli.arguments import list_flags
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.methods import METHODS
-    from scrubjay.experiments.words.arguments import flags_of
     from scrubjay.memory import context, list_memories, make, name_of
 
     memories = {name: make(name, dim=_WIDTH) for name in list_memories()}
     configs: dict[str, Any] = {name: recipe() for name, recipe in RECIPES.items()}
-    sampled = {name: config for name, config in configs.items() if config.acts}
-    forms: dict[str, Form] = {}
-    options = {config.kind: flags_of(config) for config in configs.values()}
+    trained_configs = {name: config for name, config in configs.items() if config.policy_type}
+    forms: dict[str, ConfigSchema] = {}
+    options = {config.kind: list_flags(config) for config in configs.values()}
     return Catalogue(
         recipes={name: recipe.description for name, recipe in RECIPES.items()},
         methods={name: method.description for name, method in METHODS.items()},
-        learners={acts: list_learners(acts) for acts in ("agent", "team")},
+        learners={policy_type: list_learners(policy_type) for policy_type in ("agent", "team")},
         memories={
             name: (type(memory).__doc__ or "").strip().partition("\n")[0] for name, memory in memories.items()
         },
         state_bytes={name: memory.state_bytes() for name, memory in memories.items()},
-        memory_options={name: flags_of(memory.config, "--memory.") for name, memory in memories.items()},
-        memory_of={name: name_of(config.memory) for name, config in configs.items()},
+        memory_options={name: list_flags(memory.config, "--memory.") for name, memory in memories.items()},
+        default_memories={name: name_of(config.memory) for name, config in configs.items()},
         kinds={name: config.kind for name, config in configs.items()},
         options={
             kind: [flag for flag in flags if ".memory." not in flag and not flag.startswith("--memory.")]
@@ -92,9 +96,9 @@ def gathered() -> Catalogue:
         },
         environments=list_environments(),
         context_policies=sorted(context.list_policies()),
-        forms=forms,
-        experiments={name: kept(config, forms) for name, config in configs.items()},
-        memory_values={name: kept(memory.config, forms) for name, memory in memories.items()},
+        schemas=forms,
+        experiments={name: to_dict(config, forms) for name, config in configs.items()},
+        memory_values={name: to_dict(memory.config, forms) for name, memory in memories.items()},
         memory_settings={
             name: {memory: dict(fields) for memory, fields in recipe.settings.items()}
             for name, recipe in RECIPES.items()
@@ -103,11 +107,14 @@ def gathered() -> Catalogue:
             name: {"policy": method.policy, "learner": method.learner, "memory": method.memory}
             for name, method in METHODS.items()
         },
-        learner_of={
-            name: [config.learner_field, name_of_learner(config.learner)] for name, config in sampled.items()
+        default_learners={
+            name: [config.learner_field, get_learner_name(config.learner)]
+            for name, config in trained_configs.items()
         },
     )
 
 
 if __name__ == "__main__":
-    _FILE.write_text(json.dumps(dataclasses.asdict(gathered()), indent=2, ensure_ascii=False) + "\n", "utf-8")
+    _FILE.write_text(
+        json.dumps(dataclasses.asdict(build_catalogue()), indent=2, ensure_ascii=False) + "\n", "utf-8"
+    )

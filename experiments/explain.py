@@ -1,4 +1,4 @@
-"""The help of `scrubjay train RECIPE` from what the catalogue keeps: it waits for nothing that computes."""
+"""Help of `scrubjay train RECIPE`, printed from the stored catalogue without importing torch."""
 
 from __future__ import annotations
 
@@ -6,65 +6,66 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-from scrubjay.experiments.catalogue import catalogue
-from scrubjay.experiments.forms import made
-from scrubjay.experiments.tasks.settings import parse_setting
-from scrubjay.experiments.words.arguments import UsageError, in_full, parse, take_flag
+from scrubjay.experiments.catalogue import load_catalogue
+from scrubjay.experiments.cli.arguments import UsageError, expand_short_options, parse, take_flag
+from scrubjay.experiments.forms import from_dict
+from scrubjay.experiments.tasks.kwargs import parse_setting
 
 
-def explain(recipe: str, words: Sequence[str]) -> None:
-    """Print the help of `recipe` changed by `words`, and raise SystemExit(0), if they ask for help.
+def explain(recipe: str, arguments: Sequence[str]) -> None:
+    """Print the help of `recipe` and raise SystemExit(0), if `arguments` ask for help.
 
-    Returns without a word where it takes more than is kept, and where there is something to complain of:
-    `override` then says what there is to say, in its own time.
+    The help shows the defaults after `arguments` are applied. Returns without output if the catalogue does
+    not hold enough for that, or if an argument is invalid: `override` then handles help and errors.
     """
-    if {"-h", "--help"}.isdisjoint(words):
+    if {"-h", "--help"}.isdisjoint(arguments):
         return
-    remaining = list(words)
+    remaining = list(arguments)
     try:
-        config = made(_chosen(recipe, remaining), catalogue().forms)
-        if recipe in catalogue().learner_of:
-            remaining = in_full(remaining, *catalogue().learner_of[recipe])
+        config = from_dict(_apply_choices(recipe, remaining), load_catalogue().schemas)
+        if recipe in load_catalogue().default_learners:
+            remaining = expand_short_options(remaining, *load_catalogue().default_learners[recipe])
         parse(type(config), remaining, f"scrubjay train {recipe}", config)
     except (LookupError, ValueError, UsageError):
         return
 
 
-def _chosen(recipe: str, words: list[str]) -> dict[str, Any]:
-    """Return the recipe's values with what `words` choose, which is taken out of there, as by `override`.
+def _apply_choices(recipe: str, arguments: list[str]) -> dict[str, Any]:
+    """Return the values of the recipe with the choices in `words`, which are removed from it, as by
+    `override`.
 
-    Raises LookupError, ValueError or UsageError where that is not kept, or is wrong.
+    Raises LookupError, ValueError or UsageError if a choice is invalid, or is not in the catalogue.
     """
-    known = catalogue()
-    config = copy.deepcopy(known.experiments[recipe])
-    remembering, acting = config.get("policy", config), recipe in known.learner_of
-    team = known.kinds[recipe] == "team"
+    stored_catalogue = load_catalogue()
+    config = copy.deepcopy(stored_catalogue.experiments[recipe])
+    memory_owner, has_learner = config.get("policy", config), recipe in stored_catalogue.default_learners
+    team = stored_catalogue.kinds[recipe] == "team"
     if team:
-        for name in take_flag(words, "--method"):
+        for name in take_flag(arguments, "--method"):
             _set_method(config, name)
-    if acting:
-        for name in take_flag(words, "--learner"):
-            if team and name in known.learners["team"]:
+    if has_learner:
+        for name in take_flag(arguments, "--learner"):
+            if team and name in stored_catalogue.learners["team"]:
                 _set_learner(config, name)
-            elif name != known.learner_of[recipe][1]:
+            elif name != stored_catalogue.default_learners[recipe][1]:
                 raise LookupError(name)
-    for name in take_flag(words, "--memory"):
-        settings = known.memory_settings[recipe].get(name, {})
-        remembering["memory"] = _memory(name, remembering["memory"], settings)
+    for name in take_flag(arguments, "--memory"):
+        settings = stored_catalogue.memory_settings[recipe].get(name, {})
+        memory_owner["memory"] = _memory(name, memory_owner["memory"], settings)
         if team:
             _label(config, "-on-", name)
-    if "parts" in remembering["memory"] and any(".parts" in word or ".dim" in word for word in words):
-        raise LookupError("--memory.parts")  # which are chosen, and as wide as said, by their classes
-    if acting:
+    if "parts" in memory_owner["memory"] and any(".parts" in word or ".dim" in word for word in arguments):
+        raise LookupError("--memory.parts")  # the classes of the parts choose them and set their widths
+    if has_learner:
         env = config["env"]
-        for name in take_flag(words, "--env") + take_flag(words, "--env.id"):
+        for name in take_flag(arguments, "--env") + take_flag(arguments, "--env.id"):
             env |= {"id": name, "kwargs": {}}
-        env["kwargs"] = env.get("kwargs", {}) | dict(map(parse_setting, take_flag(words, "--set")))
+        env["kwargs"] = env.get("kwargs", {}) | dict(map(parse_setting, take_flag(arguments, "--set")))
     return config
 
 
 def _set_method(config: dict[str, Any], name: str) -> None:
-    method, policy = catalogue().method_settings[name], config["policy"]
+    method, policy = load_catalogue().method_settings[name], config["policy"]
     config["method"] = name
     policy |= method["policy"]
     config["learner"] |= method["learner"]
@@ -74,7 +75,7 @@ def _set_method(config: dict[str, Any], name: str) -> None:
 
 def _set_learner(config: dict[str, Any], name: str) -> None:
     learner = config["learner"]
-    if name != "gamatr":  # which has the others as modes
+    if name != "gamatr":  # the other learners are modes of gamatr
         learner["mode"] = name
     _label(config, "-by-", _value(learner, "mode"))
 
@@ -84,11 +85,11 @@ def _label(config: dict[str, Any], by: str, name: str) -> None:
 
 
 def _memory(name: str, before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a memory that is as wide as the one `before`."""
+    """Return the values of a memory that is as wide as the memory `before`."""
     dim = {"dim": _value(before, "dim")}
-    memory = catalogue().memory_values[name] | dim | settings
+    memory = load_catalogue().memory_values[name] | dim | settings
     return memory | {"parts": [part | dim for part in memory["parts"]]} if "parts" in memory else memory
 
 
 def _value(values: dict[str, Any], field: str) -> Any:
-    return values.get(field, catalogue().forms[values["form"]]["fields"][field]["default"])
+    return values.get(field, load_catalogue().schemas[values["form"]]["fields"][field]["default"])

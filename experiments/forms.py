@@ -1,4 +1,4 @@
-"""Configs as plain data, and back from it with whatever their help shows: to explain one needs no class."""
+"""Configs as plain data, with the schema that their help text needs, so that help imports no config class."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
-Form = dict[str, Any]
-"""What a class of configs is: `about` it, and of each of its fields `type`, `help` and `default`."""
+ConfigSchema = dict[str, Any]
+"""Schema of a config class: its docstring `about`, and for each field `type`, `help` and `default`."""
 
 _TYPES: dict[str, Any] = {
     "bool": bool,
@@ -27,68 +27,76 @@ _TYPES: dict[str, Any] = {
 _CONFIG, _CONFIGS, _SEVERAL = "config", "configs", "several"
 
 
-def form_of(kind: type[Any]) -> Form:
-    """Return the form of a dataclass, whose fields have a type of `_TYPES`, choices, or are configs."""
+def build_schema(config_class: type[Any]) -> ConfigSchema:
+    """Build the schema of a dataclass, whose fields are of a type in `_TYPES`, choices, or configs."""
     helps: dict[str, str] = {}
-    for base in reversed(kind.__mro__):
+    for base in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(base):
             helps |= _docstrings(base)
-    hints, fields = get_type_hints(kind), {}
-    for field in dataclasses.fields(kind):
-        if not field.metadata.get("recorded"):  # which is no flag
+    hints, fields = get_type_hints(config_class), {}
+    for field in dataclasses.fields(config_class):
+        if not field.metadata.get("recorded"):  # recorded fields are not flags
             default = None if field.default is dataclasses.MISSING else _as_json(field.default)
-            shown = {"type": _named(hints[field.name]), "help": helps.get(field.name), "default": default}
-            fields[field.name] = shown
-    return {"about": inspect.getdoc(kind), "fields": fields}
+            field_schema = {
+                "type": _type_name(hints[field.name]),
+                "help": helps.get(field.name),
+                "default": default,
+            }
+            fields[field.name] = field_schema
+    return {"about": inspect.getdoc(config_class), "fields": fields}
 
 
-def kept(config: Any, forms: dict[str, Form]) -> dict[str, Any]:
-    """Return what in `config` differs from its form, which is added to `forms` if it is not there."""
+def to_dict(config: Any, schemas: dict[str, ConfigSchema]) -> dict[str, Any]:
+    """Return the values of `config` that differ from its schema, which is added to `schemas` if missing."""
     name = type(config).__name__
-    form = forms.setdefault(name, form_of(type(config)))
+    form = schemas.setdefault(name, build_schema(type(config)))
     values: dict[str, Any] = {"form": name}
     for name, field in form["fields"].items():
         value = _as_json(getattr(config, name))
         if field["type"] == _CONFIG:
-            value = kept(value, forms)
+            value = to_dict(value, schemas)
         elif field["type"] == _CONFIGS:
-            value = [kept(item, forms) for item in value]
+            value = [to_dict(item, schemas) for item in value]
         if value != field["default"]:
             values[name] = value
     return values
 
 
-def made(values: dict[str, Any], forms: dict[str, Form]) -> Any:
-    """Return a dataclass that tyro explains as it does the config of which these are the `kept` values."""
-    form, fields, given = forms[values["form"]], [], {}
+def from_dict(values: dict[str, Any], schemas: dict[str, ConfigSchema]) -> Any:
+    """Return a dataclass with the same help text as the config whose `to_dict` values these are."""
+    form, fields, field_values = schemas[values["form"]], [], {}
     for name, field in form["fields"].items():
         kind, value = field["type"], values.get(name, field["default"])
         if kind == _CONFIG:
-            value = made(value, forms)
+            value = from_dict(value, schemas)
             kind = type(value)
         elif kind == _CONFIGS:
-            value = tuple(made(item, forms) for item in value)
+            value = tuple(from_dict(item, schemas) for item in value)
             kind = tuple[tuple(map(type, value))]
         else:
-            kind = _type(kind)
+            kind = _parse_type(kind)
             value = tuple(value) if isinstance(value, list) else value
         fields.append((name, Annotated[kind, tyro.conf.arg(help=field["help"])]))
-        given[name] = value
+        field_values[name] = value
     namespace = {"__doc__": form["about"]}
-    return dataclasses.make_dataclass(values["form"], fields, namespace=namespace, kw_only=True)(**given)
+    return dataclasses.make_dataclass(values["form"], fields, namespace=namespace, kw_only=True)(
+        **field_values
+    )
 
 
-def _type(named: Any) -> Any:
-    """Undo `_named`."""
-    if isinstance(named, str):
-        return _TYPES[named]
-    return tuple[_type(named[_SEVERAL]), ...] if isinstance(named, dict) else Literal[tuple(named)]
+def _parse_type(type_name: Any) -> Any:
+    """Return the type that `_type_name` wrote."""
+    if isinstance(type_name, str):
+        return _TYPES[type_name]
+    if isinstance(type_name, dict):
+        return tuple[_parse_type(type_name[_SEVERAL]), ...]
+    return Literal[tuple(type_name)]
 
 
-def _named(hint: Any) -> str | list[str] | dict[str, list[str]]:
-    """Return the name of a field's type, or its choices, of which it may have several.
+def _type_name(hint: Any) -> str | list[str] | dict[str, list[str]]:
+    """Return the name of a field's type, or its choices, in a dict if the field is a tuple of them.
 
-    Raises KeyError on a type that has none.
+    Raises KeyError on an unsupported type.
     """
     if get_origin(hint) is Literal:
         return list(get_args(hint))
@@ -106,7 +114,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _docstrings(kind: type[Any]) -> dict[str, str]:
-    """Return what stands below each field in the source of a class."""
+    """Return the docstring below each field in the source of a class."""
     (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
     return {

@@ -1,4 +1,4 @@
-"""A run directory: what was asked, what happened, and the policy that came of it."""
+"""Run directory of an experiment: its config, metrics, checkpoints, result and trained policy."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.policy import MAX_COPIES
-from scrubjay.experiments.kinds import Source, from_json, to_json, weights_of
-from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT
+from scrubjay.experiments.evaluation.policy import MAX_ENVS
+from scrubjay.experiments.experiment_types import SourceRun, from_json, load_initial_weights, to_json
+from scrubjay.experiments.experiment_types.base import Experiment
 from scrubjay.experiments.runs import progress
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
@@ -39,75 +40,77 @@ from scrubjay.experiments.runs.directory import (
     lock,
     write_atomically,
 )
-from scrubjay.experiments.runs.reading import (
-    MOST_BYTES,
+from scrubjay.experiments.runs.json_reader import (
+    MAX_BYTES,
     Fields,
-    read_kept,
+    check_numbers,
     read_lines,
     read_object,
-    with_numbers,
+    read_untrusted,
 )
-from scrubjay.experiments.runs.room import ROOM, check_room
+from scrubjay.experiments.runs.memory_limit import MEMORY_LIMIT, check_memory_limit
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.facts import Facts
-from scrubjay.experiments.tasks.names import FoundName
+from scrubjay.experiments.tasks.names import UntrustedName
+from scrubjay.experiments.tasks.spec import EnvFacts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
-from scrubjay.experiments.words.arguments import OWN
 from scrubjay.memory import MemoryConfig
-from scrubjay.memory.named import UnknownNameError
-from scrubjay.memory.sketch import MisfitError, fitted, sketch, state_nbytes
+from scrubjay.memory.config_registry import UnknownNameError
+from scrubjay.memory.sketch import MisfitError, build_matching, sketch, state_nbytes
 
 
 class Run:
-    """One experiment's directory.
+    """Directory of one experiment.
 
-    config.json, environment.json (its spaces, where something acts), metrics.jsonl (one row per update),
-    TensorBoard events, checkpoints/, and when finished result.json and curve.png; initial.safetensors where
-    it began with another run's weights.
+    It contains config.json, environment.json (the spaces, in reinforcement learning only), metrics.jsonl (one
+    row per update), TensorBoard events and checkpoints/. A finished run adds result.json and curve.png. A run
+    that was initialized with the weights of another run has initial.safetensors.
 
     Example:
         run = Run.load("runs/tmaze-gru-s0-20260101-120000")
         action, state = run.policy.act(observation, state, start)
     """
 
-    def __init__(self, path: Path, config: Experiment, trust: bool = False, found: bool = False) -> None:
+    def __init__(self, path: Path, config: Experiment, trust: bool = False, untrusted: bool = False) -> None:
         self.path = path
         self.config = config
         self.trust = trust
-        self.found = found
-        """Whether nobody vouches for the config, which was read from the directory: its sizes have bounds."""
+        self.untrusted = untrusted
+        """True if the config was read from an untrusted directory; its sizes are then limited."""
         self.source = f"in {CONFIG}"
-        """Where the config is, in words."""
-        self.as_written: Experiment | None = None
-        """What config.json says, where `extended` has made another of it that is not written yet."""
+        """Origin of the config, for error messages."""
+        self.stored_config: Experiment | None = None
+        """Config in config.json if `with_total_steps` made another one that is not written yet; else None."""
 
     @classmethod
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
-        """Make a new directory, with a copy of the weights that `config.init_from` names.
+        """Create a run directory, with a copy of the weights that `config.init_from` names.
 
-        Raises ValueError if it already holds a run, or is about to, or if those weights do not fit.
+        Raises ValueError if the directory already holds a run, or if those weights do not match the config.
         """
         if path is not None and not str(path):
             raise ValueError(
-                "the run directory's name is empty; name a folder, or leave it away for one in runs"
+                "the run directory's name is empty; name a folder, or omit it to use a new one in runs"
             )
         check_name(Path(path or ""))
-        config, weights = with_weights(config)
-        path = _made(config) if path is None else Path(path)
+        config, weights = resolve_initial_weights(config)
+        path = _make_directory(config) if path is None else Path(path)
         path.mkdir(parents=True, exist_ok=True)
         check_files(path)
-        with lock(path):  # of two that begin at once, the second finds the first one's config
+        with lock(path):  # if two processes start at once, the second one sees the config of the first
             if (path / CONFIG).exists():
-                raise ValueError(f"{path} already holds a run; choose another directory, or: {_resume(path)}")
-            # What is there would be gone on from, or written over, though nobody knows whose it is.
+                raise ValueError(
+                    f"{path} already holds a run; choose another directory, or: "
+                    f"{_format_resume_command(path)}"
+                )
+            # Leftovers of an unknown run would be resumed from, or overwritten.
             for name in (CHECKPOINTS, METRICS, RESULT):
                 if (path / name).exists():
                     raise ValueError(
-                        f"{path} holds {name} of a run without its {CONFIG}; choose another directory"
+                        f"{path} holds {name} of a run but no {CONFIG}; choose another directory"
                     )
-            for name in (ENVIRONMENT, INITIAL):  # of a beginning that was killed, perhaps
+            for name in (ENVIRONMENT, INITIAL):  # leftovers of a start that was killed
                 (path / name).unlink(missing_ok=True)
-            if config.acts is not None:
+            if config.policy_type is not None:
                 _store_facts(config, path / ENVIRONMENT)
             if weights is not None:
                 write_weights(path / INITIAL, weights)
@@ -116,272 +119,284 @@ class Run:
 
     @classmethod
     def load(cls, path: Path | str, trust: bool = False) -> Run:
-        """Open a directory, a stranger's too; raises ValueError if it holds no run, or links.
+        """Open a run directory, which may be untrusted.
 
-        With `trust`, code that it names or has pickled may run: environments that are neither ours nor named
-        by you in this process, training states of older versions and of environments that are no plain data.
+        With `trust`, code that the directory names or has pickled may run: environments that are neither part
+        of Scrubjay nor named by the user in this process, training states of older versions, and environment
+        states that are not plain data. Raises ValueError if the directory holds no run, or if it holds links
+        and is not trusted.
         """
         path = Path(path)
         if not trust and os.path.lexists(path / CONFIG):
             check_files(path)
         try:
-            text = read_kept(path / CONFIG)
+            text = read_untrusted(path / CONFIG)
         except OSError:
-            raise ValueError(f"no run at {path}{_runs_nearby(path)}") from None
+            raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
         try:
-            return cls(path, from_json(text, trust), trust, found=not trust)
+            return cls(path, from_json(text, trust), trust, untrusted=not trust)
         except (ValueError, TypeError) as error:
-            own = OWN if isinstance(error, UnknownNameError) else ""
+            own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
             raise ValueError(f"{path / CONFIG}: {error}{own}") from error
 
-    def of_environment(self, name: str) -> Run:
-        """Return the same run, of whose environment the user has given the name, so that it may be made.
+    def with_trusted_env(self, name: str) -> Run:
+        """Return a copy of this run that trusts the environment `name`, which the user passed.
 
-        Raises ValueError if the run's has another.
+        Raises ValueError if the run uses a different environment.
         """
         config: Any = self.config
-        if config.acts is None or config.env.id != name:
-            raise ValueError(f"{self.path} is not of the environment {name!r}")
+        if config.policy_type is None or config.env.id != name:
+            raise ValueError(f"{self.path} does not use the environment {name!r}")
         env = dataclasses.replace(config.env, id=name)
-        return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.found)
+        return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.untrusted)
 
-    def remembering(self, memory: MemoryConfig) -> Run:
-        """Return the same run, whose weights are to be used by a memory with other settings."""
-        run = Run(self.path, self.config.with_memory(memory), self.trust, self.found)
-        run.source = "with these settings of its memory"
+    def with_memory(self, memory: MemoryConfig) -> Run:
+        """Return a copy of this run that loads its weights into a memory with other settings."""
+        run = Run(self.path, self.config.with_memory(memory), self.trust, self.untrusted)
+        run.source = "with these memory settings"
         return run
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Raise ValueError or TypeError, in one clear line, if this cannot run here, or on Ray if told so.
+        """Raise ValueError or TypeError if the experiment cannot run on this machine, or with `ray` on Ray.
 
-        Of a run that was found, also if it would take more memory than such a one may.
+        An untrusted run must also stay within the memory limit.
         """
-        if self.found:
-            check_room(self.config.rough_bytes())
+        if self.untrusted:
+            check_memory_limit(self.config.rough_bytes())
         self.config.check(ray)
 
-    def extended(self, total_steps: int) -> Run:
-        """Return the same run with another total of steps, which its directory learns when training goes on.
+    def with_total_steps(self, total_steps: int) -> Run:
+        """Return a copy of this run with another total of steps; it is written when training continues.
 
-        Raises ValueError if it has that many already, or if its result has outlived its checkpoints.
+        Raises ValueError if the run has that many steps already, or has a result but no checkpoint.
         """
-        if total_steps == self.config.total_steps and not self.finished:
+        if total_steps == self.config.total_steps and not self.is_finished:
             return self
-        if self.finished and self.latest is None:
-            raise ValueError(f"{self.path} has a result and no whole checkpoint to go on from")
+        if self.is_finished and self.latest is None:
+            raise ValueError(f"{self.path} has a result but no complete checkpoint to resume from")
         try:
-            config = self.config.extended(total_steps, self.step)
+            config = self.config.with_total_steps(total_steps, self.step)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from None
-        run = Run(self.path, config, self.trust, self.found)
-        run.as_written = self.config
+        run = Run(self.path, config, self.trust, self.untrusted)
+        run.stored_config = self.config
         return run
 
     def write_extension(self) -> None:
-        """Write into the directory what `extended` has changed, and that there is no result of it yet.
+        """Write the new total of steps to config.json and delete the old result.
 
-        Only who holds the directory's lock may. Raises ValueError if another has extended it meanwhile.
+        The caller must hold the lock of the directory. Raises ValueError if another process has extended the
+        run since it was loaded.
         """
-        if self.as_written is None:
+        if self.stored_config is None:
             return
-        if Run.load(self.path, self.trust).config != self.as_written:
-            raise ValueError(f"{self.path} has been extended by another process meanwhile")
-        # The result goes first: a kill here leaves the run as it was, to be evaluated once more.
+        if Run.load(self.path, self.trust).config != self.stored_config:
+            raise ValueError(f"{self.path} was extended by another process since it was loaded")
+        # Delete the result first: after a kill here the run has its old config and is evaluated again.
         (self.path / RESULT).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, to_json(self.config))
-        self.as_written = None
+        self.stored_config = None
 
     @property
-    def again(self) -> str:
-        """The command that goes on with it, naming a user's own environment, unless only a file did."""
+    def resume_command(self) -> str:
+        """Command that resumes the run. It names a custom environment, unless the name comes from a file
+        only."""
         config: Any = self.config
-        name = "" if config.acts is None else config.env.id
-        own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, FoundName)
-        return _resume(self.path, *(["--env", name] if own else []))
+        name = "" if config.policy_type is None else config.env.id
+        own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, UntrustedName)
+        return _format_resume_command(self.path, *(["--env", name] if own else []))
 
     @property
-    def finished(self) -> bool:
-        """Whether the run reached its last step and was evaluated."""
-        return self.as_written is None and (self.path / RESULT).exists()
+    def is_finished(self) -> bool:
+        """True if the run reached its last step and was evaluated."""
+        return self.stored_config is None and (self.path / RESULT).exists()
 
     @property
     def result(self) -> dict[str, Any]:
-        """Evaluation of the trained policy; raises ValueError while there is none."""
-        if not self.finished:
-            raise ValueError(f"{self.path} is not finished; go on with: {self.again}")
+        """Evaluation of the trained policy. Raises ValueError if the run is not finished."""
+        if not self.is_finished:
+            raise ValueError(f"{self.path} is not finished; resume with: {self.resume_command}")
         result = read_object(self.path / RESULT)
         result.remedy = (
-            "runs of eval_episodes=0 are told no score; if this one was, delete the file and evaluate anew "
-            f"with: {self.again}"
+            "runs with eval_episodes=0 have no score; if this run should have one, delete the file and "
+            "evaluate "
+            f"again with: {self.resume_command}"
         )
-        # The tests of a supervised run are a list of such objects.
-        with_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
+        # The "tests" of a supervised run are a list of such objects.
+        check_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
         return result
 
     @property
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, found by looking."""
+        """Latest complete checkpoint on disk; None if there is none."""
         return latest_checkpoint(self.path / CHECKPOINTS)
 
     @property
     def step(self) -> int:
-        """Environment steps behind the newest checkpoint."""
+        """Environment steps at the latest checkpoint."""
         latest = self.latest
         return checkpoint_step(latest) if latest else 0
 
     def metrics(self) -> list[dict[str, float]]:
-        """Return one row per update; a last line cut off by a kill is left out.
+        """Return one row per update; an incomplete last line is skipped.
 
-        Raises ValueError if another is damaged.
+        Raises ValueError if another line is damaged.
         """
-        rows = [with_numbers(row) for row in read_lines(self.path / METRICS)]
+        rows = [check_numbers(row) for row in read_lines(self.path / METRICS)]
         for row in rows:
             _ = row["step"]
         return [dict(row) for row in rows]
 
     @property
-    def lost(self) -> list[str]:
-        """What there is to say where its last losses are no numbers, or nothing. Raises as `metrics`."""
-        return [word for row in self.metrics()[-1:] for word in progress.lost(row)]
+    def loss_warnings(self) -> list[str]:
+        """Warnings about non-finite losses in the last row of metrics. Raises as `metrics`."""
+        return [word for row in self.metrics()[-1:] for word in progress.loss_warnings(row)]
 
     @cached_property
-    def facts(self) -> Facts:
-        """What is known of the environment, as kept when the run began; of an older run, by making one.
+    def facts(self) -> EnvFacts:
+        """Facts about the environment, as stored when the run started.
 
-        Raises ValueError if the file is damaged or, of an older run, only a file names the environment;
-        TypeError if nothing acts.
+        Runs of older versions have no such file; their environment is created instead. Raises ValueError if
+        the file is damaged, or if the environment would have to be created and only an untrusted file names
+        it. Raises TypeError if the experiment has no environment.
         """
         config: Any = self.config
-        if config.acts is None:
-            raise TypeError(f"{self.path} is a run of kind {config.kind!r}, in which nothing acts")
+        if config.policy_type is None:
+            raise TypeError(f"{self.path} is a run of kind {config.kind!r}, which has no environment")
         file = self.path / ENVIRONMENT
         try:
-            text = read_kept(file)
+            text = read_untrusted(file)
         except FileNotFoundError:
             return config.env.facts()
         try:
-            return Facts.from_json(text)
+            return EnvFacts.from_json(text)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}; without it the environment is asked") from error
+            raise ValueError(
+                f"{file}: {error}; delete this file to read the spaces from the environment"
+            ) from error
 
     @property
     def success_without_memory(self) -> float | None:
-        """The best success there is without memory; None where nobody worked it out. Raises as `facts`.
+        """Best possible success rate without memory; None if it is unknown. Raises as `facts`.
 
-        Who is told the time may come further than who sees the environment alone.
+        It is None for a policy that observes the time, which may exceed the rate for the observations alone.
         """
         config: Any = self.config
-        if config.acts != "agent":
+        if config.policy_type != "agent":
             return config.success_without_memory
         return None if config.policy.clock else self.facts.success_without_memory
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy at the newest checkpoint, on the CPU.
+        """Policy at the latest checkpoint, on the CPU.
 
-        Raises ValueError if there is none yet, or it does not fit the run; TypeError if none will be.
+        Raises ValueError if there is no checkpoint yet, or its weights do not match the config; TypeError if
+        the run trains no policy.
         """
-        config = self._config_of("agent", "policy")
+        config = self._require_config("agent", "policy")
         weights, spaces = load_weights(self.checkpoint), self.facts.spaces
         try:
-            return self._fitted(lambda: config.policy.build(spaces), weights)
+            return self._build_policy(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
-            raise self._misfit("policy", error) from error
+            raise self._mismatch_error("policy", error) from error
 
     @cached_property
     def model(self) -> nn.Module:
-        """What a supervised run has learned, at the newest checkpoint, on the CPU.
+        """Model of a supervised run at the latest checkpoint, on the CPU.
 
-        Raises ValueError if there is none yet, or it does not fit the run.
+        Raises ValueError if there is no checkpoint yet, or its weights do not match the config.
         """
         weights = load_weights(self.checkpoint)
-        if self.found:
-            check_room(self.config.rough_bytes())
+        if self.untrusted:
+            check_memory_limit(self.config.rough_bytes())
         try:
-            return fitted(self.config.make_model, weights).eval()
+            return build_matching(self.config.make_model, weights).eval()
         except MisfitError as error:
-            raise self._misfit("model", error) from error
+            raise self._mismatch_error("model", error) from error
 
-    def policy_in(self, env: EnvConfig) -> Policy:
-        """Return `policy` to play in `env`; raises as it, and ValueError if that is no environment for it."""
-        policy, met = self.policy, env.spaces()
-        known = Spaces(policy.observation_space, policy.action_space)
-        if (misfit := known.misfit(met)) is not None:
-            raise ValueError(f"the policy of {self.path} is for no such environment as {env.id!r}: {misfit}")
+    def policy_for(self, env: EnvConfig) -> Policy:
+        """Return `policy` for use in `env`. Raises as `policy`, and ValueError if the spaces of `env`
+        differ."""
+        policy, env_spaces = self.policy, env.spaces()
+        policy_spaces = Spaces(policy.observation_space, policy.action_space)
+        if (misfit := policy_spaces.find_mismatch(env_spaces)) is not None:
+            raise ValueError(f"the policy of {self.path} does not match the environment {env.id!r}: {misfit}")
         return policy
 
     @cached_property
     def team_policy(self) -> TeamPolicy:
-        """The team's policy at the newest checkpoint, on the CPU; raises as `policy`."""
-        return self.team_policy_in()
+        """Policy of the team at the latest checkpoint, on the CPU. Raises as `policy`."""
+        return self.team_policy_for()
 
-    def team_policy_in(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
-        """Return it for another environment, of more agents, say.
+    def team_policy_for(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
+        """Return the policy of the team for `env`, which may have another number of agents.
 
-        Raises as `policy`, and ValueError also if it does not fit.
+        Raises as `policy`, and ValueError if the policy does not match `env`.
         """
-        config = self._config_of("team", "team")
+        config = self._require_config("team", "team")
         weights = load_weights(self.checkpoint)
         spaces = self.facts.spaces if env is None else env.spaces()
         try:
-            return self._fitted(lambda: config.policy.build(spaces), weights)
+            return self._build_policy(lambda: config.policy.build(spaces), weights)
         except MisfitError as error:
             if env is None or env == config.env:
-                raise self._misfit("team", error) from error
+                raise self._mismatch_error("team", error) from error
             raise ValueError(
-                f"the policy of {self.path} does not fit {env.kwargs}: it learned in "
-                f"{config.env.kwargs}; what an agent sees and can do must be alike, and only "
-                f"policy.shared=True serves teams of other sizes ({error})"
+                f"the policy of {self.path} does not match the environment {env.kwargs}; it was trained in "
+                f"{config.env.kwargs}. Each agent needs the observation and action spaces of the training. "
+                f"Other team sizes need policy.shared=True ({error})"
             ) from error
 
-    def _misfit(self, what: str, error: MisfitError) -> ValueError:
-        return ValueError(f"the weights in {self.latest} are not of the {what} {self.source}: {error}")
+    def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
+        return ValueError(f"the weights in {self.latest} do not match the {what} {self.source}: {error}")
 
-    def _fitted(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
-        """Return a policy with these weights; of a found run only if there is room for its memory, too."""
-        policy = fitted(build, weights)
-        if self.found:
-            rows = MAX_COPIES
-            taken = state_nbytes(sketch(build, ROOM), rows)
-            check_room({f"the memory of {rows} environments by {CONFIG}": taken})
+    def _build_policy(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
+        """Build a policy with these weights. An untrusted run must also stay within the memory limit."""
+        policy = build_matching(build, weights)
+        if self.untrusted:
+            rows = MAX_ENVS
+            state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), rows)
+            check_memory_limit({f"the memory of {rows} environments by {CONFIG}": state_bytes})
         return policy.eval()
 
-    def _config_of(self, whose: str, lacking: str) -> Any:
-        if self.config.acts != whose:
-            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {lacking}")
+    def _require_config(self, policy_type: str, missing_part: str) -> Any:
+        if self.config.policy_type != policy_type:
+            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {missing_part}")
         return self.config
 
     @property
     def checkpoint(self) -> Path:
-        """The newest whole checkpoint; raises ValueError if there is none."""
+        """Latest complete checkpoint. Raises ValueError if there is none."""
         latest = self.latest
         if latest is None:
-            raise ValueError(f"{self.path} has no checkpoint yet; go on with: {self.again}")
+            raise ValueError(f"{self.path} has no checkpoint yet; resume with: {self.resume_command}")
         return latest
 
 
-def _resume(path: Path, *flags: str) -> str:
+def _format_resume_command(path: Path, *flags: str) -> str:
     return shlex.join(["scrubjay", "resume", str(path), *flags])
 
 
-def with_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:
-    """Return the weights that a config names to begin with, None if it names none, and their step in it.
+def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:
+    """Load the weights that `config.init_from` names.
 
-    Raises ValueError if there are none, or if they do not fit, naming what differs.
+    Returns the config with `init_step` set, and the weights; None for the weights if it names no run. Raises
+    ValueError if there are no weights, or if they do not match the config; the message names the difference.
     """
     if config.init_from is None:
         return config, None
     run = Run.load(config.init_from)
-    # Of a run of before there was such a file the weights alone tell: its environment is not made.
-    known = run.config.acts is not None and (run.path / ENVIRONMENT).exists()
-    spaces = run.facts.spaces if known else None
-    weights, step = weights_of(Source(run.path, run.config, run.checkpoint, spaces), config)
+    # A run of an older version has no such file; its weights alone are compared, to avoid creating its
+    # environment.
+    has_spaces = run.config.policy_type is not None and (run.path / ENVIRONMENT).exists()
+    spaces = run.facts.spaces if has_spaces else None
+    weights, step = load_initial_weights(SourceRun(run.path, run.config, run.checkpoint, spaces), config)
     any_config: Any = config
     return dataclasses.replace(any_config, init_step=step), weights
 
 
-def _made(config: Experiment) -> Path:
-    """Make the directory of a run that was given none, and that no other process has made."""
+def _make_directory(config: Experiment) -> Path:
+    """Create a directory with the default name that no other process has created."""
     while True:
         path = default_path(config)
         try:
@@ -392,7 +407,7 @@ def _made(config: Experiment) -> Path:
 
 
 def default_path(config: Experiment) -> Path:
-    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, made different from every existing one."""
+    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, with a number appended if that path exists."""
     name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
     path, number = Path("runs") / name, 1
     while path.exists():
@@ -402,19 +417,19 @@ def default_path(config: Experiment) -> Path:
 
 
 def _store_facts(config: Any, path: Path) -> None:
-    """Keep what is known of the environment, if it can be made and known again."""
+    """Store facts about the environment, if it can be created and its facts survive serialization."""
     try:
         facts = config.env.facts()
         text = facts.to_json()
-        kept = Facts.from_json(text)
-    except Exception:  # noqa: BLE001  (whoever makes the environment in earnest is told why it cannot be)
+        restored_facts = EnvFacts.from_json(text)
+    except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
         return
-    if kept == facts and len(text) <= MOST_BYTES:
+    if restored_facts == facts and len(text) <= MAX_BYTES:
         write_atomically(path, text)
 
 
-def _runs_nearby(path: Path) -> str:
-    """Return which runs there are below a folder that is none, or else beside it; nothing without any."""
+def _list_nearby_runs(path: Path) -> str:
+    """Return text that lists the runs below `path`, or else beside it; empty if there are none."""
     for folder in (path, path.parent):
         names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
         if names:

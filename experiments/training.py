@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scrubjay.experiments import loggers
-from scrubjay.experiments.kinds import make_engine
-from scrubjay.experiments.kinds.base import Experiment
-from scrubjay.experiments.kinds.engine import Engine
+from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.experiment_types import make_engine
+from scrubjay.experiments.experiment_types.base import Experiment
+from scrubjay.experiments.experiment_types.engine import Engine
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import CONFIG, CURVE, RESULT, write_atomically
+from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
+from scrubjay.experiments.runs.json_reader import read_object
 from scrubjay.experiments.runs.metrics import OnUpdate
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.reading import read_object
-from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
-from scrubjay.experiments.words.foreign import one_line
 
 
-class CannotBeginError(ValueError):
-    """Training cannot begin, or go on from where it stands: the run is in use, or a file of it is damaged."""
+class TrainingStartError(ValueError):
+    """Training cannot start or resume, because the run is in use or one of its files is damaged."""
 
 
 def train(
@@ -34,26 +34,26 @@ def train(
     on_update: OnUpdate | None = None,
     logger: str | None = None,
 ) -> Run:
-    """Run an experiment to its end in a new directory, by default `runs/<recipe>-<memory>-s<seed>-<time>`.
+    """Train an experiment in a new run directory, by default `runs/<recipe>-<memory>-s<seed>-<time>`.
 
     Args:
-        config: What to do.
-        run_dir: Its directory.
-        progress: Whether to show how far it is.
-        ray: The cluster to train on; None for this process.
-        on_update: Called as `on_update(step, row)` after every update with its row of metrics.jsonl, for
-            loggers of your own; what it raises ends the training.
-        logger: "wandb" or "mlflow": a service that is told of every row as well, by its own client.
+        config: Config of the experiment.
+        run_dir: Directory to create.
+        progress: Show progress.
+        ray: Cluster to train on; None trains in this process.
+        on_update: Callback `on_update(step, row)` after every update, with its row of metrics.jsonl, for
+            custom loggers; an exception in it ends the training.
+        logger: "wandb" or "mlflow" to also send every row to that service; None for neither.
 
     Raises:
-        ValueError: before anything is written, if the config cannot work or the directory holds a run, or
-            before any training, if the logger's service cannot be reached.
-        Interrupted: after Ctrl-C, a checkpoint written.
+        ValueError: if the config is invalid or the directory holds a run (before anything is written), or if
+            the logger's service cannot be reached (before any training).
+        GracefulInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     config.check(ray)
     loggers.check(logger)
     run = Run.create(config, run_dir)
-    go_on(run, progress, ray, on_update, logger)
+    run_training(run, progress, ray, on_update, logger)
     return run
 
 
@@ -65,50 +65,50 @@ def resume(
     total_steps: int | None = None,
     logger: str | None = None,
 ) -> Run:
-    """Go on with a run from its newest checkpoint to its end; on the CPU as if it had never stopped.
+    """Resume a run from its latest checkpoint; on the CPU it gives the same numbers as an uninterrupted run.
 
-    Does nothing if it is finished and is given no more steps.
+    Does nothing if the run is finished and `total_steps` is not larger.
 
     Args:
-        run_dir: Its directory.
-        progress: Whether to show how far it is.
-        ray: The cluster to train on; None for this process, on whichever of them it was begun.
-        trust: Whether code may run that the directory names or has pickled, as in `Run.load`.
-        total_steps: A new total: config.json names both from now on, and the result is that of the new end.
-            What changes over a run's course, as a step size may, goes by the first total, and stays as it was
-            there.
-        logger: "wandb" or "mlflow": the service that is told of every row, in the run there that this one was
-            begun in.
+        run_dir: Directory of the run.
+        progress: Show progress.
+        ray: Cluster to train on; None trains in this process. It may differ from the one of the start.
+        trust: Allow code that the directory names or has pickled, as in `Run.load`.
+        total_steps: New total of steps. config.json stores both totals, and the result is replaced.
+            Schedules, such as that of the learning rate, follow the first total and keep their last value
+            after it.
+        logger: "wandb" or "mlflow" to also send every row to the run of that service that this run started.
 
     Raises:
-        ValueError: if there is no run, if it has so many steps already, or without `trust`, if it would have
-            to run code of the directory's.
-        Interrupted: after Ctrl-C, a checkpoint written.
+        ValueError: if there is no run, if it has that many steps already, or if resuming needs to run code of
+            the directory and `trust` is not set.
+        GracefulInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     loggers.check(logger)
     run = Run.load(run_dir, trust)
     if total_steps is not None:
-        run = run.extended(total_steps)
+        run = run.with_total_steps(total_steps)
     run.check(ray)
-    go_on(run, progress, ray, logger=logger)
+    run_training(run, progress, ray, logger=logger)
     return run
 
 
-def go_on(
+def run_training(
     run: Run,
     progress: bool = False,
     ray: RayOptions | None = None,
     on_update: OnUpdate | None = None,
     logger: str | None = None,
 ) -> None:
-    """Train from the newest checkpoint, or from the start, to the end; then evaluate and plot.
+    """Train from the latest checkpoint, or from step 0, to the end; then evaluate and plot.
 
-    Raises Interrupted after Ctrl-C or SIGTERM, a checkpoint written; CannotBeginError before any training.
+    Raises TrainingStartError before any training, and GracefulInterrupt after Ctrl-C or SIGTERM, once a
+    checkpoint is written.
     """
-    if run.finished:
+    if run.is_finished:
         return
     config = run.config
-    with one_thread(), StopRequest() as stop, _engine(run, ray) as engine, _log(run, logger) as log:
+    with one_thread(), StopRequest() as stop, _open_engine(run, ray) as engine, _open_log(run, logger) as log:
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
@@ -118,58 +118,60 @@ def go_on(
                 if on_update is not None:
                     on_update(engine.step, row)
         engine.save()
-        _draw(run)
+        _plot_curve(run)
         if stop.signal_number is not None:
-            raise Interrupted(stop.signal_number, run.again)
+            raise GracefulInterrupt(stop.signal_number, run.resume_command)
         result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
 
 
 @contextlib.contextmanager
-def _log(run: Run, logger: str | None) -> Iterator[loggers.Log]:
+def _open_log(run: Run, logger: str | None) -> Iterator[loggers.Log]:
     with contextlib.ExitStack() as stack:
         try:
             log = stack.enter_context(loggers.log_to(logger, run.path, read_object(run.path / CONFIG)))
         except (ValueError, OSError) as error:
-            raise CannotBeginError(f"{error}") from error
+            raise TrainingStartError(f"{error}") from error
         yield log
 
 
-def _engine(run: Run, ray: RayOptions | None) -> Engine:
+def _open_engine(run: Run, ray: RayOptions | None) -> Engine:
     try:
-        engine = _made(run, ray)
+        engine = _make_engine(run, ray)
     except (ValueError, OSError) as error:
-        raise CannotBeginError(f"{error}") from error
+        raise TrainingStartError(f"{error}") from error
     try:
-        # What the curve is drawn from at the end, when it would be too late to say so.
+        # The curve needs these at the end; report errors in them before training.
         _ = run.metrics(), run.success_without_memory
-        _extend(run)
+        _write_extension(run)
     except (ValueError, OSError) as error:
         with engine:
-            raise CannotBeginError(f"{error}") from error
+            raise TrainingStartError(f"{error}") from error
     return engine
 
 
-def _extend(run: Run) -> None:
-    """Write down another total if the run has been given one, and forget what its weights came to so far."""
-    if run.as_written is not None:
-        from scrubjay.experiments.reports.comparison import kept_files  # which loads the recipes
+def _write_extension(run: Run) -> None:
+    """Store a new total of steps, if there is one, and delete the evaluations of the old weights."""
+    if run.stored_config is not None:
+        from scrubjay.experiments.reports.comparison import list_cached_files  # this import loads the recipes
 
-        for file in kept_files(run):
+        for file in list_cached_files(run):
             file.unlink(missing_ok=True)
         run.write_extension()
 
 
-def _made(run: Run, ray: RayOptions | None) -> Engine:
+def _make_engine(run: Run, ray: RayOptions | None) -> Engine:
     if ray is None:
         return make_engine(run.config, run.path, run.trust)
-    from scrubjay.experiments.kinds.distributed import make_ray_engine  # importing RLlib takes seconds
+    from scrubjay.experiments.experiment_types.ray_engine import (
+        make_ray_engine,  # importing RLlib takes seconds
+    )
 
     return make_ray_engine(run.config, run.path, ray, run.trust)
 
 
-def _draw(run: Run) -> None:
+def _plot_curve(run: Run) -> None:
     from scrubjay.experiments.reports.curves import has_curve, plot_runs  # matplotlib is slow to import
 
     if has_curve(run):

@@ -1,6 +1,6 @@
-"""Inner loops of the long-context core: each op with its definition, a fast CPU path and Triton kernels.
+"""Operations of the memories: each has a reference definition, a fast CPU path and Triton kernels.
 
-`force` and every op's `implementation` say which of them runs; see `scrubjay.kernels.dispatch`.
+`force` and the `implementation` argument of every op select one of them; see `scrubjay.kernels.dispatch`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from scrubjay.kernels.linear.op import linear_memory_step as linear_memory_step
     from scrubjay.kernels.neural.bias import Huber as Huber
     from scrubjay.kernels.neural.bias import Power as Power
-    from scrubjay.kernels.neural.bias import Squared as Squared
-    from scrubjay.kernels.neural.mirror import Identity as Identity
-    from scrubjay.kernels.neural.mirror import QNorm as QNorm
-    from scrubjay.kernels.neural.mirror import Simplex as Simplex
+    from scrubjay.kernels.neural.bias import SquaredError as SquaredError
+    from scrubjay.kernels.neural.mirror_map import Identity as Identity
+    from scrubjay.kernels.neural.mirror_map import QNorm as QNorm
+    from scrubjay.kernels.neural.mirror_map import Simplex as Simplex
     from scrubjay.kernels.neural.network import Learning as Learning
     from scrubjay.kernels.neural.op import Gates as Gates
     from scrubjay.kernels.neural.op import NeuralState as NeuralState
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from scrubjay.kernels.neural.op import neural_recall as neural_recall
     from scrubjay.kernels.normalisers import merge as merge
     from scrubjay.kernels.retrieval.attend import attend_chosen as attend_chosen
-    from scrubjay.kernels.retrieval.choose import Chosen as Chosen
+    from scrubjay.kernels.retrieval.choose import SelectedChunks as SelectedChunks
     from scrubjay.kernels.retrieval.choose import choose_chunks as choose_chunks
     from scrubjay.kernels.retrieval.op import chunk_retrieval as chunk_retrieval
     from scrubjay.kernels.search.op import nearest as nearest
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
     from scrubjay.kernels.summary import chunk_summary as chunk_summary
     from scrubjay.kernels.summary import write_steps as write_steps
 
-# Who searches arrays of numpy must not wait for torch.
+# Imported lazily: searching numpy arrays must not import torch.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {
         "dispatch": ["force"],
         "elementwise.op": ["scan"],
         "linear.op": ["linear_memory", "linear_memory_step"],
-        "neural.bias": ["Huber", "Power", "Squared"],
-        "neural.mirror": ["Identity", "QNorm", "Simplex"],
+        "neural.bias": ["Huber", "Power", "SquaredError"],
+        "neural.mirror_map": ["Identity", "QNorm", "Simplex"],
         "neural.network": ["Learning"],
         "neural.op": ["Gates", "NeuralState", "neural_memory", "neural_memory_step", "neural_recall"],
         "normalisers": ["merge"],
         "retrieval.attend": ["attend_chosen"],
-        "retrieval.choose": ["Chosen", "choose_chunks"],
+        "retrieval.choose": ["SelectedChunks", "choose_chunks"],
         "retrieval.op": ["chunk_retrieval"],
         "search.op": ["nearest", "row_scores"],
         "sinks.op": ["sink_attention", "sink_slot"],

@@ -1,12 +1,13 @@
-"""Which implementation of an op runs: the definition, vectorised torch, or Triton.
+"""Selection of the implementation of an op: the reference, vectorised torch, or Triton.
 
-Every op takes `implementation`, and `force` sets it for a block of code:
+Every op takes the argument `implementation`, and `force` sets its default for a block of code:
 
-- `"reference"`: the op's definition in plain torch, slow and obvious; everything else is tested against it.
-- `"torch"`: vectorised torch on any device, differentiable any number of times, in forward mode too.
-- `"triton"`: the GPU kernels, differentiable once in reverse mode. With TRITON_INTERPRET=1 in the environment
-  before the first import of triton they run on CPU tensors as well, very slowly.
-- `"auto"`: triton on a GPU where the kernels support the sizes, otherwise torch.
+- `"reference"`: the definition in plain torch, slow and simple; all other implementations are tested against
+  it.
+- `"torch"`: vectorised torch on any device; supports higher derivatives and forward-mode differentiation.
+- `"triton"`: the GPU kernels, differentiable once in reverse mode. If TRITON_INTERPRET=1 is set before the
+  first import of triton, they also run on CPU tensors, very slowly.
+- `"auto"`: "triton" on a GPU if the kernels support the sizes, otherwise "torch".
 """
 
 from __future__ import annotations
@@ -29,43 +30,48 @@ Result = TypeVar("Result")
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHOICES = ("auto", "reference", "torch", "triton")
-_forced: str = "auto"
+_default_implementation: str = "auto"
 
 
 @contextlib.contextmanager
 def force(implementation: Implementation) -> Iterator[None]:
-    """Make every op called inside use `implementation`, unless its own argument names another.
+    """Make `implementation` the default of every op called inside the block.
 
-    Holds for the whole process, not for one thread. Raises ValueError on an unknown name.
+    An explicit `implementation` argument takes precedence. The default is per process, not per thread. Raises
+    ValueError on an unknown name.
     """
-    global _forced
+    global _default_implementation
     _check_choice(implementation, _CHOICES)
-    before, _forced = _forced, implementation
+    previous, _default_implementation = _default_implementation, implementation
     try:
         yield
     finally:
-        _forced = before
+        _default_implementation = previous
 
 
 def resolve(
-    implementation: str, *tensors: Tensor | None, paths: tuple[str, ...] = (), unsupported: str | None = None
+    implementation: str,
+    *tensors: Tensor | None,
+    paths: tuple[str, ...] = (),
+    unsupported_reason: str | None = None,
 ) -> str:
     """Return the implementation to run: "reference", "torch", "triton" or one of `paths`.
 
-    `paths` are an op's own variants of "torch". `unsupported` says why Triton cannot do these sizes: then
-    "auto" means torch, and asking for "triton" raises ValueError with it. Raises ValueError on an unknown
-    name and RuntimeError where Triton cannot run.
+    `paths` are further names that this op supports, variants of "torch". `unsupported_reason` is the reason
+    why the Triton kernels do not support the inputs: then "auto" selects "torch", and "triton" raises
+    ValueError with that reason. Raises ValueError on an unknown name and RuntimeError where Triton cannot
+    run.
     """
     _check_choice(implementation, _CHOICES + paths)
     if implementation == "auto":
-        implementation = _forced
+        implementation = _default_implementation
     on_gpu = all(tensor.is_cuda for tensor in tensors if tensor is not None)
     if implementation == "auto":
-        usable = on_gpu and unsupported is None and _has_triton()
+        usable = on_gpu and unsupported_reason is None and _has_triton()
         return "triton" if usable and not any_dual(*tensors) else "torch"
     if implementation == "triton":
-        if unsupported is not None:
-            raise ValueError(f"implementation='triton': {unsupported}; use 'torch' or 'auto'")
+        if unsupported_reason is not None:
+            raise ValueError(f"implementation='triton': {unsupported_reason}; use 'torch' or 'auto'")
         if not _has_triton():
             raise RuntimeError(
                 "implementation='triton': triton is not installed; pip install 'scrubjay[gpu]', or use "
@@ -85,52 +91,54 @@ def resolve(
 
 
 def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return `op` with torch.autocast switched off inside, which would take scores in half precision."""
+    """Return `op` with torch.autocast disabled inside; autocast would compute scores in half precision."""
 
     @functools.wraps(op)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        if not any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
+        if not any(torch.is_autocast_enabled(device_type) for device_type in ("cpu", "cuda")):
             return op(*args, **options)
-        kinds = {value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)}
-        kind = next(iter(kinds & {"cpu", "cuda"}), None)
-        if kind is None or not torch.is_autocast_enabled(kind):
+        device_types = {
+            value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)
+        }
+        device_type = next(iter(device_types & {"cpu", "cuda"}), None)
+        if device_type is None or not torch.is_autocast_enabled(device_type):
             return op(*args, **options)
-        with torch.autocast(kind, enabled=False):
+        with torch.autocast(device_type, enabled=False):
             return op(*args, **options)
 
     return run
 
 
 def any_dual(*tensors: Tensor | None) -> bool:
-    """Return whether any tensor carries a forward-mode tangent."""
+    """Return True if any tensor carries a forward-mode tangent."""
     if torch.compiler.is_compiling() or forward_ad._current_level < 0:
         return False
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def without_own_gradient(*tensors: Tensor | None) -> bool:
-    """Return whether a graph is recorded or a derivative taken that only plain operations have."""
+def needs_plain_autograd(*tensors: Tensor | None) -> bool:
+    """Return True if plain operations are required: under tracing, torch.func or forward-mode autograd."""
     return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
 
 
 def is_traced() -> bool:
-    """Return whether compile, export or make_fx records a graph, so that no value may be looked at."""
-    # Asked first, as compile cannot see through the other question.
+    """Return True if compile, export or make_fx is tracing, so that tensor values must not be read."""
+    # First, because torch.compile cannot trace the second check.
     if torch.compiler.is_compiling():
         return True
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
 
 
 def is_compiled() -> bool:
-    """Return whether torch.compile records: then an op stays one node.
+    """Return True if torch.compile is tracing, in which case an op stays one node of the graph.
 
-    An exported graph holds plain torch only.
+    False under torch.export, whose graphs hold plain torch operations only.
     """
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def widest_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the widest dtype of `tensors`, at least float32: what a state is kept in."""
+    """Return the widest dtype of `tensors`, at least float32; states have this dtype."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -138,25 +146,27 @@ def widest_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def check_floats(**tensors: Tensor | None) -> None:
-    """Raise TypeError on a tensor of whole numbers, by its name."""
+    """Raise TypeError that names the first tensor without a floating-point dtype."""
     for name, tensor in tensors.items():
         if tensor is not None and not tensor.is_floating_point():
-            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point one")
+            raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point dtype")
 
 
 def unsupported_dtype(*tensors: Tensor) -> str | None:
-    """Return why the Triton kernels cannot take the dtype of one of `tensors`, None if they can."""
+    """Return the reason why the Triton kernels do not support a dtype of `tensors`, None if they do."""
     for tensor in tensors:
         if tensor.dtype not in TRITON_DTYPES:
-            return f"the kernels take float16, bfloat16 and float32, not {tensor.dtype}"
+            return f"the kernels support float16, bfloat16 and float32, not {tensor.dtype}"
     return None
 
 
-def without_data(tensors: tuple[Tensor, *tuple[Tensor | None, ...]], wanted: list[bool]) -> list[Tensor]:
-    """Return what a backward op does, for tracing: a gradient of each tensor, empty where none is wanted."""
+def empty_gradients(
+    tensors: tuple[Tensor, *tuple[Tensor | None, ...]], needs_gradient: list[bool]
+) -> list[Tensor]:
+    """Return placeholders for traced gradients: like each tensor, or empty if it needs no gradient."""
     return [
-        tensor.new_empty(tensor.shape) if want and tensor is not None else tensors[0].new_empty(0)
-        for tensor, want in zip(tensors, wanted, strict=True)
+        tensor.new_empty(tensor.shape) if needs and tensor is not None else tensors[0].new_empty(0)
+        for tensor, needs in zip(tensors, needs_gradient, strict=True)
     ]
 
 

@@ -1,7 +1,7 @@
-"""One launch of a Triton kernel as a value: run it, or compile it for a GPU that is not there.
+"""A launch of a Triton kernel as an object that runs the kernel or compiles it without a GPU.
 
-A kernel's host code returns a `Launch` from the tensors it would be given; meta tensors do for compiling. So
-what is compiled in a check is what runs, divisibility of pointers and strides included.
+The host code of a kernel builds a `Launch` from the kernel's tensors; meta tensors suffice for compiling. So
+tests compile exactly what runs, including the divisibility of pointers and strides.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _POINTERS = {
 
 
 class Build(NamedTuple):
-    """What a kernel became on a GPU: registers and spilled bytes a thread, shared bytes a block."""
+    """Resource usage of a compiled kernel: registers and spilled bytes per thread, shared bytes per block."""
 
     registers: int
-    spilled: int
+    spilled_bytes: int
     shared: int
     ptx: str
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, its grid, its run-time arguments by name (tensors, numbers or None) and its constants."""
+    """Triton kernel with its grid, run-time arguments by name (tensors, numbers or None) and constants."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -47,7 +47,7 @@ class Launch:
     num_stages: int = 2
 
     def run(self) -> None:
-        """Launch on the device of the arguments; an empty grid does nothing."""
+        """Launch on the device of the arguments; do nothing if the grid is empty."""
         if 0 in self.grid:
             return
         device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
@@ -61,7 +61,7 @@ class Launch:
     def build(self, capability: int) -> Build:
         """Compile to machine code for compute capability `capability` (80, 90, 100) without a GPU.
 
-        Cannot work in a process where TRITON_INTERPRET is set.
+        Fails in a process where TRITON_INTERPRET is set.
         """
         import triton
         import triton.knobs
@@ -74,7 +74,7 @@ class Launch:
                 signature[name] = "constexpr"
                 continue
             value = self.arguments[name]
-            # The specialisations of a real launch: None and 1 become constants, multiples of 16 are marked.
+            # As in a real launch: None and 1 become constants, and multiples of 16 are marked as divisible.
             if value is None or (isinstance(value, int) and value == 1):
                 signature[name], constants[name] = "constexpr", value
                 continue
@@ -82,24 +82,24 @@ class Launch:
             if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
                 attributes[(index,)] = [["tt.divisibility", 16]]
         source = ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=attributes)
-        compiled = triton.compile(
+        binary = triton.compile(
             source,
             target=GPUTarget("cuda", capability, 32),
             options={"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True},
         )
-        with tempfile.TemporaryDirectory() as folder:
-            binary = Path(folder) / "kernel.cubin"
-            binary.write_bytes(compiled.asm["cubin"])
-            command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]
+        with tempfile.TemporaryDirectory() as directory:
+            cubin_path = Path(directory) / "kernel.cubin"
+            cubin_path.write_bytes(binary.asm["cubin"])
+            command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin_path)]
             usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        used = dict(field.split(":", 1) for field in usage.split() if ":" in field)
-        # Registers that do not fit go to the stack; LOCAL counts only what a kernel declares.
-        spilled = int(used["STACK"]) + int(used["LOCAL"])
-        return Build(int(used["REG"]), spilled, compiled.metadata.shared, compiled.asm["ptx"])
+        usage_by_field = dict(field.split(":", 1) for field in usage.split() if ":" in field)
+        # Spilled registers are counted in STACK; LOCAL counts only memory that a kernel declares.
+        spilled_bytes = int(usage_by_field["STACK"]) + int(usage_by_field["LOCAL"])
+        return Build(int(usage_by_field["REG"]), spilled_bytes, binary.metadata.shared, binary.asm["ptx"])
 
 
-def with_dense_rows(tensor: Tensor) -> Tensor:
-    """Return `tensor` with its last dimension contiguous, as kernels read it, copied only if it is not."""
+def ensure_dense_rows(tensor: Tensor) -> Tensor:
+    """Return `tensor` with a contiguous last dimension, as the kernels require; copy it only if necessary."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
 
 

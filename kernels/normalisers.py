@@ -1,8 +1,8 @@
-"""Read-outs and the logarithms of their softmax's sums: what was read in parts, joined as if read at once.
+"""Merging of attention outputs over parts of a set of keys, by the log-sum-exp (lse) of their scores.
 
-A read-out over a set of keys and the logarithm of its normaliser (lse) are all that attention over a larger
-set needs of it, so that parts may be read by different kernels, on different devices, or by the grouped
-softmax of Landmark attention (Mohtashami & Jaggi 2023, arXiv 2305.16300).
+Attention over a set of keys can be computed from the outputs and lse values of its parts. So the parts may be
+read by different kernels, on different devices, or by the grouped softmax of Landmark attention (Mohtashami &
+Jaggi 2023, arXiv 2305.16300).
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from jaxtyping import Float
 from torch import Tensor
 
 Part = tuple[Float[Tensor, "*batch V"], Float[Tensor, "*batch"]]
-"""A read-out and the logarithm of its softmax's sum, -inf where nothing was read."""
+"""Attention output and the log-sum-exp of its scores, -inf if the part is empty."""
 
 
 def merge(parts: Sequence[Part]) -> Float[Tensor, "*batch V"]:
-    """Return the read-outs joined by their log-normalisers, exact zeros where all parts are empty.
+    """Return the merged attention output of all parts, exact zeros where all parts are empty.
 
-    Gradients flow through both. What an empty part read may be anything, NaN included. Raises ValueError
-    where there is no part or shapes differ.
+    Gradients flow through outputs and lse values. The output of an empty part is ignored, NaN included.
+    Raises ValueError if there are no parts or shapes differ.
     """
     if not parts:
-        raise ValueError("merge got no parts; give at least one pair of a read-out and its lse")
+        raise ValueError("parts=[]: merge got no parts; pass at least one pair of an output and its lse")
     for out, lse in parts:
         if out.shape != parts[0][0].shape or lse.shape != out.shape[:-1]:
             raise ValueError(
-                f"a read-out of shape {tuple(out.shape)} has an lse of {tuple(lse.shape)}, the first is "
-                f"{tuple(parts[0][0].shape)}; read-outs must be alike, [..., V], and each lse [...]"
+                f"part has an output of shape {tuple(out.shape)} and an lse of {tuple(lse.shape)}; the first "
+                f"output has {tuple(parts[0][0].shape)}; all outputs must be [..., V] and each lse [...]"
             )
     weights = softmax_or_zero(torch.stack([lse for _, lse in parts], dim=-1))
     total = torch.zeros_like(parts[0][0])
@@ -41,14 +41,14 @@ def merge(parts: Sequence[Part]) -> Float[Tensor, "*batch V"]:
 
 
 def softmax_or_zero(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
-    """Softmax over the last dim where -inf means absent; all absent gives zeros, not NaN, in both passes."""
+    """Return the softmax over the last dim, zeros where all scores are -inf; no NaN in either pass."""
     absent = scores == -math.inf
     weights = torch.softmax(scores.masked_fill(absent.all(dim=-1, keepdim=True), 0.0), dim=-1)
     return weights.masked_fill(absent, 0.0)
 
 
 def log_normaliser(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
-    """Logarithm of the softmax's sum over the last dim, -inf where all are; its gradient is never NaN."""
+    """Return the log-sum-exp over the last dim, -inf where all scores are -inf; its gradient is never NaN."""
     if scores.shape[-1] == 0:
         return scores.new_full(scores.shape[:-1], -math.inf)
     absent = (scores == -math.inf).all(dim=-1)

@@ -1,8 +1,8 @@
-"""Summaries of chunks, and a ring of chunks that keeps them up to date: plain torch, for one more release.
+"""Chunk summaries and a ring buffer of chunks that updates them, in plain torch; deprecated.
 
-A store holds M chunks of C steps in a ring: step p of an episode lies in slot `p // C % M` at offset `p % C`.
-A chunk's summary is over the steps written to it so far: their mean, the last of them, or their maximum.
-Nothing here uses them any more: the mean of a complete chunk is `contents.mean(dim=2)`.
+A ring buffer holds M chunks of C steps in a ring: step p of an episode lies in slot `p // C % M` at offset `p
+% C`. A chunk's summary covers the steps written to it so far: their mean, the last of them, or their maximum.
+The package no longer uses these functions; the mean of a complete chunk is `contents.mean(dim=2)`.
 
 Letters: B batch, T steps written, M slots, C chunk length, D width (any trailing dims).
 """
@@ -31,18 +31,20 @@ def chunk_summary(
 ) -> Float[Tensor, "B M *D"]:
     """Return the summary of the first `lengths` steps of every chunk, of all C by default.
 
-    Deprecated: take `contents.mean(dim=2)`. Zeros where a length is 0; a length beyond C counts as C. Steps
-    beyond the length may hold anything, NaN included. Of equal maxima the first gets the gradient. There is
-    one implementation, whatever is asked for.
+    Deprecated: use `contents.mean(dim=2)`. The summary is zero where a length is 0; a length beyond C counts
+    as C. Steps beyond the length are ignored, NaN included. Of equal maxima the first gets the gradient.
+    `implementation` has no effect.
 
     Raises ValueError on mismatched shapes or an unknown `kind`.
     """
     _deprecate("chunk_summary", "contents.mean(dim=2)")
     _check_kind(kind)
     if contents.ndim < 4 or (lengths is not None and lengths.shape != contents.shape[:2]):
-        given = "None" if lengths is None else tuple(lengths.shape)
+        lengths_shape = "None" if lengths is None else tuple(lengths.shape)
         shape = tuple(contents.shape)
-        raise ValueError(f"contents have shape {shape}, lengths {given}; expected [B, M, C, ...] and [B, M]")
+        raise ValueError(
+            f"contents have shape {shape}, lengths {lengths_shape}; expected [B, M, C, ...] and [B, M]"
+        )
     trailing, contents = contents.shape[3:], contents.flatten(3)
     steps = contents.to(torch.promote_types(contents.dtype, torch.float32))
     size = steps.shape[2]
@@ -72,36 +74,37 @@ def write_steps(
     in_place: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B M C *D"], Float[Tensor, "B M *D"], Int[Tensor, "B"]]:
-    """Write T steps of every row into its ring and return contents, summaries and time after them.
+    """Write T steps of every batch row into its ring buffer; return the new contents, summaries and time.
 
-    Deprecated, without a successor: index into the store. `time` counts the steps of the episode already
+    Deprecated without a replacement: index into the buffer. `time` counts the steps of the episode already
     written; a `start` begins a new episode, whose steps are written from slot 0 on. The first step of a chunk
-    recycles its slot: the summary is of the present chunk alone. Slots not written to stay as they are.
+    overwrites its slot: the summary covers the present chunk only. Other slots do not change.
 
     Args:
-        contents: The ring, M chunks of C steps.
-        summaries: Of its chunks.
-        x: T steps to write, which are rounded to the dtype of `contents`.
-        time: In steps.
-        start: Which of the T steps begin an episode; none by default.
+        contents: Ring buffer of M chunks of C steps.
+        summaries: Summaries of its chunks.
+        x: T steps to write; rounded to the dtype of `contents`.
+        time: Steps of the current episode written so far.
+        start: Mask of the steps that begin an episode; none by default.
         kind: "mean", "last" or "max".
-        in_place: Whether to overwrite `contents` and `summaries`, which takes no gradient.
-        implementation: There is one, whatever is asked for.
+        in_place: Overwrite `contents` and `summaries`; not differentiable.
+        implementation: No effect; there is one implementation.
 
     Raises ValueError on mismatched shapes, an unknown `kind`, or an in-place call that would lose a gradient.
     """
-    _deprecate("write_steps", "an index into the store")
+    _deprecate("write_steps", "indexing into the buffer")
     _check_kind(kind)
     batch, chunks, length = contents.shape[:3]
     shapes = (summaries.shape, x.shape[:1] + x.shape[2:], time.shape)
     if shapes != (contents.shape[:2] + contents.shape[3:], contents.shape[:1] + contents.shape[3:], (batch,)):
         raise ValueError(
-            f"contents {tuple(contents.shape)}, summaries {tuple(summaries.shape)}, x {tuple(x.shape)} and "
-            f"time {tuple(time.shape)} do not fit; expected [B, M, C, ...], [B, M, ...], [B, T, ...] and [B]"
+            f"contents {tuple(contents.shape)}, summaries {tuple(summaries.shape)}, x {tuple(x.shape)} "
+            f"and time {tuple(time.shape)} do not match; expected [B, M, C, ...], [B, M, ...], [B, T, ...] "
+            "and [B]"
         )
     if in_place and torch.is_grad_enabled() and any(t.requires_grad for t in (contents, summaries, x)):
         raise ValueError(
-            "in_place=True would lose a gradient; call it under torch.no_grad(), or leave it out"
+            "in_place=True would lose a gradient; call it under torch.no_grad(), or pass in_place=False"
         )
     dtype = torch.promote_types(torch.promote_types(contents.dtype, summaries.dtype), torch.float32)
     store, table, steps = contents.flatten(3), summaries.flatten(2).to(dtype), x.flatten(2).to(contents.dtype)
@@ -113,14 +116,14 @@ def write_steps(
         here, step = slots == slot[:, None], steps[:, t, None]
         there = here[:, :, None] & (places == offset[:, None])[:, None]
         store = torch.where(there[..., None], step[:, None], store)
-        began, before = (offset == 0)[:, None, None], offset[:, None, None]
+        is_first, before = (offset == 0)[:, None, None], offset[:, None, None]
         if kind == "mean":
             new = (table * before + step.to(dtype)) / (before + 1)
         elif kind == "max":
             new = torch.where((step > table) | (step.isnan() & ~table.isnan()), step.to(dtype), table)
         else:
             new = step.to(dtype).expand_as(table)
-        table = torch.where(here[..., None], torch.where(began, step.to(dtype), new), table)
+        table = torch.where(here[..., None], torch.where(is_first, step.to(dtype), new), table)
         clock = clock + 1
     store, table = store.view(contents.shape), table.to(summaries.dtype).view(summaries.shape)
     if in_place:
@@ -130,9 +133,9 @@ def write_steps(
 
 def _check_kind(kind: str) -> None:
     if kind not in ("mean", "last", "max"):
-        raise ValueError(f"kind={kind!r}; choose 'mean', 'last' or 'max'")
+        raise ValueError(f"kind={kind!r}; choose from mean, last, max")
 
 
 def _deprecate(name: str, instead: str) -> None:
-    message = f"kernels.{name} goes with the next release; use {instead}"
+    message = f"kernels.{name} is deprecated and will be removed in the next release; use {instead}"
     warnings.warn(message, DeprecationWarning, stacklevel=3)

@@ -1,6 +1,6 @@
-"""Memories for agents that act.
+"""Memory modules for agents.
 
-One contract, one checker, one registry, and sequence models over any of them.
+A contract, a checker, a registry, and sequence models over any memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.sequence import SequenceModel as SequenceModel
     from scrubjay.memory.sequence import match_parameters as match_parameters
 
-# A bank of texts must not wait for torch, nor a memory of vectors for a database.
+# Importing a memory bank must not load torch, and importing a memory module must not load a database.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {

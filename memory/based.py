@@ -1,10 +1,10 @@
-"""BASED: linear attention that sees everything, coarsely, and a window that sees a little, exactly.
+"""BASED: approximate linear attention to the whole episode, followed by exact sliding-window attention.
 
-Arora et al. 2024 (arXiv 2402.18668, section 4): a stack of `memory/linear/taylor.py` and behind it attention
-to a window, which is `memory/sink.py`.
+Arora et al. 2024 (arXiv 2402.18668, section 4): a stack of `memory/linear/taylor.py` and window attention,
+which is `memory/sink.py`.
 
-Where it differs: layers of convolutions, which the paper's models have between these two, are left out;
-positions are those of `sink`, which may be told to keep first steps, too; and what the two files say.
+Deviations from the paper: there are no convolution layers between the two. Positions are those of `sink`,
+which can also retain the first steps. The two files list further deviations.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from scrubjay.memory.stack import Stack, StackConfig
 
 @dataclass(frozen=True)
 class BasedConfig(MemoryConfig):
-    """Sizes of `Based`. Raises ValueError on one that cannot work."""
+    """Sizes of `Based`. Raises ValueError on an invalid size."""
 
     num_layers: int = 1
     """Pairs of a linear part and a window."""
     num_heads: int | None = None
-    """Heads of each linear part; by default as few as make them 8 to 64 wide, else 1."""
+    """Heads of each linear part; by default the smallest number with a head width from 8 to 64, else 1."""
     feature_width: int = 16
     """Width d of a head's queries and keys, of which 1 + 2 d + d (d - 1) / 2 features are made."""
     window: int = 64
-    """Last steps that each window sees, the present one included; at least 2."""
+    """Size of each window in steps, including the present one; at least 2."""
     num_sinks: int = 0
     """First steps of an episode that stay visible beside the window."""
     feed_forward_ratio: int = 2
@@ -41,21 +41,21 @@ class BasedConfig(MemoryConfig):
         self.stack()
 
     def stack(self) -> StackConfig:
-        """Return what the memory is made of. Raises ValueError on a size that cannot work."""
+        """Return the config of the stack. Raises ValueError on an invalid size."""
         ratio = self.feed_forward_ratio
         linear = TaylorConfig(self.dim, self.num_heads, self.feature_width, ratio)
         window = SinkConfig(self.dim, self.num_sinks, self.window, num_layers=1, feed_forward_ratio=ratio)
         return StackConfig(self.dim, (linear, window) * self.num_layers, residual=False)
 
     def build(self) -> Based:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a newly initialized memory of these sizes."""
         return Based(self)
 
 
 class Based(Stack):
-    """Pairs of linear attention of the second order and a window, one after the other.
+    """Alternating second-order linear attention and window attention.
 
-    State: that of every part i, linear ones at even places, names preceded by `i.`.
+    State: the entries of every part i, prefixed with `i.`; linear parts have even numbers.
     """
 
     def __init__(self, config: BasedConfig) -> None:

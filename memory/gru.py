@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
-from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
+from scrubjay.memory.parts.flush import FlushPlan, cell_weights, expand_weights, flatten_into_buffer
 
 
 @dataclass(frozen=True)
@@ -18,14 +18,14 @@ class GRUConfig(MemoryConfig):
     """Sizes of `GRU`."""
 
     def build(self) -> GRU:
-        """Return a freshly initialised GRU."""
+        """Return a newly initialized GRU."""
         return GRU(self)
 
 
 class GRU(Memory):
-    """One GRU layer, as wide as its inputs; the state is its hidden vector.
+    """One GRU layer with the width of its inputs; the state is its hidden vector.
 
-    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not what it remembers.
+    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not its state.
     """
 
     def __init__(self, config: GRUConfig) -> None:
@@ -37,34 +37,34 @@ class GRU(Memory):
         return {"hidden": torch.zeros(batch_size, self.dim, dtype=self.state_dtype, device=self.device)}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Advance every row by one input."""
+        """Process one input per row."""
         hidden = torch.gru_cell(
             x.to(self.state_dtype), state["hidden"], *cell_weights(self.cell, self.state_dtype)
         )
         return hidden.to(x.dtype), {"hidden": hidden}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance every row by a segment, of whose steps only the products with the hidden vector wait."""
+        """Process a segment per row; only products with the hidden vector are computed step by step."""
         inputs, hidden = x.to(self.state_dtype), state["hidden"]
         weights = cell_weights(self.cell, self.state_dtype)
-        # cuDNN is faster, and what records a graph is to see one operation, not hundreds.
-        if x.is_cuda or without_own_gradient(inputs, hidden, *weights):
-            y = _by_torch(inputs, start, hidden, *weights)
+        # cuDNN is faster, and a traced graph should contain one operation instead of hundreds.
+        if x.is_cuda or needs_plain_autograd(inputs, hidden, *weights):
+            y = _run_torch(inputs, start, hidden, *weights)
         else:
-            y = _by_hand(inputs, start, hidden, *weights)
-        # A copy: a view would keep the whole segment alive, and travel with it.
+            y = _run_custom(inputs, start, hidden, *weights)
+        # A copy: a view would keep the whole segment in memory and be serialized with it.
         return y.to(x.dtype), {"hidden": y[:, -1].clone(memory_format=torch.contiguous_format)}
 
 
-def _by_torch(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-    """Return all hidden vectors by torch's own kernel, differentiable any number of times."""
+def _run_torch(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+    """Return all hidden vectors, computed by torch's kernel, with derivatives of any order."""
     hidden = hidden.masked_fill(start[:, :1], 0)
-    plan = FlushPlan.of(start)
+    plan = FlushPlan.from_starts(start)
     if plan is None:
-        return _gru(x.transpose(0, 1), hidden, one_buffer(weights)).transpose(0, 1)
-    # Reset and update gates shut, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
-    stretched = stretched_weights(weights, flush=(-1, -1, 0), padding=(-1, 1, 0))
-    return plan.collect(_gru(plan.stretch(x), hidden, stretched))
+        return _gru(x.transpose(0, 1), hidden, flatten_into_buffer(weights)).transpose(0, 1)
+    # Reset and update gates closed, candidate tanh(0): h' = (1 - 0) * 0 + 0 * h.
+    expanded_weights = expand_weights(weights, flush=(-1, -1, 0), padding=(-1, 1, 0))
+    return plan.collect(_gru(plan.expand(x), hidden, expanded_weights))
 
 
 def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
@@ -83,15 +83,15 @@ def _gru(x: Tensor, hidden: Tensor, weights: list[Tensor]) -> Tensor:
 
 
 @without_autocast
-def _by_hand(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
+def _run_custom(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
     return _Sequence.apply(x, start, hidden, *weights)
 
 
 class _Sequence(torch.autograd.Function):
-    """All hidden vectors, with the gradient by hand: a step is five operations, and three on the way back.
+    """All hidden vectors with a custom backward pass: five operations per step forward, three backward.
 
-    Of the gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. What
-    need not wait for the step before is done for all steps at once.
+    With gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. Operations that
+    do not depend on the previous step are computed for all steps at once.
     """
 
     @staticmethod
@@ -101,7 +101,7 @@ class _Sequence(torch.autograd.Function):
         resets = start.any(dim=0).tolist()
         inward = torch.addmm(bias, x.transpose(0, 1).reshape(time * batch, x.shape[2]), weight.T)
         inward = inward.view(time, batch, 3 * width)
-        # r and z before their sigmoids, and h_n, all but for what comes of h.
+        # Inputs of the sigmoids of r and z, and h_n, without the terms that depend on h.
         gates = hidden_bias.repeat(time, batch, 1)
         gates[..., : 2 * width] += inward[..., : 2 * width]
         candidates = torch.empty_like(inward[..., :width], memory_format=torch.contiguous_format)
@@ -119,11 +119,11 @@ class _Sequence(torch.autograd.Function):
             strict=True,
         )
         h = hidden
-        for reset, begins, gate, opened, r, z, h_n, x_n, n, new in steps:
+        for reset, begins, gate, open_gates, r, z, h_n, x_n, n, new in steps:
             if reset:
                 h = h.masked_fill(begins, 0)
             gate.addmm_(h, outward)
-            opened.sigmoid_()
+            open_gates.sigmoid_()
             torch.addcmul(x_n, r, h_n, out=n).tanh_()
             h = torch.lerp(n, h, z, out=new)
         ctx.save_for_backward(
@@ -135,24 +135,26 @@ class _Sequence(torch.autograd.Function):
     @staticmethod
     @without_autocast
     def backward(ctx, grad):
-        *given, gates, candidates, after = ctx.saved_tensors
-        if is_wanted_again(grad):
-            first, start, *rest = given
-            of_x, *others = by_graph(lambda x, *rest: _by_torch(x, start, *rest), (first, *rest), grad)
-            return of_x, None, *others
-        x, start, hidden, weight, hidden_weight, *_ = given
+        *inputs, gates, candidates, after = ctx.saved_tensors
+        if needs_graph(grad):
+            first, start, *rest = inputs
+            grad_x, *others = differentiate_graph(
+                lambda x, *rest: _run_torch(x, start, *rest), (first, *rest), grad
+            )
+            return grad_x, None, *others
+        x, start, hidden, weight, hidden_weight, *_ = inputs
         time, batch, width = after.shape
         begins = start.T[..., None]
         before = torch.cat([hidden[None], after[:-1]]).masked_fill_(begins, 0)
         r, z, h_n = gates.split(width, dim=-1)
-        # By how much the gradient of h' is to be multiplied for those of r, z and n before their functions.
+        # Factors from the gradient of h' to those of the inputs of r, z and n.
         slopes = torch.empty_like(gates)
         to_r, to_z, to_h = slopes.split(width, dim=-1)
         to_n = torch.mul(1 - z, 1 - candidates.square())
         torch.mul(to_n, r, out=to_h)
         torch.mul(to_n * h_n, r * (1 - r), out=to_r)
         torch.mul(before - candidates, z * (1 - z), out=to_z)
-        # Of the hidden vectors before each step and after the last.
+        # Gradients of the hidden vectors before each step and after the last.
         grads = torch.empty_like(after[:1]).repeat(time + 1, 1, 1)
         totals, spread, keep, slope = grads.unbind(), grads[1:, :, None].unbind(), z.unbind(), slopes.unbind()
         by_gate = slopes.view(time, batch, 3, width).unbind()
@@ -161,15 +163,15 @@ class _Sequence(torch.autograd.Function):
         for t in reversed(range(time)):
             by_gate[t].mul_(spread[t])
             if ctx.resets[t]:
-                passed = torch.addmm(totals[t + 1] * keep[t], slope[t], hidden_weight)
-                torch.add(outside[t], passed.masked_fill_(begins[t], 0), out=totals[t])
+                through_reset = torch.addmm(totals[t + 1] * keep[t], slope[t], hidden_weight)
+                torch.add(outside[t], through_reset.masked_fill_(begins[t], 0), out=totals[t])
             else:
                 torch.addcmul(outside[t], totals[t + 1], keep[t], out=totals[t])
                 totals[t].addmm_(slope[t], hidden_weight)
         flat = slopes.view(time * batch, 3 * width)
-        of_hidden_weight, of_hidden_bias = flat.T @ before.view(time * batch, width), flat.sum(dim=0)
-        # Behind the bias of h_n there is r; the input's own has none.
+        grad_hidden_weight, grad_hidden_bias = flat.T @ before.view(time * batch, width), flat.sum(dim=0)
+        # The bias of h_n is multiplied by r; the input bias is not.
         torch.mul(grads[1:], to_n, out=to_h)
-        of_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, x.shape[2])
-        of_x = (flat @ weight).view(time, batch, x.shape[2]).transpose(0, 1)
-        return of_x, None, grads[0], of_weight, of_hidden_weight, flat.sum(dim=0), of_hidden_bias
+        grad_weight = flat.T @ x.transpose(0, 1).reshape(time * batch, x.shape[2])
+        grad_x = (flat @ weight).view(time, batch, x.shape[2]).transpose(0, 1)
+        return grad_x, None, grads[0], grad_weight, grad_hidden_weight, flat.sum(dim=0), grad_hidden_bias

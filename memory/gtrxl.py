@@ -1,8 +1,8 @@
 """Gated Transformer-XL (Parisotto et al. 2019, arXiv 1910.06764, section 3).
 
-One deviation: the paper attends to the whole previous segment and the part of this one so far, which makes
-the reach depend on where segments were cut. Here every step attends to the last `window` inputs of each
-layer, so that outputs do not depend on the cut; the reach through all layers is num_layers * window steps.
+One deviation: the paper attends to the whole previous segment and to earlier steps of this one, so that the
+context length depends on where segments are cut. Here every step attends to the last `window` inputs of each
+layer, so that outputs do not depend on the cut. The context through all layers is num_layers * window steps.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from torch.nn import functional as F
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.recalled import Read, Recalled
+from scrubjay.memory.contract.recall import Read, Recall
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.incremental.gtrxl import GTrXLStepper
 from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.gate import Gate
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import WindowAttention, WindowOptions, resolve_heads
-from scrubjay.memory.stepping.gtrxl import GTrXLStepper
 
 
 @dataclass(frozen=True)
 class GTrXLConfig(WindowOptions, MemoryConfig):
-    """Sizes of `GTrXL`. Raises ValueError on an impossible one."""
+    """Sizes of `GTrXL`. Raises ValueError on an invalid size."""
 
     num_layers: int = 2
-    """Layers, each with a window of its own."""
+    """Number of layers, each with its own window."""
     num_heads: int | None = None
     """Attention heads, a divisor of `dim`; by default the largest one up to 4."""
     window: int = 32
-    """Earlier inputs that each layer's attention sees."""
+    """Earlier inputs in the attention window of each layer."""
     feed_forward_ratio: int = 2
     """Width of the feed-forward layer's hidden part, in units of `dim`."""
     gate_bias: float = 2.0
-    """Initial bias of the gates: the larger, the nearer to the identity a new layer is."""
+    """Initial bias of the gates; larger values initialize layers closer to the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,15 +53,15 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
             raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 
     def build(self) -> GTrXL:
-        """Return a freshly initialised GTrXL."""
+        """Return a newly initialized GTrXL."""
         return GTrXL(self)
 
 
 class GTrXL(Memory):
-    """Transformer layers with gates for residuals.
+    """Transformer layers with gates in place of residual connections.
 
-    The state is the last inputs of every layer's attention, `before` of them: the window, and with a
-    convolution those that its first keys and values are made of.
+    The state holds the last `before` inputs of every layer's attention: the window, and with a convolution
+    also the inputs from which the window's first keys and values are computed.
     """
 
     def __init__(self, config: GTrXLConfig) -> None:
@@ -80,47 +80,51 @@ class GTrXL(Memory):
         }
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Advance every row by one input."""
+        """Process one input per row."""
         recent, age = state["recent"], state["age"]
-        normed = []
+        normalized = []
         for index, layer in enumerate(self.layers):
-            normed.append(layer.attention_norm(x))
-            x = layer.combine(x, layer.attention.step(normed[-1], recent[:, index], age))
-        newest = torch.stack(normed, dim=1)[:, :, None].to(recent.dtype)
+            normalized.append(layer.attention_norm(x))
+            x = layer.combine(x, layer.attention.step(normalized[-1], recent[:, index], age))
+        newest = torch.stack(normalized, dim=1)[:, :, None].to(recent.dtype)
         return x, {"recent": torch.cat([recent[:, :, 1:], newest], dim=2), "age": age + 1}
 
     @torch.no_grad()
-    def recalled(self, x: Tensor, state: State) -> Recalled:
-        """Return what the windows of all layers read."""
+    def recall(self, x: Tensor, state: State) -> Recall:
+        """Return the window reads of all layers."""
         recent, age = state["recent"], state["age"]
         steps, reads = last_steps(age, self.window), {}
         for index, layer in enumerate(self.layers):
-            seen = layer.attention_norm(x), recent[:, index], age
-            reads[f"window, layer {index}"] = Read.of(steps, layer.attention.step_weights(*seen).mean(1))
-            x = layer.combine(x, layer.attention.step(*seen))
-        return Recalled(reads, {})
+            inputs = layer.attention_norm(x), recent[:, index], age
+            reads[f"window, layer {index}"] = Read.from_weights(
+                steps, layer.attention.step_weights(*inputs).mean(1)
+            )
+            x = layer.combine(x, layer.attention.step(*inputs))
+        return Recall(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place, one step after the other if attention does not fold."""
-        if not self.layers[0].attention.folds or not self.steps_as(GTrXL, state):
+        """Return an in-place stepper, or a plain one if the attention's projections cannot be folded."""
+        if not self.layers[0].attention.is_foldable or not self.can_use_stepper(GTrXL, state):
             return super().stepper(state)
         return GTrXLStepper(self.layers, state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance every row by a segment at once."""
-        clock = Clock.of(state["age"], start)
+        """Process a segment per row in one pass."""
+        clock = Clock.from_starts(state["age"], start)
         windows = []
         attention = self.layers[0].attention
-        seen = attention.blocks(clock) if attention.has_own_gradient(x, state["recent"]) else None
+        blocks = (
+            attention.build_blocks(clock) if attention.supports_custom_backward(x, state["recent"]) else None
+        )
         for layer, recent in zip(self.layers, state["recent"].unbind(1), strict=True):
-            normed = layer.attention_norm(x)
-            windows.append(shift_window(recent, normed, clock))
-            x = layer.combine(x, layer.attention(normed, recent, clock, seen))
-        return x, {"recent": torch.stack(windows, dim=1), "age": clock.after}
+            normalized = layer.attention_norm(x)
+            windows.append(shift_window(recent, normalized, clock))
+            x = layer.combine(x, layer.attention(normalized, recent, clock, blocks))
+        return x, {"recent": torch.stack(windows, dim=1), "age": clock.age_after}
 
 
 class GTrXLLayer(nn.Module):
-    """Attention and a feed-forward layer, each normed before and gated after (the paper's equations 7-9)."""
+    """Attention and a feed-forward layer, each with a layer norm before and a gate after (equations 7-9)."""
 
     def __init__(self, config: GTrXLConfig) -> None:
         super().__init__()
@@ -137,6 +141,6 @@ class GTrXLLayer(nn.Module):
     def combine(
         self, x: Float[Tensor, "... dim"], read: Float[Tensor, "... dim"]
     ) -> Float[Tensor, "... dim"]:
-        """Return the layer's output for its input and what its attention read."""
+        """Return the layer's output from its input and its attention output."""
         x = self.attention_gate(x, F.relu(read))
         return self.feed_forward_gate(x, F.relu(self.feed_forward(x)))

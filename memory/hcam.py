@@ -1,21 +1,22 @@
 """HCAM: hierarchical chunk attention memory (Lampinen et al. 2021, arXiv 2105.14039).
 
-Every `chunk_size` steps of an episode are stored as one chunk whose summary is their mean. To remember, a
-query scores all summaries, keeps the best `top_k`, attends inside those chunks with one shared multi-head
-attention, and adds the read-outs weighted by a softmax over the kept scores.
+Every `chunk_size` steps of an episode are stored as one chunk whose summary is their mean. To read, a query
+scores all summaries, selects the best `top_k`, attends inside those chunks with one shared multi-head
+attention, and sums the read-outs weighted by a softmax over the selected scores.
 
-The paper's published code is the read path alone; what it leaves open is decided here. A block is local
-causal attention (a sliding window of at least one chunk, so that the chunk being filled is readable), then
-the memory read, then a feed-forward layer, each on a layer-normed input with a plain residual. A layer
-stores its own layer-normed inputs. Chunk boundaries are multiples of `chunk_size` in episode time; a chunk
-is readable from the step after its last; the oldest of `num_chunks` is dropped first. As in the paper no
-gradient flows into what is stored, so learners should switch on their reconstruction loss where reward
-alone does not shape the encoding. Unlike the published code, a query that may read nothing gets zeros.
+The paper's published code contains only the read path; the rest is decided here. A block is local causal
+attention (a sliding window of at least one chunk, so that the current chunk is readable), then the memory
+read, then a feed-forward layer, each on a layer-normed input with a plain residual. A layer stores its own
+layer-normed inputs. Chunk boundaries are multiples of `chunk_size` in episode time. A chunk is readable from
+the step after its last. The oldest of `num_chunks` is dropped first. As in the paper, no gradient flows into
+stored chunks, so enable the learner's reconstruction loss if reward alone does not shape the encoding. Unlike
+in the published code, a query without readable chunks gets zeros.
 
 With `bottleneck` the read is the conscious state of the Consciousness Prior (Bengio 2017, arXiv 1709.08568):
-stores are the unconscious state, a few of whose elements are chosen, and only they reach what acts. There the
-choice is also told the conscious state before; here it is told what the window holds, so that segments run in
-one pass. The auxiliary loss `verifier` is that paper's; a policy with `skip` sees the present beside it.
+the stores are the unconscious state, of which a few elements are selected, and only these reach the policy.
+In that paper the selection also depends on the previous conscious state. Here it depends on the window, so
+that segments run in one pass. The auxiliary loss `verifier` is from that paper. A policy with `skip` also
+receives the present input.
 """
 
 from __future__ import annotations
@@ -27,22 +28,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import LATER, Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import OMIT_DEFAULT, Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.contract.recalled import Read, Recalled
+from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.recall import Read, Recall
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.incremental.hcam import HCAMStepper
 from scrubjay.memory.parts.chunks import (
-    blanked,
-    empty_layers,
-    is_harmless,
+    build_empty_state,
+    is_finite_state,
     last_steps,
     plan_chunks,
     push,
-    seen_steps,
     stored_steps,
     take,
+    visited_slots,
     written_slots,
+    zero_slots,
 )
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.hierarchy import ReadWeights, attend, weigh
@@ -53,29 +55,28 @@ from scrubjay.memory.parts.window import (
     WindowOptions,
     resolve_heads,
 )
-from scrubjay.memory.stepping.hcam import HCAMStepper
 
 
 @dataclass(frozen=True)
 class HCAMConfig(WindowOptions, MemoryConfig):
-    """Sizes of `HCAM`. Raises ValueError on a size that cannot work."""
+    """Sizes of `HCAM`. Raises ValueError on an invalid size."""
 
     chunk_size: int = 16
     """Steps per chunk."""
     num_chunks: int = 32
-    """Chunks kept; the oldest is dropped first."""
+    """Stored chunks; the oldest is dropped first."""
     top_k: int = 4
     """Chunks each query attends to."""
     num_layers: int = 1
-    """Blocks, each with a store of its own."""
+    """Number of blocks, each with its own store."""
     num_heads: int | None = None
     """Attention heads; by default the largest divisor of `dim` up to 4."""
     window: int | None = None
-    """Previous steps seen by local attention, at least `chunk_size`, which is the default."""
+    """Previous steps in the local attention window, at least `chunk_size`, which is the default."""
     stop_memory_gradient: bool = True
-    """Whether what is stored is cut from the graph, as in the paper."""
-    bottleneck: bool = field(default=False, metadata=LATER)
-    """Whether a block passes on what it read alone, a few chunks, in answer to its input."""
+    """Stop gradients into stored chunks, as in the paper."""
+    bottleneck: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Replace the residual stream by the read-out of a few chunks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,26 +88,26 @@ class HCAMConfig(WindowOptions, MemoryConfig):
         if self.window is not None and self.window < self.chunk_size:
             raise ValueError(
                 f"window={self.window} is shorter than chunk_size={self.chunk_size}: "
-                f"the chunk being filled could not be read; use at least {self.chunk_size}"
+                f"the current chunk would not be readable; use at least {self.chunk_size}"
             )
 
         if self.bottleneck and min(self.top_k, self.num_chunks) == self.chunk_size == 1:
             raise ValueError(
                 f"bottleneck=True with top_k={self.top_k}, num_chunks={self.num_chunks} and chunk_size=1: "
-                "one step is read whatever is asked; use at least 2 chunks, or chunks of at least 2 steps"
+                "every query would read the same step; use at least 2 chunks, or chunks of at least 2 steps"
             )
 
     def build(self) -> HCAM:
-        """Return a freshly initialised HCAM of these sizes."""
+        """Return a newly initialized HCAM of these sizes."""
         return HCAM(self)
 
 
 class HCAM(Memory):
-    """Blocks of local attention, hierarchical chunk attention and feed-forward, width to width.
+    """Blocks of local attention, hierarchical chunk attention and feed-forward.
 
     State, per layer l: `recent_l [batch, before, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
-    `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, zeros where nothing was written
-    yet; and `time [batch]`, steps since the episode began.
+    `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, with zeros in unwritten slots;
+    and `time [batch]`, steps since the start of the episode.
     """
 
     retrieves = True
@@ -116,9 +117,9 @@ class HCAM(Memory):
         self.chunk_size = config.chunk_size
         self.num_chunks = config.num_chunks
         self.window = config.window or config.chunk_size
-        self.blocks = nn.ModuleList(_Block(config, self.window) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(_HCAMBlock(config, self.window) for _ in range(config.num_layers))
         self.before = self._layers[0].local.before
-        self.no_gradient = _indifferent_parameters(config)
+        self.no_gradient = _find_unused_parameters(config)
 
     def initial_state(self, batch_size: int) -> State:
         """Return empty stores."""
@@ -127,32 +128,32 @@ class HCAM(Memory):
             "contents": (self.num_chunks, self.chunk_size, self.dim),
             "summaries": (self.num_chunks, self.dim),
         }
-        return empty_layers(self, batch_size, len(self.blocks), shapes)
+        return build_empty_state(self, batch_size, len(self.blocks), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return what the stores answer to the queries `x`, summed over layers: zeros while all are empty."""
+        """Return the read-outs for queries `x`, summed over layers; zeros while all stores are empty."""
         readable = written_slots(state["time"], self.chunk_size, self.num_chunks)[:, None].expand(
             -1, x.shape[1], -1
         )
         total = torch.zeros_like(x)
         for layer, block in enumerate(self._layers):
-            own = part_of(state, suffix=f"_{layer}")
-            stored = _Stored(own["contents"], own["summaries"], readable)
-            total = total + block.read(x, stored)
+            own = select_part(state, suffix=f"_{layer}")
+            store = _ReadableStore(own["contents"], own["summaries"], readable)
+            total = total + block.read(x, store)
         return total
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance by one step: read the chunks completed so far, then store this step."""
+        """Process one step: read the chunks completed so far, then store this step."""
         time = state["time"]
         readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
         completes = time % self.chunk_size == self.chunk_size - 1
         after: State = {"time": time + 1}
         for layer, block in enumerate(self._layers):
-            own = part_of(state, suffix=f"_{layer}")
+            own = select_part(state, suffix=f"_{layer}")
             recent, contents, summaries = own["recent"], own["contents"], own["summaries"]
-            stored = _Stored(contents, summaries, readable)
-            x, written = block.step(x, recent, time, stored)
-            recent = torch.cat([recent[:, 1:], written[:, None].to(recent.dtype)], dim=1)
+            store = _ReadableStore(contents, summaries, readable)
+            x, new_input = block.step(x, recent, time, store)
+            recent = torch.cat([recent[:, 1:], new_input[:, None].to(recent.dtype)], dim=1)
             chunk = recent[:, -self.chunk_size :]
             chunk = chunk.detach() if block.stop_memory_gradient else chunk
             own = {
@@ -160,93 +161,93 @@ class HCAM(Memory):
                 "contents": push(contents, chunk, completes),
                 "summaries": push(summaries, chunk.mean(dim=1), completes),
             }
-            after |= named(own, suffix=f"_{layer}")
+            after |= add_affixes(own, suffix=f"_{layer}")
         return x, after
 
     @torch.no_grad()
-    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
-        """Return what windows and chosen chunks of all layers give to a step."""
+    def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
+        """Return the window and chunk reads of all layers for one step."""
         time = state["time"]
         readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
         window = last_steps(time, self.window)
         chunks = stored_steps(time, self.chunk_size, self.num_chunks)
         reads = {}
         for layer, block in enumerate(self._layers):
-            own = part_of(state, suffix=f"_{layer}")
-            recent, stored = own["recent"], _Stored(own["contents"], own["summaries"], readable)
-            near, x, far = block.weigh(x, recent, time, stored)
-            reads[f"window, layer {layer}"] = Read.of(window, near)
-            reads[f"chunks, layer {layer}"] = Read.of(chunks, far)
-        return Recalled(reads, {})
+            own = select_part(state, suffix=f"_{layer}")
+            recent, store = own["recent"], _ReadableStore(own["contents"], own["summaries"], readable)
+            near, x, far = block.weigh(x, recent, time, store)
+            reads[f"window, layer {layer}"] = Read.from_weights(window, near)
+            reads[f"chunks, layer {layer}"] = Read.from_weights(chunks, far)
+        return Recall(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place, one step after the other if attention does not fold."""
-        if not self._layers[0].local.folds or not self.steps_as(HCAM, state):
+        """Return an in-place stepper, or a plain one if the attention's projections cannot be folded."""
+        if not self._layers[0].local.is_foldable or not self.can_use_stepper(HCAM, state):
             return super().stepper(state)
-        return HCAMStepper(self._layers, self._blanked(state), self.chunk_size)
+        return HCAMStepper(self._layers, self._zero_unwritten(state), self.chunk_size)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance by a segment in one batched pass, whatever the pattern of `start`."""
-        clock = Clock.of(state["time"], start)
+        """Process a segment in one batched pass, for any pattern of `start`."""
+        clock = Clock.from_starts(state["time"], start)
         plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.before)
-        after: State = {"time": clock.after}
+        after: State = {"time": clock.age_after}
         for layer, block in enumerate(self._layers):
-            own = part_of(state, suffix=f"_{layer}")
+            own = select_part(state, suffix=f"_{layer}")
             recent = own["recent"]
-            contents, summaries = (own[name][:, plan.unwritten :] for name in ("contents", "summaries"))
-            normed = block.local_norm(x)
-            history = torch.cat([recent, normed.to(recent.dtype)], dim=1)
+            contents, summaries = (own[name][:, plan.num_unwritten :] for name in ("contents", "summaries"))
+            normalized = block.local_norm(x)
+            history = torch.cat([recent, normalized.to(recent.dtype)], dim=1)
             history = history.detach() if block.stop_memory_gradient else history
             new = take(history, plan.steps)
             table = torch.cat([contents, new], dim=1)
             summary_table = torch.cat([summaries, new.mean(dim=2)], dim=1)
-            stored = _Stored(table, summary_table, plan.readable, plan.most)
-            x = block.finish(x, normed, recent, clock, stored)
+            store = _ReadableStore(table, summary_table, plan.readable, plan.max_readable)
+            x = block.finish(x, normalized, recent, clock, store)
             own = {
-                "recent": shift_window(recent, normed.to(recent.dtype), clock),
+                "recent": shift_window(recent, normalized.to(recent.dtype), clock),
                 "contents": plan.store(table, self.num_chunks),
                 "summaries": plan.store(summary_table, self.num_chunks),
             }
-            after |= named(own, suffix=f"_{layer}")
+            after |= add_affixes(own, suffix=f"_{layer}")
         return x, after
 
     @property
-    def _layers(self) -> list[_Block]:
-        return cast(list[_Block], self.blocks)
+    def _layers(self) -> list[_HCAMBlock]:
+        return cast(list[_HCAMBlock], self.blocks)
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in the slots that no step has reached, as it is where they do no harm."""
-        # A segment reads what is written alone.
-        return state if is_harmless(state) else self._blanked(state)
+        """Return `state` with zeros in unwritten slots, or unchanged if all values are finite."""
+        # A segment reads only written slots, so finite values in other slots are harmless.
+        return state if is_finite_state(state) else self._zero_unwritten(state)
 
-    def _blanked(self, state: State) -> State:
-        written = written_slots(state["time"], self.chunk_size, self.num_chunks)
-        seen = seen_steps(state["time"], self.before)
-        masks = {"contents": written, "summaries": written, "recent": seen}
+    def _zero_unwritten(self, state: State) -> State:
+        is_written = written_slots(state["time"], self.chunk_size, self.num_chunks)
+        is_visited = visited_slots(state["time"], self.before)
+        masks = {"contents": is_written, "summaries": is_written, "recent": is_visited}
         blank = {"time": state["time"]}
         for layer in range(len(self.blocks)):
             own = {
-                name: blanked(value, masks[name])
-                for name, value in part_of(state, suffix=f"_{layer}").items()
+                name: zero_slots(value, masks[name])
+                for name, value in select_part(state, suffix=f"_{layer}").items()
             }
-            blank |= named(own, suffix=f"_{layer}")
+            blank |= add_affixes(own, suffix=f"_{layer}")
         return blank
 
 
-class _Stored(NamedTuple):
-    """What a query may read."""
+class _ReadableStore(NamedTuple):
+    """Stored chunks and summaries, and a mask of the readable ones."""
 
     contents: Float[Tensor, "batch chunks chunk_size dim"]
     summaries: Float[Tensor, "batch chunks dim"]
     readable: Bool[Tensor, "batch time chunks"]
-    most: int | None = None
-    """How many of them any query may read at most; None if that is not known."""
+    max_readable: int | None = None
+    """Largest number of chunks that any query may read; None if unknown."""
 
 
-class _Block(nn.Module):
-    """Local attention, memory read and feed-forward, each normed and added."""
+class _HCAMBlock(nn.Module):
+    """Local attention, memory read and feed-forward, each with pre-norm and residual."""
 
     positions: Tensor
 
@@ -268,32 +269,33 @@ class _Block(nn.Module):
         self.out = nn.Linear(dim, dim)
         positions = sinusoids(torch.arange(config.chunk_size), dim).flip(0).to(torch.get_default_dtype())
         self.register_buffer("positions", positions, persistent=False)
-        # The published code's variance. Torch's own initialisation, six times smaller in variance, makes
-        # every attention nearly uniform, and a cue among hundreds of steps is then drowned. What is read
-        # starts at half that strength, lest a policy be thrown off course when its first chunk becomes
-        # readable.
+        # The published code's variance. Torch's default initialization has a sixth of it, makes every
+        # attention nearly uniform, and a cue among hundreds of steps is averaged out. The output projection
+        # starts smaller, so that the first readable chunk does not disturb the policy.
         for projection in (self.summary_query, self.summary_key, self.query, self.key, self.value):
             nn.init.normal_(projection.weight, std=(2.0 / dim) ** 0.5)
         nn.init.normal_(self.out.weight, std=(0.5 / dim) ** 0.5)
         self.feed_forward = feed_forward(dim, 2 * dim)
 
-    def read(self, x: Tensor, stored: _Stored) -> Tensor:
+    def read(self, x: Tensor, store: _ReadableStore) -> Tensor:
         read = attend(
             self.read_norm(x),
-            stored.summaries.to(x.dtype),
-            stored.contents.to(x.dtype),
-            stored.readable,
+            store.summaries.to(x.dtype),
+            store.contents.to(x.dtype),
+            store.readable,
             self._weights(),
             self.positions,
-            # Who may read no more than are kept need not choose.
-            self.top_k if stored.most is None or stored.most > self.top_k else stored.summaries.shape[1],
+            # If no query may read more than top_k chunks, all are selected.
+            self.top_k
+            if store.max_readable is None or store.max_readable > self.top_k
+            else store.summaries.shape[1],
             self.num_heads,
             self.stop_memory_gradient,
         )
         return read.to(x.dtype)
 
     def pass_on(self, x: Tensor, read: Tensor) -> Tensor:
-        """Return what the feed-forward layer gets of a question and its answer."""
+        """Return the input of the feed-forward layer from a query and its read-out."""
         return read if self.bottleneck else x + read
 
     def _weights(self) -> ReadWeights:
@@ -309,39 +311,41 @@ class _Block(nn.Module):
         )
 
     def weigh(
-        self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored
+        self, x: Tensor, recent: Tensor, time: Tensor, store: _ReadableStore
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return how much of a step's window it reads, its output, and how much of each stored step."""
-        normed = self.local_norm(x)
-        near = self.local.step_weights(normed, recent.to(x.dtype), time).mean(1)
-        asking = x + self.local.step(normed, recent.to(x.dtype), time)
+        """Return a step's attention weights in its window, its output, and its weights of stored steps."""
+        normalized = self.local_norm(x)
+        near = self.local.step_weights(normalized, recent.to(x.dtype), time).mean(1)
+        query_input = x + self.local.step(normalized, recent.to(x.dtype), time)
         far = weigh(
-            self.read_norm(asking)[:, None],
-            stored.summaries.to(x.dtype),
-            stored.contents.to(x.dtype),
-            stored.readable,
+            self.read_norm(query_input)[:, None],
+            store.summaries.to(x.dtype),
+            store.contents.to(x.dtype),
+            store.readable,
             self._weights(),
             self.positions,
             self.top_k,
             self.num_heads,
         )
-        y, _ = self.step(x, recent, time, stored)
+        y, _ = self.step(x, recent, time, store)
         return near, y, far[:, 0].mean(1)
 
-    def step(self, x: Tensor, recent: Tensor, time: Tensor, stored: _Stored) -> tuple[Tensor, Tensor]:
-        normed = self.local_norm(x)
-        x = x + self.local.step(normed, recent.to(x.dtype), time)
-        x = self.pass_on(x, self.read(x[:, None], stored)[:, 0])
-        return x + self.feed_forward(x), normed
+    def step(self, x: Tensor, recent: Tensor, time: Tensor, store: _ReadableStore) -> tuple[Tensor, Tensor]:
+        normalized = self.local_norm(x)
+        x = x + self.local.step(normalized, recent.to(x.dtype), time)
+        x = self.pass_on(x, self.read(x[:, None], store)[:, 0])
+        return x + self.feed_forward(x), normalized
 
-    def finish(self, x: Tensor, normed: Tensor, recent: Tensor, clock: Clock, stored: _Stored) -> Tensor:
-        x = x + self.local(normed, recent.to(x.dtype), clock)
-        x = self.pass_on(x, self.read(x, stored))
+    def finish(
+        self, x: Tensor, normalized: Tensor, recent: Tensor, clock: Clock, store: _ReadableStore
+    ) -> Tensor:
+        x = x + self.local(normalized, recent.to(x.dtype), clock)
+        x = self.pass_on(x, self.read(x, store))
         return x + self.feed_forward(x)
 
 
-def _indifferent_parameters(config: HCAMConfig) -> tuple[str, ...]:
-    """Name the parameters that only weigh a single item, where a softmax is 1 whatever they are."""
+def _find_unused_parameters(config: HCAMConfig) -> tuple[str, ...]:
+    """Return parameters without gradient: they only score a single item, whose softmax weight is always 1."""
     one_chunk = min(config.top_k, config.num_chunks) == 1
     one_step = config.chunk_size == 1
     names = ["summary_query.weight", "summary_key.weight"] if one_chunk else []

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.parts.flush import FlushPlan, cell_weights, one_buffer, stretched_weights
+from scrubjay.memory.parts.flush import FlushPlan, cell_weights, expand_weights, flatten_into_buffer
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,14 @@ class LSTMConfig(MemoryConfig):
     """Sizes of `LSTM`."""
 
     def build(self) -> LSTM:
-        """Return a freshly initialised LSTM."""
+        """Return a newly initialized LSTM."""
         return LSTM(self)
 
 
 class LSTM(Memory):
-    """One LSTM layer, as wide as its inputs; the state is its hidden and its cell vector.
+    """One LSTM layer with the width of its inputs; the state is its hidden and its cell vector.
 
-    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not what it remembers.
+    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not its state.
     """
 
     def __init__(self, config: LSTMConfig) -> None:
@@ -37,32 +37,32 @@ class LSTM(Memory):
         return {"hidden": zeros, "cell": zeros.clone()}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Advance every row by one input."""
-        carried = (state["hidden"], state["cell"])
+        """Process one input per row."""
+        hidden_and_cell = (state["hidden"], state["cell"])
         hidden, cell = torch.lstm_cell(
-            x.to(self.state_dtype), carried, *cell_weights(self.cell, self.state_dtype)
+            x.to(self.state_dtype), hidden_and_cell, *cell_weights(self.cell, self.state_dtype)
         )
         return hidden.to(x.dtype), {"hidden": hidden, "cell": cell}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance every row by a segment in one call of the fused kernel."""
+        """Process a segment per row in one call of the fused kernel."""
         state = self.reset_state(state, start[:, 0])
         inputs = x.to(self.state_dtype)
-        plan = FlushPlan.of(start)
+        plan = FlushPlan.from_starts(start)
         if plan is None:
             y, cell = _lstm(
-                inputs.transpose(0, 1), state, one_buffer(cell_weights(self.cell, self.state_dtype))
+                inputs.transpose(0, 1), state, flatten_into_buffer(cell_weights(self.cell, self.state_dtype))
             )
             y = y.transpose(0, 1)
         else:
-            # Gates are input, forget, candidate, output. A flush shuts the first two: c' = 0 * c + 0 * g, h'
-            # = 0; padding holds c, because the kernel returns only the last one.
-            weights = stretched_weights(
+            # Gates are input, forget, candidate, output. A flush closes the first two: c' = 0 * c + 0 * g,
+            # h' = 0. Padding keeps c, because the kernel returns only the last cell vector.
+            weights = expand_weights(
                 cell_weights(self.cell, self.state_dtype), flush=(-1, -1, 0, 0), padding=(-1, 1, 0, 0)
             )
-            y, cell = _lstm(plan.stretch(inputs), state, weights)
+            y, cell = _lstm(plan.expand(inputs), state, weights)
             y = plan.collect(y)
-        # A copy: a view would keep the whole segment alive, and travel with it.
+        # A copy: a view would keep the whole segment in memory and be serialized with it.
         hidden = y[:, -1].clone(memory_format=torch.contiguous_format)
         return y.to(x.dtype), {"hidden": hidden, "cell": cell}
 

@@ -1,4 +1,4 @@
-"""No memory at all: the baseline that must fail wherever remembering is needed."""
+"""Baseline without memory, which must fail on tasks that need one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class NoMemoryConfig(MemoryConfig):
     """Sizes of `NoMemory`."""
 
     def build(self) -> NoMemory:
-        """Return a feed-forward layer that remembers nothing."""
+        """Return a newly initialized feed-forward layer."""
         return NoMemory(self)
 
 
 class NoMemory(Memory):
-    """One residual feed-forward layer, applied to each input alone; the state is empty."""
+    """One residual feed-forward layer, applied to each input independently; the state is empty."""
 
     def __init__(self, config: NoMemoryConfig) -> None:
         super().__init__(config)

@@ -1,12 +1,11 @@
-"""No memory but for the time: where in its episode each step stands.
+"""Baseline whose only memory is the time: the number of each step in its episode.
 
-Sinusoids of a step's number (Vaswani et al. 2017, arXiv 1706.03762, section 3.5) are added to each input,
-which then passes the layer of `none`. With it alone a policy is POPGym's PosMLP (Morad et al. 2023, arXiv
-2303.01859).
+Sinusoids of the step number (Vaswani et al. 2017, arXiv 1706.03762, section 3.5) are projected and added to
+each input, which then passes the layer of `none`. A policy with this memory alone is POPGym's PosMLP (Morad
+et al. 2023, arXiv 2303.01859).
 
-Before another memory of a `stack` it tells that one the time, as `PolicyConfig.clock` does. Attention weighs
-what it sees to a sum of one: it finds the share of the steps that it asks for, and only with their number it
-can count them.
+In a `stack` it provides the time to the next memory, as `PolicyConfig.clock` does. Attention weights sum to
+one, so attention can compute the fraction of matching steps, but it needs the time to count them.
 """
 
 from __future__ import annotations
@@ -27,36 +26,36 @@ class PositionalConfig(NoMemoryConfig):
     """Sizes of `Positional`."""
 
     def build(self) -> Positional:
-        """Return a layer that knows the time, and remembers nothing else."""
+        """Return a newly initialized layer with time inputs."""
         return Positional(self)
 
 
 class Positional(NoMemory):
     """One residual feed-forward layer of the input and the time.
 
-    State: `time [batch]`, steps since the episode began.
+    State: `time [batch]`, steps since the start of the episode.
     """
 
     def __init__(self, config: PositionalConfig) -> None:
         super().__init__(config)
-        self.told = nn.Linear(self.dim, self.dim, bias=False)
-        # Sinusoids are of mean square 1/2; the time is to be as loud as what an encoder says.
-        nn.init.orthogonal_(self.told.weight, gain=2.0)
+        self.time_projection = nn.Linear(self.dim, self.dim, bias=False)
+        # Sinusoids have mean square 1/2; the gain scales the time to the magnitude of an encoder's outputs.
+        nn.init.orthogonal_(self.time_projection.weight, gain=2.0)
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the time at birth."""
+        """Return time 0."""
         return {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the layer's output, and the time after it."""
-        y, _ = super().step(x + self._tell(state["time"]), {})
+        """Return the layer's output and the next time."""
+        y, _ = super().step(x + self._embed_time(state["time"]), {})
         return y, {"time": state["time"] + 1}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Return every step's output at once."""
-        clock = Clock.of(state["time"], start)
-        y, _ = super().segment(x + self._tell(clock.step), {}, start)
-        return y, {"time": clock.after}
+        clock = Clock.from_starts(state["time"], start)
+        y, _ = super().segment(x + self._embed_time(clock.step), {}, start)
+        return y, {"time": clock.age_after}
 
-    def _tell(self, time: Tensor) -> Tensor:
-        return self.told(sinusoids(time, self.dim).to(self.told.weight.dtype))
+    def _embed_time(self, time: Tensor) -> Tensor:
+        return self.time_projection(sinusoids(time, self.dim).to(self.time_projection.weight.dtype))

@@ -1,15 +1,11 @@
-"""Names of memories: one line per memory, and the conformance suite runs on every one of them."""
+"""Registry of memories by name; the conformance tests run on every registered memory."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from scrubjay.memory.based import BasedConfig
-from scrubjay.memory.chosen.elmur import ELMURConfig
-from scrubjay.memory.chosen.landmark import LandmarkConfig
-from scrubjay.memory.chosen.moba import MoBAConfig
-from scrubjay.memory.chosen.nsa import NSAConfig
-from scrubjay.memory.chosen.routing import RoutingConfig
+from scrubjay.memory.config_registry import Registry
 from scrubjay.memory.contract.base import Memory, MemoryConfig
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.gtrxl import GTrXLConfig
@@ -21,7 +17,6 @@ from scrubjay.memory.lstm import LSTMConfig
 from scrubjay.memory.miras.memora import MemoraConfig
 from scrubjay.memory.miras.moneta import MonetaConfig
 from scrubjay.memory.miras.yaad import YaadConfig
-from scrubjay.memory.named import Registry
 from scrubjay.memory.none import NoMemoryConfig
 from scrubjay.memory.positional import PositionalConfig
 from scrubjay.memory.scan.agalite import AGaLiTeConfig
@@ -30,6 +25,11 @@ from scrubjay.memory.scan.lru import LRUConfig
 from scrubjay.memory.scan.mingru import MinGRUConfig
 from scrubjay.memory.scan.shm import SHMConfig
 from scrubjay.memory.sink import SinkConfig
+from scrubjay.memory.sparse.elmur import ELMURConfig
+from scrubjay.memory.sparse.landmark import LandmarkConfig
+from scrubjay.memory.sparse.moba import MoBAConfig
+from scrubjay.memory.sparse.nsa import NSAConfig
+from scrubjay.memory.sparse.routing import RoutingConfig
 from scrubjay.memory.stack import StackConfig
 from scrubjay.memory.titans.lmm import TitansConfig
 from scrubjay.memory.titans.mac import TitansMACConfig
@@ -74,7 +74,7 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
 
 
 def register(name: str, config_class: type[MemoryConfig]) -> None:
-    """Add a memory of your own under `name`. Raises ValueError if the name is taken."""
+    """Register a memory's config class under `name`. Raises ValueError if the name is taken."""
     _CONFIGS.register(name, config_class)
 
 
@@ -84,15 +84,15 @@ def list_memories() -> list[str]:
 
 
 def make_config(name: str, **fields: Any) -> MemoryConfig:
-    """Return the named memory's config, defaults where `fields` is silent.
+    """Return the config of a memory by name, with defaults for fields that are not passed.
 
-    Raises ValueError on an unknown name or field, naming the choices.
+    Raises ValueError on an unknown name or field, listing the choices.
     """
     return _CONFIGS.configure(name, **fields)
 
 
 def make(name: str, **fields: Any) -> Memory:
-    """Build the named memory: `make("hcam", dim=128, chunk_size=16)`.
+    """Build a memory by name: `make("hcam", dim=128, chunk_size=16)`.
 
     Raises ValueError on an unknown name, field or size.
     """
@@ -100,5 +100,5 @@ def make(name: str, **fields: Any) -> Memory:
 
 
 def name_of(config: MemoryConfig) -> str:
-    """Return the name a config is registered under. Raises ValueError if it is not."""
+    """Return the registered name of a config's class. Raises ValueError if it is not registered."""
     return _CONFIGS.name_of(config)

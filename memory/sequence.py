@@ -1,7 +1,7 @@
-"""A causal model of token sequences over any memory.
+"""Causal model of token sequences over any memory.
 
-It obeys the memories' contract with tokens for inputs: any cut of a sequence gives the same logits, `start`
-begins a new sequence, and the state, a flat dict of fixed shapes, is all that generation carries from token
+It follows the contract of memories, with tokens as inputs: any cut of a sequence gives the same logits,
+`start` begins a new sequence, and generation carries only the state, a flat dict of fixed shapes, from token
 to token.
 """
 
@@ -24,16 +24,16 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import (
-    LATER,
+    OMIT_DEFAULT,
     Memory,
     MemoryConfig,
     State,
     check_entries,
     check_start,
     check_state,
-    with_born,
+    reset_rows,
 )
-from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.serialization import decode, encode
@@ -46,28 +46,30 @@ _BLOCK = "block_"
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Sizes of `SequenceModel`; its width is the memory's.
+    """Sizes of `SequenceModel`; its width is that of the memory.
 
-    Raises ValueError on an impossible one, and TypeError where `memory` is no config.
+    Raises ValueError on an invalid size, and TypeError if `memory` is not a config.
     """
 
     vocab_size: int
-    """Tokens are the numbers from 0 up to this, itself excluded."""
+    """Vocabulary size; tokens are the integers from 0 to vocab_size - 1."""
     memory: MemoryConfig
-    """What remembers, once per block, each with a state of its own."""
+    """Config of the memory in each block."""
     num_blocks: int = 2
-    """Blocks of one memory and one feed-forward layer."""
+    """Number of blocks, each with one memory and one feed-forward layer."""
     feed_forward_width: int | None = None
     """Hidden units of a feed-forward layer; by default twice the width. See `match_parameters`."""
     convolution_width: int = 3
-    """Latest inputs that a convolution mixes before each memory, so that neighbours meet; 1 mixes none."""
-    num_learned_sinks: int = field(default=0, metadata=LATER)
-    """Learned inputs that every sequence begins with, unseen, as the sink token of Xiao et al. 2023 (arXiv
-    2309.17453, section 3.3): the state before the first token is that after them."""
+    """Width of the causal convolution before each memory; 1 disables it."""
+    num_learned_sinks: int = field(default=0, metadata=OMIT_DEFAULT)
+    """Learned inputs before every sequence, like the sink token of Xiao et al. 2023 (arXiv 2309.17453,
+    section 3.3): the initial state is the state after them."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.memory, MemoryConfig):
-            raise TypeError(f"memory={self.memory!r:.100}: expected a config, as make_config(NAME) makes one")
+            raise TypeError(
+                f"memory={self.memory!r:.100}: expected a config, as returned by make_config(NAME)"
+            )
         for name in ("vocab_size", "num_blocks", "convolution_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -82,27 +84,27 @@ class SequenceConfig:
         return self.memory.dim
 
     def build(self) -> SequenceModel:
-        """Return a freshly initialised model of these sizes."""
+        """Return a newly initialized model of these sizes."""
         return SequenceModel(self)
 
 
 class SequenceModel(
     nn.Module, PyTorchModelHubMixin, library_name="scrubjay", tags=["memory", "sequence-model"], license="mit"
 ):
-    """Tokens in, logits of the next token out; embedding and head have the same weights.
+    """Language model from tokens to logits of the next token; embedding and head share their weights.
 
     A block is pre-norm and residual: a short convolution and the memory, then a feed-forward layer. State:
-    the entries of every block's memory, `block_0.hidden` and so on. Weights and config go to a folder or to
-    the Hugging Face Hub by `save_pretrained` and `push_to_hub`, and come back by `from_pretrained`.
+    the entries of every block's memory, such as `block_0.hidden`. `save_pretrained` and `push_to_hub` write
+    weights and config to a folder or to the Hugging Face Hub; `from_pretrained` loads them.
     """
 
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
-        # As the head's weights they make logits of variance 1 from normed outputs.
+        # The head has the same weights, which give logits of variance 1 from normed outputs.
         nn.init.normal_(self.embedding.weight, std=config.dim**-0.5)
-        self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_blocks))
+        self.blocks = nn.ModuleList(_SequenceBlock(config) for _ in range(config.num_blocks))
         self.norm = nn.LayerNorm(config.dim)
         self.sinks = None
         if config.num_learned_sinks:
@@ -114,7 +116,7 @@ class SequenceModel(
         rows = batch_size if self.sinks is None else 1
         state: State = {}
         for index, block in enumerate(self._blocks):
-            state |= named(block.initial_state(rows), prefix=_prefix(index))
+            state |= add_affixes(block.initial_state(rows), prefix=_prefix(index))
         if self.sinks is None:
             return state
         _, state = self._through_blocks(self.sinks[None], state, None)
@@ -125,29 +127,29 @@ class SequenceModel(
     ) -> tuple[Float[Tensor, "batch time vocab"], State]:
         """Return logits of the token after each, and the state after the last.
 
-        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on shapes and a
-        state that do not fit, on tokens that there are none of, and on a `start` that is not bool; TypeError
-        on what is no tensor or no state.
+        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on mismatched
+        shapes or state entries, on tokens outside the vocabulary, and on a `start` that is not bool. Raises
+        TypeError if `tokens` or `start` is not a tensor or `state` is not a dict.
         """
         _check_tokens(tokens)
         check_start(start, tokens)
         check_state(state, tokens)
         if not torch.compiler.is_compiling():
             self._check_entries(state)
-        x = self._embedded(tokens)
+        x = self._embed(tokens)
         if self.sinks is None or start is None:
             x, after = self._through_blocks(x, state, start)
         else:
             x, after = self._from_sinks(x, state, start)
         return nn.functional.linear(self.norm(x), self.embedding.weight), after
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         try:
             return self.embedding(tokens)
-        except IndexError:  # asked only then, as the answer of a GPU would be waited for
+        except IndexError:  # computed only on failure, since it would synchronize with a GPU
             least, most = tokens.min().item(), tokens.max().item()
             raise ValueError(
-                f"tokens are from {least} to {most}; the vocabulary has those from 0 to "
+                f"tokens range from {least} to {most}; the vocabulary has tokens from 0 to "
                 f"{self.config.vocab_size - 1}"
             ) from None
 
@@ -156,13 +158,13 @@ class SequenceModel(
         for name in state:
             if name.startswith(_BLOCK) and name not in self._shapes:
                 raise ValueError(
-                    f"state has {name!r}, of another model: begin with initial_state of this one, and go on "
-                    "with what it returned"
+                    f"state has {name!r}, which belongs to another model: start from initial_state of this "
+                    "model and pass the state that each call returns"
                 )
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
-        """The shapes that entries of a state have, rows aside."""
+        """Shapes of the state entries without the batch dimension."""
         return {
             f"{_prefix(index)}{name}": value.shape[1:]
             for index, block in enumerate(self._blocks)
@@ -172,16 +174,16 @@ class SequenceModel(
     def _through_blocks(self, x: Tensor, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         after: State = {}
         for index, block in enumerate(self._blocks):
-            x, own = block(x, part_of(state, prefix=_prefix(index)), start)
-            after |= named(own, prefix=_prefix(index))
+            x, own = block(x, select_part(state, prefix=_prefix(index)), start)
+            after |= add_affixes(own, prefix=_prefix(index))
         return x, after
 
     def _from_sinks(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Go on piece by piece: a memory's own birth knows of no sinks."""
-        newborn, pieces = self.initial_state(1), []
+        """Process the segment piece by piece, since a reset inside a memory does not include the sinks."""
+        initial, pieces = self.initial_state(1), []
         cuts = sorted({0, *start.any(dim=0).nonzero().flatten().tolist(), x.shape[1]})
         for begin, end in itertools.pairwise(cuts):
-            state = with_born(state, newborn, start[:, begin])
+            state = reset_rows(state, initial, start[:, begin])
             piece, state = self._through_blocks(x[:, begin:end], state, None)
             pieces.append(piece)
         return torch.cat(pieces, dim=1) if pieces else x, state
@@ -196,29 +198,31 @@ class SequenceModel(
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Int[Tensor, "batch new_time"], State]:
-        """Return `max_new_tokens` tokens that follow the prompt, and the state before the last of them.
+        """Generate `max_new_tokens` tokens after the prompt; return them and the state before the last one.
 
-        A step costs the same however long the sequence is. To go on later, give the last token as the prompt,
-        and the returned state.
+        The cost of a step does not depend on the length of the sequence. To continue later, pass the last
+        token as the prompt together with the returned state.
 
         Args:
-            prompt: Tokens to go on from.
-            max_new_tokens: How many to draw.
-            state: What was read before; None for nothing.
-            temperature: Of the draws; 0 takes the likeliest token.
-            top_k: Draw among so many likeliest; None for all.
-            generator: Source of the draws.
+            prompt: Tokens to continue.
+            max_new_tokens: Number of tokens to sample.
+            state: State before the prompt; None for the initial state.
+            temperature: Sampling temperature; 0 selects the most likely token.
+            top_k: Sample from this many most likely tokens; None for all.
+            generator: Random generator for sampling.
 
         Raises:
-            ValueError, TypeError: on an empty prompt, on a number that cannot be, and as a call does.
+            ValueError, TypeError: on an empty prompt, on an invalid argument, and as in `forward`.
         """
         _check_tokens(prompt)
         if prompt.shape[1] == 0:
-            raise ValueError(f"prompt has shape {tuple(prompt.shape)}; expected at least one token a row")
+            raise ValueError(f"prompt has shape {tuple(prompt.shape)}; expected at least one token per row")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={max_new_tokens}: must be at least 1")
         if not temperature >= 0:
-            raise ValueError(f"temperature={temperature}: must not be negative; 0 takes the likeliest token")
+            raise ValueError(
+                f"temperature={temperature}: must not be negative; 0 selects the most likely token"
+            )
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}: must be at least 1, or None for all tokens")
         logits, state = self(prompt, self.initial_state(len(prompt)) if state is None else state)
@@ -235,61 +239,62 @@ class SequenceModel(
 
     @property
     def num_parameters(self) -> int:
-        """Trained numbers; those that embedding and head share count once."""
+        """Number of parameters; weights shared by embedding and head count once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
-    def _blocks(self) -> list[_Block]:
-        return cast("list[_Block]", self.blocks)
+    def _blocks(self) -> list[_SequenceBlock]:
+        return cast("list[_SequenceBlock]", self.blocks)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
-        # Written here, since the mixin's own way would lose which memory it is.
+        # Written here, since the mixin would not store the type of the memory.
         (save_directory / "config.json").write_text(json.dumps(encode(self.config), indent=2) + "\n")
 
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | SequenceConfig | None = None, **options: Any
     ) -> Self:
-        if config is None:  # the mixin only notes that there is none
-            raise FileNotFoundError(f"{model_id} has no config.json, which save_pretrained writes")
+        if config is None:  # the mixin only logs a missing config
+            raise FileNotFoundError(f"{model_id} has no config.json; write the model with save_pretrained")
         if not isinstance(config, SequenceConfig):
             config = decode(SequenceConfig, config)
         options.setdefault("strict", True)
-        # A stranger's config may ask for more than there is memory: weights of that size have to be there.
+        # An untrusted config may exceed the memory, so the weights must have the size of its model.
         sketch_for(config.build, _sizes(model_id, options))
         return super()._from_pretrained(model_id=model_id, config=config, **options)
 
 
 def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
-    """Return how many numbers each of the stored weights has, fetching them first if no folder has them."""
+    """Return the size of each stored tensor; download the file unless `model_id` is a folder."""
     name = constants.SAFETENSORS_SINGLE_FILE
-    known = inspect.signature(hf_hub_download).parameters
-    given = {key: value for key, value in options.items() if key in known}
+    parameters = inspect.signature(hf_hub_download).parameters
+    download_options = {key: value for key, value in options.items() if key in parameters}
     folder = Path(model_id)
-    file = folder / name if folder.is_dir() else hf_hub_download(model_id, name, **given)
-    with safe_open(file, "pt") as stored:
-        return [math.prod(stored.get_slice(key).get_shape()) for key in stored.keys()]  # noqa: SIM118
+    file = folder / name if folder.is_dir() else hf_hub_download(model_id, name, **download_options)
+    with safe_open(file, "pt") as tensors:
+        return [math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys()]  # noqa: SIM118
 
 
 def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:
-    """Return the config with feed-forward layers so wide that the model has `budget` parameters, within 1 %.
+    """Return the config with the feed-forward width for which the model has `budget` parameters, within 1 %.
 
-    For comparisons of memories at equal size. Raises ValueError where no width does it.
+    Use it to compare memories at equal size. Raises ValueError if no width matches.
     """
     least = _num_parameters(dataclasses.replace(config, feed_forward_width=1))
     per_unit = config.num_blocks * (2 * config.dim + 1)
     width = 1 + round((budget - least) / per_unit)
-    reached = least + (width - 1) * per_unit
-    if width < 1 or abs(reached - budget) > _TOLERANCE * budget:
+    total = least + (width - 1) * per_unit
+    if width < 1 or abs(total - budget) > _TOLERANCE * budget:
         raise ValueError(
             f"budget={budget:,} parameters: {type(config.memory).__name__} of width {config.dim} in "
-            f"{config.num_blocks} blocks needs at least {least:,}, and comes in steps of {per_unit:,}"
+            f"{config.num_blocks} blocks has at least {least:,}, and each unit of feed-forward width adds "
+            f"{per_unit:,}"
         )
     return dataclasses.replace(config, feed_forward_width=width)
 
 
-class _Block(nn.Module):
+class _SequenceBlock(nn.Module):
     def __init__(self, config: SequenceConfig) -> None:
         super().__init__()
         dim, width = config.dim, config.feed_forward_width or 2 * config.dim
@@ -306,19 +311,19 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, state: State, start: Tensor | None) -> tuple[Tensor, State]:
         own = {name: value for name, value in state.items() if name != _NEIGHBOURS}
-        mixed, neighbours = self.convolution(self.memory_norm(x), state[_NEIGHBOURS], start)
-        remembered, own = self.memory(mixed, own, start)
-        x = x + remembered
+        memory_input, neighbours = self.convolution(self.memory_norm(x), state[_NEIGHBOURS], start)
+        memory_output, own = self.memory(memory_input, own, start)
+        x = x + memory_output
         return x + self.feed_forward(x), {_NEIGHBOURS: neighbours, **own}
 
 
 def _check_tokens(tokens: Tensor) -> None:
     if not isinstance(tokens, Tensor):
-        raise TypeError(f"tokens={tokens!r:.100}: expected a tensor, as torch.tensor([[1, 2, 3]]) is")
+        raise TypeError(f"tokens={tokens!r:.100}: expected a tensor such as torch.tensor([[1, 2, 3]])")
     if tokens.ndim != 2:
         raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected [batch, time]")
     if tokens.dtype not in (torch.int64, torch.int32):
-        raise ValueError(f"tokens have dtype {tokens.dtype}; expected whole numbers, so pass tokens.long()")
+        raise ValueError(f"tokens have dtype {tokens.dtype}; expected integers, so pass tokens.long()")
 
 
 def _prefix(index: int) -> str:
@@ -331,7 +336,7 @@ def _draw(
     top_k: int | None,
     generator: torch.Generator | None,
 ) -> Int[Tensor, " batch"]:
-    # So near zero that nothing but the likeliest has a chance, a quotient would overflow.
+    # Near zero only the most likely token has a chance, and the quotient would overflow.
     if temperature < 1e-6:
         return logits.argmax(dim=-1)
     if top_k is not None:
@@ -341,5 +346,5 @@ def _draw(
 
 
 def _num_parameters(config: SequenceConfig) -> int:
-    with torch.random.fork_rng(devices=[]):  # counting is to leave the next model's weights as they were
+    with torch.random.fork_rng(devices=[]):  # building must not change the random state of the caller
         return config.build().num_parameters

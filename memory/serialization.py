@@ -1,6 +1,6 @@
-"""Configs to JSON and back: plain nested objects.
+"""Conversion of configs to nested JSON objects and back.
 
-Memories, and what else has a registry, by their registered name, other families by `kind`.
+Memories and other registered configs are identified by their registered name, other families by `kind`.
 """
 
 from __future__ import annotations
@@ -12,44 +12,47 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from scrubjay.memory.contract.base import LATER, MemoryConfig
+from scrubjay.memory.contract.base import OMIT_DEFAULT, MemoryConfig
 from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")
 
 
 class _Family(NamedTuple):
-    """Configs of one base class that are told by name."""
+    """Configs of one base class that are identified by name."""
 
     class_of: Callable[[str], type]
     name_of: Callable[[Any], str]
-    unnamed: str | None
+    default_name: str | None
 
 
 _FAMILIES: dict[type, _Family] = {
-    MemoryConfig: _Family(lambda name: type(make_config(name)), name_of, unnamed=None),
+    MemoryConfig: _Family(lambda name: type(make_config(name)), name_of, default_name=None),
 }
 
 
 def register_family(
-    base: type, class_of: Callable[[str], type], name_of: Callable[[Any], str], unnamed: str | None = None
+    base: type,
+    class_of: Callable[[str], type],
+    name_of: Callable[[Any], str],
+    default_name: str | None = None,
 ) -> None:
-    """Let fields that are declared as `base` be written with a `name`, and read by it.
+    """Identify configs in fields of type `base` by a `name` in JSON.
 
-    `class_of` returns a name's class or raises ValueError; `unnamed` is the one that is written without.
+    `class_of` returns the class of a name or raises ValueError. `default_name` is the name that is omitted.
     """
-    _FAMILIES[base] = _Family(class_of, name_of, unnamed)
+    _FAMILIES[base] = _Family(class_of, name_of, default_name)
 
 
 def encode(value: Any) -> Any:
-    """Return what `json.dumps` can write for a config; raises TypeError on anything else.
+    """Convert a config to a value for `json.dumps`; raises TypeError on anything else.
 
-    A class with an attribute `kind` is written with it, so that one of several can be told and rebuilt.
+    If a class has an attribute `kind`, it is included, so that `decode` can select the class.
     """
     for base, family in _FAMILIES.items():
         if isinstance(value, base):
             name = family.name_of(value)
-            return _fields(value) if name == family.unnamed else {"name": name, **_fields(value)}
+            return _fields(value) if name == family.default_name else {"name": name, **_fields(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = getattr(type(value), "kind", None)
         return _fields(value) if kind is None else {"kind": kind, **_fields(value)}
@@ -63,24 +66,24 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], value: Any, where: str = "config") -> T:
-    """Return the `kind` that `encode` wrote; raises ValueError naming the place that does not fit.
+    """Convert the result of `encode` to a `kind`; raises ValueError naming the invalid entry.
 
-    What a config's own checks raise of values that fit passes as it is: ValueError, or TypeError.
+    Errors of the config's own checks, ValueError or TypeError, propagate.
     """
     return typing.cast(T, _decode(kind, value, where))
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    declared = typing.get_type_hints(type(config))
+    hints = typing.get_type_hints(type(config))
     values = {
         field.name: value
         for field in dataclasses.fields(config)
         if (value := getattr(config, field.name)) != field.default
-        or not LATER.items() <= field.metadata.items()
+        or not OMIT_DEFAULT.items() <= field.metadata.items()
     }
     return {
-        # What is declared to be one of a family and no other needs no name.
-        name: _fields(value) if _is_one_of_family(declared[name]) else encode(value)
+        # A field whose type is one class of a family needs no name.
+        name: _fields(value) if _is_one_of_family(hints[name]) else encode(value)
         for name, value in values.items()
     }
 
@@ -123,7 +126,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(  # noqa: TRY004  (of what a file holds)
+        raise ValueError(  # noqa: TRY004  (invalid file content)
             f"{where}={value!r}: expected an object with the fields of {kind.__name__}"
         )
     hints = typing.get_type_hints(kind)
@@ -134,7 +137,7 @@ def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
         raise ValueError(f"{where} has no field {', '.join(unknown)}; its fields are {', '.join(names)}")
     missing = [field.name for field in fields if field.name not in value and _is_needed(field)]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
+        raise ValueError(f"{where} is missing the required fields {', '.join(missing)}")
     return kind(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in value.items()})
 
 
@@ -143,7 +146,7 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 
 
 def _decode_named(family: _Family, value: Any, where: str) -> Any:
-    name = value.get("name", family.unnamed) if isinstance(value, dict) else None
+    name = value.get("name", family.default_name) if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise ValueError(  # noqa: TRY004
             f"{where}={value!r}: expected an object with a registered name"
@@ -155,18 +158,18 @@ def _decode_named(family: _Family, value: Any, where: str) -> Any:
 
 def _decode_family(family: type, value: Any, where: str) -> Any:
     kinds = {getattr(kind, "kind", kind.__name__): kind for kind in family.__subclasses__()}
-    chosen = value.get("kind") if isinstance(value, dict) else None
-    if not isinstance(chosen, str) or chosen not in kinds:
-        raise ValueError(f"{where}.kind={chosen!r}: choose from {', '.join(sorted(kinds))}")
+    kind_name = value.get("kind") if isinstance(value, dict) else None
+    if not isinstance(kind_name, str) or kind_name not in kinds:
+        raise ValueError(f"{where}.kind={kind_name!r}: choose from {', '.join(sorted(kinds))}")
     return _decode_dataclass(
-        kinds[chosen], {key: item for key, item in value.items() if key != "kind"}, where
+        kinds[kind_name], {key: item for key, item in value.items() if key != "kind"}, where
     )
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
-    # An exact type first: 1, 1.0 and True are different settings.
+    # Exact types are tried first: 1, 1.0 and True are different values.
     if type(value) in kinds:
         return value
     for kind in kinds:
@@ -175,5 +178,5 @@ def _decode_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
                 return _decode(kind, value, where)
             except ValueError:
                 continue
-    told = ("null" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
-    raise ValueError(f"{where}={value!r}: expected one of {', '.join(told)}")
+    names = ("null" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds)
+    raise ValueError(f"{where}={value!r}: expected one of {', '.join(names)}")

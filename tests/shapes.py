@@ -1,6 +1,6 @@
-"""A plugin of pytest that executes shape annotations: `PYTHONPATH=tests pytest -p shapes tests/memory/parts`.
+"""Pytest plugin that checks shape annotations: `PYTHONPATH=tests pytest -p shapes tests/memory/parts`.
 
-Beartype, by jaxtyping's import hook, then holds every call in the rooms below to what it declares.
+jaxtyping's import hook adds beartype to every function of the packages below.
 """
 
 from pathlib import Path
@@ -9,43 +9,43 @@ from typing import Any, Self
 from beartype import BeartypeConf, BeartypeHintOverrides, beartype
 from jaxtyping import install_import_hook
 
-ROOMS = ("scrubjay.memory", "scrubjay.agents.rl")
+PACKAGES = ("scrubjay.memory", "scrubjay.agents.rl")
 KERNELS = Path(__file__).parent.parent / "kernels"
-# Torch reads the signatures of ops, Triton the sources of kernels: neither may be wrapped.
-# And beartype knows no generic NamedTuple, such as `Nearest[Tensor]`.
+# Torch reads the signatures of ops and Triton the sources of kernels, so neither may be wrapped.
+# beartype does not support generic NamedTuples, such as `Nearest[Tensor]`.
 REGISTERING = ("torch.library", "custom_op", "triton", "Nearest[")
-# What sees a function as it is written: graphs of torch have no place for a checker.
+# Tests that compile functions. Graphs of torch cannot contain a checker.
 COMPILING = ("compile", "export", "BranchesOnValues", "registered")
-# What hands in what is wrong, to read the answer of the code itself.
+# Tests that pass wrong inputs and read the error of our own code.
 WRONG = ("named", "refused", "is_not_flat", "without_a_width")
-# A double with no more methods than it needs.
+# Tests whose stand-ins implement only the methods they need.
 INCOMPLETE = ("test_every_agent_keeps_its_own_limit",)
 
 
-# The hook decorates methods, which do not know their class.
+# Methods are decorated before their class exists.
 _overrides: Any = BeartypeHintOverrides
-checked = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_overrides({Self: Any})))
+check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_overrides({Self: Any})))
 
 
-def hooked() -> list[str]:
-    """Return the packages and modules whose annotations are executed."""
+def checked_modules() -> list[str]:
+    """Return the packages and modules whose annotations are checked."""
     definitions = [
         path.relative_to(KERNELS.parent).with_suffix("")
         for path in sorted(KERNELS.rglob("*.py"))
         if path.name != "__init__.py" and not any(word in path.read_text() for word in REGISTERING)
     ]
-    return [*ROOMS, *(f"scrubjay.{'.'.join(path.parts)}" for path in definitions)]
+    return [*PACKAGES, *(f"scrubjay.{'.'.join(path.parts)}" for path in definitions)]
 
 
 def pytest_load_initial_conftests():
-    install_import_hook(hooked(), "shapes.checked")
+    install_import_hook(checked_modules(), "shapes.check")
 
 
 def pytest_collection_modifyitems(config, items):
     from scrubjay.memory.contract import check
 
-    # Law 8 is left out here, for all who ask for all laws.
-    check.compiles = lambda trial, backend: None
+    # Law 8 compiles, so it is skipped.
+    check.check_compiles = lambda trial, backend: None
     left_out = [
         item for item in items if any(word in item.name for word in (*COMPILING, *WRONG, *INCOMPLETE))
     ]

@@ -1,4 +1,4 @@
-"""What pages on extending tell to write, and the line to add: done here, the thing is there, and works."""
+"""The examples of `docs/extending` work after their line is added."""
 
 import importlib.util
 import re
@@ -13,20 +13,20 @@ import torch
 
 import scrubjay
 from scrubjay.experiments import Run, train
-from scrubjay.experiments.cli import main
+from scrubjay.experiments.commands.main import main
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs" / "extending").glob("*.md"))}
 LIMIT = 3
-"""Places that a new thing may touch."""
+"""Limit of files that a new component changes."""
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """Return the module that all pages' snippets make together."""
+def snippets(tmp_path_factory):
+    """Return a module with the code of all pages."""
     file = tmp_path_factory.mktemp("contributed") / "scrubjay_contributed.py"
-    shown = "\n".join(PAGES.values())
-    file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", shown, re.MULTILINE | re.DOTALL)))
+    text = "\n".join(PAGES.values())
+    file.write_text("\n".join(re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -47,58 +47,58 @@ def written(tmp_path_factory):
         ("policy", "memory/context/registry.py"),
         ("environment", "envs/registration.py"),
         ("learner", "agents/learners.py"),
-        ("experiment", "experiments/kinds/__init__.py"),
+        ("experiment", "experiments/experiment_types/__init__.py"),
         ("command", "experiments/commands/__init__.py"),
         ("tool", "agents/tools/registry.py"),
         ("kernel", "kernels/__init__.py"),
     ],
 )
 def test_each_page_names_few_places_and_they_exist(page, file):
-    said = PAGES[page]
-    lines = re.findall(r"^The line.*?(?=\n\n|\Z)", said, re.MULTILINE | re.DOTALL)
-    named = [path for line in lines for path in re.findall(r"`([\w/]+\.py)`", line)]
-    places = [path for path in dict.fromkeys(named) if not path.startswith("tests/")]
+    text = PAGES[page]
+    lines = re.findall(r"^The line.*?(?=\n\n|\Z)", text, re.MULTILINE | re.DOTALL)
+    paths = [path for line in lines for path in re.findall(r"`([\w/]+\.py)`", line)]
+    places = [path for path in dict.fromkeys(paths) if not path.startswith("tests/")]
     assert file in places
-    assert len(places) < LIMIT, f"with the new file itself more than {LIMIT}: {places}"
-    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", said):
+    assert len(places) < LIMIT, f"more than {LIMIT} files with the new one: {places}"
+    for path in re.findall(r"`((?:\w+/)+(?:\w+\.py)?)`", text):
         assert (ROOT / path).exists(), path
 
 
-def test_every_page_is_listed_and_led_to():
-    listed = re.findall(r"\]\((\w+)\.md\)", PAGES["index"])
-    assert sorted([*listed, "index"]) == sorted(PAGES)
-    led_to = re.findall(r"\(docs/extending/(\w+)\.md\)", (ROOT / "CONTRIBUTING.md").read_text())
-    assert sorted(led_to) == sorted(PAGES)
+def test_every_page_is_linked():
+    links = re.findall(r"\]\((\w+)\.md\)", PAGES["index"])
+    assert sorted([*links, "index"]) == sorted(PAGES)
+    links = re.findall(r"\(docs/extending/(\w+)\.md\)", (ROOT / "CONTRIBUTING.md").read_text())
+    assert sorted(links) == sorted(PAGES)
 
 
-def test_the_memory(written, monkeypatch):
+def test_the_memory(snippets, monkeypatch):
     from scrubjay.memory import registry
 
-    monkeypatch.setitem(registry._CONFIGS, "leaky", written.LeakyConfig)
+    monkeypatch.setitem(registry._CONFIGS, "leaky", snippets.LeakyConfig)
     assert "leaky" in scrubjay.memory.list_memories()
     assert scrubjay.memory.make("leaky", dim=8, decay=0.5).decay == 0.5
 
 
-def test_the_context_policy(written, monkeypatch):
+def test_the_context_policy(snippets, monkeypatch):
     from scrubjay.memory.context import registry
 
-    monkeypatch.setitem(registry._POLICIES, "tail", written.TailPolicy)
-    assert scrubjay.memory.context.make("tail", budget=9) == written.TailPolicy(9)
-    assert scrubjay.memory.context.name_of(written.TailPolicy()) == "tail"
-    held = next(iter(written.cache.layers[0].memory.state.values()))
-    assert held.shape[2] <= 8
-    widening = written.widening
+    monkeypatch.setitem(registry._POLICIES, "tail", snippets.TailPolicy)
+    assert scrubjay.memory.context.make("tail", budget=9) == snippets.TailPolicy(9)
+    assert scrubjay.memory.context.name_of(snippets.TailPolicy()) == "tail"
+    keys = next(iter(snippets.cache.layers[0].memory.state.values()))
+    assert keys.shape[2] <= 8
+    widening = snippets.widening
     assert [layer.memory.state["keys"].shape[2] for layer in widening.layers] == [8, 16]
     assert widening.nbytes() == widening.policy.nbytes(22, widening.shape())
 
 
-def test_the_environment(written, monkeypatch):
+def test_the_environment(snippets, monkeypatch):
     module = types.ModuleType("scrubjay.envs.coin")
-    module.__dict__.update(Coin=written.Coin, CoinVector=written.CoinVector)
+    module.__dict__.update(Coin=snippets.Coin, CoinVector=snippets.CoinVector)
     monkeypatch.setitem(sys.modules, module.__name__, module)
     from scrubjay.envs import registration
 
-    monkeypatch.setitem(registration._HOMES, "Coin", "coin")
+    monkeypatch.setitem(registration._MODULES, "Coin", "coin")
     registration.register()
     try:
         from gymnasium.utils.env_checker import check_env
@@ -113,10 +113,10 @@ def test_the_environment(written, monkeypatch):
         del gymnasium.registry["scrubjay/Coin-v0"]
 
 
-def test_the_learner(written, monkeypatch, tmp_path):
+def test_the_learner(snippets, monkeypatch, tmp_path):
     from scrubjay.agents import learners
 
-    monkeypatch.setitem(learners._LEARNERS, "a2c", written.A2CConfig)
+    monkeypatch.setitem(learners._LEARNERS, "a2c", snippets.A2CConfig)
     assert "a2c" in scrubjay.agents.list_learners("agent")
     words = [
         "train", "repeat-previous", "--set", "k=1", "--learner", "a2c", "--learner.learning-rate", "0.01",
@@ -129,31 +129,31 @@ def test_the_learner(written, monkeypatch, tmp_path):
     assert run.config.label == "a2c-gru"
 
 
-def test_the_recipe(written, tmp_path):
+def test_the_recipe(snippets, tmp_path):
     assert "tmaze-short" in scrubjay.experiments.RECIPES
     words = ["--total-steps", "256", "--eval-episodes", "2", "--quiet", "--run-dir", str(tmp_path / "run")]
     assert main(["train", "tmaze-short", "--memory", "none", *words]) == 0
     assert Run.load(tmp_path / "run").config.recipe == "tmaze-short"
 
 
-def test_the_kind_of_experiment(written, monkeypatch, tmp_path):
-    from scrubjay.experiments import kinds
+def test_the_experiment_type(snippets, monkeypatch, tmp_path):
+    from scrubjay.experiments import experiment_types
 
-    monkeypatch.setitem(kinds._KINDS, "parity", (written.ParityConfig, written.ParityEngine))
+    monkeypatch.setitem(experiment_types._KINDS, "parity", (snippets.ParityConfig, snippets.ParityEngine))
     memory = scrubjay.memory.make_config("gru", dim=16)
-    run = train(written.ParityConfig(memory=memory, learning_rate=0.02), tmp_path / "parity")
+    run = train(snippets.ParityConfig(memory=memory, learning_rate=0.02), tmp_path / "parity")
     assert run.result["success"] > 0.9
     assert Run.load(run.path).config == run.config
-    assert Run.load(run.path).finished
+    assert Run.load(run.path).is_finished
     with pytest.raises(TypeError, match="has no policy"):
         _ = run.policy
 
 
-def test_the_command(written, monkeypatch, capsys):
+def test_the_command(snippets, monkeypatch, capsys):
     from scrubjay.experiments import commands
 
     module = types.ModuleType("scrubjay.experiments.commands.greet")
-    module.__dict__["run"] = written.run
+    module.__dict__["run"] = snippets.run
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(commands.COMMANDS, "greet", ("greet somebody", "greet.run"))
     assert main(["greet", "--name", "Ada"]) == 0
@@ -163,10 +163,10 @@ def test_the_command(written, monkeypatch, capsys):
     assert "greet somebody" in capsys.readouterr().out
 
 
-def test_the_tool(written, monkeypatch):
+def test_the_tool(snippets, monkeypatch):
     from scrubjay.agents.tools import list_tools, make_tools, registry
 
-    monkeypatch.setitem(registry._SPECS, "letters", written.LETTERS)
+    monkeypatch.setitem(registry._SPECS, "letters", snippets.LETTERS)
     assert "letters" in list_tools()
     assert "字母" in list_tools("zh")
     (tool,) = make_tools(["letters"])
@@ -174,8 +174,8 @@ def test_the_tool(written, monkeypatch):
     assert "the word is empty" in tool.invoke({"word": ""})
 
 
-def test_the_kernel(written):
+def test_the_kernel(snippets):
     values = torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda v: written.leaky_sum(v, 0.7), values)
+    assert torch.autograd.gradcheck(lambda v: snippets.leaky_sum(v, 0.7), values)
     with pytest.raises(ValueError, match="there is no kernel"):
-        written.leaky_sum(values, 0.7, implementation="triton")
+        snippets.leaky_sum(values, 0.7, implementation="triton")

@@ -1,4 +1,4 @@
-"""What the documents say is run: every snippet, every relative link, every number that code can tell."""
+"""The pages are true: snippets run, relative links exist and numbers agree with the tables."""
 
 import os
 import re
@@ -45,23 +45,23 @@ def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-# Unpacking the real model takes longer than all other snippets; that it answers, the chat model's tests say.
+# Unpacking the real model takes longer than all other snippets. Tests of the chat model cover it.
 REAL = "smollm2"
 
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["tiny", "whole"])
 @pytest.mark.parametrize("document", with_snippets([*DOCUMENTS, PACKAGE, *GUIDE], "python"))
 def test_python_snippets_run_in_order(document, whole, tmp_path):
-    shown = snippets(document, "python")
-    run_here = [snippet for snippet in shown if whole or REAL not in snippet]
-    assert len(shown) - 1 <= len(run_here)
+    code = snippets(document, "python")
+    run_here = [snippet for snippet in code if whole or REAL not in snippet]
+    assert len(code) - 1 <= len(run_here)
     runs(run_here, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("document", with_snippets(EXTENDING, "python"))
 def test_a_page_on_extending_is_whole(document, tmp_path):
-    """Without the pages beside it; all of them together are run where their promises are tried."""
+    """Each page runs alone. `test_contributing.py` runs all of them together."""
     runs(snippets(document, "python"), tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_the_quickstart_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 90
 
 
-def test_the_notes_of_a_release_are_read_in_a_few_minutes():
+def test_release_notes_are_short():
     notes = (ROOT / "CHANGELOG.md").read_text()
     (newest, _), *_ = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", notes, re.MULTILINE)
     assert newest == scrubjay.__version__
@@ -93,7 +93,7 @@ def test_shell_snippets_run(document, tmp_path):
     for snippet in snippets(document, "sh"):
         for line in snippet.splitlines():
             if line.startswith("make "):
-                # The suite cannot run itself: make only says what it would do.
+                # The suite cannot run itself, so make only prints its commands.
                 command, cwd = f"{line.replace('make', 'make -n', 1)}", ROOT
             else:
                 command, cwd = line, tmp_path
@@ -104,7 +104,7 @@ def test_shell_snippets_run(document, tmp_path):
 @pytest.mark.parametrize("document", [*DOCUMENTS, *PAGES, "CHANGELOG.md", "memory/README.md"])
 def test_relative_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text()):
-        if not target.startswith("http") and "made/" not in target:  # those are there when the site is built
+        if not target.startswith("http") and "generated/" not in target:  # pages of the site
             assert ((ROOT / document).parent / target).exists(), f"{document} links to {target}"
 
 
@@ -118,13 +118,13 @@ def test_the_table_of_memories_is_true():
 
 
 def test_ratios_of_speed_are_those_of_the_tables():
-    """To one decimal; in brackets are those of another machine, which have no table."""
+    """Ratios have one decimal. Ratios in brackets are from another machine without a table."""
     guide = ROOT / "docs" / "guide"
     for line in re.findall(r"^\| .*\.md\).*$", (guide / "speed.md").read_text(), re.MULTILINE):
         tables = "".join((guide / page).read_text() for page in re.findall(r"\(([^)]+\.md)\)", line))
-        measured = {round(float(ratio), 1) for ratio in re.findall(r"(\d+\.\d+)x", tables)}
-        told = set(map(float, re.findall(r"(\d+\.\d+)x", re.sub(r"\[[^]]*\](?!\()", "", line))))
-        assert told <= measured, line
+        ratios = {round(float(ratio), 1) for ratio in re.findall(r"(\d+\.\d+)x", tables)}
+        page_ratios = set(map(float, re.findall(r"(\d+\.\d+)x", re.sub(r"\[[^]]*\](?!\()", "", line))))
+        assert page_ratios <= ratios, line
 
 
 def test_the_families_name_every_memory():

@@ -1,4 +1,4 @@
-"""Faces of packages: what they show, and that it is imported when first used."""
+"""Public names of packages, which are imported at their first use."""
 
 import ast
 import importlib
@@ -16,18 +16,18 @@ import scrubjay
 from scrubjay._lazy import face
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("agents", "envs", "experiments", "kernels", "memory")
+PACKAGES = ("agents", "envs", "experiments", "kernels", "memory")
 
 
 def packages() -> list[str]:
-    """Return every package of ours that promises names."""
-    found = ["scrubjay"]
-    for room in ROOMS:
-        path = ROOT / room
+    """Return every package with public names."""
+    names = ["scrubjay"]
+    for package in PACKAGES:
+        path = ROOT / package
         for file in sorted(path.rglob("__init__.py")):
             if "__all__" in file.read_text():
-                found.append(".".join(["scrubjay", *file.parent.relative_to(ROOT).parts]))
-    return found
+                names.append(".".join(["scrubjay", *file.parent.relative_to(ROOT).parts]))
+    return names
 
 
 def lazy_packages() -> list[str]:
@@ -64,8 +64,8 @@ def test_dir_and_help_show_public_names(package):
 @pytest.mark.parametrize("package", lazy_packages())
 def test_a_lazy_face_shows_nothing_but_its_names_and_subpackages(package):
     module = importlib.import_module(package)
-    shown = {name for name in dir(module) if not name.startswith("__")}
-    rest = shown - set(module.__all__)
+    visible = {name for name in dir(module) if not name.startswith("__")}
+    rest = visible - set(module.__all__)
     for name in rest:
         spec = importlib.util.find_spec(f"{package}.{name}")
         assert spec is not None
@@ -81,10 +81,10 @@ def test_public_subpackages_are_shown_by_the_face_above():
 
 
 @pytest.mark.parametrize("package", lazy_packages())
-def test_what_type_checkers_see_is_what_is_found(package):
-    """A name stands twice in a lazy face: for type checkers, and with its home."""
+def test_type_checkers_and_runtime_agree(package):
+    """A lazy package declares each name twice: for type checkers and with its module."""
     blocks = [node for node in ast.parse(source(package)).body if isinstance(node, ast.If)]
-    seen = {
+    imports = {
         alias.name: f"{node.module}.{alias.name}"
         for block in blocks
         for node in ast.walk(block)
@@ -92,10 +92,10 @@ def test_what_type_checkers_see_is_what_is_found(package):
         for alias in node.names
     }
     module = importlib.import_module(package)
-    rooms = set(ROOMS) if package == "scrubjay" else set()
-    assert set(seen) == rooms | set(module.__all__)
-    for name, home in seen.items():
-        if name in rooms:
+    subpackages = set(PACKAGES) if package == "scrubjay" else set()
+    assert set(imports) == subpackages | set(module.__all__)
+    for name, home in imports.items():
+        if name in subpackages:
             continue
         path, _, attribute = home.rpartition(".")
         assert getattr(importlib.import_module(path), attribute) is getattr(module, name)
@@ -103,20 +103,20 @@ def test_what_type_checkers_see_is_what_is_found(package):
 
 @pytest.mark.parametrize("package", packages())
 def test_no_public_function_has_the_name_of_a_module_of_its_face(package):
-    """Python, having imported such a module, would put it in the function's place."""
+    """After an import of such a module, Python would replace the function by the module."""
     module = importlib.import_module(package)
     below = {info.name for info in pkgutil.iter_modules(module.__path__)}
     assert below.isdisjoint(module.__all__)
 
 
-def test_a_room_is_loaded_by_its_name_alone():
+def test_a_package_is_loaded_at_its_first_use():
     code = (
         "import sys, scrubjay; assert scrubjay.memory.make('none', dim=8).dim == 8; "
         "assert 'scrubjay.agents' not in sys.modules; assert scrubjay.kernels.force; "
         "assert scrubjay.memory.context.list_policies()"
     )
     subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
-    assert set(ROOMS) <= set(dir(scrubjay))
+    assert set(PACKAGES) <= set(dir(scrubjay))
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_a_room_is_loaded_by_its_name_alone():
         ("scrubjay.memory.context", "transformers"),
     ],
 )
-def test_importing_a_package_does_not_import_what_only_some_of_it_needs(packages, heavy):
+def test_importing_a_package_does_not_import_optional_dependencies(packages, heavy):
     code = f"import sys, {packages}; sys.exit({heavy!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
 
 
-def test_what_is_missing_is_told_with_its_extra(monkeypatch):
+def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
     extras = {"transformers": "lm"}
     _, get, _ = face("scrubjay.memory.context", {"models": ["load_model"]}, extras=extras)
     monkeypatch.setitem(sys.modules, "transformers", None)

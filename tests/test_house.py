@@ -1,4 +1,4 @@
-"""The house itself: its rooms are folders, imports are light, the version is one."""
+"""Packages are folders, imports are light and the version is unique."""
 
 import rlcompleter
 import subprocess
@@ -24,27 +24,27 @@ HEAVY = (
 )
 
 
-@pytest.mark.parametrize("room", ["agents", "envs", "experiments", "kernels", "memory"])
-def test_every_room_is_a_folder_through_its_link(room):
-    link = ROOT / "src" / "scrubjay" / room
+@pytest.mark.parametrize("package", ["agents", "envs", "experiments", "kernels", "memory"])
+def test_every_package_is_linked_to_its_folder(package):
+    link = ROOT / "src" / "scrubjay" / package
     assert link.is_dir(), f"{link} is not a folder: this copy lost its symbolic links; clone it with git"
-    assert link.resolve() == ROOT / room
+    assert link.resolve() == ROOT / package
 
 
 def test_memory_imports_no_framework(modules_after):
-    loaded = modules_after("import scrubjay.memory; scrubjay.memory.make('gru', dim=8)")
-    assert "torch" in loaded
-    assert loaded.isdisjoint(HEAVY)
+    modules = modules_after("import scrubjay.memory; scrubjay.memory.make('gru', dim=8)")
+    assert "torch" in modules
+    assert modules.isdisjoint(HEAVY)
 
 
 def test_a_bank_of_texts_does_not_load_torch(modules_after):
-    loaded = modules_after("import scrubjay.memory; scrubjay.memory.MemoryBank(':memory:')")
-    assert "sqlite3" in loaded
-    assert loaded.isdisjoint({*HEAVY, "torch"})
+    modules = modules_after("import scrubjay.memory; scrubjay.memory.MemoryBank(':memory:')")
+    assert "sqlite3" in modules
+    assert modules.isdisjoint({*HEAVY, "torch"})
 
 
 def test_a_bank_whose_embeddings_come_from_a_service_does_not_load_torch(modules_after):
-    loaded = modules_after("""
+    modules = modules_after("""
 from scrubjay.memory import MemoryBank
 
 class Service:
@@ -58,8 +58,8 @@ with MemoryBank(":memory:", Service()) as bank:
     bank.forget(id)
     assert len(bank.search("Who?")) == 1
 """)
-    assert "numpy" in loaded
-    assert "torch" not in loaded
+    assert "numpy" in modules
+    assert "torch" not in modules
 
 
 def test_environments_import_neither_torch_nor_ray(modules_after):
@@ -67,32 +67,33 @@ def test_environments_import_neither_torch_nor_ray(modules_after):
 
 
 def test_agents_and_experiments_do_not_start_ray_or_draw_or_load_language_models(modules_after):
-    rooms = "scrubjay.memory, scrubjay.envs, scrubjay.agents, scrubjay.experiments, scrubjay.experiments.cli"
-    assert modules_after(f"import {rooms}").isdisjoint(
+    packages = ("memory", "envs", "agents", "experiments", "experiments.commands.main")
+    names = ", ".join(f"scrubjay.{package}" for package in packages)
+    assert modules_after(f"import {names}").isdisjoint(
         {"ray", "matplotlib", "transformers", "langchain_core"}
     )
 
 
-def shown(*words: str) -> str:
-    """Return the statement that runs the command on `words`."""
-    return f"from scrubjay.experiments.cli import main\nassert main({list(words)}) == 0"
+def statement(*words: str) -> str:
+    """Return the statement that runs the command with these arguments."""
+    return f"from scrubjay.experiments.commands.main import main\nassert main({list(words)}) == 0"
 
 
 def helps() -> list[tuple[str, ...]]:
-    """Return the words of the command after which --help tells more: every verb, and every word of one."""
+    """Return all commands and subcommands with a help text."""
     nested = {"memory": ACTIONS, "longcontext": MEASUREMENTS}
     return [(verb, *word) for verb in COMMANDS for word in [(), *((name,) for name in nested.get(verb, ()))]]
 
 
 @pytest.mark.parametrize("words", helps(), ids=" ".join)
-def test_no_help_waits_for_what_computes(words, modules_after):
-    assert modules_after(shown(*words, "--help")).isdisjoint({*HEAVY, "torch", "matplotlib"})
+def test_no_help_imports_torch(words, modules_after):
+    assert modules_after(statement(*words, "--help")).isdisjoint({*HEAVY, "torch", "matplotlib"})
 
 
 @pytest.mark.parametrize("words", [("list",), ("train",), ("--version",), ()], ids=" ".join)
-def test_names_are_shown_without_what_they_name(words, modules_after):
-    loaded = modules_after(shown(*words))
-    assert loaded.isdisjoint({*HEAVY, "torch", "matplotlib", "numpy"})
+def test_names_are_printed_without_importing_torch(words, modules_after):
+    modules = modules_after(statement(*words))
+    assert modules.isdisjoint({*HEAVY, "torch", "matplotlib", "numpy"})
 
 
 def test_the_package_is_the_command():
@@ -103,15 +104,15 @@ def test_the_package_is_the_command():
 
 def test_names_are_completed_at_a_prompt():
     completer = rlcompleter.Completer({"scrubjay": scrubjay})
-    found = []
-    while (match := completer.complete("scrubjay.memory.m", len(found))) is not None:
-        found.append(match.rstrip("()"))
+    completions = []
+    while (match := completer.complete("scrubjay.memory.m", len(completions))) is not None:
+        completions.append(match.rstrip("()"))
     assert {"scrubjay.memory.make", "scrubjay.memory.make_config", "scrubjay.memory.match_parameters"} <= {
-        *found
+        *completions
     }
 
 
-def test_the_rooms_are_not_importable_by_their_bare_names():
+def test_packages_are_not_importable_by_their_bare_names():
     code = (
         "import importlib.util as u; print([n for n in ('agents', 'memory', 'envs', 'kernels') if "
         "u.find_spec(n)])"

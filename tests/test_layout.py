@@ -1,4 +1,4 @@
-"""The layout: folders that one can look over, modules of one idea, tests that mirror them."""
+"""Layout: small folders, modules of one idea and tests that mirror the folders."""
 
 import ast
 import re
@@ -10,57 +10,57 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("agents", "envs", "experiments", "kernels", "memory", "tests")
+PACKAGES = ("agents", "envs", "experiments", "kernels", "memory", "tests")
 MOST_MODULES = 20
 MOST_LINES = 500
 LONG = 100
-"""Lines from which on a module has tests in a file of its name."""
+"""Modules with more lines have a test file of their name."""
 MOST_ARGUMENTS = 5
-"""Arguments that a docstring may tell of in prose."""
+"""Functions with more arguments have an `Args` section."""
 UNTESTED_BY_NAME = Path(__file__).with_name("untested_by_name.txt")
 
 
 def modules() -> list[Path]:
     """Return the paths of all modules, from the root."""
-    listed = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-    return [path.relative_to(ROOT) for path in listed]
+    paths = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+    return [path.relative_to(ROOT) for path in paths]
 
 
 def folders() -> dict[Path, list[Path]]:
     """Return the modules of each folder."""
-    found: dict[Path, list[Path]] = {}
+    by_folder: dict[Path, list[Path]] = {}
     for module in modules():
-        found.setdefault(module.parent, []).append(module)
-    return found
+        by_folder.setdefault(module.parent, []).append(module)
+    return by_folder
 
 
 def length(module: Path) -> int:
     return len((ROOT / module).read_text(encoding="utf-8").splitlines())
 
 
-def test_no_folder_is_a_heap():
-    heaps = {str(folder): len(found) for folder, found in folders().items() if len(found) > MOST_MODULES}
-    assert not heaps, f"over {MOST_MODULES} modules, a room each: {heaps}"
+def test_folders_are_small():
+    counts = {str(folder): len(files) for folder, files in folders().items() if len(files) > MOST_MODULES}
+    assert not counts, f"folders with over {MOST_MODULES} modules: {counts}"
 
 
-def test_no_module_is_a_heap():
-    heaps = {str(module): lines for module in modules() if (lines := length(module)) > MOST_LINES}
-    assert not heaps, f"over {MOST_LINES} lines, an idea a file: {heaps}"
+def test_modules_are_short():
+    lengths = {str(module): lines for module in modules() if (lines := length(module)) > MOST_LINES}
+    assert not lengths, f"modules with over {MOST_LINES} lines: {lengths}"
 
 
 @pytest.mark.parametrize("end", [0, -1], ids=["first", "last"])
-def test_no_three_siblings_are_a_family_by_name(end):
-    """What three names share is the name of a folder."""
+def test_no_three_siblings_share_a_word(end):
+    """Three modules with a common first or last word belong into a folder of that name."""
     families = {}
-    for folder, found in folders().items():
-        names = [module.stem.removeprefix("test_") for module in found]
+    for folder, files in folders().items():
+        names = [module.stem.removeprefix("test_") for module in files]
         children = [child.name for child in (ROOT / folder).iterdir() if (child / "__init__.py").exists()]
         words = Counter(name.split("_")[end] for name in {*names, *children} if not name.startswith("__"))
         families |= {f"{folder}: {word}": count for word, count in words.items() if count >= 3}
     assert not families
 
 
-def untested() -> set[str]:
+def modules_without_tests() -> set[str]:
     """Return the longer modules without a test file of their name."""
     missing = set()
     for module in modules():
@@ -73,23 +73,21 @@ def untested() -> set[str]:
 
 
 def test_tests_mirror_the_folders():
-    """Of the longer modules those without a test file of their name are listed, and the list only shrinks."""
-    listed = set(UNTESTED_BY_NAME.read_text().split())
-    assert len(listed) <= 60
-    assert untested() == listed, "a module has gained or lost its tests: take it off the list, or write some"
+    """The list of longer modules without a test file of their name only shrinks."""
+    exceptions = set(UNTESTED_BY_NAME.read_text().split())
+    assert len(exceptions) <= 60
+    assert modules_without_tests() == exceptions, "update untested_by_name.txt or write tests"
 
 
-def test_every_test_file_lies_where_its_room_does():
+def test_every_test_folder_has_its_package():
     for module in modules():
         if module.parts[0] == "tests" and len(module.parts) > 2:
-            room = Path(*module.parts[1:-1])
-            assert (ROOT / room).is_dir() or room.parts[-1] in ("interpreted", "compatibility", "suites"), (
-                module
-            )
+            package = Path(*module.parts[1:-1])
+            assert (ROOT / package).is_dir() or package.parts[-1] in ("interpreted", "suites"), module
 
 
 def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:
-    """Yield public functions and methods: the module, the class or "", itself, what is told of it."""
+    """Yield module, class name or "", node and docstring of public functions and methods."""
     for module in modules():
         if module.parts[0] == "tests":
             continue
@@ -102,18 +100,18 @@ def public_functions() -> Iterator[tuple[Path, str, ast.FunctionDef, str]]:
                     yield module, getattr(owner, "name", ""), node, ast.get_docstring(about) or ""
 
 
-def test_long_lists_of_arguments_are_explained():
-    """What overrides a method is explained where that is, a Triton kernel by what launches it."""
-    explained = {node.name for _, owner, node, told in public_functions() if owner and "Args:" in told}
-    for module, owner, node, told in public_functions():
-        given = [argument.arg for argument in node.args.args + node.args.kwonlyargs]
-        count = len([name for name in given if name not in ("self", "cls")])
-        # An overload is explained where the function is.
-        spared = any(
+def test_long_lists_of_arguments_are_documented():
+    """Overrides are documented at the base method and Triton kernels at their launch."""
+    with_args = {node.name for _, owner, node, text in public_functions() if owner and "Args:" in text}
+    for module, owner, node, text in public_functions():
+        arguments = [argument.arg for argument in node.args.args + node.args.kwonlyargs]
+        count = len([name for name in arguments if name not in ("self", "cls")])
+        # An overload is documented at its function.
+        is_exempt = any(
             ast.unparse(decorator) in ("triton.jit", "overload") for decorator in node.decorator_list
         )
-        if count > MOST_ARGUMENTS and not spared and not (owner and node.name in explained):
-            assert "Args:" in told, f"{module}:{node.lineno}: {node.name} has {count} arguments and no Args:"
+        if count > MOST_ARGUMENTS and not is_exempt and not (owner and node.name in with_args):
+            assert "Args:" in text, f"{module}:{node.lineno}: {node.name} has {count} arguments and no Args:"
 
 
 def test_every_folder_says_what_it_is():
@@ -122,23 +120,23 @@ def test_every_folder_says_what_it_is():
             assert (ROOT / folder / "__init__.py").read_text().startswith('"""'), folder
 
 
-def test_what_is_told_of_files_is_true():
-    """A path in a docstring, a comment or a document leads somewhere; CHANGELOG may tell of what was."""
-    listed = [path for path in modules() if path.parts[0] != "tests"]
+def test_paths_in_texts_exist():
+    """Paths in docstrings, comments and pages exist. CHANGELOG may name deleted files."""
+    files = [path for path in modules() if path.parts[0] != "tests"]
     for folder in ("experiments", "docs/extending", "docs/guide", "docs/tutorials"):
-        listed += [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.md")]
-    lost = set()
-    for file in [*listed, Path("README.md"), Path("CONTRIBUTING.md"), Path("Makefile")]:
-        said = re.findall(
-            rf"(?<![\w/])(?:{'|'.join(ROOMS)})/[\w/]+\.(?:py|json|toml|md|png)\b",
+        files += [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*.md")]
+    missing = set()
+    for file in [*files, Path("README.md"), Path("CONTRIBUTING.md"), Path("Makefile")]:
+        paths = re.findall(
+            rf"(?<![\w/])(?:{'|'.join(PACKAGES)})/[\w/]+\.(?:py|json|toml|md|png)\b",
             (ROOT / file).read_text("utf-8"),
         )
-        lost |= {f"{file}: {path}" for path in said if not (ROOT / path).exists()}
-    assert not lost
+        missing |= {f"{file}: {path}" for path in paths if not (ROOT / path).exists()}
+    assert not missing
 
 
 def git(*words: str) -> list[str]:
-    """Return the files that git lists; none where this is no clone."""
+    """Return the files that git lists. The list is empty outside a clone."""
     done = subprocess.run(
         ["git", "ls-files", "-z", *words], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -146,9 +144,9 @@ def git(*words: str) -> list[str]:
 
 
 def test_git_ignores_no_source():
-    """A folder may have a name that .gitignore means for something else."""
-    ignored = git("--others", "--ignored", "--exclude-standard", "--", *ROOMS)
-    assert not [name for name in ignored if name.endswith((".py", ".json", ".toml"))]
+    """A pattern of .gitignore may match a source folder by mistake."""
+    files = git("--others", "--ignored", "--exclude-standard", "--", *PACKAGES)
+    assert not [name for name in files if name.endswith((".py", ".json", ".toml"))]
 
 
 def test_no_file_is_over_a_megabyte():

@@ -1,4 +1,4 @@
-"""`make bench` makes every page of measured numbers, and one that fails leaves its page alone."""
+"""`make bench` writes every page of benchmarks. A failing benchmark does not change its page."""
 
 import shutil
 import subprocess
@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ASKED_FOR = {"gpu", "revisions"}
-"""What has a target of its own, and what compares with a commit that somebody names."""
+SEPARATE = {"gpu", "revisions"}
+"""Benchmarks with a target of their own."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
 @pytest.fixture
 def make(tmp_path):
-    """Run make with pages of its own and a Python that prints its arguments, but fails at kernels."""
+    """Run make with a Python that prints its arguments and fails for kernels."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     (tmp_path / "pyproject.toml").touch()
     for folder in ("venv/bin", "experiments/bench", "experiments/quality"):
@@ -35,13 +35,13 @@ def make(tmp_path):
     return run
 
 
-def test_all_that_is_measured_is_measured_anew_and_a_failure_leaves_its_page(make, tmp_path):
-    made = tmp_path / "experiments" / "bench"
-    (made / "kernels.md").write_text("as it was\n")
+def test_every_page_is_written_and_a_failure_changes_none(make, tmp_path):
+    pages = tmp_path / "experiments" / "bench"
+    (pages / "kernels.md").write_text("as it was\n")
     assert make("--keep-going", "bench") != 0
-    measured = {path.name for path in (ROOT / "experiments" / "bench").glob("*.md")}
-    assert {path.name for path in made.iterdir()} == measured - {f"{name}.md" for name in ASKED_FOR}
-    assert (made / "kernels.md").read_text() == "as it was\n"
+    names = {path.name for path in (ROOT / "experiments" / "bench").glob("*.md")}
+    assert {path.name for path in pages.iterdir()} == names - {f"{name}.md" for name in SEPARATE}
+    assert (pages / "kernels.md").read_text() == "as it was\n"
     command = "-P -m scrubjay.experiments.bench.memories"
-    assert (made / "memories.md").read_text() == f"# memories\n\n`python {command}`\n\nran {command}\n"
+    assert (pages / "memories.md").read_text() == f"# memories\n\n`python {command}`\n\nran {command}\n"
     assert (tmp_path / "experiments" / "quality" / "embeddings.md").exists()

@@ -1,4 +1,4 @@
-"""What is published: a wheel that holds every room, and a page that a package index can show."""
+"""The wheel contains every package, and a package index can show its page."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.slow
-def test_a_wheel_holds_every_room(tmp_path):
+def test_a_wheel_contains_every_package(tmp_path):
     build = [
         sys.executable,
         "-m",
@@ -29,7 +29,7 @@ def test_a_wheel_holds_every_room(tmp_path):
     subprocess.run(build, check=True, timeout=240)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    pages = (f"experiments/looking/page.{ending}" for ending in ("html", "css", "js"))
+    pages = (f"experiments/viz/page.{ending}" for ending in ("html", "css", "js"))
     for name in (
         "py.typed",
         "memory/hcam.py",
@@ -42,15 +42,15 @@ def test_a_wheel_holds_every_room(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_published_passes_the_checks_of_an_index(tmp_path):
-    """A wheel and a source distribution, whose page shows without pictures and links that lead nowhere."""
+def test_distributions_pass_the_checks_of_an_index(tmp_path):
+    """The page of both distributions has no pictures and no relative links."""
     if not all(importlib.util.find_spec(name) for name in ("build", "twine")):
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("needs 'scrubjay[dev]'")
     build = [sys.executable, "-P", "-m", "build", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, timeout=240)
-    published = sorted(map(str, tmp_path.iterdir()))
-    assert [name.rpartition(".")[2] for name in published] == ["whl", "gz"]
-    check = [sys.executable, "-P", "-m", "twine", "check", "--strict", *published]
+    files = sorted(map(str, tmp_path.iterdir()))
+    assert [name.rpartition(".")[2] for name in files] == ["whl", "gz"]
+    check = [sys.executable, "-P", "-m", "twine", "check", "--strict", *files]
     done = subprocess.run(check, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / "docs" / "package.md").read_text()):

@@ -1,4 +1,4 @@
-"""Texts of many alphabets and shapes, of any length, and whether work on them grows faster than they do."""
+"""Texts of many alphabets and any length, and the growth of running time with their length."""
 
 import gc
 import time
@@ -33,29 +33,29 @@ UNITS = {
     "sigmas": "Σ'",
     "emoji": "👩\u200d👩",
 }
-"""A piece of each alphabet and shape."""
+"""Unit of each text, which is repeated."""
 
 
-def text_of(unit, length):
-    """Return `unit` again and again, `length` characters between letters that end what it may begin."""
+def repeat(unit, length):
+    """Return `unit` repeated to `length` characters, between two letters."""
     return f"x{(unit * (length // len(unit) + 1))[:length]}x"
 
 
 def growth(work, unit, length):
-    """Return by what the processor's time for `work` grows when a text is four times as long."""
-    return seconds(work, text_of(unit, 4 * length)) / seconds(work, text_of(unit, length))
+    """Return the ratio of processor times of `work` for a text four times as long."""
+    return seconds(work, repeat(unit, 4 * length)) / seconds(work, repeat(unit, length))
 
 
 def seconds(work, text, tries=3):
-    """Return the least time of the processor that `work` takes for `text`."""
+    """Return the shortest processor time of `work` for `text`."""
     return min(_once(work, text) for _ in range(tries))
 
 
 def _once(work, text):
-    gc.disable()  # which takes longer the more others have left behind
+    gc.disable()  # its time depends on other tests
     try:
-        begun = time.process_time()
+        start = time.process_time()
         work(text)
-        return max(time.process_time() - begun, 1e-3)
+        return max(time.process_time() - start, 1e-3)
     finally:
         gc.enable()

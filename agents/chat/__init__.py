@@ -1,1 +1,1 @@
-"""Chat with a local causal language model whose cache keeps what a context policy says."""
+"""Chat with a local causal language model, with a context policy for its KV cache."""

@@ -1,4 +1,4 @@
-"""One answer of a language model, token by token; it leaves the conversation's cache ready for the next."""
+"""Generate one answer of a language model token by token, and leave the cache ready for the next turn."""
 
 from __future__ import annotations
 
@@ -11,80 +11,81 @@ from torch import Tensor
 
 from scrubjay.agents.chat.constraint import CALL_BEGIN, Constraint
 from scrubjay.agents.chat.conversations import Conversation
-from scrubjay.agents.chat.loaded import LoadedModel
+from scrubjay.agents.chat.language_model import LoadedModel
 from scrubjay.agents.chat.sampling import Sampling
 from scrubjay.agents.chat.text import AnswerText
 
 
 @dataclass(frozen=True)
 class AnswerConfig:
-    """How an answer is drawn and where it ends."""
+    """Sampling settings and stop conditions of one answer."""
 
     max_tokens: int = 512
-    """Tokens at most."""
+    """Maximum number of tokens."""
     sampling: Sampling = field(default_factory=Sampling)
-    """How each is drawn."""
+    """Sampling distribution of each token."""
     seed: int | None = None
-    """Makes the draws repeatable."""
+    """Seed of the sampling; None for a random one."""
     stop: tuple[str, ...] = ()
-    """The answer ends before the first of these texts."""
+    """Stop sequences; the answer ends before the first of them."""
     call_bias: float = 0.0
-    """Added to the logit with which a tool call would begin, at the answer's first token."""
+    """Bias added to the logit of the token that begins a tool call, at the answer's first token."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: an answer has at least one token")
+            raise ValueError(f"max_tokens={self.max_tokens}: must be at least 1")
 
 
 class Answer:
-    """Iterate over it once: pieces of text as they come, some empty, one or more tokens each.
+    """Answer as an iterable of text pieces, to be iterated over once.
 
-    The conversation has read `prompt` but for `new_tokens`. Raises ValueError if `max_tokens` is too small
-    for the shortest answer that the constraint admits, and if the text outgrows what the model was trained on
-    under a policy that leaves tokens at their positions.
+    A piece comes from one or more tokens and may be empty. The conversation's cache already holds `prompt`
+    except for `new_tokens`. Raises ValueError if `max_tokens` is too small for the shortest answer that the
+    constraint allows, or if the prompt exceeds the model's training length under a policy that does not move
+    token positions.
     """
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded_model: LoadedModel,
         conversation: Conversation,
         prompt: str,
         new_tokens: Sequence[int],
         config: AnswerConfig,
         constraint: Constraint | None = None,
     ) -> None:
-        """Begin an answer; nothing is read yet.
+        """Prepare an answer; the model is run only during iteration.
 
         Args:
-            loaded: Who answers.
-            conversation: What it has read already; it holds the answer, too, when that ends.
-            prompt: The whole text that is answered.
+            loaded_model: Model that generates the answer.
+            conversation: Conversation with the tokens read so far; the answer is added to it.
+            prompt: Complete prompt.
             new_tokens: Tokens at the end of `prompt` that the conversation has not read.
-            config: How the answer is drawn and where it ends.
-            constraint: The form it must have; None for free text.
+            config: Sampling settings and stop conditions.
+            constraint: Grammar constraint; None for free text.
         """
-        self._loaded, self._conversation, self._prompt = loaded, conversation, prompt
+        self._loaded_model, self._conversation, self._prompt = loaded_model, conversation, prompt
         self._new_tokens, self._config, self._constraint = new_tokens, config, constraint
         self.cached_tokens = conversation.cache.get_seq_length()
         self.prompt_tokens = self.cached_tokens + len(new_tokens)
         self.tokens = 0
         self.finish_reason = "stop"
-        if self._outgrown(self.prompt_tokens + 1):
+        if self._exceeds_training_length(self.prompt_tokens + 1):
             raise ValueError(
-                f"the prompt has {self.prompt_tokens} tokens, and {loaded.name} was trained on texts of "
-                f"{loaded.trained_length}; choose a policy that goes on, such as policy='sinks'"
+                f"the prompt has {self.prompt_tokens} tokens, but {loaded_model.name} was trained on at most "
+                f"{loaded_model.trained_length}; choose a policy that bounds positions: policy='sinks'"
             )
-        self._closed = False
-        self._text = AnswerText(loaded.tokenizer, config.stop)
-        self._shown = 0
+        self._is_closed = False
+        self._text = AnswerText(loaded_model.tokenizer, config.stop)
+        self._shown_length = 0
         self._generator = torch.Generator()
         if config.seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(config.seed)
         shortest = [] if constraint is None else constraint.shortest_end()
-        # Some patterns of strings have no end that is found; then the limit may cut the answer.
-        self._closes_in_time = shortest is not None
+        # For some string patterns no ending is found; then the token limit may truncate the answer.
+        self._can_close_in_time = shortest is not None
         if shortest and len(shortest) > config.max_tokens:
             raise ValueError(
                 f"max_tokens={config.max_tokens}: the shortest valid answer has {len(shortest)} tokens"
@@ -92,100 +93,107 @@ class Answer:
 
     def __iter__(self) -> Generator[str]:
         conversation = self._conversation
-        logits = self._loaded.read(self._new_tokens, conversation.cache)
-        conversation.text = conversation.asked = self._prompt
-        conversation.asked_length, conversation.asked_last = self.prompt_tokens, self._new_tokens[-1]
+        logits = self._loaded_model.read(self._new_tokens, conversation.cache)
+        conversation.text = conversation.last_prompt = self._prompt
+        conversation.last_prompt_length = self.prompt_tokens
+        conversation.last_prompt_token = self._new_tokens[-1]
         conversation.pending = []
         try:
-            while not self._ended():
+            while not self._has_ended():
                 if conversation.pending:
                     unread, conversation.pending = conversation.pending, []
-                    logits = self._loaded.read(unread, conversation.cache)
+                    logits = self._loaded_model.read(unread, conversation.cache)
                 for token in self._next(logits):
-                    if token in self._loaded.end_tokens:
-                        self._closed = True
+                    if token in self._loaded_model.end_tokens:
+                        self._is_closed = True
                         break
                     conversation.pending.append(token)
                     self.tokens += 1
                     piece = self._text.push(token)
-                    self._shown += len(piece)
+                    self._shown_length += len(piece)
                     yield piece
-                    if self._text.stopped:
+                    if self._text.is_stopped:
                         break
             rest = self._text.finish()
-            self._shown += len(rest)
+            self._shown_length += len(rest)
             if rest:
                 yield rest
         finally:
-            # Also when nobody wants the rest: the next turn knows no more than was shown.
+            # Also if the caller stops iterating: the next turn must contain only the text that was yielded.
             self._rewind()
 
-    def _ended(self) -> bool:
-        if self._closed or self._text.stopped or (self._constraint is not None and self._constraint.finished):
+    def _has_ended(self) -> bool:
+        if (
+            self._is_closed
+            or self._text.is_stopped
+            or (self._constraint is not None and self._constraint.is_finished)
+        ):
             return True
-        if self.tokens >= self._config.max_tokens or self._outgrown(self.prompt_tokens + self.tokens):
+        if self.tokens >= self._config.max_tokens or self._exceeds_training_length(
+            self.prompt_tokens + self.tokens
+        ):
             self.finish_reason = "length"
             return True
         return False
 
-    def _outgrown(self, length: int) -> bool:
-        """Return whether a text of this length has positions that the model was not trained on."""
-        longest = self._loaded.trained_length
+    def _exceeds_training_length(self, length: int) -> bool:
+        """Return True if a text of this length has positions beyond the model's training length."""
+        longest = self._loaded_model.trained_length
         return (
             longest is not None and length > longest and not self._conversation.cache.policy.moves_positions
         )
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:
-        """Return the next token, or several where there is no choice."""
+        """Return the next token, or several if the constraint leaves no choice."""
         constraint, choose = self._constraint, self._config.sampling.choose
         if constraint is None:
             return [choose(logits, self._generator)]
         if self._config.call_bias and self.tokens == 0:
             logits = logits.clone()
-            logits[self._loaded.tokenize(CALL_BEGIN)[0]] += self._config.call_bias
-        forced = constraint.forced()
-        if forced:
-            constraint.accept(forced)
-            return forced
+            logits[self._loaded_model.tokenize(CALL_BEGIN)[0]] += self._config.call_bias
+        tokens = constraint.forced_tokens()
+        if tokens:
+            constraint.accept(tokens)
+            return tokens
         token = choose(constraint.restrict(logits), self._generator)
-        if token in self._loaded.end_tokens:
+        if token in self._loaded_model.end_tokens:
             return [token]
-        after = constraint.after(token)
-        if self._closes_in_time:
+        after = constraint.copy_after(token)
+        if self._can_close_in_time:
             left = self._config.max_tokens - self.tokens - 1
             end = after.shortest_end()
             if end is None or len(end) > left:
-                self._closed, self.finish_reason = True, "length"
+                self._is_closed, self.finish_reason = True, "length"
                 return constraint.shortest_end() or []
         self._constraint = after
         return [token]
 
     def _rewind(self) -> None:
-        """Make the conversation hold the prompt and what was shown, as far as its cache can go back."""
+        """Crop the conversation to the prompt and the yielded text, as far as the cache can be cropped."""
         conversation = self._conversation
-        tokens, length = self._text.tokens_within(self._shown)
-        beyond = self.tokens - tokens
-        unread = min(beyond, len(conversation.pending))
+        tokens, length = self._text.tokens_within(self._shown_length)
+        excess = self.tokens - tokens
+        unread = min(excess, len(conversation.pending))
         if unread:
             del conversation.pending[-unread:]
-        if beyond > unread and not crop(conversation, self.prompt_tokens + tokens):
-            length = len(self._text.said)
-        conversation.text = self._prompt + self._as_a_template_has_it(self._text.said[:length])
+        if excess > unread and not crop(conversation, self.prompt_tokens + tokens):
+            length = len(self._text.text)
+        conversation.text = self._prompt + self._escape_control_tokens(self._text.text[:length])
 
-    def _as_a_template_has_it(self, said: str) -> str:
-        """Return the words of an answer as they will stand in the next prompt.
+    def _escape_control_tokens(self, text: str) -> str:
+        """Return the text of an answer as the next prompt will contain it.
 
-        Where they spell control tokens that were not said as such, these are broken: or an empty answer and
-        the mark behind it would pass for them.
+        Plain text that spells a control token is escaped, if the model did not generate the control token
+        itself; otherwise it could pass for an empty answer and the end-of-turn token.
         """
-        control = self._loaded.control_tokens
-        if len(control.places(said)) <= control.count(self._text.tokens):
-            return said
-        return control.plain(said)
+        control = self._loaded_model.control_tokens
+        if len(control.find_spans(text)) <= control.count(self._text.tokens):
+            return text
+        return control.escape(text)
 
 
 def crop(conversation: Conversation, length: int) -> bool:
-    """Let the conversation's cache forget what it saw after `length` tokens; return False if it cannot."""
+    """Crop the conversation's cache to `length` tokens; return False if the cache cannot be cropped."""
     try:
         conversation.cache.crop(length - conversation.cache.get_seq_length())
     except (ValueError, NotImplementedError):

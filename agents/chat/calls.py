@@ -1,4 +1,4 @@
-"""Tell text from tool calls in an answer that is still coming."""
+"""Split a streamed answer into text and tool calls."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAIL = f"}}\n{CALL_END}"
 
 
 class CallPart(NamedTuple):
-    """A part of a call: the first has its name, all have more of its arguments' JSON."""
+    """Part of a streamed call: the first part has the name, the others have pieces of the arguments' JSON."""
 
     index: int
     name: str | None
@@ -22,57 +22,57 @@ class CallPart(NamedTuple):
 
 
 class CallSplitter:
-    """Takes an answer piece by piece; gives back text, and parts of calls as `tool_grammar` spells them."""
+    """Incremental parser of answers in the syntax of `tool_grammar`; yields text and parts of calls."""
 
     def __init__(self) -> None:
-        self._waiting = ""
+        self._buffer = ""
         self._index = -1
-        self._in_call = self._named = False
+        self._in_call = self._has_name = False
 
     def push(self, piece: str) -> Iterator[str | CallPart]:
-        """Give what is clear now that `piece` has come."""
-        self._waiting += piece
+        """Add a piece of the answer; yield the text and call parts that are complete."""
+        self._buffer += piece
         while True:
-            before = self._waiting
+            before = self._buffer
             yield from self._in_arguments() if self._in_call else self._in_text()
-            if self._waiting == before:
+            if self._buffer == before:
                 return
 
     def finish(self) -> Iterator[str | CallPart]:
-        """Give what waited, now that nothing follows."""
-        rest, self._waiting = self._waiting, ""
-        if rest and self._named:
+        """Yield the buffered rest at the end of the answer."""
+        rest, self._buffer = self._buffer, ""
+        if rest and self._has_name:
             yield CallPart(self._index, None, rest)
         elif rest and not self._in_call:
             yield rest
 
     def _in_text(self) -> Iterator[str]:
-        text, mark, after = self._waiting.partition(CALL_BEGIN)
+        text, mark, after = self._buffer.partition(CALL_BEGIN)
         between_calls = self._index >= 0
         if mark:
-            self._waiting, self._in_call, self._named = after, True, False
+            self._buffer, self._in_call, self._has_name = after, True, False
             self._index += 1
         else:
-            # The begin of a mark may be all that has come of it.
+            # Buffer an incomplete mark at the end of the text.
             sizes = (size for size in range(len(CALL_BEGIN) - 1, 0, -1) if text.endswith(CALL_BEGIN[:size]))
             cut = len(text) - next(sizes, 0)
-            text, self._waiting = text[:cut], text[cut:]
-        # Between calls there is nothing but a line's end.
+            text, self._buffer = text[:cut], text[cut:]
+        # Drop the line break between calls.
         if text and not (between_calls and text.isspace()):
             yield text
 
     def _in_arguments(self) -> Iterator[CallPart]:
-        if not self._named:
-            head = _HEAD.match(self._waiting)
+        if not self._has_name:
+            head = _HEAD.match(self._buffer)
             if head is None:
                 return
-            self._named, self._waiting = True, self._waiting[head.end() :]
+            self._has_name, self._buffer = True, self._buffer[head.end() :]
             yield CallPart(self._index, json.loads(head[1]), "")
-        arguments, tail, after = self._waiting.partition(_TAIL)
+        arguments, tail, after = self._buffer.partition(_TAIL)
         if tail:
-            self._waiting, self._in_call = after, False
+            self._buffer, self._in_call = after, False
         else:
             cut = max(0, len(arguments) - len(_TAIL) + 1)
-            arguments, self._waiting = arguments[:cut], arguments[cut:]
+            arguments, self._buffer = arguments[:cut], arguments[cut:]
         if arguments:
             yield CallPart(self._index, None, arguments)

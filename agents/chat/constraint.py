@@ -1,8 +1,8 @@
-"""JSON that a language model cannot get wrong: at every token only what keeps the answer valid may be chosen.
+"""Grammar-constrained decoding: only tokens that keep the answer valid can be sampled.
 
-The automaton over the tokenizer's vocabulary is llguidance's (MIT; one wheel of 3 MB that needs no other
-package). Beyond it: an answer that runs into its token limit is closed in time, so that it is valid whatever
-the limit, as long as the shortest valid answer fits (`Constraint.shortest_end`).
+The automaton over the tokenizer's vocabulary is llguidance's (MIT; one wheel of 3 MB without dependencies).
+In addition, an answer that reaches its token limit is completed in time, so it is valid for every limit that
+the shortest valid answer fits (`Constraint.shortest_end`).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 CALL_BEGIN = "<tool_call>"
 CALL_END = "</tool_call>"
 
-# Whitespace and escapes as `json.dumps(value, ensure_ascii=False)` writes them: what the model said and what
-# is written of it into the next prompt are then the same text, and the cache of the conversation stays good.
+# Whitespace and escapes as in `json.dumps(value, ensure_ascii=False)`: the generated text then equals the
+# text in the next prompt, and the conversation's cache stays valid.
 _SPELLING = {
     "item_separator": ", ",
     "key_separator": ": ",
@@ -28,14 +28,14 @@ _SPELLING = {
     "json_allow_general_unicode_escapes": False,
     "lenient": True,
 }
-_LONGEST_END = 512
+_MAX_END_TOKENS = 512
 
 
 class Constraint:
-    """What an answer may still become, token by token; starts before the answer's first token.
+    """Grammar constraint on an answer, updated token by token; starts before the first token.
 
-    `vocabulary` is an `llguidance.LLTokenizer`, `grammar` one of this module's. Raises ValueError on a
-    grammar that the automaton cannot follow, such as a JSON schema that contradicts itself.
+    `vocabulary` is an `llguidance.LLTokenizer`, `grammar` the result of a function of this module. Raises
+    ValueError if the automaton does not support the grammar, such as a contradictory JSON schema.
     """
 
     def __init__(self, vocabulary: Any, grammar: str) -> None:
@@ -46,63 +46,65 @@ class Constraint:
         self._check()
 
     @property
-    def finished(self) -> bool:
-        """Whether nothing can follow."""
+    def is_finished(self) -> bool:
+        """True if no token can follow."""
         return self._matcher.is_stopped()
 
     def restrict(self, logits: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
-        """Return the logits with -inf for every token that would make the answer invalid."""
-        allowed = torch.zeros(logits.shape, dtype=torch.bool)
-        mask = torch.from_numpy(self._allowed())
-        size = min(len(mask), len(allowed))
-        allowed[:size] = mask[:size]
-        return logits.masked_fill(~allowed.to(logits.device), -torch.inf)
+        """Return the logits with -inf for all tokens that would make the answer invalid."""
+        allowed_tokens = torch.zeros(logits.shape, dtype=torch.bool)
+        mask = torch.from_numpy(self._compute_allowed())
+        size = min(len(mask), len(allowed_tokens))
+        allowed_tokens[:size] = mask[:size]
+        return logits.masked_fill(~allowed_tokens.to(logits.device), -torch.inf)
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Advance by tokens of the answer. Raises ValueError if they are not allowed."""
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
-    def forced(self) -> list[int]:
-        """Return the tokens that must come next, whatever the model thinks: they need no choice."""
+    def forced_tokens(self) -> list[int]:
+        """Return the tokens that must come next, since the grammar allows no others."""
         return self._matcher.compute_ff_tokens()
 
-    def after(self, token: int) -> Constraint:
-        """Return the constraint that holds once `token` is said; this one stays as it is."""
+    def copy_after(self, token: int) -> Constraint:
+        """Return a copy of the constraint advanced by `token`; this one is not changed."""
         other = object.__new__(Constraint)
         other._vocabulary, other._matcher = self._vocabulary, self._matcher.deep_copy()
         other.accept([token])
         return other
 
     def shortest_end(self) -> list[int] | None:
-        """Return few tokens that complete the answer, none if it is complete; None if none were found.
+        """Return a few tokens that complete the answer, none if it is complete; None if not found.
 
-        Found greedily: containers and strings are closed as soon as they may be, numbers are one digit.
+        The search is greedy: containers and strings are closed as early as possible, numbers have one digit.
         """
         matcher, end = self._matcher.deep_copy(), []
         while not matcher.is_accepting():
-            tokens = matcher.compute_ff_tokens() or [self._closing(_unpack(matcher.compute_bitmask()))]
-            if len(end) + len(tokens) > _LONGEST_END or not matcher.consume_tokens(tokens):
+            tokens = matcher.compute_ff_tokens() or [
+                self._pick_closing_token(_unpack(matcher.compute_bitmask()))
+            ]
+            if len(end) + len(tokens) > _MAX_END_TOKENS or not matcher.consume_tokens(tokens):
                 return None
             end += tokens
         return end
 
-    def _closing(self, allowed: np.ndarray) -> int:
-        """Return the allowed token that brings the end nearest."""
+    def _pick_closing_token(self, allowed_tokens: np.ndarray) -> int:
+        """Return the allowed token that leads to the end fastest."""
         letter = self._token("a")
-        # Letters are allowed inside strings, and there braces are letters too.
-        inside_string = letter is not None and allowed[letter]
+        # If letters are allowed, we are inside a string, where braces do not close anything.
+        inside_string = letter is not None and allowed_tokens[letter]
         for text in ('"', "a") if inside_string else ("}", "]", '"', "0", "1", "null", "true"):
             token = self._token(text)
-            if token is not None and allowed[token]:
+            if token is not None and allowed_tokens[token]:
                 return token
-        return int(np.flatnonzero(allowed)[0])
+        return int(np.flatnonzero(allowed_tokens)[0])
 
     def _token(self, text: str) -> int | None:
         tokens = self._vocabulary.tokenize_str(text)
         return tokens[0] if len(tokens) == 1 else None
 
-    def _allowed(self) -> np.ndarray:
+    def _compute_allowed(self) -> np.ndarray:
         return _unpack(self._matcher.compute_bitmask())
 
     def _check(self) -> None:
@@ -115,28 +117,27 @@ def _unpack(bits: bytes) -> np.ndarray:
 
 
 def json_grammar(schema: dict[str, Any]) -> str:
-    """Return the grammar of one JSON value of this JSON schema."""
+    """Return the grammar of a JSON value with this JSON schema."""
     return f"start: {_json(schema)}\n"
 
 
 def tool_grammar(
-    tools: Sequence[dict[str, Any]], *, required: bool, parallel: bool, begin_is_token: bool
+    tools: Sequence[dict[str, Any]], *, require_call: bool, parallel: bool, begin_is_token: bool
 ) -> str:
     """Return the grammar of answers that may call `tools`, functions in OpenAI's format.
 
     A call is `<tool_call>`, `{"name": ..., "arguments": {...}}` and `</tool_call>`, each on its own line.
-    Unless `required`, text may come first or alone; with `parallel` there may be several calls.
-    `begin_is_token` says that `<tool_call>` is a special token of the vocabulary and not seven letters in
-    brackets.
+    Without `require_call`, text may precede or replace the call. With `parallel`, several calls are allowed.
+    `begin_is_token` is True if `<tool_call>` is a special token of the vocabulary.
     """
     begin = CALL_BEGIN if begin_is_token else json.dumps(CALL_BEGIN)
     calls = " | ".join(_json(_call_schema(tool)) for tool in tools)
     rules = [f'body: "\\n" ({calls}) {json.dumps(chr(10) + CALL_END)}']
-    if required:
+    if require_call:
         rules.append(f"call: {begin} body")
         rules.append('start: call ("\\n" call)*' if parallel else "start: call")
     else:
-        # Lazy: the lexeme ends at the first `<tool_call>`, and the schema rules from there on.
+        # Lazy: the lexeme ends at the first `<tool_call>`, after which the schema applies.
         trigger = f"trigger: TEXT {begin}" if begin_is_token else f"trigger[lazy]: TEXT {begin}"
         rules += [r"TEXT: /(.|\n)*/", trigger, "plain: TEXT"]
         rules.append("start: (trigger body)* plain" if parallel else "start: plain | trigger body")
@@ -154,19 +155,19 @@ def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(schema: dict[str, Any]) -> str:
-    return f"%json {json.dumps(_closed(schema) | {'x-guidance': _SPELLING})}"
+    return f"%json {json.dumps(_close_objects(schema) | {'x-guidance': _SPELLING})}"
 
 
-def _closed(schema: Any) -> Any:
-    """Return the schema without unlisted properties, where it does not say that there may be some."""
+def _close_objects(schema: Any) -> Any:
+    """Return the schema with `additionalProperties: false` in objects that do not set it."""
     if isinstance(schema, list):
-        return [_closed(part) for part in schema]
+        return [_close_objects(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    closed = {
-        key: value if key in ("const", "enum", "default", "examples") else _closed(value)
+    result = {
+        key: value if key in ("const", "enum", "default", "examples") else _close_objects(value)
         for key, value in schema.items()
     }
     if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
-        closed.setdefault("additionalProperties", False)
-    return closed
+        result.setdefault("additionalProperties", False)
+    return result

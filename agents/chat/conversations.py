@@ -1,4 +1,4 @@
-"""What a model has read and said already, kept so that the next turn reads only what is new."""
+"""Conversations with their KV caches, stored so that the next turn processes only new tokens."""
 
 from __future__ import annotations
 
@@ -13,169 +13,197 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from scrubjay.agents.chat.loaded import LoadedModel
+    from scrubjay.agents.chat.language_model import LoadedModel
 
 _TEXT = "conversation.json"
+_STORED_NAMES = {
+    "last_prompt": "asked",
+    "last_prompt_length": "asked_length",
+    "last_prompt_token": "asked_last",
+}
+"""Keys in the file of the fields whose key is not the field's name."""
+_FIELD_NAMES = {key: name for name, key in _STORED_NAMES.items()}
 
 
 @dataclass
 class Conversation:
-    """A cache, and the text that it holds.
+    """KV cache of a conversation and the text that it holds.
 
-    Texts are compared, not tokens: what a model said need not be how its tokenizer cuts the same words.
+    Prompts are compared by text, not by tokens: the tokens that a model generated may differ from the
+    tokenization of the same text.
     """
 
     cache: Any
-    """A `PolicyCache`; how many tokens it has seen is `cache.get_seq_length()`."""
+    """A `PolicyCache`; `cache.get_seq_length()` is the number of tokens it has processed."""
     model: LoadedModel
-    """The model that reads it."""
+    """Model that the cache belongs to."""
     thread: str | None = None
-    """The caller's name for it."""
+    """Name given by the caller; None if unnamed."""
     text: str = ""
-    """All that was read and said."""
+    """Text of all prompts and answers so far."""
     pending: list[int] = field(default_factory=list)
-    """Tokens at the end of `text` that were said but not read yet."""
-    asked: str = ""
-    """The prompt of the last answer."""
-    asked_length: int = 0
-    """Tokens of that prompt."""
-    asked_last: int = 0
-    """Its last token."""
+    """Tokens at the end of `text` that were generated but not yet processed by the model."""
+    last_prompt: str = ""
+    """Prompt of the last answer."""
+    last_prompt_length: int = 0
+    """Number of tokens of `last_prompt`."""
+    last_prompt_token: int = 0
+    """Last token of `last_prompt`."""
     head: list[int] = field(default_factory=list)
-    """The tokens of the first prompt, with which the cache begins."""
+    """Tokens of the first prompt, at the beginning of the cache."""
 
     def save(self, folder: Path) -> None:
-        """Write it into `folder`, which may exist."""
+        """Save the conversation to `folder`, which may exist."""
         folder.mkdir(parents=True, exist_ok=True)
-        about = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
-        about["model"] = self.model.name
-        # Under a name of its own, which the text tells: until the text is replaced, whole, the last one
-        # holds.
-        about["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
-        self.cache.save(folder / about["cache"])
-        before = _about(folder).get("cache") if (folder / _TEXT).exists() else None
+        metadata = {
+            _STORED_NAMES.get(name, name): value
+            for name, value in vars(self).items()
+            if name not in ("cache", "thread")
+        }
+        metadata["model"] = self.model.name
+        # The cache file has a unique name, stored in the text file. Until the text file is replaced, which is
+        # atomic, the previous conversation stays valid.
+        metadata["cache"] = f"cache-{uuid.uuid4().hex[:12]}.safetensors"
+        self.cache.save(folder / metadata["cache"])
+        before = _read_metadata(folder).get("cache") if (folder / _TEXT).exists() else None
         new = folder / f"{_TEXT}.new"
-        new.write_text(json.dumps(about, ensure_ascii=False, indent=1), encoding="utf-8")
+        new.write_text(json.dumps(metadata, ensure_ascii=False, indent=1), encoding="utf-8")
         new.replace(folder / _TEXT)
         if before is not None:
             (folder / Path(before).name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, policy: Any, model: LoadedModel, thread: str | None) -> Conversation:
-        """Return the conversation that `save` wrote.
+        """Load a conversation written by `save`.
 
-        Raises ValueError on a folder that holds none, or one of a model of another name or of another policy.
+        Raises ValueError if the folder holds no conversation, or one of another model or policy.
         """
         from scrubjay.memory.context import PolicyCache
 
         try:
-            about = _about(folder)
-            cache = PolicyCache.load(folder / Path(about.pop("cache")).name, policy, model.model)
-            name = about.pop("model")
-            read = cls(cache, model, thread=thread, **about)
+            metadata = _read_metadata(folder)
+            cache = PolicyCache.load(folder / Path(metadata.pop("cache")).name, policy, model.model)
+            name = metadata.pop("model")
+            fields = {_FIELD_NAMES.get(key, key): value for key, value in metadata.items()}
+            conversation = cls(cache, model, thread=thread, **fields)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         if name != model.name:
             raise ValueError(f"{folder} holds a conversation of model {name!r}, not {model.name!r}")
-        return read
+        return conversation
 
 
-def _about(folder: Path) -> dict[str, Any]:
+def _read_metadata(folder: Path) -> dict[str, Any]:
     try:
-        about = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
+        metadata = json.loads((folder / _TEXT).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder} holds no saved conversation: {error}") from error
-    if not isinstance(about, dict):
-        raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is no JSON object")  # noqa: TRY004
-    return about
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is not a JSON object")  # noqa: TRY004
+    return metadata
 
 
-class KeptConversations:
-    """The conversations used last, at most `limit` of them; safe to use from several threads.
+class ConversationStore:
+    """Least-recently-used store of at most `limit` conversations; thread-safe.
 
-    Who takes a conversation has it alone: another call that would go on with it meanwhile starts anew.
+    `take` removes a conversation, so only one call uses it at a time; a concurrent call starts a new one.
     """
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
             raise ValueError(f"max_conversations={limit}: must not be negative")
         self._limit = limit
-        self._kept: OrderedDict[int, Conversation] = OrderedDict()
+        self._conversations: OrderedDict[int, Conversation] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._kept)
+        return len(self._conversations)
 
     def take(self, text: str, model: LoadedModel, thread: str | None) -> Conversation | None:
-        """Remove and return the longest conversation that a prompt goes on with or asks again."""
+        """Remove and return the longest conversation that a prompt continues or repeats, or None."""
         with self._lock:
             return self._pop(
-                lambda kept: (
-                    kept.model is model and kept.thread == thread and text.startswith((kept.text, kept.asked))
+                lambda conversation: (
+                    conversation.model is model
+                    and conversation.thread == thread
+                    and text.startswith((conversation.text, conversation.last_prompt))
                 ),
-                prefer=lambda kept: len(kept.text) if text.startswith(kept.text) else len(kept.asked),
+                prefer=lambda conversation: (
+                    len(conversation.text)
+                    if text.startswith(conversation.text)
+                    else len(conversation.last_prompt)
+                ),
             )
 
     def branch(
         self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
     ) -> Conversation | None:
-        """Return a conversation that has read the beginning of a prompt, the longest that another has.
+        """Return a new conversation that shares the longest cached beginning with a prompt, or None.
 
-        A named one is taken for it, as a name has one; others are copied, if at least half of them is of use.
+        A named conversation is removed and cropped, since a name has one conversation. An unnamed one is
+        copied if at least half of it can be reused.
         """
         with self._lock:
-            found = [
-                # Never the whole prompt: its last token has to be read for what comes next.
-                (min(_shared(kept.head, tokens[:-1]), kept.cache.get_seq_length()), key)
-                for key, kept in self._kept.items()
-                if kept.model is model and kept.thread == thread and kept.cache.policy == policy
+            candidates = [
+                # Never the whole prompt: its last token must be processed to get the next logits.
+                (min(_count_shared(conversation.head, tokens[:-1]), conversation.cache.get_seq_length()), key)
+                for key, conversation in self._conversations.items()
+                if conversation.model is model
+                and conversation.thread == thread
+                and conversation.cache.policy == policy
             ]
-            length, key = max(found, default=(0, 0))
+            length, key = max(candidates, default=(0, 0))
             if not length:
                 return None
-            cache = self._kept[key].cache
-            seen = cache.get_seq_length()
+            cache = self._conversations[key].cache
+            cached_length = cache.get_seq_length()
             if thread is not None:
-                del self._kept[key]
-            elif 2 * length >= seen:
+                del self._conversations[key]
+            elif 2 * length >= cached_length:
                 cache = copy.deepcopy(cache)
             else:
                 return None
         try:
-            cache.crop(length - seen)
-        except (ValueError, NotImplementedError):  # the policy has dropped what would be read again
+            cache.crop(length - cached_length)
+        except (ValueError, NotImplementedError):  # the policy has dropped tokens of the shared beginning
             return None
         return Conversation(cache, model, thread, head=list(tokens))
 
-    def newest(self, thread: str | None) -> Conversation | None:
-        """Return the conversation used last under this name, which stays."""
+    def latest(self, thread: str | None) -> Conversation | None:
+        """Return the most recently used conversation of this name without removing it."""
         with self._lock:
-            found = [kept for kept in self._kept.values() if kept.thread == thread]
-            return found[-1] if found else None
+            matches = [
+                conversation for conversation in self._conversations.values() if conversation.thread == thread
+            ]
+            return matches[-1] if matches else None
 
     def put(self, conversation: Conversation) -> None:
-        """Keep a conversation as the one used last; a name has one, and what was used longest ago may go."""
+        """Store a conversation as the most recently used.
+
+        It replaces the conversation of the same name; the least recently used one is dropped if there are too
+        many.
+        """
         with self._lock:
             if conversation.thread is not None:
-                self._pop(lambda kept: kept.thread == conversation.thread)
-            self._kept[id(conversation)] = conversation
-            while len(self._kept) > self._limit:
-                self._kept.popitem(last=False)
+                self._pop(lambda other: other.thread == conversation.thread)
+            self._conversations[id(conversation)] = conversation
+            while len(self._conversations) > self._limit:
+                self._conversations.popitem(last=False)
 
     def forget(self, thread: str | None) -> None:
-        """Drop all conversations of this name."""
+        """Delete all conversations of this name."""
         with self._lock:
-            while self._pop(lambda kept: kept.thread == thread):
+            while self._pop(lambda conversation: conversation.thread == thread):
                 pass
 
-    def _pop(self, wanted: Any, prefer: Any = lambda kept: 0) -> Conversation | None:
-        found = [key for key, kept in self._kept.items() if wanted(kept)]
-        if not found:
+    def _pop(self, matches: Any, prefer: Any = lambda conversation: 0) -> Conversation | None:
+        keys = [key for key, conversation in self._conversations.items() if matches(conversation)]
+        if not keys:
             return None
-        return self._kept.pop(max(found, key=lambda key: prefer(self._kept[key])))
+        return self._conversations.pop(max(keys, key=lambda key: prefer(self._conversations[key])))
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two texts have in common from the first on."""
+def _count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return the length of the common beginning of two token sequences."""
     pairs = zip(one, other, strict=False)
     return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))

@@ -1,7 +1,7 @@
-"""A chat model of langchain over any transformers causal LM, with a context policy inside.
+"""Langchain chat model over any causal LM of transformers, with a context policy for its KV cache.
 
-The model is on this machine and needs no server. A conversation may go on without end: the policy says what
-the cache keeps of it, and a turn reads only what is new since the last one.
+The model runs in this process and needs no server. A conversation may have any length: the policy selects the
+tokens that the cache retains, and a turn processes only the tokens that are new since the last one.
 """
 
 from __future__ import annotations
@@ -26,80 +26,80 @@ from langchain_core.utils.function_calling import convert_to_json_schema, conver
 from pydantic import PrivateAttr, model_validator
 
 from scrubjay.agents.chat.answer import Answer, AnswerConfig, crop
+from scrubjay.agents.chat.answer_format import AnswerFormat
 from scrubjay.agents.chat.calls import CallPart, CallSplitter
-from scrubjay.agents.chat.conversations import Conversation, KeptConversations
-from scrubjay.agents.chat.form import AnswerFormat
-from scrubjay.agents.chat.loaded import LoadedModel, load
+from scrubjay.agents.chat.conversations import Conversation, ConversationStore
+from scrubjay.agents.chat.language_model import LoadedModel, load
 from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.agents.chat.sampling import Sampling
-from scrubjay.agents.chat.structured import parsed
+from scrubjay.agents.chat.structured_output import parse_answers
 from scrubjay.memory import context
 
-# What hosted models take and a local one has no use for; others' code may pass it.
+# Options of hosted models that a local one ignores; third-party code may pass them.
 _HOSTED = {"api_key", "base_url", "timeout", "max_retries"}
 
 
 class LocalChatModel(BaseChatModel):
     """Chat with a causal LM in this process: `LocalChatModel(model="smollm2").invoke("Hello")`.
 
-    Conversations are kept: messages that go on with one, as its caller has it, cost only what is new.
-    `config={"configurable": {"thread_id": "anna"}}` names a conversation; unnamed ones are found by their
-    text. Tool calls and structured output are valid by construction, whatever the model
+    Caches of conversations are stored: if the messages continue a stored conversation, only new tokens are
+    processed. `config={"configurable": {"thread_id": "anna"}}` names a conversation; unnamed ones are found
+    by their text. Tool calls and structured output are valid by construction with every model
     (`agents.chat.constraint`).
 
-    Raises ValueError on settings that cannot work; a model that is not there is told on first use.
+    Raises ValueError on invalid settings; a missing model raises an error on first use.
     """
 
     model: Any = "smollm2"
-    """A name ("smollm2"), a folder, a GGUF file, or a ready `(model, tokenizer)` of transformers."""
+    """Name ("smollm2"), folder, GGUF file, or `(model, tokenizer)` pair of transformers."""
     policy: Any = "sinks"
-    """What the cache keeps: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
+    """Context policy of the cache: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
     budget: int = 1024
-    """Tokens that a policy given by name keeps, where it has a budget."""
+    """Token budget of a policy given by name; ignored if the policy has no budget."""
     temperature: float = 0.0
-    """0 takes the likeliest token always; above, tokens are drawn."""
+    """Sampling temperature; 0 selects the most likely token (greedy decoding)."""
     top_p: float = 0.95
-    """Tokens are drawn among the likeliest ones that have this much probability together."""
+    """Nucleus sampling: sample from the most likely tokens with this total probability."""
     seed: int | None = None
-    """Makes answers repeatable."""
+    """Seed of the sampling; None for a random one."""
     max_tokens: int = 512
-    """Tokens of an answer at most."""
+    """Maximum number of tokens of an answer."""
     stop: list[str] | None = None
-    """An answer ends before the first of these texts."""
+    """Stop sequences; an answer ends before the first of them."""
     call_bias: float = 0.0
-    """Makes a model that may call a tool do so more often; small ones want some 4, in units of logits."""
+    """Logit bias towards a tool call at the first token; about 4 helps small models."""
     max_conversations: int = 8
-    """Conversations whose caches are kept; what was used longest ago goes first."""
+    """Maximum number of stored conversations; the least recently used one is dropped first."""
     chat_template: str | None = None
-    """A Jinja template in place of the tokenizer's."""
+    """Jinja template that replaces the tokenizer's chat template."""
     dtype: str = "float32"
-    """Of the weights, by its name in torch; a ready model has its own."""
+    """Torch dtype of the weights; ignored for a model passed as an object."""
     device: str = "cpu"
-    """Where the model is; a ready model stays where it is."""
+    """Device of the model; ignored for a model passed as an object."""
     trust: bool = False
-    """Admit pickled weights and PEFT adapters in a folder. Python code in it is never run."""
-    marked: bool = False
-    """Whether caches tell what they keep of a conversation (`PolicyCache.kept`), at four numbers a value."""
+    """Allow pickled weights and PEFT adapters in a folder. Python code in the folder is never run."""
+    track_tokens: bool = False
+    """Track the retained tokens of a cache (`PolicyCache.get_retained_tokens`), at four numbers per value."""
     streaming: bool = False
-    """Whether `invoke` goes through the stream, so that callbacks see tokens."""
+    """Let `invoke` use the stream, so that callbacks receive tokens."""
 
-    _kept: KeptConversations = PrivateAttr()
-    _held: dict[str | tuple[int, ...], LoadedModel] = PrivateAttr(default_factory=dict)
+    _conversations: ConversationStore = PrivateAttr()
+    _loaded_models: dict[str | tuple[int, ...], LoadedModel] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, given: Any) -> Any:
-        known = set(cls.model_fields) | _HOSTED
-        unknown = sorted(set(given) - known) if isinstance(given, dict) else []
+    def _refuse_unknown(cls, options: Any) -> Any:
+        known_names = set(cls.model_fields) | _HOSTED
+        unknown = sorted(set(options) - known_names) if isinstance(options, dict) else []
         if unknown:
-            raise ValueError(f"LocalChatModel has no setting {', '.join(unknown)}")
-        return given
+            raise ValueError(f"LocalChatModel: unknown setting {', '.join(unknown)}")
+        return options
 
     @model_validator(mode="after")
     def _check(self) -> LocalChatModel:
         self._answer_config(None, {})
         context.check_dtype(self.dtype)
-        self._kept = KeptConversations(self.max_conversations)
+        self._conversations = ConversationStore(self.max_conversations)
         _ = self.context_policy
         return self
 
@@ -117,13 +117,13 @@ class LocalChatModel(BaseChatModel):
         )
 
     @property
-    def loaded(self) -> LoadedModel:
-        """The model in memory; loaded on first use."""
+    def loaded_model(self) -> LoadedModel:
+        """Model in memory; loaded on first use."""
         return self._load(self.model)
 
     @property
     def context_policy(self) -> context.ContextPolicy:
-        """What the cache of a new conversation keeps; one that has begun stays with what it began with."""
+        """Context policy of new conversations; an existing conversation retains its own."""
         if not isinstance(self.policy, str):
             return self.policy
         policy = context.make(self.policy)
@@ -133,21 +133,22 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def tokens_in_view(self) -> int | None:
-        """Tokens of a prompt that the model still sees when the longest answer ends; None: any number.
+        """Maximum prompt tokens that stay in the model's view until the answer ends; None for no limit.
 
-        Raises ValueError if the policy's budget has no room for them.
+        Raises ValueError if the policy's budget leaves no tokens for a prompt.
         """
-        lengths = [getattr(self.context_policy, "budget", None), self.loaded.trained_length]
-        known = [length for length in lengths if length is not None]
-        if not known:
+        lengths = [getattr(self.context_policy, "budget", None), self.loaded_model.trained_length]
+        bounds = [length for length in lengths if length is not None]
+        if not bounds:
             return None
-        seen = min(known)
-        if seen <= self.max_tokens:
+        view_length = min(bounds)
+        if view_length <= self.max_tokens:
             raise ValueError(
-                f"the model sees {seen} tokens (budget={self.budget}), and max_tokens={self.max_tokens} of "
-                "an answer leave none of a prompt; raise the budget or lower max_tokens"
+                f"the model sees {view_length} tokens (budget={self.budget}), and "
+                f"max_tokens={self.max_tokens} leaves none for the prompt; raise the budget or lower "
+                "max_tokens"
             )
-        return seen - self.max_tokens
+        return view_length - self.max_tokens
 
     @property
     def _llm_type(self) -> str:
@@ -167,12 +168,12 @@ class LocalChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        `tool_choice`: "auto" (default) lets it answer or call, "any", "required" or True makes it call, the
-        name of a tool makes it call that one, "none" or False keeps it from calling. Raises ValueError on the
-        name of a tool that is not there.
+        `tool_choice`: "auto" (default) allows text or a call, "any", "required" or True requires a call, the
+        name of a tool requires a call of that tool, "none" or False forbids calls. Raises ValueError on an
+        unknown tool name.
         """
         functions = [convert_to_openai_tool(tool) for tool in tools]
-        AnswerFormat.of({"tools": functions, "tool_choice": tool_choice})
+        AnswerFormat.from_options({"tools": functions, "tool_choice": tool_choice})
         return cast(
             "Runnable[LanguageModelInput, AIMessage]",
             self.bind(
@@ -191,8 +192,8 @@ class LocalChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, Any]:
         """Return the model with answers of this schema: a pydantic class, a TypedDict or a JSON schema.
 
-        `method`: "json_schema" and "json_mode" make the whole answer this JSON, "function_calling" makes it
-        the arguments of a call. Answers always match, so `strict` changes nothing.
+        `method`: with "json_schema" and "json_mode" the whole answer is JSON, with "function_calling" it is
+        the arguments of a call. Answers always match the schema, so `strict` has no effect.
         """
         del strict
         if method == "function_calling":
@@ -202,47 +203,51 @@ class LocalChatModel(BaseChatModel):
                 f"method={method!r}: choose from 'json_schema', 'function_calling' and 'json_mode'"
             )
         if kwargs:
-            raise ValueError(f"with_structured_output has no setting {', '.join(sorted(kwargs))}")
+            raise ValueError(f"with_structured_output: unknown option {', '.join(sorted(kwargs))}")
         plain = convert_to_json_schema(schema)
-        wanted = {"type": "json_schema", "json_schema": {"name": plain["title"], "schema": plain}}
+        response_format = {"type": "json_schema", "json_schema": {"name": plain["title"], "schema": plain}}
         model = self.bind(
-            response_format=wanted,
+            response_format=response_format,
             ls_structured_output_format={"kwargs": {"method": method}, "schema": schema},
         )
-        return parsed(model, schema, include_raw)
+        return parse_answers(model, schema, include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the tokens that a text takes in a prompt, by the model's own tokenizer."""
-        return self.loaded.tokenize(self.loaded.control_tokens.plain(text))
+        """Return the tokens of a text inside a prompt, by the model's own tokenizer."""
+        return self.loaded_model.tokenize(self.loaded_model.control_tokens.escape(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence | None = None) -> int:
-        """Return the tokens of the prompt that these messages make."""
+        """Return the number of tokens of the prompt for these messages."""
         functions = [convert_to_openai_tool(tool) for tool in tools or ()]
-        prompt = write_prompt(self.loaded.tokenizer, messages, functions, template=self.chat_template)
-        return len(self.loaded.tokenize(prompt))
+        prompt = write_prompt(self.loaded_model.tokenizer, messages, functions, template=self.chat_template)
+        return len(self.loaded_model.tokenize(prompt))
 
     def cache_bytes(self, thread_id: str | None = None) -> int:
-        """Return the bytes of the keys and values kept of the conversation used last under this name."""
-        kept = self._kept.newest(thread_id)
-        return kept.cache.nbytes() if kept else 0
+        """Return the cache size in bytes of the most recently used conversation of this name; 0 if none."""
+        conversation = self._conversations.latest(thread_id)
+        return conversation.cache.nbytes() if conversation else 0
 
     def save_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
-        """Write what is kept of a conversation to disk. Raises ValueError if there is none of this name."""
-        kept = self._kept.newest(thread_id)
-        if kept is None:
-            raise ValueError(f"no conversation {thread_id!r} is kept; there is one after the first answer")
-        kept.save(Path(folder))
+        """Save a conversation with its cache to a folder. Raises ValueError if the name is unknown."""
+        conversation = self._conversations.latest(thread_id)
+        if conversation is None:
+            raise ValueError(
+                f"thread_id={thread_id!r}: no stored conversation; it exists after the first answer"
+            )
+        conversation.save(Path(folder))
 
     def load_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
-        """Take up what `save_conversation` wrote, under this name: its next turn reads only what is new.
+        """Load a conversation written by `save_conversation` under this name; the next turn continues it.
 
-        Raises ValueError if the folder holds none, or one of another model or policy.
+        Raises ValueError if the folder holds no conversation, or one of another model or policy.
         """
-        self._kept.put(Conversation.load(Path(folder), self.context_policy, self.loaded, thread_id))
+        self._conversations.put(
+            Conversation.load(Path(folder), self.context_policy, self.loaded_model, thread_id)
+        )
 
     def forget_conversation(self, thread_id: str | None = None) -> None:
-        """Drop what is kept under this name; None drops all that have no name."""
-        self._kept.forget(thread_id)
+        """Delete the stored conversation of this name; None deletes all unnamed ones."""
+        self._conversations.forget(thread_id)
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
@@ -259,13 +264,13 @@ class LocalChatModel(BaseChatModel):
     def stream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[AIMessageChunk]:
-        """Give the answer as it comes."""
+        """Yield the answer as a stream of chunks."""
         return super().stream(input, config, **_with_thread(config, kwargs))
 
     async def astream(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[AIMessageChunk]:
-        """Give the answer as it comes."""
+        """Yield the answer as a stream of chunks."""
         async for chunk in super().astream(input, config, **_with_thread(config, kwargs)):
             yield chunk
 
@@ -296,21 +301,25 @@ class LocalChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        loaded = self._load(kwargs.get("model", self.model))
-        began = time.perf_counter()
-        config, wanted = self._answer_config(stop, kwargs), AnswerFormat.of(kwargs)
+        loaded_model = self._load(kwargs.get("model", self.model))
+        start_time = time.perf_counter()
+        config, answer_format = self._answer_config(stop, kwargs), AnswerFormat.from_options(kwargs)
         prompt = write_prompt(
-            loaded.tokenizer, messages, wanted.tools, wanted.instruction, self.chat_template
+            loaded_model.tokenizer,
+            messages,
+            answer_format.tools,
+            answer_format.instruction,
+            self.chat_template,
         )
-        constraint = wanted.constraint(loaded)
-        conversation, new_tokens = self._open(loaded, prompt, _thread(kwargs))
+        constraint = answer_format.build_constraint(loaded_model)
+        conversation, new_tokens = self._open(loaded_model, prompt, _thread(kwargs))
         try:
-            answer = Answer(loaded, conversation, prompt, new_tokens, config, constraint)
+            answer = Answer(loaded_model, conversation, prompt, new_tokens, config, constraint)
         except ValueError:
             if conversation.text:
-                self._kept.put(conversation)
+                self._conversations.put(conversation)
             raise
-        splitter, called = CallSplitter(), False
+        splitter, has_calls = CallSplitter(), False
 
         def chunks(parts: Iterator[str | CallPart]) -> Iterator[ChatGenerationChunk]:
             for part in parts:
@@ -322,18 +331,20 @@ class LocalChatModel(BaseChatModel):
         try:
             with closing(iter(answer)) as pieces:
                 for piece in pieces:
-                    if wanted.tools:
+                    if answer_format.tools:
                         for chunk in chunks(splitter.push(piece)):
-                            called = called or bool(cast("AIMessageChunk", chunk.message).tool_call_chunks)
+                            has_calls = has_calls or bool(
+                                cast("AIMessageChunk", chunk.message).tool_call_chunks
+                            )
                             yield chunk
                     elif piece:
                         yield from chunks(iter([piece]))
                 yield from chunks(splitter.finish())
         except GeneratorExit:
-            self._kept.put(conversation)
+            self._conversations.put(conversation)
             raise
-        self._kept.put(conversation)
-        reason = "tool_calls" if called and answer.finish_reason == "stop" else answer.finish_reason
+        self._conversations.put(conversation)
+        reason = "tool_calls" if has_calls and answer.finish_reason == "stop" else answer.finish_reason
         yield ChatGenerationChunk(
             message=AIMessageChunk(
                 content="",
@@ -342,7 +353,7 @@ class LocalChatModel(BaseChatModel):
                     "model_name": self._name(kwargs.get("model", self.model)),
                     "finish_reason": reason,
                     "cache_bytes": conversation.cache.nbytes(),
-                    "seconds": time.perf_counter() - began,
+                    "seconds": time.perf_counter() - start_time,
                 },
                 usage_metadata={
                     "input_tokens": answer.prompt_tokens,
@@ -354,48 +365,53 @@ class LocalChatModel(BaseChatModel):
         )
 
     def _open(
-        self, loaded: LoadedModel, prompt: str, thread: str | None
+        self, loaded_model: LoadedModel, prompt: str, thread: str | None
     ) -> tuple[Conversation, Sequence[int]]:
-        """Return the conversation that the prompt goes on with, or a new one, and what it has not read."""
-        kept = self._kept.take(prompt, loaded, thread)
-        if kept is not None and prompt.startswith(kept.text):
-            new = kept.pending + loaded.tokenize(prompt[len(kept.text) :])
+        """Return the conversation that the prompt continues, or a new one, and the tokens it has not read."""
+        conversation = self._conversations.take(prompt, loaded_model, thread)
+        if conversation is not None and prompt.startswith(conversation.text):
+            new = conversation.pending + loaded_model.tokenize(prompt[len(conversation.text) :])
             if new:
-                return kept, new
-        # Asked again: back to where the last answer began, and read the last token again for what comes next.
-        if kept is not None and crop(kept, kept.asked_length - 1):
-            kept.text, kept.pending = kept.asked, [kept.asked_last]
-            return kept, kept.pending + loaded.tokenize(prompt[len(kept.asked) :])
-        tokens = loaded.tokenize(prompt)
-        branched = self._kept.branch(tokens, loaded, thread, self.context_policy)
-        if branched is not None:
-            return branched, tokens[branched.cache.get_seq_length() :]
-        cache = context.PolicyCache(self.context_policy, loaded.model, self.marked)
-        return Conversation(cache, loaded, thread, head=tokens), tokens
+                return conversation, new
+        # The prompt is repeated: crop to the beginning of the last answer, and process the last token again.
+        if conversation is not None and crop(conversation, conversation.last_prompt_length - 1):
+            conversation.text, conversation.pending = (
+                conversation.last_prompt,
+                [conversation.last_prompt_token],
+            )
+            return conversation, conversation.pending + loaded_model.tokenize(
+                prompt[len(conversation.last_prompt) :]
+            )
+        tokens = loaded_model.tokenize(prompt)
+        branch = self._conversations.branch(tokens, loaded_model, thread, self.context_policy)
+        if branch is not None:
+            return branch, tokens[branch.cache.get_seq_length() :]
+        cache = context.PolicyCache(self.context_policy, loaded_model.model, self.track_tokens)
+        return Conversation(cache, loaded_model, thread, head=tokens), tokens
 
     def _load(self, source: Any) -> LoadedModel:
-        # Ready models are told apart by themselves: two may have one name.
+        # Model objects are distinguished by identity: two may have the same name.
         key = tuple(map(id, source)) if isinstance(source, tuple) else str(source)
-        if key not in self._held:
-            self._held[key] = load(source, getattr(torch, self.dtype), self.device, self.trust)
-        return self._held[key]
+        if key not in self._loaded_models:
+            self._loaded_models[key] = load(source, getattr(torch, self.dtype), self.device, self.trust)
+        return self._loaded_models[key]
 
     def _name(self, source: Any) -> str:
         if isinstance(source, tuple):
             return Path(getattr(source[0], "name_or_path", "") or type(source[0]).__name__).name
         return str(source)
 
-    def _answer_config(self, stop: list[str] | None, given: dict[str, Any]) -> AnswerConfig:
-        """Return the settings of one call: what the call says, else what the model says."""
-        field = {
-            name: given.get(name, getattr(self, name))
+    def _answer_config(self, stop: list[str] | None, options: dict[str, Any]) -> AnswerConfig:
+        """Return the settings of one call: the options of the call override those of the model."""
+        values = {
+            name: options.get(name, getattr(self, name))
             for name in ("temperature", "top_p", "seed", "max_tokens", "call_bias")
         }
         return AnswerConfig(
-            max_tokens=field["max_tokens"],
-            sampling=Sampling(field["temperature"], field["top_p"]),
-            seed=field["seed"],
-            call_bias=field["call_bias"],
+            max_tokens=values["max_tokens"],
+            sampling=Sampling(values["temperature"], values["top_p"]),
+            seed=values["seed"],
+            call_bias=values["call_bias"],
             stop=tuple(stop if stop is not None else self.stop or ()),
         )
 
@@ -421,11 +437,11 @@ def _chunk(part: str | CallPart) -> AIMessageChunk:
     return AIMessageChunk(content="", tool_call_chunks=[call])
 
 
-def _with_thread(config: RunnableConfig | None, given: dict[str, Any]) -> dict[str, Any]:
+def _with_thread(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
     thread = ensure_config(config).get("configurable", {}).get("thread_id")
-    return {"thread_id": thread, **given} if thread is not None else given
+    return {"thread_id": thread, **options} if thread is not None else options
 
 
-def _thread(given: dict[str, Any]) -> str | None:
-    thread = given.get("thread_id", ensure_config().get("configurable", {}).get("thread_id"))
+def _thread(options: dict[str, Any]) -> str | None:
+    thread = options.get("thread_id", ensure_config().get("configurable", {}).get("thread_id"))
     return None if thread is None else str(thread)

@@ -1,4 +1,4 @@
-"""From tokens to text, as they come: whole characters only, and never a part of what ends the answer."""
+"""Incremental detokenization: yields whole characters only, and never a part of a stop sequence."""
 
 from __future__ import annotations
 
@@ -7,75 +7,75 @@ from typing import Any
 
 
 class AnswerText:
-    """The text of an answer that grows by tokens.
+    """Text of an answer that grows token by token.
 
-    `push` returns what is sure to be part of the answer: half a character, or what may turn out to be the
-    begin of a stop sequence, waits. `said` is all the text the tokens make, stop sequence included.
+    `push` returns only text that is certain to be part of the answer: an incomplete character and a possible
+    beginning of a stop sequence are held back. `text` is all text of the tokens, the stop sequence included.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         if "" in stops:
-            raise ValueError("stop='': an empty stop sequence would end every answer at once")
+            raise ValueError("stop='': a stop sequence must not be empty")
         self._tokenizer, self._stops = tokenizer, tuple(stops)
         self._tokens: list[int] = []
-        # Tokens before `_anchor` are only there because some tokenizers write a first word without its space.
+        # Decoding starts at `_anchor`, some tokens earlier: some tokenizers drop the space of the first word.
         self._anchor = self._read = 0
-        self._shown = 0
+        self._shown_length = 0
         self._ends = [0]
-        self.said = ""
+        self.text = ""
         self.stop_at: int | None = None
 
     @property
     def tokens(self) -> Sequence[int]:
-        """All that were pushed."""
+        """All tokens so far."""
         return self._tokens
 
     @property
-    def stopped(self) -> bool:
-        """Whether a stop sequence has come; `stop_at` is where in `said` it begins."""
+    def is_stopped(self) -> bool:
+        """True if the text contains a stop sequence, which begins at `stop_at`."""
         return self.stop_at is not None
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that may be shown now."""
+        """Add a token; return the text that became certain."""
         self._tokens.append(token)
         before = self._decode(self._tokens[self._anchor : self._read])
         now = self._decode(self._tokens[self._anchor :])
         if len(now) > len(before) and not now.endswith("\ufffd"):
-            self.said += now[len(before) :]
+            self.text += now[len(before) :]
             self._anchor, self._read = self._read, len(self._tokens)
-        self._ends.append(len(self.said))
-        found = [at for stop in self._stops if (at := self.said.find(stop, self._earliest())) >= 0]
-        if not found:
-            return self._show(len(self.said) - self._waiting())
-        self.stop_at = min(found)
+        self._ends.append(len(self.text))
+        positions = [at for stop in self._stops if (at := self.text.find(stop, self._search_start())) >= 0]
+        if not positions:
+            return self._show(len(self.text) - self._count_held_back())
+        self.stop_at = min(positions)
         return self._show(self.stop_at)
 
     def finish(self) -> str:
-        """Return what waited, now that no token follows."""
-        if not self.stopped and self._read < len(self._tokens):
+        """Return the text that was held back, at the end of the answer."""
+        if not self.is_stopped and self._read < len(self._tokens):
             before = self._decode(self._tokens[self._anchor : self._read])
-            self.said += self._decode(self._tokens[self._anchor :])[len(before) :]
-            self._ends[-1] = len(self.said)
-        return self._show(self.stop_at if self.stop_at is not None else len(self.said))
+            self.text += self._decode(self._tokens[self._anchor :])[len(before) :]
+            self._ends[-1] = len(self.text)
+        return self._show(self.stop_at if self.stop_at is not None else len(self.text))
 
     def tokens_within(self, length: int) -> tuple[int, int]:
-        """Return how many tokens lie wholly in so many characters of `said`, and how many those make."""
+        """Return the number of tokens wholly within the first `length` characters, and their text length."""
         end = max(end for end in self._ends if end <= length)
-        # The first with this end: those after it are halves of a character that is not whole yet.
+        # The first token with this end: tokens after it belong to an incomplete character.
         return self._ends.index(end), end
 
     def _show(self, end: int) -> str:
-        new, self._shown = self.said[self._shown : end], max(self._shown, end)
+        new, self._shown_length = self.text[self._shown_length : end], max(self._shown_length, end)
         return new
 
-    def _earliest(self) -> int:
+    def _search_start(self) -> int:
         longest = max((len(stop) for stop in self._stops), default=1)
-        return max(0, self._shown - longest + 1)
+        return max(0, self._shown_length - longest + 1)
 
-    def _waiting(self) -> int:
-        """Return the length of the longest end of `said` with which a stop sequence begins."""
+    def _count_held_back(self) -> int:
+        """Return the length of the longest suffix of `text` that is the beginning of a stop sequence."""
         sizes = (
-            size for stop in self._stops for size in range(1, len(stop)) if self.said.endswith(stop[:size])
+            size for stop in self._stops for size in range(1, len(stop)) if self.text.endswith(stop[:size])
         )
         return max(sizes, default=0)
 

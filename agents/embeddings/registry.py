@@ -1,4 +1,4 @@
-"""Embeddings by the names that the command line has for them."""
+"""Embedding models by their command-line names."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EmbeddingsName = Literal["minilm", "e5"]
 
 
 def make_embeddings(name: EmbeddingsName) -> Embeddings:
-    """Return the embeddings; their weights are read at the first use.
+    """Build an embedding model; its weights are loaded at the first call.
 
-    Raises ModuleNotFoundError naming the extra that brings them.
+    Raises ModuleNotFoundError, with the extra to install, if the weights are missing.
     """
     from scrubjay.agents.embeddings.e5 import E5Embeddings
     from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings

@@ -1,4 +1,4 @@
-"""The agent: a langchain Runnable around the loop."""
+"""KwaiAgent, a langchain Runnable around the agent loop."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.tools import BaseTool
 
-from scrubjay.agents.kwai.context import Context, passages, spoken
-from scrubjay.agents.kwai.drive import Loop, adrive, drive
+from scrubjay.agents.kwai.context import PromptBuilder, filter_dialogue, split_passages
 from scrubjay.agents.kwai.executor import Executor
-from scrubjay.agents.kwai.limits import Limits, Meter, counter_for, limits_for, prompt_counter_for
-from scrubjay.agents.kwai.loop import Parts, take_turn
-from scrubjay.agents.kwai.offer import by_name, to_bind
+from scrubjay.agents.kwai.limits import (
+    Limits,
+    Meter,
+    make_limits,
+    make_prompt_token_counter,
+    make_token_counter,
+)
+from scrubjay.agents.kwai.loop import LoopParts, run_turn
+from scrubjay.agents.kwai.memory_protocol import AgentMemory
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.profile import Profile
-from scrubjay.agents.kwai.recall import Recall
-from scrubjay.agents.kwai.remembering import Remembers
-from scrubjay.agents.kwai.transcript import mend
-from scrubjay.agents.kwai.turn import Supplied, Turn
-from scrubjay.agents.language.declarations import is_foreign, is_trusted
-from scrubjay.agents.language.namespaces import check_literal, check_template, fill
+from scrubjay.agents.kwai.recall import MemoryAccess
+from scrubjay.agents.kwai.runner import Loop, arun_loop, run_loop
+from scrubjay.agents.kwai.tool_prompt import index_tools, prepare_for_binding
+from scrubjay.agents.kwai.transcript import repair_transcript
+from scrubjay.agents.kwai.turn import Passage, Turn
+from scrubjay.agents.language.declarations import is_third_party, is_trusted
+from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import TAINTED
@@ -38,22 +44,21 @@ _PLANNING = ("auto", "native", "json")
 
 
 class KwaiAgent(Runnable[Any, dict[str, Any]]):
-    """Answers questions with tools and a memory, as KwaiAgents does (Pan et al. 2023, arXiv 2312.04889).
+    """Agent that answers questions with tools and a memory (KwaiAgents, Pan et al. 2023, arXiv 2312.04889).
 
-    Input: a question, messages that end with one, or `{"messages": ..., "knowledge": [documents]}`. Output: a
-    dictionary of `messages` (the input's, every call with its result, the answer), `answer`, `steps`,
-    `events`, `stopped` (finished, steps, tool_calls, tokens, seconds, no_progress or unreadable_plan),
-    `usage`, `tainted`, `knowledge`, and `recalled`, the records that memory brought up last. `stream` yields
-    the same in parts that add up to it, the answer as it is written; thoughts whose block the model's
-    template opens cannot be told from it until they end, so a stream shows them, and `messages` and the
-    memory have the answer without them.
+    Input: a question, messages that end with a question, or `{"messages": ..., "knowledge": [documents]}`.
+    Output: a dictionary of `messages` (those of the input, every call with its result, the answer), `answer`,
+    `steps`, `events`, `stopped` (the reason: finished, steps, tool_calls, tokens, seconds, no_progress or
+    unreadable_plan), `usage`, `tainted` (untrusted text was read), `knowledge`, and `recalled`, the memory
+    records of the last search. `stream` yields parts that add up to this dictionary, with the answer token by
+    token. If the model's template opens a reasoning block, the reasoning cannot be distinguished from the
+    answer until it ends: a stream includes it, while `messages` and the memory have the answer without it.
 
-    `config={"configurable": {"namespace": (...), "thread_id": ...}}` says whose memory and which
-    conversation. That namespace is taken as it is; one of the constructor may be a template. System
-    messages of the input are not shown to the model: what the agent is to do is told by its profile.
-    Knowledge is data as what tools return is, and taints as it does, but for a Document that its owner
-    vouches for with `metadata={"untrusted": False}`. What the model or the memory raises is raised;
-    what a tool raises is told to the planner.
+    `config={"configurable": {"namespace": (...), "thread_id": ...}}` selects the memory namespace and the
+    conversation. A namespace in the config is literal; one passed to the constructor may be a template.
+    System messages of the input are not shown to the model; the profile instructs the agent. Knowledge is
+    untrusted data and taints the run like tool results, except for a Document with `metadata={"untrusted":
+    False}`. Errors of the model and the memory propagate; errors of a tool are reported to the planner.
     """
 
     def __init__(
@@ -61,105 +66,108 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         model: Runnable[Any, Any],
         tools: Sequence[BaseTool | Callable[..., Any]] = (),
         profile: Profile | None = None,
-        memory: Remembers | None = None,
+        memory: AgentMemory | None = None,
         max_steps: int = 5,
         *,
         limits: Limits | None = None,
-        foreign_tools: Sequence[BaseTool | Callable[..., Any]] = (),
+        third_party_tools: Sequence[BaseTool | Callable[..., Any]] = (),
         planning: str = "auto",
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
-        recalled: int = 6,
+        recall_limit: int = 6,
         count_tokens: Callable[[str], int] | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now().astimezone(),
     ) -> None:
-        """Put an agent together.
+        """Create an agent.
 
         Args:
-            model: Plans and answers.
-            tools: What it may call; without any, nothing is planned.
-            profile: Who it is, and in which language it is told.
-            memory: Keeps what was asked and found beyond the conversation; None for none.
-            max_steps: Tasks at most, for one question.
-            limits: Of tokens, calls and seconds; None for those of `limits_for`.
-            foreign_tools: More of them, described by others, as those of MCP servers are, which are known for
-                such among `tools`, too. What they say of themselves is data and taints from the start; of
-                their metadata only what `scrubjay.agents.tool` declared counts.
-            planning: `native` tool calls, plans as `json` text, or `auto`, what the model offers.
-            approve: Asked, after text from outside was read, before a tool runs that is not declared to be
-                without side effect (`scrubjay.agents.tool(side_effect=False)`, or that in its metadata), and
-                before one is given an address that nobody but the model wrote; without it, or unless it
-                returns True, neither is run.
-            namespace: Whose memory it is, where the call's `config` does not say. `("user", "{user_id}")` is
-                filled from the call's config["configurable"] and LangGraph's context.
-            recalled: Records of `memory` shown before each step.
-            count_tokens: Counts those of a text; None for `counter_for` and `prompt_counter_for`.
-            clock: Returns the present, with its time zone.
+            model: Chat model for plans and answers.
+            tools: Tools that the agent may call; without tools it answers without a plan.
+            profile: Name, description and prompt language of the agent.
+            memory: Memory for questions, results and answers beyond the conversation; None for no memory.
+            max_steps: Maximum number of tasks per question.
+            limits: Limits on tokens, calls and seconds; None for those of `make_limits`.
+            third_party_tools: Additional tools whose descriptions third parties wrote, such as those of MCP
+                servers; MCP tools in `tools` are detected, too. Their descriptions are untrusted data and
+                taint the run from the start; their metadata is ignored except for declarations by
+                `scrubjay.agents.tool`.
+            planning: `native` tool calls, plans as `json` text, or `auto` for what the model supports.
+            approve: Function that approves a call after untrusted text was read. It is called for a tool that
+                is not declared to have no side effect (`scrubjay.agents.tool(side_effect=False)` or its
+                metadata), and for an address that only the model wrote. Without it, or unless it returns
+                True, such a call is not run.
+            namespace: Default namespace in the memory, used if the call's `config` has none. Fields as in
+                `("user", "{user_id}")` are filled from the call's config["configurable"] and LangGraph's
+                context.
+            recall_limit: Maximum number of memory records shown at each step.
+            count_tokens: Returns the number of tokens of a text; None for `make_token_counter` and
+                `make_prompt_token_counter`.
+            clock: Returns the current time with its time zone.
 
-        Raises ValueError or TypeError on what cannot work.
+        Raises ValueError or TypeError on invalid arguments.
         """
-        memory_like = 'what adds and searches, such as MemoryBank("facts.db")'
-        for name, given, fits, wanted in (
+        memory_like = 'an object with add and search, such as MemoryBank("facts.db")'
+        for name, value, is_valid, expected in (
             ("model", model, isinstance(model, Runnable), "a chat model of langchain"),
-            ("memory", memory, memory is None or isinstance(memory, Remembers), memory_like),
+            ("memory", memory, memory is None or isinstance(memory, AgentMemory), memory_like),
             ("profile", profile, profile is None or isinstance(profile, Profile), "a Profile"),
             ("limits", limits, limits is None or isinstance(limits, Limits), "Limits(tool_calls=5)"),
             ("approve", approve, approve is None or callable(approve), "a function of a Call"),
-            ("clock", clock, callable(clock), "a function that returns the present"),
-            ("max_steps", max_steps, isinstance(max_steps, int), "a whole number"),
-            ("recalled", recalled, isinstance(recalled, int), "a whole number"),
+            ("clock", clock, callable(clock), "a function that returns the current time"),
+            ("max_steps", max_steps, isinstance(max_steps, int), "an integer"),
+            ("recall_limit", recall_limit, isinstance(recall_limit, int), "an integer"),
         ):
-            if not fits:
-                raise TypeError(f"{name}={given!r}: pass {wanted}")
+            if not is_valid:
+                raise TypeError(f"{name}={value!r}: pass {expected}")
         if max_steps < 1:
             raise ValueError(
-                f"max_steps={max_steps}: must be at least 1; an agent without tools plans nothing"
+                f"max_steps={max_steps}: must be at least 1; for an agent without tasks pass no tools"
             )
         if planning not in _PLANNING:
             raise ValueError(f"planning={planning!r}: choose from {', '.join(_PLANNING)}")
         if inspect.iscoroutinefunction(approve):
             raise TypeError(
-                "approve is a coroutine function; it runs in a thread: give a plain one that waits"
+                "approve is a coroutine function; it runs in a thread: pass a function that blocks"
             )
-        if recalled < 0:
-            raise ValueError(f"recalled={recalled}: must not be negative")
+        if recall_limit < 0:
+            raise ValueError(f"recall_limit={recall_limit}: must not be negative")
         self.name = "KwaiAgent"
         self.profile = profile or Profile()
-        self.limits = limits or limits_for(model)
-        count_in_prompt = count_tokens or prompt_counter_for(model)
-        count_tokens = count_tokens or counter_for(model)
-        self.tools = by_name(tools, foreign_tools)
-        self._model, self._memory, self._recalled = model, memory, recalled
-        self._namespace = check_template(_as_names(namespace))
+        self.limits = limits or make_limits(model)
+        count_in_prompt = count_tokens or make_prompt_token_counter(model)
+        count_tokens = count_tokens or make_token_counter(model)
+        self.tools = index_tools(tools, third_party_tools)
+        self._model, self._memory, self._recall_limit = model, memory, recall_limit
+        self._namespace = check_template(_check_names(namespace))
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
-        self._context = Context(
+        self._context = PromptBuilder(
             self.profile, self._prompts, list(self.tools.values()), self.limits, count_in_prompt, max_steps
         )
         self._executor = Executor(self.tools, self._prompts, self.limits, count_tokens, approve)
         self._planner = self._make_planner(planning) if self.tools else None
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Answer, and return the whole result."""
+        """Answer the question and return the complete result."""
         return self._call_with_config(self._invoke, input, config, **kwargs)
 
     async def ainvoke(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        """Answer on the event loop, and return the whole result."""
+        """Answer the question on the event loop and return the complete result."""
         return await self._acall_with_config(self._ainvoke, input, config, **kwargs)
 
     def stream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[dict[str, Any]]:
-        """Answer in parts that add up to the whole result."""
+        """Answer the question in parts that add up to the complete result."""
         yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[dict[str, Any]]:
-        """Answer on the event loop in parts that add up to the whole result."""
+        """Answer the question on the event loop in parts that add up to the complete result."""
 
         async def once() -> AsyncIterator[Any]:
             yield input
@@ -169,62 +177,68 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
     def _invoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
         config = patch_config(config, callbacks=run_manager.get_child())
-        return dict(_add(drive(self._begin(input, config), config, streaming=False)))
+        return dict(_sum_parts(run_loop(self._begin(input, config), config, streaming=False)))
 
     async def _ainvoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
         config = patch_config(config, callbacks=run_manager.get_child())
         return dict(
-            _add([part async for part in adrive(self._begin(input, config), config, streaming=False)])
+            _sum_parts(
+                [part async for part in arun_loop(self._begin(input, config), config, streaming=False)]
+            )
         )
 
     def _stream(
         self, inputs: Iterator[Any], run_manager: Any, config: RunnableConfig
     ) -> Iterator[dict[str, Any]]:
         config = patch_config(config, callbacks=run_manager.get_child())
-        for part in drive(self._begin(_only(list(inputs)), config), config, streaming=True):
+        for part in run_loop(self._begin(_join_inputs(list(inputs)), config), config, streaming=True):
             yield AddableDict(part)
 
     async def _astream(
         self, inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig
     ) -> AsyncIterator[dict[str, Any]]:
         config = patch_config(config, callbacks=run_manager.get_child())
-        whole = _only([part async for part in inputs])
-        async for part in adrive(self._begin(whole, config), config, streaming=True):
+        whole = _join_inputs([part async for part in inputs])
+        async for part in arun_loop(self._begin(whole, config), config, streaming=True):
             yield AddableDict(part)
 
     def _begin(self, input: Any, config: RunnableConfig) -> Loop:
         messages, knowledge = _read_input(input)
-        messages = mend(messages, self._prompts)
+        messages = repair_transcript(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
         if "namespace" in configurable:
-            namespace = check_literal(_as_names(configurable["namespace"]))
+            namespace = check_literal(_check_names(configurable["namespace"]))
         else:
-            namespace = fill(self._namespace, config)
-        dialogue = spoken(messages[:-1])
+            namespace = fill_template(self._namespace, config)
+        dialogue = filter_dialogue(messages[:-1])
         turn = Turn(
-            asked=cast("HumanMessage", messages[-1]),
+            user_message=cast("HumanMessage", messages[-1]),
             dialogue=dialogue,
-            window=self._context.window(dialogue),
+            window=self._context.select_window(dialogue),
             knowledge=tuple(
-                Supplied(passage, document.trusted)
+                Passage(passage, document.trusted)
                 for document in knowledge
-                for passage in passages(document.text, self.limits.result_tokens, self._count_tokens)
+                for passage in split_passages(document.text, self.limits.result_tokens, self._count_tokens)
             ),
             meter=Meter(self.limits, self._count_in_prompt),
             clock=self._clock,
-            tainted=any(map(is_foreign, self.tools.values()))
+            is_tainted=any(map(is_third_party, self.tools.values()))
             or any(map(self._taints, messages))
             or not all(document.trusted for document in knowledge),
         )
-        # Before anything is remembered, what cannot be asked is refused.
-        self._planner.prompt(turn) if self._planner else self._context.to_conclude(turn, None)
-        parts = Parts(
+        # Build the prompt once before anything is stored: it raises an error if the question does not fit.
+        self._planner.prompt(turn) if self._planner else self._context.build_answer_prompt(turn, None)
+        parts = LoopParts(
             self._model,
             self._planner,
             self._executor,
-            Recall(
-                self._memory if self._recalled else None, namespace, self._recalled, self._prompts, **thread
+            MemoryAccess(
+                self._memory if self._recall_limit else None,
+                namespace,
+                self._recall_limit,
+                self._prompts,
+                **thread,
             ),
             self._context,
             self._prompts,
@@ -233,7 +247,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         def loop() -> Loop:
             yield {"messages": messages, "answer": "", "steps": [], "events": []}
-            yield from take_turn(parts, turn)
+            yield from run_turn(parts, turn)
 
         return loop()
 
@@ -248,7 +262,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             return Planner(self._model, self.tools, False, self._context)
         try:
             bound = cast("Any", self._model).bind_tools(
-                [to_bind(tool, self._prompts) for tool in self.tools.values()]
+                [prepare_for_binding(tool, self._prompts) for tool in self.tools.values()]
             )
         except (NotImplementedError, AttributeError):
             if planning == "native":
@@ -259,18 +273,18 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return Planner(bound, self.tools, True, self._context)
 
 
-def _as_names(given: Any) -> Any:
-    if isinstance(given, str):  # whose letters would be a namespace each
-        raise TypeError(f"namespace={given!r}: must be a tuple of names, such as {(given,)!r}")
-    return given
+def _check_names(namespace: Any) -> Any:
+    if isinstance(namespace, str):  # a string is a sequence, too: each letter would become a part
+        raise TypeError(f"namespace={namespace!r}: must be a tuple of names, such as {(namespace,)!r}")
+    return namespace
 
 
-def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
+def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Passage, ...]]:
     knowledge: Any = ()
     if isinstance(input, Mapping):
         knowledge = input.get("knowledge", ())
         if "messages" not in input:
-            raise ValueError(f"the input has keys {', '.join(map(str, input))}; it needs 'messages'")
+            raise ValueError(f"the input has the keys {', '.join(map(str, input))}; 'messages' is missing")
         input = input["messages"]
     if isinstance(input, str):
         messages: list[BaseMessage] = [HumanMessage(input)]
@@ -279,7 +293,7 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
     elif isinstance(input, Iterable | PromptValue):
         messages = convert_to_messages(cast("Any", input))
     else:
-        raise TypeError(f"the input is {input!r}; give a question, messages, or a dictionary with 'messages'")
+        raise TypeError(f"input={input!r}: pass a question, messages, or a dictionary with 'messages'")
     if not messages or not isinstance(messages[-1], HumanMessage):
         raise ValueError("the last message must be the user's question")
     if isinstance(messages[-1].content, str) and not messages[-1].content.strip():
@@ -287,20 +301,20 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Supplied, ...]]:
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
     if not isinstance(knowledge, Iterable):
-        raise TypeError(f"knowledge={knowledge!r}; give texts or Documents")
-    return messages, tuple(_supplied(document) for document in knowledge)
+        raise TypeError(f"knowledge={knowledge!r}: pass texts or Documents")
+    return messages, tuple(_read_passage(document) for document in knowledge)
 
 
-def _supplied(document: Any) -> Supplied:
+def _read_passage(document: Any) -> Passage:
     text = getattr(document, "page_content", document)
     if not isinstance(text, str):
-        raise TypeError(f"knowledge holds {document!r}; give texts or Documents")
-    return Supplied(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
+        raise TypeError(f"knowledge contains {document!r}; pass texts or Documents")
+    return Passage(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
 
 
-def _only(inputs: list[Any]) -> Any:
+def _join_inputs(inputs: list[Any]) -> Any:
     return inputs[0] if len(inputs) == 1 else reduce(lambda left, right: left + right, inputs)
 
 
-def _add(parts: Any) -> AddableDict:
+def _sum_parts(parts: Any) -> AddableDict:
     return reduce(lambda left, right: left + right, parts, AddableDict())

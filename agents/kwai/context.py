@@ -1,4 +1,4 @@
-"""What the model is shown: who it is, the question, and as much of the rest as its budget holds."""
+"""Build the agent's prompts: profile, question, and as much history and memory as fits the token budget."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from langchain_core.tools import BaseTool
 
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.limits import Limits
-from scrubjay.agents.kwai.offer import as_lines
+from scrubjay.agents.kwai.memory_protocol import MemoryRecord
 from scrubjay.agents.kwai.profile import Profile
-from scrubjay.agents.kwai.remembering import Remembered
-from scrubjay.agents.kwai.turn import Supplied, Turn
+from scrubjay.agents.kwai.tool_prompt import format_tools
+from scrubjay.agents.kwai.turn import Passage, Turn
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import fence
 
 
-class Context:
-    """Writes the agent's prompts. Tools and memories never get into the system message."""
+class PromptBuilder:
+    """Builder of the agent's prompts. Tools and memories never become part of the system message."""
 
     def __init__(
         self,
@@ -33,38 +33,37 @@ class Context:
         count_tokens: Callable[[str], int],
         max_steps: int,
     ) -> None:
-        """Write for one agent.
+        """Create a builder for one agent.
 
         Args:
-            profile: Who it is.
-            prompts: The words of its language.
-            tools: What it can call.
-            limits: Tokens of a prompt, and of the dialogue in it.
-            count_tokens: Counts those of a text.
-            max_steps: Tasks at most, which its rules tell.
+            profile: Name, description and language of the agent.
+            prompts: Prompt templates of its language.
+            tools: Tools that it may call.
+            limits: Maximum tokens of a prompt and of the dialogue in it.
+            count_tokens: Returns the number of tokens of a text.
+            max_steps: Maximum number of tasks, stated in the rules of the prompt.
         """
         self.prompts = prompts
         self._profile, self._max_steps = profile, max_steps
         self._budget, self._dialogue = limits.context_tokens, limits.dialogue_tokens
         self._count_tokens = count_tokens
-        self._has_tools, self._tool_lines = bool(tools), as_lines(tools, prompts)
+        self._has_tools, self._tool_lines = bool(tools), format_tools(tools, prompts)
 
-    def window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """Return the last turns, as many as may be shown, from a place that stays for several questions.
+    def select_window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """Return the last turns that fit, with a start that stays fixed for several questions.
 
-        So a prompt begins as the one before it did, and a model that keeps what it has read goes on from
-        there.
+        Successive prompts then share their beginning, which a model with a KV cache can reuse.
         """
-        first, room = len(dialogue), min(self._dialogue, self._budget // 2)
-        while first > 0 and (room := room - self._count_tokens(dialogue[first - 1].text)) >= 0:
+        first, available = len(dialogue), min(self._dialogue, self._budget // 2)
+        while first > 0 and (available := available - self._count_tokens(dialogue[first - 1].text)) >= 0:
             first -= 1
         if first:
             block = 1 << max(0, (len(dialogue) - first).bit_length() - 2)
             first = -(-first // block) * block
         return list(dialogue[first:])
 
-    def to_plan(self, turn: Turn, native: bool) -> list[BaseMessage]:
-        """Return the prompt for one plan: for a model that was given the tools, or with the tools as text."""
+    def build_planning_prompt(self, turn: Turn, native: bool) -> list[BaseMessage]:
+        """Return the prompt for one plan; if not `native`, it contains the tools and reflection as text."""
         say = self.prompts.say
         system = self._system(say("rules", steps=self._max_steps))
         goal = [self._date(turn), say("goal", question=turn.question)]
@@ -74,26 +73,26 @@ class Context:
         reflection = [turn.reflection] if turn.reflection else []
         return self._fit(turn, system, [*goal, tools, *reflection, say("json_task")])
 
-    def to_conclude(self, turn: Turn, stopped: str | None) -> list[BaseMessage]:
-        """Return the prompt for the answer; a bare one where there is nothing to draw a conclusion from.
+    def build_answer_prompt(self, turn: Turn, stop_reason: str | None) -> list[BaseMessage]:
+        """Return the prompt for the answer; a short one if there are neither tools nor knowledge.
 
-        KwaiAgents asks for that, too, if no task was planned, and small models follow nothing longer.
+        The short prompt follows KwaiAgents, because small models do not follow a long one.
         """
         say = self.prompts.say
         if not (self._has_tools or turn.knowledge):
             return self._fit(turn, self._system(say("converse")), [self._date(turn), turn.question])
         ending = [self._date(turn), say("goal", question=turn.question)]
-        if stopped:
-            ending.append(say("stopped", reason=say(f"because_{stopped}")))
+        if stop_reason:
+            ending.append(say("stopped", reason=say(f"because_{stop_reason}")))
         return self._fit(turn, self._system(say("conclude")), ending)
 
-    def reflection(self, step: Step) -> str:
-        """Return why the plan after `step`, which found nothing, should be another one."""
+    def build_reflection(self, step: Step) -> str:
+        """Return the instruction to plan differently after `step`, which had no useful result."""
         problem = "reflection_error" if step.status == "error" else "reflection_empty"
         return self.prompts.say("reflection", problem=self.prompts.say(problem))
 
     def render_step(self, step: Step) -> str:
-        """Return a finished task as text, its result as data."""
+        """Return a finished task as text, with its result fenced as data."""
         arguments = json.dumps(step.arguments, ensure_ascii=False)
         line = self.prompts.say(
             "task", index=step.index, task_name=step.task_name, tool=step.tool, arguments=arguments
@@ -103,19 +102,19 @@ class Context:
             f"{line}\n{fence(step.result, source, 'trusted tool' if step.trusted else 'tool', self.prompts)}"
         )
 
-    def render_memory(self, record: Remembered) -> str:
-        """Return a recalled record, with who worded it: as data, unless user or agent did."""
+    def render_memory(self, record: MemoryRecord) -> str:
+        """Return a recalled record as text, fenced as data unless user or agent wrote it."""
         if record.trust not in ("user", "agent"):
             return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
         form = f"said_by_{record.trust}" if record.kind == "conversation" else "noted"
         return self.prompts.say(form, text=clean(record.text))
 
-    def render_knowledge(self, passage: Supplied) -> str:
-        """Return a supplied passage, as data unless the user vouches for it."""
+    def render_knowledge(self, passage: Passage) -> str:
+        """Return a passage of knowledge, fenced as data unless it is trusted."""
         return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
 
     def _date(self, turn: Turn) -> str:
-        """Return the present moment, for a place after all that must not change by the minute."""
+        """Return the current time as text; it goes after the parts of a prompt that a cache can reuse."""
         now = turn.clock()
         return self.prompts.say(
             "date",
@@ -135,10 +134,11 @@ class Context:
         return "\n\n".join([*parts, task])
 
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
-        """Return system, dialogue, a message of knowledge, memories, tasks and `ending`; if `native`, calls.
+        """Return a prompt within the budget: system message, dialogue, and one message with the rest.
 
-        Whole items within the budget, and a note of what is missing. Raises ValueError if the question does
-        not fit.
+        That message has knowledge, memories, tasks and `ending`. If `native`, the tasks are calls and results
+        after it instead. Only whole items are included, with a note about the omitted ones. Raises ValueError
+        if the question does not fit.
         """
         say = self.prompts.say
         steps = (
@@ -147,38 +147,38 @@ class Context:
             else [self.render_step(step) for step in turn.steps]
         )
         knowledge = [_Item(self.render_knowledge(passage), "knowledge") for passage in turn.knowledge]
-        memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled]
+        memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled_records]
         reflection = [turn.reflection] if native and turn.reflection else []
-        pinned = [system, *ending, *reflection, *([self._tool_lines] if native else [])]
+        pinned_items = [system, *ending, *reflection, *([self._tool_lines] if native else [])]
         first = 0
         while True:
             calls = turn.transcript[first:] if native else []
             try:
                 packed = pack(
-                    pinned,
+                    pinned_items,
                     [*turn.window, *steps[first:]],
                     [*knowledge, *memories],
                     self._budget - sum(map(self._call_tokens, calls)),
                     self._count_tokens,
-                    omitted=len(turn.dialogue) - len(turn.window) + first,
+                    omitted_turns=len(turn.dialogue) - len(turn.window) + first,
                     note=self._missing,
                 )
                 break
             except ValueError as error:
                 if not calls:
-                    needed = sum(map(self._count_tokens, pinned))
+                    minimum = sum(map(self._count_tokens, pinned_items))
                     raise ValueError(
                         f"context_tokens={self._budget}: the profile, the tools and the question need "
-                        f"{needed:,} and a note; give fewer tools, or raise Limits.context_tokens, for a "
-                        "local model by raising its budget"
+                        f"{minimum:,} tokens and a note; pass fewer tools, or raise "
+                        "Limits.context_tokens, for a local model by raising its budget"
                     ) from error
-                first += 1  # what was done first goes before the question does
-        shown_steps = min(len(packed.recent), len(steps) - first)
-        spoken_count = len(packed.recent) - shown_steps
+                first += 1  # drop the earliest step rather than the question
+        shown_steps = min(len(packed.recent_items), len(steps) - first)
+        spoken_count = len(packed.recent_items) - shown_steps
         sections = [
             "\n".join([say(name), *items])
             for name in ("knowledge", "memories")
-            if (items := [item.text for item in packed.recalled if item.name == name])
+            if (items := [item.text for item in packed.recalled_items if item.name == name])
         ]
         if packed.note:
             sections.append(packed.note)
@@ -187,7 +187,7 @@ class Context:
         return [
             SystemMessage(system),
             *turn.window[len(turn.window) - spoken_count :],
-            HumanMessage(_with_attachments(turn.asked, "\n\n".join([*sections, *ending]))),
+            HumanMessage(_with_attachments(turn.user_message, "\n\n".join([*sections, *ending]))),
             *self._calls(calls, shown_steps),
             *(HumanMessage(text) for text in reflection),
         ]
@@ -199,23 +199,28 @@ class Context:
             what = [say("missing_both", one=what[0], other=what[1])]
         return say("missing", what=what[0]) if what else ""
 
-    def _calls(self, calls: Sequence[list[BaseMessage]], shown: int) -> list[BaseMessage]:
-        """Return calls and results; results before the last `shown` are left out, their calls not."""
+    def _calls(self, calls: Sequence[list[BaseMessage]], shown_steps: int) -> list[BaseMessage]:
+        """Return the messages of the calls; results before the last `shown_steps` are replaced by a note."""
         note = self.prompts.say("left_out")
         messages: list[BaseMessage] = []
-        for index, (call, result, *postponed) in enumerate(calls):
-            if index < len(calls) - shown:
+        for index, (call, result, *postponed_results) in enumerate(calls):
+            if index < len(calls) - shown_steps:
                 result = result.model_copy(update={"content": note})
-            messages += [call, result, *postponed]
+            messages += [call, result, *postponed_results]
         return messages
 
     def _call_tokens(self, step: list[BaseMessage]) -> int:
         """Return the tokens of a step's messages without its result."""
-        call, _, *postponed = step
+        call, _, *postponed_results = step
         assert isinstance(call, AIMessage)
-        made = [{"name": one["name"], "arguments": one["args"]} for one in call.tool_calls]
-        written = json.dumps(made, ensure_ascii=False)
-        texts = [call.text, written, self.prompts.say("left_out"), *(message.text for message in postponed)]
+        call_objects = [{"name": one["name"], "arguments": one["args"]} for one in call.tool_calls]
+        calls_json = json.dumps(call_objects, ensure_ascii=False)
+        texts = [
+            call.text,
+            calls_json,
+            self.prompts.say("left_out"),
+            *(message.text for message in postponed_results),
+        ]
         return sum(map(self._count_tokens, texts))
 
 
@@ -224,8 +229,8 @@ class _Item(NamedTuple):
     name: str
 
 
-def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Return `text` in pieces of whole paragraphs of about `tokens`; a longer one is a piece by itself."""
+def split_passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
+    """Split `text` into pieces of whole paragraphs of up to `tokens`; a longer paragraph is its own piece."""
     pieces: list[str] = []
     for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:
@@ -235,20 +240,22 @@ def passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list
     return pieces
 
 
-def spoken(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
-    """Return what user and agent said to each other: no system messages, no calls, no results."""
-    said: list[BaseMessage] = []
+def filter_dialogue(messages: Sequence[BaseMessage]) -> list[BaseMessage]:
+    """Return the user's messages and the agent's answers, without system messages, calls and results."""
+    dialogue: list[BaseMessage] = []
     for message in messages:
         if isinstance(message, HumanMessage):
-            said.append(HumanMessage(message.content))
+            dialogue.append(HumanMessage(message.content))
         elif isinstance(message, AIMessage) and not message.tool_calls and message.text.strip():
-            said.append(AIMessage(message.text))
-    return said
+            dialogue.append(AIMessage(message.text))
+    return dialogue
 
 
-def _with_attachments(asked: HumanMessage, text: str) -> str | list[str | dict[str, Any]]:
-    """Return `text` with the pictures and files that came with the question."""
-    if isinstance(asked.content, str):
+def _with_attachments(user_message: HumanMessage, text: str) -> str | list[str | dict[str, Any]]:
+    """Return `text` with the images and files of the user's message."""
+    if isinstance(user_message.content, str):
         return text
-    others = [block for block in asked.content if isinstance(block, dict) and block.get("type") != "text"]
+    others = [
+        block for block in user_message.content if isinstance(block, dict) and block.get("type") != "text"
+    ]
     return [{"type": "text", "text": text}, *others]

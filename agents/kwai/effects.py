@@ -1,7 +1,7 @@
-"""What the loop asks of the world; it waits for nothing itself, so it serves plain and async callers.
+"""Effects that the agent loop requests; the loop does no I/O itself, so it serves sync and async callers.
 
-A loop is a generator: it yields updates (dictionaries, for whoever watches) and effects, and is sent an
-effect's result, or thrown its error.
+A loop is a generator. It yields updates (dictionaries, for the caller) and effects. The runner performs an
+effect and sends its result to the generator, or throws its error into it.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ class AskModel:
 
     model: Runnable[Any, Any]
     messages: list[BaseMessage]
-    answers: bool = False
-    """Whether the reply's text is the answer, to be shown while it is written."""
+    is_answer: bool = False
+    """True if the reply's text is the answer, which is streamed to the caller."""
 
 
 @dataclass(frozen=True)
 class RunTool:
-    """Run a tool; the result is what it returned, and ToolTimeoutError is thrown after `seconds`."""
+    """Run a tool; the result is its return value, and ToolTimeoutError is thrown after `seconds`."""
 
     tool: BaseTool
     call: Call
     seconds: float
-    tainted: bool
-    """Whether text from outside was read before."""
+    is_tainted: bool
+    """True if untrusted text was read before the call."""
 
 
 @dataclass(frozen=True)
-class Do:
-    """Call something that may block; the result is what it returns."""
+class RunFunction:
+    """Call a function that may block; the result is its return value."""
 
     function: Callable[[], Any]
 
 
-Effect = AskModel | RunTool | Do
+Effect = AskModel | RunTool | RunFunction

@@ -1,4 +1,4 @@
-"""What happens while a question is answered: an event for whoever watches, a step for whoever keeps the log.
+"""Records of an agent run: events for live display, steps for the log.
 
 The names of actions are those of KwaiAgents' chain messages.
 """
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from scrubjay.agents.kwai.remembering import Remembered
+from scrubjay.agents.kwai.memory_protocol import MemoryRecord
 
 Action = Literal[
     "thinking",
@@ -29,22 +29,22 @@ _NOTHING = ("", "null", "[]", "{}", '""')
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened."""
+    """Event of an agent run."""
 
     index: int
-    """Place among the question's events, from 0."""
+    """Index among the question's events, from 0."""
     action: Action
-    """What happened; `reading` opens an address, `click` follows one that an earlier result gave."""
+    """Type of the event; `reading` opens an address, `click` opens one from an earlier result."""
     text: str
-    """In full."""
+    """Full text of the event."""
     finish_time: datetime
-    """When it was over."""
+    """End time of the event."""
     tokens: int = 0
-    """Tokens of all calls of the model until then."""
-    tainted: bool = False
-    """Whether text that somebody outside could have worded had been read by then."""
-    recalled: tuple[Remembered, ...] = field(default=(), repr=False)
-    """What memory had brought up for it, where it is a plan or an answer."""
+    """Total tokens of all model calls so far."""
+    is_tainted: bool = False
+    """True if untrusted text had been read by then."""
+    recalled_records: tuple[MemoryRecord, ...] = field(default=(), repr=False)
+    """Memory records in the prompt, if the event is a plan or an answer."""
 
     @property
     def short_text(self) -> str:
@@ -54,34 +54,34 @@ class Event:
 
 @dataclass(frozen=True)
 class Step:
-    """One task: what was planned, what was run, what came of it."""
+    """One task of an agent run: plan, call and result."""
 
     index: int
-    """Place among the question's steps, from 1."""
+    """Index among the question's steps, from 1."""
     task_name: str
-    """What the step was to find out."""
+    """Goal of the task."""
     tool: str
-    """Name as planned, whether or not there is such a tool."""
+    """Tool name in the plan; there may be no such tool."""
     arguments: dict[str, Any]
-    """As planned."""
+    """Arguments in the plan."""
     call_id: str
-    """The id that links plan and result in the messages."""
+    """Id that links call and result in the messages."""
     result: str
-    """What the tool said, or why it did not run; cut to the limit, without marks."""
+    """Result of the tool, or the reason why it did not run; truncated to the limit, without data marks."""
     status: Literal["success", "error"]
-    """Whether the tool ran and succeeded."""
-    rungs: tuple[str, ...]
-    """How the plan was read from the model's reply, each attempt in order."""
+    """`success` if the tool ran and succeeded, else `error`."""
+    parse_methods: tuple[str, ...]
+    """Attempts to parse the plan from the model's reply, in order."""
     trusted: bool = True
-    """Whether nobody outside could have worded the result."""
+    """True if no third party could influence the result."""
     sources: tuple[str, ...] = ()
-    """Addresses that the result came from."""
+    """Source addresses of the result."""
     artifact: Any = field(default=None, repr=False, compare=False)
-    """What the tool returned beside its text."""
-    blocked: bool = False
-    """Whether it did not run because text from outside may have asked for it, and nobody approved."""
+    """Artifact of the tool's result."""
+    is_blocked: bool = False
+    """True if the call was not run because untrusted text was read and the call was not approved."""
 
     @property
     def sufficient(self) -> bool:
-        """Whether the step found anything; JSON of nothing, as of None or no rows, is not."""
+        """True if the step succeeded with a non-empty result; JSON such as `null` or `[]` counts as empty."""
         return self.status == "success" and self.result.strip() not in _NOTHING

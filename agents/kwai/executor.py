@@ -1,4 +1,4 @@
-"""Runs a planned call, or says why not: always, the call gets its ToolMessage and the planner a reason."""
+"""Run planned calls; every call gets a ToolMessage, with the reason if it was not run."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ from typing import Any, Literal
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
 
-from scrubjay.agents.kwai.effects import Do, Effect, RunTool, ToolTimeoutError
+from scrubjay.agents.kwai.effects import Effect, RunFunction, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.declarations import is_trusted
-from scrubjay.agents.language.gate import Gate, objection
+from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import cut, fence, sources_of
-from scrubjay.agents.tools.faults import describe_faults
+from scrubjay.agents.language.untrusted import fence, find_sources, truncate_text
+from scrubjay.agents.tools.argument_errors import describe_faults
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What came of a call."""
+    """Outcome of a call."""
 
     text: str
-    """The result, or why there is none; cut to the limit, without marks."""
+    """Result, or the reason why there is none; truncated to the limit, without data marks."""
     status: Literal["success", "error"]
     trusted: bool = True
-    """Whether nobody outside could have worded it."""
-    ran: bool = False
-    """Whether the tool was started."""
-    blocked: bool = False
-    """Whether it was not because text from outside may have asked for it."""
+    """True if no third party could influence the text."""
+    has_run: bool = False
+    """True if the tool was started."""
+    is_blocked: bool = False
+    """True if the call was not run because untrusted text was read and the call was not approved."""
     sources: tuple[str, ...] = ()
     artifact: Any = None
 
 
 class Executor:
-    """Runs one call at a time, within the limits."""
+    """Executor of one tool call at a time, within the limits."""
 
     def __init__(
         self,
@@ -55,38 +55,42 @@ class Executor:
         self._gates = {name: Gate(tool) for name, tool in tools.items()}
 
     def run(self, call: Call, turn: Turn, step: int) -> Generator[Effect, Any, Observation]:
-        """Run `call`, unless a limit, a repetition or missing approval is in the way."""
+        """Run `call` unless a limit, a repetition or missing approval prevents it."""
         say, tool = self._prompts.say, self._tools.get(call.name)
         if tool is None:
             names = ", ".join(self._tools)
             return Observation(say("unknown_tool", tool=call.name, tools=names), "error")
-        earlier = turn.meter.repeats(call.name, call.arguments)
+        earlier = turn.meter.find_repeat(call.name, call.arguments)
         if earlier is not None:
             return Observation(say("repeated", tool=call.name, step=earlier), "error")
         if not turn.meter.seconds_left():
             return Observation(say("too_late", tool=call.name), "error")
-        objection = self._objection(tool, call, turn)
-        if objection:
+        reason = self._objection(tool, call, turn)
+        if reason:
             approve = self._approve
-            # Nothing but True: a coroutine that nobody awaits is no yes.
-            if approve is None or (yield Do(lambda: approve(call))) is not True:
-                return Observation(say(objection, tool=call.name), "error", blocked=True)
-        turn.meter.ran(call.name, call.arguments, step)
+            # Only True approves: an unawaited coroutine is truthy.
+            if approve is None or (yield RunFunction(lambda: approve(call))) is not True:
+                return Observation(say(reason, tool=call.name), "error", is_blocked=True)
+        turn.meter.record_tool_call(call.name, call.arguments, step)
         seconds = turn.meter.seconds_for_a_tool()
         try:
-            returned = yield RunTool(tool, call, seconds, turn.tainted)
+            output = yield RunTool(tool, call, seconds, turn.is_tainted)
         except ToolTimeoutError:
-            return Observation(say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", ran=True)
-        except MissingValueError:  # of a namespace: the caller's mistake, not the tool's
+            return Observation(
+                say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", has_run=True
+            )
+        except (
+            MissingValueError
+        ):  # a namespace template lacks a value: an error of the caller, not of the tool
             raise
-        except Exception as error:  # noqa: BLE001  the planner is told
+        except Exception as error:  # noqa: BLE001  reported to the planner
             return self._failure(tool, call, error)
-        return self._success(tool, call, returned)
+        return self._success(tool, call, output)
 
-    def message(self, call: Call, observation: Observation) -> ToolMessage:
-        """Return the result as history keeps it, outside text between marks."""
+    def build_message(self, call: Call, observation: Observation) -> ToolMessage:
+        """Return the result as a message for the history, with the tool's text between data marks."""
         text = observation.text
-        if observation.ran:
+        if observation.has_run:
             source = " ".join([call.name, *observation.sources])
             trust = "trusted tool" if observation.trusted else "tool"
             text = fence(text, source, trust, self._prompts)
@@ -98,17 +102,17 @@ class Executor:
             artifact=observation.artifact,
         )
 
-    def postponed(self, call: Call) -> ToolMessage:
-        """Return the answer to a call that came with another one."""
+    def build_postponed_message(self, call: Call) -> ToolMessage:
+        """Return the message for a call that is not run because another came first in the same reply."""
         return ToolMessage(
             self._prompts.say("postponed"), tool_call_id=call.id, name=call.safe_name, status="error"
         )
 
     def _objection(self, tool: BaseTool, call: Call, turn: Turn) -> str | None:
-        """Return why a call needs approval: text from outside was read, which may have asked for it."""
-        if not turn.tainted:
+        """Return the reason why a call needs approval; None if no untrusted text was read."""
+        if not turn.is_tainted:
             return None
-        return objection(tool, self._gates[call.name], call.arguments, turn.given)
+        return find_objection(tool, self._gates[call.name], call.arguments, turn.allowed_addresses)
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
         if _is_validation_error(error):
@@ -118,22 +122,22 @@ class Executor:
         else:
             reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
             text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
-        # Even an error may quote what a server sent.
-        return Observation(self._cut(text), "error", is_trusted(tool), ran=True)
+        # An error is as untrusted as a result: it may quote a server's response.
+        return Observation(self._cut(text), "error", is_trusted(tool), has_run=True)
 
-    def _success(self, tool: BaseTool, call: Call, returned: Any) -> Observation:
+    def _success(self, tool: BaseTool, call: Call, output: Any) -> Observation:
         artifact, status = None, "success"
-        if isinstance(returned, ToolMessage):
-            artifact, status, text = returned.artifact, returned.status, returned.text
+        if isinstance(output, ToolMessage):
+            artifact, status, text = output.artifact, output.status, output.text
         else:
-            text = str(returned)
+            text = str(output)
         text = clean(text).strip()
-        sources = sources_of(call.arguments, artifact)
+        sources = find_sources(call.arguments, artifact)
         trusted = is_trusted(tool)
         return Observation(self._cut(text), status, trusted, True, sources=sources, artifact=artifact)
 
     def _cut(self, text: str) -> str:
-        return cut(text, self._limits.result_tokens, self._count_tokens, self._prompts)
+        return truncate_text(text, self._limits.result_tokens, self._count_tokens, self._prompts)
 
 
 def _is_validation_error(error: Exception) -> bool:

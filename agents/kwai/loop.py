@@ -1,7 +1,7 @@
-"""The loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889).
+"""Agent loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889).
 
-Remember the question once; then before every step recall, plan exactly one task and run it, until nothing
-more is needed; then conclude.
+The loop stores the question, then repeats: search the memory, plan exactly one task, run it. When no task is
+left it writes the answer.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
-from scrubjay.agents.kwai.context import Context
-from scrubjay.agents.kwai.drive import Loop
+from scrubjay.agents.kwai.context import PromptBuilder
 from scrubjay.agents.kwai.effects import AskModel, Effect
 from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.planner import Decision, Planner
-from scrubjay.agents.kwai.recall import Recall
-from scrubjay.agents.kwai.replies import said
+from scrubjay.agents.kwai.recall import MemoryAccess
+from scrubjay.agents.kwai.replies import extract_text
+from scrubjay.agents.kwai.runner import Loop
 from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.language.address import form, named
+from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.untrusted import TAINTED
 
@@ -31,77 +31,79 @@ Update = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What one question goes through."""
+class LoopParts:
+    """Components of the agent loop."""
 
     model: Runnable[Any, Any]
-    """Writes the answer."""
+    """Model that writes the answer."""
     planner: Planner | None
-    """None where there are no tools, and so nothing to plan."""
+    """Planner of the tasks; None if there are no tools."""
     executor: Executor
-    recall: Recall
-    context: Context
+    memory: MemoryAccess
+    prompt_builder: PromptBuilder
     prompts: Prompts
     max_steps: int
 
 
-def take_turn(parts: Parts, turn: Turn) -> Loop:
-    """Answer one question: a generator of updates and effects.
+def run_turn(parts: LoopParts, turn: Turn) -> Loop:
+    """Answer one question as a generator of updates and effects.
 
-    The updates add up to the result. The messages of every prefix of them can be sent to a model again: a
-    call is never given out before its result.
+    The updates add up to the result. The messages of every prefix of the updates are a valid history for a
+    model: a call is yielded only together with its result.
     """
-    yield from parts.recall.remember_question(turn)
-    stopped = yield from _work(parts, turn)
-    if not turn.recalled and parts.planner is None:
-        yield from parts.recall.recall(turn)
-    yield from _conclude(parts, turn, stopped)
-    yield turn.event("chain_end", stopped) | {
-        "stopped": stopped,
+    yield from parts.memory.remember_question(turn)
+    stop_reason = yield from _work(parts, turn)
+    if not turn.recalled_records and parts.planner is None:
+        yield from parts.memory.recall(turn)
+    yield from _conclude(parts, turn, stop_reason)
+    yield turn.make_event("chain_end", stop_reason) | {
+        "stopped": stop_reason,
         "usage": turn.meter.usage,
-        "tainted": turn.tainted,
+        "tainted": turn.is_tainted,
         "knowledge": [passage.text for passage in turn.knowledge],
-        "recalled": turn.recalled,
+        "recalled": turn.recalled_records,
     }
 
 
-def _work(parts: Parts, turn: Turn) -> Generator[Update | Effect, Any, str]:
-    """Run tasks until nothing more is needed or possible, and return why it ended."""
+def _work(parts: LoopParts, turn: Turn) -> Generator[Update | Effect, Any, str]:
+    """Run tasks until none is left or a limit is reached; return the stop reason."""
     if parts.planner is None:
         return "finished"
-    blocked = 0
+    unrun_count = 0
     while True:
-        yield from parts.recall.recall(turn)
-        yield turn.event("thinking", turn.question)
+        yield from parts.memory.recall(turn)
+        yield turn.make_event("thinking", turn.question)
         decision = yield from parts.planner.decide(turn)
         if decision.unreadable:
-            yield turn.event("fail", decision.rungs[-1])
+            yield turn.make_event("fail", decision.parse_methods[-1])
             return "unreadable_plan"
         if not decision.calls:
             turn.draft = decision.message
-            yield turn.event("finish", turn.draft.text if turn.draft else "")
+            yield turn.make_event("finish", turn.draft.text if turn.draft else "")
             return "finished"
         ran = yield from _step(parts, turn, decision)
-        blocked = 0 if ran else blocked + 1
-        if blocked == 2:
+        unrun_count = 0 if ran else unrun_count + 1
+        if unrun_count == 2:
             return "no_progress"
         if len(turn.steps) >= parts.max_steps:
             return "steps"
-        reached = turn.meter.reached()
-        if reached:
-            return reached
+        limit = turn.meter.reached_limit()
+        if limit:
+            return limit
 
 
-def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Effect, Any, bool]:
-    """Run one task and return whether its tool was started."""
-    call, *waiting = decision.calls
+def _step(parts: LoopParts, turn: Turn, decision: Decision) -> Generator[Update | Effect, Any, bool]:
+    """Run one task; return True if its tool was started."""
+    call, *postponed_calls = decision.calls
     index = len(turn.steps) + 1
-    yield turn.event("thought", decision.task_name)
-    yield turn.event("execute", f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
+    yield turn.make_event("thought", decision.task_name)
+    yield turn.make_event("execute", f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
     address = call.arguments.get("url")
     if isinstance(address, str):
-        followed = any(form(address) in named(step.result) for step in turn.steps)
-        yield turn.event("click" if followed else "reading", address)
+        is_followed_link = any(
+            normalize_address(address) in find_addresses(step.result) for step in turn.steps
+        )
+        yield turn.make_event("click" if is_followed_link else "reading", address)
     observation = yield from parts.executor.run(call, turn, index)
     step = Step(
         index,
@@ -111,51 +113,53 @@ def _step(parts: Parts, turn: Turn, decision: Decision) -> Generator[Update | Ef
         call.id,
         observation.text,
         observation.status,
-        decision.rungs,
+        decision.parse_methods,
         observation.trusted,
         observation.sources,
         observation.artifact,
-        observation.blocked,
+        observation.is_blocked,
     )
-    turn.tainted = turn.tainted or not observation.trusted
-    turn.reflection = None if step.sufficient else parts.context.reflection(step)
+    turn.is_tainted = turn.is_tainted or not observation.trusted
+    turn.reflection = None if step.sufficient else parts.prompt_builder.build_reflection(step)
     turn.steps.append(step)
     assert decision.message is not None
     pair = [
         decision.message,
-        parts.executor.message(call, observation),
-        *(parts.executor.postponed(other) for other in waiting),
+        parts.executor.build_message(call, observation),
+        *(parts.executor.build_postponed_message(other) for other in postponed_calls),
     ]
     turn.transcript.append(pair)
     action = "observation" if step.status == "success" else "fail"
-    yield turn.event(action, step.result) | {"messages": pair, "steps": [step]}
-    if observation.ran:
-        yield from parts.recall.remember_step(turn, step)
-    return observation.ran
+    yield turn.make_event(action, step.result) | {"messages": pair, "steps": [step]}
+    if observation.has_run:
+        yield from parts.memory.remember_step(turn, step)
+    return observation.has_run
 
 
-def _conclude(parts: Parts, turn: Turn, stopped: str) -> Generator[Update | Effect, Any, None]:
-    """Write the answer: the planner's own words if no task was run, else from all sources."""
+def _conclude(parts: LoopParts, turn: Turn, stop_reason: str) -> Generator[Update | Effect, Any, None]:
+    """Write the answer: the planner's reply if no task was run, else a new one from all sources."""
     if turn.draft and turn.draft.text and not turn.steps:
         answer = turn.draft
         yield {"answer": answer.text}
     else:
-        answer = yield from _write(parts, turn, None if stopped == "finished" else stopped)
-    if turn.tainted:
-        # It may pass an order on: the next question, which sees it without what it rests on, must know.
+        answer = yield from _write(parts, turn, None if stop_reason == "finished" else stop_reason)
+    if turn.is_tainted:
+        # The answer may repeat an injected instruction; the mark taints the next question that contains it.
         metadata = answer.response_metadata | {TAINTED: True}
         answer = answer.model_copy(update={"response_metadata": metadata})
-    yield turn.event("conclusion", answer.text) | {"messages": [answer]}
+    yield turn.make_event("conclusion", answer.text) | {"messages": [answer]}
     if answer.text != parts.prompts.say("no_answer"):
-        yield from parts.recall.remember_answer(turn, answer.text)
+        yield from parts.memory.remember_answer(turn, answer.text)
 
 
-def _write(parts: Parts, turn: Turn, stopped: str | None) -> Generator[Update | Effect, Any, AIMessage]:
-    prompt = parts.context.to_conclude(turn, stopped)
+def _write(
+    parts: LoopParts, turn: Turn, stop_reason: str | None
+) -> Generator[Update | Effect, Any, AIMessage]:
+    prompt = parts.prompt_builder.build_answer_prompt(turn, stop_reason)
     for _ in range(2):
-        reply: AIMessage = yield AskModel(parts.model, prompt, answers=True)
-        turn.meter.spend(prompt, reply)
-        text = said(reply)
+        reply: AIMessage = yield AskModel(parts.model, prompt, is_answer=True)
+        turn.meter.record_usage(prompt, reply)
+        text = extract_text(reply)
         if text.strip():
             return AIMessage(
                 text,

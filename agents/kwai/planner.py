@@ -1,7 +1,8 @@
-"""The next task, from a model that calls tools itself or from one that writes its plan as JSON.
+"""Plan the next task with a model that supports tool calls or writes its plan as JSON.
 
-Each reply goes down a ladder until a rung holds: calls the provider parsed, calls it could not parse, JSON in
-the text, JSON repaired, one request to correct it. What no rung holds ends the planning, not the turn.
+Each reply is parsed by the first method that succeeds: calls parsed by the provider, calls that the provider
+could not parse, JSON in the text, repaired JSON. If all fail, the model is asked once to correct its reply.
+If that fails as well, the planning ends, but the turn continues with the answer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
-from scrubjay.agents.kwai.context import Context
+from scrubjay.agents.kwai.context import PromptBuilder
 from scrubjay.agents.kwai.effects import AskModel, Effect
 from scrubjay.agents.kwai.plans import (
     FINISH,
@@ -24,95 +25,94 @@ from scrubjay.agents.kwai.plans import (
     read_arguments,
     read_plan,
 )
-from scrubjay.agents.kwai.replies import said, thinking, was_cut
+from scrubjay.agents.kwai.replies import extract_text, extract_thinking, is_cut_off
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.text import clean
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What the planner wants."""
+    """Decision of the planner on the next task."""
 
     calls: tuple[Call, ...]
-    """The first is the task; others came with it and wait. None: the work is finished."""
+    """Call of the task, then other calls of the same reply, which are postponed; empty if finished."""
     task_name: str
-    """What the task is to find out."""
-    rungs: tuple[str, ...]
-    """The attempts at reading it, the last one held, unless `unreadable`."""
+    """Goal of the task."""
+    parse_methods: tuple[str, ...]
+    """Attempts to parse the reply; the last one succeeded unless `unreadable`."""
     message: AIMessage | None = None
-    """What goes into the history: the call, or text in its place."""
+    """Message for the history: the call, or the text of the reply."""
     unreadable: bool = False
-    """Whether no attempt held."""
+    """True if all attempts failed."""
 
 
 class Planner:
-    """Plans one task a time."""
+    """Planner of one task at a time."""
 
     def __init__(
-        self, model: Runnable[Any, Any], names: Collection[str], native: bool, context: Context
+        self, model: Runnable[Any, Any], names: Collection[str], native: bool, context: PromptBuilder
     ) -> None:
         self._model, self._names, self._native, self._context = model, names, native, context
 
     def prompt(self, turn: Turn) -> list[BaseMessage]:
-        """Return what the model is asked. Raises ValueError if the question does not fit."""
-        return self._context.to_plan(turn, self._native)
+        """Return the planning prompt. Raises ValueError if the question does not fit the token budget."""
+        return self._context.build_planning_prompt(turn, self._native)
 
     def decide(self, turn: Turn) -> Generator[Effect, Any, Decision]:
-        """Ask for the next task, at most twice."""
+        """Ask the model for the next task, with one retry if the reply is unreadable."""
         prompt = self.prompt(turn)
-        rungs: list[str] = []
+        attempts: list[str] = []
         for _ in range(2):
             reply: AIMessage = yield AskModel(self._model, prompt)
-            turn.meter.spend(prompt, reply)
+            turn.meter.record_usage(prompt, reply)
             try:
-                return self._read(reply, rungs)
+                return self._read(reply, attempts)
             except PlanError as error:
-                rungs.append(f"unreadable: {error}")
+                attempts.append(f"unreadable: {error}")
                 prompts = self._context.prompts
-                correction = prompts.say("reask", error=error.phrase.said(prompts))
-                # As text: a call without a result must not be sent back.
-                prompt = [*prompt, AIMessage(said(reply) or "…"), HumanMessage(correction)]
-        return Decision((), "", tuple(rungs), unreadable=True)
+                correction = prompts.say("reask", error=error.phrase.render(prompts))
+                # Send the reply back as text: a call without a result would be an invalid history.
+                prompt = [*prompt, AIMessage(extract_text(reply) or "…"), HumanMessage(correction)]
+        return Decision((), "", tuple(attempts), unreadable=True)
 
-    def _read(self, reply: AIMessage, rungs: list[str]) -> Decision:
-        cut = was_cut(reply)
+    def _read(self, reply: AIMessage, attempts: list[str]) -> Decision:
+        cut = is_cut_off(reply)
         if cut and (reply.tool_calls or reply.invalid_tool_calls):
-            # However valid it looks: what is missing of a mail's text, or of a path, was meant too.
+            # Even if the call is valid JSON: an argument, such as a mail's text or a path, may be incomplete.
             raise PlanError("plan_cut")
         if reply.tool_calls:
             calls = [Call(clean(call["name"]), check_arguments(call["args"])) for call in reply.tool_calls]
-            return self._decision(reply, calls, "", [*rungs, "tool_calls"])
+            return self._decision(reply, calls, "", [*attempts, "tool_calls"])
         if reply.invalid_tool_calls:
             calls = [
                 Call(clean(str(call["name"] or "")), read_arguments(call["args"]))
                 for call in reply.invalid_tool_calls
             ]
-            return self._decision(reply, calls, "", [*rungs, "invalid_tool_calls"])
+            return self._decision(reply, calls, "", [*attempts, "invalid_tool_calls"])
         try:
-            plan = read_plan(said(reply))
+            plan = read_plan(extract_text(reply))
         except PlanError:
             if not self._native:
                 raise
         else:
-            # Small models write the call they mean as text; any other JSON in place of a native call is an
-            # answer.
+            # Small models may write a native call as text; any other JSON is an answer.
             if not self._native or plan.finishes or plan.call.name in self._names:
-                if cut and plan.rung == "repaired":
+                if cut and plan.parse_method == "repaired":
                     raise PlanError("plan_cut")
-                return self._decision(reply, [plan.call], plan.task_name, [*rungs, plan.rung])
-        return Decision((), "", (*rungs, "text"), _recorded(reply, [], said(reply).strip()))
+                return self._decision(reply, [plan.call], plan.task_name, [*attempts, plan.parse_method])
+        return Decision((), "", (*attempts, "text"), _build_message(reply, [], extract_text(reply).strip()))
 
-    def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, rungs: list[str]) -> Decision:
+    def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, attempts: list[str]) -> Decision:
         if calls[0].name in (FINISH, NOTHING):
-            return Decision((), "", tuple(rungs))
-        task_name = task_name or said(reply).strip()
-        message = _recorded(reply, calls, task_name)
-        return Decision(tuple(calls), task_name or calls[0].name, tuple(rungs), message)
+            return Decision((), "", tuple(attempts))
+        task_name = task_name or extract_text(reply).strip()
+        message = _build_message(reply, calls, task_name)
+        return Decision(tuple(calls), task_name or calls[0].name, tuple(attempts), message)
 
 
-def _recorded(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
-    """Return the reply as history keeps it: every call with an id and a name that providers accept."""
-    thoughts = thinking(reply) if calls else []
+def _build_message(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
+    """Return the reply as a message for the history, with ids and names of calls that providers accept."""
+    thoughts = extract_thinking(reply) if calls else []
     return AIMessage(
         content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,
         tool_calls=[

@@ -1,4 +1,4 @@
-"""A plan, read from what a model wrote: strict JSON, then the first object in prose, then repair."""
+"""Parse plans from a model's text: strict JSON, then JSON objects in prose, then repaired JSON."""
 
 from __future__ import annotations
 
@@ -9,71 +9,72 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from scrubjay.agents.language.prompts import Told
+from scrubjay.agents.language.prompts import LocalizedError
 from scrubjay.agents.language.text import clean, clean_value
 
 FINISH = "task_complete"
 NOTHING = "do_nothing"
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
-_LONGEST_REPAIRED = 8_000
-_OBJECTS_TRIED = 20
+_MAX_REPAIR_LENGTH = 8_000
+_MAX_OBJECTS = 20
 
 
-class PlanError(Told, ValueError):
-    """The text holds no plan; the model is told what is wrong, to correct it."""
+class PlanError(LocalizedError, ValueError):
+    """The text contains no valid plan; the message asks the model to correct it."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """A tool to run."""
+    """Call of a tool."""
 
     name: str
-    """Name of the tool, as the model wrote it."""
+    """Name of the tool as the model wrote it."""
     arguments: dict[str, Any]
-    """A JSON object."""
+    """Arguments as a JSON object."""
     id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
-    """Links the call to its result."""
+    """Id that links the call to its result."""
 
     @property
     def safe_name(self) -> str:
-        """The name with nothing in it that a provider would refuse in a history."""
+        """Name without characters that providers reject in a history."""
         return _UNSAFE.sub("_", self.name)[:64].strip("_") or "unnamed"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """One task."""
+class TaskPlan:
+    """Plan of one task."""
 
     task_name: str
-    """What it is to find out."""
+    """Goal of the task."""
     call: Call
-    """How."""
-    rung: str
-    """How it was read: json, prose or repaired."""
+    """Call of the tool."""
+    parse_method: str
+    """Method by which the plan was parsed: json, prose or repaired."""
 
     @property
     def finishes(self) -> bool:
-        """Whether it says that nothing more is to be done."""
+        """True if the plan says that no task is left."""
         return self.call.name in (FINISH, NOTHING)
 
 
-def read_plan(text: str) -> Plan:
+def read_plan(text: str) -> TaskPlan:
     """Return the plan in `text`. Raises PlanError if there is none.
 
-    KwaiAgents' form, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`; `command` may be the
-    whole object, `args` may be called `arguments`, and the first object of a list counts.
+    The format is that of KwaiAgents, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`. `command`
+    may also be the whole object, `args` may be called `arguments`, and a list is replaced by its first
+    object.
     """
     problem = PlanError("plan_no_object")
-    for rung, value in _candidates(text):
+    for parse_method, value in _candidates(text):
         try:
-            return _as_plan(value, rung)
+            return _as_plan(value, parse_method)
         except PlanError as error:
             problem = error
     raise problem
 
 
 def read_arguments(text: object) -> dict[str, Any]:
-    """Return the arguments that `text`, which did not parse, was meant to be. Raises PlanError."""
+    """Return the arguments in `text`, which is not valid JSON. Raises PlanError if repair fails."""
     if isinstance(text, str):
         for _, value in _candidates(text):
             if isinstance(value, dict):
@@ -82,41 +83,41 @@ def read_arguments(text: object) -> dict[str, Any]:
 
 
 def check_arguments(arguments: object) -> dict[str, Any]:
-    """Return `arguments` with clean strings. Raises PlanError unless they are a JSON object."""
+    """Return `arguments` with cleaned strings. Raises PlanError if they are not a JSON object."""
     if not isinstance(arguments, dict):
         raise PlanError("plan_arguments_type", kind=type(arguments).__name__)
     try:
-        cleaned = json.loads(json.dumps(clean_value(arguments), allow_nan=False))
+        result = json.loads(json.dumps(clean_value(arguments), allow_nan=False))
     except (TypeError, ValueError, RecursionError):
         raise PlanError("plan_arguments_value") from None
-    return cleaned
+    return result
 
 
 def _candidates(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield what may be the plan, the likeliest first."""
+    """Yield pairs (parse method, value) of possible plans in `text`, the most likely first."""
     try:
         yield "json", json.loads(text)
         return
     except (ValueError, RecursionError):
         pass
-    text = text[:_LONGEST_REPAIRED]  # what follows takes time that grows with the square of the length
+    text = text[:_MAX_REPAIR_LENGTH]  # the following methods take quadratic time
     decoder, place = json.JSONDecoder(), text.find("{")
-    first, failed = place, False
-    for _ in range(_OBJECTS_TRIED):
+    first, has_failed = place, False
+    for _ in range(_MAX_OBJECTS):
         if place < 0:
             break
         try:
             value, end = decoder.raw_decode(text, place)
         except (ValueError, RecursionError):
-            failed, place = True, text.find("{", place + 1)
+            has_failed, place = True, text.find("{", place + 1)
             continue
-        # After a broken object, this one may be a part of it: repair does better than to take a part for the
-        # plan.
-        if not failed or "command" in value:
+        # After an invalid object this one may be a part of it; repairing the whole is better than using a
+        # part.
+        if not has_failed or "command" in value:
             yield "prose", value
         place = text.find("{", end)
     if first >= 0:
-        from json_repair import loads  # 0.1 s, and only ever for a model that needs it
+        from json_repair import loads  # the import takes 0.1 s; do it only if needed
 
         try:
             yield "repaired", loads(text[first:])
@@ -124,7 +125,7 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
             return
 
 
-def _as_plan(value: Any, rung: str) -> Plan:
+def _as_plan(value: Any, parse_method: str) -> TaskPlan:
     if isinstance(value, list):
         value = next((item for item in value if isinstance(item, dict)), None)
     if not isinstance(value, dict):
@@ -142,4 +143,6 @@ def _as_plan(value: Any, rung: str) -> Plan:
         arguments = read_arguments(arguments) if arguments.strip() else {}
     task_name = value.get("task_name")
     call = Call(clean(name.strip()), check_arguments(arguments if arguments is not None else {}))
-    return Plan(clean(task_name) if isinstance(task_name, str) and task_name else call.name, call, rung)
+    return TaskPlan(
+        clean(task_name) if isinstance(task_name, str) and task_name else call.name, call, parse_method
+    )

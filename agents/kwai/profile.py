@@ -1,4 +1,4 @@
-"""Who the agent is, as KwaiAgents' ProfileInstructions (Pan et al. 2023, arXiv 2312.04889)."""
+"""Profile of the agent, the ProfileInstructions of KwaiAgents (Pan et al. 2023, arXiv 2312.04889)."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from scrubjay.agents.language.prompts import LANGUAGES
 
 @dataclass(frozen=True)
 class Profile:
-    """What goes before everything else in every prompt. Only its owner writes it: no memory, no tool."""
+    """Profile of the agent, at the beginning of every prompt. Only the agent's owner writes it.
+
+    Memories and tools never change it.
+    """
 
     name: str = "Scrubjay"
-    """What the agent calls itself."""
+    """Name of the agent."""
     bio: str = ""
-    """A few sentences about it."""
+    """Short description of the agent."""
     instructions: str = ""
-    """How its owner wants it to work."""
+    """Instructions of the owner."""
     language: str = "en"
     """Language of the prompts, en or zh; the answer is in the language of the question."""
 
     def __post_init__(self) -> None:
         if not self.name.strip():
-            raise ValueError(f"name={self.name!r}: an agent needs a name")
+            raise ValueError(f"name={self.name!r}: must not be empty")
         if self.language not in LANGUAGES:
-            raise ValueError(f"language={self.language!r}: there are prompts in {', '.join(LANGUAGES)}")
+            raise ValueError(
+                f"language={self.language!r}: unknown language; choose from {', '.join(LANGUAGES)}"
+            )

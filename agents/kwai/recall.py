@@ -1,31 +1,31 @@
-"""When the agent writes to its memory and what it looks up: KwaiAgents' memory update and retrieval."""
+"""Memory updates and retrieval of the agent, as in KwaiAgents."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 from typing import Any
 
-from scrubjay.agents.kwai.effects import Do, Effect
+from scrubjay.agents.kwai.effects import Effect, RunFunction
 from scrubjay.agents.kwai.events import Step
-from scrubjay.agents.kwai.remembering import Remembered, Remembers
+from scrubjay.agents.kwai.memory_protocol import AgentMemory, MemoryRecord
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.prompts import Prompts
-from scrubjay.agents.language.text import is_question, storable
+from scrubjay.agents.language.text import is_question, truncate_for_storage
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
 
-class Recall:
-    """Keeps KwaiAgents' three kinds apart: supplied knowledge, conversation, tasks with their results.
+class MemoryAccess:
+    """Access to the agent's memory, with the three record types of KwaiAgents.
 
-    What a tool or a supplied document worded, or an answer written after reading it, is kept with
-    `trust="tool"`. It is shown as data when it comes up again, taints the question it comes up for, and never
-    gets into the profile.
+    The types are supplied knowledge, conversation, and tasks with their results. Text from a tool or a
+    supplied document, and an answer written after reading it, is stored with `trust="tool"`. When recalled,
+    it is shown as data and taints the question; it never becomes part of the profile.
     """
 
     def __init__(
         self,
-        memory: Remembers | None,
+        memory: AgentMemory | None,
         namespace: tuple[str, ...],
         k: int,
         prompts: Prompts,
@@ -35,65 +35,69 @@ class Recall:
         self._provenance = provenance
 
     def remember_question(self, turn: Turn) -> Generator[Effect, Any, None]:
-        """Keep the question and what was supplied with it."""
+        """Store the question and the knowledge supplied with it."""
         for passage in turn.knowledge:
             yield from self._add(turn, passage.text, "knowledge", "user" if passage.trusted else "tool")
         yield from self._add(turn, turn.question, "conversation", "user", role="user")
 
     def remember_step(self, turn: Turn, step: Step) -> Generator[Effect, Any, None]:
-        """Keep a task and its result, if it found anything."""
+        """Store a task and its result, if the result is not empty."""
         if step.sufficient:
             text = f"{step.task_name}\n{step.result}"
-            trust = "agent" if step.trusted and not turn.tainted else "tool"
+            trust = "agent" if step.trusted and not turn.is_tainted else "tool"
             yield from self._add(turn, text, "task", trust, tool=step.tool, urls=list(step.sources))
 
     def remember_answer(self, turn: Turn, answer: str) -> Generator[Effect, Any, None]:
-        """Keep the answer."""
-        trust = "tool" if turn.tainted else "agent"
+        """Store the answer."""
+        trust = "tool" if turn.is_tainted else "agent"
         yield from self._add(turn, answer, "conversation", trust, role="assistant")
 
     def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
-        """Look up what may help with the next step; what this question itself wrote is known already.
+        """Search the memory for the next step, without the records of this question.
 
-        Few of the records are the agent's own answers, which came from what it was told or found, or
-        questions asked before, which are most like the question and tell nothing.
+        At most a third of the results are earlier answers of the agent, which derive from other records, or
+        earlier questions, which are most similar to the question but contain no information.
         """
         memory = self._memory
         if memory is None:
             return
-        asked = [turn.question, *(step.task_name for step in turn.steps[-1:])]
-        query = "\n".join(asked)[:LONGEST_TEXT]
-        # Of what is found, some is in view already, or tells little.
-        wanted = 4 * self._k + len(turn.written) + len(turn.window)
-        # A bank says why each came, for who looks at the turn.
+        query_lines = [turn.question, *(step.task_name for step in turn.steps[-1:])]
+        query = "\n".join(query_lines)[:MAX_TEXT_LENGTH]
+        # Search for more records than needed: some are skipped below.
+        search_count = 4 * self._k + len(turn.written_ids) + len(turn.window)
+        # A memory bank can explain each hit, for the inspection of a turn.
         more: Any = {"explain": True} if isinstance(memory, MemoryBank) else {}
-        hits: list[Remembered] = list(
-            (yield Do(lambda: memory.search(query, k=wanted, namespace=self._namespace, **more)))
+        hits: list[MemoryRecord] = list(
+            (
+                yield RunFunction(
+                    lambda: memory.search(query, k=search_count, namespace=self._namespace, **more)
+                )
+            )
         )
-        shown: set[str] = {message.text for message in turn.window}
-        idle, turn.recalled = 0, []
+        visible_texts: set[str] = {message.text for message in turn.window}
+        uninformative_count, turn.recalled_records = 0, []
         for hit in hits:
-            if len(turn.recalled) == self._k:
+            if len(turn.recalled_records) == self._k:
                 break
-            if hit.id in turn.written or hit.text in shown:
+            if hit.id in turn.written_ids or hit.text in visible_texts:
                 continue
             if hit.kind == "conversation" and (hit.trust == "agent" or is_question(hit.text)):
-                idle += 1
-                if idle > max(1, self._k // 3):
+                uninformative_count += 1
+                if uninformative_count > max(1, self._k // 3):
                     continue
-            shown.add(hit.text)
-            turn.recalled.append(hit)
-        turn.tainted = turn.tainted or any(hit.trust == "tool" for hit in turn.recalled)
+            visible_texts.add(hit.text)
+            turn.recalled_records.append(hit)
+        turn.is_tainted = turn.is_tainted or any(hit.trust == "tool" for hit in turn.recalled_records)
 
     def _add(
         self, turn: Turn, text: str, kind: str, trust: str, **provenance: Any
     ) -> Generator[Effect, Any, None]:
         memory = self._memory
         if memory is not None and text.strip():
-            text = storable(text, self._prompts.say)
-            # A conversation is a log: what is said twice stays there twice.
+            text = truncate_for_storage(text, self._prompts.say)
+            # A conversation is a log: repeated messages are stored repeatedly.
             more = {**self._provenance, **provenance, "merge": kind != "conversation"}
-            added = yield Do(
+            record_id = yield RunFunction(
                 lambda: memory.add(text, kind=kind, namespace=self._namespace, trust=trust, **more)
             )
-            turn.written.add(added)
+            turn.written_ids.add(record_id)

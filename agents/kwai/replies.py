@@ -1,4 +1,4 @@
-"""What a model's reply says, to the user and about itself, in the forms that providers have for it."""
+"""Extract text, reasoning and finish reason from a model's reply, in the formats of different providers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ _OPEN, _CLOSE = "<think>", "</think>"
 _THOUGHTS = re.compile(rf"\s*({_OPEN}.*?{_CLOSE}\s*)*", re.DOTALL)
 
 
-def was_cut(reply: AIMessage) -> bool:
-    """Return whether the reply ended at its limit of tokens, and so may be half of what was meant."""
+def is_cut_off(reply: AIMessage) -> bool:
+    """Return True if the reply reached its token limit and is therefore incomplete."""
     metadata = reply.response_metadata
     reasons = [metadata.get(name) for name in _REASONS]
     reasons.append((metadata.get("incomplete_details") or {}).get("reason"))
     return any(str(reason).lower() in _CUT for reason in reasons)
 
 
-def said(reply: AIMessage) -> str:
-    """Return the clean text of a whole reply, without the thoughts that some models write in front of it.
+def extract_text(reply: AIMessage) -> str:
+    """Return the clean text of a complete reply, without the reasoning that some models write first.
 
-    Where the prompt opens their block, as the templates of DeepSeek-R1 and QwQ do, only `</think>` tells of
-    them: all before it is thought, unless `<think>` stands there, too.
+    If the prompt opens the reasoning block, as the templates of DeepSeek-R1 and QwQ do, the reply contains
+    only `</think>`: all text before it is reasoning, unless it contains `<think>`.
     """
     text = clean(reply.text)
-    thought, closed, rest = text.partition(_CLOSE)
-    return without_thoughts(rest.lstrip() if closed and _OPEN not in thought else text)
+    before, mark, rest = text.partition(_CLOSE)
+    return strip_thoughts(rest.lstrip() if mark and _OPEN not in before else text)
 
 
-def without_thoughts(text: str) -> str:
-    """Return `text` after the `<think>` blocks that it begins with; nothing, if it has not come so far.
+def strip_thoughts(text: str) -> str:
+    """Return `text` without the `<think>` blocks at its beginning; empty while a block is incomplete.
 
-    So the beginnings of a text give beginnings of what the whole of it gives. Of a block that the prompt
-    opened, nothing is known before its end, so its text stays; `said` leaves it out.
+    The result for a prefix of a text is therefore a prefix of the result for the text. A block that the
+    prompt opened is not recognized before its end, so its text stays; `extract_text` removes it.
     """
     thoughts = _THOUGHTS.match(text)
     assert thoughts is not None
@@ -48,10 +48,10 @@ def without_thoughts(text: str) -> str:
     return rest if thoughts[1] else text
 
 
-def unfinished(text: str) -> str:
-    """Return what to keep of `text`, of which nothing is said yet, so that what follows is read as after it.
+def keep_pending(text: str) -> str:
+    """Return a short text that `strip_thoughts` continues like `text`, which has no visible part yet.
 
-    Of a thought that has not ended only its end matters, which may hold the begin of `</think>`.
+    Of an unfinished reasoning block only the end is needed, which may contain the beginning of `</think>`.
     """
     thoughts = _THOUGHTS.match(text)
     assert thoughts is not None
@@ -61,13 +61,13 @@ def unfinished(text: str) -> str:
     return f"{_OPEN}{_CLOSE}{rest}" if thoughts[1] else text
 
 
-def thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
-    """Return the blocks of thought that a provider (Anthropic) wants back with the calls they led to."""
+def extract_thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
+    """Return the reasoning blocks, which a provider (Anthropic) requires back together with their calls."""
     blocks = reply.content if isinstance(reply.content, list) else []
-    kept: list[str | dict[Any, Any]] = []
+    reasoning_blocks: list[str | dict[Any, Any]] = []
     for block in blocks:
         if isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking"):
             value = clean_value(block)
             assert isinstance(value, dict)
-            kept.append(value)
-    return kept
+            reasoning_blocks.append(value)
+    return reasoning_blocks

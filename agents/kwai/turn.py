@@ -1,4 +1,4 @@
-"""One question on its way to an answer: what is known, done and spent so far."""
+"""State of one question while the agent works on it."""
 
 from __future__ import annotations
 
@@ -11,72 +11,74 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 
 from scrubjay.agents.kwai.events import Action, Event, Step
 from scrubjay.agents.kwai.limits import Meter
-from scrubjay.agents.kwai.remembering import Remembered
-from scrubjay.agents.language.address import Given, named, unheard
-from scrubjay.agents.language.gate import texts
+from scrubjay.agents.kwai.memory_protocol import MemoryRecord
+from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
+from scrubjay.agents.language.gate import collect_texts
 from scrubjay.agents.language.text import clean
 
 
-class Supplied(NamedTuple):
-    """A passage that came with the question."""
+class Passage(NamedTuple):
+    """Passage of the knowledge supplied with the question."""
 
     text: str
     trusted: bool
-    """Whether the user vouches for it."""
+    """True if the user declared the document as trusted."""
 
 
 @dataclass
 class Turn:
-    """The state of one question; nothing of it outlives the answer but what memory was given."""
+    """State of one question; discarded after the answer, except for the records stored in the memory."""
 
-    asked: HumanMessage
-    """The user's message."""
+    user_message: HumanMessage
+    """User's message."""
     dialogue: list[BaseMessage]
-    """What user and agent said before."""
+    """Earlier messages of user and agent."""
     window: list[BaseMessage]
-    """The last of it: as much as prompts show."""
-    knowledge: tuple[Supplied, ...]
-    """Documents supplied with the question."""
+    """Last messages of `dialogue` that are included in prompts."""
+    knowledge: tuple[Passage, ...]
+    """Passages of the documents supplied with the question."""
     meter: Meter
     clock: Callable[[], datetime]
-    tainted: bool = False
-    """Whether text that somebody outside could have worded was read."""
+    is_tainted: bool = False
+    """True if untrusted text was read."""
     steps: list[Step] = field(default_factory=list)
     transcript: list[list[BaseMessage]] = field(default_factory=list)
-    """Of each step its call, its result, and answers to calls that came with it."""
-    recalled: list[Remembered] = field(default_factory=list)
-    """What memory brought up for the next step."""
-    written: set[str] = field(default_factory=set)
-    """Records that this question itself made."""
+    """Messages of each step: the call, its result, and the results of postponed calls."""
+    recalled_records: list[MemoryRecord] = field(default_factory=list)
+    """Memory records for the next step."""
+    written_ids: set[str] = field(default_factory=set)
+    """Ids of the memory records that this question wrote."""
     reflection: str | None = None
-    """Why the next plan should differ from the last."""
+    """Instruction to plan differently after a step without a useful result."""
     draft: AIMessage | None = None
-    """What the planner said instead of planning on."""
-    events: int = 0
+    """Reply of the planner that contained no plan."""
+    event_count: int = 0
 
     @property
     def question(self) -> str:
-        """The user's words."""
-        return clean(self.asked.text)
+        """Text of the user's message."""
+        return clean(self.user_message.text)
 
-    def given(self) -> Given:
-        """Return the addresses that another wrote: the user, or a source that did not hear them from us."""
-        said = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
-        said += [passage.text for passage in self.knowledge if passage.trusted]
-        said += [record.text for record in self.recalled if record.trust == "user"]
-        read = [named(passage.text) for passage in self.knowledge if not passage.trusted]
-        read += [
-            # A tool may repeat what it was called with.
-            unheard(step.result, "".join(texts(step.arguments)))
+    def allowed_addresses(self) -> AllowedAddresses:
+        """Return the addresses that someone other than the model wrote: the user, or a source of text."""
+        trusted_texts = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
+        trusted_texts += [passage.text for passage in self.knowledge if passage.trusted]
+        trusted_texts += [record.text for record in self.recalled_records if record.trust == "user"]
+        untrusted_addresses = [
+            find_addresses(passage.text) for passage in self.knowledge if not passage.trusted
+        ]
+        untrusted_addresses += [
+            # Skip addresses that a tool repeats from its arguments.
+            find_new_addresses(step.result, "".join(collect_texts(step.arguments)))
             for step in self.steps
             if not step.trusted
         ]
-        return Given([self.question, *said], read)
+        return AllowedAddresses([self.question, *trusted_texts], untrusted_addresses)
 
-    def event(self, action: Action, text: str) -> dict[str, Any]:
-        """Return an update that says what happened."""
-        spent, planned = self.meter.usage["total_tokens"], action in ("thinking", "conclusion")
-        recalled = tuple(self.recalled) if planned else ()
-        event = Event(self.events, action, text, self.clock(), spent, self.tainted, recalled)
-        self.events += 1
+    def make_event(self, action: Action, text: str) -> dict[str, Any]:
+        """Return an update with a new event."""
+        tokens, has_memory = self.meter.usage["total_tokens"], action in ("thinking", "conclusion")
+        records = tuple(self.recalled_records) if has_memory else ()
+        event = Event(self.event_count, action, text, self.clock(), tokens, self.is_tainted, records)
+        self.event_count += 1
         return {"events": [event]}

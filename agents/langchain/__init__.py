@@ -1,6 +1,6 @@
-"""The memory bank's faces towards LangChain and LangGraph.
+"""LangChain and LangGraph integrations of the memory bank.
 
-LangChain's core is enough for the retriever, the history, the tools and the embeddings; the store, the
+The retriever, the chat history, the tools and the embeddings need langchain-core only; the store, the
 checkpointer and the middleware need the extra `langgraph`.
 """
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
     from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
     from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings as MiniLMEmbeddings
     from scrubjay.agents.langchain.checkpointer import Checkpointer as Checkpointer
-    from scrubjay.agents.langchain.consolidation import ModelDecides as ModelDecides
+    from scrubjay.agents.langchain.consolidation import ModelDecider as ModelDecider
     from scrubjay.agents.langchain.history import BankChatMessageHistory as BankChatMessageHistory
     from scrubjay.agents.langchain.middleware import BankMiddleware as BankMiddleware
     from scrubjay.agents.langchain.retriever import BankRetriever as BankRetriever
     from scrubjay.agents.langchain.store import BankStore as BankStore
     from scrubjay.agents.langchain.tools import memory_tools as memory_tools
 
-# Each face loads only the framework that it needs.
+# Lazy imports: each integration loads only the framework that it needs.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {
         ".embeddings.e5": ["E5Embeddings"],
         ".embeddings.minilm": ["MiniLMEmbeddings"],
         "checkpointer": ["Checkpointer"],
-        "consolidation": ["ModelDecides"],
+        "consolidation": ["ModelDecider"],
         "history": ["BankChatMessageHistory"],
         "middleware": ["BankMiddleware"],
         "retriever": ["BankRetriever"],

@@ -1,8 +1,7 @@
-"""LangGraph's checkpoints in an SQLite file: a graph goes on where it stopped, in whatever process.
+"""LangGraph checkpointer with an SQLite file: a graph resumes where it stopped, in any process.
 
-A channel's value is written once per version, not once per step, and a message once per thread, so a
-conversation's file grows with what is new in it. Beyond what a graph itself needs, threads are copied, pruned
-and cleared of runs.
+A channel's value is written once per version, not once per step, and a message once per thread, so the file
+grows only with new content. Threads can also be copied, pruned, and cleared of single runs.
 """
 
 from __future__ import annotations
@@ -35,33 +34,32 @@ from scrubjay.agents.langchain.checkpoints import (
     COLUMNS,
     MIGRATIONS,
     TABLES,
-    Found,
-    Typed,
+    SerializedValue,
+    StoredCheckpoint,
     add_value,
     channel_numbers,
-    delete,
-    read,
+    delete_checkpoints,
+    read_checkpoint,
 )
 from scrubjay.agents.langchain.serializer import StrictSerializer
 from scrubjay.memory.bank.file.record import check_count
 from scrubjay.memory.bank.file.store import Store
 
 _T = TypeVar("_T")
-_PAGE = 64  # checkpoints that an async listing reads at a time
+_PAGE_SIZE = 64  # checkpoints per read of an asynchronous listing
 _STRATEGIES = ("keep_latest", "delete")
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
-    """Checkpoints in a file, a bank's or their own; safe for threads, event loops and processes.
+    """Checkpointer on an SQLite file, its own or a bank's; safe for threads, event loops and processes.
 
-    What `put` and `put_writes` have acknowledged survives the death of the process (kill -9); a power cut may
-    take the last of them, never the file.
+    Completed calls of `put` and `put_writes` survive a crash of the process (kill -9). A power failure may
+    lose the last of them but does not corrupt the file.
 
-    A file may come from a stranger. So only plain data, messages and documents of LangChain, and types of
-    LangGraph are written and read. `allow` admits types of your own. `serde` replaces this serializer and
-    its check.
+    Files may be untrusted. Only plain data, LangChain's messages and documents, and LangGraph's types are
+    written and read. `allow` adds your own types. `serde` replaces this serializer and its check.
 
-    Raises TypeError on writing, and ValueError on reading, a type that is not admitted.
+    Raises TypeError when writing, and ValueError when reading, a type that is not allowed.
     """
 
     def __init__(
@@ -69,7 +67,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
     ) -> None:
         allow = tuple(allow)
         if serde is not None and allow:
-            raise ValueError("pass allow= or serde=: a serializer of your own decides what it admits")
+            raise ValueError(
+                "allow and serde exclude each other: pass allow= or serde=; a custom serializer "
+                "decides which types it accepts"
+            )
         super().__init__(serde=serde or StrictSerializer(allow))
         self._store = Store(path)
         self._store.add_tables("checkpoints", MIGRATIONS)
@@ -85,7 +86,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self.close()
 
     def get_next_version(self, current: str | None, channel: None) -> str:
-        """Return a version that sorts after `current` and that no other branch of the thread has."""
+        """Return a version that sorts after `current` and is unique among the branches of the thread."""
         count = 0 if current is None else int(str(current).partition(".")[0])
         return f"{count + 1:032}.{random.getrandbits(53):016}"
 
@@ -96,15 +97,15 @@ class Checkpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Keep a checkpoint after the one that `config` names, and return the config that names it."""
+        """Store a checkpoint as the child of the one in `config`; return the config of the new checkpoint."""
         thread, namespace, parent = _address(config)
         versions = checkpoint["channel_versions"]
-        known = get_checkpoint_metadata(config, metadata)
-        run = known.get("run_id")
+        full_metadata = get_checkpoint_metadata(config, metadata)
+        run = full_metadata.get("run_id")
         body = self.serde.dumps_typed({**checkpoint, "channel_values": {}})
-        described = self.serde.dumps_typed(known)
-        dumped = {
-            name: self._typed(value)
+        metadata_value = self.serde.dumps_typed(full_metadata)
+        new_values = {
+            name: self._serialize(value)
             for name, value in checkpoint["channel_values"].items()
             if name in new_versions
         }
@@ -113,12 +114,20 @@ class Checkpointer(BaseCheckpointSaver[str]):
             channels: dict[str, tuple[int, Any]] = {}
             for name, value in checkpoint["channel_values"].items():
                 version = versions.get(name)
-                held = before.get(name)
-                if name not in dumped and version is not None and held and held[1] == version:
-                    channels[name] = (held[0], version)
+                old_channel = before.get(name)
+                if (
+                    name not in new_values
+                    and version is not None
+                    and old_channel
+                    and old_channel[1] == version
+                ):
+                    channels[name] = (old_channel[0], version)
                 else:
-                    typed = dumped.get(name) or self._typed(value)
-                    channels[name] = (add_value(connection, thread, typed, held and held[0]), version)
+                    new_value = new_values.get(name) or self._serialize(value)
+                    channels[name] = (
+                        add_value(connection, thread, new_value, old_channel and old_channel[0]),
+                        version,
+                    )
             connection.execute(
                 f"INSERT OR REPLACE INTO checkpoints ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -128,7 +137,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
                     parent,
                     None if run is None else str(run),
                     *body,
-                    *described,
+                    *metadata_value,
                     json.dumps(channels, separators=(",", ":")),
                 ),
             )
@@ -141,20 +150,20 @@ class Checkpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Keep what a task wrote, once; an error, an interrupt or a resumption is replaced by the latest."""
+        """Store a task's writes once; later errors, interrupts and resume values replace earlier ones."""
         address = _address(config)
         if address[2] is None:
-            raise ValueError("the config names no checkpoint; pass what `put` returned")
+            raise ValueError("the config names no checkpoint; pass the config that `put` returned")
         rows = [
             (
                 *address,
                 task_id,
-                WRITES_IDX_MAP.get(channel, place),
+                WRITES_IDX_MAP.get(channel, index),
                 task_path,
                 channel,
                 *self.serde.dumps_typed(value),
             )
-            for place, (channel, value) in enumerate(writes)
+            for index, (channel, value) in enumerate(writes)
         ]
         with self._store.writing() as connection:
             for row in rows:
@@ -162,14 +171,14 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 connection.execute(f"INSERT OR {verb} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint that `config` names, or its thread's and namespace's latest; None if none."""
+        """Return the checkpoint of `config`, or the latest of its thread and namespace; None without one."""
         thread, namespace, id = _address(config)
         condition, values = "thread = ? AND namespace = ?", [thread, namespace]
         if id:
             condition, values = condition + " AND id = ?", [*values, id]
         with self._store.reading() as connection:
-            found = read(connection, f"{condition} ORDER BY id DESC LIMIT 1", values)
-        return None if found is None else self._loaded(found)
+            stored_checkpoint = read_checkpoint(connection, f"{condition} ORDER BY id DESC LIMIT 1", values)
+        return None if stored_checkpoint is None else self._to_tuple(stored_checkpoint)
 
     def list(
         self,
@@ -179,37 +188,37 @@ class Checkpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Yield checkpoints, newest first; `filter` is what their metadata must equal."""
+        """Yield checkpoints, newest first; `filter` has values that their metadata must contain."""
         if limit is not None:
             check_count("limit", limit, 0)
         condition, values = _condition(config, before)
-        most = -1 if filter or limit is None else limit
+        max_rows = -1 if filter or limit is None else limit
         with self._store.reading() as connection:
             numbers = connection.execute(
                 f"SELECT number FROM checkpoints WHERE {condition} ORDER BY id DESC, number DESC LIMIT ?",
-                [*values, most],
+                [*values, max_rows],
             ).fetchall()
-        yield from islice((t for (n,) in numbers if (t := self._numbered(n, filter)) is not None), limit)
+        yield from islice((t for (n,) in numbers if (t := self._read_numbered(n, filter)) is not None), limit)
 
     def delete_thread(self, thread_id: str) -> None:
-        """Delete all of a thread for good."""
+        """Delete a thread permanently."""
         with self._store.writing() as connection:
             for table in TABLES:
                 connection.execute(f"DELETE FROM {table} WHERE thread = ?", (str(thread_id),))
         self._store.erase_traces()
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Delete some runs' checkpoints with their writes; a DeltaChannel may not outlive its ancestors."""
+        """Delete the checkpoints and writes of runs; a DeltaChannel that needs them cannot be rebuilt."""
         with self._store.writing() as connection:
             for run in run_ids:
-                numbered = connection.execute(
+                rows = connection.execute(
                     "SELECT number, thread FROM checkpoints WHERE run = ?", (str(run),)
                 ).fetchall()
-                delete(connection, [number for number, _ in numbered], {thread for _, thread in numbered})
+                delete_checkpoints(connection, [number for number, _ in rows], {thread for _, thread in rows})
         self._store.erase_traces()
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy all of a thread to a new one. Raises ValueError if the target has checkpoints already."""
+        """Copy a thread to a new one. Raises ValueError if the target has checkpoints already."""
         source, target = str(source_thread_id), str(target_thread_id)
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM checkpoints WHERE thread = ? LIMIT 1", (target,)).fetchone():
@@ -226,9 +235,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 )
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Delete all but the latest checkpoint of each namespace of some threads, or with "delete" all.
+        """Delete all but the latest checkpoint of each namespace of threads; "delete" removes whole threads.
 
-        What the latest one's delta channels are rebuilt from stays. Raises ValueError on another strategy.
+        Checkpoints from which the latest one's delta channels are rebuilt stay. Raises ValueError if the
+        strategy is unknown.
         """
         if strategy not in _STRATEGIES:
             raise ValueError(f"strategy={strategy!r}; choose from {', '.join(_STRATEGIES)}")
@@ -238,18 +248,20 @@ class Checkpointer(BaseCheckpointSaver[str]):
             return
         with self._store.writing() as connection:
             for thread in map(str, thread_ids):
-                kept = set()
+                retained_numbers = set()
                 for (namespace,) in connection.execute(
                     "SELECT DISTINCT namespace FROM checkpoints WHERE thread = ?", (thread,)
                 ).fetchall():
-                    kept |= self._needed(connection, thread, namespace)
+                    retained_numbers |= self._find_needed(connection, thread, namespace)
                 numbers = connection.execute("SELECT number FROM checkpoints WHERE thread = ?", (thread,))
-                delete(connection, [n for (n,) in numbers.fetchall() if n not in kept], {thread})
+                delete_checkpoints(
+                    connection, [n for (n,) in numbers.fetchall() if n not in retained_numbers], {thread}
+                )
         self._store.erase_traces()
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Do as `get_tuple` without blocking the event loop."""
-        return await _aside(self.get_tuple, config)
+        """Run `get_tuple` in a thread, without blocking the event loop."""
+        return await _run_in_thread(self.get_tuple, config)
 
     async def alist(
         self,
@@ -259,9 +271,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Do as `list` without blocking the event loop."""
-        found = self.list(config, filter=filter, before=before, limit=limit)
-        while page := await _aside(lambda: [*islice(found, _PAGE)]):
+        """Run `list` in a thread, without blocking the event loop."""
+        checkpoints = self.list(config, filter=filter, before=before, limit=limit)
+        while page := await _run_in_thread(lambda: [*islice(checkpoints, _PAGE_SIZE)]):
             for checkpoint in page:
                 yield checkpoint
 
@@ -272,8 +284,8 @@ class Checkpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Do as `put` without blocking the event loop."""
-        return await _aside(self.put, config, checkpoint, metadata, new_versions)
+        """Run `put` in a thread, without blocking the event loop."""
+        return await _run_in_thread(self.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
         self,
@@ -282,27 +294,27 @@ class Checkpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Do as `put_writes` without blocking the event loop."""
-        await _aside(self.put_writes, config, writes, task_id, task_path)
+        """Run `put_writes` in a thread, without blocking the event loop."""
+        await _run_in_thread(self.put_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Do as `delete_thread` without blocking the event loop."""
-        await _aside(self.delete_thread, thread_id)
+        """Run `delete_thread` in a thread, without blocking the event loop."""
+        await _run_in_thread(self.delete_thread, thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Do as `delete_for_runs` without blocking the event loop."""
-        await _aside(self.delete_for_runs, run_ids)
+        """Run `delete_for_runs` in a thread, without blocking the event loop."""
+        await _run_in_thread(self.delete_for_runs, run_ids)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Do as `copy_thread` without blocking the event loop."""
-        await _aside(self.copy_thread, source_thread_id, target_thread_id)
+        """Run `copy_thread` in a thread, without blocking the event loop."""
+        await _run_in_thread(self.copy_thread, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Do as `prune` without blocking the event loop."""
-        await _aside(lambda: self.prune(thread_ids, strategy=strategy))
+        """Run `prune` in a thread, without blocking the event loop."""
+        await _run_in_thread(lambda: self.prune(thread_ids, strategy=strategy))
 
-    def _numbered(self, number: int, filter: dict[str, Any] | None) -> CheckpointTuple | None:
-        """Return a checkpoint unless it is gone or its metadata says otherwise."""
+    def _read_numbered(self, number: int, filter: dict[str, Any] | None) -> CheckpointTuple | None:
+        """Return a checkpoint by number; None if it was deleted or its metadata does not match the filter."""
         with self._store.reading() as connection:
             if filter:
                 row = connection.execute(
@@ -313,66 +325,66 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 metadata = self.serde.loads_typed(row)
                 if any(name not in metadata or metadata[name] != value for name, value in filter.items()):
                     return None
-            found = read(connection, "number = ?", [number])
-        return None if found is None else self._loaded(found)
+            stored_checkpoint = read_checkpoint(connection, "number = ?", [number])
+        return None if stored_checkpoint is None else self._to_tuple(stored_checkpoint)
 
-    def _loaded(self, found: Found) -> CheckpointTuple:
-        thread, namespace, id, parent, _, type, body, metadata_type, metadata, _ = found.row
+    def _to_tuple(self, stored_checkpoint: StoredCheckpoint) -> CheckpointTuple:
+        thread, namespace, id, parent, _, type, body, metadata_type, metadata, _ = stored_checkpoint.row
         checkpoint = self.serde.loads_typed((type, body))
         checkpoint["channel_values"] = {
             name: [*map(self.serde.loads_typed, value)]
             if isinstance(value, list)
             else self.serde.loads_typed(value)
-            for name, value in found.channels.items()
+            for name, value in stored_checkpoint.channels.items()
         }
         return CheckpointTuple(
             _config(thread, namespace, id),
             checkpoint,
             cast("CheckpointMetadata", self.serde.loads_typed((metadata_type, metadata))),
             _config(thread, namespace, parent) if parent else None,
-            [self._write(*row) for row in found.writes],
+            [self._load_write(*row) for row in stored_checkpoint.writes],
         )
 
-    def _typed(self, value: Any) -> Typed | list[Typed]:
-        """Return a value as bytes, a list of messages as bytes of each."""
+    def _serialize(self, value: Any) -> SerializedValue | list[SerializedValue]:
+        """Serialize a value; a list of messages is serialized message by message."""
         if type(value) is list and value and all(isinstance(item, BaseMessage) for item in value):
             return [self.serde.dumps_typed(item) for item in value]
         return self.serde.dumps_typed(value)
 
-    def _write(self, task: str, channel: str, type: str, value: bytes) -> PendingWrite:
+    def _load_write(self, task: str, channel: str, type: str, value: bytes) -> PendingWrite:
         return task, channel, self.serde.loads_typed((type, value))
 
-    def _needed(self, connection: sqlite3.Connection, thread: str, namespace: str) -> set[int]:
-        """Return the latest checkpoint's number and those of the ancestors that its delta channels lie in."""
+    def _find_needed(self, connection: sqlite3.Connection, thread: str, namespace: str) -> set[int]:
+        """Return the numbers of the latest checkpoint and of the ancestors that its delta channels need."""
         select = (
             "SELECT number, parent, channels, metadata_type, metadata FROM checkpoints "
             "WHERE thread = ? AND namespace = ?"
         )
         row = connection.execute(f"{select} ORDER BY id DESC LIMIT 1", (thread, namespace)).fetchone()
         missing = set(self.serde.loads_typed(row[3:]).get("counters_since_delta_snapshot", ()))
-        needed = set()
+        numbers = set()
         while row is not None:
             number, parent, channels = row[:3]
-            needed.add(number)
+            numbers.add(number)
             missing -= json.loads(channels).keys()
             if not missing:
                 break
             row = connection.execute(f"{select} AND id = ?", (thread, namespace, parent)).fetchone()
-        return needed
+        return numbers
 
 
 def _condition(config: RunnableConfig | None, before: RunnableConfig | None) -> tuple[str, list[Any]]:
     parts, values = ["1"], []
     if config is not None:
-        wanted = config.get("configurable", {})
+        configurable = config.get("configurable", {})
         for column, name in (
             ("thread", "thread_id"),
             ("namespace", "checkpoint_ns"),
             ("id", "checkpoint_id"),
         ):
-            if wanted.get(name) is not None:
+            if configurable.get(name) is not None:
                 parts.append(f"{column} = ?")
-                values.append(str(wanted[name]))
+                values.append(str(configurable[name]))
     if before is not None and (id := get_checkpoint_id(before)):
         parts.append("id < ?")
         values.append(id)
@@ -394,5 +406,5 @@ def _config(thread: str, namespace: str, id: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": id}}
 
 
-async def _aside(function: Callable[..., _T], *arguments: Any) -> _T:
+async def _run_in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
     return await run_in_executor(None, function, *arguments)

@@ -1,7 +1,7 @@
-"""The tables of checkpoints.
+"""SQL tables of checkpoints.
 
-A channel's value is shared by the steps that did not change it, an item of a list by all lists of the thread
-that grew from the one it came in.
+Steps that do not change a channel share its value. A list item is shared by all lists of the thread that grew
+from the list in which it was added.
 """
 
 from __future__ import annotations
@@ -62,25 +62,27 @@ TABLES = {
     "list_items": "thread, number, type, value",
     "writes": "thread, namespace, checkpoint, task, place, path, channel, type, value",
 }
-"""Every table that holds parts of a thread, with its columns, the thread first."""
+"""Tables with data of a thread, and their columns, the thread first."""
 
-Typed = tuple[str, bytes]
-"""What a serializer makes of a value: how to read it, and its bytes."""
+SerializedValue = tuple[str, bytes]
+"""Serialized value: its format and its bytes."""
 
-_LIST = ""  # the type of a value that lies in `list_items`; no serializer's
+_LIST = ""  # type of a value that is stored in `list_items`; no serializer uses it
 _ITEM = struct.Struct("<q16s")  # number, digest
 
 
-class Found(NamedTuple):
-    """A checkpoint as stored."""
+class StoredCheckpoint(NamedTuple):
+    """Serialized checkpoint from the tables."""
 
     row: tuple
-    channels: dict[str, Typed | list[Typed]]
+    channels: dict[str, SerializedValue | list[SerializedValue]]
     writes: list[tuple[str, str, str, bytes]]
 
 
-def read(connection: sqlite3.Connection, condition: str, values: list[Any]) -> Found | None:
-    """Return the first checkpoint that meets a condition, with its values and writes; None if none does."""
+def read_checkpoint(
+    connection: sqlite3.Connection, condition: str, values: list[Any]
+) -> StoredCheckpoint | None:
+    """Return the first checkpoint that meets an SQL condition, with values and writes; None without one."""
     row = connection.execute(f"SELECT {COLUMNS} FROM checkpoints WHERE {condition}", values).fetchone()
     if row is None:
         return None
@@ -92,13 +94,13 @@ def read(connection: sqlite3.Connection, condition: str, values: list[Any]) -> F
         "ORDER BY path, task, place",
         row[:3],
     ).fetchall()
-    return Found(row, channels, writes)
+    return StoredCheckpoint(row, channels, writes)
 
 
 def channel_numbers(
     connection: sqlite3.Connection, thread: str, namespace: str, id: str | None
 ) -> dict[str, tuple[int, Any]]:
-    """Return for each channel of a checkpoint the number of its value, and its version."""
+    """Return the number and the version of each channel's value in a checkpoint."""
     row = connection.execute(
         "SELECT channels FROM checkpoints WHERE thread = ? AND namespace = ? AND id = ?",
         (thread, namespace, id),
@@ -107,17 +109,23 @@ def channel_numbers(
 
 
 def add_value(
-    connection: sqlite3.Connection, thread: str, value: Typed | list[Typed], before: int | None
+    connection: sqlite3.Connection,
+    thread: str,
+    value: SerializedValue | list[SerializedValue],
+    before: int | None,
 ) -> int:
-    """Return a new value's number, unique in its thread; a list's items from `before` are not kept again."""
+    """Insert a value and return its number, unique in the thread; list items of value `before` are reused."""
     if isinstance(value, list):
-        known = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
-        value = _LIST, b"".join(_ITEM.pack(*_add_item(connection, thread, item, known)) for item in value)
+        number_of_digest = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
+        value = (
+            _LIST,
+            b"".join(_ITEM.pack(*_add_item(connection, thread, item, number_of_digest)) for item in value),
+        )
     return _insert(connection, "channel_values", thread, value)
 
 
-def delete(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[str]) -> None:
-    """Delete checkpoints, their writes, and the values that no checkpoint of these threads holds any more."""
+def delete_checkpoints(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[str]) -> None:
+    """Delete checkpoints, their writes, and values that no other checkpoint of these threads uses."""
     for number in numbers:
         connection.execute(
             "DELETE FROM writes WHERE (thread, namespace, checkpoint) = "
@@ -126,46 +134,53 @@ def delete(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[
         )
         connection.execute("DELETE FROM checkpoints WHERE number = ?", (number,))
     for thread in threads:
-        held = {
+        used_numbers = {
             number
             for (channels,) in connection.execute(
                 "SELECT channels FROM checkpoints WHERE thread = ?", (thread,)
             )
             for number, _ in json.loads(channels).values()
         }
-        _keep(connection, "channel_values", thread, held)
-        _keep(connection, "list_items", thread, {i for n in held for i, _ in _items(connection, thread, n)})
+        _delete_unused(connection, "channel_values", thread, used_numbers)
+        _delete_unused(
+            connection,
+            "list_items",
+            thread,
+            {i for n in used_numbers for i, _ in _items(connection, thread, n)},
+        )
 
 
-def _read_value(connection: sqlite3.Connection, thread: str, number: int) -> Typed | list[Typed]:
-    type, value = _row(connection, "channel_values", thread, number)
+def _read_value(
+    connection: sqlite3.Connection, thread: str, number: int
+) -> SerializedValue | list[SerializedValue]:
+    type, value = _select_value(connection, "channel_values", thread, number)
     if type != _LIST:
         return type, value
-    return [_row(connection, "list_items", thread, item) for item, _ in _ITEM.iter_unpack(value)]
+    return [_select_value(connection, "list_items", thread, item) for item, _ in _ITEM.iter_unpack(value)]
 
 
 def _items(connection: sqlite3.Connection, thread: str, number: int) -> list[tuple[int, bytes]]:
-    """Return number and digest of each item of a list; none of another value."""
-    type, value = _row(connection, "channel_values", thread, number)
+    """Return number and digest of each item of a list value; an empty list for other values."""
+    type, value = _select_value(connection, "channel_values", thread, number)
     return [*_ITEM.iter_unpack(value)] if type == _LIST else []
 
 
 def _add_item(
-    connection: sqlite3.Connection, thread: str, item: Typed, known: dict[bytes, int]
+    connection: sqlite3.Connection, thread: str, item: SerializedValue, number_of_digest: dict[bytes, int]
 ) -> tuple[int, bytes]:
     digest = hashlib.blake2b(f"{item[0]}\0".encode() + item[1], digest_size=16).digest()
-    if digest not in known:
-        known[digest] = _insert(connection, "list_items", thread, item)
-    return known[digest], digest
+    if digest not in number_of_digest:
+        number_of_digest[digest] = _insert(connection, "list_items", thread, item)
+    return number_of_digest[digest], digest
 
 
-def _row(connection: sqlite3.Connection, table: str, thread: str, number: int) -> Typed:
+def _select_value(connection: sqlite3.Connection, table: str, thread: str, number: int) -> SerializedValue:
     return connection.execute(
         f"SELECT type, value FROM {table} WHERE thread = ? AND number = ?", (thread, number)
     ).fetchone()
 
 
-def _insert(connection: sqlite3.Connection, table: str, thread: str, value: Typed) -> int:
+def _insert(connection: sqlite3.Connection, table: str, thread: str, value: SerializedValue) -> int:
     (number,) = connection.execute(
         f"INSERT INTO {table} SELECT ?1, COALESCE(MAX(number), 0) + 1, ?2, ?3 FROM {table} "
         "WHERE thread = ?1 RETURNING number",
@@ -174,9 +189,9 @@ def _insert(connection: sqlite3.Connection, table: str, thread: str, value: Type
     return number
 
 
-def _keep(connection: sqlite3.Connection, table: str, thread: str, numbers: set[int]) -> None:
-    there = connection.execute(f"SELECT number FROM {table} WHERE thread = ?", (thread,)).fetchall()
+def _delete_unused(connection: sqlite3.Connection, table: str, thread: str, numbers: set[int]) -> None:
+    rows = connection.execute(f"SELECT number FROM {table} WHERE thread = ?", (thread,)).fetchall()
     connection.executemany(
         f"DELETE FROM {table} WHERE thread = ? AND number = ?",
-        [(thread, number) for (number,) in there if number not in numbers],
+        [(thread, number) for (number,) in rows if number not in numbers],
     )

@@ -1,13 +1,13 @@
-"""Who decides what becomes of a new memory: a chat model of langchain, shown the records nearest to it.
+"""Consolidation by a LangChain chat model, which compares a new text with its nearest records.
 
-    from scrubjay.agents.langchain import ModelDecides
+    from scrubjay.agents.langchain import ModelDecider
     from scrubjay.memory.bank import Consolidation
 
-    memory = Consolidation(bank, ModelDecides(model))
+    memory = Consolidation(bank, ModelDecider(model))
     decision = memory.add("Vera moved to Porto.", namespace=("user", "vera"))
     memory.undo(decision.id)
 
-A bank that is written to by itself asks no model.
+Direct writes to a bank call no model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 
 from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import without_control_marks
+from scrubjay.agents.language.untrusted import escape_control_tokens
 from scrubjay.memory.bank.consolidation import Change
 from scrubjay.memory.bank.file.record import Record
 
@@ -35,32 +35,32 @@ text one sentence that says what holds now, with all that is still true of the r
 Reply with one JSON object and nothing else, such as
 {"changes": [{"action": "update", "record": 2, "text": "Ada lives in Bath with her two cats."}]}
 or {"changes": [{"action": "add"}]}"""
-_LONGEST_SHOWN = 2_000
-"""Characters of a record."""
-_LONGEST_REPLY = 20_000
-_MOST_TRIES = 50
+_MAX_RECORD_LENGTH = 2_000
+"""Maximum characters of a record in the prompt."""
+_MAX_REPLY_LENGTH = 20_000
+_MAX_TRIES = 50
 
 
-class ModelDecides:
-    """Asks `model` once for each text."""
+class ModelDecider:
+    """Decision function for `Consolidation` that calls a chat model once per text."""
 
     def __init__(self, model: BaseChatModel) -> None:
         self._model = model
 
     def __call__(self, text: str, records: Sequence[Record]) -> list[Change]:
-        """Return what the model would change.
+        """Return the changes that the model requests.
 
-        Raises ValueError on a reply that is no such thing, after which `Consolidation` adds the text. Where
-        the model itself fails, its error passes, a ValueError as RuntimeError: then nothing is written.
+        Raises ValueError if the reply is invalid; `Consolidation` then adds the text. Errors of the model
+        call propagate, a ValueError as RuntimeError; nothing is written then.
         """
-        shown = {
-            "new statement": _shown(text),
+        payload = {
+            "new statement": _sanitize(text),
             "records": [
-                {"record": number, "text": _shown(one.text), "said": f"{one.observed:%Y-%m-%d}"}
+                {"record": number, "text": _sanitize(one.text), "said": f"{one.observed:%Y-%m-%d}"}
                 for number, one in enumerate(records, 1)
             ],
         }
-        prompt = [SystemMessage(RULES), HumanMessage(json.dumps(shown, ensure_ascii=False, indent=1))]
+        prompt = [SystemMessage(RULES), HumanMessage(json.dumps(payload, ensure_ascii=False, indent=1))]
         try:
             reply = self._model.invoke(prompt).text
         except ValueError as error:
@@ -69,34 +69,34 @@ class ModelDecides:
 
 
 def read_changes(reply: str) -> list[Change]:
-    """Return the changes that a reply names; whatever stands around its JSON is left out.
+    """Return the changes in a reply; text around its JSON is ignored.
 
-    Raises ValueError, which repeats nothing of the reply, if there are none.
+    Raises ValueError, whose message does not quote the reply, if there are no valid changes.
     """
-    for value in _objects(clean(reply)[-_LONGEST_REPLY:]):
+    for value in _iterate_objects(clean(reply)[-_MAX_REPLY_LENGTH:]):
         if isinstance(value.get("changes"), list):
-            return [_change(one) for one in value["changes"]]
+            return [_parse_change(one) for one in value["changes"]]
     raise ValueError("the model's reply has no changes in JSON")
 
 
-def _change(value: Any) -> Change:
+def _parse_change(value: Any) -> Change:
     if not isinstance(value, dict):
-        raise ValueError("a change is no object of JSON")  # noqa: TRY004  (of what a model wrote)
+        raise ValueError("a change is not a JSON object")  # noqa: TRY004  (invalid model output)
     number, text = value.get("record"), value.get("text")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-        raise ValueError("a change names no number of a record")
+        raise ValueError("a change's record is not an integer")
     if text is not None and not isinstance(text, str):
-        raise ValueError("a change's wording is no text")
-    place = None if number is None else number - 1
+        raise ValueError("a change's text is not a string")
+    index = None if number is None else number - 1
     action: Any = value.get("action")
-    # Only an update rewords: what is added is what was said.
-    return Change(action, place, text if action == "update" else None)
+    # Only an update may reword; "add" keeps the original text.
+    return Change(action, index, text if action == "update" else None)
 
 
-def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of JSON in a text, the first first."""
+def _iterate_objects(text: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects in a text, in order."""
     decoder, at = json.JSONDecoder(), text.find("{")
-    for _ in range(_MOST_TRIES):
+    for _ in range(_MAX_TRIES):
         if at < 0:
             return
         end = at + 1
@@ -108,5 +108,5 @@ def _objects(text: str) -> Iterator[dict[str, Any]]:
         at = text.find("{", end)
 
 
-def _shown(text: str) -> str:
-    return without_control_marks(clean(text))[:_LONGEST_SHOWN]
+def _sanitize(text: str) -> str:
+    return escape_control_tokens(clean(text))[:_MAX_RECORD_LENGTH]

@@ -1,4 +1,4 @@
-"""Whether a value meets a filter of LangGraph's store: equality by key, or `$eq $ne $gt $gte $lt $lte`."""
+"""Filters of LangGraph's store: equality by key, and the operators `$eq $ne $gt $gte $lt $lte`."""
 
 from __future__ import annotations
 
@@ -10,30 +10,32 @@ _ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": o
 _OPERATORS = ("$eq", "$ne", *_ORDER)
 
 
-def meets(value: Any, filter: Mapping[str, Any] | None) -> bool:
-    """Return whether the value has what the filter asks for; a key that is missing counts as None.
+def matches_filter(value: Any, filter: Mapping[str, Any] | None) -> bool:
+    """Return True if a value matches a filter; a missing key counts as None.
 
-    Order holds between numbers, and between strings; where there is none, nothing is met. Raises ValueError
-    on an unknown operator.
+    Numbers are ordered among each other, and so are strings; a comparison of other types is False. Raises
+    ValueError if an operator is unknown.
     """
-    return all(_equal(value.get(key), wanted) for key, wanted in (filter or {}).items())
+    return all(_matches(value.get(key), expected) for key, expected in (filter or {}).items())
 
 
-def _equal(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, Mapping):
-        if any(str(key).startswith("$") for key in wanted):
-            return all(_compare(value, name, bound) for name, bound in wanted.items())
-        return isinstance(value, Mapping) and meets(value, wanted)
-    if isinstance(wanted, list | tuple):
+def _matches(value: Any, expected: Any) -> bool:
+    if isinstance(expected, Mapping):
+        if any(str(key).startswith("$") for key in expected):
+            return all(_compare(value, name, bound) for name, bound in expected.items())
+        return isinstance(value, Mapping) and matches_filter(value, expected)
+    if isinstance(expected, list | tuple):
         return (
-            isinstance(value, list | tuple) and len(value) == len(wanted) and all(map(_equal, value, wanted))
+            isinstance(value, list | tuple)
+            and len(value) == len(expected)
+            and all(map(_matches, value, expected))
         )
-    return value == wanted
+    return value == expected
 
 
 def _compare(value: Any, name: str, bound: Any) -> bool:
     if name not in _OPERATORS:
-        raise ValueError(f"operator {name!r} in a filter; choose from {', '.join(_OPERATORS)}")
+        raise ValueError(f"unknown operator {name!r} in a filter; choose from {', '.join(_OPERATORS)}")
     if name == "$eq":
         return value == bound
     if name == "$ne":

@@ -1,4 +1,4 @@
-"""A memory bank as a retriever of LangChain: what it recalls, as documents."""
+"""LangChain retriever over a memory bank."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import run_in_executor
 from pydantic import field_validator
 
-from scrubjay.agents.language.namespaces import check_literal, check_template, fill
+from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import Hit
 
 
 class BankRetriever(BaseRetriever):
-    """Finds records of a bank by words and by meaning, best first.
+    """Retriever of a bank's records by keywords and embeddings, best first.
 
-    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides a field for once. A document's
+    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides fields for one call. A document's
     metadata has the record's id, score (comparable within one search), kind, namespace, trust, observed (ISO
-    8601) and provenance. Raises what `MemoryBank.search` raises.
+    8601) and provenance. Raises the errors of `MemoryBank.search`.
     """
 
     bank: MemoryBank
-    """What is searched."""
+    """Memory bank to search."""
     k: int = 4
-    """Documents at most."""
+    """Maximum number of documents."""
     namespace: tuple[str, ...] | None = None
-    """Whose memory, with all within it; None for everybody's.
+    """Namespace to search, with all namespaces below it; None for all.
 
-    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context.
+    A template such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
+    LangGraph's context.
     """
     kinds: tuple[str, ...] | None = None
-    """Kinds of record; None for all."""
+    """Kinds of record to search; None for all."""
     trusts: tuple[str, ...] | None = None
-    """Who may have said it: user, agent, tool; None for all."""
+    """Authors to search: user, agent, tool; None for all."""
 
     @field_validator("namespace")
     @classmethod
@@ -44,35 +45,37 @@ class BankRetriever(BaseRetriever):
         return None if namespace is None else check_template(namespace)
 
     def invoke(self, input: str, config: RunnableConfig | None = None, **kwargs: Any) -> list[Document]:
-        """Return the documents that a search finds, the best first."""
+        """Return the matching documents, best first."""
         return super().invoke(input, config, **self._with_namespace(config, kwargs))
 
     async def ainvoke(
         self, input: str, config: RunnableConfig | None = None, **kwargs: Any
     ) -> list[Document]:
-        """Return the documents that a search finds, without blocking the event loop."""
+        """Return the matching documents, best first, without blocking the event loop."""
         return await super().ainvoke(input, config, **self._with_namespace(config, kwargs))
 
     def _with_namespace(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments of a call with its namespace, filled: a search knows no config."""
+        """Return a call's arguments with the filled namespace, since the search itself gets no config."""
         if "namespace" in kwargs:
             namespace = kwargs["namespace"]
             return kwargs | {"namespace": None if namespace is None else check_literal(namespace)}
-        return kwargs | {"namespace": None if self.namespace is None else fill(self.namespace, config)}
+        return kwargs | {
+            "namespace": None if self.namespace is None else fill_template(self.namespace, config)
+        }
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **changed: Any
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return self._find(query, **changed)
+        return self._find(query, **overrides)
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **changed: Any
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return await run_in_executor(None, lambda: self._find(query, **changed))
+        return await run_in_executor(None, lambda: self._find(query, **overrides))
 
-    def _find(self, query: str, **changed: Any) -> list[Document]:
-        asked = {name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts")} | changed
-        return [_document(hit) for hit in self.bank.search(query, **asked)]
+    def _find(self, query: str, **overrides: Any) -> list[Document]:
+        arguments = {name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts")} | overrides
+        return [_document(hit) for hit in self.bank.search(query, **arguments)]
 
 
 def _document(hit: Hit) -> Document:

@@ -1,7 +1,7 @@
-"""Serializer of checkpoints that constructs only types it knows: a file may come from a stranger.
+"""Checkpoint serializer that constructs allowed types only, for untrusted files.
 
-LangGraph's serializer imports and calls whatever name an extension of msgpack holds. In its strict mode it
-logs a warning and returns the bare arguments. This one reads the names first and raises an error.
+LangGraph's serializer imports and calls any name that a msgpack extension contains. Its strict mode logs a
+warning and returns the arguments. This serializer checks the names first and raises an error.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ _CONSTRUCTORS = {
 _TYPES = {"null", "bytes", "bytearray", "msgpack"}
 
 
-def _key(type_: type) -> tuple[str, ...]:
+def _type_key(type_: type) -> tuple[str, ...]:
     return type_.__module__, type_.__name__
 
 
-ADMITTED = SAFE_MSGPACK_TYPES | {
-    _key(each)
+ALLOWED_TYPES = SAFE_MSGPACK_TYPES | {
+    _type_key(each)
     for each in (
         agents.AgentAction,
         agents.AgentActionMessageLog,
@@ -61,24 +61,24 @@ ADMITTED = SAFE_MSGPACK_TYPES | {
         SecretStr,
     )
 }
-"""Module and name of each type that is admitted without `allow`: plain data of Python, LangChain and
-LangGraph."""
+"""Module and name of each type that is allowed by default: plain data of Python, LangChain and LangGraph."""
 
 
 class StrictSerializer(JsonPlusSerializer):
-    """LangGraph's serializer, restricted to admitted types in both directions.
+    """LangGraph's serializer, restricted to allowed types for both writing and reading.
 
-    Raises TypeError on writing, and ValueError on reading, a type that is neither in `ADMITTED` nor allowed.
+    Raises TypeError when writing, and ValueError when reading, a type that is neither in `ALLOWED_TYPES` nor
+    in `allow`.
     """
 
     def __init__(self, allow: Iterable[type] = ()) -> None:
-        """Make a serializer.
+        """Create a serializer.
 
         Args:
-            allow: More types to admit: dataclasses, pydantic models, enums and named tuples of your own.
+            allow: Additional types to allow: your own dataclasses, pydantic models, enums and named tuples.
 
         Raises:
-            TypeError: if one of them is no class that its module has under its name.
+            TypeError: if one of them is not a class, or cannot be imported from its module by its name.
         """
         allow = tuple(allow)
         for each in allow:
@@ -89,55 +89,55 @@ class StrictSerializer(JsonPlusSerializer):
                     f"allow={each.__qualname__}: the class must be defined at the top level of "
                     f"{each.__module__}, where a later process can find it"
                 )
-        super().__init__(allowed_msgpack_modules=ADMITTED | {_key(each) for each in allow})
+        super().__init__(allowed_msgpack_modules=ALLOWED_TYPES | {_type_key(each) for each in allow})
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        """Return a value's kind and bytes. Raises TypeError on a type that is not admitted."""
+        """Return a value's format and bytes. Raises TypeError if a type is not allowed."""
         kind, body = super().dumps_typed(obj)
         if kind == "msgpack":
             self._check(body, TypeError)
         return kind, body
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Return a value. Raises ValueError on a type that is not admitted, and then constructs nothing."""
+        """Return the value. Raises ValueError, before constructing anything, if a type is not allowed."""
         kind, body = data
-        # A column of SQLite may hold anything.
+        # A column of an SQLite file may hold any type.
         if not isinstance(kind, str) or not isinstance(body, bytes | bytearray):
-            damage = f"it holds a {type(body).__name__} in place of bytes"
-            raise ValueError(f"the checkpoint is damaged: {damage}")  # noqa: TRY004  (of a file, as all else)
+            damage = f"{type(body).__name__} in place of bytes"
+            raise ValueError(f"the checkpoint is damaged: {damage}")  # noqa: TRY004  (invalid file content)
         if kind not in _TYPES:
             raise ValueError(
-                f"the checkpoint holds data of kind {kind!r}; only {', '.join(sorted(_TYPES))} is read"
+                f"unsupported format {kind!r} in the checkpoint; supported are {', '.join(sorted(_TYPES))}"
             )
         if kind == "msgpack":
             self._check(body, ValueError)
         return super().loads_typed(data)
 
     def _check(self, body: bytes, error: type[Exception]) -> None:
-        """Raise `error` if a value, or one inside it, names a type that is not admitted."""
-        refused: list[str] = []
-        # `with_msgpack_allowlist` of LangGraph extends the same set.
-        admitted = cast("set[tuple[str, ...]]", self._allowed_msgpack_modules)
+        """Raise `error` if a value, or a nested value, names a type that is not allowed."""
+        rejected_types: list[str] = []
+        # LangGraph's `with_msgpack_allowlist` extends this set.
+        allowed_keys = cast("set[tuple[str, ...]]", self._allowed_msgpack_modules)
 
         def check(code: int, inner: bytes) -> None:
             content = ormsgpack.unpackb(inner, ext_hook=check, option=ormsgpack.OPT_NON_STR_KEYS)
             if code in (EXT_DELTA_SNAPSHOT, EXT_NUMPY_ARRAY):
                 return
             names = content if isinstance(content, list | tuple) else ()
-            if code in _CONSTRUCTORS and tuple(names[:2]) in admitted:
+            if code in _CONSTRUCTORS and tuple(names[:2]) in allowed_keys:
                 return
-            called = (*names[:2], *names[3:4])
-            if code == EXT_METHOD_SINGLE_ARG and called in SAFE_MSGPACK_METHODS:
+            method_key = (*names[:2], *names[3:4])
+            if code == EXT_METHOD_SINGLE_ARG and method_key in SAFE_MSGPACK_METHODS:
                 return
-            refused.append(".".join(map(str, names[:2])) or f"extension {code}")
+            rejected_types.append(".".join(map(str, names[:2])) or f"extension {code}")
 
         try:
             ormsgpack.unpackb(body, ext_hook=check, option=ormsgpack.OPT_NON_STR_KEYS)
         except (ValueError, TypeError, RecursionError) as cause:
-            if not refused:
+            if not rejected_types:
                 raise ValueError(f"the checkpoint is damaged: {cause}") from cause
-        if refused:
+        if rejected_types:
             raise error(
-                f"the type {refused[0][:200]!r} is not admitted in checkpoints; "
-                "Checkpointer(path, allow=[...]) admits types that you trust, but no subclasses of datetime"
+                f"type {rejected_types[0][:200]!r} is not allowed in checkpoints; pass trusted types to "
+                "Checkpointer(path, allow=[...]), which accepts no subclasses of datetime"
             )

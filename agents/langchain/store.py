@@ -1,6 +1,6 @@
-"""LangGraph's store over a memory bank: items by namespace and key, found by words and by meaning.
+"""LangGraph store over a memory bank: items by namespace and key, searched by keywords and embeddings.
 
-Not to be confused with langchain_core's BaseStore, a plain mapping of keys to values.
+It implements LangGraph's BaseStore, not that of langchain_core, which maps keys to values only.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from scrubjay.agents.langchain.filter import meets
+from scrubjay.agents.langchain.filter import matches_filter
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import storable
+from scrubjay.agents.language.text import truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import check_count, join_namespace, split_namespace
 from scrubjay.memory.bank.write import check_text
@@ -61,19 +61,19 @@ _DEPTH = 64
 
 
 class BankStore(BaseStore):
-    """Items kept in a bank's file; safe for threads, event loops and processes.
+    """Store of items in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is a bank, or the path of one to open. A search with a query ranks by the bank's recall, by
-    words alone if it has no embeddings; items that it does not find come last, with no score.
-    `index={"fields": [...]}` says which parts of a value are searchable, all by default; with a path, its
-    `embed` becomes the bank's embeddings. What an item says is also in the bank, under namespace
-    `("store", *namespace)`, of the longest texts the beginning. In one batch all reads come before all
-    writes. What has expired is never seen, and goes with the next write or `sweep_ttl`. `clock` returns
-    seconds since 1970. Raises ValueError on an `embed` for a bank that is open already.
+    `memory` is an open bank, or the path of one. A search with a query ranks items by the bank's recall, by
+    keywords alone if the bank has no embeddings; items without a match come last, with score None.
+    `index={"fields": [...]}` lists the searchable parts of a value, all by default; with a path, its `embed`
+    becomes the bank's embedding model. Item texts are also records of the bank, in namespace `("store",
+    *namespace)`; very long texts are truncated there. Within a batch, all reads run before all writes.
+    Expired items are never returned, and are deleted by the next write or by `sweep_ttl`. `clock` returns
+    seconds since 1970. Raises ValueError if `embed` is passed with an open bank.
     """
 
     supports_ttl = True
-    __slots__ = ("_bank", "_clock", "_fields", "_owned", "ttl_config")
+    __slots__ = ("_bank", "_clock", "_fields", "_owns_bank", "ttl_config")
 
     def __init__(
         self,
@@ -83,11 +83,11 @@ class BankStore(BaseStore):
         ttl: TTLConfig | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._owned = not isinstance(memory, MemoryBank)
+        self._owns_bank = not isinstance(memory, MemoryBank)
         if isinstance(memory, MemoryBank):
             if index and "embed" in index:
                 raise ValueError(
-                    "index has 'embed', but the bank is open already; pass the embeddings to MemoryBank"
+                    "index has 'embed', but the bank is open already; pass the embedding model to MemoryBank"
                 )
             self._bank = memory
         else:
@@ -99,8 +99,8 @@ class BankStore(BaseStore):
         self._bank.store.add_tables("items", _MIGRATIONS)
 
     def close(self) -> None:
-        """Close the file, unless it is that of a bank that was given."""
-        if self._owned:
+        """Close the file, unless an open bank was passed."""
+        if self._owns_bank:
             self._bank.close()
 
     def __enter__(self) -> Self:
@@ -110,10 +110,10 @@ class BankStore(BaseStore):
         self.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Any]:
-        """Do all operations, reads first; return results in order. Raises TypeError on anything else."""
+        """Run operations, reads first; return results in order. Raises TypeError on other objects."""
         ops = list(ops)
         for op in ops:
-            _check(op)
+            _check_operation(op)
         results = [None if isinstance(op, PutOp) else self._read(op) for op in ops]
         puts = {(op.namespace, op.key): op for op in ops if isinstance(op, PutOp)}
         if puts:
@@ -121,11 +121,11 @@ class BankStore(BaseStore):
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Any]:
-        """Do as `batch` without blocking the event loop."""
+        """Run `batch` in a thread, without blocking the event loop."""
         return await run_in_executor(None, self.batch, ops)
 
     def sweep_ttl(self) -> int:
-        """Delete for good what has expired, and return how many items that were."""
+        """Delete expired items permanently; return their number."""
         with self._bank.store.writing() as connection:
             count = self._sweep(connection)
         self._bank.store.erase_traces()
@@ -133,11 +133,11 @@ class BankStore(BaseStore):
 
     def _read(self, op: GetOp | SearchOp | ListNamespacesOp) -> Any:
         if isinstance(op, ListNamespacesOp):
-            return self._namespaces(op)
-        found: list[Any] = self._search(op) if isinstance(op, SearchOp) else self._get(op)
-        if op.refresh_ttl and found:
-            self._refresh(found)
-        return found if isinstance(op, SearchOp) else next(iter(found), None)
+            return self._list_namespaces(op)
+        items: list[Any] = self._search(op) if isinstance(op, SearchOp) else self._get(op)
+        if op.refresh_ttl and items:
+            self._refresh(items)
+        return items if isinstance(op, SearchOp) else next(iter(items), None)
 
     def _get(self, op: Any) -> list[Item]:
         with self._bank.store.reading() as connection:
@@ -149,50 +149,52 @@ class BankStore(BaseStore):
 
     def _search(self, op: SearchOp) -> list[SearchItem]:
         if op.query and op.query.strip():
-            return self._ranked(op)
-        whole = [] if op.filter else [op.limit, op.offset]
-        condition, values = _within(op.namespace_prefix)
+            return self._search_by_query(op)
+        page = [] if op.filter else [op.limit, op.offset]
+        condition, values = _prefix_condition(op.namespace_prefix)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM items WHERE {condition} AND {_ALIVE} ORDER BY updated DESC, number "
-                "DESC " + ("LIMIT ? OFFSET ?" if whole else ""),
-                [*values, self._clock(), *whole],
+                "DESC " + ("LIMIT ? OFFSET ?" if page else ""),
+                [*values, self._clock(), *page],
             ).fetchall()
-        found = [SearchItem(**_fields(row)) for row in rows]
+        items = [SearchItem(**_fields(row)) for row in rows]
         if not op.filter:
-            return found
-        return [item for item in found if meets(item.value, op.filter)][op.offset : op.offset + op.limit]
+            return items
+        return [item for item in items if matches_filter(item.value, op.filter)][
+            op.offset : op.offset + op.limit
+        ]
 
-    def _ranked(self, op: SearchOp) -> list[SearchItem]:
-        """Return what the bank finds, best first, then the rest, the newest first."""
-        wanted, depth = op.offset + op.limit, _DEPTH
-        found: dict[tuple[tuple[str, ...], str], SearchItem] = {}
-        while len(found) < wanted:  # from the same depth for every page, so that pages fit together
+    def _search_by_query(self, op: SearchOp) -> list[SearchItem]:
+        """Return the matches of the bank's search, best first, then the remaining items, newest first."""
+        end, depth = op.offset + op.limit, _DEPTH
+        matches: dict[tuple[tuple[str, ...], str], SearchItem] = {}
+        while len(matches) < end:  # the same initial depth for every page, so that pages are consistent
             hits = self._bank.search(str(op.query), k=depth, namespace=(_ROOT, *op.namespace_prefix))
             for hit in hits:
                 key = hit.provenance.get("key")
-                if key is None:  # no item's: written to the bank beside the store
+                if key is None:  # not an item: written to the bank directly
                     continue
-                place = (hit.namespace[1:], key)
-                for item in () if place in found else self._get(GetOp(*place)):
-                    if meets(item.value, op.filter):
+                item_key = (hit.namespace[1:], key)
+                for item in () if item_key in matches else self._get(GetOp(*item_key)):
+                    if matches_filter(item.value, op.filter):
                         fields = {name: getattr(item, name) for name in Item.__slots__}
-                        found[place] = SearchItem(**fields, score=hit.score)
+                        matches[item_key] = SearchItem(**fields, score=hit.score)
             if len(hits) < depth:
                 break
             depth *= 4
-        ranked = [*found.values()]
-        if len(ranked) < wanted:
-            rest = self._search(op._replace(query=None, limit=wanted + len(found), offset=0))
-            ranked += [item for item in rest if (item.namespace, item.key) not in found]
-        return ranked[op.offset : wanted]
+        results = [*matches.values()]
+        if len(results) < end:
+            rest = self._search(op._replace(query=None, limit=end + len(matches), offset=0))
+            results += [item for item in rest if (item.namespace, item.key) not in matches]
+        return results[op.offset : end]
 
-    def _namespaces(self, op: ListNamespacesOp) -> list[tuple[str, ...]]:
+    def _list_namespaces(self, op: ListNamespacesOp) -> list[tuple[str, ...]]:
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT DISTINCT namespace FROM items WHERE {_ALIVE}", (self._clock(),)
             ).fetchall()
-        spaces = [split_namespace(stored) for (stored,) in rows]
+        spaces = [split_namespace(joined_namespace) for (joined_namespace,) in rows]
         matching = {
             space[: op.max_depth]
             for space in spaces
@@ -200,52 +202,52 @@ class BankStore(BaseStore):
         }
         return sorted(matching)[op.offset : op.offset + op.limit]
 
-    def _refresh(self, found: list[Any]) -> None:
+    def _refresh(self, items: list[Any]) -> None:
         now = self._clock()
-        places = [(now, join_namespace(item.namespace), item.key) for item in found]
+        updates = [(now, join_namespace(item.namespace), item.key) for item in items]
         condition = "namespace = ? AND key = ? AND ttl IS NOT NULL"
         with self._bank.store.reading() as connection:
-            lasting = [
-                place
-                for place in places
-                if connection.execute(f"SELECT 1 FROM items WHERE {condition}", place[1:]).fetchone()
+            expiring = [
+                update
+                for update in updates
+                if connection.execute(f"SELECT 1 FROM items WHERE {condition}", update[1:]).fetchone()
             ]
-        if lasting:
+        if expiring:
             with self._bank.store.writing() as connection:
-                connection.executemany(f"UPDATE items SET expires = ? + 60 * ttl WHERE {condition}", lasting)
+                connection.executemany(f"UPDATE items SET expires = ? + 60 * ttl WHERE {condition}", expiring)
 
     def _write(self, puts: list[PutOp]) -> None:
         drafts, values = [], []
-        for place, op in enumerate(puts):
-            value = _encoded(op)
+        for index, op in enumerate(puts):
+            value = _encode_value(op)
             values.append((op, value, texts := self._texts(op, value)))
-            # An item is a chunk of its own: what stands beside it has nothing to do with it.
+            # Each item is its own chunk, since neighbouring items are unrelated.
             drafts += [
                 self._bank.draft(
                     text, "knowledge", (_ROOT, *op.namespace), trust="agent", merge=False, key=op.key
-                )._replace(section=place)
+                )._replace(section=index)
                 for text in texts
             ]
-        remaining = iter(self._bank.embedded(drafts))
+        remaining = iter(self._bank.embed_drafts(drafts))
         with self._bank.store.writing() as connection:
-            deleted = self._sweep(connection) > 0
+            has_deletions = self._sweep(connection) > 0
             for op, value, texts in values:
                 self._drop_records(connection, op)
                 if value is None:
-                    deleted |= _delete(connection, op)
+                    has_deletions |= _delete(connection, op)
                 else:
                     records = self._bank.write([next(remaining) for _ in texts])
                     self._upsert(connection, op, value, records)
-        if deleted:
+        if has_deletions:
             self._bank.store.erase_traces()
 
     def _texts(self, op: PutOp, value: str | None) -> list[str]:
         if value is None or op.index is False:
             return []
         fields = self._fields if op.index is None else op.index
-        kept, say = json.loads(value), load_prompts("en").say
-        texts = (text for field in fields for text in get_text_at_path(kept, field))
-        return list(dict.fromkeys(storable(text, say) for text in texts if text.strip()))
+        parsed_value, say = json.loads(value), load_prompts("en").say
+        texts = (text for field in fields for text in get_text_at_path(parsed_value, field))
+        return list(dict.fromkeys(truncate_for_storage(text, say) for text in texts if text.strip()))
 
     def _upsert(self, connection: sqlite3.Connection, op: PutOp, value: str, records: list[str]) -> None:
         now = self._clock()
@@ -270,8 +272,8 @@ class BankStore(BaseStore):
         rows = connection.execute(
             "SELECT namespace, key FROM items WHERE expires <= ?", (self._clock(),)
         ).fetchall()
-        for stored, key in rows:
-            op = PutOp(split_namespace(stored), key, None)
+        for joined_namespace, key in rows:
+            op = PutOp(split_namespace(joined_namespace), key, None)
             self._drop_records(connection, op)
             _delete(connection, op)
         return len(rows)
@@ -280,47 +282,51 @@ class BankStore(BaseStore):
 _ALIVE = "(expires IS NULL OR expires > ?)"
 
 
-def _check(op: Any) -> None:
+def _check_operation(op: Any) -> None:
     if not isinstance(op, GetOp | PutOp | SearchOp | ListNamespacesOp):
-        raise TypeError(f"{op!r} is no operation of a store; pass GetOp, PutOp, SearchOp or ListNamespacesOp")
+        raise TypeError(f"{op!r}: not a store operation; pass GetOp, PutOp, SearchOp or ListNamespacesOp")
     validate_op_namespace(op)
     for name in ("limit", "offset"):
         check_count(name, getattr(op, name, 0), 0)
     labels = getattr(op, "namespace", ()) or getattr(op, "namespace_prefix", ())
     if any("\x1f" in label for label in labels):
-        raise InvalidNamespaceError(f"namespace {labels!r}: its labels must not contain U+001F")
+        raise InvalidNamespaceError(f"namespace={labels!r}: labels must not contain U+001F")
 
 
-def _encoded(op: PutOp) -> str | None:
+def _encode_value(op: PutOp) -> str | None:
     if op.value is None:
         return None
-    what = f"the value of {op.key!r} in {op.namespace!r}"
+    label = f"the value of {op.key!r} in {op.namespace!r}"
     try:
         value = json.dumps(dict(op.value), ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{what} must be JSON: {error}") from None
-    check_text(what, value)
+        raise type(error)(f"{label} must be JSON-serializable: {error}") from None
+    check_text(label, value)
     return value
 
 
 def _delete(connection: sqlite3.Connection, op: PutOp) -> bool:
-    place = (join_namespace(op.namespace), op.key)
-    return connection.execute("DELETE FROM items WHERE namespace = ? AND key = ?", place).rowcount > 0
+    item_key = (join_namespace(op.namespace), op.key)
+    return connection.execute("DELETE FROM items WHERE namespace = ? AND key = ?", item_key).rowcount > 0
 
 
-def _within(prefix: tuple[str, ...]) -> tuple[str, list[str]]:
-    stored = join_namespace(prefix)
-    return ("namespace >= ? AND namespace < ?", [stored, stored[:-1] + "\x20"]) if stored else ("1", [])
+def _prefix_condition(prefix: tuple[str, ...]) -> tuple[str, list[str]]:
+    joined_namespace = join_namespace(prefix)
+    return (
+        ("namespace >= ? AND namespace < ?", [joined_namespace, joined_namespace[:-1] + "\x20"])
+        if joined_namespace
+        else ("1", [])
+    )
 
 
 def _fields(row: tuple) -> dict[str, Any]:
-    namespace, key, value, created, updated = row
+    namespace, key, value, created_at, updated_at = row
     return {
         "namespace": split_namespace(namespace),
         "key": key,
         "value": json.loads(value),
-        "created_at": datetime.fromtimestamp(created, UTC),
-        "updated_at": datetime.fromtimestamp(updated, UTC),
+        "created_at": datetime.fromtimestamp(created_at, UTC),
+        "updated_at": datetime.fromtimestamp(updated_at, UTC),
     }
 
 
@@ -334,4 +340,4 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
         part = namespace[len(namespace) - len(path) :]
     else:
         raise ValueError(f"match_type={condition.match_type!r}; choose from prefix, suffix")
-    return all(wanted in ("*", label) for wanted, label in zip(path, part, strict=True))
+    return all(pattern in ("*", label) for pattern, label in zip(path, part, strict=True))

@@ -1,8 +1,8 @@
-"""Memory as tools: a model looks up, keeps, corrects and deletes records of one bank and namespace.
+"""Memory tools: a model searches, saves, updates and deletes records of one bank and namespace.
 
-What is kept after text from outside was read, or where nobody tells the tools (KwaiAgent and BankMiddleware
-do), has `trust="tool"`; then only records of that trust can be corrected or deleted. So a web page cannot
-rewrite what the user said.
+A text that is saved after the agent has read untrusted text has `trust="tool"`, and then only records of that
+trust can be updated or deleted. The same holds if the agent does not report what it has read, as KwaiAgent
+and BankMiddleware do. A web page therefore cannot rewrite a user's statement.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Literal
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field
 
-from scrubjay.agents.language.namespaces import check_template, fill
+from scrubjay.agents.language.namespaces import check_template, fill_template
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.record import (
-    LONGEST_TEXT,
+    MAX_TEXT_LENGTH,
     TRUSTS,
     Hit,
     Record,
@@ -27,25 +27,26 @@ from scrubjay.memory.bank.file.record import (
     check_count,
 )
 
-_CHANGES = {"side_effect": True, "untrusted": False}
+_WRITE_METADATA = {"side_effect": True, "untrusted": False}
 
 
 def memory_tools(
     bank: MemoryBank, namespace: Sequence[str], k: int = 6, trusts: Sequence[str] = TRUSTS
 ) -> list[BaseTool]:
-    """Return tools over `namespace` and all in it: search_memory, save_memory, update_memory, forget_memory.
+    """Build search_memory, save_memory, update_memory and forget_memory for a namespace and those below it.
 
-    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context.
-    A search returns at most `k` records. Without "tool" among `trusts` it shows nothing that a tool said, and
-    counts as trusted itself. Raises ValueError or TypeError on what cannot be.
+    A template such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
+    LangGraph's context. A search returns at most `k` records. Without "tool" in `trusts`, a search excludes
+    texts of tools, and its results count as trusted. Raises ValueError or TypeError if an argument is
+    invalid.
     """
     check_count("k", k, 1)
-    whose = {"bank": bank, "namespace": check_template(namespace)}
+    fields = {"bank": bank, "namespace": check_template(namespace)}
     return [
-        SearchMemory(**whose, k=k, trusts=check_choices("trusts", trusts, TRUSTS) or TRUSTS),
-        SaveMemory(**whose),
-        UpdateMemory(**whose),
-        ForgetMemory(**whose),
+        SearchMemory(**fields, k=k, trusts=check_choices("trusts", trusts, TRUSTS) or TRUSTS),
+        SaveMemory(**fields),
+        UpdateMemory(**fields),
+        ForgetMemory(**fields),
     ]
 
 
@@ -55,19 +56,19 @@ class _MemoryTool(BaseTool):
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
 
-    def _whose(self) -> tuple[str, ...]:
-        """Return the namespace of the call that runs now; the model has no say in it."""
-        return fill(self.namespace)
+    def _resolve_namespace(self) -> tuple[str, ...]:
+        """Return the namespace of the current call; the model cannot influence it."""
+        return fill_template(self.namespace)
 
-    def _record(self, id: str) -> Record:
-        """Return a record that this call may change. Raises ToolException if there is none."""
+    def _get_writable_record(self, id: str) -> Record:
+        """Return a record that the current call may change. Raises ToolException without one."""
         record = self.bank.get(id)
-        whose = self._whose()
-        if record is None or record.namespace[: len(whose)] != whose:
+        namespace = self._resolve_namespace()
+        if record is None or record.namespace[: len(namespace)] != namespace:
             raise ToolException(f"There is no memory {id!r}. Take an id from search_memory.")
         if is_tainted() and record.trust != "tool":
             raise ToolException(
-                f"Memory {id!r} comes from the {record.trust} and stays: text from outside has been read."
+                f"Memory {id!r} was not changed: its source is {record.trust}, and untrusted text was read."
             )
         return record
 
@@ -86,7 +87,7 @@ class _Search(BaseModel):
 
 
 class SearchMemory(_MemoryTool):
-    """Finds records: one JSON object a line, best first; the artifact has them as `records`."""
+    """Search tool: one JSON object per line, best first; the artifact has them as `records`."""
 
     name: str = "search_memory"
     description: str = (
@@ -97,16 +98,16 @@ class SearchMemory(_MemoryTool):
     trusts: tuple[str, ...] = TRUSTS
 
     def model_post_init(self, context: Any, /) -> None:
-        """Declare that nothing is changed, and whether somebody outside may have worded what is found."""
+        """Declare the tool free of side effects, and its results untrusted if they include texts of tools."""
         super().model_post_init(context)
-        declared = {"side_effect": False, "untrusted": "tool" in self.trusts}
-        self.metadata = {**declared, **(self.metadata or {})}
+        declarations = {"side_effect": False, "untrusted": "tool" in self.trusts}
+        self.metadata = {**declarations, **(self.metadata or {})}
 
     def _run(self, query: str) -> tuple[str, dict[str, Any]]:
         hits = self.bank.search(
-            clean(query)[:LONGEST_TEXT], k=self.k, namespace=self._whose(), trusts=self.trusts
+            clean(query)[:MAX_TEXT_LENGTH], k=self.k, namespace=self._resolve_namespace(), trusts=self.trusts
         )
-        records = [_shown(hit) for hit in hits]
+        records = [_to_dict(hit) for hit in hits]
         lines = [json.dumps(record, ensure_ascii=False) for record in records]
         return "\n".join(lines) or "Nothing is remembered about that.", {"records": records}
 
@@ -116,15 +117,15 @@ class _Save(BaseModel):
 
 
 class SaveMemory(_MemoryTool):
-    """Keeps a fact, once however often it is said; the artifact has its `id`."""
+    """Tool that saves a fact, merging duplicates; the artifact has its `id`."""
 
     name: str = "save_memory"
     description: str = "Remember one fact for later conversations."
     args_schema: Any = _Save
-    metadata: dict[str, Any] | None = _CHANGES
+    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, text: str) -> tuple[str, dict[str, Any]]:
-        id = self._write(text, kind="knowledge", namespace=self._whose())
+        id = self._write(text, kind="knowledge", namespace=self._resolve_namespace())
         return f"Remembered as {id}.", {"id": id}
 
 
@@ -134,16 +135,17 @@ class _Update(BaseModel):
 
 
 class UpdateMemory(_MemoryTool):
-    """Replaces a record by a new one and keeps the old one as past; the artifact has the new `id`."""
+    """Tool that supersedes a record by a new one; the artifact has the new `id`."""
 
     name: str = "update_memory"
     description: str = "Correct a remembered fact that is no longer true; the old one is kept as past."
     args_schema: Any = _Update
-    metadata: dict[str, Any] | None = _CHANGES
+    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, id: str, text: str) -> tuple[str, dict[str, Any]]:
-        old = self._record(id)
-        # By the bank's clock, which a draft tells. Replaced twice, one fact would have two that are true now.
+        old = self._get_writable_record(id)
+        # A draft has the time of the bank's clock. Superseding a record twice would leave two valid
+        # successors.
         if old.valid_to is not None and old.valid_to.timestamp() <= self.bank.draft(id).created:
             raise ToolException(f"Memory {id!r} no longer holds. Take an id from search_memory.")
         new = self._write(
@@ -157,20 +159,20 @@ class _Forget(BaseModel):
 
 
 class ForgetMemory(_MemoryTool):
-    """Deletes a record for good; the artifact has its `id`."""
+    """Tool that deletes a record permanently; the artifact has its `id`."""
 
     name: str = "forget_memory"
     description: str = "Delete a remembered record for good, as when the user asks for it."
     args_schema: Any = _Forget
-    metadata: dict[str, Any] | None = _CHANGES
+    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, id: str) -> tuple[str, dict[str, Any]]:
-        self._record(id)
+        self._get_writable_record(id)
         self.bank.forget(id)
         return f"Forgot {id}.", {"id": id}
 
 
-def _shown(hit: Hit) -> dict[str, str]:
+def _to_dict(hit: Hit) -> dict[str, str]:
     return {
         "id": hit.id,
         "text": hit.text,

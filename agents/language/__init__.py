@@ -1,1 +1,1 @@
-"""What language agents share: prompts, texts that are not trusted, and the packer of a context budget."""
+"""Shared parts of the language agents: prompts, handling of untrusted text, packing of a context budget."""

@@ -1,6 +1,6 @@
-"""Addresses, in the one form in which they are requested and compared, and who wrote them.
+"""Web addresses: canonical form, extraction from text, and the set of addresses that a model may open.
 
-What is requested and what a gate allows must be the same text: so both take it from `canonical`.
+The web client requests and the gate compares the same canonical text; both use `canonicalize_address`.
 """
 
 from __future__ import annotations
@@ -11,126 +11,137 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-from scrubjay.agents.language.prompts import Told
+from scrubjay.agents.language.prompts import LocalizedError
 
 PORTS = {"http": 80, "https": 443}
-LONGEST = 8192
-"""Characters of an address at most; servers take no more."""
+MAX_ADDRESS_LENGTH = 8192
+"""Maximum length of an address in characters; servers accept no more."""
 
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_LONGEST_HOST = 253  # as DNS has it, before anything looks at its letters
-# A scheme is tried from where its letters begin alone: from each of them would take their square.
-_WRITTEN = re.compile(r"(?<![a-z0-9+.-])[0-9+.-]*([a-z][a-z0-9+.-]*://[^\s<>\"]+)", re.IGNORECASE)
+_MAX_HOST_LENGTH = 253  # limit of DNS; checked before the characters of the host are
+# A scheme matches only from the first of its letters: trying each letter would take quadratic time.
+_ADDRESS = re.compile(r"(?<![a-z0-9+.-])[0-9+.-]*([a-z][a-z0-9+.-]*://[^\s<>\"]+)", re.IGNORECASE)
 _ASCII = re.compile(r"[!-~]+")
-_BETWEEN = re.compile("[\\s\"'<>()\\[\\]{}（）【】《》「」『』“”‘’，。；！？、]+")
-_ENDS = ".,;:!?)]}'`*…。，、；：！？）】》」』”’"  # of a sentence around an address, or of the address
-_MOST_ENDS = 4
+_SEPARATORS = re.compile("[\\s\"'<>()\\[\\]{}（）【】《》「」『』“”‘’，。；！？、]+")
+_ENDS = ".,;:!?)]}'`*…。，、；：！？）】》」』”’"  # end of a sentence, or a part of the address
+_MAX_ENDS = 4
 
 
-class Refused(Told, ValueError):
-    """An address or an answer is against the rules, such as a private address or a page of the wrong kind."""
+class RequestError(LocalizedError, ValueError):
+    """A request or its response is not allowed, such as a private address or an unsupported content type."""
 
 
-def canonical(address: str) -> str:
-    """Return a web address as it is requested; it is a fixed point of this function.
+def canonicalize_address(address: str) -> str:
+    """Return the canonical form of a web address, which is the form requested; the function is idempotent.
 
-    Scheme and host in small letters, the host by IDNA and without a last dot, the port only if it is not the
-    scheme's own, path and query percent-encoded, no fragment. Raises Refused on what is no address of http or
-    https, holds a user name, or holds white space, a backslash, a control or an invisible format character.
+    Scheme and host are lower case, the host is IDNA-encoded without a trailing dot, the port is left out if
+    it is the scheme's default, path and query are percent-encoded, and the fragment is dropped. Raises
+    RequestError if the address is not http or https, contains a user name, or contains white space, a
+    backslash, a control character or an invisible format character.
     """
-    shown = address if len(address) <= 200 else address[:197] + "..."
-    if len(address) > LONGEST:
-        raise Refused("web_long", url=shown, most=LONGEST)
+    excerpt = address if len(address) <= 200 else address[:197] + "..."
+    if len(address) > MAX_ADDRESS_LENGTH:
+        raise RequestError("web_long", url=excerpt, most=MAX_ADDRESS_LENGTH)
     for character in address:
         if character == "\\" or is_blank(character):
-            raise Refused("web_character", url=repr(shown), character=f"U+{ord(character):04X}")
+            raise RequestError("web_character", url=repr(excerpt), character=f"U+{ord(character):04X}")
     try:
         parts = urlsplit(address)
-        host, port = parts.hostname or "", parts.port  # which is checked as it is read
+        host, port = parts.hostname or "", parts.port  # reading the port validates it
         if parts.scheme not in PORTS or not host:
-            raise Refused("web_scheme", url=shown)
+            raise RequestError("web_scheme", url=excerpt)
         if "@" in parts.netloc:
-            raise Refused("web_password")
-        host = _host(host, "[" in parts.netloc)
+            raise RequestError("web_password")
+        host = _check_host(host, "[" in parts.netloc)
         path = quote(parts.path or "/", safe="/%:=&+$,;@!'()*~-._")
         query = quote(parts.query, safe="/%:=&+$,;@!'()*~-._?[]|")
-    except Refused:
+    except RequestError:
         raise
     except ValueError as error:
-        raise Refused("web_no_address", url=shown, error=error) from None
+        raise RequestError("web_no_address", url=excerpt, error=error) from None
     netloc = host if port is None or port == PORTS[parts.scheme] else f"{host}:{port}"
     return urlunsplit((parts.scheme, netloc, path, query, ""))
 
 
-def form(address: str) -> str:
-    """Return the canonical form of a web address, and any other text as it is."""
+def normalize_address(address: str) -> str:
+    """Return the canonical form of a web address; return any other text unchanged."""
     try:
-        return canonical(address)
-    except Refused:
+        return canonicalize_address(address)
+    except RequestError:
         return address
 
 
 def is_blank(character: str) -> bool:
-    """Return whether a character is white space, a control, or one of format that no reader sees."""
+    """Return True for white space, control characters and invisible format characters."""
     return character.isspace() or unicodedata.category(character)[0] in "CZ"
 
 
-def squeezed(text: str) -> str:
-    """Return `text` without the characters that `is_blank` names."""
+def remove_blanks(text: str) -> str:
+    """Return `text` without the characters for which `is_blank` is True."""
     return "".join(character for character in text if not is_blank(character))
 
 
-def named(text: str) -> set[str]:
-    """Return the addresses `scheme://...` that a text names as wholes, in their forms."""
-    return {form(reading) for word in _WRITTEN.findall(text) for reading in _addresses(word)}
+def find_addresses(text: str) -> set[str]:
+    """Return the complete addresses `scheme://...` in a text, in canonical form."""
+    return {
+        normalize_address(candidate)
+        for word in _ADDRESS.findall(text)
+        for candidate in _address_candidates(word)
+    }
 
 
-class Given:
-    """What a model may open though a stranger may have asked it to: addresses that others wrote, as wholes.
+class AllowedAddresses:
+    """Set of the addresses that a model may open after it has read untrusted text.
 
-    Of what the user said that is any word, with what ends a sentence or without it, and with `http://` or
-    `https://` before it or without; of what was read, addresses with a scheme. An address is given if it is
-    one of them in canonical form: what begins like one, or goes on after one, is another.
+    Someone other than the model must have written the complete address. In trusted texts, such as the user's
+    messages, every word counts, with or without trailing punctuation and with or without `http://` or
+    `https://`. In untrusted texts only addresses with a scheme count. An address is in the set if its
+    canonical form equals one of these; a prefix or an extension of an allowed address is not allowed.
     """
 
-    def __init__(self, said: Iterable[str], read: Iterable[set[str]] = ()) -> None:
+    def __init__(self, trusted_texts: Iterable[str], untrusted_addresses: Iterable[set[str]] = ()) -> None:
         self._forms: set[str] = set()
         self._words: set[str] = set()
-        for text in said:
-            self._forms.update(named(text))
-            for words in (text.split(), _BETWEEN.split(text), _ASCII.findall(text)):
-                self._words.update(_small_host(reading) for word in words for reading in _readings(word))
-        for addresses in read:
+        for text in trusted_texts:
+            self._forms.update(find_addresses(text))
+            for words in (text.split(), _SEPARATORS.split(text), _ASCII.findall(text)):
+                self._words.update(
+                    _lowercase_host(candidate) for word in words for candidate in _word_candidates(word)
+                )
+        for addresses in untrusted_addresses:
             self._forms.update(addresses)
 
     def __contains__(self, address: str) -> bool:
-        wanted = form(address)
-        if wanted in self._forms or _small_host(address) in self._words:
+        canonical = normalize_address(address)
+        if canonical in self._forms or _lowercase_host(address) in self._words:
             return True
-        scheme, _, bare = wanted.partition("://")
+        scheme, _, bare = canonical.partition("://")
         return scheme in PORTS and (bare in self._words or bare.removesuffix("/") in self._words)
 
 
-def unheard(text: str, told: str) -> set[str]:
-    """Return what `named` finds in what a tool said, but for what it was `told`, which it may repeat.
+def find_new_addresses(result: str, call_text: str) -> set[str]:
+    """Return the addresses in a tool's result that are not repeated from the text of its call.
 
-    However that was spelt: with gaps, capitals, percent signs, or without its scheme.
+    Repetitions are recognized in any spelling: with spaces, capitals, percent-encoding, or without the
+    scheme.
     """
-    heard, found = _spoken(told), set[str]()
-    for word in _WRITTEN.findall(text):
-        forms = {reading: form(reading) for reading in _addresses(word)}
-        ways = {_spoken(way.partition("://")[2]).rstrip("/") for way in (*forms, *forms.values())}
-        if not any(way in heard for way in ways):
-            found.update(forms.values())
-    return found
+    call_characters, new_addresses = _fold(call_text), set[str]()
+    for word in _ADDRESS.findall(result):
+        forms = {candidate: normalize_address(candidate) for candidate in _address_candidates(word)}
+        spellings = {
+            _fold(spelling.partition("://")[2]).rstrip("/") for spelling in (*forms, *forms.values())
+        }
+        if not any(spelling in call_characters for spelling in spellings):
+            new_addresses.update(forms.values())
+    return new_addresses
 
 
-def _host(host: str, bracketed: bool) -> str:
-    if bracketed:
+def _check_host(host: str, is_ipv6: bool) -> str:
+    if is_ipv6:
         if "%" in host:
             raise ValueError("its host names a network of this machine")
         return f"[{ipaddress.IPv6Address(host).compressed}]"
-    if len(host) > _LONGEST_HOST:
+    if len(host) > _MAX_HOST_LENGTH:
         raise ValueError(f"its host has {len(host)} characters")
     host = host.encode("idna").decode().lower().removesuffix(".")
     if not _HOST.fullmatch(host):
@@ -138,15 +149,15 @@ def _host(host: str, bracketed: bool) -> str:
     return host
 
 
-def _addresses(word: str) -> Iterator[str]:
-    """Yield what may be meant by what begins as an address: it may end where another script begins."""
-    yield from _readings(word)
-    yield from _readings(_ASCII.findall(word)[0])
+def _address_candidates(word: str) -> Iterator[str]:
+    """Yield the possible addresses at the start of a word; an address may end where another script begins."""
+    yield from _word_candidates(word)
+    yield from _word_candidates(_ASCII.findall(word)[0])
 
 
-def _readings(word: str) -> Iterator[str]:
-    """Yield a word of prose, and what is left of it without what may end a sentence."""
-    for _ in range(_MOST_ENDS):
+def _word_candidates(word: str) -> Iterator[str]:
+    """Yield a word of prose, then the word without its trailing punctuation, one character at a time."""
+    for _ in range(_MAX_ENDS):
         yield word
         if word[-1:] not in _ENDS:
             return
@@ -154,10 +165,10 @@ def _readings(word: str) -> Iterator[str]:
     yield word.rstrip(_ENDS)
 
 
-def _small_host(word: str) -> str:
+def _lowercase_host(word: str) -> str:
     host, slash, rest = word.partition("/")
     return f"{host.lower()}{slash}{rest}"
 
 
-def _spoken(text: str) -> str:
-    return unquote(squeezed(text)).lower()
+def _fold(text: str) -> str:
+    return unquote(remove_blanks(text)).lower()

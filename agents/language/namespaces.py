@@ -1,8 +1,8 @@
 """Namespace templates: `("user", "{user_id}")` is filled at each call, so that one object serves all users.
 
-LangMem has the same form. Values come from `config={"configurable": {"user_id": ...}}` and from the context
-of LangGraph's runtime (`graph.invoke(..., context=...)`). Two braces stand for one: `"{{x}}"` is the literal
-part `{x}`.
+LangMem uses the same syntax. Values come from `config={"configurable": {"user_id": ...}}` and from the
+context of LangGraph's runtime (`graph.invoke(..., context=...)`). Doubled braces are literal: `"{{x}}"` is
+the part `{x}`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scrubjay.memory.bank.file.record import check_namespace
 def check_template(namespace: Sequence[str]) -> tuple[str, ...]:
     """Return a namespace or template as a tuple.
 
-    Raises TypeError or ValueError if it is not one of non-empty words, or has a field that is no plain name.
+    Raises TypeError or ValueError if a part is not a non-empty string or a field is not a plain name.
     """
     parts = check_namespace(namespace)
     for part in parts:
@@ -31,42 +31,42 @@ def check_template(namespace: Sequence[str]) -> tuple[str, ...]:
 
 
 class MissingValueError(KeyError):
-    """A namespace template has no value for one of its names; the caller must pass it."""
+    """No value was passed for a field of a namespace template; the caller must pass it."""
 
 
 def check_literal(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the namespace that a call passes, which is no template: a user may be called `{owner}`.
+    """Return the namespace of a call as a tuple. Fields in braces are not filled in.
 
-    Raises ValueError if it looks like a template that nobody filled.
+    Raises ValueError if a part contains a template field, such as `{user_id}`.
     """
     parts = check_namespace(namespace)
     if any(re.search(r"\{[^\W\d]\w*\}", part) for part in parts):
         raise ValueError(
-            f"namespace={parts!r}: the namespace of a call is taken as it is; give a template where the "
-            "object is made"
+            f"namespace={parts!r}: the namespace of a call must not be a template; pass templates to the "
+            "constructor"
         )
     return parts
 
 
-def as_literal(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the template that is filled with this very namespace, whatever braces are in it."""
+def escape_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
+    """Return the template that fills to exactly this namespace, with its braces escaped."""
     return tuple(part.replace("{", "{{").replace("}", "}}") for part in namespace)
 
 
-def fill(
+def fill_template(
     template: Sequence[str], config: RunnableConfig | None = None, context: Any = None
 ) -> tuple[str, ...]:
-    """Return a template's namespace for the present call.
+    """Return the namespace that a template gives for the current call.
 
     Args:
-        template: What `check_template` returned.
-        config: Of the call; by default that of the runnable that runs now.
-        context: Of LangGraph's runtime; by default that of the graph that runs now.
+        template: Result of `check_template`.
+        config: Config of the call; by default that of the current runnable.
+        context: Context of LangGraph's runtime; by default that of the current graph.
 
     Raises:
-        MissingValueError: a KeyError, if a value is missing, naming it.
-        TypeError: if a value is neither a string, a whole number nor a UUID.
-        ValueError: if a value is empty, or config and context have different ones.
+        MissingValueError: A KeyError that names the missing value.
+        TypeError: A value is neither a string, an integer nor a UUID.
+        ValueError: A value is empty, or config and context have different values.
     """
     parts = tuple(template)
     if not any("{" in part or "}" in part for part in parts):
@@ -75,20 +75,22 @@ def fill(
     context = _running_context() if context is None else context
 
     def value(name: str) -> str:
-        found = [each for each in (configurable.get(name), _context_value(context, name)) if each is not None]
-        if not found:
+        values = [
+            each for each in (configurable.get(name), _context_value(context, name)) if each is not None
+        ]
+        if not values:
             raise MissingValueError(
                 f"namespace={parts!r}: no value for {name!r}; pass "
-                f"config={{'configurable': {{{name!r}: ...}}}} to the call, or a context that has it"
+                f"config={{'configurable': {{{name!r}: ...}}}} to the call, or a context with this value"
             )
-        if len({str(each) for each in found}) > 1:
+        if len({str(each) for each in values}) > 1:
             raise ValueError(
-                f"namespace={parts!r}: {name} is {found[0]!r} in the config and {found[1]!r} in the context; "
-                "pass one of them"
+                f"namespace={parts!r}: {name} is {values[0]!r} in the config and {values[1]!r} in the "
+                "context; pass one of them"
             )
-        if isinstance(found[0], bool) or not isinstance(found[0], str | int | uuid.UUID):
-            raise TypeError(f"namespace={parts!r}: {name}={found[0]!r}; pass a string")
-        return str(found[0])
+        if isinstance(values[0], bool) or not isinstance(values[0], str | int | uuid.UUID):
+            raise TypeError(f"namespace={parts!r}: {name}={values[0]!r}; pass a string")
+        return str(values[0])
 
     return check_namespace(
         [
@@ -99,19 +101,19 @@ def fill(
 
 
 def _fields(part: str, parts: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """Return the literal texts of a part, each with the name of the field after it."""
+    """Return pairs (literal text, name of the field after it) of a part."""
     try:
-        found = list(Formatter().parse(part))
+        fields = list(Formatter().parse(part))
     except ValueError as error:
-        raise ValueError(f"namespace={parts!r}: {part!r}: {error}; write two braces for one") from None
-    for _, name, specification, conversion in found:
+        raise ValueError(f"namespace={parts!r}: {part!r}: {error}; double a literal brace") from None
+    for _, name, specification, conversion in fields:
         plain = name is None or (name.isidentifier() and not name.startswith("_"))
         if not plain or specification or conversion:
             raise ValueError(
-                f"namespace={parts!r}: {part!r} is no template; write a plain name in braces, such as "
-                "'{user_id}', or two braces for one"
+                f"namespace={parts!r}: {part!r} is not a valid template; write a plain name in braces, such "
+                "as '{user_id}', and double a literal brace"
             )
-    return [(literal, name) for literal, name, *_ in found]
+    return [(literal, name) for literal, name, *_ in fields]
 
 
 def _context_value(context: Any, name: str) -> Any:
@@ -121,8 +123,8 @@ def _context_value(context: Any, name: str) -> Any:
 
 
 def _running_context() -> Any:
-    """Return the context of the LangGraph graph that runs now; None where there is none."""
-    runtime: Any = sys.modules.get("langgraph.runtime")  # a graph that runs has imported it
+    """Return the context of the running LangGraph graph; None outside a graph."""
+    runtime: Any = sys.modules.get("langgraph.runtime")  # a running graph has imported it
     try:
         return None if runtime is None else getattr(runtime.get_runtime(), "context", None)
     except (KeyError, RuntimeError):  # outside a graph

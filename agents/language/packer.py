@@ -1,7 +1,7 @@
-"""Fit what an agent should see into a budget of tokens: whole items, and a note where something is missing.
+"""Pack an agent's context into a token budget: whole items, and a note about omitted ones.
 
-The shape is that of streaming attention (`scrubjay.memory.sink`) and HCAM over text: pinned items are the
-sinks, always there; the last turns are the window; between them goes what was recalled.
+The layout follows streaming attention (`scrubjay.memory.sink`) and HCAM, applied to text: pinned items are
+the sinks and always included, the last turns are the window, and recalled items go between them.
 """
 
 from __future__ import annotations
@@ -12,126 +12,142 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Packed:
-    """What fits, in the order to show it: pinned, recalled, note, recent."""
+class PackedContext:
+    """Items that fit the budget, in display order: pinned, recalled, note, recent."""
 
-    pinned: tuple[Any, ...]
+    pinned_items: tuple[Any, ...]
     """All pinned items."""
-    recalled: tuple[Any, ...]
-    """The recalled items that fit, in the order given."""
-    recent: tuple[Any, ...]
-    """The last items without a gap, as many as fit, oldest first."""
+    recalled_items: tuple[Any, ...]
+    """Recalled items that fit, in input order."""
+    recent_items: tuple[Any, ...]
+    """Longest run of last items that fits, oldest first."""
     note: str
-    """What was left out, to show in its place; empty if nothing was."""
+    """Description of the omitted items; empty if nothing was omitted."""
     tokens: int
-    """Sum of the token counts of items and note."""
+    """Total token count of the items and the note."""
 
     @property
     def items(self) -> tuple[Any, ...]:
         """All items and the note, in order."""
         note = (self.note,) if self.note else ()
-        return (*self.pinned, *self.recalled, *note, *self.recent)
+        return (*self.pinned_items, *self.recalled_items, *note, *self.recent_items)
 
 
 def pack(
-    pinned: Sequence[Any],
-    recent: Sequence[Any],
-    recalled: Sequence[Any],
+    pinned_items: Sequence[Any],
+    recent_items: Sequence[Any],
+    recalled_items: Sequence[Any],
     budget: int,
     count_tokens: Callable[[str], int],
-    omitted: int = 0,
+    omitted_turns: int = 0,
     note: Callable[[int, int], str] | None = None,
-) -> Packed:
-    """Return the items that fit in `budget` tokens, none of them cut.
+) -> PackedContext:
+    """Return the items that fit in `budget` tokens; no item is truncated.
 
-    Items are strings or have a `text`. A recalled item that is among the recent ones kept is not shown twice.
-    Half of what pinned items leave is the recent window's own, the rest goes to recalled items first.
+    Items are strings or objects with a `text` attribute. A recalled item that is also among the included
+    recent items is not repeated. Half of the budget left by the pinned items is reserved for recent items;
+    the rest goes to recalled items first.
 
     Args:
-        pinned: What is always shown.
-        recent: The last turns, oldest first.
-        recalled: Memories, best first.
-        budget: Tokens of all, the note included.
-        count_tokens: Counts those of a text.
-        omitted: Turns before the recent ones that are not given; the note counts them.
-        note: Words for so many missing turns and memories, empty for none; None for English ones.
+        pinned_items: Items that are always included.
+        recent_items: Last turns, oldest first.
+        recalled_items: Memories, best first.
+        budget: Maximum total tokens, the note included.
+        count_tokens: Returns the number of tokens of a text.
+        omitted_turns: Number of turns before `recent_items` that the caller left out; the note counts them.
+        note: Returns the note for a number of missing turns and memories, empty for none; None writes it in
+            English.
 
     Raises ValueError if the pinned items and a note do not fit.
     """
-    return _Packing(pinned, recent, recalled, budget, count_tokens, omitted, note or _note).fit()
+    return _Packer(
+        pinned_items, recent_items, recalled_items, budget, count_tokens, omitted_turns, note or _note
+    ).fit()
 
 
-class _Packing:
-    def __init__(self, pinned, recent, recalled, budget, count_tokens, omitted, note) -> None:
-        self.omitted, self.note = omitted, note
-        self.pinned, self.recent, self.budget, self.count = tuple(pinned), tuple(recent), budget, count_tokens
-        self.recalled = _without_repeats(recalled)
-        self.cost = {text: count_tokens(text) for text in map(_text, (*pinned, *recent, *self.recalled))}
+class _Packer:
+    def __init__(
+        self, pinned_items, recent_items, recalled_items, budget, count_tokens, omitted_turns, note
+    ) -> None:
+        self.omitted_turns, self.note = omitted_turns, note
+        self.pinned_items, self.recent_items = tuple(pinned_items), tuple(recent_items)
+        self.budget, self.count = budget, count_tokens
+        self.recalled_items = _without_repeats(recalled_items)
+        self.cost = {
+            text: count_tokens(text)
+            for text in map(_text, (*pinned_items, *recent_items, *self.recalled_items))
+        }
 
-    def fit(self) -> Packed:
-        whole = self._packed(len(self.recent), self.recalled)
-        if whole.tokens <= self.budget:
-            return whole
-        # The longest note there can be is set aside first; its true text is known only at the end.
-        most = self.omitted + len(self.recent), len(self.recalled)
+    def fit(self) -> PackedContext:
+        everything = self._pack(len(self.recent_items), self.recalled_items)
+        if everything.tokens <= self.budget:
+            return everything
+        # Reserve tokens for the longest possible note: its actual text is known only at the end.
+        most = self.omitted_turns + len(self.recent_items), len(self.recalled_items)
         reserve = max(
-            self.count(self.note(a, b)) for a in {self.omitted, most[0]} for b in {0, most[1]} if a or b
+            self.count(self.note(a, b)) for a in {self.omitted_turns, most[0]} for b in {0, most[1]} if a or b
         )
-        fixed = self._sum(self.pinned) + reserve
-        if fixed > self.budget:
+        minimum = self._count_tokens(self.pinned_items) + reserve
+        if minimum > self.budget:
             raise ValueError(
-                f"budget={self.budget}: the pinned items and a note of what is missing need {fixed} tokens; "
-                "pin less or raise the budget"
+                f"budget={self.budget}: the pinned items and the note about omitted items need {minimum} "
+                "tokens; pin fewer items or raise the budget"
             )
-        room = self.budget - fixed
-        window = self._window(room // 2)
-        recalled = self._fitting(room - self._sum(self._last(window)), window)
-        # Recalled items may leave room; more of the past then needs no recall.
-        window = self._window(room - self._sum(recalled))
-        packed = self._packed(window, recalled)
-        while packed.tokens > self.budget:  # a shorter note may have more tokens than the one set aside
-            window, recalled = (window, recalled[:-1]) if recalled else (window - 1, recalled)
-            packed = self._packed(window, recalled)
-        while window < len(self.recent):  # and a shorter one leaves room
+        available = self.budget - minimum
+        window = self._count_window(available // 2)
+        recalled_items = self._select_recalled(
+            available - self._count_tokens(self._last_items(window)), window
+        )
+        # Use the tokens that recalled items leave for a longer window.
+        window = self._count_window(available - self._count_tokens(recalled_items))
+        packed = self._pack(window, recalled_items)
+        while packed.tokens > self.budget:  # a shorter note may have more tokens than those reserved
+            window, recalled_items = (
+                (window, recalled_items[:-1]) if recalled_items else (window - 1, recalled_items)
+            )
+            packed = self._pack(window, recalled_items)
+        while window < len(self.recent_items):  # a note with fewer tokens leaves some for more items
             window += 1
-            longer = self._packed(window, recalled)
+            longer = self._pack(window, recalled_items)
             if longer.tokens > self.budget:
                 break
             packed = longer
         return packed
 
-    def _window(self, room: int) -> int:
-        """Return how many of the last items fit."""
+    def _count_window(self, available: int) -> int:
+        """Return the number of last items that fit."""
         count = 0
-        for item in reversed(self.recent):
-            room -= self.cost[_text(item)]
-            if room < 0:
+        for item in reversed(self.recent_items):
+            available -= self.cost[_text(item)]
+            if available < 0:
                 break
             count += 1
         return count
 
-    def _fitting(self, room: int, window: int) -> tuple[Any, ...]:
-        shown = {_text(item) for item in self._last(window)}
-        kept = []
-        for item in self.recalled:
-            if _text(item) not in shown and self.cost[_text(item)] <= room:
-                kept.append(item)
-                room -= self.cost[_text(item)]
-        return tuple(kept)
+    def _select_recalled(self, available: int, window: int) -> tuple[Any, ...]:
+        recent_texts = {_text(item) for item in self._last_items(window)}
+        selection = []
+        for item in self.recalled_items:
+            if _text(item) not in recent_texts and self.cost[_text(item)] <= available:
+                selection.append(item)
+                available -= self.cost[_text(item)]
+        return tuple(selection)
 
-    def _packed(self, window: int, recalled: tuple[Any, ...]) -> Packed:
-        recent = self._last(window)
-        shown = {_text(item) for item in recent}
-        recalled = tuple(item for item in recalled if _text(item) not in shown)
-        missing = sum(_text(item) not in shown for item in self.recalled) - len(recalled)
-        note = self.note(self.omitted + len(self.recent) - window, missing)
-        tokens = self._sum((*self.pinned, *recalled, *recent)) + (self.count(note) if note else 0)
-        return Packed(self.pinned, recalled, recent, note, tokens)
+    def _pack(self, window: int, recalled_items: tuple[Any, ...]) -> PackedContext:
+        recent_items = self._last_items(window)
+        recent_texts = {_text(item) for item in recent_items}
+        recalled_items = tuple(item for item in recalled_items if _text(item) not in recent_texts)
+        missing = sum(_text(item) not in recent_texts for item in self.recalled_items) - len(recalled_items)
+        note = self.note(self.omitted_turns + len(self.recent_items) - window, missing)
+        tokens = self._count_tokens((*self.pinned_items, *recalled_items, *recent_items)) + (
+            self.count(note) if note else 0
+        )
+        return PackedContext(self.pinned_items, recalled_items, recent_items, note, tokens)
 
-    def _last(self, count: int) -> tuple[Any, ...]:
-        return self.recent[len(self.recent) - count :]
+    def _last_items(self, count: int) -> tuple[Any, ...]:
+        return self.recent_items[len(self.recent_items) - count :]
 
-    def _sum(self, items: Sequence[Any]) -> int:
+    def _count_tokens(self, items: Sequence[Any]) -> int:
         return sum(self.cost[_text(item)] for item in items)
 
 
@@ -152,7 +168,5 @@ def _text(item: Any) -> str:
         return item
     text = getattr(item, "text", None)
     if not isinstance(text, str):
-        raise TypeError(
-            f"{type(item).__name__} is neither a string nor has a text; pass hits, messages or strings"
-        )
+        raise TypeError(f"{type(item).__name__} has no text attribute; pass strings, messages or search hits")
     return str(text)

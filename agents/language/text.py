@@ -1,36 +1,36 @@
-"""Text that can be stored, sent and counted, whatever a model or a tool wrote."""
+"""Clean, truncate and count text written by models and tools."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
-_NOTE = 100  # characters for how much is cut
+_NOTE = 100  # characters reserved for the note about the cut
 _WIDE = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
 
 
 def clean(text: str) -> str:
-    """Return `text` without lone surrogates and nulls, which neither UTF-8 nor every store can hold."""
+    """Return `text` without lone surrogates and null characters, which UTF-8 and some stores cannot hold."""
     return text.replace("\x00", "").encode("utf-8", "replace").decode("utf-8")
 
 
-def storable(text: str, say: Callable[..., str]) -> str:
-    """Return `text` as a memory bank takes it: of one that is too long the head, and how much is cut.
+def truncate_for_storage(text: str, say: Callable[..., str]) -> str:
+    """Return `text`, cut to the maximum length of a memory record, with a note about the cut.
 
     Args:
-        text: Any.
-        say: Of the `Prompts` in whose language it is told.
+        text: Text of any length.
+        say: `Prompts.say` of the language for the note.
     """
-    if len(text) <= LONGEST_TEXT:
+    if len(text) <= MAX_TEXT_LENGTH:
         return text
-    head = text[: LONGEST_TEXT - _NOTE]
+    head = text[: MAX_TEXT_LENGTH - _NOTE]
     return f"{head}\n{say('cut', count=len(text) - len(head))}"
 
 
 def clean_value(value: object) -> object:
-    """Return a JSON value whose strings are clean."""
+    """Return a JSON value with all strings cleaned by `clean`."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
@@ -41,11 +41,11 @@ def clean_value(value: object) -> object:
 
 
 def is_question(text: str) -> bool:
-    """Return whether `text` ends in a question mark of any script, as what only asks does."""
+    """Return True if `text` ends in a question mark of any script."""
     return text.rstrip().endswith(("?", "？", "؟"))
 
 
 def estimate_tokens(text: str) -> int:
-    """Return about the tokens of `text`: one for a Chinese, Japanese or Korean letter, or for four others."""
+    """Estimate the tokens of `text`: one per Chinese, Japanese or Korean character, one per four others."""
     wide = len(_WIDE.findall(text))
     return wide + (len(text) - wide + 3) // 4

@@ -1,7 +1,7 @@
-"""Text from outside is data: its beginning, end and source are marked, and it cannot forge the marks.
+"""Untrusted text is data: its beginning, end and source are marked, and it cannot forge the marks.
 
-Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479); the
-flag that keeps tools with side effects shut after such text was read does not rely on the model at all.
+Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479). The
+taint flag, which blocks tools with side effects after untrusted text was read, does not rely on the model.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from typing import Any
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 
-_tainted: ContextVar[bool] = ContextVar("tainted", default=True)
-_LETTERS, _MOST_LETTERS = 4, 16  # of a token, about and in nearly every text at most
+_taint_flag: ContextVar[bool] = ContextVar("tainted", default=True)
+_CHARACTERS_PER_TOKEN, _MAX_CHARACTERS_PER_TOKEN = (
+    4,
+    16,
+)  # characters per token: typical number, and maximum in nearly every text
 _MARKS = re.compile(r"<{2,}|>{2,}|[«»《》]{2,}|[＜＞]{2,}")
 
 TAINTED = "scrubjay_tainted"
-"""In the metadata of an answer that was written after text from outside was read."""
+"""Metadata key of an answer that was written after untrusted text was read."""
 
-# As the models of these years spell them: <|im_end|>, <｜end▁of▁sentence｜>, </s>, <end_of_turn>, [/INST].
+# Control tokens of current models: <|im_end|>, <｜end▁of▁sentence｜>, </s>, <end_of_turn>, [/INST].
 _CONTROL_MARKS = re.compile(
     r"<[|｜][^<>\s]{1,64}?[|｜]>"
     r"|</?(?:s|bos|eos|pad|unk|cls|sep|mask|(?:start|end)_of_(?:turn|text|image)|unused\d+"
@@ -33,68 +36,67 @@ _CONTROL_MARKS = re.compile(
     re.IGNORECASE,
 )
 
-# Letters that no reader sees and a model reads all the same.
+# Unicode tag characters: invisible to a human reader, readable by a model.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
 
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
-    """Return `text` between two marks that it cannot contain, naming its `source` and `trust`."""
+    """Return `text` between two marks that it cannot contain; the first names its `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
-    return f"<<<{note} {number}>>>\n{without_marks(text)}\n<<<END {number}>>>"
+    return f"<<<{note} {number}>>>\n{escape_marks(text)}\n<<<END {number}>>>"
 
 
-def without_marks(text: str) -> str:
-    """Return `text` clean, its marks broken, and without letters that only a model reads."""
+def escape_marks(text: str) -> str:
+    """Return `text` cleaned, with data marks broken up and invisible tag characters removed."""
     return _MARKS.sub(_defuse, _HIDDEN.sub("", clean(text)))
 
 
-def without_control_marks(text: str) -> str:
-    """Return `text` with a space of no width in what is a control token to some model, by its spelling.
+def escape_control_tokens(text: str) -> str:
+    """Return `text` with a zero-width space in every string that is a control token of some model.
 
-    For texts of which nobody knows by which tokenizer they will be read; where it is known, ask
-    `scrubjay.memory.context.quotes`.
+    Use this if the tokenizer is not known; otherwise use `scrubjay.memory.context.quotes`.
     """
     return _CONTROL_MARKS.sub(lambda mark: f"{mark.group()[0]}\u200b{mark.group()[1:]}", text)
 
 
-def cut(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
-    """Return the head of `text` of at most about `tokens`, with a note of how much is missing."""
-    if len(text) <= _MOST_LETTERS * tokens and count_tokens(text) <= tokens:
+def truncate_text(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
+    """Return the head of `text` of about `tokens` tokens at most, with a note about the cut."""
+    if len(text) <= _MAX_CHARACTERS_PER_TOKEN * tokens and count_tokens(text) <= tokens:
         return text
-    # Piece by piece, so that of a long text no more is counted than is kept, and twice a first piece.
-    kept, size = 0, _LETTERS * tokens
-    while size and kept < len(text):
-        taken = count_tokens(text[kept : kept + size])
-        if taken <= tokens:
-            kept, tokens = kept + size, tokens - taken
+    # Count piece by piece: a long text is tokenized only as far as it is returned, plus about one piece.
+    length, size = 0, _CHARACTERS_PER_TOKEN * tokens
+    while size and length < len(text):
+        count = count_tokens(text[length : length + size])
+        if count <= tokens:
+            length, tokens = length + size, tokens - count
         else:
             size //= 2
-    if kept >= len(text):
+    if length >= len(text):
         return text
-    return f"{text[:kept]}\n{prompts.say('cut', count=len(text) - kept)}"
+    return f"{text[:length]}\n{prompts.say('cut', count=len(text) - length)}"
 
 
 @contextlib.contextmanager
-def telling_tools(tainted: bool) -> Iterator[None]:
-    """Let the tools that run inside know whether text from outside was read before they were called."""
-    token = _tainted.set(tainted)
+def taint_scope(value: bool) -> Iterator[None]:
+    """Set the taint flag for the tools that run inside: True if untrusted text was read before the call."""
+    token = _taint_flag.set(value)
     try:
         yield
     finally:
-        _tainted.reset(token)
+        _taint_flag.reset(token)
 
 
 def is_tainted() -> bool:
-    """Return, in a tool, whether who called it had read text from outside; where nobody tells, True."""
-    return _tainted.get()
+    """Return the taint flag inside a tool: True unless its caller set it to False."""
+    return _taint_flag.get()
 
 
-def sources_of(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
-    """Return the addresses that a result came from, as its artifact or else the call names them."""
-    named = artifact.get("urls") if isinstance(artifact, dict) else None
-    if isinstance(named, list | tuple):
-        return tuple(clean(str(url)) for url in named)
+def find_sources(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
+    """Return the source addresses of a result, from its artifact or else the call's `url` argument."""
+    urls = artifact.get("urls") if isinstance(artifact, dict) else None
+    if isinstance(urls, list | tuple):
+        return tuple(clean(str(url)) for url in urls)
     return (clean(arguments["url"]),) if isinstance(arguments.get("url"), str) else ()
 
 

@@ -1,1 +1,1 @@
-"""Policies of one agent that hold any memory, what samples them and what trains them."""
+"""Single-agent policies with any memory, their samplers and their learners."""

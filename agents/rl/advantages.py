@@ -1,4 +1,4 @@
-"""Advantages: how much better an action turned out than the critic expected."""
+"""Generalized advantage estimation (GAE) and discounted returns."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ def generalized_advantage(
     gamma: float,
     lam: float,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Return generalised advantages and the returns `advantages + values` that the critic learns.
+    """Return generalized advantages and the returns `advantages + values`, the critic's targets.
 
-    What follows a step is worth 0 if it terminated, its bootstrap value if it was truncated, the next value
-    otherwise; nothing crosses the end of an episode. A step both terminated and truncated counts as
-    terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
+    The next value of a step is 0 if the step terminated, its bootstrap value if it was truncated, and the
+    value of the next step otherwise. Nothing crosses the end of an episode. A step that is both terminated
+    and truncated counts as terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
 
     Args:
-        rewards: Of every step.
-        values: What the critic expected at every step.
-        last_values: What it expects after the segment.
-        bootstrap_values: What it expects after steps that were truncated; read nowhere else.
-        terminated: Where an episode ended by itself.
-        truncated: Where it was cut off.
-        gamma: Discount per step.
-        lam: Trust in rewards (1) over the critic (0).
+        rewards: Reward of each step.
+        values: Value estimate of each step.
+        last_values: Value estimate of the observation that follows the segment.
+        bootstrap_values: Value estimate of the final observation of truncated steps; other entries are not
+            read.
+        terminated: True where the step ended an episode in a terminal state.
+        truncated: True where the step ended an episode early, such as by a time limit.
+        gamma: Discount factor.
+        lam: GAE lambda, from 0 (one-step TD error) to 1 (discounted return minus value).
     """
     following = torch.cat([values[:, 1:], last_values[:, None]], dim=1)
     following = torch.where(truncated, bootstrap_values, following).masked_fill(terminated, 0)
@@ -52,7 +53,7 @@ def discounted_returns(
     truncated: Bool[Tensor, "batch time"],
     gamma: float,
 ) -> Float[Tensor, "batch time"]:
-    """Return the discounted rewards from each step on, to the end of its episode or of the segment."""
+    """Return the discounted sum of rewards from each step to the end of its episode or of the segment."""
     nothing = torch.zeros_like(rewards)
     returns, _ = generalized_advantage(
         rewards, nothing, nothing[:, 0], nothing, terminated, truncated, gamma, 1.0

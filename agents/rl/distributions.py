@@ -1,4 +1,4 @@
-"""Distributions over actions: no checks, no broadcasting, nothing on the hot path but maths."""
+"""Action distributions without validation and broadcasting, for speed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 _IMPOSSIBLE = -1e9
-"""Logit of a choice that there is not: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
+"""Logit of padding choices: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
 
 
 @runtime_checkable
 class Distribution(Protocol):
-    """What a policy may do next, for any leading axes `...`."""
+    """Interface of action distributions, with any leading axes `...`."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return one random action each."""
+        """Sample one action for each entry."""
         ...
 
     def mode(self) -> Tensor:
-        """Return the likeliest action each."""
+        """Return the most likely action of each entry."""
         ...
 
     def log_prob(self, action: Tensor) -> Float[Tensor, "..."]:
@@ -37,28 +37,28 @@ class Distribution(Protocol):
         ...
 
     def kl(self, other: Self) -> Float[Tensor, "..."]:
-        """Return the divergence KL(self, other), in nats, exactly."""
+        """Return the exact divergence KL(self, other), in nats."""
         ...
 
     def outputs(self) -> Float[Tensor, "... outputs"]:
-        """Return the numbers that a network gave, normalised, as one vector each."""
+        """Return the normalized distribution parameters that the network outputs, as one vector per entry."""
         ...
 
     def fisher(self, direction: Float[Tensor, "... outputs"]) -> Float[Tensor, "... outputs"]:
-        """Return the Fisher information in the space of `outputs`, times a direction there."""
+        """Return the product of the Fisher information with respect to `outputs` and a direction."""
         ...
 
     def agent(self, index: int) -> Self:
-        """Return one agent's own, where the last leading axis is agents."""
+        """Return the distribution of one agent; the last leading axis is agents."""
         ...
 
     def detach(self) -> Self:
-        """Return the same without gradients."""
+        """Return a copy without gradients."""
         ...
 
 
 class Categorical:
-    """One of K choices, from logits `[..., K]`; actions are indices `[...]`."""
+    """Categorical distribution over K choices, from logits `[..., K]`; actions are indices `[...]`."""
 
     __slots__ = ("log_probs",)
 
@@ -66,12 +66,12 @@ class Categorical:
         self.log_probs = logits.log_softmax(dim=-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return random indices: the largest of log p + Gumbel noise, which is distributed as p."""
+        """Sample indices by the Gumbel-max trick: the argmax of log p plus Gumbel noise."""
         noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
         return (self.log_probs - noise.log_()).argmax(dim=-1)
 
     def mode(self) -> Tensor:
-        """Return the likeliest indices."""
+        """Return the most likely indices."""
         return self.log_probs.argmax(dim=-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class Categorical:
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
 
     def barrier(self) -> Tensor:
-        """Return the divergence KL(uniform, self), which has no bound as a choice becomes impossible."""
+        """Return the divergence KL(uniform, self), which grows without bound as a probability goes to 0."""
         there = self.log_probs > 0.5 * _IMPOSSIBLE
         count = there.sum(dim=-1)
         return -torch.where(there, self.log_probs, 0).sum(dim=-1) / count - count.log()
@@ -97,55 +97,55 @@ class Categorical:
         return self.log_probs
 
     def fisher(self, direction: Tensor) -> Tensor:
-        """Return each probability times the change of its logarithm: the expected product of two scores."""
+        """Return each probability times the direction's change of its logarithm."""
         return self.outputs().detach().exp() * direction
 
     def agent(self, index: int) -> Self:
-        """Return one agent's own."""
+        """Return the distribution of one agent."""
         return self._map(lambda log_probs: log_probs[..., index, :])
 
     def detach(self) -> Self:
-        """Return the same without gradients."""
+        """Return a copy without gradients."""
         return self._map(Tensor.detach)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        mapped = object.__new__(type(self))
-        mapped.log_probs = function(self.log_probs)
-        return mapped
+        result = object.__new__(type(self))
+        result.log_probs = function(self.log_probs)
+        return result
 
 
 class IndependentCategoricals(Categorical):
-    """N independent choices, from logits `[..., N, K]`; actions are indices `[..., N]`."""
+    """N independent categorical distributions, from logits `[..., N, K]`; actions are indices `[..., N]`."""
 
     __slots__ = ()
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-probability of all N indices together."""
+        """Return the joint log-probability of all N indices."""
         return super().log_prob(action).sum(dim=-1)
 
     def entropy(self) -> Tensor:
-        """Return the entropy of all N choices together."""
+        """Return the joint entropy of all N choices."""
         return super().entropy().sum(dim=-1)
 
     def kl(self, other: Categorical) -> Tensor:
-        """Return the divergence of all N choices together."""
+        """Return the joint divergence of all N choices."""
         return super().kl(other).sum(dim=-1)
 
     def barrier(self) -> Tensor:
-        """Return the divergence from all N uniform choices together."""
+        """Return the joint divergence of all N choices from uniform ones."""
         return super().barrier().sum(dim=-1)
 
     def outputs(self) -> Tensor:
-        """Return the log-probabilities of all choices, one after the other."""
+        """Return the log-probabilities of all choices, concatenated."""
         return self.log_probs.flatten(-2)
 
     def agent(self, index: int) -> Self:
-        """Return one agent's own."""
+        """Return the distribution of one agent."""
         return self._map(lambda log_probs: log_probs[..., index, :, :])
 
 
 class DiagonalGaussian:
-    """Independent normal numbers, from mean and log standard deviation `[..., N]`."""
+    """Normal distribution with diagonal covariance, from mean and log standard deviation `[..., N]`."""
 
     __slots__ = ("log_std", "mean")
 
@@ -154,7 +154,7 @@ class DiagonalGaussian:
         self.log_std = log_std
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return random numbers."""
+        """Sample actions."""
         noise = torch.empty_like(self.mean).normal_(generator=generator)
         return torch.addcmul(self.mean, self.log_std.exp(), noise)
 
@@ -163,54 +163,54 @@ class DiagonalGaussian:
         return self.mean
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-density of all N numbers together."""
+        """Return the joint log-density of all N numbers."""
         deviations = (action - self.mean) * (-self.log_std).exp()
         return (-0.5 * deviations.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
 
     def entropy(self) -> Tensor:
-        """Return the entropy of all N numbers together."""
+        """Return the joint entropy of all N numbers."""
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(dim=-1)
         return entropy.expand(self.mean.shape[:-1])
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
-        """Return the divergence of all N numbers together."""
+        """Return the joint divergence of all N numbers."""
         ratio = self.log_std - other.log_std
         distance = (self.mean - other.mean).square() * (-2 * other.log_std).exp()
         return (0.5 * ((2 * ratio).exp() + distance - 1) - ratio).sum(dim=-1)
 
     def outputs(self) -> Tensor:
-        """Return the means, then the logarithms of the deviations."""
+        """Return the means followed by the log standard deviations."""
         return torch.cat([self.mean, self.log_std.expand_as(self.mean)], dim=-1)
 
     def fisher(self, direction: Tensor) -> Tensor:
-        """Return the change of means over their variances, and twice that of the logarithms."""
-        of_mean, of_log_std = direction.chunk(2, dim=-1)
-        return torch.cat([of_mean * (-2 * self.log_std.detach()).exp(), 2 * of_log_std], dim=-1)
+        """Return the direction's means divided by the variances, and its log standard deviations times 2."""
+        mean_direction, log_std_direction = direction.chunk(2, dim=-1)
+        return torch.cat([mean_direction * (-2 * self.log_std.detach()).exp(), 2 * log_std_direction], dim=-1)
 
     def agent(self, index: int) -> Self:
-        """Return one agent's own."""
+        """Return the distribution of one agent."""
         log_std = self.log_std if self.log_std.ndim == 1 else self.log_std[index]
         return type(self)(self.mean[..., index, :], log_std)
 
     def detach(self) -> Self:
-        """Return the same without gradients."""
+        """Return a copy without gradients."""
         return type(self)(self.mean.detach(), self.log_std.detach())
 
 
 def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
-    """Return several agents' distributions, all of one kind, as one whose last leading axis is agents."""
+    """Stack the distributions of several agents, all of one class; the last leading axis becomes agents."""
     first = distributions[0]
     if isinstance(first, DiagonalGaussian):
         means = torch.stack([one.mean for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
         return DiagonalGaussian(means, torch.stack([one.log_std for one in distributions]))  # pyright: ignore[reportAttributeAccessIssue]
     assert isinstance(first, Categorical)
     axis = -3 if isinstance(first, IndependentCategoricals) else -2
-    stacked = [one.log_probs for one in distributions]  # pyright: ignore[reportAttributeAccessIssue]
-    return first._map(lambda _: torch.stack(stacked, dim=axis))
+    log_probs = [one.log_probs for one in distributions]  # pyright: ignore[reportAttributeAccessIssue]
+    return first._map(lambda _: torch.stack(log_probs, dim=axis))
 
 
 class CategoricalHead(nn.Module):
-    """Makes choices for Discrete, MultiDiscrete and MultiBinary action spaces."""
+    """Action head for Discrete, MultiDiscrete and MultiBinary spaces."""
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary, dim: int) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class CategoricalHead(nn.Module):
         self.register_buffer("impossible", mask, persistent=False)
 
     def forward(self, features: Float[Tensor, "... dim"]) -> Categorical:
-        """Return the distribution over indices that count from zero."""
+        """Return the distribution over zero-based indices."""
         logits = self.linear(features)
         if self.single:
             return Categorical(logits)
@@ -240,7 +240,7 @@ class CategoricalHead(nn.Module):
         return IndependentCategoricals(logits)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Return actions the environment understands: its shape, its dtype, its first value."""
+        """Convert sampled actions to the shape, dtype and first value of the environment's space."""
         array = action.cpu().numpy()
         if self.single:
             return array + self.first if self.first else array
@@ -248,9 +248,9 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Chooses numbers for Box action spaces, with a standard deviation that does not depend on the input.
+    """Gaussian action head for Box spaces, with a standard deviation that does not depend on the input.
 
-    Where the space is bounded the numbers are in units of half its range, from its centre.
+    In bounded dimensions 0 is the center of the range and 1 is half the range.
     """
 
     def __init__(self, space: spaces.Box, dim: int) -> None:
@@ -258,10 +258,10 @@ class GaussianHead(nn.Module):
         self.shape = space.shape
         self.dtype = space.dtype
         self.low, self.high = space.low, space.high
-        # A policy begins with mean 0 and deviation 1: that should cover the range, wherever it lies.
-        bounded = np.isfinite(space.low) & np.isfinite(space.high)
-        low = np.where(bounded, space.low, -1.0).astype(np.float64)
-        high = np.where(bounded, space.high, 1.0).astype(np.float64)
+        # An untrained policy has mean 0 and standard deviation 1, which should cover the range.
+        is_bounded = np.isfinite(space.low) & np.isfinite(space.high)
+        low = np.where(is_bounded, space.low, -1.0).astype(np.float64)
+        high = np.where(is_bounded, space.high, 1.0).astype(np.float64)
         self.centre, self.half_range = low / 2 + high / 2, high / 2 - low / 2
         self.linear = _small_linear(dim, math.prod(space.shape))
         self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))
@@ -271,16 +271,16 @@ class GaussianHead(nn.Module):
         return DiagonalGaussian(self.linear(features), self.log_std)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Return actions as the environment has them: scaled and clipped to its bounds, shape and dtype."""
+        """Convert sampled actions to the environment's space: scale, clip to bounds, set shape and dtype."""
         array = action.cpu().numpy()
-        scaled = array.reshape(*array.shape[:-1], *self.shape) * self.half_range + self.centre
-        return np.clip(scaled, self.low, self.high).astype(self.dtype)
+        values = array.reshape(*array.shape[:-1], *self.shape) * self.half_range + self.centre
+        return np.clip(values, self.low, self.high).astype(self.dtype)
 
 
 def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | GaussianHead:
     """Return the head that maps features of width `dim` to a distribution over `space`.
 
-    Raises TypeError, naming the space, if it is not supported.
+    Raises TypeError if the space is not supported.
     """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return CategoricalHead(space, dim)
@@ -292,7 +292,7 @@ def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | Gaussia
 
 
 def _small_linear(inputs: int, outputs: int) -> nn.Linear:
-    # Nearly equal choices at the start: the first updates then do not depend on the initial weights.
+    # Small weights make the initial policy nearly uniform, so the first updates do not depend on them.
     layer = nn.Linear(inputs, outputs)
     nn.init.orthogonal_(layer.weight, 0.01)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""The slot for learners: what a config of one must be able to do, and what it builds."""
+"""Interfaces of learners and of their configs."""
 
 from __future__ import annotations
 
@@ -6,61 +6,61 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
-from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.data_parallel import SingleProcess
 
 
 @runtime_checkable
 class Learner(Protocol):
-    """Improves the policy it was built with, segment by segment.
+    """Interface of a learner, which updates the policy that it was built with.
 
-    What it knows besides the policy's weights goes through `get_state` and `set_state`, as tensors and plain
-    values: with it a run goes on as if it had never stopped.
+    `get_state` and `set_state` save and restore all other state as tensors and plain values, so that a
+    resumed run continues exactly.
     """
 
     def update(self, segment: Any) -> dict[str, float]:
-        """Learn from a segment that the policy has sampled; return what was measured on the way."""
+        """Update the policy on a segment that it has sampled; return metrics."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the learner knows besides the policy's weights."""
+        """Return the state of the learner, without the policy's weights."""
         ...
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned."""
+        """Restore a state that `get_state` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class LearnerConfig(ABC):
-    """Base of all learners' settings: a frozen dataclass that builds its learner."""
+    """Base class of learner configs: a frozen dataclass that builds its learner."""
 
-    acts: ClassVar[str] = "agent"
-    """Whose policy it improves: "agent" or "team"."""
-    shares: ClassVar[bool] = False
-    """Whether learners in several processes, each with some of the rows, make one update through `peers`."""
-    rows_by: ClassVar[str | None] = None
-    """The field that says of how many rows an update is made at least; None if one will do."""
+    policy_type: ClassVar[str] = "agent"
+    """Type of policy that the learner trains: "agent" or "team"."""
+    supports_peers: ClassVar[bool] = False
+    """True if several processes can share one update through `peers`, each with a part of the batch."""
+    min_rows_field: ClassVar[str | None] = None
+    """Name of the config field with the smallest number of environments in a batch; None if it is 1."""
 
     @abstractmethod
-    def build(self, policy: Any, seed: int = 0, peers: Alone | None = None) -> Learner:
-        """Return a learner of `policy`; raises ValueError if the two do not fit.
+    def build(self, policy: Any, seed: int = 0, peers: SingleProcess | None = None) -> Learner:
+        """Return a learner of `policy`. Raises ValueError if it cannot train this policy.
 
-        `seed` draws whatever it draws. Only a learner that `shares` is ever given peers.
+        `seed` seeds the learner's random numbers. Peers are passed only if `supports_peers` is set.
         """
 
     @property
-    def rows_needed(self) -> int:
-        """The fewest rows of which an update can be made."""
-        return 1 if self.rows_by is None else getattr(self, self.rows_by)
+    def min_rows(self) -> int:
+        """Minimum batch size of an update, in environments."""
+        return 1 if self.min_rows_field is None else getattr(self, self.min_rows_field)
 
-    def over(self, total_steps: int) -> Self:
-        """Return the settings for a run of so many environment steps: by default the same."""
+    def with_total_steps(self, total_steps: int) -> Self:
+        """Return a config for a run of `total_steps` environment steps; the default is the config itself."""
         return self
 
     def check_learners(self, count: int) -> None:
-        """Raise ValueError if an update cannot be shared by so many learners, each in its own process."""
-        if count > 1 and not self.shares:
+        """Raise ValueError if an update cannot be shared by `count` learner processes."""
+        if count > 1 and not self.supports_peers:
             raise ValueError(
-                f"num_learners={count}: {type(self).__name__.removesuffix('Config')} takes a whole batch in "
-                "one learner; use 0, in the driver, or 1, in a process of its own"
+                f"num_learners={count}: {type(self).__name__.removesuffix('Config')} does not support "
+                "several learners; use 0 (in the driver process) or 1 (in a separate process)"
             )

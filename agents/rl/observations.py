@@ -1,4 +1,4 @@
-"""From what environments return to tensors: containers become flat dicts, each leaf gets one dtype."""
+"""Conversion of observations to flat dicts of tensors, and validation of environment outputs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from scrubjay.agents.rl.segment import Observation
 
 
 class EnvFaultError(ValueError):
-    """An environment shows or pays something else than its spaces say, or than can be learned from."""
+    """Error for an environment whose observations or rewards are invalid or do not match its spaces."""
 
 
 def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
-    """Return the plain spaces inside `space`, nested keys joined by "/"; a plain space has the key "".
+    """Flatten Dict and Tuple spaces: nested keys are joined by "/", any other space has the key "".
 
-    Raises TypeError, naming the space, if one of them is not supported.
+    Raises TypeError if a space is not supported.
     """
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
@@ -37,7 +37,7 @@ def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
 
 
 def leaf_values(observation: Any) -> dict[str, Any]:
-    """Return the arrays inside an observation, batched or not, under the keys of `leaf_spaces`."""
+    """Flatten an observation, batched or not, to a dict with the keys of `leaf_spaces`."""
     if isinstance(observation, Mapping):
         parts = list(observation.items())
     elif isinstance(observation, tuple):
@@ -48,24 +48,24 @@ def leaf_values(observation: Any) -> dict[str, Any]:
 
 
 def leaf_dtype(space: spaces.Space) -> torch.dtype:
-    """Return the dtype a leaf is kept in: bytes stay bytes, indices are int64, all else float32."""
+    """Return the tensor dtype of a leaf: uint8 is unchanged, discrete spaces are int64, others float32."""
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return torch.int64
     return torch.uint8 if space.dtype == np.uint8 else torch.float32
 
 
 def from_leaves(leaves: dict[str, Tensor]) -> Observation:
-    """Return the one tensor of a plain space, or the dict itself."""
+    """Return the single tensor of an observation without nested keys, or the dict of leaves."""
     return leaves.get("", leaves)
 
 
 def to_leaves(observation: Observation) -> dict[str, Tensor]:
-    """Undo `from_leaves`."""
+    """Return the dict of leaves of an observation; the inverse of `from_leaves`."""
     return observation if isinstance(observation, dict) else {"": observation}
 
 
 def to_tensors(space: spaces.Space, observation: Any, device: torch.device) -> Observation:
-    """Return an environment's observation, batched or not, as tensors of the leaves' dtypes on `device`."""
+    """Convert an environment's observation, batched or not, to tensors on `device`."""
     values = leaf_values(observation)
     return from_leaves(
         {
@@ -75,55 +75,61 @@ def to_tensors(space: spaces.Space, observation: Any, device: torch.device) -> O
     )
 
 
-def check_shown(space: spaces.Space, observation: Any) -> None:
-    """Raise EnvFaultError, naming the part, if one observation has not the form that `space` says."""
+def check_observation(space: spaces.Space, observation: Any) -> None:
+    """Raise EnvFaultError if keys, shapes or indices of an unbatched observation do not match `space`."""
     values = leaf_values(observation)
     for key, leaf in leaf_spaces(space).items():
         if key not in values:
             raise EnvFaultError(
-                f"an observation has {sorted(values)} and not {key!r}, as its space, {space}, has"
+                f"observation has no key {key!r}, only {sorted(values)}; its space is {space}"
             )
         try:
             shape = np.shape(values[key])
-        except ValueError:  # of lists of several lengths
+        except ValueError:  # ragged lists
             shape = None
         if shape != leaf.shape:
-            raise EnvFaultError(f"{_named(key)} has shape {shape}, and {leaf.shape} by its space, {leaf}")
+            raise EnvFaultError(
+                f"{_describe_leaf(key)} has shape {shape}; expected {leaf.shape}, as its space is {leaf}"
+            )
     check_indices(leaf_spaces(space), values)
 
 
 def check_indices(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
-    """Raise EnvFaultError if an index is none of its space's, which an encoder would take for another's.
+    """Raise EnvFaultError if an index is out of range; an encoder would read another entry's embedding.
 
-    The values may be batched. What lies in a set's empty slots is passed over, as it is never read.
+    The values may be batched. The padding of sets is not checked, since it is never read.
     """
     for key, leaf in leaves.items():
         if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
             value, count = np.asarray(values[key]), leaf.n if isinstance(leaf, spaces.Discrete) else leaf.nvec
-            wrong = value[_read(key, values, (value < leaf.start) | (value >= leaf.start + count))]
+            wrong = value[_drop_padding(key, values, (value < leaf.start) | (value >= leaf.start + count))]
             if wrong.size:
-                raise EnvFaultError(f"{_named(key)} holds {wrong[0]}, which is not of its space, {leaf}")
+                raise EnvFaultError(
+                    f"{_describe_leaf(key)} contains {wrong[0]}, which is not in its space, {leaf}"
+                )
 
 
-def check_numbers(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
-    """Raise EnvFaultError if a number is not finite. Else as `check_indices`."""
+def check_finite(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
+    """Raise EnvFaultError if a number is NaN or infinite; see `check_indices` on batches and padding."""
     for key, leaf in leaves.items():
         if isinstance(leaf, spaces.Box):
             value = np.asarray(values[key])
-            wrong = value[_read(key, values, ~np.isfinite(value))]
+            wrong = value[_drop_padding(key, values, ~np.isfinite(value))]
             if wrong.size:
-                raise EnvFaultError(f"{_named(key)} holds {wrong[0]}: a policy sees finite numbers")
+                raise EnvFaultError(f"{_describe_leaf(key)} contains {wrong[0]}; observations must be finite")
 
 
 def check_rewards(rewards: np.ndarray) -> None:
-    """Raise EnvFaultError if a reward `[time, rows, ...]` is no finite number."""
+    """Raise EnvFaultError if a reward `[time, num_envs, ...]` is NaN or infinite."""
     bad = np.argwhere(~np.isfinite(rewards))
     if len(bad):
-        raise EnvFaultError(f"row {bad[0][1]} was paid {rewards[tuple(bad[0])]}: a reward is a finite number")
+        raise EnvFaultError(
+            f"environment {bad[0][1]} returned the reward {rewards[tuple(bad[0])]}; rewards must be finite"
+        )
 
 
 def is_batched(space: spaces.Space, observation: Observation) -> bool:
-    """Return whether an observation has a batch axis. Raises ValueError if its shape fits neither way."""
+    """Return True if an observation has a batch axis. Raises ValueError on any other shape."""
     leaves = to_leaves(observation)
     key, leaf = next(iter(leaf_spaces(space).items()))
     expected, actual = leaf.shape or (), tuple(leaves[key].shape)
@@ -131,11 +137,13 @@ def is_batched(space: spaces.Space, observation: Observation) -> bool:
         return False
     if actual[1:] == expected and len(actual) == len(expected) + 1:
         return True
-    raise ValueError(f"observation {key!r} has shape {actual}; expected {expected}, or [batch] before it")
+    raise ValueError(
+        f"observation {key!r} has shape {actual}; expected {expected}, optionally with a batch axis first"
+    )
 
 
-def _read(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.ndarray:
-    """Return where something is wrong, but for the empty slots of a set, which `key` may be."""
+def _drop_padding(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.ndarray:
+    """Clear flags in the padding of the leaf `key` if that leaf is a set."""
     mask = values.get(f"{key}_mask")
     return (
         wrong
@@ -144,8 +152,8 @@ def _read(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.ndarray:
     )
 
 
-def _named(key: str) -> str:
-    return f"observation {key!r}" if key else "an observation"
+def _describe_leaf(key: str) -> str:
+    return f"observation {key!r}" if key else "observation"
 
 
 def _join(key: str, inner: str) -> str:

@@ -1,7 +1,4 @@
-"""The optimiser of all learners, and its state, taken only if it is of the parameters there are.
-
-A checkpoint may be anybody's.
-"""
+"""Adam optimizer of all learners, and validation of optimizer states from untrusted checkpoints."""
 
 from __future__ import annotations
 
@@ -14,31 +11,31 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam as step_of_adam
 
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 
-_FORM = "its optimiser's state is not as training writes it"
+_INVALID = "optimizer state does not match this policy"
 
 
 def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
-    """Return Adam as learners take it, in a process that will take many steps."""
-    keep_freed()
+    """Return the learners' Adam optimizer; also tunes the allocator of the process for many steps."""
+    retain_freed_memory()
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
 
 
 def take_step(optimizer: torch.optim.Adam) -> None:
-    """Take the step that `optimizer.step()` takes, of one made by `adam`, without what hooks ask for."""
+    """Take the step of `optimizer.step()` for an optimizer made by `adam`, without the overhead of hooks."""
     (group,) = optimizer.param_groups
-    moved = [parameter for parameter in group["params"] if parameter.grad is not None]
-    states = [optimizer.state[parameter] for parameter in moved]
-    if not all(states):  # which begins what it keeps of each
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    states = [optimizer.state[parameter] for parameter in parameters]
+    if not all(states):  # the first step creates the state
         optimizer.step()
         return
     means, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
     beta1, beta2 = group["betas"]
     with torch.no_grad():
         step_of_adam(
-            moved,
-            [parameter.grad for parameter in moved],
+            parameters,
+            [parameter.grad for parameter in parameters],
             means,
             squares,
             [],
@@ -50,42 +47,46 @@ def take_step(optimizer: torch.optim.Adam) -> None:
         )
 
 
-def restore(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Go on from a copy of what `optimizer.state_dict()` returned: its moments and step sizes.
+def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
+    """Load a copy of a state from `optimizer.state_dict()`: moments, step counts and learning rates.
 
-    All other settings are the optimiser's own. Raises ValueError, and changes nothing, on what is no state,
-    is of other parameters, or is not finite.
+    All other hyperparameters of the optimizer stay. Raises ValueError, and changes nothing, if the state is
+    malformed, has other parameters or is not finite.
     """
     parts = state if isinstance(state, dict) else {}
     groups, moments = parts.get("param_groups"), parts.get("state")
     own = optimizer.state_dict()["param_groups"]
     if not isinstance(groups, list) or not isinstance(moments, dict) or len(groups) != len(own):
-        raise ValueError(_FORM)
-    taken = [_group(theirs, ours) for theirs, ours in zip(groups, own, strict=True)]
+        raise ValueError(_INVALID)
+    new_groups = [_load_group(theirs, ours) for theirs, ours in zip(groups, own, strict=True)]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, kept in moments.items():
-        if type(index) is not int or not 0 <= index < len(parameters) or not isinstance(kept, dict):
-            raise ValueError(_FORM)
-        for name, value in kept.items():
-            if not _fits(value, () if name == "step" else tuple(parameters[index].shape)):
+    for index, parameter_state in moments.items():
+        if (
+            type(index) is not int
+            or not 0 <= index < len(parameters)
+            or not isinstance(parameter_state, dict)
+        ):
+            raise ValueError(_INVALID)
+        for name, value in parameter_state.items():
+            if not _is_valid(value, () if name == "step" else tuple(parameters[index].shape)):
                 raise ValueError(
-                    f"{_FORM}: {name!r:.40} of parameter {index} has another shape or is not finite"
+                    f"{_INVALID}: {name!r:.40} of parameter {index} has a wrong shape or is not finite"
                 )
-    if len({frozenset(kept) for kept in moments.values()}) > 1:
-        raise ValueError(f"{_FORM}: it keeps different things of different parameters")
-    optimizer.load_state_dict(copy.deepcopy({"state": moments, "param_groups": taken}))
+    if len({frozenset(parameter_state) for parameter_state in moments.values()}) > 1:
+        raise ValueError(f"{_INVALID}: its parameters have different entries")
+    optimizer.load_state_dict(copy.deepcopy({"state": moments, "param_groups": new_groups}))
 
 
-def _group(theirs: Any, ours: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(theirs, dict) or theirs.get("params") != ours["params"]:
-        raise ValueError(_FORM)
-    rate: Any = theirs.get("lr")
+def _load_group(stored_group: Any, own_group: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(stored_group, dict) or stored_group.get("params") != own_group["params"]:
+        raise ValueError(_INVALID)
+    rate: Any = stored_group.get("lr")
     if type(rate) not in (int, float) or not math.isfinite(rate) or rate < 0:
-        raise ValueError(f"{_FORM}: its step size is {rate!r:.40}")
-    return {**ours, "lr": rate}
+        raise ValueError(f"{_INVALID}: its learning rate is {rate!r:.40}")
+    return {**own_group, "lr": rate}
 
 
-def _fits(value: Any, shape: tuple[int, ...]) -> bool:
+def _is_valid(value: Any, shape: tuple[int, ...]) -> bool:
     return (
         isinstance(value, Tensor)
         and value.is_floating_point()

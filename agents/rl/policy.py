@@ -1,4 +1,4 @@
-"""A policy that remembers: encoder, memory, and heads for action and value."""
+"""Single-agent policy: encoder, memory, and action and value heads."""
 
 from __future__ import annotations
 
@@ -16,99 +16,107 @@ from torch import Tensor, nn
 from scrubjay.agents.rl import pretrained
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary
 from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
-from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
 from scrubjay.agents.rl.encoders.entities import Pooling, make_encoder
-from scrubjay.agents.rl.encoders.image import ImageKind
+from scrubjay.agents.rl.encoders.image import ImageEncoderType
+from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.positional import PositionalConfig
-from scrubjay.memory.serialization import LATER
+from scrubjay.memory.serialization import OMIT_DEFAULT
 from scrubjay.memory.stack import StackConfig
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """What a policy is built from, its spaces aside; every layer has the memory's width."""
+    """Config of `Policy`; every layer has the width of the memory."""
 
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("none"))
-    """The memory between encoder and heads."""
+    """Memory between the encoder and the heads."""
     reconstruction: bool = False
-    """Whether to add the head that redraws observations, for learners that use its loss."""
-    auxiliary: tuple[Auxiliary, ...] = dataclasses.field(default=(), metadata=LATER)
-    """Heads with losses of their own, for learners that weigh them: what is seen, and what will be."""
-    skip: bool = dataclasses.field(default=False, metadata=LATER)
-    """Whether what is seen reaches the heads beside memory, too, by an encoder of its own."""
-    pooling: Pooling = dataclasses.field(default="attention", metadata=LATER)
-    """How sets in observations (a leaf NAME with a sibling NAME_mask) become one vector."""
-    images: ImageKind = dataclasses.field(default="convolution", metadata=LATER)
-    """How images in observations become one vector: by convolutions, or by attention between regions, too."""
-    clock: bool = dataclasses.field(default=False, metadata=LATER)
-    """Whether memory is told how old an episode is: what weighs steps to a sum of one cannot count else."""
+    """Add a head that reconstructs observations, for learners with a reconstruction loss."""
+    auxiliary: tuple[Auxiliary, ...] = dataclasses.field(default=(), metadata=OMIT_DEFAULT)
+    """Auxiliary heads to add, for learners with an auxiliary loss: reconstruction, next_observation,
+    verifier."""
+    skip: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
+    """Add a skip connection around the memory: a second encoder whose output is added to the memory's."""
+    pooling: Pooling = dataclasses.field(default="attention", metadata=OMIT_DEFAULT)
+    """Pooling of sets in observations, which are leaves NAME with a sibling NAME_mask: attention or sum."""
+    images: ImageEncoderType = dataclasses.field(default="convolution", metadata=OMIT_DEFAULT)
+    """Image encoder: convolution, or routing to add attention between image regions."""
+    clock: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
+    """Add an encoding of the time since episode start to the memory's input. Without it, memories with
+    normalized attention weights cannot count steps."""
 
     def __post_init__(self) -> None:
-        given = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
-        if not set(given) <= set(HEADS) or len(set(given)) < len(given):
+        heads = [*self.auxiliary, *(["reconstruction"] if self.reconstruction else [])]
+        if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
             raise ValueError(
                 f"auxiliary={self.auxiliary!r}, reconstruction={self.reconstruction}: choose from "
                 f"{', '.join(HEADS)}, each at most once"
             )
 
     @property
-    def remembering(self) -> MemoryConfig:
-        """The memory as it is built, told the time if it is to be."""
+    def memory_with_clock(self) -> MemoryConfig:
+        """Config of the memory that is built, with the positional encoding that `clock` adds."""
         if not self.clock:
             return self.memory
         parts = (PositionalConfig(self.memory.dim), self.memory)
         return StackConfig(self.memory.dim, parts, residual=False)
 
     def build(self, spaces: Spaces) -> Policy:
-        """Return a new policy; raises TypeError on a space that is not supported, or on a team's spaces."""
+        """Return a new policy.
+
+        Raises TypeError if a space is not supported or the spaces are those of a team.
+        """
         if spaces.num_agents is not None:
-            raise TypeError(f"a team of {spaces.num_agents} needs a TeamPolicyConfig, not a PolicyConfig")
+            raise TypeError(
+                f"a team of {spaces.num_agents} agents needs a TeamPolicyConfig, not a PolicyConfig"
+            )
         return Policy(spaces.observation, spaces.action, self)
 
 
 class PolicyStep(NamedTuple):
-    """What a policy did with one observation per row, and what it remembers afterwards."""
+    """Actions of a policy for a batch of observations, and the next memory state."""
 
     action: Tensor
-    """Zero-based indices or unbounded numbers; `Policy.env_actions` makes them ready for an environment."""
+    """Sampled actions: zero-based indices or unbounded numbers; `Policy.env_actions` converts them for an
+    environment."""
     log_prob: Float[Tensor, "batch"]
     value: Float[Tensor, "batch"]
     state: State
 
 
-class Choice(NamedTuple):
-    """What a policy did with one observation per row, where somebody else remembers for it."""
+class PolicyOutput(NamedTuple):
+    """Actions of a policy for a batch of observations, without the memory state."""
 
     action: Tensor
-    """As in `PolicyStep`."""
+    """Sampled actions, as in `PolicyStep`."""
     log_prob: Float[Tensor, "batch"]
     value: Float[Tensor, "batch"]
 
 
 class Evaluation(NamedTuple):
-    """What a policy thinks today of a segment it may have lived through under older weights."""
+    """Outputs of a policy for a segment under its current weights, with gradients."""
 
     log_probs: Float[Tensor, "batch time"]
     entropy: Float[Tensor, "batch time"]
     values: Float[Tensor, "batch time"]
     reconstruction_loss: Float[Tensor, ""]
-    """Zero unless the policy has the head for it."""
+    """Zero if the policy has no reconstruction head."""
     auxiliary_losses: dict[str, Float[Tensor, ""]]
-    """Of each head that `PolicyConfig.auxiliary` names."""
+    """Loss of each auxiliary head, by name."""
     distribution: Distribution
-    """Of the actions, `[batch, time]`."""
+    """Action distribution, `[batch, time]`."""
 
 
 class Policy(nn.Module):
-    """Acts, values and evaluates, for any memory and any supported pair of spaces.
+    """Actor-critic policy with any memory, for any supported observation and action spaces.
 
-    Raises TypeError, naming the space, if it is not supported.
+    Raises TypeError if a space is not supported.
     """
 
     def __init__(
@@ -119,11 +127,11 @@ class Policy(nn.Module):
         self.observation_space = observation_space
         self.action_space = action_space
         dim = self.config.memory.dim
-        ways = self.config.pooling, self.config.images
-        self.encoder = make_encoder(observation_space, dim, *ways)
-        # An encoder of its own: a dance is to be kept, while where to walk is only to be seen.
-        self.view = make_encoder(observation_space, dim, *ways) if self.config.skip else None
-        self.memory = self.config.remembering.build()
+        options = self.config.pooling, self.config.images
+        self.encoder = make_encoder(observation_space, dim, *options)
+        # A separate encoder: the memory and the heads may need different features of an observation.
+        self.view = make_encoder(observation_space, dim, *options) if self.config.skip else None
+        self.memory = self.config.memory_with_clock.build()
         self.actor = make_action_head(action_space, dim)
         self.critic = nn.Linear(dim, 1)
         nn.init.orthogonal_(self.critic.weight)
@@ -134,11 +142,11 @@ class Policy(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.critic.weight.device
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the memory's state at the birth of an episode."""
+        """Return the memory state at episode start."""
         return self.memory.initial_state(batch_size)
 
     @torch.no_grad()
@@ -150,29 +158,29 @@ class Policy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> PolicyStep:
-        """Act once in every row; `start` marks rows whose observation is the first of an episode."""
-        features, state = self._remember(observation, state, start)
-        return PolicyStep(*self._choose(features, generator, deterministic), state)
+        """Select one action per environment; `start` marks observations that are the first of an episode."""
+        features, state = self._step_memory(observation, state, start)
+        return PolicyStep(*self._select_action(features, generator, deterministic), state)
 
     @torch.no_grad()
     def advance(
         self,
         observation: Observation,
-        rows: Stepper,
+        stepper: Stepper,
         start: Bool[Tensor, "batch"] | None = None,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
-    ) -> Choice:
-        """Do what `step` does with rows that `memory.stepper` made, and that are quicker for it."""
-        remembered = rows.step(self.encoder(observation), start)
-        return self._choose(self.with_view(remembered, observation), generator, deterministic)
+    ) -> PolicyOutput:
+        """Select actions as `step` does, with a faster stepper from `memory.stepper` that holds the state."""
+        memory_output = stepper.step(self.encoder(observation), start)
+        return self._select_action(self.add_skip(memory_output, observation), generator, deterministic)
 
     @torch.no_grad()
     def value(
         self, observation: Observation, state: State, start: Bool[Tensor, "batch"] | None = None
     ) -> Float[Tensor, "batch"]:
-        """Return the value of one observation per row, of which nothing is remembered."""
-        features, _ = self._remember(observation, state, start)
+        """Return the values of a batch of observations; the memory state is not updated."""
+        features, _ = self._step_memory(observation, state, start)
         return self.critic(features).squeeze(-1)
 
     def act(
@@ -182,57 +190,58 @@ class Policy(nn.Module):
         start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray | np.number, State]:
-        """Return an action for the environment, and the state to hand back with the next observation.
+        """Return an action for the environment, and the state to pass with the next observation.
 
-        Takes one observation or a batch, of arrays or tensors; of one, an action without axes is a NumPy
-        scalar, which counts and hashes as a number does. `state=None` begins an episode in every row,
-        `start` in the marked ones. Raises ValueError if the observation's shape does not fit the space.
+        Accepts one observation or a batch, as arrays or tensors. For a single observation, an action without
+        axes is a NumPy scalar, which indexes and hashes like a number. `state=None` starts an episode in
+        every environment, `start` in the marked ones. Raises ValueError if the observation's shape does not
+        match the space.
         """
-        seen = to_tensors(self.observation_space, observation, self.device)
-        batched = is_batched(self.observation_space, seen)
+        leaves = to_tensors(self.observation_space, observation, self.device)
+        batched = is_batched(self.observation_space, leaves)
         if not batched:
-            seen = from_leaves({key: leaf[None] for key, leaf in to_leaves(seen).items()})
-        batch_size = next(iter(to_leaves(seen).values())).shape[0]
+            leaves = from_leaves({key: leaf[None] for key, leaf in to_leaves(leaves).items()})
+        batch_size = next(iter(to_leaves(leaves).values())).shape[0]
         if state is None:
             state = self.initial_state(batch_size)
         if start is not None:
             start = torch.as_tensor(start, dtype=torch.bool, device=self.device).reshape(batch_size)
-        step = self.step(seen, state, start, deterministic=deterministic)
+        step = self.step(leaves, state, start, deterministic=deterministic)
         actions = self.env_actions(step.action)
         return (actions if batched else actions[0]), step.state
 
     def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
-        """Write weights (safetensors), config.json and a model card that tells of `origin` to a folder.
+        """Write weights (safetensors), config.json and a model card with the details of `origin` to a folder.
 
-        Raises ValueError if it holds the config of something else, TypeError if a space or memory cannot be
-        written.
+        Raises ValueError if the folder has a config.json that is not a policy's, and TypeError if a space or
+        memory cannot be serialized.
         """
         spaces = Spaces(self.observation_space, self.action_space)
         pretrained.save(self, self.config, spaces, directory, origin)
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> Self:
-        """Return the policy that `save_pretrained` wrote to a folder, on the CPU; no code in it is run.
+        """Load a policy that `save_pretrained` wrote to a folder, on the CPU; no code of the folder is run.
 
-        Raises ValueError, naming file and place, on whatever is none; OSError.
+        Raises ValueError, with the name of the file, if the folder has no valid policy; and OSError.
         """
         return pretrained.load(cls, PolicyConfig, directory)
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
-        """Return a batch of sampled actions as the environment wants them: in bounds, right dtype."""
+        """Convert a batch of sampled actions to the environment's action space: bounds, shape and dtype."""
         return self.actor.to_env(actions)
 
     def evaluate(self, segment: Segment) -> Evaluation:
-        """Return log-probabilities, entropies and values of a segment, with gradients, in one pass.
+        """Compute log-probabilities, entropies and values of a segment, with gradients, in one forward pass.
 
-        Gradients end at the segment's border: the state before it is taken as constant.
+        Gradients stop at the start of the segment: its initial state is a constant.
         """
         batch, time = segment.starts.shape
         leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
         observations = from_leaves(leaves)
-        encoded = self.encoder(observations).unflatten(0, (batch, time))
-        remembered, _ = self.memory(encoded, detach_state(segment.state), segment.starts)
-        features = self.with_view(remembered.flatten(0, 1), observations).unflatten(0, (batch, time))
+        encoder_features = self.encoder(observations).unflatten(0, (batch, time))
+        memory_output, _ = self.memory(encoder_features, detach_state(segment.state), segment.starts)
+        features = self.add_skip(memory_output.flatten(0, 1), observations).unflatten(0, (batch, time))
         distribution: Distribution = self.actor(features)
         values = self.critic(features).squeeze(-1)
         if self.reconstruction is None:
@@ -243,18 +252,22 @@ class Policy(nn.Module):
         auxiliary = {name: head(features, segment) for name, head in self.auxiliary.items()}
         return Evaluation(log_probs, entropy, values, reconstruction_loss, auxiliary, distribution)
 
-    def with_view(
-        self, remembered: Float[Tensor, "batch dim"], observation: Observation
+    def add_skip(
+        self, memory_output: Float[Tensor, "batch dim"], observation: Observation
     ) -> Float[Tensor, "batch dim"]:
-        """Return what the heads are given: what memory gave and, if so configured, what is seen."""
-        return remembered if self.view is None else remembered + self.view(observation)
+        """Return the input of the heads: the memory's output plus the skip connection, if configured."""
+        return memory_output if self.view is None else memory_output + self.view(observation)
 
-    def _choose(self, features: Tensor, generator: torch.Generator | None, deterministic: bool) -> Choice:
+    def _select_action(
+        self, features: Tensor, generator: torch.Generator | None, deterministic: bool
+    ) -> PolicyOutput:
         distribution = self.actor(features)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        return Choice(action, distribution.log_prob(action), self.critic(features).squeeze(-1))
+        return PolicyOutput(action, distribution.log_prob(action), self.critic(features).squeeze(-1))
 
-    def _remember(self, observation: Observation, state: State, start: Tensor | None) -> tuple[Tensor, State]:
-        encoded = self.encoder(observation).unsqueeze(1)
-        remembered, state = self.memory(encoded, state, None if start is None else start.unsqueeze(1))
-        return self.with_view(remembered.squeeze(1), observation), state
+    def _step_memory(
+        self, observation: Observation, state: State, start: Tensor | None
+    ) -> tuple[Tensor, State]:
+        features = self.encoder(observation).unsqueeze(1)
+        memory_output, state = self.memory(features, state, None if start is None else start.unsqueeze(1))
+        return self.add_skip(memory_output.squeeze(1), observation), state

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation, with backpropagation through time cut at the borders of segments."""
+"""Proximal policy optimization (PPO) with backpropagation through time truncated at segment boundaries."""
 
 from __future__ import annotations
 
@@ -14,60 +14,64 @@ from torch import Tensor, nn
 
 from scrubjay.agents.rl.advantages import generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
+from scrubjay.agents.rl.data_parallel import SingleProcess
 from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
 from scrubjay.agents.rl.learner import LearnerConfig
-from scrubjay.agents.rl.optimizers import adam, restore, take_step
-from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.reward_scale import RewardScale
 from scrubjay.agents.rl.segment import Segment
-from scrubjay.memory.serialization import LATER
+from scrubjay.memory.serialization import OMIT_DEFAULT
 
 
 @dataclass(frozen=True)
 class PPOConfig(LearnerConfig):
-    """Settings of `PPO`. Raises ValueError on an impossible one."""
+    """Config of `PPO`. Raises ValueError on an invalid value."""
 
-    shares: ClassVar[bool] = True
-    rows_by: ClassVar[str | None] = "num_minibatches"
+    supports_peers: ClassVar[bool] = True
+    min_rows_field: ClassVar[str | None] = "num_minibatches"
 
     learning_rate: float = 3e-4
-    """Adam's step size."""
+    """Learning rate of Adam."""
     gamma: float = 0.99
-    """Discount per step; 1 for episodes that end by themselves."""
+    """Discount factor; 1 is for episodes that always terminate."""
     gae_lambda: float = 0.95
-    """Trust in rewards (1) over the critic (0) when estimating advantages."""
+    """Lambda of generalized advantage estimation: bias-variance trade-off between the critic (0) and returns
+    (1)."""
     clip: float = 0.2
-    """How far an action's probability may move, as a ratio, before its gradient is cut."""
+    """Clip range of the policy ratio: it is clipped to [1 - clip, 1 + clip]."""
     epochs: int = 4
-    """Passes over each batch."""
+    """Epochs over each batch."""
     num_minibatches: int = 4
-    """Gradient steps per pass; a minibatch is a set of whole rows."""
+    """Minibatches per epoch; a minibatch has the whole segments of some environments."""
     entropy_coefficient: float = 0.01
-    """Weight of the bonus for undecided policies."""
-    barrier_coefficient: float = field(default=0.0, metadata=LATER)
-    """Weight of the log barrier, KL(uniform, policy), by which no choice becomes too rare to be tried."""
+    """Coefficient of the entropy bonus."""
+    barrier_coefficient: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    """Coefficient of the log barrier KL(uniform, policy), which keeps every action possible; discrete actions
+    only."""
     value_coefficient: float = 0.5
-    """Weight of the critic's squared error."""
+    """Coefficient of the value loss."""
     reconstruction_coefficient: float = 0.0
-    """Weight of the reconstruction loss; above 0 the policy needs `reconstruction=True`."""
-    auxiliary_coefficient: float = field(default=0.0, metadata=LATER)
-    """Weight of the losses of the policy's auxiliary heads; above 0 it needs `auxiliary=(...)`."""
+    """Coefficient of the reconstruction loss; above 0 requires a policy with `reconstruction=True`."""
+    auxiliary_coefficient: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    """Coefficient of the auxiliary losses; above 0 requires a policy with `auxiliary=(...)`."""
     max_grad_norm: float = 0.5
-    """Norm to which longer gradients are shortened."""
+    """Maximum norm for gradient clipping."""
     normalize_advantage: bool = True
-    """Whether to bring advantages to mean 0 and deviation 1 over the whole batch."""
-    least_deviation: float = field(default=0.0, metadata=LATER)
-    """Deviation below which they are not stretched to 1: where nothing is left to learn, they are noise."""
-    scale_rewards: bool = field(default=False, metadata=LATER)
-    """Whether rewards are brought to the scale of their returns, so that their unit does not matter; values,
-    and losses of them, are of that scale."""
+    """Normalize advantages over the whole batch to mean 0 and standard deviation 1."""
+    least_deviation: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    """Lower bound of the standard deviation by which `normalize_advantage` divides; 0 disables it. Avoids the
+    amplification of small advantages, which are noise once the task is learned."""
+    scale_rewards: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Divide rewards by the running root mean square of returns. Values and the value loss are then on this
+    scale."""
     target_kl: float | None = None
-    """Divergence from the sampling policy, in nats, after which the remaining passes are skipped."""
-    anneal: bool = field(default=False, metadata=LATER)
-    """Whether the step size falls, in a straight line, to 0 at the end of the run."""
-    anneal_steps: int | None = field(default=None, metadata=LATER)
-    """Environment steps over which it does; by default those that the run was begun for."""
+    """Mean KL divergence from the sampling policy, in nats, above which the remaining epochs of an update are
+    skipped; None for no limit."""
+    anneal: bool = field(default=False, metadata=OMIT_DEFAULT)
+    """Decay the learning rate linearly to 0."""
+    anneal_steps: int | None = field(default=None, metadata=OMIT_DEFAULT)
+    """Environment steps over which the learning rate decays; None for the total steps of the run."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1 or not 0 <= self.gae_lambda <= 1:
@@ -79,56 +83,58 @@ class PPOConfig(LearnerConfig):
         weights = ("entropy", "barrier", "value", "reconstruction", "auxiliary")
         for name in (*(f"{weight}_coefficient" for weight in weights), "least_deviation"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)}: must be a number, and not negative")
+                raise ValueError(f"{name}={getattr(self, name)}: must be finite and not negative")
         if self.least_deviation and not self.normalize_advantage:
-            raise ValueError(
-                f"least_deviation={self.least_deviation}: is of advantages that are normalised; "
-                "use normalize_advantage=True"
-            )
+            raise ValueError(f"least_deviation={self.least_deviation}: requires normalize_advantage=True")
         if self.target_kl is not None and not self.target_kl > 0:
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
         if self.anneal_steps is not None and not (self.anneal and self.anneal_steps > 0):
             raise ValueError(
-                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: give steps, at least 1, with "
-                "anneal=True, or None"
+                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: anneal_steps must be None, or at "
+                "least 1 with anneal=True"
             )
         if not (0 < self.learning_rate < math.inf and self.clip > 0 and self.max_grad_norm > 0):
             raise ValueError(
                 f"learning_rate={self.learning_rate}, clip={self.clip}, max_grad_norm={self.max_grad_norm}: "
-                "all must be positive, and no step size is without bounds"
+                "all must be positive, and the learning rate finite"
             )
 
-    def over(self, total_steps: int) -> Self:
-        """Return the settings for a run of so many environment steps."""
+    def with_total_steps(self, total_steps: int) -> Self:
+        """Return a config with `anneal_steps=total_steps` if `anneal` is set and `anneal_steps` is not."""
         return replace(self, anneal_steps=total_steps) if self.anneal and not self.anneal_steps else self
 
-    def build(self, policy: Policy, seed: int = 0, peers: Alone | None = None) -> PPO:
-        """Return PPO of `policy`; raises ValueError if that lacks a head that the settings ask for.
+    def build(self, policy: Policy, seed: int = 0, peers: SingleProcess | None = None) -> PPO:
+        """Return a PPO learner of `policy`.
 
-        Or if a step size is to fall, and nobody has said over how many steps; see `over`.
+        Raises ValueError if the policy lacks a head that the config requires, or if `anneal` is set without
+        `anneal_steps`; see `with_total_steps`.
         """
         return PPO(policy, self, seed, peers)
 
 
 class PPO:
-    """Improves a policy on the segments it sampled itself.
+    """Proximal policy optimization of a policy on its own segments.
 
-    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, with the critic's error left unclipped. The
-    log barrier, if wanted, is that of Agarwal et al. 2021 (arXiv 1908.00261): its gradient does not vanish
-    with a choice's probability, as the entropy's does.
-    Each segment starts from the state that was carried into it, as constant; minibatches are whole rows.
+    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, without clipping of the value loss. The
+    optional log barrier is that of Agarwal et al. 2021 (arXiv 1908.00261): its gradient does not vanish with
+    the probability of an action, unlike that of the entropy. Each segment starts from its stored memory
+    state, which is a constant. A minibatch has the whole segments of some environments.
 
-    With `peers`, learners in several processes make one update together: each is given some rows of the
-    batch, and all have the same seed. Minibatches, gradients and the advantages' normalisation are over all
-    rows, so the update is the one that a single learner would make of the whole batch; only auxiliary losses
-    of what comes later are, in each learner, means over its own rows.
+    With `peers`, learners in several processes compute one update together. Each has a part of the batch, and
+    all have the same seed. Minibatches, gradients and the normalization of advantages are over the whole
+    batch, so the update is that of a single learner. Exception: auxiliary losses that predict later
+    observations are averaged over each learner's own part.
     """
 
     def __init__(
-        self, policy: Policy, config: PPOConfig | None = None, seed: int = 0, peers: Alone | None = None
+        self,
+        policy: Policy,
+        config: PPOConfig | None = None,
+        seed: int = 0,
+        peers: SingleProcess | None = None,
     ) -> None:
         self.policy = policy
-        self.peers = peers if peers is not None else Alone()
+        self.peers = peers if peers is not None else SingleProcess()
         self.config = config if config is not None else PPOConfig()
         if self.config.reconstruction_coefficient > 0 and policy.reconstruction is None:
             raise ValueError(
@@ -138,31 +144,33 @@ class PPO:
         if self.config.auxiliary_coefficient > 0 and not policy.auxiliary:
             raise ValueError(
                 f"auxiliary_coefficient={self.config.auxiliary_coefficient} needs a policy built with "
-                f"PolicyConfig(auxiliary=(...)): of {', '.join(HEADS)}"
+                f"PolicyConfig(auxiliary=(...)); choose from {', '.join(HEADS)}"
             )
         if self.config.barrier_coefficient > 0 and not isinstance(policy.actor, CategoricalHead):
             raise ValueError(
-                f"barrier_coefficient={self.config.barrier_coefficient} needs actions that are choices, not "
+                f"barrier_coefficient={self.config.barrier_coefficient} needs a discrete action space, not "
                 f"{policy.action_space}"
             )
         if self.config.anneal and self.config.anneal_steps is None:
-            raise ValueError("anneal=True without anneal_steps: take config.over(total_steps) instead")
+            raise ValueError(
+                "anneal=True requires anneal_steps: set it, or use config.with_total_steps(total_steps)"
+            )
         self.steps = 0
-        """Environment steps learned from."""
+        """Environment steps in all updates so far."""
         self._parameters = list(policy.parameters())
         self.optimizer = adam(self._parameters, self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
         self._scale = RewardScale(self.config.gamma, self.peers) if self.config.scale_rewards else None
 
     def update(self, segment: Segment) -> dict[str, float]:
-        """Take `epochs * num_minibatches` gradient steps; return the means of what was measured.
+        """Take `epochs * num_minibatches` gradient steps; return the means of metrics.
 
-        Raises ValueError if the segment has fewer rows than there are minibatches.
+        Raises ValueError if the batch has fewer environments than minibatches.
         """
         if self._scale is not None:
             segment = self._scale(segment)
         advantages, returns = self.advantages(segment)
-        first, total = self.peers.place(segment.num_rows)
+        first, total = self.peers.locate_rows(segment.num_rows)
         rate = self._set_learning_rate()
         history: list[dict[str, Tensor]] = []
         for _ in range(self.config.epochs):
@@ -170,11 +178,11 @@ class PPO:
             for index in self.minibatches(total):
                 own = index[(index >= first) & (index < first + segment.num_rows)] - first
                 share = len(own) / len(index)
-                if not len(own):  # takes part all the same, with a row that does not count
+                if not len(own):  # takes part in the reductions with a row of weight 0
                     own = index.new_zeros(1)
                 own = own.to(segment.rewards.device)
                 loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
-                metrics["losses/grad_norm"] = self.descend(loss if share == 1 else loss * share)
+                metrics["losses/grad_norm"] = self.gradient_step(loss if share == 1 else loss * share)
                 if share < 1:
                     metrics = {name: value * share for name, value in metrics.items()}
                 epoch.append(metrics)
@@ -187,15 +195,15 @@ class PPO:
         result = dict(zip(history[0], self.peers.sum(means).tolist(), strict=True))
         _, error = self.peers.moments(returns - segment.values)
         _, deviation = self.peers.moments(returns)
-        explained = 1 - error.square() / deviation.square().clamp_min(1e-8)
-        result["losses/explained_variance"] = explained.item()
+        explained_variance = 1 - error.square() / deviation.square().clamp_min(1e-8)
+        result["losses/explained_variance"] = explained_variance.item()
         if self.config.anneal:
             result["charts/learning_rate"] = rate
         self.steps += total * segment.rewards.shape[1]
         return result
 
     def advantages(self, segment: Segment) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """Return the segment's advantages, normalised over all of it if so configured, and its returns."""
+        """Return the segment's advantages, normalized if configured, and its returns."""
         advantages, returns = generalized_advantage(
             segment.rewards,
             segment.values,
@@ -212,14 +220,14 @@ class PPO:
         return advantages, returns
 
     def minibatches(self, num_rows: int) -> Iterator[Int[Tensor, "rows"]]:
-        """Yield the row indices of each minibatch of one pass, drawn from the learner's own generator.
+        """Yield the batch indices of each minibatch of one epoch, shuffled by the learner's generator.
 
-        Raises ValueError if there are fewer rows than minibatches.
+        Raises ValueError if there are fewer batch rows than minibatches.
         """
         if num_rows < self.config.num_minibatches:
             raise ValueError(
-                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} rows of the "
-                "batch; use more environments or fewer minibatches"
+                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} environments "
+                "of the batch; use more environments or fewer minibatches"
             )
         order = torch.randperm(num_rows, generator=self.generator)
         yield from order.tensor_split(self.config.num_minibatches)
@@ -227,13 +235,13 @@ class PPO:
     def loss(
         self, segment: Segment, advantages: Float[Tensor, "batch time"], returns: Float[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """Return the loss of some rows under the current weights, and its parts as detached scalars."""
+        """Return the loss of a minibatch under the current weights, and its terms as detached metrics."""
         config = self.config
         evaluation = self.policy.evaluate(segment)
         log_ratio = evaluation.log_probs - segment.log_probs
         ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-        policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+        clipped_ratio = ratio.clamp(1 - config.clip, 1 + config.clip)
+        policy_loss = -torch.minimum(ratio * advantages, clipped_ratio * advantages).mean()
         value_loss = 0.5 * (evaluation.values - returns).square().mean()
         entropy = evaluation.entropy.mean()
         loss = policy_loss + config.value_coefficient * value_loss - config.entropy_coefficient * entropy
@@ -251,14 +259,14 @@ class PPO:
                 "losses/entropy": entropy.detach(),
                 "losses/reconstruction_loss": evaluation.reconstruction_loss.detach(),
                 **{f"losses/{k}_loss": v.detach() for k, v in evaluation.auxiliary_losses.items()},
-                # Schulman's estimator of KL(old || new): never negative and of low variance.
+                # Schulman's estimator of KL(old || new): non-negative, with low variance.
                 "losses/approx_kl": (log_ratio.expm1() - log_ratio).mean(),
                 "losses/clipfrac": ((ratio - 1).abs() > config.clip).to(ratio.dtype).mean(),
             }
         return loss, metrics
 
-    def descend(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Take one gradient step down the loss and return the gradient's norm before it was shortened."""
+    def gradient_step(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+        """Take one gradient step on the loss and return the gradient norm before clipping."""
         for parameter in self._parameters:
             parameter.grad = None
         loss.backward()
@@ -268,8 +276,8 @@ class PPO:
         return norm.detach()
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the learner knows besides the policy's weights, as tensors and plain values."""
-        # Copied, since the optimizer hands out the very tensors that its next step overwrites.
+        """Return the states of optimizer, generator and counters, without the policy's weights."""
+        # Copied, since the next step overwrites the optimizer's tensors in place.
         return {
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "generator": self.generator.get_state(),
@@ -278,18 +286,18 @@ class PPO:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned."""
-        restore(self.optimizer, state["optimizer"])
+        """Restore a state that `get_state` returned."""
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self.generator.set_state(state["generator"])
         steps = state.get("steps", 0)
         if type(steps) is not int or steps < 0:
-            raise ValueError(f"steps={steps!r:.40} of the learner: expected a number of steps")
+            raise ValueError(f"steps={steps!r:.40} in the learner state: must be an integer of at least 0")
         self.steps = steps
         if self._scale is not None:
             self._scale.set_state(state.get("reward_scale"))
 
     def _set_learning_rate(self) -> float:
-        """Set the rate of the next update, and return it; once it has fallen the last one stays."""
+        """Set and return the learning rate of the next update; it is constant after `anneal_steps`."""
         group = self.optimizer.param_groups[0]
         if self.config.anneal_steps is not None and self.steps < self.config.anneal_steps:
             group["lr"] = self.config.learning_rate * (1 - self.steps / self.config.anneal_steps)

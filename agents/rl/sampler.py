@@ -1,4 +1,4 @@
-"""A sampler steps a vector environment with a policy and hands out dense segments."""
+"""Samplers, which step a vector environment with a policy and return segments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import Tensor
 
 from scrubjay.agents.rl.observations import (
+    check_finite,
     check_indices,
-    check_numbers,
     check_rewards,
     from_leaves,
     leaf_dtype,
@@ -30,27 +30,29 @@ from scrubjay.memory.contract.stepper import Stepper
 _log = logging.getLogger(__name__)
 
 MEASURES = ("reached",)
-"""What environments may say at an end beside `info["success"]`: whether a choice was made at all."""
+"""Final infos of an episode to record in addition to `info["success"]`: `reached` is 1 if a choice was
+made."""
 
 
 @dataclass(frozen=True)
 class EpisodeStats:
-    """One finished episode."""
+    """Statistics of one finished episode."""
 
     episode_return: float
     """Undiscounted sum of rewards."""
     length: int
     """Number of actions."""
     success: float | None = None
-    """What the environment said under `info["success"]` at the end, if it did."""
+    """Value of `info["success"]` at the end of the episode, if present."""
     measures: dict[str, float] = field(default_factory=dict)
-    """What else was measured: of `MEASURES`, or means over its steps in samplers that take some."""
+    """Other measures by name: final infos in `MEASURES`, or, for teams, means over the steps of the
+    episode."""
 
 
-class RowSampler(ABC):
-    """What all samplers share: rows with what was seen and remembered last, and a state to go on from.
+class BaseSampler(ABC):
+    """Base class of samplers: environments with their last observations and memory states, and checkpointing.
 
-    Raises ValueError on an empty segment.
+    Raises ValueError if `segment_length` is below 1.
     """
 
     policy: Any
@@ -63,13 +65,13 @@ class RowSampler(ABC):
 
     def __init__(self, env: Any, policy: Any, segment_length: int, seed: int = 0) -> None:
         if segment_length < 1:
-            raise ValueError(f"segment_length={segment_length}: a segment needs at least 1 step")
+            raise ValueError(f"segment_length={segment_length}: must be at least 1")
         self.env = env
         self.policy = policy
         self.segment_length = segment_length
         self.num_envs = env.num_envs
         self.seconds = {"env": 0.0, "policy": 0.0}
-        """Wall time spent so far in the environment and in everything else."""
+        """Total wall time in seconds, in the environment and in everything else."""
         self._leaves = leaf_spaces(env.single_observation_space)
         self._generator = torch.Generator(device=policy.device).manual_seed(seed)
         self._episodes: list[Any] = []
@@ -77,20 +79,20 @@ class RowSampler(ABC):
 
     @abstractmethod
     def collect(self) -> Any:
-        """Return the next segment, in memory of its own."""
+        """Collect and return the next segment; its tensors are not reused."""
 
     def restart(self, seed: int) -> None:
-        """Begin a new episode in every row, and draw everything from `seed` on."""
+        """Reset every environment and reseed all random numbers with `seed`."""
         self._generator.manual_seed(seed)
         self._begin(seed)
 
     def pop_episodes(self) -> list[Any]:
-        """Return the episodes that ended since the last call, in order."""
+        """Return the episodes that ended since the last call, in order, and clear the list."""
         episodes, self._episodes = self._episodes, []
         return episodes
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
+        """Return the complete state: tensors, plain values and, if available, the environment's state."""
         return {
             "generator": self._generator.get_state(),
             "device": self.policy.device.type,
@@ -100,22 +102,22 @@ class RowSampler(ABC):
             "returns": self._returns.tolist(),
             "lengths": self._lengths.tolist(),
             "episodes": [asdict(episode) for episode in self._episodes],
-            "env": self._save_env() if self.exact else None,
+            "env": self._save_env() if self.restores_env else None,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned; if not `exact`, new episodes begin in every row instead.
+        """Restore a state that `get_state` returned; unless `restores_env`, every environment is reset.
 
-        The policy must have been given the weights it had. Raises ValueError if the number of rows differs.
+        The policy's weights must be restored before. Raises ValueError if the number of environments differs.
         """
         if len(state["lengths"]) != self.num_envs:
             raise ValueError(
-                f"the state is of {len(state['lengths'])} environments; this sampler has {self.num_envs}"
+                f"the state has {len(state['lengths'])} environments; this sampler has {self.num_envs}"
             )
         self._restore_generator(state)
-        self._episodes = [self._episode(saved) for saved in state["episodes"]]
-        if state["env"] is None or not self.exact:
-            # A seed that depends on how far the run has come: the first episodes are not played again.
+        self._episodes = [self._build_episode(fields) for fields in state["episodes"]]
+        if state["env"] is None or not self.restores_env:
+            # The seed depends on the progress of the run, so that the first episodes are not repeated.
             self._begin(
                 seed=int(torch.randint(2**31, (), generator=self._generator, device=self.policy.device))
             )
@@ -125,23 +127,23 @@ class RowSampler(ABC):
 
     @property
     @abstractmethod
-    def exact(self) -> bool:
-        """Whether `set_state` also restores the environment, so that the same steps follow."""
+    def restores_env(self) -> bool:
+        """True if `set_state` also restores the environment, so that a resumed run continues exactly."""
 
     @abstractmethod
     def _begin(self, seed: int) -> None:
-        """Begin a new episode in every row."""
+        """Reset every environment and the memory states."""
 
     @abstractmethod
     def _save_env(self) -> Any:
-        """Return the environment's own state."""
+        """Return the state of the environment."""
 
     @abstractmethod
     def _load_env(self, state: Any) -> None:
-        """Put the environment back into a state of its own."""
+        """Restore a state of the environment."""
 
-    def _episode(self, saved: dict[str, Any]) -> Any:
-        return EpisodeStats(**saved)
+    def _build_episode(self, fields: dict[str, Any]) -> Any:
+        return EpisodeStats(**fields)
 
     def _restore_rows(self, state: dict[str, Any]) -> None:
         self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
@@ -163,58 +165,61 @@ class RowSampler(ABC):
         if state["device"] == self.policy.device.type:
             self._generator.set_state(state["generator"])
         else:
-            _log.warning("saved on %s, going on on %s: not exactly", state["device"], self.policy.device.type)
+            _log.warning(
+                "checkpoint was saved on %s, resuming on %s: results will differ",
+                state["device"],
+                self.policy.device.type,
+            )
             self._generator.manual_seed(int(state["generator"].sum()))
 
 
-class Sampler(RowSampler):
-    """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
+class Sampler(BaseSampler):
+    """Sampler of segments of `segment_length` steps from every environment; memory states carry over.
 
-    Everything but the environment is computed on the policy's device. Raises ValueError if `env` does not
-    begin the next episode in the step that ends one (`AutoresetMode.SAME_STEP`), or on an empty segment, and
-    EnvFaultError where it shows an index that is none of its space's, a number or pays a reward that is not
-    finite.
+    Everything except the environment is computed on the policy's device. Raises ValueError if the autoreset
+    mode of `env` is not `AutoresetMode.SAME_STEP` or if `segment_length` is below 1; and EnvFaultError if an
+    index is not in its space, or a number or a reward is not finite.
     """
 
     def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
-        # Gymnasium's own vector environments write metadata that all of them share: their attribute is safer.
+        # Gymnasium's vector environments modify shared metadata, so their attribute is read first.
         mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the environment's autoreset_mode is {getattr(mode, 'value', mode)}, not SAME_STEP; use "
-                "gymnasium.make_vec(..., autoreset_mode='SameStep') of what is batched by itself, as "
-                "scrubjay's are; of all else gymnasium.make_vec(..., vectorization_mode='sync', "
-                "vector_kwargs={'autoreset_mode': 'SameStep'})"
+                f"autoreset_mode={getattr(mode, 'value', mode)} of the environment: must be SAME_STEP; use "
+                "gymnasium.make_vec(..., autoreset_mode='SameStep') for an environment with a vector entry "
+                "point, as scrubjay's have, or gymnasium.make_vec(..., vectorization_mode='sync', "
+                "vector_kwargs={'autoreset_mode': 'SameStep'}) for others"
             )
         super().__init__(env, policy, segment_length, seed)
 
     @property
-    def exact(self) -> bool:
-        """Whether `set_state` also restores the environment, so that the same steps follow."""
+    def restores_env(self) -> bool:
+        """True if `set_state` also restores the environment, so that a resumed run continues exactly."""
         return can_restore(self.env)
 
     @torch.no_grad()
     def collect(self) -> Segment:
-        """Return the next segment, in memory of its own."""
-        began = time.perf_counter()
+        """Collect and return the next segment; its tensors are not reused."""
+        start_time = time.perf_counter()
         env_seconds = 0.0
         length, num_envs, device = self.segment_length, self.num_envs, self.policy.device
-        # Time first while writing, so that each step is one block; written through numpy, which is quicker
-        # for small arrays, and read through the tensors that share the memory.
+        # Buffers have the time axis first, so that each step is contiguous. They are written through numpy
+        # views, which is faster for small arrays, and read as tensors.
         observations = self._empty_leaves(length + 1, num_envs)
-        written = {key: leaf.numpy() for key, leaf in observations.items()}
-        for key, leaf in written.items():
+        arrays = {key: leaf.numpy() for key, leaf in observations.items()}
+        for key, leaf in arrays.items():
             leaf[0] = self._current[key]
         rewards = np.empty((length, num_envs), dtype=np.float32)
         starts, terminated, truncated = (np.empty((length, num_envs), dtype=np.bool_) for _ in range(3))
         bootstrap_values = torch.zeros(length, num_envs, device=device)
         actions, log_probs, values = [], [], []
         first_state = self._state
-        rows = self.policy.memory.stepper(first_state)
+        stepper = self.policy.memory.stepper(first_state)
         for t in range(length):
             starts[t] = self._starts
-            seen = at_time(observations, t, device)
-            action, log_prob, value = self.policy.advance(seen, rows, self._start(), self._generator)
+            step_input = at_time(observations, t, device)
+            action, log_prob, value = self.policy.advance(step_input, stepper, self._start(), self._generator)
             actions.append(action)
             log_probs.append(log_prob)
             values.append(value)
@@ -222,10 +227,10 @@ class Sampler(RowSampler):
             before = time.perf_counter()
             observation, reward, terminated[t], truncated[t], infos = self.env.step(env_actions)
             env_seconds += time.perf_counter() - before
-            shown = leaf_values(observation)
-            check_indices(self._leaves, shown)
-            for key, leaf in shown.items():
-                written[key][t + 1] = leaf
+            next_leaves = leaf_values(observation)
+            check_indices(self._leaves, next_leaves)
+            for key, leaf in next_leaves.items():
+                arrays[key][t + 1] = leaf
             rewards[t] = reward
             self._returns += reward
             self._lengths += 1
@@ -234,19 +239,19 @@ class Sampler(RowSampler):
                 self._finish_episodes(infos)
                 cut = np.flatnonzero(truncated[t] & ~terminated[t])
                 if len(cut):
-                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut, rows)
+                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut, stepper)
         check_rewards(rewards)
-        chances = torch.stack(log_probs, dim=1)
-        if not chances.isfinite().all():  # by what was seen, or by weights that are lost
-            check_numbers(self._leaves, written)
-        self._state = rows.state()
+        batch_log_probs = torch.stack(log_probs, dim=1)
+        if not batch_log_probs.isfinite().all():  # caused by the observations or by diverged weights
+            check_finite(self._leaves, arrays)
+        self._state = stepper.state()
         last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
-        self._current = {key: leaf[length].copy() for key, leaf in written.items()}
-        seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
+        self._current = {key: leaf[length].copy() for key, leaf in arrays.items()}
+        batch = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
         segment = Segment(
-            observations=from_leaves(seen),
+            observations=from_leaves(batch),
             actions=torch.stack(actions, dim=1),
-            log_probs=chances,
+            log_probs=batch_log_probs,
             values=torch.stack(values, dim=1),
             rewards=batch_first(rewards, device),
             starts=batch_first(starts, device),
@@ -257,7 +262,7 @@ class Sampler(RowSampler):
             state=first_state,
         )
         self.seconds["env"] += env_seconds
-        self.seconds["policy"] += time.perf_counter() - began - env_seconds
+        self.seconds["policy"] += time.perf_counter() - start_time - env_seconds
         return segment
 
     def _save_env(self) -> Any:
@@ -279,20 +284,20 @@ class Sampler(RowSampler):
 
     def _finish_episodes(self, infos: dict[str, Any]) -> None:
         for row in np.flatnonzero(self._starts).tolist():
-            told = {name: final_info(infos, row, name) for name in ("success", *MEASURES)}
-            success = told.pop("success")
-            measures = {name: value for name, value in told.items() if value is not None}
+            final_infos = {name: final_info(infos, row, name) for name in ("success", *MEASURES)}
+            success = final_infos.pop("success")
+            measures = {name: value for name, value in final_infos.items() if value is not None}
             self._episodes.append(
                 EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success, measures)
             )
         self._returns[self._starts] = 0.0
         self._lengths[self._starts] = 0
 
-    def _final_values(self, infos: dict[str, Any], cut: np.ndarray, rows: Stepper) -> Tensor:
-        """Return the values of the observations that truncated episodes ended with, their memories intact."""
+    def _final_values(self, infos: dict[str, Any], cut: np.ndarray, stepper: Stepper) -> Tensor:
+        """Return the values of the final observations of truncated episodes, with their memory states."""
         if "final_obs" not in infos:
             raise ValueError(
-                f"{self.env} truncated an episode without infos['final_obs']; its value is needed"
+                f"{self.env} truncated an episode without infos['final_obs'], which is required: add it"
             )
         final = infos["final_obs"]
         leaves = self._empty_leaves(len(cut))
@@ -304,22 +309,22 @@ class Sampler(RowSampler):
             for key, leaf in leaf_values(final).items():
                 leaves[key].copy_(torch.from_numpy(leaf[cut]))
         device = self.policy.device
-        seen = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
-        return self.policy.value(seen, rows.state(torch.from_numpy(cut).to(device)))
+        observation = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
+        return self.policy.value(observation, stepper.state(torch.from_numpy(cut).to(device)))
 
 
 def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
-    """Return the observations of step `t` of leaves written time first, on `device`."""
+    """Return the observations of step `t`, on `device`; leaves have the time axis first."""
     return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
 
 
 def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
-    """Return what was written time first as a tensor whose rows come first."""
+    """Convert an array with the time axis first to a tensor with the batch axis first."""
     return torch.from_numpy(array).to(device).transpose(0, 1)
 
 
 def final_info(infos: dict[str, Any], row: int, name: str) -> float | None:
-    """Return `info[name]` of a row's last step: gymnasium 1.x keeps it in a dict of arrays and masks."""
+    """Return `info[name]` of the last step of environment `row`, from gymnasium's arrays and masks."""
     final = infos.get("final_info", {})
     if name not in final or not final.get(f"_{name}", infos["_final_info"])[row]:
         return None

@@ -1,4 +1,4 @@
-"""A stretch of experience of several environments, dense in time, as samplers make it and learners use it."""
+"""Segments: fixed-length rollouts of several environments, which samplers collect and learners train on."""
 
 from __future__ import annotations
 
@@ -13,87 +13,90 @@ from torch import Tensor
 from scrubjay.memory import State
 
 Observation = Tensor | dict[str, Tensor]
-"""One tensor, or for Dict and Tuple spaces a flat dict of tensors whose keys are joined by "/"."""
+"""A tensor, or for Dict and Tuple spaces a flat dict of tensors whose nested keys are joined by "/"."""
 
 
-class Experience:
-    """What segments of all kinds share: dataclasses of tensors, and of flat dicts of tensors, batch first."""
+class BaseSegment:
+    """Base class of segments: dataclasses of tensors and flat dicts of tensors, with the batch axis first."""
 
     rewards: Tensor
 
     @property
     def num_rows(self) -> int:
-        """Number of rows of the batch."""
+        """Batch size: number of environments."""
         return self.rewards.shape[0]
 
     def rows(self, index: Int[Tensor, "rows"]) -> Self:
-        """Return the chosen rows, whole and in the given order."""
+        """Return the batch rows of `index`, in its order."""
         return self._map(lambda value: value.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Self:
-        """Return the segment with every tensor on `device`."""
+        """Return the segment with all tensors on `device`."""
         return self._map(lambda value: value.to(device))
 
     @classmethod
     def cat(cls, segments: Sequence[Self]) -> Self:
-        """Return the rows of all segments, in order. Raises ValueError if there is none or lengths differ."""
+        """Concatenate segments along the batch axis.
+
+        Raises ValueError if there are none or lengths differ.
+        """
         lengths = sorted({segment.rewards.shape[1] for segment in segments})
         if len(lengths) != 1:
             raise ValueError(
-                f"cannot join segments of lengths {lengths}; collect equally long ones, at least one"
+                f"cannot concatenate segments of lengths {lengths}; pass at least one, all of the same length"
             )
-        joined: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
             parts = [getattr(segment, field.name) for segment in segments]
             if isinstance(parts[0], dict):
-                joined[field.name] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+                tensors[field.name] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
             else:
-                joined[field.name] = torch.cat(parts)
-        return cls(**joined)
+                tensors[field.name] = torch.cat(parts)
+        return cls(**tensors)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        mapped: dict[str, Any] = {}
+        tensors: dict[str, Any] = {}
         for field in fields(self):  # pyright: ignore[reportArgumentType]
             value = getattr(self, field.name)
             if isinstance(value, dict):
-                mapped[field.name] = {key: function(part) for key, part in value.items()}
+                tensors[field.name] = {key: function(part) for key, part in value.items()}
             else:
-                mapped[field.name] = function(value)
-        return type(self)(**mapped)
+                tensors[field.name] = function(value)
+        return type(self)(**tensors)
 
 
 @dataclass
-class Segment(Experience):
-    """What `batch` environments lived through in `time` steps.
+class Segment(BaseSegment):
+    """Rollout of `batch` environments over `time` steps.
 
-    No padding: `starts` marks where episodes begin, and only the state before the first step is kept, so
-    that a learner computes all later ones again, in one pass, under its own weights.
+    There is no padding: `starts` marks episode starts. Only the memory state before the first step is stored;
+    a learner recomputes later states in one forward pass under its current weights.
     """
 
     observations: Observation
-    """What the policy saw before each action, `[batch, time, ...]`."""
+    """Observation before each action, `[batch, time, ...]`."""
     actions: Tensor
-    """What the policy sampled: zero-based indices, or real numbers before clipping to the bounds."""
+    """Sampled actions: zero-based indices, or real numbers before clipping to the bounds."""
     log_probs: Float[Tensor, "batch time"]
-    """Log-probability of each action under the policy that took it, in nats."""
+    """Log-probability of each action under the sampling policy, in nats."""
     values: Float[Tensor, "batch time"]
-    """Value of each observation as judged while sampling."""
+    """Value estimate of each observation at sampling time."""
     rewards: Float[Tensor, "batch time"]
-    """Reward that followed each action."""
+    """Reward of each action."""
     starts: Bool[Tensor, "batch time"]
     """True where the observation is the first of an episode."""
     terminated: Bool[Tensor, "batch time"]
-    """True where the action ended the episode for good."""
+    """True where the action led to a terminal state."""
     truncated: Bool[Tensor, "batch time"]
-    """True where the episode was cut off after the action, as by a time limit."""
+    """True where the episode was truncated after the action, such as by a time limit."""
     bootstrap_values: Float[Tensor, "batch time"]
-    """Where truncated, the value of the final observation under the state of the ended episode; else 0."""
+    """Value of the final observation of truncated episodes, with the memory state of that episode; else 0."""
     last_values: Float[Tensor, "batch"]
-    """Value of the observation that follows the segment, the state carried into it."""
+    """Value of the observation that follows the segment."""
     state: State
     """Memory state before the first step."""
 
     @property
     def num_steps(self) -> int:
-        """Number of environment steps, over all rows."""
+        """Number of environment steps, over all environments."""
         return self.rewards.numel()

@@ -1,4 +1,4 @@
-"""Snapshots of vector environments, for those that can be put back exactly where they were."""
+"""Saving and restoring the state of vector environments that support it."""
 
 from __future__ import annotations
 
@@ -10,40 +10,39 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 
 def can_restore(env: VectorEnv) -> bool:
-    """Return whether `save_env` and `load_env` work on `env`.
+    """Return True if `env` supports `save_env` and `load_env`.
 
-    They do if it offers `get_state` and `set_state` itself, or is a `SyncVectorEnv` whose environments do
-    under no other wrappers than those that `gymnasium.make` adds, and those that say that they are
-    `stateless`.
+    It must have `get_state` and `set_state`, or be a `SyncVectorEnv` whose environments have them. The only
+    wrappers allowed are those that `gymnasium.make` adds and those with a class attribute `stateless = True`.
     """
-    env = _bare(env)
+    env = _unwrap_stateless(env)
     if _offers_state(env):
         return True
     return type(env) is SyncVectorEnv and all(_layers(sub_env) is not None for sub_env in env.envs)
 
 
 def save_env(env: VectorEnv) -> Any:
-    """Return the state of `env`. Raises TypeError if it offers none."""
-    env = _bare(env)
+    """Return the state of `env`. Raises TypeError if `env` does not support this."""
+    env = _unwrap_stateless(env)
     if _offers_state(env):
         return env.get_state()  # type: ignore[attr-defined]
     return [_save_layers(layers) for layers in _all_layers(env)]
 
 
 def load_env(env: VectorEnv, state: Any) -> None:
-    """Put `env` where it was at `save_env`; it must have been reset once. Raises TypeError if it cannot."""
-    env = _bare(env)
+    """Restore a state of `save_env`; `env` must have been reset once. Raises TypeError if not supported."""
+    env = _unwrap_stateless(env)
     if _offers_state(env):
         env.set_state(state)  # type: ignore[attr-defined]
         return
-    for layers, saved in zip(_all_layers(env), state, strict=True):
-        for limit, steps in zip(layers[:-1], saved["elapsed_steps"], strict=True):
+    for layers, layer_state in zip(_all_layers(env), state, strict=True):
+        for limit, steps in zip(layers[:-1], layer_state["elapsed_steps"], strict=True):
             limit._elapsed_steps = steps
-        layers[-1].set_state(saved["env"])
+        layers[-1].set_state(layer_state["env"])
 
 
-def _bare(env: Any) -> Any:
-    """Return the environment under wrappers that keep nothing between steps."""
+def _unwrap_stateless(env: Any) -> Any:
+    """Remove stateless wrappers."""
     while getattr(type(env), "stateless", False):
         env = env.env
     return env
@@ -54,9 +53,12 @@ def _offers_state(env: Any) -> bool:
 
 
 def _layers(env: gymnasium.Env) -> list[Any] | None:
-    """Return the time limits around an environment that offers its state, and it; None if something hides."""
+    """Return the `TimeLimit` wrappers of an environment, then the environment with `get_state`.
+
+    Returns None if there is any other stateful wrapper.
+    """
     limits: list[Any] = []
-    while not _offers_state(env := _bare(env)):
+    while not _offers_state(env := _unwrap_stateless(env)):
         if not isinstance(env, (TimeLimit, OrderEnforcing, PassiveEnvChecker)):
             return None
         if isinstance(env, TimeLimit):
@@ -66,10 +68,10 @@ def _layers(env: gymnasium.Env) -> list[Any] | None:
 
 
 def _all_layers(env: VectorEnv) -> list[list[Any]]:
-    found = [_layers(sub_env) for sub_env in env.envs] if type(env) is SyncVectorEnv else [None]
-    complete = [layers for layers in found if layers is not None]
-    if len(complete) != len(found):
-        raise TypeError(f"{env} offers no get_state and set_state; its episodes cannot be restored")
+    env_layers = [_layers(sub_env) for sub_env in env.envs] if type(env) is SyncVectorEnv else [None]
+    complete = [layers for layers in env_layers if layers is not None]
+    if len(complete) != len(env_layers):
+        raise TypeError(f"{env} has no get_state and set_state; its state cannot be saved")
     return complete
 
 

@@ -1,39 +1,38 @@
-"""One step of a policy to the border of a trust region: a natural gradient, its length, and a line search.
+"""Trust-region policy optimization (TRPO) steps: natural gradient, step size and backtracking line search.
 
-Schulman et al. 2015 (arXiv 1502.05477), appendix C. With g the gradient of what is to be improved and F the
-Fisher information of the policy, averaged over its experience, conjugate gradient solves
-`(F + damping) x = g`; the step `s x` has the length at which the quadratic model `s^2 x'Fx / 2` of the mean
-divergence reaches the limit, and is shortened until the exact divergence is within the limit and the
-surrogate is better. F is multiplied by vectors only, in one of three ways, which agree at the policy that is
-looked at:
+Schulman et al. 2015 (arXiv 1502.05477), appendix C. With g the gradient of the surrogate objective and F the
+Fisher information of the policy, averaged over a batch, conjugate gradient solves `(F + damping) x = g`. The
+step `s x` has the length at which the quadratic model `s^2 x'Fx / 2` of the mean KL divergence reaches the
+limit. It is shortened until the exact divergence is within the limit and the surrogate has improved. Only
+products of F with vectors are computed, by one of three methods, which agree at the current policy:
 
-- `difference`: J'MJv, with J the derivative of the distribution's `outputs`, M its `fisher`, and Jv a central
-  difference of `outputs` along v: for any layer that has a gradient, at two runs of the policy per product,
-  more where it is steep.
-- `gauss_newton`: the same with Jv as the derivative of `u -> J'u`, which reverse mode gives, so that one
-  graph serves all products; no forward mode is needed, which torch lacks for its fused LSTM and attention
-  kernels.
+- `difference`: J'MJv, with J the Jacobian of the distribution's `outputs`, M its `fisher`, and Jv a central
+  difference of `outputs` along v. It works with any differentiable layer and takes two forward passes per
+  product, more if the outputs change steeply.
+- `gauss_newton`: J'MJv with Jv as the derivative of `u -> J'u` in reverse mode. One graph serves all
+products,
+  and forward mode, which torch lacks for its fused LSTM and attention kernels, is not needed.
 - `double_backward`: the gradient of the product of v with the gradient of the mean divergence.
 
-What registered memories allow, as tests confirm on the CPU; who has no second derivative is told to use
-`difference`:
+Methods that registered memories support, as tests confirm on the CPU. A memory without second derivatives
+raises an error that suggests `difference`:
 
     memory                                      CPU          CUDA
-    gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN switched off here
+    gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN disabled here
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
-    stack                                       what all of its parts allow
+    stack                                       those that all of its parts support
     layers with torch's fused attention         `difference` `difference`
 
-`difference` is the default. One step of a policy of width 64 on 1,000 rows, milliseconds on one core, with
-ten products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in segments of 25
-steps and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In float32 the
-three directions agree to four digits.
+`difference` is the default. Milliseconds for one step of a policy of width 64 on 1,000 environment steps, on
+one core, with ten products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in
+segments of 25 steps and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In
+float32 the three directions agree to four digits.
 
-Few products are enough. On simple_spread, steps found on 1,000 environment steps and judged on 26,000 others
-gained, per square root of divergence, .0141 with a residual of .1 (6.2 products) and .0136 with .3 (3.8) at a
-damping of .1, .0125 at .03 (9.7) and .0154 at .3 (4.0), after 10 updates; on their own data .35, .32, .42 and
-.29: gradients of so few steps are mostly noise, which a sharper inverse amplifies. Over 120,000 steps of one
-seed a damping of .1 learned faster than .5 all the same.
+Few products are enough. On simple_spread, steps computed on 1,000 environment steps and evaluated on 26,000
+others gained, per square root of divergence, .0141 with a residual of .1 (6.2 products) and .0136 with .3
+(3.8) at a damping of .1, .0125 at .03 (9.7) and .0154 at .3 (4.0), after 10 updates; on their own data .35,
+.32, .42 and .29. Gradients of so few steps are mostly noise, which a more exact inverse amplifies.
+Nevertheless, over 120,000 steps of one seed a damping of .1 learned faster than .5.
 """
 
 from __future__ import annotations
@@ -53,34 +52,33 @@ from torch.autograd import grad
 from scrubjay.agents.rl.distributions import Distribution
 
 Curvature = Literal["double_backward", "gauss_newton", "difference"]
-Experience = tuple[Callable[[], Distribution], Float[Tensor, "..."]]
-"""The policy's distribution over some experience under its present parameters, and how much each entry
-counts."""
+WeightedDistribution = tuple[Callable[[], Distribution], Float[Tensor, "..."]]
+"""Function that returns the current policy's distribution over a batch, and the weight of each entry."""
 Product = Callable[[Float[Tensor, "numbers"]], Float[Tensor, "numbers"]]
 
 
-_LENGTHS = 3
-"""How often a difference is taken, each time over a shorter step, before one that is too long is put up
-with."""
+_MAX_DIFFERENCES = 3
+"""Maximum number of central differences, with decreasing step, before a step that is too long is accepted."""
 
 
 @dataclass(frozen=True)
 class TrustRegionConfig:
-    """How steps to the border of a trust region are found. Raises ValueError on an impossible setting."""
+    """Config of trust-region steps. Raises ValueError on an invalid value."""
 
     cg_iterations: int = 10
-    """Most iterations of conjugate gradient, each one product with the Fisher information."""
+    """Maximum number of conjugate-gradient iterations, each with one Fisher-vector product."""
     cg_tolerance: float = 0.1
-    """Residual, relative to the gradient, below which no more are made: the gain is then within some
-    percent."""
+    """Relative residual at which conjugate gradient stops; the default loses a few percent of the
+    improvement."""
     damping: float = 0.1
-    """What is added to the Fisher information's diagonal when solving; noisier gradients deserve more."""
+    """Damping that is added to the diagonal of the Fisher information; increase it for noisy gradients."""
     shrink: float = 0.8
-    """Factor by which a step that did not improve the surrogate is shortened."""
+    """Factor of each backtracking step of the line search, between 0 and 1."""
     backtracks: int = 10
-    """How often a step is shortened before it is given up and the weights are put back."""
+    """Maximum number of backtracking steps; if all fail, the weights are restored."""
     curvature: Curvature = "difference"
-    """How the Fisher information is multiplied by a vector; `difference` works with any memory."""
+    """Method of Fisher-vector products: difference, which works with any memory, gauss_newton or
+    double_backward."""
 
     def __post_init__(self) -> None:
         if self.cg_iterations < 1 or self.backtracks < 0:
@@ -96,73 +94,73 @@ class TrustRegionConfig:
             )
         if self.curvature not in ("double_backward", "gauss_newton", "difference"):
             raise ValueError(
-                f"curvature={self.curvature!r}: choose double_backward, gauss_newton or difference"
+                f"curvature={self.curvature!r}: choose from double_backward, gauss_newton, difference"
             )
 
 
 class NaturalGradient(NamedTuple):
-    """The solution of `(F + damping) x = g`, as flat vectors over all parameters, and what goes with it."""
+    """Natural gradient: the solution of `(F + damping) x = g` as flat vectors over all parameters."""
 
     gradient: Float[Tensor, "numbers"]
-    """g, the gradient of the surrogate."""
+    """Gradient g of the surrogate."""
     direction: Float[Tensor, "numbers"]
-    """x, as far as conjugate gradient came."""
+    """Approximate solution x of conjugate gradient."""
     fisher: Float[Tensor, "numbers"]
-    """F x, without the damping."""
+    """Product F x, without damping."""
     surrogate: float
-    """The surrogate before the step."""
+    """Value of the surrogate before the step."""
     residual: float
-    """Length of `(F + damping) x - g` relative to that of g."""
+    """Norm of `(F + damping) x - g` relative to the norm of g."""
     policy: Distribution
-    """The policy it was computed for, without gradients."""
+    """Distribution of the policy that it was computed for, without gradients."""
 
     @property
     def gain(self) -> float:
-        """Return g'x: the best improvement at a divergence of d is about `sqrt(2 d g'x)`."""
+        """Product g'x; the largest improvement at a divergence of d is about `sqrt(2 d g'x)`."""
         return max(0.0, float(self.gradient @ self.direction))
 
 
 class TrustRegionStep(NamedTuple):
-    """What a step came to."""
+    """Result of a trust-region step."""
 
-    accepted: bool
-    """Whether the weights moved."""
+    is_accepted: bool
+    """True if the weights have changed."""
     kl: Float[Tensor, "*agents"]
-    """Mean divergence from the old policy to the present one, in nats, per agent if there are several."""
+    """Mean KL divergence from the old to the new policy, in nats; one per agent if there are several."""
     improvement: float
-    """What the surrogate gained; 0 if not accepted."""
+    """Improvement of the surrogate; 0 if the step was not accepted."""
     expected: float
-    """What it would have gained by its gradient alone, at the full step."""
+    """Improvement at the full step according to the linear model."""
     backtracks: int
-    """How often the step was shortened."""
+    """Number of backtracking steps."""
     residual: float
-    """Of conjugate gradient, see `NaturalGradient`."""
+    """Relative residual of conjugate gradient; see `NaturalGradient`."""
     policy: Distribution
-    """The policy under the present weights, without gradients."""
+    """Distribution of the policy under the new weights, without gradients."""
 
 
 def conjugate_gradient(
     product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 0.0
 ) -> tuple[Float[Tensor, "numbers"], Float[Tensor, "numbers"]]:
-    """Return x and the residual `right - A x`, solving `A x = right` for a positive A given by its product.
+    """Solve `A x = right` for a positive definite A, given by its product; return x and `right - A x`.
 
-    Ends early where the residual is below `tolerance` of `right`, or rounding has made A look indefinite.
-    Hestenes and Stiefel 1952.
+    Stops early if the relative residual is below `tolerance`, or if A is indefinite by rounding. Hestenes and
+    Stiefel 1952.
     """
     x, residual = torch.zeros_like(right), right.clone()
-    search, squared = residual.clone(), float(residual @ residual)
-    enough = tolerance**2 * squared
+    search, square_norm = residual.clone(), float(residual @ residual)
+    enough = tolerance**2 * square_norm
     for _ in range(iterations):
-        if squared <= enough:
+        if square_norm <= enough:
             break
         along = product(search)
         curvature = float(search @ along)
         if not curvature > 0:
             break
-        x.add_(search, alpha=squared / curvature)
-        residual.sub_(along, alpha=squared / curvature)
-        before, squared = squared, float(residual @ residual)
-        search.mul_(squared / before).add_(residual)
+        x.add_(search, alpha=square_norm / curvature)
+        residual.sub_(along, alpha=square_norm / curvature)
+        before, square_norm = square_norm, float(residual @ residual)
+        search.mul_(square_norm / before).add_(residual)
     return x, residual
 
 
@@ -173,24 +171,24 @@ def fisher_product(
     weights: Float[Tensor, "..."],
     curvature: Curvature,
 ) -> Product:
-    """Return the product with the Fisher information of `current`, averaged under `weights`.
+    """Return the function that multiplies the Fisher information of `current`, averaged under `weights`.
 
-    `distribution` gives the policy under the present parameters, `current` is what it gave, with its graph,
-    which is kept; `weights` has the distribution's leading axes. Parameters are as before after every
-    product.
+    `distribution` computes the distribution under the current parameters; `current` is its result, with its
+    graph, which is retained. `weights` has the distribution's leading axes. The parameters are unchanged
+    after every product.
     """
     weights = weights / weights.sum()
     if curvature == "double_backward":
         divergence = (current.detach().kl(current) * weights).sum()
         slope = flatten(grad(divergence, parameters, create_graph=True, materialize_grads=True))
-        return lambda vector: _pull(slope, parameters, vector)
+        return lambda vector: _vector_jacobian(slope, parameters, vector)
     outputs = current.outputs()
     if curvature == "gauss_newton":
         probe = torch.zeros_like(outputs, requires_grad=True)
-        pulled = flatten(grad(outputs, parameters, probe, create_graph=True, materialize_grads=True))
+        vjp = flatten(grad(outputs, parameters, probe, create_graph=True, materialize_grads=True))
 
         def push(vector: Tensor) -> Tensor:
-            return grad(pulled, probe, vector, retain_graph=True)[0]
+            return grad(vjp, probe, vector, retain_graph=True)[0]
 
     else:
 
@@ -198,7 +196,7 @@ def fisher_product(
             return derivative_along(parameters, lambda: distribution().outputs(), vector)
 
     def product(vector: Tensor) -> Tensor:
-        return _pull(outputs, parameters, current.fisher(push(vector)) * weights[..., None])
+        return _vector_jacobian(outputs, parameters, current.fisher(push(vector)) * weights[..., None])
 
     return product
 
@@ -207,26 +205,27 @@ def fisher_product(
 def derivative_along(
     parameters: Sequence[Tensor], function: Callable[[], Tensor], vector: Float[Tensor, "numbers"]
 ) -> Tensor:
-    """Return the derivative of a function of the parameters along a vector, as a central difference.
+    """Return the directional derivative of a function of the parameters, as a central difference.
 
-    The parameters are moved to either side and put back bit for bit.
+    The parameters are changed temporarily and restored bit for bit.
     """
     origin = flatten(parameters)
     precision = torch.finfo(origin.dtype)
-    # Balances rounding, which counts for 1 / step, with the cubic term, which counts for step^2.
+    # Balances the rounding error, proportional to 1 / step, with the truncation error, proportional to
+    # step^2.
     balance = precision.eps ** (1 / 3)
     step = balance * max(1.0, float(origin.norm())) / max(float(vector.norm()), precision.tiny)
-    tries = _LENGTHS
+    tries = _MAX_DIFFERENCES
     while True:
-        place(parameters, origin.add(vector, alpha=step))
+        set_parameters(parameters, origin.add(vector, alpha=step))
         ahead = function()
-        place(parameters, origin.sub(vector, alpha=step))
+        set_parameters(parameters, origin.sub(vector, alpha=step))
         change = (ahead - function()).div_(2)
-        place(parameters, origin)
+        set_parameters(parameters, origin)
         size, tries = float(change.square().mean().sqrt()), tries - 1
         if size <= 10 * balance or not tries:
             return change.div_(step)
-        # The function is steep: so long a step leaves the region in which it is straight.
+        # The function is steep: the step leaves the region where it is approximately linear.
         step *= balance / size if math.isfinite(size) else balance
 
 
@@ -236,24 +235,24 @@ def natural_gradient(
     surrogate: Callable[[Distribution], Float[Tensor, ""]],
     weights: Float[Tensor, "..."],
     config: TrustRegionConfig,
-    sample: Experience | None = None,
+    sample: WeightedDistribution | None = None,
 ) -> NaturalGradient:
-    """Return the direction in which the surrogate of the policy's distribution grows most per divergence.
+    """Return the natural gradient of a surrogate objective of the policy's distribution.
 
     Args:
-        parameters: Those that a step would move; they are left as they are.
-        distribution: Gives the policy under the present parameters, with gradients.
-        surrogate: What is to be improved, of such a policy.
-        weights: How much each entry counts, as in `trust_region_step`.
-        config: Damping, curvature and conjugate gradients.
-        sample: Part of the experience over which the Fisher information, which takes most of the time, is
-            averaged; None for all of it.
+        parameters: Parameters of the policy; they are unchanged.
+        distribution: Computes the distribution under the current parameters, with gradients.
+        surrogate: Objective to maximize, as a function of the distribution.
+        weights: Weight of each entry, as in `trust_region_step`.
+        config: Damping, curvature and conjugate gradient.
+        sample: Part of the batch over which the Fisher information, which takes most of the time, is
+            averaged; None for the whole batch.
     """
     with _twice_differentiable(config.curvature):
         current = distribution()
         value = surrogate(current)
-        gradient = _pull(value, parameters, None)
-        if not float(gradient @ gradient) > 0:  # nothing to gain, or nothing that could be computed
+        gradient = _vector_jacobian(value, parameters, None)
+        if not float(gradient @ gradient) > 0:  # zero or NaN gradient
             still = torch.zeros_like(gradient)
             return NaturalGradient(gradient, still, still, value.item(), 0.0, snapshot(current))
         if sample is None:
@@ -279,32 +278,32 @@ def trust_region_step(
     weights: Float[Tensor, "..."],
     config: TrustRegionConfig,
     kl_limit: float | Float[Tensor, "agents"],
-    moved: Float[Tensor, "numbers"] | None = None,
+    displacement: Float[Tensor, "numbers"] | None = None,
     natural: NaturalGradient | None = None,
 ) -> TrustRegionStep:
-    """Move the parameters so that the surrogate grows while the mean divergence from `old` keeps its limit.
+    """Update the parameters to improve the surrogate, with a limit on the mean KL divergence from `old`.
 
-    A step is taken only if the limits hold exactly and the surrogate is better by more than rounding;
-    otherwise the parameters are put back bit for bit.
+    A step is accepted only if the exact divergence is within the limit and the surrogate improves by more
+    than rounding. Otherwise the parameters are restored bit for bit.
 
     Args:
-        parameters: What is moved.
-        distribution: Gives the policy under the present parameters, with gradients.
-        surrogate: What is to be improved, of such a policy.
-        old: The policy from which divergence is measured; None for the present one.
-        weights: How much each entry counts, such as 1 for agents that are alive and 0 for others,
-            `[batch time]`, or `[batch time agents]`: then every agent's own mean keeps its limit.
-        config: Damping, conjugate gradients and backtracking.
-        kl_limit: The greatest mean divergence, in nats; of everybody or of each agent.
-        moved: How far the parameters already are from those of `old`, if they are.
-        natural: The direction, if already known.
+        parameters: Parameters to update.
+        distribution: Computes the distribution under the current parameters, with gradients.
+        surrogate: Objective to maximize, as a function of the distribution.
+        old: Distribution from which the divergence is measured; None for the current one.
+        weights: Weight of each entry, such as 1 for agents that are alive and 0 for others: `[batch time]`,
+            or `[batch time agents]` for a limit on the mean divergence of every agent.
+        config: Damping, conjugate gradient and backtracking.
+        kl_limit: Maximum mean divergence in nats, for all agents or one for each.
+        displacement: Difference of the current parameters from those of `old`; None for none.
+        natural: Natural gradient; None to compute it.
     """
     if natural is None:
         natural = natural_gradient(parameters, distribution, surrogate, weights, config)
     limits = torch.as_tensor(kl_limit, dtype=weights.dtype, device=weights.device)
     old = natural.policy if old is None else snapshot(old)
     kl = mean_kl(old, natural.policy, weights)
-    scale = _full_scale(natural, kl, limits, moved)
+    scale = _full_scale(natural, kl, limits, displacement)
     expected = scale * natural.gain
     if not scale > 0 or not math.isfinite(expected):
         return TrustRegionStep(False, kl, 0.0, 0.0, 0, natural.residual, natural.policy)
@@ -312,78 +311,78 @@ def trust_region_step(
     rounding = 4 * torch.finfo(origin.dtype).eps * abs(natural.surrogate)
     with torch.no_grad():
         for attempt in range(config.backtracks + 1):
-            place(parameters, origin.add(natural.direction, alpha=scale))
+            set_parameters(parameters, origin.add(natural.direction, alpha=scale))
             new = distribution()
-            tried = mean_kl(old, new, weights)
+            new_kl = mean_kl(old, new, weights)
             improvement = float(surrogate(new)) - natural.surrogate
-            within = bool((tried <= limits).all())
+            within = bool((new_kl <= limits).all())
             if within and improvement > rounding:
                 return TrustRegionStep(
-                    True, tried, improvement, expected, attempt, natural.residual, snapshot(new)
+                    True, new_kl, improvement, expected, attempt, natural.residual, snapshot(new)
                 )
-            # The divergence grows as the square of the step, which says where the limit lies.
-            room = float((limits / tried).min().sqrt()) if not within else math.nan
-            scale *= 0.95 * room if 0 < room < 1 else config.shrink
-        place(parameters, origin)
+            # The divergence grows with the square of the step, which predicts the step at the limit.
+            ratio = float((limits / new_kl).min().sqrt()) if not within else math.nan
+            scale *= 0.95 * ratio if 0 < ratio < 1 else config.shrink
+        set_parameters(parameters, origin)
     return TrustRegionStep(False, kl, 0.0, expected, config.backtracks, natural.residual, natural.policy)
 
 
 def mean_kl(
     old: Distribution, new: Distribution, weights: Float[Tensor, "batch time *agents"]
 ) -> Float[Tensor, "*agents"]:
-    """Return the mean divergence KL(old, new) under the weights, for each agent; 0 for one without weight."""
+    """Return the weighted mean of KL(old, new), for each agent; 0 for an agent whose weights are all 0."""
     total = weights.sum(dim=(0, 1))
     return (old.kl(new) * weights).sum(dim=(0, 1)) / torch.where(total > 0, total, 1)
 
 
 def snapshot(distribution: Distribution) -> Distribution:
-    """Return the distribution without gradients, and as it is now: some hold parameters, that will move."""
+    """Return a deep copy of the distribution without gradients, since some refer to parameters."""
     return copy.deepcopy(distribution.detach())
 
 
 def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, "numbers"]:
-    """Return all numbers of the tensors, in order, as one vector of its own."""
+    """Return a copy of all tensors as one flat vector."""
     return torch.cat([tensor.reshape(-1) for tensor in tensors])
 
 
 @torch.no_grad()
-def place(parameters: Sequence[Tensor], values: Float[Tensor, "numbers"]) -> None:
-    """Write a flat vector into the parameters, unseen by graphs that hold them."""
+def set_parameters(parameters: Sequence[Tensor], values: Float[Tensor, "numbers"]) -> None:
+    """Copy a flat vector into the parameters, without an autograd version change."""
     first = 0
     for parameter in parameters:
         count = parameter.numel()
-        # Through `data`: a graph that is to be used again must not see a change that will be undone.
+        # Through `data`, since retained graphs must stay valid: these changes are undone.
         parameter.data.copy_(values[first : first + count].view_as(parameter))
         first += count
 
 
-def _full_scale(natural: NaturalGradient, kl: Tensor, limits: Tensor, moved: Tensor | None) -> float:
-    """Return s for which `|moved + s x|^2 / 2`, measured by F, is the limit; 0 if there is none."""
+def _full_scale(natural: NaturalGradient, kl: Tensor, limits: Tensor, displacement: Tensor | None) -> float:
+    """Return s at which `|displacement + s x|^2 / 2`, in the norm of F, is the limit; 0 if there is none."""
     square = float(natural.direction @ natural.fisher)
     if not square > 0:
         return 0.0
-    across = float(moved @ natural.fisher) if moved is not None else 0.0
-    room = 2 * float((0.999 * limits - kl).mean())  # a little short, lest rounding alone breaks the limit
-    return (math.sqrt(max(0.0, across**2 + square * room)) - across) / square
+    across = float(displacement @ natural.fisher) if displacement is not None else 0.0
+    margin = 2 * float((0.999 * limits - kl).mean())  # slightly below the limit, because of rounding
+    return (math.sqrt(max(0.0, across**2 + square * margin)) - across) / square
 
 
-def _pull(outputs: Tensor, parameters: Sequence[Tensor], vector: Tensor | None) -> Tensor:
+def _vector_jacobian(outputs: Tensor, parameters: Sequence[Tensor], vector: Tensor | None) -> Tensor:
     return flatten(grad(outputs, parameters, vector, retain_graph=True, materialize_grads=True)).detach()
 
 
 @contextlib.contextmanager
 def _twice_differentiable(curvature: Curvature) -> Iterator[None]:
-    """Choose kernels with second derivatives where they are needed, and say what to do if there are none."""
+    """Disable cuDNN if second derivatives are needed, and raise a helpful error if a layer has none."""
     if curvature == "difference":
         yield
         return
-    with torch.backends.cudnn.flags(enabled=False):  # its recurrent layers have none
+    with torch.backends.cudnn.flags(enabled=False):  # cuDNN's recurrent layers have no second derivatives
         try:
             yield
         except (RuntimeError, NotImplementedError) as error:
             if "derivative" not in str(error) and "differentia" not in str(error):
                 raise
             raise ValueError(
-                f"curvature={curvature!r} needs second derivatives that a layer of this policy lacks "
+                f"curvature={curvature!r} needs second derivatives, which a layer of this policy lacks "
                 f"({error}); use curvature='difference'"
             ) from error

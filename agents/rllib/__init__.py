@@ -1,8 +1,8 @@
-"""Our policies, samplers and learners in the hands of RLlib's new API stack, which distributes them."""
+"""Distributed training of scrubjay's policies and learners with RLlib's new API stack."""
 
+from scrubjay.agents.rllib.algorithms import SegmentGAMATR, SegmentGAMATRConfig, SegmentPPO, SegmentPPOConfig
 from scrubjay.agents.rllib.config import SegmentConfig, SegmentTraining
 from scrubjay.agents.rllib.module import MemoryModule, TeamModule
-from scrubjay.agents.rllib.named import SegmentGAMATR, SegmentGAMATRConfig, SegmentPPO, SegmentPPOConfig
 
 __all__ = [
     "MemoryModule",

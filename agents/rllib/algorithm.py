@@ -1,4 +1,4 @@
-"""Learning from segments as an RLlib algorithm: RLlib places, restarts and counts; the maths is ours."""
+"""RLlib algorithm that trains on segments: RLlib manages processes, scrubjay samples and updates."""
 
 from __future__ import annotations
 
@@ -22,43 +22,45 @@ from ray.rllib.utils.metrics import (
 )
 
 from scrubjay.agents.rl.sampler import EpisodeStats
-from scrubjay.agents.rllib.runner import Sample
+from scrubjay.agents.rllib.runner import RunnerSample
 
 
 @dataclass
-class Update:
-    """What happened in one iteration."""
+class IterationResult:
+    """Result of one training iteration."""
 
     num_steps: int
     episodes: list[EpisodeStats]
     metrics: dict[str, float]
-    """Of the learner."""
+    """Metrics of the learner."""
     seconds: dict[str, float]
-    """In environments and policies, of the slowest runner, and in the learner."""
+    """Wall time by name: `env` and `policy` of the slowest runner, and `learner`."""
     parts: dict[str, Any]
-    """Weights and learner's state after it."""
+    """Policy weights and learner state after the update."""
 
 
 class SegmentAlgorithm(Algorithm):
-    """Samples a segment from every runner, updates by all, and sends new weights with the next call.
+    """Algorithm that samples one segment per env runner, updates on all, and then sends new weights.
 
-    Runners that die are restarted by Ray and begin new episodes; until then an iteration has fewer rows.
-    A learner that dies is an error: RLlib restarts none.
+    Ray restarts failed env runners, which begin new episodes; until then an iteration has fewer environments.
+    A failed learner raises an error, since RLlib does not restart learners.
     """
 
-    last_update: Update | None = None
+    last_result: IterationResult | None = None
     config: Any
     learner_group: Any
     env_runner_group: Any
 
     def setup(self, config: Any) -> None:
-        """Build runners and learners; called by RLlib."""
+        """Build env runners and learners; called by RLlib."""
         try:
             super().setup(config)
-        except IndexError as error:  # RLlib's, who asks the first of no runners for its spaces
+        except (
+            IndexError
+        ) as error:  # RLlib reads the spaces of the first runner without a check that there is one
             raise RuntimeError(
-                "no env runner could be built, for reasons RLlib has logged; does every node have what the "
-                "environment needs?"
+                "no env runner could be built; see RLlib's log for the reasons, and check that every node "
+                "has the packages of the environment"
             ) from error
         self._get_weights()
 
@@ -66,45 +68,54 @@ class SegmentAlgorithm(Algorithm):
         self._weights = self._call_learners(lambda learner: learner.get_parts()["policy"])[0]
 
     def _call_learners(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Return what every learner answers; RLlib would hand out an error as if it were an answer."""
+        """Return the results of all learners.
+
+        Raises a learner's error, which RLlib would return as a result.
+        """
         results = list(self.learner_group.foreach_learner(call))
         for result in results:
             if not result.ok:
                 raise result.get()
         if not results:
-            raise RayError("no learner is left")
+            raise RayError("all learners have failed")
         return [result.get() for result in results]
 
     def call_runners(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Return what every living env runner answers; what it raises is raised here; it is not restarted."""
-        answers = self.env_runner_group.foreach_env_runner(_told(call))
+        """Return the results of all healthy env runners.
+
+        Raises a runner's error; the runner is not restarted.
+        """
+        answers = self.env_runner_group.foreach_env_runner(_return_errors(call))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
         return answers
 
     def get_checkpointable_components(self) -> list[tuple[str, Any]]:
-        """Return what RLlib's own checkpoints hold: the learners. Runners begin new episodes after them."""
+        """Return the components of RLlib checkpoints: the learners.
+
+        Restored env runners begin new episodes.
+        """
         return [(COMPONENT_LEARNER_GROUP, self.learner_group)]
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Go on from an RLlib checkpoint; called by `from_checkpoint` and Tune."""
+        """Restore an RLlib checkpoint; called by `from_checkpoint` and Tune."""
         super().restore_from_path(path, *args, **kwargs)
         self._get_weights()
 
     def set_parts(self, parts: dict[str, Any]) -> None:
-        """Give all learners, and with the next iteration all runners, these weights and states."""
+        """Set weights and state of all learners; env runners receive the weights with the next iteration."""
         self._call_learners(lambda learner, parts=parts: learner.set_parts(parts))
         self._weights = parts["policy"]
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Take restarted runners back; weights come with the next call, and there is no other state."""
+        """Mark restarted env runners as healthy; they receive weights with the next call."""
         return env_runner_group.probe_unhealthy_env_runners()
 
     def training_step(self) -> None:
-        """Make one iteration; called by RLlib."""
+        """Run one training iteration; called by RLlib."""
         samples = self._collect()
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         segments: list[Any] = [sample.segment for sample in samples]
         segment = type(segments[0]).cat(segments)
         num_learners = self.config.num_learners
@@ -113,38 +124,40 @@ class SegmentAlgorithm(Algorithm):
             data: dict[str, Any] = {"batches": [segment.rows(part) for part in parts]}
         else:
             data = {"batch": segment}
-        updated = self.learner_group.update(**data, return_state=True)
-        if not updated:
-            raise RayError("no learner is left")
-        first = updated[0]
+        results = self.learner_group.update(**data, return_state=True)
+        if not results:
+            raise RayError("all learners have failed")
+        first = results[0]
         self._weights = first["parts"]["policy"]
-        spent = {name: max(s.seconds[name] for s in samples) for name in ("env", "policy")}
-        spent["learner"] = time.perf_counter() - began
+        seconds = {name: max(s.seconds[name] for s in samples) for name in ("env", "policy")}
+        seconds["learner"] = time.perf_counter() - start_time
         episodes = [episode for sample in samples for episode in sample.episodes]
-        self.last_update = Update(segment.num_steps, episodes, first["metrics"], spent, first["parts"])
-        self._log(self.last_update)
+        self.last_result = IterationResult(
+            segment.num_steps, episodes, first["metrics"], seconds, first["parts"]
+        )
+        self._log(self.last_result)
 
-    def _collect(self) -> list[Sample]:
-        """Sample until there are rows enough, which takes one call if no runner is gone."""
+    def _collect(self) -> list[RunnerSample]:
+        """Sample until the batch has `min_rows` environments: one call unless env runners have failed."""
         group = self.env_runner_group
         weights = ray.put(self._weights)
-        samples: list[Sample] = []
-        retry, deadline = False, time.monotonic() + _PATIENCE
-        while sum(sample.segment.num_rows for sample in samples) < self.config.rows_needed:
+        samples: list[RunnerSample] = []
+        retry, deadline = False, time.monotonic() + _RUNNER_TIMEOUT
+        while sum(sample.segment.num_rows for sample in samples) < self.config.min_rows:
             if retry:
                 time.sleep(0.5)
                 self.restore_env_runners(group)
             retry = True
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"no env runner has come back for {_PATIENCE:.0f} s: "
+                    f"too few env runners for {_RUNNER_TIMEOUT:.0f} s: "
                     f"{group.num_healthy_remote_env_runners()} of {group.num_remote_env_runners()} are "
-                    "alive; does the cluster still have a CPU for each?"
+                    "healthy; check that the cluster has a CPU for each"
                 )
             samples += self.call_runners(lambda runner: runner.sample(ray.get(weights)))
         return sorted(samples, key=lambda sample: sample.first_row)
 
-    def _log(self, update: Update) -> None:
+    def _log(self, update: IterationResult) -> None:
         for episode in update.episodes:
             self.metrics.log_value(
                 (ENV_RUNNER_RESULTS, EPISODE_RETURN_MEAN), episode.episode_return, reduce="mean", window=100
@@ -157,17 +170,17 @@ class SegmentAlgorithm(Algorithm):
             self.metrics.log_value(key, value, reduce="mean", window=1)
 
 
-_PATIENCE = 120.0
-"""Seconds without any env runner after which a run is given up."""
+_RUNNER_TIMEOUT = 120.0
+"""Seconds without enough env runners after which an iteration fails."""
 
 
-def _told(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return `call` with its errors as answers: RLlib would restart the runner, to fail again.
+def _return_errors(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Wrap `call` so that it returns errors instead of raising: RLlib would restart the runner in vain.
 
-    Lost and cancelled objects are Ray's own affair.
+    Ray's own errors, such as for lost objects, are raised.
     """
 
-    def told(runner: Any) -> Any:
+    def call_safely(runner: Any) -> Any:
         try:
             return call(runner)
         except RayError:
@@ -175,10 +188,10 @@ def _told(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
         except Exception as error:  # noqa: BLE001
             where = traceback.format_exc()
             try:
-                error.add_note(f"in an env runner:\n{where}")  # which crosses processes; a traceback does not
+                error.add_note(f"in an env runner:\n{where}")  # notes are pickled, tracebacks are not
                 pickle.loads(pickle.dumps(error))
                 return error
-            except Exception:  # noqa: BLE001  an error that cannot cross
+            except Exception:  # noqa: BLE001  an error that cannot be pickled
                 return RuntimeError(where)
 
-    return told
+    return call_safely

@@ -1,4 +1,4 @@
-"""What is distributed, whoever learns: rows of environments, who acts in them, who samples and who learns."""
+"""RLlib config for any learner: environments, policy, sampler and learner."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from gymnasium.spaces import Space
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
+from scrubjay.agents.rl.data_parallel import SingleProcess
 from scrubjay.agents.rl.learner import Learner, LearnerConfig
-from scrubjay.agents.rl.peers import Alone
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.agents.rl.sampler import RowSampler
+from scrubjay.agents.rl.sampler import BaseSampler
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.agents.rllib.learner import SegmentLearner
-from scrubjay.agents.rllib.module import MemoryModule, TeamModule, of_row
+from scrubjay.agents.rllib.module import MemoryModule, TeamModule, build_row_spaces
 from scrubjay.agents.rllib.runner import SegmentRunner
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.agents.teams.sampler import make_sampler
 
 
 class SegmentConfig(AlgorithmConfig):
-    """Configures `SegmentTraining`, by any learner, of one agent's policy or of a team's.
+    """Config of `SegmentTraining`, with any learner and a single-agent or team policy.
 
-    It is pickled to runners and learners, who make their parts by it. `env_runners(num_env_runners=)` and
-    `learners(num_learners=)` are RLlib's own.
+    Env runners and learners receive a pickled copy and build their parts from it.
+    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
 
     Example:
         config = (
             SegmentConfig()
-            .segments(envs=EnvConfig("CartPole-v1").make_rows, num_envs=32, learner=PPOConfig(epochs=2))
+            .segments(envs=EnvConfig("CartPole-v1").make_batch, num_envs=32, learner=PPOConfig(epochs=2))
             .env_runners(num_env_runners=2)
         )
         algorithm = config.build_algo()
@@ -40,7 +40,7 @@ class SegmentConfig(AlgorithmConfig):
     """
 
     envs_field: ClassVar[str] = "envs"
-    """What `segments` calls the environments."""
+    """Name of the argument of `segments` for the environments."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SegmentTraining)
@@ -52,7 +52,7 @@ class SegmentConfig(AlgorithmConfig):
         self.sampling_seed = 0
         self.learner_seed = 0
         self.env_runner_cls = SegmentRunner
-        # A dead runner is tried again at once; RLlib's default is to leave it for a minute.
+        # A failed runner is retried at once; RLlib's default is to wait for a minute.
         self.fault_tolerance(
             restart_failed_env_runners=True,
             delay_between_env_runner_restarts_s=1.0,
@@ -71,19 +71,19 @@ class SegmentConfig(AlgorithmConfig):
         sampling_seed: int | None = None,
         learner_seed: int | None = None,
     ) -> Self:
-        """Set what is sampled and learned; what is not given stays as it is.
+        """Set environments, policy and learner; arguments that are None keep their values.
 
         Args:
-            envs: Makes that many rows: a gymnasium vector environment of autoreset mode SAME_STEP, or teams;
-                pickled to the workers.
-            num_envs: Rows of all runners together, shared out as evenly as can be.
-            segment_length: Steps of each row in a batch.
-            policy: Settings of the policy, its memory included.
-            learner: Settings of the updates.
-            sampling_seed: Draws episodes and actions.
-            learner_seed: Draws what the learner draws.
+            envs: Function that makes a number of environments: a gymnasium vector environment with autoreset
+                mode SAME_STEP, or a `TeamEnv`. It is pickled to the workers.
+            num_envs: Environments of all env runners together, distributed as evenly as possible.
+            segment_length: Steps of each environment in a batch.
+            policy: Config of the policy, its memory included.
+            learner: Config of the learner.
+            sampling_seed: Seed of environments and actions.
+            learner_seed: Seed of the learner.
         """
-        given = {
+        settings = {
             "envs": envs,
             "num_envs": num_envs,
             "segment_length": segment_length,
@@ -92,44 +92,44 @@ class SegmentConfig(AlgorithmConfig):
             "sampling_seed": sampling_seed,
             "learner_seed": learner_seed,
         }
-        for name, value in given.items():
+        for name, value in settings.items():
             if value is not None:
                 setattr(self, name, value)
         return self
 
     @property
     def module_class(self) -> type[MemoryModule | TeamModule]:
-        """Holds the policy as `policy`; its `model_config` has what was set as `policy`."""
+        """Class of the RLModule, whose `model_config` has the policy config as `policy`."""
         return TeamModule if isinstance(self.policy, TeamPolicyConfig) else MemoryModule
 
     def make_envs(self, rows: int) -> Any:
-        """Return so many rows of the environment, with `close()`."""
+        """Make `rows` environments."""
         assert self.envs is not None
         return self.envs(rows)
 
-    def spaces_of(self, envs: Any) -> tuple[Space, Space]:
-        """Return observation and action space of one row, of a team tuples with one part per agent."""
-        return of_row(Spaces.of(envs))
+    def get_spaces(self, envs: Any) -> tuple[Space, Space]:
+        """Return observation and action space of one environment; for a team, tuples with one per agent."""
+        return build_row_spaces(Spaces.from_env(envs))
 
     def make_policy(self, envs: Any) -> Any:
-        """Return a new policy, whose weights are those that a module's policy takes."""
-        return self.policy.build(Spaces.of(envs))
+        """Return a new policy with the architecture of the module's policy."""
+        return self.policy.build(Spaces.from_env(envs))
 
-    def make_sampler(self, envs: Any, policy: Any, seed: int) -> RowSampler:
-        """Return a sampler of these rows."""
+    def make_sampler(self, envs: Any, policy: Any, seed: int) -> BaseSampler:
+        """Return a sampler of these environments."""
         return make_sampler(envs, policy, self.segment_length, seed)
 
-    def make_learner(self, policy: Any, peers: Alone) -> Learner:
-        """Return a learner of this policy, which shares its updates with `peers`."""
+    def make_learner(self, policy: Any, peers: SingleProcess) -> Learner:
+        """Return a learner of this policy that shares its updates with `peers`."""
         return self.learner.build(policy, self.learner_seed, peers)
 
     @property
-    def rows_needed(self) -> int:
-        """The fewest rows of which an update can be made, one for every learner at least."""
-        return max(self.learner.rows_needed, self.num_learners or 0)
+    def min_rows(self) -> int:
+        """Minimum number of environments of an update: at least one per learner."""
+        return max(self.learner.min_rows, self.num_learners or 0)
 
-    def rows_of(self, worker_index: int) -> tuple[int, int]:
-        """Return first row and number of rows of a runner; runners count from 1, 0 is the local one."""
+    def get_row_range(self, worker_index: int) -> tuple[int, int]:
+        """Return the index of a runner's first environment and their number; 0 is the local runner."""
         if worker_index == 0:
             return 0, self.num_envs
         rows, left = divmod(self.num_envs, self.num_env_runners or 1)
@@ -137,25 +137,25 @@ class SegmentConfig(AlgorithmConfig):
         return before * rows + min(before, left), rows + (before < left)
 
     def validate(self) -> None:
-        """Raise ValueError naming what does not fit."""
+        """Raise ValueError if values do not match each other."""
         self.learner.check_learners(self.num_learners or 0)
         super().validate()
         for name in ("num_env_runners", "num_learners"):
             if getattr(self, name) > self.num_envs:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is more than num_envs={self.num_envs}: "
-                    "each needs a row; use more environments"
+                    "each needs an environment; use more environments"
                 )
-        if self.rows_needed > self.num_envs:
+        if self.min_rows > self.num_envs:
             raise ValueError(
-                f"num_envs={self.num_envs}: an update takes at least {self.rows_needed} rows, one for each "
-                "minibatch; use more environments or fewer minibatches"
+                f"num_envs={self.num_envs}: must be at least {self.min_rows}, one for each minibatch; use "
+                "more environments or fewer minibatches"
             )
         if self.envs is None:
             raise ValueError(f"{self.envs_field} is not set; call segments({self.envs_field}=...)")
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
-        """Return the module that holds `policy`."""
+        """Return the spec of the module that has the policy."""
         return RLModuleSpec(
             module_class=self.module_class,
             model_config={"policy": self.policy, "max_seq_len": self.segment_length},
@@ -167,9 +167,9 @@ class SegmentConfig(AlgorithmConfig):
 
 
 class SegmentTraining(SegmentAlgorithm):
-    """A policy with any memory, or a team's, sampled and learned by any number of processes.
+    """Distributed training of a single-agent or team policy with any memory and any learner.
 
-    A row of a batch of teams is a whole team, whose agents stay aligned however rows are shared out.
+    For teams a batch row is a whole team, so the agents of a team are always processed together.
     """
 
     @classmethod

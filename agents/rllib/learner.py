@@ -1,4 +1,4 @@
-"""A learner whose update is ours, alone or with peers that have the other rows."""
+"""RLlib learner that delegates updates to a scrubjay learner."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents.rl.peers import Alone, Peers
+from scrubjay.agents.rl.data_parallel import Peers, SingleProcess
 
 
 class SegmentLearner(TorchLearner):
-    """Updates a module's policy by the learner that the `SegmentConfig` makes."""
+    """RLlib learner that updates the module's policy with the learner of the `SegmentConfig`."""
 
     config: Any
 
@@ -23,7 +23,7 @@ class SegmentLearner(TorchLearner):
         if self.config.num_learners:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         super().build()
-        peers = Peers() if self.config.num_learners > 1 else Alone()
+        peers = Peers() if self.config.num_learners > 1 else SingleProcess()
         self.learner = self.config.make_learner(self.policy, peers)
 
     @property
@@ -33,42 +33,42 @@ class SegmentLearner(TorchLearner):
         return module.policy
 
     def configure_optimizers(self) -> None:
-        """Register nothing with RLlib: optimizers are the learner's own."""
+        """Do nothing: the scrubjay learner has its own optimizers."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Register nothing, see `configure_optimizers`."""
+        """Do nothing, see `configure_optimizers`."""
 
     def compute_loss_for_module(self, **_: Any) -> Any:
-        """Never called: `update` is ours."""
-        raise NotImplementedError("SegmentLearner's losses are its learner's own")
+        """Raise NotImplementedError: RLlib's update is overridden and never calls this method."""
+        raise NotImplementedError("SegmentLearner has no RLlib loss: its scrubjay learner computes losses")
 
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, training_data: TrainingData, return_state: bool = False, **_: Any
     ) -> dict[str, Any]:
-        """Make one update by the segment `training_data.batch`; return metrics and, if asked, the state."""
+        """Update on the segment `training_data.batch`; return metrics and, with `return_state`, the state."""
         segment: Any = training_data.batch
         metrics = self.learner.update(segment.to(self.policy.device))
         return {"metrics": metrics, "parts": self.get_parts() if return_state else None}
 
     def get_parts(self) -> dict[str, Any]:
-        """Return the policy's weights, on the CPU, and what else the learner knows."""
+        """Return the policy's weights and the learner's state, on the CPU."""
         return {
             "policy": _on_cpu(self.policy.state_dict()),
             "learner": _on_cpu(self.learner.get_state()),
         }
 
     def set_parts(self, parts: dict[str, Any]) -> None:
-        """Go on from what `get_parts` returned."""
+        """Restore the parts that `get_parts` returned."""
         self.policy.load_state_dict(parts["policy"])
         if parts["learner"] is not None:
             self.learner.set_state(parts["learner"])
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return RLlib's state of a learner and ours."""
+        """Return RLlib's learner state and the parts of `get_parts`."""
         return {**super().get_state(*args, **kwargs), "parts": self.get_parts()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned."""
+        """Restore a state that `get_state` returned."""
         super().set_state({name: value for name, value in state.items() if name != "parts"})
         if "parts" in state:
             self.set_parts(state["parts"])

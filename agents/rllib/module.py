@@ -1,4 +1,4 @@
-"""A policy with any memory, or a team's, as an RLModule."""
+"""RLModules with a single-agent or team policy."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):
-    """Holds a `Policy` that RLlib's own PPO and runners can use: `STATE_IN`, `STATE_OUT` are its memory's.
+    """RLModule with a `Policy`, for RLlib's PPO and env runners; `STATE_IN`, `STATE_OUT` are memory states.
 
-    `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps over which RLlib
-    backpropagates.
+    `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps of RLlib's backpropagation
+    through time.
 
-    Cost with RLlib's own env runners: they keep the memory's whole state for every single step, which
-    `scrubjay list` tells in bytes. At width 64 that is 256 B a step for gru and 143 kB for hcam; `SegmentPPO`
-    keeps one state for each segment of many steps instead. And RLlib samples with a batch of one step
-    through Python connectors, several times slower than `SegmentPPO`.
+    RLlib's env runners store the memory state of every step, whose size in bytes `scrubjay list` shows. At
+    width 64 it is 256 B per step for gru and 143 kB for hcam. `SegmentPPO` stores one state per segment
+    instead. RLlib also samples step by step through Python connectors, several times slower than
+    `SegmentPPO`.
 
-    Raises TypeError without a `PolicyConfig`, and on spaces that the policy or RLlib does not support.
+    Raises TypeError if `policy` is not a `PolicyConfig`, or if the policy or RLlib does not support a space.
 
     Example:
         policy = PolicyConfig(memory=make_config("hcam"))
@@ -54,11 +54,11 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         self.action_dist_cls = _distribution(self.action_space)
 
     def get_initial_state(self) -> dict[str, np.ndarray]:
-        """Return the memory's state at the birth of an episode, without a batch axis; called by RLlib."""
+        """Return the memory state at episode start, without a batch axis; called by RLlib."""
         return {name: value[0].cpu().numpy() for name, value in self.policy.initial_state(1).items()}
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
-        features, state = self._remember(batch)
+        features, state = self._apply_memory(batch)
         distribution = self.policy.actor(features)
         if isinstance(distribution, DiagonalGaussian):
             log_std = distribution.log_std.expand_as(distribution.mean)
@@ -69,30 +69,30 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
         return {**out, Columns.STATE_OUT: state} if state else out
 
     def compute_values(self, batch: dict[str, Any], embeddings: Tensor | None = None) -> Tensor:
-        """Return the critic's value of every step; called by RLlib's learners."""
-        features = self._remember(batch)[0] if embeddings is None else embeddings
+        """Return the value estimate of every step; called by RLlib's learners."""
+        features = self._apply_memory(batch)[0] if embeddings is None else embeddings
         return self.policy.critic(features).squeeze(-1)
 
-    def _remember(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        seen = to_tensors(self.observation_space, batch[Columns.OBS], self.policy.device)
-        if not self.is_stateful():  # then RLlib gives observations no time axis
-            remembered, _ = self.policy.memory(self.policy.encoder(seen).unsqueeze(1), {})
-            return self.policy.with_view(remembered.squeeze(1), seen), {}
-        # Rows are parts of single episodes, each from the state that RLlib stored before it.
-        leaves = to_leaves(seen)
+    def _apply_memory(self, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        observations = to_tensors(self.observation_space, batch[Columns.OBS], self.policy.device)
+        if not self.is_stateful():  # RLlib then omits the time axis
+            memory_output, _ = self.policy.memory(self.policy.encoder(observations).unsqueeze(1), {})
+            return self.policy.add_skip(memory_output.squeeze(1), observations), {}
+        # Each batch row is a part of one episode and starts from the state that RLlib stored for it.
+        leaves = to_leaves(observations)
         rows_and_time = next(iter(leaves.values())).shape[:2]
         flat = from_leaves({key: leaf.flatten(0, 1) for key, leaf in leaves.items()})
-        encoded = self.policy.encoder(flat).unflatten(0, rows_and_time)
-        remembered, state = self.policy.memory(encoded, batch[Columns.STATE_IN])
-        features = self.policy.with_view(remembered.flatten(0, 1), flat)
+        encoder_features = self.policy.encoder(flat).unflatten(0, rows_and_time)
+        memory_output, state = self.policy.memory(encoder_features, batch[Columns.STATE_IN])
+        features = self.policy.add_skip(memory_output.flatten(0, 1), flat)
         return features.unflatten(0, rows_and_time), state
 
 
 class TeamModule(TorchRLModule):
-    """Holds a `TeamPolicy` for `SegmentTraining`; has no forward pass for RLlib's own learners and runners.
+    """RLModule with a `TeamPolicy`, for `SegmentTraining` only: it has no forward pass for RLlib's learners.
 
-    Its spaces are a team's, tuples with one part per agent; `model_config` has `policy`, a
-    `TeamPolicyConfig`. Raises TypeError if either is of another kind.
+    The spaces are tuples with one part per agent; `model_config` has `policy`, a `TeamPolicyConfig`. Raises
+    TypeError if either has another type.
     """
 
     policy: TeamPolicy
@@ -102,14 +102,17 @@ class TeamModule(TorchRLModule):
         config = self.model_config.get("policy")
         if not isinstance(config, TeamPolicyConfig):
             raise TypeError(f"model_config['policy'] is {config!r}: expected a TeamPolicyConfig")
-        seen, done = self.observation_space, self.action_space
-        if not isinstance(seen, spaces.Tuple) or not isinstance(done, spaces.Tuple):
-            raise TypeError(f"spaces {seen} and {done}: expected tuples with one part per agent")
-        self.policy = config.build(Spaces(seen.spaces[0], done.spaces[0], len(seen.spaces)))
+        observation_space, action_space = self.observation_space, self.action_space
+        if not isinstance(observation_space, spaces.Tuple) or not isinstance(action_space, spaces.Tuple):
+            raise TypeError(
+                f"spaces {observation_space} and {action_space}: expected tuples with one part per agent"
+            )
+        num_agents = len(observation_space.spaces)
+        self.policy = config.build(Spaces(observation_space.spaces[0], action_space.spaces[0], num_agents))
 
 
-def of_row(one: Spaces) -> tuple[spaces.Space, spaces.Space]:
-    """Return the spaces of a whole row, as RLlib is told them: of a team, tuples with one part per agent."""
+def build_row_spaces(one: Spaces) -> tuple[spaces.Space, spaces.Space]:
+    """Return the spaces of one environment for RLlib; for a team, tuples with one part per agent."""
     if one.num_agents is None:
         return one.observation, one.action
     return spaces.Tuple([one.observation] * one.num_agents), spaces.Tuple([one.action] * one.num_agents)
@@ -119,13 +122,12 @@ def _distribution(space: spaces.Space) -> Any:
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return TorchCategorical
     if isinstance(space, spaces.MultiDiscrete) and not np.any(space.start):
-        # The policy has as many logits for every choice, those that do not exist with probability zero.
+        # The policy pads all entries to the same number of logits; padding has probability 0.
         lengths = [int(space.nvec.max())] * space.nvec.size
         distribution: Any = TorchMultiCategorical
         return distribution.get_partial_dist_cls(space=space, input_lens=lengths)
     if isinstance(space, spaces.Box):
         return TorchDiagGaussian
     raise TypeError(
-        f"action space {space}: RLlib has no distribution for it; use Box, or Discrete or MultiDiscrete "
-        "from zero"
+        f"action space {space} is not supported by RLlib; use Box, or Discrete or MultiDiscrete from 0"
     )

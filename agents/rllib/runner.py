@@ -1,4 +1,4 @@
-"""An env runner that samples dense segments, with a memory's state at their beginnings only."""
+"""RLlib env runner that samples segments and stores memory states only at their start."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from scrubjay.agents.teams.segment import TeamSegment
 
 
 @dataclass
-class Sample:
-    """What one runner brings back from one call. A plain class: RLlib takes dicts apart."""
+class RunnerSample:
+    """Result of one call of an env runner. It is not a dict, since RLlib splits dicts."""
 
     first_row: int
-    """Its first row among those of all runners."""
+    """Index of the runner's first environment among those of all runners."""
     segment: Segment | TeamSegment
     episodes: list[EpisodeStats]
     seconds: dict[str, float]
-    """Time spent in the environment and in the policy."""
+    """Wall time in the environment (`env`) and in everything else (`policy`)."""
 
 
 class SegmentRunner(EnvRunner):
-    """Its share of a `SegmentConfig`'s `num_envs` rows, stepped by the sampler that it makes."""
+    """Env runner with a part of the `num_envs` environments of a `SegmentConfig`."""
 
     config: Any
 
@@ -40,48 +40,48 @@ class SegmentRunner(EnvRunner):
         super().__init__(config=config, **kwargs)
         if self.worker_index:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        self.first_row, rows = self.config.rows_of(self.worker_index or 0)
+        self.first_row, rows = self.config.get_row_range(self.worker_index or 0)
         self.envs = self.config.make_envs(rows)
         self.policy = self.config.make_policy(self.envs)
         seed = self.config.sampling_seed + self.first_row
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
-            seed = secrets.randbits(31)  # the first episodes are not played again
+            seed = secrets.randbits(31)  # do not repeat the first episodes
         self.sampler = self.config.make_sampler(self.envs, self.policy, seed)
 
-    def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> Sample:
-        """Return the next segment, by a policy of these weights if given."""
+    def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> RunnerSample:
+        """Load the weights, if any, and return the next segment."""
         if weights is not None:
             self.policy.load_state_dict(weights)
         before = dict(self.sampler.seconds)
         segment = self.sampler.collect()
-        spent = {name: self.sampler.seconds[name] - before[name] for name in before}
-        return Sample(self.first_row, segment, self.sampler.pop_episodes(), spent)
+        seconds = {name: self.sampler.seconds[name] - before[name] for name in before}
+        return RunnerSample(self.first_row, segment, self.sampler.pop_episodes(), seconds)
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return `first_row` and what the sampler needs to go on."""
+        """Return `first_row` and the sampler's state."""
         return {"first_row": self.first_row, "sampler": self.sampler.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned; RLlib's own states (connectors, counters) are passed over."""
+        """Restore a state that `get_state` returned; RLlib's states (connectors, counters) are ignored."""
         if "sampler" in state:
             self.sampler.set_state(state["sampler"])
 
     def restore(self, states: dict[int, dict[str, Any]]) -> None:
-        """Go on from this runner's own among the samplers' states by first row."""
+        """Restore the state of this runner from the samplers' states by `first_row`."""
         self.sampler.set_state(states[self.first_row])
 
     def restart(self, weights: dict[str, Tensor], seed: int) -> None:
-        """Begin new episodes by a policy of these weights; all runners are given the same seed."""
+        """Load the weights and begin new episodes; `seed` is the same for all runners."""
         self.policy.load_state_dict(weights)
         self.sampler.restart(seed + self.first_row)
 
     def get_spaces(self) -> dict[str, Any]:
-        """Return the spaces of the environment and of the one module."""
-        spaces = self.config.spaces_of(self.envs)
+        """Return the spaces of the environment and of the module."""
+        spaces = self.config.get_spaces(self.envs)
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     def assert_healthy(self) -> None:
-        """Raise AssertionError if the constructor has not come to its end."""
+        """Raise AssertionError if the constructor has not finished."""
         assert self.sampler is not None
 
     def stop(self) -> None:

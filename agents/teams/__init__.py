@@ -1,1 +1,1 @@
-"""Teams of agents: graph attention, a trust region, and the games that their actors play."""
+"""Multi-agent policies with graph attention, and trust-region learners for teams."""

@@ -1,4 +1,4 @@
-"""What an update of a team's actors works with: experience, advantages, and who counts."""
+"""Training batch of a team's actors: segment, advantages and weights."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from scrubjay.agents.teams.segment import TeamSegment
 
 @dataclass
 class TeamBatch:
-    """A segment with each agent's advantages; entries of agents that are not alive weigh nothing."""
+    """Segment with the advantages of each agent; entries of agents that are not alive have weight 0."""
 
     segment: TeamSegment
     advantages: Float[Tensor, "batch time agents"]
     weights: Float[Tensor, "batch time agents"]
     """1 where the agent was alive, else 0."""
     log_probs: Float[Tensor, "batch time agents"]
-    """Of the actions, when they were sampled; 0 where the agent was not alive."""
+    """Log-probabilities of the actions at sampling time; 0 where the agent was not alive."""
 
     def rows(self, index: Int[Tensor, "rows"]) -> Self:
-        """Return the chosen rows."""
+        """Return a batch of the rows that `index` selects."""
         parts = (part.index_select(0, index) for part in (self.advantages, self.weights, self.log_probs))
         return type(self)(self.segment.rows(index), *parts)
 
     def mean(self, values: Tensor, agent: int | None = None) -> Float[Tensor, ""]:
-        """Return the mean over living entries, of everybody or of one agent; 0 if there is none."""
-        weights = of_agent(self.weights, agent)
+        """Return the mean over entries of living agents, of all or of one agent; 0 if there are none."""
+        weights = select_agent(self.weights, agent)
         return (values * weights).sum() / weights.sum().clamp_min(1)
 
     def log_ratio(
         self, distribution: Distribution, agent: int | None = None
     ) -> Float[Tensor, "batch time *agents"]:
-        """Return by how much the actions' log-probabilities have grown since sampling; 0 where not alive."""
-        change = distribution.log_prob(of_agent(self.segment.actions, agent)) - of_agent(
+        """Return the change of the actions' log-probabilities since sampling; 0 where not alive."""
+        change = distribution.log_prob(select_agent(self.segment.actions, agent)) - select_agent(
             self.log_probs, agent
         )
-        return change.masked_fill(of_agent(self.weights, agent) == 0, 0)
+        return change.masked_fill(select_agent(self.weights, agent) == 0, 0)
 
     def surrogate(
         self,
@@ -50,12 +50,12 @@ class TeamBatch:
         factor: Float[Tensor, "batch time"] | None = None,
         entropy_coefficient: float = 0.0,
     ) -> Callable[[Distribution], Float[Tensor, ""]]:
-        """Return the function of a distribution that a trust-region step improves.
+        """Return the surrogate objective of a trust-region step, as a function of the distribution.
 
-        It is the mean of ratio times advantage, for everybody or for one agent; `factor` multiplies the
-        advantages, the entropy is a bonus.
+        It is the mean of ratio times advantage, of all agents or of one, plus an entropy bonus. `factor`
+        multiplies the advantages.
         """
-        advantages = of_agent(self.advantages, agent)
+        advantages = select_agent(self.advantages, agent)
         if factor is not None:
             advantages = advantages * factor
 
@@ -68,24 +68,24 @@ class TeamBatch:
         return improve
 
 
-def of_agent(values: Tensor, agent: int | None) -> Tensor:
-    """Return one agent's part of `[batch, time, agents, ...]`, or all of it for None."""
+def select_agent(values: Tensor, agent: int | None) -> Tensor:
+    """Return the entries of one agent from `[batch, time, agents, ...]`; None returns all."""
     return values if agent is None else values[:, :, agent]
 
 
 def team_advantages(
     segment: TeamSegment, gamma: float, gae_lambda: float
 ) -> tuple[Float[Tensor, "batch time agents"], Float[Tensor, "batch time agents"]]:
-    """Return each agent's generalised advantages and returns; 0 where it was not alive.
+    """Compute generalized advantages and returns of each agent; 0 where it was not alive.
 
-    An agent's own `terminated` ends its episode, `truncated` that of its whole row.
+    `terminated` ends the episode of one agent, `truncated` that of the whole team.
     """
 
     def columns(values: Tensor) -> Tensor:
         return values.masked_fill(~segment.alive, 0).transpose(1, 2).flatten(0, 1)
 
     agents = segment.num_agents
-    folded = generalized_advantage(
+    results = generalized_advantage(
         columns(segment.rewards),
         columns(segment.values),
         segment.last_values.flatten(),
@@ -96,15 +96,15 @@ def team_advantages(
         gae_lambda,
     )
     advantages, returns = (
-        part.unflatten(0, (-1, agents)).transpose(1, 2).masked_fill(~segment.alive, 0) for part in folded
+        part.unflatten(0, (-1, agents)).transpose(1, 2).masked_fill(~segment.alive, 0) for part in results
     )
     return advantages, returns
 
 
-def normalized(
+def normalize_advantages(
     values: Float[Tensor, "batch time agents"], weights: Float[Tensor, "batch time agents"]
 ) -> Float[Tensor, "batch time agents"]:
-    """Return the values of each agent's living entries with mean 0 and deviation 1, and 0 elsewhere."""
+    """Normalize the entries of each living agent to mean 0 and standard deviation 1; others are 0."""
     count = weights.sum(dim=(0, 1)).clamp_min(1)
-    centred = (values - (values * weights).sum(dim=(0, 1)) / count) * weights
-    return centred / ((centred.square().sum(dim=(0, 1)) / count).sqrt() + 1e-8)
+    centered_values = (values - (values * weights).sum(dim=(0, 1)) / count) * weights
+    return centered_values / ((centered_values.square().sum(dim=(0, 1)) / count).sqrt() + 1e-8)

@@ -1,4 +1,4 @@
-"""How much each agent could still gain alone: how far, by what learning finds, from an equilibrium."""
+"""Best responses by learning: how much an agent gains by deviating, a lower bound on exploitability."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scrubjay.agents.teams.sampler import TeamSampler
 
 
 def separate(policy: TeamPolicy) -> TeamPolicy:
-    """Return a copy that acts alike, with an actor of its own for every agent, which models nobody else."""
+    """Return a copy with the same behavior and a separate, non-joint actor for every agent."""
     if not policy.config.shared and not policy.config.joint:
         return copy.deepcopy(policy)
     config = dataclasses.replace(policy.config, shared=False, joint=False)
@@ -37,34 +37,34 @@ def best_response(
     steps: int,
     segment_length: int,
     seed: int = 0,
-    learned: Mapping[str, Any] | None = None,
+    learner_state: Mapping[str, Any] | None = None,
     on_update: Callable[[int], None] | None = None,
 ) -> TeamPolicy:
-    """Return the team after `agent` alone has learned for `steps` environment steps by its own trust region.
+    """Train only `agent` for `steps` environment steps by trust-region updates; return the resulting team.
 
-    It seeks its own reward, whatever the team was trained for. The other actors stay as they are; the critic
-    goes on learning. What it reaches is a lower bound on what the agent could gain, so a small gain is no
-    proof of an equilibrium.
+    The agent maximizes its own reward, whatever the team was trained for. The other actors are fixed; the
+    critic is trained further. The gain is a lower bound of what the agent could gain, so a small gain does
+    not prove an equilibrium.
 
     Args:
-        policy: The team; it is left as it is.
-        agent: The one that learns.
+        policy: Policy of the team; it is not modified.
+        agent: Index of the agent to train.
         make_env: Makes the environment, which is closed at the end.
-        config: Settings of the updates, but for `mode` and `advantage`.
-        steps: Environment steps at least, of all rows together.
-        segment_length: Steps of each row in a batch.
-        seed: Draws episodes, actions and minibatches.
-        learned: The `GAMATR.get_state` of who trained the policy, since only that knows in what units its
-            critic speaks; None for an untrained one.
-        on_update: Told the steps made so far.
+        config: Config of the learner; `mode` and `advantage` are replaced.
+        steps: Minimum number of environment steps, of all environments together.
+        segment_length: Steps of each environment in a batch.
+        seed: Seed of environments, actions and minibatches.
+        learner_state: State of the learner that trained the policy, from `GAMATR.get_state`; it has the scale
+            of the critic's values. None for an untrained policy.
+        on_update: Called after each update with the number of steps so far.
     """
     team = separate(policy)
     env = make_env()
     try:
         alone = dataclasses.replace(config, mode="independent", advantage="own")
         learner = alone.build(team, seed, agents=(agent,))
-        if learned is not None:
-            learner.set_state({**learner.get_state(), "value_moments": learned["value_moments"]})
+        if learner_state is not None:
+            learner.set_state({**learner.get_state(), "value_moments": learner_state["value_moments"]})
         sampler = TeamSampler(env, team, segment_length, seed)
         done = 0
         while done < steps:

@@ -1,4 +1,4 @@
-"""Clipped gradient steps of a team's actors: MAPPO, and HAPPO's one after another."""
+"""Clipped policy-gradient updates of a team's actors: MAPPO and HAPPO."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from scrubjay.agents.teams.batch import TeamBatch
 from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.agents.teams.steps import ratio
+from scrubjay.agents.teams.steps import likelihood_ratio
 
 
 def clipped_steps(
@@ -18,7 +18,7 @@ def clipped_steps(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Descend the clipped loss of all agents together: MAPPO (Yu et al. 2022, arXiv 2103.01955)."""
+    """Update all actors together on the clipped loss: MAPPO (Yu et al. 2022, arXiv 2103.01955)."""
     _descend(policy, batch, config, optimizer, generator, None, batch.advantages)
 
 
@@ -29,15 +29,15 @@ def clipped_sequence(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    """Descend the clipped loss of one agent after another, in random order: HAPPO (arXiv 2109.11251).
+    """Update one actor after another on the clipped loss, in random order: HAPPO (arXiv 2109.11251).
 
-    An agent's advantages are multiplied by the ratios of those before it.
+    The advantages of an agent are multiplied by the policy ratios of the agents before it.
     """
     order = torch.randperm(policy.num_agents, generator=generator).tolist()
-    for place, agent in enumerate(order):
+    for position, agent in enumerate(order):
         factor = torch.ones_like(batch.weights[:, :, agent])
-        for earlier in order[:place]:  # a shared actor has moved since: asked anew
-            factor = factor * ratio(policy, batch, earlier)
+        for earlier in order[:position]:  # recomputed, since a shared actor has changed
+            factor = factor * likelihood_ratio(policy, batch, earlier)
         _descend(policy, batch, config, optimizer, generator, agent, batch.advantages[:, :, agent] * factor)
 
 
@@ -59,8 +59,8 @@ def _descend(
             part, gains = batch.rows(index), advantages[index]
             distribution = policy.distribution(part.segment, agent)
             ratios = part.log_ratio(distribution, agent).exp()
-            clipped = ratios.clamp(1 - config.clip, 1 + config.clip)
-            loss = -part.mean(torch.minimum(ratios * gains, clipped * gains), agent)
+            clipped_ratios = ratios.clamp(1 - config.clip, 1 + config.clip)
+            loss = -part.mean(torch.minimum(ratios * gains, clipped_ratios * gains), agent)
             loss = loss - config.entropy_coefficient * part.mean(distribution.entropy(), agent)
             optimizer.zero_grad()
             loss.backward()

@@ -1,4 +1,4 @@
-"""Settings of `GAMATR` as its modes read them."""
+"""Config fields of `GAMATR` that its modes use."""
 
 from __future__ import annotations
 
@@ -13,50 +13,51 @@ Advantage = Literal["own", "team"]
 
 @dataclass(frozen=True)
 class GAMATRSettings(TrustRegionConfig):
-    """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
+    """Config of `GAMATR`, including its trust regions. Raises ValueError on an invalid value."""
 
     mode: str = "sequential"
-    """How the actors move: sequential, independent, consensus, metagame, clip or clip_sequential, see
+    """Update of the actors: sequential, independent, consensus, metagame, clip or clip_sequential; see
     `scrubjay.agents.teams.gamatr`."""
     kl_limit: float = 0.01
-    """How far an update may take any agent from the policy that sampled, in nats, as a mean over its
-    steps."""
+    """Maximum mean KL divergence of each agent from its sampling policy per update, in nats."""
     kl_budget: KLBudget = "equal"
-    """Whether each agent has `kl_limit`, or all share N times as much by what they can gain with it."""
+    """Divergence limit of each agent: `kl_limit` (equal), or a share of N `kl_limit` in proportion to
+    the squared expected improvement (allocated)."""
     advantage: Advantage = "own"
-    """Whether an agent improves its own reward, or the mean of all living agents' rewards, which is
+    """Advantage that each agent maximizes: its own, or the mean of all living agents (team), which is
     noisier."""
     normalize_advantage: bool = True
-    """Whether to bring each agent's advantages to mean 0 and deviation 1."""
+    """Normalize the advantages of each agent to mean 0 and standard deviation 1."""
     gamma: float = 0.97
-    """Discount per step; 1 for episodes that end by themselves."""
+    """Discount factor; 1 is for episodes that always terminate."""
     gae_lambda: float = 0.95
-    """Trust in rewards (1) over the critic (0) when estimating advantages."""
+    """Lambda of generalized advantage estimation: bias-variance trade-off between the critic (0) and returns
+    (1)."""
     entropy_coefficient: float = 0.0
-    """Weight of the bonus for undecided policies."""
+    """Coefficient of the entropy bonus."""
     critic_learning_rate: float = 3e-3
-    """Adam's step size for the critic."""
+    """Learning rate of the critic's Adam."""
     curvature_share: float = 0.25
-    """Part of the batch's rows that the Fisher information is averaged over; gradient and divergence take
-    all."""
+    """Fraction of the batch's environments for the Fisher information; gradient and divergence use all."""
     critic_epochs: int = 5
-    """The critic's passes over each batch."""
+    """Epochs of the critic over each batch."""
     minibatches: int = 4
-    """Gradient steps per pass, of the critic and of clipped actors; a minibatch is a set of whole rows."""
+    """Minibatches per epoch, of the critic and of actors in clip modes; a minibatch has the whole segments of
+    some environments."""
     normalize_values: bool = True
-    """Whether the critic works on returns of mean 0 and deviation 1, by running moments of what was seen."""
+    """Normalize the critic's targets by running mean and standard deviation of returns."""
     max_grad_norm: float = 1.0
-    """Norm to which longer gradients of the critic, and of clipped actors, are shortened."""
+    """Maximum norm for gradient clipping, of the critic and of actors in clip modes."""
     learning_rate: float = 5e-4
-    """Adam's step size for clipped actors."""
+    """Learning rate of the actors' Adam in clip modes."""
     epochs: int = 5
-    """Passes over each batch of clipped actors."""
+    """Epochs of the actors over each batch in clip modes."""
     clip: float = 0.2
-    """How far clipped actors let an action's probability move, as a ratio, before its gradient is cut."""
+    """Clip range of the policy ratio in clip modes: it is clipped to [1 - clip, 1 + clip]."""
     consensus_rounds: int = 10
-    """How often agents that seek consensus move and compare."""
+    """ADMM iterations of mode consensus."""
     consensus_penalty: float = 1.0
-    """Weight of what separates neighbours, as in the augmented Lagrangian."""
+    """Penalty coefficient of the augmented Lagrangian in mode consensus."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

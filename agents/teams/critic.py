@@ -1,4 +1,4 @@
-"""The critic of a team: a value for each agent, from what all know."""
+"""Centralized critic of a team: one value per agent from the observations of all agents."""
 
 from __future__ import annotations
 
@@ -10,28 +10,33 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.teams.network import TeamNetwork, hearing
+from scrubjay.agents.teams.network import TeamNetwork, build_hearing_mask
 from scrubjay.memory import MemoryConfig
 
-CriticKind = Literal["attention", "pooled", "local"]
+CriticType = Literal["attention", "pooled", "local"]
 
 
 class TeamCritic(nn.Module):
-    """Judges each agent's prospects by its own features and a view of the team; `network` makes the features.
+    """Critic that values each agent by its own features, from `network`, and a summary of the team.
 
-    `attention`: an agent attends over all living agents' features; `pooled`: their mean; `local`: its own
-    alone.
+    The summary is attention over the features of all living agents (`attention`), their mean (`pooled`) or
+    nothing (`local`).
     """
 
     def __init__(
-        self, space: spaces.Space, memory: MemoryConfig, graph_rounds: int, graph_heads: int, kind: CriticKind
+        self,
+        space: spaces.Space,
+        memory: MemoryConfig,
+        graph_rounds: int,
+        graph_heads: int,
+        critic_type: CriticType,
     ) -> None:
         super().__init__()
         dim = memory.dim
-        self.kind = kind
+        self.kind = critic_type
         self.network = TeamNetwork(space, memory, graph_rounds, graph_heads)
-        self.attention = TeamAttention(dim, graph_heads) if kind == "attention" else None
-        hidden, value = nn.Linear(dim if kind == "local" else 2 * dim, dim), nn.Linear(dim, 1)
+        self.attention = TeamAttention(dim, graph_heads) if critic_type == "attention" else None
+        hidden, value = nn.Linear(dim if critic_type == "local" else 2 * dim, dim), nn.Linear(dim, 1)
         for layer, gain in ((hidden, math.sqrt(2)), (value, 1.0)):
             nn.init.orthogonal_(layer.weight, gain)
             nn.init.zeros_(layer.bias)
@@ -40,7 +45,7 @@ class TeamCritic(nn.Module):
     def forward(
         self, features: Float[Tensor, "*leading agents dim"], alive: Bool[Tensor, "*leading agents"] | None
     ) -> Float[Tensor, "*leading agents"]:
-        """Return the value of each agent's prospects from what the critic's `network` made of the team."""
+        """Return the value of each agent from the features of the critic's `network`."""
         if self.attention is not None:
             features = torch.cat([features, self.attention(features, alive)], dim=-1)
         elif self.kind == "pooled":
@@ -49,7 +54,7 @@ class TeamCritic(nn.Module):
 
 
 class TeamAttention(nn.Module):
-    """Scaled dot-product attention of each agent over all that live, whoever hears whom.
+    """Scaled dot-product attention of each agent over all living agents, independent of the graph.
 
     Vaswani et al. 2017, arXiv 1706.03762, equation 1. Raises ValueError if `heads` does not divide the width.
     """
@@ -65,13 +70,13 @@ class TeamAttention(nn.Module):
     def forward(
         self, features: Float[Tensor, "*leading agents dim"], alive: Bool[Tensor, "*leading agents"] | None
     ) -> Float[Tensor, "*leading agents dim"]:
-        """Return what each agent attends to; one that is not alive attends to itself."""
+        """Return the attention output of each agent; an agent that is not alive attends to itself."""
         parts = self.queries_keys_values(self.norm(features)).unflatten(-1, (3, self.heads, -1))
         queries, keys, values = (part.transpose(-2, -3) for part in parts.unbind(dim=-3))
         scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])
-        seen = hearing(None, alive)
-        if seen is not None:
-            scores = scores.masked_fill(~seen.unsqueeze(-3), float("-inf"))
+        mask = build_hearing_mask(None, alive)
+        if mask is not None:
+            scores = scores.masked_fill(~mask.unsqueeze(-3), float("-inf"))
         return (scores.softmax(dim=-1) @ values).transpose(-2, -3).flatten(-2)
 
 

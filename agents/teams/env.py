@@ -1,4 +1,4 @@
-"""What a learner asks of many teams stepped at once; `scrubjay.envs` has them, but is not imported."""
+"""Interface of vectorized multi-agent environments; `scrubjay.envs` has implementations."""
 
 from __future__ import annotations
 
@@ -11,88 +11,88 @@ from jaxtyping import Bool, Float
 
 
 class TeamStep(Protocol):
-    """What one step of every row came to. A row whose episode ended shows the first step of its next one."""
+    """Result of a step of all environments; after an episode's end observations are those of the next one."""
 
     @property
     def observations(self) -> Mapping[str, np.ndarray]:
-        """Leaves of observations, `[rows, agents, ...]`; a space that is no Dict has the one leaf ""."""
+        """Leaves of observations, `[num_envs, agents, ...]`; other spaces than Dict have one leaf ""."""
         ...
 
     @property
     def alive(self) -> Bool[np.ndarray, "rows agents"]:
-        """Who acts next."""
+        """True for agents that act next."""
         ...
 
     @property
     def rewards(self) -> Float[np.ndarray, "rows agents"]:
-        """Reward of the action just taken; 0 for those who were not alive."""
+        """Reward of each action; 0 for agents that were not alive."""
         ...
 
     @property
     def terminated(self) -> Bool[np.ndarray, "rows agents"]:
-        """True where the action ended the agent's own episode for good."""
+        """True where the action led to a terminal state of the agent."""
         ...
 
     @property
     def truncated(self) -> Bool[np.ndarray, " rows"]:
-        """True where the row's episode was cut off."""
+        """True where the episode of the environment was truncated."""
         ...
 
     @property
-    def ended(self) -> Bool[np.ndarray, " rows"]:
-        """True where a new episode has begun: the row was cut off, or nobody is left in it."""
+    def dones(self) -> Bool[np.ndarray, " rows"]:
+        """True where a new episode has begun: the last one was truncated, or no agent was left alive."""
         ...
 
     @property
     def final_observations(self) -> Mapping[str, np.ndarray]:
-        """What the ended rows saw last, `[ended rows, agents, ...]`, in the order of rows."""
+        """Final observations of the environments in `dones`, `[ended, agents, ...]`, in their order."""
         ...
 
     @property
     def final_alive(self) -> Bool[np.ndarray, "ended agents"]:
-        """Who was still alive then."""
+        """True for agents that were alive in these final observations."""
         ...
 
     @property
     def infos(self) -> Mapping[str, Float[np.ndarray, " rows"]]:
-        """What was measured in the step, such as the sum of rates."""
+        """Metrics of the step, such as the sum of rates."""
         ...
 
 
 class TeamEnv(Protocol):
-    """Rows of teams whose agents are alike: one observation space and one action space for all."""
+    """Interface of vectorized teams, whose agents all have the same observation and action space."""
 
     num_envs: int
     possible_agents: list[str]
 
     @property
     def single_observation_space(self) -> spaces.Space:
-        """Of one agent."""
+        """Observation space of one agent."""
         ...
 
     @property
     def single_action_space(self) -> spaces.Space:
-        """Of one agent."""
+        """Action space of one agent."""
         ...
 
     def reset(
         self, *, seed: int | None = None
     ) -> tuple[Mapping[str, np.ndarray], Bool[np.ndarray, "rows agents"]]:
-        """Begin an episode in every row; return observations and who is alive."""
+        """Reset every environment; return observations and alive masks."""
         ...
 
     def step(self, actions: np.ndarray) -> TeamStep:
-        """Take the actions `[rows, agents, ...]`; those of agents that are not alive are passed over."""
+        """Take the actions `[num_envs, agents, ...]`; those of agents that are not alive are ignored."""
         ...
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that decides the future. May be absent: runs then begin new episodes when resumed."""
+        """Return the complete state. Optional: without this method a resumed run begins new episodes."""
         ...
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `get_state` was called."""
+        """Restore a state that `get_state` returned."""
         ...
 
     def close(self) -> None:
-        """Release what the environments hold."""
+        """Release the resources of the environments."""
         ...

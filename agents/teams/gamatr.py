@@ -1,21 +1,22 @@
-"""GA-MATR-style learning: graph-attention teams whose actors move inside trust regions.
+"""GA-MATR: multi-agent trust-region learning of teams with graph attention.
 
-Feng, Wu, Huang and Yuen 2024 (arXiv 2401.17880) teach base stations on UAVs with a graph recurrent network, a
-critic that weighs what it is told by attention, and a multi-agent trust region with monotonic convergence to
-an estimated Nash equilibrium of a Markov game. That much the abstract and summaries say; the equations,
-networks and parameters were not to be had, so nothing here reproduces the paper's numbers. What is ours to
-answer for:
+Feng, Wu, Huang and Yuen 2024 (arXiv 2401.17880) train base stations on UAVs with a graph recurrent network,
+an attention critic, and a multi-agent trust region with monotonic convergence to an estimated Nash
+equilibrium of a Markov game. Only the abstract and summaries were available to us. We did not have the
+equations, networks and parameters, so nothing here reproduces the paper's numbers. Our own choices:
 
 - Every agent has its own advantage, from its own reward and value, since the game is said to mix cooperation
-  and competition; `advantage="team"` lets all improve the mean of the living instead.
-- Which trust region the paper means is unknown, so all published ones are here behind `mode`: `independent`
-  (TRPO for each), `sequential` (HATRPO, whose monotonic improvement holds for shared rewards), `consensus`
-  (MATRPO), `metagame` (MATRL, made for general sums); and clipped baselines, `clip` (MAPPO),
-  `clip_sequential` (HAPPO).
-- `sequential` costs N times as much with one shared actor as with N separate ones, since every agent's step
-  moves all; large teams that share are better served by `independent`, one step within every agent's limit.
-- The divergence is the exact one, its limit is kept by every agent, and budgets can be equal or allocated.
-- Actors see their neighbours through `TeamPolicy`'s graph; the critic is fitted after the actors have moved.
+  and competition. With `advantage="team"` all agents maximize the mean of the living agents instead.
+- We do not know the trust-region method of the paper, so `mode` selects any published one: `independent`
+(TRPO
+  per agent), `sequential` (HATRPO, with monotonic improvement for shared rewards), `consensus` (MATRPO) and
+  `metagame` (MATRL, for general-sum games). Clipped baselines are `clip` (MAPPO) and `clip_sequential`
+  (HAPPO).
+- `sequential` costs N times as much with one shared actor as with N separate actors, since every agent's step
+  changes all agents. For large teams with a shared actor, `independent` takes one step within the limits of
+  all agents.
+- The divergence is exact, every agent has a limit, and limits can be equal or allocated.
+- Actors observe their neighbors through the graph of `TeamPolicy`. The critic is fitted after the actors.
 """
 
 from __future__ import annotations
@@ -31,67 +32,66 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
+from scrubjay.agents.rl.data_parallel import SingleProcess
 from scrubjay.agents.rl.learner import LearnerConfig
-from scrubjay.agents.rl.optimizers import adam, restore
-from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.optimizers import adam, load_optimizer_state
 from scrubjay.agents.rl.trust_region import mean_kl
-from scrubjay.agents.teams.batch import TeamBatch, normalized, team_advantages
+from scrubjay.agents.teams.batch import TeamBatch, normalize_advantages, team_advantages
 from scrubjay.agents.teams.config import GAMATRSettings
-from scrubjay.agents.teams.modes import MODES, Means, Mode
+from scrubjay.agents.teams.modes import MODES, Mode, ModeContext
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.segment import TeamSegment
-from scrubjay.agents.teams.steps import frozen
+from scrubjay.agents.teams.steps import compute_detached
 
 
 @dataclass(frozen=True)
 class GAMATRConfig(GAMATRSettings, LearnerConfig):
-    """Settings of `GAMATR`, those of its trust regions included. Raises ValueError on an impossible one."""
+    """Config of `GAMATR`, including its trust regions. Raises ValueError on an invalid value."""
 
-    acts: ClassVar[str] = "team"
-    rows_by: ClassVar[str | None] = "minibatches"
+    policy_type: ClassVar[str] = "team"
+    min_rows_field: ClassVar[str | None] = "minibatches"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}: choose from {', '.join(MODES)}")
-        if self.kl_budget == "allocated" and not self.rule.budgets:
-            able = ", ".join(name for name, rule in MODES.items() if rule.budgets)
+        if self.kl_budget == "allocated" and not self.rule.supports_budgets:
+            able = ", ".join(name for name, rule in MODES.items() if rule.supports_budgets)
             raise ValueError(
-                f"kl_budget='allocated' needs steps that can be told how long to be; mode={self.mode!r} "
-                f"cannot: use one of {able}, or kl_budget='equal'"
+                f"kl_budget='allocated' is not supported by mode={self.mode!r}; use a mode of {able}, or "
+                "kl_budget='equal'"
             )
-        if self.entropy_coefficient and not self.rule.bonus:
+        if self.entropy_coefficient and not self.rule.supports_entropy:
             raise ValueError(
-                f"entropy_coefficient={self.entropy_coefficient}: mode={self.mode!r} has no place for a "
+                f"entropy_coefficient={self.entropy_coefficient}: mode={self.mode!r} has no entropy "
                 "bonus; use 0"
             )
 
     @property
     def rule(self) -> Mode:
-        """What the mode is."""
+        """Update rule of the actors, selected by `mode`."""
         return MODES[self.mode]
 
     def build(
         self,
         policy: TeamPolicy,
         seed: int = 0,
-        peers: Alone | None = None,
+        peers: SingleProcess | None = None,
         agents: Sequence[int] | None = None,
     ) -> GAMATR:
-        """Return GA-MATR of `policy`, alone; raises ValueError if the actors do not fit the mode.
+        """Return a GAMATR learner of `policy`, without peers. Raises ValueError if the mode does not fit.
 
-        With `agents` only these move.
+        With `agents` only the actors of these agents are updated.
         """
         return GAMATR(policy, self, seed, agents)
 
 
 class GAMATR:
-    """Improves a team's policy on the segments it sampled itself.
+    """Multi-agent trust-region learner of a team's policy on its own segments.
 
-    With `normalize_values` the policy's critic speaks in units of the returns' running deviation, from their
-    running mean; who wants values in units of reward applies `value_mean` and `value_deviation`. With
-    `agents` only these move, by mode `independent` and actors of their own; the others stay as they are.
-    Raises ValueError if the policy's actors do not fit the mode.
+    With `normalize_values` the critic predicts normalized values; `value_mean` and `value_deviation` convert
+    them to units of reward. With `agents` only the actors of these agents are updated, which requires mode
+    `independent` and separate actors. Raises ValueError if the mode does not support the policy's actors.
     """
 
     def __init__(
@@ -104,44 +104,48 @@ class GAMATR:
         self.policy = policy
         self.config = config if config is not None else GAMATRConfig()
         _check_actors(policy, self.config)
-        if agents is not None and (not self.config.rule.alone or policy.config.shared):
-            raise ValueError(f"agents={agents} alone can move only with mode='independent' and shared=False")
+        if agents is not None and (not self.config.rule.supports_subset or policy.config.shared):
+            raise ValueError(
+                f"agents={agents}: updating some agents requires mode='independent' and shared=False"
+            )
         self.agents = range(policy.num_agents) if agents is None else agents
         self.critic_optimizer = adam(policy.critic_parameters(), self.config.critic_learning_rate)
         self.actor_optimizer = (
-            adam(policy.actor_parameters(), self.config.learning_rate) if self.config.rule.descends else None
+            adam(policy.actor_parameters(), self.config.learning_rate)
+            if self.config.rule.uses_optimizer
+            else None
         )
         self.generator = torch.Generator().manual_seed(seed)
         self._moments = torch.zeros(3, dtype=torch.float64)  # weight, mean and mean square of returns
 
     @property
     def value_mean(self) -> float:
-        """What a critic's 0 means, in units of reward."""
+        """Value in units of reward of the critic's output 0."""
         weight, mean, _ = self._moments.tolist()
         return mean / weight if weight else 0.0
 
     @property
     def value_deviation(self) -> float:
-        """What a critic's 1 means above its 0, in units of reward."""
+        """Scale of the critic's output in units of reward."""
         weight, _, square = self._moments.tolist()
         return max(square / weight - self.value_mean**2, 1e-4) ** 0.5 if weight else 1.0
 
     def update(self, segment: TeamSegment) -> dict[str, float]:
-        """Move the actors, then fit the critic; return what was measured on the way.
+        """Update the actors, then fit the critic; return metrics.
 
-        Raises ValueError if the segment has fewer rows than there are minibatches.
+        Raises ValueError if the batch has fewer environments than minibatches.
         """
         if segment.num_rows < self.config.minibatches:
             raise ValueError(
-                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} rows of the "
-                "batch; use more environments or fewer minibatches"
+                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} environments "
+                "of the batch; use more environments or fewer minibatches"
             )
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
         return metrics | self._fit_critic(batch, returns)
 
     def batch(self, segment: TeamSegment) -> TeamBatch:
-        """Return the segment with the advantages that an update of the actors would work with."""
+        """Return the training batch of the actors for a segment, without an update."""
         return self._prepare(segment)[0]
 
     def _prepare(self, segment: TeamSegment) -> tuple[TeamBatch, Tensor, dict[str, float]]:
@@ -152,26 +156,26 @@ class GAMATR:
             setattr(segment, name, values)
         weights = segment.alive.to(segment.rewards.dtype)
         advantages, returns = team_advantages(segment, config.gamma, config.gae_lambda)
-        unexplained = _variance(advantages, weights) / max(_variance(returns, weights), 1e-8)
+        unexplained_share = _variance(advantages, weights) / max(_variance(returns, weights), 1e-8)
         if config.advantage == "team":
             living = weights.sum(dim=2, keepdim=True).clamp_min(1)
             advantages = (advantages.sum(dim=2, keepdim=True) / living) * weights
         if config.normalize_advantage:
-            advantages = normalized(advantages, weights)
+            advantages = normalize_advantages(advantages, weights)
         log_probs = segment.log_probs.masked_fill(~segment.alive, 0)
         batch = TeamBatch(segment, advantages, weights, log_probs)
-        return batch, returns, {"losses/explained_variance": 1 - unexplained}
+        return batch, returns, {"losses/explained_variance": 1 - unexplained_share}
 
     def _move_actors(self, batch: TeamBatch) -> dict[str, float]:
         policy, rule = self.policy, self.config.rule
         distribution = partial(policy.distribution, batch.segment)
-        old = frozen(distribution) if rule.descends else None
-        means = Means(self.agents, self.generator, self.actor_optimizer)
-        steps, metrics = rule.move(policy, batch, self.config, means)
-        new = frozen(distribution)
+        old = compute_detached(distribution) if rule.uses_optimizer else None
+        context = ModeContext(self.agents, self.generator, self.actor_optimizer)
+        steps, metrics = rule.move(policy, batch, self.config, context)
+        new = compute_detached(distribution)
         if old is not None:
             kl = mean_kl(old, new, batch.weights)
-        else:  # the last step of a shared actor knows of all
+        else:  # the last step of a shared actor has the divergences of all agents
             kl = steps[-1].kl if policy.config.shared else torch.stack([step.kl for step in steps])
         metrics |= {
             "losses/kl": kl.mean().item(),
@@ -182,7 +186,7 @@ class GAMATR:
         if steps:
             count = len(steps)
             metrics |= {
-                "losses/accepted": sum(step.accepted for step in steps) / count,
+                "losses/accepted": sum(step.is_accepted for step in steps) / count,
                 "losses/backtracks": sum(step.backtracks for step in steps) / count,
                 "losses/cg_residual": sum(step.residual for step in steps) / count,
             }
@@ -191,7 +195,7 @@ class GAMATR:
     def _fit_critic(self, batch: TeamBatch, returns: Float[Tensor, "batch time agents"]) -> dict[str, float]:
         config, policy = self.config, self.policy
         if config.normalize_values:
-            self._notice(returns, batch.weights)
+            self._update_moments(returns, batch.weights)
         targets = (returns - self.value_mean) / self.value_deviation
         parameters = policy.critic_parameters()
         losses = []
@@ -209,18 +213,18 @@ class GAMATR:
                 losses.append(loss.detach())
         return {"losses/value_loss": torch.stack(losses).mean().item()}
 
-    def _notice(self, returns: Tensor, weights: Tensor) -> None:
-        """Let the running moments move a tenth of the way to this batch's; the first batch sets them."""
+    def _update_moments(self, returns: Tensor, weights: Tensor) -> None:
+        """Update the running moments with weight 0.1; their total weight corrects the initial bias."""
         count = float(weights.sum())
         if count > 0:
             mean = float((returns * weights).sum()) / count
             square = float((returns.square() * weights).sum()) / count
-            seen = torch.tensor([1.0, mean, square], dtype=torch.float64)
-            self._moments.lerp_(seen, 0.1)
+            moments = torch.tensor([1.0, mean, square], dtype=torch.float64)
+            self._moments.lerp_(moments, 0.1)
 
     def get_state(self) -> dict[str, Any]:
-        """Return what the learner knows besides the policy's weights, as tensors and plain values."""
-        # Copied, since optimizers hand out the very tensors that their next step overwrites.
+        """Return the states of optimizers, generator and value moments, without the policy's weights."""
+        # Copied, since the next step overwrites the optimizers' tensors in place.
         return {
             "critic_optimizer": copy.deepcopy(self.critic_optimizer.state_dict()),
             "actor_optimizer": copy.deepcopy(self.actor_optimizer.state_dict())
@@ -231,10 +235,10 @@ class GAMATR:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `get_state` returned."""
-        restore(self.critic_optimizer, state["critic_optimizer"])
+        """Restore a state that `get_state` returned."""
+        load_optimizer_state(self.critic_optimizer, state["critic_optimizer"])
         if self.actor_optimizer is not None:
-            restore(self.actor_optimizer, state["actor_optimizer"])
+            load_optimizer_state(self.actor_optimizer, state["actor_optimizer"])
         self.generator.set_state(state["generator"])
         self._moments = state["value_moments"].clone()
 
@@ -247,17 +251,16 @@ def _variance(values: Tensor, weights: Tensor) -> float:
 
 def _check_actors(policy: TeamPolicy, config: GAMATRConfig) -> None:
     actors, rule = policy.config, config.rule
-    if rule.joint and not actors.joint:
+    if rule.needs_joint and not actors.joint:
         raise ValueError(
-            f"mode={config.mode!r} compares what agents think of each other's actions; build the policy with "
+            f"mode={config.mode!r} requires actors that model the actions of all agents; use "
             "TeamPolicyConfig(shared=False, joint=True)"
         )
-    if actors.joint and not rule.joint:
+    if actors.joint and not rule.needs_joint:
         raise ValueError(
-            f"mode={config.mode!r} has no use for actors that model others; set joint=False, or "
-            "mode='consensus'"
+            f"mode={config.mode!r} does not support joint=True; use joint=False or mode='consensus'"
         )
-    if actors.shared and not rule.shared:
-        raise ValueError(f"mode={config.mode!r} lets agents differ in how far they go; set shared=False")
+    if actors.shared and not rule.supports_shared:
+        raise ValueError(f"mode={config.mode!r} requires a separate actor for each agent; set shared=False")
     if actors.shared and config.kl_budget == "allocated":
-        raise ValueError("kl_budget='allocated' needs an actor for each agent; set shared=False")
+        raise ValueError("kl_budget='allocated' requires a separate actor for each agent; set shared=False")

@@ -1,4 +1,4 @@
-"""One round of hearing each other: multi-head attention on the communication graph."""
+"""Multi-head graph attention on the communication graph of a team."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 DENSE_NODES = 32
-"""Largest graph for which all pairs are formed; beyond, only the edges are."""
+"""Maximum number of nodes for dense attention; larger graphs use sparse edges."""
 
 
 class GraphAttention(nn.Module):
-    """Adds to each node what it attends to among those it hears, itself too, by a scale that begins low.
+    """Residual graph attention of each node over its neighbors and itself, with a scale that starts small.
 
-    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on normalised nodes: the score of hearing j from i
-    is a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over all pairs,
-    beyond over edges by torch_geometric's `GATv2Conv`, from the same parameters. Both may be differentiated
-    any number of times. Raises ValueError if `heads` does not divide the width.
+    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on layer-normalized nodes: the score of neighbor j
+    for node i is a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over
+    all pairs, in larger graphs over edges by torch_geometric's `GATv2Conv` with the same parameters. Both can
+    be differentiated any number of times. Raises ValueError if `heads` does not divide the width.
     """
 
     def __init__(self, dim: int, heads: int = 4) -> None:
@@ -31,8 +31,8 @@ class GraphAttention(nn.Module):
         self.source, self.target = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.score = nn.Parameter(torch.empty(heads, dim // heads))
         self.bias = nn.Parameter(torch.zeros(dim))
-        # Heard quietly at first: two agents that hear each other at full strength from the start are so alike
-        # that they learn to fly together, and stay there.
+        # Small at first: with a scale of 1, the features of neighbors are so similar that UAVs learn to fly
+        # together, and do not unlearn it.
         self.scale = nn.Parameter(torch.full((dim,), 0.01))
         for weight in (self.source.weight, self.target.weight, self.score):
             nn.init.xavier_uniform_(weight)
@@ -40,28 +40,28 @@ class GraphAttention(nn.Module):
     def forward(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> Float[Tensor, "*leading nodes dim"]:
-        """Return the nodes after a round; `hears[..., i, j]`: i hears j. Each must hear itself; None: all."""
+        """Return the updated nodes; `hears[..., i, j]` is True if i hears j or i = j; None for all pairs."""
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
-    def watched(
+    def forward_with_weights(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> tuple[Float[Tensor, "*leading nodes dim"], Float[Tensor, "*leading heads nodes nodes"]]:
-        """Return what `forward` does, over all pairs, and how much of what each node hears is of each."""
-        heard, weights = self._heard(self.norm(nodes), hears)
-        return nodes + self.scale * nn.functional.silu(heard), weights
+        """Return the updated nodes as `forward` does, and the attention weights; always dense."""
+        output, weights = self._attend(self.norm(nodes), hears)
+        return nodes + self.scale * nn.functional.silu(output), weights
 
     def dense(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
-        """Return what is heard, computed over all pairs of nodes."""
-        return self._heard(nodes, hears)[0]
+        """Return the attention output, computed over all pairs of nodes."""
+        return self._attend(nodes, hears)[0]
 
-    def _heard(self, nodes: Tensor, hears: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _attend(self, nodes: Tensor, hears: Tensor | None) -> tuple[Tensor, Tensor]:
         source, target = self._sides(nodes)
         weights = self._weights(source, target, hears)
         return (weights @ source).transpose(-2, -3).flatten(-2) + self.bias, weights
 
     def _sides(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return nodes as they are heard and as they hear, `[..., heads, nodes, width of a head]`."""
+        """Return source and target projections, `[..., heads, nodes, head width]`."""
         source, target = (
             linear(nodes).unflatten(-1, self.score.shape).transpose(-2, -3)
             for linear in (self.source, self.target)
@@ -76,7 +76,7 @@ class GraphAttention(nn.Module):
         return scores.softmax(dim=-1)
 
     def sparse(self, nodes: Tensor, hears: Tensor | None) -> Tensor:
-        """Return what is heard, computed over the edges of the graph."""
+        """Return the attention output, computed over the edges of the graph."""
         flat = nodes.flatten(0, -3)
         graphs, size, dim = flat.shape
         if hears is None:
@@ -99,8 +99,8 @@ class GraphAttention(nn.Module):
 
 @functools.cache
 def _convolution(dim: int, heads: int) -> Any:
-    # Imported here, because it takes seconds and graphs are seldom so large; on no device, for it lends its
-    # code only.
+    # Imported here, because the import takes seconds and few graphs are so large. On the meta device, since
+    # only its code is used.
     from torch_geometric.nn import GATv2Conv
 
     return GATv2Conv(dim, dim // heads, heads, add_self_loops=False).to("meta")

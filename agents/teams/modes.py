@@ -1,4 +1,4 @@
-"""How a team's actors move, by name: one line per mode, and `GAMATR` learns by any of them."""
+"""Registry of update modes for a team's actors, for `GAMATR`."""
 
 from __future__ import annotations
 
@@ -18,75 +18,85 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.steps import independent_steps, sequential_steps
 
 
-class Means(NamedTuple):
-    """What a mode may move the actors with, besides its settings."""
+class ModeContext(NamedTuple):
+    """Resources of an actor update in addition to its config."""
 
     agents: Sequence[int]
-    """Those that move; all, unless the mode lets some move `alone`."""
+    """Agents to update: all, unless the mode has `supports_subset`."""
     generator: torch.Generator
-    """Draws what is drawn."""
+    """Source of random numbers."""
     optimizer: torch.optim.Optimizer | None
-    """Adam of all actors, of a mode that `descends`."""
+    """Adam of all actors, for a mode with `uses_optimizer`; else None."""
 
 
-Moved = tuple[list[TrustRegionStep], dict[str, float]]
-"""The steps that were taken inside trust regions, and what else was measured."""
+ModeResult = tuple[list[TrustRegionStep], dict[str, float]]
+"""Trust-region steps and other metrics of an actor update."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """One way to move a team's actors, and what it asks of them."""
+    """Update mode of a team's actors, with its requirements."""
 
-    move: Callable[[TeamPolicy, TeamBatch, GAMATRSettings, Means], Moved]
-    """Moves the policy's actors by a batch; a mode that `descends` returns no steps."""
-    joint: bool = False
-    """Whether each actor must model what all do."""
-    shared: bool = True
-    """Whether one actor may serve all agents."""
-    alone: bool = False
-    """Whether some agents can move while the others stay."""
-    budgets: bool = False
-    """Whether each step can be told how long to be."""
-    bonus: bool = True
-    """Whether there is a place for the bonus for undecided policies."""
-    descends: bool = False
-    """Whether it takes gradient steps, with an optimizer, instead of searching trust regions."""
-
-
-def _independent(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
-    return independent_steps(policy, batch, settings, means.agents), {}
+    move: Callable[[TeamPolicy, TeamBatch, GAMATRSettings, ModeContext], ModeResult]
+    """Function that updates the policy's actors on a batch; with `uses_optimizer` it returns no steps."""
+    needs_joint: bool = False
+    """True if each actor must model the actions of all agents."""
+    supports_shared: bool = True
+    """True if one actor can be shared by all agents."""
+    supports_subset: bool = False
+    """True if a subset of the agents can be updated."""
+    supports_budgets: bool = False
+    """True if each agent can have its own divergence limit."""
+    supports_entropy: bool = True
+    """True if the mode has an entropy bonus."""
+    uses_optimizer: bool = False
+    """True if the mode takes gradient steps with an optimizer instead of trust-region steps."""
 
 
-def _sequential(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
-    return sequential_steps(policy, batch, settings, means.generator), {}
+def _independent(
+    policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext
+) -> ModeResult:
+    return independent_steps(policy, batch, settings, context.agents), {}
 
 
-def _consensus(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
+def _sequential(
+    policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext
+) -> ModeResult:
+    return sequential_steps(policy, batch, settings, context.generator), {}
+
+
+def _consensus(
+    policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext
+) -> ModeResult:
     return consensus_steps(policy, batch, settings)
 
 
-def _metagame(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
+def _metagame(
+    policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext
+) -> ModeResult:
     return metagame_steps(policy, batch, settings)
 
 
-def _clip(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
-    assert means.optimizer is not None
-    clipped_steps(policy, batch, settings, means.optimizer, means.generator)
+def _clip(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext) -> ModeResult:
+    assert context.optimizer is not None
+    clipped_steps(policy, batch, settings, context.optimizer, context.generator)
     return [], {}
 
 
-def _clip_sequential(policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, means: Means) -> Moved:
-    assert means.optimizer is not None
-    clipped_sequence(policy, batch, settings, means.optimizer, means.generator)
+def _clip_sequential(
+    policy: TeamPolicy, batch: TeamBatch, settings: GAMATRSettings, context: ModeContext
+) -> ModeResult:
+    assert context.optimizer is not None
+    clipped_sequence(policy, batch, settings, context.optimizer, context.generator)
     return [], {}
 
 
 MODES: dict[str, Mode] = {
-    "sequential": Mode(_sequential, budgets=True),
-    "independent": Mode(_independent, alone=True, budgets=True),
-    "consensus": Mode(_consensus, joint=True, bonus=False),
-    "metagame": Mode(_metagame, shared=False, budgets=True),
-    "clip": Mode(_clip, descends=True),
-    "clip_sequential": Mode(_clip_sequential, descends=True),
+    "sequential": Mode(_sequential, supports_budgets=True),
+    "independent": Mode(_independent, supports_subset=True, supports_budgets=True),
+    "consensus": Mode(_consensus, needs_joint=True, supports_entropy=False),
+    "metagame": Mode(_metagame, supports_shared=False, supports_budgets=True),
+    "clip": Mode(_clip, uses_optimizer=True),
+    "clip_sequential": Mode(_clip_sequential, uses_optimizer=True),
 }
-"""All modes; each is the name of a learner, too (`scrubjay.agents.list_learners`)."""
+"""Modes by name. Each name is also the name of a learner, see `scrubjay.agents.list_learners`."""

@@ -1,4 +1,4 @@
-"""What actors and critics of teams have in common: encoder, graph, memory, one stream per agent."""
+"""Shared architecture of a team's actors and critics: encoder, graph attention and per-agent memory."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.encoders.entities import ADJACENCY, EntityEncoder
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
-from scrubjay.memory.contract.recalled import Recalled
+from scrubjay.memory.contract.recall import Recall
 
 
-class AgentLook(NamedTuple):
-    """What one agent hears and recalls in a step."""
+class AgentTrace(NamedTuple):
+    """Graph attention and memory recall of one agent in a step, for visualization."""
 
-    heard: Float[Tensor, "rows rounds agents"] | None
-    """How much of what it hears is of each agent, itself too, the mean over heads; None without rounds."""
-    moved: Float[Tensor, " rows"]
-    """How far what it heard moved what it makes of its observation, as a share of that one's length."""
-    recalled: Recalled | None
-    """What its memory reads."""
+    graph_weights: Float[Tensor, "rows rounds agents"] | None
+    """Attention weights over agents, itself included, averaged over heads; None without graph rounds."""
+    graph_change: Float[Tensor, " rows"]
+    """Norm of the change of the agent's features by graph attention, relative to their norm before."""
+    recall: Recall | None
+    """Contents that the memory recalls; None if the memory does not report it."""
 
 
 class TeamNetwork(nn.Module):
-    """Encodes every agent's observation, lets agents hear each other in some rounds, and remembers per agent.
+    """Network with an observation encoder, rounds of graph attention and one memory stream per agent.
 
-    Parameters are the same for all agents and do not depend on how many there are.
+    Parameters are shared by all agents and do not depend on their number.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class TeamNetwork(nn.Module):
         start: Bool[Tensor, "batch time"],
         agent: int | None = None,
     ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
-        """Return every agent's features in a segment, and its memory's state, `[batch, agents, ...]`.
+        """Return the features of every agent in a segment and the next memory states, `[batch, agents, ...]`.
 
-        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all are. Given `agent`, all of this
-        is of that agent alone, without an axis for agents; without rounds its own observation is then all
-        that counts.
+        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all agents are alive. With `agent`,
+        features and states are those of one agent, without an axis for agents. Without graph rounds they then
+        depend on its own observations only.
         """
         nodes = self._nodes(leaves, alive, agent, axis=2)
         if agent is not None:
@@ -72,50 +72,50 @@ class TeamNetwork(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         agent: int | None = None,
     ) -> tuple[Float[Tensor, "rows *agents dim"], State]:
-        """Return the same for one step; leaves are `[rows, agents, ...]`."""
-        return self._remember(self._nodes(leaves, alive, agent, axis=1), state, start, agent)
+        """Return features and memory states after one step; leaves are `[rows, agents, ...]`."""
+        return self._step_memory(self._nodes(leaves, alive, agent, axis=1), state, start, agent)
 
     @torch.no_grad()
-    def watched(
+    def step_with_traces(
         self,
         leaves: dict[str, Tensor],
         alive: Bool[Tensor, "rows agents"] | None,
         state: State,
         agent: int | None = None,
-    ) -> tuple[Float[Tensor, "rows *agents dim"], State, list[AgentLook]]:
-        """Return what `step` does, and what each agent heard and recalled in it, or `agent` alone."""
-        alone, hears, heard = self._encode(leaves, 2), hearing(leaves.get(ADJACENCY), alive), []
-        nodes, agents = alone, alone.shape[1]
+    ) -> tuple[Float[Tensor, "rows *agents dim"], State, list[AgentTrace]]:
+        """Return the results of `step`, and the trace of each agent, or of `agent` only."""
+        features, hears = self._encode(leaves, 2), build_hearing_mask(leaves.get(ADJACENCY), alive)
+        nodes, agents, round_weights = features, features.shape[1], []
         for attend in self.rounds:
-            nodes, weights = attend.watched(nodes, hears)
-            heard.append(weights.mean(dim=-3))
-        moved = (nodes - alone).norm(dim=-1) / alone.norm(dim=-1).clamp(min=1e-12)
+            nodes, weights = attend.forward_with_weights(nodes, hears)
+            round_weights.append(weights.mean(dim=-3))
+        change = (nodes - features).norm(dim=-1) / features.norm(dim=-1).clamp(min=1e-12)
         if agent is None:
-            recalled = self.memory.recalled(nodes.flatten(0, 1), _fold(state))
-            shown, every = range(agents), agents
+            recall = self.memory.recall(nodes.flatten(0, 1), _fold(state))
+            traced_agents, stride = range(agents), agents
         else:
             nodes = nodes[:, agent]
-            recalled, shown, every = self.memory.recalled(nodes, state), [agent], 1
-        looks = [
-            AgentLook(
-                torch.stack([weights[:, one] for weights in heard], dim=1) if heard else None,
-                moved[:, one],
-                None if recalled is None else recalled.of_rows(slice(place, None, every)),
+            recall, traced_agents, stride = self.memory.recall(nodes, state), [agent], 1
+        traces = [
+            AgentTrace(
+                torch.stack([weights[:, one] for weights in round_weights], dim=1) if round_weights else None,
+                change[:, one],
+                None if recall is None else recall.select_rows(slice(position, None, stride)),
             )
-            for place, one in enumerate(shown)
+            for position, one in enumerate(traced_agents)
         ]
-        return *self._remember(nodes, state, None, agent), looks
+        return *self._step_memory(nodes, state, None, agent), traces
 
     def initial_state(self, rows: int, agents: int | None = None) -> State:
-        """Return newborn states, `[rows, agents, ...]`, or `[rows, ...]` of one agent alone."""
+        """Return memory states at episode start, `[rows, agents, ...]`, or `[rows, ...]` for one agent."""
         if agents is None:
             return self.memory.initial_state(rows)
         return _unfold(self.memory.initial_state(rows * agents), agents)
 
-    def _remember(
+    def _step_memory(
         self, nodes: Tensor, state: State, start: Tensor | None, agent: int | None
     ) -> tuple[Tensor, State]:
-        """Return features and states after nodes of one step, `[rows, agents, dim]`, or of one `agent`."""
+        """Apply the memory to nodes of one step, `[rows, agents, dim]`, or `[rows, dim]` with `agent`."""
         agents = 1 if agent is not None else nodes.shape[1]
         if agent is None:
             nodes, state = nodes.flatten(0, 1), _fold(state)
@@ -127,12 +127,12 @@ class TeamNetwork(nn.Module):
         return features, state
 
     def _nodes(self, leaves: dict[str, Tensor], alive: Tensor | None, agent: int | None, axis: int) -> Tensor:
-        """Return nodes before they remember, for leaves whose agents lie along `axis`."""
+        """Return the input of the memory, for leaves whose agents are along `axis`."""
         if agent is not None and not self.rounds:
             return self._encode({key: leaf.select(axis, agent) for key, leaf in leaves.items()}, axis)
         nodes = self._encode(leaves, axis + 1)
         if self.rounds:
-            hears = hearing(leaves.get(ADJACENCY), alive)
+            hears = build_hearing_mask(leaves.get(ADJACENCY), alive)
             for attend in self.rounds:
                 nodes = attend(nodes, hears)
         return nodes if agent is None else nodes.select(axis, agent)
@@ -145,19 +145,20 @@ class TeamNetwork(nn.Module):
         return self.encoder(flat).unflatten(0, shape)
 
 
-def hearing(
+def build_hearing_mask(
     adjacency: Tensor | None, alive: Bool[Tensor, "*leading agents"] | None
 ) -> Bool[Tensor, "*leading agents agents"] | None:
-    """Return whom each agent hears: itself, and if it lives, living neighbours. None: everybody hears all.
+    """Return the attention mask `[..., i, j]` over agents; None if all agents hear all.
 
-    Raises ValueError if `adjacency` does not have one bit for each agent of the team.
+    An agent hears itself and, if it is alive, its living neighbors. Raises ValueError if `adjacency` does not
+    have one bit per agent of the team.
     """
     hears = None
     if adjacency is not None:
         if adjacency.shape[-1] != adjacency.shape[-2]:
             raise ValueError(
-                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]}; one is "
-                "needed for each agent, the observer included"
+                f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]} agents; "
+                "expected one per agent, including the observer"
             )
         hears = adjacency > 0
     if alive is not None:

@@ -1,4 +1,4 @@
-"""Policies of a team: actors that may hear each other, and a critic that knows all."""
+"""Team policy: communicating actors and a centralized critic."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl import pretrained
-from scrubjay.agents.rl.card import Origin
 from scrubjay.agents.rl.distributions import (
     CategoricalHead,
     Distribution,
@@ -22,65 +21,65 @@ from scrubjay.agents.rl.distributions import (
     make_action_head,
     stack_agents,
 )
+from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.agents.teams.critic import CriticKind, TeamCritic
-from scrubjay.agents.teams.network import AgentLook, TeamNetwork
+from scrubjay.agents.teams.critic import CriticType, TeamCritic
+from scrubjay.agents.teams.network import AgentTrace, TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
-from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.nested import add_affixes, select_part
 
 _ACTOR, _CRITIC = "actor/", "critic/"
 
 
 @dataclass(frozen=True)
 class TeamPolicyConfig:
-    """What a team's policy is built from, its spaces aside. Raises ValueError on an impossible setting."""
+    """Config of `TeamPolicy`. Raises ValueError on an invalid value."""
 
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("gru"))
-    """The memory of each agent's stream; every layer has its width."""
+    """Memory of each agent; every layer has its width."""
     graph_rounds: int = 1
-    """How often agents hear their neighbours within a step; 0: never."""
+    """Rounds of graph attention per step; 0 disables communication."""
     graph_heads: int = 4
-    """Attention heads, of the graph and of the critic; they divide the memory's width."""
-    critic: CriticKind = "attention"
-    """How the critic sees the team: by attention over the living, by their mean (pooled), or not at all
+    """Attention heads of the graph and of the critic; must divide the memory's width."""
+    critic: CriticType = "attention"
+    """Team input of the critic: attention over living agents (attention), their mean (pooled) or none
     (local)."""
     shared: bool = True
-    """Whether one actor serves all agents; otherwise each has its own."""
+    """Share one actor among all agents; otherwise each has a separate actor."""
     joint: bool = False
-    """Whether each actor also models what all others do, as consensus needs; only with `shared=False`."""
+    """Let each actor also model the actions of all other agents, as mode consensus requires; only with
+    `shared=False`."""
 
     def __post_init__(self) -> None:
         if self.graph_rounds < 0:
             raise ValueError(f"graph_rounds={self.graph_rounds}: must not be negative")
-        if self.critic not in get_args(CriticKind):
-            raise ValueError(f"critic={self.critic!r}: choose from {', '.join(get_args(CriticKind))}")
+        if self.critic not in get_args(CriticType):
+            raise ValueError(f"critic={self.critic!r}: choose from {', '.join(get_args(CriticType))}")
         if self.joint and self.shared:
-            raise ValueError(
-                "joint=True models all others' actions in each agent's own actor: set shared=False"
-            )
+            raise ValueError("joint=True requires a separate actor for each agent: set shared=False")
 
     def build(self, spaces: Spaces) -> TeamPolicy:
-        """Return a new policy; raises TypeError on a space that is not supported, or if there is no team."""
+        """Return a new policy. Raises TypeError if a space is not supported or is that of a single agent."""
         if spaces.num_agents is None:
-            raise TypeError("one agent alone needs a PolicyConfig, not a TeamPolicyConfig")
+            raise TypeError("a single agent needs a PolicyConfig, not a TeamPolicyConfig")
         return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self)
 
 
 class TeamPolicyStep(NamedTuple):
-    """What a team did in every row, and what it remembers afterwards."""
+    """Actions of teams in a batch of environments, and the next memory states."""
 
     action: Tensor
-    """Zero-based indices or unbounded numbers, `[rows, agents, ...]`."""
+    """Sampled actions: zero-based indices or unbounded numbers, `[rows, agents, ...]`."""
     log_prob: Float[Tensor, "rows agents"]
     value: Float[Tensor, "rows agents"]
     state: State
 
 
 class TeamActor(nn.Module):
-    """A `TeamNetwork` and a head for actions; a joint actor has one head for each agent of the team."""
+    """Actor with a `TeamNetwork` and an action head; a joint actor has one head per agent of the team."""
 
     def __init__(
         self,
@@ -93,27 +92,27 @@ class TeamActor(nn.Module):
         self.network = TeamNetwork(observation_space, config.memory, config.graph_rounds, config.graph_heads)
         self.heads = nn.ModuleList(make_action_head(action_space, config.memory.dim) for _ in range(heads))
 
-    def own(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
-        """Return what `agent`, whose features these are, would do."""
+    def own_distribution(self, features: Float[Tensor, "*leading dim"], agent: int) -> Distribution:
+        """Return the action distribution of `agent` from its features."""
         return self.heads[agent if len(self.heads) > 1 else 0](features)
 
-    def everybody(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
-        """Return what the owner of the features thinks that everybody would do, `[*leading, agents]`."""
+    def joint_distribution(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
+        """Return one agent's model of all agents' actions from its features, `[*leading, agents]`."""
         return stack_agents([head(features) for head in self.heads])
 
     def to_env(self, actions: Tensor) -> np.ndarray:
-        """Return actions as the environment wants them."""
+        """Convert sampled actions to the environment's action space."""
         return cast("CategoricalHead | GaussianHead", self.heads[0]).to_env(actions)
 
 
 class TeamPolicy(nn.Module):
-    """Acts and judges for teams of `num_agents`, whose observation and action spaces are those of one agent.
+    """Actor-critic policy for teams of `num_agents`; the spaces are those of one agent.
 
-    Actor and critic share no parameter. Unless `shared=False`, parameters do not depend on `num_agents`; they
-    never depend on the padded sizes of sets. With `shared=False` agent m's distribution depends on actor m
-    alone: where agents hear each other, it computes the others' nodes by itself. States are
-    `[rows, agents, ...]`, of one stream per agent in the actors and one in the critic. Agents that are not
-    alive influence nobody, and what is returned for them is finite and means nothing.
+    Actor and critic share no parameters. With a shared actor parameters do not depend on `num_agents`; they
+    never depend on the padded sizes of sets. With `shared=False` the distribution of agent m depends on actor
+    m only, which also computes the other agents' nodes for graph attention. Memory states are `[rows, agents,
+    ...]`, with one stream per agent in the actors and one in the critic. Agents that are not alive have no
+    influence on others; outputs for them are finite, but have no meaning.
     """
 
     def __init__(
@@ -140,22 +139,22 @@ class TeamPolicy(nn.Module):
         )
 
     def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
-        """Write weights (safetensors), config.json and a model card to a folder, as `Policy` does."""
+        """Write weights, config.json and a model card to a folder; see `Policy.save_pretrained`."""
         spaces = Spaces(self.observation_space, self.action_space, self.num_agents)
         pretrained.save(self, self.config, spaces, directory, origin)
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> Self:
-        """Return the team that `save_pretrained` wrote to a folder; raises as `Policy.from_pretrained`."""
+        """Load a team that `save_pretrained` wrote to a folder; see `Policy.from_pretrained`."""
         return pretrained.load(cls, TeamPolicyConfig, directory)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """Device of the parameters."""
         return self.critic.network.memory.device
 
     def actor_parameters(self, agent: int | None = None) -> list[nn.Parameter]:
-        """Return the parameters of all actors, or of the one that acts for `agent`."""
+        """Return the parameters of all actors, or of the actor of `agent`."""
         actor = self.actors if agent is None or self.config.shared else self.actors[agent]
         return list(actor.parameters())
 
@@ -165,19 +164,19 @@ class TeamPolicy(nn.Module):
 
     @property
     def critic_remembers(self) -> bool:
-        """Whether a value depends on more than the present."""
+        """True if the critic has memory, so that values depend on past observations."""
         return bool(self.critic.network.initial_state(1))
 
     @torch.no_grad()
     def initial_state(self, rows: int) -> State:
-        """Return all memories' states at the birth of an episode, `[rows, agents, ...]`."""
+        """Return the states of all memories at episode start, `[rows, agents, ...]`."""
         if self.config.shared:
             actor = self._actors[0].network.initial_state(rows, self.num_agents)
         else:
-            actor = _side_by_side([actor.network.initial_state(rows) for actor in self._actors])
+            actor = _stack_states([actor.network.initial_state(rows) for actor in self._actors])
         return {
-            **named(actor, prefix=_ACTOR),
-            **named(self.critic.network.initial_state(rows, self.num_agents), prefix=_CRITIC),
+            **add_affixes(actor, prefix=_ACTOR),
+            **add_affixes(self.critic.network.initial_state(rows, self.num_agents), prefix=_CRITIC),
         }
 
     @torch.no_grad()
@@ -190,31 +189,31 @@ class TeamPolicy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> TeamPolicyStep:
-        """Act once in every row and judge.
+        """Select one action per agent and estimate values.
 
         Args:
             observation: Leaves `[rows, agents, ...]`.
-            alive: Who acts; what is chosen for others means nothing.
-            state: What actors and critic remember.
-            start: Marks rows whose episode begins; None if none does.
-            generator: Draws the actions; None for torch's own.
-            deterministic: Take the likeliest actions instead.
+            alive: True for agents that act; the actions of others have no meaning.
+            state: Memory states of actors and critic.
+            start: True for environments at episode start; None if there are none.
+            generator: Source of random numbers; None for torch's default generator.
+            deterministic: Take the most likely actions instead of samples.
         """
-        leaves, living = _visible(observation, alive)
+        leaves, living = _mask_observations(observation, alive)
         distribution, actor = self._distribution(leaves, living, state, start)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        return self._judged(leaves, living, state, start, distribution, action, actor)
+        return self._build_step(leaves, living, state, start, distribution, action, actor)
 
     @torch.no_grad()
-    def watched(
+    def step_with_traces(
         self, observation: Observation, alive: Bool[Tensor, "rows agents"], state: State
-    ) -> tuple[TeamPolicyStep, list[AgentLook]]:
-        """Return `step`'s likeliest actions, and what each agent heard and recalled to choose its own."""
-        leaves, living = _visible(observation, alive)
-        looks: list[AgentLook] = []
-        distribution, actor = self._distribution(leaves, living, state, None, looks)
+    ) -> tuple[TeamPolicyStep, list[AgentTrace]]:
+        """Return the deterministic results of `step`, and the trace of each agent."""
+        leaves, living = _mask_observations(observation, alive)
+        traces: list[AgentTrace] = []
+        distribution, actor = self._distribution(leaves, living, state, None, traces)
         action = distribution.mode()
-        return self._judged(leaves, living, state, None, distribution, action, actor), looks
+        return self._build_step(leaves, living, state, None, distribution, action, actor), traces
 
     @torch.no_grad()
     def choose(
@@ -225,11 +224,11 @@ class TeamPolicy(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
-        """Return actions, log-probabilities and the state as `step` does, the critic left where it was."""
-        leaves, living = _visible(observation, alive)
+        """Return actions, log-probabilities and next state; the critic's state is not updated."""
+        leaves, living = _mask_observations(observation, alive)
         distribution, actor = self._distribution(leaves, living, state, start)
         action = distribution.sample(generator)
-        return action, distribution.log_prob(action), {**state, **named(actor, prefix=_ACTOR)}
+        return action, distribution.log_prob(action), {**state, **add_affixes(actor, prefix=_ACTOR)}
 
     @torch.no_grad()
     def value(
@@ -239,39 +238,45 @@ class TeamPolicy(nn.Module):
         state: State,
         start: Bool[Tensor, "rows"] | None = None,
     ) -> Float[Tensor, "rows agents"]:
-        """Return the values of one observation per agent, of which nothing is remembered."""
-        leaves, living = _visible(observation, alive)
-        features, _ = self.critic.network.step(leaves, living, part_of(state, prefix=_CRITIC), start)
+        """Return the values of one observation per agent; memory states are not updated."""
+        leaves, living = _mask_observations(observation, alive)
+        features, _ = self.critic.network.step(leaves, living, select_part(state, prefix=_CRITIC), start)
         return self.critic(features, living)
 
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
-        """Return what the actors would do in a segment, with gradients, over `[batch, time, agents]`.
+        """Return the action distribution of a segment, with gradients, over `[batch, time, agents]`.
 
-        Given `agent`, that agent's own, over `[batch, time]`; under `joint` what its actor thinks of
-        everybody, over `[batch, time, agents]`. Gradients end at the segment's border.
+        With `agent` it is that agent's distribution, over `[batch, time]`; for a joint actor its model of all
+        agents, over `[batch, time, agents]`. Gradients stop at the start of the segment.
         """
-        leaves, living = _visible(segment.observations, segment.alive)
-        state = detach_state(part_of(segment.state, prefix=_ACTOR))
+        leaves, living = _mask_observations(segment.observations, segment.alive)
+        state = detach_state(select_part(segment.state, prefix=_ACTOR))
         if self.config.shared:
             (actor,) = self._actors
             features, _ = actor.network(leaves, living, state, segment.starts)
-            everybody = actor.own(features, 0)
-            return everybody if agent is None else everybody.agent(agent)
+            team_distribution = actor.own_distribution(features, 0)
+            return team_distribution if agent is None else team_distribution.agent(agent)
 
-        def features_of(one: int) -> Tensor:
-            return self._actors[one].network(leaves, living, _stream(state, one), segment.starts, one)[0]
+        def compute_features(one: int) -> Tensor:
+            return self._actors[one].network(
+                leaves, living, _select_agent_state(state, one), segment.starts, one
+            )[0]
 
         if agent is None:
-            return stack_agents([actor.own(features_of(one), one) for one, actor in enumerate(self._actors)])
+            return stack_agents(
+                [actor.own_distribution(compute_features(one), one) for one, actor in enumerate(self._actors)]
+            )
         actor = self._actors[agent]
         return (
-            actor.everybody(features_of(agent)) if self.config.joint else actor.own(features_of(agent), agent)
+            actor.joint_distribution(compute_features(agent))
+            if self.config.joint
+            else actor.own_distribution(compute_features(agent), agent)
         )
 
     def values(self, segment: TeamSegment) -> Float[Tensor, "batch time agents"]:
-        """Return the critic's values of a segment, with gradients that end at the segment's border."""
-        leaves, living = _visible(segment.observations, segment.alive)
-        state = detach_state(part_of(segment.state, prefix=_CRITIC))
+        """Return the values of a segment, with gradients that stop at the start of the segment."""
+        leaves, living = _mask_observations(segment.observations, segment.alive)
+        state = detach_state(select_part(segment.state, prefix=_CRITIC))
         features, _ = self.critic.network(leaves, living, state, segment.starts)
         return self.critic(features, living)
 
@@ -283,10 +288,10 @@ class TeamPolicy(nn.Module):
         start: Any = None,
         deterministic: bool = True,
     ) -> tuple[np.ndarray, State]:
-        """Return actions for the environment, and the state to hand back with the next observations.
+        """Return actions for the environment, and the state to pass with the next observations.
 
-        Takes arrays of one team, with `alive` of `[agents]`, or of rows of teams, with `[rows, agents]`;
-        `state=None` begins an episode in every row, `start` in the marked ones.
+        Accepts arrays of one team, with `alive` of shape `[agents]`, or of a batch of teams, with
+        `[rows, agents]`. `state=None` starts an episode in every environment, `start` in the marked ones.
         """
         alive = torch.as_tensor(alive, dtype=torch.bool, device=self.device)
         leaves = to_leaves(to_tensors(self.observation_space, observation, self.device))
@@ -302,7 +307,7 @@ class TeamPolicy(nn.Module):
         return (actions[0] if single else actions), step.state
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
-        """Return sampled actions as the environment wants them: in bounds, right dtype."""
+        """Convert sampled actions to the environment's action space: bounds, shape and dtype."""
         return self._actors[0].to_env(actions)
 
     def _distribution(
@@ -311,30 +316,30 @@ class TeamPolicy(nn.Module):
         alive: Tensor | None,
         state: State,
         start: Tensor | None,
-        looks: list[AgentLook] | None = None,
+        traces: list[AgentTrace] | None = None,
     ) -> tuple[Distribution, State]:
-        """Return what the actors would do and remember; `looks` is given what they heard and recalled."""
+        """Return the actors' distribution and next states; traces are appended to `traces`."""
 
-        def lived(actor: TeamActor, state: State, agent: int | None) -> tuple[Tensor, State]:
-            if looks is None:
+        def advance(actor: TeamActor, state: State, agent: int | None) -> tuple[Tensor, State]:
+            if traces is None:
                 return actor.network.step(leaves, alive, state, start, agent)
-            features, state, seen = actor.network.watched(leaves, alive, state, agent)
-            looks.extend(seen)
+            features, state, agent_traces = actor.network.step_with_traces(leaves, alive, state, agent)
+            traces.extend(agent_traces)
             return features, state
 
-        state = part_of(state, prefix=_ACTOR)
+        state = select_part(state, prefix=_ACTOR)
         if self.config.shared:
             (actor,) = self._actors
-            features, state = lived(actor, state, None)
-            return actor.own(features, 0), state
+            features, state = advance(actor, state, None)
+            return actor.own_distribution(features, 0), state
         distributions, states = [], []
         for agent, actor in enumerate(self._actors):
-            features, after = lived(actor, _stream(state, agent), agent)
-            distributions.append(actor.own(features, agent))
+            features, after = advance(actor, _select_agent_state(state, agent), agent)
+            distributions.append(actor.own_distribution(features, agent))
             states.append(after)
-        return stack_agents(distributions), _side_by_side(states)
+        return stack_agents(distributions), _stack_states(states)
 
-    def _judged(
+    def _build_step(
         self,
         leaves: dict[str, Tensor],
         alive: Tensor | None,
@@ -344,9 +349,9 @@ class TeamPolicy(nn.Module):
         action: Tensor,
         actor: State,
     ) -> TeamPolicyStep:
-        """Return a step of these actions, and what the critic says of it."""
-        features, critic = self.critic.network.step(leaves, alive, part_of(state, prefix=_CRITIC), start)
-        after = {**named(actor, prefix=_ACTOR), **named(critic, prefix=_CRITIC)}
+        """Apply the critic and return the step of these actions."""
+        features, critic = self.critic.network.step(leaves, alive, select_part(state, prefix=_CRITIC), start)
+        after = {**add_affixes(actor, prefix=_ACTOR), **add_affixes(critic, prefix=_CRITIC)}
         return TeamPolicyStep(action, distribution.log_prob(action), self.critic(features, alive), after)
 
     @property
@@ -354,8 +359,8 @@ class TeamPolicy(nn.Module):
         return cast("list[TeamActor]", list(self.actors))
 
 
-def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return what the living see, and who lives, None for all; what others see may be NaN and is blanked."""
+def _mask_observations(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Zero the observations of agents that are not alive; return leaves and mask, None if all are alive."""
     leaves = to_leaves(observation)
     if alive.all():
         return leaves, None
@@ -367,9 +372,9 @@ def _visible(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor]
     }, alive
 
 
-def _stream(state: State, agent: int) -> State:
+def _select_agent_state(state: State, agent: int) -> State:
     return {key: value[:, agent] for key, value in state.items()}
 
 
-def _side_by_side(states: list[State]) -> State:
+def _stack_states(states: list[State]) -> State:
     return {key: torch.stack([state[key] for state in states], dim=1) for key in states[0]}

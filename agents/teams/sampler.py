@@ -1,4 +1,4 @@
-"""A sampler steps many teams with a policy and hands out dense segments."""
+"""Sampler of segments from vectorized teams."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import check_indices, check_numbers, check_rewards, from_leaves
-from scrubjay.agents.rl.sampler import EpisodeStats, RowSampler, Sampler, at_time, batch_first
+from scrubjay.agents.rl.observations import check_finite, check_indices, check_rewards, from_leaves
+from scrubjay.agents.rl.sampler import BaseSampler, EpisodeStats, Sampler, at_time, batch_first
 from scrubjay.agents.teams.env import TeamEnv, TeamStep
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.segment import TeamSegment
@@ -20,49 +20,50 @@ from scrubjay.agents.teams.segment import TeamSegment
 
 @dataclass(frozen=True)
 class TeamEpisodeStats(EpisodeStats):
-    """One finished episode of a team; `episode_return` is summed over its agents."""
+    """Statistics of one finished episode of a team; `episode_return` is summed over its agents."""
 
     returns: tuple[float, ...] = ()
     """Undiscounted sum of rewards of each agent."""
 
 
-class TeamSampler(RowSampler):
-    """Collects segments of `segment_length` steps from every row of `env`, carrying states between them.
+class TeamSampler(BaseSampler):
+    """Sampler of segments of `segment_length` steps from every environment; memory states carry over.
 
-    Everything but the environment is computed on the policy's device. Raises ValueError on an empty segment,
-    or if the policy is for teams of another size, and EnvFaultError as `Sampler` does.
+    Everything except the environment is computed on the policy's device. Raises ValueError if
+    `segment_length` is below 1 or the policy has another number of agents, and EnvFaultError as `Sampler`
+    does.
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:
         self.num_agents = len(env.possible_agents)
         if policy.num_agents != self.num_agents:
             raise ValueError(
-                f"the policy is for teams of {policy.num_agents}; the environment's have {self.num_agents}"
+                f"the policy has num_agents={policy.num_agents}; the environment has {self.num_agents} agents"
             )
-        # Values of the present alone need no stepping: the whole segment's are computed at once.
-        self._judges_later = not policy.critic_remembers
+        # A critic without memory needs no stepping: values of the whole segment are computed at once.
+        self._defers_values = not policy.critic_remembers
         super().__init__(env, policy, segment_length, seed)
 
     @property
-    def exact(self) -> bool:
-        """Whether `set_state` also restores the environment, so that the same steps follow."""
+    def restores_env(self) -> bool:
+        """True if `set_state` also restores the environment, so that a resumed run continues exactly."""
         return all(callable(getattr(self.env, name, None)) for name in ("get_state", "set_state"))
 
     @torch.no_grad()
     def collect(self) -> TeamSegment:
-        """Return the next segment, in memory of its own."""
-        began = time.perf_counter()
+        """Collect and return the next segment; its tensors are not reused."""
+        start_time = time.perf_counter()
         env_seconds = 0.0
         length, device = self.segment_length, self.policy.device
         rows_agents = (self.num_envs, self.num_agents)
-        # Time first while writing, so that each step is one block; written through numpy, which is quicker
-        # for small arrays, and read through the tensors that share the memory.
+        # Buffers have the time axis first, so that each step is contiguous. They are written through numpy
+        # views, which is faster for small arrays, and read as tensors.
         observations = self._empty_leaves(length + 1, *rows_agents)
         alive = torch.empty(length + 1, *rows_agents, dtype=torch.bool)
-        written = {key: leaf.numpy() for key, leaf in observations.items()}
-        lives = alive.numpy()
-        _write(written, 0, self._current)
-        lives[0] = self._alive
+        arrays = {key: leaf.numpy() for key, leaf in observations.items()}
+        alive_array = alive.numpy()
+        _write(arrays, 0, self._current)
+        alive_array[0] = self._alive
         rewards = np.empty((length, *rows_agents), dtype=np.float32)
         terminated = np.empty((length, *rows_agents), dtype=np.bool_)
         starts, truncated = (np.empty((length, self.num_envs), dtype=np.bool_) for _ in range(2))
@@ -71,11 +72,11 @@ class TeamSampler(RowSampler):
         first_state = self._state
         for t in range(length):
             starts[t] = self._starts
-            seen = (at_time(observations, t, device), alive[t].to(device), self._state, self._start())
-            if self._judges_later:
-                action, log_prob, self._state = self.policy.choose(*seen, self._generator)
+            inputs = (at_time(observations, t, device), alive[t].to(device), self._state, self._start())
+            if self._defers_values:
+                action, log_prob, self._state = self.policy.choose(*inputs, self._generator)
             else:
-                action, log_prob, value, self._state = self.policy.step(*seen, self._generator)
+                action, log_prob, value, self._state = self.policy.step(*inputs, self._generator)
                 values.append(value)
             actions.append(action)
             log_probs.append(log_prob)
@@ -84,36 +85,36 @@ class TeamSampler(RowSampler):
             step = self.env.step(env_actions)
             env_seconds += time.perf_counter() - before
             check_indices(self._leaves, step.observations)
-            _write(written, t + 1, step.observations)
-            lives[t + 1] = step.alive
+            _write(arrays, t + 1, step.observations)
+            alive_array[t + 1] = step.alive
             rewards[t], terminated[t], truncated[t] = step.rewards, step.terminated, step.truncated
             self._count(step)
-            self._starts = step.ended
-            if step.ended.any():
+            self._starts = step.dones
+            if step.dones.any():
                 self._finish_episodes(step)
                 if step.truncated.any():
                     cut = torch.from_numpy(np.flatnonzero(step.truncated))
                     bootstrap_values[t, cut] = self._final_values(step, cut)
         check_rewards(rewards)
-        chances = torch.stack(log_probs, dim=1)
-        if not chances.isfinite().all():  # by what was seen, or by weights that are lost
-            check_numbers(self._leaves, written)
-        if self._judges_later:
-            every = {key: leaf.flatten(0, 1).to(device) for key, leaf in observations.items()}
-            judged = self.policy.value(from_leaves(every), alive.flatten(0, 1).to(device), self._state)
-            *values, last_values = judged.unflatten(0, (length + 1, self.num_envs))
+        batch_log_probs = torch.stack(log_probs, dim=1)
+        if not batch_log_probs.isfinite().all():  # caused by the observations or by diverged weights
+            check_finite(self._leaves, arrays)
+        if self._defers_values:
+            flat = {key: leaf.flatten(0, 1).to(device) for key, leaf in observations.items()}
+            all_values = self.policy.value(from_leaves(flat), alive.flatten(0, 1).to(device), self._state)
+            *values, last_values = all_values.unflatten(0, (length + 1, self.num_envs))
         else:
             last_values = self.policy.value(
                 at_time(observations, length, device), alive[length].to(device), self._state, self._start()
             )
-        self._current = {key: leaf[length].copy() for key, leaf in written.items()}
-        self._alive = lives[length].copy()
-        seen = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
+        self._current = {key: leaf[length].copy() for key, leaf in arrays.items()}
+        self._alive = alive_array[length].copy()
+        batch = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
         segment = TeamSegment(
-            observations=from_leaves(seen),
+            observations=from_leaves(batch),
             alive=alive[:length].to(device).transpose(0, 1),
             actions=torch.stack(actions, dim=1),
-            log_probs=chances,
+            log_probs=batch_log_probs,
             values=torch.stack(values, dim=1),
             rewards=batch_first(rewards, device),
             starts=batch_first(starts, device),
@@ -124,11 +125,11 @@ class TeamSampler(RowSampler):
             state=first_state,
         )
         self.seconds["env"] += env_seconds
-        self.seconds["policy"] += time.perf_counter() - began - env_seconds
+        self.seconds["policy"] += time.perf_counter() - start_time - env_seconds
         return segment
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that is needed to go on: tensors, plain values, and the environment's own state."""
+        """Return the complete state: tensors, plain values and, if available, the environment's state."""
         measures = {name: total.tolist() for name, total in self._measures.items()}
         return super().get_state() | {"alive": self._alive.tolist(), "measures": measures}
 
@@ -138,8 +139,8 @@ class TeamSampler(RowSampler):
     def _load_env(self, state: Any) -> None:
         self.env.set_state(state)
 
-    def _episode(self, saved: dict[str, Any]) -> TeamEpisodeStats:
-        return TeamEpisodeStats(**{**saved, "returns": tuple(saved["returns"])})
+    def _build_episode(self, fields: dict[str, Any]) -> TeamEpisodeStats:
+        return TeamEpisodeStats(**{**fields, "returns": tuple(fields["returns"])})
 
     def _restore_rows(self, state: dict[str, Any]) -> None:
         super()._restore_rows(state)
@@ -169,7 +170,7 @@ class TeamSampler(RowSampler):
             self._measures[name] += value
 
     def _finish_episodes(self, step: TeamStep) -> None:
-        for row in np.flatnonzero(step.ended).tolist():
+        for row in np.flatnonzero(step.dones).tolist():
             returns, length = self._returns[row], int(self._lengths[row])
             self._episodes.append(
                 TeamEpisodeStats(
@@ -180,28 +181,28 @@ class TeamSampler(RowSampler):
                     measures={name: float(total[row]) / length for name, total in self._measures.items()},
                 )
             )
-        self._returns[step.ended] = 0.0
-        self._lengths[step.ended] = 0
+        self._returns[step.dones] = 0.0
+        self._lengths[step.dones] = 0
         for total in self._measures.values():
-            total[step.ended] = 0.0
+            total[step.dones] = 0.0
 
     def _final_values(self, step: TeamStep, rows: Tensor) -> Tensor:
-        """Return the values of truncated episodes' last observations, 0 for agents that had left."""
-        # Among the ended rows, which are all that final observations are of.
-        cut = step.truncated[step.ended]
+        """Return the values of the final observations of truncated episodes; 0 for agents not alive."""
+        # Final observations only have the environments whose episodes ended.
+        cut = step.truncated[step.dones]
         leaves = self._empty_leaves(len(rows), self.num_agents)
         for key, leaf in leaves.items():
             leaf.numpy()[:] = step.final_observations[key][cut]
         device = self.policy.device
         alive = torch.from_numpy(step.final_alive[cut]).to(device)
         index = rows.to(device)
-        remembered = {key: value.index_select(0, index) for key, value in self._state.items()}
-        seen = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
-        return self.policy.value(seen, alive, remembered).masked_fill(~alive, 0)
+        state = {key: value.index_select(0, index) for key, value in self._state.items()}
+        observation = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
+        return self.policy.value(observation, alive, state).masked_fill(~alive, 0)
 
 
-def make_sampler(env: Any, policy: Any, segment_length: int, seed: int = 0) -> RowSampler:
-    """Return what samples `env`, rows of a team's or of one agent's, with its policy."""
+def make_sampler(env: Any, policy: Any, segment_length: int, seed: int = 0) -> BaseSampler:
+    """Return the sampler of an environment and its policy, for a team or for a single agent."""
     if isinstance(policy, TeamPolicy):
         return TeamSampler(env, policy, segment_length, seed)
     return Sampler(env, policy, segment_length, seed)

@@ -1,4 +1,4 @@
-"""A stretch of experience of several teams, dense in time: one row is a team, one column an agent."""
+"""Segments of teams: fixed-length rollouts with one batch row per team and one column per agent."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.agents.rl.segment import Experience, Observation
+from scrubjay.agents.rl.segment import BaseSegment, Observation
 from scrubjay.memory import State
 
 
 @dataclass
-class TeamSegment(Experience):
-    """What `batch` teams of `agents` lived through in `time` steps.
+class TeamSegment(BaseSegment):
+    """Rollout of `batch` teams of `agents` agents over `time` steps.
 
-    As a `Segment`, without padding in time. Agents that have left stay as columns with `alive` False, and
-    nothing of theirs counts.
+    As in `Segment`, there is no padding in time. Agents that have left remain as columns with `alive` False;
+    their other entries are ignored.
     """
 
     observations: Observation
-    """What each agent saw before its action, `[batch, time, agents, ...]`."""
+    """Observation of each agent before its action, `[batch, time, agents, ...]`."""
     alive: Bool[Tensor, "batch time agents"]
-    """True where the agent was there to act."""
+    """True where the agent acted."""
     actions: Tensor
-    """What the policy sampled, `[batch, time, agents, ...]`: zero-based indices, or unclipped real
-    numbers."""
+    """Sampled actions, `[batch, time, agents, ...]`: zero-based indices, or real numbers before clipping to
+    the bounds."""
     log_probs: Float[Tensor, "batch time agents"]
-    """Log-probability of each action under the policy that took it, in nats."""
+    """Log-probability of each action under the sampling policy, in nats."""
     values: Float[Tensor, "batch time agents"]
-    """Value of each agent's prospects as judged while sampling."""
+    """Value estimate of each agent at sampling time."""
     rewards: Float[Tensor, "batch time agents"]
-    """Reward that followed each action."""
+    """Reward of each action."""
     starts: Bool[Tensor, "batch time"]
     """True where the observation is the first of the team's episode."""
     terminated: Bool[Tensor, "batch time agents"]
-    """True where the action ended the agent's own episode for good."""
+    """True where the action led to a terminal state of the agent."""
     truncated: Bool[Tensor, "batch time"]
-    """True where the whole team's episode was cut off after the action, as by a time limit."""
+    """True where the team's episode was truncated after the action, such as by a time limit."""
     bootstrap_values: Float[Tensor, "batch time agents"]
-    """Where truncated, the value of the final observation under the state of the ended episode; else 0."""
+    """Value of the final observation of truncated episodes, with the memory state of that episode; else 0."""
     last_values: Float[Tensor, "batch agents"]
-    """Value of the observation that follows the segment, the state carried into it."""
+    """Value of the observation that follows the segment."""
     state: State
-    """State of all memories before the first step, batch first."""
+    """State of all memories before the first step, with the batch axis first."""
 
     @property
     def num_steps(self) -> int:
-        """Number of environment steps, over all rows; a step of a team is one."""
+        """Number of environment steps, over all environments; a step of a team counts once."""
         return self.starts.numel()
 
     @property
     def num_agents(self) -> int:
-        """Number of columns."""
+        """Number of agents."""
         return self.rewards.shape[2]

@@ -1,4 +1,4 @@
-"""Trust-region steps of a team's actors: each for itself, or one after another."""
+"""Trust-region steps of a team's actors, independent or sequential."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Distribution
 from scrubjay.agents.rl.trust_region import (
-    Experience,
     NaturalGradient,
     TrustRegionStep,
+    WeightedDistribution,
     flatten,
     natural_gradient,
     snapshot,
     trust_region_step,
 )
-from scrubjay.agents.teams.batch import TeamBatch, of_agent
+from scrubjay.agents.teams.batch import TeamBatch, select_agent
 from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
 
@@ -28,9 +28,9 @@ Surrogate = Callable[[Distribution], Tensor]
 def independent_steps(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
 ) -> list[TrustRegionStep]:
-    """Let every actor of `agents` improve its own surrogate as if the others stayed as they are.
+    """Update every actor of `agents` on its own surrogate, as if the other agents were fixed.
 
-    A shared actor takes one step for all, within every agent's limit.
+    A shared actor takes one step for all agents, within the limit of each.
     """
     if policy.config.shared:
         return [agent_step(policy, batch, config, None, config.kl_limit)]
@@ -44,11 +44,11 @@ def independent_steps(
 def sequential_steps(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, generator: torch.Generator
 ) -> list[TrustRegionStep]:
-    """Let the actors improve in random order, each knowing what those before it have become.
+    """Update the actors in random order, each conditioned on the previous updates: HATRPO.
 
-    HATRPO (Kuba et al. 2022, arXiv 2109.11251): an agent's advantages are multiplied by the ratios of those
-    before it. A shared actor moves once for every agent; the order's k-th step of N may bring any agent's
-    divergence from the sampling policy up to (k/N)^2 of the limit, so that N equal steps just reach it.
+    Kuba et al. 2022 (arXiv 2109.11251): the advantages of an agent are multiplied by the policy ratios of the
+    agents before it. A shared actor is updated once for every agent. After step k of N the divergence of any
+    agent from the sampling policy may be (k/N)^2 of the limit, so that N equal steps reach the limit.
     """
     order = torch.randperm(policy.num_agents, generator=generator).tolist()
     if policy.config.shared:
@@ -60,7 +60,7 @@ def sequential_steps(
     steps = []
     for agent in order:
         step = agent_step(policy, batch, config, agent, limits[agent], factor)
-        if step.accepted:
+        if step.is_accepted:
             factor = factor * batch.log_ratio(step.policy, agent).exp()
         steps.append(step)
     return steps
@@ -74,8 +74,8 @@ def _shared_sequence(
     old, origin = None, flatten(parameters).detach()
     ratios = torch.ones_like(batch.weights)
     steps = []
-    for place, agent in enumerate(order, start=1):
-        factor = ratios[:, :, order[: place - 1]].prod(dim=2)
+    for position, agent in enumerate(order, start=1):
+        factor = ratios[:, :, order[: position - 1]].prod(dim=2)
         own = batch.surrogate(agent, factor, config.entropy_coefficient)
 
         def surrogate(team: Distribution, own: Surrogate = own, agent: int = agent) -> Tensor:
@@ -92,12 +92,12 @@ def _shared_sequence(
             old,
             batch.weights,
             config,
-            config.kl_limit * (place / len(order)) ** 2,
-            moved=flatten(parameters).detach() - origin if place > 1 else None,
+            config.kl_limit * (position / len(order)) ** 2,
+            displacement=flatten(parameters).detach() - origin if position > 1 else None,
             natural=natural,
         )
-        if step.accepted:
-            # Of all agents: those before have moved with the common weights once more.
+        if step.is_accepted:
+            # Of all agents, since a step of the shared weights also changes the previous ones.
             ratios = batch.log_ratio(step.policy).exp()
         steps.append(step)
     return steps
@@ -112,23 +112,23 @@ def agent_step(
     factor: Tensor | None = None,
     natural: NaturalGradient | None = None,
 ) -> TrustRegionStep:
-    """Take one step of an agent that has an actor of its own, or of all by their common one.
+    """Take one trust-region step of an agent with a separate actor, or of all agents with a shared actor.
 
     Args:
-        policy: Whose actors move.
-        batch: What it learns from.
-        config: Settings of the step.
-        agent: The one that moves; None for all, by a shared actor.
-        kl_limit: The greatest mean divergence, in nats.
-        factor: Multiplies advantages, `[batch time]`; None for 1.
-        natural: The direction, if already known.
+        policy: Policy whose actor is updated.
+        batch: Training batch.
+        config: Config of the step.
+        agent: Agent to update; None for all, by a shared actor.
+        kl_limit: Maximum mean divergence, in nats.
+        factor: Factor of the advantages, `[batch time]`; None for 1.
+        natural: Natural gradient; None to compute it.
     """
     arguments = (
         policy.actor_parameters(agent),
         partial(policy.distribution, batch.segment, agent),
         batch.surrogate(agent, factor, config.entropy_coefficient),
     )
-    weights = of_agent(batch.weights, agent)
+    weights = select_agent(batch.weights, agent)
     if natural is None:
         natural = natural_gradient(*arguments, weights, config, _sample(policy, batch, config, agent))
     return trust_region_step(*arguments, None, weights, config, kl_limit, natural=natural)
@@ -137,7 +137,7 @@ def agent_step(
 def natural_gradients(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
 ) -> list[NaturalGradient]:
-    """Return the natural gradients of these agents' own surrogates, all under the present weights."""
+    """Return the natural gradients of these agents' surrogates, all at the current weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),
@@ -153,30 +153,30 @@ def natural_gradients(
 
 def _sample(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int | None = None
-) -> Experience | None:
-    """Return the rows that tell the curvature, evenly spaced; None for all."""
+) -> WeightedDistribution | None:
+    """Return the part of the batch for the curvature, evenly spaced; None for the whole batch."""
     count = max(1, round(config.curvature_share * batch.segment.num_rows))
     if count >= batch.segment.num_rows:
         return None
     index = torch.linspace(0, batch.segment.num_rows - 1, count, device=batch.weights.device).long()
     segment = batch.segment.rows(index)
-    return partial(policy.distribution, segment, agent), of_agent(batch.weights, agent)[index]
+    return partial(policy.distribution, segment, agent), select_agent(batch.weights, agent)[index]
 
 
 def kl_limits(naturals: list[NaturalGradient], config: GAMATRSettings) -> list[float]:
-    """Return every agent's limit."""
+    """Return the divergence limit of every agent."""
     if config.kl_budget == "equal":
         return [config.kl_limit] * len(naturals)
     return allocate_kl([natural.gain for natural in naturals], config.kl_limit * len(naturals))
 
 
 def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
-    """Return each agent's limit such that the sum of predicted improvements is largest.
+    """Return the limits with sum `total` that maximize the sum of predicted improvements.
 
-    An agent whose natural gradient gains q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. The sum
-    over agents, with the d summing to `total`, is largest where all slopes sqrt(q / 2d) are equal: d
-    proportional to q. By Cauchy and Schwarz the sum is then sqrt(2 total sum(q)), and no other split reaches
-    it. If nobody gains, all get the same.
+    An agent with q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. With the d summing to `total`,
+    the sum over agents is largest where all slopes sqrt(q / 2d) are equal, so d is proportional to q. By the
+    Cauchy-Schwarz inequality this maximum is sqrt(2 total sum(q)) and unique. If all gains are 0, the limits
+    are equal.
     """
     whole = sum(gains)
     if not whole > 0:
@@ -184,12 +184,12 @@ def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
     return [total * gain / whole for gain in gains]
 
 
-def ratio(policy: TeamPolicy, batch: TeamBatch, agent: int) -> Tensor:
-    """Return how much likelier an agent's actions have become, `[batch, time]`; 1 where it was not alive."""
-    return batch.log_ratio(frozen(partial(policy.distribution, batch.segment, agent)), agent).exp()
+def likelihood_ratio(policy: TeamPolicy, batch: TeamBatch, agent: int) -> Tensor:
+    """Return the policy ratio of an agent since sampling, `[batch, time]`; 1 where it was not alive."""
+    return batch.log_ratio(compute_detached(partial(policy.distribution, batch.segment, agent)), agent).exp()
 
 
-def frozen(distribution: Callable[[], Distribution]) -> Distribution:
-    """Return the distribution as it is now, without gradients."""
+def compute_detached(distribution: Callable[[], Distribution]) -> Distribution:
+    """Compute the distribution without gradients; later changes of parameters do not affect it."""
     with torch.no_grad():
         return snapshot(distribution())

@@ -1,7 +1,7 @@
 """Tools that an agent can call: facts from the web, exact time and arithmetic."""
 
+from scrubjay.agents.tools.annotations import tool
 from scrubjay.agents.tools.base import ToolUnavailable
-from scrubjay.agents.tools.declared import tool
 from scrubjay.agents.tools.registry import list_tools, make_tools
 from scrubjay.agents.tools.replay import Replay
 from scrubjay.agents.tools.web import WebConfig

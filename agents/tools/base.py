@@ -1,4 +1,4 @@
-"""What every tool gives: an answer, or one of four failures."""
+"""Result type and exceptions of the tools."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any, Literal
 
 from langchain_core.tools import ToolException
 
-from scrubjay.agents.language.prompts import Told, load_prompts
+from scrubjay.agents.language.prompts import LocalizedError, load_prompts
 
 Language = Literal["en", "zh"]
 
 
 class ToolUnavailable(ToolException):
-    """A tool cannot answer now, whatever it is asked; the planner should choose another.
+    """A tool cannot answer any call at present; the planner should choose another tool.
 
-    `tool` is its name, `cause` why, `hint` what to do instead; `offline` says that there was no network.
+    `tool` is the tool's name, `cause` the reason, `hint` an alternative; `offline` is True if there was no
+    network.
     """
 
     def __init__(
@@ -26,12 +27,12 @@ class ToolUnavailable(ToolException):
         super().__init__(load_prompts(language).say(name, tool=tool, cause=cause, hint=hint).strip())
 
 
-class Mistaken(Told, ValueError):
-    """An argument with which the tool cannot work."""
+class ToolArgumentError(LocalizedError, ValueError):
+    """The tool cannot work with the value of an argument."""
 
 
-class Unreachable(Told, OSError):
-    """A server did not answer in time; `offline` says that the network, not it, is the likely cause."""
+class UnreachableError(LocalizedError, OSError):
+    """A server did not answer in time; `offline` is True if a missing network is the likely cause."""
 
     def __init__(self, name: str, /, offline: bool = True, **values: object) -> None:
         super().__init__(name, **values)
@@ -39,14 +40,14 @@ class Unreachable(Told, OSError):
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a tool found: words for the planner, and what they rest on."""
+class ToolResult:
+    """Result of a tool call: text for the planner, its sources, and the data as JSON."""
 
     text: str
-    """Shown to the planner."""
+    """Text for the planner."""
     urls: tuple[str, ...] = ()
-    """Sources."""
+    """Addresses of the sources."""
     data: Any = None
-    """The same as JSON values, for programs."""
-    recorded: str | None = None
-    """The day a cached answer was recorded, as YYYY-MM-DD; None for a live one."""
+    """The result as JSON values, for programs."""
+    recorded_on: str | None = None
+    """Date at which a replayed answer was recorded, as YYYY-MM-DD; None for a live one."""

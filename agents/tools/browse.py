@@ -1,23 +1,23 @@
-"""Read a web page: its main text, or the passages that bear on a question."""
+"""Read a web page: its main text, or the passages relevant to a question."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
-MOST_CHARACTERS = 6000
-"""Of page text in one answer."""
+MAX_CHARACTERS = 6000
+"""Maximum characters of page text in one answer."""
 
 _WORDS = re.compile(r"[\u3400-\u9fff]|[^\W_]+")
 
 
-def _run(around: Around, url: str, question: str | None, start: int) -> Answer:
+def _run(context: ToolContext, url: str, question: str | None, start: int) -> ToolResult:
     if start < 0:
-        raise Mistaken("page_start", start=start)
-    page = around.web.get(url)
+        raise ToolArgumentError("page_start", start=start)
+    page = context.web.get(url)
     if page.content_type in ("text/html", "application/xhtml+xml"):
         import trafilatura
 
@@ -26,60 +26,63 @@ def _run(around: Around, url: str, question: str | None, start: int) -> Answer:
         text = page.text
     text = text.strip()
     if not text:
-        return Answer(
-            around.say(f"{page.url} has no text to read.", f"{page.url} 没有可读的正文。"), (page.url,), ""
+        return ToolResult(
+            context.say(f"{page.url} has no text to read.", f"{page.url} 没有可读的正文。"), (page.url,), ""
         )
     if start >= len(text):
-        raise Mistaken("page_end", characters=len(text), start=start)
+        raise ToolArgumentError("page_end", characters=len(text), start=start)
     rest = text[start:]
-    shown = choose(rest, question, MOST_CHARACTERS, around.say("[passages left out]", "[此处略去]"))
+    excerpt = select_passages(
+        rest, question, MAX_CHARACTERS, context.say("[passages left out]", "[此处略去]")
+    )
     if page.truncated:
-        shown += around.say("\n[the page is longer than what was read]", "\n[网页过长，仅读取前部]")
-    if len(rest) > MOST_CHARACTERS and not question:
-        end = start + len(shown_until(rest, MOST_CHARACTERS))
-        shown += around.say(
+        excerpt += context.say("\n[the page is longer than what was read]", "\n[网页过长，仅读取前部]")
+    if len(rest) > MAX_CHARACTERS and not question:
+        end = start + len(truncate_at_line(rest, MAX_CHARACTERS))
+        excerpt += context.say(
             f"\n[{len(text) - end} characters follow; read on with start={end}]",
             f"\n[后面还有 {len(text) - end} 字；用 start={end} 继续]",
         )
-    return Answer(f"{page.url}\n{shown}", (page.url,), {"characters": len(text)})
+    return ToolResult(f"{page.url}\n{excerpt}", (page.url,), {"characters": len(text)})
 
 
-def shown_until(text: str, most: int) -> str:
-    """Return the beginning of a text that fits, up to the end of a line where one is near."""
+def truncate_at_line(text: str, most: int) -> str:
+    """Return the first `most` characters of a text, cut at a line end if one is in the second half."""
     if len(text) <= most:
         return text
     cut = text.rfind("\n", most // 2, most)
     return text[: cut + 1 if cut > 0 else most]
 
 
-def choose(text: str, question: str | None, most: int, gap: str) -> str:
-    """Return the passages that share most words with the question, in order, `gap` for what is between.
+def select_passages(text: str, question: str | None, most: int, gap: str) -> str:
+    """Return the passages that share the most words with the question, in order, with `gap` between them.
 
-    Without a question, or if nothing is shared, the beginning. Words count by how few passages have them.
+    A word's weight is the inverse of the number of passages that contain it. Return the beginning of the text
+    if there is no question or no shared word.
     """
     if len(text) <= most or not question:
-        return shown_until(text, most)
+        return truncate_at_line(text, most)
     passages = [piece for line in text.splitlines() if line.strip() for piece in _pieces(line, most // 4)]
     words = [set(_WORDS.findall(passage.lower())) for passage in passages]
-    asked = set(_WORDS.findall(question.lower()))
-    spread = Counter(word for found in words for word in asked & found)
-    scores = [sum(1 / spread[word] for word in asked & found) for found in words]
+    question_words = set(_WORDS.findall(question.lower()))
+    spread = Counter(word for passage_words in words for word in question_words & passage_words)
+    scores = [sum(1 / spread[word] for word in question_words & passage_words) for passage_words in words]
     if not any(scores):
-        return shown_until(text, most)
-    taken, room = set(), most
+        return truncate_at_line(text, most)
+    selected_indices, remaining = set(), most
     for index in sorted(range(len(passages)), key=lambda index: -scores[index]):
         if not scores[index]:
             break
-        if len(passages[index]) <= room:
-            taken.add(index)
-            room -= len(passages[index]) + len(gap) + 2
-    shown: list[str] = []
+        if len(passages[index]) <= remaining:
+            selected_indices.add(index)
+            remaining -= len(passages[index]) + len(gap) + 2
+    parts: list[str] = []
     for index, passage in enumerate(passages):
-        if index in taken:
-            shown.append(passage)
-        elif not shown or shown[-1] != gap:
-            shown.append(gap)
-    return "\n".join(shown)
+        if index in selected_indices:
+            parts.append(passage)
+        elif not parts or parts[-1] != gap:
+            parts.append(gap)
+    return "\n".join(parts)
 
 
 def _pieces(line: str, most: int) -> list[str]:
@@ -89,7 +92,7 @@ def _pieces(line: str, most: int) -> list[str]:
 BROWSE = ToolSpec(
     name="browse",
     zh_name="浏览网页",
-    about=Bilingual(
+    description=Bilingual(
         "Read the main text of a web page; with a question, only the passages that bear on it.",
         "读取网页正文；给出问题时只返回相关段落。",
     ),

@@ -1,4 +1,4 @@
-"""Exact arithmetic on expressions, with limits on how large anything may grow."""
+"""Exact arithmetic on expressions, with limits on the size of intermediate values."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from collections.abc import Callable
 from typing import Any
 
 from scrubjay.agents.language.prompts import Phrase
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
-MOST_CHARACTERS = 500
-MOST_BITS = 10_000
-"""Of any whole number on the way."""
-MOST_COUNT = 1000
-"""The largest argument of factorial, comb and perm."""
+MAX_CHARACTERS = 500
+MAX_BITS = 10_000
+"""Maximum bits of an intermediate integer."""
+MAX_COUNT = 1000
+"""Maximum argument of factorial, comb and perm."""
 
 _CONSTANTS = {"pi": math.pi, "e": math.e, "tau": math.tau}
-# Full-width signs are made plain; raised digits and fractions are not, lest 3² be read as 32.
-_WRITTEN = str.maketrans(
+# Full-width signs become ASCII; superscript digits and fractions are left alone, so 3² is not read as 32.
+_NORMALIZATION = str.maketrans(
     {chr(code): chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
     | {"×": "*", "÷": "/", "−": "-", "–": "-", "π": "pi", "√": "sqrt", "^": "**", "\u3000": " "}
 )
@@ -28,70 +28,72 @@ _ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.N
 
 
 def calculate(expression: str) -> int | float | bool:
-    """Return the value of an expression. Raises Mistaken, a ValueError that says what is wrong with it.
+    """Return the value of an expression. Raises ToolArgumentError, a ValueError, if it is invalid.
 
-    Knows numbers, `+ - * / // % ** ^` (a power), comparisons, `pi`, `e`, `tau` and the functions of
-    `FUNCTIONS`; whole numbers are exact.
+    An expression may contain numbers, `+ - * / // % ** ^` (`^` is a power), comparisons, `pi`, `e`, `tau` and
+    the functions of `FUNCTIONS`. Integers are exact.
     """
-    if len(expression) > MOST_CHARACTERS:
-        raise Mistaken("sum_long", characters=len(expression), most=MOST_CHARACTERS)
+    if len(expression) > MAX_CHARACTERS:
+        raise ToolArgumentError("sum_long", characters=len(expression), most=MAX_CHARACTERS)
     from simpleeval import InvalidExpression, SimpleEval
 
-    written = expression.translate(_WRITTEN).strip().rstrip("=").strip()
+    normalized_expression = expression.translate(_NORMALIZATION).strip().rstrip("=").strip()
     evaluator = SimpleEval(operators=_OPERATORS, functions=FUNCTIONS, names=_CONSTANTS)
     try:
-        tree = ast.parse(written, mode="eval")
+        tree = ast.parse(normalized_expression, mode="eval")
         for node in ast.walk(tree):
             _check(node)
-        value = evaluator.eval(written, previously_parsed=tree.body)
+        value = evaluator.eval(normalized_expression, previously_parsed=tree.body)
     except ZeroDivisionError:
-        raise Mistaken("sum_zero", expression=repr(expression)) from None
+        raise ToolArgumentError("sum_zero", expression=repr(expression)) from None
     except SyntaxError:
-        hint = Phrase("sum_hint_signs") if {",", "%"} & set(written) else ""
-        raise Mistaken("sum_form", expression=repr(expression), hint=hint) from None
+        hint = Phrase("sum_hint_signs") if {",", "%"} & set(normalized_expression) else ""
+        raise ToolArgumentError("sum_form", expression=repr(expression), hint=hint) from None
     except (RecursionError, MemoryError):
-        raise Mistaken("sum_deep") from None
+        raise ToolArgumentError("sum_deep") from None
     except OverflowError:
-        raise Mistaken("sum_overflow", expression=repr(expression)) from None
-    except Mistaken:
+        raise ToolArgumentError("sum_overflow", expression=repr(expression)) from None
+    except ToolArgumentError:
         raise
-    except ValueError as error:  # of a function, on a value that it is not defined for
-        raise Mistaken("sum_undefined", error=error) from None
+    except ValueError as error:  # a function is not defined for a value
+        raise ToolArgumentError("sum_undefined", error=error) from None
     except (InvalidExpression, TypeError) as error:
-        known = ", ".join(sorted(FUNCTIONS))
-        raise Mistaken("sum_unknown", expression=repr(expression), error=error, known=known) from None
+        names = ", ".join(sorted(FUNCTIONS))
+        raise ToolArgumentError(
+            "sum_unknown", expression=repr(expression), error=error, known=names
+        ) from None
     return _number(value)
 
 
 def _check(node: ast.AST) -> None:
-    """Raise Mistaken on what is no arithmetic: texts, lists, attributes, conditions."""
+    """Raise ToolArgumentError if a node is not arithmetic, such as a string, list, attribute or condition."""
     number = isinstance(node, ast.Constant) and type(node.value) in (int, float)
     if not number and not isinstance(node, (*_ALLOWED, *_OPERATORS)):
         hint = Phrase("sum_hint_separators") if isinstance(node, ast.Tuple) else ""
         what = type(node.value if isinstance(node, ast.Constant) else node).__name__.lower()
-        raise Mistaken("sum_kind", kind=what, hint=hint)
+        raise ToolArgumentError("sum_kind", kind=what, hint=hint)
 
 
 def _number(value: Any) -> Any:
-    """Return a value that is a real number within the limits. Raises Mistaken otherwise."""
+    """Return the value. Raises ToolArgumentError unless it is a finite real number within the limits."""
     if not isinstance(value, int | float) or (isinstance(value, float) and not math.isfinite(value)):
-        raise Mistaken("sum_not_real")
-    if isinstance(value, int) and value.bit_length() > MOST_BITS:
-        raise Mistaken("sum_bits", most=MOST_BITS)
+        raise ToolArgumentError("sum_not_real")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ToolArgumentError("sum_bits", most=MAX_BITS)
     return value
 
 
 def _power(base: Any, exponent: Any) -> Any:
     base, exponent = _number(base), _number(exponent)
     both_whole = isinstance(base, int) and isinstance(exponent, int)
-    if both_whole and abs(base) > 1 and abs(exponent) * (abs(base).bit_length() - 1) > MOST_BITS:
-        shown = base if abs(base) < 10**20 else Phrase("sum_the_number")
-        raise Mistaken("sum_power", base=shown, exponent=exponent)
+    if both_whole and abs(base) > 1 and abs(exponent) * (abs(base).bit_length() - 1) > MAX_BITS:
+        displayed_base = base if abs(base) < 10**20 else Phrase("sum_the_number")
+        raise ToolArgumentError("sum_power", base=displayed_base, exponent=exponent)
     return base**exponent
 
 
-def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function on real numbers within the limits, and its result within them."""
+def _check_values(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function with a check that its arguments and result are real numbers within the limits."""
 
     def call(*arguments: Any) -> Any:
         return _number(function(*map(_number, arguments)))
@@ -101,22 +103,24 @@ def _guarded(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _round(value: Any, digits: int = 0) -> Any:
     if not isinstance(digits, int) or abs(digits) > 100:
-        raise Mistaken("sum_digits", digits=digits)
+        raise ToolArgumentError("sum_digits", digits=digits)
     return round(value, digits) if digits else round(value)
 
 
-def _counting(function: Callable[..., int]) -> Callable[..., int]:
+def _check_counts(function: Callable[..., int]) -> Callable[..., int]:
     def call(*arguments: Any) -> int:
         for argument in arguments:
-            if not isinstance(argument, int) or not 0 <= argument <= MOST_COUNT:
-                raise Mistaken("sum_counting", function=function.__name__, most=MOST_COUNT, argument=argument)
+            if not isinstance(argument, int) or not 0 <= argument <= MAX_COUNT:
+                raise ToolArgumentError(
+                    "sum_counting", function=function.__name__, most=MAX_COUNT, argument=argument
+                )
         return function(*arguments)
 
     return call
 
 
 _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
-    kind: _guarded(function)
+    kind: _check_values(function)
     for kind, function in {
         ast.Add: operator.add,
         ast.Sub: operator.sub,
@@ -137,7 +141,7 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 }
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    name: _guarded(function)
+    name: _check_values(function)
     for name, function in {
         "abs": abs,
         "acos": math.acos,
@@ -145,11 +149,11 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         "atan": math.atan,
         "atan2": math.atan2,
         "ceil": math.ceil,
-        "comb": _counting(math.comb),
+        "comb": _check_counts(math.comb),
         "cos": math.cos,
         "degrees": math.degrees,
         "exp": math.exp,
-        "factorial": _counting(math.factorial),
+        "factorial": _check_counts(math.factorial),
         "floor": math.floor,
         "gcd": math.gcd,
         "hypot": math.hypot,
@@ -160,7 +164,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         "log2": math.log2,
         "max": max,
         "min": min,
-        "perm": _counting(math.perm),
+        "perm": _check_counts(math.perm),
         "pow": _power,
         "radians": math.radians,
         "round": _round,
@@ -171,17 +175,17 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 
 
-def _run(around: Around, expression: str) -> Answer:
+def _run(context: ToolContext, expression: str) -> ToolResult:
     value = calculate(expression)
-    # Fifteen digits are what a double holds: 0.1 + 0.2 is 0.3 then.
-    shown = f"{value:.15g}" if isinstance(value, float) else str(value)
-    return Answer(f"{expression.strip()} = {shown}", data=value)
+    # A double holds 15 significant digits: with these, 0.1 + 0.2 prints as 0.3.
+    result = f"{value:.15g}" if isinstance(value, float) else str(value)
+    return ToolResult(f"{expression.strip()} = {result}", data=value)
 
 
 CALCULATOR = ToolSpec(
     name="calculator",
     zh_name="计算器",
-    about=Bilingual(
+    description=Bilingual(
         "Calculate an arithmetic expression exactly, such as (3 + 4) * 2**10 or sqrt(2) * 1.5; "
         "functions as in Python's math.",
         "准确计算算术表达式，例如 (3 + 4) * 2**10 或 sqrt(2) * 1.5；函数同 Python 的 math。",

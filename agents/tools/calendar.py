@@ -1,17 +1,17 @@
-"""Days of the calendar: weekday, week, lunar date, solar term, festival, sign of the zodiac."""
+"""Calendar facts of a day: weekday, week, lunar date, solar term, festival, zodiac sign."""
 
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
+from scrubjay.agents.tools.dates import parse_day
 from scrubjay.agents.tools.lunar_date import describe_lunar, lunar_data, to_lunar
-from scrubjay.agents.tools.moments import parse_day
 from scrubjay.agents.tools.solar_terms import TERMS, solar_terms
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
-MOST_DAYS = 31
+MAX_DAYS = 31
 
 _WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 _FESTIVALS = {
@@ -41,20 +41,20 @@ _SIGNS = {
 }
 
 
-def _day(day: date, around: Around, year: dict[str, datetime]) -> tuple[str, dict[str, Any]]:
+def _day(day: date, context: ToolContext, year: dict[str, datetime]) -> tuple[str, dict[str, Any]]:
     lunar = to_lunar(day)
     week = day.isocalendar().week
     sign = lunar.getSolar().getXingZuo()
     terms = [name for name, instant in year.items() if instant.date() == day]
     festivals = [name for name in lunar.getFestivals() if name in _FESTIVALS]
-    marks = around.say(
+    marks = context.say(
         ", ".join([TERMS[name] for name in terms] + [_FESTIVALS[name] for name in festivals]),
         "，".join(terms + festivals),
     )
-    weekday = around.say(_WEEKDAYS[day.weekday()], "星期" + "一二三四五六日"[day.weekday()])
-    words = around.say(
-        f"{day} {weekday}, week {week}, {describe_lunar(lunar, around)}, {_SIGNS[sign]}",
-        f"{day} {weekday}，第{week}周，{describe_lunar(lunar, around)}，{sign}座",
+    weekday = context.say(_WEEKDAYS[day.weekday()], "星期" + "一二三四五六日"[day.weekday()])
+    words = context.say(
+        f"{day} {weekday}, week {week}, {describe_lunar(lunar, context)}, {_SIGNS[sign]}",
+        f"{day} {weekday}，第{week}周，{describe_lunar(lunar, context)}，{sign}座",
     )
     data = {
         "date": day.isoformat(),
@@ -65,35 +65,35 @@ def _day(day: date, around: Around, year: dict[str, datetime]) -> tuple[str, dic
         "festivals": festivals,
         "sign": sign,
     }
-    return words + (around.say(f"; {marks}", f"；{marks}") if marks else ""), data
+    return words + (context.say(f"; {marks}", f"；{marks}") if marks else ""), data
 
 
-def _run(around: Around, start: str, end: str | None) -> Answer:
-    first = parse_day(start, around.clock)
-    last = first if end is None else parse_day(end, around.clock)
+def _run(context: ToolContext, start: str, end: str | None) -> ToolResult:
+    first = parse_day(start, context.clock)
+    last = first if end is None else parse_day(end, context.clock)
     first, last = min(first, last), max(first, last)
     count = (last - first).days + 1
-    shown = [first + timedelta(number) for number in range(min(count, MOST_DAYS))]
-    years = {year: solar_terms(year) for year in {day.year for day in shown}}
-    days = [_day(day, around, years[day.year]) for day in shown]
-    lines = [words for words, _ in days]
-    if count > MOST_DAYS:
+    days = [first + timedelta(number) for number in range(min(count, MAX_DAYS))]
+    years = {year: solar_terms(year) for year in {day.year for day in days}}
+    entries = [_day(day, context, years[day.year]) for day in days]
+    lines = [words for words, _ in entries]
+    if count > MAX_DAYS:
         lines.append(
-            around.say(
-                f"({count - MOST_DAYS} more days are left out; ask for at most {MOST_DAYS} at once)",
-                f"（其余 {count - MOST_DAYS} 天未列出；每次最多查询 {MOST_DAYS} 天）",
+            context.say(
+                f"({count - MAX_DAYS} more days are left out; ask for at most {MAX_DAYS} at once)",
+                f"（其余 {count - MAX_DAYS} 天未列出；每次最多查询 {MAX_DAYS} 天）",
             )
         )
-    return Answer("\n".join(lines), data=[data for _, data in days])
+    return ToolResult("\n".join(lines), data=[data for _, data in entries])
 
 
 CALENDAR = ToolSpec(
     name="calendar",
     zh_name="日历",
-    about=Bilingual(
+    description=Bilingual(
         "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, "
-        f"star sign. One day or up to {MOST_DAYS}.",
-        f"查询日期：星期、周数、农历、节气、传统节日、星座；可查一天或最多 {MOST_DAYS} 天。",
+        f"star sign. One day or up to {MAX_DAYS}.",
+        f"查询日期：星期、周数、农历、节气、传统节日、星座；可查一天或最多 {MAX_DAYS} 天。",
     ),
     arguments=(
         Argument("start", str, Bilingual("YYYY-MM-DD, or today", "日期 YYYY-MM-DD，或 今天"), "today"),

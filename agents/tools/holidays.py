@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 
 from scrubjay.agents.language.prompts import Phrase
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.moments import parse_day
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.dates import parse_day
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
 _CHINESE = {
     "中国": "CN",
@@ -39,59 +39,65 @@ _SHORT = {"UK": "GB", "USA": "US", "AMERICA": "US", "BRITAIN": "GB", "ENGLAND": 
 
 
 def country_code(country: str) -> str:
-    """Return the two-letter code of a country given by code or by English or Chinese name.
+    """Return the two-letter code of a country, given its code or its English or Chinese name.
 
-    Raises Mistaken with the closest known name.
+    Raises ToolArgumentError with the closest known name if the country is unknown.
     """
     from holidays.registry import COUNTRIES
 
     if country.strip() in _CHINESE:
         return _CHINESE[country.strip()]
-    known: dict[str, str] = {}
+    code_of_name: dict[str, str] = {}
     for words, (name, *codes) in COUNTRIES.items():
-        known |= dict.fromkeys((_plain(words), _plain(name), *codes), codes[0])
-    wanted = _plain(country)
-    wanted = _SHORT.get(wanted, wanted)
-    if wanted in known:
-        return known[wanted]
-    close = difflib.get_close_matches(wanted, known, n=1)
-    hint = Phrase("holidays_hint", code=known[close[0]]) if close else ""
-    raise Mistaken("holidays_country", country=repr(country), hint=hint)
+        code_of_name |= dict.fromkeys((_plain(words), _plain(name), *codes), codes[0])
+    name_key = _plain(country)
+    name_key = _SHORT.get(name_key, name_key)
+    if name_key in code_of_name:
+        return code_of_name[name_key]
+    close = difflib.get_close_matches(name_key, code_of_name, n=1)
+    hint = Phrase("holidays_hint", code=code_of_name[close[0]]) if close else ""
+    raise ToolArgumentError("holidays_country", country=repr(country), hint=hint)
 
 
 def _plain(name: str) -> str:
     return "".join(letter for letter in name.upper() if letter.isalnum())
 
 
-def _run(around: Around, country: str, year: int | None, region: str | None) -> Answer:
+def _run(context: ToolContext, country: str, year: int | None, region: str | None) -> ToolResult:
     import holidays
 
     code = country_code(country)
-    year = parse_day("today", around.clock).year if year is None else year
+    year = parse_day("today", context.clock).year if year is None else year
     place = getattr(holidays, code)
     if region is not None and region not in place.subdivisions:
         choices = ", ".join(place.subdivisions) or Phrase("holidays_none")
-        raise Mistaken("holidays_region", code=code, region=repr(region), regions=choices)
+        raise ToolArgumentError("holidays_region", code=code, region=repr(region), regions=choices)
     if not place.start_year <= year <= place.end_year:
-        raise Mistaken("holidays_year", code=code, first=place.start_year, last=place.end_year, year=year)
-    wanted = around.say("en_US", "zh_CN")
-    # Named even where there is no choice, or the machine's own language would count.
+        raise ToolArgumentError(
+            "holidays_year", code=code, first=place.start_year, last=place.end_year, year=year
+        )
+    preferred_language = context.say("en_US", "zh_CN")
+    # Pass the language even if there is no choice: the library's default is the machine's locale.
     languages = [
-        name for name in (wanted, "en_US", place.default_language) if name in place.supported_languages
+        name
+        for name in (preferred_language, "en_US", place.default_language)
+        if name in place.supported_languages
     ]
     language = next(iter(languages), None)
-    found = holidays.country_holidays(code, subdiv=region, years=year, language=language)
-    days = dict(sorted(found.items()))
-    worked = sorted(day for day in getattr(found, "weekend_workdays", ()) if day.year == year)
+    holiday_calendar = holidays.country_holidays(code, subdiv=region, years=year, language=language)
+    days = dict(sorted(holiday_calendar.items()))
+    workdays = sorted(day for day in getattr(holiday_calendar, "weekend_workdays", ()) if day.year == year)
     where = f"{code}-{region}" if region else code
-    lines = [around.say(f"Public holidays of {where} in {year}:", f"{where} {year} 年公众假日：")]
+    lines = [context.say(f"Public holidays of {where} in {year}:", f"{where} {year} 年公众假日：")]
     lines += [f"{day} {name}" for day, name in days.items()]
-    if worked:
-        listed = ", ".join(map(str, worked))
-        lines.append(around.say(f"Weekend days that are worked: {listed}", f"调休上班：{listed}"))
-    if code == "CN" and not worked:
+    if workdays:
+        workday_list = ", ".join(map(str, workdays))
         lines.append(
-            around.say(
+            context.say(f"Weekend days that are worked: {workday_list}", f"调休上班：{workday_list}")
+        )
+    if code == "CN" and not workdays:
+        lines.append(
+            context.say(
                 "Days moved by the State Council's notice for that year are not known here.",
                 "该年国务院调休安排此处未知，仅列法定节日。",
             )
@@ -100,15 +106,15 @@ def _run(around: Around, country: str, year: int | None, region: str | None) -> 
         "country": code,
         "region": region,
         "holidays": {day.isoformat(): name for day, name in days.items()},
-        "weekend_workdays": [day.isoformat() for day in worked],
+        "weekend_workdays": [day.isoformat() for day in workdays],
     }
-    return Answer("\n".join(lines), data=data)
+    return ToolResult("\n".join(lines), data=data)
 
 
 HOLIDAYS = ToolSpec(
     name="holidays",
     zh_name="节假日",
-    about=Bilingual(
+    description=Bilingual(
         "Public holidays of a country in a year, with the weekend days that are worked in exchange.",
         "查询某国某年的公众假日及调休上班日。",
     ),

@@ -1,4 +1,4 @@
-"""Names of tools: one line per tool, chosen by English or Chinese name."""
+"""Registry of the tools by English and Chinese name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scrubjay.agents.tools.holidays import HOLIDAYS
 from scrubjay.agents.tools.lunar_date import LUNAR_DATE
 from scrubjay.agents.tools.replay import Replay
 from scrubjay.agents.tools.solar_terms import SOLAR_TERMS
-from scrubjay.agents.tools.spec import Around, ToolSpec, build
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec, build
 from scrubjay.agents.tools.time_delta import TIME_DELTA
 from scrubjay.agents.tools.weather import WEATHER
 from scrubjay.agents.tools.web import Web, WebConfig
@@ -56,35 +56,37 @@ def make_tools(
     replay: Replay | str | os.PathLike[str] | None = None,
     web: WebConfig | None = None,
 ) -> list[BaseTool]:
-    """Return tools by English or Chinese name, as langchain tools; `auto` is all, `notool` none.
+    """Return langchain tools by English or Chinese name.
 
     Args:
-        names: Which; a name given twice makes one.
-        language: Of descriptions and outputs.
-        clock: Returns the present with its time zone; None for the machine's.
-        offline: Leave network tools out of `auto`, unless there is a `replay`, whose recorded answers they
-            then give; one that is named and has no recorded answer says that it is unavailable.
-        replay: Where answers are recorded online, and from where they are given if the network fails.
+        names: Names of the tools, `auto` for all, `notool` for none; duplicates are dropped.
+        language: Language of descriptions and outputs.
+        clock: Returns the current time with its time zone; None for the system clock.
+        offline: Use no network. `auto` leaves out network tools unless there is a `replay`; with it they
+            return recorded answers. A network tool without a recorded answer reports that it is unavailable.
+        replay: File to which answers are recorded online, and from which they are read if the network fails.
         web: Limits of requests.
 
-    Raises ValueError on an unknown name or language, and on a clock without time zone.
+    Raises ValueError on an unknown name or language, and if the clock has no time zone.
     """
     if language not in get_args(Language):
         raise ValueError(f"unknown language {language!r}; choose from {', '.join(get_args(Language))}")
     clock = clock or _now
     if clock().tzinfo is None:
         raise ValueError("clock must return datetimes with a time zone, such as datetime.now().astimezone()")
-    recorded = replay if isinstance(replay, Replay) or replay is None else Replay(replay)
-    around = Around(language, clock, Web(web), offline, recorded)
+    recording = replay if isinstance(replay, Replay) or replay is None else Replay(replay)
+    context = ToolContext(language, clock, Web(web), offline, recording)
     words = [names] if isinstance(names, str) else list(names)
-    chosen: dict[str, None] = {}
+    selected_names: dict[str, None] = {}
     for word in words:
         if word == "auto":
-            mute = offline and recorded is None
-            chosen |= dict.fromkeys(name for name, spec in _SPECS.items() if not (mute and spec.network))
+            mute = offline and recording is None
+            selected_names |= dict.fromkeys(
+                name for name, spec in _SPECS.items() if not (mute and spec.network)
+            )
         elif word != "notool":
-            chosen[_resolve(word)] = None
-    return [build(_SPECS[name], around) for name in chosen]
+            selected_names[_resolve(word)] = None
+    return [build(_SPECS[name], context) for name in selected_names]
 
 
 def _now() -> datetime:
@@ -95,7 +97,7 @@ def _resolve(word: str) -> str:
     for name, spec in _SPECS.items():
         if word in (name, spec.zh_name):
             return name
-    known = list_tools() + list_tools("zh")
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    all_names = list_tools() + list_tools("zh")
+    close = difflib.get_close_matches(word, all_names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown tool {word!r}; choose from {', '.join(known)}, auto, notool{hint}")
+    raise ValueError(f"unknown tool {word!r}; choose from {', '.join(all_names)}, auto, notool{hint}")

@@ -1,4 +1,4 @@
-"""Recorded answers of network tools, one JSON object a line, for work without network and for tests."""
+"""Recorded answers of network tools as JSON lines, for offline use and for tests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from scrubjay.agents.tools.base import Answer, Language
+from scrubjay.agents.tools.base import Language, ToolResult
 
 
 class Replay:
     """Answers recorded in a JSONL file, which need not exist yet.
 
-    A line holds `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`; of
-    several for one call the last holds. Lines are appended whole, so several processes may record into one
-    file. A line that cannot be read, such as one that a killed process left unfinished, is skipped with a
-    warning.
+    A line has `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`. The last
+    line for a call counts. Each line is appended in one write, so several processes may record into one file.
+    An unreadable line, such as one left incomplete by a killed process, is skipped with a warning.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[str, ToolResult] = {}
         self._lock = threading.Lock()
         content = self.path.read_bytes() if self.path.exists() else b""
         for number, line in enumerate(content.splitlines(), 1):
@@ -34,12 +33,12 @@ class Replay:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def find(self, tool: str, language: Language, arguments: dict[str, Any]) -> Answer | None:
-        """Return what was recorded for that call, marked with its day, or None."""
+    def find(self, tool: str, language: Language, arguments: dict[str, Any]) -> ToolResult | None:
+        """Return the recorded answer of a call, with its date in `recorded_on`, or None."""
         return self._answers.get(_key(tool, language, arguments))
 
     def add(
-        self, tool: str, language: Language, arguments: dict[str, Any], answer: Answer, day: date
+        self, tool: str, language: Language, arguments: dict[str, Any], answer: ToolResult, day: date
     ) -> None:
         """Append the answer of a call to the file."""
         record = {
@@ -58,8 +57,10 @@ class Replay:
             file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
             try:
                 size = os.fstat(file).st_size
-                torn = size and os.pread(file, 1, size - 1) != b"\n"
-                os.write(file, (b"\n" if torn else b"") + line + b"\n")  # in one call: lines never mix
+                is_incomplete = size and os.pread(file, 1, size - 1) != b"\n"
+                os.write(
+                    file, (b"\n" if is_incomplete else b"") + line + b"\n"
+                )  # one write: lines of processes never mix
             finally:
                 os.close(file)
 
@@ -69,7 +70,7 @@ class Replay:
             self._answers[_key(record["tool"], record["language"], record["arguments"])] = _answer(record)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             warnings.warn(
-                f"{self.path}, line {number} is skipped: not a recorded answer ({type(error).__name__}: "
+                f"{self.path}, line {number}: skipped, not a recorded answer ({type(error).__name__}: "
                 f"{error})",
                 stacklevel=3,
             )
@@ -79,6 +80,6 @@ def _key(tool: str, language: str, arguments: dict[str, Any]) -> str:
     return json.dumps([tool, language, arguments], sort_keys=True, ensure_ascii=False)
 
 
-def _answer(record: dict[str, Any]) -> Answer:
+def _answer(record: dict[str, Any]) -> ToolResult:
     day = date.fromisoformat(record["recorded"]).isoformat()
-    return Answer(str(record["text"]), tuple(record["urls"]), record["data"], day)
+    return ToolResult(str(record["text"]), tuple(record["urls"]), record["data"], day)

@@ -1,12 +1,12 @@
-"""The twenty-four solar terms: when the sun's apparent longitude passes the multiples of 15 degrees."""
+"""Instants of the 24 solar terms, at which the sun's apparent longitude is a multiple of 15 degrees."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
 from scrubjay.agents.tools.lunar_date import check_year
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
 CHINA = timezone(timedelta(hours=8), "UTC+8")
 
@@ -36,9 +36,9 @@ TERMS = {
     "大雪": "Major Snow",
     "冬至": "Winter Solstice",
 }
-"""Chinese name and English, in the order of the year; the first is at 285 degrees."""
+"""Chinese and English names in the order of the year; the first term is at 285 degrees."""
 
-# The library's table runs from one winter to the next and names the terms of the next year's side in Latin
+# The library's table runs from one winter to the next; it names the terms of the second winter in Latin
 # letters.
 _SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大寒": "DA_HAN"}
 
@@ -46,7 +46,7 @@ _SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大�
 def solar_terms(year: int) -> dict[str, datetime]:
     """Return the instants of a year's terms by Chinese name, in order, to the second, in UTC+8.
 
-    Raises Mistaken outside of 1900 to 2100.
+    Raises ToolArgumentError outside of 1900 to 2100.
     """
     check_year(year)
     from lunar_python import Solar
@@ -55,27 +55,27 @@ def solar_terms(year: int) -> dict[str, datetime]:
     terms = {}
     for name in TERMS:
         candidates = [table[key] for key in (name, _SECOND.get(name)) if key in table]
-        (found,) = [solar for solar in candidates if solar.getYear() == year]
+        (match,) = [solar for solar in candidates if solar.getYear() == year]
         terms[name] = datetime(
             year,
-            found.getMonth(),
-            found.getDay(),
-            found.getHour(),
-            found.getMinute(),
-            found.getSecond(),
+            match.getMonth(),
+            match.getDay(),
+            match.getHour(),
+            match.getMinute(),
+            match.getSecond(),
             tzinfo=CHINA,
         )
     return terms
 
 
-def _run(around: Around, year: int | None) -> Answer:
-    terms = solar_terms(around.clock().astimezone(CHINA).year if year is None else year)
+def _run(context: ToolContext, year: int | None) -> ToolResult:
+    terms = solar_terms(context.clock().astimezone(CHINA).year if year is None else year)
     lines = [
-        f"{instant:%Y-%m-%d %H:%M:%S} {around.say(f'{TERMS[name]} ({name})', name)}"
+        f"{instant:%Y-%m-%d %H:%M:%S} {context.say(f'{TERMS[name]} ({name})', name)}"
         for name, instant in terms.items()
     ]
-    head = around.say("Solar terms, UTC+8:", "二十四节气（北京时间）：")
-    return Answer(
+    head = context.say("Solar terms, UTC+8:", "二十四节气（北京时间）：")
+    return ToolResult(
         "\n".join([head, *lines]), data={name: instant.isoformat() for name, instant in terms.items()}
     )
 
@@ -83,7 +83,7 @@ def _run(around: Around, year: int | None) -> Answer:
 SOLAR_TERMS = ToolSpec(
     name="solar_terms",
     zh_name="节气",
-    about=Bilingual(
+    description=Bilingual(
         "Instants of the 24 solar terms of a year, with the equinoxes and solstices (1900 to 2100).",
         "查询某年二十四节气的准确时刻（1900 至 2100 年）。",
     ),

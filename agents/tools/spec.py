@@ -1,8 +1,8 @@
-"""Tools before they are tools: a plain function and its description in two languages.
+"""Specification of a tool: a plain function and its description in two languages.
 
-A tool is a function `run(around, **arguments) -> Answer`, described by a frozen `ToolSpec`; `build` makes a
-langchain tool of it. What goes wrong becomes a sentence for the planner: never a stack trace, never an empty
-result.
+A tool is a function `run(context, **arguments) -> ToolResult`, described by a frozen `ToolSpec`; `build`
+makes a langchain tool of it. Every failure becomes a sentence for the planner, never a stack trace or an
+empty result.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import Any, NamedTuple
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
-from scrubjay.agents.language.prompts import Prompts, Told, load_prompts
-from scrubjay.agents.tools.base import Answer, Language, ToolUnavailable, Unreachable
-from scrubjay.agents.tools.faults import describe_faults
+from scrubjay.agents.language.prompts import LocalizedError, Prompts, load_prompts
+from scrubjay.agents.tools.argument_errors import describe_faults
+from scrubjay.agents.tools.base import Language, ToolResult, ToolUnavailable, UnreachableError
 from scrubjay.agents.tools.replay import Replay
 from scrubjay.agents.tools.web import Web
 
 
 class Bilingual(NamedTuple):
-    """The same text in English and in Chinese."""
+    """Text in English and in Chinese."""
 
     en: str
     zh: str
@@ -35,99 +35,99 @@ class Bilingual(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Around:
-    """What a tool may know besides its arguments."""
+class ToolContext:
+    """Environment of a tool call: language, clock, network and replay."""
 
     language: Language
     """Language of outputs."""
     clock: Callable[[], datetime]
-    """Returns the present moment, with its time zone."""
+    """Returns the current time with its time zone."""
     web: Web
-    """The only way to the network for tools that fetch by themselves."""
+    """HTTP client; tools that fetch pages must use it for all requests."""
     offline: bool = False
-    """No network may be used."""
+    """True if the network must not be used."""
     replay: Replay | None = None
-    """Recorded answers, written when online, read when there is no network."""
+    """Recorded answers; written when online, read when there is no network."""
 
     def say(self, en: str, zh: str) -> str:
-        """Return the one text or the other, by language."""
+        """Return the English or the Chinese text, by language."""
         return zh if self.language == "zh" else en
 
     @property
     def prompts(self) -> Prompts:
-        """What is said of a call that fails."""
+        """Messages for failed calls."""
         return load_prompts(self.language)
 
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a tool."""
+    """Argument of a tool."""
 
     name: str
-    """Its name, the same in all languages."""
+    """Name, the same in all languages."""
     kind: Any
-    """Its type."""
-    about: Bilingual
-    """What it means, for the model."""
+    """Python type."""
+    description: Bilingual
+    """Meaning of the argument, for the model."""
     default: Any = ...
-    """`...` if it must be given."""
+    """Default value; `...` if the argument is required."""
     address: bool = False
-    """It is an address, which the tool asks for: after text from outside, one that somebody gave."""
+    """True if the tool requests this address; after untrusted text the model must not have made it up."""
 
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """A tool before it is made for a language, a clock and a network."""
+    """Specification of a tool, independent of language, clock and network."""
 
     name: str
-    """The name a model calls it by: ASCII, as providers demand."""
+    """Name in tool calls; ASCII, since providers require it."""
     zh_name: str
-    """Its Chinese name, by which it may be chosen too."""
-    about: Bilingual
-    """What it does, for the model."""
-    run: Callable[..., Answer]
-    """`run(around, **arguments)`; raises Mistaken on bad arguments and Unreachable without network."""
+    """Chinese name, an alternative to select the tool by."""
+    description: Bilingual
+    """Purpose of the tool, for the model."""
+    run: Callable[..., ToolResult]
+    """`run(context, **arguments)`; raises ToolArgumentError on bad arguments, UnreachableError if offline."""
     side_effect: bool
-    """It changes things outside."""
+    """True if the tool changes the outside world."""
     arguments: tuple[Argument, ...] = ()
-    """In the order of the call."""
+    """Arguments in the order of the call."""
     network: bool = False
-    """It needs the network, and what it returns was written by strangers."""
+    """True if the tool needs the network; its results are untrusted then."""
     packages: tuple[str, ...] = ()
-    """What must be installed for it to answer."""
+    """Packages that must be installed."""
 
 
-def build(spec: ToolSpec, around: Around) -> StructuredTool:
+def build(spec: ToolSpec, context: ToolContext) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
-    Its `metadata` says whether it has side effects, whether its output is untrusted, which arguments are
-    addresses, and which packages it needs; its artifact is `{"urls", "data", "recorded"}`. Failures are
-    returned to the planner as a ToolMessage with status "error".
+    The tool's `metadata` declares side effects, untrusted output, address arguments and required packages.
+    Its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with
+    status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (
             argument.kind,
-            Field(default=argument.default, description=argument.about.say(around.language)),
+            Field(default=argument.default, description=argument.description.say(context.language)),
         )
         for argument in spec.arguments
     }
     schema = create_model(f"{spec.name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
 
     def call(**arguments: Any) -> tuple[str, dict[str, Any]]:
-        answer = _answer(spec, around, arguments)
+        answer = _answer(spec, context, arguments)
         text = answer.text
-        if answer.recorded:
-            text = around.say("[recorded on {}] ", "[记录于 {}] ").format(answer.recorded) + text
-        return text, {"urls": list(answer.urls), "data": answer.data, "recorded": answer.recorded}
+        if answer.recorded_on:
+            text = context.say("[recorded on {}] ", "[记录于 {}] ").format(answer.recorded_on) + text
+        return text, {"urls": list(answer.urls), "data": answer.data, "recorded": answer.recorded_on}
 
     return StructuredTool(
         name=spec.name,
-        description=spec.about.say(around.language),
+        description=spec.description.say(context.language),
         args_schema=schema,
         func=call,
         response_format="content_and_artifact",
         handle_tool_error=str,
-        handle_validation_error=lambda error: _describe(spec, error, around),
+        handle_validation_error=lambda error: _describe(spec, error, context),
         metadata={
             "side_effect": spec.side_effect,
             "untrusted": spec.network,
@@ -138,43 +138,45 @@ def build(spec: ToolSpec, around: Around) -> StructuredTool:
     )
 
 
-def _answer(spec: ToolSpec, around: Around, arguments: dict[str, Any]) -> Answer:
-    """Run the tool, or give what was recorded; raises ToolException or ToolUnavailable, nothing else."""
-    recording, prompts = around.replay if spec.network else None, around.prompts
+def _answer(spec: ToolSpec, context: ToolContext, arguments: dict[str, Any]) -> ToolResult:
+    """Run the tool or return a recorded answer; all errors become ToolException or ToolUnavailable."""
+    recording, prompts = context.replay if spec.network else None, context.prompts
     try:
-        if spec.network and around.offline:
-            raise Unreachable("set_offline")
-        answer = spec.run(around, **arguments)
-    except Unreachable as error:
-        recorded = recording.find(spec.name, around.language, arguments) if recording is not None else None
-        if recorded:
-            return recorded
-        cause, hint = error.phrase.said(prompts), prompts.say("hint_other_tool")
-        raise ToolUnavailable(spec.name, cause, hint, error.offline, around.language) from error
+        if spec.network and context.offline:
+            raise UnreachableError("set_offline")
+        answer = spec.run(context, **arguments)
+    except UnreachableError as error:
+        recorded_answer = (
+            recording.find(spec.name, context.language, arguments) if recording is not None else None
+        )
+        if recorded_answer:
+            return recorded_answer
+        cause, hint = error.phrase.render(prompts), prompts.say("hint_other_tool")
+        raise ToolUnavailable(spec.name, cause, hint, error.offline, context.language) from error
     except ImportError as error:
         cause = prompts.say("package_missing", package=error.name or error)
         hint = 'pip install "scrubjay[agent]"'
-        raise ToolUnavailable(spec.name, cause, hint, offline=False, language=around.language) from error
+        raise ToolUnavailable(spec.name, cause, hint, offline=False, language=context.language) from error
     except ToolException:
         raise
     except ValueError as error:
-        said = error.phrase.said(prompts) if isinstance(error, Told) else str(error)
-        raise ToolException(prompts.say("tool_error", tool=spec.name, error=said)) from error
-    except Exception as error:  # of a library, on input nobody foresaw: the planner must see it and go on
-        said = f"{type(error).__name__}: {error}"
-        raise ToolException(prompts.say("tool_failed", tool=spec.name, error=said)) from error
+        message = error.phrase.render(prompts) if isinstance(error, LocalizedError) else str(error)
+        raise ToolException(prompts.say("tool_error", tool=spec.name, error=message)) from error
+    except Exception as error:  # a library failed on unforeseen input: report it to the planner and continue
+        message = f"{type(error).__name__}: {error}"
+        raise ToolException(prompts.say("tool_failed", tool=spec.name, error=message)) from error
     if recording is not None:
         try:
-            recording.add(spec.name, around.language, arguments, answer, around.clock().date())
-        except OSError as error:  # the answer is there all the same
+            recording.add(spec.name, context.language, arguments, answer, context.clock().date())
+        except OSError as error:  # the answer is valid without a recording
             warnings.warn(
                 f"{recording.path}: the answer of {spec.name} was not recorded ({error})", stacklevel=2
             )
     return answer
 
 
-def _describe(spec: ToolSpec, error: Any, around: Around) -> str:
-    prompts = around.prompts
+def _describe(spec: ToolSpec, error: Any, context: ToolContext) -> str:
+    prompts = context.prompts
     if not isinstance(error, ValidationError):
         return prompts.say("tool_error", tool=spec.name, error=error)
     names = ", ".join(argument.name + ("" if argument.default is ... else "?") for argument in spec.arguments)

@@ -1,4 +1,4 @@
-"""The exact time between two moments, in years, months and days of the calendar."""
+"""Exact time between two moments, in calendar years, months and days."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import calendar
 from datetime import date, datetime, timedelta, timezone
 from typing import NamedTuple
 
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.moments import parse_moment
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.dates import parse_moment
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 
 
 class Span(NamedTuple):
-    """Calendar time between two moments: whole years, then whole months, then what is left."""
+    """Calendar time between two moments: whole years, then whole months, then the remainder."""
 
     years: int
     months: int
@@ -23,8 +23,8 @@ class Span(NamedTuple):
 def span(start: datetime, end: datetime) -> Span:
     """Return the calendar time from `start` to a later `end`.
 
-    A month after the 31st is the last day of a shorter month, so that 29 February is a year before 28
-    February. Adding the years and months to `start` in this sense, and then the rest, gives `end` again.
+    One month after the 31st is the last day of a shorter month, so 28 February is one year after 29 February.
+    `add_months` with the years and months, plus the rest, gives `end` again.
     """
     months = (end.year - start.year) * 12 + end.month - start.month
     if add_months(start, months) > end:
@@ -34,18 +34,18 @@ def span(start: datetime, end: datetime) -> Span:
 
 
 def add_months(moment: datetime, months: int) -> datetime:
-    """Return the same day of another month, or its last if it is shorter."""
+    """Return the moment `months` later, on the same day of the month or the last day of a shorter month."""
     year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
     day = min(moment.day, calendar.monthrange(year, month + 1)[1])
     return moment.replace(year=year, month=month + 1, day=day)
 
 
-def _run(around: Around, start: str, end: str) -> Answer:
-    first, last = parse_moment(start, around.clock), parse_moment(end, around.clock)
+def _run(context: ToolContext, start: str, end: str) -> ToolResult:
+    first, last = parse_moment(start, context.clock), parse_moment(end, context.clock)
     days_only = not isinstance(first, datetime) and not isinstance(last, datetime)
     begin, finish = _moments(first, last)
-    swapped = begin > finish
-    if swapped:
+    is_swapped = begin > finish
+    if is_swapped:
         first, last, begin, finish = last, first, finish, begin
     years, months, rest = span(begin, finish)
     total = finish - begin
@@ -57,19 +57,19 @@ def _run(around: Around, start: str, end: str) -> Answer:
         (rest.seconds // 60 % 60, "minute", "分"),
         (rest.seconds % 60, "second", "秒"),
     ]
-    shown = [part for part in parts if part[0]] or [(0, "day", "天")]
-    between = around.say(
-        ", ".join(f"{count} {unit}{'s' * (count != 1)}" for count, unit, _ in shown),
-        "".join(f"{count}{unit}" for count, _, unit in shown),
+    nonzero_parts = [part for part in parts if part[0]] or [(0, "day", "天")]
+    between = context.say(
+        ", ".join(f"{count} {unit}{'s' * (count != 1)}" for count, unit, _ in nonzero_parts),
+        "".join(f"{count}{unit}" for count, _, unit in nonzero_parts),
     )
-    text = around.say(
+    text = context.say(
         f"From {_name(first)} to {_name(last)}: {between} ({total.days:,} days in all"
         + (")." if days_only else f", {total.total_seconds():,.0f} seconds)."),
         f"从 {_name(first)} 到 {_name(last)}：{between}（共 {total.days} 天"
         + ("）。" if days_only else f"，{total.total_seconds():.0f} 秒）。"),
     )
-    if swapped:
-        text += around.say(
+    if is_swapped:
+        text += context.say(
             " The start given was the later of the two: they were swapped.",
             "所给开始时间晚于结束时间，已对调。",
         )
@@ -80,21 +80,21 @@ def _run(around: Around, start: str, end: str) -> Answer:
         "seconds": rest.seconds,
         "total_days": total.days,
         "total_seconds": total.total_seconds(),
-        "swapped": swapped,
+        "swapped": is_swapped,
     }
-    return Answer(text, data=data)
+    return ToolResult(text, data=data)
 
 
 def _moments(first: date | datetime, last: date | datetime) -> tuple[datetime, datetime]:
-    """Return both as datetimes of one clock. Raises Mistaken if only one has a time zone."""
+    """Return both as datetimes with one UTC offset. Raises ToolArgumentError if only one has a time zone."""
     zones = [moment.tzinfo for moment in (first, last) if isinstance(moment, datetime)]
     if any(zones) and not all(zones):
-        raise Mistaken("moment_one_offset")
-    # An offset rather than a zone, across whose changes of clock a difference would be an hour off.
+        raise ToolArgumentError("moment_one_offset")
+    # Use a fixed offset: with a time zone, a difference across a clock change would be one hour off.
     moment = next((moment for moment in (first, last) if isinstance(moment, datetime)), None)
     offset = moment.utcoffset() if moment else None
     zone = timezone(offset) if offset is not None else None
-    # A day alone begins at midnight of the other's clock.
+    # A date without time is midnight at the other moment's offset.
     begin, finish = (
         moment if isinstance(moment, datetime) else datetime.combine(moment, datetime.min.time(), tzinfo=zone)
         for moment in (first, last)
@@ -109,7 +109,7 @@ def _name(moment: date | datetime) -> str:
 TIME_DELTA = ToolSpec(
     name="time_delta",
     zh_name="时间差",
-    about=Bilingual(
+    description=Bilingual(
         "Exact time between two dates or times, in calendar years, months and days and in days in all: "
         "ages, durations.",
         "计算两个日期或时间之间的准确间隔（年、月、日及总天数），可用于年龄、时长。",

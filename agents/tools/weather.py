@@ -1,4 +1,4 @@
-"""Weather by Open-Meteo: no key; data are CC BY 4.0, the service is free for non-commercial use."""
+"""Weather from Open-Meteo, without an API key; data are CC BY 4.0, the service is free if non-commercial."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ from datetime import date, timedelta
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.language.address import Refused
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.moments import parse_day
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.language.address import RequestError
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.dates import parse_day
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 from scrubjay.agents.tools.wikipedia import read_json
 
 PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"
 ARCHIVE = "https://archive-api.open-meteo.com/v1/archive"
 AHEAD, BEHIND = 15, 90
-"""Days after and before today that the forecast service knows; older ones are in the archive, from 1940
-on."""
-MOST_DAYS = 31
+"""Days after and before today that the forecast service covers; the archive has older ones, from 1940."""
+MAX_DAYS = 31
 
 _DAILY = "weather_code,temperature_2m_max,temperature_2m_min,precipitation_sum,wind_speed_10m_max"
 _CURRENT = "temperature_2m,relative_humidity_2m,precipitation,weather_code,wind_speed_10m"
@@ -52,20 +51,20 @@ _CODES = {
     96: ("thunderstorm with hail", "雷暴伴冰雹"),
     99: ("thunderstorm with heavy hail", "雷暴伴大冰雹"),
 }
-"""Codes of the World Meteorological Organization (table 4677) that the service uses."""
+"""Weather codes of the World Meteorological Organization (table 4677), in English and Chinese."""
 
 
-def _run(around: Around, location: str, start: str | None, end: str | None) -> Answer:
-    today = parse_day("today", around.clock)
-    first = today if start is None else parse_day(start, around.clock)
-    last = first if end is None else parse_day(end, around.clock)
+def _run(context: ToolContext, location: str, start: str | None, end: str | None) -> ToolResult:
+    today = parse_day("today", context.clock)
+    first = today if start is None else parse_day(start, context.clock)
+    last = first if end is None else parse_day(end, context.clock)
     first, last = min(first, last), max(first, last)
     if last > today + timedelta(AHEAD):
-        raise Mistaken("weather_ahead", ahead=AHEAD, last=today + timedelta(AHEAD), day=last)
-    if (last - first).days >= MOST_DAYS:
-        raise Mistaken("weather_days", most=MOST_DAYS, count=(last - first).days + 1)
-    place = _find(around, location)
-    asked = {
+        raise ToolArgumentError("weather_ahead", ahead=AHEAD, last=today + timedelta(AHEAD), day=last)
+    if (last - first).days >= MAX_DAYS:
+        raise ToolArgumentError("weather_days", most=MAX_DAYS, count=(last - first).days + 1)
+    place = _find(context, location)
+    parameters = {
         "latitude": place["latitude"],
         "longitude": place["longitude"],
         "daily": _DAILY,
@@ -74,62 +73,62 @@ def _run(around: Around, location: str, start: str | None, end: str | None) -> A
         "end_date": last,
     }
     if start is None and end is None:
-        asked["current"] = _CURRENT
+        parameters["current"] = _CURRENT
     service = ARCHIVE if first < today - timedelta(BEHIND) else FORECAST
-    found = _ask(around, service, asked)
+    response = _ask(context, service, parameters)
     name = ", ".join(str(place[key]) for key in ("name", "admin1", "country") if place.get(key))
     lines = [name]
-    if "current" in found:
-        lines.append(_now(found["current"], around))
-    daily = found.get("daily", {})
+    if "current" in response:
+        lines.append(_now(response["current"], context))
+    daily = response.get("daily", {})
     rows = [dict(zip(daily, values, strict=True)) for values in zip(*daily.values(), strict=True)]
-    lines += [_day(row, around) for row in rows]
-    lines.append(around.say("Source: Open-Meteo.com", "数据来源：Open-Meteo.com"))
-    return Answer("\n".join(lines), ("https://open-meteo.com/",), {"place": name, "days": rows})
+    lines += [_day(row, context) for row in rows]
+    lines.append(context.say("Source: Open-Meteo.com", "数据来源：Open-Meteo.com"))
+    return ToolResult("\n".join(lines), ("https://open-meteo.com/",), {"place": name, "days": rows})
 
 
-def _find(around: Around, location: str) -> dict[str, Any]:
-    """Return the best known place of that name. Raises Refused if there is none."""
-    asked = {"name": location.strip(), "count": 1, "language": around.language, "format": "json"}
-    places = _ask(around, PLACES, asked).get("results")
+def _find(context: ToolContext, location: str) -> dict[str, Any]:
+    """Return the first place that matches the name. Raises RequestError if there is none."""
+    parameters = {"name": location.strip(), "count": 1, "language": context.language, "format": "json"}
+    places = _ask(context, PLACES, parameters).get("results")
     if not places:
-        raise Refused("weather_place", location=repr(location))
+        raise RequestError("weather_place", location=repr(location))
     return places[0]
 
 
-def _ask(around: Around, service: str, asked: dict[str, Any]) -> dict[str, Any]:
-    return read_json(around.web.get(f"{service}?{urlencode(asked)}"))
+def _ask(context: ToolContext, service: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return read_json(context.web.get(f"{service}?{urlencode(parameters)}"))
 
 
-def _now(now: dict[str, Any], around: Around) -> str:
-    return around.say(
-        f"now ({now['time']}): {_sky(now, around)}, {now['temperature_2m']} °C, "
+def _now(now: dict[str, Any], context: ToolContext) -> str:
+    return context.say(
+        f"now ({now['time']}): {_sky(now, context)}, {now['temperature_2m']} °C, "
         f"humidity {now['relative_humidity_2m']}%, wind {now['wind_speed_10m']} km/h",
-        f"现在（{now['time']}）：{_sky(now, around)}，{now['temperature_2m']} °C，"
+        f"现在（{now['time']}）：{_sky(now, context)}，{now['temperature_2m']} °C，"
         f"湿度 {now['relative_humidity_2m']}%，风速 {now['wind_speed_10m']} 公里/时",
     )
 
 
-def _day(row: dict[str, Any], around: Around) -> str:
+def _day(row: dict[str, Any], context: ToolContext) -> str:
     day = date.fromisoformat(row["time"])
     if row["temperature_2m_max"] is None:
-        return around.say(f"{day}: no data", f"{day}：无数据")
-    return around.say(
-        f"{day}: {_sky(row, around)}, {row['temperature_2m_min']} to {row['temperature_2m_max']} °C, "
+        return context.say(f"{day}: no data", f"{day}：无数据")
+    return context.say(
+        f"{day}: {_sky(row, context)}, {row['temperature_2m_min']} to {row['temperature_2m_max']} °C, "
         f"precipitation {row['precipitation_sum']} mm, wind up to {row['wind_speed_10m_max']} km/h",
-        f"{day}：{_sky(row, around)}，{row['temperature_2m_min']} 至 {row['temperature_2m_max']} °C，"
+        f"{day}：{_sky(row, context)}，{row['temperature_2m_min']} 至 {row['temperature_2m_max']} °C，"
         f"降水 {row['precipitation_sum']} 毫米，最大风速 {row['wind_speed_10m_max']} 公里/时",
     )
 
 
-def _sky(row: dict[str, Any], around: Around) -> str:
-    return around.say(*_CODES.get(row["weather_code"], ("unknown sky", "天气未知")))
+def _sky(row: dict[str, Any], context: ToolContext) -> str:
+    return context.say(*_CODES.get(row["weather_code"], ("unknown sky", "天气未知")))
 
 
 WEATHER = ToolSpec(
     name="weather",
     zh_name="天气",
-    about=Bilingual(
+    description=Bilingual(
         f"Weather of a city: now, on past days, or forecast up to {AHEAD} days ahead.",
         f"查询城市天气：现在、过去或未来 {AHEAD} 天内。",
     ),

@@ -1,9 +1,9 @@
-"""The only way to the network for tools: HTTP GET with limits on time, size, redirects, kinds and addresses.
+"""HTTP GET client of all tools, with limits on time, size, redirects, content types and addresses.
 
-A model chooses the address, and a page may have chosen it for the model; so names are resolved here, every
-address must be public, and the connection goes to the address that was checked, never to the name again: a
-name that resolves differently the second time gains nothing. A redirect is a new address under the same
-rules. Proxies of the environment are not used, since they would resolve names by themselves.
+The model chooses the address, and a page may have told the model which. Therefore names are resolved here,
+every IP address must be public, and the connection goes to the checked IP address; the name is not resolved
+again, which defeats DNS rebinding. A redirect is checked by the same rules. Proxies of the environment are
+not used, since they would resolve names themselves.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
-from scrubjay.agents.language.address import PORTS, Refused, canonical
+from scrubjay.agents.language.address import PORTS, RequestError, canonicalize_address
 from scrubjay.agents.language.prompts import Phrase
 from scrubjay.agents.tools.addresses import is_public
-from scrubjay.agents.tools.base import Unreachable
+from scrubjay.agents.tools.base import UnreachableError
 
 if TYPE_CHECKING:
     import socket
@@ -32,23 +32,23 @@ T = TypeVar("T")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 65536
 _ADDRESSES = 4
-"""How many addresses of one name are tried."""
+"""Maximum number of IP addresses tried per name."""
 
 
 @dataclass(frozen=True)
 class WebConfig:
-    """Limits of every request. Raises ValueError on one that lets nothing through."""
+    """Limits of every request. Raises ValueError on a limit that would block all requests."""
 
     connect_seconds: float = 5.0
-    """Longest wait for a name's address, and for each connection."""
+    """Timeout in seconds of name resolution, and of each connection attempt."""
     read_seconds: float = 10.0
-    """Longest silence of a server."""
+    """Timeout in seconds of each read from the server."""
     total_seconds: float = 20.0
-    """Longest time of a request with its redirects, however the server drips."""
-    most_bytes: int = 2_000_000
-    """What is read of a page, unpacked; the rest is left, and the page says so."""
-    most_redirects: int = 5
-    """Redirects followed."""
+    """Timeout in seconds of a request with all its redirects."""
+    max_bytes: int = 2_000_000
+    """Maximum decompressed bytes read of a page; a longer page is marked as truncated."""
+    max_redirects: int = 5
+    """Maximum number of redirects."""
     content_types: tuple[str, ...] = (
         "text/html",
         "application/xhtml+xml",
@@ -56,37 +56,37 @@ class WebConfig:
         "text/markdown",
         "application/json",
     )
-    """Kinds of content that are read."""
+    """Allowed content types."""
     ports: tuple[int, ...] = (80, 443, 8080, 8443)
-    """Ports that may be called, unless private addresses are allowed."""
+    """Allowed ports; ignored if `allow_private` is set."""
     allow_private: bool = False
-    """Reach private addresses and all ports: for tests and for trusted networks only."""
+    """Allow private addresses and all ports; for tests and trusted networks only."""
     user_agent: str = "scrubjay-agent/1 (https://pypi.org/project/scrubjay/)"
-    """How requests introduce themselves."""
+    """User-Agent header of the requests."""
 
     def __post_init__(self) -> None:
-        for name in ("connect_seconds", "read_seconds", "total_seconds", "most_bytes"):
+        for name in ("connect_seconds", "read_seconds", "total_seconds", "max_bytes"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.most_redirects < 0:
-            raise ValueError(f"most_redirects must be at least 0, got {self.most_redirects}")
+                raise ValueError(f"{name}={getattr(self, name)}: must be positive")
+        if self.max_redirects < 0:
+            raise ValueError(f"max_redirects={self.max_redirects}: must be at least 0")
 
 
 class Page(NamedTuple):
-    """What a server sent."""
+    """Response of a server."""
 
     url: str
-    """Where it was found in the end."""
+    """Final address after redirects."""
     content_type: str
     charset: str | None
-    """As the server says; a page of HTML may name another."""
+    """Charset of the Content-Type header; an HTML page may name another one."""
     content: bytes
     truncated: bool
-    """The page was longer than what is read."""
+    """True if the page was longer than `WebConfig.max_bytes`."""
 
     @property
     def text(self) -> str:
-        """The content, decoded as the server says, else as UTF-8; what cannot be is replaced."""
+        """Content decoded with `charset`, or as UTF-8; undecodable bytes are replaced."""
         try:
             return self.content.decode(self.charset or "utf-8", "replace")
         except LookupError:
@@ -94,7 +94,7 @@ class Page(NamedTuple):
 
 
 class Web:
-    """Fetches pages under a `WebConfig`; holds no connection between requests and serves several threads."""
+    """HTTP client with the limits of a `WebConfig`; thread-safe, uses a new connection for each request."""
 
     def __init__(self, config: WebConfig | None = None) -> None:
         self.config = config or WebConfig()
@@ -102,29 +102,29 @@ class Web:
     def get(self, url: str) -> Page:
         """Return the page at `url`.
 
-        Raises Refused if the rules forbid it or the server says it is not there, Unreachable if there was no
-        answer in time.
+        Raises RequestError if the request is not allowed or the server reports an error status, and
+        UnreachableError if there was no answer in time.
         """
         deadline = time.monotonic() + self.config.total_seconds
-        for _ in range(self.config.most_redirects + 1):
+        for _ in range(self.config.max_redirects + 1):
             parts = self._check(url)
-            found = self._request(parts, deadline)
-            if isinstance(found, Page):
-                return found
-            # Servers send blanks in addresses, and mean what browsers make of them.
-            url = urljoin(urlunsplit(parts), found.strip().replace(" ", "%20"))
-        raise Refused("web_redirects", most=self.config.most_redirects, url=_short(url))
+            response = self._request(parts, deadline)
+            if isinstance(response, Page):
+                return response
+            # Some servers send spaces in addresses; encode them as browsers do.
+            url = urljoin(urlunsplit(parts), response.strip().replace(" ", "%20"))
+        raise RequestError("web_redirects", most=self.config.max_redirects, url=_short(url))
 
     def _check(self, url: str) -> SplitResult:
-        """Return the parts of an address that may be asked for. Raises Refused if it may not."""
-        parts = urlsplit(canonical(url))
+        """Return the parts of a canonical address. Raises RequestError if it is not allowed."""
+        parts = urlsplit(canonicalize_address(url))
         port = _port(parts)
         if port not in self.config.ports and not self.config.allow_private:
-            raise Refused("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
+            raise RequestError("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
         return parts
 
     def _request(self, parts: SplitResult, deadline: float) -> Page | str:
-        """Return the page, or where a redirect leads."""
+        """Return the page, or the target of a redirect."""
         from http.client import HTTPConnection, HTTPException
 
         host, port = parts.hostname or "", _port(parts)
@@ -140,82 +140,85 @@ class Web:
         seconds = f"{self.config.total_seconds:g}"
         watch = None
         try:
-            connected = connection.sock = self._connect(parts.scheme, host, port, deadline)
-            # A server that drips a byte a second never falls silent: only a shutdown from outside ends it.
-            watch = threading.Timer(max(0.0, deadline - time.monotonic()), _shut, [connected])
+            sock = connection.sock = self._connect(parts.scheme, host, port, deadline)
+            # A server that sends one byte a second never hits the read timeout: shut down its connection.
+            watch = threading.Timer(max(0.0, deadline - time.monotonic()), _shut_down, [sock])
             watch.daemon = True
             watch.start()
             if parts.scheme == "https":
-                connected.do_handshake()
-            connected.settimeout(self.config.read_seconds)
+                sock.do_handshake()
+            sock.settimeout(self.config.read_seconds)
             connection.request("GET", target, headers=headers)
             with connection.getresponse() as response:
-                found = self._take(response, urlunsplit(parts))
-        except (OSError, HTTPException, zlib.error, Refused) as error:
-            if time.monotonic() >= deadline:  # what the watch cut off may look like anything
-                raise Unreachable("web_late", offline=False, host=host, seconds=seconds) from error
-            if isinstance(error, Unreachable | Refused):
+                response_or_redirect = self._take(response, urlunsplit(parts))
+        except (OSError, HTTPException, zlib.error, RequestError) as error:
+            if time.monotonic() >= deadline:  # the shutdown may cause any of these errors
+                raise UnreachableError("web_late", offline=False, host=host, seconds=seconds) from error
+            if isinstance(error, UnreachableError | RequestError):
                 raise
             if isinstance(error, TimeoutError):
-                raise Unreachable("web_silent", offline=False, host=host) from error
-            said = f"{type(error).__name__}: {error}"
-            raise Unreachable("web_broke_off", offline=False, host=host, error=said) from error
+                raise UnreachableError("web_silent", offline=False, host=host) from error
+            message = f"{type(error).__name__}: {error}"
+            raise UnreachableError("web_broke_off", offline=False, host=host, error=message) from error
         finally:
             if watch:
                 watch.cancel()
             connection.close()
         if time.monotonic() >= deadline:
-            raise Unreachable("web_late", offline=False, host=host, seconds=seconds)
-        return found
+            raise UnreachableError("web_late", offline=False, host=host, seconds=seconds)
+        return response_or_redirect
 
     def _take(self, response: HTTPResponse, url: str) -> Page | str:
         status, where = response.status, response.getheader("Location")
         if status in _REDIRECTS and where:
             return where
         if status == 429 or status >= 500:
-            raise Unreachable(
+            raise UnreachableError(
                 "web_status", offline=False, url=_short(url), status=status, phrase=response.reason
             )
         if status != 200:
-            raise Refused("web_status", url=_short(url), status=status, phrase=response.reason)
+            raise RequestError("web_status", url=_short(url), status=status, phrase=response.reason)
         kind = response.headers.get_content_type() if response.getheader("Content-Type") else "none"
         if kind not in self.config.content_types:
             kinds = ", ".join(self.config.content_types)
-            raise Refused("web_kind", url=_short(url), kind=kind, kinds=kinds)
+            raise RequestError("web_kind", url=_short(url), kind=kind, kinds=kinds)
         content, truncated = self._read(response)
         if response.length and not truncated:
             raise OSError(f"{response.length} bytes are missing")
         return Page(url, kind, response.headers.get_content_charset(), content, truncated)
 
     def _read(self, response: HTTPResponse) -> tuple[bytes, bool]:
-        """Return at most `most_bytes` of the body, unpacked by pieces so that a small bomb stays small."""
+        """Return at most `max_bytes` of the body and a truncation flag.
+
+        The body is decompressed in pieces, so a decompression bomb stays within the limit.
+        """
         encoding = (response.getheader("Content-Encoding") or "identity").lower()
         if encoding not in ("identity", "gzip"):
-            raise Refused("web_packed", encoding=repr(encoding))
+            raise RequestError("web_packed", encoding=repr(encoding))
         unpack = zlib.decompressobj(wbits=31) if encoding == "gzip" else None
-        limit, content = self.config.most_bytes, bytearray()
+        limit, content = self.config.max_bytes, bytearray()
         while len(content) <= limit and (piece := response.read(_PIECE)):
             content += unpack.decompress(piece, limit + 1 - len(content)) if unpack else piece
         return bytes(content[:limit]), len(content) > limit
 
     def _connect(self, scheme: str, host: str, port: int, deadline: float) -> Any:
-        """Return a socket, not yet shaken hands with, to an address that was checked."""
+        """Return a socket connected to a checked IP address; the TLS handshake is not done yet."""
         import socket
 
         try:
-            found = within(
+            infos = run_with_timeout(
                 min(self.config.connect_seconds, deadline - time.monotonic()),
                 lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
             )
         except TimeoutError:
-            raise Unreachable("web_name_late", host=host) from None
+            raise UnreachableError("web_name_late", host=host) from None
         except (OSError, UnicodeError) as error:
-            raise Unreachable("web_name_unknown", host=host, error=error) from error
-        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+            raise UnreachableError("web_name_unknown", host=host, error=error) from error
+        addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in infos))
         if not self.config.allow_private:
             for _, address in addresses:
                 if not is_public(str(address[0])):
-                    raise Refused("web_private", host=host, address=address[0])
+                    raise RequestError("web_private", host=host, address=address[0])
         failure: Exception | None = None
         for family, address in addresses[:_ADDRESSES]:
             left = deadline - time.monotonic()
@@ -229,22 +232,22 @@ class Web:
             except OSError as error:
                 plain.close()
                 failure = error
-        raise Unreachable(
+        raise UnreachableError(
             "web_unreachable", host=host, failure=failure or Phrase("web_no_answer")
         ) from failure
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """Return what `work` returns, or raise what it raises. Raises TimeoutError when the time is over.
+def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
+    """Run `work` in a thread and return its result or raise its error. Raises TimeoutError after `seconds`.
 
-    A thread cannot be ended from outside: work that is late goes on unseen, and its result is dropped.
+    A thread cannot be killed: late work continues in the background, and its result is dropped.
     """
     done: Future[T] = Future()
 
     def run() -> None:
         try:
             done.set_result(work())
-        except Exception as error:  # noqa: BLE001, which is raised below
+        except Exception as error:  # noqa: BLE001, raised again by `result` below
             done.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
@@ -259,17 +262,17 @@ def _wrap(plain: socket.socket, host: str) -> Any:
         import certifi
     except ImportError:
         pass
-    else:  # some Pythons come without certificates
+    else:  # some Python builds come without certificates
         context.load_verify_locations(certifi.where())
     return context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
 
 
-def _shut(connected: socket.socket) -> None:
+def _shut_down(connection: socket.socket) -> None:
     import socket
 
     with contextlib.suppress(OSError):  # closed already
-        # As a plain socket: that of TLS would forget its keys under the reading thread.
-        socket.socket.shutdown(connected, socket.SHUT_RDWR)
+        # Use the plain socket's method: the TLS socket's one would discard its keys under the reading thread.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
 
 def _port(parts: SplitResult) -> int:

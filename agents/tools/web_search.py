@@ -1,60 +1,62 @@
-"""Web search by ddgs, which asks several engines and needs no key."""
+"""Web search with ddgs, which queries several engines and needs no API key."""
 
 from __future__ import annotations
 
-from scrubjay.agents.tools.base import Answer, Mistaken, Unreachable
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
-from scrubjay.agents.tools.web import within
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.web import run_with_timeout
 
-MOST_CHARACTERS = 500
-"""Of one hit's excerpt."""
+MAX_CHARACTERS = 500
+"""Maximum characters of an excerpt."""
 
 
-def _run(around: Around, query: str, count: int) -> Answer:
+def _run(context: ToolContext, query: str, count: int) -> ToolResult:
     if not query.strip():
-        raise Mistaken("search_empty")
+        raise ToolArgumentError("search_empty")
     if not 1 <= count <= 20:
-        raise Mistaken("search_count", most=20, count=count)
+        raise ToolArgumentError("search_count", most=20, count=count)
     from ddgs import DDGS
     from ddgs.exceptions import DDGSException
 
-    limits = around.web.config
+    limits = context.web.config
     search = DDGS(timeout=max(1, int(limits.read_seconds)))
-    region = around.say("us-en", "cn-zh")
+    region = context.say("us-en", "cn-zh")
     try:
-        hits = within(limits.total_seconds, lambda: search.text(query, region=region, max_results=count))
+        hits = run_with_timeout(
+            limits.total_seconds, lambda: search.text(query, region=region, max_results=count)
+        )
     except TimeoutError:
-        raise Unreachable("search_late", offline=False, seconds=f"{limits.total_seconds:g}") from None
+        raise UnreachableError("search_late", offline=False, seconds=f"{limits.total_seconds:g}") from None
     except DDGSException as error:
-        # One exception for all: no network, limits of the engines, and nothing found.
-        said = str(error)
-        if "no results" in said.lower():
+        # ddgs raises one exception for all causes: no network, rate limits, and no results.
+        message = str(error)
+        if "no results" in message.lower():
             hits = []
         else:
-            named = "dns" in said.lower() or "connect" in said.lower()
-            if named:
-                raise Unreachable("search_unreachable") from error
-            raise Unreachable("search_failed", offline=False, error=said[:200]) from error
+            is_offline = "dns" in message.lower() or "connect" in message.lower()
+            if is_offline:
+                raise UnreachableError("search_unreachable") from error
+            raise UnreachableError("search_failed", offline=False, error=message[:200]) from error
     if not hits:
-        return Answer(
-            around.say("Nothing was found; try other words.", "没有找到结果，请换词再试。"), data=[]
+        return ToolResult(
+            context.say("Nothing was found; try other words.", "没有找到结果，请换词再试。"), data=[]
         )
     data = [
         {
             "title": hit.get("title", ""),
             "url": hit.get("href", ""),
-            "text": hit.get("body", "")[:MOST_CHARACTERS],
+            "text": hit.get("body", "")[:MAX_CHARACTERS],
         }
         for hit in hits[:count]
     ]
     blocks = [f"{number}. {hit['title']}\n{hit['url']}\n{hit['text']}" for number, hit in enumerate(data, 1)]
-    return Answer("\n\n".join(blocks), tuple(hit["url"] for hit in data), data)
+    return ToolResult("\n\n".join(blocks), tuple(hit["url"] for hit in data), data)
 
 
 WEB_SEARCH = ToolSpec(
     name="web_search",
     zh_name="网页搜索",
-    about=Bilingual(
+    description=Bilingual(
         "Search the web: titles, addresses and excerpts. Open an address with browse for more.",
         "搜索网页，返回标题、网址与摘要；需要详情时用 browse 打开网址。",
     ),

@@ -1,4 +1,4 @@
-"""Look up Wikipedia: the introductions of the articles that answer a search best."""
+"""Look up Wikipedia: introductions of the articles that match a search best."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import json
 from typing import Any
 from urllib.parse import urlencode
 
-from scrubjay.agents.language.address import Refused
-from scrubjay.agents.tools.base import Answer, Mistaken
-from scrubjay.agents.tools.spec import Argument, Around, Bilingual, ToolSpec
+from scrubjay.agents.language.address import RequestError
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
+from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
 from scrubjay.agents.tools.web import Page
 
 API = "https://{language}.wikipedia.org/w/api.php"
-MOST_CHARACTERS = 2000
-"""Of one article."""
+MAX_CHARACTERS = 2000
+"""Maximum characters of one article."""
 
 
 def read_json(page: Page) -> Any:
-    """Return the JSON of a page. Raises Refused if it is something else."""
+    """Return the JSON value of a page. Raises RequestError if the page is not JSON."""
     try:
         return json.loads("" if page.truncated else page.text)
     except ValueError:
-        raise Refused("web_not_json") from None
+        raise RequestError("web_not_json") from None
 
 
-def _run(around: Around, query: str, count: int) -> Answer:
+def _run(context: ToolContext, query: str, count: int) -> ToolResult:
     if not query.strip():
-        raise Mistaken("wiki_empty")
+        raise ToolArgumentError("wiki_empty")
     if not 1 <= count <= 5:
-        raise Mistaken("search_count", most=5, count=count)
-    asked = {
+        raise ToolArgumentError("search_count", most=5, count=count)
+    parameters = {
         "action": "query",
         "format": "json",
         "formatversion": 2,
@@ -43,12 +43,12 @@ def _run(around: Around, query: str, count: int) -> Answer:
         "exlimit": "max",
         "redirects": 1,
     }
-    if around.language == "zh":
-        asked["variant"] = "zh-cn"
-    found = read_json(around.web.get(f"{API.format(language=around.language)}?{urlencode(asked)}"))
-    if "error" in found:
-        raise Refused("wiki_refuses", error=found["error"].get("info", found["error"]))
-    articles = sorted(found.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
+    if context.language == "zh":
+        parameters["variant"] = "zh-cn"
+    response = read_json(context.web.get(f"{API.format(language=context.language)}?{urlencode(parameters)}"))
+    if "error" in response:
+        raise RequestError("wiki_refuses", error=response["error"].get("info", response["error"]))
+    articles = sorted(response.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
     data = [
         {
             "title": article["title"],
@@ -58,19 +58,19 @@ def _run(around: Around, query: str, count: int) -> Answer:
         for article in articles[:count]
     ]
     if not data:
-        return Answer(around.say("No article was found.", "没有找到条目。"), data=[])
+        return ToolResult(context.say("No article was found.", "没有找到条目。"), data=[])
     blocks = [f"{article['title']}\n{article['url']}\n{article['text']}" for article in data]
-    return Answer("\n\n".join(blocks), tuple(article["url"] for article in data), data)
+    return ToolResult("\n\n".join(blocks), tuple(article["url"] for article in data), data)
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " [...]"
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS] + " [...]"
 
 
 WIKIPEDIA = ToolSpec(
     name="wikipedia",
     zh_name="维基百科",
-    about=Bilingual(
+    description=Bilingual(
         "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates of "
         "birth.",
         "查询维基百科条目简介，适合人物、地点、生卒日期等。",

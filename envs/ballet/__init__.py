@@ -1,1 +1,1 @@
-"""Ballet: watch dancers one after the other, then walk up to the one whose dance is named."""
+"""Ballet: watch dancers perform one after another, then walk to the dancer of the named dance."""

@@ -1,4 +1,4 @@
-"""Ballet: watch dancers perform one after the other, then walk up to the one who danced the named dance."""
+"""Ballet: watch dancers perform one after another, then walk to the dancer of the named dance."""
 
 from __future__ import annotations
 
@@ -10,42 +10,41 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 
 from scrubjay.envs.ballet import world
-from scrubjay.envs.ballet.rendering import Scene, draw, letter, write
-from scrubjay.envs.batched import BatchedEnv, Observations, Rows, is_integer
-from scrubjay.envs.single import SingleEnv
-from scrubjay.envs.streams import generator_at
+from scrubjay.envs.ballet.rendering import BalletScene, dancer_letter, draw_scene, format_scene
+from scrubjay.envs.batched_env import BatchedEnv, Observations, Rows, is_integer
+from scrubjay.envs.random_streams import restore_generator
+from scrubjay.envs.single_env import SingleEnv
 
 _NUM_DANCERS = 2
 _DELAY = 16
 
 SLOTS = 8
-"""Dancers that a symbolic observation has room for."""
-MOVE_AT, SHAPE_AT = 2, 11
-COLOUR_AT = SHAPE_AT + len(world.SHAPE_NAMES)
-SLOT_SIZE = COLOUR_AT + len(world.COLOUR_NAMES)
-"""Numbers in a slot; `MOVE_AT`, `SHAPE_AT` and `COLOUR_AT` are where its one-hot parts begin."""
+"""Number of dancer slots in a symbolic or set observation."""
+MOVE_OFFSET, SHAPE_OFFSET = 2, 11
+COLOUR_OFFSET = SHAPE_OFFSET + len(world.SHAPE_NAMES)
+SLOT_SIZE = COLOUR_OFFSET + len(world.COLOUR_NAMES)
+"""Size of a slot; its one-hot parts start at `MOVE_OFFSET`, `SHAPE_OFFSET` and `COLOUR_OFFSET`."""
 _SIZE = SLOTS * SLOT_SIZE + len(world.INSTRUCTIONS)
-_DOWN, _ACROSS, _MOVE, _BEFORE, _SHAPE, _COLOUR = range(6)
+_DOWN, _ACROSS, _MOVE, _PREVIOUS_MOVE, _SHAPE, _COLOUR = range(6)
 _FARTHEST = 8
-"""Cells to a dancer that dances, at most, along an axis and in either direction."""
+"""Largest distance in cells from the agent to a dancer, along one axis."""
 _NEAREST = 3
-"""Cells from the agent's first place to every dancer: all are equally near."""
+"""Distance in cells from the agent's start to every dancer; all are equally near."""
 _NOWHERE = -99
-"""Row and column of dancers that an episode does without."""
+"""Row and column of dancers that are absent from an episode."""
 _TIME_TO_CHOOSE = 72
-"""What the original's shortest choice phase has: 320 steps less the 248 of 8 dancers and a delay of 16."""
+"""Steps of the original's shortest choice phase: 320 less the 248 steps of 8 dancers with a delay of 16."""
 
 
 class Ballet(SingleEnv):
-    """DeepMind's Ballet, equal to the original step by step and pixel by pixel for the same seeds.
+    """Reimplementation of DeepMind's Ballet; equal to the original in every step and pixel for equal seeds.
 
-    In a room of 9 x 9 cells stand `num_dancers` (n) dancers; the agent starts in the middle. Dance phase:
-    each dancer in turn makes the 16 moves of its own dance, the first of them shown by `reset`, then all
-    stand for `delay` (d) steps. Choice phase, from step n (15 + d): the instruction names the dance of one
-    dancer, the target. The agent's actions do nothing before that step nor in it; from the next one on it
-    walks. Entering any dancer's cell ends the episode.
+    A room of 9 x 9 cells holds `num_dancers` (n) dancers; the agent starts in the middle. Dance phase: each
+    dancer in turn makes the 16 moves of its dance, then all stand still for `delay` (d) steps. `reset` shows
+    the first move. Choice phase, from step n (15 + d): the instruction names the dance of one dancer, the
+    target. Actions have no effect up to and including that step. Entering a dancer's cell ends the episode.
 
-    Places, dances, colours and shapes differ between the dancers of an episode. Dances: 0 circle_cw,
+    The dancers of an episode have different places, dances, colours and shapes. Dances: 0 circle_cw,
     circle_ccw, up_and_down, left_and_right, diagonal_uldr, 5 diagonal_urdl, plus_cw, plus_ccw, times_cw,
     times_ccw, 10 zee, chevron_down, chevron_up.
 
@@ -62,51 +61,52 @@ class Ballet(SingleEnv):
     =========== ====================== ==================================================================
 
     Observation with `observation="symbolic"`, float32 [374]: 8 slots of 45 numbers, then the instruction,
-    one-hot, 14. Each dancer has a slot, drawn at random for the episode; the other slots are all zero.
+    one-hot, 14. Each dancer has a slot, drawn at random per episode; unused slots are zero.
 
     ========= ============================================================================
-    in a slot meaning
+    index     meaning
     ========= ============================================================================
     0, 1      rows and columns from the agent to the dancer, divided by 8, from -1 to 1
-    2 .. 10   the move it made in this step, one-hot: N, NE, E, SE, S, SW, W, NW, none
+    2 .. 10   its move in this step, one-hot: N, NE, E, SE, S, SW, W, NW, none
     11 .. 25  shape, one-hot, in the order of `scrubjay.envs.ballet.world.SHAPE_NAMES`
     26 .. 44  colour, one-hot, in the order of `scrubjay.envs.ballet.world.COLOUR_NAMES`
     ========= ============================================================================
 
-    Observation with `observation="set"`, a Dict of the same, for encoders that treat all dancers alike:
+    Observation with `observation="set"`, a Dict with the same content, for permutation-invariant encoders:
 
     ============ =================== ===================================================================
     key          space               meaning
     ============ =================== ===================================================================
     dancers      MultiDiscrete       for each of 8 slots 6 numbers: rows and columns from the agent to the
-                 [8, 6]              dancer, plus 8; the move it made in this step and the one before, 8
-                                     for none; shape; colour. Zeros in the slots of nobody
-    dancers_mask MultiBinary(8)      which slots are somebody's
+                 [8, 6]              dancer, plus 8; its moves in this step and in the previous one, 8
+                                     for none; shape; colour. Unused slots are zero
+    dancers_mask MultiBinary(8)      1 for slots with a dancer
     instruction  Discrete(14)        as with "rgb"
     ============ =================== ===================================================================
 
     Action, `Discrete(8)`: one cell to N, NE, E, SE, S, SW, W, NW (0 .. 7; N is up). A move into the wall,
-    diagonal ones included, leaves the agent where it is. Other numbers are refused, in every phase.
+    also a diagonal one, leaves the agent where it is. Other numbers raise ValueError in every phase.
 
     Reward: +1 on entering the target's cell, else 0.
 
     End: `terminated` on entering a dancer's cell; `truncated` after `max_steps` steps. The last step's
-    info has `success`, 1.0 if the target was found, and `reached`, 1.0 if any dancer was; else 0.0.
+    info has `success`, 1.0 if the target was reached, and `reached`, 1.0 if any dancer was; else 0.0.
 
     Best: with memory return and success 1. Without memory 1/n.
 
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
-    dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other, or 72 more than
-    the first step of the choice phase where no dancer could be reached before (the original then ends all the
-    same). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48. `dtype` of pictures: "float32",
-    as in the original, or "uint8", as most libraries expect them, the same pixels times 255. With
-    `min_dancers` every episode has a number of dancers of its own, drawn from there to `num_dancers`; with
-    `walk_steps` in place of `max_steps` it is cut off so many steps after its choice phase began.
+    dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other delay. If no
+    dancer could be reached by then, it is 72 more than the first step of the choice phase (the original ends
+    at 320 or 1024 also then). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48. `dtype` of
+    images: "float32", as in the original, or "uint8", the same pixels times 255, as most libraries expect.
+    With `min_dancers` every episode draws its number of dancers from `min_dancers` to `num_dancers`. With
+    `walk_steps` in place of `max_steps` the episode is truncated that many steps after the start of its
+    choice phase.
 
     Units: places in cells, time in steps.
 
-    Paper: Lampinen et al. 2021, arXiv 2105.14039. Equal to the original means: all draws come from
-    `np_random`, in its order. Its own time step after the last one, which resets, is gymnasium's `reset`.
+    Paper: Lampinen et al. 2021, arXiv 2105.14039. All random draws come from `np_random`, in the order of the
+    original. The original's extra time step that resets the environment is gymnasium's `reset`.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Ballet(SingleEnv):
 
 
 class BalletVector(BatchedEnv):
-    """`num_envs` ballets in one batch; rules and observations in `Ballet`."""
+    """Vector environment of `Ballet`."""
 
     row_arrays = ("place", "dance", "colour", "shape", "slot", "target", "agent", "time")
     metadata = {**BatchedEnv.metadata, "render_fps": 8}
@@ -148,20 +148,20 @@ class BalletVector(BatchedEnv):
         min_dancers: int | None = None,
         walk_steps: int | None = None,
     ) -> None:
-        """Make so many ballets.
+        """Create the vector environment.
 
         Args:
-            num_envs: Ballets in the batch.
-            num_dancers: 1 to 8.
-            delay: Steps for which all stand after each dance, at least 1.
-            observation: `rgb` pictures, `symbolic` numbers or a `set` of dancers.
-            max_steps: Steps after which an episode is cut off; None for the original's.
+            num_envs: Number of sub-environments.
+            num_dancers: Number of dancers, 1 to 8.
+            delay: Steps for which all dancers stand still after each dance, at least 1.
+            observation: Images (`rgb`), a flat vector (`symbolic`) or a `set` of dancers.
+            max_steps: Steps after which an episode is truncated; None for the limit of the original.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When a row whose episode ended begins the next: by gymnasium's default, in the
-                step after.
-            dtype: Of pictures: float32 from 0 to 1, or uint8 from 0 to 255.
-            min_dancers: Fewest dancers of an episode, 1 to `num_dancers`, which is the default.
-            walk_steps: Steps from the choice phase on after which an episode is cut off, in place of
+            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
+                gymnasium, is the next step.
+            dtype: Dtype of images: float32 from 0 to 1, or uint8 from 0 to 255.
+            min_dancers: Minimum number of dancers of an episode, 1 to `num_dancers`; None for `num_dancers`.
+            walk_steps: Steps after the start of the choice phase at which an episode is truncated; replaces
                 `max_steps`.
         """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
@@ -173,18 +173,18 @@ class BalletVector(BatchedEnv):
         if dtype not in ("float32", "uint8"):
             raise ValueError(f"dtype={dtype!r}: choose from 'float32', 'uint8'")
         if dtype == "uint8" and observation != "rgb":
-            raise ValueError(f"dtype='uint8' is of pictures; observation={observation!r} has none")
+            raise ValueError(f"dtype='uint8' needs images; observation={observation!r} has none")
         self.dtype = dtype
         self.num_dancers, self.delay, self.observation = int(num_dancers), int(delay), observation
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
-        self.min_dancers = _fewest(min_dancers, self.num_dancers)
+        self.min_dancers = _check_min_dancers(min_dancers, self.num_dancers)
         self.walk_steps = walk_steps
         if walk_steps is not None:
             if max_steps is not None or not is_integer(walk_steps) or walk_steps < _NEAREST:
                 raise ValueError(
-                    f"walk_steps={walk_steps!r}, max_steps={max_steps!r}: expected one of them alone, and at "
-                    f"least {_NEAREST} steps to walk, the fewest in which a dancer can be reached"
+                    f"walk_steps={walk_steps!r}, max_steps={max_steps!r}: expected only one of them, and "
+                    f"walk_steps of at least {_NEAREST}, the fewest steps in which a dancer can be reached"
                 )
             max_steps = self.choice_step + int(walk_steps)
         elif max_steps is None:
@@ -206,7 +206,7 @@ class BalletVector(BatchedEnv):
                 "delay": self.delay,
                 "observation": observation,
                 "max_steps": self.max_steps,
-                # Left out where it is usual: states from before there was a choice are read as ever.
+                # Defaults are left out, so that states of versions without these options can be restored.
                 **({} if dtype == "float32" else {"dtype": dtype}),
                 **({} if self.min_dancers == self.num_dancers else {"min_dancers": self.min_dancers}),
                 **({} if walk_steps is None else {"walk_steps": walk_steps}),
@@ -230,47 +230,48 @@ class BalletVector(BatchedEnv):
         self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)
 
     def seed_row(self, row: int, generator: np.random.Generator) -> None:
-        """Let all of a row's future episodes be drawn from `generator`, as the original draws them."""
+        """Draw the future episodes of one sub-environment from `generator`, as the original does."""
         self.generators[row] = generator
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that decides the future, the rows' generators included."""
+        """Return the full state, including the generators of all sub-environments."""
         states = [generator.bit_generator.state for generator in self.generators]
         return {**super().get_state(), "generators": states}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if `state` is of another kind, the rows' generators included."""
+        """Raise ValueError if `state` or its generators do not match this environment."""
         super().check_state(state)
         states = state.get("generators", ())
         if len(states) != self.num_envs:
             raise ValueError(
-                f"state['generators'] has {len(states)} entries; expected one per row, {self.num_envs}"
+                f"state['generators'] has {len(states)} entries; expected one per environment, "
+                f"{self.num_envs}"
             )
         for generator_state in states:
-            generator_at(generator_state)
+            restore_generator(generator_state)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Go back to exactly where `get_state` was called. Raises ValueError on a state of another kind."""
+        """Restore a state of `get_state` exactly. Raises ValueError if `check_state` rejects it."""
         super().set_state(state)
         for row, generator_state in enumerate(state["generators"]):
             self._set_generator(row, generator_state)
-        self._draw_still(self._row)
+        self._update_still(self._row)
 
     def _set_generator(self, row: int, state: Mapping[str, Any]) -> None:
-        # In place where it can be: a single environment's `np_random` is its row's generator.
+        # Set in place if possible: `np_random` of a single environment is this generator.
         bit_generator = self.generators[row].bit_generator
         if bit_generator.state["bit_generator"] == state["bit_generator"]:
             bit_generator.state = state
         else:
-            self.generators[row] = generator_at(state)
+            self.generators[row] = restore_generator(state)
 
-    def _begin(self, rows: Rows) -> None:
+    def _reset_rows(self, rows: Rows) -> None:
         count = self.num_dancers
         for row in rows:
             generator = self.generators[row]
             if self.min_dancers < self.num_dancers:
                 self.count[row] = generator.integers(self.min_dancers, self.num_dancers + 1)
-            # The order of these calls, and that whole lists are shuffled, is part of the original.
+            # The original makes these calls in this order and shuffles whole lists.
             self.target[row] = generator.integers(self.count[row])
             places = generator.permutation(len(world.PLACES))[:count]
             dances = generator.permutation(len(world.DANCE_NAMES))[:count]
@@ -279,13 +280,13 @@ class BalletVector(BatchedEnv):
             self.place[row] = world.PLACES[places]
             self.place[row, self.count[row] :] = _NOWHERE
             self.dance[row], self.colour[row], self.shape[row] = dances, colours[:count], shapes
-            # Colours that nobody wears are shuffled too: their order is a random one that costs no draw.
+            # The order of unused colours is random too. Slots use it, so that they need no extra draw.
             self.slot[row] = colours[-SLOTS:].argsort()[:count]
         self.agent[rows] = world.CENTRE
         self.time[rows] = 0
-        self._draw_still(rows)
+        self._update_still(rows)
 
-    def _advance(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _step_rows(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self.time += 1
         choice_step = self.count * self._period
         walking = self.time > choice_step
@@ -296,154 +297,160 @@ class BalletVector(BatchedEnv):
         agent = self.agent + world.MOVES[actions]
         free = walking & ((agent > 0) & (agent < world.ROOM - 1)).all(axis=1)
         self.agent = np.where(free[:, None], agent, self.agent)
-        terminated = self._met()
-        return self._found().astype(np.float64), terminated, (self.time >= limit) & ~terminated
+        terminated = self._is_at_dancer()
+        return self._is_at_target().astype(np.float64), terminated, (self.time >= limit) & ~terminated
 
     def _limit(self) -> np.ndarray:
-        """Return the step after which each row's episode is cut off."""
+        """Return the step at which each episode is truncated."""
         if self.walk_steps is None:
             return np.full(self.num_envs, self.max_steps)
         return self.count * self._period + self.walk_steps
 
-    def _met(self) -> np.ndarray:
+    def _is_at_dancer(self) -> np.ndarray:
         return (self.place == self.agent[:, None]).all(axis=2).any(axis=1)
 
-    def _found(self) -> np.ndarray:
+    def _is_at_target(self) -> np.ndarray:
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
-    def _dancing(self, rows: np.ndarray, ago: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Where someone moves, or did so long `ago`, return index in `rows`, dancer and move number."""
+    def _find_dancing(self, rows: np.ndarray, ago: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return row index, dancer and move number of each dancer that moved `ago` steps ago."""
         dancer, move = np.divmod(self.time[rows] - ago, self._period)
         index = np.flatnonzero((dancer >= 0) & (dancer < self.count[rows]) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]
 
     def _instruction(self) -> np.ndarray:
-        named = self.dance[self._row, self.target] + 1
-        return np.where(self.time >= self.count * self._period, named, 0)
+        dance_instruction = self.dance[self._row, self.target] + 1
+        return np.where(self.time >= self.count * self._period, dance_instruction, 0)
 
     def _present(self, rows: np.ndarray) -> np.ndarray:
-        """Return which dancers there are in `rows`, `[rows, dancers]`."""
+        """Return the mask of present dancers, `[rows, dancers]`."""
         return np.arange(self.num_dancers) < self.count[rows, None]
 
     def _observe(self, rows: Rows | slice) -> Observations:
         rows = self._row[rows]
         instruction = self._instruction()[rows]
         if self.observation == "symbolic":
-            return self._symbols(rows, instruction)
+            return self._observe_symbols(rows, instruction)
         if self.observation == "set":
-            return {**self._set(rows), "instruction": instruction}
-        return {"image": self._images(rows), "instruction": instruction}
+            return {**self._observe_set(rows), "instruction": instruction}
+        return {"image": self._observe_images(rows), "instruction": instruction}
 
-    def _draw_still(self, rows: np.ndarray) -> None:
-        """Draw the symbols of `rows` that hold while nobody has moved and nothing is asked."""
+    def _update_still(self, rows: np.ndarray) -> None:
+        """Compute the symbolic observation of `rows` before any move, without the instruction."""
         if self.observation != "symbolic":
             return
         still = np.zeros((len(rows), _SIZE), dtype=np.float32)
         slots = still[:, : SLOTS * SLOT_SIZE].reshape(len(rows), SLOTS, SLOT_SIZE)
         index, slot = np.arange(len(rows))[:, None], self.slot[rows]
         slots[index, slot, :2] = (self.place[rows] - world.CENTRE) / 8
-        slots[index, slot, MOVE_AT + world.NO_MOVE] = 1
-        slots[index, slot, SHAPE_AT + self.shape[rows]] = 1
-        slots[index, slot, COLOUR_AT + self.colour[rows]] = 1
+        slots[index, slot, MOVE_OFFSET + world.NO_MOVE] = 1
+        slots[index, slot, SHAPE_OFFSET + self.shape[rows]] = 1
+        slots[index, slot, COLOUR_OFFSET + self.colour[rows]] = 1
         slots[index, slot] *= self._present(rows)[..., None]
         self._still[rows] = still
 
-    def _symbols(self, rows: np.ndarray, instruction: np.ndarray) -> np.ndarray:
+    def _observe_symbols(self, rows: np.ndarray, instruction: np.ndarray) -> np.ndarray:
         symbols = self._still[rows]
-        index, dancer, move = self._dancing(rows)
+        index, dancer, move = self._find_dancing(rows)
         if len(index):
             dance = self.dance[rows[index], dancer]
             at = self.slot[rows[index], dancer] * SLOT_SIZE
             symbols[index, at] += world.DANCE_OFFSETS[dance, move, 0] / np.float32(8)
             symbols[index, at + 1] += world.DANCE_OFFSETS[dance, move, 1] / np.float32(8)
-            symbols[index, at + MOVE_AT + world.NO_MOVE] = 0
-            symbols[index, at + MOVE_AT + world.DANCE_MOVES[dance, move]] = 1
-        walked = self.agent[rows] - world.CENTRE
-        index = np.flatnonzero(walked.any(axis=1))
+            symbols[index, at + MOVE_OFFSET + world.NO_MOVE] = 0
+            symbols[index, at + MOVE_OFFSET + world.DANCE_MOVES[dance, move]] = 1
+        displacement = self.agent[rows] - world.CENTRE
+        index = np.flatnonzero(displacement.any(axis=1))
         if len(index):
             at = self.slot[rows[index]] * SLOT_SIZE
-            seen = self._present(rows[index])
+            present = self._present(rows[index])
             for axis in (0, 1):
-                symbols[index[:, None], at + axis] -= (walked[index, axis] / np.float32(8))[:, None] * seen
+                symbols[index[:, None], at + axis] -= (displacement[index, axis] / np.float32(8))[
+                    :, None
+                ] * present
         symbols[np.arange(len(rows)), SLOTS * SLOT_SIZE + instruction] = 1
         return symbols
 
-    def _set(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the dancers of `rows`, each in its slot, and which slots have one."""
+    def _observe_set(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the dancers of `rows`, each in its slot, and the mask of used slots."""
         each, slot = np.arange(len(rows))[:, None], self.slot[rows]
         dancers = np.zeros((len(rows), SLOTS, _COLOUR + 1), dtype=np.int64)
-        dancers[each, slot, :_MOVE] = self._places_now(rows) - self.agent[rows, None] + _FARTHEST
-        for ago, field in enumerate((_MOVE, _BEFORE)):
+        dancers[each, slot, :_MOVE] = self._current_places(rows) - self.agent[rows, None] + _FARTHEST
+        for ago, field in enumerate((_MOVE, _PREVIOUS_MOVE)):
             dancers[each, slot, field] = world.NO_MOVE
-            index, dancer, move = self._dancing(rows, ago)
-            made = world.DANCE_MOVES[self.dance[rows[index], dancer], move]
-            dancers[index, slot[index, dancer], field] = made
+            index, dancer, move = self._find_dancing(rows, ago)
+            moves = world.DANCE_MOVES[self.dance[rows[index], dancer], move]
+            dancers[index, slot[index, dancer], field] = moves
         dancers[each, slot, _SHAPE], dancers[each, slot, _COLOUR] = self.shape[rows], self.colour[rows]
         present = np.zeros((len(rows), SLOTS), dtype=np.int8)
         present[each, slot] = self._present(rows)
         return {"dancers": dancers * present[..., None], "dancers_mask": present}
 
-    def _places_now(self, rows: np.ndarray) -> np.ndarray:
-        """Return where all dancers of `rows` stand in this step, `[rows, dancers, 2]`."""
+    def _current_places(self, rows: np.ndarray) -> np.ndarray:
+        """Return the current places of all dancers, `[rows, dancers, 2]`."""
         places = self.place[rows]
-        index, dancer, move = self._dancing(rows)
+        index, dancer, move = self._find_dancing(rows)
         places[index, dancer] += world.DANCE_OFFSETS[self.dance[rows[index], dancer], move]
         return places
 
-    def _images(self, rows: np.ndarray) -> np.ndarray:
+    def _observe_images(self, rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), world.ROOM, world.CELL, world.ROOM, world.CELL, 3), dtype=self.dtype)
-        seen = self._places_now(rows) - self.agent[rows, None] + world.CENTRE
-        visible = np.all((seen >= 0) & (seen < world.ROOM), axis=2)
+        cells = self._current_places(rows) - self.agent[rows, None] + world.CENTRE
+        visible = np.all((cells >= 0) & (cells < world.ROOM), axis=2)
         for i, row in enumerate(rows):
-            images[i] = world.background(*self.agent[row].tolist(), self.dtype).reshape(images.shape[1:])
+            images[i] = world.draw_background(*self.agent[row].tolist(), self.dtype).reshape(images.shape[1:])
             for dancer in np.flatnonzero(visible[i]):
-                down, across = seen[i, dancer]
-                images[i, down, :, across] = world.tile(
+                down, across = cells[i, dancer]
+                images[i, down, :, across] = world.draw_tile(
                     self.shape[row, dancer], self.colour[row, dancer], self.dtype
                 )
         return images.reshape(len(rows), world.ROOM * world.CELL, world.ROOM * world.CELL, 3)
 
-    def _summary(self) -> dict[str, np.ndarray]:
-        return {"success": self._found().astype(np.float64), "reached": self._met().astype(np.float64)}
+    def _final_info(self) -> dict[str, np.ndarray]:
+        return {
+            "success": self._is_at_target().astype(np.float64),
+            "reached": self._is_at_dancer().astype(np.float64),
+        }
 
     def _info(self) -> dict[str, np.ndarray]:
         return {"instruction": _INSTRUCTIONS[self._instruction()]}
 
-    def _scene(self, row: int) -> Scene:
-        """Return what a person is shown of a row."""
+    def _build_scene(self, row: int) -> BalletScene:
+        """Return the scene of one row for rendering."""
         chooses = self.time[row] >= self.count[row] * self._period
-        met = np.flatnonzero((self.place[row] == self.agent[row]).all(axis=1))
-        _, dancer, move = self._dancing(np.array([row]))
-        if len(met):
-            happens = f"dancer {letter(met[0])}: {'right!' if met[0] == self.target[row] else 'wrong'}"
+        reached_dancers = np.flatnonzero((self.place[row] == self.agent[row]).all(axis=1))
+        _, dancer, move = self._find_dancing(np.array([row]))
+        if len(reached_dancers):
+            verdict = "right!" if reached_dancers[0] == self.target[row] else "wrong"
+            event = f"dancer {dancer_letter(reached_dancers[0])}: {verdict}"
         elif len(dancer):
             dance = world.DANCE_NAMES[self.dance[row, dancer[0]]]
-            happens = f"{letter(dancer[0])} dances {dance}, move {move[0] + 1} of 16"
+            event = f"{dancer_letter(dancer[0])} dances {dance}, move {move[0] + 1} of 16"
         else:
-            happens = "the agent chooses" if chooses else "a pause"
-        told, there = _INSTRUCTIONS[self._instruction()[row]], slice(self.count[row])
-        return Scene(
-            step=f"step {self.time[row]} of at most {self._limit()[row]}",
-            happens=f'"{told}"   {happens}',
+            event = "the agent chooses" if chooses else "a pause"
+        instruction, there = _INSTRUCTIONS[self._instruction()[row]], slice(self.count[row])
+        return BalletScene(
+            progress=f"step {self.time[row]} of at most {self._limit()[row]}",
+            event=f'"{instruction}"   {event}',
             agent=self.agent[row],
             homes=self.place[row, there],
-            places=self._places_now(np.array([row]))[0, there],
+            places=self._current_places(np.array([row]))[0, there],
             shapes=self.shape[row, there],
             colours=self.colour[row, there],
             target=int(self.target[row]) if chooses else None,
         )
 
-    def _frame(self, row: int) -> np.ndarray:
-        return draw(self._scene(row))
+    def _render_frame(self, row: int) -> np.ndarray:
+        return draw_scene(self._build_scene(row))
 
-    def _text(self, row: int) -> str:
-        return write(self._scene(row))
+    def _render_text(self, row: int) -> str:
+        return format_scene(self._build_scene(row))
 
 
 _INSTRUCTIONS = np.array(world.INSTRUCTIONS, dtype=object)
 
 
-def _fewest(min_dancers: int | None, num_dancers: int) -> int:
+def _check_min_dancers(min_dancers: int | None, num_dancers: int) -> int:
     if min_dancers is None:
         return num_dancers
     if not is_integer(min_dancers) or not 1 <= min_dancers <= num_dancers:

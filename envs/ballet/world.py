@@ -1,4 +1,4 @@
-"""What exists in Ballet's world: dances, colours, shapes, places, and how a cell of each looks."""
+"""Dances, colours, shapes, places and cell images of Ballet."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 ROOM = 11
-"""Cells on each side of the room, the ring of wall included."""
+"""Cells per side of the room, including the walls."""
 CELL = 9
-"""Pixels on each side of a cell in the agent's view."""
+"""Pixels per side of a cell in the agent's view."""
 CENTRE = ROOM // 2
-"""Row and column in which the agent starts, and in which it always sees itself."""
+"""Row and column where the agent starts, and of the agent in its own view."""
 MOVES_PER_DANCE = 16
 NO_MOVE = 8
-"""Where a one-hot move says that there was none."""
+"""Index for no move, after the eight moves."""
 
 MOVES: Int64[np.ndarray, "move axis"] = np.array(
     [(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)]
 )
-"""Rows and columns travelled by the moves N, NE, E, SE, S, SW, W, NW."""
+"""Row and column offsets of the moves N, NE, E, SE, S, SW, W, NW."""
 
 PLACES: Int64[np.ndarray, "place axis"] = np.array(
     [(2, 2), (2, 5), (2, 8), (5, 2), (5, 8), (8, 2), (8, 5), (8, 8)]
 )
-"""Rows and columns where dancers stand, each alone in a block of 3 x 3 cells."""
+"""Rows and columns of dancers; each dancer has its own block of 3 x 3 cells."""
 
 _DANCES = {
     "circle_cw": "0244660022446602",
@@ -45,10 +45,10 @@ _DANCES = {
 DANCE_NAMES = tuple(_DANCES)
 DANCE_MOVES: Int64[np.ndarray, "dance step"] = np.array([[int(move) for move in d] for d in _DANCES.values()])
 DANCE_OFFSETS: Int64[np.ndarray, "dance step axis"] = MOVES[DANCE_MOVES].cumsum(axis=1)
-"""Where a dancer stands after each move, seen from its place; the last is (0, 0)."""
+"""Offset of a dancer from its place after each move; the last is (0, 0)."""
 
 INSTRUCTIONS = ("watch", *DANCE_NAMES)
-"""Texts of the instruction's values."""
+"""Texts of the values of the instruction."""
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -99,8 +99,8 @@ _WALL = 40
 Picture = Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height width 3"]
 
 
-def tile(shape: int, colour: int, dtype: str = "float32") -> Picture:
-    """Return a dancer's cell `[9, 9, 3]`, red, green and blue: float32 from 0 to 1, or uint8 to 255."""
+def draw_tile(shape: int, colour: int, dtype: str = "float32") -> Picture:
+    """Return the RGB image of a dancer's cell, `[9, 9, 3]`: float32 from 0 to 1, or uint8 to 255."""
     return _tiles(dtype)[shape, colour]
 
 
@@ -109,12 +109,12 @@ def _tiles(dtype: str) -> np.ndarray:
     rows = np.array([[int(row, 16) for row in text.split()] for text in _SHAPES.values()])
     masks = ((rows[..., None] >> np.arange(CELL)[::-1]) & 1).astype(np.uint8)
     colours = np.array(list(COLOURS.values()), dtype=np.uint8)
-    return _painted(masks[:, None, :, :, None] * colours[:, None, None, :], dtype)
+    return _to_dtype(masks[:, None, :, :, None] * colours[:, None, None, :], dtype)
 
 
 @functools.cache
-def background(row: int, column: int, dtype: str = "float32") -> Picture:
-    """Return the agent's view `[99, 99, 3]` of an empty room from a cell: walls, and itself in white."""
+def draw_background(row: int, column: int, dtype: str = "float32") -> Picture:
+    """Return the agent's view `[99, 99, 3]` of an empty room: the walls, and the agent in white."""
     image = np.zeros((ROOM, CELL, ROOM, CELL, 3), dtype=np.uint8)
     inside = np.arange(ROOM)
     rows, columns = inside[:, None] - CENTRE + row, inside[None, :] - CENTRE + column
@@ -123,11 +123,11 @@ def background(row: int, column: int, dtype: str = "float32") -> Picture:
     for i, j in zip(*np.nonzero(in_room & edge), strict=True):
         image[i, :, j] = _WALL
     image[CENTRE, :, CENTRE] = 255
-    return _painted(image.reshape(ROOM * CELL, ROOM * CELL, 3), dtype)
+    return _to_dtype(image.reshape(ROOM * CELL, ROOM * CELL, 3), dtype)
 
 
-def _painted(pixels: UInt8[np.ndarray, "*any 3"], dtype: str) -> np.ndarray:
-    """Return pixels in that dtype, not to be written to."""
+def _to_dtype(pixels: UInt8[np.ndarray, "*any 3"], dtype: str) -> np.ndarray:
+    """Convert pixels to `dtype`, as a read-only array."""
     image = pixels if dtype == "uint8" else pixels.astype(np.float32) / np.float32(255)
     image.flags.writeable = False
     return image

@@ -1,11 +1,11 @@
-"""UAV base stations over ground users: where to fly, which sub-channel, what power.
+"""UAV base stations that serve ground users: multi-agent control of motion, sub-channel and transmit power.
 
     from scrubjay.envs import uav
 
     env = uav.parallel_env("small", render_mode="rgb_array")     # PettingZoo
-    teams = uav.teams(256, "paper", num_uavs=3)                  # 256 of them at once
+    teams = uav.teams(256, "paper", num_uavs=3)                  # 256 environments in one batch
 
-Importing this registers `scrubjay/UAV-v0` with PettingZoo, in both of its forms.
+Importing this package registers `scrubjay/UAV-v0` with PettingZoo, as parallel and as AEC environment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scrubjay.envs.uav.config import PRESETS, UAVConfig, resolve_config
 if TYPE_CHECKING:
     from pettingzoo import AECEnv
 
-    from scrubjay.envs.uav.batch import Form, UAVTeams
+    from scrubjay.envs.uav.batch import ObservationFormat, UAVTeams
     from scrubjay.envs.uav.parallel import UAVDownlink
 
 __all__ = ["PRESETS", "UAVConfig", "env", "parallel_env", "resolve_config", "teams"]
@@ -27,13 +27,13 @@ def parallel_env(
     preset: str | UAVConfig = "small",
     *,
     render_mode: str | None = None,
-    observation: Form = "parts",
+    observation: ObservationFormat = "parts",
     **overrides: Any,
 ) -> UAVDownlink:
-    """Return a PettingZoo ParallelEnv of a preset (small, paper, city) or config, with `overrides`.
+    """Create a PettingZoo ParallelEnv from a preset (small, paper, city) or a config, with `overrides`.
 
-    With `observation="flat"` every UAV sees one vector, `scrubjay.envs.uav.observation.flat_space`. Raises
-    ValueError for an unknown preset, field or value.
+    With `observation="flat"`, each observation is one vector of `scrubjay.envs.uav.observation.flat_space`.
+    Raises ValueError for an unknown preset or field and for an invalid value.
     """
     from scrubjay.envs.uav.parallel import UAVDownlink
 
@@ -44,10 +44,10 @@ def env(
     preset: str | UAVConfig = "small",
     *,
     render_mode: str | None = None,
-    observation: Form = "parts",
+    observation: ObservationFormat = "parts",
     **overrides: Any,
 ) -> AECEnv[str, Any, Any]:
-    """Return the same as a PettingZoo AECEnv, in which agents act one after another."""
+    """Create a PettingZoo AECEnv, in which agents act one after another; arguments as for `parallel_env`."""
     from pettingzoo.utils import parallel_to_aec
 
     parallel = parallel_env(preset, render_mode=render_mode, observation=observation, **overrides)
@@ -55,9 +55,13 @@ def env(
 
 
 def teams(
-    num_envs: int, preset: str | UAVConfig = "small", *, observation: Form = "parts", **overrides: Any
+    num_envs: int,
+    preset: str | UAVConfig = "small",
+    *,
+    observation: ObservationFormat = "parts",
+    **overrides: Any,
 ) -> UAVTeams:
-    """Return `num_envs` of them stepped at once."""
+    """Create a batch of `num_envs` environments that step together; other arguments as for `parallel_env`."""
     from scrubjay.envs.uav.batch import UAVTeams
 
     return UAVTeams(num_envs, resolve_config(preset, **overrides), observation)

@@ -1,7 +1,7 @@
-"""Radio channels between UAVs and the ground: pure functions of arrays, each from its published source.
+"""Radio channel models between UAVs and the ground: pure array functions, each citing its source.
 
 Angles are in degrees, distances in metres, frequencies in hertz, losses in decibels; gains, SINR and powers
-are linear. Everything broadcasts and keeps the precision it is given (float32 stays float32).
+are linear. All functions broadcast and preserve the input precision (float32 stays float32).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 SPEED_OF_LIGHT_M_S = 3e8
-"""As 3GPP's formulas and the published tables round it; 0.006 dB below the loss of the exact number."""
+"""Rounded as in 3GPP's formulas and the published tables; lowers the loss by 0.006 dB."""
 Array = Float[np.ndarray, "..."]
 Numbers = float | np.floating | Array
 
@@ -23,16 +23,16 @@ _DECIBEL = math.log(10) / 10
 
 
 class Surroundings(NamedTuple):
-    """Constants of the air-to-ground channel over one kind of built-up area."""
+    """Constants of the air-to-ground channel for one type of built-up area."""
 
     a: float
-    """Of the sigmoid of the line-of-sight probability, in degrees."""
+    """Offset of the line-of-sight probability's sigmoid, degrees."""
     b: float
-    """Of the same, per degree."""
-    line_of_sight_db: float
-    """Mean loss beyond free space where the UAV is in sight."""
-    blocked_db: float
-    """Mean loss beyond free space where it is not."""
+    """Slope of the line-of-sight probability's sigmoid, per degree."""
+    los_excess_db: float
+    """Mean excess over free-space path loss with line of sight, dB."""
+    nlos_excess_db: float
+    """Mean excess over free-space path loss without line of sight, dB."""
 
 
 SURROUNDINGS: Mapping[str, Surroundings] = MappingProxyType(
@@ -43,41 +43,42 @@ SURROUNDINGS: Mapping[str, Surroundings] = MappingProxyType(
         "highrise": Surroundings(27.23, 0.08, 2.3, 34.0),
     }
 )
-"""Fitted to 2 GHz: Al-Hourani, Kandeepan, Lardner, "Optimal LAP Altitude for Maximum Coverage", 2014."""
+"""Fitted at 2 GHz. Source: Al-Hourani, Kandeepan, Lardner, "Optimal LAP Altitude for Maximum Coverage",
+2014."""
 
 
 def db_to_linear(decibels: Numbers) -> Array:
-    """Return the ratio of powers: 3 dB is about 2."""
+    """Convert decibels to a power ratio: 3 dB is about 2."""
     return np.exp(np.multiply(decibels, _DECIBEL))
 
 
 def linear_to_db(ratio: Numbers) -> Array:
-    """Return the decibels of a ratio of powers."""
+    """Convert a power ratio to decibels."""
     return 10 * np.log10(ratio)
 
 
 def dbm_to_w(power_dbm: Numbers) -> Array:
-    """Return watts: 30 dBm is 1 W."""
+    """Convert dBm to watts: 30 dBm is 1 W."""
     return db_to_linear(np.subtract(power_dbm, 30))
 
 
 def w_to_dbm(power_w: Numbers) -> Array:
-    """Return decibels above one milliwatt."""
+    """Convert watts to dBm, decibels relative to one milliwatt."""
     return linear_to_db(power_w) + 30
 
 
 def elevation_deg(ground_distance_m: Numbers, height_m: Numbers) -> Array:
-    """Return the angle in degrees under which a user sees the UAV: 0 at the horizon, 90 overhead."""
+    """Return the elevation angle of the UAV above a user in degrees: 0 at the horizon, 90 overhead."""
     return np.arctan2(height_m, ground_distance_m) * (180 / math.pi)  # np.degrees is three times as slow
 
 
 def free_space_path_loss_db(distance_m: Numbers, frequency_hz: float) -> Array:
-    """Return 20 log10(4 pi f d / c), Friis's loss between isotropic antennas at that distance in space."""
+    """Return the Friis free-space path loss between isotropic antennas, 20 log10(4 pi f d / c)."""
     return 20 * np.log10(distance_m) + 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
 
 
 def los_probability(elevation_deg: Numbers, environment: str) -> Array:
-    """Return the probability that nothing stands between a user and a UAV seen under that angle in DEGREES.
+    """Return the line-of-sight probability between a user and a UAV at an elevation angle in DEGREES.
 
     Raises:
         ValueError: for an unknown environment, or an angle outside 0 to 90 degrees.
@@ -87,19 +88,19 @@ def los_probability(elevation_deg: Numbers, environment: str) -> Array:
     surroundings = _surroundings(environment)
     angles = np.asarray(elevation_deg)
     if angles.size and not (angles.min() >= 0 and angles.max() <= 90):
-        raise ValueError(f"elevation_deg spans {angles.min()} to {angles.max()}: it is in degrees, 0 to 90")
+        raise ValueError(f"elevation_deg spans {angles.min()} to {angles.max()}: must be in degrees, 0 to 90")
     return _los_probability(angles, surroundings)
 
 
 def mean_path_loss_db(
     ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
 ) -> Array:
-    """Return the path loss averaged, in decibels, over being in sight and not.
+    """Return the mean path loss in decibels: the average of the losses with and without line of sight.
 
     Args:
-        ground_distance_m: from the user to the point below the UAV.
-        height_m: of the UAV above the user.
-        frequency_hz: of the carrier.
+        ground_distance_m: distance from the user to the point below the UAV.
+        height_m: height of the UAV above the user.
+        frequency_hz: carrier frequency.
         environment: one of `SURROUNDINGS`.
 
     Raises:
@@ -107,22 +108,23 @@ def mean_path_loss_db(
 
     Source: Al-Hourani et al. 2014, free space plus P_los eta_los + (1 - P_los) eta_nlos.
     """
-    surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
+    surroundings, ground, height = _validate_link(ground_distance_m, height_m, frequency_hz, environment)
     loss = 10 * np.log10(ground * ground + height * height)
     loss += 20 * math.log10(4 * math.pi * frequency_hz / SPEED_OF_LIGHT_M_S)
-    seen = _los_probability(elevation_deg(ground, height), surroundings)
-    loss += seen * (surroundings.line_of_sight_db - surroundings.blocked_db) + surroundings.blocked_db
+    p_los = _los_probability(elevation_deg(ground, height), surroundings)
+    loss += p_los * (surroundings.los_excess_db - surroundings.nlos_excess_db) + surroundings.nlos_excess_db
     return loss
 
 
 def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
-    """Return 10^(-L/10) of `mean_path_loss_db`, without the logarithm: what a simulation needs every step."""
-    surroundings, ground, height = _checked(ground_distance_m, height_m, frequency_hz, environment)
+    """Return the linear gain 10^(-L/10) of L = `mean_path_loss_db`; skips the logarithm for speed."""
+    surroundings, ground, height = _validate_link(ground_distance_m, height_m, frequency_hz, environment)
     gain = _los_probability(elevation_deg(ground, height), surroundings)
-    # Of the excess and the carrier at once, in one multiplication and one addition before the exponential.
-    gain *= (surroundings.blocked_db - surroundings.line_of_sight_db) * _DECIBEL
+    # Excess loss and carrier term together need one multiplication and one addition before the exponential.
+    gain *= (surroundings.nlos_excess_db - surroundings.los_excess_db) * _DECIBEL
     gain += (
-        2 * math.log(SPEED_OF_LIGHT_M_S / (4 * math.pi * frequency_hz)) - surroundings.blocked_db * _DECIBEL
+        2 * math.log(SPEED_OF_LIGHT_M_S / (4 * math.pi * frequency_hz))
+        - surroundings.nlos_excess_db * _DECIBEL
     )
     gain = np.exp(gain)
     gain /= ground * ground + height * height
@@ -130,33 +132,34 @@ def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float
 
 
 def max_coverage_elevation_deg(environment: str) -> float:
-    """Return the elevation of the UAV, seen from the edge of its cell, that makes the cell widest.
+    """Return the elevation angle of the UAV at the cell edge that maximizes the cell radius.
 
-    For any path loss allowed at the edge and any carrier, the height that covers the most ground is the
-    radius times this angle's tangent: from R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant
-    plus 20 log10 cos(theta) - eta(theta), whose maximum is sought here.
+    The optimal height is the cell radius times the tangent of this angle, for any carrier and any path loss
+    allowed at the edge. With R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant plus
+    20 log10 cos(theta) - eta(theta). This function maximizes the latter.
 
     Raises:
         ValueError: for an unknown environment.
 
-    Source: the problem is Al-Hourani et al. 2014's; the numbers are computed, not taken from a table.
+    Source: problem of Al-Hourani et al. 2014; the values are computed, not taken from a table.
     """
     surroundings = _surroundings(environment)
 
     def shortfall_db(angle: float) -> float:
-        seen = _los_probability(np.asarray(angle), surroundings)
-        excess = surroundings.blocked_db + (surroundings.line_of_sight_db - surroundings.blocked_db) * seen
+        p_los = _los_probability(np.asarray(angle), surroundings)
+        excess = (
+            surroundings.nlos_excess_db + (surroundings.los_excess_db - surroundings.nlos_excess_db) * p_los
+        )
         return float(excess - 20 * math.log10(math.cos(math.radians(angle))))
 
-    from scipy.optimize import minimize_scalar  # as slow to import as all the rest together
+    from scipy.optimize import minimize_scalar  # imported here because scipy.optimize is slow to import
 
-    # Over high-rises there is a second, lower maximum near the horizon: the search starts from the best
-    # degree.
+    # "highrise" has a second, lower maximum near the horizon, so the search starts at the best whole degree.
     best = min(range(1, 89), key=shortfall_db)
-    found = minimize_scalar(
+    result = minimize_scalar(
         shortfall_db, bounds=(best - 1, best + 1), method="bounded", options={"xatol": 1e-9}
     )
-    return float(found.x)
+    return float(result.x)
 
 
 def sinr(
@@ -165,61 +168,61 @@ def sinr(
     sub_channel: Int[np.ndarray, "*rows uavs"],
     noise_w: float,
 ) -> Float[np.ndarray, "*rows uavs users"]:
-    """Return the signal-to-interference-and-noise ratio that every user would have from every UAV.
+    """Return the signal-to-interference-and-noise ratio from every UAV to every user.
 
-    Other UAVs on the same sub-channel interfere; those on others do not. A UAV that is silent has power 0.
+    Only other UAVs on the same sub-channel interfere. A UAV that does not transmit has power 0.
 
     Raises:
-        ValueError: if the noise is not above 0.
+        ValueError: if `noise_w` is not above 0.
     """
     if not noise_w > 0:
-        raise ValueError(f"noise_w={noise_w}: it must be above 0")
-    received = gain * power_w[..., None]
-    rivals = sub_channel[..., :, None] == sub_channel[..., None, :]
-    rivals &= ~np.eye(rivals.shape[-1], dtype=bool)
-    # The others are summed, not taken as all less one's own: a weak interferer would drown in the rounding.
-    unwanted = rivals.astype(received.dtype) @ received
-    unwanted += noise_w
-    received /= unwanted
-    return received
+        raise ValueError(f"noise_w={noise_w}: must be above 0")
+    received_w = gain * power_w[..., None]
+    interferes = sub_channel[..., :, None] == sub_channel[..., None, :]
+    interferes &= ~np.eye(interferes.shape[-1], dtype=bool)
+    # Sum over the interferers. The total minus the own signal would lose weak interferers to rounding.
+    interference_w = interferes.astype(received_w.dtype) @ received_w
+    interference_w += noise_w
+    received_w /= interference_w
+    return received_w
 
 
 def rate_bps(sinr: Numbers, bandwidth_hz: Numbers) -> Array:
-    """Return Shannon's capacity B log2(1 + SINR) in bit/s."""
+    """Return the Shannon capacity B log2(1 + SINR) in bit/s."""
     return np.log1p(sinr) * (bandwidth_hz / math.log(2))
 
 
 def noise_w(bandwidth_hz: float, density_dbm_per_hz: float = -174.0) -> float:
-    """Return the power of white noise in a band; -174 dBm/Hz is thermal noise at 290 K."""
+    """Return the power of white noise in a band in watts; -174 dBm/Hz is thermal noise at 290 K."""
     return float(dbm_to_w(density_dbm_per_hz)) * bandwidth_hz
 
 
 def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> Array:
-    """Return the probability of line of sight to an aerial terminal.
+    """Return the line-of-sight probability to an aerial terminal.
 
     Args:
         ground_distance_m: horizontal distance d2D.
-        height_m: of the aerial end above ground: 22.5 to 300 m, RMa-AV 10 to 300 m, the lower end excluded.
-        scenario: urban macro, urban micro or rural macro cell with aerial vehicles.
+        height_m: height of the aerial terminal above ground: above 22.5 m (RMa-AV: 10 m) and up to 300 m.
+        scenario: UMa-AV, UMi-AV or RMa-AV: urban macro, urban micro or rural macro cell with aerial vehicles.
 
     Raises:
         ValueError: for an unknown scenario, a negative distance or a height outside the stated range.
 
-    Source: 3GPP TR 36.777, table B-1. It states the link from a base station on a mast to a UAV; for a UAV
-    that IS the base station the same link is read the other way round.
+    Source: 3GPP TR 36.777, table B-1. The table models the link from a base station on a mast to a UAV. If
+    the UAV is the base station, the link is reciprocal.
     """
-    ground, height = _aerial(ground_distance_m, height_m, scenario)
+    ground, height = _validate_aerial_link(ground_distance_m, height_m, scenario)
     logarithm = np.log10(height)
     if scenario == "UMa-AV":
-        near, scale, sure = 460 * logarithm - 700, 4300 * logarithm - 3800, height > 100
+        near, scale, always_los = 460 * logarithm - 700, 4300 * logarithm - 3800, height > 100
     elif scenario == "UMi-AV":
-        near, scale, sure = 294.05 * logarithm - 432.94, 233.98 * logarithm - 0.95, False
+        near, scale, always_los = 294.05 * logarithm - 432.94, 233.98 * logarithm - 0.95, False
     else:
         near, scale = 1350.8 * logarithm - 1602, np.maximum(15021 * logarithm - 16053, 1000)
-        sure = height > 40
+        always_los = height > 40
     near = np.maximum(near, 18)
     share = near / np.maximum(ground, near)
-    return np.where(sure, 1.0, share + np.exp(-ground / scale) * (1 - share))
+    return np.where(always_los, 1.0, share + np.exp(-ground / scale) * (1 - share))
 
 
 def tr36777_path_loss_db(
@@ -234,13 +237,14 @@ def tr36777_path_loss_db(
 
     Args:
         ground_distance_m: horizontal distance d2D.
-        height_m: of the aerial end above ground, as in `tr36777_los_probability`. The formula without line of
-            sight is stated up to 100 m (UMa-AV) or 40 m (RMa-AV), above which there always is one.
-        frequency_hz: of the carrier, in HERTZ (the report's formulas take gigahertz).
-        scenario: urban macro, urban micro or rural macro cell with aerial vehicles.
-        line_of_sight: whether there is one; broadcasts.
-        mast_height_m: of the other end; default the report's base station (25, 10 and 35 m). A UAV that
-            serves a user in the street is this link with its roles swapped: give the user's 1.5 m.
+        height_m: height of the aerial terminal above ground, as in `tr36777_los_probability`. The formula
+            without line of sight holds up to 100 m (UMa-AV) or 40 m (RMa-AV); above, there always is line of
+            sight.
+        frequency_hz: carrier frequency in HERTZ (the report's formulas take gigahertz).
+        scenario: UMa-AV, UMi-AV or RMa-AV: urban macro, urban micro or rural macro cell with aerial vehicles.
+        line_of_sight: True with line of sight; broadcasts.
+        mast_height_m: height of the other terminal; defaults to the report's base station (25, 10 and 35 m).
+            For a UAV that serves a user on the street, pass the user's height, 1.5 m.
 
     Raises:
         ValueError: for an unknown scenario, a negative distance, a height outside the range or a frequency
@@ -248,24 +252,24 @@ def tr36777_path_loss_db(
 
     Source: 3GPP TR 36.777, table B-2.
     """
-    ground, height = _aerial(ground_distance_m, height_m, scenario)
+    ground, height = _validate_aerial_link(ground_distance_m, height_m, scenario)
     _check_frequency(frequency_hz)
     mast = _MAST_HEIGHT_M[scenario] if mast_height_m is None else mast_height_m
-    # Right above the mast's head the far-field formulas would leave their range: they begin at a metre.
+    # The far-field formulas do not hold right above the mast: clamp the distance to at least one metre.
     distance = np.maximum(np.hypot(ground, height - mast), 1)
     far, high, carrier = np.log10(distance), np.log10(height), 20 * math.log10(frequency_hz / 1e9)
     fortieth = 20 * math.log10(40 * math.pi / 3) + carrier
     if scenario == "UMa-AV":
-        seen = 28 + 22 * far + carrier
-        blocked = -17.5 + (46 - 7 * high) * far + fortieth
+        los_db = 28 + 22 * far + carrier
+        nlos_db = -17.5 + (46 - 7 * high) * far + fortieth
     elif scenario == "UMi-AV":
         free = free_space_path_loss_db(distance, frequency_hz)
-        seen = np.maximum(free, 30.9 + (22.25 - 0.5 * high) * far + carrier)
-        blocked = np.maximum(seen, 32.4 + (43.2 - 7.6 * high) * far + carrier)
+        los_db = np.maximum(free, 30.9 + (22.25 - 0.5 * high) * far + carrier)
+        nlos_db = np.maximum(los_db, 32.4 + (43.2 - 7.6 * high) * far + carrier)
     else:
-        seen = np.maximum(23.9 - 1.8 * high, 20) * far + fortieth
-        blocked = np.maximum(seen, -12 + (35 - 5.3 * high) * far + fortieth)
-    return np.where(line_of_sight, seen, blocked)
+        los_db = np.maximum(23.9 - 1.8 * high, 20) * far + fortieth
+        nlos_db = np.maximum(los_db, -12 + (35 - 5.3 * high) * far + fortieth)
+    return np.where(line_of_sight, los_db, nlos_db)
 
 
 def tr36777_shadowing_db(height_m: Numbers, scenario: str, line_of_sight: bool | np.ndarray) -> Array:
@@ -276,14 +280,14 @@ def tr36777_shadowing_db(height_m: Numbers, scenario: str, line_of_sight: bool |
 
     Source: 3GPP TR 36.777, table B-3.
     """
-    _, height = _aerial(0.0, height_m, scenario)
+    _, height = _validate_aerial_link(0.0, height_m, scenario)
     if scenario == "UMa-AV":
-        seen, blocked = 4.64 * np.exp(-0.0066 * height), 6.0
+        los_db, nlos_db = 4.64 * np.exp(-0.0066 * height), 6.0
     elif scenario == "UMi-AV":
-        seen, blocked = np.maximum(5 * np.exp(-0.01 * height), 2), 8.0
+        los_db, nlos_db = np.maximum(5 * np.exp(-0.01 * height), 2), 8.0
     else:
-        seen, blocked = 4.2 * np.exp(-0.0046 * height), 6.0
-    return np.where(line_of_sight, seen, blocked)
+        los_db, nlos_db = 4.2 * np.exp(-0.0046 * height), 6.0
+    return np.where(line_of_sight, los_db, nlos_db)
 
 
 _MAST_HEIGHT_M: Mapping[str, float] = MappingProxyType({"UMa-AV": 25.0, "UMi-AV": 10.0, "RMa-AV": 35.0})
@@ -291,7 +295,7 @@ _MAST_HEIGHT_M: Mapping[str, float] = MappingProxyType({"UMa-AV": 25.0, "UMi-AV"
 
 def _surroundings(environment: str) -> Surroundings:
     if environment not in SURROUNDINGS:
-        raise ValueError(f"environment={environment!r}: it is one of {', '.join(SURROUNDINGS)}")
+        raise ValueError(f"environment={environment!r}: unknown; choose from {', '.join(SURROUNDINGS)}")
     return SURROUNDINGS[environment]
 
 
@@ -305,7 +309,7 @@ def _los_probability(angles: Array, surroundings: Surroundings) -> Array:
     return 1 / falling
 
 
-def _checked(
+def _validate_link(
     ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str
 ) -> tuple[Surroundings, np.ndarray, np.ndarray]:
     surroundings = _surroundings(environment)
@@ -313,29 +317,31 @@ def _checked(
     ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
     _check_ground(ground)
     if height.size and not height.min() > 0:
-        raise ValueError(f"height_m={height.min()}: a UAV flies above its users, above 0")
+        raise ValueError(f"height_m={height.min()}: must be above 0, the height of the users")
     return surroundings, ground, height
 
 
-def _aerial(ground_distance_m: Numbers, height_m: Numbers, scenario: str) -> tuple[np.ndarray, np.ndarray]:
+def _validate_aerial_link(
+    ground_distance_m: Numbers, height_m: Numbers, scenario: str
+) -> tuple[np.ndarray, np.ndarray]:
     if scenario not in _MAST_HEIGHT_M:
-        raise ValueError(f"scenario={scenario!r}: it is one of {', '.join(_MAST_HEIGHT_M)}")
+        raise ValueError(f"scenario={scenario!r}: unknown; choose from {', '.join(_MAST_HEIGHT_M)}")
     ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
     _check_ground(ground)
     lowest = 10 if scenario == "RMa-AV" else 22.5
     if height.size and not (height.min() > lowest and height.max() <= 300):
         raise ValueError(
-            f"height_m spans {height.min()} to {height.max()}: {scenario} is stated above {lowest} and up "
-            "to 300 m"
+            f"height_m spans {height.min()} to {height.max()}: {scenario} is defined above {lowest} and "
+            "up to 300 m"
         )
     return ground, height
 
 
 def _check_ground(ground: np.ndarray) -> None:
     if ground.size and not ground.min() >= 0:
-        raise ValueError(f"ground_distance_m={ground.min()}: a distance is at least 0")
+        raise ValueError(f"ground_distance_m={ground.min()}: must be at least 0")
 
 
 def _check_frequency(frequency_hz: float) -> None:
     if not frequency_hz > 0:
-        raise ValueError(f"frequency_hz={frequency_hz}: it must be above 0")
+        raise ValueError(f"frequency_hz={frequency_hz}: must be above 0")

@@ -1,4 +1,4 @@
-"""What a downlink from UAVs is made of: sizes, flight, users, radio and reward, and three ready scenarios."""
+"""Configuration of the UAV downlink: sizes, flight, users, radio and reward, with three presets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from scrubjay.envs.batched import is_integer
+from scrubjay.envs.batched_env import is_integer
 from scrubjay.envs.uav.channel import SURROUNDINGS
 
 Mobility = Literal["static", "waypoint", "gauss_markov"]
@@ -18,92 +18,93 @@ Fairness = Literal["none", "std", "jain"]
 
 @dataclass(frozen=True)
 class UAVConfig:
-    """A scenario: UAVs as flying base stations that serve users on the ground of a square area.
+    """Scenario in which UAVs act as flying base stations for users on the ground of a square area.
 
-    A wrong value raises ValueError, which names it.
+    Raises ValueError that names the field if a value is invalid.
     """
 
     num_uavs: int = 2
-    """UAVs at most; the agents."""
+    """Maximum number of UAVs, which are the agents."""
     min_uavs: int | None = None
-    """Fewest UAVs an episode begins with, drawn uniformly from here to `num_uavs`; None: always all."""
+    """Minimum number of UAVs at episode start, sampled uniformly up to `num_uavs`; None: always all."""
     drop_probability: float = 0.0
-    """Chance that a flying UAV fails for good at the end of a step."""
+    """Probability that a flying UAV fails permanently at the end of a step."""
     num_users: int = 12
-    """Users on the ground."""
+    """Number of users on the ground."""
     max_steps: int = 50
-    """Steps after which an episode is cut off."""
+    """Steps after which an episode is truncated."""
 
     area_m: float = 1000.0
-    """Side of the square."""
+    """Side length of the square area."""
     slot_s: float = 2.0
-    """Time that one step takes."""
+    """Duration of one step."""
     max_speed_m_s: float = 20.0
-    """Speed over ground of a UAV that does not hover."""
+    """Ground speed of a UAV that does not hover."""
     directions: int = 4
-    """Headings to choose from, 4 or 8."""
+    """Number of headings in the action space, 4 or 8."""
     flight_3d: bool = False
-    """Let UAVs climb and sink."""
+    """Let UAVs climb and descend."""
     max_climb_m_s: float = 5.0
-    """Speed of climbing and sinking, beside that over ground."""
+    """Vertical speed of climbing and descending, in addition to the ground speed."""
     height_m: float = 100.0
-    """Height at which UAVs begin, and stay unless `flight_3d`."""
+    """Initial height of UAVs; constant unless `flight_3d` is set."""
     min_height_m: float = 50.0
-    """Floor of flight in 3-D."""
+    """Minimum height with `flight_3d`."""
     max_height_m: float = 150.0
-    """Ceiling of flight in 3-D."""
+    """Maximum height with `flight_3d`."""
     min_distance_m: float = 20.0
-    """Two UAVs no farther apart than this at the end of a step collide."""
+    """Collision distance: two UAVs at most this far apart at the end of a step collide."""
 
     user_mobility: Mobility = "gauss_markov"
-    """Users stand; or walk straight to one random point after another; or at a velocity that keeps a part of
-    its last value (`gauss_markov_memory`) and is drawn back to a mean velocity."""
+    """Mobility model of users. "static": users do not move. "waypoint": users walk straight to successive
+    random points. "gauss_markov": the velocity is autoregressive (`gauss_markov_memory`) around a mean
+    velocity."""
     user_speed_m_s: float = 6.0
-    """Speed of walking, or length of the mean velocity."""
+    """Walking speed ("waypoint") or norm of the mean velocity ("gauss_markov")."""
     gauss_markov_memory: float = 0.9
-    """Part of the last velocity that is kept, from 0 to 1."""
+    """Autoregressive coefficient of the velocity, from 0 to 1."""
     gauss_markov_std_m_s: float = 1.0
-    """Standard deviation of each component of the velocity."""
+    """Stationary standard deviation of each velocity component."""
     hot_spots: int = 2
-    """Crowds that users are split over evenly, of one mean velocity each; 0: users spread uniformly, each its
-    own."""
+    """Number of crowds with equally many users and a shared mean velocity each; 0: users are distributed
+    uniformly, each with its own mean velocity."""
     hot_spot_std_m: float = 60.0
-    """Standard deviation of a crowd in each direction."""
+    """Standard deviation of user positions in a crowd, per axis."""
 
     environment: str = "urban"
-    """Surroundings of the channel: suburban, urban, dense_urban or highrise."""
+    """Area type of the channel model: suburban, urban, dense_urban or highrise."""
     frequency_hz: float = 2.4e9
-    """Carrier."""
+    """Carrier frequency."""
     num_channels: int = 2
-    """Sub-channels; UAVs on the same one interfere."""
+    """Number of sub-channels; UAVs on the same sub-channel interfere."""
     bandwidth_hz: float = 180e3
-    """Width of one sub-channel."""
+    """Bandwidth of one sub-channel."""
     noise_dbm_per_hz: float = -170.0
-    """Density of noise at a user."""
+    """Noise power density at a user."""
     max_power_dbm: float = 10.0
-    """Radiated power at the highest level."""
+    """Transmit power at the highest level."""
     power_levels: int = 3
-    """Levels to choose from: level i of P radiates (i + 1) / P of the highest power."""
+    """Number P of power levels; level i transmits (i + 1) / P of the highest power."""
 
     battery_j: float | None = None
-    """Energy on board; a UAV that has none left drops out. None: it lasts."""
+    """Battery capacity; a UAV with an empty battery is terminated. None: unlimited."""
     sensing_radius_m: float | None = None
-    """Ground distance up to which a UAV sees users; None: all."""
+    """Ground distance up to which a UAV observes users; None: unlimited."""
     communication_radius_m: float | None = None
-    """Distance up to which UAVs hear each other; None: all."""
+    """Distance up to which UAVs observe each other; None: unlimited."""
 
     reward: RewardKind = "individual"
-    """A UAV's own performance, or the mean of all flying."""
+    """Reward of a UAV: its own performance, or the mean over all flying UAVs."""
     fairness: Fairness = "std"
-    """Subtract the standard deviation of users' rates, or multiply by Jain's index, or ignore it."""
+    """Fairness term. "std": subtract the standard deviation of user rates. "jain": times Jain's index."""
     fairness_weight: float = 0.5
-    """Factor of the standard deviation."""
+    """Weight of the standard deviation."""
     reward_per_bps_hz: float = 0.1
-    """Reward of one bit per second and hertz of a UAV's own sub-channel."""
+    """Reward per bit/s/Hz on the UAV's own sub-channel."""
     collision_penalty: float = 1.0
-    """Taken from both UAVs of every pair that collides."""
+    """Penalty for both UAVs of each colliding pair."""
     boundary_penalty: float = 0.1
-    """Taken from a UAV whose move would have left the area or the heights allowed."""
+    """Penalty for a UAV whose move would leave the area or the allowed heights."""
 
     def __post_init__(self) -> None:
         for name, (least, most) in _INTEGERS.items():
@@ -128,25 +129,27 @@ class UAVConfig:
             _require(self, "min_uavs", within, f"from 1 to num_uavs={self.num_uavs}, or None")
         _require(self, "hot_spots", self.hot_spots <= self.num_users, f"at most num_users={self.num_users}")
         if self.flight_3d:
-            ordered = 0 < self.min_height_m <= self.height_m <= self.max_height_m
-            _require(self, "height_m", ordered, f"from {self.min_height_m} to {self.max_height_m} in 3-D")
+            heights_in_order = 0 < self.min_height_m <= self.height_m <= self.max_height_m
+            _require(
+                self, "height_m", heights_in_order, f"from {self.min_height_m} to {self.max_height_m} in 3-D"
+            )
         for name in ("max_speed_m_s", "user_speed_m_s", "gauss_markov_std_m_s"):
             limit = self.area_m / self.slot_s
             _require(self, name, getattr(self, name) < limit, f"below area_m / slot_s = {limit:g}")
 
     @property
     def num_moves(self) -> int:
-        """Number of moves to choose from: hovering and the directions, in 3-D level, climbing or sinking."""
+        """Number of moves: hover and all headings; with `flight_3d` each level, climbing or descending."""
         return (1 + self.directions) * (3 if self.flight_3d else 1)
 
     @classmethod
     def small(cls) -> UAVConfig:
-        """Two UAVs and two crowds of six that wander through a square kilometre: learned in minutes."""
+        """Return two UAVs and two moving crowds of six users on one square kilometer; trains in minutes."""
         return cls()
 
     @classmethod
     def paper(cls) -> UAVConfig:
-        """Four UAVs that share three sub-channels over four square kilometres: about the published sizes."""
+        """Return four UAVs with three sub-channels on four square kilometers, close to published sizes."""
         return cls(
             num_uavs=4,
             num_users=40,
@@ -161,7 +164,7 @@ class UAVConfig:
 
     @classmethod
     def city(cls) -> UAVConfig:
-        """Ten UAVs in 3-D over 100 users in three crowds, with batteries and failures."""
+        """Return ten UAVs in 3-D, 100 users in three crowds, batteries and failures."""
         return cls(
             num_uavs=10,
             num_users=100,
@@ -190,9 +193,9 @@ PRESETS: dict[str, Callable[[], UAVConfig]] = {
 
 
 def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
-    """Return the preset of that name, or the config, with some fields changed.
+    """Return the preset with this name, or the config itself, with `overrides` applied.
 
-    Raises ValueError for an unknown preset or field, and where `UAVConfig` does.
+    Raises ValueError for an unknown preset or field and for an invalid value.
     """
     if isinstance(preset, UAVConfig):
         config = preset
@@ -200,10 +203,10 @@ def resolve_config(preset: str | UAVConfig, **overrides: Any) -> UAVConfig:
         config = PRESETS[preset]()
     else:
         raise ValueError(f"preset {preset!r}: choose from {', '.join(PRESETS)}, or pass a UAVConfig")
-    known = [field.name for field in fields(UAVConfig)]
+    field_names = [field.name for field in fields(UAVConfig)]
     for name in overrides:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
+        if name not in field_names:
+            close = difflib.get_close_matches(name, field_names, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"UAVConfig has no field {name!r}{hint}")
     return replace(config, **overrides)
@@ -218,7 +221,7 @@ _INTEGERS = {
     "num_channels": (1, 256),
     "power_levels": (1, 256),
 }
-"""Least and most; of UAVs and users every pair is computed."""
+"""Minimum and maximum of integer fields. Cost grows with the number of UAV-user pairs."""
 _POSITIVE = (
     "area_m",
     "slot_s",
@@ -254,6 +257,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _require(config: UAVConfig, name: str, holds: bool, expected: str) -> None:
-    if not holds:
+def _require(config: UAVConfig, name: str, is_valid: bool, expected: str) -> None:
+    if not is_valid:
         raise ValueError(f"{name}={getattr(config, name)!r}: expected {expected}")

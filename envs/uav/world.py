@@ -1,4 +1,4 @@
-"""The downlink, many rows at once: flight, users, radio, reward; rules only, no episodes' bookkeeping."""
+"""Batched dynamics of the UAV downlink: flight, users, radio and reward, without automatic resets."""
 
 from __future__ import annotations
 
@@ -8,37 +8,38 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from scrubjay.envs.streams import RowStreams
+from scrubjay.envs.random_streams import RowStreams
 from scrubjay.envs.uav.channel import dbm_to_w, mean_gain, noise_w, sinr
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.energy import propulsion_power_w
-from scrubjay.envs.uav.mobility import Walk, begin_walk, walk
+from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
 
 Rows = Int64[np.ndarray, " rows"]
 
 
 class UAVWorld:
-    """`num_envs` areas of `num_uavs` UAVs over `num_users` users each; R, M and K below.
+    """Batch of `num_envs` (R) environments with `num_uavs` (M) UAVs and `num_users` (K) users each.
 
-    One step, in this order:
+    One step runs in this order:
 
-    1. Flying UAVs move, change sub-channel and power. A move that would leave the area or the heights allowed
-       stops at the border and is penalised.
-    2. Users walk.
-    3. Every user joins the flying UAV of the strongest mean gain, the first of equals. All flying UAVs
-       radiate for the whole slot; the users of one share its time equally: rate = B log2(1 + SINR) / users of
-       the UAV.
-    4. Pairs of flying UAVs no farther apart than `min_distance_m` collide: both are penalised, none is lost.
-    5. UAVs with an empty battery, and those that fail by chance, drop out for good. They still have the
-       reward of this step.
+    1. Flying UAVs move and set sub-channel and power. A move that would leave the area or the allowed heights
+       stops at the border and is penalized.
+    2. Users move.
+    3. Every user joins the flying UAV with the strongest mean gain; ties go to the lowest index. All flying
+       UAVs transmit for the whole slot. The users of a UAV share its time equally: rate = B log2(1 + SINR) /
+       users of the UAV.
+    4. Pairs of flying UAVs at most `min_distance_m` apart collide. Both are penalized and keep flying.
+    5. UAVs with an empty battery and UAVs that fail at random are terminated. They still receive the reward
+       of this step.
 
-    Reward of a UAV that flew during the step, in units of bit/s/Hz times `reward_per_bps_hz`: the sum of its
-    users' rates over B, which is their mean spectral efficiency; less `fairness_weight` times the standard
-    deviation over all users of rate K / (B flying UAVs) ("std"), or times Jain's index of all users' rates
-    ("jain"); less the penalties, which have no unit. "team" gives each the mean over the flying.
+    The reward of a flying UAV is in units of bit/s/Hz times `reward_per_bps_hz`. It starts from the sum of
+    the rates of the UAV's users over B, which is their mean spectral efficiency. Fairness "std" subtracts
+    `fairness_weight` times the standard deviation over all users of rate K / (B flying UAVs). Fairness "jain"
+    multiplies by Jain's index of all users' rates. The penalties, which have no unit, are subtracted last.
+    Reward "team" gives each flying UAV the mean over all flying UAVs.
 
-    Arrays of results (`rate_bps`, `collisions`, ...) are of the last step. Every row depends on nothing but
-    its own stream and actions, to the last bit.
+    Result arrays (`rate_bps`, `collisions`, ...) belong to the last step. Each environment depends only on
+    its own random stream and actions, bit for bit.
     """
 
     row_arrays = (
@@ -70,39 +71,39 @@ class UAVWorld:
         self.all_rows = np.arange(num_envs)
         self._uavs = np.arange(uavs)
         self.time: Int64[np.ndarray, " R"] = np.zeros(rows, dtype=np.int64)
-        """Steps since the episode began."""
+        """Steps since the start of the episode."""
         self.alive: Bool[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.bool_)
         self.position_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
         self.displacement_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
-        """Way flown in the last step."""
+        """Displacement in the last step."""
         self.channel: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
         self.power_level: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
         self.battery_j: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
-        """Energy left; 0 throughout where batteries last."""
+        """Remaining energy; always 0 if batteries are unlimited."""
         self.user_position_m: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
         self.user_velocity_m_s: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
         self.user_goal: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
         self.hot_spot_m: Float32[np.ndarray, "R H 2"] = np.zeros((rows, config.hot_spots, 2), np.float32)
         self.association: Int64[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.int64)
-        """UAV that served each user in the last slot; -1 where none flew."""
+        """Index of the UAV that served each user in the last slot; -1 if none was flying."""
         self.load: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
-        """Number of users each UAV served."""
+        """Number of users served by each UAV."""
         self.own_bps_hz: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
-        """Sum of the rates of each UAV's users over B: their mean spectral efficiency."""
+        """Sum of the rates of each UAV's users over B, which is their mean spectral efficiency."""
         self.efficiency: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
-        """log2(1 + SINR) of each user, bit/s/Hz, before time is shared."""
+        """Spectral efficiency log2(1 + SINR) of each user in bit/s/Hz, before time sharing."""
         self.rate_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
         self.rate_sum_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
-        """Rates summed over the episode's steps."""
+        """Sum of rates over the steps of the episode."""
         self.collisions: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
-        """Number of UAVs each collided with in the last step."""
+        """Number of collisions of each UAV in the last step."""
         self.uav_offset_m: Float32[np.ndarray, "3 R M M"] = np.zeros((3, rows, uavs, uavs), np.float32)
-        """Where UAV j is as seen from UAV i, at [:, row, i, j]; this and the next two follow from
-        positions."""
+        """Position of UAV j relative to UAV i at [:, row, i, j]. This and the next two arrays are computed
+        from positions."""
         self.user_offset_m: Float32[np.ndarray, "2 R M K"] = np.zeros((2, rows, uavs, users), np.float32)
-        """Where users are as seen from each UAV, over ground."""
+        """Ground positions of users relative to each UAV."""
         self.user_distance_m: Float32[np.ndarray, "R M K"] = np.zeros((rows, uavs, users), np.float32)
-        """Distance over ground from each UAV to each user."""
+        """Ground distance from each UAV to each user."""
         self._moves = move_table_m(config)
         self._move_energy_j = _move_energy_j(config)
         self._low = np.array([0, 0, config.min_height_m if config.flight_3d else config.height_m], np.float32)
@@ -115,11 +116,11 @@ class UAVWorld:
 
     @property
     def power_w(self) -> Float32[np.ndarray, "R M"]:
-        """Power each UAV radiates; 0 for those that do not fly."""
+        """Transmit power of each UAV; 0 for dead UAVs."""
         return self._power_w(slice(None))
 
-    def begin(self, rows: Rows) -> None:
-        """Start a new episode in each of `rows`."""
+    def reset(self, rows: Rows) -> None:
+        """Start a new episode in each environment of `rows`."""
         config, count, uavs = self.config, len(rows), self.config.num_uavs
         fewest = uavs if config.min_uavs is None else config.min_uavs
         flying = fewest + self.streams.integers(rows, uavs - fewest + 1, 1)
@@ -133,45 +134,45 @@ class UAVWorld:
         self.power_level[rows] = config.power_levels - 1
         self.battery_j[rows] = config.battery_j or 0
         self.collisions[rows] = 0
-        users = begin_walk(config, self.streams, rows)
+        users = init_users(config, self.streams, rows)
         self.user_position_m[rows] = users.position_m
         self.user_velocity_m_s[rows] = users.velocity_m_s
         self.user_goal[rows] = users.goal
         self.hot_spot_m[rows] = users.hot_spot_m
-        self._locate(rows)
+        self._update_offsets(rows)
         self._transmit(rows)
         self.rate_sum_bps[rows] = 0
 
-    def advance(self, actions: Int64[np.ndarray, "R M 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Take a step in every row; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`.
+    def step(self, actions: Int64[np.ndarray, "R M 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Step all environments; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`.
 
-        Actions must be allowed ones, of those that do not fly too, though these do nothing.
+        Actions must lie in the action space, also those of dead UAVs, which are ignored.
         """
         alive = self.alive
-        outside = self._fly(actions, alive)
-        users = Walk(self.user_position_m, self.user_velocity_m_s, self.user_goal, self.hot_spot_m)
-        walk(self.config, self.streams, self.all_rows, users)
+        outside = self._move_uavs(actions, alive)
+        users = UserMotion(self.user_position_m, self.user_velocity_m_s, self.user_goal, self.hot_spot_m)
+        move_users(self.config, self.streams, self.all_rows, users)
         self.user_position_m, self.user_velocity_m_s = users.position_m, users.velocity_m_s
         self.user_goal = users.goal
-        self._locate(slice(None))
+        self._update_offsets(slice(None))
         own = self._transmit(slice(None))
         self.rate_sum_bps += self.rate_bps
         self.collisions = self._collide()
         rewards = self._rewards(own, outside)
         self.time = self.time + 1
-        terminated = self._drop_out(actions[..., 0])
+        terminated = self._terminate_uavs(actions[..., 0])
         self.alive = alive & ~terminated
         return rewards, terminated, self.time >= self.config.max_steps
 
-    def measures(self) -> dict[str, Float64[np.ndarray, " R"]]:
-        """Return what the last step came to: rates over each row's users, and the number of collisions."""
+    def metrics(self) -> dict[str, Float64[np.ndarray, " R"]]:
+        """Return metrics of the last step per environment: user rates, Jain's index and collisions."""
         rates = self.rate_bps
         total, squares = _moments(rates)
         place = 0.05 * (self.config.num_users - 1)
         below = int(place)
         above = min(below + 1, self.config.num_users - 1)
-        ordered = np.partition(rates, (below, above), axis=1)
-        fifth = ordered[:, below] * (below + 1 - place) + ordered[:, above] * (place - below)
+        smallest_rates = np.partition(rates, (below, above), axis=1)
+        fifth = smallest_rates[:, below] * (below + 1 - place) + smallest_rates[:, above] * (place - below)
         return {
             "sum_rate_bps": total,
             "fifth_percentile_rate_bps": fifth.astype(np.float64),
@@ -180,7 +181,7 @@ class UAVWorld:
         }
 
     def uav_within(self, distance_m: float, rows: Rows | slice = slice(None)) -> Bool[np.ndarray, "rows M M"]:
-        """Say which pairs of flying UAVs are not farther apart than that, each UAV and itself included."""
+        """Return the mask of flying UAV pairs at most `distance_m` apart, each UAV and itself included."""
         east, north, up = self.uav_offset_m[:, rows]
         alive = self.alive[rows]
         near = east * east + north * north + up * up <= np.float32(distance_m) ** 2
@@ -189,37 +190,37 @@ class UAVWorld:
         return near
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return copies of all that changes over time, random streams included."""
+        """Return copies of all arrays that change over time, including random streams."""
         values = {name: getattr(self, name).copy() for name in self.row_arrays}
         return {"streams": self.streams.position.copy(), **values}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if `state` is not of such a world of as many rows."""
+        """Raise ValueError if the arrays of `state` do not match this world in name, dtype or shape."""
         for name, values in self.state().items():
             if name not in state:
-                raise ValueError(f"state lacks {name!r}; pass what get_state() returned")
-            given = np.asarray(state[name])
-            if (given.dtype, given.shape) != (values.dtype, values.shape):
+                raise ValueError(f"state lacks {name!r}; pass the return value of get_state()")
+            array = np.asarray(state[name])
+            if (array.dtype, array.shape) != (values.dtype, values.shape):
                 raise ValueError(
-                    f"state[{name!r}] is {given.dtype}{given.shape}; expected {values.dtype}{values.shape}"
+                    f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go back to where `state` was called. Raises ValueError, and changes nothing, if it does not fit."""
+        """Restore a state of `state()`. Raises ValueError before anything changes if it does not match."""
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
             setattr(self, name, np.array(state[name]))
-        self._locate(slice(None))
+        self._update_offsets(slice(None))
 
-    def _fly(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:
+    def _move_uavs(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:
         step = self._moves[actions[..., 0]] * alive[..., None]
         target = self.position_m + step
-        reached = np.minimum(np.maximum(target, self._low), self._high)
-        self.displacement_m = reached - self.position_m
-        self.position_m = reached
+        position = np.minimum(np.maximum(target, self._low), self._high)
+        self.displacement_m = position - self.position_m
+        self.position_m = position
         self.channel, self.power_level = actions[..., 1].copy(), actions[..., 2].copy()
-        beyond = reached != target
+        beyond = position != target
         return beyond[..., 0] | beyond[..., 1] | beyond[..., 2]
 
     def _power_w(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M"]:
@@ -229,42 +230,42 @@ class UAVWorld:
         """Serve the users of `rows` for a slot; return the sum of rates over B of each UAV."""
         gain = self._gain(rows)
         count, uavs, users = gain.shape
-        association = _first_of_largest(gain)
-        # numpy reads flat places several times as fast as pairs of indices.
+        association = _argmax_uav(gain)
+        # Flat indices are several times as fast in numpy as pairs of indices.
         uav = association + (np.arange(count) * uavs)[:, None]
         ratio = sinr(self._power_w(rows), gain, self.channel[rows], self._noise_w)
-        served = ratio.ravel().take(uav * users + np.arange(users))
-        efficiency = np.log1p(served) * np.float32(1 / np.log(2))
+        serving_sinr = ratio.ravel().take(uav * users + np.arange(users))
+        efficiency = np.log1p(serving_sinr) * np.float32(1 / np.log(2))
         load = np.bincount(uav.ravel(), minlength=count * uavs)
         shared = efficiency / load.take(uav)
         own = np.bincount(uav.ravel(), shared.ravel(), count * uavs).reshape(count, uavs)
         rate = (shared * self.config.bandwidth_hz).astype(np.float32)
-        somebody = np.any(self.alive[rows], axis=1, keepdims=True)
-        association[~somebody[:, 0]] = -1
+        any_alive = np.any(self.alive[rows], axis=1, keepdims=True)
+        association[~any_alive[:, 0]] = -1
         self.association[rows], self.efficiency[rows], self.rate_bps[rows] = association, efficiency, rate
-        self.load[rows] = load.reshape(count, uavs) * somebody
+        self.load[rows] = load.reshape(count, uavs) * any_alive
         self.own_bps_hz[rows] = own
         return own
 
-    def _locate(self, rows: Rows | slice) -> None:
-        """Work out who is where as seen from each UAV."""
+    def _update_offsets(self, rows: Rows | slice) -> None:
+        """Update the relative positions of UAVs and users in `rows`."""
         uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
         user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
         self.uav_offset_m[:, rows] = uav[:, :, None, :] - uav[:, :, :, None]
-        # For all rows in place: the arrays are large, and a step has to write each but once.
-        whole = isinstance(rows, slice)
+        # With all rows, write in place: the arrays are large and each is written once per step.
+        all_rows = isinstance(rows, slice)
         offset = np.subtract(
-            user[:, :, None, :], uav[:2, :, :, None], out=self.user_offset_m if whole else None
+            user[:, :, None, :], uav[:2, :, :, None], out=self.user_offset_m if all_rows else None
         )
-        distance = np.multiply(offset[0], offset[0], out=self.user_distance_m if whole else None)
+        distance = np.multiply(offset[0], offset[0], out=self.user_distance_m if all_rows else None)
         distance += offset[1] * offset[1]
         np.sqrt(distance, out=distance)
-        if not whole:
+        if not all_rows:
             self.user_offset_m[:, rows], self.user_distance_m[rows] = offset, distance
 
     def _gain(self, rows: Rows | slice) -> Float32[np.ndarray, "rows M K"]:
         ground = self.user_distance_m[rows]
-        # A full copy, because numpy may round broadcast operands otherwise than contiguous ones, and slower.
+        # Copy, because numpy is slower on broadcast operands and may round them differently.
         height = np.broadcast_to(self.position_m[rows, :, 2, None], ground.shape).copy()
         gain = mean_gain(ground, height, self.config.frequency_hz, self.config.environment)
         gain *= self.alive[rows].astype(np.float32)[:, :, None]
@@ -294,26 +295,27 @@ class UAVWorld:
             rewards = (rewards.sum(axis=1) / np.maximum(flying, 1))[:, None] * alive
         return rewards
 
-    def _drop_out(self, moves: np.ndarray) -> Bool[np.ndarray, "R M"]:
-        lost = np.zeros_like(self.alive)
+    def _terminate_uavs(self, moves: np.ndarray) -> Bool[np.ndarray, "R M"]:
+        terminated = np.zeros_like(self.alive)
         if self.config.battery_j is not None:
             used = self._move_energy_j[moves] + self.power_w * np.float32(self.config.slot_s)
             self.battery_j = np.maximum(self.battery_j - used * self.alive, 0)
-            lost |= self.battery_j <= 0
+            terminated |= self.battery_j <= 0
         if self.config.drop_probability:
-            drawn = self.streams.uniforms(self.all_rows, self.config.num_uavs)
-            lost |= drawn < np.float32(self.config.drop_probability)
-        return lost & self.alive
+            uniform = self.streams.uniforms(self.all_rows, self.config.num_uavs)
+            terminated |= uniform < np.float32(self.config.drop_probability)
+        return terminated & self.alive
 
 
 def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
-    """Return every move's displacement: hover, headings counter-clockwise from east; again for climb, sink.
+    """Return the displacement of every move: hover, then headings counter-clockwise from east.
 
-    Level moves are 0 .. D, climbing ones D + 1 .. 2 D + 1, sinking ones after that, with D directions.
+    With D directions, level moves are 0 .. D. With `flight_3d`, climbing moves are D + 1 .. 2 D + 1 and
+    descending moves follow.
     """
     angle = np.arange(config.directions) * (2 * np.pi / config.directions)
     level = np.zeros((1 + config.directions, 3))
-    # Rounded, so that "north" does not drift east by a sine's last bit.
+    # Round, so that "north" has no eastward component from floating-point error.
     level[1:, 0], level[1:, 1] = np.round(np.cos(angle), 12), np.round(np.sin(angle), 12)
     level *= config.max_speed_m_s * config.slot_s
     climb = np.array([0, 0, config.max_climb_m_s * config.slot_s])
@@ -322,14 +324,14 @@ def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
 
 
 def _move_energy_j(config: UAVConfig) -> Float32[np.ndarray, " moves"]:
-    """Return the propulsion energy of every move for one slot; a move stopped by the border costs as much."""
+    """Return the propulsion energy of every move for one slot, also if it stops at the border."""
     speed = move_table_m(config).astype(np.float64) / config.slot_s
     power = propulsion_power_w(np.hypot(speed[:, 0], speed[:, 1]), speed[:, 2])
     return (power * config.slot_s).astype(np.float32)
 
 
-def _first_of_largest(values: Float32[np.ndarray, "R M K"]) -> Int64[np.ndarray, "R K"]:
-    """Return `values.argmax(axis=1)`, several times as fast where M is small."""
+def _argmax_uav(values: Float32[np.ndarray, "R M K"]) -> Int64[np.ndarray, "R K"]:
+    """Return `values.argmax(axis=1)`; several times as fast for small M."""
     largest = values == values.max(axis=1, keepdims=True)
     count = values.shape[1]
     rank = np.arange(count, 0, -1, dtype=np.uint8 if count < 256 else np.int64)
@@ -342,8 +344,8 @@ def _moments(rates: Float32[np.ndarray, "R K"]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _jain(total: np.ndarray, squares: np.ndarray, users: int) -> Float64[np.ndarray, " R"]:
-    """Return Jain's index (sum)^2 / (K sum of squares): 1 where all have the same, 1 / K where one has all.
+    """Return Jain's index (sum)^2 / (K sum of squares): 1 for equal rates, 1 / K if one user has all.
 
-    0 where nobody has anything. Source: Jain, Chiu, Hawe 1984.
+    The index is 0 if all rates are 0. Source: Jain, Chiu, Hawe 1984.
     """
     return total * total / np.maximum(users * squares, np.finfo(np.float64).tiny)

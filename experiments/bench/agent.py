@@ -1,10 +1,11 @@
-"""What an agent adds to the time of its model and tools: KwaiAgent against a bare LangGraph loop.
+"""Overhead of an agent over the time of its model and tools: KwaiAgent against a bare LangGraph loop.
 
     pip install langgraph
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.agent
 
-Both get the same model, which replies from a script at once, and the same tool, which adds two numbers; they
-take turns in one process. A step is a call of the model, a call of the tool, and all between. Prints a table.
+All agents use the same model, which returns scripted replies without delay, and the same tool, which adds two
+numbers. They take turns in one process. A step is one model call, one tool call and the overhead between
+them. Prints a table.
 Options: `--help`.
 """
 
@@ -29,21 +30,21 @@ from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.memory import MemoryBank
 
-_SHORT = 1  # steps of the shorter of two answers whose difference is the time of steps
+_SHORT = 1  # steps of the short answer; the time per step is the difference to a longer answer
 
 
 @dataclass(frozen=True)
 class AgentBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     steps: tuple[int, ...] = (5, 20)
-    """Tools run before the answer."""
+    """Tool calls before the answer; one column pair per value."""
     repeats: int = 30
-    """Answers of each."""
+    """Timed answers of each agent."""
 
 
 class Script(BaseChatModel):
-    """Calls the tool so many times, with other numbers each time, then answers."""
+    """Scripted model that calls the tool `steps` times with different numbers, then answers."""
 
     steps: int
 
@@ -52,7 +53,7 @@ class Script(BaseChatModel):
         return "script"
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> Runnable[Any, AIMessage]:
-        """Return the model with tools, as a provider's has them."""
+        """Bind tools in the OpenAI format."""
         return self.bind(tools=[convert_to_openai_tool(one) for one in tools], **kwargs)
 
     def _generate(
@@ -74,17 +75,17 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def contestants(steps: int) -> dict[str, Callable[[], Any]]:
-    """Return what answers one question, by name, the peer first."""
+def build_methods(steps: int) -> dict[str, Callable[[], Any]]:
+    """Return by name a function that answers one question; LangGraph's graph comes first."""
     from langgraph.graph import END, START, MessagesState, StateGraph
     from langgraph.prebuilt import ToolNode, create_react_agent, tools_condition
 
     model = Script(steps=steps)
     question = "What is the sum of all these numbers?"
-    asked: Any = {"messages": [("user", question)]}
-    deep: Any = {"recursion_limit": 4 * steps + 10}
+    inputs: Any = {"messages": [("user", question)]}
+    run_config: Any = {"recursion_limit": 4 * steps + 10}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its deprecation in favour of langchain's, which adds to it
+        warnings.simplefilter("ignore")  # deprecated in favour of langchain's agent, which has more overhead
         prebuilt = create_react_agent(model, [add])
     bound = model.bind_tools([add])
     graph: Any = StateGraph(MessagesState)
@@ -97,18 +98,18 @@ def contestants(steps: int) -> dict[str, Callable[[], Any]]:
     limits = Limits(tool_calls=steps + 1)
     ours = KwaiAgent(model, [add], max_steps=steps + 1, limits=limits)
     bank = MemoryBank(":memory:")
-    remembering = KwaiAgent(model, [add], max_steps=steps + 1, limits=limits, memory=bank)
+    agent_with_bank = KwaiAgent(model, [add], max_steps=steps + 1, limits=limits, memory=bank)
     return {
-        "LangGraph, a graph of model and tools": lambda: by_hand.invoke(asked, deep),
-        "LangGraph's create_react_agent": lambda: prebuilt.invoke(asked, deep),
+        "LangGraph, a graph of model and tools": lambda: by_hand.invoke(inputs, run_config),
+        "LangGraph's create_react_agent": lambda: prebuilt.invoke(inputs, run_config),
         "KwaiAgent": lambda: ours.invoke(question),
-        "KwaiAgent with a MemoryBank": lambda: remembering.invoke(question),
+        "KwaiAgent with a MemoryBank": lambda: agent_with_bank.invoke(question),
     }
 
 
 def measure(steps: int, repeats: int) -> dict[str, float]:
-    """Return the median CPU seconds for an answer of each, taken in turns; the first round warms up."""
-    running = contestants(steps)
+    """Return each agent's median CPU seconds per answer. Agents take turns; the first round is a warm-up."""
+    running = build_methods(steps)
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(repeats + 1):
         for name, answer in running.items():
@@ -122,7 +123,7 @@ def measure(steps: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     config = tyro.cli(AgentBench, description=__doc__)
     short = measure(_SHORT, config.repeats)
     versions = ", ".join(f"{name} {version(name)}" for name in ("langchain-core", "langgraph"))

@@ -1,8 +1,8 @@
-"""What a LangGraph conversation costs to keep: by our checkpointer, by langgraph-checkpoint-sqlite (`bench`).
+"""Cost of saving a LangGraph conversation: our checkpointer against langgraph-checkpoint-sqlite.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.checkpoints
 
-A graph of two nodes answers turn after turn, in turn over each saver, in one process; a turn has three
+A graph of two nodes answers several turns. The savers are measured in turns in one process. A turn has three
 messages and four checkpoints. Prints medians as a table. Options: `--help`.
 """
 
@@ -28,29 +28,33 @@ from langgraph.graph import START, MessagesState, StateGraph
 
 from scrubjay.agents.langchain import Checkpointer
 
-THEIRS, THEIRS_ALIKE, OURS = "SqliteSaver", "SqliteSaver, synchronous = NORMAL", "Checkpointer"
+SQLITE_SAVER, SQLITE_SAVER_NORMAL, CHECKPOINTER = (
+    "SqliteSaver",
+    "SqliteSaver, synchronous = NORMAL",
+    "Checkpointer",
+)
 
 
 @dataclass(frozen=True)
 class CheckpointsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     turns: tuple[int, ...] = (20, 100)
-    """Lengths of the conversation."""
+    """Conversation lengths in turns."""
     words: int = 50
-    """Words of an answer."""
+    """Words per answer."""
     repeats: int = 3
-    """Conversations with each saver."""
+    """Conversations per saver."""
     reads: int = 10
-    """Times the last state is read after each."""
+    """Reads of the last state after each conversation."""
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What one conversation took."""
+class ConversationCost:
+    """Measured cost of one conversation."""
 
     write: float
-    """Milliseconds per turn, the graph's own work included."""
+    """Milliseconds per turn, including the graph's own work."""
     read: float
     """Milliseconds to read the last state."""
     size: float
@@ -68,21 +72,27 @@ def main(bench: CheckpointsBench) -> None:
     print("| turns | saver | a turn, ms | ratio | last state read, ms | ratio | file, MB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for turns in bench.turns:
-        costs: dict[str, list[Cost]] = {THEIRS: [], THEIRS_ALIKE: [], OURS: []}
+        costs: dict[str, list[ConversationCost]] = {
+            SQLITE_SAVER: [],
+            SQLITE_SAVER_NORMAL: [],
+            CHECKPOINTER: [],
+        }
         for repeat in range(bench.repeats):
-            for name, found in costs.items():
+            for name, saver_costs in costs.items():
                 print(f"{turns} turns, {repeat + 1} of {bench.repeats}: {name}", file=sys.stderr)
-                found.append(_measure(name, turns, bench))
-        ours = costs[OURS]
-        for name, found in costs.items():
+                saver_costs.append(_measure(name, turns, bench))
+        ours = costs[CHECKPOINTER]
+        for name, saver_costs in costs.items():
             cells = []
             for field in ("write", "read", "size"):
-                cost, own = (statistics.median(getattr(c, field) for c in some) for some in (found, ours))
+                cost, own = (
+                    statistics.median(getattr(c, field) for c in some) for some in (saver_costs, ours)
+                )
                 cells += [f"{cost:.2f}", f"{cost / own:.2f}"]
             print(f"| {turns} | {name} | {' | '.join(cells)} |", flush=True)
 
 
-def _measure(name: str, turns: int, bench: CheckpointsBench) -> Cost:
+def _measure(name: str, turns: int, bench: CheckpointsBench) -> ConversationCost:
     config: Any = {"configurable": {"thread_id": "thread"}}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.db"
@@ -91,25 +101,27 @@ def _measure(name: str, turns: int, bench: CheckpointsBench) -> Cost:
             start = time.perf_counter()
             for turn in range(turns):
                 graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, config)
-            written = time.perf_counter()
+            write_end = time.perf_counter()
             for _ in range(bench.reads):
                 assert len(graph.get_state(config).values["messages"]) == 3 * turns
-            read = time.perf_counter()
-        return Cost(
-            (written - start) / turns * 1e3, (read - written) / bench.reads * 1e3, path.stat().st_size / 1e6
+            read_end = time.perf_counter()
+        return ConversationCost(
+            (write_end - start) / turns * 1e3,
+            (read_end - write_end) / bench.reads * 1e3,
+            path.stat().st_size / 1e6,
         )
 
 
 @contextmanager
 def _saver(name: str, path: Path) -> Iterator[BaseCheckpointSaver]:
-    if name == OURS:
+    if name == CHECKPOINTER:
         with Checkpointer(path) as saver:
             yield saver
         return
     from langgraph.checkpoint.sqlite import SqliteSaver  # pyright: ignore[reportMissingImports]
 
     with closing(sqlite3.connect(path, check_same_thread=False)) as connection:
-        if name == THEIRS_ALIKE:
+        if name == SQLITE_SAVER_NORMAL:
             connection.execute("PRAGMA synchronous = NORMAL")
         yield SqliteSaver(connection)
 

@@ -1,14 +1,14 @@
-"""What a token costs that a language model writes under a context policy, against the model's own cache.
+"""Cost of a generated token of a language model with a context policy, against the model's own cache.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.decoding
 
-Llamas of random weights, of two sizes, read a text and then go on token by token, with position ids and mask
-as `generate` gives them, in float32 on one thread. Policies read 1,024 keys of a text of twice as many;
-transformers' DynamicCache and `full` hold 1,024, half-way through the tokens that are timed. Contestants take
-turns of a few tokens in one process, and each round begins with copies of the caches as they were. Times are
-of the processor, as others may use the machine. "sinks by the kernel" is `sinks` as if it decoded through
-`kernels.sink_attention`, to which sinks are coordinates of all keys, and so a copy of them for every token.
-Prints a table. Options: `--help`.
+Llama models of two sizes with random weights process a prompt and then decode token by token, with the
+position ids and mask of `generate`, in float32 on one thread. Policies attend to 1,024 keys of a prompt of
+twice that length. Transformers' DynamicCache and `full` hold 1,024 keys half-way through the timed tokens.
+The caches take turns of a few tokens in one process, and each round starts from copies of the prefilled
+caches. Times are CPU times, as the machine may be shared. "sinks by the kernel" is `sinks` if it decoded
+through `kernels.sink_attention`, which takes sinks and window as one set of keys and thus needs a copy of
+them for every token. Prints a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from scrubjay.memory import context
 from scrubjay.memory.context.policies.base import LayerMemory
 from scrubjay.memory.context.policies.sinks import SinksPolicy, StreamMemory
 
-OWN, BY_KERNEL = "DynamicCache", "sinks by the kernel"
+DYNAMIC_CACHE, KERNEL_SINKS = "DynamicCache", "sinks by the kernel"
 SIZES: dict[str, dict[str, Any]] = {
     "4 layers of 256": {
         "vocab_size": 512,
@@ -51,44 +51,44 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 3,
     },
 }
-"""Sizes of models, all with heads of 64."""
+"""Model sizes, all with heads of width 64."""
 
 
 @dataclass(frozen=True)
 class DecodingBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     budget: int = 1024
-    """Keys read for a token."""
+    """Cached keys that a token attends to."""
     policies: tuple[str, ...] = ("full", "window", "sinks", "snapkv", "recycled", "h2o", "chunks")
     """Names of context policies."""
     tokens: tuple[int, ...] = (160, 32)
-    """Tokens of a round, for each of the sizes; h2o drops at every 16th, snapkv at every 32nd, and at every
-    10th recycled reads all."""
+    """Tokens of a round, per model size; h2o evicts at every 16th token, snapkv at every 32nd, and recycled
+    attends to all keys at every 10th."""
     rounds: tuple[int, ...] = (7, 3)
-    """Rounds, for each of the sizes."""
+    """Timed rounds per model size."""
     turn: int = 16
-    """Tokens of a contestant's turn."""
+    """Tokens that one cache decodes before the next cache takes over."""
     seed: int = 0
-    """Seed of weights and text."""
+    """Seed of weights and prompt."""
 
 
 class KernelSinks(SinksPolicy):
-    """`sinks`, but one token is read as many are."""
+    """`sinks` policy that decodes one token on the same path as several tokens."""
 
     def build(self) -> LayerMemory:
-        """Return an empty memory for one layer."""
+        """Build an empty memory for one layer."""
         return KernelStream(self.budget, self.num_sinks)
 
 
 class KernelStream(StreamMemory):
-    """`StreamMemory` without a way of its own for one token."""
+    """`StreamMemory` without its specialized decode step."""
 
     attend = LayerMemory.attend
 
 
 def main(bench: DecodingBench) -> None:
-    """Measure and print the table."""
+    """Run the benchmark and print its table."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     print(
@@ -99,10 +99,13 @@ def main(bench: DecodingBench) -> None:
     print("|---|---|---|---|---|")
     for (size, sizes), tokens, rounds in zip(SIZES.items(), bench.tokens, bench.rounds, strict=True):
         times = measure(LlamaForCausalLM(LlamaConfig(**sizes)).eval(), bench, tokens, rounds)
-        for name, own in times.items():
-            ratios = [mine / theirs for mine, theirs in zip(own, times[OWN], strict=True)]
+        for name, cache_times in times.items():
+            ratios = [
+                cache_time / reference_time
+                for cache_time, reference_time in zip(cache_times, times[DYNAMIC_CACHE], strict=True)
+            ]
             print(
-                f"| {size} | {name} | {1000 * statistics.median(own):.2f} | "
+                f"| {size} | {name} | {1000 * statistics.median(cache_times):.2f} | "
                 f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |",
                 flush=True,
             )
@@ -112,61 +115,61 @@ def main(bench: DecodingBench) -> None:
 def measure(
     model: LlamaForCausalLM, bench: DecodingBench, tokens: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Return each contestant's seconds of processor time a token, round by round."""
+    """Return each cache's CPU seconds per token, one entry per round."""
     ids = torch.randint(0, model.config.vocab_size, (1, 2 * bench.budget + tokens))
     caches: dict[str, Any] = {}
-    for name, (make, seen) in contestants(model, bench, tokens).items():
+    for name, (make, num_seen) in list_caches(model, bench, tokens).items():
         caches[name] = make()
-        model.model(ids[:, :seen], cache=caches[name])
+        model.model(ids[:, :num_seen], cache=caches[name])
     times: dict[str, list[float]] = {name: [] for name in caches}
     for number in range(rounds):
         copies = {name: copy.deepcopy(cache) for name, cache in caches.items()}
-        taken = dict.fromkeys(caches, 0.0)
+        cache_seconds = dict.fromkeys(caches, 0.0)
         order = list(caches)
         order = order[number % len(order) :] + order[: number % len(order)]
         for _ in range(0, tokens, bench.turn):
             for name in order:
-                taken[name] += write(model, copies[name], ids, bench.turn)
-        for name, seconds in taken.items():
+                cache_seconds[name] += decode_tokens(model, copies[name], ids, bench.turn)
+        for name, seconds in cache_seconds.items():
             times[name].append(seconds / (-(-tokens // bench.turn) * bench.turn))
     return times
 
 
-def contestants(
+def list_caches(
     model: LlamaForCausalLM, bench: DecodingBench, tokens: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Return how to build every cache, and how many tokens it has seen when the clock starts."""
-    twice, short = 2 * bench.budget, bench.budget - tokens // 2
-    found: dict[str, tuple[Callable[[], Any], int]] = {
-        OWN: (lambda: DynamicCache(config=model.config), short)
+    """Return a builder of every cache and its number of prompt tokens."""
+    long_prompt, short_prompt = 2 * bench.budget, bench.budget - tokens // 2
+    caches: dict[str, tuple[Callable[[], Any], int]] = {
+        DYNAMIC_CACHE: (lambda: DynamicCache(config=model.config), short_prompt)
     }
     for name in bench.policies:
         options = {} if name == "full" else {"budget": bench.budget}
         policy = context.make(name, **options)
-        found[name] = (
+        caches[name] = (
             lambda policy=policy: context.PolicyCache(policy, model),
-            short if name == "full" else twice,
+            short_prompt if name == "full" else long_prompt,
         )
     if "sinks" in bench.policies:
-        found[BY_KERNEL] = (lambda: context.PolicyCache(KernelSinks(bench.budget), model), twice)
-    return found
+        caches[KERNEL_SINKS] = (lambda: context.PolicyCache(KernelSinks(bench.budget), model), long_prompt)
+    return caches
 
 
-def write(model: LlamaForCausalLM, cache: Any, ids: Int[Tensor, "1 time"], tokens: int) -> float:
-    """Let the model read the next tokens one by one; return the seconds of processor time that took."""
-    seen = cache.get_seq_length()
-    mask = torch.ones(1, seen + tokens, dtype=torch.long)
-    positions = torch.arange(seen + tokens)[None]
-    began = time.process_time()
-    for place in range(seen, seen + tokens):
-        now = slice(place, place + 1)
+def decode_tokens(model: LlamaForCausalLM, cache: Any, ids: Int[Tensor, "1 time"], tokens: int) -> float:
+    """Process the next tokens one by one; return the CPU seconds."""
+    num_seen = cache.get_seq_length()
+    mask = torch.ones(1, num_seen + tokens, dtype=torch.long)
+    positions = torch.arange(num_seen + tokens)[None]
+    start = time.process_time()
+    for place in range(num_seen, num_seen + tokens):
+        current = slice(place, place + 1)
         model(
-            ids[:, now],
+            ids[:, current],
             attention_mask=mask[:, : place + 1],
-            position_ids=positions[:, now],
+            position_ids=positions[:, current],
             cache=cache,
         )
-    return time.process_time() - began
+    return time.process_time() - start
 
 
 if __name__ == "__main__":

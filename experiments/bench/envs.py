@@ -1,12 +1,11 @@
-"""How fast the batched environments step, against the same environments one by one.
+"""Speed of the batched environments against loops over single environments.
 
     OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
 
-Every contestant plays the same random actions on one CPU thread, turn by turn: a plain loop over single
-environments, gymnasium's SyncVectorEnv over them, and ours. A single environment is a batch of one row,
-numpy's overhead included, so read the column of steps per second before that of ratios. The downlink of UAVs
-has many agents and no SyncVectorEnv; a step there is one of all UAVs. Prints medians as a table. Options:
-`--help`.
+Three methods take turns with the same random actions on one CPU thread: a plain loop over single
+environments, gymnasium's SyncVectorEnv over them, and our batched environment. A single environment is a
+batch of size one with numpy's overhead, so steps per second say more than ratios. The UAV downlink has many
+agents and no SyncVectorEnv; one of its steps moves all UAVs. Prints medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -45,52 +44,57 @@ _TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 @dataclass(frozen=True)
 class EnvsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     only: str = ""
-    """Measure only environments whose name holds this, such as `UAV`; all if empty."""
+    """Measure only environments whose name contains this text, such as `UAV`; empty measures all."""
     rows: tuple[int, ...] = (256, 1024)
-    """Numbers of environments in a batch."""
+    """Batch sizes (`num_envs`)."""
     single_steps: int = 20
     """Timed steps of the loop over single environments and of SyncVectorEnv, per repeat."""
     batched_steps: int = 400
-    """Timed steps of ours, per repeat."""
+    """Timed steps of our batched environment, per repeat."""
     repeats: int = 5
-    """Repeats; each times every contestant once."""
+    """Repeats; each repeat times every method once."""
     seed: int = 0
     """Seed of episodes and actions."""
 
 
 def main(bench: EnvsBench) -> None:
-    """Measure and print the table. Raises ValueError if `only` is in no environment's name."""
-    contests = {name: contest for name, contest in _contests(bench).items() if bench.only in name}
-    if not contests:
-        raise ValueError(f"only={bench.only!r} is in none of: {'; '.join(_contests(bench))}")
+    """Run the benchmark and print its table. Raises ValueError if no environment's name contains `only`."""
+    measurements = {
+        name: measurement for name, measurement in _list_measurements(bench).items() if bench.only in name
+    }
+    if not measurements:
+        names = "; ".join(_list_measurements(bench))
+        raise ValueError(f"only={bench.only!r}: no environment's name contains it; choose from {names}")
     print(
         f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy "
         f"{np.__version__}\n"
     )
     print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
     print("|---|---|---|---|---|---|")
-    for name, contest in contests.items():
+    for name, measurement in measurements.items():
         for rows in bench.rows:
-            loop, *sync, ours = contest(rows)
+            loop, *sync, ours = measurement(rows)
             cells = [f"{loop:,.0f}", f"{sync[0]:,.0f}" if sync else "", f"{ours:,.0f}", f"{ours / loop:.0f}"]
             print(f"| {name} | {rows} | {' | '.join(cells)} |", flush=True)
 
 
-def _contests(bench: EnvsBench) -> dict[str, Callable[[int], tuple[float, ...]]]:
-    """Return by name what measures an environment with so many rows."""
-    contests: dict[str, Callable[[int], tuple[float, ...]]] = {}
+def _list_measurements(bench: EnvsBench) -> dict[str, Callable[[int], tuple[float, ...]]]:
+    """Return by name a function that measures an environment at a batch size."""
+    measurements: dict[str, Callable[[int], tuple[float, ...]]] = {}
     for env_id, options in _TASKS:
         name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
-        contests[name] = partial(_measure, bench, env_id, options)
-    return contests | {f"UAV-v0, {preset}": partial(_measure_uav, bench, preset) for preset in uav.PRESETS}
+        measurements[name] = partial(_measure, bench, env_id, options)
+    return measurements | {
+        f"UAV-v0, {preset}": partial(_measure_uav, bench, preset) for preset in uav.PRESETS
+    }
 
 
 def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> tuple[float, float, float]:
     def single() -> gymnasium.Env:
-        # Without gymnasium's wrappers, which cost the single environments more than they cost the batch.
+        # Unwrapped: gymnasium's wrappers would slow single environments more than the batch.
         return gymnasium.make(env_id, **options).unwrapped
 
     singles = [single() for _ in range(rows)]

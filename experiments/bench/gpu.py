@@ -1,13 +1,13 @@
-"""The Triton kernels on this GPU: are they right, and how fast against torch and flash-linear-attention.
+"""Correctness and speed of the Triton kernels on this GPU, against torch and flash-linear-attention.
 
     make bench-gpu
 
-Every op is compared, forward and gradients, with its torch path in float64; an error beyond the tolerance
-ends the run before anything is timed. Then chunk retrieval (a causal segment, and decode) and sink attention
-run against torch's `scaled_dot_product_attention`, and chunk retrieval against `parallel_nsa` of
-flash-linear-attention where that is installed, which is given its blocks where ours chooses them; and neural
-memory, linear memory and the scan for the nearest rows against their own torch paths. Prints tables with the
-card and the versions. Options: `--help`.
+First the output and gradients of every op are compared with its torch path in float64; an error above the
+tolerance ends the run before any timing. Then chunk retrieval (a causal segment, and decode) and sink
+attention are timed against torch's `scaled_dot_product_attention`. If flash-linear-attention is installed,
+chunk retrieval is also timed against its `parallel_nsa`, which gets its blocks as an argument while ours
+selects them. Neural memory, linear memory and nearest-neighbour search are timed against their own torch
+paths. Prints tables with the GPU and the versions. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from scrubjay.kernels import (
     sink_attention,
 )
 
-# Largest error, as a root mean square over that of the right values.
+# Largest accepted error: root mean square error relative to that of the exact values.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 _NO_DEVICE = "no CUDA device is visible to torch: the Triton kernels cannot be timed here"
 
 
 @dataclass(frozen=True)
 class GPUBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     lengths: tuple[int, ...] = (1024, 4096, 16384, 65536)
-    """Steps of a segment."""
+    """Segment lengths to measure, in steps."""
     heads: int = 16
     """Query heads."""
     key_heads: int = 1
@@ -58,17 +58,17 @@ class GPUBench:
     chunk: int = 64
     """Steps per chunk."""
     top_k: int = 16
-    """Chunks kept."""
+    """Selected chunks per query."""
     window: int = 1024
     """Window of sink attention."""
     rows: int = 64
-    """Rows of a decode step."""
+    """Batch size of a decode step."""
     embeddings: tuple[int, ...] = (100_000, 1_000_000)
-    """Rows of 384 numbers that are scanned."""
+    """Numbers of vectors of dimension 384 in the search."""
 
 
 def main(bench: GPUBench) -> None:
-    """Check, measure and print the tables; exits with status 2 where there is no GPU."""
+    """Check and time the kernels and print the tables; exit with status 2 without a GPU."""
     if not torch.cuda.is_available():
         print(_NO_DEVICE, file=sys.stderr)
         raise SystemExit(2)
@@ -91,7 +91,7 @@ def main(bench: GPUBench) -> None:
 
 
 def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Yield the worst error of each op in each dtype. Raises SystemExit beyond the tolerance."""
+    """Yield the largest error of each op in each dtype. Raises SystemExit if it exceeds the tolerance."""
     for op, prepare in (
         ("chunk_retrieval, joint", lambda: _retrieval_case(device, "joint")),
         ("chunk_retrieval, hierarchical", lambda: _retrieval_case(device, "hierarchical")),
@@ -106,10 +106,10 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
         for dtype in dtypes:
             torch.manual_seed(0)
             tensors, run = prepare()
-            rounded = [tensor.to(dtype) for tensor in tensors]
-            found = _outcome(rounded, run, "triton")
-            exact = _outcome([tensor.double() for tensor in rounded], run, "torch")
-            errors = [_distance(ours, right) for ours, right in zip(found, exact, strict=True)]
+            low_precision = [tensor.to(dtype) for tensor in tensors]
+            result = _run_with_gradients(low_precision, run, "triton")
+            exact = _run_with_gradients([tensor.double() for tensor in low_precision], run, "torch")
+            errors = [_relative_error(ours, right) for ours, right in zip(result, exact, strict=True)]
             error = math.nan if any(map(math.isnan, errors)) else max(errors)
             if not error < TOLERANCE[dtype]:
                 raise SystemExit(
@@ -121,23 +121,25 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
 
 
 def _check_nearest(device: str, dtype: torch.dtype) -> float:
-    """Return the error of the scores, which no dtype may lower.
+    """Return the error of the scores, which must be computed in float32 for any dtype.
 
-    Raises SystemExit on that, or on other rows.
+    Raises SystemExit if the error exceeds the tolerance or other rows are returned.
     """
     torch.manual_seed(0)
     query, keys = (torch.randn(count, 40, device=device).to(dtype) for count in (2, 70))
-    allowed, norms = torch.rand(70, device=device) < 0.6, 1 + torch.rand(70, device=device)
-    exact = (query.double() @ keys.double().T / norms).masked_fill(~allowed, -math.inf)
+    row_mask, norms = torch.rand(70, device=device) < 0.6, 1 + torch.rand(70, device=device)
+    exact = (query.double() @ keys.double().T / norms).masked_fill(~row_mask, -math.inf)
     right = exact.sort(dim=-1, descending=True)
-    found = nearest(query, keys, 20, norms=norms, allowed=allowed, implementation="triton")
-    error = _distance(found.scores, right.values[:, :20])
-    if not torch.equal(found.rows, right.indices[:, :20]) or not error < TOLERANCE[torch.float32]:
+    result = nearest(query, keys, 20, norms=norms, row_mask=row_mask, implementation="triton")
+    error = _relative_error(result.scores, right.values[:, :20])
+    if not torch.equal(result.rows, right.indices[:, :20]) or not error < TOLERANCE[torch.float32]:
         raise SystemExit(f"nearest in {dtype}: error {error:.1e}, or other rows; nothing timed")
     return error
 
 
-def _outcome(tensors: list[Tensor], run: Callable[..., Tensor], implementation: str) -> list[Tensor]:
+def _run_with_gradients(
+    tensors: list[Tensor], run: Callable[..., Tensor], implementation: str
+) -> list[Tensor]:
     leaves = [tensor.clone().requires_grad_() for tensor in tensors]
     out = run(*leaves, implementation=implementation)
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device)
@@ -146,15 +148,14 @@ def _outcome(tensors: list[Tensor], run: Callable[..., Tensor], implementation: 
     return [out.detach(), *(zero if grad is None else grad for grad, zero in zip(grads, zeros, strict=True))]
 
 
-def _distance(found: Tensor, exact: Tensor) -> float:
+def _relative_error(result: Tensor, exact: Tensor) -> float:
     return float(
-        (found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-6)
+        (result.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-6)
     )
 
 
 def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    # Whole numbers in the summaries and their queries make scores exact, so that no dtype chooses other
-    # chunks.
+    # Integers in the summaries and their queries make scores exact, so that all dtypes select equal chunks.
     shapes = ((2, 5, 4, 40), (2, 6, 7, 2, 40), (2, 6, 7, 2, 40))
     query, keys, values = (torch.randn(*shape, device=device) for shape in shapes)
     summaries = torch.randint(-4, 5, (2, 6, 2, 24), device=device).float()
@@ -178,13 +179,13 @@ def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[.
 
 
 def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    """Chunks chosen by one kernel, read by another, and merged with a window of the same keys."""
+    """Return a case of selection and attention in two kernels, merged with a window of the same keys."""
     tensors, _ = _retrieval_case(device, "hierarchical")
     valid = torch.tensor([[6, 0, 3, 5, 6], [2, 6, 6, 1, 4]], device=device)
     step = torch.arange(5, device=device).expand(2, 5)
 
     def run(query, keys, values, summaries, summary_query, implementation):
-        chosen = choose_chunks(
+        selection = choose_chunks(
             valid,
             top_k=3,
             summary_query=summary_query,
@@ -195,8 +196,8 @@ def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
             query,
             keys,
             values,
-            chosen.chunks,
-            chosen.scores,
+            selection.chunks,
+            selection.scores,
             return_lse=True,
             implementation=implementation,
         )
@@ -242,24 +243,24 @@ def _memory_case(device: str, depth: int) -> tuple[list[Tensor], Callable[..., T
     query, key, value, *weights, gates, state = _memory(1, 24, 1, 20, 36 if depth == 2 else None, device)
 
     def run(query, key, value, *weights, implementation):
-        kind = torch.promote_types(query.dtype, torch.float32)
+        dtype = torch.promote_types(query.dtype, torch.float32)
         y, _, after = neural_memory(
             query,
             key,
             value,
-            Gates(*(gate.to(kind) for gate in gates)),
+            Gates(*(gate.to(dtype) for gate in gates)),
             weights,
-            NeuralState(*(part.to(kind) for part in state)),
+            NeuralState(*(part.to(dtype) for part in state)),
             chunk_size=12,
             implementation=implementation,
         )
-        return torch.cat([y.flatten().to(kind), *(part.flatten() for part in after)])
+        return torch.cat([y.flatten().to(dtype), *(part.flatten() for part in after)])
 
     return [query, key, value, *weights], run
 
 
 def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, device: str) -> list[Any]:
-    """Return query, key, value, the weights, the gates and a state without anything learned."""
+    """Return query, key, value, the weights, the gates and an empty state."""
     shape, layers = (
         (rows, time, heads),
         [(width, width)] if hidden is None else [(width, hidden), (hidden, width)],
@@ -274,7 +275,7 @@ def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, de
 
 
 def _memories(bench: GPUBench) -> Iterator[str]:
-    """The torch path takes a minute beyond a few thousand steps."""
+    """Time neural memory, up to 4,096 steps: beyond them the torch path takes a minute."""
     yield (
         f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and "
         "backward:\n"
@@ -297,9 +298,9 @@ def _linear_case(device: str, rule: Any, decay: str) -> tuple[list[Tensor], Call
     start = torch.zeros(2, 40, dtype=torch.bool, device=device)
     start[0, 17] = True
 
-    def run(*given: Any, implementation):
+    def run(*inputs: Any, implementation):
         options = {"rule": rule, "chunk_size": 16, "start": start, "implementation": implementation}
-        y, after = linear_memory(*given, **options)
+        y, after = linear_memory(*inputs, **options)
         return torch.cat([y.flatten().to(after.dtype), after.flatten()])
 
     return _linear(2, 40, 2, 20, decay, device), run
@@ -308,14 +309,14 @@ def _linear_case(device: str, rule: Any, decay: str) -> tuple[list[Tensor], Call
 def _linear(rows: int, time: int, heads: int, width: int, decay: str, device: str) -> list[Tensor]:
     """Return query, key, value, the decays, the steps and an empty state."""
     query, key, value = (torch.randn(rows, time, heads, width, device=device) for _ in range(3))
-    fading = (rows, time, heads, width) if decay == "channel" else (rows, time, heads)
+    decay_shape = (rows, time, heads, width) if decay == "channel" else (rows, time, heads)
     step = torch.rand(rows, time, heads, device=device)
     state = torch.zeros(rows, heads, width, width, device=device)
     return [
         normalize(query, dim=-1),
         normalize(key, dim=-1),
         value,
-        -torch.rand(fading, device=device),
+        -torch.rand(decay_shape, device=device),
         step,
         state,
     ]
@@ -327,26 +328,26 @@ def _recurrences(bench: GPUBench) -> Iterator[str]:
     for length in bench.lengths:
         for rule, decay in (("hebbian", "head"), ("delta", "head"), ("delta", "channel")):
             *tensors, state = _linear(1, length, bench.heads, 64, decay, "cuda")
-            given: Any = [*(x.bfloat16().requires_grad_() for x in tensors), state]
+            inputs: Any = [*(x.bfloat16().requires_grad_() for x in tensors), state]
 
-            def run(path: Any, given: Any = given, rule: Any = rule) -> Tensor:
-                return linear_memory(*given, rule=rule, implementation=path)[0]
+            def run(path: Any, inputs: Any = inputs, rule: Any = rule) -> Tensor:
+                return linear_memory(*inputs, rule=rule, implementation=path)[0]
 
             yield f"| {length:,} | {rule}, decay a {decay} | {_both(run)} |"
 
 
 def _scans(bench: GPUBench) -> Iterator[str]:
-    """One query against a table, as a memory bank on a GPU asks it."""
+    """Time the search of one query in a table, as a memory bank on a GPU runs it."""
     yield "nearest, the best 10 of rows of 384, a part of them allowed, ms and GB/s of the keys:\n"
     yield "| rows | dtype | allowed | triton | torch | torch / triton |\n|---|---|---|---|---|---|"
     for count in bench.embeddings:
         for dtype in (torch.float32, torch.float16):
             keys = torch.randn(count, 384, device="cuda", dtype=dtype)
             for part in (1.0, 0.1):
-                allowed = torch.rand(count, device="cuda") < part
+                row_mask = torch.rand(count, device="cuda") < part
 
-                def run(path: Any, keys=keys, allowed=allowed) -> Tensor:
-                    return nearest(keys[:1], keys, 10, allowed=allowed, implementation=path).scores
+                def run(path: Any, keys=keys, row_mask=row_mask) -> Tensor:
+                    return nearest(keys[:1], keys, 10, row_mask=row_mask, implementation=path).scores
 
                 ours, theirs = (
                     _time(functools.partial(run, path), backward=False)[0] for path in ("triton", "torch")
@@ -360,7 +361,7 @@ def _scans(bench: GPUBench) -> Iterator[str]:
 
 
 def _segments(bench: GPUBench) -> Iterator[str]:
-    """A causal segment, every query reading only chunks completed before it."""
+    """Time a causal segment in which every query attends only to chunks completed before it."""
     yield (
         f"A causal segment, bfloat16, C={bench.chunk}, k={bench.top_k}, ms forward / forward and backward:\n"
     )
@@ -372,8 +373,8 @@ def _segments(bench: GPUBench) -> Iterator[str]:
         ours = _time(_retrieval(bench, query, keys, values, valid))
         theirs = _time(_attention(query, keys, values, causal=True))
         nsa = _nsa(bench, query, keys, values)
-        measured = None if nsa is None else _time(nsa)
-        cells = ["-", "-"] if measured is None else [_pair(measured), _ratio(measured, ours)]
+        nsa_times = None if nsa is None else _time(nsa)
+        cells = ["-", "-"] if nsa_times is None else [_pair(nsa_times), _ratio(nsa_times, ours)]
         yield (
             f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | {' | '.join(cells)} |"
         )
@@ -415,9 +416,7 @@ def _retrieval(
         t.detach().unflatten(1, (-1, bench.chunk)).requires_grad_() for t in (keys, values)
     )
     summaries = chunked_keys.detach().mean(dim=2)
-    coarse = query[
-        :, :, :: bench.heads // bench.key_heads
-    ]  # one selection a key head, as parallel_nsa has it
+    coarse = query[:, :, :: bench.heads // bench.key_heads]  # one selection per key head, as in parallel_nsa
     return lambda: chunk_retrieval(
         query,
         chunked_keys,
@@ -444,7 +443,7 @@ def _draw(rows: int, length: int, bench: GPUBench) -> tuple[Tensor, Tensor, Tens
 
 
 def _nsa(bench: GPUBench, query: Tensor, keys: Tensor, values: Tensor) -> Callable[[], Tensor] | None:
-    """Return flash-linear-attention's selected attention over as many random causal blocks, or None."""
+    """Return flash-linear-attention's attention over random causal blocks; None if not installed."""
     if _fla_version() is None:
         return None
     from fla.ops.nsa import parallel_nsa  # pyright: ignore[reportMissingImports]
@@ -483,7 +482,7 @@ def _time(run: Callable[[], Tensor], backward: bool = True) -> tuple[float, floa
 
 
 def _both(run: Callable[[Any], Tensor]) -> str:
-    """Return the cells of what runs by the path it is told: Triton's, torch's, and their ratio."""
+    """Return the table cells of the Triton path, the torch path and their ratio."""
     ours, theirs = (_time(functools.partial(run, path)) for path in ("triton", "torch"))
     return f"{_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)}"
 

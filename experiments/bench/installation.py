@@ -1,9 +1,9 @@
-"""What an installation takes of a disk, and how long: Scrubjay itself, then each extra for users on top.
+"""Disk space and duration of an installation: Scrubjay itself, then each user extra in addition.
 
     python -m scrubjay.experiments.bench.installation
 
-Installs from the repository into a new virtual environment, by pip with its cache as it is, and takes every
-extra away again before the next. Sizes are megabytes on the disk. Options: `--help`.
+Installs from the repository into a new virtual environment, using pip's current cache, and uninstalls every
+extra before the next. Sizes are megabytes on disk. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -22,22 +22,25 @@ from pathlib import Path
 import tyro
 
 _ROOT = Path(__file__).resolve().parents[2]
-_FOR_OURSELVES = ("bench", "dev")
+_DEVELOPER_EXTRAS = ("bench", "dev")
 
 
 @dataclass(frozen=True)
 class InstallationBench:
-    """What is measured."""
+    """Options of the benchmark."""
 
     extras: tuple[str, ...] = ()
-    """Extras to install; default: all that are for users."""
+    """Extras to install; by default all user extras."""
 
 
 def main(bench: InstallationBench) -> None:
-    """Measure and print the table. Raises CalledProcessError if pip fails, as without a network."""
+    """Run the benchmark and print its table.
+
+    Raises CalledProcessError if pip fails, e.g. without a network.
+    """
     project = tomllib.loads((_ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = bench.extras or tuple(
-        name for name in project["optional-dependencies"] if name not in _FOR_OURSELVES
+        name for name in project["optional-dependencies"] if name not in _DEVELOPER_EXTRAS
     )
     print(
         f"Python {platform.python_version()}, pip {version('pip')} with a warm cache, torch "
@@ -47,42 +50,42 @@ def main(bench: InstallationBench) -> None:
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        place = _Place(Path(folder))
-        _add(place, "", "scrubjay")
+        environment = _Environment(Path(folder))
+        _install(environment, "", "scrubjay")
         for extra in extras:
-            if come := _add(place, f"[{extra}]", extra):
-                place.pip("uninstall", "--yes", *come)
+            if new_packages := _install(environment, f"[{extra}]", extra):
+                environment.pip("uninstall", "--yes", *new_packages)
 
 
-def _add(place: _Place, extra: str, name: str) -> set[str]:
-    """Install, print a row, and return the packages that came with it."""
+def _install(environment: _Environment, extra: str, name: str) -> set[str]:
+    """Install an extra, print its row and return the newly installed packages."""
     print(f"installing {name}", file=sys.stderr)
-    packages, sizes = place.packages(), place.sizes()
-    begun = time.perf_counter()
-    place.pip("install", "--editable", f"{_ROOT}{extra}")
-    seconds = time.perf_counter() - begun
-    grown = {part: size - sizes.get(part, 0) for part, size in place.sizes().items()}
-    largest = sorted(grown.items(), key=lambda item: -item[1])[:3]
-    told = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in largest if size >= 1e6)
-    print(f"| {name} | {sum(grown.values()) / 1e6:.0f} | {seconds:.0f} | {told} |", flush=True)
-    return place.packages() - packages
+    packages, sizes = environment.packages(), environment.sizes()
+    start = time.perf_counter()
+    environment.pip("install", "--editable", f"{_ROOT}{extra}")
+    seconds = time.perf_counter() - start
+    growth = {part: size - sizes.get(part, 0) for part, size in environment.sizes().items()}
+    largest = sorted(growth.items(), key=lambda item: -item[1])[:3]
+    largest_text = ", ".join(f"{part} {size / 1e6:.0f}" for part, size in largest if size >= 1e6)
+    print(f"| {name} | {sum(growth.values()) / 1e6:.0f} | {seconds:.0f} | {largest_text} |", flush=True)
+    return environment.packages() - packages
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Environment:
     """A virtual environment."""
 
     folder: Path
 
-    def pip(self, *words: str) -> str:
-        command = [self.folder / "bin" / "python", "-m", "pip", *words, "--disable-pip-version-check"]
+    def pip(self, *arguments: str) -> str:
+        command = [self.folder / "bin" / "python", "-m", "pip", *arguments, "--disable-pip-version-check"]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     def packages(self) -> set[str]:
         return {package["name"] for package in json.loads(self.pip("list", "--format=json"))}
 
     def sizes(self) -> dict[str, int]:
-        """Return the bytes on the disk of what lies side by side in site-packages."""
+        """Return the bytes on disk of each entry of site-packages."""
         (site,) = self.folder.glob("lib/python*/site-packages")
         return {part.name: _size(part) for part in site.iterdir()}
 

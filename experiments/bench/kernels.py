@@ -1,11 +1,11 @@
-"""How fast the kernels' CPU paths are: against full attention, other reads, and the memory's own bandwidth.
+"""Speed of the kernels' CPU paths against full attention, other implementations and the memory bandwidth.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.kernels
 
-Contestants take turns on one CPU thread, float32; prints medians as tables. Full attention is torch's
+All methods take turns on one CPU thread in float32. Prints medians as tables. Full attention is torch's
 `scaled_dot_product_attention` over the whole history in its own layout, and HTMAttention is the read of the
-PyPI package htm-pytorch. A floor is the bytes a read must touch, once each, over the bandwidth of summing 256
-MB. Options: `--help`.
+PyPI package htm-pytorch. A floor is the time to read the required bytes once, at the bandwidth of a sum
+over 256 MB. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -31,36 +31,36 @@ from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
 
 @dataclass(frozen=True)
 class KernelsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     histories: tuple[int, ...] = (4096, 16384, 65536, 262144)
-    """Keys in store, for the comparison with full attention."""
+    """Numbers of stored keys, for the comparison with full attention."""
     queries: tuple[int, ...] = (1, 16, 64, 256, 1024, 4096)
-    """Queries of a row, for the same."""
+    """Queries per batch row, for the same comparison."""
     most_pairs: int = 1 << 26
-    """Pairs of query and key up to which full attention is waited for."""
+    """Largest number of query-key pairs for which full attention is timed."""
     heads: int = 8
-    """Query heads, and as many key heads where full attention is the peer."""
+    """Query heads, and key heads in the comparison with full attention."""
     width: int = 64
     """Width of a head."""
     chunk: int = 128
     """Steps per chunk."""
     top_k: int = 4
-    """Chunks kept."""
+    """Selected chunks per query."""
     rows: tuple[int, ...] = (1, 8, 64, 256)
-    """Rows of a decode step, for the comparison with the bandwidth."""
+    """Batch sizes of a decode step, for the comparison with the bandwidth."""
     repeats: int = 15
-    """Timed passes of each, more where they are short, fewer where they are long."""
+    """Timed passes of each method; more if they are short, fewer if they are long."""
     least_seconds: float = 0.5
-    """Time a contest lasts at least."""
+    """Minimum duration of a comparison in seconds."""
     seconds: float = 8.0
-    """Time after which a contest stops, once each has run three times."""
+    """Duration in seconds after which a comparison stops, once each method has run three times."""
     seed: int = 0
     """Seed of the inputs."""
 
 
 def main(bench: KernelsBench) -> None:
-    """Measure and print the tables."""
+    """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     print(
@@ -75,7 +75,7 @@ def main(bench: KernelsBench) -> None:
 
 
 def _full_attention(bench: KernelsBench) -> Iterator[str]:
-    """Chunk retrieval of one softmax over the kept chunks against attention to everything."""
+    """Time joint chunk retrieval (one softmax over the selected chunks) against full attention."""
     for backward in (False, True):
         yield (
             "Full attention over the history / chunk_retrieval (joint), selection included, "
@@ -105,7 +105,7 @@ def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, ba
     def ours() -> Tensor:
         return chunk_retrieval(query, keys, values, summaries, valid, top_k=bench.top_k, combine="joint")
 
-    own, full = _contest(bench, backward, ours, _attention(query.detach(), *flat))
+    own, full = _time_in_turns(bench, backward, ours, _attention(query.detach(), *flat))
     return f"{full:.2f} / {own:.2f} = **{full / own:.1f}x**"
 
 
@@ -118,7 +118,7 @@ def _attention(
 
 
 def _other_reads(bench: KernelsBench) -> Iterator[str]:
-    """HCAM's read against htm-pytorch's, and chunk retrieval against its own definition."""
+    """Time HCAM's read against htm-pytorch's, and chunk retrieval against its reference."""
     from htm_pytorch import HTMAttention  # pyright: ignore[reportMissingImports]
 
     dim, chunks, chunk = bench.width, 32, 16
@@ -143,18 +143,18 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
         x = torch.randn(8, queries, dim)
         valid = torch.full((8, queries), chunks)
         per_head = torch.randn(8, queries, 4, dim)
-        stored = contents[:, :, :, None]
+        chunks_per_head = contents[:, :, :, None]
 
         def ours(x=x) -> Tensor:
             return hierarchical_attention(
                 x, summaries, contents, None, weights, top_k=bench.top_k, num_heads=4
             )
 
-        def definition(per_head=per_head, valid=valid, stored=stored) -> Tensor:
+        def definition(per_head=per_head, valid=valid, chunks_per_head=chunks_per_head) -> Tensor:
             return chunk_retrieval(
                 per_head,
-                stored,
-                stored,
+                chunks_per_head,
+                chunks_per_head,
                 summaries[:, :, None],
                 valid,
                 top_k=bench.top_k,
@@ -162,8 +162,8 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
                 implementation="reference",
             )
 
-        own, their = _contest(bench, False, ours, lambda x=x: theirs(x, contents.flatten(1, 2)))
-        plain = _contest(bench, False, definition)[0]
+        own, their = _time_in_turns(bench, False, ours, lambda x=x: theirs(x, contents.flatten(1, 2)))
+        plain = _time_in_turns(bench, False, definition)[0]
         yield (
             f"| {queries} | {own:.2f} | {their:.2f} = **{their / own:.1f}x** | {plain:.1f} = "
             f"{plain / own:.0f}x |"
@@ -171,9 +171,9 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
 
 
 def _bandwidth(bench: KernelsBench) -> Iterator[str]:
-    """How far a decode step is from reading its bytes once, and where its time goes."""
+    """Time a decode step against its bandwidth floor, with a profile."""
     large = torch.randn(1 << 26)
-    bandwidth = large.numel() * 4 / (_contest(bench, False, lambda: large.sum())[0] / 1e3)
+    bandwidth = large.numel() * 4 / (_time_in_turns(bench, False, lambda: large.sum())[0] / 1e3)
     del large
     chunks = 128
     yield (
@@ -185,8 +185,8 @@ def _bandwidth(bench: KernelsBench) -> Iterator[str]:
     for rows in bench.rows:
         keys, values = (torch.randn(rows, chunks, bench.chunk, 1, bench.width) for _ in "kv")
         summaries, valid = keys.mean(dim=2), torch.full((rows, 1), chunks)
-        touched = 4 * rows * bench.width * (chunks + 2 * bench.top_k * bench.chunk)
-        floor = touched / bandwidth * 1e3
+        size = 4 * rows * bench.width * (chunks + 2 * bench.top_k * bench.chunk)
+        floor = size / bandwidth * 1e3
 
         def read(
             heads: int, keys=keys, values=values, summaries=summaries, valid=valid
@@ -198,16 +198,16 @@ def _bandwidth(bench: KernelsBench) -> Iterator[str]:
             )
 
         reads = [read(1), read(4)]
-        cells = [f"{ms:.2f} = **{ms / floor:.1f}x**" for ms in _contest(bench, False, *reads)]
-        yield f"| {rows} | {touched / 1e6:.1f} | {floor:.2f} | {' | '.join(cells)} | {_hot_spots(reads[1])} |"
+        cells = [f"{ms:.2f} = **{ms / floor:.1f}x**" for ms in _time_in_turns(bench, False, *reads)]
+        yield f"| {rows} | {size / 1e6:.1f} | {floor:.2f} | {' | '.join(cells)} | {_hot_spots(reads[1])} |"
 
 
 def _hot_spots(run: Callable[[], Tensor]) -> str:
     names = {"aten::sparse_sampled_addmm": "key products", "aten::_embedding_bag_forward_only": "value sums"}
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler_result:
         for _ in range(5):
             run()
-    events = sorted(profiled.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    events = sorted(profiler_result.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     return ", ".join(
         f"{names.get(event.key, event.key.removeprefix('aten::').strip('_'))} "
@@ -217,7 +217,7 @@ def _hot_spots(run: Callable[[], Tensor]) -> str:
 
 
 def _halves(bench: KernelsBench) -> Iterator[str]:
-    """What it costs to choose and to read in two calls, as who fetches between them must."""
+    """Time selection and attention in two calls, which callers that fetch chunks in between need."""
     yield "choose_chunks and attend_chosen one after the other, against chunk_retrieval, 64 chunks of 16:\n"
     yield "| rows | queries | chunk_retrieval | in halves | with lse |"
     yield "|---|---|---|---|---|"
@@ -234,16 +234,16 @@ def _halves(bench: KernelsBench) -> Iterator[str]:
         def halves(
             query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
         ) -> Tensor:
-            chosen = choose_chunks(valid, summary_query=coarse, summaries=summaries, top_k=bench.top_k)
-            return attend_chosen(query, keys, values, chosen.chunks, chosen.scores)
+            selection = choose_chunks(valid, summary_query=coarse, summaries=summaries, top_k=bench.top_k)
+            return attend_chosen(query, keys, values, selection.chunks, selection.scores)
 
-        times = _contest(bench, False, whole, halves, lambda whole=whole: whole(return_lse=True)[0])
+        times = _time_in_turns(bench, False, whole, halves, lambda whole=whole: whole(return_lse=True)[0])
         cells = " | ".join(f"{ms:.2f} = **{ms / times[0]:.2f}x**" for ms in times[1:])
         yield f"| {rows} | {queries} | {times[0]:.2f} | {cells} |"
 
 
 def _sinks(bench: KernelsBench) -> Iterator[str]:
-    """Sink attention over a segment and over a ring, against full attention with a mask."""
+    """Time sink attention over a segment and over a ring buffer against masked full attention."""
     window, sinks, rows = 128, 4, 4
     yield (
         f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
@@ -258,20 +258,30 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
         query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=True)
         keys, values = (torch.randn(rows, slots, bench.heads, bench.width, requires_grad=True) for _ in "kv")
         step = torch.arange(slots).expand(rows, slots)
-        asked = step[:, slots - queries :]
-        start = torch.zeros_like(asked)
+        query_step = step[:, slots - queries :]
+        start = torch.zeros_like(query_step)
 
-        def made(step=step[:, None], asked=asked[..., None], start=start[..., None]) -> Tensor:
-            seen = (step < start + sinks) | (step > asked - window)
-            return (seen & (step >= start) & (step <= asked))[:, None]
+        def build_mask(
+            step=step[:, None], query_step=query_step[..., None], start=start[..., None]
+        ) -> Tensor:
+            visible = (step < start + sinks) | (step > query_step - window)
+            return (visible & (step >= start) & (step <= query_step))[:, None]
 
-        def ours(query=query, keys=keys, values=values, asked=asked, step=step, start=start) -> Tensor:
-            return sink_attention(query, keys, values, asked, step, start, window=window, num_sinks=sinks)
+        def ours(
+            query=query, keys=keys, values=values, query_step=query_step, step=step, start=start
+        ) -> Tensor:
+            return sink_attention(
+                query, keys, values, query_step, step, start, window=window, num_sinks=sinks
+            )
 
-        held = query.detach(), keys.detach(), values.detach()
-        seen = made()
-        contestants = (ours, _attention(*held, mask=lambda seen=seen: seen), _attention(*held, mask=made))
-        forward, both = _contest(bench, False, *contestants), _contest(bench, True, *contestants)
+        inputs = query.detach(), keys.detach(), values.detach()
+        fixed_mask = build_mask()
+        methods = (
+            ours,
+            _attention(*inputs, mask=lambda mask=fixed_mask: mask),
+            _attention(*inputs, mask=build_mask),
+        )
+        forward, both = _time_in_turns(bench, False, *methods), _time_in_turns(bench, True, *methods)
         columns = [
             f"{forward[peer]:.2f} = **{forward[peer] / forward[0]:.1f}x** / {both[peer]:.2f} = "
             f"**{both[peer] / both[0]:.1f}x**"
@@ -280,15 +290,17 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
         yield f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {' | '.join(columns)} |"
 
 
-def _contest(bench: KernelsBench, backward: bool, *contestants: Callable[[], Tensor]) -> list[float]:
-    """Return each contestant's median milliseconds; they take turns."""
-    times: list[list[float]] = [[] for _ in contestants]
+def _time_in_turns(bench: KernelsBench, backward: bool, *methods: Callable[[], Tensor]) -> list[float]:
+    """Return the median milliseconds of each method; methods take turns."""
+    times: list[list[float]] = [[] for _ in methods]
     began = time.perf_counter()
     for trial in itertools.count(-1):
-        spent = time.perf_counter() - began
-        if (trial >= bench.repeats and spent > bench.least_seconds) or (trial > 2 and spent > bench.seconds):
+        duration = time.perf_counter() - began
+        if (trial >= bench.repeats and duration > bench.least_seconds) or (
+            trial > 2 and duration > bench.seconds
+        ):
             break
-        for own, run in zip(times, contestants, strict=True):
+        for own, run in zip(times, methods, strict=True):
             start = time.perf_counter()
             if backward:
                 run().sum().backward()

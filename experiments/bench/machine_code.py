@@ -1,9 +1,9 @@
-"""What Triton kernels become on GPUs that need not be here: registers, spills, shared memory, tensor cores.
+"""Compiled code of the Triton kernels, without a GPU: registers, spills, shared memory, tensor cores.
 
     python -P -m scrubjay.experiments.bench.machine_code
 
 Compiles every main configuration to machine code for compute capabilities 8.0 (A100), 9.0 (H100) and 10.0
-(B200), with the arguments' alignment as at run time, and prints a table per op. Options: `--help`.
+(B200), with the pointer alignment of run time, and prints a table per op. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tyro
 
 from scrubjay.kernels.launch import Build, Launch
 
-ROOMS = {
+PACKAGES = {
     "chunk_retrieval": "retrieval",
     "sink_attention": "sinks",
     "neural_memory": "neural",
@@ -23,35 +23,35 @@ ROOMS = {
     "nearest": "search",
     "scan": "elementwise",
 }
-"""The room of `scrubjay.kernels` in which the kernels of an op live."""
-OPS = tuple(ROOMS)
-# Bytes of shared memory one block may use, by compute capability.
+"""Package of `scrubjay.kernels` with the kernels of each op."""
+OPS = tuple(PACKAGES)
+# Shared memory limit per block in bytes, by compute capability.
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 TENSOR_CORE_INSTRUCTIONS = ("mma.sync", "wgmma", "tcgen05.mma")
 
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What to compile."""
+    """Options of the compilation."""
 
     ops: tuple[str, ...] = OPS
-    """Ops of `scrubjay.kernels`."""
+    """Ops of `scrubjay.kernels` to compile."""
     capabilities: tuple[int, ...] = tuple(SHARED_LIMIT)
-    """Compute capabilities, times ten."""
+    """Compute capabilities times ten, e.g. 90 for 9.0."""
 
 
 def configurations(op: str) -> dict[str, Launch]:
-    """Return the main configurations of an op's kernels, on tensors without data."""
-    return importlib.import_module(f"scrubjay.kernels.{ROOMS[op]}.gpu").configurations()
+    """Return launches of an op's main kernel configurations on meta tensors."""
+    return importlib.import_module(f"scrubjay.kernels.{PACKAGES[op]}.gpu").configurations()
 
 
 def uses_tensor_cores(build: Build) -> bool:
-    """Return whether a product runs on tensor cores."""
+    """Check if any matrix product runs on tensor cores."""
     return any(instruction in build.ptx for instruction in TENSOR_CORE_INSTRUCTIONS)
 
 
 def main(options: MachineCode) -> None:
-    """Compile and print the tables."""
+    """Compile the kernels and print tables of their machine code."""
     import triton
 
     print(
@@ -64,7 +64,7 @@ def main(options: MachineCode) -> None:
         for name, launch in configurations(op).items():
             builds = [launch.build(capability) for capability in options.capabilities]
             cells = [
-                f"{build.registers} / {build.spilled} / {build.shared / 1024:.1f} / "
+                f"{build.registers} / {build.spilled_bytes} / {build.shared / 1024:.1f} / "
                 f"{'yes' if uses_tensor_cores(build) else 'no'}"
                 for build in builds
             ]

@@ -1,13 +1,14 @@
-"""What every memory costs a policy: learning, acting and state, as multiples of a policy without one.
+"""Cost of every memory in a policy (training, inference, state) as a multiple of a policy without memory.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.memories
 
-One process, one thread, times of the processor; contenders take turns, so that a busy machine slows all of
-them, and the first round warms up. An update is PPO's on one segment; a step is the memory's alone, of rows
-in the middle of an episode, as a sampler takes it; training is collecting a segment and learning from it. The
-last is compared with sb3-contrib's RecurrentPPO, too, whose LSTM is of the same width and sees the same task,
-rows, passes and minibatches. The matrix products of an update are counted, those inside registered ops left
-out, and told as the time that they would take as one product of large matrices: no update can be faster.
+Times are CPU times of one process with one thread. Memories take turns, so that a busy machine slows all of
+them, and the first round is a warm-up. An update is a PPO update on one segment. A step is a step of the
+memory alone in the middle of an episode, as a sampler runs it. Training is collecting a segment and updating
+on it. It is also compared with sb3-contrib's RecurrentPPO with an LSTM of the same width and the same task,
+`num_envs`, epochs and minibatches. The matrix products of an update are counted, except those inside
+registered ops, and reported as the time of one large matrix product of as many operations, a lower bound of
+an update's time.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from scrubjay.experiments.bench.throughput import Ours, Theirs, ThroughputConfig
+from scrubjay.experiments.bench.throughput import RecurrentPPOTrainer, ScrubjayTrainer, ThroughputConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import Memory, MemoryConfig, list_memories, make_config
 
@@ -34,16 +35,16 @@ _NONE, _PEER = "none", "sb3-contrib RecurrentPPO"
 
 @dataclass(frozen=True)
 class MemoriesConfig:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     env: str = "scrubjay/RepeatPrevious-v0"
     """Any environment id with a small observation."""
     memories: tuple[str, ...] = ()
-    """Names beside `none`; by default all that are registered, and Titans of two layers a head."""
+    """Memories to compare with `none`; by default all registered ones, and Titans of two layers per head."""
     dim: int = 64
     """Width of every layer."""
     num_envs: int = 64
-    """Rows of a segment."""
+    """Environments per segment."""
     segment_length: int = 64
     """Steps of a segment."""
     epochs: int = 4
@@ -51,26 +52,26 @@ class MemoriesConfig:
     num_minibatches: int = 4
     """Gradient steps per pass."""
     rows: tuple[int, ...] = (1, 64, 256)
-    """Rows of a step."""
+    """Batch sizes of a step."""
     steps: int = 64
-    """Steps timed at once."""
+    """Consecutive steps per timing."""
     rounds: int = 3
-    """Rounds that count."""
+    """Timed rounds after the warm-up."""
 
     @property
-    def contenders(self) -> dict[str, MemoryConfig]:
-        """The memories' configs by what the table calls them, `none` first."""
+    def memory_configs(self) -> dict[str, MemoryConfig]:
+        """Memory configs by their name in the table, `none` first."""
         others = [name for name in self.memories or list_memories() if name != _NONE]
-        found = {name: make_config(name, dim=self.dim) for name in (_NONE, *others)}
+        configs = {name: make_config(name, dim=self.dim) for name in (_NONE, *others)}
         return (
-            found
+            configs
             if self.memories
-            else found | {"titans, depth 2": make_config("titans", dim=self.dim, depth=2)}
+            else configs | {"titans, depth 2": make_config("titans", dim=self.dim, depth=2)}
         )
 
     @property
     def training(self) -> ThroughputConfig:
-        """The same task for the trainers."""
+        """Config of the trainers for the same task."""
         return ThroughputConfig(
             env=self.env,
             dim=self.dim,
@@ -82,14 +83,14 @@ class MemoriesConfig:
 
 
 @dataclass
-class Cost:
-    """Milliseconds of the processor, one entry per round."""
+class MemoryCost:
+    """CPU milliseconds of one memory, one entry per round."""
 
     update: list[float] = field(default_factory=list)
     training: list[float] = field(default_factory=list)
     step: dict[int, list[float]] = field(default_factory=dict)
     products: float | None = None
-    """Of an update's matrix products alone, at best."""
+    """Lower bound of an update's matrix products."""
 
 
 def main(config: MemoriesConfig) -> None:
@@ -97,8 +98,8 @@ def main(config: MemoriesConfig) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     gymnasium.logger.min_level = gymnasium.logger.ERROR
-    memories = config.contenders
-    costs = {name: Cost() for name in (*memories, _PEER)}
+    memories = config.memory_configs
+    costs = {name: MemoryCost() for name in (*memories, _PEER)}
     _train(config, memories, costs)
     _step(config, memories, costs)
     print(
@@ -110,12 +111,14 @@ def main(config: MemoriesConfig) -> None:
     print("\n".join(_table(config, memories, costs)))
 
 
-def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, Cost]) -> None:
-    """Time updates and whole training of all, and of RecurrentPPO."""
-    trainers: dict[str, Ours | Theirs] = {}
+def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]) -> None:
+    """Time updates and training iterations of all memories and of RecurrentPPO."""
+    trainers: dict[str, ScrubjayTrainer | RecurrentPPOTrainer] = {}
     for name, memory in memories.items():
-        trainers[name] = Ours(config.training, memory, EnvConfig(config.env).make_vector(config.num_envs))
-    trainers[_PEER] = Theirs(config.training)
+        trainers[name] = ScrubjayTrainer(
+            config.training, memory, EnvConfig(config.env).make_vector(config.num_envs)
+        )
+    trainers[_PEER] = RecurrentPPOTrainer(config.training)
     for trial in range(config.rounds + 1):
         for name, trainer in trainers.items():
             training = _milliseconds(trainer.update)
@@ -125,46 +128,48 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
                 costs[name].update.append(update)
     speed = _operations_per_millisecond()
     for name, trainer in trainers.items():
-        with FlopCounterMode(display=False, custom_mapping=_FUSED) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_LSTM_FLOPS) as counter:
             trainer.learn()
         costs[name].products = counter.get_total_flops() / speed
 
 
-def _of_lstm(inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, **__: Any) -> int:
-    """Return the operations of torch's LSTM of inputs [time, batch, width], its weights two matrices."""
+def _count_lstm_flops(
+    inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, **__: Any
+) -> int:
+    """Return the operations of torch's LSTM for inputs [time, batch, width] and two weight matrices."""
     return 2 * inputs[0] * inputs[1] * (math.prod(from_inputs) + math.prod(from_hidden))
 
 
-def _of_lstm_backward(*shapes: Any, **options: Any) -> int:
-    return 2 * _of_lstm(*shapes, **options)
+def _count_lstm_backward_flops(*shapes: Any, **options: Any) -> int:
+    return 2 * _count_lstm_flops(*shapes, **options)
 
 
-_FUSED = {
-    torch.ops.aten.mkldnn_rnn_layer: _of_lstm,
-    torch.ops.aten.mkldnn_rnn_layer_backward: _of_lstm_backward,
+_LSTM_FLOPS = {
+    torch.ops.aten.mkldnn_rnn_layer: _count_lstm_flops,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _count_lstm_backward_flops,
 }
 
 
 def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
-    """Return how many operations of a large product the processor does in a millisecond, at best."""
+    """Return the peak number of operations per millisecond, measured on a large matrix product."""
     left, right = torch.randn(2, size, size)
     return 2 * size**3 / min(_milliseconds(lambda: left @ right) for _ in range(rounds))
 
 
-def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, Cost]) -> None:
-    """Time steps of rows that have lived for some time."""
-    built = {name: memory.build() for name, memory in memories.items()}
+def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]) -> None:
+    """Time steps in the middle of episodes."""
+    modules = {name: memory.build() for name, memory in memories.items()}
     for rows in config.rows:
-        walks = {name: _Walk(memory, rows, config.steps) for name, memory in built.items()}
+        loops = {name: _StepLoop(memory, rows, config.steps) for name, memory in modules.items()}
         for trial in range(config.rounds + 1):
-            for name, walk in walks.items():
-                spent = _milliseconds(walk) / config.steps
+            for name, loop in loops.items():
+                milliseconds = _milliseconds(loop) / config.steps
                 if trial:
-                    costs[name].step.setdefault(rows, []).append(spent)
+                    costs[name].step.setdefault(rows, []).append(milliseconds)
 
 
-class _Walk:
-    """Steps of some rows, one after the other; the rows' episodes are all of different ages."""
+class _StepLoop:
+    """Sequential steps of a batch whose episodes began at different steps."""
 
     def __init__(self, memory: Memory, rows: int, steps: int) -> None:
         self.inputs = torch.randn(steps, rows, memory.dim)
@@ -172,14 +177,16 @@ class _Walk:
         start[torch.arange(rows), torch.arange(rows) % 128] = True
         with torch.no_grad():
             _, state = memory(torch.randn(rows, 256, memory.dim), memory.initial_state(rows), start)
-        self.rows = memory.stepper(state)
+        self.stepper = memory.stepper(state)
 
     def __call__(self) -> None:
         for x in self.inputs:
-            self.rows.step(x)
+            self.stepper.step(x)
 
 
-def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, Cost]) -> list[str]:
+def _table(
+    config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]
+) -> list[str]:
     steps = [f"step of {rows}, µs" for rows in config.rows]
     columns = [
         "memory",
@@ -192,13 +199,13 @@ def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
     ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base, peer = costs[_NONE], costs[_PEER]
-    collected = config.num_envs * config.segment_length
+    num_steps = config.num_envs * config.segment_length
     for name, cost in costs.items():
         training = median(cost.training)
         cells = [
             f"{median(cost.update):,.0f} ({median(cost.update) / median(base.update):.1f}x)",
             "-" if cost.products is None else f"{cost.products:,.0f}",
-            f"{1e3 * collected / training:,.0f} ({training / median(base.training):.1f}x the time)",
+            f"{1e3 * num_steps / training:,.0f} ({training / median(base.training):.1f}x the time)",
             f"{median(peer.training) / training:.1f}x",
         ]
         for rows in config.rows:
@@ -209,9 +216,9 @@ def _table(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    began = time.process_time()
+    start = time.process_time()
     run()
-    return (time.process_time() - began) * 1e3
+    return (time.process_time() - start) * 1e3
 
 
 if __name__ == "__main__":

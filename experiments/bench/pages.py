@@ -1,11 +1,11 @@
-"""How long a browser takes to open the page of an episode, against its film alone and an empty page.
+"""Time to open an episode's page in a browser, against a page of its pictures only and an empty page.
 
     python -P -m scrubjay.experiments.bench.pages
 
-The episode is one of Ballet with 8 dancers, by an untrained policy with
-HCAM. The film alone is every picture once in a bare page, all decoded. A page is ready when it has loaded and
-been painted. In Chromium without a window, which $CHROMIUM or the path names; the pages turn by turn, and of
-each the shortest time, since others may use the processor. Options: `--help`.
+The episode is one of Ballet with 8 dancers, by an untrained policy with HCAM. "The film alone" is a bare page
+with every picture once, all decoded. A page is ready when it has loaded and been painted. Headless Chromium,
+found by $CHROMIUM or on the path, opens the pages in turns. The shortest time of each page is reported, as
+the machine may be shared. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import torch
 import tyro
 
 from scrubjay.agents.rl.policy import PolicyConfig
-from scrubjay.experiments.looking.episode import trace_episode
-from scrubjay.experiments.looking.page import page
-from scrubjay.experiments.looking.trace import Trace
 from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.viz.episode import trace_episode
+from scrubjay.experiments.viz.page import render_page
+from scrubjay.experiments.viz.trace import Trace
 from scrubjay.memory import make_config
 
 EMPTY = "<!doctype html><title>empty</title><p>empty"
@@ -34,23 +34,27 @@ _PAINTED = "new Promise((done) => requestAnimationFrame(() => requestAnimationFr
 
 @dataclass(frozen=True)
 class PagesBench:
-    """What is opened, and how often."""
+    """Options of the benchmark."""
 
     dancers: int = 8
-    """Dancers of the ballet."""
+    """Number of dancers of the Ballet environment."""
     delay: int = 16
-    """Steps between dances."""
+    """Steps between dances of the Ballet environment."""
     max_steps: int = 500
-    """Where the episode is cut."""
+    """Maximum number of steps of the episode."""
     rounds: int = 20
-    """Times that each page is opened."""
+    """Timed openings per page."""
 
 
 def main(bench: PagesBench) -> None:
-    """Open the pages and print the table."""
+    """Run the benchmark and print its table."""
     trace = _episode(bench)
-    pages = {"the empty page": EMPTY, "the film alone": film(trace), "the page": page(trace)}
-    seconds = opened(pages, bench.rounds)
+    pages = {
+        "the empty page": EMPTY,
+        "the film alone": render_pictures(trace),
+        "the page": render_page(trace),
+    }
+    seconds = time_pages(pages, bench.rounds)
     alone, size = seconds["the film alone"], len(pages["the film alone"].encode())
     print(
         f"Ballet, {bench.dancers} dancers, {len(trace.steps)} steps, {len(trace.pictures)} pictures, HCAM; "
@@ -63,29 +67,29 @@ def main(bench: PagesBench) -> None:
         print(f"| {name} | {took * 1e3:.0f} ms | {took / alone:.2f}x | {bytes_:,} | {bytes_ / size:.2f}x |")
 
 
-def film(trace: Trace) -> str:
-    """Return a page of a trace's pictures and nothing else."""
+def render_pictures(trace: Trace) -> str:
+    """Return a page of a trace's pictures only."""
     return "<!doctype html><title>film</title>" + "".join(
         f'<img decoding="sync" src="{address}">' for address in trace.pictures
     )
 
 
-def opened(pages: dict[str, str], rounds: int) -> dict[str, float]:
-    """Return the shortest time that each page took until it was ready, in seconds.
+def time_pages(pages: dict[str, str], rounds: int) -> dict[str, float]:
+    """Return the shortest time until each page was ready, in seconds.
 
-    Raises RuntimeError without a browser, and ImportError without what drives one.
+    Raises RuntimeError if no Chromium is found, and ImportError if playwright is not installed.
     """
     from playwright.sync_api import sync_playwright
 
     program = chromium()
     if program is None:
-        raise RuntimeError("there is no chromium: set CHROMIUM to one, or apt-get install chromium")
+        raise RuntimeError("no Chromium found: set CHROMIUM to its path, or run apt-get install chromium")
     shortest = dict.fromkeys(pages, float("inf"))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         browser = running.chromium.launch(executable_path=program, headless=True, chromium_sandbox=False)
         for number, text in enumerate(pages.values()):
             (Path(folder) / f"{number}.html").write_text(text, "utf-8")
-        for round_ in range(-1, rounds):  # the first one warms the browser up
+        for round_ in range(-1, rounds):  # the first round is a warm-up
             for number, name in enumerate(pages):
                 took = _open(browser, (Path(folder) / f"{number}.html").as_uri())
                 if round_ >= 0:
@@ -95,18 +99,18 @@ def opened(pages: dict[str, str], rounds: int) -> dict[str, float]:
 
 
 def chromium() -> str | None:
-    """Return the browser's program: $CHROMIUM, or one on the path."""
+    """Return the path of Chromium: $CHROMIUM, or the first found on the path; None if there is none."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 
 
 def _open(browser: Any, address: str) -> float:
-    shown = browser.new_page(viewport={"width": 1100, "height": 800})
-    began = time.perf_counter()
-    shown.goto(address, wait_until="load")
-    shown.evaluate(_PAINTED)
-    took = time.perf_counter() - began
-    shown.close()
+    browser_page = browser.new_page(viewport={"width": 1100, "height": 800})
+    start = time.perf_counter()
+    browser_page.goto(address, wait_until="load")
+    browser_page.evaluate(_PAINTED)
+    took = time.perf_counter() - start
+    browser_page.close()
     return took
 
 

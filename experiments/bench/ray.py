@@ -2,12 +2,12 @@
 
 Run: `python -P -m scrubjay.experiments.bench.ray`
 
-Everybody trains the recipe key-to-door with an LSTM of width 64: the same rows, steps, epochs and
-minibatches. RLlib's network is its default one of that size: one layer, an LSTM, actor and critic sharing
-both. It steps single environments in gymnasium's loop, as it does by default, and we step our batched one, as
-we do by default. Contenders take turns, one update each, so that a busy machine slows all of them; the first
-rounds warm up and are not counted. A second table has what a cluster's size depends on, measured, and a third
-what follows from it on paper.
+All trainers run the recipe key-to-door with an LSTM of width 64 and the same number of environments, steps,
+epochs and minibatches. RLlib's network is its default one of that size: one layer and an LSTM, both shared by
+actor and critic. RLlib steps single environments in gymnasium's loop and Scrubjay its batched environment,
+both by default. Trainers take turns, one update each, so that a busy machine slows all of them; the first
+rounds are a warm-up. A second table has measured costs, and a third the throughput of clusters that a model
+predicts from them.
 """
 
 from __future__ import annotations
@@ -32,47 +32,47 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from scrubjay.agents import Sampler
 from scrubjay.agents.rl.segment import Segment
-from scrubjay.experiments.kinds.distributed import RayEngine
-from scrubjay.experiments.kinds.engine import Engine
-from scrubjay.experiments.kinds.local import LocalEngine
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.experiment_types.engine import Engine
+from scrubjay.experiments.experiment_types.local import LocalEngine
+from scrubjay.experiments.experiment_types.ray_engine import RayEngine
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.tasks.environments import importing_id
+from scrubjay.experiments.tasks.environments import gymnasium_id
 
 
 @dataclass(frozen=True)
 class RayBenchConfig:
-    """What is measured."""
+    """Options of the benchmark."""
 
     runners: tuple[int, ...] = (0, 1, 2)
     """Numbers of remote env runners; 0 samples in the driver."""
     rounds: int = 5
-    """Updates per contender that count."""
+    """Timed updates per trainer."""
     warm_up: int = 2
-    """Updates before that."""
+    """Warm-up updates per trainer."""
     memories: tuple[str, ...] = ("lstm", "hcam")
-    """Whose sizes the scaling model is told for."""
+    """Memories of the scaling model."""
     cluster: tuple[int, ...] = (8, 64, 512)
-    """Numbers of runners to think about."""
+    """Numbers of runners of the scaling model."""
     gigabytes_per_second: float = 1.25
-    """Of the network into the driver's machine: ten gigabits."""
+    """Bandwidth of the driver's network, 10 gigabits by default."""
 
 
-def training(memory: str) -> TrainConfig:
-    """Return the run that everybody makes."""
+def build_config(memory: str) -> TrainConfig:
+    """Return the training config of all trainers."""
     config = with_memory(RECIPES["key-to-door"](), memory)
     assert isinstance(config, TrainConfig)
     return dataclasses.replace(config, total_steps=10**9, checkpoint_seconds=1e9)
 
 
-def theirs(config: TrainConfig, num_env_runners: int) -> Any:
-    """Return RLlib's PPO on the same task, with as many steps, passes and minibatches."""
+def build_rllib(config: TrainConfig, num_env_runners: int) -> Any:
+    """Return RLlib's PPO on the same task with as many steps, epochs and minibatches."""
     env = config.env
     algorithm_config = (
         RLlibPPOConfig()
-        .environment(importing_id(env.id), env_config=dict(env.kwargs))
+        .environment(gymnasium_id(env.id), env_config=dict(env.kwargs))
         .env_runners(
             num_env_runners=num_env_runners, num_envs_per_env_runner=env.num_envs // max(1, num_env_runners)
         )
@@ -97,9 +97,9 @@ def theirs(config: TrainConfig, num_env_runners: int) -> Any:
     return algorithm_config.build_algo()
 
 
-def speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
-    """Return environment steps per second by contender, the local engine's first."""
-    config = training("lstm")
+def measure_speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
+    """Return environment steps per second by trainer, the local engine first."""
+    config = build_config("lstm")
     steps = config.env.num_envs * config.segment_length
     with ExitStack() as stack:
 
@@ -115,7 +115,7 @@ def speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
                 f"ray-{number}", lambda path, options=options: RayEngine(config, path, options)
             )
         for number in bench.runners:
-            algorithm = theirs(config, number)
+            algorithm = build_rllib(config, number)
             stack.callback(algorithm.stop)
             update[f"RLlib PPO with LSTM, {_runners(number)}"] = algorithm.train
         seconds: dict[str, list[float]] = {name: [] for name in update}
@@ -124,7 +124,7 @@ def speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
                 began = time.perf_counter()
                 once()
                 seconds[name].append(time.perf_counter() - began)
-    return {name: steps / median(spent[bench.warm_up :]) for name, spent in seconds.items()}
+    return {name: steps / median(durations[bench.warm_up :]) for name, durations in seconds.items()}
 
 
 def _runners(number: int) -> str:
@@ -133,27 +133,27 @@ def _runners(number: int) -> str:
 
 @dataclass(frozen=True)
 class Constants:
-    """What one row of a segment and one copy of the weights cost, measured on one core without a network."""
+    """Measured cost of one segment row and one copy of the weights, on one core without a network."""
 
     steps: int
-    """Steps of one row of a segment."""
+    """Steps of a segment of one environment."""
     row_bytes: int
     weight_bytes: int
     sample_seconds: float
-    """To sample one row, by a runner of all rows of the recipe."""
+    """Seconds to sample a segment of one environment, if one runner has all environments of the recipe."""
     gather_seconds: float
-    """To take one row out of Ray's object store and join it with the others, in the driver."""
+    """Seconds in the driver to get the segment of one environment from Ray's object store and append it."""
     learn_seconds: float
-    """Of all passes over one row, in one learner."""
+    """Seconds of all epochs over the segment of one environment, in one learner."""
 
     def ceiling(self, bytes_per_second: float) -> float:
-        """Return the steps per second that can pass through the driver, however many runners and learners."""
+        """Return the steps per second that the driver can receive, for any number of runners and learners."""
         return self.steps / (self.gather_seconds + self.row_bytes / bytes_per_second)
 
 
-def constants(memory: str) -> Constants:
-    """Measure them."""
-    config = training(memory)
+def measure_constants(memory: str) -> Constants:
+    """Measure the constants of a memory."""
+    config = build_config(memory)
     envs = config.env.make_vector()
     policy = config.make_policy(envs)
     sampler, learner = Sampler(envs, policy, config.segment_length), config.learner.build(policy)
@@ -182,67 +182,67 @@ def _size(value: Any) -> int:
 
 
 def _time(call: Callable[[], object], repeats: int = 5) -> float:
-    spent = []
+    durations = []
     for _ in range(repeats):
         began = time.perf_counter()
         call()
-        spent.append(time.perf_counter() - began)
-    return median(spent)
+        durations.append(time.perf_counter() - began)
+    return median(durations)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """An iteration of so many runners, with the recipe's rows each: sample, gather, learn, in turn."""
+class ScalingModel:
+    """Model of an iteration: runners sample the recipe's rows, the driver gathers, learners learn."""
 
     runners: int
     constants: Constants
-    rows: int
+    num_envs: int
     bytes_per_second: float
 
     @property
     def sampling(self) -> float:
-        """Seconds in which all runners sample, at once."""
-        return self.rows * self.constants.sample_seconds
+        """Seconds of sampling; runners work in parallel."""
+        return self.num_envs * self.constants.sample_seconds
 
     @property
     def gathering(self) -> float:
-        """Seconds in which rows arrive at the driver and weights leave it, as slow as network or memory."""
+        """Seconds to gather all rows at the driver and send weights from it."""
         row = self.constants.gather_seconds + self.constants.row_bytes / self.bytes_per_second
-        return self.runners * (self.rows * row + self.constants.weight_bytes / self.bytes_per_second)
+        return self.runners * (self.num_envs * row + self.constants.weight_bytes / self.bytes_per_second)
 
     @property
     def learners(self) -> int:
-        """The number that learns as fast as all runners sample."""
+        """Number of learners that learn as fast as all runners sample."""
         return max(1, round(self.runners * self.constants.learn_seconds / self.constants.sample_seconds))
 
     def steps_per_second(self, learners: int) -> float:
-        """Return the environment steps per second with so many learners."""
-        learning = self.runners * self.rows * self.constants.learn_seconds / learners
+        """Return the environment steps per second with a number of learners."""
+        learning = self.runners * self.num_envs * self.constants.learn_seconds / learners
         seconds = self.sampling + self.gathering + learning
-        return self.runners * self.rows * self.constants.steps / seconds
+        return self.runners * self.num_envs * self.constants.steps / seconds
 
 
-def speed_table(found: dict[str, float]) -> str:
+def speed_table(speeds: dict[str, float]) -> str:
     """Return the speeds as a Markdown table."""
-    local = next(iter(found.values()))
-    fastest = max(speed for name, speed in found.items() if name.startswith("RLlib"))
+    local = next(iter(speeds.values()))
+    fastest = max(speed for name, speed in speeds.items() if name.startswith("RLlib"))
     return _table(
         "trainer | steps/s | of the local engine | of RLlib's fastest",
         [
             f"{name} | {speed:,.0f} | {speed / local:.2f}x | {speed / fastest:.1f}x"
-            for name, speed in found.items()
+            for name, speed in speeds.items()
         ],
     )
 
 
-def constants_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
+def constants_table(bench: RayBenchConfig, constants_by_memory: dict[str, Constants]) -> str:
     """Return the constants as a Markdown table."""
     rows = [
         f"{memory} | {c.row_bytes / 1000:,.1f} kB, {c.steps} steps | {c.weight_bytes / 1000:,.0f} kB "
         f"| {1e3 * c.sample_seconds:.2f} ms | {1e3 * c.gather_seconds:.3f} ms | "
         f"{1e3 * c.learn_seconds:.2f} ms "
         f"| at most {c.ceiling(1e9 * bench.gigabytes_per_second):,.0f} steps/s"
-        for memory, c in found.items()
+        for memory, c in constants_by_memory.items()
     ]
     return _table(
         (
@@ -253,18 +253,18 @@ def constants_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
     )
 
 
-def plan_table(bench: RayBenchConfig, found: dict[str, Constants]) -> str:
-    """Return what follows on paper as a Markdown table."""
+def scaling_table(bench: RayBenchConfig, constants_by_memory: dict[str, Constants]) -> str:
+    """Return the predictions of the scaling model as a Markdown table."""
     lines = []
-    for memory, measured in found.items():
-        rows = training(memory).env.num_envs
+    for memory, costs in constants_by_memory.items():
+        rows = build_config(memory).env.num_envs
         for runners in bench.cluster:
-            plan = Plan(runners, measured, rows, 1e9 * bench.gigabytes_per_second)
+            plan = ScalingModel(runners, costs, rows, 1e9 * bench.gigabytes_per_second)
             many = plan.steps_per_second(plan.learners)
-            share = plan.gathering * many / (runners * rows * measured.steps)
+            share = plan.gathering * many / (runners * rows * costs.steps)
             lines.append(
                 f"{memory} | {runners} | {plan.steps_per_second(1):,.0f} | {plan.learners} | {many:,.0f} | "
-                f"{share:.0%} | {runners * rows * measured.row_bytes / 1e6:,.0f} MB"
+                f"{share:.0%} | {runners * rows * costs.row_bytes / 1e6:,.0f} MB"
             )
     return _table(
         (
@@ -281,19 +281,19 @@ def _table(header: str, rows: list[str]) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     bench = tyro.cli(RayBenchConfig, description=__doc__)
     torch.set_num_threads(1)
     logging.getLogger("ray").setLevel(logging.ERROR)
     ray.init(
         address="local",
-        num_cpus=2 * sum(bench.runners) + 2,  # all contenders are there at once, and one works
+        num_cpus=2 * sum(bench.runners) + 2,  # all trainers exist at once, and one works at a time
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
-    config = training("lstm")
+    config = build_config("lstm")
     print(
         f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x "
         f"{config.segment_length} steps, "
@@ -302,14 +302,13 @@ def main() -> None:
         f"torch {torch.__version__}, ray {ray.__version__}\n"
     )
     with tempfile.TemporaryDirectory() as folder:
-        print(speed_table(speeds(bench, Path(folder))), end="\n\n")
-    found = {memory: constants(memory) for memory in bench.memories}
-    print(constants_table(bench, found), end="\n\n")
-    print(plan_table(bench, found))
+        print(speed_table(measure_speeds(bench, Path(folder))), end="\n\n")
+    memory_constants = {memory: measure_constants(memory) for memory in bench.memories}
+    print(constants_table(bench, memory_constants), end="\n\n")
+    print(scaling_table(bench, memory_constants))
     print(
-        "\nGathering is the way to the driver. With remote learners rows leave it again by the same "
-        "network, and "
-        "learners add up their gradients; neither is in these numbers, and both make them smaller."
+        "\nGathering is the transfer to the driver. Remote learners also receive rows from the driver and "
+        "reduce gradients; these numbers include neither, and both would lower them."
     )
     ray.shutdown()
 

@@ -1,9 +1,9 @@
-"""What linear memory costs on a CPU: a segment against causal attention, a step against a GRU cell.
+"""Cost of linear memory on a CPU: a segment against causal attention, a step against a GRU cell.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recurrences
 
-All contestants take turns in one process on one thread, float32, from the same queries, keys and values;
-times are the processor's, the least of all rounds, and a ratio below 1 is less than the peer's. Attention is
+All methods take turns in one process on one thread, in float32, with the same queries, keys and values. Times
+are CPU times, the minimum of all rounds. A ratio below 1 is faster than the baseline. Attention is
 torch's `scaled_dot_product_attention`, the cell `torch.nn.GRUCell` of the same width. Options: `--help`.
 """
 
@@ -21,7 +21,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from scrubjay.kernels import linear_memory, linear_memory_step
 
-WAYS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "delta, a decay a head": {"rule": "delta"},
     "delta, a decay a channel": {"rule": "delta", "channel": True},
     "delta, a start in a hundred steps": {"rule": "delta", "starts": 0.01},
@@ -31,31 +31,33 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class RecurrencesBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     lengths: tuple[int, ...] = (512, 2048, 8192)
     """Tokens of a segment of one row."""
     heads: int = 4
-    """Heads."""
+    """Number of heads."""
     width: int = 64
     """Width of a head."""
     rows: tuple[int, ...] = (1, 64, 256)
-    """Rows of a step."""
+    """Batch sizes of a step."""
     rounds: int = 5
-    """Turns that count."""
+    """Timed rounds after the warm-up."""
 
 
 def main(bench: RecurrencesBench) -> None:
-    """Measure and print the tables."""
+    """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(f"{bench.heads} heads of {bench.width}; torch {torch.__version__}\n")
     segments = {
-        f"{length} tokens{how}": _least(_segment_ways(bench, length, how != ""), bench.rounds)
+        f"{length} tokens{how}": _time_least(_build_segment_methods(bench, length, how != ""), bench.rounds)
         for length in bench.lengths
         for how in ("", ", forward and backward")
     }
-    steps = {f"{rows} rows": _least(_step_ways(bench, rows), bench.rounds) for rows in bench.rows}
+    steps = {
+        f"{rows} rows": _time_least(_build_step_methods(bench, rows), bench.rounds) for rows in bench.rows
+    }
     for peer, table in (("attention", segments), ("GRU cell", steps)):
         print(f"| against {peer} | {' | '.join(table)} |\n|---" + "|---" * len(table) + "|")
         for name in next(iter(table.values())):
@@ -66,7 +68,9 @@ def main(bench: RecurrencesBench) -> None:
         print()
 
 
-def _segment_ways(bench: RecurrencesBench, length: int, grad: bool) -> dict[str, Callable[[], object]]:
+def _build_segment_methods(
+    bench: RecurrencesBench, length: int, grad: bool
+) -> dict[str, Callable[[], object]]:
     sizes = (1, length, bench.heads, bench.width)
     query, key, value = (torch.randn(sizes) for _ in range(3))
     key, step, state = normalize(key, dim=-1), torch.rand(sizes[:3]), torch.zeros(1, *sizes[2:], bench.width)
@@ -78,14 +82,16 @@ def _segment_ways(bench: RecurrencesBench, length: int, grad: bool) -> dict[str,
         return lambda: _run(lambda: linear_memory(*leaves, rule=rule, start=start)[0], value, grad)  # pyright: ignore[reportCallIssue]
 
     def theirs() -> Tensor:
-        asked, keys, values = (x.transpose(1, 2) for x in (query, key, value))
-        read = scaled_dot_product_attention(asked, keys, values, is_causal=True)
+        queries, keys, values = (x.transpose(1, 2) for x in (query, key, value))
+        read = scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return read.transpose(1, 2)
 
-    return {"attention": lambda: _run(theirs, value, grad)} | {n: ours(**way) for n, way in WAYS.items()}
+    return {"attention": lambda: _run(theirs, value, grad)} | {
+        n: ours(**options) for n, options in VARIANTS.items()
+    }
 
 
-def _step_ways(bench: RecurrencesBench, rows: int) -> dict[str, Callable[[], object]]:
+def _build_step_methods(bench: RecurrencesBench, rows: int) -> dict[str, Callable[[], object]]:
     sizes, dim = (rows, bench.heads, bench.width), bench.heads * bench.width
     query, key, value = (normalize(torch.randn(sizes), dim=-1) for _ in range(3))
     decay, step, state = -torch.rand(sizes[:2]), torch.rand(sizes[:2]), torch.zeros(*sizes, bench.width)
@@ -103,11 +109,11 @@ def _run(run: Callable[[], Tensor], along: Tensor, grad: bool) -> None:
         y.backward(along.detach())
 
 
-def _least(ways: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the least seconds of the processor that each took; the first round warms up."""
-    least = dict.fromkeys(ways, float("inf"))
+def _time_least(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the minimum CPU seconds of each method; the first round is a warm-up."""
+    least = dict.fromkeys(methods, float("inf"))
     for trial in range(rounds + 1):
-        for name, run in ways.items():
+        for name, run in methods.items():
             began = time.process_time()
             run()
             if trial:

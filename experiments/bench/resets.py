@@ -1,8 +1,8 @@
-"""What resets inside a segment cost GRU and LSTM, against torch's own layers, which have none.
+"""Cost of resets inside a segment for GRU and LSTM, against torch's layers without resets.
 
     OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.resets
 
-Times one forward and backward pass on one CPU thread, ours and torch's turn by turn, and prints medians as a
+Times one forward and backward pass on one CPU thread. Our layer and torch's take turns. Prints medians as a
 table. Options: `--help`.
 """
 
@@ -25,24 +25,24 @@ from scrubjay.memory.lstm import LSTMConfig
 
 @dataclass(frozen=True)
 class ResetsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     batch: int = 32
-    """Rows."""
+    """Batch size."""
     time: int = 128
     """Steps of a segment."""
     dim: int = 128
     """Width."""
     start_rates: tuple[float, ...] = (0.0, 0.02, 0.1)
-    """Shares of steps that start a new episode."""
+    """Fractions of steps that start a new episode."""
     repeats: int = 60
-    """Timed passes of each; every pass draws new starts."""
+    """Timed passes of each layer; every pass samples new starts."""
     seed: int = 0
     """Seed of inputs, weights and starts."""
 
 
 def main(bench: ResetsBench) -> None:
-    """Measure and print the table."""
+    """Run the benchmark and print its table."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     print(
@@ -55,28 +55,28 @@ def main(bench: ResetsBench) -> None:
         memory = memory_config(dim=bench.dim).build()
         layer = layer_class(bench.dim, bench.dim, batch_first=True)
         for rate in bench.start_rates:
-            theirs, ours = _interleaved(bench, layer, memory, rate)
+            theirs, ours = _time_in_turns(bench, layer, memory, rate)
             print(
                 f"| {layer_class.__name__.lower()} | {rate:.0%} | {theirs * 1e3:.1f} | {ours * 1e3:.1f} "
                 f"| {ours / theirs:.2f} |"
             )
 
 
-def _interleaved(bench: ResetsBench, layer: nn.Module, memory: Memory, rate: float) -> tuple[float, float]:
-    """Return median seconds of torch's layer and of ours."""
+def _time_in_turns(bench: ResetsBench, layer: nn.Module, memory: Memory, rate: float) -> tuple[float, float]:
+    """Return median seconds of torch's layer and of our memory."""
     theirs, ours = [], []
     state = memory.initial_state(bench.batch)
     for trial in range(-3, bench.repeats):
         x = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
         start = torch.rand(bench.batch, bench.time) < rate
-        seconds = _timed(layer, (x,)), _timed(memory, (x, state, start))
+        seconds = _time_pass(layer, (x,)), _time_pass(memory, (x, state, start))
         if trial >= 0:
             theirs.append(seconds[0])
             ours.append(seconds[1])
     return statistics.median(theirs), statistics.median(ours)
 
 
-def _timed(module: nn.Module, inputs: tuple[Any, ...]) -> float:
+def _time_pass(module: nn.Module, inputs: tuple[Any, ...]) -> float:
     module.zero_grad()
     began = time.perf_counter()
     module(*inputs)[0].sum().backward()

@@ -1,10 +1,10 @@
-"""Whether a change has cost speed: the ops of an earlier commit and of this tree, timed in turns.
+"""Speed of this tree against an earlier commit: common ops, timed in turns.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.revisions --base COMMIT
 
-Checks the earlier commit out into a temporary folder, then starts a process for either, in turns: each runs
-every case and tells the CPU time of its fast passes. Prints the least over processes, in milliseconds, and
-the ratio: what others at work on the machine add is never less than nothing. Options: `--help`.
+Checks the earlier commit out into a temporary folder and starts processes for both in turns. Each process
+runs every case and reports the CPU time at the 10th percentile. Prints the minimum over processes in
+milliseconds, as other work on the machine only adds time, and the ratio. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RevisionsBench:
-    """What to compare, and how often."""
+    """Options of the benchmark."""
 
     base: str
     """Commit of this repository to compare with."""
     rounds: int = 7
-    """Processes of each."""
+    """Processes per revision."""
     least_seconds: float = 0.4
-    """Time that a case lasts in a process at least."""
+    """Minimum duration in seconds of a case in a process."""
 
 
 def main(bench: RevisionsBench) -> None:
-    """Time both and print the table."""
+    """Run the benchmark and print its table."""
     here = Path(__file__).resolve().parents[2]
     times: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory(prefix="scrubjay-") as folder:
@@ -43,7 +43,7 @@ def main(bench: RevisionsBench) -> None:
         try:
             for done in range(bench.rounds):
                 for name, tree in (("base", there), ("here", here)):
-                    for case, milliseconds in _timed_in(tree, bench.least_seconds).items():
+                    for case, milliseconds in _time_checkout(tree, bench.least_seconds).items():
                         times.setdefault(case, {}).setdefault(name, []).append(milliseconds)
                 print(f"round {done + 1} of {bench.rounds}", file=sys.stderr, flush=True)
         finally:
@@ -51,12 +51,12 @@ def main(bench: RevisionsBench) -> None:
     print(f"float32, 1 thread, {os.cpu_count()} CPUs; best of {bench.rounds} processes of each, CPU ms.\n")
     print(f"| case | {bench.base} | this tree | earlier / now |")
     print("|---|---|---|---|")
-    for case, of in times.items():
-        base, now = min(of["base"]), min(of["here"])
+    for case, case_times in times.items():
+        base, now = min(case_times["base"]), min(case_times["here"])
         print(f"| {case} | {base:.3f} | {now:.3f} | **{base / now:.2f}x** |")
 
 
-def _timed_in(tree: Path, least_seconds: float) -> dict[str, float]:
+def _time_checkout(tree: Path, least_seconds: float) -> dict[str, float]:
     """Return each case's milliseconds with the package of a checkout."""
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
     command = [sys.executable, "-P", str(Path(__file__).resolve()), "--time", str(least_seconds)]
@@ -65,25 +65,25 @@ def _timed_in(tree: Path, least_seconds: float) -> dict[str, float]:
 
 
 def time_cases(least_seconds: float) -> dict[str, float]:
-    """Return the milliseconds in this process that a tenth of each case's passes do not exceed."""
+    """Return the 10th percentile of each case's CPU milliseconds, in this process."""
     import torch
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    found = {}
+    percentiles = {}
     for case, run in _cases().items():
         run()
-        spent: list[float] = []
-        while sum(spent) < least_seconds or len(spent) < 5:
+        durations: list[float] = []
+        while sum(durations) < least_seconds or len(durations) < 5:
             begin = time.process_time()
             run()
-            spent.append(time.process_time() - begin)
-        found[case] = 1e3 * sorted(spent)[len(spent) // 10]
-    return found
+            durations.append(time.process_time() - begin)
+        percentiles[case] = 1e3 * sorted(durations)[len(durations) // 10]
+    return percentiles
 
 
 def _cases() -> dict[str, Callable[[], object]]:
-    """Return calls that every commit of the package can make."""
+    """Return cases that run on every commit of the package."""
     import torch
 
     from scrubjay import memory
@@ -108,9 +108,9 @@ def _cases() -> dict[str, Callable[[], object]]:
     def sinks(queries, slots):
         query, keys, values = (torch.randn(4, count, 8, 64) for count in (queries, slots, slots))
         step = torch.arange(slots).expand(4, slots)
-        asked = step[:, slots - queries :]
+        query_step = step[:, slots - queries :]
         return lambda: sink_attention(
-            query, keys, values, asked, step, torch.zeros_like(asked), window=128, num_sinks=4
+            query, keys, values, query_step, step, torch.zeros_like(query_step), window=128, num_sinks=4
         )
 
     def hcam(rows, steps):

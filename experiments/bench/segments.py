@@ -1,12 +1,12 @@
-"""What a segment costs HCAM as the history grows, against a GRU, htm-pytorch's read and full attention.
+"""Cost of a segment of HCAM as the history grows, against a GRU, htm-pytorch's read and full attention.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.segments
 
-Each contestant processes a segment of new steps after a history of 1k to 65k steps, on one CPU thread, turn
-by turn. HCAM carries its state (M chunks of C steps), torch's nn.GRU of equal width its hidden vector;
-full causal attention keeps keys and values of the whole history and has the same projections and feed-forward
-as one HCAM block. The read path alone, with the same M, C, k and width, is compared with HTMAttention of the
-PyPI package htm-pytorch; and with itself where it keeps the whole history. Prints medians as tables. Options:
+Each method processes a segment of new steps after a history of 1k to 65k steps, on one CPU thread, in turns.
+HCAM carries its state (M chunks of C steps) and torch's nn.GRU of equal width its hidden vector. Full causal
+attention caches keys and values of the whole history and has the same projections and feed-forward layer as
+one HCAM block. The read alone, with the same M, C, k and width, is compared with HTMAttention of the PyPI
+package htm-pytorch, and is timed over all chunks of a growing history. Prints medians as tables. Options:
 `--help`.
 """
 
@@ -30,28 +30,28 @@ from scrubjay.memory.parts.window import resolve_heads
 
 @dataclass(frozen=True)
 class SegmentsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     batch: int = 8
-    """Rows."""
+    """Batch size."""
     time: int = 128
     """Steps of the new segment."""
     dim: int = 64
     """Width."""
     histories: tuple[int, ...] = (1024, 4096, 16384, 65536)
-    """Steps lived before the segment."""
+    """Steps of the history before the segment."""
     memory: HCAMConfig = field(default_factory=HCAMConfig)
     """HCAM's sizes; its width is replaced by `dim`."""
     start_rate: float = 0.02
-    """Share of the segment's steps that start a new episode, for HCAM with resets."""
+    """Fraction of the segment's steps that start a new episode, for HCAM with resets."""
     repeats: int = 15
-    """Timed passes of each."""
+    """Timed passes of each method."""
     seed: int = 0
     """Seed of inputs and weights."""
 
 
 class FullAttention(nn.Module):
-    """One block of causal attention over everything ever seen, with a feed-forward layer like HCAM's."""
+    """One block of causal attention over the whole history, with a feed-forward layer like HCAM's."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class FullAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, past_keys: Tensor, past_values: Tensor) -> Tensor:
-        """Attend from the segment to history and itself; keys and values are `[batch, heads, time, d]`."""
-        normed = self.norm(x)
+        """Attend to the history `[batch, heads, time, d]` and causally to the segment."""
+        normalized = self.norm(x)
         query, key, value = (
-            projection(normed).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            projection(normalized).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
         )
         history, length = past_keys.shape[2], x.shape[1]
@@ -79,7 +79,7 @@ class FullAttention(nn.Module):
 
 
 def main(bench: SegmentsBench) -> None:
-    """Measure and print the tables."""
+    """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     config = dataclasses.replace(bench.memory, dim=bench.dim)
@@ -93,7 +93,7 @@ def main(bench: SegmentsBench) -> None:
     print()
     _reads(bench, hcam)
     print()
-    _whole(bench, config)
+    _growing_reads(bench, config)
 
 
 def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
@@ -110,13 +110,13 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
                 _, state = hcam(torch.randn(bench.batch, bench.time, bench.dim), state)
         past = torch.randn(2, bench.batch, full.num_heads, history, bench.dim // full.num_heads)
         x = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
-        contestants: dict[str, Callable[[], Tensor]] = {
+        methods: dict[str, Callable[[], Tensor]] = {
             "hcam": lambda x=x, state=state: hcam(x, state)[0],
             "starts": lambda x=x, state=state: hcam(x, state, start)[0],
             "gru": lambda x=x: gru(x)[0],
             "full": lambda x=x, past=past: full(x, past[0], past[1]),
         }
-        cost = _interleaved(contestants, bench.repeats)
+        cost = _time_in_turns(methods, bench.repeats)
         cells = [f"{forward:.1f} / {both:.1f}" for forward, both in cost.values()]
         ratio = " / ".join(f"{cost['full'][i] / cost['hcam'][i]:.1f}x" for i in range(2))
         print(f"| {history:,} | {' | '.join(cells)} | {ratio} |")
@@ -147,7 +147,7 @@ def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
             "summaries_0": contents.mean(2),
             "time": torch.full((bench.batch,), config.num_chunks * config.chunk_size),
         }
-        cost = _interleaved(
+        cost = _time_in_turns(
             {
                 "ours": lambda x=x, state=state: hcam.read(x, state),
                 "theirs": lambda x=x: theirs(x, contents.flatten(1, 2)),
@@ -159,13 +159,13 @@ def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
         print(f"| {queries} a row | {' | '.join(cells)} | {ratio} |")
 
 
-def _whole(bench: SegmentsBench, config: HCAMConfig) -> None:
-    """How a read grows with the history where no chunk of it is dropped."""
+def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
+    """Time a read over all chunks of a growing history."""
     print(f"Milliseconds per read of all chunks of a history, {bench.time} queries, one row:\n")
     print("| history | forward / forward and backward | as a multiple of the shortest |")
     print("|---|---|---|")
     x = torch.randn(1, bench.time, bench.dim, requires_grad=True)
-    contestants: dict[str, Callable[[], Tensor]] = {}
+    methods: dict[str, Callable[[], Tensor]] = {}
     for history in bench.histories:
         chunks = history // config.chunk_size
         hcam = dataclasses.replace(config, num_chunks=chunks).build()
@@ -175,21 +175,19 @@ def _whole(bench: SegmentsBench, config: HCAMConfig) -> None:
             "summaries_0": contents.mean(2),
             "time": torch.tensor([chunks * config.chunk_size]),
         }
-        contestants[f"{history:,}"] = lambda hcam=hcam, state=state: hcam.read(x, state)
-    cost = _interleaved(contestants, bench.repeats)
+        methods[f"{history:,}"] = lambda hcam=hcam, state=state: hcam.read(x, state)
+    cost = _time_in_turns(methods, bench.repeats)
     first = next(iter(cost.values()))
     for name, (forward, both) in cost.items():
         print(f"| {name} | {forward:.2f} / {both:.2f} | {forward / first[0]:.1f}x / {both / first[1]:.1f}x |")
 
 
-def _interleaved(
-    contestants: dict[str, Callable[[], Tensor]], repeats: int
-) -> dict[str, tuple[float, float]]:
-    """Return median milliseconds of a forward pass and of forward and backward, contestants taking turns."""
-    forward: dict[str, list[float]] = {name: [] for name in contestants}
-    both: dict[str, list[float]] = {name: [] for name in contestants}
+def _time_in_turns(methods: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, tuple[float, float]]:
+    """Return median milliseconds of a forward pass and of forward and backward; methods take turns."""
+    forward: dict[str, list[float]] = {name: [] for name in methods}
+    both: dict[str, list[float]] = {name: [] for name in methods}
     for trial in range(-2, repeats):
-        for name, run in contestants.items():
+        for name, run in methods.items():
             began = time.perf_counter()
             with torch.no_grad():
                 run()
@@ -198,7 +196,7 @@ def _interleaved(
             if trial >= 0:
                 forward[name].append((middle - began) * 1e3)
                 both[name].append((time.perf_counter() - middle) * 1e3)
-    return {name: (statistics.median(forward[name]), statistics.median(both[name])) for name in contestants}
+    return {name: (statistics.median(forward[name]), statistics.median(both[name])) for name in methods}
 
 
 if __name__ == "__main__":

@@ -2,10 +2,9 @@
 
 Run: `python -P -m scrubjay.experiments.bench.teams`
 
-One process, one thread. A step is a step of one environment, whatever the size of its team. The bare
-environment is a PettingZoo ParallelEnv, stepped through its own API with actions drawn before the clock
-starts, as many steps as an update takes. The two take turns, so that a busy machine slows both; the first
-round warms up and is not counted.
+One process, one thread. A step is a step of one environment, for any team size. The bare environment is a
+PettingZoo ParallelEnv, stepped through its own API with actions sampled before timing, for as many steps as
+an update takes. Both take turns, so that a busy machine slows both; the first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ import torch
 import tyro
 
 from scrubjay.agents.teams.sampler import TeamSampler
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.methods import with_method
 
 
 @dataclass(frozen=True)
 class TeamsBench:
-    """What is measured."""
+    """Options of the benchmark."""
 
     cases: tuple[tuple[str, str], ...] = (
         ("spread", "hatrpo"),
@@ -38,11 +37,11 @@ class TeamsBench:
     )
     """Pairs of a recipe and a method."""
     rounds: int = 5
-    """Updates of each that count."""
+    """Timed updates per case."""
 
 
 def main(bench: TeamsBench) -> None:
-    """Print the table."""
+    """Run the benchmark and print its table."""
     print(f"1 thread, medians of {bench.rounds} updates; torch {torch.__version__}\n")
     print("| recipe | method | agents | bare environment, steps/s | sampling | training | training / bare |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -59,30 +58,30 @@ def main(bench: TeamsBench) -> None:
 
 
 def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, float]:
-    """Return the number of agents, and steps per second of bare environment, sampling and training."""
+    """Return the number of agents and the steps per second of bare environment, sampling and training."""
     teams = config.env.make_teams()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)
     learner = config.learner.build(policy)
-    bare = _bare(config)
+    bare = _build_bare_loop(config)
     seconds: dict[str, list[float]] = {"bare": [], "sampling": [], "training": []}
     for round in range(rounds + 1):
-        began = time.perf_counter()
+        start = time.perf_counter()
         segment = sampler.collect()
-        sampled = time.perf_counter()
+        sampling_end = time.perf_counter()
         learner.update(segment)
-        learned = time.perf_counter()
+        learning_end = time.perf_counter()
         bare()
         if round:
-            seconds["sampling"].append(sampled - began)
-            seconds["training"].append(learned - began)
-            seconds["bare"].append(time.perf_counter() - learned)
-    rates = {part: config.steps_per_update / median(spent) for part, spent in seconds.items()}
+            seconds["sampling"].append(sampling_end - start)
+            seconds["training"].append(learning_end - start)
+            seconds["bare"].append(time.perf_counter() - learning_end)
+    rates = {part: config.steps_per_update / median(durations) for part, durations in seconds.items()}
     return policy.num_agents, rates["bare"], rates["sampling"], rates["training"]
 
 
-def _bare(config: TeamTaskConfig) -> Callable[[], None]:
-    """Return a function that steps one environment with random actions, as often as an update's rows are."""
+def _build_bare_loop(config: TeamTaskConfig) -> Callable[[], None]:
+    """Return a function that steps one environment with random actions, `steps_per_update` times."""
     env = config.env.make()
     env.reset(seed=0)
     actions = [

@@ -2,11 +2,11 @@
 
 Run: `python -m scrubjay.experiments.bench.throughput`
 
-One process, one thread; every contender sees the same task, width, number of environments, rollout, epochs
-and minibatches. Rollout, epochs and minibatches of 128 steps are RecurrentPPO's own defaults; its network is
-given its fastest form: one LSTM shared by actor and critic, no further layers. Contenders take turns, one
-update each, so that a busy machine slows all of them; the first round warms up and is not counted.
-The ratio shrinks with the size of the minibatches (`--epochs 4 --num-minibatches 4`).
+One process, one thread; all trainers have the same task, width, number of environments, rollout length,
+epochs and minibatches. Rollout length, epochs and minibatches of 128 steps are RecurrentPPO's defaults. Its
+network has its fastest form: one LSTM shared by actor and critic, no further layers. Trainers take turns, one
+update each, so that a busy machine slows all of them; the first round is a warm-up. The ratio shrinks with
+the size of the minibatches (`--epochs 4 --num-minibatches 4`).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ PARTS = ("env", "policy", "learner")
 
 @dataclass(frozen=True)
 class ThroughputConfig:
-    """What is measured."""
+    """Options of the benchmark."""
 
     env: str = "scrubjay/RepeatPrevious-v0"
     """Any environment id with a small observation."""
     memories: tuple[str, ...] = ("gru", "lstm")
-    """Which of our memories take part."""
+    """Scrubjay memories to measure."""
     dim: int = 64
-    """Width of every layer, for all contenders."""
+    """Width of every layer, for all trainers."""
     num_envs: int = 16
     """Environments stepped together."""
     segment_length: int = 128
@@ -49,7 +49,7 @@ class ThroughputConfig:
     also: tuple[tuple[int, int], ...] = ((4, 4),)
     """Further pairs of epochs and minibatches to measure; the ratio shrinks as minibatches grow."""
     rounds: int = 3
-    """Updates per contender that count."""
+    """Timed updates per trainer."""
 
     @property
     def steps(self) -> int:
@@ -57,19 +57,19 @@ class ThroughputConfig:
         return self.num_envs * self.segment_length
 
 
-class Contender(Protocol):
-    """Something that trains, one update at a time."""
+class Trainer(Protocol):
+    """Trainer that runs one update at a time."""
 
     def update(self) -> dict[str, float]:
-        """Collect and learn once; return the seconds spent in each of `PARTS`."""
+        """Collect and learn once; return the seconds of each of `PARTS`."""
         ...
 
 
-class Ours:
-    """A policy with one of our memories, on gymnasium's loop over single environments or our batched ones."""
+class ScrubjayTrainer:
+    """Scrubjay's PPO with a memory. `envs` is a batched environment or gymnasium's `SyncVectorEnv`."""
 
     def __init__(self, config: ThroughputConfig, memory: MemoryConfig, envs: VectorEnv) -> None:
-        policy = PolicyConfig(memory=memory).build(Spaces.of(envs))
+        policy = PolicyConfig(memory=memory).build(Spaces.from_env(envs))
         ppo = PPOConfig(epochs=config.epochs, num_minibatches=config.num_minibatches)
         self.sampler = Sampler(envs, policy, config.segment_length)
         self.learner = ppo.build(policy)
@@ -80,19 +80,19 @@ class Ours:
         self.segment = self.sampler.collect()
         began = time.perf_counter()
         self.learn()
-        spent = {part: self.sampler.seconds[part] - before[part] for part in before}
-        return {**spent, "learner": time.perf_counter() - began}
+        durations = {part: self.sampler.seconds[part] - before[part] for part in before}
+        return {**durations, "learner": time.perf_counter() - began}
 
     def learn(self) -> None:
-        """Learn once more from what was collected last."""
+        """Update again on the last collected data."""
         self.learner.update(self.segment)
 
 
-class Theirs:
+class RecurrentPPOTrainer:
     """sb3-contrib's RecurrentPPO on stable-baselines3's loop over single environments."""
 
     def __init__(self, config: ThroughputConfig) -> None:
-        # The `bench` extra; everything above works without it.
+        # Needs the `bench` extra.
         from sb3_contrib import RecurrentPPO  # pyright: ignore[reportMissingImports]
         from stable_baselines3.common.callbacks import BaseCallback  # pyright: ignore[reportMissingImports]
         from stable_baselines3.common.vec_env import DummyVecEnv  # pyright: ignore[reportMissingImports]
@@ -145,55 +145,55 @@ class Theirs:
         return {"env": env, "policy": rollout - env, "learner": total - rollout}
 
     def learn(self) -> None:
-        """Learn once more from what was collected last."""
+        """Update again on the last collected data."""
         self.model.train()
 
 
 @dataclass
 class Timing:
-    """Seconds per update of one contender, one entry per round."""
+    """Seconds per update of one trainer, one entry per round."""
 
     name: str
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def seconds(self, part: str) -> float:
-        """Return the median seconds per update in one part."""
-        return median(spent[part] for spent in self.rounds)
+        """Return the median seconds per update of one part."""
+        return median(durations[part] for durations in self.rounds)
 
     @property
     def total(self) -> float:
-        """The median seconds per update."""
-        return median(sum(spent.values()) for spent in self.rounds)
+        """Median seconds per update."""
+        return median(sum(durations.values()) for durations in self.rounds)
 
 
-def contenders(config: ThroughputConfig) -> dict[str, Contender]:
-    """Return everybody who takes part, by name, RecurrentPPO first."""
+def build_trainers(config: ThroughputConfig) -> dict[str, Trainer]:
+    """Return all trainers by name, RecurrentPPO first."""
     single = EnvConfig(config.env)
-    found: dict[str, Contender] = {"sb3-contrib RecurrentPPO (lstm)": Theirs(config)}
+    trainers: dict[str, Trainer] = {"sb3-contrib RecurrentPPO (lstm)": RecurrentPPOTrainer(config)}
     for name in config.memories:
         memory = make_config(name, dim=config.dim)
         loop = SyncVectorEnv([single.make] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-        found[f"scrubjay {name}"] = Ours(config, memory, loop)
+        trainers[f"scrubjay {name}"] = ScrubjayTrainer(config, memory, loop)
         batched = single.make_vector(config.num_envs)
         if not isinstance(batched, SyncVectorEnv):
-            found[f"scrubjay {name}, batched environment"] = Ours(config, memory, batched)
-    return found
+            trainers[f"scrubjay {name}, batched environment"] = ScrubjayTrainer(config, memory, batched)
+    return trainers
 
 
 def measure(config: ThroughputConfig) -> list[Timing]:
-    """Return the timing of every contender, measured in turns."""
-    running = contenders(config)
-    timings = {name: Timing(name) for name in running}
+    """Return the timing of every trainer, measured in turns."""
+    trainers = build_trainers(config)
+    timings = {name: Timing(name) for name in trainers}
     for index in range(config.rounds + 1):
-        for name, contender in running.items():
-            spent = contender.update()
+        for name, trainer in trainers.items():
+            durations = trainer.update()
             if index:
-                timings[name].rounds.append(spent)
+                timings[name].rounds.append(durations)
     return list(timings.values())
 
 
 def table(config: ThroughputConfig, timings: list[Timing]) -> str:
-    """Return the timings as a Markdown table; the first row is what the others are compared with."""
+    """Return the timings as a Markdown table, with ratios to the first row."""
     lines = [
         (
             f"{config.env}, width {config.dim}, {config.num_envs} environments x "
@@ -213,7 +213,7 @@ def table(config: ThroughputConfig, timings: list[Timing]) -> str:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     config = tyro.cli(ThroughputConfig, description=__doc__)
     torch.set_num_threads(1)
     gymnasium.logger.min_level = gymnasium.logger.ERROR

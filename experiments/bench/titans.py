@@ -1,13 +1,12 @@
-"""What Titans' neural memory costs, against causal attention of the same width and PyPI's titans-pytorch.
+"""Cost of Titans' neural memory against causal attention of the same width and PyPI's titans-pytorch.
 
     pip install titans-pytorch
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
-All contestants map [batch, tokens, width] to the same, with projections for query, key, value and output, the
-whole layer with norms and a feed-forward part besides, on one CPU thread, turn by turn in one process;
-attention is torch's scaled_dot_product_attention. Peak memory is what a call adds to the level before it,
-forward and backward, each in a process of its own. Prints tables.
-Options: `--help`.
+All modules map [batch, tokens, width] to the same shape with projections of query, key, value and output; the
+whole layer also has norms and a feed-forward part. They take turns in one process on one CPU thread.
+Attention is torch's scaled_dot_product_attention. Peak memory is the increase during one forward and backward
+pass, each in its own process. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -37,35 +36,35 @@ ENGINE: Any = {"convolution": 1, "output_gate": False}
 
 @dataclass(frozen=True)
 class TitansBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     batch: int = 2
-    """Rows of the first table."""
+    """Batch size of the first table."""
     tokens: int = 2048
     """Tokens of the first table."""
     dim: int = 256
-    """Width of the first table."""
+    """Model width in the first table."""
     dims: tuple[int, ...] = (64, 256, 512)
-    """Widths of the table of lengths, whose batch is one row."""
+    """Model widths in the table of sequence lengths, which uses batch size 1."""
     lengths: tuple[int, ...] = (2048, 8192, 32768, 65536)
-    """Tokens of the table of lengths."""
+    """Sequence lengths of that table, in tokens."""
     largest: int = 2**23
-    """Most tokens times width in the table of lengths: attention takes minutes beyond."""
+    """Maximum of tokens times width in the table of lengths; above it attention takes minutes."""
     chunks: tuple[int, ...] = (16, 64)
     """Chunk sizes of the table of lengths."""
     rows: tuple[int, ...] = (1, 16, 256)
-    """Rows that take one step at a time."""
+    """Batch sizes of a step."""
     pieces: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     """Episodes in a segment, for the cost of resets."""
     repeats: int = 7
-    """Timed passes of each; a long one is repeated until it has taken `patience` seconds."""
+    """Timed passes of each module; fewer if they take more than `patience` seconds."""
     patience: float = 4.0
-    """Seconds."""
+    """Maximum seconds of all passes of a module."""
     seed: int = 0
     """Seed of inputs and weights."""
 
 
-class Attention(nn.Module):
+class CausalAttention(nn.Module):
     """Causal attention over all tokens, heads of 64."""
 
     def __init__(self, dim: int) -> None:
@@ -74,7 +73,7 @@ class Attention(nn.Module):
         self.project_in, self.out = nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend from every token to itself and all before it."""
+        """Attend from every token to itself and all earlier tokens."""
         query, key, value = self.project_in(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         read = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(read.transpose(1, 2).flatten(2))
@@ -86,8 +85,8 @@ class Attention(nn.Module):
         return self.out(read.flatten(1))
 
 
-class Ours(nn.Module):
-    """A layer of `titans`, from a fresh state."""
+class NeuralMemoryModule(nn.Module):
+    """Neural memory of one `titans` layer, from an initial state."""
 
     def __init__(self, dim: int, chunk_size: int, **fields) -> None:
         super().__init__()
@@ -95,16 +94,16 @@ class Ours(nn.Module):
         nn.init.normal_(self.memory.weights[-1], std=0.05)
 
     def forward(self, x: Tensor, start: Tensor | None = None) -> Tensor:
-        """Read and learn every token."""
+        """Write and read every token."""
         age = torch.zeros(len(x), dtype=torch.int64)
         start = torch.zeros(x.shape[:2], dtype=torch.bool) if start is None else start
-        grid = ChunkGrid.of(age, start, self.memory.chunk_size)
+        grid = ChunkGrid.from_starts(age, start, self.memory.chunk_size)
         state = self.memory.initial_state(len(x), torch.float32, x.device)
         return self.memory.segment(x, state, grid)[0]
 
 
-class Whole(nn.Module):
-    """The memory `titans` of one layer, from a fresh state: norms, convolution, gate and feed-forward too."""
+class TitansLayer(nn.Module):
+    """Complete one-layer memory `titans` (norms, convolution, gate, feed-forward), from an initial state."""
 
     def __init__(self, dim: int, chunk_size: int) -> None:
         super().__init__()
@@ -114,41 +113,45 @@ class Whole(nn.Module):
                 nn.init.normal_(weight, std=0.05)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read and learn every token."""
+        """Write and read every token."""
         return self.memory(x, self.memory.initial_state(len(x)))[0]
 
 
-class Theirs(nn.Module):
-    """titans-pytorch's NeuralMemory; `anchored` moves the weights of gradients once a chunk."""
+class TitansPytorchModule(nn.Module):
+    """NeuralMemory of titans-pytorch; `use_anchors` updates the weights of its gradients once per chunk."""
 
-    def __init__(self, dim: int, heads: int | None, anchored: bool) -> None:
+    def __init__(self, dim: int, heads: int | None, use_anchors: bool) -> None:
         super().__init__()
         from titans_pytorch import NeuralMemory as Peer  # pyright: ignore[reportMissingImports]
 
         options: Any = {} if heads is None else {"heads": heads, "dim_head": dim // heads}
-        self.memory = Peer(dim=dim, chunk_size=64, batch_size=64 if anchored else None, **options)
+        self.memory = Peer(dim=dim, chunk_size=64, batch_size=64 if use_anchors else None, **options)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Read and learn every token."""
+        """Write and read every token."""
         return self.memory(x)[0]
 
 
-def contestants(dim: int) -> dict[str, Callable[[], Any]]:
-    """Return how to build everyone of the first table."""
+def build_modules(dim: int) -> dict[str, Callable[[], Any]]:
+    """Return builders of all modules of the first table."""
     return {
-        "causal attention": lambda: Attention(dim),
-        "depth 1": lambda: Ours(dim, 64, depth=1, **ENGINE),
-        "depth 1, convolution and gate": lambda: Ours(dim, 64, depth=1),
-        "depth 1, the whole layer": lambda: Whole(dim, 64),
-        "depth 2, hidden 4x": lambda: Ours(dim, 64, depth=2, hidden_ratio=4, **ENGINE),
-        "depth 2, hidden 4x, convolution and gate": lambda: Ours(dim, 64, depth=2, hidden_ratio=4),
-        "titans-pytorch, heads of 64, anchors as ours": lambda: Theirs(dim, dim // WIDEST_HEAD, True),
-        "titans-pytorch, its default": lambda: Theirs(dim, None, False),
+        "causal attention": lambda: CausalAttention(dim),
+        "depth 1": lambda: NeuralMemoryModule(dim, 64, depth=1, **ENGINE),
+        "depth 1, convolution and gate": lambda: NeuralMemoryModule(dim, 64, depth=1),
+        "depth 1, the whole layer": lambda: TitansLayer(dim, 64),
+        "depth 2, hidden 4x": lambda: NeuralMemoryModule(dim, 64, depth=2, hidden_ratio=4, **ENGINE),
+        "depth 2, hidden 4x, convolution and gate": lambda: NeuralMemoryModule(
+            dim, 64, depth=2, hidden_ratio=4
+        ),
+        "titans-pytorch, heads of 64, anchors as ours": lambda: TitansPytorchModule(
+            dim, dim // WIDEST_HEAD, True
+        ),
+        "titans-pytorch, its default": lambda: TitansPytorchModule(dim, None, False),
     }
 
 
 def main(bench: TitansBench) -> None:
-    """Measure and print the tables."""
+    """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     torch.manual_seed(bench.seed)
     print(
@@ -170,8 +173,8 @@ def _side_by_side(bench: TitansBench) -> None:
     print("| what | ms | against attention | peak memory, MB |")
     print("|---|---|---|---|")
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
-    modules = {name: build() for name, build in contestants(bench.dim).items()}
-    cost = _interleaved({name: lambda m=m: m(x) for name, m in modules.items()}, bench)
+    modules = {name: build() for name, build in build_modules(bench.dim).items()}
+    cost = _time_in_turns({name: lambda m=m: m(x) for name, m in modules.items()}, bench)
     base = cost["causal attention"]
     for name, times in cost.items():
         megabytes = _peak_in_a_process(name, bench)
@@ -187,18 +190,18 @@ def _lengths(bench: TitansBench) -> None:
     print("| width | tokens | causal attention, ms | " + " | ".join(columns) + " |")
     print("|---" * (3 + len(columns)) + "|")
     for dim in bench.dims:
-        attention = Attention(dim)
+        attention = CausalAttention(dim)
         ours = {
-            name: Ours(dim, chunk, depth=depth)
+            name: NeuralMemoryModule(dim, chunk, depth=depth)
             for name, (chunk, depth) in zip(
                 columns, [(chunk, depth) for chunk in bench.chunks for depth in (1, 2)], strict=True
             )
         }
         for length in (length for length in bench.lengths if length * dim <= bench.largest):
             x = torch.randn(1, length, dim, requires_grad=True)
-            everyone = {"attention": lambda m=attention, x=x: m(x)}
-            everyone |= {name: lambda m=m, x=x: m(x) for name, m in ours.items()}
-            cost = _interleaved(everyone, bench)
+            modules_by_name = {"attention": lambda m=attention, x=x: m(x)}
+            modules_by_name |= {name: lambda m=m, x=x: m(x) for name, m in ours.items()}
+            cost = _time_in_turns(modules_by_name, bench)
             base = cost.pop("attention")
             cells = [_ratio(times, base) for times in cost.values()]
             print(f"| {dim} | {length:,} | {_pair(base, 1e3, '')} | {' | '.join(cells)} |", flush=True)
@@ -209,7 +212,7 @@ def _steps(bench: TitansBench) -> None:
     names = ["depth 1", "depth 2, hidden 2x", f"attention to {bench.tokens:,} cached tokens"]
     print("| rows | " + " | ".join(names) + " |")
     print("|---" * (1 + len(names)) + "|")
-    attention = Attention(bench.dim)
+    attention = CausalAttention(bench.dim)
     with torch.no_grad():
         for rows in bench.rows:
             x = torch.randn(rows, bench.dim)
@@ -221,7 +224,7 @@ def _steps(bench: TitansBench) -> None:
                 runs[name] = lambda m=memory, s=state, c=clock, x=x: m.step(x, s, c)[0]
             cache = torch.randn(2, rows, attention.heads, bench.tokens, bench.dim // attention.heads)
             runs[names[-1]] = lambda x=x, cache=cache: attention.step(x, cache[0], cache[1])
-            cost = _interleaved(runs, bench, backward=False)
+            cost = _time_in_turns(runs, bench, backward=False)
             cells = [f"{forward * 1e6 / rows:.0f}" for forward, _ in cost.values()]
             print(f"| {rows} | {' | '.join(cells)} |", flush=True)
 
@@ -234,28 +237,28 @@ def _resets(bench: TitansBench) -> None:
     print("| episodes | chunks on the grid | time |")
     print("|---|---|---|")
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
-    memory = Ours(bench.dim, 64, depth=1)
+    memory = NeuralMemoryModule(bench.dim, 64, depth=1)
     starts = {}
     for pieces in bench.pieces:
         start = torch.zeros(x.shape[:2], dtype=torch.bool)
         for row in start:
             row[torch.randperm(bench.tokens - 1)[: pieces - 1] + 1] = True
         starts[pieces] = start
-    cost = _interleaved({str(n): lambda s=s: memory(x, s) for n, s in starts.items()}, bench)
+    cost = _time_in_turns({str(n): lambda s=s: memory(x, s) for n, s in starts.items()}, bench)
     base = cost[str(bench.pieces[0])]
     age = torch.zeros(bench.batch, dtype=torch.int64)
     for pieces, start in starts.items():
-        chunks = ChunkGrid.of(age, start, 64).num_chunks
+        chunks = ChunkGrid.from_starts(age, start, 64).num_chunks
         print(f"| {pieces} | {chunks} | {_ratio(cost[str(pieces)], base)} |")
 
 
-def _interleaved(
-    everyone: dict[str, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
+def _time_in_turns(
+    modules_by_name: dict[str, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
 ) -> dict[str, tuple[float, float]]:
-    """Return median seconds of a forward pass and of forward and backward, contestants taking turns."""
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in everyone}
+    """Return median seconds of a forward pass and of forward and backward; modules take turns."""
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in modules_by_name}
     for trial in range(-1, bench.repeats):
-        for name, run in everyone.items():
+        for name, run in modules_by_name.items():
             forward, both = times[name]
             if trial >= 0 and sum(forward) + sum(both) > bench.patience:
                 continue
@@ -265,7 +268,7 @@ def _interleaved(
             middle = time.perf_counter()
             if backward:
                 run().sum().backward()
-            # The first pass warms up, unless one is all there is time for.
+            # Drop the warm-up pass, unless there is time for one pass only.
             if trial == 0 and forward and forward[0] < bench.patience / 4:
                 forward.clear()
                 both.clear()
@@ -275,7 +278,7 @@ def _interleaved(
 
 
 def _peak_in_a_process(name: str, bench: TitansBench) -> float:
-    """Return the megabytes that forward and backward of one contestant add, in a new process."""
+    """Return the megabytes that one module's forward and backward add, in a new process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (name, bench))
@@ -283,8 +286,8 @@ def _peak_in_a_process(name: str, bench: TitansBench) -> float:
 
 def _peak(name: str, bench: TitansBench) -> float:
     torch.set_num_threads(1)
-    module = contestants(bench.dim)[name]()
-    # What libraries load on their first call is nobody's memory.
+    module = build_modules(bench.dim)[name]()
+    # Do not count memory that libraries allocate on their first call.
     module(torch.randn(1, 128, bench.dim, requires_grad=True)).sum().backward()
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
     before = _high_water()
@@ -293,7 +296,7 @@ def _peak(name: str, bench: TitansBench) -> float:
 
 
 def _high_water() -> int:
-    """Return the most memory this process has had resident, in kilobytes, as Linux counts it."""
+    """Return the peak resident memory of this process in kilobytes, from Linux's VmHWM."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 

@@ -1,4 +1,4 @@
-"""The verbs of the `scrubjay` command, a module each."""
+"""The subcommands of `scrubjay`, one module each."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from collections.abc import Callable, Sequence
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train a recipe: scrubjay train tmaze --memory gru", "train.run"),
-    "resume": ("go on with a run that was stopped or killed, or train one further", "train.resume"),
-    "eval": ("play episodes with a trained policy, or ask a sequence model, and report", "evaluate.run"),
-    "plot": ("draw the curves of one or several runs", "plot.run"),
-    "play": ("write one episode to an animated GIF or a film", "play.run"),
-    "look": ("show what a policy remembers in an episode: a page, a picture or a trace", "look.run"),
-    "doctor": ("show versions, threads, GPU, and which extras lack what", "doctor.run"),
-    "completion": ("make a shell complete verbs, options and names", "completion.run"),
-    "list": ("show recipes, memories and environments", "list.run"),
+    "resume": ("continue a run that was interrupted, or train a finished run further", "train.resume"),
+    "eval": ("evaluate a trained policy, team or sequence model", "evaluate.run"),
+    "plot": ("plot learning curves of one or several runs", "plot.run"),
+    "play": ("record one episode as an animated GIF or a video", "play.run"),
+    "look": ("visualize the memory of a policy in an episode: a page, a picture or a trace", "look.run"),
+    "doctor": ("show versions, threads, GPU and missing packages", "doctor.run"),
+    "completion": ("print the shell completion script", "completion.run"),
+    "list": ("list recipes, memories and environments", "list.run"),
     "export": (
-        "write a policy for others: a step (torch.export, ONNX), or weights with a card",
+        "export a policy: one step (torch.export, ONNX), or weights with a model card",
         "export.run",
     ),
-    "demo": ("train with and without a memory, and compare: a few minutes", "demo.run"),
-    "compare": ("train memories x recipes x seeds, and tabulate", "compare.run"),
-    "launch": ("train on a Ray cluster, as a job of its head", "cluster.launch"),
-    "sweep": ("train many settings at once, and stop early what falls behind", "cluster.sweep"),
-    "inspect": ("show a language model's attention: sinks, retrieval heads, maps", "inspect.run"),
-    "longcontext": ("measure what context policies keep of a long text, and its cost", "longcontext.run"),
-    "chat": ("talk to a local language model, as long as you like", "chat.run"),
-    "agent": ("ask an agent that plans, calls tools and remembers", "agent.run"),
-    "memory": ("search, show, add to, export or import an agent's memory", "memory.run"),
-    "kagentbench": ("score an agent's predictions on KAgentBench", "kagentbench.run"),
+    "demo": ("train with and without memory and compare; takes a few minutes", "demo.run"),
+    "compare": ("train memories x recipes x seeds and tabulate the results", "compare.run"),
+    "launch": ("train on a Ray cluster, as a job on its head node", "cluster.launch"),
+    "sweep": ("train a grid of settings in parallel with early stopping (ASHA)", "cluster.sweep"),
+    "inspect": ("show the attention of a language model: sinks, retrieval heads, maps", "inspect.run"),
+    "longcontext": ("benchmark context policies on long texts: quality and cost", "longcontext.run"),
+    "chat": ("chat with a local language model, without a limit on length", "chat.run"),
+    "agent": ("ask an agent with tools and a long-term memory", "agent.run"),
+    "memory": ("search, show, edit, export, import or benchmark an agent's memory", "memory.run"),
+    "kagentbench": ("score predictions on KAgentBench", "kagentbench.run"),
 }
-"""What each verb does, in a line, and the function of this folder that does it."""
+"""Summary of each command, and the function of this package that runs it."""
 
 
-def command(verb: str) -> Callable[[Sequence[str]], int]:
-    """Return the function that takes the words after `verb` and returns the exit code.
+def load_command(name: str) -> Callable[[Sequence[str]], int]:
+    """Import and return the function that runs a command: it takes the arguments and returns the exit code.
 
-    It is imported now, and what computes only after its words are read: no --help must wait for torch.
+    Command modules import torch only after they have parsed the arguments, so that --help is fast.
     """
-    module, _, function = COMMANDS[verb][1].partition(".")
+    module, _, function = COMMANDS[name][1].partition(".")
     return getattr(importlib.import_module(f"{__name__}.{module}"), function)

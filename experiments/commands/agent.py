@@ -1,4 +1,4 @@
-"""`scrubjay agent`: one question, or a conversation, with an agent that has tools and a memory."""
+"""`scrubjay agent`: ask an agent with tools and a memory one question, or hold a conversation."""
 
 from __future__ import annotations
 
@@ -16,140 +16,141 @@ from typing import TYPE_CHECKING, Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.experiments.cli.arguments import parse
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import as_json, printable
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.language.models import open_chat_model
-from scrubjay.experiments.language.tuning import append_records, why_not
-from scrubjay.experiments.runs.own import make_importable
-from scrubjay.experiments.runs.reading import read_text
-from scrubjay.experiments.words.arguments import parse
-from scrubjay.experiments.words.foreign import as_json, printable
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.language.tuning import append_records, rejection_reason
+from scrubjay.experiments.runs.json_reader import read_text
+from scrubjay.experiments.runs.user_modules import make_importable
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
     from scrubjay.agents.kwai import Call, Event, KwaiAgent
 
-_SHOWN = {"thinking": "…", "execute": "→", "observation": "←", "fail": "✗"}
-_LONGEST_SHOWN = 300
+_SYMBOLS = {"thinking": "…", "execute": "→", "observation": "←", "fail": "✗"}
+_MAX_PRINTED = 300
 
 
 @dataclass(frozen=True)
 class AgentOptions:
-    """Ask an agent that recalls, plans, calls tools and answers when it knows.
+    """Ask an agent that searches its memory, plans, calls tools and answers.
 
-    Without a question it holds a conversation: on a terminal, or over the lines of the standard input. Steps
-    are shown on stderr, the answer on stdout. Ctrl-C stops it; what it remembered stays.
+    Without a question it starts a conversation, on the terminal or with one question per line of stdin. Steps
+    are printed on stderr, the answer on stdout. Ctrl-C stops it; records already in memory stay.
     """
 
     question: Positional[str | None] = None
-    """What to ask."""
+    """Question to answer; default: start a conversation."""
     model: str = "smollm2"
-    """"smollm2", a folder of transformers, a GGUF file, or provider:name of langchain, as openai:gpt-5."""
+    """Language model: "smollm2", a transformers folder, a GGUF file, or a LangChain provider:name such as
+    openai:gpt-5."""
     tools: str = "auto"
-    """Names with commas between, auto for all that can work here, none, and your own as module:name, which
-    count as changing things unless `scrubjay.agents.tool(side_effect=False)` declares that they do not."""
+    """Comma-separated tool names; auto for all that are usable here; none; or your own as module:name. Your
+    own are treated as having side effects unless declared with `scrubjay.agents.tool(side_effect=False)`."""
     memory: Path | None = None
-    """File of a memory bank; begun if it is not there."""
+    """Memory bank file; created if missing."""
     embeddings: EmbeddingsName | None = None
-    """What the memory recalls by besides words: minilm for English, e5 for a hundred languages. One memory,
-    one kind."""
+    """Embedding model for semantic search of the memory: minilm for English, e5 for a hundred languages. A
+    memory bank uses one embedding model. Default: search by words only."""
     namespace: str = ""
-    """Whose memory it is, from the widest circle: user/ada."""
+    """Namespace of the memory, from the outermost level: user/ada."""
     knowledge: tuple[Path, ...] = ()
-    """Text files to answer from, before anything that is looked up."""
+    """Text files to use as reference, before any search."""
     policy: str = "sinks"
-    """What the cache of a local model keeps."""
+    """Context policy: the tokens that the cache of a local model retains."""
     budget: int = 4096
-    """Tokens kept, where the policy has a budget. Prompts take what --max-tokens leaves of it, so that none
-    falls out of view."""
+    """Tokens that the cache retains, for policies with a budget. Prompts are limited to the budget minus
+    --max-tokens, so that no part of them is evicted."""
     max_steps: int = 5
-    """Tools called for one question at most."""
+    """Maximum tool calls per question."""
     max_seconds: float = 300.0
-    """Time for one question, looked at between calls, and of each call to a provider; a slow model needs
-    more."""
+    """Time limit in seconds, for one question (checked between calls) and for each call to a provider."""
     planning: Literal["auto", "native", "json"] = "auto"
-    """How the model plans: by native calls of tools, or as JSON text."""
+    """Plan format: native tool calls or JSON text; auto chooses by the model."""
     language: Literal["en", "zh"] = "en"
-    """Language of prompts and tools; the answer is in the question's."""
+    """Language of prompts and tools; answers are in the language of the question."""
     name: str = "Scrubjay"
-    """What the agent calls itself."""
+    """Name of the agent."""
     bio: str = ""
-    """A few sentences about it."""
+    """Short description of the agent, a few sentences."""
     instructions: str = ""
-    """How it is to work."""
+    """Instructions for the agent."""
     allow_side_effects: bool = False
-    """Do not ask before it acts upon text from outside: tools that change things, addresses it made up."""
+    """After untrusted text was read, call tools with side effects and open addresses that the model generated
+    without asking for approval."""
     record: Path | None = None
-    """File to which answers of network tools are added."""
+    """File to which results of network tools are appended, for --replay."""
     replay: Path | None = None
-    """Give network tools their answers from this file; no network is used."""
+    """Take results of network tools from this file, without network access."""
     export: Path | None = None
-    """File to which each question's steps are added as instruction-tuning records."""
+    """File to which the steps of each question are appended as instruction-tuning records."""
     export_templates: int = 4
-    """Prompt templates in which a record is written."""
+    """Number of prompt templates per record."""
     look: Path | None = None
-    """File to which the last question's turn is written, as a page (.html) or a trace (.json): what was
-    recalled, planned, called and read."""
+    """File for a page (.html) or trace (.json) of the last question: recalled records, plans, tool calls and
+    results."""
     json: bool = False
-    """Print one JSON object a question in place of the answer."""
+    """Print one JSON object per question instead of the answer."""
     temperature: float | None = None
-    """0 takes the likeliest word always; default: that of a local model, a provider's own of its models."""
+    """Sampling temperature; 0 is greedy decoding. Default: set by the local model or the provider."""
     max_tokens: int | None = None
-    """Tokens a reply has at most; default: 512 of a local model, a provider's own of its models."""
+    """Maximum tokens of a reply; default: 512 for a local model, else set by the provider."""
     call_bias: float = 0.0
-    """Makes a local model that may call a tool do so more often; small ones want some 4."""
+    """Logit bias of a local model towards tool calls; about 4 suits small models, 0 disables it."""
     seed: int | None = None
-    """Makes replies of a local model repeatable."""
+    """Random seed of a local model; default: replies vary."""
     device: str = "cpu"
-    """Where a local model runs."""
+    """Device of a local model, such as cpu or cuda."""
 
     def check(self) -> None:
-        """Raise ValueError on what cannot work together, and before a model is loaded."""
+        """Raise ValueError on invalid or conflicting options, before a model is loaded."""
         if self.question is not None and not self.question.strip():
-            raise ValueError("the question is empty; ask something, or leave it away for a conversation")
+            raise ValueError("the question is empty; enter a question, or omit it to start a conversation")
         if self.record is not None and self.replay is not None:
-            raise ValueError("--record needs the network, --replay does without: give one of them")
+            raise ValueError("--record and --replay cannot be combined; give one of them")
         if self.replay is not None and not self.replay.is_file():
-            raise ValueError(f"there is no file {self.replay} to replay; --record {self.replay} makes one")
+            raise ValueError(
+                f"replay file {self.replay} does not exist; create it with --record {self.replay}"
+            )
         for name in ("max_steps", "max_seconds", "export_templates"):
             if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for path in self.knowledge:
             if not path.is_file():
-                raise ValueError(f"there is no file {path}")
+                raise ValueError(f"file {path} does not exist")
         if self.look is not None:
-            from scrubjay.experiments.looking.look import check_format
+            from scrubjay.experiments.viz.look import check_format
 
             check_format(self.look)
         for path in (self.memory, self.record, self.export, self.look):
             if path is not None and not path.absolute().parent.is_dir():
-                raise ValueError(f"there is no folder {path.parent} for {path.name}")
+                raise ValueError(f"folder {path.parent} for {path.name} does not exist")
         if self.embeddings is not None and self.memory is None:
-            raise ValueError(
-                f"--embeddings {self.embeddings} is how a memory recalls: give --memory FILE, too"
-            )
+            raise ValueError(f"--embeddings {self.embeddings} requires a memory; add --memory FILE")
         if self.embeddings is not None:
             make_embeddings(self.embeddings)
         if self.memory is not None and self.memory.exists():
             open_bank(self.memory, create=False).close()
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay agent [QUESTION] [--model NAME] [--tools NAME,...] [--memory FILE]`."""
-    options = parse(AgentOptions, words, "scrubjay agent")
+    options = parse(AgentOptions, argv, "scrubjay agent")
     with bad_input():
         return run_agent(options)
 
 
 def run_agent(options: AgentOptions) -> int:
-    """Answer what is asked; return the exit code.
+    """Answer the question or hold a conversation; return the exit code.
 
-    Raises ValueError or ImportError on options that cannot work.
+    Raises ValueError or ImportError on invalid options.
     """
     from scrubjay.agents.kwai import KwaiAgent, Profile
-    from scrubjay.agents.kwai.limits import limits_for
-    from scrubjay.agents.language.namespaces import as_literal
+    from scrubjay.agents.kwai.limits import make_limits
+    from scrubjay.agents.language.namespaces import escape_namespace
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
@@ -165,10 +166,10 @@ def run_agent(options: AgentOptions) -> int:
             profile,
             bank,
             options.max_steps,
-            limits=limits_for(model, seconds=options.max_seconds),
+            limits=make_limits(model, seconds=options.max_seconds),
             planning=options.planning,
-            approve=_approval(options),
-            namespace=as_literal(read_namespace(options.namespace) or ()),
+            approve=_approval_callback(options),
+            namespace=escape_namespace(read_namespace(options.namespace) or ()),
         )
         conversation = Conversation(agent, options)
         if options.question is not None:
@@ -177,7 +178,7 @@ def run_agent(options: AgentOptions) -> int:
 
 
 class Conversation:
-    """Questions to one agent, each with those before it in view."""
+    """Conversation with one agent; each question sees the messages before it."""
 
     def __init__(self, agent: KwaiAgent, options: AgentOptions) -> None:
         self._agent, self._options = agent, options
@@ -187,15 +188,15 @@ class Conversation:
     def run(self) -> int:
         """Answer lines until the input ends; return the exit code.
 
-        On a terminal, Ctrl-C or a model that fails ends an answer and not the conversation.
+        On a terminal, Ctrl-C or a model error ends only the current answer, not the conversation.
         """
         terminal = sys.stdin.isatty()
         if terminal:
             tools = ", ".join(self._agent.tools) or "none"
-            _tell(
-                f"{self._agent.profile.name}: tools {tools}; Ctrl-C stops an answer, Ctrl-D or /quit leaves"
+            _print_status(
+                f"{self._agent.profile.name}: tools {tools}; Ctrl-C stops an answer, Ctrl-D or /quit exits"
             )
-        while (question := _read(terminal)) is not None:
+        while (question := _read_line(terminal)) is not None:
             if question.strip() == "/quit":
                 break
             if not question.strip():
@@ -206,28 +207,27 @@ class Conversation:
             except KeyboardInterrupt:
                 if not terminal:
                     raise
-                _tell("\nstopped; what was found out so far is remembered")
+                _print_status("\nstopped; results so far are kept in the conversation")
         return 0
 
     def ask(self, question: str) -> bool:
-        """Answer one question: steps on stderr while they happen, the answer on stdout as it is written.
+        """Answer one question: stream steps to stderr and the answer to stdout.
 
-        Return whether there is an answer; where the model failed there is none, and the question is not gone
-        on from.
+        Return False if the model failed; the question is then not part of the conversation.
         """
         from langchain_core.messages import HumanMessage
 
-        from scrubjay.agents.kwai.replies import was_cut
+        from scrubjay.agents.kwai.replies import is_cut_off
 
-        options, asked = self._options, [*self._messages, HumanMessage(question)]
+        options, messages = self._options, [*self._messages, HumanMessage(question)]
         failure = _failure_handler()
         result: Any = None
         try:
             for part in self._agent.stream(
-                {"messages": asked, "knowledge": self._knowledge}, {"callbacks": [failure]}
+                {"messages": messages, "knowledge": self._knowledge}, {"callbacks": [failure]}
             ):
                 for event in part.get("events", ()):
-                    _show(event)
+                    _print_event(event)
                 if part.get("answer") and not options.json:
                     print(printable(part["answer"]), end="", flush=True)
                 result = part if result is None else result + part
@@ -236,9 +236,9 @@ class Conversation:
                 raise
             if result is not None and result.get("answer") and not options.json:
                 print(flush=True)
-            _tell(f"scrubjay: model={options.model!r} failed: {_one_line(error)}")
+            _print_status(f"scrubjay: model={options.model!r} failed: {_one_line(error)}")
             if result is not None and result["events"]:
-                read = result["events"][-1].tainted
+                read = result["events"][-1].is_tainted
                 self._show_page({"stopped": "the model failed", "usage": {}, "tainted": read} | result)
             return False
         self._messages = result["messages"]
@@ -247,30 +247,30 @@ class Conversation:
         else:
             print(flush=True)
             if result["stopped"] != "finished":
-                _tell(f"the work stopped early: {result['stopped']}")
-        if was_cut(result["messages"][-1]):
-            _tell("the answer ends at the model's limit of tokens; --max-tokens gives it more")
+                _print_status(f"stopped early: {result['stopped']}")
+        if is_cut_off(result["messages"][-1]):
+            _print_status("the answer was cut at the token limit; raise it with --max-tokens")
         if options.export is not None:
             self._export(result)
         self._show_page(result)
         return True
 
     def _show_page(self, result: dict[str, Any]) -> None:
-        """Write the page of a turn, one that failed, too: there it is wanted most."""
+        """Write the page of a turn, also of one that failed."""
         if self._options.look is not None:
-            from scrubjay.experiments.looking.look import look
+            from scrubjay.experiments.viz.look import look
 
             look(result).save(self._options.look)
 
     def _export(self, result: dict[str, Any]) -> None:
         assert self._options.export is not None
-        added = append_records(self._options.export, result, self._agent, self._options.export_templates)
-        reason = f"nothing is added: {why_not(result)}"
-        _tell(f"{self._options.export}: {f'{added} records added' if added else reason}")
+        count = append_records(self._options.export, result, self._agent, self._options.export_templates)
+        reason = f"no records added: {rejection_reason(result)}"
+        _print_status(f"{self._options.export}: {f'{count} records added' if count else reason}")
 
 
 def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result as JSON values: question, answer, steps, why it stopped, what it cost."""
+    """Return a result as JSON values: question, answer, steps, stop reason and token usage."""
     steps = [
         {
             "index": step.index,
@@ -290,7 +290,7 @@ def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure_handler() -> Any:
-    """Return a callback that keeps the last error which a model raised, whatever its provider calls it."""
+    """Return a callback that stores the last error of a model; error classes differ by provider."""
     from langchain_core.callbacks import BaseCallbackHandler
 
     class Failure(BaseCallbackHandler):
@@ -306,22 +306,24 @@ def _one_line(error: Exception) -> str:
     first: BaseException = error
     while first.__cause__ is not None:
         first = first.__cause__
-    # What providers call a connection error says why only at its root.
+    # Connection errors of providers name their reason only in the root cause.
     why = f" ({first})" if str(first) and str(first) not in str(error) else ""
     text = printable(" ".join(f"{type(error).__name__}: {error}{why}".split()))
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]} …"
+    return text if len(text) <= _MAX_PRINTED else f"{text[:_MAX_PRINTED]} …"
 
 
-def _show(event: Event) -> None:
-    if event.action in _SHOWN:
-        # What it thinks about is the question, which the user has before him.
+def _print_event(event: Event) -> None:
+    if event.action in _SYMBOLS:
+        # The text of this event is the question, which the user has just typed.
         text = "planning" if event.action == "thinking" else printable(event.text.strip())
-        more = len(text) - _LONGEST_SHOWN
-        _tell(f"{_SHOWN[event.action]} {text[:_LONGEST_SHOWN]}{f' … ({more:,} more)' if more > 0 else ''}")
+        more = len(text) - _MAX_PRINTED
+        _print_status(
+            f"{_SYMBOLS[event.action]} {text[:_MAX_PRINTED]}{f' … ({more:,} more)' if more > 0 else ''}"
+        )
 
 
-def _approval(options: AgentOptions) -> Callable[[Call], bool] | None:
-    """Return whom to ask before the agent acts upon text from outside; None for a plain no."""
+def _approval_callback(options: AgentOptions) -> Callable[[Call], bool] | None:
+    """Return the callback that approves calls based on untrusted text; None rejects all of them."""
     if options.allow_side_effects:
         return lambda call: True
     return _ask_user if sys.stdin.isatty() else None
@@ -329,11 +331,13 @@ def _approval(options: AgentOptions) -> Callable[[Call], bool] | None:
 
 def _ask_user(call: Call) -> bool:
     arguments = json.dumps(call.arguments, ensure_ascii=False)
-    _tell(f"? {printable(f'{call.name}({arguments})')}\n  after reading text from outside. Run it? [y/N]")
+    _print_status(
+        f"? {printable(f'{call.name}({arguments})')}\n  after reading untrusted text. Run it? [y/N]"
+    )
     return sys.stdin.readline().strip().lower() in ("y", "yes", "是")
 
 
-def _read(terminal: bool) -> str | None:
+def _read_line(terminal: bool) -> str | None:
     """Return the next line, None at the end; on a terminal Ctrl-C clears the line."""
     while True:
         try:
@@ -344,17 +348,17 @@ def _read(terminal: bool) -> str | None:
         except KeyboardInterrupt:
             if not terminal:
                 raise
-            _tell("\n/quit or Ctrl-D leaves")
+            _print_status("\ntype /quit or Ctrl-D to exit")
 
 
-def _tell(text: str) -> None:
+def _print_status(text: str) -> None:
     print(printable(text), file=sys.stderr, flush=True)
 
 
 def load_model(options: AgentOptions) -> Any:
-    """Return the chat model, a local one in memory.
+    """Load and return the chat model.
 
-    Raises ValueError or ImportError with what to do about it.
+    Raises ValueError or ImportError with a hint on the fix.
     """
     return open_chat_model(
         options.model,
@@ -370,59 +374,59 @@ def load_model(options: AgentOptions) -> Any:
 
 
 def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:
-    """Return the tools by the names given.
+    """Return the tools that `options.tools` names.
 
-    Raises ValueError on a name that is none, ImportError on its module.
+    Raises ValueError on an unknown tool, ImportError if its module cannot be imported.
     """
     from scrubjay.agents.language.declarations import is_trusted
     from scrubjay.agents.tools import make_tools
-    from scrubjay.agents.tools.declared import as_tool
+    from scrubjay.agents.tools.annotations import as_tool
 
-    words = [word.strip() for word in options.tools.split(",") if word.strip()]
-    if not words:
-        raise ValueError("--tools is empty; name tools with commas between, or auto, or none")
-    chosen: list[BaseTool] = []
-    made = {
+    names = [tool_name.strip() for tool_name in options.tools.split(",") if tool_name.strip()]
+    if not names:
+        raise ValueError("--tools is empty; give comma-separated tool names, auto or none")
+    tools: list[BaseTool] = []
+    settings = {
         "language": options.language,
         "offline": options.replay is not None,
         "replay": options.replay or options.record,
     }
-    for word in words:
-        if word == "none":
+    for tool_name in names:
+        if tool_name == "none":
             continue
-        if word == "auto":
+        if tool_name == "auto":
             offline = options.replay is None and not (has_route or _has_route)()
-            working = [
-                one
-                for one in make_tools("auto", **made)
-                if all(importlib.util.find_spec(name) for name in (one.metadata or {})["packages"])
-                and not (offline and not is_trusted(one))
+            available_tools = [
+                tool
+                for tool in make_tools("auto", **settings)
+                if all(importlib.util.find_spec(name) for name in (tool.metadata or {})["packages"])
+                and not (offline and not is_trusted(tool))
             ]
-            chosen += working
-        elif ":" in word:
-            chosen.append(as_tool(_resolve(word)))
+            tools += available_tools
+        elif ":" in tool_name:
+            tools.append(as_tool(_import_tool(tool_name)))
         else:
-            chosen += make_tools([word], **made)
-    return list({one.name: one for one in chosen}.values())
+            tools += make_tools([tool_name], **settings)
+    return list({tool.name: tool for tool in tools}.values())
 
 
-def _resolve(word: str) -> Any:
-    module, _, name = word.partition(":")
+def _import_tool(path: str) -> Any:
+    module, _, name = path.partition(":")
     make_importable(module)
     try:
-        found = getattr(importlib.import_module(module), name, None)
+        tool = getattr(importlib.import_module(module), name, None)
     except (ImportError, ValueError) as error:
-        raise type(error)(f"tool {word!r}: {error}") from error
-    if not callable(found) and not hasattr(found, "invoke"):
-        raise ValueError(f"tool {word!r}: {module} has no function or tool {name!r}")
-    return found
+        raise type(error)(f"tool {path!r}: {error}") from error
+    if not callable(tool) and not hasattr(tool, "invoke"):
+        raise ValueError(f"tool {path!r}: {module} has no function or tool {name!r}")
+    return tool
 
 
 def _has_route() -> bool:
-    """Return whether packets would leave this machine; none is sent."""
+    """Return True if this machine has a network route; no packet is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(("192.0.2.1", 9))  # an address for documentation, RFC 5737
+            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation, RFC 5737
         except OSError:
             return False
     return True

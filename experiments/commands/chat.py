@@ -1,4 +1,4 @@
-"""`scrubjay chat`: talk to a local model in the terminal, as long as you like."""
+"""`scrubjay chat`: chat with a local language model in the terminal."""
 
 from __future__ import annotations
 
@@ -15,67 +15,67 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from scrubjay.experiments.cli import arguments
+from scrubjay.experiments.cli.arguments import did_you_mean
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line, printable
 from scrubjay.experiments.language.models import open_local_model
-from scrubjay.experiments.runs.reading import parse, read_kept
-from scrubjay.experiments.words import arguments
-from scrubjay.experiments.words.arguments import did_you_mean
-from scrubjay.experiments.words.foreign import one_line, printable
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.runs.json_reader import parse, read_untrusted
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.looking.keeping import Keeping
+    from scrubjay.experiments.viz.cache_policy import RetentionRecorder
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
 _COMMANDS = {
-    "/help": "what can be typed",
-    "/policy": "/policy NAME [BUDGET]: keep the cache by another policy, and read the conversation again",
+    "/help": "list the commands",
+    "/policy": "/policy NAME [BUDGET]: switch the context policy and process the conversation again",
     "/save": "/save FOLDER: write the conversation and its cache to disk",
-    "/load": "/load FOLDER: go on with a conversation from disk",
-    "/reset": "forget the conversation",
-    "/quit": "leave; so does the end of the input",
+    "/load": "/load FOLDER: continue a conversation from disk",
+    "/reset": "start a new conversation",
+    "/quit": "exit; so does Ctrl-D",
 }
 
 
 @dataclass(frozen=True)
 class ChatOptions:
-    """Talk to a local language model. Ctrl-C stops an answer; /help tells what else can be typed."""
+    """Chat with a local language model. Ctrl-C stops an answer; /help lists the commands."""
 
     model: str = "smollm2"
-    """"smollm2", a folder of transformers, or a GGUF file."""
+    """Language model: "smollm2", a transformers folder, or a GGUF file."""
     policy: str = "sinks"
-    """What the cache keeps of a conversation that does not end."""
+    """Context policy: the tokens that the cache retains of a long conversation."""
     budget: int = 1024
-    """Tokens kept, where the policy has a budget."""
+    """Tokens that the cache retains, for policies with a budget."""
     system: str = ""
-    """What the model is told before the conversation."""
+    """System prompt."""
     temperature: float = 0.7
-    """Words are drawn, the more freely the higher; 0 takes the likeliest always."""
+    """Sampling temperature; 0 is greedy decoding."""
     top_p: float = 0.95
-    """Words are drawn among the likeliest that have this much probability together."""
+    """Nucleus sampling: sample from the most likely tokens with this total probability."""
     max_tokens: int = 512
-    """Tokens of an answer at most."""
+    """Maximum tokens of an answer."""
     seed: int | None = None
-    """Makes answers repeatable."""
+    """Random seed; default: answers vary."""
     device: str = "cpu"
-    """Where the model runs."""
+    """Device of the model, such as cpu or cuda."""
     look: Path | None = None
-    """A page (.html) or a trace (.json), written after each answer: what the cache keeps, reads and fetches
-    of each token of the conversation."""
+    """File for a page (.html) or trace (.json), written after each answer: the tokens of the conversation
+    that the cache retains, attends to and retrieves."""
 
 
 class Chat:
-    """One conversation with one model: messages, and commands that begin with a slash.
+    """Conversation with one model: messages, and commands that begin with a slash.
 
-    Raises ValueError on options that cannot work.
+    Raises ValueError on invalid options.
     """
 
     def __init__(self, options: ChatOptions, console: Console) -> None:
         self.options, self._console = options, console
         self._messages: list[Any] = []
-        self._keeping: Keeping | None = None
+        self._keeping: RetentionRecorder | None = None
         if options.look is not None:
-            from scrubjay.experiments.looking.look import check_format
+            from scrubjay.experiments.viz.look import check_format
 
             check_format(options.look)
         self._chat = self._model(options.policy, options.budget)
@@ -85,11 +85,11 @@ class Chat:
         """Read lines until the input ends; return the exit code."""
         console = self._console
         console.print(
-            f"[bold]{self.options.model}[/bold], {self._described()}; /help for commands, Ctrl-C stops an "
-            "answer"
+            f"[bold]{self.options.model}[/bold], {self._describe_policy()}; /help for commands, "
+            "Ctrl-C stops an answer"
         )
         with console.status("loading the model"):
-            _ = self._chat.loaded
+            _ = self._chat.loaded_model
         while (line := self._read()) is not None:
             words = line.split()
             if not words:
@@ -104,76 +104,78 @@ class Chat:
             except (ValueError, OSError) as error:
                 console.out(one_line(error), style="red", highlight=False)
             except KeyboardInterrupt:
-                console.print("\nstopped at once; the next answer reads the conversation again")
+                console.print("\nstopped; the next answer processes the conversation again")
         return 0
 
     def answer(self, text: str) -> None:
-        """Ask, print the answer as it comes, then what it cost."""
+        """Stream the answer to a message, then print the cost: tokens, cache size, speed."""
         from langchain_core.messages import AIMessage, HumanMessage
 
-        asked = [*self._messages, HumanMessage(text)]
-        said, last = "", None
-        stream = self._chat.stream(asked, {"configurable": {"thread_id": _THREAD}})
-        with _interruptible() as stopped, self._noted():
+        messages = [*self._messages, HumanMessage(text)]
+        reply, last = "", None
+        stream = self._chat.stream(messages, {"configurable": {"thread_id": _THREAD}})
+        with _stop_on_interrupt() as stop_event, self._record_cache():
             with self._console.status("reading"):
                 first = next(stream)
             for chunk in itertools.chain([first], stream):
-                said += chunk.text
+                reply += chunk.text
                 self._console.out(printable(chunk.text), end="", highlight=False)
                 last = chunk
-                if stopped.is_set():
+                if stop_event.is_set():
                     break
             stream.close()
-        self._messages = [*asked, AIMessage(said)]
+        self._messages = [*messages, AIMessage(reply)]
         self._console.print()
-        self._console.print(f"[dim]{self._cost(last, stopped.is_set())}[/dim]")
+        self._console.print(f"[dim]{self._cost(last, stop_event.is_set())}[/dim]")
 
     @contextmanager
-    def _noted(self) -> Iterator[None]:
-        """While entered, note what the cache keeps; then write the page, whatever ended the answer."""
+    def _record_cache(self) -> Iterator[None]:
+        """Record the cache's contents while entered; write the page at exit, also after an error."""
         if self.options.look is None:
             yield
             return
-        from scrubjay.experiments.looking.keeping import Keeping, noted
-        from scrubjay.experiments.looking.look import Look
+        from scrubjay.experiments.viz.cache_policy import RetentionRecorder, record_calls
+        from scrubjay.experiments.viz.look import Look
         from scrubjay.memory.heads.retrieval import stored_retrieval_heads
 
-        loaded = self._chat.loaded
+        local_model = self._chat.loaded_model
         if self._keeping is None:
-            self._keeping = Keeping(loaded.tokenizer)
+            self._keeping = RetentionRecorder(local_model.tokenizer)
         try:
-            with noted(loaded.model, self._keeping):
+            with record_calls(local_model.model, self._keeping):
                 yield
         finally:
             if len(self._keeping):
                 title = f"a chat with {self.options.model} under {self._chat.policy}"
-                Look(self._keeping.trace(title, stored_retrieval_heads(loaded.model))).save(self.options.look)
+                Look(self._keeping.trace(title, stored_retrieval_heads(local_model.model))).save(
+                    self.options.look
+                )
 
-    def _cost(self, last: Any, stopped: bool) -> str:
-        kept = _bytes(self._chat.cache_bytes(_THREAD))
+    def _cost(self, last: Any, was_stopped: bool) -> str:
+        cache_size = _format_bytes(self._chat.cache_bytes(_THREAD))
         usage = last.usage_metadata if last is not None else None
-        if stopped or last is None or usage is None:
-            return f"stopped; cache {kept}"
+        if was_stopped or last is None or usage is None:
+            return f"stopped; cache {cache_size}"
         read = usage["input_token_details"]["cache_read"]
         seconds = last.response_metadata["seconds"]
         return (
             f"{usage['total_tokens']} tokens ({usage['input_tokens'] - read} read, {usage['output_tokens']} "
-            "said), "
-            f"cache {kept}, {usage['output_tokens'] / seconds:.1f} tokens/s"
+            "written), "
+            f"cache {cache_size}, {usage['output_tokens'] / seconds:.1f} tokens/s"
         )
 
     def _command(self, name: str, words: list[str]) -> None:
         if name not in _COMMANDS:
             raise ValueError(
-                f"unknown command {name}; there are "
+                f"unknown command {name}; choose from "
                 f"{', '.join(_COMMANDS)}{did_you_mean(name, list(_COMMANDS))}"
             )
         if name == "/help":
-            for known, what in _COMMANDS.items():
-                self._console.out(f"{known:<8} {what}", highlight=False)
+            for command, description in _COMMANDS.items():
+                self._console.out(f"{command:<8} {description}", highlight=False)
         elif name == "/reset":
             self._start()
-            self._console.print("forgotten")
+            self._console.print("new conversation")
         elif name == "/policy":
             self._change_policy(words)
         else:
@@ -190,10 +192,10 @@ class Chat:
                 except ValueError:
                     raise ValueError(f"budget {words[1]!r}: expected a whole number") from None
             chat = self._model(words[0], budget)
-            # Before the last to hold the model lets go of it.
-            _ = chat.loaded
+            # Load it before the old chat releases the shared model.
+            _ = chat.loaded_model
             self._chat = chat
-        self._console.print(self._described())
+        self._console.print(self._describe_policy())
 
     def _save(self, folder: Path) -> None:
         from langchain_core.messages import messages_to_dict
@@ -208,12 +210,12 @@ class Chat:
         from langchain_core.messages import messages_from_dict
 
         try:
-            messages = messages_from_dict(parse(read_kept(folder / _MESSAGES), folder / _MESSAGES))
+            messages = messages_from_dict(parse(read_untrusted(folder / _MESSAGES), folder / _MESSAGES))
         except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder} holds no saved conversation: {error}") from error
+            raise ValueError(f"{folder} has no saved conversation: {error}") from error
         if self.options.look is None:
             self._chat.load_conversation(folder, _THREAD)
-        else:  # read again with the next answer: of what was read elsewhere nothing was noted
+        else:  # processed again with the next answer: the page needs a record of every token
             self._chat.forget_conversation(_THREAD)
         self._messages = messages
         self._console.out(one_line(f"loaded {folder}: {len(messages)} messages"))
@@ -235,16 +237,16 @@ class Chat:
             max_tokens=options.max_tokens,
             seed=options.seed,
             device=options.device,
-            marked=options.look is not None,
+            track_tokens=options.look is not None,
         )
 
-    def _described(self) -> str:
+    def _describe_policy(self) -> str:
         policy = self._chat.context_policy
         sizes = ", ".join(f"{name} {value}" for name, value in vars(policy).items())
         return f"policy {self._chat.policy}" + (f" ({sizes})" if sizes else "")
 
     def _read(self) -> str | None:
-        """Return the next line, None at the end of the input; Ctrl-C here clears the line."""
+        """Return the next line, None at the end of the input; Ctrl-C clears the line."""
         while True:
             try:
                 if sys.stdin.isatty():
@@ -254,38 +256,38 @@ class Chat:
             except EOFError:
                 return None
             except KeyboardInterrupt:
-                self._console.print("\n/quit or Ctrl-D leaves")
+                self._console.print("\ntype /quit or Ctrl-D to exit")
 
 
 @contextmanager
-def _interruptible() -> Iterator[threading.Event]:
-    """Give an event that Ctrl-C sets; a second one raises at once.
+def _stop_on_interrupt() -> Iterator[threading.Event]:
+    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt.
 
-    So an answer ends between two tokens, its cache whole.
+    An answer thus ends between two tokens and leaves a consistent cache.
     """
-    stopped = threading.Event()
+    stop_event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield stop_event
         return
 
     def stop(*_: object) -> None:
-        if stopped.is_set():
+        if stop_event.is_set():
             raise KeyboardInterrupt
-        stopped.set()
+        stop_event.set()
 
     before = signal.signal(signal.SIGINT, stop)
     try:
-        yield stopped
+        yield stop_event
     finally:
         signal.signal(signal.SIGINT, before)
 
 
-def _bytes(count: int) -> str:
+def _format_bytes(count: int) -> str:
     return f"{count / 2**20:.1f} MiB"
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay chat [--model NAME|FOLDER|FILE.gguf] [--policy NAME] [--budget N] [--look FILE]`."""
-    options = arguments.parse(ChatOptions, words, "scrubjay chat")
+    options = arguments.parse(ChatOptions, argv, "scrubjay chat")
     with bad_input():
         return Chat(options, Console()).run()

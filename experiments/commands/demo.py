@@ -1,4 +1,4 @@
-"""The demonstration: two agents alike but for their memory learn the same task, and only one can."""
+"""`scrubjay demo`: train two policies on a memory task, with and without memory, and compare them."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scrubjay.experiments.runs.stopping import Interrupted
-from scrubjay.experiments.words.arguments import parse
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.cli.arguments import parse
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.runs.interruption import GracefulInterrupt
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Train a policy without memory and one with to recall cards; again goes on or shows the result."""
+    """Train policies with and without memory to recall cards. Run again to continue or to show the result."""
 
     memory: str = "hcam"
-    """The memory to show."""
+    """Memory to demonstrate."""
     total_steps: int | None = None
-    """Environment steps of each; default: the recipe's."""
+    """Environment steps per policy; default: set by the recipe."""
     seed: int = 0
-    """Source of all randomness."""
+    """Random seed."""
     jobs: int = 2
-    """Processes at once."""
+    """Number of parallel processes."""
     out: Path = Path("runs/demo")
-    """Directory of both runs and of curve.png."""
+    """Directory for both runs and curve.png."""
 
     def check(self) -> None:
-        """Raise ValueError on an unknown memory or an impossible number."""
+        """Raise ValueError on an unknown memory or an invalid number."""
         from scrubjay.memory import make_config
 
         make_config(self.memory)
         if self.memory == "none":
-            raise ValueError("memory='none': that is the other contestant; choose one that remembers")
+            raise ValueError("memory='none': this is the baseline; choose another memory")
         if self.jobs < 1 or (self.total_steps is not None and self.total_steps < 1):
             raise ValueError(f"jobs={self.jobs}, total_steps={self.total_steps}: both must be at least 1")
 
 
-def run(words: Sequence[str]) -> int:
-    """`scrubjay demo`: train both, draw both, say what is to be seen; return the exit code."""
-    options = parse(DemoOptions, words, "scrubjay demo")
+def run(argv: Sequence[str]) -> int:
+    """`scrubjay demo`: train both policies, plot and print the results; return the exit code."""
+    options = parse(DemoOptions, argv, "scrubjay demo")
     with bad_input():
         options.check()
-    from scrubjay.experiments.launching.parallel import prepare, run_in_processes
+    from scrubjay.experiments.launch.parallel import prepare, run_in_processes
     from scrubjay.experiments.recipes import with_memory
     from scrubjay.experiments.recipes.tasks import recall_demo
     from scrubjay.experiments.reports.curves import plot_runs
@@ -58,21 +58,21 @@ def run(words: Sequence[str]) -> int:
     print(f"{base.recipe}: {totals} steps each for {' and '.join(names)}, in {options.out}", flush=True)
     try:
         run_in_processes(runs, options.jobs)
-    except Interrupted as stop:
-        print("\nstopped; the same command goes on")
+    except GracefulInterrupt as stop:
+        print("\nstopped; run the same command again to continue")
         return stop.exit_code
-    with bad_input():  # of a run's files, which may be of long ago
+    with bad_input():  # a run's files may be from an old version
         curve = plot_runs(runs, options.out / "curve.png")
-        told = ("success", "success_low", "success_high", "seconds")
-        rows = [tuple(run.result[name] for name in told) for run in runs]
+        metric_names = ("success", "success_low", "success_high", "seconds")
+        rows = [tuple(run.result[name] for name in metric_names) for run in runs]
     print(
-        "\nEach step deals a card; the task is to name the suit of the card dealt "
+        "\nEach step shows a card; the task is to name the suit of the card shown "
         f"{base.env.kwargs['k']} steps ago.\n"
-        f"Without memory at most {base.success_without_memory:.0%} of the answers can be right; over "
-        f"{base.eval_episodes} new episodes the trained policies were right in"
+        f"Without memory the best possible accuracy is {base.success_without_memory:.0%}. Accuracy of the "
+        f"trained policies over {base.eval_episodes} new episodes:"
     )
     for name, run, (success, low, high, seconds) in zip(names, runs, rows, strict=True):
-        told = f"[{low:.2f}, {high:.2f}]   {seconds:.0f} s of training, {one_line(run.path)}"
-        print(f"  {name:<6} {success:.2f}  {told}")
+        metric_names = f"[{low:.2f}, {high:.2f}]   {seconds:.0f} s of training, {one_line(run.path)}"
+        print(f"  {name:<6} {success:.2f}  {metric_names}")
     print(one_line(f"curve: {curve}"))
     return 0

@@ -1,4 +1,4 @@
-"""`scrubjay eval`: episodes played with a trained policy, by a trained team, or a supervised run's test."""
+"""`scrubjay eval`: evaluate a trained policy or team on episodes, or a supervised run on its test."""
 
 from __future__ import annotations
 
@@ -10,239 +10,258 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tyro.conf import Positional
 
+from scrubjay.experiments.cli.arguments import parse, take_flag
+from scrubjay.experiments.cli.terminal import bad_input, table
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.evaluation import MAX_STEPS
-from scrubjay.experiments.runs.progress import Lines
-from scrubjay.experiments.words.arguments import parse, take_flag
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input, table
+from scrubjay.experiments.runs.progress import ProgressLines
 
 if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
     from scrubjay.experiments.evaluation.policy import EpisodeScores
-    from scrubjay.experiments.kinds.reinforcement import AgentConfig
-    from scrubjay.experiments.kinds.supervised import SupervisedConfig
-    from scrubjay.experiments.kinds.team import TeamTaskConfig
-    from scrubjay.experiments.looking.observability import Difference
+    from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+    from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
+    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.tasks.teams import TeamEnvConfig
+    from scrubjay.experiments.viz.observability import Difference
 
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Play whole episodes with a trained policy, or ask a supervised run the questions of its test anew.
+    """Evaluate a trained policy on whole episodes, or a supervised run on new questions of its test.
 
-    `--set name=value` changes the environment, `--memory name=value` a setting of the memory that needs no
-    other weights, as `top_k` of one that was trained with all chunks.
+    `--set name=value` changes a setting of the environment. `--memory name=value` changes a setting of the
+    memory that does not affect its weights, such as `top_k`.
     """
 
     run: Positional[Path]
-    """The run's directory."""
+    """Run directory."""
     episodes: int = 100
-    """How many."""
+    """Number of episodes."""
     seed: int = 1
-    """Of the episodes, or of a supervised run's questions."""
+    """Random seed of the episodes, or of a supervised run's questions."""
     max_steps: int = MAX_STEPS
-    """Most that each of up to 64 copies of the environment takes; episodes not over then are left out."""
+    """Maximum steps of each of up to 64 parallel environments; episodes still running then are discarded."""
     sample: bool = False
-    """Draw actions at random from the policy instead of taking its favourite."""
+    """Sample actions from the policy instead of taking the most likely one."""
     best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell what it gains; before training and
-    after."""
+    """For teams: train a best response of each agent against the others and report its gain, for the policies
+    before and after training."""
     response_steps: int = 50_000
-    """Environment steps each agent has for that."""
+    """Environment steps per agent for --best-response."""
     full: Path | None = None
-    """The run of one agent that was trained to do the same where nothing is hidden: tell the observability
-    gap, its return minus this run's."""
+    """Single-agent run trained on the fully observable version of the task: report the observability gap, its
+    return minus this run's return."""
     memoryless: Path | None = None
-    """The run of one agent without a memory, on the same task, of which nothing should be hidden: tell the
-    memory bias, this run's return minus its."""
+    """Single-agent run without memory on the same task, which should be fully observable: report the memory
+    bias, this run's return minus its return."""
     trust: bool = False
-    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
+    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
-    remaining = list(words)
+    remaining = list(argv)
     settings, changes = (take_flag(remaining, flag) for flag in ("--set", "--memory"))
-    options = parse(EvalOptions, remaining, "scrubjay eval", taken=("--set", "--memory"))
-    from scrubjay.experiments.commands.loading import config_of_agent, guarded
-    from scrubjay.experiments.kinds.supervised import SupervisedConfig
-    from scrubjay.experiments.kinds.team import TeamTaskConfig
-    from scrubjay.experiments.recipes.overrides import with_fields
+    options = parse(EvalOptions, remaining, "scrubjay eval", extra_flags=("--set", "--memory"))
+    from scrubjay.experiments.commands.loading import config_of_agent, memory_guard
+    from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
+    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+    from scrubjay.experiments.recipes.overrides import with_memory_fields
     from scrubjay.experiments.run import Run
 
-    with guarded(options.trust):
+    with memory_guard(options.trust):
         with bad_input():
-            trained = Run.load(options.run, options.trust)
+            trained_run = Run.load(options.run, options.trust)
             if changes:
-                trained = trained.remembering(with_fields(trained.config.memory, changes))
-        if isinstance(trained.config, SupervisedConfig):
-            return _evaluate_supervised(trained, trained.config, words, changes, options.seed)
-        if isinstance(trained.config, TeamTaskConfig):
-            return _evaluate_team(trained, trained.config, settings, changes, options)
-        return _evaluate_agent(trained, config_of_agent(trained), settings, changes, options)
+                trained_run = trained_run.with_memory(with_memory_fields(trained_run.config.memory, changes))
+        if isinstance(trained_run.config, SupervisedConfig):
+            return _evaluate_supervised(trained_run, trained_run.config, argv, changes, options.seed)
+        if isinstance(trained_run.config, TeamTaskConfig):
+            return _evaluate_team(trained_run, trained_run.config, settings, changes, options)
+        return _evaluate_agent(trained_run, config_of_agent(trained_run), settings, changes, options)
 
 
 def _evaluate_agent(
     run: Run, config: AgentConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
-    """Play episodes with a trained policy, and report."""
+    """Evaluate a trained policy on episodes and print the results."""
     from scrubjay.experiments.evaluation.policy import evaluate
-    from scrubjay.experiments.recipes.overrides import with_settings
+    from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.runs.seeding import derive_seed
 
     with bad_input():
         if options.best_response:
-            raise ValueError(f"--best-response is of teams; {run.path} is a run of one agent")
+            raise ValueError(f"--best-response requires a team; {run.path} is a single-agent run")
         if options.episodes == 1 and (options.full or options.memoryless):
-            raise ValueError("episodes=1: a difference has an interval from 2 on")
-        env = with_settings(config.env, settings)
-        policy = run.policy_in(env)
+            raise ValueError("episodes=1: must be at least 2 for the confidence interval of a difference")
+        env = with_env_settings(config.env, settings)
+        policy = run.policy_for(env)
         _check(options, "episodes", "max_steps")
-    asked = (options.episodes, derive_seed(options.seed, "evaluation"), not options.sample, options.max_steps)
+    evaluation_arguments = (
+        options.episodes,
+        derive_seed(options.seed, "evaluation"),
+        not options.sample,
+        options.max_steps,
+    )
     with bad_input():
-        others = _others(config, policy, settings, options)
-        scores = evaluate(policy, env, *asked, _Played(options.episodes))
+        baselines = _load_baselines(config, policy, settings, options)
+        scores = evaluate(policy, env, *evaluation_arguments, _EpisodeProgress(options.episodes))
         summary = scores.summary()
-    _print_heading(run, _words(env), changes)
-    for name, words_for_it in (("episodic_return", "return "), ("success", "success")):
+    _print_heading(run, _describe_env(env), changes)
+    for name, label in (("episodic_return", "return "), ("success", "success")):
         if name in summary:
             low, high = summary[f"{name}_low"], summary[f"{name}_high"]
-            print(f"{words_for_it}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
+            print(f"{label}  {summary[name]:.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     if "reached" in summary:
-        print(f"reached  {summary['reached']:.3f}  any choice, right or wrong")
-    print(f"length   {summary['episodic_length']:.1f} steps, {_counted(summary['episodes'], options)}")
-    for name, other in others.items():
+        print(f"reached  {summary['reached']:.3f}  of the episodes came to a choice, right or wrong")
+    print(f"length   {summary['episodic_length']:.1f} steps, {_describe_count(summary['episodes'], options)}")
+    for name, baseline in baselines.items():
         with bad_input():
-            theirs = evaluate(other.policy, other.env, *asked, _Played(options.episodes))
-            mean, low, high = other.difference(scores, theirs)
+            other_scores = evaluate(
+                baseline.policy, baseline.env, *evaluation_arguments, _EpisodeProgress(options.episodes)
+            )
+            mean, low, high = baseline.difference(scores, other_scores)
         print(
-            one_line(f"{name}  {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  95 % interval, against {other.path}")
+            one_line(
+                f"{name}  {mean:+.3f}  [{low:+.3f}, {high:+.3f}]  95 % interval, against {baseline.path}"
+            )
         )
     return 0
 
 
 def _evaluate_supervised(
-    run: Run, config: SupervisedConfig, words: Sequence[str], changes: Sequence[str], seed: int
+    run: Run, config: SupervisedConfig, argv: Sequence[str], changes: Sequence[str], seed: int
 ) -> int:
-    """Ask questions of the test's sizes and of a seed, and report."""
+    """Evaluate a supervised run on new test questions of this seed and print the accuracies."""
     with bad_input():
-        for flag in (word.partition("=")[0] for word in words if word.startswith("--")):
+        for flag in (argument.partition("=")[0] for argument in argv if argument.startswith("--")):
             if flag not in ("--seed", "--memory", "--trust", "--no-trust"):
-                raise ValueError(f"{flag} is of what acts; {run.path} is a run of kind {config.kind!r}")
+                raise ValueError(
+                    f"{flag} requires a run with a policy; {run.path} is a run of kind {config.kind!r}"
+                )
         config = dataclasses.replace(config, seed=seed)
         model = run.model
-    lines, right = Lines(), {}
+    lines, accuracies = ProgressLines(), {}
     for done, sizes in enumerate(config.tests):
         lines(lambda done=done: f"{done} of {len(config.tests)} sizes")
         with bad_input():
-            answered, questions = config.answered(model, *sizes)
-        right[sizes] = f"{answered / questions:.3f}"
+            correct, questions = config.count_correct(model, *sizes)
+        accuracies[sizes] = f"{correct / questions:.3f}"
     counts, spans = (sorted(set(values)) for values in zip(*config.tests, strict=True))
-    _print_heading(run, "questions answered right", changes)
+    _print_heading(run, "accuracy", changes)
     what, span = config.axis_labels
-    rows = [[str(count), *(right[count, each] for each in spans)] for count in counts]
+    rows = [[str(count), *(accuracies[count, each] for each in spans)] for count in counts]
     print(table([[f"{what}, by {span}", *map(str, spans)], *rows]))
     return 0
 
 
-class _Played:
-    """Says now and then how many steps and episodes have been played."""
+class _EpisodeProgress:
+    """Progress lines with the number of steps and finished episodes."""
 
     def __init__(self, episodes: int) -> None:
-        self._episodes, self._lines = episodes, Lines()
+        self._episodes, self._lines = episodes, ProgressLines()
 
-    def __call__(self, step: int, ended: int) -> None:
-        self._lines(lambda: f"{step:,} steps each, {ended:,} of {self._episodes:,} episodes over")
+    def __call__(self, step: int, num_finished: int) -> None:
+        self._lines(
+            lambda: (
+                f"{step:,} steps per environment, {num_finished:,} of {self._episodes:,} episodes finished"
+            )
+        )
 
 
 def _check(options: EvalOptions, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)}: at least 1 is needed")
+            raise ValueError(f"{name}={getattr(options, name)}: must be at least 1")
     if options.seed < 0:
         raise ValueError(f"seed={options.seed}: must not be negative")
 
 
-def _counted(ended: float, options: EvalOptions) -> str:
-    if ended == options.episodes:
+def _describe_count(num_finished: float, options: EvalOptions) -> str:
+    if num_finished == options.episodes:
         return f"{options.episodes} episodes"
     return (
-        f"{ended:.0f} of {options.episodes} episodes: the others went on after {options.max_steps:,} steps "
-        "(--max-steps)"
+        f"{num_finished:.0f} of {options.episodes} episodes; the others did not end within "
+        f"{options.max_steps:,} steps (--max-steps)"
     )
 
 
-class _Other(NamedTuple):
-    """A run that this one is measured against."""
+class _BaselineRun(NamedTuple):
+    """Run that the evaluated run is compared with."""
 
     path: Path
     policy: Policy
     env: EnvConfig
     difference: Callable[[EpisodeScores, EpisodeScores], Difference]
-    """Of this one's scores and of the other's."""
+    """Function of this run's scores and the baseline's scores."""
 
 
-def _others(
+def _load_baselines(
     config: AgentConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
-) -> dict[str, _Other]:
-    """Return by the number's name the run that it is against.
+) -> dict[str, _BaselineRun]:
+    """Return the runs to compare with, by the name of the reported difference.
 
-    Raises ValueError where the number would mean nothing.
+    Raises ValueError if a difference would not be meaningful.
     """
     from scrubjay.experiments.commands.loading import load_agent
-    from scrubjay.experiments.looking.observability import (
-        check_bias,
-        check_gap,
-        memory_bias,
-        observability_gap,
-    )
+    from scrubjay.experiments.viz.observability import check_bias, check_gap, memory_bias, observability_gap
 
     if settings and (options.full or options.memoryless):
-        raise ValueError("--set would change one of two runs; leave it out with --full and --memoryless")
-    others: dict[str, _Other] = {}
+        raise ValueError(
+            "--set cannot be combined with --full or --memoryless: it would change only one of the two runs"
+        )
+    baselines: dict[str, _BaselineRun] = {}
     if options.full is not None:
-        other, its = load_agent(options.full, options.trust)
-        acts = other.policy_in(its.env)
-        check_gap(its, config, (acts.action_space, policy.action_space))
-        others["observability gap"] = _Other(
-            other.path, acts, its.env, lambda own, theirs: observability_gap(theirs, own)
+        other, other_config = load_agent(options.full, options.trust)
+        policy_of_other = other.policy_for(other_config.env)
+        check_gap(other_config, config, (policy_of_other.action_space, policy.action_space))
+        baselines["observability gap"] = _BaselineRun(
+            other.path,
+            policy_of_other,
+            other_config.env,
+            lambda own_scores, baseline_scores: observability_gap(baseline_scores, own_scores),
         )
     if options.memoryless is not None:
-        other, its = load_agent(options.memoryless, options.trust)
-        check_bias(config, its)
-        others["memory bias"] = _Other(other.path, other.policy_in(its.env), its.env, memory_bias)
-    return others
+        other, other_config = load_agent(options.memoryless, options.trust)
+        check_bias(config, other_config)
+        baselines["memory bias"] = _BaselineRun(
+            other.path, other.policy_for(other_config.env), other_config.env, memory_bias
+        )
+    return baselines
 
 
 def _evaluate_team(
     run: Run, config: TeamTaskConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
-    """Play episodes with a trained team, and report; with `best_response` also who could gain alone."""
+    """Evaluate a trained team on episodes and print the results, with best responses if requested."""
     from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-    from scrubjay.experiments.recipes.overrides import with_settings
-    from scrubjay.experiments.reports.equilibrium import of_trust_region
+    from scrubjay.experiments.recipes.overrides import with_env_settings
+    from scrubjay.experiments.reports.equilibrium import get_trust_region_config
     from scrubjay.experiments.runs.seeding import derive_seed
 
     with bad_input():
-        env = with_settings(config.env, settings)
+        env = with_env_settings(config.env, settings)
         config = dataclasses.replace(config, env=env)
-        policy = run.team_policy_in(env)
+        policy = run.team_policy_for(env)
         env.make().close()
         if options.full or options.memoryless:
-            raise ValueError(f"--full and --memoryless are of one agent; {run.path} is a run of a team")
+            raise ValueError(
+                f"--full and --memoryless require a single-agent run; {run.path} is a run of a team"
+            )
         if options.best_response:
-            of_trust_region(config)
+            get_trust_region_config(config)
         _check(options, "episodes", "max_steps", "response_steps")
     seed = derive_seed(options.seed, "evaluation")
     actor = PolicyActor(policy, deterministic=not options.sample)
     with bad_input():
         summary = evaluate_team(
-            actor, env, options.episodes, seed, options.max_steps, _Played(options.episodes)
+            actor, env, options.episodes, seed, options.max_steps, _EpisodeProgress(options.episodes)
         ).summary()
-    _print_heading(run, _words(env), changes)
+    _print_heading(run, _describe_env(env), changes)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
     print(f"length  {summary.pop('episodic_length'):.1f} steps, {summary.pop('episodes')} episodes")
@@ -253,27 +272,36 @@ def _evaluate_team(
     return 0
 
 
-def _print_heading(run: Run, what: str, changes: Sequence[str]) -> None:
+def _print_heading(run: Run, text: str, changes: Sequence[str]) -> None:
     config = run.config
     title = f"{config.recipe} {' '.join([config.label, *changes])} s{config.seed}"
-    print(one_line(f"{title} at step {run.step:,}: {what}"))
+    print(one_line(f"{title} at step {run.step:,}: {text}"))
 
 
-def _words(env: EnvConfig | TeamEnvConfig) -> str:
+def _describe_env(env: EnvConfig | TeamEnvConfig) -> str:
     return f"{env.id} {', '.join(f'{name}={value}' for name, value in env.kwargs.items())}"
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
-    from scrubjay.experiments.reports.equilibrium import learner_state, untrained, watched_gains
+    from scrubjay.experiments.reports.equilibrium import (
+        build_untrained_policy,
+        learner_state,
+        measure_gains_with_progress,
+    )
 
     with bad_input():
-        learned = learner_state(run)
+        final_state = learner_state(run)
     steps, episodes, seed = options.response_steps, options.episodes, options.seed
-    for when, team, known in (("before training", untrained(config), None), ("after", policy, learned)):
-        told = watched_gains(f"best responses {when}", team, config, steps, episodes, seed, known)
+    for when, team, learner_state_at in (
+        ("before training", build_untrained_policy(config), None),
+        ("after", policy, final_state),
+    ):
+        gains = measure_gains_with_progress(
+            f"best responses {when}", team, config, steps, episodes, seed, learner_state_at
+        )
         print(
-            f"{when}: epsilon {max(gain.gain for gain in told):.3f}, as far as {options.response_steps:,} "
-            "steps find it"
+            f"{when}: epsilon {max(gain.gain for gain in gains):.3f}, with {options.response_steps:,} "
+            "steps per best response"
         )
         rows = [
             (
@@ -282,6 +310,6 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
                 f"gains {gain.gain:+.3f}",
                 f"[{gain.low:+.3f}, {gain.high:+.3f}]",
             )
-            for agent, gain in enumerate(told)
+            for agent, gain in enumerate(gains)
         ]
         print(table(rows))

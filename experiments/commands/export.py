@@ -1,4 +1,4 @@
-"""`scrubjay export`: a trained policy for others: one step of it as a program, or its weights in a folder."""
+"""`scrubjay export`: export one step of a trained policy as a program, or its weights as a folder."""
 
 from __future__ import annotations
 
@@ -8,61 +8,61 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.words.arguments import UsageError, parse
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.cli.arguments import UsageError, parse
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write one step of a trained policy, any batch size, for programs without this package.
+    """Export one step of a trained policy, for any batch size, to run without this package.
 
-    With --pretrained write its weights instead, for programs with it: `Policy.from_pretrained(FOLDER)`.
+    With --pretrained export its weights instead, to load with `Policy.from_pretrained(FOLDER)`.
     """
 
     run: Positional[Path]
-    """The run's directory."""
+    """Run directory."""
     out: Path | None = None
-    """File to write; default: policy.pt2, or policy.onnx, in the run; of --pretrained the folder, default
-    pretrained."""
+    """Output file; default: policy.pt2 or policy.onnx in the run directory. With --pretrained the output
+    folder; default: pretrained in the run directory."""
     onnx: bool = False
-    """Write ONNX instead of torch.export's format."""
+    """Export to ONNX instead of torch.export's format."""
     pretrained: bool = False
-    """Write weights (safetensors), config.json and a model card; of teams, too."""
+    """Export weights (safetensors), config.json and a model card; also supports teams."""
     trust: bool = False
-    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
+    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay export RUN [--out FILE] [--onnx | --pretrained]`."""
-    options = parse(ExportOptions, words, "scrubjay export")
+    options = parse(ExportOptions, argv, "scrubjay export")
     if options.onnx and options.pretrained:
-        raise UsageError("--onnx and --pretrained are two exports: give one of them")
+        raise UsageError("--onnx and --pretrained cannot be combined; give one of them")
     return _write_pretrained(options) if options.pretrained else _write_step(options)
 
 
 def _write_step(options: ExportOptions) -> int:
-    from scrubjay.experiments.commands.loading import guarded, load_agent
+    from scrubjay.experiments.commands.loading import load_agent, memory_guard
     from scrubjay.experiments.reports.export import export_onnx, export_torch
 
-    with guarded(options.trust), bad_input():
-        trained, _ = load_agent(options.run, options.trust)
-        policy = trained.policy
-        out = options.out or trained.path / ("policy.onnx" if options.onnx else "policy.pt2")
+    with memory_guard(options.trust), bad_input():
+        trained_run, _ = load_agent(options.run, options.trust)
+        policy = trained_run.policy
+        out = options.out or trained_run.path / ("policy.onnx" if options.onnx else "policy.pt2")
         difference = (export_onnx if options.onnx else export_torch)(policy, out)
-    print(one_line(f"{out}: reloaded, and equal to the policy up to {difference:.1e}"))
+    print(one_line(f"{out}: reloaded; outputs match the policy up to {difference:.1e}"))
     return 0
 
 
 def _write_pretrained(options: ExportOptions) -> int:
-    from scrubjay.experiments.commands.loading import guarded
+    from scrubjay.experiments.commands.loading import memory_guard
     from scrubjay.experiments.reports.pretrained import export_pretrained
     from scrubjay.experiments.run import Run
 
-    with guarded(options.trust), bad_input():
-        trained = Run.load(options.run, options.trust)
-        out = options.out or trained.path / "pretrained"
-        kind = export_pretrained(trained, out)
-    told = f"{out}: reloaded, and equal to the policy; {kind}.from_pretrained({str(out)!r}) loads it"
-    print(one_line(told))
+    with memory_guard(options.trust), bad_input():
+        trained_run = Run.load(options.run, options.trust)
+        out = options.out or trained_run.path / "pretrained"
+        kind = export_pretrained(trained_run, out)
+    message = f"{out}: reloaded; weights match the policy; load with {kind}.from_pretrained({str(out)!r})"
+    print(one_line(message))
     return 0

@@ -1,4 +1,4 @@
-"""`scrubjay list`: recipes, methods, learners, memories and environments by their names."""
+"""`scrubjay list`: list recipes, methods, learners, memories and environments."""
 
 from __future__ import annotations
 
@@ -6,49 +6,53 @@ import os
 from collections.abc import Sequence
 from functools import cache
 
-from scrubjay.experiments.catalogue import Catalogue, catalogue, gathered
-from scrubjay.experiments.runs.own import VARIABLE
-from scrubjay.experiments.words.arguments import UsageError
-from scrubjay.experiments.words.terminal import table
+from scrubjay.experiments.catalogue import Catalogue, build_catalogue, load_catalogue
+from scrubjay.experiments.cli.arguments import UsageError
+from scrubjay.experiments.cli.terminal import table
+from scrubjay.experiments.runs.user_modules import IMPORT_VARIABLE
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay list`."""
-    if words and words[0] in ("-h", "--help"):
+    if argv and argv[0] in ("-h", "--help"):
         print(
             "usage: scrubjay list\n\n"
-            "Show recipes, methods, learners, memories with the bytes of state per agent, and environments."
+            "List recipes, methods, learners, memories (with bytes of state per agent) and environments."
         )
         return 0
-    if words:
-        raise UsageError(f"unexpected argument {words[0]!r}: list takes none")
-    kept = known()
-    memories = [(name, f"{kept.state_bytes[name]:>9,} B", about) for name, about in kept.memories.items()]
-    print(f"recipes\n{table(recipes())}\n")
-    print(f"methods (of recipes with several agents)\n{table(methods())}\n")
-    print(f"learners, of\n{table(learners())}\n")
+    if argv:
+        raise UsageError(f"unexpected argument {argv[0]!r}: list takes no arguments")
+    entries = current_catalogue()
+    memories = [
+        (name, f"{entries.state_bytes[name]:>9,} B", about) for name, about in entries.memories.items()
+    ]
+    print(f"recipes\n{table(list_recipes())}\n")
+    print(f"methods (for multi-agent recipes)\n{table(list_methods())}\n")
+    print(f"learners\n{table(list_learner_names())}\n")
     print(f"memories (state per agent at width 64)\n{table(memories)}\n")
-    print("environments\n" + table([(name,) for name in kept.environments]))
+    print("environments\n" + table([(name,) for name in entries.environments]))
     return 0
 
 
 @cache
-def known() -> Catalogue:
-    """Return what is kept, or what there is where modules of the user's own have registered more."""
-    return gathered() if os.environ.get(VARIABLE) else catalogue()
+def current_catalogue() -> Catalogue:
+    """Return the stored catalogue, or a new one if user modules may have registered further names."""
+    return build_catalogue() if os.environ.get(IMPORT_VARIABLE) else load_catalogue()
 
 
-def recipes() -> list[tuple[str, str]]:
-    """Return the names of all recipes, each with a line about it."""
-    return list(known().recipes.items())
+def list_recipes() -> list[tuple[str, str]]:
+    """Return all recipe names with their summaries."""
+    return list(current_catalogue().recipes.items())
 
 
-def learners() -> list[tuple[str, str]]:
-    """Return whose policies are learned, each with the names of the learners there are."""
-    whose = {"agent": "one agent", "team": "teams"}
-    return [(whose[acts], ", ".join(names)) for acts, names in known().learners.items()]
+def list_learner_names() -> list[tuple[str, str]]:
+    """Return the names of all learners, grouped by single-agent and team learners."""
+    titles = {"agent": "single agent", "team": "team"}
+    return [
+        (titles[policy_type], ", ".join(names)) for policy_type, names in current_catalogue().learners.items()
+    ]
 
 
-def methods() -> list[tuple[str, str]]:
-    """Return the names of all methods of teams, each with a line about it."""
-    return list(known().methods.items())
+def list_methods() -> list[tuple[str, str]]:
+    """Return all multi-agent method names with their summaries."""
+    return list(current_catalogue().methods.items())

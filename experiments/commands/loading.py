@@ -1,4 +1,4 @@
-"""What several verbs do with a run: open one that acts, or go on with its training."""
+"""Loading and training of runs, shared by several commands."""
 
 from __future__ import annotations
 
@@ -9,61 +9,63 @@ from typing import Any
 
 from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.envs.teams import TeamError
-from scrubjay.experiments.kinds.reinforcement import AgentConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.cli.failures import FailedError, UsageError, describe, is_out_of_memory
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.directory import CURVE
-from scrubjay.experiments.runs.room import ROOM, available, bounded
-from scrubjay.experiments.runs.stopping import Interrupted
-from scrubjay.experiments.training import CannotBeginError, go_on
-from scrubjay.experiments.words.failures import FailedError, UsageError, describe, lacks_memory
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.runs.memory_limit import MEMORY_LIMIT, available_bytes, limit_memory
+from scrubjay.experiments.training import TrainingStartError, run_training
 
 
 @contextlib.contextmanager
-def guarded(trust: bool) -> Iterator[None]:
-    """While entered, let runs that nobody vouches for take half of the memory that is free, and no more.
+def memory_guard(trust: bool) -> Iterator[None]:
+    """Limit an untrusted run to half of the free memory while entered.
 
-    Raises UsageError where they would.
+    Raises UsageError if it needs more.
     """
     if trust:
         yield
         return
     try:
-        with bounded(max(ROOM, available() // 2)):
+        with limit_memory(max(MEMORY_LIMIT, available_bytes() // 2)):
             yield
     except Exception as error:
-        if not lacks_memory(error.__cause__ or error):
+        if not is_out_of_memory(error.__cause__ or error):
             raise
-        raise UsageError(f"{describe(error)}; a run that you trust may take more: add --trust") from error
+        raise UsageError(
+            f"{describe(error)}; add --trust to lift the memory limit for a run that you trust"
+        ) from error
 
 
 def load_agent(path: Path, trust: bool = False) -> tuple[Run, AgentConfig]:
-    """Open the run of one agent. Raises UsageError if it is none."""
+    """Load a single-agent run. Raises UsageError if it is of another kind."""
     with bad_input():
         run = Run.load(path, trust)
     return run, config_of_agent(run)
 
 
 def config_of_agent(run: Run) -> AgentConfig:
-    """Return the config of one agent's run. Raises UsageError if it is none."""
+    """Return the config of a single-agent run. Raises UsageError if it is of another kind."""
     with bad_input():
         if not isinstance(run.config, AgentConfig):
-            lacks = "of one agent" if isinstance(run.config, TeamTaskConfig) else "to act"
-            raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no policy {lacks}")
+            missing_part = "single-agent policy" if isinstance(run.config, TeamTaskConfig) else "policy"
+            raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no {missing_part}")
         return run.config
 
 
-def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str | None = None) -> int:
-    """Train to the end from where the run stands, and say what came of it; return the exit code."""
+def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str | None = None) -> int:
+    """Train a run from its current step to the end and print the result; return the exit code."""
     try:
-        go_on(run, not quiet, ray, logger=logger)
-    except CannotBeginError as error:
+        run_training(run, not quiet, ray, logger=logger)
+    except TrainingStartError as error:
         raise UsageError(describe(error)) from error
-    except Interrupted as stop:
+    except GracefulInterrupt as stop:
         print(f"\n{one_line(stop)}", flush=True)
         return stop.exit_code
     except CheckpointError as error:
@@ -71,9 +73,11 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
     except (EnvFaultError, TeamError) as error:
         config: Any = run.config
         name = str(config.env.id)
-        raise FailedError(f"environment {name!r}: {error}; once it is mended: {run.again}") from error
-    except Exception as error:  # of the environment's own code, say: what was learned so far is kept
-        error.add_note(f"once it is mended: {run.again}")
+        raise FailedError(
+            f"environment {name!r}: {error}; after fixing it, continue with: {run.resume_command}"
+        ) from error
+    except Exception as error:  # for example in the environment's own code; the checkpoints are kept
+        error.add_note(f"after fixing it, continue with: {run.resume_command}")
         raise
     result = ", ".join(
         f"{name} {run.result[key]:.3f}"
@@ -81,6 +85,10 @@ def train_on(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str |
         if key in run.result
     )
     curve = run.path / CURVE
-    told = [f"done: {result or 'not evaluated'}", *([f"curve: {curve}"] if curve.exists() else []), *run.lost]
-    print(one_line("; ".join(told)))
+    parts = [
+        f"done: {result or 'not evaluated'}",
+        *([f"curve: {curve}"] if curve.exists() else []),
+        *run.loss_warnings,
+    ]
+    print(one_line("; ".join(parts)))
     return 0

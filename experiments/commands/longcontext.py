@@ -1,4 +1,4 @@
-"""`scrubjay longcontext`: what context policies keep of a long text, measured in a real language model."""
+"""`scrubjay longcontext`: benchmark context policies of a language model on long texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`scrubjay look`: what a policy remembers in an episode, as a page, a picture or a trace."""
+"""`scrubjay look`: visualize the memory of a policy in an episode as a page, a picture or a trace."""
 
 from __future__ import annotations
 
@@ -8,55 +8,57 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.words.arguments import parse, take_flag
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.cli.arguments import parse, take_flag
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
 
 
 @dataclass(frozen=True)
 class LookOptions:
-    """Show what an agent remembers: the film of an episode beside what each step recalled, as one page."""
+    """Visualize the memory of an agent: a page with the frames of an episode and the recall of each step."""
 
-    what: Positional[str]
-    """A run's directory, or a trace (.json) that was written before."""
+    source: Positional[str]
+    """Run directory, or a trace file (.json)."""
     episode: int = 1
-    """Seed of the episode."""
+    """Random seed of the episode."""
     out: Path | None = None
-    """File to write: a page (.html), a picture (.png, .pdf, .svg) or the trace (.json); default: look.html in
-    the run, or in the current folder."""
+    """Output file: a page (.html), a picture (.png, .pdf, .svg) or a trace (.json); default: look.html in the
+    run directory, or in the current folder."""
     max_steps: int = 500
-    """Where to cut a long episode."""
+    """Maximum steps of the episode."""
     best_response: bool = False
-    """Of a team: let each agent learn alone against the others, and tell on the page what it gains."""
+    """For teams: train a best response of each agent against the others and show its gain on the page."""
     response_steps: int = 50_000
-    """Environment steps each agent has for that."""
+    """Environment steps per agent for --best-response."""
     trust: bool = False
-    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
+    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay look RUN|TRACE [--episode SEED] [--out FILE] [--set name=value] [--best-response]`."""
-    remaining = list(words)
+    remaining = list(argv)
     settings = take_flag(remaining, "--set")
     options = parse(LookOptions, remaining, "scrubjay look")
-    from scrubjay.experiments.commands.loading import guarded
-    from scrubjay.experiments.looking.gains import Responses
-    from scrubjay.experiments.looking.look import Look, check_format, look
+    from scrubjay.experiments.commands.loading import memory_guard
     from scrubjay.experiments.recipes.overrides import parse_setting
+    from scrubjay.experiments.viz.gains import BestResponses
+    from scrubjay.experiments.viz.look import Look, check_format, look
 
-    with guarded(options.trust), bad_input():
-        folder = Path(options.what) if Path(options.what).is_dir() else Path()
+    with memory_guard(options.trust), bad_input():
+        folder = Path(options.source) if Path(options.source).is_dir() else Path()
         out = options.out or folder / "look.html"
         check_format(out)
-        set_to = dict(map(parse_setting, settings))
+        env_settings = dict(map(parse_setting, settings))
         responses = None
         if options.best_response:
-            responses = Responses.to(options.what, set_to, options.response_steps, options.trust)
-        what = options.what if responses is None else responses.run
-        seen = look(what, options.episode, set_to, options.max_steps, options.trust, progress=True)
-        seen.save(out)
-        if responses is not None:  # what takes minutes comes when the page is there already
-            seen = Look(responses.told_in(seen.trace))
-            seen.save(out)
-    print(one_line(f"{out}: {seen.trace.title}, {len(seen.trace.steps)} steps"))
+            responses = BestResponses.from_run(
+                options.source, env_settings, options.response_steps, options.trust
+            )
+        what = options.source if responses is None else responses.run
+        page = look(what, options.episode, env_settings, options.max_steps, options.trust, progress=True)
+        page.save(out)
+        if responses is not None:  # best responses take minutes, so the page is written before and after
+            page = Look(responses.add_to_trace(page.trace))
+            page.save(out)
+    print(one_line(f"{out}: {page.trace.title}, {len(page.trace.steps)} steps"))
     return 0

@@ -1,4 +1,4 @@
-"""`scrubjay plot`: learning curves of one or several runs, or what they came to by bytes of state."""
+"""`scrubjay plot`: plot learning curves of one or several runs, or their results against bytes of state."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.words.arguments import parse
-from scrubjay.experiments.words.foreign import one_line
-from scrubjay.experiments.words.terminal import bad_input
+from scrubjay.experiments.cli.arguments import parse
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
 
 
 @dataclass(frozen=True)
 class PlotOptions:
-    """Draw learning curves: one panel per recipe, one curve per memory, mean and range over seeds."""
+    """Plot learning curves: one panel per recipe, one curve per memory, mean and range over seeds."""
 
     runs: Positional[tuple[Path, ...]]
-    """Directories of runs."""
+    """Run directories."""
     out: Path | None = None
-    """File to write; its ending chooses the format. Default: curve.png in the run, or in the current
-    folder."""
+    """Output file; its extension selects the format. Default: curve.png in the run directory, or in the
+    current folder for several runs."""
     metric: str | None = None
-    """Column of metrics.jsonl; default: success, or return where success is not told."""
+    """Column of metrics.jsonl to plot; default: success, or return if there is no success rate."""
     against: Literal["steps", "bytes"] = "steps"
-    """What runs lie along: steps of training; or, of sequence tasks, bytes of state, one line per memory."""
+    """X axis: training steps, or for sequence tasks bytes of state, with one line per memory."""
     trust: bool = False
-    """Run code that a directory names or has pickled: an environment that is none of Scrubjay's, say."""
+    """Trust the runs: allow them to execute code that they name or have pickled, such as custom
+    environments."""
 
 
-def run(words: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME] [--against bytes]`."""
-    options = parse(PlotOptions, words, "scrubjay plot")
-    from scrubjay.experiments.commands.loading import guarded
+    options = parse(PlotOptions, argv, "scrubjay plot")
+    from scrubjay.experiments.commands.loading import memory_guard
     from scrubjay.experiments.reports.accuracy import plot_state
     from scrubjay.experiments.reports.curves import plot_runs
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.runs.directory import CURVE
 
-    with guarded(options.trust), bad_input():
+    with memory_guard(options.trust), bad_input():
         if not options.runs:
             raise ValueError("plot needs at least one run directory")
         runs = [Run.load(path, options.trust) for path in options.runs]
@@ -48,10 +49,10 @@ def run(words: Sequence[str]) -> int:
         if options.against == "bytes":
             if options.metric is not None:
                 raise ValueError(
-                    "--metric is of curves against steps; leave out one of it and --against bytes"
+                    "--metric and --against bytes cannot be combined; --metric is for curves against steps"
                 )
-            written = plot_state(runs, out)
+            file = plot_state(runs, out)
         else:
-            written = plot_runs(runs, out, options.metric)
-        print(one_line(written))
+            file = plot_runs(runs, out, options.metric)
+        print(one_line(file))
     return 0

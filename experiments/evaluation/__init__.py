@@ -1,4 +1,4 @@
-"""Trained policies and teams, played and judged."""
+"""Evaluation of trained policies and teams."""
 
 MAX_STEPS = 100_000
-"""Most steps that each copy of an environment takes, where nothing else is said."""
+"""Default maximum number of steps per environment."""

@@ -1,4 +1,4 @@
-"""How good a policy is: whole episodes, each environment copy playing its fixed share."""
+"""Evaluation of a policy on whole episodes, with a fixed number of episodes per environment."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from scrubjay.agents.rl.sampler import MEASURES, final_info
 from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.playing import playing
+from scrubjay.experiments.tasks.errors import environment_errors
 
-MAX_COPIES = 64
+MAX_ENVS = 64
 
 OnStep = Callable[[int, int], object]
-"""Called after each step of all copies: how many each has taken, how many episodes have ended."""
+"""Callback after each vector step, with the number of steps and of finished episodes."""
 
 
-def share_out(episodes: int) -> list[int]:
-    """Return how many episodes each copy of an environment plays, the first ones one more if need be.
+def split_episodes(episodes: int) -> list[int]:
+    """Return the number of episodes of each environment; the first ones may have one more than the others.
 
-    Raises ValueError if there are fewer than 1.
+    Raises ValueError if `episodes` is less than 1.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes}: at least 1 is needed")
-    copies = min(episodes, MAX_COPIES)
-    return [episodes // copies + (row < episodes % copies) for row in range(copies)]
+    num_envs = min(episodes, MAX_ENVS)
+    return [episodes // num_envs + (row < episodes % num_envs) for row in range(num_envs)]
 
 
-def describe(returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray) -> dict[str, float]:
+def summarize_episodes(
+    returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray
+) -> dict[str, float]:
     """Return the number of episodes, their mean return with its 95 % interval, and their mean length."""
     low, high = normal_interval(returns)
     return {
@@ -47,20 +49,20 @@ def describe(returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.
 
 @dataclass(frozen=True)
 class EpisodeScores:
-    """Finished episodes of one policy."""
+    """Scores of the finished episodes of a policy."""
 
     returns: tuple[float, ...]
     """Sum of rewards of each episode."""
     lengths: tuple[int, ...]
     """Steps of each episode."""
     successes: tuple[float, ...]
-    """How well each succeeded, from 0 to 1; empty where the environment does not say."""
+    """Success of each episode, from 0 to 1; empty if the environment does not report it."""
     measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """What else the environment says of each episode, such as whether a choice was reached at all."""
+    """Further measures of each episode from the environment, such as whether a choice was reached."""
 
     def summary(self) -> dict[str, float]:
-        """Return means with 95 % intervals: Wilson's for success that is yes or no, else the normal one."""
-        summary = describe(self.returns, self.lengths)
+        """Return means with 95 % intervals: Wilson intervals for binary success, else normal ones."""
+        summary = summarize_episodes(self.returns, self.lengths)
         if self.successes:
             if set(self.successes) <= {0.0, 1.0}:
                 low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
@@ -79,69 +81,72 @@ def evaluate(
     max_steps: int = MAX_STEPS,
     on_step: OnStep | None = None,
 ) -> EpisodeScores:
-    """Play whole episodes; neither the policy nor any global generator is changed.
+    """Evaluate a policy on whole episodes; neither the policy nor any global generator is changed.
 
-    Every copy of the environment plays a fixed share, since the first to finish would be the shortest.
+    Every environment plays a fixed number of episodes. Taking the first episodes to finish would favor short
+    ones.
 
     Args:
-        policy: Who acts.
-        env: Where.
-        episodes: How many, over all copies.
-        seed: Of the environments, and of actions that are drawn.
-        deterministic: Take the likeliest action instead of drawing one.
-        max_steps: Of every copy; episodes still going on then are left out, since nothing says that an
-            environment ever ends.
-        on_step: Called after each step.
+        policy: Policy to evaluate.
+        env: Environment config.
+        episodes: Number of episodes over all environments.
+        seed: Seed of the environments and of sampled actions.
+        deterministic: Take the most likely action instead of sampling one.
+        max_steps: Maximum steps per environment, since an environment may never end an episode; unfinished
+            episodes are left out.
+        on_step: Callback after each step.
 
     Raises:
-        ValueError: if fewer than 1 episode is asked for or none ended.
+        ValueError: if `episodes` is less than 1 or no episode ended.
     """
-    shares = share_out(episodes)
-    copies = len(shares)
-    finished: list[list[tuple[float, int, dict[str, float | None]]]] = [[] for _ in range(copies)]
-    envs = env.make_vector(copies)
+    shares = split_episodes(episodes)
+    num_envs = len(shares)
+    episodes_by_env: list[list[tuple[float, int, dict[str, float | None]]]] = [[] for _ in range(num_envs)]
+    envs = env.make_vector(num_envs)
     training = policy.training
     policy.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             leaves = leaf_spaces(policy.observation_space)
-            with playing(env.id):
+            with environment_errors(env.id):
                 observations, _ = envs.reset(seed=seed)
                 check_indices(leaves, leaf_values(observations))
-            start = np.zeros(copies, dtype=bool)
-            rows = policy.memory.stepper(policy.initial_state(copies))
-            returns, lengths = np.zeros(copies), np.zeros(copies, dtype=int)
+            start = np.zeros(num_envs, dtype=bool)
+            stepper = policy.memory.stepper(policy.initial_state(num_envs))
+            returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=int)
             for step in range(max_steps):
-                if all(len(done) >= share for done, share in zip(finished, shares, strict=True)):
+                if all(len(done) >= share for done, share in zip(episodes_by_env, shares, strict=True)):
                     break
-                seen = to_tensors(policy.observation_space, observations, policy.device)
-                begun = torch.from_numpy(start).to(policy.device) if start.any() else None
-                action = policy.advance(seen, rows, begun, deterministic=deterministic).action
+                inputs = to_tensors(policy.observation_space, observations, policy.device)
+                episode_starts = torch.from_numpy(start).to(policy.device) if start.any() else None
+                action = policy.advance(inputs, stepper, episode_starts, deterministic=deterministic).action
                 actions = policy.env_actions(action)
-                with playing(env.id):
+                with environment_errors(env.id):
                     observations, rewards, terminated, truncated, infos = envs.step(actions)
                     check_indices(leaves, leaf_values(observations))
                 returns, lengths = returns + rewards, lengths + 1
                 start = np.logical_or(terminated, truncated)
-                for row in np.flatnonzero(start):
-                    told = {name: final_info(infos, int(row), name) for name in ("success", *MEASURES)}
-                    finished[row].append((float(returns[row]), int(lengths[row]), told))
-                    returns[row] = lengths[row] = 0
+                for index in np.flatnonzero(start):
+                    outcomes = {name: final_info(infos, int(index), name) for name in ("success", *MEASURES)}
+                    episodes_by_env[index].append((float(returns[index]), int(lengths[index]), outcomes))
+                    returns[index] = lengths[index] = 0
                 if on_step is not None:
-                    on_step(step + 1, sum(map(len, finished)))
+                    on_step(step + 1, sum(map(len, episodes_by_env)))
     finally:
         policy.train(training)
         envs.close()
-    counted = [episode for done, share in zip(finished, shares, strict=True) for episode in done[:share]]
-    if not counted:
+    scored_episodes = [
+        episode for done, share in zip(episodes_by_env, shares, strict=True) for episode in done[:share]
+    ]
+    if not scored_episodes:
         raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")
-    columns = {name: [episode[2][name] for episode in counted] for name in counted[0][2]}
+    columns = {name: [episode[2][name] for episode in scored_episodes] for name in scored_episodes[0][2]}
     whole = {name: tuple(v for v in values if v is not None) for name, values in columns.items()}
-    whole = {name: values for name, values in whole.items() if len(values) == len(counted)}
+    whole = {name: values for name, values in whole.items() if len(values) == len(scored_episodes)}
     return EpisodeScores(
-        returns=tuple(episode[0] for episode in counted),
-        lengths=tuple(episode[1] for episode in counted),
+        returns=tuple(episode[0] for episode in scored_episodes),
+        lengths=tuple(episode[1] for episode in scored_episodes),
         successes=whole.pop("success", ()),
         measures=whole,
     )

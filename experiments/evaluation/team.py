@@ -1,4 +1,4 @@
-"""How good a team is: whole episodes, each row playing its fixed share, and what was measured in them."""
+"""Evaluation of a team on whole episodes, with a fixed number of episodes per environment."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.evaluation.policy import (
     EpisodeScores,
     OnStep,
-    describe,
     evaluate,
-    share_out,
+    split_episodes,
+    summarize_episodes,
 )
-from scrubjay.experiments.tasks.teams import TeamEnvConfig, known_by
+from scrubjay.experiments.tasks.teams import TeamEnvConfig, find_known_team
 
 
 class Actor(Protocol):
-    """Whoever acts for all agents of all rows, a policy or a rule."""
+    """Callable that acts for all agents of all environments: a policy or a rule."""
 
     def __call__(
         self,
         env: Any,
         observations: Mapping[str, np.ndarray],
-        alive: Bool[np.ndarray, "rows agents"],
-        start: Bool[np.ndarray, " rows"],
+        alive: Bool[np.ndarray, "envs agents"],
+        start: Bool[np.ndarray, " envs"],
     ) -> np.ndarray:
-        """Return actions `[rows, agents, ...]`; `start` marks rows whose episode begins.
+        """Return actions `[envs, agents, ...]`; `start` marks environments at the start of an episode.
 
-        `env` is what is acted in, rows of teams or one ParallelEnv; rules may look at it.
+        `env` is a batch of team environments or one ParallelEnv; rules may read its state.
         """
         ...
 
 
 class PolicyActor:
-    """A policy that remembers from step to step; by default it takes its favourite actions."""
+    """Actor that carries the memory state of a policy; by default it takes the most likely actions."""
 
     def __init__(self, policy: TeamPolicy, deterministic: bool = True) -> None:
         self.policy = policy
@@ -50,30 +50,30 @@ class PolicyActor:
     def __call__(
         self, env: Any, observations: Mapping[str, np.ndarray], alive: np.ndarray, start: np.ndarray
     ) -> np.ndarray:
-        """Return the policy's actions."""
+        """Return the actions of the policy."""
         actions, self._state = self.policy.act(observations, alive, self._state, start, self.deterministic)
         return actions
 
 
-def rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
-    """Return the rules of thumb there are for an environment, by name, each made from a seed."""
-    return known_by(env_config.id).rules()
+def list_rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
+    """Return the rule-based actors for an environment, by name, as factories that take a seed."""
+    return find_known_team(env_config.id).rules()
 
 
 @dataclass(frozen=True)
 class TeamScores:
-    """Finished episodes of one team."""
+    """Scores of the finished episodes of a team."""
 
     returns: np.ndarray
     """Undiscounted sum of each agent's rewards, `[episodes, agents]`."""
     lengths: np.ndarray
     """Steps of each episode, `[episodes]`."""
     measures: dict[str, np.ndarray]
-    """What the environment measured, averaged over the steps of each episode, `[episodes]`."""
+    """Measures of the environment, averaged over the steps of each episode, `[episodes]`."""
 
     def summary(self) -> dict[str, float]:
         """Return means with 95 % intervals; a team's return is the sum over its agents."""
-        summary = describe(self.returns.sum(axis=1), self.lengths)
+        summary = summarize_episodes(self.returns.sum(axis=1), self.lengths)
         return summary | {name: float(values.mean()) for name, values in self.measures.items()}
 
 
@@ -85,57 +85,57 @@ def evaluate_team(
     max_steps: int = MAX_STEPS,
     on_step: OnStep | None = None,
 ) -> TeamScores:
-    """Play whole episodes, in the order of rows; no global generator is changed.
+    """Evaluate an actor on whole episodes, ordered by environment; no global generator is changed.
 
-    Every row plays a fixed share, since the first to finish would be the shortest. Under one seed two actors
-    so have their k-th episodes in the same row.
+    Every environment plays a fixed number of episodes. Taking the first episodes to finish would favor short
+    ones. With the same seed, the k-th episodes of two actors are from the same environment.
 
     Args:
-        actor: Who acts.
-        env_config: Where.
-        episodes: How many, over all rows.
-        seed: Of the environments, and of actions that are drawn.
-        max_steps: Of every row.
-        on_step: Called after each step.
+        actor: Actor to evaluate.
+        env_config: Environment config.
+        episodes: Number of episodes over all environments.
+        seed: Seed of the environments and of sampled actions.
+        max_steps: Maximum steps per environment.
+        on_step: Callback after each step.
 
     Raises:
-        ValueError: if fewer than 1 episode is asked for or one is longer than `max_steps`.
+        ValueError: if `episodes` is less than 1 or an episode does not end within `max_steps`.
     """
-    shares = share_out(episodes)
-    rows = len(shares)
-    env = env_config.make_teams(rows)
-    finished: list[list[tuple[np.ndarray, int, dict[str, float]]]] = [[] for _ in range(rows)]
+    shares = split_episodes(episodes)
+    num_envs = len(shares)
+    env = env_config.make_teams(num_envs)
+    episodes_by_env: list[list[tuple[np.ndarray, int, dict[str, float]]]] = [[] for _ in range(num_envs)]
     try:
         with torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(seed)
             observations, alive = env.reset(seed=seed)
-            start = np.ones(rows, dtype=bool)
-            returns, lengths = np.zeros((rows, len(env.possible_agents))), np.zeros(rows, dtype=int)
+            start = np.ones(num_envs, dtype=bool)
+            returns, lengths = np.zeros((num_envs, len(env.possible_agents))), np.zeros(num_envs, dtype=int)
             sums: dict[str, np.ndarray] = {}
-            for taken in range(1, max_steps + 1):
+            for num_steps in range(1, max_steps + 1):
                 step = env.step(actor(env, observations, alive, start))
                 returns, lengths = returns + step.rewards, lengths + 1
                 sums = {name: sums.get(name, 0.0) + values for name, values in step.infos.items()}
-                for row in np.flatnonzero(step.ended):
-                    if len(finished[row]) < shares[row]:
-                        means = {name: float(total[row] / lengths[row]) for name, total in sums.items()}
-                        finished[row].append((returns[row].copy(), int(lengths[row]), means))
-                    returns[row] = lengths[row] = 0
+                for index in np.flatnonzero(step.dones):
+                    if len(episodes_by_env[index]) < shares[index]:
+                        means = {name: float(total[index] / lengths[index]) for name, total in sums.items()}
+                        episodes_by_env[index].append((returns[index].copy(), int(lengths[index]), means))
+                    returns[index] = lengths[index] = 0
                     for total in sums.values():
-                        total[row] = 0.0
+                        total[index] = 0.0
                 if on_step is not None:
-                    on_step(taken, sum(map(len, finished)))
-                if all(len(own) == share for own, share in zip(finished, shares, strict=True)):
+                    on_step(num_steps, sum(map(len, episodes_by_env)))
+                if all(len(own) == share for own, share in zip(episodes_by_env, shares, strict=True)):
                     break
-                observations, alive, start = step.observations, step.alive, step.ended
+                observations, alive, start = step.observations, step.alive, step.dones
             else:
                 raise ValueError(
                     f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)"
                 )
     finally:
         env.close()
-    episodes_by_row = [episode for own in finished for episode in own]
-    returns_of, lengths_of, measures_of = zip(*episodes_by_row, strict=True)
+    all_episodes = [episode for own in episodes_by_env for episode in own]
+    returns_of, lengths_of, measures_of = zip(*all_episodes, strict=True)
     return TeamScores(
         returns=np.stack(returns_of),
         lengths=np.array(lengths_of),
@@ -146,7 +146,7 @@ def evaluate_team(
 def evaluate_policy(
     policy: Any, env_config: Any, episodes: int = 100, seed: int = 0
 ) -> EpisodeScores | TeamScores:
-    """Play whole episodes by the favourite actions of a policy of one agent, or of a team's.
+    """Evaluate the most likely actions of the policy of one agent or a team.
 
     Raises ValueError as `evaluate` and `evaluate_team`.
     """

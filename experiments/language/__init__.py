@@ -1,1 +1,1 @@
-"""Agents that talk, as experiments: conversations, scores, prompt templates, tuning records."""
+"""Experiments with language agents: conversations, scores, prompt templates, tuning records."""

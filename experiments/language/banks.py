@@ -1,4 +1,4 @@
-"""Banks of a command line: opened by file, with what is left out said on stderr."""
+"""Open memory banks for the command line, with warnings on stderr about missing embeddings."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from typing import get_args
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.memory import DamagedBankError, MemoryBank
-from scrubjay.memory.bank.model import lacks_embeddings
-from scrubjay.memory.bank.search.dense import stored_dimension
+from scrubjay.memory.bank.embedding_model import lacks_embeddings
+from scrubjay.memory.bank.search.dense import read_dimension
 
 
 def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
-    """Open a bank's file. Raises ValueError if it is none, or is not there and must not be created.
+    """Open the file of a bank.
 
-    Raises ModuleNotFoundError if what `embeddings` need is not there.
+    Raises ValueError if the file is not a bank, or is missing and `create` is False. Raises
+    ModuleNotFoundError if a package that `embeddings` needs is missing.
     """
     if not create and not path.is_file():
-        raise ValueError(f"there is no memory {path}; scrubjay memory add {path} TEXT begins one")
+        raise ValueError(
+            f"memory bank {path} does not exist; create it with: scrubjay memory add {path} TEXT"
+        )
     if not path.parent.is_dir():
-        raise ValueError(f"there is no folder {path.parent} for a memory")
-    made = None if embeddings is None else make_embeddings(embeddings)  # before a file is begun
+        raise ValueError(f"folder {path.parent} does not exist")
+    embedding_model = None if embeddings is None else make_embeddings(embeddings)  # before a file is created
     try:
-        return MemoryBank(path, made, clock=lambda: datetime.now().astimezone())  # days are the user's
+        # The clock is the local time of the user.
+        return MemoryBank(path, embedding_model, clock=lambda: datetime.now().astimezone())
     except DamagedBankError as error:
-        raise ValueError(f"{path} is no memory of Scrubjay: {error}") from None
+        raise ValueError(f"{path} is not a memory bank: {error}") from None
     except sqlite3.Error as error:
-        raise ValueError(f"{path} cannot be opened as a memory: {error}") from error
+        raise ValueError(f"{path} cannot be opened as a memory bank: {error}") from error
 
 
 def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
-    """Open a bank's file as `open_bank` does, and say what its embeddings, or their lack, leave out now."""
+    """Open the file of a bank as `open_bank` does, and warn if embeddings are missing or unused."""
     bank = open_bank(path, create, embeddings)
     with bank.store.reading() as connection:
-        written, lacking = stored_dimension(connection) is not None, lacks_embeddings(connection)
-    if embeddings is None and written:
+        has_embeddings, some_missing = read_dimension(connection) is not None, lacks_embeddings(connection)
+    if embeddings is None and has_embeddings:
         names = " or ".join(get_args(EmbeddingsName))
         print(
             f"{path} was written with embeddings, which are left out: words alone count, and what is "
@@ -46,7 +50,7 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None)
             file=sys.stderr,
             flush=True,
         )
-    if embeddings is not None and lacking:
+    if embeddings is not None and some_missing:
         print(
             f"{path} has records without embeddings, which are found by words alone; exported, and "
             "imported into a new "
@@ -57,6 +61,6 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None)
     return bank
 
 
-def read_namespace(words: str | None) -> tuple[str, ...] | None:
+def read_namespace(name: str | None) -> tuple[str, ...] | None:
     """Return "user/ada" as `("user", "ada")`, "" as `()`, and None as None."""
-    return None if words is None else tuple(words.split("/")) if words else ()
+    return None if name is None else tuple(name.split("/")) if name else ()

@@ -1,8 +1,7 @@
-"""Long conversations with questions about them, in English or Chinese, made by seed, to be recalled.
+"""Synthetic long conversations with recall questions, in English or Chinese, generated from a seed.
 
-A turn states a fact about somebody, a date, or, mostly, nothing of weight; some facts are replaced later.
-Every question knows the turns that answer it, so recall needs no judge. The wording is in
-`conversations.json`.
+A turn states a fact about a person, a date, or, mostly, small talk; some facts are replaced later. Every
+question lists the turns that answer it, so recall needs no judge. The wording is in `conversations.json`.
 """
 
 from __future__ import annotations
@@ -19,86 +18,86 @@ from typing import Any, NamedTuple
 
 LANGUAGES = ("en", "zh")
 ABILITIES = ("stated", "paraphrased", "updated", "past", "dated", "reply", "joined")
-"""What a question asks for: a fact in its own words, or in others, its newest or an older version, what
-happened when, an answer whose words are not the question's, two facts at once."""
+"""Question types: a fact in its own words, a paraphrase, the newest version, an older version, the event at a
+date, an answer that shares no words with the question, and two facts at once."""
 
 _BEGIN = datetime(2025, 1, 6, 18, tzinfo=UTC)
 _SESSION, _TURN_SECONDS = 20, 40
-_SLOTS, _EVENTS, _EXCHANGES = 6, 3, 2  # of each person
+_SLOTS, _EVENTS, _EXCHANGES = 6, 3, 2  # per person
 _CHANGES = (0, 1, 1, 2)
-_SAYING_NAMES = 0.3
+_NAME_PROBABILITY = 0.3
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Something said."""
+    """One turn of a conversation."""
 
     text: str
     observed: datetime
-    """When."""
+    """Time of the turn."""
     replaces: int | None = None
-    """Place of the turn whose fact is no longer true now."""
+    """Index of the turn whose fact this turn replaces."""
     fact: tuple[str, str, str] | None = None
-    """Subject, relation and object of what it states, where that is known."""
+    """Subject, relation and object of the stated fact, if known."""
 
 
 class Hop(NamedTuple):
-    """A relation to follow, from the object of the hop before."""
+    """A relation to follow from the object of the previous hop."""
 
     subject: str
-    """Of the first hop; "" of the others."""
+    """Subject of the first hop; "" for the others."""
     relation: str
-    asked: str
-    """A question for its object, with {} for the subject."""
+    question: str
+    """Question for the object, with {} for the subject."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Something to recall."""
+    """A recall question."""
 
     text: str
     answers: frozenset[int]
-    """Places of the turns that are needed to answer it."""
+    """Indices of the turns that are needed for the answer."""
     ability: str
-    """What it asks for."""
+    """Question type, one of `ABILITIES` or a type of the data set."""
     at: datetime | None = None
-    """The moment that it asks about, None for the end."""
-    outdated: frozenset[int] = frozenset()
-    """Places of turns that answered it once."""
+    """Time that the question refers to; None for the end."""
+    outdated_answers: frozenset[int] = frozenset()
+    """Indices of turns whose facts answered the question before they were replaced."""
     references: tuple[str, ...] = ()
-    """Texts, each of which is a right answer; none where only the turns are known."""
+    """Correct answers, any of which counts; empty if the data set names only the turns with the answer."""
     hops: tuple[Hop, ...] = ()
-    """How facts lead to the answer, where that is known."""
+    """Chain of relations that leads to the answer, if known."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, oldest first, and questions about them."""
+    """Turns, oldest first, with questions about them."""
 
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]
     name: str = ""
-    """By which the set that it is of knows it."""
+    """Name in its data set."""
 
 
 @dataclass(frozen=True)
 class Reminder:
-    """A fact that is told in one turn and asked for in another, and never mentioned else."""
+    """A fact that is stated in one turn and queried in another, and not mentioned elsewhere."""
 
-    told: int
-    """Place of the turn that tells it."""
-    asked: int
-    """Place of the turn that asks for it."""
+    fact_turn: int
+    """Index of the turn that states the fact."""
+    question_turn: int
+    """Index of the turn that asks for the fact."""
     who: str
-    """Whom it is about."""
+    """Person that the fact is about."""
     value: str
-    """What the answer must name."""
+    """Value that the answer must contain."""
 
 
-def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> Conversation:
-    """Return a conversation of so many turns about so many people; the same for the same arguments.
+def generate_conversation(language: str, seed: int, turns: int = 1000, people: int = 12) -> Conversation:
+    """Generate a conversation of `turns` turns about `people` people, deterministic in its arguments.
 
-    Raises ValueError on an unknown language, more than 20 people, or too few turns to say everything.
+    Raises ValueError on an unknown language, more than 20 people, or too few turns.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r}; choose from {', '.join(LANGUAGES)}")
@@ -108,40 +107,45 @@ def converse(language: str, seed: int, turns: int = 1000, people: int = 12) -> C
     least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES)
     if turns < least:
         raise ValueError(f"turns={turns}: {people} people need at least {least}")
-    return _Talk(wording, random.Random(f"{language} {seed}"), turns, people).conversation()
+    return _ConversationGenerator(wording, random.Random(f"{language} {seed}"), turns, people).conversation()
 
 
-def remind(
-    language: str, seed: int, turns: int, told: int, asked: Sequence[int]
+def generate_reminders(
+    language: str, seed: int, turns: int, fact_turn: int, question_turns: Sequence[int]
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
-    """Return a conversation with facts about one person from place `told` on, each asked for much later.
+    """Generate a conversation with facts about one person from turn `fact_turn` on, each queried much later.
 
-    In other words than those it was told in; what is told first is asked for last. Others have facts of the
-    same kinds, and small talk names everybody. Raises ValueError on places that are taken twice or out of
-    range, on more of them than kinds of facts, and as `converse`.
+    Questions are paraphrases, and the first fact is queried last. Other people have facts of the same types,
+    and small talk mentions everybody. Raises ValueError on turns that are used twice or out of range, on more
+    turns than types of facts, and as `generate_conversation`.
     """
     wording, people = _wording()[language], 4
-    places = [told + number for number in range(len(asked))]
-    taken = {*places, *asked}
-    if len(taken) < 2 * len(asked) or not all(0 <= place < turns for place in taken):
+    places = [fact_turn + number for number in range(len(question_turns))]
+    reserved_turns = {*places, *question_turns}
+    if len(reserved_turns) < 2 * len(question_turns) or not all(
+        0 <= place < turns for place in reserved_turns
+    ):
         raise ValueError(
-            f"told={told}, asked={tuple(asked)}: {turns} turns have no such places, one for each"
+            f"fact_turn={fact_turn}, question_turns={tuple(question_turns)}: fact and question turns must be "
+            f"distinct and from 0 to {turns - 1}"
         )
-    if len(asked) > len(wording["slots"]):
-        raise ValueError(f"asked={tuple(asked)}: there are facts of {len(wording['slots'])} kinds, no more")
-    least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES) + len(taken)
+    if len(question_turns) > len(wording["slots"]):
+        raise ValueError(
+            f"question_turns={tuple(question_turns)}: at most {len(wording['slots'])} types of facts exist"
+        )
+    least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES) + len(reserved_turns)
     if turns < least:
-        raise ValueError(f"turns={turns}: at least {least} are needed")
-    talk = _Talk(wording, random.Random(f"remind {language} {seed}"), turns, people + 1)
+        raise ValueError(f"turns={turns}: must be at least {least}")
+    talk = _ConversationGenerator(wording, random.Random(f"remind {language} {seed}"), turns, people + 1)
     who = talk.people.pop()
-    talk.free = [place for place in talk.free if place not in taken]
+    talk.free = [place for place in talk.free if place not in reserved_turns]
     reminders = []
-    kinds = talk.draw.sample(sorted(wording["slots"]), len(asked))
-    for kind, place, later in zip(kinds, places, sorted(asked, reverse=True), strict=True):
+    kinds = talk.draw.sample(sorted(wording["slots"]), len(question_turns))
+    for kind, place, later in zip(kinds, places, sorted(question_turns, reverse=True), strict=True):
         slot = wording["slots"][kind]
         value = talk.draw.choice(slot["values"])
         talk.say(place, talk.draw.choice(slot["statements"]).format(who=who, value=value))
-        talk.said[later] = talk.draw.choice(slot["paraphrased"]).format(who=who)
+        talk.texts[later] = talk.draw.choice(slot["paraphrased"]).format(who=who)
         reminders.append(Reminder(place, later, who, value))
     return talk.conversation(), tuple(reminders)
 
@@ -151,20 +155,20 @@ def _wording() -> dict[str, Any]:
     return json.loads((Path(__file__).parent / "conversations.json").read_text(encoding="utf-8"))
 
 
-class _Talk:
+class _ConversationGenerator:
     def __init__(self, wording: dict[str, Any], draw: random.Random, turns: int, people: int) -> None:
         self.wording, self.draw = wording, draw
         self.people = draw.sample(wording["people"], people)
-        self.named = list(self.people)
+        self.all_people = list(self.people)
         self.moments = self._moments(turns)
-        self.said: dict[int, str] = {}
+        self.texts: dict[int, str] = {}
         self.replaces: dict[int, int] = {}
         self.questions: list[Question] = []
         self.free = list(range(turns))
         draw.shuffle(self.free)
 
     def conversation(self) -> Conversation:
-        """Fill the turns that are free."""
+        """Fill the free turns and return the conversation."""
         drinks = {}
         for who in self.people:
             for kind in self.draw.sample(sorted(self.wording["exchanges"], key=str), _EXCHANGES):
@@ -179,8 +183,8 @@ class _Talk:
             text = self.wording["joined"].format(who=one, other=other)
             self._ask(text, (drinks[one], drinks[other]), "joined")
         for place in self.free:
-            self.said[place] = self._small_talk()
-        turns = (Turn(self.said[i], self.moments[i], self.replaces.get(i)) for i in range(len(self.moments)))
+            self.texts[place] = self._small_talk()
+        turns = (Turn(self.texts[i], self.moments[i], self.replaces.get(i)) for i in range(len(self.moments)))
         return Conversation(tuple(turns), tuple(self.questions))
 
     def _moments(self, turns: int) -> list[datetime]:
@@ -192,13 +196,13 @@ class _Talk:
         return moments
 
     def _fact(self, who: str, slot: dict[str, Any]) -> int:
-        """State a fact and what replaces it, ask for it, and return the place of the newest version."""
+        """State a fact and its later versions, ask for it, and return the turn of the newest version."""
         versions = 1 + (self.draw.choice(_CHANGES) if slot["changes"] else 0)
         places = self._places(versions)
         statements = self.draw.sample(slot["statements"], len(slot["statements"]))
         ability = self.draw.choice(("stated", "paraphrased"))
         if versions == 1 and ability == "stated":
-            statements = slot["statements"]  # the first one shares its words with the question
+            statements = slot["statements"]  # the first statement shares its words with the question
         for place, statement, value in zip(
             places, statements, self.draw.sample(slot["values"], versions), strict=False
         ):
@@ -208,12 +212,12 @@ class _Talk:
             self._ask(self.draw.choice(slot[ability]).format(who=who), places, ability)
             return places[0]
         question = self.draw.choice(slot["paraphrased"]).format(who=who)
-        self._ask(question, places[-1:], "updated", outdated=places[:-1])
-        held, ended = self.moments[places[0]], self.moments[places[1]]
-        if ended - held > timedelta(days=2):  # a date alone must tell the versions apart
-            then = held + (ended - held) / 2
-            dated = self.wording["past"].format(date=self._date(then), question=question)
-            self._ask(dated, places[:1], "past", then)
+        self._ask(question, places[-1:], "updated", outdated_answers=places[:-1])
+        start, end = self.moments[places[0]], self.moments[places[1]]
+        if end - start > timedelta(days=2):  # the date alone must distinguish the versions
+            then = start + (end - start) / 2
+            dated_question = self.wording["past"].format(date=self._date(then), question=question)
+            self._ask(dated_question, places[:1], "past", then)
         return places[-1]
 
     def _event(self, who: str, kind: dict[str, Any]) -> None:
@@ -223,18 +227,18 @@ class _Talk:
         self._ask(self.draw.choice(kind["asked"]).format(who=who, date=date), (place,), "dated")
 
     def _exchange(self, who: str, kind: dict[str, Any]) -> None:
-        """Ask in one turn and answer in the next, of the same session."""
+        """Ask in one turn and answer in the next turn of the same session."""
         place = next(p for p in reversed(self.free) if p + 1 in self.free and (p + 1) % _SESSION)
         self.free.remove(place)
         self.free.remove(place + 1)
-        self.said[place] = kind["ask"].format(who=who)
-        self.said[place + 1] = self.draw.choice(kind["values"])
+        self.texts[place] = kind["ask"].format(who=who)
+        self.texts[place + 1] = self.draw.choice(kind["values"])
         self._ask(self.draw.choice(kind["questions"]).format(who=who), (place + 1,), "reply")
 
     def _small_talk(self) -> str:
-        names = self.draw.random() < _SAYING_NAMES
+        names = self.draw.random() < _NAME_PROBABILITY
         return self.draw.choice(self.wording["people_talk" if names else "small_talk"]).format(
-            who=self.draw.choice(self.named),
+            who=self.draw.choice(self.all_people),
             thing=self.draw.choice(self.wording["things"]),
             place=self.draw.choice(self.wording["places"]),
         )
@@ -243,12 +247,12 @@ class _Talk:
         return sorted(self.free.pop() for _ in range(count))
 
     def say(self, place: int, fact: str) -> None:
-        """Tell a fact, in passing or at once."""
+        """State a fact with a random opening and ending."""
         opening, ending = (
             self.draw.choice(self.wording["openings"]),
             self.draw.choice(self.wording["endings"]),
         )
-        self.said[place] = f"{opening}{fact}{ending}"
+        self.texts[place] = f"{opening}{fact}{ending}"
 
     def _ask(
         self,
@@ -256,9 +260,9 @@ class _Talk:
         answers: Iterable[int],
         ability: str,
         at: datetime | None = None,
-        outdated: Iterable[int] = (),
+        outdated_answers: Iterable[int] = (),
     ) -> None:
-        self.questions.append(Question(text, frozenset(answers), ability, at, frozenset(outdated)))
+        self.questions.append(Question(text, frozenset(answers), ability, at, frozenset(outdated_answers)))
 
     def _date(self, moment: datetime) -> str:
         return self.wording["date"].format(

@@ -1,4 +1,4 @@
-"""Chat models for the command's verbs, whose mistakes are told as one line."""
+"""Chat models for the subcommands, with one-line errors."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 def open_chat_model(
     name: str, seconds: float, temperature: float | None, max_tokens: int | None, **local: Any
 ) -> Any:
-    """Return the chat model of a name: provider:name of langchain, or a local one, in memory.
+    """Return a chat model by name: provider:name of langchain, or a local model, loaded into memory.
 
-    `seconds` are those of a call to a provider, `local` is for a `LocalChatModel` alone. Raises ValueError or
-    ImportError with what to do about it.
+    `seconds` is the timeout of a call to a provider; `local` are options of `LocalChatModel`. Raises
+    ValueError or ImportError with instructions.
     """
     if not _PROVIDER.fullmatch(name) or Path(name).exists():
         temperature, max_tokens = temperature or 0.0, 512 if max_tokens is None else max_tokens
         model = open_local_model(model=name, temperature=temperature, max_tokens=max_tokens, **local)
         with Console(stderr=True).status("loading the model"):
-            _ = model.loaded  # before anything is written
+            _ = model.loaded_model  # load before any output
         return model
     try:
         from langchain.chat_models import init_chat_model
@@ -34,12 +34,12 @@ def open_chat_model(
         return init_chat_model(name, temperature=temperature, max_tokens=max_tokens, timeout=seconds)
     except ImportError:
         raise
-    except Exception as error:  # such as a missing key, each provider in a class of its own
+    except Exception as error:  # such as a missing key; each provider has its own error classes
         raise ValueError(f"model={name!r}: {error}") from error
 
 
 def open_local_model(**settings: Any) -> Any:
-    """Return a `LocalChatModel` with these settings. Raises ValueError on one that cannot work."""
+    """Return a `LocalChatModel` with these settings. Raises ValueError on an invalid setting."""
     from pydantic import ValidationError
 
     from scrubjay.agents import LocalChatModel
@@ -49,6 +49,6 @@ def open_local_model(**settings: Any) -> Any:
     try:
         return LocalChatModel(**settings)
     except ValidationError as error:
-        # Without the frame that pydantic puts around the reason.
+        # Keep the reasons without pydantic's wrapper text.
         reasons = (part["msg"].removeprefix("Value error, ") for part in error.errors())
         raise ValueError("; ".join(reasons)) from None

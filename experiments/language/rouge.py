@@ -1,7 +1,7 @@
-"""ROUGE-L of texts in English and Chinese, as KAgentBench counts it (Lin 2004; Pan et al. 2023, 2312.04889).
+"""ROUGE-L of texts in English and Chinese, as in KAgentBench (Lin 2004; Pan et al. 2023, 2312.04889).
 
-Words are those of the Penn Treebank; one that holds a letter of a script without case, as Chinese, counts by
-letters. Sentences end at a mark with a space behind it: NLTK, which KAgentBench uses, asks a model for that.
+Words follow the Penn Treebank rules; a word with letters of a caseless script, such as Chinese, is split into
+its letters. Sentences end at a punctuation mark followed by a space, whereas KAgentBench uses NLTK's model.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Hashable, Sequence
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+")
-_SPACED = tuple(
-    (re.compile(pattern), spaced)
-    for pattern, spaced in (
+_TOKEN_PATTERNS = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
         (r"\.{3}|--", r" \g<0> "),
         (r'[;@#$%&?!()\[\]{}<>"]', r" \g<0> "),
         (r"[,:](?!\d)", r" \g<0> "),
@@ -27,31 +27,31 @@ _SPACED = tuple(
 
 
 def tokens(text: str) -> list[str]:
-    """Return the words of `text`, Chinese by characters."""
-    found: list[str] = []
+    """Split `text` into words, and Chinese into characters."""
+    words: list[str] = []
     for sentence in _SENTENCE.split(text):
-        for pattern, spaced in _SPACED:
-            sentence = pattern.sub(spaced, sentence)
+        for pattern, replacement in _TOKEN_PATTERNS:
+            sentence = pattern.sub(replacement, sentence)
         for word in sentence.split():
-            uncased = any(unicodedata.category(letter) == "Lo" for letter in word)
-            found += list(word) if uncased else [word]
-    return found
+            caseless = any(unicodedata.category(letter) == "Lo" for letter in word)
+            words += list(word) if caseless else [word]
+    return words
 
 
 def rouge_l(left: str, right: str) -> float:
     """Return the F1 of the longest common subsequence of words, from 0 to 1; 0 if either text has none."""
-    ours, theirs = tokens(left), tokens(right)
-    return 2 * common_length(ours, theirs) / (len(ours) + len(theirs)) if ours and theirs else 0.0
+    first, second = tokens(left), tokens(right)
+    return 2 * common_length(first, second) / (len(first) + len(second)) if first and second else 0.0
 
 
 def common_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest common subsequence, rows of the table as bits (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence, with table rows as bit vectors (Hyyrö 2004)."""
     places: dict[Hashable, int] = {}
     for place, item in enumerate(left):
         places[item] = places.get(item, 0) | 1 << place
     everything = (1 << len(left)) - 1
     row = everything
     for item in right:
-        matched = row & places.get(item, 0)
-        row = ((row + matched) | (row - matched)) & everything
+        matches = row & places.get(item, 0)
+        row = ((row + matches) | (row - matches)) & everything
     return len(left) - row.bit_count()

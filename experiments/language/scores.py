@@ -1,9 +1,9 @@
 """The score of KAgentBench (Pan et al. 2023, arXiv 2312.04889) for predictions.
 
-The data are not ours to give: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0). The
-score is that of the project's own evaluation since January 2024; numbers of the paper and before are of
-another one. Of a prediction that cannot be read or is empty we take nothing for it, where that evaluation may
-take the one before it; broken JSON is mended by json-repair, by better rules.
+The data set cannot be redistributed: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0).
+The score is that of the project's evaluation code since January 2024; the numbers in the paper use an earlier
+version. An unreadable or empty prediction scores as empty, whereas that code may reuse the previous one.
+Malformed JSON is repaired by json-repair, with better rules.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from scrubjay.experiments.language.forms import Plan, read_answer, read_form
+from scrubjay.experiments.language.prompt_formats import StepPlan, parse_plan, read_answer
 from scrubjay.experiments.language.rouge import rouge_l
 
 WEIGHTS = {"plan": 0.25, "tool": 0.35, "reflection": 0.10, "concluding": 0.20, "profile": 0.10}
-"""Of each ability in the overall score."""
+"""Weight of each ability in the overall score."""
 _ABILITIES = {
     "plantooluse": ("plan", "tool"),
     "reflextion": ("reflection",),
     "conclusion": ("concluding",),
     "profile": ("profile",),
 }
-"""What each type of record measures; the names are the data's."""
+"""Abilities measured by each record type; the names are those of the data."""
 _SECONDS = 3.0
 
 
@@ -34,13 +34,13 @@ class Result:
     """Mean scores, from 0 to 1."""
 
     scores: dict[str, float]
-    """By ability, of those that the records measure."""
+    """Mean score by measured ability."""
     counts: dict[str, int]
-    """Queries of each."""
+    """Number of queries by ability."""
 
     @property
     def overall(self) -> float | None:
-        """The weighted mean; None unless all abilities were measured."""
+        """Weighted mean; None unless all abilities were measured."""
         if self.scores.keys() != WEIGHTS.keys():
             return None
         return sum(weight * self.scores[name] for name, weight in WEIGHTS.items())
@@ -49,7 +49,7 @@ class Result:
 def join(
     records: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return `records` with the predictions of the same id.
+    """Join `records` with the predictions of the same id.
 
     Raises ValueError unless both have the same ids.
     """
@@ -67,46 +67,46 @@ def score(
 ) -> Result:
     """Return the mean over queries of each ability.
 
-    Raises ValueError on a record that lacks something, by its id.
+    Raises ValueError, naming the id, on a malformed record.
     """
-    found: dict[str, list[float]] = {}
+    scores_by_ability: dict[str, list[float]] = {}
     for done, record in enumerate(records, 1):
         try:
             scores = score_record(record)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, TypeError | AttributeError):
-                what = "holds something of another kind than the benchmark's data do"
+                what = "has a field of the wrong type"
             else:
                 what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"record {record.get('id')!r} {what}") from error
         for name, value in scores.items():
-            found.setdefault(name, []).append(value)
+            scores_by_ability.setdefault(name, []).append(value)
         progress(done)
-    if not found:
+    if not scores_by_ability:
         raise ValueError("there are no records to score")
     return Result(
-        {name: fmean(found[name]) for name in WEIGHTS if name in found},
-        {name: len(found[name]) for name in WEIGHTS if name in found},
+        {name: fmean(scores_by_ability[name]) for name in WEIGHTS if name in scores_by_ability},
+        {name: len(scores_by_ability[name]) for name in WEIGHTS if name in scores_by_ability},
     )
 
 
 def score_record(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of one query by ability: over templates the mean, over references the best."""
-    kind, predicted = record["type"], record["model_predict"]
+    """Return the scores of one query by ability: the mean over templates of the best over references."""
+    kind, prediction = record["type"], record["model_predict"]
     if kind not in _ABILITIES:
-        raise ValueError(f"has type {kind!r}; there are {', '.join(_ABILITIES)}")
+        raise ValueError(f"has unknown type {kind!r}; choose from {', '.join(_ABILITIES)}")
     references = record["golden_result_list"]
     if kind == "profile":
-        return {"profile": answer_score(references, _text(predicted))}
-    if not isinstance(predicted, Mapping) or not predicted:
+        return {"profile": answer_score(references, _text(prediction))}
+    if not isinstance(prediction, Mapping) or not prediction:
         raise ValueError("has no predictions: model_predict must map prompt templates to replies")
     if kind == "conclusion":
         scores = [
-            answer_score(references, read_answer(form, _text(reply))) for form, reply in predicted.items()
+            answer_score(references, read_answer(form, _text(reply))) for form, reply in prediction.items()
         ]
         return {"concluding": fmean(scores)}
     functions = record.get("funcs", [])
-    plans = [read_form(form, _text(reply), functions) for form, reply in predicted.items()]
+    plans = [parse_plan(form, _text(reply), functions) for form, reply in prediction.items()]
     if kind == "reflextion":
         last = record["memory_last_task"]
         return {"reflection": fmean(reflection_score(references, plan, last) for plan in plans)}
@@ -116,8 +116,8 @@ def score_record(record: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def plan_score(references: Sequence[Mapping[str, Any]], plan: Plan) -> float:
-    """Return the best likeness of the thought to a reference's with the same tool."""
+def plan_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float:
+    """Return the best ROUGE-L of the thought with a reference that has the same tool."""
     return _best(
         _same_tool(reference, plan) * rouge_l(reference["thought"], plan.thought)
         for reference in references
@@ -125,8 +125,8 @@ def plan_score(references: Sequence[Mapping[str, Any]], plan: Plan) -> float:
     )
 
 
-def tool_score(references: Sequence[Mapping[str, Any]], plan: Plan) -> float:
-    """Return the best likeness of the arguments to a reference's with the same tool."""
+def tool_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float:
+    """Return the best argument score with a reference that has the same tool."""
     return _best(
         _same_tool(reference, plan) * arguments_score(reference["tool_args"], plan.arguments)
         for reference in references
@@ -134,9 +134,9 @@ def tool_score(references: Sequence[Mapping[str, Any]], plan: Plan) -> float:
 
 
 def reflection_score(
-    references: Sequence[Mapping[str, Any]], plan: Plan, last_task: Mapping[str, Any] | Sequence[Any]
+    references: Sequence[Mapping[str, Any]], plan: StepPlan, last_task: Mapping[str, Any] | Sequence[Any]
 ) -> float:
-    """Return the best of 0.3 thought and 0.7 arguments, no reference counting that repeats the last task."""
+    """Return the best of 0.3 thought + 0.7 arguments over references that do not repeat the last task."""
     last = last_task if isinstance(last_task, Mapping) else (last_task[-1] if last_task else {})
     return _best(
         _same_tool(reference, plan)
@@ -149,26 +149,26 @@ def reflection_score(
     )
 
 
-def arguments_score(reference: Mapping[str, Any], given: Mapping[str, Any]) -> float:
-    """Return the mean likeness of the reference's arguments to those given: 0 for one that is missing.
+def arguments_score(reference: Mapping[str, Any], arguments: Mapping[str, Any]) -> float:
+    """Return the mean ROUGE-L over the reference's arguments, with 0 for a missing argument.
 
-    Where neither has any it is 1, where only one has any it is 0.
+    The score is 1 if neither has arguments, and 0 if only one has.
     """
-    if not reference or not given:
-        return float(not reference and not given)
+    if not reference or not arguments:
+        return float(not reference and not arguments)
     return fmean(
-        rouge_l(_text(value), _text(given[name])) if name in given else 0.0
+        rouge_l(_text(value), _text(arguments[name])) if name in arguments else 0.0
         for name, value in reference.items()
     )
 
 
 def answer_score(references: Sequence[Any], answer: str) -> float:
-    """Return the best likeness of an answer to a reference."""
+    """Return the best ROUGE-L of an answer with a reference."""
     texts = [one["golden_result"] if isinstance(one, Mapping) else one for one in references]
     return _best(rouge_l(_text(text), answer) for text in texts)
 
 
-def _same_tool(reference: Mapping[str, Any], plan: Plan) -> bool:
+def _same_tool(reference: Mapping[str, Any], plan: StepPlan) -> bool:
     return reference["tool_name"] not in (None, "None") and plan.tool == reference["tool_name"]
 
 

@@ -1,8 +1,8 @@
-"""Prompt templates by the hundred, so that a model tuned on runs learns the work and not its wording.
+"""Random prompt templates, so that a model tuned on agent runs learns the task and not one wording.
 
-KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) lets a language model write them and drops
-the weak. Here they are drawn from wordings of ours, and `keep_strong` drops those with which a model plans
-worse than others.
+In KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) a language model writes the templates,
+and weak ones are dropped. Here they are sampled from fixed wordings, and `keep_strong` drops templates with
+which a model plans worse.
 """
 
 from __future__ import annotations
@@ -19,75 +19,75 @@ from statistics import fmean
 from string import Template as Text
 from typing import Any
 
-from scrubjay.experiments.language.forms import Plan, read_form, write_form
+from scrubjay.experiments.language.prompt_formats import StepPlan, format_plan, parse_plan
 from scrubjay.experiments.language.scores import tool_score
 
 FINISH = "task_complete"
-"""Name of the call that ends the work."""
+"""Name of the call that ends a task."""
 _LISTS = ("json", "signature", "lines")
-_FEWEST_RULES = 4
+_MIN_RULES = 4
 
 
 @dataclass(frozen=True)
 class Task:
-    """A question in an agent's hands, as a template shows it."""
+    """State of an agent's task that a template renders."""
 
     name: str
-    """The agent's."""
+    """Name of the agent."""
     profile: str
-    """About the agent and how it works."""
+    """Description of the agent and its instructions."""
     question: str
     functions: tuple[dict[str, Any], ...]
-    """Tools, in OpenAI's format."""
+    """Tools in OpenAI's format."""
     steps: int
-    """How many are allowed."""
-    done: tuple[tuple[Plan, str], ...] = ()
-    """Steps with their results."""
+    """Maximum number of steps."""
+    done: tuple[tuple[StepPlan, str], ...] = ()
+    """Completed steps with their results."""
     background: tuple[str, ...] = ()
-    """What was said before, supplied with the question, or remembered."""
+    """Earlier dialogue, supplied knowledge and recalled records."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """One wording and order of a prompt. `generate_templates` makes them."""
+    """One wording and section order of a prompt, made by `generate_templates`."""
 
     language: str
-    """en or zh."""
+    """Language: en or zh."""
     form: str
-    """How plans are written: KuaiAgent, AutoGPT, ToolLlama or ModelScope."""
+    """Format of plans: KuaiAgent, AutoGPT, ToolLlama or ModelScope."""
     tools_as: str
-    """How tools are listed: json, signature or lines."""
+    """Format of the tool list: json, signature or lines."""
     order: tuple[str, ...]
-    """Sections of the prompt, between the first one, who it is, and the last, the form."""
+    """Sections between the first (identity) and the last (output format)."""
     wording: tuple[tuple[str, str], ...]
-    """The text of each section."""
+    """Text of each section."""
 
     @property
     def id(self) -> str:
-        """A name that differs wherever the template does."""
+        """Identifier with a hash of the content."""
         content = json.dumps([self.language, self.form, self.tools_as, self.order, self.wording])
         return f"{self.language}-{self.form.lower()}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_plan(self, task: Task) -> str:
         """Return the prompt for the next step."""
-        said = dict(self.wording)
+        texts = dict(self.wording)
         sections = {
-            "rules": f"{said['rules']}\n{_fill(said['limit'], steps=task.steps)}",
-            "tools": f"{said['tools_heading']}\n{self._tools(task)}",
+            "rules": f"{texts['rules']}\n{_fill(texts['limit'], steps=task.steps)}",
+            "tools": f"{texts['tools_heading']}\n{self._tools(task)}",
             "tasks": self._tasks(task),
-            "question": _fill(said["question"], question=task.question),
+            "question": _fill(texts["question"], question=task.question),
         }
-        return "\n\n".join([self._identity(task), *(sections[name] for name in self.order), said["form"]])
+        return "\n\n".join([self._identity(task), *(sections[name] for name in self.order), texts["form"]])
 
     def to_conclude(self, task: Task) -> str:
         """Return the prompt for the answer."""
-        said = dict(self.wording)
-        question = _fill(said["question"], question=task.question)
-        return "\n\n".join([self._identity(task), self._tasks(task), question, said["conclude"]])
+        texts = dict(self.wording)
+        question = _fill(texts["question"], question=task.question)
+        return "\n\n".join([self._identity(task), self._tasks(task), question, texts["conclude"]])
 
-    def finished(self) -> Plan:
-        """Return the plan that ends the work."""
-        return Plan(dict(self.wording)["finished"], FINISH)
+    def finish_plan(self) -> StepPlan:
+        """Return the plan that ends the task."""
+        return StepPlan(dict(self.wording)["finished"], FINISH)
 
     def _identity(self, task: Task) -> str:
         return " ".join(_fill(dict(self.wording)["identity"], name=task.name, profile=task.profile).split())
@@ -97,9 +97,9 @@ class Template:
         return "\n".join(_describe(function, self.tools_as) for function in (*task.functions, ending))
 
     def _tasks(self, task: Task) -> str:
-        said = dict(self.wording)
-        # As JSON: neither a result nor a memory can pass for a line of the prompt.
-        known = [json.dumps(text, ensure_ascii=False) for text in task.background]
+        texts = dict(self.wording)
+        # JSON quoting, so that a result or a memory cannot imitate a line of the prompt.
+        background = [json.dumps(text, ensure_ascii=False) for text in task.background]
         lines = [
             json.dumps(
                 {"thought": plan.thought, "tool": plan.tool, "args": plan.arguments, "result": result},
@@ -107,52 +107,51 @@ class Template:
             )
             for plan, result in task.done
         ]
-        before = [said["background_heading"], *known, ""] if known else []
-        return "\n".join([*before, said["tasks_heading"], *(lines or [said["no_tasks"]])])
+        before = [texts["background_heading"], *background, ""] if background else []
+        return "\n".join([*before, texts["tasks_heading"], *(lines or [texts["no_tasks"]])])
 
 
 def generate_templates(count: int, language: str, seed: int = 0) -> list[Template]:
-    """Return `count` templates, no two alike, the same for the same seed.
+    """Generate `count` distinct templates, deterministic in the seed.
 
-    Raises ValueError on an unknown language.
+    Raises ValueError on an unknown language or a count below 1.
     """
     if language not in ("en", "zh"):
-        raise ValueError(f"language={language!r}: there are templates in en, zh")
+        raise ValueError(f"language={language!r}: choose from en, zh")
     if count < 1:
-        raise ValueError(f"count={count}: at least 1 is needed")
+        raise ValueError(f"count={count}: must be at least 1")
     wording, draw = _wording(language), random.Random(f"{language} {seed}")
-    made: dict[str, Template] = {}
-    while len(made) < count:
+    templates: dict[str, Template] = {}
+    while len(templates) < count:
         forms = list(wording["forms"])
-        form = forms[len(made) % len(forms)]
-        rules = draw.sample(wording["rules"], draw.randint(_FEWEST_RULES, len(wording["rules"])))
+        form = forms[len(templates) % len(forms)]
+        rules = draw.sample(wording["rules"], draw.randint(_MIN_RULES, len(wording["rules"])))
         mark = draw.choice(["- ", "* ", "{}. "])
         lines = [mark.format(number) + rule for number, rule in enumerate(rules, 1)]
-        chosen = {
+        sections = {
             name: draw.choice(texts) for name, texts in wording.items() if name not in ("rules", "forms")
         }
-        chosen["rules"] = "\n".join([chosen.pop("rules_heading"), *lines])
-        chosen["form"] = draw.choice(wording["forms"][form])
+        sections["rules"] = "\n".join([sections.pop("rules_heading"), *lines])
+        sections["form"] = draw.choice(wording["forms"][form])
         order = tuple(draw.sample(["rules", "tools", "tasks", "question"], 4))
-        template = Template(language, form, draw.choice(_LISTS), order, tuple(sorted(chosen.items())))
-        made.setdefault(template.id, template)
-    return list(made.values())
+        template = Template(language, form, draw.choice(_LISTS), order, tuple(sorted(sections.items())))
+        templates.setdefault(template.id, template)
+    return list(templates.values())
 
 
-def rate(template: Template, tasks: Sequence[tuple[Task, Plan]], reply: Callable[[str], str]) -> float:
-    """Return how well a model plans with this template, from 0 to 1.
+def rate(template: Template, tasks: Sequence[tuple[Task, StepPlan]], reply: Callable[[str], str]) -> float:
+    """Return the mean planning score of a model with this template, from 0 to 1.
 
-    Tool and arguments are judged against those known good.
-
-    `tasks` are moments of runs that were `worth_keeping`, with the step that came next; `reply` is the model.
+    Tool and arguments are compared with those of good runs. `tasks` are states of accepted runs with the step
+    that followed; `reply` is the model.
     """
     if not tasks:
-        raise ValueError("there are no tasks to rate a template on")
+        raise ValueError("tasks is empty; give at least one task")
     scores = []
-    for task, wanted in tasks:
-        planned = read_form(template.form, reply(template.to_plan(task)), task.functions)
-        reference = {"thought": wanted.thought, "tool_name": wanted.tool, "tool_args": wanted.arguments}
-        scores.append(tool_score([reference], planned))
+    for task, target in tasks:
+        plan = parse_plan(template.form, reply(template.to_plan(task)), task.functions)
+        reference = {"thought": target.thought, "tool_name": target.tool, "tool_args": target.arguments}
+        scores.append(tool_score([reference], plan))
     return fmean(scores)
 
 
@@ -166,9 +165,9 @@ def keep_strong(ratings: Mapping[str, float], share: float = 0.8) -> list[str]:
     )
 
 
-def write_plan(template: Template, plan: Plan) -> str:
-    """Return a plan in the template's form."""
-    return write_form(template.form, plan)
+def write_plan(template: Template, plan: StepPlan) -> str:
+    """Format a plan as the template asks."""
+    return format_plan(template.form, plan)
 
 
 @cache
@@ -191,9 +190,9 @@ def _describe(function: Mapping[str, Any], tools_as: str) -> str:
     properties = (function.get("parameters") or {}).get("properties") or {}
     about = " ".join(str(function.get("description", "")).split())
     if tools_as == "signature":
-        named = ", ".join(f"{name}: {known.get('type', 'any')}" for name, known in properties.items())
-        return f"{function['name']}({named}): {about}"
-    told = "; ".join(
-        f"{name}, {known.get('description', '')}".rstrip(", ") for name, known in properties.items()
+        signature = ", ".join(f"{name}: {schema.get('type', 'any')}" for name, schema in properties.items())
+        return f"{function['name']}({signature}): {about}"
+    parameters = "; ".join(
+        f"{name}, {schema.get('description', '')}".rstrip(", ") for name, schema in properties.items()
     )
-    return f"- {function['name']}: {about}" + (f" ({told})" if told else "")
+    return f"- {function['name']}: {about}" + (f" ({parameters})" if parameters else "")

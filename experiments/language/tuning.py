@@ -1,6 +1,6 @@
-"""Runs of an agent as instruction-tuning records: every step's prompt and reply, in several templates.
+"""Convert agent runs to instruction-tuning records: the prompt and reply of each step, in several templates.
 
-The shape is that of KAgentInstruct (Pan et al. 2023, arXiv 2312.04889) as far as it is known: id, query,
+The format is that of KAgentInstruct (Pan et al. 2023, arXiv 2312.04889) as far as it is known: id, query,
 source, functions, function_names; `turns` holds prompts and replies.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scrubjay.agents.language.untrusted import without_control_marks
-from scrubjay.experiments.language.forms import Plan
+from scrubjay.agents.language.untrusted import escape_control_tokens
+from scrubjay.experiments.language.prompt_formats import StepPlan
 from scrubjay.experiments.language.templates import Task, Template, generate_templates, write_plan
 
 if TYPE_CHECKING:
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from scrubjay.agents.kwai import KwaiAgent
 
 
-def why_not(result: Mapping[str, Any]) -> str | None:
-    """Return why a run teaches nothing good, None if it is worth keeping.
+def rejection_reason(result: Mapping[str, Any]) -> str | None:
+    """Return the reason to reject a run as training data, or None to accept it.
 
-    Kept is what ended by itself with an answer, each step's tool run and its plan read at the first attempt,
-    at least the last step with a result.
+    Accepted runs ended by themselves with an answer, parsed every plan at the first attempt, repeat no call,
+    and have a sufficient result at the last step.
     """
     if result["stopped"] != "finished":
         return f"it stopped early: {result['stopped']}"
@@ -35,7 +35,7 @@ def why_not(result: Mapping[str, Any]) -> str | None:
         return "it has no answer"
     steps = result["steps"]
     for step in steps:
-        if len(step.rungs) > 1 or step.rungs == ("repaired",):
+        if len(step.parse_methods) > 1 or step.parse_methods == ("repaired",):
             return f"the plan of step {step.index} could not be read at once"
     if steps and not steps[-1].sufficient:
         return "its last step found nothing"
@@ -45,36 +45,36 @@ def why_not(result: Mapping[str, Any]) -> str | None:
     return None
 
 
-def moments(result: Mapping[str, Any], agent: KwaiAgent) -> Iterator[tuple[Task, Plan | None]]:
-    """Yield the task before each step with the plan that was made, last the task at its end with None.
+def iterate_steps(result: Mapping[str, Any], agent: KwaiAgent) -> Iterator[tuple[Task, StepPlan | None]]:
+    """Yield the task before each step with its plan, then the final task with None.
 
-    What user, tools, memory and model wrote is free of control tokens, as prompts of chat models are.
+    Control tokens in texts of the user, tools, memory and model are escaped, as in prompts of chat models.
     """
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
     functions = tuple(_harmless(convert_to_openai_tool(tool)["function"]) for tool in agent.tools.values())
     profile = " ".join(filter(None, [agent.profile.bio, agent.profile.instructions]))
-    *earlier, question = map(without_control_marks, _spoken(result["messages"])[:-1])
+    *earlier, question = map(escape_control_tokens, _dialogue_texts(result["messages"])[:-1])
     read = (*result["knowledge"], *(record.text for record in result["recalled"]))
-    background = (*earlier, *map(without_control_marks, read))
+    background = (*earlier, *map(escape_control_tokens, read))
     task = Task(agent.profile.name, profile, question, functions, agent.max_steps, background=background)
     for step in result["steps"]:
-        plan = Plan(without_control_marks(step.task_name), step.tool, _harmless(step.arguments))
+        plan = StepPlan(escape_control_tokens(step.task_name), step.tool, _harmless(step.arguments))
         yield task, plan
-        task = replace(task, done=(*task.done, (plan, without_control_marks(step.result))))
+        task = replace(task, done=(*task.done, (plan, escape_control_tokens(step.result))))
     yield task, None
 
 
 def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template) -> dict[str, Any]:
-    """Return one run in one template."""
+    """Return the record of one run in one template."""
     turns, question, functions = [], "", ()
-    for task, plan in moments(result, agent):
+    for task, plan in iterate_steps(result, agent):
         question, functions = task.question, task.functions
         if agent.tools:
-            planned = write_plan(template, plan or template.finished())
-            turns.append({"prompt": template.to_plan(task), "reply": planned})
+            reply = write_plan(template, plan or template.finish_plan())
+            turns.append({"prompt": template.to_plan(task), "reply": reply})
         if plan is None:
-            answer = without_control_marks(result["answer"])
+            answer = escape_control_tokens(result["answer"])
             turns.append({"prompt": template.to_conclude(task), "reply": answer})
     content = json.dumps([template.id, turns], ensure_ascii=False)
     return {
@@ -89,33 +89,33 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
 
 
 def _harmless(value: Any) -> Any:
-    """Return JSON whose texts are no control tokens: what others wrote must not end a turn in training."""
+    """Escape control tokens in a JSON value, because untrusted text must not end a turn in training."""
     if isinstance(value, str):
-        return without_control_marks(value)
+        return escape_control_tokens(value)
     if isinstance(value, Mapping):
         return {_harmless(key): _harmless(item) for key, item in value.items()}
     return [_harmless(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def append_records(path: Path, result: Mapping[str, Any], agent: KwaiAgent, templates: int) -> int:
-    """Add a run to a file of JSON lines, in as many templates of the agent's language; return how many.
+    """Append a run to a JSON Lines file in `templates` templates of the agent's language; return the count.
 
-    Which templates is up to the question, so that a file of many questions has many. None for what `why_not`
-    refuses.
+    The templates are sampled with a seed from the question, so that different questions use different
+    templates. A run that `rejection_reason` rejects adds none.
     """
-    if why_not(result):
+    if rejection_reason(result):
         return 0
-    question = _spoken(result["messages"])[-2]
+    question = _dialogue_texts(result["messages"])[-2]
     seed = int(hashlib.sha256(question.encode()).hexdigest()[:8], 16)
-    made = generate_templates(templates, agent.profile.language, seed)
-    lines = [json.dumps(make_record(result, agent, one), ensure_ascii=False) for one in made]
+    variants = generate_templates(templates, agent.profile.language, seed)
+    lines = [json.dumps(make_record(result, agent, one), ensure_ascii=False) for one in variants]
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
     return len(lines)
 
 
-def _spoken(messages: Sequence[BaseMessage]) -> list[str]:
-    """Return what user and agent said, in turn; the last two are the question and its answer."""
+def _dialogue_texts(messages: Sequence[BaseMessage]) -> list[str]:
+    """Return the texts of user and agent in order; the last two are the question and its answer."""
     return [
         message.text
         for message in messages

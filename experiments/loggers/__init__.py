@@ -1,4 +1,4 @@
-"""Clients of services that keep and draw what a run measures, besides its own files: W&B and MLflow."""
+"""Loggers that send the metrics of a run to W&B or MLflow, in addition to its own files."""
 
 from __future__ import annotations
 
@@ -12,51 +12,54 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.reading import read_object
-from scrubjay.experiments.words.foreign import one_line
+from scrubjay.experiments.runs.json_reader import read_object
 
 LOGGERS = ("mlflow", "wandb")
-"""Their names: each is a module here, an extra of Scrubjay, and the package that it imports."""
+"""Names of the loggers: each is a module here, an extra of Scrubjay, and the imported package."""
 FILE = "loggers.json"
-"""Of a run: by which name a service knows it, so that it goes on there when it goes on here."""
+"""File in the run directory with the run ids of each service, to continue the same run there on resume."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
 class Client(Protocol):
-    """A run as a service sees it."""
+    """Interface to a run at a logging service."""
 
     id: str
-    """The service's name of it."""
+    """Run id at the service."""
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Hand over what an update measured."""
+        """Log the metrics of an update."""
         ...
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """Hand over the result and end; None where the run was stopped or failed."""
+        """Log the result and end the run. The result is None if the run was interrupted or failed."""
         ...
 
 
 class Log:
-    """Hands rows to a client until it fails, which is said once: training does not hang on a network."""
+    """Logger that forwards metrics to a client and stops with one warning if the client fails.
+
+    Training thus does not depend on the network.
+    """
 
     def __init__(self, name: str = "", client: Client | None = None) -> None:
         self._name, self._client = name, client
         self.result: dict[str, float] | None = None
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Hand over what an update measured."""
+        """Log the metrics of an update."""
         self._try(lambda client: client.update(step, row))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Keep the numbers of a result for the end."""
+        """Store the numbers of the result until the end."""
         self.result = {name: value for name, value in result.items() if type(value) in (int, float)}
 
     def close(self) -> None:
-        """End it."""
+        """End the run at the service."""
         self._try(lambda client: client.close(self.result))
         self._client = None
 
@@ -65,19 +68,21 @@ class Log:
             return
         try:
             act(self._client)
-        except Exception as error:  # noqa: BLE001  (of a foreign client, and of any network)
+        except Exception as error:  # noqa: BLE001  (third-party clients raise many error types)
             self._client = None
             reason = one_line(error) or type(error).__name__
             _log.warning(
-                "%s is told nothing more (%s); the run goes on, and keeps its record", self._name, reason
+                "logging to %s stopped (%s); training continues and writes its own metrics",
+                self._name,
+                reason,
             )
 
 
 @contextlib.contextmanager
 def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Iterator[Log]:
-    """Open the run at `path` at a service, the one it is known there as if it is; None logs nowhere.
+    """Open or continue the run of `path` at a service; with None as the name nothing is logged.
 
-    Raises ValueError, in one line, if the service cannot be reached at the start or its package is missing.
+    Raises ValueError if the service cannot be reached or its package is missing.
     """
     log = Log() if name is None else Log(name, _open(name, path, config))
     try:
@@ -87,7 +92,7 @@ def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Iterator[
 
 
 def check(name: str | None) -> None:
-    """Raise ValueError, naming the extra, if a logger is unknown or its package is missing."""
+    """Raise ValueError if a logger is unknown or its package is missing; the message names the extra."""
     if name is None:
         return
     if name not in LOGGERS:
@@ -98,22 +103,26 @@ def check(name: str | None) -> None:
 
 def _open(name: str, path: Path, config: Mapping[str, Any]) -> Client:
     check(name)
-    kept = _kept(path / FILE)
+    run_ids = _read_run_ids(path / FILE)
     try:
-        client = importlib.import_module(f"{__name__}.{name}").open_client(path.name, config, kept.get(name))
+        client = importlib.import_module(f"{__name__}.{name}").open_client(
+            path.name, config, run_ids.get(name)
+        )
     except Exception as error:
         raise ValueError(f"{name} cannot be reached: {one_line(error) or type(error).__name__}") from error
-    if kept.get(name) != client.id:
-        write_atomically(path / FILE, json.dumps({**kept, name: client.id}) + "\n")
+    if run_ids.get(name) != client.id:
+        write_atomically(path / FILE, json.dumps({**run_ids, name: client.id}) + "\n")
     return client
 
 
-def _kept(file: Path) -> dict[str, str]:
-    """Return what services call the run. Raises ValueError if the file holds no such names."""
+def _read_run_ids(file: Path) -> dict[str, str]:
+    """Return the run ids by service. Raises ValueError if the file is damaged."""
     if not file.exists():
         return {}
     fields = dict(read_object(file))
     for name, value in fields.items():
         if name not in LOGGERS or not isinstance(value, str) or not _ID.fullmatch(value):
-            raise ValueError(f"{file} is damaged: {name!r:.40} is {value!r:.80}; without it they begin anew")
+            raise ValueError(
+                f"{file} is damaged: {name!r:.40} is {value!r:.80}; delete it to log to new runs"
+            )
     return fields

@@ -1,4 +1,4 @@
-"""A run at MLflow, by its own client; where that is says the client's MLFLOW_TRACKING_URI."""
+"""MLflow logger. The server is set by MLflow's environment variable MLFLOW_TRACKING_URI."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 _LONGEST = 500
-"""Letters of a parameter that every store takes."""
+"""Maximum length of a parameter value that every MLflow store accepts."""
 _AT_ONCE = 100
-"""Parameters that it takes."""
+"""Maximum number of parameters per request."""
 
 
 class MlflowRun:
-    """A run of an experiment of MLflow's."""
+    """Run of an MLflow experiment."""
 
     def __init__(self, client: MlflowClient, id: str) -> None:
         self._client, self.id = client, id
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Log a row."""
+        """Log the metrics of an update."""
         now = int(time.time() * 1000)
         metrics = [Metric(name, float(value), now, step) for name, value in row.items()]
         self._client.log_batch(self.id, metrics=metrics)
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """Log the result and end, as killed where there is none."""
+        """Log the result and end the run; without a result its status is KILLED."""
         if result is not None:
             self.update(int(result.get("step", 0)), {f"result/{name}": v for name, v in result.items()})
         self._client.set_terminated(self.id, "KILLED" if result is None else "FINISHED")
 
 
 def open_client(title: str, config: Mapping[str, Any], id: str | None) -> MlflowRun:
-    """Begin a run, or go on with the one of this id."""
+    """Start a new run, or continue the run with this id."""
     client = MlflowClient()
     if id is not None:
         client.update_run(id, status="RUNNING")
@@ -45,15 +45,17 @@ def open_client(title: str, config: Mapping[str, Any], id: str | None) -> Mlflow
     experiment = client.get_experiment_by_name(name)
     at = client.create_experiment(name) if experiment is None else experiment.experiment_id
     run = MlflowRun(client, client.create_run(at, run_name=title).info.run_id)
-    params = [Param(key, str(value)[:_LONGEST]) for key, value in _flat(config)]
+    params = [Param(key, str(value)[:_LONGEST]) for key, value in _flatten(config)]
     for first in range(0, len(params), _AT_ONCE):
         client.log_batch(run.id, params=params[first : first + _AT_ONCE])
     return run
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return every value of nested settings with the names that lead to it."""
-    found = []
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return all values of nested settings with their dotted paths."""
+    items = []
     for name, value in config.items():
-        found += _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
-    return found
+        items += (
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        )
+    return items

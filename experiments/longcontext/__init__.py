@@ -1,1 +1,1 @@
-"""What a context policy keeps of a long text, and what that costs, measured in a real language model."""
+"""Long-context benchmarks: quality, runtime and memory of context policies in a language model."""

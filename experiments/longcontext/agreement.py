@@ -1,4 +1,4 @@
-"""How far policies write what the full cache would have written, at which size and in which time.
+"""Agreement of context policies with the full cache: next tokens, divergence, cache size and time.
 
 scrubjay longcontext agreement novels.deb --methods sinks snapkv chunks --budget 256 --length 2048
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.options import FULL, AgreementOptions
-from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize_text
-from scrubjay.experiments.runs.cost import Elapsed, stopwatch
+from scrubjay.experiments.longcontext.reading import cache_nbytes, read, tokenize_text
+from scrubjay.experiments.runs.cost import ElapsedTime, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.memory import context
 
 _ROW = {
@@ -38,29 +38,29 @@ _ROW = {
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a policy said about a continuation."""
+class Continuation:
+    """Predictions of a policy for a continuation."""
 
     tokens: Int[Tensor, " new"]
-    """The most likely token at every place."""
+    """Most likely token at each position."""
     log_probabilities: Float[Tensor, "new vocabulary"]
-    """Of all tokens at every place."""
-    reading: Elapsed
-    """Time for the stretch."""
-    writing: Elapsed
-    """Time for the continuation."""
+    """Log-probabilities of the whole vocabulary at each position."""
+    reading: ElapsedTime
+    """Time to read the excerpt."""
+    writing: ElapsedTime
+    """Time to generate the continuation."""
     cache_bytes: int
-    """Bytes of keys and values at the end, wherever they lie."""
+    """Bytes of keys and values at the end, on all devices."""
 
 
 def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
-    """Measure what is missing, write the table, and return its path.
+    """Run the missing measurements, write the table, and return its path.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, stretches that were completed are not read
-    again.
+    Raises ValueError on invalid options. After Ctrl-C, the same command continues after the completed
+    excerpts.
     """
     options.check()
-    settle(options.out, options.settings())
+    prepare_results_dir(options.out, options.settings())
     model, tokenizer = options.load_model()
     tokens = tokenize_text(tokenizer, options.read())
     last = len(tokens) - options.length
@@ -70,12 +70,12 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     methods = [FULL, *(name for name in options.methods if name != FULL)]
     generator = random.Random(options.seed)
     starts = [generator.randint(0, last) for _ in range(options.prompts)]
-    with ProgressDisplay("agreement, stretches", len(starts), 0, not options.quiet) as display:
+    with ProgressDisplay("agreement, excerpts", len(starts), 0, not options.quiet) as display:
         for count, start in enumerate(starts, start=1):
             missing = [name for name in methods if not records.find(start=start, method=name)]
             if missing:
-                stretch = tokens[start : start + options.length]
-                for row in compare(model, stretch, options, missing):
+                excerpt = tokens[start : start + options.length]
+                for row in compare(model, excerpt, options, missing):
                     records.append({"start": start, **row})
                 display.update(count, {})
     rows = [row for row in records.rows if row["start"] in starts]
@@ -84,22 +84,24 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
 
 
 def compare(
-    model: PreTrainedModel, stretch: Int[Tensor, " time"], options: AgreementOptions, methods: Sequence[str]
+    model: PreTrainedModel, excerpt: Int[Tensor, " time"], options: AgreementOptions, methods: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return a row for each method about one stretch."""
-    full = write(model, options.policy(FULL), stretch, options)
+    """Return one row per method for one excerpt."""
+    full = write(model, options.policy(FULL), excerpt, options)
     rows = []
     for name in methods:
-        ours = full if name == FULL else write(model, options.policy(name), stretch, options, full.tokens)
-        more = full.log_probabilities.exp() * (full.log_probabilities - ours.log_probabilities)
+        prediction = (
+            full if name == FULL else write(model, options.policy(name), excerpt, options, full.tokens)
+        )
+        more = full.log_probabilities.exp() * (full.log_probabilities - prediction.log_probabilities)
         rows.append(
             {
                 "method": name,
-                "agreement": (ours.tokens == full.tokens).double().mean().item(),
+                "agreement": (prediction.tokens == full.tokens).double().mean().item(),
                 "divergence": more.sum(dim=-1).mean().item(),
-                "cache_bytes": ours.cache_bytes,
-                "reading": ours.reading.cpu,
-                "writing": ours.writing.cpu / options.new_tokens,
+                "cache_bytes": prediction.cache_bytes,
+                "reading": prediction.reading.cpu,
+                "writing": prediction.writing.cpu / options.new_tokens,
             }
         )
     return rows
@@ -109,26 +111,26 @@ def compare(
 def write(
     model: PreTrainedModel,
     policy: context.ContextPolicy,
-    stretch: Int[Tensor, " time"],
+    excerpt: Int[Tensor, " time"],
     options: AgreementOptions,
-    told: Int[Tensor, " new"] | None = None,
-) -> Written:
-    """Read a stretch, then predict what follows.
+    targets: Int[Tensor, " new"] | None = None,
+) -> Continuation:
+    """Read an excerpt, then predict its continuation.
 
-    Each token comes after those `told` before it, by default its own.
+    Each token is predicted after the preceding `targets`, by default after its own predictions.
     """
     cache = context.PolicyCache(policy, model)
     with stopwatch() as reading:
-        *_, logits = read(model, cache, stretch, options.block)
-    said = [logits]
+        *_, logits = read(model, cache, excerpt, options.block)
+    all_logits = [logits]
     with stopwatch() as writing:
         for place in range(options.new_tokens - 1):
-            token = said[-1].argmax() if told is None else told[place]
+            token = all_logits[-1].argmax() if targets is None else targets[place]
             (logits,) = read(model, cache, token[None], 1)
-            said.append(logits)
-    log_probabilities = torch.stack(said).float().log_softmax(dim=-1)
-    held = held_bytes(cache)
-    return Written(log_probabilities.argmax(dim=-1), log_probabilities, reading, writing, held)
+            all_logits.append(logits)
+    log_probabilities = torch.stack(all_logits).float().log_softmax(dim=-1)
+    cache_bytes = cache_nbytes(cache)
+    return Continuation(log_probabilities.argmax(dim=-1), log_probabilities, reading, writing, cache_bytes)
 
 
 def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str], options: AgreementOptions) -> str:
@@ -156,8 +158,7 @@ def _table(rows: Sequence[dict[str, Any]], methods: Sequence[str], options: Agre
         "writing, CPU ms/token",
     ]
     return (
-        f"{options.prompts} stretches of {options.length} tokens, budget {options.budget}, read in blocks of "
-        f"{options.block}; then {options.new_tokens} tokens that full writes greedily, each predicted "
-        "after the same "
-        "ones.\n\n" + markdown(columns, lines)
+        f"{options.prompts} excerpts of {options.length} tokens, budget {options.budget}, read in blocks of "
+        f"{options.block}; then {options.new_tokens} tokens of the greedy continuation of full, each "
+        "predicted from the same prefix.\n\n" + markdown(columns, lines)
     )

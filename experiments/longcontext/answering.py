@@ -1,4 +1,4 @@
-"""One answer to a question about a long text, by a model that reads it under a context policy."""
+"""Answer one question about a long text with a model that reads the text under a context policy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.examples import Example, string_match_all
-from scrubjay.experiments.longcontext.reading import held_bytes, read, tokenize
+from scrubjay.experiments.longcontext.reading import cache_nbytes, read, tokenize
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.memory import context
 from scrubjay.memory.reading.infiniretri import InfiniRetri
@@ -20,22 +20,22 @@ from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 @dataclass(frozen=True)
 class Answer:
-    """What was answered, and what that took."""
+    """Answer of a model, with its score and cost."""
 
     text: str
-    """The answer, without its prefix."""
+    """Answer without its prefix."""
     score: float
-    """Part of the references it contains."""
+    """Fraction of the references that the answer contains."""
     tokens: int
-    """Tokens that were read."""
+    """Tokens read."""
     wall: float
-    """Seconds on the clock."""
+    """Wall-clock seconds."""
     cpu: float
-    """Seconds of processor time."""
+    """CPU seconds."""
     cache_bytes: int
-    """Bytes of keys and values at the end, wherever they lie."""
+    """Bytes of keys and values at the end, on all devices."""
     resident: int
-    """Bytes of the process's memory at the end."""
+    """Resident memory of the process at the end, in bytes."""
 
 
 @torch.no_grad()
@@ -44,35 +44,35 @@ def answer(
 ) -> Answer:
     """Read an example in blocks under a policy, and answer greedily.
 
-    The answer ends where the model ends it, after the example's number of tokens, or once it holds all
-    references: more of it would not change the score.
+    Generation stops at the end-of-sequence token, after the example's number of tokens, or once the answer
+    contains all references, because further text would not change the score.
     """
     cache = context.PolicyCache(policy, model)
     tokens = tokenize(tokenizer, example.render(tokenizer))
-    written: list[int] = []
-    with stopwatch() as elapsed:
+    generated_tokens: list[int] = []
+    with stopwatch() as timer:
         *_, logits = read(model, cache, tokens, block)
-        while len(written) < example.new_tokens:
+        while len(generated_tokens) < example.new_tokens:
             token = int(logits.argmax())
             if token == tokenizer.eos_token_id:
                 break
-            written.append(token)
-            if string_match_all(tokenizer.decode(written), example.references) == 1:
+            generated_tokens.append(token)
+            if string_match_all(tokenizer.decode(generated_tokens), example.references) == 1:
                 break
             (logits,) = read(model, cache, torch.tensor([token]), 1)
-    text = tokenizer.decode(written)
+    text = tokenizer.decode(generated_tokens)
     return Answer(
         text,
         string_match_all(text, example.references),
         len(tokens),
-        elapsed.wall,
-        elapsed.cpu,
-        held_bytes(cache),
+        timer.wall,
+        timer.cpu,
+        cache_nbytes(cache),
         resident_bytes(),
     )
 
 
-def answer_from_kept(
+def answer_with_infiniretri(
     model: PreTrainedModel,
     tokenizer: Any,
     reader: InfiniRetri,
@@ -81,31 +81,31 @@ def answer_from_kept(
     folder: Path,
     quiet: bool,
 ) -> Answer:
-    """Let InfiniRetri keep sentences of an example's text, and answer from these under the full cache.
+    """Select sentences of an example's text with InfiniRetri, and answer from them under the full cache.
 
-    So the model is asked in the same words as under a policy. The time told is that since it was last begun.
+    The prompt has the same wording as under a policy. The reported time starts at the last resumption.
 
     Args:
         model: a causal language model of transformers.
-        tokenizer: its own.
-        reader: what chooses sentences, by the model's attention.
+        tokenizer: the tokenizer of the model.
+        reader: selects sentences by the model's attention.
         example: text and question.
-        block: tokens read at once when answering.
-        folder: keeps how far the reader has come until it is done, for a text may take hours.
-        quiet: show no progress.
+        block: tokens per forward pass when answering.
+        folder: stores the reader's progress until it is done, because a text may take hours.
+        quiet: hide the progress display.
     """
     name = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]
     state = folder / f"reading-{name}.json"
-    with stopwatch() as elapsed:
-        kept = reader.read(
+    with stopwatch() as timer:
+        selection = reader.read(
             example.context, example.question, state=state, max_new_tokens=1, progress=not quiet
         )
-    shorter = dataclasses.replace(example, context=" ".join(kept.sentences))
-    given = answer(model, tokenizer, context.make("full"), shorter, block)
+    shorter = dataclasses.replace(example, context=" ".join(selection.sentences))
+    response = answer(model, tokenizer, context.make("full"), shorter, block)
     state.unlink()
     return dataclasses.replace(
-        given,
-        tokens=kept.tokens_read,
-        wall=given.wall + elapsed.wall,
-        cpu=given.cpu + elapsed.cpu,
+        response,
+        tokens=selection.tokens_read,
+        wall=response.wall + timer.wall,
+        cpu=response.cpu + timer.cpu,
     )

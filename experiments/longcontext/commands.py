@@ -1,4 +1,4 @@
-"""`scrubjay longcontext`: one measurement a word."""
+"""`scrubjay longcontext`: one subcommand per measurement."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.cli.arguments import UsageError, choose, parse
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.longcontext.options import (
     AgreementOptions,
     HaystackOptions,
@@ -15,22 +17,20 @@ from scrubjay.experiments.longcontext.options import (
     PerplexityOptions,
     SpeedOptions,
 )
-from scrubjay.experiments.runs.stopping import Interrupted
-from scrubjay.experiments.words.arguments import UsageError, choose, parse
-from scrubjay.experiments.words.foreign import one_line
+from scrubjay.experiments.runs.interruption import GracefulInterrupt
 
 MEASUREMENTS: dict[str, tuple[str, type[MeasureOptions]]] = {
-    "perplexity": ("of a text, streamed: the curve, time and memory", PerplexityOptions),
-    "haystack": ("needles by length and depth, and RULER's tasks", HaystackOptions),
+    "perplexity": ("perplexity of a streamed text by position, with time and memory", PerplexityOptions),
+    "haystack": ("needle retrieval by length and depth, and RULER tasks", HaystackOptions),
     "speed": ("time per token after contexts of several lengths", SpeedOptions),
-    "agreement": ("of every policy with the full cache", AgreementOptions),
+    "agreement": ("agreement of each policy with the full cache", AgreementOptions),
 }
-"""What each measures, and its options; `run_NAME` of the module NAME beside this one measures it."""
+"""Description and options class by measurement; `run_NAME` in module NAME of this package runs it."""
 
 
-def longcontext(words: Sequence[str]) -> int:
+def longcontext(arguments: Sequence[str]) -> int:
     """`scrubjay longcontext MEASUREMENT TEXT [--methods NAME ...] [--budget N] [--out DIR]`."""
-    if not words or words[0] in ("-h", "--help"):
+    if not arguments or arguments[0] in ("-h", "--help"):
         width = max(map(len, MEASUREMENTS))
         lines = "\n".join(f"  {name:<{width}}  {what}" for name, (what, _) in MEASUREMENTS.items())
         print(
@@ -38,20 +38,20 @@ def longcontext(words: Sequence[str]) -> int:
             f"{lines}\n\nscrubjay longcontext MEASUREMENT --help lists every option."
         )
         return 0
-    name = choose("measurement", words[0], list(MEASUREMENTS))
-    options = parse(MEASUREMENTS[name][1], words[1:], f"scrubjay longcontext {name}")
+    name = choose("measurement", arguments[0], list(MEASUREMENTS))
+    options = parse(MEASUREMENTS[name][1], arguments[1:], f"scrubjay longcontext {name}")
     run = _measure(name)
     from scrubjay.experiments.runs.device import one_thread
 
     try:
         with one_thread():
-            written = run(options, f"scrubjay longcontext {shlex.join(words)}")
+            paths = run(options, f"scrubjay longcontext {shlex.join(arguments)}")
     except KeyboardInterrupt as stop:
-        print("\nstopped; the same command goes on")
-        return stop.exit_code if isinstance(stop, Interrupted) else 130
+        print("\nstopped; run the same command to resume")
+        return stop.exit_code if isinstance(stop, GracefulInterrupt) else 130
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(" ".join(str(error).split())) from error
-    print(*map(one_line, written), sep="\n")
+    print(*map(one_line, paths), sep="\n")
     return 0
 
 

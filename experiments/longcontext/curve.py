@@ -1,4 +1,4 @@
-"""What was measured along a text that a model read."""
+"""Measurements along a text that a model read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 class Curve:
     """Losses and costs of the blocks of a text.
 
-    `nats[i]` is the loss of token `i + 1`, all else is per block.
+    `nats[i]` is the loss of token `i + 1`; all other values are per block.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -22,15 +22,15 @@ class Curve:
         self.rows = rows
 
     def perplexity(self, first: int = 0, last: int | None = None) -> float:
-        """Return the perplexity of a stretch."""
+        """Return the perplexity of tokens `first` to `last`."""
         return math.exp(self.nats[first:last].mean())
 
     def per_block(self, name: str) -> NDArray[np.float64]:
-        """Return a number of each block: cpu, wall, resident or cache_bytes."""
+        """Return one value per block: cpu, wall, resident or cache_bytes."""
         return np.array([row[name] for row in self.rows], dtype=float)
 
     def milliseconds(self, clock: str, first: float = 0.0) -> float:
-        """Return the time per token from a fraction `first` of the blocks on."""
+        """Return the milliseconds per token, skipping the fraction `first` of the blocks."""
         begin = int(first * len(self.rows))
         tokens = sum(len(row["nats"]) for row in self.rows[begin:])
         return 1000 * self.per_block(clock)[begin:].sum() / tokens

@@ -1,4 +1,4 @@
-"""One question about a long text: its parts, how much text fits a length, and how an answer is scored."""
+"""A question about a long text: its parts, fitting it to a length, and scoring an answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from scrubjay.memory.context.quotes import ControlTokens, Quotes
 
 SLACK = 200
-"""An example is full enough when less than 1/200 of its length is unused."""
+"""The search for a size stops when less than 1/200 of the length is unused."""
 
 
 @dataclass(frozen=True)
@@ -17,41 +17,41 @@ class Example:
     """A text to remember, a question about it, and what an answer must contain."""
 
     instruction: str
-    """What the reader is told before the text."""
+    """Instruction before the text."""
     context: str
-    """The text, in which the answer lies."""
+    """Text that contains the answer."""
     question: str
-    """What is asked after it."""
+    """Question after the text."""
     answer_prefix: str
-    """How the answer begins; put into the reader's mouth."""
+    """Beginning of the answer, appended to the prompt."""
     references: tuple[str, ...]
-    """Strings that a right answer contains, all of them."""
+    """Strings that a correct answer contains, all of them."""
     new_tokens: int
-    """Tokens the answer may have."""
+    """Maximum tokens of the answer."""
 
     @property
     def prompt(self) -> str:
-        """All that the user says."""
+        """Full user message."""
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix by the model's chat template, or plainly if it has none.
+        """Return prompt and answer prefix in the model's chat template, or as plain text if it has none.
 
-        A control token in the text is broken.
+        Control tokens in the text are escaped.
         """
         template = getattr(tokenizer, "chat_template", None)
         quotes = Quotes(ControlTokens(tokenizer), template or "")
         prompt, prefix = quotes.quote(self.prompt), quotes.quote(self.answer_prefix)
         if template is None:
-            return quotes.text(f"{prompt}\n{prefix}")
+            return quotes.to_prompt(f"{prompt}\n{prefix}")
         turn = [{"role": "user", "content": prompt}]
-        return quotes.text(
+        return quotes.to_prompt(
             tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) + prefix
         )
 
 
 def token_counter(tokenizer: Any) -> Callable[[Example], int]:
-    """Return a function that counts the tokens of an example: those to read and those to write."""
+    """Return a function that counts the tokens of an example, prompt and answer."""
 
     def count(example: Example) -> int:
         return len(tokenizer(example.render(tokenizer), verbose=False)["input_ids"]) + example.new_tokens
@@ -62,8 +62,8 @@ def token_counter(tokenizer: Any) -> Callable[[Example], int]:
 def fit(build: Callable[[int], Example], length: int, count: Callable[[Example], int]) -> Example:
     """Return the example of the largest size, from 1 up, whose `count` is at most `length`.
 
-    The search stops at the largest, or below it once less than 1/200 of the length is unused; what it returns
-    has been counted. Raises ValueError if not even size 1 fits.
+    The search may stop below the largest size once less than 1/200 of the length is unused. The returned
+    example has been counted. Raises ValueError if not even size 1 fits.
     """
     size, example = 1, build(1)
     used = count(example)
@@ -71,24 +71,24 @@ def fit(build: Callable[[int], Example], length: int, count: Callable[[Example],
         raise ValueError(f"length={length}: the shortest example of this task has {used} tokens")
     too_large = None
     while length - used > length // SLACK and (too_large is None or too_large - size > 1):
-        # What an example needs beside its text makes this guess too small, and every next one better.
+        # The fixed overhead of an example makes this guess too small; each following guess is better.
         guess = size + max(1, (length - used) * size // used)
         if too_large is not None and guess >= too_large:
             guess = (size + too_large) // 2
         candidate = build(guess)
-        needed = count(candidate)
-        if needed <= length:
-            size, example, used = guess, candidate, needed
+        candidate_tokens = count(candidate)
+        if candidate_tokens <= length:
+            size, example, used = guess, candidate, candidate_tokens
         else:
             too_large = guess
     return example
 
 
 def string_match_all(answer: str, references: Sequence[str]) -> float:
-    """Return the fraction of `references` that `answer` contains, whatever their case.
+    """Return the fraction of `references` that `answer` contains, ignoring case.
 
-    RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). More answer never scores less.
+    RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). A longer answer never scores less.
     """
     if not references:
-        raise ValueError("references is empty: there is nothing to match")
+        raise ValueError("references is empty; give at least one string")
     return sum(reference.lower() in answer.lower() for reference in references) / len(references)

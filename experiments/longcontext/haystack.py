@@ -1,4 +1,4 @@
-"""What a model finds in a long text under context policies: a needle by length and depth, and RULER's tasks.
+"""Retrieval from a long text under context policies: a needle by length and depth, and RULER tasks.
 
 scrubjay longcontext haystack novels.deb --lengths 1024 2048 --depths 0 50 --methods full sinks infiniretri
 scrubjay longcontext haystack novels.deb --tasks single_1 multikey_1 variable_tracking --lengths 4096
@@ -15,14 +15,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, get_type_hints
 
-from scrubjay.experiments.longcontext.answering import Answer, answer, answer_from_kept
+from scrubjay.experiments.longcontext.answering import Answer, answer, answer_with_infiniretri
 from scrubjay.experiments.longcontext.examples import Example, fit, token_counter
 from scrubjay.experiments.longcontext.needles import Needles, split_sentences
 from scrubjay.experiments.longcontext.options import INFINIRETRI, NEEDLE, HaystackOptions
 from scrubjay.experiments.longcontext.ruler import make_example
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 _ONE_NEEDLE = Needles(new_tokens=24)
@@ -33,55 +33,54 @@ class Cell:
     """One example of the grid."""
 
     task: str
-    """Its task."""
+    """Task name."""
     length: int
-    """Tokens it may have."""
+    """Maximum tokens."""
     depth: float | None
-    """Depth of its needle, if that is given."""
+    """Depth of the needle in percent; None for random depths."""
     sample: int
-    """Which of its kind it is."""
+    """Index among the examples of the same task, length and depth."""
 
 
-Answering = Callable[[str, Example], Answer]
-"""Answers an example by a method."""
+AnswerFunction = Callable[[str, Example], Answer]
+"""Function from a method name and an example to an answer."""
 
 
 def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
-    """Measure what is missing, write table and picture, and return their paths.
+    """Run the missing measurements, write table and plot, and return their paths.
 
-    Raises ValueError on options that cannot be. An answer is on disk as soon as it is given, and Ctrl-C loses
-    none.
+    Raises ValueError on invalid options. Each answer is saved at once, so Ctrl-C loses none.
     """
     from scrubjay.experiments.longcontext.plots import plot_haystack
 
     options.check()
     sentences = split_sentences(options.read())
-    settle(options.out, options.settings())
+    prepare_results_dir(options.out, options.settings())
     model, tokenizer = options.load_model()
     kinds = get_type_hints(Cell) | get_type_hints(Answer) | {"method": str}
     records = Records(options.out / "answers.jsonl", kinds)
 
     @functools.cache
     def reader() -> InfiniRetri:
-        # Half for what is kept, half for what is new.
+        # Half of the budget for selected sentences, half for new text.
         return InfiniRetri(model, tokenizer, chunk_tokens=options.budget // 2)
 
     def ask(method: str, example: Example) -> Answer:
         if method == INFINIRETRI:
-            return answer_from_kept(
+            return answer_with_infiniretri(
                 model, tokenizer, reader(), example, options.block, options.out, options.quiet
             )
         return answer(model, tokenizer, options.policy(method), example, options.block)
 
     fill(records, options, sentences, token_counter(tokenizer), ask)
-    wanted = [row for row in records.rows if _asked(row, options)]
-    sections = [header(command), _how_to_read(options), _scores(wanted, options), _costs(wanted, options)]
+    rows = [row for row in records.rows if _matches(row, options)]
+    sections = [header(command), _describe_setup(options), _scores(rows, options), _costs(rows, options)]
     write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
-    return [options.out / "table.md", plot_haystack(wanted, options.methods, options.out / "map.png")]
+    return [options.out / "table.md", plot_haystack(rows, options.methods, options.out / "map.png")]
 
 
 def cells(options: HaystackOptions) -> list[Cell]:
-    """Return the grid, short texts first."""
+    """Return the cells of the grid, shortest texts first."""
     return [
         Cell(task, length, depth, sample)
         for length in sorted(options.lengths)
@@ -92,7 +91,7 @@ def cells(options: HaystackOptions) -> list[Cell]:
 
 
 def make_cell(cell: Cell, sentences: Sequence[str], count: Callable[[Example], int], seed: int) -> Example:
-    """Return the example of a cell; equal seeds give equal examples, and every cell has its own."""
+    """Return the example of one grid cell. It depends only on the seed and the cell."""
     own = f"{seed} {cell}"
     if cell.task != NEEDLE:
         return make_example(cell.task, cell.length, count, sentences, own)
@@ -106,9 +105,9 @@ def fill(
     options: HaystackOptions,
     sentences: Sequence[str],
     count: Callable[[Example], int],
-    ask: Answering,
+    ask: AnswerFunction,
 ) -> None:
-    """Ask what has not been asked yet, a record per answer."""
+    """Answer the missing examples, one record per answer."""
     missing = [
         (cell, methods)
         for cell in cells(options)
@@ -120,13 +119,13 @@ def fill(
         for cell, methods in missing:
             example = make_cell(cell, sentences, count, options.seed)
             for method in methods:
-                given = ask(method, example)
-                records.append({**dataclasses.asdict(cell), "method": method, **dataclasses.asdict(given)})
+                response = ask(method, example)
+                records.append({**dataclasses.asdict(cell), "method": method, **dataclasses.asdict(response)})
                 done += cell.length
                 display.update(done, {})
 
 
-def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
+def _matches(row: dict[str, Any], options: HaystackOptions) -> bool:
     return (
         row["task"] in options.tasks
         and row["length"] in options.lengths
@@ -136,14 +135,14 @@ def _asked(row: dict[str, Any], options: HaystackOptions) -> bool:
     )
 
 
-def _how_to_read(options: HaystackOptions) -> str:
-    whole = [m for m in options.methods if m != INFINIRETRI and options.policy(m).chooses_by_end]
-    but = f", but at once under {', '.join(whole)}" if whole else ""
+def _describe_setup(options: HaystackOptions) -> str:
+    whole = [m for m in options.methods if m != INFINIRETRI and options.policy(m).query_aware]
+    but = f", but in one pass under {', '.join(whole)}" if whole else ""
     return (
         f"{options.model} reads in blocks of {options.block} tokens{but}, under a budget of "
         f"{options.budget} keys (full "
         f"has none; {INFINIRETRI} reads chunks of half as many), and answers greedily. Scores: mean "
-        "part of the references found, in percent."
+        "fraction of the references found, in percent."
     )
 
 

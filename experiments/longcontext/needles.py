@@ -1,8 +1,8 @@
 """Needles in haystacks: facts hidden in a text that has nothing to do with them.
 
-After RULER (Hsieh et al. 2024, arXiv 2404.06654) in its rules, not its words: a needle tells the value of a
-key, keys are an adjective and a noun, values seven digits or a UUID; the hay is a novel's sentences, one
-stock line again and again, or needles of other keys.
+The rules follow RULER (Hsieh et al. 2024, arXiv 2404.06654) with different wording. A needle states the value
+of a key. Keys are an adjective and a noun; values are seven digits or a UUID. The hay is sentences of a
+novel, one repeated stock line, or needles of other keys.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ Hay = Literal["essay", "noise", "needles"]
 
 NOISE = "The field is wide. The clouds are pale. The air is still. Out we walk. Home we come."
 DEPTHS = tuple(100 * place / 39 for place in range(40))
-"""Where RULER hides needles in an essay, in percent of the text."""
+"""Needle depths of RULER in an essay, in percent of the text."""
 _INSTALL = "the words come from wonderwords; install it with: pip install 'scrubjay[lm]'"
 
 
 @dataclass(frozen=True)
 class Needles:
-    """How a task hides what and asks for how much of it. Raises ValueError on a task that cannot be."""
+    """Needle task: number and type of keys, values and queries. Raises ValueError on an invalid task."""
 
     hay: Hay = "essay"
-    """Of what the text is."""
+    """Type of the surrounding text."""
     keys: int = 1
-    """Needles' different keys, distractors among them."""
+    """Different keys of the needles, distractors included."""
     values: int = 1
     """Needles of each key, each with its own value."""
     queries: int = 1
-    """Keys that are asked for, with all their values."""
+    """Queried keys; an answer must contain all their values."""
     key_kind: Kind = "word"
-    """What keys look like."""
+    """Type of the keys."""
     value_kind: Kind = "number"
-    """What values look like."""
+    """Type of the values."""
     new_tokens: int = 128
-    """Tokens an answer may have."""
+    """Maximum tokens of an answer."""
 
     def __post_init__(self) -> None:
         if min(self.keys, self.values, self.queries) < 1 or self.queries > self.keys:
             raise ValueError(
                 f"keys={self.keys}, values={self.values}, queries={self.queries}: "
-                "each is at least 1, and no more keys can be asked for than there are"
+                "each must be at least 1, and queries must not exceed keys"
             )
 
     def build(
@@ -59,20 +59,22 @@ class Needles:
     ) -> Example:
         """Return the task in `size` sentences, or lines, of hay.
 
-        `sentences` are an essay's, begun anew when they end. `depth`, in percent, is where the needle of a
-        single value stands; by default each needle is at a random place. Raises ValueError if an essay has no
-        sentences.
+        `sentences` are those of an essay and are repeated when they run out. `depth`, in percent, is the
+        position of a single needle; by default each needle is at a random position. Raises ValueError if an
+        essay has no sentences.
         """
-        # Of one draw, so that no two keys and no two values are alike, those of the hay included.
-        strangers = size if self.hay == "needles" else 0
-        keys = draw_keys(rng, self.key_kind, self.keys + strangers)
-        values = draw_keys(rng, self.value_kind, self.keys * self.values + strangers)
-        told = {
+        # One draw for all, so that keys and values are unique, those of the hay included.
+        num_hay_needles = size if self.hay == "needles" else 0
+        keys = draw_keys(rng, self.key_kind, self.keys + num_hay_needles)
+        values = draw_keys(rng, self.value_kind, self.keys * self.values + num_hay_needles)
+        values_by_key = {
             key: values[place * self.values :][: self.values] for place, key in enumerate(keys[: self.keys])
         }
-        needles = [needle(key, value, self.value_kind) for key in told for value in told[key]]
+        needles = [
+            needle(key, value, self.value_kind) for key in values_by_key for value in values_by_key[key]
+        ]
         rng.shuffle(needles)
-        if strangers:
+        if num_hay_needles:
             pairs = zip(keys[-size:], values[-size:], strict=True)
             hay = [needle(key, value, self.value_kind) for key, value in pairs]
         else:
@@ -80,7 +82,7 @@ class Needles:
         context = (" " if self.hay == "essay" else "\n").join(
             insert(hay, needles, self._places(size, rng, len(needles), depth))
         )
-        keys = rng.sample(list(told), self.queries)
+        keys = rng.sample(list(values_by_key), self.queries)
         what = f"secret {self.value_kind}" + ("s" if self.queries * self.values > 1 else "")
         whose = _enumerate(keys)
         be = "are" if self.queries * self.values > 1 else "is"
@@ -90,7 +92,7 @@ class Needles:
             context,
             f"What {be} the {what} of {whose}, as told in the text?",
             f"As told in the text, the {what} of {whose} {be}",
-            tuple(value for key in keys for value in told[key]),
+            tuple(value for key in keys for value in values_by_key[key]),
             self.new_tokens,
         )
 
@@ -98,7 +100,7 @@ class Needles:
         if self.hay == "noise":
             return [NOISE] * size
         if not sentences:
-            raise ValueError("an essay needs sentences; give a text")
+            raise ValueError("hay='essay' needs sentences; give a text")
         return list(itertools.islice(itertools.cycle(sentences), size))
 
     def _places(self, size: int, rng: random.Random, count: int, depth: float | None) -> list[int]:
@@ -110,40 +112,40 @@ class Needles:
 
 
 def needle(key: str, value: str, kind: Kind) -> str:
-    """Return the sentence that tells the value of a key."""
+    """Return the sentence that states the value of a key."""
     return f"The secret {kind} of {key} is {value}."
 
 
 def insert(hay: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Return the hay with each needle after as many pieces of hay as its place says.
+    """Return the hay with each needle inserted before the piece of hay at its place.
 
-    Those of one place stand in order.
+    Needles at the same place keep their order.
     """
     if any(place < 0 or place > len(hay) for place in places):
         raise ValueError(f"places={list(places)}: the hay has places 0 to {len(hay)}")
-    pieces, taken = [], 0
+    pieces, start = [], 0
     for place, sentence in sorted(zip(places, needles, strict=True), key=lambda pair: pair[0]):
-        pieces += [*hay[taken:place], sentence]
-        taken = place
-    return [*pieces, *hay[taken:]]
+        pieces += [*hay[start:place], sentence]
+        start = place
+    return [*pieces, *hay[start:]]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Return the sentences of a text, each with its line breaks as spaces."""
+    """Return the sentences of a text, with line breaks replaced by spaces."""
     return [sentence for sentence in re.split(r"(?<=[.!?])\s+", " ".join(text.split())) if sentence]
 
 
 def draw_keys(rng: random.Random, kind: Kind, count: int) -> list[str]:
     """Return `count` different words (as in "amber-otter"), numbers of seven digits, or UUIDs."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found.setdefault(_draw(rng, kind))
-    return list(found)
+    keys: dict[str, None] = {}
+    while len(keys) < count:
+        keys.setdefault(_draw(rng, kind))
+    return list(keys)
 
 
 @functools.cache
 def words(part: Literal["adjective", "noun", "verb"]) -> tuple[str, ...]:
-    """Return the plain words of wonderwords' list, sorted. Raises ImportError where it is not installed."""
+    """Return the sorted alphabetic words of a wonderwords list. Raises ImportError if it is not installed."""
     try:
         lists = importlib.resources.files("wonderwords.assets")
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What all measurements of long contexts are told: the model, the text, the methods, and where results go."""
+"""Options of the long-context measurements: model, text, methods and output directory."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ if TYPE_CHECKING:
     from scrubjay.memory import context
 
 FULL = "full"
-"""The method that keeps everything."""
+"""Method that keeps all tokens."""
 INFINIRETRI = "infiniretri"
-"""The method that keeps sentences, not keys."""
+"""Method that selects sentences instead of keys."""
 NEEDLE = "needle"
-"""The task whose one needle stands at a given depth."""
+"""Task with one needle at a given depth."""
 RECOMPUTE = "recompute"
-"""The method that keeps nothing, and reads the last tokens afresh for every token."""
+"""Method without a cache, which rereads the last tokens for each new token."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions:
-    """Options of every measurement."""
+    """Options common to all measurements."""
 
     text: Positional[tuple[Path, ...]]
-    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); of several, one
-    after the other."""
+    """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); several
+    files are joined."""
     title: str | None = None
-    """Which of the texts in a .deb, by its first letters: northanger. Default: all in turn."""
+    """First letters of the title of one text in a .deb, such as northanger; None joins all texts."""
     model: str = "smollm2"
-    """smollm2, or a folder or GGUF file of a causal language model."""
+    """Model name (smollm2), or a folder or GGUF file of a causal language model."""
     device: str = "cpu"
-    """cpu, cuda or auto."""
+    """Device: cpu, cuda or auto."""
     dtype: str = "float32"
-    """Numbers of the model: float32, or bfloat16, in which some processors are several times as fast."""
+    """Data type of the model: float32 or bfloat16; some processors are several times as fast in bfloat16."""
     methods: tuple[str, ...] = ("full", "sinks", "window")
     """Names of context policies."""
     budget: int = 256
-    """Keys per layer and head that a policy may hold, or, of those that hold all, read at once; full has no
-    budget."""
+    """Keys per layer and head that a policy retains, or reads at once if it retains all keys; full ignores
+    this option."""
     block: int = 512
-    """Tokens read at once."""
+    """Tokens per forward pass."""
     seed: int = 0
-    """Of whatever is drawn at random."""
+    """Random seed of the samples."""
     out: Path
-    """Directory of the results; the same command goes on where it was stopped."""
+    """Output directory; the same command resumes an interrupted run."""
     quiet: bool = False
-    """Show no progress."""
+    """Hide the progress display."""
 
     EXTENSIBLE = ("methods", "out", "quiet")
-    """Fields that may differ when a directory's results are added to."""
+    """Fields that may change when more results are added to a directory."""
 
     def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        """Raise ValueError on invalid options, before anything is loaded."""
         from scrubjay.memory import context
 
         if not self.text:
-            raise ValueError("no text is given: name a .txt file or a .deb of novels")
+            raise ValueError("no text is given; name a .txt file or a .deb of novels")
         for path in self.text:
             if not path.is_file():
                 raise ValueError(f"there is no file {path}")
@@ -76,10 +76,10 @@ class MeasureOptions:
             self.check_method(name)
         context.check_dtype(self.dtype)
         if self.block < 1:
-            raise ValueError(f"block={self.block}: at least 1 token is read at once")
+            raise ValueError(f"block={self.block}: must be at least 1")
 
     def check_method(self, name: str) -> None:
-        """Raise ValueError if no policy of that name can have this budget."""
+        """Raise ValueError if the policy is unknown or does not support this budget."""
         self.policy(name)
 
     def policy(self, name: str) -> context.ContextPolicy:
@@ -89,7 +89,7 @@ class MeasureOptions:
         return context.make(name) if name == FULL else context.make(name, budget=self.budget)
 
     def settings(self) -> dict[str, Any]:
-        """Return what results depend on."""
+        """Return the options that the results depend on."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -126,23 +126,23 @@ class MeasureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AgreementOptions(MeasureOptions):
-    """Let the full cache go on with stretches of a text, greedily, and each policy predict every token."""
+    """Compare each policy's predictions with the greedy continuation of the full cache."""
 
     methods: tuple[str, ...] = ("window", "sinks", "h2o", "snapkv", "chunks", "recycled")
-    """Names of context policies; full is always measured."""
+    """Names of context policies; full is always included."""
     prompts: int = 8
-    """Stretches of the text."""
+    """Number of random excerpts of the text."""
     length: int = 2048
-    """Tokens of a stretch."""
+    """Tokens per excerpt."""
     new_tokens: int = 32
-    """Tokens written after each."""
+    """Tokens generated after each excerpt."""
     out: Path = Path("runs/agreement")
-    """Directory of the results; the same command goes on where it was stopped."""
+    """Output directory; the same command resumes an interrupted run."""
 
     EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "prompts")
 
     def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
         for name in ("prompts", "length", "new_tokens"):
             if getattr(self, name) < 1:
@@ -151,9 +151,9 @@ class AgreementOptions(MeasureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HaystackOptions(MeasureOptions):
-    """Ask about texts of several lengths; tabulate and draw what each method finds.
+    """Measure the answers of each method on texts of several lengths, and write a table and a plot.
 
-    Running it again goes on.
+    The same command resumes an interrupted run.
     """
 
     methods: tuple[str, ...] = (
@@ -168,20 +168,20 @@ class HaystackOptions(MeasureOptions):
     )
     """Names of context policies, and infiniretri."""
     tasks: tuple[str, ...] = (NEEDLE,)
-    """needle, at each of the depths; or tasks of RULER: single_1, multikey_2, variable_tracking, ..."""
+    """Tasks: needle (at each depth), or RULER tasks such as single_1, multikey_2, variable_tracking."""
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
-    """Tokens of text, question and answer, at most."""
+    """Lengths to measure: maximum numbers of tokens of text, question and answer together."""
     depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
-    """Where the needle stands, in percent of the text."""
+    """Depths of the needle, in percent of the text."""
     samples: int = 1
-    """Examples of each length and depth, or length and task; the same for all methods."""
+    """Examples per length and depth, or per length and task; all methods get the same examples."""
     out: Path = Path("runs/haystack")
-    """Directory of the results; the same command goes on where it was stopped."""
+    """Output directory; the same command resumes an interrupted run."""
 
     EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tasks", "lengths", "depths", "samples")
 
     def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        """Raise ValueError on invalid options, before anything is loaded."""
         from scrubjay.experiments.longcontext.ruler import list_tasks
 
         super().check()
@@ -193,12 +193,12 @@ class HaystackOptions(MeasureOptions):
                 raise ValueError(f"unknown task {task!r}; choose from {', '.join([NEEDLE, *list_tasks()])}")
         for depth in self.depths:
             if not 0 <= depth <= 100:
-                raise ValueError(f"depth={depth}: it is a percentage, from 0 to 100")
+                raise ValueError(f"depth={depth}: must be a percentage from 0 to 100")
         if self.samples < 1:
-            raise ValueError(f"samples={self.samples}: at least 1 is needed")
+            raise ValueError(f"samples={self.samples}: must be at least 1")
 
     def check_method(self, name: str) -> None:
-        """Raise ValueError if no method of that name can have this budget."""
+        """Raise ValueError if the method is unknown or does not support this budget."""
         if name != INFINIRETRI:
             super().check_method(name)
         elif self.budget < 2:
@@ -207,9 +207,9 @@ class HaystackOptions(MeasureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityOptions(MeasureOptions):
-    """Stream a text through a model under each policy; tabulate and draw perplexity, time and memory.
+    """Stream a text through a model under each policy, and report perplexity, time and memory.
 
-    More `--tokens` than before go on from where the same directory ended.
+    A larger `--tokens` continues the results in the same directory.
     """
 
     methods: tuple[str, ...] = ("window", "sinks")
@@ -217,16 +217,16 @@ class PerplexityOptions(MeasureOptions):
     tokens: int = 20_000
     """Tokens of the text to predict."""
     recompute: int = 0
-    """Random positions at which the last `budget` tokens are read afresh, to compare with; slow."""
+    """Random positions at which the last `budget` tokens are recomputed for comparison; slow."""
     save_every: int = 20
-    """Blocks between two copies of the cache on disk, from which a stopped run goes on."""
+    """Blocks between two checkpoints of the cache, from which an interrupted run resumes."""
     out: Path = Path("runs/perplexity")
-    """Directory of the results; the same command goes on where it was stopped."""
+    """Output directory; the same command resumes an interrupted run."""
 
     EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "tokens", "recompute", "save_every")
 
     def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
         for name, least in (("tokens", 1), ("recompute", 0), ("save_every", 1)):
             if getattr(self, name) < least:
@@ -240,10 +240,10 @@ class PerplexityOptions(MeasureOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions(MeasureOptions):
-    """Time the next token after contexts of several lengths, by turns in one process, against `recompute`.
+    """Time the next token after contexts of several lengths, and compare with `recompute`.
 
-    recompute keeps no cache and reads the last `budget` tokens afresh for every token, as StreamingLLM's peer
-    does.
+    Methods take turns in one process. recompute has no cache and rereads the last `budget` tokens for each
+    new token, like the sliding window with recomputation in StreamingLLM.
     """
 
     methods: tuple[str, ...] = ("full", "sinks")
@@ -251,35 +251,34 @@ class SpeedOptions(MeasureOptions):
     contexts: tuple[int, ...] = (1024, 4096, 8192)
     """Tokens read before the clock starts."""
     full_until: int = 8192
-    """Longest context for the method full, which must hold all of it."""
+    """Longest context for the method full, which retains all tokens."""
     steps: int = 8
-    """Tokens timed in a turn; of recompute, one."""
+    """Tokens timed per turn; recompute times one."""
     repeats: int = 5
-    """Turns of each contestant at each length."""
+    """Turns per method and length."""
     out: Path = Path("runs/speed")
-    """Directory of the results; the same command goes on where it was stopped."""
+    """Output directory; the same command resumes an interrupted run."""
 
     EXTENSIBLE = (*MeasureOptions.EXTENSIBLE, "contexts", "full_until")
 
     def check(self) -> None:
-        """Raise ValueError on names and numbers that cannot work, before anything is loaded."""
+        """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
         if not self.contexts:
             raise ValueError("--contexts is empty; name at least one")
         for name in ("steps", "repeats"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: at least 1 is needed")
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         lengths = sorted(self.contexts)
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):
             raise ValueError(
-                f"contexts={self.contexts}: they must be more than steps x repeats = {between} tokens "
-                "apart, for "
-                "those are read on the way"
+                f"contexts={self.contexts}: lengths must be more than steps x repeats = {between} "
+                "tokens apart, because the timed tokens are read in between"
             )
         if lengths[0] < self.budget:
-            raise ValueError(f"contexts={self.contexts}: each must have at least budget={self.budget} tokens")
+            raise ValueError(f"contexts={self.contexts}: each must be at least budget={self.budget} tokens")
 
-    def contestants(self, length: int) -> list[str]:
-        """Return who is timed after so many tokens."""
+    def list_methods(self, length: int) -> list[str]:
+        """Return the methods timed after `length` tokens."""
         return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]

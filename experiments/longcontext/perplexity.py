@@ -1,4 +1,4 @@
-"""Perplexity of a text under context policies, streamed: how it, time and memory go with the position.
+"""Perplexity, time and memory by position of a text streamed under context policies.
 
 scrubjay longcontext perplexity novels.deb --title northanger --methods window sinks --tokens 20000
 """
@@ -17,12 +17,12 @@ from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.curve import Curve
 from scrubjay.experiments.longcontext.options import RECOMPUTE, PerplexityOptions
-from scrubjay.experiments.longcontext.reading import held_bytes, losses, recompute
+from scrubjay.experiments.longcontext.reading import cache_nbytes, losses, recompute
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
-from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.memory import context
 
 _BLOCK = {
@@ -37,15 +37,15 @@ _POSITION = {"position": int, "nats": float, "wall": float, "cpu": float}
 
 
 def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
-    """Measure what is missing, write table and picture, and return their paths.
+    """Run the missing measurements, write table and plot, and return their paths.
 
-    Raises ValueError on options that cannot be, `Interrupted` when asked to stop; nothing measured is lost
-    then.
+    Raises ValueError on invalid options, and `GracefulInterrupt` on a stop signal; finished measurements are
+    saved.
     """
     from scrubjay.experiments.longcontext.plots import plot_perplexity
 
     options.check()
-    settle(options.out, options.settings())
+    prepare_results_dir(options.out, options.settings())
     model, tokenizer = options.load_model()
     tokens = options.excerpt(tokenizer, options.tokens + 1)
     with StopRequest() as stop:
@@ -70,44 +70,46 @@ def _stream(
     name: str,
     stop: StopRequest,
 ) -> None:
-    """Append a row per block to the method's file, and go on from the last saved cache."""
+    """Append one row per block to the method's file, resuming from the last saved cache."""
     policy, records = options.policy(name), Records(options.out / f"{name}.jsonl", _BLOCK)
     total = len(tokens) - 1
     if sum(len(row["nats"]) for row in records.rows) >= total:
         return
-    saved = sorted(options.out.glob(f"{name}-at-*.safetensors"))
-    done = int(saved[-1].stem.rpartition("-")[2]) if saved else 0
+    checkpoints = sorted(options.out.glob(f"{name}-at-*.safetensors"))
+    done = int(checkpoints[-1].stem.rpartition("-")[2]) if checkpoints else 0
     cache = (
-        context.PolicyCache.load(saved[-1], policy, model) if saved else context.PolicyCache(policy, model)
+        context.PolicyCache.load(checkpoints[-1], policy, model)
+        if checkpoints
+        else context.PolicyCache(policy, model)
     )
     records.keep(lambda row: row["first"] + len(row["nats"]) <= done)
     with ProgressDisplay(f"perplexity {name}", total, done, not options.quiet) as display:
         for count, first in enumerate(range(done, total, options.block), start=1):
             last = min(first + options.block, total)
-            with stopwatch() as elapsed:
+            with stopwatch() as timer:
                 nats = losses(model, cache, tokens[first:last], tokens[first + 1 : last + 1])
             records.append(
                 {
                     "first": first,
                     "nats": [round(value, 5) for value in nats.tolist()],
-                    "wall": elapsed.wall,
-                    "cpu": elapsed.cpu,
+                    "wall": timer.wall,
+                    "cpu": timer.cpu,
                     "resident": resident_bytes(),
-                    "cache_bytes": held_bytes(cache),
+                    "cache_bytes": cache_nbytes(cache),
                 }
             )
             display.update(last, {})
             if last == total or count % options.save_every == 0 or stop.signal_number is not None:
                 _save(cache, options.out, name, last)
             if stop.signal_number is not None:
-                raise Interrupted(stop.signal_number)
+                raise GracefulInterrupt(stop.signal_number)
 
 
 def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None:
-    """Write the cache to a file whose name tells how far it has read, and then drop older ones."""
+    """Save the cache to a file named by the number of tokens read, then delete older files."""
     aside = out / f".{name}.writing"
     cache.save(aside)
-    # Of equal width, so that names sort as numbers do.
+    # Zero-padded, so that names sort like numbers.
     path = aside.rename(out / f"{name}-at-{tokens:012d}.safetensors")
     for older in out.glob(f"{name}-at-*.safetensors"):
         if older != path:
@@ -115,7 +117,7 @@ def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None
 
 
 def _sample(options: PerplexityOptions) -> list[int]:
-    """Return the sorted numbers of the tokens to predict afresh."""
+    """Return the sorted positions of the tokens to recompute."""
     later = range(options.budget, options.tokens)
     return sorted(random.Random(options.seed).sample(later, options.recompute))
 
@@ -124,18 +126,18 @@ def _recompute(
     model: PreTrainedModel, tokens: Int[Tensor, " time"], options: PerplexityOptions, stop: StopRequest
 ) -> None:
     records = Records(options.out / f"{RECOMPUTE}.jsonl", _POSITION)
-    known = {row["position"] for row in records.rows}
-    sample = [position for position in _sample(options) if position not in known]
+    measured_positions = {row["position"] for row in records.rows}
+    sample = [position for position in _sample(options) if position not in measured_positions]
     with ProgressDisplay(RECOMPUTE, len(sample), 0, not options.quiet) as display:
         for count, position in enumerate(sample, start=1):
             window = tokens[position + 1 - options.budget : position + 1]
-            with stopwatch() as elapsed:
+            with stopwatch() as timer:
                 logits = recompute(model, window)
             nats = -logits.float().log_softmax(dim=-1)[tokens[position + 1]].item()
-            records.append({"position": position, "nats": nats, "wall": elapsed.wall, "cpu": elapsed.cpu})
+            records.append({"position": position, "nats": nats, "wall": timer.wall, "cpu": timer.cpu})
             display.update(count, {})
             if stop.signal_number is not None:
-                raise Interrupted(stop.signal_number)
+                raise GracefulInterrupt(stop.signal_number)
 
 
 def _totals(curves: dict[str, Curve], budget: int) -> str:
@@ -167,7 +169,7 @@ def _totals(curves: dict[str, Curve], budget: int) -> str:
         "last quarter, ms",
         "wall ms/token",
         "cache, MiB",
-        "process at 1/4 / most, MiB",
+        "process at 1/4 / peak, MiB",
     ]
     return markdown(columns, rows)
 
@@ -179,13 +181,13 @@ def _segments(curves: dict[str, Curve]) -> str:
         edges.append(edges[-1] * 2)
     edges = [*(edge for edge in edges if edge < longest), longest]
     rows = [
-        [f"{first:,} to {last:,}", *(_stretch(curve, first, last) for curve in curves.values())]
+        [f"{first:,} to {last:,}", *(_format_perplexity(curve, first, last) for curve in curves.values())]
         for first, last in itertools.pairwise(edges)
     ]
     return "Perplexity by position:\n\n" + markdown(["tokens", *curves], rows)
 
 
-def _stretch(curve: Curve, first: int, last: int) -> str:
+def _format_perplexity(curve: Curve, first: int, last: int) -> str:
     return f"{curve.perplexity(first, last):.2f}" if first < len(curve.nats) else ""
 
 
@@ -210,10 +212,11 @@ def _against_recompute(curves: dict[str, Curve], records: Records, options: Perp
             ]
         )
     return (
-        f"At {len(positions)} random positions, the same for all; recompute reads the last "
+        f"At {len(positions)} random positions, the same for all methods; recompute rereads the last "
         f"{options.budget} tokens "
-        "afresh for each:\n\n"
+        "for each:\n\n"
         + markdown(
-            ["method", "perplexity", "of recompute", "nats more, ± standard error", "CPU ms/token"], rows
+            ["method", "perplexity", "relative to recompute", "extra nats, ± standard error", "CPU ms/token"],
+            rows,
         )
     )

@@ -1,4 +1,4 @@
-"""Pictures of what was measured on long contexts."""
+"""Plots of the long-context measurements."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.longcontext.curve import Curve
-from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
+from scrubjay.experiments.reports.colours import assign_colors
+from scrubjay.experiments.reports.curves import make_figure, place_legend, save_figure
 
 _BINS = 40
 
 
 def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
-    """Draw perplexity, time per token and memory of the process against the position, and return the path."""
-    figure = figure_of(3)
+    """Plot perplexity, time per token and process memory against the position, and return the path."""
+    figure = make_figure(3)
     quality, speed, memory = figure.subplots(1, 3)
-    shades = colours(curves)
+    shades = assign_colors(curves)
     for name, curve in curves.items():
         edges = np.unique(np.linspace(0, len(curve.nats), min(_BINS, len(curve.nats)) + 1).astype(int))
         means = [curve.perplexity(first, last) for first, last in itertools.pairwise(edges)]
         quality.plot((edges[1:] + edges[:-1]) / 2, means, color=shades[name], label=name, linewidth=2)
         sizes = np.diff(curve.ends, prepend=0)
-        whole = 2 * sizes >= sizes.max()  # a short block, as the last may be, costs more for each token
+        whole = 2 * sizes >= sizes.max()  # a short block, such as the last, costs more per token
         milliseconds = 1000 * curve.per_block("cpu")[whole] / sizes[whole]
         speed.plot(curve.ends[whole], _smooth(milliseconds), color=shades[name], label=name, linewidth=2)
         memory.plot(
@@ -41,7 +41,7 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
     for axes, title in (
         (quality, "perplexity"),
         (speed, "CPU ms/token"),
-        (memory, "memory of the process, GiB"),
+        (memory, "process memory, GiB"),
     ):
         axes.set_title(title)
         axes.set_xlabel("tokens read")
@@ -50,12 +50,12 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
         axes.xaxis.set_major_formatter(_short)
     for axes in (speed, memory):
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
-    beside(memory)
+    place_legend(memory)
     return save_figure(figure, out)
 
 
 def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: Path | str) -> Path:
-    """Draw a map for each method, length by depth or task, in the colour of its score; return the path."""
+    """Plot a score heat map per method, length by depth or task, and return the path."""
     lengths = sorted({row["length"] for row in rows})
     places = list(dict.fromkeys((row["task"], row["depth"]) for row in rows))
     columns = min(4, len(methods))
@@ -70,14 +70,14 @@ def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: P
         scores = np.full((len(places), len(lengths)), np.nan)
         for row_number, (task, depth) in enumerate(places):
             for column, length in enumerate(lengths):
-                found = [
+                cell_scores = [
                     row["score"]
                     for row in rows
                     if (row["task"], row["depth"], row["length"], row["method"])
                     == (task, depth, length, method)
                 ]
-                if found:
-                    scores[row_number, column] = 100 * fmean(found)
+                if cell_scores:
+                    scores[row_number, column] = 100 * fmean(cell_scores)
                     dark = scores[row_number, column] < 60
                     axes.text(
                         column,
@@ -100,10 +100,10 @@ def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: P
 
 
 def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
-    """Draw the time per token against the length of the context, and return the path."""
-    figure = figure_of(1)
+    """Plot the time per token against the context length, and return the path."""
+    figure = make_figure(1)
     axes = figure.subplots()
-    shades = colours(row["method"] for row in rows)
+    shades = assign_colors(row["method"] for row in rows)
     for method in dict.fromkeys(row["method"] for row in rows):
         lengths = sorted({row["context"] for row in rows if row["method"] == method})
         turns = [
@@ -119,10 +119,10 @@ def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
     contexts = sorted({row["context"] for row in rows})
     axes.set_xticks(contexts, [_short(length) for length in contexts])
     axes.minorticks_off()
-    axes.set_xlabel("tokens read before")
-    axes.set_ylabel("CPU ms/token, median, least and most")
+    axes.set_xlabel("context, tokens")
+    axes.set_ylabel("CPU ms/token, median, min and max")
     axes.grid(alpha=0.3)
-    beside(axes)
+    place_legend(axes)
     return save_figure(figure, out)
 
 
@@ -134,7 +134,7 @@ def _log_scale(axes: Axes) -> None:
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """Return medians of as many neighbours as leave `_BINS` distinct ones."""
+    """Return running medians, with a window that leaves about `_BINS` independent values."""
     width = max(1, len(values) // _BINS)
     return np.array([np.median(values[max(0, i - width) : i + width + 1]) for i in range(len(values))])
 

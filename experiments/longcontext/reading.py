@@ -1,4 +1,4 @@
-"""How a model reads a text of any length: block by block, into a cache that a policy keeps small."""
+"""Read a text of any length block by block into a cache that a policy limits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from scrubjay.memory.context.quotes import ControlTokens
 def read(
     model: PreTrainedModel, cache: context.PolicyCache, tokens: Int[Tensor, " time"], block: int
 ) -> Iterator[Float[Tensor, " vocabulary"]]:
-    """Read the tokens in blocks; yield after each the logits of the token that follows.
+    """Read the tokens in blocks; yield the next-token logits after each block.
 
-    A policy that chooses at the end of a prompt reads all as one block, or the end of each would choose.
+    A policy that selects keys at the end of a prompt reads all tokens as one block; otherwise it would select
+    at the end of each block.
     """
     for piece in tokens.split(cache.call_length(len(tokens), block)):
         yield model(piece[None].to(model.device), cache=cache, logits_to_keep=1).logits[0, -1]
@@ -28,7 +29,7 @@ def read(
 
 @torch.no_grad()
 def recompute(model: PreTrainedModel, tokens: Int[Tensor, " time"]) -> Float[Tensor, " vocabulary"]:
-    """Read the tokens afresh, without any cache; return the logits of the token that follows."""
+    """Run a forward pass over the tokens without a cache; return the next-token logits."""
     return model(tokens[None].to(model.device), use_cache=False, logits_to_keep=1).logits[0, -1]
 
 
@@ -39,22 +40,22 @@ def losses(
     tokens: Int[Tensor, " time"],
     targets: Int[Tensor, " time"],
 ) -> Float[Tensor, " time"]:
-    """Read one block; return the negative log-likelihood, in nats, of the token after each of its tokens."""
+    """Read one block; return the negative log-likelihood of each target, in nats."""
     pieces = tokens.split(cache.call_length(len(tokens), len(tokens)))
     logits = torch.cat([model(piece[None].to(model.device), cache=cache).logits[0] for piece in pieces])
     return torch.nn.functional.cross_entropy(logits.float(), targets.to(model.device), reduction="none")
 
 
-def held_bytes(cache: context.PolicyCache) -> int:
-    """Return the bytes of keys, values and what goes with them, wherever they lie."""
+def cache_nbytes(cache: context.PolicyCache) -> int:
+    """Return the bytes of the cache on all devices and on disk."""
     return cache.nbytes() + cache.nbytes("cpu") + cache.nbytes("disk")
 
 
 def tokenize(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
-    """Return the tokens of a prompt that may be longer than the model was trained for."""
+    """Return the tokens of a prompt, without a warning if it exceeds the model's maximum length."""
     return torch.tensor(tokenizer(text, verbose=False)["input_ids"])
 
 
 def tokenize_text(tokenizer: Any, text: str) -> Int[Tensor, " time"]:
-    """Return the tokens of a text of any length: what looks like a control token in it is broken."""
-    return tokenize(tokenizer, ControlTokens(tokenizer).plain(text))
+    """Return the tokens of a text of any length, with control tokens escaped."""
+    return tokenize(tokenizer, ControlTokens(tokenizer).escape(text))

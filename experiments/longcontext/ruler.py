@@ -1,7 +1,7 @@
-"""RULER's eleven tasks without a data set (Hsieh et al. 2024, arXiv 2404.06654), by its rules, in our words.
+"""RULER's eleven tasks without a data set (Hsieh et al. 2024, arXiv 2404.06654), with new wording.
 
-Eight are needles in haystacks; the others trace variables, or ask for the most common words. The two left out
-are questions on SQuAD and HotpotQA, which no package holds.
+Eight are needles in haystacks; the others trace variables or ask for the most common words. The two omitted
+tasks are questions on SQuAD and HotpotQA, which no package contains.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ NEEDLES = {
     "multiquery": Needles(keys=4, queries=4),
 }
 HOPS = 4
-"""Assignments of one variable to the next."""
+"""Assignments from one variable to the next in a chain."""
 COMMON = 10
-"""Words that the task of common words asks for."""
-SHORT = 4096
-"""Length below which words are repeated less often."""
+"""Words that `common_words` asks for."""
+SHORT_LENGTH = 4096
+"""Length in tokens below which words are repeated less often."""
 _TASKS: dict[str, Callable[[int, int, random.Random], Example]] = {}
 
 
@@ -42,8 +42,8 @@ def make_example(
 ) -> Example:
     """Return the longest example that needs at most `length` tokens by `count`, answer included.
 
-    Equal seeds give equal examples. Raises ValueError on an unknown task, or a length too short for it, or
-    too long: the words for `common_words` end before 100k tokens.
+    Equal seeds give equal examples. Raises ValueError on an unknown task or a length that is too short or too
+    long for it; the word list of `common_words` suffices for less than 100k tokens.
     """
     if task in NEEDLES:
         needles = NEEDLES[task]
@@ -54,10 +54,10 @@ def make_example(
 
 
 def variable_tracking(size: int, length: int, rng: random.Random) -> Example:
-    """Return a chain of assignments in `size` lines of noise; asked for are all variables of one value."""
-    shown, shown_names, shown_value = _chain(5, 3, rng)
+    """Return a chain of assignments in `size` lines of noise; the answer is all variables of one value."""
+    example_context, shown_names, shown_value = _chain(5, 3, rng)
     context, names, value = _chain(size, 5, rng)
-    example = f"{shown}\n\n{_ask(shown_value)}\n{_answer(shown_value)} {', '.join(shown_names)}"
+    example = f"{example_context}\n\n{_ask(shown_value)}\n{_answer(shown_value)} {', '.join(shown_names)}"
     return Example(
         "Follow the assignments of variables in the text.\n\n"
         f"{example}\n\nAnd now another text, with other variables.",
@@ -70,20 +70,20 @@ def variable_tracking(size: int, length: int, rng: random.Random) -> Example:
 
 
 def common_words(size: int, length: int, rng: random.Random) -> Example:
-    """Return a numbered list of `10 + size` words, ten of them far more frequent; asked for are these ten."""
+    """Return a numbered list of `10 + size` words; the answer is the ten most frequent words."""
     pool = sorted({word for part in ("adjective", "noun", "verb") for word in words(part)})
-    often, seldom = (30, 3) if length >= SHORT else (6, 1)
-    shown_count, shown_often, shown_seldom = (40, 10, 3) if length >= SHORT else (20, 3, 1)
+    often, seldom = (30, 3) if length >= SHORT_LENGTH else (6, 1)
+    shown_count, shown_often, shown_seldom = (40, 10, 3) if length >= SHORT_LENGTH else (20, 3, 1)
     if COMMON + size + shown_count > len(pool):
         raise ValueError(f"length={length}: there are only {len(pool)} words; choose a shorter one")
-    drawn = rng.sample(pool, COMMON + size + shown_count)
-    shown, shown_common = _word_list(drawn[:shown_count], shown_often, shown_seldom, rng)
-    context, common = _word_list(drawn[shown_count:], often, seldom, rng)
+    sample = rng.sample(pool, COMMON + size + shown_count)
+    example_list, shown_common = _word_list(sample[:shown_count], shown_often, shown_seldom, rng)
+    context, common = _word_list(sample[shown_count:], often, seldom, rng)
     question = "Which ten words are the most common in the list?"
     prefix = "The ten most common words are:"
     return Example(
         "Here is a numbered list of words, of which some come up more often than others.\n\n"
-        f"{shown}\n\n{question}\n{prefix} {', '.join(shown_common)}\n\nAnd now another list.",
+        f"{example_list}\n\n{question}\n{prefix} {', '.join(shown_common)}\n\nAnd now another list.",
         context,
         question,
         prefix,
@@ -93,26 +93,24 @@ def common_words(size: int, length: int, rng: random.Random) -> Example:
 
 
 def frequent_words(size: int, length: int, rng: random.Random) -> Example:
-    """Return `100 x size` made-up words, the k-th of them as frequent as k to the -2.
+    """Return about `100 x size` artificial words; the frequency of rank k is proportional to k to the -2.
 
-    Asked for are ranks 2 to 4.
-
-    The place of the most frequent is taken by dots.
+    The question asks for ranks 2 to 4. The most frequent word is replaced by dots.
     """
     vocabulary: dict[str, None] = {}
     while len(vocabulary) < max(5, length // 50):
         vocabulary.setdefault("".join(rng.choices(string.ascii_lowercase, k=6)))
-    coded = list(vocabulary)
+    code_words = list(vocabulary)
     # The sum of k to the -2 is pi squared / 6 = 1.6449.
-    counts = [int(100 * size / 1.6449 / rank**2) + 1 for rank in range(1, len(coded) + 1)]
-    text = [word for word, many in zip(["...", *coded[1:]], counts, strict=True) for _ in range(many)]
+    counts = [int(100 * size / 1.6449 / rank**2) + 1 for rank in range(1, len(code_words) + 1)]
+    text = [word for word, many in zip(["...", *code_words[1:]], counts, strict=True) for _ in range(many)]
     rng.shuffle(text)
     return Example(
         "Read the following coded text and count how often each coded word comes up. The dots are no words.",
         " ".join(text),
         "Which three coded words, the dots aside, are the most frequent in the text?",
         "The three most frequent coded words are:",
-        tuple(coded[1:4]),
+        tuple(code_words[1:4]),
         50,
     )
 
@@ -143,8 +141,8 @@ def _answer(value: str) -> str:
     return f"The five variables with the value {value} are:"
 
 
-def _word_list(drawn: Sequence[str], often: int, seldom: int, rng: random.Random) -> tuple[str, list[str]]:
-    common, rest = list(drawn[:COMMON]), drawn[COMMON:]
-    listed = common * often + list(rest) * seldom
-    rng.shuffle(listed)
-    return " ".join(f"{number}. {word}" for number, word in enumerate(listed, start=1)), common
+def _word_list(sample: Sequence[str], often: int, seldom: int, rng: random.Random) -> tuple[str, list[str]]:
+    common, rest = list(sample[:COMMON]), sample[COMMON:]
+    entries = common * often + list(rest) * seldom
+    rng.shuffle(entries)
+    return " ".join(f"{number}. {word}" for number, word in enumerate(entries, start=1)), common

@@ -1,4 +1,4 @@
-"""Time per written token at growing lengths of context: policies, the full cache, and reading all afresh.
+"""Time per generated token at growing context lengths: policies, the full cache, and recomputation.
 
 scrubjay longcontext speed novels.deb --methods full sinks --budget 256 --contexts 1024 4096 8192
 """
@@ -15,26 +15,26 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.longcontext.options import RECOMPUTE, SpeedOptions
-from scrubjay.experiments.longcontext.reading import held_bytes, read, recompute
+from scrubjay.experiments.longcontext.reading import cache_nbytes, read, recompute
 from scrubjay.experiments.runs.cost import stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.memory import context
 
 _ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}
 
 
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
-    """Measure what is missing, write table and picture, and return their paths.
+    """Run the missing measurements, write table and plot, and return their paths.
 
-    Raises ValueError on options that cannot be. After Ctrl-C, the lengths that were completed are not timed
-    again.
+    Raises ValueError on invalid options. After Ctrl-C, the same command continues after the completed
+    lengths.
     """
     from scrubjay.experiments.longcontext.plots import plot_speed
 
     options.check()
-    settle(options.out, options.settings())
+    prepare_results_dir(options.out, options.settings())
     model, tokenizer = options.load_model()
     tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
     records = Records(options.out / "turns.jsonl", _ROW)
@@ -54,7 +54,7 @@ def _measure(
     plan = {
         length: [
             name
-            for name in options.contestants(length)
+            for name in options.list_methods(length)
             if len(records.find(context=length, method=name)) < options.repeats
         ]
         for length in sorted(options.contexts)
@@ -63,7 +63,7 @@ def _measure(
     done = 0
     with ProgressDisplay("speed, tokens read", total, 0, not options.quiet) as display:
         for length, names in plan.items():
-            for name in set(caches) - set(options.contestants(length)):
+            for name in set(caches) - set(options.list_methods(length)):
                 del caches[name]
             for name in names:
                 if name == RECOMPUTE:
@@ -93,18 +93,18 @@ def _turn(
     place: int,
     options: SpeedOptions,
 ) -> dict[str, Any]:
-    """Time the tokens from `place` on, one by one; without a cache a single one."""
+    """Time the tokens from `place` on, one call each; without a cache, time a single token."""
     steps = options.steps if cache is not None else 1
-    with stopwatch() as elapsed:
+    with stopwatch() as timer:
         if cache is None:
             recompute(model, tokens[place + 1 - options.budget : place + 1])
         else:
-            for token in tokens[place : place + steps].split(1):  # as when writing: a call for each
+            for token in tokens[place : place + steps].split(1):  # one call per token, as in generation
                 next(read(model, cache, token, 1))
     return {
-        "wall": elapsed.wall / steps,
-        "cpu": elapsed.cpu / steps,
-        "cache_bytes": 0 if cache is None else held_bytes(cache),
+        "wall": timer.wall / steps,
+        "cpu": timer.cpu / steps,
+        "cache_bytes": 0 if cache is None else cache_nbytes(cache),
     }
 
 
@@ -116,7 +116,7 @@ def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
                 clock: [row[clock] for row in rows if row["context"] == length and row["method"] == name]
                 for clock in ("cpu", "wall", "cache_bytes")
             }
-            for name in options.contestants(length)
+            for name in options.list_methods(length)
         }
         fresh = statistics.median(times[RECOMPUTE]["cpu"])
         for name, time in times.items():
@@ -134,13 +134,13 @@ def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
     columns = [
         "context, method",
         "CPU ms/token",
-        "least to most",
+        "min to max",
         "wall ms/token",
         "times as fast as recompute",
         "cache, MiB",
     ]
     return (
         f"Medians of {options.repeats} turns of {options.steps} tokens (recompute: of one), "
-        "contestants by turns in one "
-        f"process; budget {options.budget}.\n\n" + markdown(columns, lines)
+        "methods in turns in one process; "
+        f"budget {options.budget}.\n\n" + markdown(columns, lines)
     )

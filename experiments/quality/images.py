@@ -1,11 +1,11 @@
-"""What an encoder of images sees of a ballet: which of the dancers moves, and where to.
+"""Probe of image encoders on the ballet environment: the moving dancer and its move.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.images --out runs/images
 
-A labelled probe without a memory: of two frames that follow each other, one behind the other, an encoder is
-to say the colour of the dancer that moves and its move, of which there are eight. It learns by cross-entropy
-from ballets that are new all the time, and is tested on ballets of other seeds. The kinds of `ImageEncoder`
-are trained alike. The same command goes on where it was stopped. Prints a table. Options: `--help`.
+A supervised probe without a memory. From two consecutive frames, stacked by channel, an encoder predicts the
+colour of the moving dancer and its move, one of eight. It is trained with cross-entropy on new ballets at
+each step, and tested on ballets of other seeds. All types of `ImageEncoder` are trained in the same way. The
+same command resumes an interrupted run. Prints a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -25,95 +25,95 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders.image import ImageEncoder, ImageKind
-from scrubjay.envs.ballet.env import COLOUR_AT, MOVE_AT, SLOT_SIZE, SLOTS, BalletVector
+from scrubjay.agents.rl.encoders.image import ImageEncoder, ImageEncoderType
+from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import COLOUR_NAMES, NO_MOVE
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 from scrubjay.experiments.runs.seeding import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesProbe:
-    """Sizes of the measurement."""
+    """Options of the probe."""
 
-    kinds: tuple[ImageKind, ...] = ("convolution", "routing")
-    """Encoders."""
+    kinds: tuple[ImageEncoderType, ...] = ("convolution", "routing")
+    """Types of the encoder."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of weights and ballets."""
+    """Random seeds of weights and ballets."""
     dancers: int = 8
-    """In a ballet."""
+    """Dancers per ballet."""
     dim: int = 64
-    """What an image is encoded as."""
+    """Width of the encoder's output."""
     batch: int = 32
-    """Ballets at once."""
+    """Ballets per batch."""
     updates: int = 1500
     """Gradient steps."""
     tests: int = 64
-    """Batches in the test."""
+    """Test batches."""
     learning_rate: float = 1e-3
-    """Adam's, falling to zero in a line."""
+    """Learning rate of Adam, with linear decay to zero."""
     out: Path = Path("runs/images")
-    """Directory of the results."""
+    """Output directory."""
     quiet: bool = False
-    """Show no progress."""
+    """Hide the progress display."""
 
 
-class Moment(NamedTuple):
-    """Two frames of many ballets, and who moved in the later."""
+class BalletFrames(NamedTuple):
+    """Two consecutive frames of a batch of ballets, with colour and move of the moving dancer."""
 
     frames: UInt8[Tensor, "batch height width channels_twice"]
     colour: Int[Tensor, " batch"]
     move: Int[Tensor, " batch"]
 
 
-def watch(rows: int, dancers: int, seed: int) -> Iterator[Moment]:
-    """Yield the moments of ballets in which somebody moves, without end; every ballet is another."""
+def iterate_ballets(rows: int, dancers: int, seed: int) -> Iterator[BalletFrames]:
+    """Yield frames of new ballets in which a dancer moves, without end."""
     idle = np.zeros(rows, dtype=np.int64)
-    seen = BalletVector(rows, dancers, 1, "rgb", dtype="uint8")
-    told = BalletVector(rows, dancers, 1, "symbolic")
+    pixel_env = BalletVector(rows, dancers, 1, "rgb", dtype="uint8")
+    symbolic_env = BalletVector(rows, dancers, 1, "symbolic")
     first: int | None = seed
     while True:
-        # Of the same seed, so that one tells what is to be seen in the other.
-        before, symbols = seen.reset(seed=first)[0]["image"], told.reset(seed=first)[0]
+        # Both have the same seed, so the symbolic observations label the pixels.
+        before, symbols = pixel_env.reset(seed=first)[0]["image"], symbolic_env.reset(seed=first)[0]
         first = None
-        for _ in range(seen.choice_step):
-            now, symbols = seen.step(idle)[0]["image"], told.step(idle)[0]
+        for _ in range(pixel_env.choice_step):
+            now, symbols = pixel_env.step(idle)[0]["image"], symbolic_env.step(idle)[0]
             slots = np.asarray(symbols)[:, : SLOTS * SLOT_SIZE].reshape(rows, SLOTS, SLOT_SIZE)
-            moves = slots[..., MOVE_AT : MOVE_AT + NO_MOVE]
+            moves = slots[..., MOVE_OFFSET : MOVE_OFFSET + NO_MOVE]
             mover = moves.any(axis=2)
             if mover.any():
                 frames = torch.from_numpy(np.concatenate([before, now], axis=3))
-                colour, move = slots[mover, COLOUR_AT:].argmax(1), moves[mover].argmax(1)
-                yield Moment(frames, torch.from_numpy(colour), torch.from_numpy(move))
+                colour, move = slots[mover, COLOUR_OFFSET:].argmax(1), moves[mover].argmax(1)
+                yield BalletFrames(frames, torch.from_numpy(colour), torch.from_numpy(move))
             before = now
 
 
-class Probe(nn.Module):
-    """An encoder, and a linear layer for each answer."""
+class ImageProbe(nn.Module):
+    """Image encoder with a linear head for colour and move."""
 
-    def __init__(self, kind: ImageKind, dim: int) -> None:
+    def __init__(self, kind: ImageEncoderType, dim: int) -> None:
         super().__init__()
         self.encoder = ImageEncoder(Box(0, 255, (99, 99, 6), np.uint8), dim, kind)
         self.colour, self.move = nn.Linear(dim, len(COLOUR_NAMES)), nn.Linear(dim, NO_MOVE)
 
     def forward(self, frames: Tensor) -> tuple[Float[Tensor, "batch colours"], Float[Tensor, "batch moves"]]:
-        """Return the logits of both answers."""
-        encoded = self.encoder(frames)
-        return self.colour(encoded), self.move(encoded)
+        """Return the logits of colour and move."""
+        features = self.encoder(frames)
+        return self.colour(features), self.move(features)
 
 
-def train(options: ImagesProbe, kind: ImageKind, seed: int) -> dict[str, object]:
-    """Return how often a probe that was trained answers right, and what training took."""
+def train(options: ImagesProbe, kind: ImageEncoderType, seed: int) -> dict[str, object]:
+    """Train a probe; return its test accuracies and training time."""
     torch.manual_seed(seed)
-    model = Probe(kind, options.dim)
+    model = ImageProbe(kind, options.dim)
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, options.updates)
-    ballets = watch(options.batch, options.dancers, derive_seed(seed, "sampling"))
-    spent = 0.0
-    with ProgressDisplay(f"{kind} s{seed}", options.updates, enabled=not options.quiet) as display:
+    ballets = iterate_ballets(options.batch, options.dancers, derive_seed(seed, "sampling"))
+    training_seconds = 0.0
+    with ProgressDisplay(f"{kind} s{seed}", options.updates, show=not options.quiet) as display:
         for update in range(options.updates):
             moment = next(ballets)
             began = time.process_time()
@@ -125,31 +125,31 @@ def train(options: ImagesProbe, kind: ImageKind, seed: int) -> dict[str, object]
             loss.backward()
             optimizer.step()
             schedule.step()
-            spent += time.process_time() - began
+            training_seconds += time.process_time() - began
             display.update(update + 1, {})
     right = torch.zeros(3, dtype=torch.long)
-    ballets = watch(options.batch, options.dancers, derive_seed(seed, "evaluation"))
+    ballets = iterate_ballets(options.batch, options.dancers, derive_seed(seed, "evaluation"))
     for _, moment in zip(range(options.tests), ballets, strict=False):
         with torch.no_grad():
             colour, move = model(moment.frames)
-        found = torch.stack([colour.argmax(1) == moment.colour, move.argmax(1) == moment.move])
-        right += torch.cat([found.sum(1), found.all(0).sum()[None]])
-    asked = options.tests * options.batch
-    shares = {name: int(n) / asked for name, n in zip(("colour", "move", "both"), right, strict=True)}
+        correct = torch.stack([colour.argmax(1) == moment.colour, move.argmax(1) == moment.move])
+        right += torch.cat([correct.sum(1), correct.all(0).sum()[None]])
+    num_tests = options.tests * options.batch
+    shares = {name: int(n) / num_tests for name, n in zip(("colour", "move", "both"), right, strict=True)}
     return {
         "kind": kind,
         "seed": seed,
         **shares,
-        "asked": asked,
-        "milliseconds": round(1e3 * spent / options.updates, 1),
+        "asked": num_tests,
+        "milliseconds": round(1e3 * training_seconds / options.updates, 1),
         "parameters": sum(parameter.numel() for parameter in model.encoder.parameters()),
     }
 
 
 def run(options: ImagesProbe, command: str) -> Path:
-    """Train what has not been trained yet, write the table, and return its path."""
+    """Train the missing probes, write the table, and return its path."""
     free = ("kinds", "seeds", "out", "quiet")
-    settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
+    prepare_results_dir(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
     records = Records(options.out / "probes.jsonl", {"kind": str, "seed": int, "both": float})
     for seed in options.seeds:
         for kind in options.kinds:
@@ -157,14 +157,14 @@ def run(options: ImagesProbe, command: str) -> Path:
                 records.append(train(options, kind, seed))
     rows = []
     for kind in options.kinds:
-        found = [row for seed in options.seeds for row in records.find(kind=kind, seed=seed)]
+        runs = [row for seed in options.seeds for row in records.find(kind=kind, seed=seed)]
         shares = [
-            f"{np.mean([row[name] for row in found]):.2f} ({', '.join(f'{row[name]:.2f}' for row in found)})"
+            f"{np.mean([row[name] for row in runs]):.2f} ({', '.join(f'{row[name]:.2f}' for row in runs)})"
             for name in ("colour", "move", "both")
         ]
-        took = np.mean([row["milliseconds"] for row in found])
-        rows.append([kind, *shares, f"{took:.0f}", f"{found[0]['parameters']:,}"])
-    columns = ["images", "colour", "move", "both", "update, ms of the processor", "parameters"]
+        took = np.mean([row["milliseconds"] for row in runs])
+        rows.append([kind, *shares, f"{took:.0f}", f"{runs[0]['parameters']:,}"])
+    columns = ["images", "colour", "move", "both", "CPU ms per update", "parameters"]
     table = options.out / "table.md"
     write_atomically(table, f"{header(command)}\n\n{markdown(columns, rows)}\n")
     return table

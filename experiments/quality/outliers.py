@@ -1,14 +1,14 @@
-"""Whether values of some tokens that are far too long drown what a neural memory learned of all others.
+"""Robustness of neural memories to outliers: values of some tokens with a far larger norm.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.outliers --out runs/outliers
 
-The neural memories of Titans and Miras as they are born, without the layer around them: a row of pairs of
-random keys of length 1 and random values of the keys' width is learned in one pass, each chunk by one whole
-step of gradient descent. Some pairs' values are many times as long as others. Asked for every other key, a
-memory is right if what it recalls points to that key's value more than to any other of its row. Inside a
-layer a norm in front of the memory takes the length of its input away: there an outlier can only come of what
-is learned. Nothing here is trained, and nothing was chosen but the sizes below. Prints a table; every score
-is in `scores.jsonl`. Options: `--help`.
+The neural memories of Titans and Miras are tested at initialization, without the surrounding layer. A
+sequence of pairs of random unit keys and random values is stored in one pass, with one full step of gradient
+descent per chunk. The values of some pairs are scaled up. For every other key, the recall is correct if the
+output has a higher cosine with the key's value than with any other value of the sequence. Inside a layer a
+norm before the memory removes the length of its input, so outliers can only arise from learned weights.
+Nothing is trained, and only the sizes below were chosen. Prints a table; all scores are in `scores.jsonl`.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from torch.nn.functional import normalize
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.provenance import version
-from scrubjay.experiments.runs.records import Records, header, markdown, settle
-from scrubjay.experiments.runs.statistics import spread_in_words
+from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.runs.statistics import format_spread
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_recall
 from scrubjay.memory import make_config
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 
-CONTESTANTS: dict[str, tuple[str, dict[str, Any]]] = {
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "titans": ("titans", {}),
     "yaad": ("yaad", {}),
     "yaad, by coordinate": ("yaad", {"measure": "coordinate"}),
@@ -43,35 +43,37 @@ _SCORES = {"memory": str, "times": float, "seed": int, "right": float}
 
 @dataclass(frozen=True, kw_only=True)
 class OutliersBench:
-    """Sizes of the measurement."""
+    """Options of the benchmark."""
 
     times: tuple[float, ...] = (1, 3, 10, 100, 1000)
-    """How many times as long an outlier's value is; at 1 there is none."""
+    """Scale factors of the outliers' values; 1 means no outliers."""
     share: float = 0.125
-    """Of pairs that are outliers."""
+    """Fraction of pairs that are outliers."""
     pairs: int = 48
-    """Of a row, a multiple of `chunk_size`."""
+    """Pairs per sequence, a multiple of `chunk_size`."""
     chunk_size: int = 16
-    """Pairs that make one step together."""
+    """Pairs per step of gradient descent."""
     width: int = 64
-    """Of keys and values."""
+    """Width of keys and values."""
     rows: int = 64
-    """Of a seed."""
+    """Sequences per seed."""
     seeds: tuple[int, ...] = (3, 4, 5)
-    """Of pairs and of the weights that memories are born with."""
+    """Random seeds of the pairs and the initial weights."""
     out: Path = Path("runs/outliers")
-    """Directory of the table and the scores."""
+    """Output directory of the table and the scores."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise ValueError(f"share={self.share}: at least 0 and below 1, or no pair is left to ask for")
+            raise ValueError(f"share={self.share}: must be at least 0 and below 1")
         if self.chunk_size < 1 or self.pairs < 1 or self.pairs % self.chunk_size:
-            raise ValueError(f"pairs={self.pairs} is no multiple of chunk_size={self.chunk_size}")
+            raise ValueError(
+                f"pairs={self.pairs}: must be a positive multiple of chunk_size={self.chunk_size}"
+            )
 
 
-def config_of(bench: OutliersBench, contestant: str) -> NeuralMemoryConfig:
-    """Return the memory of one head as wide as keys are."""
-    name, fields = CONTESTANTS[contestant]
+def make_memory_config(bench: OutliersBench, method: str) -> NeuralMemoryConfig:
+    """Return the configuration of a memory with one head of the keys' width."""
+    name, fields = METHODS[method]
     sizes = {"dim": bench.width, "num_heads": 1, "chunk_size": bench.chunk_size}
     config = make_config(name, **sizes, **fields)
     assert isinstance(config, NeuralMemoryConfig)
@@ -79,53 +81,53 @@ def config_of(bench: OutliersBench, contestant: str) -> NeuralMemoryConfig:
 
 
 @torch.no_grad()
-def share_right(bench: OutliersBench, config: NeuralMemoryConfig, times: float, seed: int) -> float:
-    """Return the share of pairs that are no outliers whose value a memory recalls."""
+def recall_accuracy(bench: OutliersBench, config: NeuralMemoryConfig, times: float, seed: int) -> float:
+    """Return the fraction of non-outlier pairs whose value the memory recalls."""
     torch.manual_seed(seed)
     memory = NeuralMemory(config)
     shape = (bench.rows, bench.pairs, 1)
     key = normalize(torch.randn(*shape, bench.width), dim=-1)
     value = torch.randn(*shape, bench.width)
     outlier = torch.rand(shape) < bench.share
-    given = torch.where(outlier[..., None], times * value, value)
+    targets = torch.where(outlier[..., None], times * value, value)
     step = torch.full(shape, 1 / bench.chunk_size)
-    # All that is kept fades by nothing, nothing is repeated, and errors are as long as a value is.
+    # No decay and no momentum; the error threshold is the expected norm of a value.
     gates = Gates(step, torch.full_like(step, -torch.inf), torch.zeros_like(step))
     threshold = torch.full_like(step, bench.width**0.5) if "threshold" in config.gates else None
-    born = memory.initial_state(bench.rows, torch.float32, torch.device("cpu"))["delta"]
+    initial_delta = memory.initial_state(bench.rows, torch.float32, torch.device("cpu"))["delta"]
     weights, learning = list(memory.weights), config.learning
     _, _, after = neural_memory(
         key,
         key,
-        given,
+        targets,
         gates,
         weights,
-        NeuralState(born, born, born),
+        NeuralState(initial_delta, initial_delta, initial_delta),
         chunk_size=bench.chunk_size,
         learning=learning,
         threshold=threshold,
     )
-    recalled = neural_recall(key, weights, after.anchor, learning=learning)[:, :, 0]
-    alike = normalize(recalled, dim=-1) @ normalize(value[:, :, 0], dim=-1).mT
+    outputs = neural_recall(key, weights, after.anchor, learning=learning)[:, :, 0]
+    alike = normalize(outputs, dim=-1) @ normalize(value[:, :, 0], dim=-1).mT
     right = alike.argmax(dim=-1) == torch.arange(bench.pairs)
     return right[~outlier[..., 0]].float().mean().item()
 
 
 def run(bench: OutliersBench, command: str) -> Path:
-    """Measure what is missing, and return the table's file.
+    """Run the missing measurements, write the table, and return its path.
 
     Raises ValueError if the directory holds results of other settings.
     """
-    settle(bench.out, {k: v for k, v in dataclasses.asdict(bench).items() if k != "out"})
+    prepare_results_dir(bench.out, {k: v for k, v in dataclasses.asdict(bench).items() if k != "out"})
     records = Records(bench.out / "scores.jsonl", _SCORES)
-    for contestant in CONTESTANTS:
-        config = config_of(bench, contestant)
+    for method in METHODS:
+        config = make_memory_config(bench, method)
         for times in bench.times:
             for seed in bench.seeds:
-                asked = {"memory": contestant, "times": float(times), "seed": seed}
-                if not records.find(**asked):
-                    right = share_right(bench, config, times, seed)
-                    records.append(asked | {"right": right, "command": command, "commit": version()})
+                key = {"memory": method, "times": float(times), "seed": seed}
+                if not records.find(**key):
+                    right = recall_accuracy(bench, config, times, seed)
+                    records.append(key | {"right": right, "command": command, "commit": version()})
     path = bench.out / "outliers.md"
     write_atomically(path, _report(bench, records, command))
     return path
@@ -133,24 +135,23 @@ def run(bench: OutliersBench, command: str) -> Path:
 
 def _report(bench: OutliersBench, records: Records, command: str) -> str:
     rows = []
-    for contestant in CONTESTANTS:
-        found = (
-            [row["right"] for row in records.find(memory=contestant, times=float(times))]
-            for times in bench.times
+    for method in METHODS:
+        scores = (
+            [row["right"] for row in records.find(memory=method, times=float(times))] for times in bench.times
         )
-        rows.append([contestant, *map(spread_in_words, found)])
+        rows.append([method, *map(format_spread, scores)])
     text = (
-        f"Pairs that are no outliers whose value is recalled, interquartile mean over {len(bench.seeds)} "
-        f"seeds with the least and the most; {bench.rows} rows of {bench.pairs} pairs of width "
-        f"{bench.width}, in chunks of {bench.chunk_size}; of {bench.share:.1%} of pairs the value is as many "
-        f"times as long as the column says. Chance is {1 / bench.pairs:.3f}."
+        f"Fraction of non-outlier pairs whose value is recalled, interquartile mean over {len(bench.seeds)} "
+        f"seeds with minimum and maximum; {bench.rows} sequences of {bench.pairs} pairs of width "
+        f"{bench.width}, in chunks of {bench.chunk_size}; the values of {bench.share:.1%} of pairs are "
+        f"scaled by the column's factor. Chance is {1 / bench.pairs:.3f}."
     )
     columns = ["memory", *(f"{times:g}" for times in bench.times)]
     return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
 
 
 def main() -> int:
-    """Measure and print; return the exit code."""
+    """Run the benchmark and print the table; return the exit code."""
     return run_probe("outliers", OutliersBench, __doc__, run)
 
 

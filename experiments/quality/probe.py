@@ -1,4 +1,4 @@
-"""What probes have in common on a command line: options, one thread, a report, and errors in a line."""
+"""Command-line runner of the probes: options, one thread, a report, and one-line errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeVar
 import tyro
 
 from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.stopping import Interrupted
+from scrubjay.experiments.runs.interruption import GracefulInterrupt
 
 Options = TypeVar("Options")
 
@@ -22,20 +22,20 @@ def run_probe(
     about: str | None,
     run: Callable[[Options, str], Path | Iterable[object]],
 ) -> int:
-    """Run the probe `quality.NAME` with options of the command line; return the exit code.
+    """Run the probe `quality.NAME` with options from the command line; return the exit code.
 
-    `run` is given the options and the command, which a report names, and returns the report's file, or lines.
-    Whoever stops it is told that the same command goes on.
+    `run` takes the options and the command for the report, and returns the report's file or its lines. After
+    Ctrl-C a message says that the same command resumes the run.
     """
-    given = tyro.cli(options, description=about)
+    parsed_options = tyro.cli(options, description=about)
     command = shlex.join(["python", "-P", "-m", f"scrubjay.experiments.quality.{name}", *sys.argv[1:]])
     try:
         with one_thread():
-            told = run(given, command)
-            print(told.read_text() if isinstance(told, Path) else "\n".join(map(str, told)))
+            result = run(parsed_options, command)
+            print(result.read_text() if isinstance(result, Path) else "\n".join(map(str, result)))
     except KeyboardInterrupt as stop:
-        print("\nstopped; the same command goes on")
-        return stop.exit_code if isinstance(stop, Interrupted) else 130
+        print("\nstopped; run the same command to resume")
+        return stop.exit_code if isinstance(stop, GracefulInterrupt) else 130
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

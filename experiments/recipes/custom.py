@@ -1,11 +1,11 @@
-"""The recipes of an environment of your own: of one agent, and of a team."""
+"""Recipes for your own environments: single-agent and team."""
 
 from __future__ import annotations
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.methods import with_method
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -25,5 +25,5 @@ def ppo() -> TrainConfig:
 
 @recipe("team")
 def team() -> TeamTaskConfig:
-    """Any PettingZoo ParallelEnv of agents alike: `scrubjay train team --env module:callable`."""
+    """Any PettingZoo ParallelEnv with identical agents: `scrubjay train team --env module:callable`."""
     return with_method(TeamTaskConfig(env=TeamEnvConfig("")), "gamatr")

@@ -1,22 +1,22 @@
-"""Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), of one shape for all memories.
+"""Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), with one config for all memories.
 
-What differs by task is the horizon alone: an answer changes nothing that comes later, a push of the cart
-does. They are made to be searched: `scrubjay compare --search --recipes popgym-autoencode ...`.
+Tasks differ only in the discount: answers do not affect later steps, pushes of the cart do. The recipes are
+meant for a search of settings: `scrubjay compare --search --recipes popgym-autoencode ...`.
 """
 
 from __future__ import annotations
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.recipes.tasks import TWO_LAYERS
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.settings import KwargValue
+from scrubjay.experiments.tasks.kwargs import KwargValue
 from scrubjay.memory import make_config
 
 
-def _easy(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConfig:
+def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConfig:
     return TrainConfig(
         env=EnvConfig(env_id, kwargs, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
@@ -28,23 +28,23 @@ def _easy(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConf
 
 @recipe("popgym-repeat-previous", settings=TWO_LAYERS)
 def popgym_repeat_previous() -> TrainConfig:
-    """POPGym's RepeatPreviousEasy: say which suit was shown four cards ago."""
-    return _easy("scrubjay/RepeatPrevious-v0", {"k": 4}, gamma=0.9)
+    """POPGym's RepeatPreviousEasy: name the suit of the card shown four steps ago."""
+    return _popgym_config("scrubjay/RepeatPrevious-v0", {"k": 4}, gamma=0.9)
 
 
 @recipe("popgym-autoencode", settings=TWO_LAYERS)
 def popgym_autoencode() -> TrainConfig:
-    """POPGym's AutoencodeEasy: watch 52 cards go by, then name their suits backwards."""
-    return _easy("scrubjay/Autoencode-v0", {"num_cards": 52}, gamma=0.9)
+    """POPGym's AutoencodeEasy: watch 52 cards, then name their suits in reverse order."""
+    return _popgym_config("scrubjay/Autoencode-v0", {"num_cards": 52}, gamma=0.9)
 
 
 @recipe("popgym-count-recall", settings=TWO_LAYERS)
 def popgym_count_recall() -> TrainConfig:
-    """POPGym's CountRecallEasy: say how many of up to 52 cards had the colour asked for."""
-    return _easy("scrubjay/CountRecall-v0", {"num_cards": 52, "num_values": 2}, gamma=0.9)
+    """POPGym's CountRecallEasy: count the cards of the queried color among up to 52."""
+    return _popgym_config("scrubjay/CountRecall-v0", {"num_cards": 52, "num_values": 2}, gamma=0.9)
 
 
 @recipe("popgym-cartpole", settings=TWO_LAYERS)
 def popgym_cartpole() -> TrainConfig:
-    """POPGym's PositionOnlyCartPoleEasy: balance a pole of which only the place and the angle are seen."""
-    return _easy("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)
+    """POPGym's PositionOnlyCartPoleEasy: balance a pole observing only position and angle."""
+    return _popgym_config("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

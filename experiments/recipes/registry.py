@@ -1,4 +1,4 @@
-"""What a recipe is, and which there are: each declares itself, by a decorator, under its one name."""
+"""Registry of recipes. Recipes register themselves with the decorator `recipe`."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.experiment_types.base import Experiment
 from scrubjay.memory import MemoryConfig, make_config
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)
 
 Range = tuple[str, tuple[int, ...]]
-"""A setting of an environment, and numbers for it."""
+"""Name of an environment setting, and values for it."""
 
 
 @dataclass(frozen=True)
 class Recipe(Generic[AnyExperiment]):
-    """A named experiment: call it for its full config."""
+    """Named experiment; call it to get its full config."""
 
     name: str
-    """What it is called in commands, run directories and plots."""
+    """Name in commands, run directories and plots."""
     make: Callable[[], Any]
-    """What returns the config; its docstring's first line describes the recipe."""
+    """Function that returns the config; the first line of its docstring describes the recipe."""
     longer: Range | None = None
-    """What makes the task longer, and how many times longer a trained policy is tested."""
+    """Setting that makes the task longer, and the factors at which a trained policy is tested."""
     sizes: Range | None = None
-    """What makes a team larger, and the numbers at which a trained team is tested."""
+    """Setting of the team size, and the sizes at which a trained team is tested."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What single memories get here beside their defaults when only their name is given, by that name."""
+    """Settings that override the defaults of a memory selected by name, by memory name."""
 
     def __call__(self) -> AnyExperiment:
-        """Return a config that bears the recipe's name."""
+        """Return the config, with the recipe's name set."""
         return dataclasses.replace(self.make(), recipe=self.name)
 
     @property
     def description(self) -> str:
-        """What it is, in a line."""
+        """One-line description."""
         return (self.make.__doc__ or "").strip().partition("\n")[0]
 
 
 RECIPES: dict[str, Recipe[Any]] = {}
-"""All recipes by name, in the order in which they are listed."""
+"""All recipes by name, in the order of `scrubjay list`."""
 
 
 def recipe(
@@ -52,38 +52,32 @@ def recipe(
     sizes: Range | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
-    """Declare the function below, which returns a config, to be a recipe; other words are `Recipe`'s.
+    """Return a decorator that registers a function returning a config as a recipe.
 
-    Raises ValueError if there is a recipe of that name already.
+    The other arguments are fields of `Recipe`. Raises ValueError if the name is already registered.
     """
 
     def declare(make: Callable[[], AnyExperiment]) -> Recipe[AnyExperiment]:
         if name in RECIPES:
-            raise ValueError(f"there is a recipe {name!r} already: {RECIPES[name].description}")
-        RECIPES[name] = made = Recipe[AnyExperiment](name, make, longer, sizes, settings or {})
-        return made
+            raise ValueError(f"recipe {name!r} is already registered: {RECIPES[name].description}")
+        RECIPES[name] = new_recipe = Recipe[AnyExperiment](name, make, longer, sizes, settings or {})
+        return new_recipe
 
     return declare
 
 
-def longer_of(name: str) -> Range | None:
-    """Return what makes a recipe's task longer.
-
-    None where nothing does, or of a recipe that there is no more.
-    """
+def longer_range(name: str) -> Range | None:
+    """Return the `longer` range of a recipe; None without one or if the recipe no longer exists."""
     return RECIPES[name].longer if name in RECIPES else None
 
 
-def sizes_of(name: str) -> Range | None:
-    """Return at which sizes a recipe's team is tested.
-
-    None where at none, or of a recipe that there is no more.
-    """
+def size_range(name: str) -> Range | None:
+    """Return the `sizes` range of a recipe; None without one or if the recipe no longer exists."""
     return RECIPES[name].sizes if name in RECIPES else None
 
 
 def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperiment:
-    """Return the same experiment with another memory, of the same width if only its name is given.
+    """Return the config with another memory; a memory given by name keeps the width.
 
     Raises ValueError on an unknown name.
     """

@@ -1,67 +1,67 @@
-"""Recipes of memories as sequence models, by cross-entropy."""
+"""Recipes that train memories as sequence models with cross-entropy."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
+from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.suites import MQAR, Induction, Needle, SelectiveCopy, StateTracking
 from scrubjay.experiments.tasks.suites.state_tracking import Group
 
-# 8 chunks in the sequences trained on, of which 4 are read: so choosing is learned. The longest test's all
-# are kept. One layer a block, for all memories alike.
-_SEQUENCES = {
+# Training sequences have 8 chunks, of which 4 are read, so that selection is learned. `num_chunks` suffices
+# for the longest test. One layer per block, for all memories.
+_SEQUENCE_SETTINGS = {
     "hcam": {"chunk_size": 8, "num_chunks": 128},
     "sink": {"num_layers": 1},
     "gtrxl": {"num_layers": 1},
 }
-# Factors between 0 and 1 follow no products in a group.
-_TRACKING = _SEQUENCES | {"gated_delta": {"negative_eigenvalues": True}}
+# State tracking needs negative eigenvalues: decay factors in [0, 1] cannot represent products in a group.
+_TRACKING_SETTINGS = _SEQUENCE_SETTINGS | {"gated_delta": {"negative_eigenvalues": True}}
 
 
-@recipe("mqar", settings=_SEQUENCES)
+@recipe("mqar", settings=_SEQUENCE_SETTINGS)
 def mqar() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: 8 keys and their values, then each key again: say its value."""
+    """Supervised, as a sequence model: 8 key-value pairs, then each key again: predict its value."""
     return SequenceTaskConfig(suite=MQAR())
 
 
-@recipe("needle", settings=_SEQUENCES)
+@recipe("needle", settings=_SEQUENCE_SETTINGS)
 def needle() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: one key and its value hidden in hay."""
+    """Supervised, as a sequence model: retrieve the value of one key from a long text of filler."""
     return SequenceTaskConfig(suite=Needle(), eval_items=(), eval_rows=256)
 
 
-@recipe("multikey-needle", settings=_SEQUENCES)
+@recipe("multikey-needle", settings=_SEQUENCE_SETTINGS)
 def multikey_needle() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: 8 keys and their values hidden in hay, one asked for."""
+    """Supervised, as a sequence model: 8 key-value pairs in filler; retrieve the value of one key."""
     return SequenceTaskConfig(suite=Needle(vocab_size=80, num_items=8))
 
 
-@recipe("selective-copy", settings=_SEQUENCES)
+@recipe("selective-copy", settings=_SEQUENCE_SETTINGS)
 def selective_copy() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: 8 tokens among noise, to be said again in order."""
+    """Supervised, as a sequence model: repeat 8 tokens scattered in noise, in order."""
     return SequenceTaskConfig(suite=SelectiveCopy())
 
 
-@recipe("induction", settings=_SEQUENCES)
+@recipe("induction", settings=_SEQUENCE_SETTINGS)
 def induction() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: say what followed the trigger the first time."""
+    """Supervised, as a sequence model: predict the token that followed the trigger before."""
     return SequenceTaskConfig(suite=Induction(), eval_items=(), eval_rows=256)
 
 
-@recipe("parity", settings=_TRACKING)
+@recipe("parity", settings=_TRACKING_SETTINGS)
 def parity() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: say after each bit whether the ones so far are odd."""
-    return _tracking("Z2")
+    """Supervised, as a sequence model: predict the parity of the bits so far, after each bit."""
+    return _tracking_config("Z2")
 
 
-@recipe("state-tracking", settings=_TRACKING)
+@recipe("state-tracking", settings=_TRACKING_SETTINGS)
 def state_tracking() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: say after each permutation of 3 things how they lie now."""
-    # Where a GRU finds it, it does between one and two million tokens, while the rate is still high.
-    return dataclasses.replace(_tracking("S3"), total_steps=4_000_000)
+    """Supervised, as a sequence model: predict the product of permutations of 3 items so far."""
+    # If a GRU learns the task, it does so within one to two million tokens, while the learning rate is high.
+    return dataclasses.replace(_tracking_config("S3"), total_steps=4_000_000)
 
 
-def _tracking(group: Group) -> SequenceTaskConfig:
+def _tracking_config(group: Group) -> SequenceTaskConfig:
     return SequenceTaskConfig(suite=StateTracking(group=group), eval_items=(), eval_rows=256)

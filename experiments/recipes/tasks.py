@@ -1,4 +1,4 @@
-"""Recipes of small tasks, each of which asks one thing of a memory."""
+"""Recipes of small tasks, each of which tests one ability of a memory."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import dataclasses
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.kinds.reinforcement import TrainConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import make_config
 
-# To count, or to find what lies as far back as the answer is away, takes a second layer; GTrXL has two by
+# Counting, and recall at a distance that depends on the current step, need a second layer. GTrXL has two by
 # default.
 TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 
 @recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)))
 def tmaze() -> TrainConfig:
-    """T-maze, corridor of 50: a cue at the start tells where to turn at the end."""
+    """T-maze, corridor of 50: a cue at the start shows where to turn at the end."""
     return TrainConfig(
-        # A lost step costs in all later ones, in which actions then matter no more. Only who is told what was
-        # paid can tell these from steps in which they do: all else looks alike.
+        # After a lost step, every later step is penalized and actions no longer matter. Only the reward input
+        # distinguishes these steps from others: observations are the same.
         env=EnvConfig(
             "scrubjay/TMaze-v0", {"corridor_length": 50}, num_envs=64, inputs=("observation", "reward")
         ),
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True, skip=True),
-        # A policy that settles on one turn, or on none, before it heeds the cue must come to try the other
-        # again. Once all turns are right, advantages stretched to deviation 1 are noise, and unlearn.
+        # The barrier restores exploration if the policy settles on one turn before it uses the cue.
+        # `least_deviation`: once all turns are correct, advantages scaled to deviation 1 would be noise.
         ppo=PPOConfig(
             learning_rate=1e-3,
             anneal=True,
@@ -41,13 +41,13 @@ def tmaze() -> TrainConfig:
     )
 
 
-# Slots that are all written in training, or none would be chosen there; what they hold first, stays.
-_KEEPING = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
+# All slots are written during training, as else their selection is not learned; blend=0 keeps first contents.
+_SLOT_SETTINGS = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
 
 
-@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_KEEPING)
+@recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_SLOT_SETTINGS)
 def tmaze_20() -> TrainConfig:
-    """T-maze, corridor of 20, with what makes that of 50 learned; tested at up to 10,000."""
+    """T-maze, corridor of 20, with the settings of tmaze; tested at lengths up to 10,000."""
     config = tmaze()
     return dataclasses.replace(
         config,
@@ -59,7 +59,7 @@ def tmaze_20() -> TrainConfig:
 
 @recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)))
 def tmaze_demo() -> TrainConfig:
-    """T-maze, corridor of 20: learned in a minute or two on a laptop."""
+    """T-maze, corridor of 20: trains in one to two minutes on a laptop."""
     return TrainConfig(
         env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
@@ -71,7 +71,7 @@ def tmaze_demo() -> TrainConfig:
 
 @recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)))
 def repeat_previous() -> TrainConfig:
-    """Say which suit was shown four cards ago."""
+    """Name the suit of the card shown four steps ago."""
     return TrainConfig(
         env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
@@ -83,18 +83,18 @@ def repeat_previous() -> TrainConfig:
 
 @recipe("recall-demo")
 def recall_demo() -> TrainConfig:
-    """Say which suit was shown four cards ago; the short training that `scrubjay demo` shows."""
+    """Name the suit of the card shown four steps ago; the short training of `scrubjay demo`."""
     return dataclasses.replace(repeat_previous(), total_steps=250_000)
 
 
 @recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS)
 def autoencode() -> TrainConfig:
-    """Watch 8 cards go by, then name their suits backwards."""
+    """Watch 8 cards, then name their suits in reverse order."""
     return TrainConfig(
         env=EnvConfig("scrubjay/Autoencode-v0", {"num_cards": 8}, num_envs=64),
-        # How far back the card lies that is asked for hangs on how late it is.
+        # The distance to the queried card depends on the step, hence the clock.
         policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
-        # Answers change nothing that comes later, so a short horizon only takes noise from the advantages.
+        # Answers do not affect later steps, so a short horizon only reduces noise in the advantages.
         ppo=PPOConfig(learning_rate=1e-3, gamma=0.9),
         total_steps=600_000,
         segment_length=64,
@@ -103,7 +103,7 @@ def autoencode() -> TrainConfig:
 
 @recipe("memory-planning", settings=TWO_LAYERS)
 def memory_planning() -> TrainConfig:
-    """Learn an unknown torus of 2 x 2 places and walk to one goal after another."""
+    """Explore an unknown 2 x 2 torus and walk to a sequence of goals."""
     return TrainConfig(
         env=EnvConfig("scrubjay/MemoryPlanning-v0", {"size": 2, "max_steps": 20}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
@@ -115,7 +115,7 @@ def memory_planning() -> TrainConfig:
 
 @recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS)
 def key_to_door() -> TrainConfig:
-    """Take a coloured key, wait, enter the door of its colour."""
+    """Pick up a colored key, wait, then enter the door of the same color."""
     return TrainConfig(
         env=EnvConfig(
             "scrubjay/KeyToDoor-v0",
@@ -137,10 +137,10 @@ def key_to_door() -> TrainConfig:
 
 @recipe("count-recall", settings=TWO_LAYERS)
 def count_recall() -> TrainConfig:
-    """Say how often a card was seen among up to 12."""
+    """Count the occurrences of a card among up to 12."""
     return TrainConfig(
         env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
-        # Attention finds the share of cards like the one asked for; their number is that by all there were.
+        # Attention yields the share of matching cards; the clock turns it into a count.
         policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
         ppo=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
         total_steps=600_000,

@@ -1,10 +1,10 @@
-"""Recipes of several agents."""
+"""Multi-agent recipes."""
 
 from __future__ import annotations
 
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
@@ -12,11 +12,11 @@ from scrubjay.memory import make_config
 
 @recipe("uav-small")
 def uav_small() -> TeamTaskConfig:
-    """Two flying base stations learn where to fly and on which sub-channel to serve users below."""
+    """Two UAV base stations learn where to fly and on which sub-channel to serve users."""
     return TeamTaskConfig(
         env=TeamEnvConfig(kwargs={"preset": "small"}, num_envs=64),
-        # Actors of their own: two that share one take long to find out that one should go left and the other
-        # right.
+        # Separate actors: with a shared actor it takes long to learn that one agent should go left and the
+        # other right.
         policy=TeamPolicyConfig(shared=False),
         total_steps=200_000,
     )
@@ -24,7 +24,7 @@ def uav_small() -> TeamTaskConfig:
 
 @recipe("uav-paper")
 def uav_paper() -> TeamTaskConfig:
-    """The same with four base stations, of the size that papers use."""
+    """Four UAV base stations, at the scale used in papers."""
     return TeamTaskConfig(
         env=TeamEnvConfig(kwargs={"preset": "paper"}, num_envs=64),
         policy=TeamPolicyConfig(shared=False),
@@ -34,7 +34,7 @@ def uav_paper() -> TeamTaskConfig:
 
 @recipe("uav-three", sizes=("num_uavs", (2, 3, 4, 6, 8, 10)))
 def uav_three() -> TeamTaskConfig:
-    """Three base stations with one common actor, which then flies in teams of two to ten."""
+    """Three UAV base stations with a shared actor, tested in teams of two to ten."""
     return TeamTaskConfig(
         method="gamatr-shared",
         env=TeamEnvConfig(kwargs={"preset": "paper", "num_uavs": 3}, num_envs=64),
@@ -45,7 +45,7 @@ def uav_three() -> TeamTaskConfig:
 
 @recipe("uav-city")
 def uav_city() -> TeamTaskConfig:
-    """Ten base stations with one common actor over a hundred users and three hot spots."""
+    """Ten UAV base stations with a shared actor, a hundred users and three hot spots."""
     return TeamTaskConfig(
         method="gamatr-shared",
         env=TeamEnvConfig(kwargs={"preset": "city"}, num_envs=32),
@@ -56,7 +56,7 @@ def uav_city() -> TeamTaskConfig:
 
 @recipe("spread")
 def spread() -> TeamTaskConfig:
-    """Three agents cover three landmarks without bumping into each other: simple_spread_v3 (extra `mpe`)."""
+    """Three agents cover three landmarks without collisions: simple_spread_v3 (extra `mpe`)."""
     return TeamTaskConfig(
         method="hatrpo",
         env=TeamEnvConfig("mpe2.simple_spread_v3:parallel_env", {"N": 3, "max_cycles": 25}, num_envs=40),

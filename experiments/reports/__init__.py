@@ -1,1 +1,1 @@
-"""Runs made visible: curves, films, tables and exported policies."""
+"""Reports on runs: curves, videos, tables and exported policies."""

@@ -1,4 +1,4 @@
-"""Plots of supervised experiments: accuracy by how much to remember, for how long, and in how many bytes."""
+"""Accuracy plots of supervised experiments, by number of items, sequence length and state size."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import beside, contenders, figure_of, save_figure
+from scrubjay.experiments.reports.colours import assign_colors
+from scrubjay.experiments.reports.curves import label_runs, make_figure, place_legend, save_figure
 from scrubjay.experiments.run import Run
 
-_ANSWERED = "questions answered right"
+_ACCURACY_LABEL = "accuracy"
 
 
 def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy against how long the task was in the test, and return the path.
+    """Plot accuracy against the test length of the task, and return the path.
 
-    One row of panels per recipe, one column per tested amount to remember; means over seeds with their range,
-    and a dashed line for guessing.
+    There is one row of panels per recipe and one column per test number of items. Curves are means over seeds
+    with their range; a dashed line is the accuracy of guessing.
     """
-    labels = contenders(runs)
-    shades = colours(labels.values())
+    labels = label_runs(runs)
+    shades = assign_colors(labels.values())
     recipes = _by_recipe(runs)
     columns = sorted({count for run in runs for count, _ in _accuracies(run)})
     size = (1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(recipes))
@@ -32,61 +32,66 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     grid = figure.subplots(len(recipes), len(columns), squeeze=False, sharex="row", sharey=True)
     for row, (recipe, panel) in zip(grid, recipes.items(), strict=True):
         config: Any = panel[0].config
-        trained_count, trained_span = config.trained
-        for axes, tested in zip(row, columns, strict=True):
-            curves = _curves(panel, labels, along=1, held=tested)
+        trained_count, trained_span = config.train_sizes
+        for axes, test_count in zip(row, columns, strict=True):
+            curves = _curves(panel, labels, along=1, other_size=test_count)
             if not curves:
                 axes.set_axis_off()
                 continue
             _draw(axes, curves, shades)
-            axes.axhline(config.chance(tested), color="grey", linestyle="--", linewidth=1, label="guessing")
-            axes.axvline(trained_span, color="grey", linestyle=":", linewidth=1, label="trained here")
-            as_trained = ", as trained" if tested == trained_count else ""
-            axes.set_title(f"{recipe}: {tested} {config.axis_labels[0]}{as_trained}", fontsize=9)
-            axes.set_xlabel(f"{config.axis_labels[1]} in the test")
-        row[0].set_ylabel(_ANSWERED)
-    beside(next(axes for axes in reversed(grid[0]) if axes.axison))
+            axes.axhline(
+                config.chance(test_count), color="grey", linestyle="--", linewidth=1, label="guessing"
+            )
+            axes.axvline(trained_span, color="grey", linestyle=":", linewidth=1, label="training value")
+            as_trained = ", as in training" if test_count == trained_count else ""
+            axes.set_title(f"{recipe}: {test_count} {config.axis_labels[0]}{as_trained}", fontsize=9)
+            axes.set_xlabel(f"{config.axis_labels[1]} (test)")
+        row[0].set_ylabel(_ACCURACY_LABEL)
+    place_legend(next(axes for axes in reversed(grid[0]) if axes.axison))
     return save_figure(figure, out)
 
 
 def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy against how much there was to remember, for as long as in training; return the path."""
-    labels = contenders(runs)
-    shades = colours(labels.values())
+    """Plot accuracy against the test number of items at the training length, and return the path."""
+    labels = label_runs(runs)
+    shades = assign_colors(labels.values())
     figure, panels = _panels(runs)
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
-        trained_count, trained_span = config.trained
-        curves = _curves(panel, labels, along=0, held=trained_span)
+        trained_count, trained_span = config.train_sizes
+        curves = _curves(panel, labels, along=0, other_size=trained_span)
         _draw(axes, curves, shades)
         counts = sorted(next(iter(curves.values()))[0])
         guesses = [config.chance(count) for count in counts]
         axes.plot(counts, guesses, color="grey", linestyle="--", linewidth=1, label="guessing")
-        axes.axvline(trained_count, color="grey", linestyle=":", linewidth=1, label="most in training")
+        axes.axvline(trained_count, color="grey", linestyle=":", linewidth=1, label="training maximum")
         axes.set_title(f"{recipe}, {config.axis_labels[1]}: {trained_span}")
-        axes.set_xlabel(f"{config.axis_labels[0]} in the test")
-        axes.set_ylabel(_ANSWERED)
-        beside(axes)
+        axes.set_xlabel(f"{config.axis_labels[0]} (test)")
+        axes.set_ylabel(_ACCURACY_LABEL)
+        place_legend(axes)
     return save_figure(figure, out)
 
 
 def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
-    """Draw accuracy at the trained sizes against the bytes of state of one sequence, and return the path.
+    """Plot accuracy at the training sizes against the state size of one sequence, and return the path.
 
-    Sizes of one memory are points of one line. Raises ValueError for runs that tell no bytes.
+    Each memory is one line, and its runs with different state sizes are the points. Raises ValueError
+    for runs whose results lack the state size.
     """
     for run in runs:
         if "state_bytes" not in run.result:
-            raise ValueError(f"{run.path} tells no bytes of state; runs of sequence tasks do, such as mqar")
-    shades = colours(run.config.label for run in runs)
+            raise ValueError(
+                f"the result of {run.path} has no state size; plot runs of sequence tasks, such as mqar"
+            )
+    shades = assign_colors(run.config.label for run in runs)
     figure, panels = _panels(runs)
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
-        of_memory: dict[str, dict[int, list[float]]] = {}
+        scores_by_memory: dict[str, dict[int, list[float]]] = {}
         for run in panel:
-            sizes = of_memory.setdefault(run.config.label, {})
+            sizes = scores_by_memory.setdefault(run.config.label, {})
             sizes.setdefault(run.result["state_bytes"], []).append(run.result["success"])
-        for label, sizes in sorted(of_memory.items(), key=lambda item: min(item[1])):
+        for label, sizes in sorted(scores_by_memory.items(), key=lambda item: min(item[1])):
             at = sorted(sizes)
             scores = [sizes[size] for size in at]
             means = np.array([np.mean(own) for own in scores])
@@ -96,18 +101,18 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
         axes.set_xscale("log")
         axes.margins(x=0.15)
         axes.set_ylim(-0.02, 1.05)
-        axes.set_title(f"{recipe}, {config.trained[0]} {config.axis_labels[0]}")
-        axes.set_xlabel("bytes of state of one sequence")
-        axes.set_ylabel(_ANSWERED)
+        axes.set_title(f"{recipe}, {config.train_sizes[0]} {config.axis_labels[0]}")
+        axes.set_xlabel("state size per sequence, bytes")
+        axes.set_ylabel(_ACCURACY_LABEL)
         axes.grid(alpha=0.3)
-        beside(axes)  # by bytes: names at points would cover each other, since sizes are close
+        place_legend(axes)  # labels at the points would overlap, since sizes are close
     return save_figure(figure, out)
 
 
 def _panels(runs: Sequence[Run]) -> tuple[Figure, list[tuple[Axes, str, list[Run]]]]:
-    """Return a figure, and for every recipe its axes, name and runs."""
+    """Return a figure, and the axes, name and runs of every recipe."""
     recipes = _by_recipe(runs)
-    figure = figure_of(len(recipes))
+    figure = make_figure(len(recipes))
     row = figure.subplots(1, len(recipes), squeeze=False)[0]
     return figure, [(axes, *item) for axes, item in zip(row, recipes.items(), strict=True)]
 
@@ -125,13 +130,13 @@ def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 
 def _curves(
-    runs: Sequence[Run], labels: Mapping[Run, str], along: int, held: int
+    runs: Sequence[Run], labels: Mapping[Run, str], along: int, other_size: int
 ) -> dict[str, list[dict[int, float]]]:
-    """Return each contender's accuracies, a dict per seed, by one of the sizes (0 or 1), the other held."""
+    """Return one dict of accuracies per label and seed, by size `along` (0 or 1) at a fixed other size."""
     curves: dict[str, list[dict[int, float]]] = {}
     for run in runs:
         by_size = {
-            sizes[along]: score for sizes, score in _accuracies(run).items() if sizes[1 - along] == held
+            sizes[along]: score for sizes, score in _accuracies(run).items() if sizes[1 - along] == other_size
         }
         if by_size:
             curves.setdefault(labels[run], []).append(by_size)
@@ -140,7 +145,7 @@ def _curves(
 
 def _draw(axes: Axes, curves: Mapping[str, list[dict[int, float]]], shades: Mapping[str, Any]) -> None:
     for label in sorted(curves):
-        # Of runs tested at different sizes, those that all have.
+        # Only sizes at which all runs were tested.
         sizes = np.array(sorted(set.intersection(*map(set, curves[label]))))
         values = np.array([[by_size[size] for size in sizes] for by_size in curves[label]])
         axes.plot(sizes, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)

@@ -1,4 +1,4 @@
-"""`scrubjay inspect`: what the attention of a language model does on a text, in numbers and in a picture."""
+"""`scrubjay inspect`: attention statistics of a language model on a text, as numbers and as a figure."""
 
 from __future__ import annotations
 
@@ -14,113 +14,116 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.reports.curves import save_figure
 from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.reading import read_text
-from scrubjay.experiments.words.foreign import one_line
+from scrubjay.experiments.runs.json_reader import read_text
 from scrubjay.memory.context.quotes import ControlTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from scrubjay.memory.heads.retrieval import RetrievalHeads
-    from scrubjay.memory.heads.sink_rate import Attended
+    from scrubjay.memory.heads.sink_rate import AttentionStats
 
 _LENGTH = 64
-"""Tokens of a sequence by which Gu et al. measure the sink rate."""
+"""Sequence length in tokens at which Gu et al. measure the sink rate."""
 _SEQUENCES = 16
 _THRESHOLD = 0.3
 
 
-class Inspected(NamedTuple):
-    """What was looked at."""
+class InspectionResult(NamedTuple):
+    """Result of `inspect_model`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     tokens: Int[Tensor, " time"]
-    """Those that maps show."""
+    """Token ids shown in the attention maps."""
     layers: list[int]
-    """Those that there are maps of."""
-    looks: Attended
-    """Where its heads look."""
+    """Layers with attention maps."""
+    stats: AttentionStats
+    """Attention statistics of the heads."""
     retrieval: RetrievalHeads
-    """What they copy."""
+    """Retrieval scores of the heads."""
 
 
 def inspect_model(
     model_name: str, text_file: Path, layers: Sequence[int], tokens_shown: int, out: Path
-) -> Inspected:
-    """Print the numbers and draw the picture, with maps of `layers`, or of telling ones where there are none.
+) -> InspectionResult:
+    """Print the statistics and draw the figure with attention maps of `layers`.
 
-    Raises ValueError for a model, text or layer that cannot be inspected.
+    Empty `layers` select the first, the last and the layers with most sinks and best retrieval. Raises
+    ValueError for an invalid model, text or layer.
     """
-    # On first use, as transformers takes seconds to import.
+    # Imported on first use, since transformers takes seconds to import.
     from scrubjay.memory.context.models import load_model
     from scrubjay.memory.heads.capture import attention_weights
-    from scrubjay.memory.heads.prompts import opened
-    from scrubjay.memory.heads.sink_rate import attended
+    from scrubjay.memory.heads.prompts import prepend_bos
+    from scrubjay.memory.heads.sink_rate import measure_attention
 
     if tokens_shown < 2:
-        raise ValueError(f"tokens={tokens_shown}: a map needs at least 2")
+        raise ValueError(f"tokens={tokens_shown}: must be at least 2")
     text = read_text(text_file)
     model, tokenizer = load_model(model_name)
-    tokens, opening = _tokens(text, tokenizer, text_file), opened(tokenizer, [])
+    tokens, opening = _tokens(text, tokenizer, text_file), prepend_bos(tokenizer, [])
     print(one_line(f"{model_name}: attention on {text_file}"), flush=True)
-    looks = attended(model, _sequences(tokens, opening))
-    _print_sinks(looks)
-    scores = _retrieval(model, tokenizer, looks)
-    chosen = layers or _telling(looks, scores)
-    shown = torch.tensor([[*opening, *tokens.tolist()][:tokens_shown]])
-    maps = attention_weights(model, shown, dict.fromkeys(chosen))
-    figure = _draw(looks, scores, {layer: maps[layer][0] for layer in maps}, model_name)
+    stats = measure_attention(model, _sequences(tokens, opening))
+    _print_sinks(stats)
+    scores = _retrieval(model, tokenizer, stats)
+    map_layers = layers or _select_layers(stats, scores)
+    visible = torch.tensor([[*opening, *tokens.tolist()][:tokens_shown]])
+    maps = attention_weights(model, visible, dict.fromkeys(map_layers))
+    figure = _draw(stats, scores, {layer: maps[layer][0] for layer in maps}, model_name)
     print(one_line(f"picture: {save_figure(figure, out)}"))
     numbers = out.with_suffix(".json")
-    write_atomically(numbers, json.dumps(_numbers(model_name, text_file, looks, scores), indent=1) + "\n")
+    write_atomically(numbers, json.dumps(_numbers(model_name, text_file, stats, scores), indent=1) + "\n")
     print(one_line(f"numbers: {numbers}"))
-    return Inspected(model, tokenizer, shown[0], list(chosen), looks, scores)
+    return InspectionResult(model, tokenizer, visible[0], list(map_layers), stats, scores)
 
 
-def _numbers(model_name: str, text_file: Path, looks: Attended, scores: RetrievalHeads) -> dict[str, Any]:
-    has = (looks.sinks > _THRESHOLD).float()
-    means = {"sink_rate": has, "attention_to_token_0": looks.sinks, "entropy": looks.entropy}
+def _numbers(
+    model_name: str, text_file: Path, stats: AttentionStats, scores: RetrievalHeads
+) -> dict[str, Any]:
+    has = (stats.sinks > _THRESHOLD).float()
+    means = {"sink_rate": has, "attention_to_token_0": stats.sinks, "entropy": stats.entropy}
     return {
         "model": model_name,
         "text": str(text_file),
-        "sequences": len(looks.sinks),
+        "sequences": len(stats.sinks),
         "tokens_of_a_sequence": _LENGTH,
         "threshold": _THRESHOLD,
         "sink_rate": has.mean().item(),
         "layers": [
             {"layer": layer, **{name: of[:, row].mean(dim=0).tolist() for name, of in means.items()}}
-            for row, layer in enumerate(looks.layers)
+            for row, layer in enumerate(stats.layers)
         ],
         "retrieval": {"probes": scores.probes, "scores": scores.scores},
     }
 
 
-def _retrieval(model: Any, tokenizer: Any, looks: Attended) -> RetrievalHeads:
-    """Print and return the model's retrieval heads; scores of zero if it cannot answer."""
+def _retrieval(model: Any, tokenizer: Any, stats: AttentionStats) -> RetrievalHeads:
+    """Print and return the retrieval heads of the model; scores are zero if they cannot be measured."""
     from scrubjay.memory.heads.retrieval import RetrievalHeads, retrieval_heads
 
     try:
         scores = retrieval_heads(model, tokenizer)
     except ValueError as error:
-        print(f"no retrieval heads: {one_line(error)}")
-        nothing = torch.zeros(looks.sinks.shape[1:]).tolist()
-        return RetrievalHeads(tuple(map(tuple, nothing)), 0, tuple(looks.layers))
+        print(f"retrieval heads not measured: {one_line(error)}")
+        nothing = torch.zeros(stats.sinks.shape[1:]).tolist()
+        return RetrievalHeads(tuple(map(tuple, nothing)), 0, tuple(stats.layers))
     print(
-        "retrieval heads (layer, head), and the share of copied tokens they attended to most; "
+        "retrieval heads (layer, head) with the share of copied tokens that got their largest attention; "
         f"{scores.probes} probes"
     )
-    best = scores.ranked()[:10]
+    best = scores.rank()[:10]
     rows = scores.by_layer()
     print("  " + "  ".join(f"({layer}, {head}) {rows[layer][head]:.2f}" for layer, head in best))
     return scores
 
 
 def _tokens(text: str, tokenizer: Any, path: Path) -> Tensor:
-    # A novel is longer than a model's context, of which a tokenizer warns: only its beginning is needed here.
-    beginning = ControlTokens(tokenizer).plain(text[: 16 * _LENGTH * _SEQUENCES])
+    # Only the beginning of the text is needed; tokenizers warn about texts longer than the context.
+    beginning = ControlTokens(tokenizer).escape(text[: 16 * _LENGTH * _SEQUENCES])
     tokens = tokenizer(beginning, add_special_tokens=False, verbose=False).input_ids
     if len(tokens) < _LENGTH:
         raise ValueError(f"{path} has {len(tokens)} tokens; the sink rate needs at least {_LENGTH}")
@@ -128,57 +131,56 @@ def _tokens(text: str, tokenizer: Any, path: Path) -> Tensor:
 
 
 def _sequences(tokens: Int[Tensor, " time"], opening: list[int]) -> Int[Tensor, "sequences length"]:
-    """Return up to 16 sequences of 64 tokens from the text's beginning, each opened as a text is."""
+    """Return up to 16 sequences of 64 tokens from the start of the text, each with the start token."""
     own = _LENGTH - len(opening)
     count = min(_SEQUENCES, len(tokens) // own)
     before = torch.tensor(opening, dtype=tokens.dtype).expand(count, -1)
     return torch.cat([before, tokens[: count * own].view(count, own)], dim=1)
 
 
-def _telling(looks: Attended, scores: RetrievalHeads) -> list[int]:
-    strongest = looks.layers[int(looks.sinks.mean(dim=(0, 2)).argmax())]
-    return sorted({looks.layers[0], strongest, scores.best_layer(), looks.layers[-1]})
+def _select_layers(stats: AttentionStats, scores: RetrievalHeads) -> list[int]:
+    strongest = stats.layers[int(stats.sinks.mean(dim=(0, 2)).argmax())]
+    return sorted({stats.layers[0], strongest, scores.best_layer(), stats.layers[-1]})
 
 
-def _print_sinks(looks: Attended) -> None:
-    sinks, entropy = looks.sinks, looks.entropy.mean(dim=(0, 2))
+def _print_sinks(stats: AttentionStats) -> None:
+    sinks, entropy = stats.sinks, stats.entropy.mean(dim=(0, 2))
     has = (sinks > _THRESHOLD).float()
     print(
-        f"sink rate {has.mean():.2f}: the share of heads that give token 0 more than {_THRESHOLD} on "
-        "average, "
+        f"sink rate {has.mean():.2f}: share of heads whose mean attention to token 0 is above {_THRESHOLD}, "
         f"in {len(sinks)} sequences of {_LENGTH} tokens"
     )
     print("layer  sink rate  entropy  mean attention to token 0")
     rates, means = has.mean(dim=(0, 2)).tolist(), sinks.mean(dim=(0, 2)).tolist()
-    for layer, rate, nats, mean in zip(looks.layers, rates, entropy.tolist(), means, strict=True):
+    for layer, rate, nats, mean in zip(stats.layers, rates, entropy.tolist(), means, strict=True):
         print(f"{layer:>5}  {rate:>9.2f}  {nats:>7.2f}  {mean:>5.2f} {'#' * round(40 * mean)}")
 
 
 def _draw(
-    looks: Attended,
+    stats: AttentionStats,
     scores: RetrievalHeads,
     maps: dict[int, Float[Tensor, "heads rows keys"]],
     title: str,
 ) -> Figure:
-    """Draw both tables of layers by heads, both by layer, and each layer's map.
+    """Draw the tables of layers by heads, the curves over layers, and the attention maps of each layer.
 
-    A map is the mean of its heads, and its best retriever.
+    A layer has two maps: the mean over its heads, and its head with the best retrieval score.
     """
     columns = 2 + len(maps)
     figure = Figure(figsize=(4.2 * columns, 8.4), dpi=110, layout="constrained")
     axes = figure.subplots(2, columns, squeeze=False)
     figure.suptitle(f"attention of {title}")
-    _table(axes[0][0], looks.sinks.mean(dim=0).tolist(), "attention to token 0", looks.layers)
-    _table(axes[1][0], scores.scores, "retrieval score", looks.layers)
-    _by_layer(axes[0][1], looks.sinks.mean(dim=0), looks.layers, "attention to token 0")
-    _by_layer(axes[1][1], looks.entropy.mean(dim=0), looks.layers, "entropy, nats")
+    _table(axes[0][0], stats.sinks.mean(dim=0).tolist(), "attention to token 0", stats.layers)
+    _table(axes[1][0], scores.scores, "retrieval score", stats.layers)
+    _by_layer(axes[0][1], stats.sinks.mean(dim=0), stats.layers, "attention to token 0")
+    _by_layer(axes[1][1], stats.entropy.mean(dim=0), stats.layers, "entropy, nats")
     axes[0][1].set_ylim(0, 1)
     axes[1][1].set_ylim(bottom=0)
     image = None
     for column, (layer, weights) in enumerate(maps.items(), start=2):
         row = scores.by_layer()[layer]
         best = max(range(len(row)), key=row.__getitem__)
-        _map(axes[0][column], weights.mean(dim=0), f"layer {layer}, mean of heads")
+        _map(axes[0][column], weights.mean(dim=0), f"layer {layer}, mean over heads")
         image = _map(axes[1][column], weights[best], f"layer {layer}, head {best}, retrieval {row[best]:.2f}")
     if image is not None:
         figure.colorbar(image, ax=axes[:, -1], label="attention weight", shrink=0.6)
@@ -186,10 +188,10 @@ def _draw(
 
 
 def _by_layer(axes: Axes, values: Float[Tensor, "layers heads"], layers: list[int], name: str) -> None:
-    """Draw the mean of a layer's heads, and between which they lie."""
+    """Plot the mean and the range over the heads of each layer."""
     low, high = values.min(dim=1).values.tolist(), values.max(dim=1).values.tolist()
-    axes.fill_between(layers, low, high, alpha=0.25, label="heads")
-    axes.plot(layers, values.mean(dim=1).tolist(), marker=".", label="their mean")
+    axes.fill_between(layers, low, high, alpha=0.25, label="range over heads")
+    axes.plot(layers, values.mean(dim=1).tolist(), marker=".", label="mean over heads")
     axes.set_title(name)
     axes.set_xlabel("layer")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, frameon=False)
@@ -200,25 +202,25 @@ def _table(axes: Axes, values: Sequence[Sequence[float]], title: str, layers: li
     axes.set_title(title)
     axes.set_xlabel("head")
     axes.set_ylabel("layer")
-    shown = range(0, len(layers), -(-len(layers) // 16))
-    axes.set_yticks([*shown], [str(layers[row]) for row in shown])
+    visible = range(0, len(layers), -(-len(layers) // 16))
+    axes.set_yticks([*visible], [str(layers[row]) for row in visible])
     axes.figure.colorbar(image, ax=axes)
 
 
 def _map(axes: Axes, weights: Float[Tensor, "rows keys"], title: str) -> Any:
     future = torch.ones_like(weights, dtype=torch.bool).triu(1)
-    shown = weights.clamp(min=1e-4).masked_fill(future, float("nan"))
-    # The sink's is the column to look for, and one key wide it would not be seen.
-    keys = shown.shape[1]
+    visible = weights.clamp(min=1e-4).masked_fill(future, float("nan"))
+    # The first column (the attention sink) is drawn wider, since one key would be too narrow to see.
+    keys = visible.shape[1]
     wide = max(keys // 12, 1)
-    shown = torch.cat([shown[:, :1].expand(-1, wide), shown[:, 1:]], dim=1)
+    visible = torch.cat([visible[:, :1].expand(-1, wide), visible[:, 1:]], dim=1)
     image = axes.imshow(
-        shown.float().numpy(), cmap="magma", norm=LogNorm(1e-4, 1), interpolation="nearest", aspect="auto"
+        visible.float().numpy(), cmap="magma", norm=LogNorm(1e-4, 1), interpolation="nearest", aspect="auto"
     )
     axes.axvline(wide - 0.5, color="white", linewidth=1)
     every = [*range(max(keys // 4, 1), keys, max(keys // 4, 1))]
     axes.set_xticks([(wide - 1) / 2, *(key + wide - 1 for key in every)], ["0", *map(str, every)])
     axes.set_title(title)
-    axes.set_xlabel("key, the first one drawn wide")
+    axes.set_xlabel("key (the first one is drawn wider)")
     axes.set_ylabel("query")
     return image

@@ -1,4 +1,4 @@
-"""Colours of contenders: one memory has one in every plot, whoever else is drawn."""
+"""Plot colors: a memory has the same color in every plot."""
 
 from __future__ import annotations
 
@@ -41,18 +41,19 @@ _OTHERS = (
 )  # fmt: skip
 
 
-def colours(labels: Iterable[str]) -> dict[str, str]:
-    """Return a colour for every contender: a memory's own, of several sizes the first one's, else a free one.
+def assign_colors(labels: Iterable[str]) -> dict[str, str]:
+    """Return a color for every label.
 
-    Those that are no memories have the same wherever the same ones are drawn.
+    Each memory has a fixed color. If a memory has several sizes, the first label gets this color. Other
+    labels get unused colors. Equal sets of labels always get equal colors.
     """
-    ordered = sorted(set(labels))
-    found: dict[str, str] = {}
-    for label in ordered:
+    sorted_labels = sorted(set(labels))
+    colors: dict[str, str] = {}
+    for label in sorted_labels:
         own = _OWN.get(label.partition(",")[0])
-        if own is not None and own not in found.values():
-            found[label] = own
-    free = [colour for colour in _OTHERS if colour not in found.values()]
-    rest = [label for label in ordered if label not in found]
-    found |= {label: free[number % len(free)] for number, label in enumerate(rest)}
-    return found
+        if own is not None and own not in colors.values():
+            colors[label] = own
+    free = [colour for colour in _OTHERS if colour not in colors.values()]
+    rest = [label for label in sorted_labels if label not in colors]
+    colors |= {label: free[number % len(free)] for number, label in enumerate(rest)}
+    return colors

@@ -1,4 +1,4 @@
-"""Coverage map: what a user would get at every place, given where UAVs are and what they send."""
+"""Coverage map: SINR and rate of a user at every position, for the current UAV positions and powers."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from scrubjay.experiments.reports.curves import save_figure
 
 @dataclass(frozen=True)
 class Coverage:
-    """Values in the middle of every cell of a square grid; rows go north, columns east."""
+    """Coverage at the center of every cell of a square grid; rows go north, columns east."""
 
     sinr_db: Float[np.ndarray, "cells cells"]
-    """Signal-to-interference-and-noise ratio from the UAV of the strongest mean gain; -inf if none flies."""
+    """Signal-to-interference-and-noise ratio of the UAV with the strongest mean gain; -inf without UAVs."""
     rate_bps: Float[np.ndarray, "cells cells"]
-    """Rate of a user that joins there and shares its UAV's time with those it already serves."""
+    """Rate of an additional user at the position, which shares its UAV with the users already served."""
     server: Int[np.ndarray, "cells cells"]
-    """Number of that UAV; -1 if none flies."""
+    """Index of the UAV with the strongest mean gain; -1 without UAVs."""
 
 
-def coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
-    """Return the coverage of one row of the world as it is now.
+def compute_coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
+    """Return the current coverage of environment `row` of the world.
 
-    Raises ValueError if fewer than 2 cells are asked for.
+    Raises ValueError if `cells` is below 2.
     """
     if cells < 2:
-        raise ValueError(f"cells={cells}: at least 2 are needed")
+        raise ValueError(f"cells={cells}: must be at least 2")
     config = world.config
     middle = (np.arange(cells) + 0.5) * (config.area_m / cells)
     flying = np.flatnonzero(world.alive[row])
@@ -51,8 +51,8 @@ def coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
     ratios = channel.sinr(world.power_w[row, flying].astype(float), gain, world.channel[row, flying], noise)
     server = gain.argmax(axis=0)
     ratio = ratios[server, np.arange(server.size)]
-    served = (world.association[row] == flying[:, None]).sum(axis=1)
-    rate = channel.rate_bps(ratio, config.bandwidth_hz) / (served[server] + 1)
+    num_served = (world.association[row] == flying[:, None]).sum(axis=1)
+    rate = channel.rate_bps(ratio, config.bandwidth_hz) / (num_served[server] + 1)
     shape = (cells, cells)
     return Coverage(
         channel.linear_to_db(ratio).reshape(shape), rate.reshape(shape), flying[server].reshape(shape)
@@ -60,14 +60,14 @@ def coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
 
 
 def plot_coverage(world: UAVWorld, out: Path | str, row: int = 0) -> Path:
-    """Draw SINR and a newcomer's rate over the area, with UAVs and users, and return the path."""
-    found = coverage(world, row)
+    """Draw maps of the SINR and of the rate of an additional user, with UAVs and users; return the path."""
+    coverage_map = compute_coverage(world, row)
     figure = Figure(figsize=(11, 4.9), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     kilometres = world.config.area_m / 1000
     extent = (0.0, kilometres, 0.0, kilometres)
     heat = left.imshow(
-        found.sinr_db,
+        coverage_map.sinr_db,
         origin="lower",
         extent=extent,
         cmap="RdYlBu",
@@ -76,10 +76,10 @@ def plot_coverage(world: UAVWorld, out: Path | str, row: int = 0) -> Path:
         interpolation="bilinear",
     )
     figure.colorbar(heat, ax=left, label="SINR in dB", extend="both", shrink=0.85)
-    left.set_title("signal to interference and noise", fontsize=10)
-    best = max(float(found.rate_bps.max()) / 1e3, 1.0)
+    left.set_title("signal-to-interference-and-noise ratio", fontsize=10)
+    best = max(float(coverage_map.rate_bps.max()) / 1e3, 1.0)
     heat = right.imshow(
-        np.maximum(found.rate_bps / 1e3, best / 300),
+        np.maximum(coverage_map.rate_bps / 1e3, best / 300),
         origin="lower",
         extent=extent,
         cmap="viridis",
@@ -87,22 +87,22 @@ def plot_coverage(world: UAVWorld, out: Path | str, row: int = 0) -> Path:
         interpolation="bilinear",
     )
     figure.colorbar(heat, ax=right, label="rate in kbit/s", shrink=0.85)
-    right.set_title("rate of one more user at that place", fontsize=10)
+    right.set_title("rate of one additional user", fontsize=10)
     left.set_ylabel("north in km")
     for axes in (left, right):
         axes.set_xlabel("east in km")
-        _place(axes, world, row, found.server, extent)
+        _draw_world(axes, world, row, coverage_map.server, extent)
     return save_figure(figure, out)
 
 
-def _place(
+def _draw_world(
     axes: Axes,
     world: UAVWorld,
     row: int,
     server: Int[np.ndarray, "cells cells"],
     extent: tuple[float, float, float, float],
 ) -> None:
-    """Draw users, UAVs in the colour of their sub-channel, and the borders of their cells."""
+    """Draw users, UAVs in the color of their sub-channel, and cell borders."""
     cells = len(server)
     middle = (np.arange(cells) + 0.5) * (extent[1] / cells)
     for uav in np.unique(server):

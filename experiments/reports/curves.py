@@ -1,4 +1,4 @@
-"""Learning curves: one panel per task, one colour per memory, mean and range over seeds."""
+"""Learning curves: one panel per task, one color per memory, mean and range over seeds."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from numpy.typing import NDArray
 
-from scrubjay.experiments.kinds.beginning import flat
-from scrubjay.experiments.recipes.registry import longer_of
-from scrubjay.experiments.reports.colours import colours
+from scrubjay.experiments.cli.untrusted_text import printable
+from scrubjay.experiments.experiment_types.initial_weights import flatten
+from scrubjay.experiments.recipes.registry import longer_range
+from scrubjay.experiments.reports.colours import assign_colors
 from scrubjay.experiments.run import Run
-from scrubjay.experiments.words.foreign import printable
 
 LABELS = {
     "charts/success": "success per episode (0 to 1)",
@@ -28,21 +28,20 @@ LABELS = {
 _GRID = 400
 _LONGEST_LABEL = 300
 _MOST_NAMES = 18
-"""Of a legend's column: more are higher than the picture."""
+"""Maximum number of names in a column of a legend; longer columns do not fit the figure."""
 _COLUMN_INCHES = 1.8
 
 
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
-    """Draw the runs into a PNG, or whatever `out` ends in, and return its path.
+    """Plot the learning curves of runs into a file and return its path; without an ending it is a PNG.
 
-    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded.
-    Where runs of one memory differ in their settings, as in its sizes, each of these has a curve. `metric`
-    defaults to success where every run has it, else return; a dashed line shows how much success is possible
-    without memory, where that is known. Raises ValueError if there is nothing to draw, naming the metrics
-    that exist.
+    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded. Runs
+    of one memory with different settings have separate curves. `metric` defaults to success if every run has
+    it, else return. A dashed line shows the best success without memory, if known. Raises ValueError if the
+    metric does not exist, with the names of existing metrics.
     """
     rows = {run: run.metrics() for run in runs}
-    labels = contenders(runs)
+    labels = label_runs(runs)
     metric = metric or _default_metric(list(rows.values()))
     panels: dict[str, dict[str, list[_Curve]]] = {}
     for run, run_rows in rows.items():
@@ -55,36 +54,36 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
             _Curve(run.config.seed, steps, values)
         )
     chance = {run.config.recipe: run.success_without_memory for run in runs}
-    shades = colours(label for panel in panels.values() for label in panel)
-    figure = figure_of(len(panels))
+    shades = assign_colors(label for panel in panels.values() for label in panel)
+    figure = make_figure(len(panels))
     for axes, (recipe, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
         for label in sorted(panel):
             _draw_curve(axes, panel[label], label, shades[label])
-        _dress(axes, recipe, metric)
+        _style_axes(axes, recipe, metric)
         if metric == "charts/success" and chance.get(recipe) is not None:
             axes.axhline(
                 chance[recipe], color="grey", linestyle="--", linewidth=1, label="best without memory"
             )
-        beside(axes)
+        place_legend(axes)
     return save_figure(figure, out)
 
 
 def has_curve(run: Run) -> bool:
-    """Return whether there is something to draw of its training: an episode that ended, at least."""
+    """Return True if a run has a learning curve: at least one training episode has ended."""
     return any("charts/success" in row or "charts/episodic_return" in row for row in run.metrics())
 
 
-def contenders(runs: Sequence[Run]) -> dict[Run, str]:
-    """Name each run by its memory and by the settings in which runs of that memory differ among `runs`.
+def label_runs(runs: Sequence[Run]) -> dict[Run, str]:
+    """Return a label per run: its memory, and the settings in which runs of that memory differ.
 
-    Settings are those of memory, policy, learner and task: what else differs, as the seed, makes no other.
+    Settings are those of memory, policy, learner and task; differences such as the seed are ignored.
     """
     settings = {run: _settings(run.config) for run in runs}
     names = {}
     for run in runs:
-        alike = [settings[other] for other in runs if _place(other) == _place(run)]
+        alike = [settings[other] for other in runs if _panel_key(other) == _panel_key(run)]
         differing = [name for name in settings[run] if len({str(own.get(name)) for own in alike}) > 1]
         own = ", ".join(
             f"{name.rpartition('.')[2].replace('_', ' ')} {settings[run][name]}" for name in differing
@@ -93,30 +92,30 @@ def contenders(runs: Sequence[Run]) -> dict[Run, str]:
     return names
 
 
-def _place(run: Run) -> tuple[str, str]:
-    """Return the panel that a run is drawn in, and its name there."""
+def _panel_key(run: Run) -> tuple[str, str]:
+    """Return the recipe of a run, which sets its panel, and its label."""
     return run.config.recipe, run.config.label
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """Return what makes an experiment another, by names such as `policy.clock`."""
+    """Return the settings that distinguish experiments, by names such as `policy.clock`."""
     parts = {"memory": dataclasses.asdict(config.memory)}
     for part in ("policy", "learner", "env"):
         if (own := getattr(config, part, None)) is not None:
             parts[part] = {**dataclasses.asdict(own), "memory": {}}
-    return flat(parts)
+    return flatten(parts)
 
 
 def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:
-    """Draw each memory's score against how long the task was in the test, and return the path.
+    """Plot the score of each memory against the test length of the task, and return the path.
 
-    `scores` pairs a run with its scores by difficulty, trained value first.
+    `scores` pairs a run with its scores by difficulty; the training value comes first.
     """
     panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for run, by_length in scores:
         panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append(by_length)
-    shades = colours(label for panel in panels.values() for label in panel)
-    figure = figure_of(len(panels))
+    shades = assign_colors(label for panel in panels.values() for label in panel)
+    figure = make_figure(len(panels))
     for axes, (recipe, panel) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):
@@ -125,30 +124,30 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
             values = np.array([list(by_length.values()) for by_length in panel[label]])
             axes.plot(lengths, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)
             low, high = values.min(axis=0), values.max(axis=0)
-            alpha = min(0.2, 0.5 / len(panel))  # ranges of many lie upon each other
+            alpha = min(0.2, 0.5 / len(panel))  # the ranges of many curves overlap
             axes.fill_between(lengths, low, high, color=shades[label], alpha=alpha, linewidth=0)
-        axes.axvline(lengths[0], color="grey", linestyle=":", linewidth=1, label="trained here")
+        axes.axvline(lengths[0], color="grey", linestyle=":", linewidth=1, label="training value")
         axes.set_xscale("log")
         axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.minorticks_off()
         axes.set_ylim(-0.02, 1.02)
-        axes.set_title(f"{recipe}: trained short, tested long")
-        setting = longer_of(recipe)
-        assert setting is not None  # or there were no scores
-        axes.set_xlabel(f"{setting[0].replace('_', ' ')} in the test")
+        axes.set_title(f"{recipe}: tests on longer tasks")
+        setting = longer_range(recipe)
+        assert setting is not None  # otherwise there are no scores
+        axes.set_xlabel(f"{setting[0].replace('_', ' ')} (test)")
         axes.set_ylabel(LABELS["charts/success"])
         axes.grid(alpha=0.3)
-        beside(axes)
+        place_legend(axes)
     return save_figure(figure, out)
 
 
-def figure_of(panels: int) -> Figure:
-    """Return an empty figure, wide enough for so many panels side by side."""
+def make_figure(panels: int) -> Figure:
+    """Return an empty figure wide enough for `panels` side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
 
 
-def beside(axes: Axes) -> None:
-    """Put the legend beside what it explains, where it covers no curve: in columns, where names are many."""
+def place_legend(axes: Axes) -> None:
+    """Place the legend to the right of the axes, in several columns if there are many names."""
     columns = -(-len(axes.get_legend_handles_labels()[1]) // _MOST_NAMES)
     if columns > 1 and isinstance(axes.figure, Figure):
         axes.figure.set_figwidth(axes.figure.get_figwidth() + _COLUMN_INCHES * (columns - 1))
@@ -156,20 +155,20 @@ def beside(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:
-    """Write a figure, in the format its name ends in, or as PNG, and return the path."""
+    """Save a figure and return the path; the file name ending sets the format, PNG by default."""
     out = Path(out)
     out = out if out.suffix else out.with_name(f"{out.name}.png")
     out.parent.mkdir(parents=True, exist_ok=True)
     for text in figure.findobj(Text):
-        # A name of a run is no formula, nor longer than a picture is wide.
+        # Names of runs must not be parsed as formulas, and long names are cut.
         text.set_text(printable(text.get_text())[:_LONGEST_LABEL].replace("$", r"\$"))  # pyright: ignore
     figure.savefig(out)
     return out
 
 
 def _default_metric(rows: list[list[dict[str, float]]]) -> str:
-    told = all(any("charts/success" in row for row in run_rows) for run_rows in rows)
-    return "charts/success" if rows and told else "charts/episodic_return"
+    has_success = all(any("charts/success" in row for row in run_rows) for run_rows in rows)
+    return "charts/success" if rows and has_success else "charts/episodic_return"
 
 
 class _Curve(NamedTuple):
@@ -178,37 +177,37 @@ class _Curve(NamedTuple):
     values: NDArray[np.float64]
 
 
-def _counted(curves: list[_Curve]) -> str:
-    """Return how many seeds there are, and how many runs if that is another number: settings may differ."""
+def _describe_seeds(curves: list[_Curve]) -> str:
+    """Return the number of seeds as text, with the number of runs if it differs."""
     seeds = len({curve.seed for curve in curves})
-    told = f"{seeds} seed{'' if seeds == 1 else 's'}"
-    return told if seeds == len(curves) else f"{len(curves)} runs of {told}"
+    seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    return seeds_text if seeds == len(curves) else f"{len(curves)} runs of {seeds_text}"
 
 
 def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> None:
-    # Only where every seed has points: a mean over fewer seeds would jump where one run ends.
+    # Only steps that every seed has reached; the mean would jump where a run ends.
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
     grid = np.linspace(first, max(first, last), _GRID)
     values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
-    counted = "" if len(curves) == 1 else f" ({_counted(curves)})"
-    axes.plot(grid, values.mean(axis=0), color=colour, label=label + counted, linewidth=2)
+    suffix = "" if len(curves) == 1 else f" ({_describe_seeds(curves)})"
+    axes.plot(grid, values.mean(axis=0), color=colour, label=label + suffix, linewidth=2)
     if len(curves) > 1:
         axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _dress(axes: Axes, recipe: str, metric: str) -> None:
+def _style_axes(axes: Axes, recipe: str, metric: str) -> None:
     if metric == "charts/success":
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.set_title(recipe)
     axes.set_xlabel("steps")
     axes.set_ylabel(LABELS.get(metric, metric))
-    axes.xaxis.set_major_formatter(lambda steps, _: _short(steps))
+    axes.xaxis.set_major_formatter(lambda steps, _: _format_steps(steps))
     axes.grid(alpha=0.3)
 
 
-def _short(steps: float) -> str:
+def _format_steps(steps: float) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(steps) >= size:
             return f"{steps / size:g}{letter}"

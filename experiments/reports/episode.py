@@ -1,4 +1,4 @@
-"""Watch a policy: one episode as an animated GIF, or as a film."""
+"""Recording of one episode of a policy as an animated GIF or a video."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from scrubjay.agents.rl.observations import check_shown
+from scrubjay.agents.rl.observations import check_observation
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments.reports.film import check_encoder, write_mp4
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.playing import playing
+from scrubjay.experiments.tasks.errors import environment_errors
 
 E = TypeVar("E")
 FORMATS = (".gif", ".mp4")
-"""What an episode is written as, by the ending of a file's name."""
+"""Supported file name endings of a recording."""
 
 
 def play(
     env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
 ) -> tuple[int, float]:
-    """Write one episode, by the policy or at random, to a GIF or MP4; return its frames and the return.
+    """Record one episode to a GIF or MP4, and return the number of frames and the return.
 
-    Raises ValueError if the environment cannot render pictures, ImportError on a film without the extra.
+    Actions are random without a policy. Raises ValueError if the environment cannot render pictures, and
+    ImportError for an MP4 without the extra `film`.
     """
     env = env_config.make(render_mode="rgb_array")
     try:
         act = _random_actor(env, seed) if policy is None else _actor(policy)
-        with playing(env_config.id):
+        with environment_errors(env_config.id):
             observation, _ = env.reset(seed=seed)
-            check_shown(env.observation_space, observation)
-        frames, total, start, over = [picture(env, env_config.id)], 0.0, True, False
+            check_observation(env.observation_space, observation)
+        frames, total, start, over = [render_frame(env, env_config.id)], 0.0, True, False
         while not over and len(frames) <= max_steps:
             action = act(observation, start)
-            with playing(env_config.id):
+            with environment_errors(env_config.id):
                 observation, reward, terminated, truncated, _ = env.step(action)
-                check_shown(env.observation_space, observation)
-            frames.append(picture(env, env_config.id))
+                check_observation(env.observation_space, observation)
+            frames.append(render_frame(env, env_config.id))
             total, start, over = total + float(reward), False, bool(terminated or truncated)
         per_second = float(env.metadata.get("render_fps") or 10)
     finally:
@@ -49,29 +50,29 @@ def play(
 
 
 def check_film(out: Path, max_steps: int) -> None:
-    """Raise ValueError, before an episode is played, if it cannot be written like that.
+    """Check the output options before an episode is played.
 
-    Raises ImportError without what a film needs.
+    Raises ValueError for an unknown file name ending or `max_steps` below 1, and ImportError for an MP4
+    without the extra `film`.
     """
     if out.suffix.lower() not in FORMATS:
         raise ValueError(
-            f"out={str(out)!r}: an episode is written as an animated GIF or a film; name it {out.stem}.gif "
-            f"or {out.stem}.mp4"
+            f"out={str(out)!r}: the ending must be .gif or .mp4; name it {out.stem}.gif or {out.stem}.mp4"
         )
     if out.suffix.lower() == ".mp4":
         check_encoder()
     if max_steps < 1:
-        raise ValueError(f"max_steps={max_steps}: at least 1 step is shown")
+        raise ValueError(f"max_steps={max_steps}: must be at least 1")
 
 
 def write_episode(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
-    """Write pictures as the film or animation that the file's name asks for, at rest on the last one."""
+    """Write pictures as an MP4 or GIF, by the file name ending; the last picture stays for a second."""
     write = write_mp4 if Path(out).suffix.lower() == ".mp4" else write_gif
     write(frames, out, per_second)
 
 
 def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
-    """Write pictures as an animation that goes round for ever and rests a second on the last one."""
+    """Write pictures as a looping GIF; the last picture stays for a second."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
@@ -94,8 +95,8 @@ def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
     return lambda observation, start: env.action_space.sample()
 
 
-def drawing(make: Callable[..., E]) -> tuple[E, bool]:
-    """Return the environment that `make(render_mode=)` makes, and whether it draws pictures."""
+def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
+    """Build the environment with `make(render_mode=)`; return it and True if it renders pictures."""
     try:
         env = make(render_mode="rgb_array")
     except ValueError:
@@ -103,12 +104,12 @@ def drawing(make: Callable[..., E]) -> tuple[E, bool]:
     return env, getattr(env, "render_mode", "rgb_array") == "rgb_array"
 
 
-def picture(env: Any, name: str) -> Image.Image:
-    """Return what the environment, called `name` in the error, renders. Raises ValueError if it does not."""
+def render_frame(env: Any, name: str) -> Image.Image:
+    """Return the rendered picture. Raises ValueError, with `name`, if the environment does not render."""
     try:
         pixels = env.render()
     except NotImplementedError:
         pixels = None
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
-        raise ValueError(f"environment {name!r} renders no pictures (render_mode 'rgb_array')")
+        raise ValueError(f"environment {name!r} does not render pictures (render_mode 'rgb_array')")
     return Image.fromarray(pixels.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""How far a team is from an equilibrium: what each agent alone still gains by learning against the others."""
+"""Distance of a team from an equilibrium: gain of each agent by training alone against the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scrubjay.agents.teams.best_response import best_response
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import load_training
 from scrubjay.experiments.runs.progress import ProgressDisplay
@@ -23,7 +23,7 @@ from scrubjay.experiments.runs.statistics import normal_interval
 
 @dataclass(frozen=True)
 class Gain:
-    """What one agent gained alone, in return per episode, over the same episodes."""
+    """Gain of one agent by a best response, in return per episode, over the same episodes."""
 
     before: float
     gain: float
@@ -31,92 +31,92 @@ class Gain:
     high: float
 
 
-def untrained(config: TeamTaskConfig) -> TeamPolicy:
-    """Return the policy that a run of this config begins with."""
+def build_untrained_policy(config: TeamTaskConfig) -> TeamPolicy:
+    """Build the initial policy of a run with this config."""
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(config.seed, "weights"))
         return config.make_policy()
 
 
-def of_trust_region(config: TeamTaskConfig) -> GAMATRConfig:
-    """Return the settings that best responses are learned with. Raises TypeError if the run has none."""
+def get_trust_region_config(config: TeamTaskConfig) -> GAMATRConfig:
+    """Return the learner settings for best responses. Raises TypeError if the run has a different learner."""
     if not isinstance(config.learner, GAMATRConfig):
         raise TypeError(
-            f"best responses are learned by trust regions: a run by {type(config.learner).__name__} has no "
-            "settings of GAMATRConfig"
+            f"learner is {type(config.learner).__name__}: best responses are learned with trust regions and "
+            "need a GAMATRConfig"
         )
     return config.learner
 
 
 def learner_state(run: Run) -> Mapping[str, Any]:
-    """Return what the learner of a run's policy knows, which best responses begin from.
+    """Return the learner state of the latest checkpoint, from which best responses start.
 
     Raises ValueError if the run has no checkpoint, or one that cannot be read.
     """
     return load_training(run.checkpoint, run.trust)["learner"]
 
 
-def watched_gains(
+def measure_gains_with_progress(
     title: str,
     policy: TeamPolicy,
     config: TeamTaskConfig,
     steps: int,
     episodes: int,
     seed: int,
-    learned: Mapping[str, Any] | None,
+    learner_checkpoint: Mapping[str, Any] | None,
 ) -> list[Gain]:
-    """Return `gains` behind a bar that says how far they are.
+    """Measure the gains with a progress bar.
 
     Args:
-        title: of the bar.
-        policy: the team's, left as it is.
-        config: of the experiment.
-        steps: environment steps that each agent has to learn in.
-        episodes: how many are played with each team.
-        seed: of sampling and of the episodes.
-        learned: the learner's state, as in `gains`.
+        title: Title of the progress bar.
+        policy: Policy of the team; it is not changed.
+        config: Config of the experiment.
+        steps: Environment steps of training per agent.
+        episodes: Evaluation episodes of each team.
+        seed: Seed of sampling and of the episodes.
+        learner_checkpoint: Learner state, as in `measure_gains`.
     """
     with ProgressDisplay(title, steps * policy.num_agents) as display:
-        return gains(
+        return measure_gains(
             policy,
             config,
             steps,
             episodes,
             seed,
-            learned,
+            learner_checkpoint,
             lambda agent, done: display.update(agent * steps + min(done, steps), {}),
         )
 
 
-def gains(
+def measure_gains(
     policy: TeamPolicy,
     config: TeamTaskConfig,
     steps: int,
     episodes: int = 100,
     seed: int = 0,
-    learned: Mapping[str, Any] | None = None,
+    learner_checkpoint: Mapping[str, Any] | None = None,
     on_update: Callable[[int, int], None] | None = None,
 ) -> list[Gain]:
-    """Return each agent's gain after learning alone for `steps`; the largest is the team's epsilon.
+    """Measure the gain of each agent after training alone for `steps`; the maximum is the team's epsilon.
 
-    Actions are drawn from the policies, as an equilibrium is one of random policies; both teams play episodes
-    of the same seeds.
+    Actions are sampled, since an equilibrium is defined for stochastic policies. Both teams play episodes
+    with the same seeds.
 
     Args:
-        policy: the team's, left as it is.
-        config: of the experiment: its environment, learner and segment length.
-        steps: environment steps that each agent has to learn in.
-        episodes: how many are played with each team.
-        seed: of sampling and of the episodes.
-        learned: the learner's state, as in `best_response`.
-        on_update: told the agent and its steps after each update.
+        policy: Policy of the team; it is not changed.
+        config: Config of the experiment, for its environment, learner and segment length.
+        steps: Environment steps of training per agent.
+        episodes: Evaluation episodes of each team.
+        seed: Seed of sampling and of the episodes.
+        learner_checkpoint: Learner state, as in `best_response`.
+        on_update: Callback with the agent and its steps after each update.
     """
 
     def play(team: TeamPolicy) -> np.ndarray:
         actor = PolicyActor(team, deterministic=False)
         return evaluate_team(actor, config.env, episodes, derive_seed(seed, "evaluation")).returns
 
-    learner = of_trust_region(config)
+    learner = get_trust_region_config(config)
     before = play(policy)
     result = []
     for agent in range(policy.num_agents):
@@ -128,7 +128,7 @@ def gains(
             steps,
             config.segment_length,
             derive_seed(seed, "sampling"),
-            learned,
+            learner_checkpoint,
             None if on_update is None else lambda done, agent=agent: on_update(agent, done),
         )
         difference = play(team)[:, agent] - before[:, agent]

@@ -1,4 +1,4 @@
-"""One step of a policy as a file other programs can run, checked after writing."""
+"""Export of a policy step to torch.export or ONNX, verified after writing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _CHECKED_STEPS = 6
 
 
 class PolicyStepModule(nn.Module):
-    """`(observation, state, start) -> (action, value, state)`, the action being the policy's favourite.
+    """Policy step `(observation, state, start) -> (action, value, state)` with the most likely action.
 
-    Actions are those of the policy before they are fitted to the space: zero-based indices, or real numbers
-    not yet clipped. Everything is batch first.
+    Actions are not yet converted to the action space: zero-based indices, or real numbers before clipping.
+    All tensors are batch first.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -39,7 +39,7 @@ class PolicyStepModule(nn.Module):
         self.policy = policy
 
     def forward(self, observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
-        """Advance every row by one observation."""
+        """Advance every batch row by one observation."""
         step = self.policy.step(observation, state, start, deterministic=True)
         return step.action, step.value, step.state
 
@@ -47,18 +47,18 @@ class PolicyStepModule(nn.Module):
 def export_torch(policy: Policy, out: Path | str) -> float:
     """Write a `torch.export` program (.pt2) for any batch size and return its largest error after reloading.
 
-    Load it with `torch.export.load(out).module()(observation, state, start)`; no part of this package is
-    needed, unless the memory uses kernels of its own. Raises ValueError if it does not reproduce the policy.
+    Load it with `torch.export.load(out).module()(observation, state, start)`. Loading needs no part of this
+    package, unless the memory uses custom kernels. Raises ValueError if it does not reproduce the policy.
     """
     module = _on_cpu(policy)
     program = torch.export.export(module, _example(module.policy), dynamic_shapes=_any_batch(module.policy))
     _make_parent(out)
-    written = io.BytesIO()
-    torch.export.save(program, written)
-    Path(out).write_bytes(written.getvalue())  # torch's own words for a file that cannot be are no OSError
-    # Of a file of another name than torch's it would say so, and read it all the same.
-    reloaded = torch.export.load(io.BytesIO(Path(out).read_bytes())).module()
-    return _largest_error(module, reloaded, "the exported program")
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    Path(out).write_bytes(buffer.getvalue())  # torch.export.save does not raise OSError for an invalid path
+    # Load from bytes, since torch warns about file names without its own ending.
+    reloaded_program = torch.export.load(io.BytesIO(Path(out).read_bytes())).module()
+    return _largest_error(module, reloaded_program, "the exported program")
 
 
 def export_onnx(policy: Policy, out: Path | str) -> float:
@@ -91,7 +91,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
     except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError) as error:
         name = type(policy.memory).__name__
         raise ValueError(
-            f"{name} cannot be written to ONNX ({_root_cause(error)}); leave --onnx out"
+            f"{name} cannot be exported to ONNX ({_root_cause(error)}); leave out --onnx"
         ) from error
 
     names = list(example[1])
@@ -107,7 +107,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
-    """Return the stable sorting that torch's exporter lacks; ONNX's TopK does it (ties: lower first)."""
+    """Return a translation of stable sort, which torch's exporter lacks, to ONNX TopK (ties: lower first)."""
     op: Any = importlib.import_module("onnxscript").opset18
 
     def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -119,7 +119,7 @@ def _translations() -> dict[Any, Callable[..., Any]]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch's exporter says about packages that nobody here needs."""
+    """Hide warnings of torch's exporter about optional packages."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -150,19 +150,19 @@ def _observations(policy: Policy, batch_size: int, seed: int) -> Observation:
     space = policy.observation_space
     space.seed(seed)
     singles = [to_leaves(to_tensors(space, space.sample(), torch.device("cpu"))) for _ in range(batch_size)]
-    stacked = {key: torch.stack([single[key] for single in singles]) for key in leaf_spaces(space)}
-    return from_leaves(stacked)
+    batch = {key: torch.stack([single[key] for single in singles]) for key in leaf_spaces(space)}
+    return from_leaves(batch)
 
 
 def _any_batch(policy: Policy) -> tuple[Any, dict[str, Any], Any]:
     batch = {0: torch.export.Dim.DYNAMIC}
     observation = _example(policy)[0]
-    of_observation = {key: batch for key in observation} if isinstance(observation, dict) else batch
-    return of_observation, {key: batch for key in policy.initial_state(1)}, batch
+    observation_dims = {key: batch for key in observation} if isinstance(observation, dict) else batch
+    return observation_dims, {key: batch for key in policy.initial_state(1)}, batch
 
 
-def _largest_error(module: PolicyStepModule, exported: Callable[..., Any], what: str) -> float:
-    """Run both side by side over a few steps with a restart, and return the largest difference."""
+def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], description: str) -> float:
+    """Run both over a few steps with an episode start in between, and return the largest difference."""
     largest = 0.0
     for batch_size in _CHECKED_BATCHES:
         state = other_state = module.policy.initial_state(batch_size)
@@ -172,14 +172,16 @@ def _largest_error(module: PolicyStepModule, exported: Callable[..., Any], what:
             start[0] = step == _CHECKED_STEPS // 2
             with torch.no_grad():
                 action, value, state = module(observation, state, start)
-                other_action, other_value, other_state = exported(observation, other_state, start)
+                other_action, other_value, other_state = exported_step(observation, other_state, start)
             pairs = [(action, other_action), (value, other_value)]
             pairs += [(state[key], other_state[key]) for key in state]
-            for ours, theirs in pairs:
-                difference = (ours.double() - theirs.double()).abs().max().item() if ours.numel() else 0.0
+            for expected, actual in pairs:
+                difference = (
+                    (expected.double() - actual.double()).abs().max().item() if expected.numel() else 0.0
+                )
                 largest = max(largest, difference)
     if not largest <= TOLERANCE:
-        raise ValueError(f"{what} differs from the policy by {largest:.1e}, more than {TOLERANCE:.0e}")
+        raise ValueError(f"{description} differs from the policy by {largest:.1e}, more than {TOLERANCE:.0e}")
     return largest
 
 

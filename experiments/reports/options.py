@@ -1,4 +1,4 @@
-"""What `scrubjay play` is told: read before anything is loaded that plays."""
+"""Command line options of `scrubjay play`, in a module without heavy imports."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ from tyro.conf import Positional
 
 @dataclass(frozen=True)
 class PlayOptions:
-    """Write one episode to a GIF or MP4, by a trained policy, at random, or of UAVs by a rule of thumb."""
+    """Record one episode as a GIF or MP4, with a trained policy, random actions or a rule-based policy."""
 
-    what: Positional[str]
-    """A run's directory; or the id of an environment, or a recipe for its environment; or uav."""
+    source: Positional[str]
+    """Run directory, environment id, recipe (its environment is used), or uav."""
     out: Path | None = None
-    """File to write, an animated .gif or a film, .mp4 (extra `film`); default: episode.gif in the run, or in
-    the current folder."""
+    """Output file, .gif or .mp4 (needs the extra `film`); default: episode.gif in the run directory, else in
+    the current directory."""
     seed: int = 1
-    """Of the episode."""
+    """Seed of the episode."""
     max_steps: int = 500
-    """Where to cut a long episode."""
+    """Maximum number of steps of the episode."""
     policy: str | None = None
-    """Of a team: a run's directory or random, of uav also static or follow; default: the run's own, else
-    follow, else random."""
+    """Policy of a team: run directory, random, or for uav static or follow; default: the policy of the run,
+    else follow, else random."""
     preset: str | None = None
-    """Of uav: small, paper or city; default: as the run or recipe has it, else small."""
+    """Preset of uav: small, paper or city; default: the preset of the run or recipe, else small."""
     coverage: Path | None = None
-    """Of uav: file for a map of what a user would get at every place at the end; its ending chooses the
-    format."""
+    """Output file for a coverage map of uav at the end of the episode; its ending sets the format."""
     trust: bool = False
-    """Run code that the directory names or has pickled: an environment that is none of Scrubjay's, say."""
+    """Trust the run directory: allow custom environments and pickled code."""

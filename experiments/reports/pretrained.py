@@ -1,4 +1,4 @@
-"""A run's policy in a folder, with a card that tells where it comes from."""
+"""Export of a run's policy to a directory with a model card."""
 
 from __future__ import annotations
 
@@ -7,35 +7,36 @@ from typing import Any
 
 import torch
 
-from scrubjay.agents.learners import name_of_learner
-from scrubjay.agents.rl.card import Origin
+from scrubjay.agents.learners import get_learner_name
+from scrubjay.agents.rl.model_card import Origin
 from scrubjay.experiments.run import Run
-from scrubjay.experiments.tasks.environments import importing_id
+from scrubjay.experiments.tasks.environments import gymnasium_id
 
 
 def export_pretrained(run: Run, out: Path) -> str:
-    """Write the newest checkpoint's policy, or team; return the name of its class, which loads it.
+    """Save the policy of the latest checkpoint, and return the name of its class, which can load it.
 
-    Raises ValueError if there is none yet, or the folder holds something else; TypeError if nothing acts.
+    Raises ValueError if there is no checkpoint, or the directory holds other files; TypeError if the run has
+    no policy.
     """
-    policy = run.team_policy if run.config.acts == "team" else run.policy
+    policy = run.team_policy if run.config.policy_type == "team" else run.policy
     policy.save_pretrained(out, origin(run))
     again = type(policy).from_pretrained(out).state_dict()
     for name, value in policy.state_dict().items():
         if not torch.equal(again[name], value):
-            raise ValueError(f"{out}: {name} does not come back as it was written")
+            raise ValueError(f"{out}: {name} changed when the saved policy was reloaded")
     return type(policy).__name__
 
 
 def origin(run: Run) -> Origin:
-    """Return where the policy at a run's newest checkpoint comes from; how good it is, if that is known."""
+    """Return the model card data of the latest checkpoint, with results if the run is finished."""
     config: Any = run.config
-    tested = run.result if run.finished else {}
+    result = run.result if run.is_finished else {}
     return Origin(
-        environment=importing_id(config.env.id),
+        environment=gymnasium_id(config.env.id),
         settings=config.env.kwargs,
-        learner=name_of_learner(config.learner),
+        learner=get_learner_name(config.learner),
         steps=run.step,
         seed=config.seed,
-        result={name: value for name, value in tested.items() if name not in ("step", "seconds")},
+        result={name: value for name, value in result.items() if name not in ("step", "seconds")},
     )

@@ -1,4 +1,4 @@
-"""The scores behind a comparison's tables, a line of JSON each, for whoever draws their own."""
+"""Scores of a comparison as JSON lines, for custom plots."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.kinds.supervised import SupervisedConfig
-from scrubjay.experiments.recipes.registry import longer_of
+from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
+from scrubjay.experiments.recipes.registry import longer_range
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.provenance import version
@@ -17,12 +17,12 @@ from scrubjay.experiments.runs.provenance import version
 def write_scores(
     runs: Sequence[Run], longer: Mapping[Path, Mapping[int, float]], out: Path, command: str
 ) -> Path:
-    """Write scores.jsonl: task, memory, seed, test, score, return, steps, command and commit of each.
+    """Write scores.jsonl with task, memory, seed, test, score, return, steps, command and commit per line.
 
-    `longer` has the scores of each run's policy by the value of what makes its task longer.
+    `longer` contains the scores of each run by the value of its difficulty setting.
     """
-    made_by = {"command": command, "commit": version()}
-    lines = [json.dumps({**row, **made_by}) + "\n" for run in runs for row in _rows(run, longer[run.path])]
+    provenance = {"command": command, "commit": version()}
+    lines = [json.dumps({**row, **provenance}) + "\n" for run in runs for row in _rows(run, longer[run.path])]
     path = out / "scores.jsonl"
     write_atomically(path, "".join(lines))
     return path
@@ -37,11 +37,11 @@ def _rows(run: Run, longer: Mapping[int, float]) -> Iterator[dict[str, Any]]:
         score["return"] = result["episodic_return"]
     bounds = {name: result[f"{measure}_{name}"] for name in ("low", "high") if f"{measure}_{name}" in result}
     yield {**about, "test": {}, **score, **bounds}
-    setting = longer_of(config.recipe)
-    for value, found in longer.items():
-        assert setting is not None  # or there were no scores
-        yield {**about, "test": {setting[0]: value}, "measure": measure, "score": found}
+    setting = longer_range(config.recipe)
+    for value, score in longer.items():
+        assert setting is not None  # otherwise there are no scores
+        yield {**about, "test": {setting[0]: value}, "measure": measure, "score": score}
     if isinstance(config, SupervisedConfig):
-        for (count, span), found in config.accuracies(result).items():
+        for (count, span), score in config.accuracies(result).items():
             test = dict(zip(config.axes, (count, span), strict=True))
-            yield {**about, "test": test, "measure": "success", "score": found}
+            yield {**about, "test": test, "measure": "success", "score": score}

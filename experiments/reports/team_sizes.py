@@ -1,4 +1,4 @@
-"""Plots of teams: what they come to in teams of other sizes than they were trained in."""
+"""Plots of team scores at team sizes other than the training size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scrubjay.experiments.reports.colours import colours
-from scrubjay.experiments.reports.curves import beside, figure_of, save_figure
+from scrubjay.experiments.reports.colours import assign_colors
+from scrubjay.experiments.reports.curves import make_figure, place_legend, save_figure
 
 _MEASURES = {
     "episodic_return": "return per episode, over all agents",
@@ -17,19 +17,19 @@ _MEASURES = {
 }
 
 BySize = Mapping[int, Sequence[Mapping[str, float]]]
-"""What every seed came to, by the size of the team."""
+"""Measures of every seed, by team size."""
 
 
-def plot_sizes(scores: Mapping[str, BySize], size: str, trained: int, out: Path | str) -> Path:
-    """Draw each method's and rule's measures against the size of the team, and return the path.
+def plot_sizes(scores: Mapping[str, BySize], size: str, training_size: int, out: Path | str) -> Path:
+    """Plot the measures of each method and rule against the team size, and return the path.
 
-    `scores` are by the name of the method or rule; `size` is the setting's name, `trained` its value in
-    training. Means over seeds with their range; rules are dashed.
+    `scores` maps names of methods and rules to measures by size; `size` is the name of the setting,
+    `training_size` its value in training. Curves are means over seeds with their range; rules are dashed.
     """
-    shades = colours(scores)
-    figure = figure_of(len(_MEASURES))
+    shades = assign_colors(scores)
+    figure = make_figure(len(_MEASURES))
     panels = figure.subplots(1, len(_MEASURES))
-    for axes, (measure, said) in zip(panels, _MEASURES.items(), strict=True):
+    for axes, (measure, axis_label) in zip(panels, _MEASURES.items(), strict=True):
         for label, by_size in scores.items():
             sizes, values = list(by_size), [[seed[measure] for seed in seeds] for seeds in by_size.values()]
             line = "--" if label.startswith("rule: ") else "-"
@@ -37,9 +37,9 @@ def plot_sizes(scores: Mapping[str, BySize], size: str, trained: int, out: Path 
             low, high = np.min(values, axis=1), np.max(values, axis=1)
             axes.fill_between(sizes, low, high, color=shades[label], alpha=0.2, linewidth=0)
             axes.set_xticks(sizes)
-        axes.axvline(trained, color="grey", linestyle=":", linewidth=1, label="trained here")
-        axes.set_xlabel(f"{size.replace('_', ' ')} in the test")
-        axes.set_ylabel(said)
+        axes.axvline(training_size, color="grey", linestyle=":", linewidth=1, label="training value")
+        axes.set_xlabel(f"{size.replace('_', ' ')} (test)")
+        axes.set_ylabel(axis_label)
         axes.grid(alpha=0.3)
-    beside(panels[-1])
+    place_legend(panels[-1])
     return save_figure(figure, out)

@@ -1,1 +1,1 @@
-"""What every run has: a directory, records, checkpoints, seeds, a device, and a way to stop."""
+"""Infrastructure of runs: directories, records, checkpoints, seeds, devices and interruption."""

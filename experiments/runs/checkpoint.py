@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written aside, synced, then renamed into place."""
+"""Atomic checkpoints: written to a temporary folder, synced, then renamed into place."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from scrubjay.experiments.runs.plain import from_plain, to_plain
-from scrubjay.experiments.runs.reading import read_object
+from scrubjay.experiments.runs.json_reader import read_object
+from scrubjay.experiments.runs.serialization import from_plain, to_plain
 
 WEIGHTS = "model.safetensors"
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
-_SMALL = 2**26  # bytes of a tensor that may be one number told often, as rows of newborns are
+_SMALL = 2**26  # bytes of a tensor that may be stored as one expanded number, such as initial states
 _NAME = re.compile(r"step_[0-9]{1,18}")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint cannot be read, or is of another run; the message is one line that says why."""
+    """A checkpoint cannot be read, or belongs to another run; the message is one line with the reason."""
 
 
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int = 3
 ) -> Path:
-    """Write `folder/step_00001000` and drop all but the newest `keep`; return its path.
+    """Write `folder/step_00001000`, delete all but the latest `keep` checkpoints, and return its path.
 
-    A kill at any moment leaves either no such directory or a whole one. Raises TypeError, and writes nothing,
-    if `training` is not of tensors, arrays and plain values.
+    A kill at any moment leaves either no such directory or a complete one. Raises TypeError, and writes
+    nothing, if `training` contains anything but tensors, arrays and plain values.
     """
     plain = to_plain(training, "training")
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{step:08d}"
-    aside = folder / f".writing_{step:08d}"
-    for unfinished in folder.glob(".writing_*"):
-        shutil.rmtree(unfinished)
-    aside.mkdir()
-    save_file({name: value.detach().cpu().clone() for name, value in weights.items()}, aside / WEIGHTS)
-    torch.save(plain, aside / TRAINING)
-    digests = {name: _digest(aside / name) for name in (WEIGHTS, TRAINING)}
-    (aside / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}) + "\n")
-    for file in aside.iterdir():
+    temporary = folder / f".writing_{step:08d}"
+    for leftover in folder.glob(".writing_*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+    save_file({name: value.detach().cpu().clone() for name, value in weights.items()}, temporary / WEIGHTS)
+    torch.save(plain, temporary / TRAINING)
+    digests = {name: _digest(temporary / name) for name in (WEIGHTS, TRAINING)}
+    (temporary / MANIFEST).write_text(json.dumps({"step": step, "sha256": digests}) + "\n")
+    for file in temporary.iterdir():
         _sync(file)
-    _sync(aside)
-    shutil.rmtree(final, ignore_errors=True)  # only a torn one can be in the way
-    aside.rename(final)
+    _sync(temporary)
+    shutil.rmtree(final, ignore_errors=True)  # only an incomplete one can be in the way
+    temporary.rename(final)
     _sync(folder)
-    # A later one must be torn, or the run would have gone on from it.
-    kept = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
+    # A later checkpoint must be incomplete, or the run would have resumed from it.
+    retained_paths = [path for path in _newest_first(folder) if checkpoint_step(path) <= step][:keep]
     for path in _newest_first(folder):
-        if path not in kept:
+        if path not in retained_paths:
             shutil.rmtree(path)
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest whole checkpoint; torn ones (missing, short or altered files) are passed over."""
+    """Return the latest complete checkpoint; skip those with missing, truncated or altered files."""
     if not folder.is_dir():
         return None
-    return next((path for path in _newest_first(folder) if _is_whole(path)), None)
+    return next((path for path in _newest_first(folder) if _is_complete(path)), None)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -76,12 +76,12 @@ def checkpoint_step(path: Path) -> int:
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Return the policy's weights; safe on a stranger's. Raises CheckpointError if they are none."""
+    """Load the weights of a checkpoint, which may be untrusted. Raises CheckpointError if there are none."""
     return read_weights(path / WEIGHTS)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Return the weights in a file; safe on a stranger's. Raises CheckpointError if there are none."""
+    """Load the weights in a file, which may be untrusted. Raises CheckpointError if there are none."""
     try:
         return load_file(file)
     except (SafetensorError, FileNotFoundError) as error:
@@ -89,51 +89,51 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights so that a kill leaves the old file or the new one, never half."""
-    aside = file.with_name(f".{file.name}.writing")
-    aside.unlink(missing_ok=True)
-    save_file(weights, aside)
-    _sync(aside)
-    aside.rename(file)
+    """Write weights atomically: a kill leaves the old file or the new one."""
+    temporary = file.with_name(f".{file.name}.writing")
+    temporary.unlink(missing_ok=True)
+    save_file(weights, temporary)
+    _sync(temporary)
+    temporary.rename(file)
 
 
 def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
-    """Return the learner's, sampler's and random generators' state.
+    """Load the state of learner, samplers and random generators.
 
-    Raises CheckpointError if it is not of plain data: that of older versions was pickled, and is read, by
-    which its code runs, only with `trust`.
+    Raises CheckpointError if it is not plain data. Older versions pickled it; such a file is read, which
+    runs its code, only with `trust`.
     """
     file = path / TRAINING
     try:
-        _check_stored(file)
-        return from_plain(_within(file, torch.load(file, map_location="cpu", weights_only=True)))
+        _check_uncompressed(file)
+        return from_plain(_check_tensor_sizes(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
         if not trust:
             raise CheckpointError(
-                f"{file} is not of plain data: older versions pickled it, and unpickling runs whatever code "
-                "is there; add --trust if you trust the run (in Python trust=True)"
+                f"{file} is not plain data: older versions pickled it, and unpickling runs any code in it; "
+                "add --trust if you trust the run (in Python trust=True)"
             ) from error
     return torch.load(file, map_location="cpu", weights_only=False)
 
 
-def _check_stored(file: Path) -> None:
-    """Raise ValueError if a file unpacks to more than it is: torch packs nothing."""
+def _check_uncompressed(file: Path) -> None:
+    """Raise ValueError if the archive is compressed; torch writes uncompressed archives."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise ValueError("its parts are packed")
+                raise ValueError("its parts are compressed")
 
 
-def _within(file: Path, value: Any) -> Any:
-    """Return a value. Raises ValueError if a tensor in it is larger than the file can tell."""
+def _check_tensor_sizes(file: Path, value: Any) -> Any:
+    """Return `value`. Raises ValueError if a tensor in it is larger than the file."""
     most, waiting = max(file.stat().st_size, _SMALL), [value]
-    seen: set[int] = set()
+    visited_ids: set[int] = set()
     while waiting:
         part = waiting.pop()
         if isinstance(part, Tensor) and part.nbytes > most:
             raise ValueError(f"a tensor of shape {list(part.shape)} is larger than the file")
-        if isinstance(part, (dict, list, tuple)) and id(part) not in seen:
-            seen.add(id(part))
+        if isinstance(part, (dict, list, tuple)) and id(part) not in visited_ids:
+            visited_ids.add(id(part))
             waiting += part.values() if isinstance(part, dict) else part
     return value
 
@@ -143,7 +143,7 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(steps, key=checkpoint_step, reverse=True)
 
 
-def _is_whole(path: Path) -> bool:
+def _is_complete(path: Path) -> bool:
     try:
         digests = read_object(path / MANIFEST)["sha256"]
         return all(_digest(path / name) == digests[name] for name in (WEIGHTS, TRAINING))

@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, and memory of this process."""
+"""Measurement of runtime and memory use of this process."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from pathlib import Path
 
 
 @dataclass
-class Elapsed:
-    """Seconds that a block of code took."""
+class ElapsedTime:
+    """Runtime of a block of code in seconds."""
 
     wall: float = 0.0
-    """On the clock."""
+    """Wall-clock time."""
     cpu: float = 0.0
-    """Of this process's processor time, which neighbours on the machine disturb less."""
+    """CPU time of this process, which other processes on the machine affect less."""
 
 
 @contextmanager
-def stopwatch() -> Iterator[Elapsed]:
+def stopwatch() -> Iterator[ElapsedTime]:
     """Measure the block; the result is complete after it."""
     _await_device()
-    elapsed, wall, cpu = Elapsed(), time.perf_counter(), time.process_time()
-    yield elapsed
+    timing, wall, cpu = ElapsedTime(), time.perf_counter(), time.process_time()
+    yield timing
     _await_device()
-    elapsed.wall, elapsed.cpu = time.perf_counter() - wall, time.process_time() - cpu
+    timing.wall, timing.cpu = time.perf_counter() - wall, time.process_time() - cpu
 
 
 def resident_bytes() -> int:
-    """Return the memory of this process now, or where the system does not tell, its peak."""
+    """Return the current memory use of this process in bytes, or its peak if the system does not report
+    it."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:
@@ -41,15 +42,15 @@ def resident_bytes() -> int:
 
 
 def peak_bytes() -> int:
-    """Return the most memory that this process had so far."""
-    import resource  # not everywhere
+    """Return the peak memory use of this process in bytes."""
+    import resource  # not available on all systems
 
     # Darwin counts bytes, others kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _await_device() -> None:
-    import torch  # who measures memory alone must not fill it
+    import torch  # imported late, so that it does not add to measured memory
 
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Where and on how many threads torch computes."""
+"""Device and thread count of torch."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device for auto, cpu or cuda, or another of torch's.
+    """Return the torch device for auto, cpu, cuda, or another device name.
 
-    Raises ValueError if torch knows none of that name, or sees none here.
+    Raises ValueError if torch does not know the name, or the device is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        if device.type == "cuda":  # asked without waking it up
-            known = (device.index or 0) < torch.cuda.device_count()
+        if device.type == "cuda":  # does not initialize the GPU
+            is_available = (device.index or 0) < torch.cuda.device_count()
         else:
-            known = torch.zeros(1, device=device).item() == 0
+            is_available = torch.zeros(1, device=device).item() == 0
     except (RuntimeError, AssertionError, NotImplementedError):
-        known = False
-    if not known:
+        is_available = False
+    if not is_available:
         why = "torch sees no such GPU here" if name.startswith("cuda") else "torch cannot compute there"
         raise ValueError(f"device={name!r}: {why}; choose cpu or auto")
     return device
@@ -32,7 +32,7 @@ def resolve_device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread, which for policies of these sizes is fastest, unless OMP_NUM_THREADS is set."""
+    """Use one torch thread, the fastest for small policies, unless OMP_NUM_THREADS is set."""
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The files of a run directory, by name, and how they are written and locked."""
+"""File names of a run directory, with locking and atomic writes."""
 
 from __future__ import annotations
 
@@ -17,44 +17,47 @@ RESULT = "result.json"
 CURVE = "curve.png"
 ENVIRONMENT = "environment.json"
 INITIAL = "initial.safetensors"
-"""Weights of another run that this one began with."""
+"""Initial weights, copied from another run."""
 CHECKPOINTS = "checkpoints"
 
 
 def lock(path: Path) -> IO[str]:
-    """Return an open file that keeps every other process from training this run until it is closed.
+    """Lock a run for training; return an open file that holds the lock until it is closed.
 
-    The system lets go of it however the process ends. Raises ValueError if another one holds it. On NFS it
-    holds between machines where the server keeps locks, as NFS 4 does; one that keeps none is warned of.
+    The system releases the lock when the process ends. Raises ValueError if another process holds it. On NFS
+    the lock works between machines if the server supports locks, as NFS 4 does; otherwise a warning is
+    logged.
     """
     file = (path / ".lock").open("w")
     try:
         import fcntl
-    except ImportError:  # Windows has no such locks; there it is left to the user
+    except ImportError:  # Windows has no such locks
         return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # some NFS say it with the second
+    except (BlockingIOError, PermissionError):  # some NFS servers raise PermissionError
         file.close()
         raise ValueError(f"{path} is being trained by another process; wait for it or stop it") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             file.close()
             raise
-        _log.warning("%s: this file system keeps no locks; train it by one process at a time", path)
+        _log.warning(
+            "%s: this file system does not support locks; train the run in one process at a time", path
+        )
     return file
 
 
 def check_name(path: Path) -> None:
-    """Raise ValueError if a path is no text, as bytes of another encoding are not: TensorBoard opens none."""
+    """Raise ValueError if a path is not valid UTF-8, which TensorBoard cannot open."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{path} is no text in UTF-8; give the folder another name") from None
+        raise ValueError(f"{path} is not valid UTF-8; give the folder another name") from None
 
 
 def check_files(path: Path) -> None:
-    """Raise ValueError if there is anything but plain files and folders below `path`.
+    """Raise ValueError if there is anything but regular files and folders below `path`.
 
     A run writes into its directory, and through a link it would write elsewhere.
     """
@@ -62,21 +65,21 @@ def check_files(path: Path) -> None:
         for name in (*folders, *files):
             try:
                 mode = os.lstat(os.path.join(folder, name)).st_mode
-            except FileNotFoundError:  # whoever trains it has put it away meanwhile
+            except FileNotFoundError:  # the process that trains it deleted the file meanwhile
                 continue
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise ValueError(
-                    f"{os.path.join(folder, name)} is a link, or no plain file: a run keeps what is its own; "
-                    "put the file itself there, or of a run that you trust add --trust (in Python trust=True)"
+                    f"{os.path.join(folder, name)} is a link or a special file; a run directory must have "
+                    "plain files. Copy the file there, or pass --trust (trust=True in Python) to trust it"
                 )
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a kill leaves the old one or the new one, never half."""
-    aside = path.with_name(f".{path.name}.writing")
-    aside.unlink(missing_ok=True)
-    with aside.open("x") as file:  # through no link that somebody left there
+    """Write a small file atomically: a kill leaves the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:  # fails on an existing link
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.rename(path)
+    temporary.rename(path)

@@ -1,4 +1,4 @@
-"""The record of a run: one JSON line and one set of TensorBoard scalars per update."""
+"""Metrics of a run: one JSON line and one set of TensorBoard scalars per update."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from scrubjay.agents.rl.sampler import EpisodeStats
 from scrubjay.experiments.runs.directory import check_name
 
 WINDOW = 100
-"""Episodes behind each point of a curve: charts show the mean of the last so many."""
+"""Number of episodes in the moving average of charts."""
 
 Episode = tuple[float, int, float | None, dict[str, float]]
-"""Return, length, success if told, and what else was measured."""
+"""Return, length, success (None if unknown), and further measures of an episode."""
 
 OnUpdate = Callable[[int, dict[str, float]], None]
-"""Called after each update with the step and the row of metrics."""
+"""Callback after each update, with the step and the row of metrics."""
 
 
 def is_timing(name: str) -> bool:
-    """Whether a column depends on the machine's speed, and so differs between two runs of one seed."""
+    """Return True if a column depends on the machine's speed and differs between runs with the same seed."""
     return name.startswith("time/") or name == "charts/SPS"
 
 
@@ -37,11 +37,11 @@ class EpisodeWindow:
         """Add finished episodes, oldest first."""
         for episode in episodes:
             success = None if episode.success is None else float(episode.success)
-            told = (float(episode.episode_return), int(episode.length), success, dict(episode.measures))
-            self._episodes.append(told)
+            entry = (float(episode.episode_return), int(episode.length), success, dict(episode.measures))
+            self._episodes.append(entry)
 
     def means(self) -> dict[str, float]:
-        """Return charts/episodic_return and _length and, where told, charts/success and measures."""
+        """Return charts/episodic_return and _length and, if known, charts/success and measures."""
         if not self._episodes:
             return {}
         count = len(self._episodes)
@@ -61,23 +61,27 @@ class EpisodeWindow:
         return list(self._episodes)
 
     def set_state(self, state: Iterable[Episode]) -> None:
-        """Take back what `get_state` returned."""
+        """Restore the state that `get_state` returned."""
         self._episodes = deque(state, maxlen=WINDOW)
 
 
 class MetricsLog:
-    """Appends rows to metrics.jsonl and TensorBoard.
+    """Writer of rows to metrics.jsonl and TensorBoard.
 
-    Going on from a checkpoint cuts off what came after it.
+    On resumption, rows after the checkpoint are removed.
     """
 
     def __init__(self, path: Path, offset: int = 0, step: int = 0) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # half a second of import, for training only
+        from torch.utils.tensorboard import (
+            SummaryWriter,  # importing takes half a second and only training needs it
+        )
 
         check_name(path)
         path.touch()
         if path.stat().st_size < offset:
-            raise ValueError(f"{path} is shorter than its checkpoint says; restore it or start a new run")
+            raise ValueError(
+                f"{path} is shorter than the checkpoint says; restore the file from a copy or start a new run"
+            )
         with path.open("rb") as file:
             file.seek(max(0, offset - 1))
             if offset and file.read(1) != b"\n":
@@ -97,13 +101,13 @@ class MetricsLog:
             self._writer.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Put all rows safely on the disk; return their size in bytes, to go on from."""
+        """Sync all rows to disk; return the file size in bytes, as `offset` for resumption."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._writer.flush()
         return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close both files."""
         self._file.close()
         self._writer.close()

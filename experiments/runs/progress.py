@@ -1,4 +1,4 @@
-"""What a person sees while a run learns: a live bar on a terminal, a plain line now and then elsewhere."""
+"""Progress display of a run: a live bar on a terminal, otherwise a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -13,34 +13,35 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 PLAIN_SECONDS = 5.0
-"""Time between plain lines."""
+"""Seconds between plain lines of a run."""
 LINE_SECONDS = 3.0
-"""The same where there is no bar."""
+"""Seconds between lines of `ProgressLines`."""
 
 
-class Lines:
-    """Says on standard error, every few seconds, how far something is for whose result somebody waits."""
+class ProgressLines:
+    """Printer of progress lines to standard error, at most one every few seconds."""
 
     def __init__(self) -> None:
-        self._said = time.monotonic()
+        self._last_print = time.monotonic()
 
     def __call__(self, line: Callable[[], str]) -> None:
-        """Print what `line` returns, if it is time to."""
-        if time.monotonic() - self._said > LINE_SECONDS:
-            self._said = time.monotonic()
+        """Print the result of `line()`, if the last line is more than `LINE_SECONDS` old."""
+        if time.monotonic() - self._last_print > LINE_SECONDS:
+            self._last_print = time.monotonic()
             print(line(), file=sys.stderr, flush=True)
 
 
 class ProgressDisplay:
-    """Shows steps per second (whole, and of environment, policy, learner alone), return, success and ETA."""
+    """Display of steps per second (total, and of environment, policy and learner), return, success and
+    ETA."""
 
-    def __init__(self, title: str, total_steps: int, first_step: int = 0, enabled: bool = True) -> None:
+    def __init__(self, title: str, total_steps: int, first_step: int = 0, show: bool = True) -> None:
         self.title = title
         self.total_steps = total_steps
         self.first_step = first_step
         self._console = Console()
         self._live = None
-        if enabled and self._console.is_terminal:
+        if show and self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
@@ -49,8 +50,8 @@ class ProgressDisplay:
             )
             self._live = Progress(*columns, console=self._console)
             self._task = self._live.add_task(title, total=total_steps, completed=first_step, numbers="")
-        self._enabled = enabled
-        self._began = self._said = time.monotonic()
+        self._show = show
+        self._began = self._last_print = time.monotonic()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -64,12 +65,12 @@ class ProgressDisplay:
             self._live.stop()
 
     def update(self, step: int, row: dict[str, float]) -> None:
-        """Show the newest row of metrics."""
+        """Show the latest row of metrics."""
         if self._live is not None:
             self._live.update(self._task, completed=step, numbers=describe_row(row))
-        elif self._enabled and (time.monotonic() - self._said > PLAIN_SECONDS or step >= self.total_steps):
-            self._said = time.monotonic()
-            rate = (step - self.first_step) / (self._said - self._began)
+        elif self._show and (time.monotonic() - self._last_print > PLAIN_SECONDS or step >= self.total_steps):
+            self._last_print = time.monotonic()
+            rate = (step - self.first_step) / (self._last_print - self._began)
             left = max(0, self.total_steps - step) / rate
             print(
                 f"{self.title}  {step:,}/{self.total_steps:,}  {describe_row(row)}  ETA {left:.0f} s",
@@ -78,7 +79,7 @@ class ProgressDisplay:
 
 
 def describe_row(row: dict[str, float]) -> str:
-    """Return the few numbers a person watches, on one line."""
+    """Return the main metrics of a row on one line."""
     parts = []
     if "charts/success" in row:
         parts.append(f"success {row['charts/success']:.2f}")
@@ -87,14 +88,14 @@ def describe_row(row: dict[str, float]) -> str:
     if "charts/SPS" in row:
         rates = "/".join(f"{row[f'time/SPS_{part}'] / 1000:.1f}k" for part in ("env", "policy", "learner"))
         parts.append(f"{row['charts/SPS']:,.0f} steps/s (env/policy/learner alone {rates})")
-    return "  ".join([*parts, *lost(row)])
+    return "  ".join([*parts, *loss_warnings(row)])
 
 
-def lost(row: dict[str, float]) -> list[str]:
-    """Return, where a row's losses are no numbers, that they are not; nothing otherwise.
+def loss_warnings(row: dict[str, float]) -> list[str]:
+    """Return a warning if a loss of the row is not finite, else nothing.
 
-    What computes nan goes on acting, and comes to what doing nothing comes to.
+    A policy with NaN weights still acts, so that its score alone does not reveal the failure.
     """
     losses = [value for name, value in row.items() if name.endswith(("loss", "cross_entropy"))]
     bad = not all(map(math.isfinite, losses))
-    return ["LOST: its losses are no numbers any more"] if bad else []
+    return ["LOST: its losses are not finite"] if bad else []

@@ -1,4 +1,4 @@
-"""Where a table's numbers come from: which Scrubjay, and which processor."""
+"""Provenance of measurements: Scrubjay version and processor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay._version import __version__
 
 
 def version() -> str:
-    """Return Scrubjay's version, and its commit where it is run from a clone."""
+    """Return the version of Scrubjay, with its commit if run from a git clone."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
         capture_output=True,

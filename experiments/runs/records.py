@@ -1,4 +1,4 @@
-"""Results that survive being stopped: one JSON line each, in a directory that remembers what it measures."""
+"""Results in a JSON-lines file that survive interruption, in a directory that stores their settings."""
 
 from __future__ import annotations
 
@@ -13,48 +13,48 @@ from typing import Any
 import torch
 
 from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.json_reader import Fields, read_lines, read_object
 from scrubjay.experiments.runs.provenance import processor, version
-from scrubjay.experiments.runs.reading import Fields, read_lines, read_object
 from scrubjay.memory.serialization import decode
 
 SETTINGS = "settings.json"
 
 
 class Records:
-    """The rows of a JSON-lines file, in memory and on disk; a last line cut off by a kill is dropped.
+    """Rows of a JSON-lines file, in memory and on disk; an incomplete last line is dropped.
 
-    Every row has the fields that `kinds` tells of, each of its kind; more may be there. Raises ValueError,
-    naming the line, if another one is damaged.
+    Every row has the fields of `field_types` with values of these types, and may have more. Raises
+    ValueError, naming the line, if any other line is damaged.
     """
 
-    def __init__(self, path: Path, kinds: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, field_types: Mapping[str, Any]) -> None:
         self.path = path
-        self.rows: list[dict[str, Any]] = [dict(_checked(row, kinds)) for row in read_lines(path)]
+        self.rows: list[dict[str, Any]] = [dict(_check_row(row, field_types)) for row in read_lines(path)]
         if path.exists():
             self.keep(lambda row: True)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row, on disk when this returns."""
+        """Add a row and write it to disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self.rows.append(dict(row))
 
-    def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
-        """Drop the rows that are not `wanted`."""
-        self.rows = [row for row in self.rows if wanted(row)]
+    def keep(self, condition: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep only the rows for which `condition` is true."""
+        self.rows = [row for row in self.rows if condition(row)]
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def find(self, **fields: Any) -> list[dict[str, Any]]:
-        """Return the rows that have these values, which may be lists in JSON, in these fields."""
+        """Return the rows whose fields have these values, which may be JSON lists."""
         return [row for row in self.rows if all(row[name] == value for name, value in fields.items())]
 
 
-def settle(out: Path, settings: Mapping[str, Any]) -> None:
-    """Make a directory for results of these settings, or check that it is theirs.
+def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
+    """Create a directory for results with these settings, or check that its settings are the same.
 
-    Raises ValueError if it holds results of other settings, naming those that differ. One in which nothing
-    has come of its settings, as a mistyped word among them was found too late, takes others.
+    Raises ValueError, naming the differences, if it holds results with other settings. A directory without
+    results accepts new settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     file, settings = out / SETTINGS, json.loads(json.dumps(settings, default=str))
@@ -70,14 +70,14 @@ def settle(out: Path, settings: Mapping[str, Any]) -> None:
     write_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 
-def _checked(row: Fields, kinds: Mapping[str, Any]) -> Fields:
-    for name, kind in kinds.items():
+def _check_row(row: Fields, field_types: Mapping[str, Any]) -> Fields:
+    for name, kind in field_types.items():
         decode(kind, row[name], f"{row.source}, which is damaged: {name}")
     return row
 
 
 def header(command: str) -> str:
-    """Return what a reader of a table must know: the command, versions, the machine, the day."""
+    """Return the context of a table: command, versions, machine and date."""
     return (
         f"`{command}`\n\n"
         f"{version()}, transformers {importlib.metadata.version('transformers')}, "
@@ -87,7 +87,7 @@ def header(command: str) -> str:
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a table in Markdown; the first column to the left, the others to the right."""
+    """Return a Markdown table; the first column is left-aligned, the others are right-aligned."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""Numbers that stand for several runs or episodes, with how far they can be trusted."""
+"""Summary statistics of runs or episodes, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def interquartile_mean(scores: ArrayLike) -> float:
     values = np.asarray(scores, dtype=float).ravel()
     if values.size == 0:
         raise ValueError("no scores: at least one run is needed")
-    from scipy.stats import trim_mean  # most of a second, for reports alone
+    from scipy.stats import trim_mean  # importing takes most of a second and only reports need it
 
     return float(trim_mean(values, 0.25))
 
 
-def spread_in_words(scores: Sequence[float]) -> str:
-    """Return the interquartile mean of a few scores, with the least and the most, to three places."""
+def format_spread(scores: Sequence[float]) -> str:
+    """Format the interquartile mean of a few scores, with minimum and maximum, to three decimals."""
     return f"{interquartile_mean(scores):.3f} [{min(scores):.3f}, {max(scores):.3f}]"
 
 
@@ -37,7 +37,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return the percentile bootstrap interval of a statistic of `scores`, shape [runs] or [runs, tasks].
 
-    Runs are drawn with replacement within each task (stratified), so every task keeps its weight.
+    Runs are sampled with replacement within each task (stratified), so every task keeps its weight.
     """
     values = np.asarray(scores, dtype=float)
     values = values[:, None] if values.ndim == 1 else values
@@ -45,15 +45,15 @@ def bootstrap_interval(
         raise ValueError(f"scores have shape {values.shape}; expected [runs] or [runs, tasks], not empty")
     runs, tasks = values.shape
     rng = np.random.default_rng(seed)
-    drawn = [
+    estimates = [
         statistic(values[rng.integers(runs, size=(runs, tasks)), np.arange(tasks)]) for _ in range(resamples)
     ]
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval for a success probability; inside [0, 1] and never of zero width."""
+    """Return the Wilson interval of a success probability; it lies in [0, 1] and has a positive width."""
     if not 0 <= successes <= trials or trials == 0:
         raise ValueError(
             f"{successes} successes in {trials} trials: need 0 <= successes <= trials, trials > 0"
@@ -63,12 +63,12 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     scale = 1 + z * z / trials
     centre = (share + z * z / (2 * trials)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    low = 0.0 if successes == 0 else centre - half  # rounding must not keep the ends from being reached
+    low = 0.0 if successes == 0 else centre - half  # avoid rounding errors at the ends
     return low, 1.0 if successes == trials else centre + half
 
 
 def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the mean by the normal approximation; of zero width for a single value."""
+    """Return the interval of the mean by the normal approximation; a single value gives zero width."""
     sample = np.asarray(values, dtype=float).ravel()
     if sample.size == 0:
         raise ValueError("no values: at least one is needed")
@@ -81,9 +81,9 @@ def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float,
 def difference_interval(
     first: ArrayLike, second: ArrayLike, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return how much the mean of one sample is above that of another, and between what that lies.
+    """Return the difference of two sample means, `first - second`, and its confidence interval.
 
-    By the normal approximation, samples being independent and of variances of their own.
+    Uses the normal approximation for independent samples with unequal variances.
     Raises ValueError on a sample of fewer than 2 values.
     """
     samples = [np.asarray(values, dtype=float).ravel() for values in (first, second)]
@@ -96,6 +96,6 @@ def difference_interval(
 
 
 def _normal_quantile(probability: float) -> float:
-    from scipy.special import ndtri  # a command's help need not wait for it
+    from scipy.special import ndtri  # imported late, since help texts do not need it
 
     return float(ndtri(probability))

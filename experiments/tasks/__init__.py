@@ -1,1 +1,1 @@
-"""What is to be learned: environments, teams and synthetic sequences, as data."""
+"""Configs of tasks: environments, teams and synthetic sequences."""

@@ -1,4 +1,4 @@
-"""From an environment's name to a gymnasium environment, single or batched."""
+"""Creation of gymnasium environments by name, single or vectorized."""
 
 from __future__ import annotations
 
@@ -16,51 +16,51 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
-from scrubjay.envs.previous import Input, PreviousStep, PreviousSteps
-from scrubjay.experiments.tasks.facts import Facts
-from scrubjay.experiments.tasks.lacking import missing, remedy
-from scrubjay.experiments.tasks.names import admit, found, is_ours, make_own_importable
-from scrubjay.experiments.tasks.playing import playing, try_out
-from scrubjay.experiments.tasks.returned import check_single
-from scrubjay.experiments.tasks.settings import KwargValue
-from scrubjay.memory.serialization import LATER
+from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
+from scrubjay.experiments.tasks.errors import environment_errors, try_out
+from scrubjay.experiments.tasks.kwargs import KwargValue
+from scrubjay.experiments.tasks.missing_packages import install_hint, missing_module
+from scrubjay.experiments.tasks.names import admit, is_safe, make_env_importable, mark_untrusted
+from scrubjay.experiments.tasks.spec import EnvFacts
+from scrubjay.experiments.tasks.validation import check_single
+from scrubjay.memory.serialization import OMIT_DEFAULT
 
-REFUSALS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
-"""What an environment may raise of settings that it does not take."""
+SETTING_ERRORS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
+"""Errors that an environment may raise for invalid settings."""
 
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """Which environment, with what settings, and how many copies side by side."""
+    """Environment, its settings and the number of parallel copies."""
 
     id: str = "CartPole-v1"
-    """A gymnasium id, `module:Id-v0` (imports the module first), or `module:callable` returning an env."""
+    """Gymnasium id, `module:Id-v0` (imports the module first), or `module:callable` returning an env."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
-    """Settings handed to the environment; `--set name=value` changes one."""
+    """Keyword arguments of the environment; change one with `--set name=value`."""
     num_envs: int = 16
-    """Copies stepped together: the batch of the sampler."""
-    inputs: tuple[Input, ...] = field(default=("observation",), metadata=LATER)
-    """What a policy sees: the observation, and the action and reward of the step before."""
+    """Number of parallel environments."""
+    inputs: tuple[Input, ...] = field(default=("observation",), metadata=OMIT_DEFAULT)
+    """Inputs of the policy: the observation, and optionally the previous action and reward."""
     subprocesses: bool = False
-    """Give each copy a process of its own; pays only where one step takes longer than about 0.2 ms."""
+    """Run each environment in its own process; faster only if a step takes more than about 0.2 ms."""
 
     def __post_init__(self) -> None:
         if self.num_envs < 1:
-            raise ValueError(f"num_envs={self.num_envs}: at least 1 environment is needed")
+            raise ValueError(f"num_envs={self.num_envs}: must be at least 1")
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
-        """Return one environment. Raises ValueError if the id or a setting is unknown, or only a file's."""
+        """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
         admit(self.id, self.kwargs)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
             kwargs["render_mode"] = render_mode
-        function = named_callable(self.id)
+        function = load_callable(self.id)
         try:
-            env = gymnasium.make(importing_id(self.id), **kwargs) if function is None else function(**kwargs)
+            env = gymnasium.make(gymnasium_id(self.id), **kwargs) if function is None else function(**kwargs)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
-            raise ValueError(_unknown(self.id, error)) from error
-        except REFUSALS as error:
-            raise ValueError(refusal(self.id, kwargs, error)) from error
+            raise ValueError(_describe_unknown(self.id, error)) from error
+        except SETTING_ERRORS as error:
+            raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
         env = check_single(env, self.id)
         return PreviousStep(env, self.inputs) if self._wraps else env
 
@@ -68,22 +68,22 @@ class EnvConfig:
     def _wraps(self) -> bool:
         return self.inputs != ("observation",)
 
-    def as_found(self) -> Self:
-        """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
-        return replace(self, id=found(self.id, self.kwargs, is_ours(self.id, self.kwargs)))
+    def as_untrusted(self) -> Self:
+        """Return a copy as read from a file: the id is marked untrusted unless it is safe or user-named."""
+        return replace(self, id=mark_untrusted(self.id, self.kwargs, is_safe(self.id, self.kwargs)))
 
-    def facts(self) -> Facts:
-        """Return what a run keeps of the environment."""
+    def facts(self) -> EnvFacts:
+        """Return the environment's properties that a run stores."""
         with self.make() as env:
             spaces = Spaces(env.observation_space, env.action_space)
-            return Facts(spaces, getattr(env.unwrapped, "success_without_memory", None))
+            return EnvFacts(spaces, getattr(env.unwrapped, "success_without_memory", None))
 
     def try_out(self) -> None:
-        """Play some steps; raises EnvFaultError or BrokenEnvError if that is not an environment's.
+        """Play some random steps, to find faults of a user's environment before training.
 
-        What is wrong with an environment of the user's is told before a run is begun.
+        Raises EnvFaultError on invalid observations or rewards, BrokenEnvError on errors of its code.
         """
-        with self.make() as env, playing(self.id):
+        with self.make() as env, environment_errors(self.id):
             try_out(env)
 
     def spaces(self) -> Spaces:
@@ -91,38 +91,38 @@ class EnvConfig:
         return self.facts().spaces
 
     def success_without_memory(self) -> float | None:
-        """Return the best success without memory, where the environment offers it by that name."""
+        """Return the best success rate without memory, if the environment has this attribute."""
         return self.facts().success_without_memory
 
     def make_vector(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
-        """Return a batch of environments that reset in the step that ends an episode (SAME_STEP).
+        """Return a vector environment that resets in the last step of an episode (SAME_STEP).
 
-        The environment's own batched version is used where it has one with this kind of reset.
+        The environment's own vector implementation is used if it supports this autoreset mode.
         """
         count = self.num_envs if num_envs is None else num_envs
-        with self.make() as env:  # a bad id or setting is best reported by one environment
+        with self.make() as env:  # a single environment reports a bad id or setting best
             entry_point = None if env.spec is None else env.spec.vector_entry_point
-        if entry_point is not None and named_callable(self.id) is None and not self.subprocesses:
+        if entry_point is not None and load_callable(self.id) is None and not self.subprocesses:
             batched = self._make_batched(count, entry_point)
             if batched is not None:
                 return PreviousSteps(batched, self.inputs) if self._wraps else batched
         kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
         return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
-    def make_rows(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
-        """Return what a policy is trained in: `make_vector`."""
+    def make_batch(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
+        """Return the training environments; same as `make_vector`."""
         return self.make_vector(num_envs)
 
     def _make_batched(
         self, count: int, entry_point: str | Callable[..., Any]
     ) -> VectorEnv[Any, Any, Any] | None:
         kwargs: dict[str, Any] = dict(self.kwargs)
-        # Asked only of what knows the word: gymnasium's vector environments complain when half made.
+        # Set only if supported: gymnasium's vector environments fail half-constructed on unknown arguments.
         creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
         if "autoreset_mode" in inspect.signature(creator).parameters:
             kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
         envs = gymnasium.make_vec(
-            importing_id(self.id),
+            gymnasium_id(self.id),
             num_envs=count,
             vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
             **kwargs,
@@ -133,46 +133,48 @@ class EnvConfig:
         return None
 
 
-def importing_id(name: str) -> str:
-    """Return the id by which gymnasium itself imports our module that registers it; others as they are."""
+def gymnasium_id(name: str) -> str:
+    """Prefix ids of Scrubjay with the module that registers them; return other ids unchanged."""
     return f"scrubjay.envs:{name}" if name.startswith("scrubjay/") else name
 
 
-def named_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
-    """Return the function `module:callable` names; None if `name` is a gymnasium id."""
+def load_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
+    """Import and return the function of `module:callable`; None if `name` is a gymnasium id."""
     module, colon, attribute = name.partition(":")
     if not colon:
         return None
-    make_own_importable(name)  # gymnasium imports the module of an id itself
+    make_env_importable(name)  # gymnasium then imports the module of an id itself
     if "/" in attribute or re.search(r"-v\d+$", attribute):
         return None
     try:
         function = getattr(importlib.import_module(module), attribute)
     except (ModuleNotFoundError, AttributeError) as error:
-        advice = remedy(name, missing(error)) or "write module:callable with an importable module"
+        advice = (
+            install_hint(name, missing_module(error)) or "write module:callable with an importable module"
+        )
         raise ValueError(f"environment {name!r}: {error}; {advice}") from error
     if not callable(function):
         raise TypeError(f"environment {name!r}: {attribute} is a {type(function).__name__}, not a callable")
     return cast(Callable[..., gymnasium.Env[Any, Any]], function)
 
 
-def refusal(name: str, kwargs: Mapping[str, Any], error: Exception) -> str:
-    """Return in words which settings an environment refuses, and why."""
+def describe_setting_error(name: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+    """Return an error message with the rejected settings of an environment and the reason."""
     unknown = re.search(r"unexpected keyword argument '(.*?)'(?: was|\Z)", str(error), re.DOTALL)
     reason = f"it has no setting {unknown[1]!r}" if unknown else error
-    return f"environment {name!r} refuses {dict(kwargs) or 'its defaults'}: {reason}"
+    return f"environment {name!r} rejects {dict(kwargs) or 'its defaults'}: {reason}"
 
 
-def _unknown(name: str, error: Exception) -> str:
+def _describe_unknown(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and (advice := remedy(name, missing(error))):
+    if isinstance(error, ModuleNotFoundError) and (advice := install_hint(name, missing_module(error))):
         return f"environment {name!r}: {reason.partition('. ')[0]}; {advice}"
     if name.startswith("popgym-"):
         return f"unknown environment {name!r}; did you mean 'popgym:{name}' (extra popgym)?"
-    known = [*list_environments(), *gymnasium.registry]
+    known_names = [*list_environments(), *gymnasium.registry]
     close = [
         f"popgym:{match}" if match.startswith("popgym-") else match
-        for match in difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        for match in difflib.get_close_matches(name, known_names, n=1, cutoff=0.5)
     ]
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return (

@@ -1,4 +1,4 @@
-"""From the name of a multi-agent environment to many teams stepped at once, or to one that can be watched."""
+"""Creation of multi-agent environments by name, single or vectorized."""
 
 from __future__ import annotations
 
@@ -14,36 +14,34 @@ from pettingzoo import ParallelEnv
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.tasks.environments import REFUSALS, named_callable, refusal
-from scrubjay.experiments.tasks.facts import Facts
-from scrubjay.experiments.tasks.names import admit, found, is_our_team
-from scrubjay.experiments.tasks.returned import check_team
-from scrubjay.experiments.tasks.settings import KwargValue
+from scrubjay.experiments.tasks.environments import SETTING_ERRORS, describe_setting_error, load_callable
+from scrubjay.experiments.tasks.kwargs import KwargValue
+from scrubjay.experiments.tasks.names import admit, is_safe_team, mark_untrusted
+from scrubjay.experiments.tasks.spec import EnvFacts
+from scrubjay.experiments.tasks.validation import check_team
 
-_TRIED_STEPS = 16
+_TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"
 
 
 @dataclass(frozen=True)
 class TeamEnvConfig:
-    """Which multi-agent environment, with what settings, and how many teams side by side."""
+    """Multi-agent environment, its settings and the number of parallel teams."""
 
     id: str = "scrubjay.envs.uav:parallel_env"
-    """`module:callable` returning a PettingZoo ParallelEnv; if the module also has `teams`, that steps all
-    rows."""
+    """`module:callable` returning a PettingZoo ParallelEnv; a function `teams` of the module is used as its
+    vectorized version."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
-    """Settings handed to the environment; `--set name=value` changes one."""
+    """Keyword arguments of the environment; change one with `--set name=value`."""
     num_envs: int = 32
-    """Teams stepped together: the rows of the batch."""
+    """Number of parallel environments, each with one team."""
 
     def __post_init__(self) -> None:
         if self.num_envs < 1:
-            raise ValueError(f"num_envs={self.num_envs}: at least 1 environment is needed")
+            raise ValueError(f"num_envs={self.num_envs}: must be at least 1")
 
     def make(self, render_mode: str | None = None) -> ParallelEnv[Any, Any, Any]:
-        """Return one environment. Raises ValueError if there is none of that name, or only a file's, or a
-        setting is refused.
-        """
+        """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
         admit(self.id, self.kwargs)
         kwargs: dict[str, Any] = dict(self.kwargs)
         if render_mode is not None:
@@ -51,10 +49,10 @@ class TeamEnvConfig:
         return check_team(self._call(self.id, **kwargs), self.id)
 
     def make_teams(self, num_envs: int | None = None) -> TeamEnv:
-        """Return `num_envs` teams; raises ValueError as `make`, and if the agents of a team are not alike."""
+        """Return `num_envs` teams. Raises ValueError as `make`, and if the agents of a team differ."""
         count = self.num_envs if num_envs is None else num_envs
         module, _, _ = self.id.partition(":")
-        self.make().close()  # a bad name or setting is best reported by one environment
+        self.make().close()  # a single environment reports a bad id or setting best
         if callable(getattr(importlib.import_module(module), "teams", None)):
             return self._call(f"{module}:teams", num_envs=count, **self.kwargs)
         try:
@@ -62,91 +60,93 @@ class TeamEnvConfig:
         except ValueError as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
 
-    def make_rows(self, num_envs: int | None = None) -> TeamEnv:
-        """Return what a policy is trained in: `make_teams`."""
+    def make_batch(self, num_envs: int | None = None) -> TeamEnv:
+        """Return the training environments; same as `make_teams`."""
         return self.make_teams(num_envs)
 
     def try_out(self) -> None:
-        """Begin an episode and act at random for some steps; raises ValueError if that is not a team's.
+        """Take some random steps, to find faults of a user's environment before training.
 
-        What is wrong with an environment of the user's is told before a run is begun.
+        Raises ValueError if the environment violates the team API.
         """
-        teams = self.make_teams(min(self.num_envs, 2))  # two, since rows must be alike, too
+        teams = self.make_teams(min(self.num_envs, 2))  # two, since all teams must have the same spaces
         space = teams.single_action_space
         space.seed(0)
         try:
             _, alive = teams.reset(seed=0)
-            for _ in range(_TRIED_STEPS):
+            for _ in range(_TRIAL_STEPS):
                 teams.step(np.array([[space.sample() for _ in row] for row in alive]))
         except (TypeError, ValueError) as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
         finally:
             teams.close()
 
-    def as_found(self) -> Self:
-        """Return the same, read from a file: it makes nothing that is neither ours nor the user's."""
-        known = frozenset(teams.id for teams in KNOWN_TEAMS.values())
-        return replace(self, id=found(self.id, self.kwargs, is_our_team(self.id, self.kwargs, known)))
+    def as_untrusted(self) -> Self:
+        """Return a copy as read from a file: the id is marked untrusted unless it is safe or user-named."""
+        known_ids = frozenset(teams.id for teams in KNOWN_TEAMS.values())
+        return replace(
+            self, id=mark_untrusted(self.id, self.kwargs, is_safe_team(self.id, self.kwargs, known_ids))
+        )
 
-    def facts(self) -> Facts:
-        """Return what a run keeps of the environment."""
-        return Facts(self.spaces())
+    def facts(self) -> EnvFacts:
+        """Return the environment's properties that a run stores."""
+        return EnvFacts(self.spaces())
 
     def spaces(self) -> Spaces:
         """Return the spaces of a team."""
         env = self.make_teams(1)
         try:
-            return Spaces.of(env)
+            return Spaces.from_env(env)
         finally:
             env.close()
 
     def _call(self, name: str, **kwargs: Any) -> Any:
-        function = named_callable(name)
+        function = load_callable(name)
         if function is None:
-            alone = f"ids of gymnasium are of one agent (scrubjay train ppo --env {self.id}); for a team "
+            alone = f"gymnasium ids are for single agents (scrubjay train ppo --env {self.id}); for a team "
             raise ValueError(
                 f"environment {self.id!r}: {alone if re.search(_GYMNASIUM_ID, self.id) else ''}"
                 f"write module:callable, as in {TeamEnvConfig.id!r}"
             )
         try:
             return function(**kwargs)
-        except REFUSALS as error:
-            raise ValueError(refusal(self.id, kwargs, error)) from error
+        except SETTING_ERRORS as error:
+            raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
 
 
 @dataclass(frozen=True)
-class KnownTeams:
-    """An environment that goes by a short name, and what it offers beside itself."""
+class KnownTeamEnv:
+    """Team environment with a short name, its presets and heuristics."""
 
     id: str
     """`module:callable`, as in `TeamEnvConfig`."""
     presets: bool = False
-    """Whether it takes the name of a preset, as `preset`."""
-    rules_at: str = ""
-    """`module:name` of its rules of thumb: a mapping from names to what makes one from a seed."""
-    usual_rule: str = "random"
-    """Who plays if nobody is named."""
+    """True if it accepts the name of a preset as `preset`."""
+    rules_path: str = ""
+    """`module:name` of its heuristics: a mapping from names to functions of a seed."""
+    default_rule: str = "random"
+    """Policy used if none is given."""
 
     def rules(self) -> Mapping[str, Callable[[int], Any]]:
-        """Return its rules of thumb by name, each made from a seed."""
-        module, _, name = self.rules_at.partition(":")
+        """Return its heuristics by name, as functions of a seed."""
+        module, _, name = self.rules_path.partition(":")
         return getattr(importlib.import_module(module), name) if module else {}
 
 
-KNOWN_TEAMS: dict[str, KnownTeams] = {
-    "uav": KnownTeams(
+KNOWN_TEAMS: dict[str, KnownTeamEnv] = {
+    "uav": KnownTeamEnv(
         "scrubjay.envs.uav:parallel_env",
         presets=True,
-        rules_at="scrubjay.envs.uav.heuristics:HEURISTICS",
-        usual_rule="follow",
+        rules_path="scrubjay.envs.uav.heuristics:HEURISTICS",
+        default_rule="follow",
     ),
 }
-"""Environments of teams by their short names, as in `scrubjay play uav`."""
+"""Team environments by short name, as in `scrubjay play uav`."""
 
 
-def known_by(id: str) -> KnownTeams:
-    """Return what is known of an environment by its `module:callable`.
+def find_known_team(id: str) -> KnownTeamEnv:
+    """Return the entry of an environment by its `module:callable`.
 
-    A stranger offers nothing.
+    Unknown environments get an entry without presets and heuristics.
     """
-    return next((known for known in KNOWN_TEAMS.values() if known.id == id), KnownTeams(id))
+    return next((entry for entry in KNOWN_TEAMS.values() if entry.id == id), KnownTeamEnv(id))

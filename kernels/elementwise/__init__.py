@@ -1,1 +1,1 @@
-"""Elementwise recurrences: every channel fades by a factor of its own and takes up what comes."""
+"""Elementwise linear recurrences: every channel has its own decay."""

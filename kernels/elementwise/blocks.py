@@ -1,6 +1,6 @@
-"""A scan by blocks of time: all blocks step together from nothing, then what each begins with is handed on.
+"""A scan by blocks of time: all blocks advance together from zero, then each gets the state before it.
 
-Of T steps this takes about 3 sqrt(T) operations one after the other, which autograd follows.
+This takes about 3 sqrt(T) sequential operations for T steps. Autograd can differentiate them.
 
 Letters: B batch, N blocks, L steps of a block, D channels.
 """
@@ -22,7 +22,7 @@ def run(
     value: Num[Tensor, "B T D"],
     state: Num[Tensor, "B D"],
 ) -> Num[Tensor, "B T D"]:
-    """Return the states after every step, in operations that autograd follows; what is given is finite."""
+    """Return the states after every step, differentiable by autograd; all inputs must be finite."""
     batch, time, width = decay.shape
     if start is not None:
         decay = torch.where(start[..., None], 0, decay)
@@ -30,15 +30,15 @@ def run(
     missing = -time % length
     if missing:
         decay, value = (torch.cat([x, x.new_zeros(batch, missing, width)], dim=1) for x in (decay, value))
-    # [L, B, N, D]: the steps that all blocks take at once lie together.
+    # [L, B, N, D]: step l of all blocks is contiguous.
     decays, values = (x.view(batch, -1, length, width).permute(2, 0, 1, 3).unbind(0) for x in (decay, value))
-    local, kept = [values[0]], [decays[0]]
-    for here, what in zip(decays[1:], values[1:], strict=True):
-        local.append(torch.addcmul(what, here, local[-1]))
-        kept.append(here * kept[-1])
-    begins = [state]
-    for last, part in zip(local[-1].unbind(1)[:-1], kept[-1].unbind(1)[:-1], strict=True):
-        begins.append(torch.addcmul(last, part, begins[-1]))
-    carried = torch.stack(begins, dim=1)[:, :, None]
-    states = torch.addcmul(torch.stack(local, dim=2), torch.stack(kept, dim=2), carried)
+    local, decay_products = [values[0]], [decays[0]]
+    for decay_step, value_step in zip(decays[1:], values[1:], strict=True):
+        local.append(torch.addcmul(value_step, decay_step, local[-1]))
+        decay_products.append(decay_step * decay_products[-1])
+    block_states = [state]
+    for end_state, end_decay in zip(local[-1].unbind(1)[:-1], decay_products[-1].unbind(1)[:-1], strict=True):
+        block_states.append(torch.addcmul(end_state, end_decay, block_states[-1]))
+    first_states = torch.stack(block_states, dim=1)[:, :, None]
+    states = torch.addcmul(torch.stack(local, dim=2), torch.stack(decay_products, dim=2), first_states)
     return states.flatten(1, 2)[:, :time]

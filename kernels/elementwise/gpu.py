@@ -1,8 +1,9 @@
-# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Scan on Triton: a program walks one row through time for a block of channels, which do not know each other.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
+"""Scan on Triton: one program loops over the time of one batch row, for a block of independent channels.
 
-The gradient walks back: what a state owes is its own and, times its decay, what the next one owes. Nothing
-crosses a start in either direction, so no number there is looked at.
+The backward pass loops in reverse: the gradient of a state is its own plus the next state's times the decay.
+Nothing crosses a start in either direction.
 """
 
 from __future__ import annotations
@@ -25,31 +26,36 @@ def _forward_kernel(
     decay_ptr, value_ptr, state_ptr, start_ptr, states_ptr,
     T, D, STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the states of one row; STEP is 2 where numbers are pairs."""
+    """Write the states of one batch row; STEP is 2 for pairs of real and imaginary parts, else 1."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
-    at = d * STEP
-    real = tl.load(state_ptr + row * (D * STEP) + at, mask=inside, other=0.0)
+    column = d * STEP
+    # The initial state. [BLOCK]
+    real = tl.load(state_ptr + row * (D * STEP) + column, mask=inside, other=0.0)
     if STEP == 2:
-        imaginary = tl.load(state_ptr + row * (D * STEP) + at + 1, mask=inside, other=0.0)
+        imaginary = tl.load(state_ptr + row * (D * STEP) + column + 1, mask=inside, other=0.0)
     for t in range(T):
-        here = (row * T + t) * (D * STEP) + at
-        decay = tl.load(decay_ptr + here, mask=inside, other=0.0)
-        value = tl.load(value_ptr + here, mask=inside, other=0.0)
-        begins = False
+        offset = (row * T + t) * (D * STEP) + column
+        # Load one step. [BLOCK]
+        decay = tl.load(decay_ptr + offset, mask=inside, other=0.0)
+        value = tl.load(value_ptr + offset, mask=inside, other=0.0)
+        is_start = False
         if start_ptr is not None:
-            begins = tl.load(start_ptr + row * T + t) != 0
+            is_start = tl.load(start_ptr + row * T + t) != 0
+        # Advance the state and store it. [BLOCK]
         if STEP == 2:
-            turn = tl.load(decay_ptr + here + 1, mask=inside, other=0.0)
-            other = tl.load(value_ptr + here + 1, mask=inside, other=0.0)
-            went = decay * real - turn * imaginary + value
-            imaginary = tl.where(begins, other, turn * real + decay * imaginary + other)
-            real = tl.where(begins, value, went)
-            tl.store(states_ptr + here + 1, imaginary, mask=inside)
+            decay_imaginary = tl.load(decay_ptr + offset + 1, mask=inside, other=0.0)
+            value_imaginary = tl.load(value_ptr + offset + 1, mask=inside, other=0.0)
+            new_real = decay * real - decay_imaginary * imaginary + value
+            imaginary = tl.where(
+                is_start, value_imaginary, decay_imaginary * real + decay * imaginary + value_imaginary
+            )
+            real = tl.where(is_start, value, new_real)
+            tl.store(states_ptr + offset + 1, imaginary, mask=inside)
         else:
-            real = tl.where(begins, value, decay * real + value)
-        tl.store(states_ptr + here, real, mask=inside)
+            real = tl.where(is_start, value, decay * real + value)
+        tl.store(states_ptr + offset, real, mask=inside)
 
 
 @triton.jit
@@ -58,51 +64,53 @@ def _backward_kernel(
     grad_decay_ptr, grad_value_ptr, grad_state_ptr,
     T, D, STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of one row, from the last step to the first."""
+    """Write the gradients of one batch row, from the last step to the first."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
-    at = d * STEP
-    # What is owed by the step after.
+    column = d * STEP
+    # Gradient that comes from the next step. [BLOCK]
     real = tl.zeros([BLOCK], tl.float32)
     imaginary = tl.zeros([BLOCK], tl.float32)
     for back in range(T):
         t = T - 1 - back
-        here = (row * T + t) * (D * STEP) + at
-        real += tl.load(grad_ptr + here, mask=inside, other=0.0)
-        tl.store(grad_value_ptr + here, real, mask=inside)
-        begins = False
+        offset = (row * T + t) * (D * STEP) + column
+        # Add the step's own gradient; the sum is the gradient of the value. [BLOCK]
+        real += tl.load(grad_ptr + offset, mask=inside, other=0.0)
+        tl.store(grad_value_ptr + offset, real, mask=inside)
+        is_start = False
         if start_ptr is not None:
-            begins = tl.load(start_ptr + row * T + t) != 0
+            is_start = tl.load(start_ptr + row * T + t) != 0
+        # The gradient of the decay needs the previous state. [BLOCK]
         if t == 0:
-            before = state_ptr + row * (D * STEP) + at
+            before = state_ptr + row * (D * STEP) + column
         else:
-            before = states_ptr + here - D * STEP
-        decay = tl.load(decay_ptr + here, mask=inside, other=0.0)
-        known = tl.load(before, mask=inside, other=0.0)
+            before = states_ptr + offset - D * STEP
+        decay = tl.load(decay_ptr + offset, mask=inside, other=0.0)
+        previous = tl.load(before, mask=inside, other=0.0)
         if STEP == 2:
-            imaginary += tl.load(grad_ptr + here + 1, mask=inside, other=0.0)
-            tl.store(grad_value_ptr + here + 1, imaginary, mask=inside)
-            turn = tl.load(decay_ptr + here + 1, mask=inside, other=0.0)
-            other = tl.load(before + 1, mask=inside, other=0.0)
-            # Times the conjugate of what it was multiplied with.
-            of_decay = real * known + imaginary * other
-            of_turn = imaginary * known - real * other
-            tl.store(grad_decay_ptr + here, tl.where(begins, 0.0, of_decay), mask=inside)
-            tl.store(grad_decay_ptr + here + 1, tl.where(begins, 0.0, of_turn), mask=inside)
-            owed = real * decay + imaginary * turn
-            imaginary = tl.where(begins, 0.0, imaginary * decay - real * turn)
-            real = tl.where(begins, 0.0, owed)
+            imaginary += tl.load(grad_ptr + offset + 1, mask=inside, other=0.0)
+            tl.store(grad_value_ptr + offset + 1, imaginary, mask=inside)
+            decay_imaginary = tl.load(decay_ptr + offset + 1, mask=inside, other=0.0)
+            previous_imaginary = tl.load(before + 1, mask=inside, other=0.0)
+            # Gradient of the decay: the gradient times the conjugate of the previous state.
+            grad_decay = real * previous + imaginary * previous_imaginary
+            grad_decay_imaginary = imaginary * previous - real * previous_imaginary
+            tl.store(grad_decay_ptr + offset, tl.where(is_start, 0.0, grad_decay), mask=inside)
+            tl.store(grad_decay_ptr + offset + 1, tl.where(is_start, 0.0, grad_decay_imaginary), mask=inside)
+            next_real = real * decay + imaginary * decay_imaginary
+            imaginary = tl.where(is_start, 0.0, imaginary * decay - real * decay_imaginary)
+            real = tl.where(is_start, 0.0, next_real)
         else:
-            tl.store(grad_decay_ptr + here, tl.where(begins, 0.0, real * known), mask=inside)
-            real = tl.where(begins, 0.0, real * decay)
-    tl.store(grad_state_ptr + row * (D * STEP) + at, real, mask=inside)
+            tl.store(grad_decay_ptr + offset, tl.where(is_start, 0.0, real * previous), mask=inside)
+            real = tl.where(is_start, 0.0, real * decay)
+    tl.store(grad_state_ptr + row * (D * STEP) + column, real, mask=inside)
     if STEP == 2:
-        tl.store(grad_state_ptr + row * (D * STEP) + at + 1, imaginary, mask=inside)
+        tl.store(grad_state_ptr + row * (D * STEP) + column + 1, imaginary, mask=inside)
 
 
-class _Given(NamedTuple):
-    """What the kernels read, contiguous: numbers `[B, T, D * step]`, the state `[B, D * step]`."""
+class _ScanInputs(NamedTuple):
+    """Inputs of the kernels, contiguous: decay and value `[B, T, D * step]`, the state `[B, D * step]`."""
 
     decay: Tensor
     value: Tensor
@@ -111,7 +119,7 @@ class _Given(NamedTuple):
 
 
 class _Grads(NamedTuple):
-    """What the gradient's kernel fills."""
+    """Outputs of the backward kernel."""
 
     decay: Tensor
     value: Tensor
@@ -121,7 +129,7 @@ class _Grads(NamedTuple):
 def run(
     decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pairs: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the states after every step, and the last one; what is given is float32."""
+    """Return the states after every step, and the last one; all inputs are float32."""
     shape = value.shape
     flat = (decay.reshape(*shape[:2], -1), value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
     states = _Scan.apply(start, 2 if pairs else 1, *flat)
@@ -133,11 +141,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start: Tensor | None, step: int, *numbers: Tensor):
         decay, value, state = (x.contiguous() for x in numbers)
-        given = _Given(decay, value, state, None if start is None else start.contiguous())
-        states = torch.empty_like(given.value)
-        forward_launch(given, step, states).run()
-        ctx.start, ctx.step = given.start, step
-        ctx.save_for_backward(given.decay, given.state, states)
+        inputs = _ScanInputs(decay, value, state, None if start is None else start.contiguous())
+        states = torch.empty_like(inputs.value)
+        forward_launch(inputs, step, states).run()
+        ctx.start, ctx.step = inputs.start, step
+        ctx.save_for_backward(inputs.decay, inputs.state, states)
         return states
 
     @staticmethod
@@ -148,23 +156,23 @@ class _Scan(torch.autograd.Function):
                 "scan with implementation='triton' is differentiable once; use 'torch' for second derivatives"
             )
         decay, state, states = ctx.saved_tensors
-        given = _Given(decay, states, state, ctx.start)
+        inputs = _ScanInputs(decay, states, state, ctx.start)
         grads = _Grads(torch.empty_like(decay), torch.empty_like(decay), torch.empty_like(state))
-        backward_launch(given, ctx.step, grad.contiguous(), grads).run()
+        backward_launch(inputs, ctx.step, grad.contiguous(), grads).run()
         return None, None, *grads
 
 
-def forward_launch(given: _Given, step: int, states: Tensor) -> Launch:
+def forward_launch(inputs: _ScanInputs, step: int, states: Tensor) -> Launch:
     """Return the launch that fills `states`."""
-    return _launch(_forward_kernel, step, states, given._asdict() | {"states": states})
+    return _launch(_forward_kernel, step, states, inputs._asdict() | {"states": states})
 
 
-def backward_launch(given: _Given, step: int, grad: Tensor, grads: _Grads) -> Launch:
-    """Return the launch that fills `grads` from the gradient of all states, which `given` has for values."""
-    tensors = {name: x for name, x in given._asdict().items() if name != "value"}
-    tensors |= {"states": given.value, "grad": grad}
+def backward_launch(inputs: _ScanInputs, step: int, grad: Tensor, grads: _Grads) -> Launch:
+    """Return the launch that fills `grads` from the gradient of all states, which are `inputs.value`."""
+    tensors = {name: x for name, x in inputs._asdict().items() if name != "value"}
+    tensors |= {"states": inputs.value, "grad": grad}
     tensors |= {f"grad_{name}": x for name, x in grads._asdict().items()}
-    return _launch(_backward_kernel, step, given.value, tensors)
+    return _launch(_backward_kernel, step, inputs.value, tensors)
 
 
 def configurations() -> dict[str, Launch]:
@@ -175,10 +183,10 @@ def configurations() -> dict[str, Launch]:
         state = torch.empty(16, 256 * step, device="meta")
         start = torch.empty(16, 64, dtype=torch.bool, device="meta") if starts else None
         name = f"{'pairs' if step == 2 else 'numbers'}{', starts' * starts}, D=256"
-        given = _Given(numbers, numbers, state, start)
-        launches[f"forward: {name}"] = forward_launch(given, step, numbers)
+        inputs = _ScanInputs(numbers, numbers, state, start)
+        launches[f"forward: {name}"] = forward_launch(inputs, step, numbers)
         grads = _Grads(numbers, numbers, state)
-        launches[f"gradient: {name}"] = backward_launch(given, step, numbers, grads)
+        launches[f"gradient: {name}"] = backward_launch(inputs, step, numbers, grads)
     return launches
 
 

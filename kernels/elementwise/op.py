@@ -1,13 +1,13 @@
 """Scan: an elementwise linear recurrence, h_t = a_t h_{t-1} + b_t, with episodes inside the sequence.
 
-What linear recurrent units, minimal GRUs, fast and forgetful memories and stable Hadamard memories have in
-common (Orvieto et al. 2023, arXiv 2303.06349; Feng et al. 2024, arXiv 2410.01201; Morad et al. 2023, arXiv
-2310.04128; Le et al. 2024, arXiv 2410.10132), and what an associative scan computes in parallel (Blelloch
-1990). Where an episode begins h_t = b_t, by choice and not by a factor of 0, which forgets no NaN.
+Linear recurrent units, minimal GRUs, fast and forgetful memories and stable Hadamard memories share this
+recurrence (Orvieto et al. 2023, arXiv 2303.06349; Feng et al. 2024, arXiv 2410.01201; Morad et al. 2023,
+arXiv 2310.04128; Le et al. 2024, arXiv 2410.10132). An associative scan computes it in parallel (Blelloch
+1990). At an episode start h_t = b_t, by selection and not by a factor of 0, because 0 * NaN is NaN.
 
-Complex numbers come as pairs of real and imaginary parts, so that states can be kept in any file.
+Complex numbers are pairs of real and imaginary parts, so that any file format can store the states.
 
-Letters: B batch, T time, D whatever a step has.
+Letters: B batch, T time, D any dims of a step.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import has_own_gradient
+from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.kernels.dispatch import (
     Implementation,
     is_traced,
+    needs_plain_autograd,
     resolve,
     unsupported_dtype,
     widest_dtype,
     without_autocast,
-    without_own_gradient,
 )
-from scrubjay.kernels.elementwise import blocks, reference, steady, walk
+from scrubjay.kernels.elementwise import blocks, reference, sequential, steady
 
 
 @without_autocast
@@ -41,29 +41,29 @@ def scan(
 ) -> tuple[Float[Tensor, "B T *D"], Float[Tensor, "B *D"]]:
     """Return the states after every step, and the last one.
 
-    Nothing before a `start` has an effect on what is behind it, NaN and inf included. Computed in at least
-    float32, the widest dtype of what is given, which is that of what is returned.
+    Steps before a `start` have no effect on later steps, NaN and inf included. The dtype of computation and
+    results is the widest dtype of the inputs, at least float32.
 
-    "torch" goes step by step, or by blocks of time where steps are small, with a gradient by hand on a CPU
-    that can be differentiated again. It looks at what it computed: rows that hold numbers which are not
-    finite are done by the definition. Under torch.compile and torch.func nothing can be looked at, and what
-    is given must be finite. "triton" walks through time, all channels at once, and is differentiable once.
+    "torch" runs step by step, or by blocks of time if steps are small. On a CPU it has a custom backward pass
+    that supports higher derivatives. It checks its results: rows with non-finite values are recomputed by the
+    reference. Under torch.compile and torch.func no check is possible, so all inputs must be finite. "triton"
+    loops over time with all channels in parallel, and is differentiable once.
 
     Args:
-        decay: By what the state before is multiplied, at every step or at all alike.
-        value: What is added.
-        state: What is known before.
-        start: Steps before which all is forgotten; none by default.
-        pairs: Whether the last dimension holds real and imaginary parts of complex numbers.
-        implementation: One of `scrubjay.kernels.dispatch`.
+        decay: Factor of the previous state, per step or the same for all steps.
+        value: Summand of each step.
+        state: Initial state.
+        start: Mask of the steps that begin an episode; none by default.
+        pairs: Treat the last dimension as real and imaginary parts of complex numbers.
+        implementation: One of those in `scrubjay.kernels.dispatch`.
 
-    Raises ValueError on sizes that disagree.
+    Raises ValueError if shapes do not match.
     """
     _check(decay, value, state, start, pairs)
     reason = unsupported_dtype(decay, value, state)
     if reason is None and (is_traced() or torch._C._are_functorch_transforms_active()):
         reason = "no kernel under torch.compile or torch.func"
-    path = resolve(implementation, decay, value, state, unsupported=reason)
+    path = resolve(implementation, decay, value, state, unsupported_reason=reason)
     dtype = widest_dtype(decay, value, state)
     decay, value, state = (x.to(dtype) for x in (decay, value, state))
     if path == "triton" and 0 not in value.shape:
@@ -78,47 +78,55 @@ def scan(
     else:
         decay = decay.reshape(*shape[:2], -1) if decay.ndim == value.ndim else decay.flatten()
         flat = (decay, value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
-        states = _by_blocks(start, *flat)
+        states = _run_fast(start, *flat)
         after = states[:, -1]
     if pairs:
         states, after = torch.view_as_real(states), torch.view_as_real(after)
     return states.reshape(shape), after.reshape(shape[0], *shape[2:])
 
 
-def _by_blocks(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor) -> Tensor:
-    """Run the fast path on all rows but those in which something is not finite."""
-    looks = not (is_traced() or without_own_gradient(decay, value, state))
-    if looks and value.is_cpu and start is not None and not start.any():
+def _run_fast(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor) -> Tensor:
+    """Run the fast path, and the reference on batch rows with non-finite values."""
+    can_check = not (is_traced() or needs_plain_autograd(decay, value, state))
+    if can_check and value.is_cpu and start is not None and not start.any():
         start = None
-    own = has_own_gradient(decay, value, state)
-    if own and decay.ndim == 1 and state.numel() >= steady.NARROW:
+    has_custom_backward = supports_custom_backward(decay, value, state)
+    if has_custom_backward and decay.ndim == 1 and state.numel() >= steady.NARROW:
         states = steady.scan(start, decay, value, state)
         decay = decay.expand_as(value)
     else:
         decay = decay.expand_as(value)
-        states = walk.scan(start, decay, value, state) if own else blocks.run(start, decay, value, state)
-    # A product with zero forgets no NaN, so one that is behind a start may have come from before it; and a
-    # product of decays may leave all numbers where none of the states does.
-    if not looks or bool(torch.isfinite(states.detach().sum())):
+        states = (
+            sequential.scan(start, decay, value, state)
+            if has_custom_backward
+            else blocks.run(start, decay, value, state)
+        )
+    # 0 * NaN is NaN, so a NaN after a start may come from before it; and a product of decays may overflow
+    # where no state does.
+    if not can_check or bool(torch.isfinite(states.detach().sum())):
         return states
-    sick = ~torch.isfinite(states.detach()).flatten(1).all(1)
-    if not sick.any():  # only their sum is beyond all numbers
+    non_finite = ~torch.isfinite(states.detach()).flatten(1).all(1)
+    if not non_finite.any():  # only the sum overflowed
         return states
-    given = [x[sick] for x in (decay, value, state)]
-    found, _ = reference.run(None if start is None else start[sick], *given)
-    well = ~sick
-    if not well.any():
-        return found
-    given = [x[well] for x in (decay, value, state)]
-    rest = blocks.run(None if start is None else start[well], *given)
-    return torch.cat([rest, found])[torch.cat([well.nonzero()[:, 0], sick.nonzero()[:, 0]]).argsort()]
+    inputs = [x[non_finite] for x in (decay, value, state)]
+    reference_states, _ = reference.run(None if start is None else start[non_finite], *inputs)
+    finite = ~non_finite
+    if not finite.any():
+        return reference_states
+    inputs = [x[finite] for x in (decay, value, state)]
+    rest = blocks.run(None if start is None else start[finite], *inputs)
+    return torch.cat([rest, reference_states])[
+        torch.cat([finite.nonzero()[:, 0], non_finite.nonzero()[:, 0]]).argsort()
+    ]
 
 
 def _check(decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pairs: bool) -> None:
     if value.ndim < 2:
-        raise ValueError(f"value has shape {tuple(value.shape)}; expected numbers for each step of each row")
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; expected at least 2 dims, [batch, time, ...]"
+        )
     if pairs and (value.ndim < 3 or value.shape[-1] != 2):
-        raise ValueError(f"value has shape {tuple(value.shape)}; expected pairs, so 2 at its end")
+        raise ValueError(f"value has shape {tuple(value.shape)}; expected a last dim of 2 with pairs=True")
     batch, time, *rest = value.shape
     expected = {
         "decay": (decay, tuple(rest) if decay.ndim == len(rest) else (batch, time, *rest)),
@@ -129,4 +137,4 @@ def _check(decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pa
         if tensor is not None and tuple(tensor.shape) != size:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
     if start is not None and start.dtype != torch.bool:
-        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
+        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool; pass start.bool()")

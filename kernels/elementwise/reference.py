@@ -1,4 +1,4 @@
-"""The definition of a scan: one step at a time."""
+"""Reference definition of the scan: one step at a time."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ def run(
     value: Num[Tensor, "B T *D"],
     state: Num[Tensor, "B *D"],
 ) -> tuple[Num[Tensor, "B T *D"], Num[Tensor, "B *D"]]:
-    """Return the states after every step and the last; complex numbers where pairs are meant."""
+    """Return the states after every step and the last one; pairs come as complex numbers."""
     states = []
     for t in range(decay.shape[1]):
         if start is None:
             state = decay[:, t] * state + value[:, t]
         else:
-            # Chosen, not multiplied: a zero forgets no NaN, neither here nor in a gradient.
-            begins = start[:, t].view(-1, *[1] * (state.ndim - 1))
-            went_on = decay[:, t] * torch.where(begins, 0, state) + value[:, t]
-            state = torch.where(begins, value[:, t], went_on)
+            # Selected, not multiplied by zero: 0 * NaN is NaN, here and in the gradient.
+            is_start = start[:, t].view(-1, *[1] * (state.ndim - 1))
+            next_state = decay[:, t] * torch.where(is_start, 0, state) + value[:, t]
+            state = torch.where(is_start, value[:, t], next_state)
         states.append(state)
     return torch.stack(states, dim=1) if states else value, state

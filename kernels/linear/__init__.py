@@ -1,1 +1,1 @@
-"""Linear recurrences: a matrix per head that fades, is written by a rule, and is read."""
+"""Linear memory: a matrix state per head with decay, a write rule and linear reads."""

@@ -1,13 +1,14 @@
-"""Linear memory by chunks: what tokens need of each other at once, and few products from each to the next.
+"""Linear memory by chunks: batched products inside chunks, and a loop that passes the state between them.
 
-With kk_ij and qk_ij the faded products of tokens i with keys j before them, their steps b_j included, and
-since_i, until_i how much is left at i of what the chunk began with, S_0, and of i at its end,
+Let kk_ij and qk_ij be the decayed products of keys and queries i with earlier keys j, including the steps
+b_j. Let start_i be the decay from the chunk's start to token i, end_i that from token i to the chunk's end,
+and S_0 the state at the chunk's start. Then
 
-    delta:    (I + kk) E = V - (K * since) S_0        (strictly lower: one triangular inverse)
+    delta:    (I + kk) E = V - (K * start) S_0        (kk strictly lower triangular)
     hebbian:  E = V
-    Y = qk E + (Q * since) S_0,    S_C = since_C * S_0 + (b K * until)^T E.
+    Y = qk E + (Q * start) S_0,    S_C = start_C * S_0 + (b K * end)^T E.
 
-The rule is exact, so borders between chunks change rounding only, and a chunk may hold any number of starts.
+This is exact, so the chunk length changes rounding only. A chunk may contain any number of episode starts.
 
 Letters: B batch, T time, H heads, K and V widths of a head, N chunks, C chunk length, R = B H.
 """
@@ -20,18 +21,24 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.kernels.linear.fading import NEGLIGIBLE, Fading, fade, pairs, ties
-from scrubjay.kernels.linear.reference import Given, Rule
+from scrubjay.kernels.linear.decay import (
+    NEGLIGIBLE,
+    DecayProducts,
+    compute_pair_decays,
+    compute_pair_products,
+    multiply_decays,
+)
+from scrubjay.kernels.linear.reference import LinearInputs, Rule
 
-# Nothing is left of what was multiplied by e^-80.
+# Decays below e^-80 count as zero.
 _LEAST_LOG = -80.0
 _SHORTEST, _LONGEST = 16, 64
-# Chunks between looks for denormal numbers, beside the last.
+# Chunks between two flushes of denormal numbers; the last chunk is flushed, too.
 _FLUSH_EVERY = 8
 
 
-class Tokens(NamedTuple):
-    """Tokens in chunks."""
+class LinearTokens(NamedTuple):
+    """Inputs of the tokens, split into chunks."""
 
     query: Float[Tensor, "N R C K"]
     key: Float[Tensor, "N R C K"]
@@ -40,29 +47,29 @@ class Tokens(NamedTuple):
     step: Float[Tensor, "N R C 1"]
 
 
-class Trace(NamedTuple):
-    """What a pass through chunks leaves for its gradient."""
+class LinearTrace(NamedTuple):
+    """Intermediate results of the forward pass that the backward pass needs."""
 
-    fading: Fading
-    tied: Tensor | None
-    """The `ties` of one decay a head."""
-    stepped: Float[Tensor, "N R C K"]
+    decay_products: DecayProducts
+    pair_decays: Tensor | None
+    """Result of `compute_pair_decays` for one decay per head, else None."""
+    scaled_keys: Float[Tensor, "N R C K"]
     """Keys times steps."""
-    read: Float[Tensor, "N R C C"]
+    read_scores: Float[Tensor, "N R C C"]
     inverse: Tensor | None
-    """Of the delta rule, (I + kk)^-1."""
-    reached: Tensor | None
-    """Of the delta rule, its product with the faded keys."""
+    """(I + kk)^-1; None for the hebbian rule."""
+    inverse_keys: Tensor | None
+    """Product of the inverse with the decayed keys; None for the hebbian rule."""
     errors: Float[Tensor, "N R C V"]
     states: Float[Tensor, "N R K V"]
-    """What chunks begin with."""
+    """States at the starts of chunks."""
 
 
-def length_of_chunks(time: int, chunk_size: int, width: int) -> int:
-    """Return the power of two up to `chunk_size` that is fast and wastes few places behind the last token.
+def choose_chunk_length(time: int, chunk_size: int, width: int) -> int:
+    """Return a power of two up to `chunk_size` that is fast and needs little padding.
 
-    What tokens of a chunk need of each other grows with its length, and costs as much as the products with a
-    state of `width` channels at half of that.
+    The cost of the products between tokens grows with the length. It equals that of the products with a state
+    of `width` channels at a length of half the width.
     """
     length = 1 << (min(chunk_size, max(_SHORTEST, min(_LONGEST, width // 2))).bit_length() - 1)
     while length > _SHORTEST and -(-time // length) * length > 1.125 * time:
@@ -72,8 +79,8 @@ def length_of_chunks(time: int, chunk_size: int, width: int) -> int:
     return length
 
 
-def in_chunks(x: Tensor, length: int) -> Tensor:
-    """Return `[N, R, C, .]` of `[B, T, H, .]`, with zeros behind the last token."""
+def to_chunks(x: Tensor, length: int) -> Tensor:
+    """Split `[B, T, H, .]` into chunks `[N, R, C, .]`, padded with zeros after the last token."""
     batch, time, heads, width = x.shape
     count = -(-time // length)
     if count * length > time:
@@ -82,70 +89,88 @@ def in_chunks(x: Tensor, length: int) -> Tensor:
     return x.reshape(count, batch * heads, length, width)
 
 
-def in_time(x: Tensor, batch: int, time: int) -> Tensor:
-    """Undo `in_chunks`."""
+def from_chunks(x: Tensor, batch: int, time: int) -> Tensor:
+    """Join chunks `[N, R, C, .]` to `[B, T, H, .]`; the inverse of `to_chunks`."""
     count, rows, length, width = x.shape
     x = x.view(count, batch, rows // batch, length, width).permute(1, 0, 3, 2, 4)
     return x.reshape(batch, count * length, rows // batch, width)[:, :time]
 
 
-def decays(log_decay: Tensor, start: Bool[Tensor, "B T"] | None) -> Tensor:
-    """Return the decays `[B, T, H, F]`, zero where an episode begins."""
+def compute_decays(log_decay: Tensor, start: Bool[Tensor, "B T"] | None) -> Tensor:
+    """Return the decays `[B, T, H, F]`, zero at episode starts."""
     if log_decay.ndim == 3:
         log_decay = log_decay[..., None]
-    gone = log_decay < _LEAST_LOG
+    is_zero = log_decay < _LEAST_LOG
     if start is not None:
-        gone = gone | start[:, :, None, None]
-    # Twice, since the derivative of what is not selected must be finite, too.
-    return torch.where(gone, 0, torch.where(gone, 0, log_decay).exp())
+        is_zero = is_zero | start[:, :, None, None]
+    # `where` twice, because the derivative of the branch that is not selected must be finite, too.
+    return torch.where(is_zero, 0, torch.where(is_zero, 0, log_decay).exp())
 
 
-def tokens_of(given: Given, start: Bool[Tensor, "B T"] | None, length: int) -> Tokens:
-    """Return the tokens in chunks of this length."""
-    query, key, value, log_decay, step, _ = given
-    parts = (query, key, value, decays(log_decay, start), step[..., None])
-    count = -(-query.shape[1] // length) * length - query.shape[1]
-    query, key, value, decay, step = (in_chunks(part, length) for part in parts)
-    if count:
-        # Behind the last token nothing fades.
-        behind = torch.arange(length, device=query.device) >= length - count
-        last = torch.where(behind[:, None], 1, decay[-1:])
+def split_tokens(inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, length: int) -> LinearTokens:
+    """Split the tokens into chunks of the given length."""
+    query, key, value, log_decay, step, _ = inputs
+    parts = (query, key, value, compute_decays(log_decay, start), step[..., None])
+    padding = -(-query.shape[1] // length) * length - query.shape[1]
+    query, key, value, decay, step = (to_chunks(part, length) for part in parts)
+    if padding:
+        # The decay of padding is 1.
+        is_padding = torch.arange(length, device=query.device) >= length - padding
+        last = torch.where(is_padding[:, None], 1, decay[-1:])
         decay = torch.cat([decay[:-1], last])
-    return Tokens(query, key, value, decay, step)
+    return LinearTokens(query, key, value, decay, step)
 
 
-def run(tokens: Tokens, state: Float[Tensor, "R K V"], rule: Rule) -> tuple[Tensor, Tensor, Trace]:
-    """Return what tokens read `[N, R, C, V]`, the state after, and what the gradient needs."""
+def run(
+    tokens: LinearTokens, state: Float[Tensor, "R K V"], rule: Rule
+) -> tuple[Tensor, Tensor, LinearTrace]:
+    """Return the outputs `[N, R, C, V]`, the state after, and the trace for the backward pass."""
     query, key, value, decay, step = tokens
-    fading = fade(decay)
-    tied = ties(fading) if decay.shape[-1] == 1 else None
-    stepped = key * step
-    inverse = reached = None
+    decay_products = multiply_decays(decay)
+    pair_decays = compute_pair_decays(decay_products) if decay.shape[-1] == 1 else None
+    scaled_keys = key * step
+    inverse = inverse_keys = None
     errors = value
     if rule == "hebbian":
-        (read,) = pairs(fading, tied, [query], stepped)
+        (read_scores,) = compute_pair_products(decay_products, pair_decays, [query], scaled_keys)
     else:
-        read, alike = pairs(fading, tied, [query, key], stepped)
+        read_scores, key_scores = compute_pair_products(
+            decay_products, pair_decays, [query, key], scaled_keys
+        )
         eye = torch.eye(key.shape[2], dtype=key.dtype, device=key.device)
         inverse = torch.linalg.solve_triangular(
-            alike, eye.expand(alike.shape), upper=False, unitriangular=True
+            key_scores, eye.expand(key_scores.shape), upper=False, unitriangular=True
         )
-        errors, reached = inverse @ value, inverse @ (key * fading.since)
-    states, errors, after = _walk(fading, (stepped * fading.until).mT, errors, reached, state)
-    y = read @ errors + (query * fading.since) @ states
-    return y, after, Trace(fading, tied, stepped, read, inverse, reached, errors, states)
+        errors, inverse_keys = inverse @ value, inverse @ (key * decay_products.from_start)
+    states, errors, after = _scan_chunks(
+        decay_products, (scaled_keys * decay_products.to_end).mT, errors, inverse_keys, state
+    )
+    y = read_scores @ errors + (query * decay_products.from_start) @ states
+    return (
+        y,
+        after,
+        LinearTrace(
+            decay_products, pair_decays, scaled_keys, read_scores, inverse, inverse_keys, errors, states
+        ),
+    )
 
 
-def _walk(fading: Fading, written: Tensor, errors: Tensor, reached: Tensor | None, state: Tensor):
-    """Go from chunk to chunk; returns what they begin with, their errors, and the state after the last."""
-    states, found, count = [], [], len(written)
-    parts = zip(fading.whole.unbind(), written.unbind(), errors.unbind(), strict=True)
-    for index, (whole, keys, error) in enumerate(parts):
+def _scan_chunks(
+    decay_products: DecayProducts,
+    decayed_keys: Tensor,
+    errors: Tensor,
+    inverse_keys: Tensor | None,
+    state: Tensor,
+):
+    """Loop over the chunks; return their first states, their errors, and the state after the last."""
+    states, chunk_errors, count = [], [], len(decayed_keys)
+    parts = zip(decay_products.chunk_decay.unbind(), decayed_keys.unbind(), errors.unbind(), strict=True)
+    for index, (chunk_decay, keys, error) in enumerate(parts):
         states.append(state)
-        if reached is not None:
-            error = torch.baddbmm(error, reached[index], state, alpha=-1)
-            found.append(error)
-        state = torch.baddbmm(whole * state, keys, error)
+        if inverse_keys is not None:
+            error = torch.baddbmm(error, inverse_keys[index], state, alpha=-1)
+            chunk_errors.append(error)
+        state = torch.baddbmm(chunk_decay * state, keys, error)
         if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == count - 1:
             state = torch.hardshrink(state, NEGLIGIBLE)
-    return torch.stack(states), torch.stack(found) if found else errors, state
+    return torch.stack(states), torch.stack(chunk_errors) if chunk_errors else errors, state

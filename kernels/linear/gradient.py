@@ -1,10 +1,11 @@
-"""The gradient of linear memory by hand, from the last chunk to the first.
+"""Custom backward pass of linear memory, from the last chunk to the first.
 
-Logarithms of decays need no products of their own: what a token i gives to the left side of a product, as
-query or as key that is compared, is multiplied by exp(c_i), c the sum of logarithms, and what it gives to the
-right side by exp(-c_i). So the gradient of c_i is the product of each side with its gradient, with that sign.
+The gradient of the log decays needs no further matrix products. Let c_i be the sum of log decays up to token
+i. The left factor of token i in a product (its query, or its key as compared with earlier keys) is multiplied
+by exp(c_i), the right factor by exp(-c_i). So the gradient of c_i is the sum of the left factor times its
+gradient, less the right factor times its gradient.
 
-A name with `grad_` is the gradient of what the rest of the name is. Letters as in `chunks`.
+`grad_x` is the gradient of `x`. Letters as in `chunks`.
 """
 
 from __future__ import annotations
@@ -16,66 +17,73 @@ from jaxtyping import Bool
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.linear.chunks import (
-    Tokens,
-    Trace,
-    decays,
-    in_chunks,
-    in_time,
+    LinearTokens,
+    LinearTrace,
+    compute_decays,
+    from_chunks,
     run,
-    tokens_of,
+    split_tokens,
+    to_chunks,
 )
-from scrubjay.kernels.linear.fading import pull_back
-from scrubjay.kernels.linear.reference import Given, Rule
+from scrubjay.kernels.linear.decay import backward_pair_products
+from scrubjay.kernels.linear.reference import LinearInputs, Rule
 
-# Numbers of a tensor of tokens that is gone through at once: as many as caches hold, with others beside it,
-# and as few as are not asked of the system anew every time.
+# Largest tensor of tokens that is processed at once: it should fit into the CPU caches with other tensors,
+# and be small enough that the allocator reuses its memory.
 _MOST_NUMBERS = 2**16
 
 
-class Plan(NamedTuple):
-    """What has no gradient."""
+class ChunkOptions(NamedTuple):
+    """Arguments of the chunked computation that have no gradient."""
 
     start: Bool[Tensor, "B T"] | None
     rule: Rule
     length: int
 
 
-def plainly(plan: Plan, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what is read `[B, T, H, V]` and the state after, in operations that autograd follows.
+def run_with_autograd(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs `[B, T, H, V]` and the state after, differentiable by autograd.
 
-    `given` are query, key, value, log_decay, step and state.
+    `inputs` are query, key, value, log_decay, step and state.
     """
-    y, after, _ = _forward(plan, Given(*given))
+    y, after, _ = _forward(options, LinearInputs(*inputs))
     return y, after
 
 
-def _forward(plan: Plan, given: Given) -> tuple[Tensor, Tensor, tuple[Tokens, Trace]]:
-    tokens = tokens_of(given, plan.start, plan.length)
-    y, after, trace = run(tokens, given.state.flatten(0, 1), plan.rule)
-    batch, time = given.query.shape[:2]
-    return in_time(y, batch, time), after.view(given.state.shape), (tokens, trace)
+def _forward(
+    options: ChunkOptions, inputs: LinearInputs
+) -> tuple[Tensor, Tensor, tuple[LinearTokens, LinearTrace]]:
+    tokens = split_tokens(inputs, options.start, options.length)
+    y, after, trace = run(tokens, inputs.state.flatten(0, 1), options.rule)
+    batch, time = inputs.query.shape[:2]
+    return from_chunks(y, batch, time), after.view(inputs.state.shape), (tokens, trace)
 
 
-def in_parts(plan: Plan, *given: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same with the gradient by hand, some rows and chunks at a time: what caches hold."""
-    batch, time, heads, width = given[0].shape
-    token = heads * max(width, given[2].shape[-1])
-    chunk = min(time, plan.length)
+def run_in_parts(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs and the state after, with the custom backward pass.
+
+    Processes a few batch rows and chunks at a time, so that they fit into the CPU caches.
+    """
+    batch, time, heads, width = inputs[0].shape
+    token = heads * max(width, inputs[2].shape[-1])
+    chunk = min(time, options.length)
     rows = max(1, min(batch, _MOST_NUMBERS // (token * chunk)))
-    steps = max(1, _MOST_NUMBERS // (token * chunk * rows)) * plan.length
+    steps = max(1, _MOST_NUMBERS // (token * chunk * rows)) * options.length
     if rows >= batch and steps >= time:
-        return _LinearMemory.apply(plan, *given)  # pyright: ignore[reportReturnType]
-    starts = [None] * -(-batch // rows) if plan.start is None else plan.start.split(rows)
+        return _LinearMemory.apply(options, *inputs)  # pyright: ignore[reportReturnType]
+    starts = [None] * -(-batch // rows) if options.start is None else options.start.split(rows)
     outputs, states = [], []
-    # Split, not sliced: the gradients of slices would be summed up.
-    for start, *tokens, state in zip(starts, *(x.split(rows) for x in given), strict=True):
+    # Split, not sliced: autograd would sum full-size gradients of slices.
+    for start, *tokens, state in zip(starts, *(x.split(rows) for x in inputs), strict=True):
         reads = []
-        starts_of_parts = [None] * -(-time // steps) if start is None else start.split(steps, dim=1)
-        for part, *here in zip(starts_of_parts, *(x.split(steps, dim=1) for x in tokens), strict=True):
-            y, state = _LinearMemory.apply(plan._replace(start=part), *here, state)  # pyright: ignore[reportGeneralTypeIssues]
+        part_starts = [None] * -(-time // steps) if start is None else start.split(steps, dim=1)
+        for part_start, *part_tokens in zip(
+            part_starts, *(x.split(steps, dim=1) for x in tokens), strict=True
+        ):
+            y, state = _LinearMemory.apply(options._replace(start=part_start), *part_tokens, state)  # pyright: ignore[reportGeneralTypeIssues]
             reads.append(y)
         outputs.append(torch.cat(reads, dim=1) if len(reads) > 1 else reads[0])
         states.append(state)
@@ -85,109 +93,125 @@ def in_parts(plan: Plan, *given: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _LinearMemory(torch.autograd.Function):
-    """All chunks, with their gradient by hand: `apply(plan, query, key, value, log_decay, step, state)`."""
+    """All chunks with the custom backward pass; inputs are `options` and the fields of `LinearInputs`."""
 
     @staticmethod
-    def forward(ctx, plan: Plan, *given: Tensor):
-        y, after, kept = _forward(plan, Given(*given))
-        ctx.plan = plan
+    def forward(ctx, options: ChunkOptions, *inputs: Tensor):
+        y, after, trace = _forward(options, LinearInputs(*inputs))
+        ctx.options = options
         if any(ctx.needs_input_grad):
-            # Saved by autograd, all of it: freed after the backward pass, dropped by checkpoints.
-            leaves, ctx.spec = pytree.tree_flatten(kept)
-            ctx.save_for_backward(*given, *leaves)
+            # Autograd saves all of it: so it is freed after the backward pass and dropped by checkpointing.
+            leaves, ctx.spec = pytree.tree_flatten(trace)
+            ctx.save_for_backward(*inputs, *leaves)
         ctx.set_materialize_grads(False)
         return y, after
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad_y, grad_after):
-        given, leaves = Given(*ctx.saved_tensors[:6]), list(ctx.saved_tensors[6:])
+        inputs, leaves = LinearInputs(*ctx.saved_tensors[:6]), list(ctx.saved_tensors[6:])
         if grad_y is None and grad_after is None:
             return (None,) * 7
-        if is_wanted_again(grad_y, grad_after):
-            grads = by_graph(lambda *named: plainly(ctx.plan, *named), given, grad_y, grad_after)
+        if needs_graph(grad_y, grad_after):
+            grads = differentiate_graph(
+                lambda *tensors: run_with_autograd(ctx.options, *tensors), inputs, grad_y, grad_after
+            )
             return None, *grads
         tokens, trace = pytree.tree_unflatten(leaves, ctx.spec)
-        return None, *_pull_back(ctx.plan, given, tokens, trace, grad_y, grad_after)
+        return None, *_backward(ctx.options, inputs, tokens, trace, grad_y, grad_after)
 
 
-def _pull_back(
-    plan: Plan,
-    given: Given,
-    tokens: Tokens,
-    trace: Trace,
+def _backward(
+    options: ChunkOptions,
+    inputs: LinearInputs,
+    tokens: LinearTokens,
+    trace: LinearTrace,
     grad_y: Tensor | None,
     grad_after: Tensor | None,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of `given`."""
+    """Return the gradients of `inputs`."""
     query, key, value, _, step = tokens
-    batch, time, heads, _ = given.query.shape
-    fading, tied, stepped, errors = trace.fading, trace.tied, trace.stepped, trace.errors
-    grad_y = torch.zeros_like(value) if grad_y is None else in_chunks(grad_y, plan.length)
+    batch, time, heads, _ = inputs.query.shape
+    decay_products, pair_decays, scaled_keys, errors = (
+        trace.decay_products,
+        trace.pair_decays,
+        trace.scaled_keys,
+        trace.errors,
+    )
+    grad_y = torch.zeros_like(value) if grad_y is None else to_chunks(grad_y, options.length)
     grad_state = torch.zeros_like(trace.states[0]) if grad_after is None else grad_after.flatten(0, 1)
-    grad_value, grad_states, grad_state = _return(tokens, trace, grad_y, grad_state)
+    grad_value, grad_states, grad_state = _backward_states(tokens, trace, grad_y, grad_state)
 
-    lefts, owed = [query], [grad_y @ errors.mT]
-    if plan.rule == "delta":
-        lefts, owed = [query, key], [*owed, (grad_value @ errors.mT).tril_(-1).neg_()]
-    (grad_query, *grad_left), grad_stepped = pull_back(fading, tied, owed, lefts, stepped)
-    grad_query.add_((grad_y @ trace.states.mT).mul_(fading.since))
-    grad_since = _over(query * grad_query, tied)
+    lefts, grad_products = [query], [grad_y @ errors.mT]
+    if options.rule == "delta":
+        lefts, grad_products = [query, key], [*grad_products, (grad_value @ errors.mT).tril_(-1).neg_()]
+    (grad_query, *grad_left), grad_scaled_keys = backward_pair_products(
+        decay_products, pair_decays, grad_products, lefts, scaled_keys
+    )
+    grad_query.add_((grad_y @ trace.states.mT).mul_(decay_products.from_start))
+    grad_log_sums = _sum_channels(query * grad_query, pair_decays)
     for grad in grad_left:
-        grad.sub_((grad_value @ trace.states.mT).mul_(fading.since))
-        grad_since.add_(_over(key * grad, tied))
-    at_end = (errors @ grad_states.mT).mul_(fading.until)
-    grad_stepped.add_(at_end)
-    grad_since.sub_(_over(stepped * grad_stepped, tied))
-    kept = (fading.whole * trace.states * grad_states).sum(-1)
-    grad_since[:, :, -1].add_(_over(kept, tied)).add_(_over((stepped * at_end).sum(2), tied))
-    grad_key = grad_left[0].addcmul_(grad_stepped, step) if grad_left else grad_stepped * step
-    grad_step = (key * grad_stepped).sum(-1, keepdim=True)
-    found = [in_time(x, batch, time) for x in (grad_query, grad_key, grad_value)]
-    grad_log = log_gradient(plan, given.log_decay, grad_since, heads)
-    return *found, grad_log, in_time(grad_step, batch, time)[..., 0], grad_state.view(given.state.shape)
+        grad.sub_((grad_value @ trace.states.mT).mul_(decay_products.from_start))
+        grad_log_sums.add_(_sum_channels(key * grad, pair_decays))
+    grad_end = (errors @ grad_states.mT).mul_(decay_products.to_end)
+    grad_scaled_keys.add_(grad_end)
+    grad_log_sums.sub_(_sum_channels(scaled_keys * grad_scaled_keys, pair_decays))
+    state_terms = (decay_products.chunk_decay * trace.states * grad_states).sum(-1)
+    grad_log_sums[:, :, -1].add_(_sum_channels(state_terms, pair_decays)).add_(
+        _sum_channels((scaled_keys * grad_end).sum(2), pair_decays)
+    )
+    grad_key = grad_left[0].addcmul_(grad_scaled_keys, step) if grad_left else grad_scaled_keys * step
+    grad_step = (key * grad_scaled_keys).sum(-1, keepdim=True)
+    grad_tokens = [from_chunks(x, batch, time) for x in (grad_query, grad_key, grad_value)]
+    grad_log = log_gradient(options, inputs.log_decay, grad_log_sums, heads)
+    return (
+        *grad_tokens,
+        grad_log,
+        from_chunks(grad_step, batch, time)[..., 0],
+        grad_state.view(inputs.state.shape),
+    )
 
 
-def _return(
-    tokens: Tokens, trace: Trace, grad_y: Tensor, grad_state: Tensor
+def _backward_states(
+    tokens: LinearTokens, trace: LinearTrace, grad_y: Tensor, grad_state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Go back from chunk to chunk.
+    """Loop over the chunks in reverse.
 
-    Returns the gradients of values, of the states behind chunks, and of the first state.
+    Returns the gradients of values, of the states after chunks, and of the initial state.
     """
-    fading = trace.fading
-    grad_errors = trace.read.mT @ grad_y
-    looked = (tokens.query * fading.since).mT @ grad_y
-    written = trace.stepped * fading.until
-    behind, whole = torch.empty_like(trace.states), fading.whole
+    decay_products = trace.decay_products
+    grad_errors = trace.read_scores.mT @ grad_y
+    decayed_queries = (tokens.query * decay_products.from_start).mT @ grad_y
+    decayed_keys = trace.scaled_keys * decay_products.to_end
+    grad_states_after, chunk_decay = torch.empty_like(trace.states), decay_products.chunk_decay
     for index in reversed(range(len(grad_y))):
-        behind[index] = grad_state
-        grad_errors[index].baddbmm_(written[index], grad_state)
-        grad_state = torch.addcmul(looked[index], whole[index], grad_state)
-        if trace.reached is not None:
-            grad_state.baddbmm_(trace.reached[index].mT, grad_errors[index], alpha=-1)
+        grad_states_after[index] = grad_state
+        grad_errors[index].baddbmm_(decayed_keys[index], grad_state)
+        grad_state = torch.addcmul(decayed_queries[index], chunk_decay[index], grad_state)
+        if trace.inverse_keys is not None:
+            grad_state.baddbmm_(trace.inverse_keys[index].mT, grad_errors[index], alpha=-1)
     grad_value = grad_errors if trace.inverse is None else trace.inverse.mT @ grad_errors
-    return grad_value, behind, grad_state
+    return grad_value, grad_states_after, grad_state
 
 
-def _over(x: Tensor, tied: Tensor | None) -> Tensor:
-    """Return the sum over channels where they fade alike."""
-    return x if tied is None else x.sum(-1, keepdim=True)
+def _sum_channels(x: Tensor, pair_decays: Tensor | None) -> Tensor:
+    """Return the sum over channels if they share a decay, else `x`."""
+    return x if pair_decays is None else x.sum(-1, keepdim=True)
 
 
-def log_gradient(plan: Plan, log_decay: Tensor, grad_since: Tensor, heads: int) -> Tensor:
-    """Return the gradient of logarithms from that of their sums: of all at and behind them in the episode."""
+def log_gradient(options: ChunkOptions, log_decay: Tensor, grad_log_sums: Tensor, heads: int) -> Tensor:
+    """Return the gradient of log decays: the sum of `grad_log_sums` over later tokens of the episode."""
     batch, time = log_decay.shape[:2]
-    count, _, length, width = grad_since.shape
+    count, _, length, width = grad_log_sums.shape
     lower = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()
-    same = lower
-    if plan.start is not None:
-        episode = in_chunks(plan.start[..., None, None].to(log_decay.dtype), length)[..., 0].cumsum(-1)
-        same = (episode[..., :, None] == episode[..., None, :]) & lower
-    by_time = grad_since.view(count, batch, heads, length, width).transpose(2, 3).flatten(3)
-    summed = same.to(log_decay.dtype).mT @ by_time
-    summed = summed.view(count, batch, length, heads, width).transpose(0, 1)
-    summed = summed.reshape(batch, count * length, heads, width)[:, :time]
-    # What is not selected in `decays` has no gradient.
-    summed = summed.masked_fill(decays(log_decay, plan.start) == 0, 0)
-    return summed.reshape(log_decay.shape)
+    same_episode = lower
+    if options.start is not None:
+        episode = to_chunks(options.start[..., None, None].to(log_decay.dtype), length)[..., 0].cumsum(-1)
+        same_episode = (episode[..., :, None] == episode[..., None, :]) & lower
+    grad_by_time = grad_log_sums.view(count, batch, heads, length, width).transpose(2, 3).flatten(3)
+    grad_log = same_episode.to(log_decay.dtype).mT @ grad_by_time
+    grad_log = grad_log.view(count, batch, length, heads, width).transpose(0, 1)
+    grad_log = grad_log.reshape(batch, count * length, heads, width)[:, :time]
+    # Log decays that `compute_decays` replaces by zero have no gradient.
+    grad_log = grad_log.masked_fill(compute_decays(log_decay, options.start) == 0, 0)
+    return grad_log.reshape(log_decay.shape)

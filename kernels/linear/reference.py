@@ -1,4 +1,4 @@
-"""The definition of a linear memory: one token at a time, and all a token does in one step."""
+"""Reference definition of linear memory: one token at a time."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 Rule = Literal["hebbian", "delta"]
 
 
-class Given(NamedTuple):
-    """The tensors of `kernels.linear_memory` that have gradients, checked, in one dtype."""
+class LinearInputs(NamedTuple):
+    """Differentiable arguments of `kernels.linear_memory`, validated and in one dtype."""
 
     query: Float[Tensor, "B T H K"]
     key: Float[Tensor, "B T H K"]
@@ -23,20 +23,20 @@ class Given(NamedTuple):
 
 
 def run(
-    given: Given, start: Bool[Tensor, "B T"] | None, rule: Rule, read_before_write: bool
+    inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, rule: Rule, read_before_write: bool
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """Return what tokens read and the state after; arguments as those of `kernels.linear_memory`."""
-    query, key, value, log_decay, step, state = given
+    """Return the outputs and the state after; arguments as in `kernels.linear_memory`."""
+    query, key, value, log_decay, step, state = inputs
     outputs = []
     for t in range(query.shape[1]):
         if start is not None:
             state = torch.where(start[:, t, None, None, None], 0, state)
-        kept = log_decay[:, t].exp()
-        faded = (kept if log_decay.ndim == 4 else kept[..., None])[..., None] * state
-        written = value[:, t]
+        decay = log_decay[:, t].exp()
+        decayed_state = (decay if log_decay.ndim == 4 else decay[..., None])[..., None] * state
+        error = value[:, t]
         if rule == "delta":
-            written = written - (faded * key[:, t, :, :, None]).sum(2)
-        after = faded + (step[:, t, :, None] * key[:, t])[..., None] * written[:, :, None]
+            error = error - (decayed_state * key[:, t, :, :, None]).sum(2)
+        after = decayed_state + (step[:, t, :, None] * key[:, t])[..., None] * error[:, :, None]
         outputs.append(((state if read_before_write else after) * query[:, t, :, :, None]).sum(2))
         state = after
     return torch.stack(outputs, dim=1) if outputs else value, state

@@ -1,1 +1,1 @@
-"""Titans' test-time learner."""
+"""Neural memory: the test-time learner of Titans and Miras."""

@@ -1,6 +1,6 @@
-"""What gates decide in chunks of matrices, formed for all of them at once, and its gradient by hand.
+"""Coefficients of the learning rule for many chunks of a matrix memory, with a custom backward pass.
 
-Letters as in `kernels.neural_memory`; a name with `grad_` is the gradient of what the rest of the name is.
+They depend on the gates only. Letters as in `kernels.neural_memory`; `grad_x` is the gradient of `x`.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.neural.network import LEAST_LOG, decays_of
+from scrubjay.kernels.neural.network import LEAST_LOG, compute_decays
 
 
-class Segment(NamedTuple):
-    """Some chunks, and how they are gone through."""
+class SegmentOptions(NamedTuple):
+    """Borders, valid tokens and read order of some chunks."""
 
     fresh: Bool[Tensor, "N R"] | None
-    """Which begin anew, None if none does."""
+    """Mask of chunks that begin with zero delta and momentum; None if there are none."""
     cut: Bool[Tensor, "N R"] | None
-    """Across whose beginning no gradient flows."""
+    """Mask of chunks across whose start no gradient flows; None if there are none."""
     incomplete: Bool[Tensor, "N R"] | None
-    """Behind which the anchor stays."""
-    learned: Bool[Tensor, "N R C"] | None
-    """Which tokens are, None if all."""
+    """Mask of incomplete chunks, which leave the anchor weights unchanged; None if all are complete."""
+    valid_tokens: Bool[Tensor, "N R C"] | None
+    """Mask of tokens that are not skipped; None if none is."""
     read_before_write: bool
 
 
-class Given(NamedTuple):
-    """What a segment's outputs are differentiable functions of."""
+class MatrixInputs(NamedTuple):
+    """Differentiable inputs of a segment of a matrix memory."""
 
     query: Float[Tensor, "N R C D"]
     key: Float[Tensor, "N R C D"]
@@ -45,52 +45,54 @@ class Given(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """What gates decide: how a chunk's tokens add up at the places of reads and at its end.
+    """Coefficients of a chunk's tokens at the reads and at the chunk's end.
 
-    Reads are of row t - 1 of what is written where they come before.
+    If reads come before writes, row t of the read coefficients is row t - 1 of the write coefficients.
     """
 
     decay: Float[Tensor, "N R C C"]
     trace: Float[Tensor, "N R C C"]
-    retained: Float[Tensor, "N R C"]
-    kept: Float[Tensor, "N R C"]
-    read_retained: Float[Tensor, "N R C"]
-    read_built: Float[Tensor, "N R C"]
-    read_mixed: Float[Tensor, "N R C C"]
-    end_mixed: Float[Tensor, "N R C"]
+    retention: Float[Tensor, "N R C"]
+    momentum_retention: Float[Tensor, "N R C"]
+    read_retention: Float[Tensor, "N R C"]
+    read_buildup: Float[Tensor, "N R C"]
+    read_mixing: Float[Tensor, "N R C C"]
+    end_mixing: Float[Tensor, "N R C"]
     end_trace: Float[Tensor, "N R C"]
-    end_built: Float[Tensor, "N R"]
+    end_buildup: Float[Tensor, "N R"]
     ends: Float[Tensor, "N R 2"]
 
     @classmethod
-    def of(
+    def from_gates(
         cls,
         log_retention: Float[Tensor, "N R C"],
         log_momentum: Float[Tensor, "N R C"],
-        learned: Bool[Tensor, "N R C"] | None,
+        valid_tokens: Bool[Tensor, "N R C"] | None,
         read_before_write: bool,
     ) -> Factors:
-        """Return the factors of some chunks; tokens not `learned` must have logarithms of 0."""
-        decay, trace, retained, kept = decays_of(log_retention, log_momentum, learned)
-        built = (decay @ kept[..., None])[..., 0]
-        mixed = decay @ trace
-        read_retained, read_built, read_mixed = retained, built, mixed
+        """Return the factors of some chunks; tokens not in `valid_tokens` must have log decays of 0."""
+        decay, trace, retention, momentum_retention = compute_decays(
+            log_retention, log_momentum, valid_tokens
+        )
+        buildup = (decay @ momentum_retention[..., None])[..., 0]
+        mixing = decay @ trace
+        read_retention, read_buildup, read_mixing = retention, buildup, mixing
         if read_before_write:
-            read_retained = functional.pad(retained[..., :-1], (1, 0), value=1)
-            read_built = functional.pad(built[..., :-1], (1, 0))
-            read_mixed = functional.pad(mixed[..., :-1, :], (0, 0, 1, 0))
+            read_retention = functional.pad(retention[..., :-1], (1, 0), value=1)
+            read_buildup = functional.pad(buildup[..., :-1], (1, 0))
+            read_mixing = functional.pad(mixing[..., :-1, :], (0, 0, 1, 0))
         return cls(
             decay,
             trace,
-            retained,
-            kept,
-            read_retained,
-            read_built,
-            read_mixed,
-            end_mixed=mixed[..., -1, :],
+            retention,
+            momentum_retention,
+            read_retention,
+            read_buildup,
+            read_mixing,
+            end_mixing=mixing[..., -1, :],
             end_trace=trace[..., -1, :],
-            end_built=built[..., -1],
-            ends=torch.stack([retained[..., -1], kept[..., -1]], dim=-1),
+            end_buildup=buildup[..., -1],
+            ends=torch.stack([retention[..., -1], momentum_retention[..., -1]], dim=-1),
         )
 
     def backward(
@@ -98,51 +100,52 @@ class Factors(NamedTuple):
         log_retention: Float[Tensor, "N R C"],
         log_momentum: Float[Tensor, "N R C"],
         read_before_write: bool,
-        grad_retained,
-        grad_built,
-        grad_mixed,
-        grad_end_mixed,
+        grad_retention,
+        grad_buildup,
+        grad_mixing,
+        grad_end_mixing,
         grad_end_trace,
         grad_ends,
     ) -> list[Tensor]:
-        """Return the gradients of the logarithms of momentum and retention; those given are overwritten.
+        """Return the gradients of the log decays of momentum and retention; overwrites its arguments.
 
         Args:
-            log_retention: What the factors are of.
-            log_momentum: The same.
-            read_before_write: The same.
-            grad_retained: Of `read_retained`.
-            grad_built: Of `read_built`.
-            grad_mixed: Of `read_mixed`.
-            grad_end_mixed: Of `end_mixed`.
-            grad_end_trace: Of `end_trace`.
-            grad_ends: `[N, R, 2, 2]`, of how much of delta and momentum is in delta and momentum.
+            log_retention: As passed to `from_gates`.
+            log_momentum: As passed to `from_gates`.
+            read_before_write: As passed to `from_gates`.
+            grad_retention: Gradient of `read_retention`.
+            grad_buildup: Gradient of `read_buildup`.
+            grad_mixing: Gradient of `read_mixing`.
+            grad_end_mixing: Gradient of `end_mixing`.
+            grad_end_trace: Gradient of `end_trace`.
+            grad_ends: Gradient of the shares of the first delta and momentum in the last ones, `[N, R, 2,
+                2]`.
         """
-        grad_retained = _of_writes(grad_retained, grad_ends[..., 0, 0], 2, read_before_write)
-        grad_built = _of_writes(grad_built, grad_ends[..., 0, 1], 2, read_before_write)
-        grad_mixed = _of_writes(grad_mixed, grad_end_mixed, 2, read_before_write)
-        grad_trace = self.decay.mT @ grad_mixed
+        grad_retention = _shift_to_writes(grad_retention, grad_ends[..., 0, 0], 2, read_before_write)
+        grad_buildup = _shift_to_writes(grad_buildup, grad_ends[..., 0, 1], 2, read_before_write)
+        grad_mixing = _shift_to_writes(grad_mixing, grad_end_mixing, 2, read_before_write)
+        grad_trace = self.decay.mT @ grad_mixing
         grad_trace[..., -1, :].add_(grad_end_trace)
-        grad_decay = grad_mixed @ self.trace.mT
-        grad_decay.addcmul_(grad_built[..., :, None], self.kept[..., None, :])
-        grad_kept = (self.decay.mT @ grad_built[..., None])[..., 0]
-        grad_kept[..., -1].add_(grad_ends[..., 1, 1])
-        # Of the sums of logarithms: each is in its row, and less so in its column.
-        owed = torch.stack([grad_trace.mul_(self.trace), grad_decay.mul_(self.decay)])
-        sums = owed.sum(-1).sub_(owed.sum(-2))
-        sums[0].addcmul_(grad_kept, self.kept)
-        sums[1].addcmul_(grad_retained, self.retained)
-        # What is owed to a sum is owed to all that it is a sum of.
-        found = (sums.sum(-1, keepdim=True) - sums.cumsum(-1)).add_(sums)
+        grad_decay = grad_mixing @ self.trace.mT
+        grad_decay.addcmul_(grad_buildup[..., :, None], self.momentum_retention[..., None, :])
+        grad_momentum_retention = (self.decay.mT @ grad_buildup[..., None])[..., 0]
+        grad_momentum_retention[..., -1].add_(grad_ends[..., 1, 1])
+        # Gradient of the cumulative log decays: each enters with + in its row and with - in its column.
+        pair_grads = torch.stack([grad_trace.mul_(self.trace), grad_decay.mul_(self.decay)])
+        sums = pair_grads.sum(-1).sub_(pair_grads.sum(-2))
+        sums[0].addcmul_(grad_momentum_retention, self.momentum_retention)
+        sums[1].addcmul_(grad_retention, self.retention)
+        # The gradient of a log decay is the sum over all cumulative sums that contain it.
+        grad_logs = (sums.sum(-1, keepdim=True) - sums.cumsum(-1)).add_(sums)
         logs = (log_momentum, log_retention)
-        return [part.mul_(log >= LEAST_LOG) for part, log in zip(found, logs, strict=True)]
+        return [part.mul_(log >= LEAST_LOG) for part, log in zip(grad_logs, logs, strict=True)]
 
 
-def _of_writes(grad_reads: Tensor, grad_end: Tensor, dim: int, read_before_write: bool) -> Tensor:
-    """Return the gradient at all rows of writes from those at reads and at the end."""
+def _shift_to_writes(grad_reads: Tensor, grad_end: Tensor, dim: int, read_before_write: bool) -> Tensor:
+    """Return the gradient of the write coefficients from those of the reads and of the end."""
     if not read_before_write:
         grad_reads.select(dim, -1).add_(grad_end)
         return grad_reads
-    # Row 0 of reads is before all writes, and the last of writes is the end's.
+    # Row 0 of the reads precedes all writes, and the last row of the writes is that of the end.
     rest = grad_reads.narrow(dim, 1, grad_reads.shape[dim] - 1)
     return torch.cat([rest, grad_end.unsqueeze(dim)], dim=dim)

@@ -1,12 +1,13 @@
-"""Neural memories that are one matrix per head: what chunks need of each other is few products a chunk.
+"""Neural memories with one matrix per head: few matrix products per chunk in the sequential loop.
 
-A chunk's error is its keys' product with the anchor, and what it adds to delta and momentum are products of
-keys and errors whose factors gates alone decide. So factors, and what ties the tokens of a chunk to each
-other, are formed for many chunks at once, and from chunk to chunk go only the products with the state, while
-it is in a cache; backwards the same way round, by hand.
+The error of a chunk is the product of its keys with the anchor weights, less its values. A chunk adds
+products of keys and errors to delta and momentum, with coefficients that depend on the gates only. So the
+coefficients and the products inside chunks are computed for many chunks at once. The loop over chunks
+computes only the products with the state, while it is in the CPU cache. The custom backward pass has the same
+structure.
 
-Letters as in `neural_memory_torch`; N chunks. Delta and momentum lie one above the other, `[2 D, D]`, so that
-a product serves both. A name with `grad_` is the gradient of what the rest of the name is.
+Letters as in `kernels.neural_memory`; N chunks. Delta and momentum are stacked, `[2 D, D]`, so that one
+product serves both. `grad_x` is the gradient of `x`.
 """
 
 from __future__ import annotations
@@ -19,118 +20,128 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import is_wanted_again
+from scrubjay.kernels.derivatives import needs_graph
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.kernels.neural.factors import Factors, Given, Segment
+from scrubjay.kernels.neural.factors import Factors, MatrixInputs, SegmentOptions
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 
-# Chunks between looks for denormal numbers, beside the last.
+# Chunks between two flushes of denormal numbers; the last chunk is flushed, too.
 _FLUSH_EVERY = 8
-# Bytes of states kept at borders up to which none is computed a second time.
-_MOST_KEPT = 2**25
-# Numbers of a tensor of tokens that is gone through at once: as many as caches hold, with others beside it.
-_MOST_NUMBERS = 2**17
-# Borders at which no chunk begins: that of the anchor given, and that to which no gradient comes.
-_GIVEN, _NOWHERE = -1, -2
+# Memory for saved states at chunk borders; within it no state is recomputed in the backward pass.
+_MAX_SAVED_BYTES = 2**25
+# Largest tensor of tokens that is processed at once; it should fit into the CPU caches with other tensors.
+_MAX_TOKEN_NUMBERS = 2**17
+# Border numbers without a chunk: that of the initial anchor, and that of anchors that get no gradient.
+_INITIAL_ANCHOR, _NO_GRADIENT = -1, -2
 
-Plainly = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], Sequence[Tensor]]
+AutogradFallback = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
 
 def run_matrices(
-    segment: Segment, given: Given, plainly: Plainly
+    segment: SegmentOptions, inputs: MatrixInputs, autograd_fallback: AutogradFallback
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return what tokens read, their gradients' squared lengths, and delta, momentum and anchor after.
+    """Return the outputs, the squared norms of the gradients, and delta, momentum and anchor after.
 
-    `plainly` returns the gradients of a segment's `Given` in operations that autograd follows.
+    `autograd_fallback` returns the gradients of a segment's `MatrixInputs` by autograd.
     """
-    tokens, weight, state = given[:6], given.weight, given[7:]
-    count, size = len(given.query), max(1, _MOST_NUMBERS // given.query[0].numel())
-    kept = 3 * given.delta.numel() * given.delta.element_size() * count <= _MOST_KEPT
+    tokens, weight, state = inputs[:6], inputs.weight, inputs[7:]
+    count, size = len(inputs.query), max(1, _MAX_TOKEN_NUMBERS // inputs.query[0].numel())
+    save = 3 * inputs.delta.numel() * inputs.delta.element_size() * count <= _MAX_SAVED_BYTES
     if size >= count:
-        y, squared, *state = _Matrices.apply(segment, plainly, kept, *given)
-        return y, squared, tuple(state)
+        y, squared_norm, *state = _Matrices.apply(segment, autograd_fallback, save, *inputs)
+        return y, squared_norm, tuple(state)
     reads, squares = [], []
-    # Split, not sliced: the gradients of slices would be summed up.
+    # Split, not sliced: autograd would sum full-size gradients of slices.
     parts = zip(*(x.split(size) for x in tokens), strict=True)
     for index, part in enumerate(parts):
-        here = slice(index * size, (index + 1) * size)
-        fresh, cut, incomplete, learned = (None if x is None else x[here] for x in segment[:4])
-        chosen = Segment(fresh, cut, incomplete, learned, segment.read_before_write)
-        y, squared, *state = _Matrices.apply(chosen, plainly, kept, *part, weight, *state)
+        chunks = slice(index * size, (index + 1) * size)
+        fresh, cut, incomplete, valid_tokens = (None if x is None else x[chunks] for x in segment[:4])
+        part_options = SegmentOptions(fresh, cut, incomplete, valid_tokens, segment.read_before_write)
+        y, squared_norm, *state = _Matrices.apply(
+            part_options, autograd_fallback, save, *part, weight, *state
+        )
         reads.append(y)
-        squares.append(squared)
+        squares.append(squared_norm)
     return torch.cat(reads), torch.cat(squares), tuple(state)
 
 
 class _Matrices(torch.autograd.Function):
-    """A segment, with its gradient by hand."""
+    """A segment of chunks, with the custom backward pass."""
 
     @staticmethod
-    def forward(ctx, segment: Segment, plainly: Plainly, keep: bool, *flat):
-        given = Given(*flat)
-        course, factors = _Course(segment, given), _factors(segment, given)
-        walk = _Walk(segment, given, course, factors)
-        y, squared, after = walk.forward()
-        ctx.segment, ctx.plainly, ctx.course = segment, plainly, course
+    def forward(ctx, segment: SegmentOptions, autograd_fallback: AutogradFallback, save: bool, *flat):
+        inputs = MatrixInputs(*flat)
+        border_plan, factors = _BorderPlan(segment, inputs), _factors(segment, inputs)
+        segment_pass = _SegmentPass(segment, inputs, border_plan, factors)
+        y, squared_norm, after = segment_pass.forward()
+        ctx.segment, ctx.autograd_fallback, ctx.border_plan = segment, autograd_fallback, border_plan
         if any(ctx.needs_input_grad):
-            # Saved by autograd, all of it, which frees it after the backward pass and lets checkpoints drop
-            # it.
-            ctx.save_for_backward(*given, *((*factors, walk.states, walk.errors) if keep else ()))
-        ctx.mark_non_differentiable(squared)
+            # Autograd saves all of it: so it is freed after the backward pass and dropped by checkpointing.
+            ctx.save_for_backward(
+                *inputs, *((*factors, segment_pass.states, segment_pass.errors) if save else ())
+            )
+        ctx.mark_non_differentiable(squared_norm)
         ctx.set_materialize_grads(False)
-        return y, squared, *after
+        return y, squared_norm, *after
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad_y, _, *grad_after):
-        flat, kept = ctx.saved_tensors[: len(Given._fields)], ctx.saved_tensors[len(Given._fields) :]
-        if is_wanted_again(grad_y, *grad_after):
-            return None, None, None, *ctx.plainly(ctx.segment, flat, grad_y, grad_after)
-        given = Given(*flat)
-        factors = Factors(*kept[:-2]) if kept else _factors(ctx.segment, given)
-        walk = _Walk(ctx.segment, given, ctx.course, factors)
-        if kept:
-            walk.states, walk.errors = kept[-2:]
+        num_inputs = len(MatrixInputs._fields)
+        flat, saved_tensors = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
+        if needs_graph(grad_y, *grad_after):
+            return None, None, None, *ctx.autograd_fallback(ctx.segment, flat, grad_y, grad_after)
+        inputs = MatrixInputs(*flat)
+        factors = Factors(*saved_tensors[:-2]) if saved_tensors else _factors(ctx.segment, inputs)
+        segment_pass = _SegmentPass(ctx.segment, inputs, ctx.border_plan, factors)
+        if saved_tensors:
+            segment_pass.states, segment_pass.errors = saved_tensors[-2:]
         else:
-            walk.write()
-        grad_y = torch.zeros_like(walk.given.query) if grad_y is None else grad_y.contiguous()
-        return None, None, None, *walk.backward(grad_y, grad_after)
+            segment_pass.write()
+        grad_y = torch.zeros_like(segment_pass.inputs.query) if grad_y is None else grad_y.contiguous()
+        return None, None, None, *segment_pass.backward(grad_y, grad_after)
 
 
-class _Walk:
-    """The way through a segment's chunks: `forward`, or `backward` with what `write` found."""
+class _SegmentPass:
+    """Forward and backward pass over the chunks of a segment; `backward` needs the results of `write`."""
 
-    def __init__(self, segment: Segment, given: Given, course: _Course, factors: Factors) -> None:
-        self.segment, self.given, self.course, self.factors = segment, given, course, factors
-        self.count, self.rows, self.length, self.width = given.query.shape
-        self.heads = len(given.weight)
-        self.reads = _beside(given.query, self.factors.read_retained, self.factors.read_built)
-        step = given.step_size[..., 0]
-        self.writes = _beside(given.key, self.factors.end_mixed * step, self.factors.end_trace * step)
+    def __init__(
+        self, segment: SegmentOptions, inputs: MatrixInputs, border_plan: _BorderPlan, factors: Factors
+    ) -> None:
+        self.segment, self.inputs, self.border_plan, self.factors = segment, inputs, border_plan, factors
+        self.count, self.rows, self.length, self.width = inputs.query.shape
+        self.heads = len(inputs.weight)
+        self.reads = _concat_multiples(inputs.query, self.factors.read_retention, self.factors.read_buildup)
+        step = inputs.step_size[..., 0]
+        self.writes = _concat_multiples(
+            inputs.key, self.factors.end_mixing * step, self.factors.end_trace * step
+        )
 
     def forward(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return what is read, the squared lengths of gradients, and the state after."""
-        given = self.given
-        y = self._by_weight(given.query, given.weight)
+        """Return the outputs, the squared norms of the gradients, and the state after."""
+        inputs = self.inputs
+        y = self._by_weight(inputs.query, inputs.weight)
         self.write(y)
-        pulls = self.factors.read_mixed * given.step_size.mT
-        similar = torch.bmm(_flat(given.query), _flat(given.key).mT)
-        _flat(y).baddbmm_(similar.mul_(_flat(pulls)), _flat(self.errors), alpha=-1)
-        squared = (given.key * given.key).sum(-1).mul_((self.errors * self.errors).sum(-1))
+        step_mixing = self.factors.read_mixing * inputs.step_size.mT
+        similarity = torch.bmm(_flatten_chunks(inputs.query), _flatten_chunks(inputs.key).mT)
+        _flatten_chunks(y).baddbmm_(
+            similarity.mul_(_flatten_chunks(step_mixing)), _flatten_chunks(self.errors), alpha=-1
+        )
+        squared_norm = (inputs.key * inputs.key).sum(-1).mul_((self.errors * self.errors).sum(-1))
         after = [self.states[self.count, :, 0].clone(), self.states[self.count, :, 1].clone()]
-        return y, squared, [*after, self.states[self.course.source[-1], self.course.row, 0]]
+        return y, squared_norm, [*after, self.states[self.border_plan.source[-1], self.border_plan.row, 0]]
 
     def write(self, y: Tensor | None = None) -> None:
-        """Go from chunk to chunk; adds what is read of what chunks began with to `y`."""
-        given, rows, width = self.given, self.rows, self.width
-        self.states = given.query.new_empty(self.count + 2, rows, 2, width, width)
-        self.states[0, :, 0], self.states[0, :, 1], self.states[-1, :, 0] = given[7:]
-        self.errors, anchored = torch.empty_like(given.value), torch.empty_like(given.delta)
-        states, tall = self.states.unbind(), self.states.flatten(2, 3).unbind()
+        """Loop over the chunks; add the reads of the chunks' first states to `y`."""
+        inputs, rows, width = self.inputs, self.rows, self.width
+        self.states = inputs.query.new_empty(self.count + 2, rows, 2, width, width)
+        self.states[0, :, 0], self.states[0, :, 1], self.states[-1, :, 0] = inputs[7:]
+        self.errors, anchor_weights = torch.empty_like(inputs.value), torch.empty_like(inputs.delta)
+        states, stacked_states = self.states.unbind(), self.states.flatten(2, 3).unbind()
         deltas, momenta = self.states[:, :, 0].unbind(), self.states[:, :, 1].unbind()
         chunks = zip(
-            given.key.unbind(),
-            given.value.unbind(),
+            inputs.key.unbind(),
+            inputs.value.unbind(),
             self.errors.unbind(),
             self.reads.unbind(),
             self.writes.mT.unbind(),
@@ -138,53 +149,55 @@ class _Walk:
             strict=True,
         )
         outputs = None if y is None else y.unbind()
-        for index, (key, value, error, reads, writes, ends, built) in enumerate(chunks):
-            if index in self.course.fresh:
-                _empty(states[index], self.course.fresh[index])
-            torch.baddbmm(value, key, self._anchored(index, anchored), beta=-1, out=error)
+        for index, (key, value, error, reads, writes, ends, buildup) in enumerate(chunks):
+            if index in self.border_plan.fresh:
+                _zero_rows(states[index], self.border_plan.fresh[index])
+            torch.baddbmm(value, key, self._anchor_weights(index, anchor_weights), beta=-1, out=error)
             if outputs is not None:
-                outputs[index].baddbmm_(reads, tall[index])
+                outputs[index].baddbmm_(reads, stacked_states[index])
             after = torch.mul(states[index], ends, out=states[index + 1])
-            deltas[index + 1].addcmul_(built, momenta[index])
-            tall[index + 1].baddbmm_(writes, error, alpha=-1)
+            deltas[index + 1].addcmul_(buildup, momenta[index])
+            stacked_states[index + 1].baddbmm_(writes, error, alpha=-1)
             if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == self.count - 1:
                 torch.hardshrink(after, NEGLIGIBLE, out=after)
 
     def backward(self, grad_y: Tensor, grad_after: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Return the gradients of all that was given."""
-        given, factors = self.given, self.factors
-        query, key, errors, grad = (_flat(x) for x in (given.query, given.key, self.errors, grad_y))
-        step = given.step_size.mT
-        pulls = _flat(factors.read_mixed * step)
-        similar = torch.bmm(query, key.mT)
-        grad_errors = torch.bmm((pulls * similar).mT, grad).neg_().view_as(given.value)
-        grad_pulled = torch.bmm(grad, errors.mT).neg_()
-        grad_similar = grad_pulled * pulls
-        grad_mixed = grad_pulled.mul_(similar).view_as(factors.read_mixed)
-        grad_step = (grad_mixed * factors.read_mixed).sum(-2)
-        grad_mixed.mul_(step)
-        grad_query = self._by_weight(grad_y, given.weight.mT)
-        _flat(grad_query).baddbmm_(grad_similar, key)
-        grad_key = torch.bmm(grad_similar.mT, query).view_as(given.key)
-        grad_reads, grad_writes, grad_ends, grad_weight, grad_state = self._return(
+        """Return the gradients of all inputs."""
+        inputs, factors = self.inputs, self.factors
+        query, key, errors, grad = (
+            _flatten_chunks(x) for x in (inputs.query, inputs.key, self.errors, grad_y)
+        )
+        step = inputs.step_size.mT
+        step_mixing = _flatten_chunks(factors.read_mixing * step)
+        similarity = torch.bmm(query, key.mT)
+        grad_errors = torch.bmm((step_mixing * similarity).mT, grad).neg_().view_as(inputs.value)
+        grad_weighted = torch.bmm(grad, errors.mT).neg_()
+        grad_similarity = grad_weighted * step_mixing
+        grad_mixing = grad_weighted.mul_(similarity).view_as(factors.read_mixing)
+        grad_step = (grad_mixing * factors.read_mixing).sum(-2)
+        grad_mixing.mul_(step)
+        grad_query = self._by_weight(grad_y, inputs.weight.mT)
+        _flatten_chunks(grad_query).baddbmm_(grad_similarity, key)
+        grad_key = torch.bmm(grad_similarity.mT, query).view_as(inputs.key)
+        grad_reads, grad_writes, grad_ends, grad_weight, grad_state = self._backward_states(
             grad_y, grad_errors, grad_key, grad_after
         )
-        grad_retained, grad_built = _pull_back(
-            grad_reads, given.query, grad_query, factors.read_retained, factors.read_built
+        grad_retention, grad_buildup = _backward_multiples(
+            grad_reads, inputs.query, grad_query, factors.read_retention, factors.read_buildup
         )
-        step = given.step_size[..., 0]
-        grad_end_mixed, grad_end_trace = _pull_back(
-            grad_writes.neg_(), given.key, grad_key, factors.end_mixed * step, factors.end_trace * step
+        step = inputs.step_size[..., 0]
+        grad_end_mixing, grad_end_trace = _backward_multiples(
+            grad_writes.neg_(), inputs.key, grad_key, factors.end_mixing * step, factors.end_trace * step
         )
-        grad_step.addcmul_(grad_end_mixed, factors.end_mixed).addcmul_(grad_end_trace, factors.end_trace)
+        grad_step.addcmul_(grad_end_mixing, factors.end_mixing).addcmul_(grad_end_trace, factors.end_trace)
         grad_logs = factors.backward(
-            given.log_retention,
-            given.log_momentum,
+            inputs.log_retention,
+            inputs.log_momentum,
             self.segment.read_before_write,
-            grad_retained,
-            grad_built,
-            grad_mixed,
-            grad_end_mixed * step,
+            grad_retention,
+            grad_buildup,
+            grad_mixing,
+            grad_end_mixing * step,
             grad_end_trace * step,
             grad_ends,
         )
@@ -199,28 +212,28 @@ class _Walk:
             *grad_state,
         )
 
-    def _return(self, grad_y: Tensor, grad_errors: Tensor, grad_key: Tensor, grad_after):
-        """Go back from chunk to chunk, where `grad_errors` and `grad_key` are added to.
+    def _backward_states(self, grad_y: Tensor, grad_errors: Tensor, grad_key: Tensor, grad_after):
+        """Loop over the chunks in reverse; add to `grad_errors` and `grad_key`.
 
         Returns the gradients of `reads`, `writes` (negative), ends, weights in anchors, and the state.
         """
-        course, rows, width = self.course, self.rows, self.width
+        border_plan, rows, width = self.border_plan, self.rows, self.width
         grad_reads, grad_writes = torch.empty_like(self.reads), torch.empty_like(self.writes)
         grad_ends = grad_y.new_empty(self.count, rows, 2, 2)
-        anchored, grad_weight = torch.empty_like(self.given.delta), torch.zeros_like(self.given.delta)
-        debts = _Debts(course)
-        both = grad_y.new_empty(2, rows, 2, width, width)
-        # Of a border and of that behind it, by turns: whole, its parts, and these one above the other.
-        before, after = zip(both, both[:, :, 0], both[:, :, 1], both.flatten(2, 3), strict=True)
-        nothing = all(grad is None for grad in grad_after)
-        if not nothing:
+        anchor_weights, grad_weight = torch.empty_like(self.inputs.delta), torch.zeros_like(self.inputs.delta)
+        anchor_gradients = _AnchorGradients(border_plan)
+        buffers = grad_y.new_empty(2, rows, 2, width, width)
+        # State gradients before and after a chunk, swapped each step: whole, delta, momentum, stacked.
+        before, after = zip(buffers, buffers[:, :, 0], buffers[:, :, 1], buffers.flatten(2, 3), strict=True)
+        is_zero = all(grad is None for grad in grad_after)
+        if not is_zero:
             for part, grad in zip(after[1:3], grad_after, strict=False):
                 part.copy_(grad) if grad is not None else part.zero_()
         if grad_after[2] is not None:
-            debts.owe(grad_after[2], self.count)
-        debts.pay(after[1], self.count)
+            anchor_gradients.add(grad_after[2], self.count)
+        anchor_gradients.move_to(after[1], self.count)
         chunks = zip(
-            self.given.key.mT.unbind(),
+            self.inputs.key.mT.unbind(),
             self.errors.unbind(),
             self.reads.mT.unbind(),
             self.writes.unbind(),
@@ -236,49 +249,49 @@ class _Walk:
             strict=True,
         )
         for index, chunk in reversed(list(enumerate(chunks))):
-            key, error, reads, writes, ends, built, state, tall, of_y, *found = chunk
-            of_error, of_key, of_reads, of_writes, of_ends = found
-            if nothing:
-                of_writes.zero_()
-                of_ends.zero_()
-                torch.bmm(reads, of_y, out=before[3])
+            key, error, reads, writes, ends, buildup, state, stacked_states, chunk_grad_y, *outputs = chunk
+            grad_error, grad_chunk_key, grad_chunk_reads, grad_chunk_writes, grad_chunk_ends = outputs
+            if is_zero:
+                grad_chunk_writes.zero_()
+                grad_chunk_ends.zero_()
+                torch.bmm(reads, chunk_grad_y, out=before[3])
             else:
-                of_error.baddbmm_(writes, after[3], alpha=-1)
-                torch.bmm(error, after[3].mT, out=of_writes)
-                torch.bmm(after[0].flatten(2), state, out=of_ends)
+                grad_error.baddbmm_(writes, after[3], alpha=-1)
+                torch.bmm(error, after[3].mT, out=grad_chunk_writes)
+                torch.bmm(after[0].flatten(2), state, out=grad_chunk_ends)
                 torch.mul(after[0], ends, out=before[0])
-                before[2].addcmul_(built, after[1])
-                before[3].baddbmm_(reads, of_y)
-            torch.bmm(of_y, tall, out=of_reads)
-            of_key.baddbmm_(of_error, self._anchored(index, anchored).mT)
-            of_anchor = torch.bmm(key, of_error, out=anchored)
-            grad_weight.add_(of_anchor)
-            debts.owe(of_anchor, index)
-            debts.pay(before[1], index)
-            if index in course.stopped:
-                _empty(before[0], course.stopped[index])
-            after, before, nothing = before, after, False
-        of_anchor = debts.at.get(_GIVEN)
-        if of_anchor is None:
-            of_anchor = torch.zeros_like(grad_weight)
+                before[2].addcmul_(buildup, after[1])
+                before[3].baddbmm_(reads, chunk_grad_y)
+            torch.bmm(chunk_grad_y, stacked_states, out=grad_chunk_reads)
+            grad_chunk_key.baddbmm_(grad_error, self._anchor_weights(index, anchor_weights).mT)
+            grad_anchor = torch.bmm(key, grad_error, out=anchor_weights)
+            grad_weight.add_(grad_anchor)
+            anchor_gradients.add(grad_anchor, index)
+            anchor_gradients.move_to(before[1], index)
+            if index in border_plan.gradient_stops:
+                _zero_rows(before[0], border_plan.gradient_stops[index])
+            after, before, is_zero = before, after, False
+        grad_anchor = anchor_gradients.pending.get(_INITIAL_ANCHOR)
+        if grad_anchor is None:
+            grad_anchor = torch.zeros_like(grad_weight)
         return (
             grad_reads,
             grad_writes,
             grad_ends,
             self._by_head(grad_weight).sum(0),
-            (after[1], after[2], of_anchor),
+            (after[1], after[2], grad_anchor),
         )
 
     def _ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return, for every chunk, what is left of its state and how much of momentum is in delta."""
-        return self.factors.ends[..., None, None].unbind(), self.factors.end_built[..., None, None].unbind()
+        """Return for every chunk the retentions of its state and the share of momentum in delta."""
+        return self.factors.ends[..., None, None].unbind(), self.factors.end_buildup[..., None, None].unbind()
 
-    def _anchored(self, index: int, out: Float[Tensor, "R D D"]) -> Float[Tensor, "R D D"]:
-        """Return a chunk's weights."""
-        anchor = self.course.anchor(self.states, index)
+    def _anchor_weights(self, index: int, out: Float[Tensor, "R D D"]) -> Float[Tensor, "R D D"]:
+        """Return the weights at a chunk's anchor."""
+        anchor = self.border_plan.anchor(self.states, index)
         if self.heads == 1:
-            return torch.add(anchor, self.given.weight, out=out)
-        torch.add(self._by_head(anchor), self.given.weight, out=self._by_head(out))
+            return torch.add(anchor, self.inputs.weight, out=out)
+        torch.add(self._by_head(anchor), self.inputs.weight, out=self._by_head(out))
         return out
 
     def _by_head(self, x: Float[Tensor, "*N R D D"]) -> Float[Tensor, "*N B H D D"]:
@@ -292,28 +305,31 @@ class _Walk:
 
     def _weights_gradient(self, grad_y: Tensor) -> Float[Tensor, "H D D"]:
         """Return the gradient of the weights in reads."""
-        query, width = self.given.query, self.width
+        query, width = self.inputs.query, self.width
         if self.heads == 1:
             return (query.view(-1, width).T @ grad_y.view(-1, width))[None]
         return self._by_head(query.mT @ grad_y).sum((0, 1))
 
 
-class _Course:
-    """What happens to which rows at borders of chunks, border 0 being that of the segment.
+class _BorderPlan:
+    """Resets, cuts and anchors of each row at the chunk borders; border 0 is the start of the segment.
 
-    `source` says at which border a row's anchor of each chunk, and after the last, was its delta; -1 is that
-    given. `used` says the same where tokens are learned, and that anchors are own where none is.
+    `source` holds for each chunk, and for the end, the border whose delta is the row's anchor; -1 is the
+    initial anchor. `used_border` is `source` for chunks with valid tokens, and the chunk's own border for
+    others. `gradient_target` is `used_border`, or -2 if a cut lies between.
     """
 
-    def __init__(self, segment: Segment, given: Given) -> None:
-        count, rows = given.query.shape[:2]
-        self.device = given.query.device
-        fresh, cut, incomplete, learned = (
-            None if x is None else x.numpy(force=True) for x in (*segment[:3], segment.learned)
+    def __init__(self, segment: SegmentOptions, inputs: MatrixInputs) -> None:
+        count, rows = inputs.query.shape[:2]
+        self.device = inputs.query.device
+        fresh, cut, incomplete, valid_tokens = (
+            None if x is None else x.numpy(force=True) for x in (*segment[:3], segment.valid_tokens)
         )
         self.row = torch.arange(rows, device=self.device)
-        self.fresh = self._places(fresh)
-        self.stopped = self._places(fresh if cut is None else cut if fresh is None else cut | fresh)
+        self.fresh = self._rows_by_chunk(fresh)
+        self.gradient_stops = self._rows_by_chunk(
+            fresh if cut is None else cut if fresh is None else cut | fresh
+        )
         moves = np.ones((count + 1, rows), dtype=bool)
         moves[0] = False
         if incomplete is not None:
@@ -321,93 +337,101 @@ class _Course:
         if fresh is not None:
             moves[:count] |= fresh
         border = np.arange(count + 1)[:, None]
-        source = np.maximum.accumulate(np.where(moves, border, _GIVEN))
-        elsewhere = source != border
-        if learned is not None:
-            elsewhere[:count] &= learned.any(-1)
-        used = np.where(elsewhere, source, border)
-        owing = used
+        source = np.maximum.accumulate(np.where(moves, border, _INITIAL_ANCHOR))
+        has_other_anchor = source != border
+        if valid_tokens is not None:
+            has_other_anchor[:count] &= valid_tokens.any(-1)
+        used_border = np.where(has_other_anchor, source, border)
+        gradient_target = used_border
         if cut is not None:
             last = np.maximum.accumulate(np.where(cut, border[:count], -1))
-            owing = np.where(np.concatenate([last, last[-1:]]) <= used, used, _NOWHERE)
-        self.source, self.used, self.owing = (self._there(x) for x in (source, used, owing))
-        self.elsewhere = elsewhere.any(1).tolist()
-        self.borders = [sorted(set(x)) for x in owing.tolist()]
+            gradient_target = np.where(
+                np.concatenate([last, last[-1:]]) <= used_border, used_border, _NO_GRADIENT
+            )
+        self.source, self.used_border, self.gradient_target = (
+            self._to_device(x) for x in (source, used_border, gradient_target)
+        )
+        self.has_other_anchor = has_other_anchor.any(1).tolist()
+        self.borders = [sorted(set(x)) for x in gradient_target.tolist()]
 
-    def _there(self, x: np.ndarray) -> Tensor:
+    def _to_device(self, x: np.ndarray) -> Tensor:
         return torch.from_numpy(x).to(self.device)
 
-    def _places(self, mask: np.ndarray | None) -> dict[int, Int[Tensor, " some"]]:
-        """Return the rows of every chunk that has some."""
+    def _rows_by_chunk(self, mask: np.ndarray | None) -> dict[int, Int[Tensor, " some"]]:
+        """Return the indices of the masked rows by chunk, for chunks that have some."""
         if mask is None:
             return {}
         some = np.flatnonzero(mask.any(1)).tolist()
-        return {index: self._there(np.flatnonzero(mask[index])) for index in some}
+        return {index: self._to_device(np.flatnonzero(mask[index])) for index in some}
 
     def anchor(self, states: Float[Tensor, "N_and_2 R 2 D D"], index: int) -> Float[Tensor, "R D D"]:
         """Return the anchors of a chunk."""
-        if not self.elsewhere[index]:
+        if not self.has_other_anchor[index]:
             return states[index, :, 0]
-        if self.borders[index] == [_GIVEN]:
-            return states[_GIVEN, :, 0]
-        return states[self.used[index], self.row, 0]
+        if self.borders[index] == [_INITIAL_ANCHOR]:
+            return states[_INITIAL_ANCHOR, :, 0]
+        return states[self.used_border[index], self.row, 0]
 
 
-class _Debts:
-    """What anchors owe to the deltas they were, till the way back comes to their borders."""
+class _AnchorGradients:
+    """Gradients of anchors, held until the backward loop reaches the border whose delta is the anchor."""
 
-    def __init__(self, course: _Course) -> None:
-        self.course = course
+    def __init__(self, border_plan: _BorderPlan) -> None:
+        self.border_plan = border_plan
         self.own: Tensor | None = None
-        self.at: dict[int, Float[Tensor, "R D D"]] = {}
+        self.pending: dict[int, Float[Tensor, "R D D"]] = {}
 
-    def owe(self, grad: Float[Tensor, "R D D"], index: int) -> None:
-        """Take the gradient of a chunk's anchors, which the caller may overwrite after `pay`."""
-        course = self.course
-        if not course.elsewhere[index]:
+    def add(self, grad: Float[Tensor, "R D D"], index: int) -> None:
+        """Add the gradient of a chunk's anchors; the caller may overwrite it after `move_to`."""
+        border_plan = self.border_plan
+        if not border_plan.has_other_anchor[index]:
             self.own = grad
             return
         self.own = None
-        borders = [border for border in course.borders[index] if border != _NOWHERE]
+        borders = [border for border in border_plan.borders[index] if border != _NO_GRADIENT]
         for border in borders:
             part = grad.clone()
-            if len(course.borders[index]) > 1:
-                part.masked_fill_((course.owing[index] != border)[:, None, None], 0)
-            self.at[border] = part.add_(self.at[border]) if border in self.at else part
+            if len(border_plan.borders[index]) > 1:
+                part.masked_fill_((border_plan.gradient_target[index] != border)[:, None, None], 0)
+            self.pending[border] = part.add_(self.pending[border]) if border in self.pending else part
 
-    def pay(self, grad_delta: Float[Tensor, "R D D"], index: int) -> None:
-        """Add all that is owed to a border's delta."""
-        for part in (self.own, self.at.pop(index, None)):
+    def move_to(self, grad_delta: Float[Tensor, "R D D"], index: int) -> None:
+        """Add the gradients of a border's anchors to the gradient of its delta, and drop them."""
+        for part in (self.own, self.pending.pop(index, None)):
             if part is not None:
                 grad_delta.add_(part)
         self.own = None
 
 
-def _factors(segment: Segment, given: Given) -> Factors:
-    return Factors.of(given.log_retention, given.log_momentum, segment.learned, segment.read_before_write)
+def _factors(segment: SegmentOptions, inputs: MatrixInputs) -> Factors:
+    return Factors.from_gates(
+        inputs.log_retention, inputs.log_momentum, segment.valid_tokens, segment.read_before_write
+    )
 
 
-def _empty(state: Float[Tensor, "R 2 D D"], rows: Int[Tensor, " some"]) -> None:
-    # All rows at once often, where environments are reset together, and quicker then.
+def _zero_rows(state: Float[Tensor, "R 2 D D"], rows: Int[Tensor, " some"]) -> None:
+    # Often all rows at once, where environments are reset together; that case is faster.
     state.zero_() if len(rows) == len(state) else state.index_fill_(0, rows, 0)
 
 
-def _flat(x: Float[Tensor, "N R *rest"]) -> Float[Tensor, "NR *rest"]:
+def _flatten_chunks(x: Float[Tensor, "N R *rest"]) -> Float[Tensor, "NR *rest"]:
     return x.reshape(-1, *x.shape[2:])
 
 
-def _beside(x: Float[Tensor, "N R C D"], a: Float[Tensor, "N R C"], b: Tensor) -> Float[Tensor, "N R C both"]:
-    """Return every token's two multiples, one beside the other."""
+def _concat_multiples(
+    x: Float[Tensor, "N R C D"], a: Float[Tensor, "N R C"], b: Tensor
+) -> Float[Tensor, "N R C both"]:
+    """Return a * x and b * x, concatenated along the last dim."""
     both = x.new_empty(*x.shape[:3], 2, x.shape[3])
     torch.mul(x, a[..., None], out=both[..., 0, :])
     torch.mul(x, b[..., None], out=both[..., 1, :])
     return both.flatten(3)
 
 
-def _pull_back(
+def _backward_multiples(
     grad: Float[Tensor, "N R C both"], x: Float[Tensor, "N R C D"], grad_x: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Float[Tensor, "N R C"], Float[Tensor, "N R C"]]:
-    """Return the gradients of the factors of `_beside`; adds to `grad_x`."""
+    """Return the gradients of the factors of `_concat_multiples`; add to `grad_x`."""
     grad_a, grad_b = grad.chunk(2, dim=-1)
     grad_x.addcmul_(grad_a, a[..., None]).addcmul_(grad_b, b[..., None])
     return (grad_a * x).sum(-1), (grad_b * x).sum(-1)

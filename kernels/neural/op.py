@@ -1,29 +1,30 @@
-"""Neural memory: a small network per row and head that learns each token's key -> value as it is read.
+"""Neural memory: a small network per batch row and head that learns the key -> value pair of each token.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network M(x) =
-act(act(x W_1) W_2) ... W_L with SiLU between its layers, born with learned weights and holding its difference
-`delta` from them. Every token takes one step of gradient descent with momentum,
+act(act(x W_1) W_2) ... W_L with SiLU between its layers. Its initial weights are trained parameters, and its
+state `delta` is the difference from them. Every token takes one step of gradient descent with momentum,
 
     S_t = momentum_t S_{t-1} - step_t gradient(M at the anchor; k_t, v_t)        (eq. 10 and 14)
     delta_t = retention_t delta_{t-1} + S_t                                      (eq. 13)
 
 where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq.
-16). Forgetting returns to the learned weights, not to zero: at zero a network of two layers is at a saddle
-for ever. In closed form, with D_tk the product of retentions after k up to t and E_kj that of momenta after j
-up to k,
+16). Forgetting returns to the initial weights, not to zero, because at zero a network of two layers is at a
+saddle point with zero gradient. In closed form, with D_tk the product of retentions after k up to t and E_kj
+that of momenta after j up to k,
 
     delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0,
 
-so a chunk is a handful of matrix products, no weights per token are formed, and no exponent is positive.
+so a chunk takes a few matrix products, no weights per token are computed, and no exponent is positive.
 
-The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), r the gradient
-at the output: then C equal tokens, to first order, remove their error and no more; `clip=False` takes steps
-as they are given. A matrix that learns keys
-of at most unit length needs none: there the caller bounds steps, by the same share, and momentum.
+The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), with r the
+gradient at the output: then C equal tokens remove, to first order, at most their error. `clip=False` disables
+the clip. A matrix with keys of at most unit length needs no clip: there the caller bounds the steps, by the
+same share, and the momentum.
 
-Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`: what is
-minimised is another loss, with r its gradient and |r|^2 in the clip its product with the error; weights are a
-mirror of what adds up, whose chunks begin at mirror(W + anchor) and move from there as delta does.
+Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`. They
+minimise another loss: r is its gradient, and in the clip |r|^2 becomes the product of r with the error. Their
+weights are a mirror map of the accumulated dual: a chunk begins at mirror(W + anchor) and changes from there
+as delta does.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -40,7 +41,7 @@ from torch import Tensor
 from scrubjay.kernels.dispatch import check_floats, is_traced, resolve, unsupported_dtype, without_autocast
 from scrubjay.kernels.neural import reference
 from scrubjay.kernels.neural.loop import run_chunks
-from scrubjay.kernels.neural.mirror import forgets_all
+from scrubjay.kernels.neural.mirror_map import forgets_all
 from scrubjay.kernels.neural.network import (
     LEAST_LOG,
     TITANS,
@@ -50,14 +51,14 @@ from scrubjay.kernels.neural.network import (
     NeuralState,
     Problem,
     backward_pass,
-    clipped_step,
-    error_share,
-    flushed,
+    clip_step,
+    compute_error_share,
+    compute_tangent_base,
+    flush_denormals,
     forward_pass,
-    mirrored,
+    mirror_weights,
     pack,
     residual_gradient,
-    tangent,
     unpack,
 )
 
@@ -87,42 +88,41 @@ def neural_memory(
     threshold: Float[Tensor, "B T H"] | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
-    """Return what every token reads, its gradient's length (surprise, without a graph), the state after.
+    """Return the outputs, the norms of the inner gradients (surprise, detached), and the state after.
 
-    Token t lies at place t % C of its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
-    is skipped, whatever it holds that is finite. A chunk that is `fresh` begins with no delta and no
-    momentum; across the beginning of one that is `cut` no gradient flows. Chunk 0 may continue one begun
-    earlier, its first tokens not valid: its anchor is that of `state`. `read_before_write` says whether a
-    token is read before or after it is learned. With `norm` the network's output is standardised, with
-    `residual` its input is added, in this order.
+    Token t has position t % C in its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
+    is skipped; its values must be finite. A `fresh` chunk begins with zero delta and momentum. No gradient
+    flows across the start of a `cut` chunk. Chunk 0 may continue an earlier chunk: then its first tokens are
+    not valid, and its anchor is that of `state`. With `norm` the network's output is standardised; with
+    `residual` the input is added after that.
 
-    "torch" runs one chunk at a time with a gradient of its own, linear in T ("closed" differentiates the same
-    loop by autograd, any number of times, and serves `norm` and all but Titans' `learning`). "triton" runs
-    the kernels of `gpu` for one or two layers of Titans without `norm`, differentiable once. Computed in at
-    least float32, tokens of half precision by TF32.
+    "torch" runs one chunk at a time with a custom backward pass, linear in T. "closed" differentiates the
+    same loop by autograd, any number of times; it also serves `norm` and every `learning` other than Titans.
+    "triton" runs the kernels of `gpu` for one or two layers of Titans without `norm`, differentiable once.
+    Computed in at least float32; the kernels use TF32 for tokens of half precision.
 
     Args:
-        query: What is looked up.
-        key: What is learned to be mapped...
-        value: ...to this.
-        gates: Of each token and head.
-        weights: Of each layer, those the memory was born with.
-        state: What was learned before.
-        chunk_size: C, in tokens.
-        valid: Which tokens count; all by default.
-        fresh: Which chunks begin anew; none by default.
-        cut: Which chunks begin without a graph; none by default.
-        read_before_write: Whether a token does not know itself yet.
-        residual: Whether the network's input is added.
-        norm: Whether its output is standardised.
-        clip: Whether steps of a memory of several layers are clipped.
-        learning: What the memory minimises and its weights are; Titans' by default.
-        threshold: Of each token's error, at least 0, where `learning` asks for one.
-        implementation: One of `scrubjay.kernels.dispatch`, or "closed".
+        query: Queries.
+        key: Keys to learn.
+        value: Values to learn.
+        gates: Gates of each token and head.
+        weights: Initial weights of each layer.
+        state: Initial state.
+        chunk_size: Tokens per chunk, C.
+        valid: Mask of tokens that are not skipped; all by default.
+        fresh: Mask of chunks that begin with zero delta and momentum; none by default.
+        cut: Mask of chunks across whose start no gradient flows; none by default.
+        read_before_write: Read each token before it is learned.
+        residual: Add the network's input to its output.
+        norm: Standardise the network's output.
+        clip: Clip the steps of a memory of several layers.
+        learning: Loss, activation and mirror map; Titans by default.
+        threshold: Threshold of each token's error, at least 0; required for a `Huber` loss.
+        implementation: One of those in `scrubjay.kernels.dispatch`, or "closed".
 
-    Raises ValueError on sizes that disagree, and TypeError on whole numbers.
+    Raises ValueError if shapes do not match, and TypeError on integer tensors.
     """
-    shape = NetworkShape.of(weights, residual, norm, clip, learning)
+    shape = NetworkShape.from_weights(weights, residual, norm, clip, learning)
     _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold)
     path = resolve(
         implementation,
@@ -131,7 +131,7 @@ def neural_memory(
         value,
         *weights,
         paths=("closed",),
-        unsupported=_unsupported_by_triton(query, key, value, state, shape, chunk_size),
+        unsupported_reason=_unsupported_by_triton(query, key, value, state, shape, chunk_size),
     )
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     tokens = (query, key, value)
@@ -154,9 +154,9 @@ def neural_memory(
     elif path == "triton" and query.shape[0] and query.shape[1]:
         from scrubjay.kernels.neural import gpu
 
-        y, surprise, after = gpu.run_walk(problem)
+        y, surprise, after = gpu.run_kernels(problem)
     else:
-        y, surprise, after = run_chunks(problem, by_hand=path == "torch")
+        y, surprise, after = run_chunks(problem, custom_backward=path == "torch")
     return y.to(query.dtype), surprise, after
 
 
@@ -178,30 +178,30 @@ def neural_memory_step(
     learning: Learning = TITANS,
     threshold: Float[Tensor, "B H"] | None = None,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token; where it `completes` its chunk the anchor moves.
+    """Advance by one token; if the token `completes` its chunk, the anchor moves.
 
-    Returns what `neural_memory` does, without its T.
+    Returns the results of `neural_memory` without the dim T.
 
     Args:
-        query: What is looked up.
-        key: What is learned to be mapped...
-        value: ...to this.
-        gates: Of the token, each `[B, H]`.
-        weights: Of each layer, those the memory was born with.
-        state: What was learned before.
-        completes: Whether the token is the last of its chunk.
-        chunk_size: C, in tokens.
-        read_before_write: Whether the token does not know itself yet.
-        residual: Whether the network's input is added.
-        norm: Whether its output is standardised.
-        clip: Whether steps of a memory of several layers are clipped.
-        learning: What the memory minimises and its weights are; Titans' by default.
-        threshold: Of the token's error, at least 0, where `learning` asks for one.
+        query: Query.
+        key: Key to learn.
+        value: Value to learn.
+        gates: Gates of the token, each `[B, H]`.
+        weights: Initial weights of each layer.
+        state: Current state.
+        completes: Mask of rows whose token is the last of its chunk.
+        chunk_size: Tokens per chunk, C.
+        read_before_write: Read the token before it is learned.
+        residual: Add the network's input to its output.
+        norm: Standardise the network's output.
+        clip: Clip the steps of a memory of several layers.
+        learning: Loss, activation and mirror map; Titans by default.
+        threshold: Threshold of the token's error, at least 0; required for a `Huber` loss.
     """
-    shape = NetworkShape.of(weights, residual, norm, clip, learning)
+    shape = NetworkShape.from_weights(weights, residual, norm, clip, learning)
     batch, heads, width = query.shape
     if chunk_size < 1:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1")
+        raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
     _check_network(weights, heads, width)
     _check_parts({"key": key, "value": value}, (batch, heads, width))
     _check_parts({f"gates.{name}": gate for name, gate in gates._asdict().items()}, (batch, heads))
@@ -217,37 +217,37 @@ def neural_memory_step(
     q, k, v = (x.to(dtype)[:, :, None] for x in (query, key, value))
     gates = Gates(*(gate.to(dtype)[..., None, None] for gate in gates))
     weights = [weight.to(dtype) for weight in weights]
-    standing = unpack(state.anchor, shape)
-    anchored = mirrored(weights, standing, shape)
-    inputs, products, prediction = forward_pass(k, anchored, shape)
+    anchor_layers = unpack(state.anchor, shape)
+    anchor_weights = mirror_weights(weights, anchor_layers, shape)
+    inputs, products, prediction = forward_pass(k, anchor_weights, shape)
     error = prediction - v
     pull = residual_gradient(error, threshold, shape)
-    deltas = backward_pass(pull, products, anchored, shape)
-    share = error_share(gates.log_momentum, chunk_size)
-    step, squared = clipped_step(gates.step_size, share, error, pull, inputs, deltas, shape)
+    deltas = backward_pass(pull, products, anchor_weights, shape)
+    share = compute_error_share(gates.log_momentum, chunk_size)
+    step, squared_norm = clip_step(gates.step_size, share, error, pull, inputs, deltas, shape)
     gradient = pack([h.transpose(-1, -2) @ d for h, d in zip(inputs, deltas, strict=True)])
-    kept = gates.log_momentum.clamp(min=LEAST_LOG).exp()[..., 0]
-    retained = gates.log_retention.clamp(min=LEAST_LOG).exp()[..., 0]
-    momentum = kept * state.momentum - step[..., 0] * gradient
-    # What fades is the dual itself, or what was learned on top of the newborn's.
-    whole = forgets_all(learning.mirror)
-    born = pack(weights) if whole else None
-    delta = retained * (state.delta if born is None else born + state.delta) + momentum
-    delta = delta if born is None else delta - born
+    momentum_retention = gates.log_momentum.clamp(min=LEAST_LOG).exp()[..., 0]
+    retention = gates.log_retention.clamp(min=LEAST_LOG).exp()[..., 0]
+    momentum = momentum_retention * state.momentum - step[..., 0] * gradient
+    # Retention decays the whole dual, or only its difference from the initial dual.
+    whole_dual = forgets_all(learning.mirror)
+    initial_dual = pack(weights) if whole_dual else None
+    delta = retention * (state.delta if initial_dual is None else initial_dual + state.delta) + momentum
+    delta = delta if initial_dual is None else delta - initial_dual
     if torch.compiler.is_compiling() or completes.any():
         ends = completes[:, None, None]
-        delta = delta if whole else torch.where(ends, flushed(delta), delta)
-        momentum = torch.where(ends, flushed(momentum), momentum)
+        delta = delta if whole_dual else torch.where(ends, flush_denormals(delta), delta)
+        momentum = torch.where(ends, flush_denormals(momentum), momentum)
         anchor = torch.where(ends, delta, state.anchor)
     else:
         anchor = state.anchor
     read_at = state.delta if read_before_write else delta
-    base = tangent(weights, anchored, standing, shape)
-    current = [w + d for w, d in zip(base, unpack(read_at, shape), strict=True)]
-    y = forward_pass(q, current, shape)[2]
+    base = compute_tangent_base(weights, anchor_weights, anchor_layers, shape)
+    read_weights = [w + d for w, d in zip(base, unpack(read_at, shape), strict=True)]
+    y = forward_pass(q, read_weights, shape)[2]
     return (
         y[:, :, 0].to(query.dtype),
-        squared.detach()[..., 0, 0].sqrt(),
+        squared_norm.detach()[..., 0, 0].sqrt(),
         NeuralState(delta, momentum, anchor),
     )
 
@@ -256,31 +256,31 @@ def neural_memory_step(
 def neural_recall(
     query: Float[Tensor, "B T H D"],
     weights: Sequence[Float[Tensor, "H In Out"]],
-    learned: Float[Tensor, "B H P"],
+    learned_weights: Float[Tensor, "B H P"],
     *,
     residual: bool = False,
     norm: bool = False,
     learning: Learning = TITANS,
 ) -> Float[Tensor, "B T H D"]:
-    """Return what a memory answers that does not learn meanwhile.
+    """Return the outputs of a memory without learning.
 
     Args:
-        query: What is looked up.
-        weights: Of each layer, those the memory was born with.
-        learned: A delta or an anchor.
-        residual: Whether the network's input is added.
-        norm: Whether its output is standardised.
-        learning: What its weights are of what has added up; Titans' by default.
+        query: Queries.
+        weights: Initial weights of each layer.
+        learned_weights: Delta or anchor of a state.
+        residual: Add the network's input to its output.
+        norm: Standardise the network's output.
+        learning: Loss, activation and mirror map; Titans by default.
 
-    Raises ValueError on sizes that disagree, and TypeError on whole numbers.
+    Raises ValueError if shapes do not match, and TypeError on integer tensors.
     """
-    shape = NetworkShape.of(weights, residual, norm, learning=learning)
+    shape = NetworkShape.from_weights(weights, residual, norm, learning=learning)
     batch, _, heads, width = query.shape
     check_floats(query=query)
     _check_network(weights, heads, width)
-    _check_parts({"learned": learned}, (batch, heads, shape.size))
-    dtype = torch.promote_types(learned.dtype, torch.float32)
-    layers = mirrored([w.to(dtype) for w in weights], unpack(learned, shape), shape)
+    _check_parts({"learned": learned_weights}, (batch, heads, shape.size))
+    dtype = torch.promote_types(learned_weights.dtype, torch.float32)
+    layers = mirror_weights([w.to(dtype) for w in weights], unpack(learned_weights, shape), shape)
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
 
 
@@ -292,9 +292,9 @@ def _unsupported_by_triton(
     if shape.norm:
         return "no kernel for a standardised output (`norm`)"
     if shape.learning != TITANS:
-        return f"no kernel for {shape.learning}, only for Titans'"
+        return f"no kernel for {shape.learning}, only for that of Titans"
     if len(shape.layers) > 1 and not shape.clip:
-        return "no kernel for several layers whose steps are not clipped"
+        return "no kernel for several layers with clip=False"
     if len(shape.layers) > 2:
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
     if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
@@ -311,7 +311,7 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
     check_floats(query=query, key=key, value=value)
     batch, time, heads, width = query.shape
     if chunk_size < 1 or time % chunk_size:
-        raise ValueError(f"chunk_size={chunk_size} must be at least 1 and divide the {time} tokens")
+        raise ValueError(f"chunk_size={chunk_size}: must be at least 1 and divide the {time} tokens")
     _check_network(weights, heads, width)
     _check_threshold(threshold, shape.learning)
     expected = {
@@ -336,14 +336,14 @@ def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
         )
     for index, weight in enumerate(weights):
         if weight.shape[0] != heads:
-            raise ValueError(f"weights[{index}] are of {weight.shape[0]} heads; expected {heads}")
+            raise ValueError(f"weights[{index}] has {weight.shape[0]} heads; expected {heads}")
 
 
 def _check_threshold(threshold: Tensor | None, learning: Learning) -> None:
     if learning.has_threshold and threshold is None:
-        raise ValueError(f"threshold=None: {learning.bias} asks for one of each token and head")
+        raise ValueError(f"threshold=None: {learning.bias} requires a threshold per token and head")
     if threshold is not None and not learning.has_threshold:
-        raise ValueError(f"threshold is of no use to {learning.bias}; leave it out")
+        raise ValueError(f"threshold is not supported by {learning.bias}; pass threshold=None")
 
 
 def _check_parts(parts: dict[str, Tensor], size: tuple[int, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The definition of a neural memory: one token of a row and head at a time, its gradient by autograd."""
+"""Reference definition of neural memory: one token at a time, with the inner gradient by autograd."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.neural.mirror import forgets_all
+from scrubjay.kernels.neural.mirror_map import forgets_all
 from scrubjay.kernels.neural.network import (
     NORM_EPSILON,
     NetworkShape,
@@ -23,7 +23,7 @@ from scrubjay.kernels.neural.network import (
 def learn_and_read(
     problem: Problem,
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
-    """Return what every token reads, its surprise, and the state after."""
+    """Return the outputs of all tokens, their surprise, and the state after."""
     query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write, _ = (
         problem
     )
@@ -37,11 +37,13 @@ def learn_and_read(
             delta, momentum, anchor = (
                 [part.squeeze(0) for part in unpack(whole[b, h][None], shape)] for whole in state
             )
-            born = [weight[h] for weight in weights]
+            initial_weights = [weight[h] for weight in weights]
             for t in range(time):
                 chunk, place = divmod(t, chunk_size)
                 if place == 0 and fresh is not None and fresh[b, chunk]:
-                    delta, momentum, anchor = ([torch.zeros_like(w) for w in born] for _ in range(3))
+                    delta, momentum, anchor = (
+                        [torch.zeros_like(w) for w in initial_weights] for _ in range(3)
+                    )
                 if place == 0 and cut is not None and cut[b, chunk]:
                     delta, momentum, anchor = (
                         [x.detach() for x in part] for part in (delta, momentum, anchor)
@@ -49,26 +51,33 @@ def learn_and_read(
                 if valid is not None and not valid[b, t]:
                     continue
                 with torch.enable_grad():
-                    at = [mirror.weights(w + a) for w, a in zip(born, anchor, strict=True)]
+                    at = [mirror.weights(w + a) for w, a in zip(initial_weights, anchor, strict=True)]
                     at = [w if w.requires_grad else w.requires_grad_() for w in at]
                     error = _network(key[b, t, h], at, shape) - value[b, t, h]
                     threshold = None if problem.threshold is None else problem.threshold[b, t, h, None]
                     pull = shape.learning.bias.gradient(error, threshold)
                     gradient = torch.autograd.grad(error, at, pull, create_graph=True)
-                squared = torch.stack([g.square().sum() for g in gradient]).sum()
-                surprises[b, t, h] = squared.detach().sqrt()
+                squared_norm = torch.stack([g.square().sum() for g in gradient]).sum()
+                surprises[b, t, h] = squared_norm.detach().sqrt()
                 step = gates.step_size[b, t, h]
-                kept, retained = gates.log_momentum[b, t, h].exp(), gates.log_retention[b, t, h].exp()
-                most = (1 - kept) / chunk_size * (error * pull).sum()
-                if is_clipped(shape) and step * squared > most:
-                    step = most / squared
+                momentum_retention, retention = (
+                    gates.log_momentum[b, t, h].exp(),
+                    gates.log_retention[b, t, h].exp(),
+                )
+                bound = (1 - momentum_retention) / chunk_size * (error * pull).sum()
+                if is_clipped(shape) and step * squared_norm > bound:
+                    step = bound / squared_norm
                 before = delta
-                momentum = [kept * s - step * g for s, g in zip(momentum, gradient, strict=True)]
-                # What fades is the dual itself, or what was learned on top of the newborn's.
-                base = born if forgets_all(mirror) else [torch.zeros_like(w) for w in born]
-                delta = [retained * (w + d) - w + s for w, d, s in zip(base, delta, momentum, strict=True)]
+                momentum = [
+                    momentum_retention * s - step * g for s, g in zip(momentum, gradient, strict=True)
+                ]
+                # Retention decays the whole dual, or only its difference from the initial dual.
+                base = (
+                    initial_weights if forgets_all(mirror) else [torch.zeros_like(w) for w in initial_weights]
+                )
+                delta = [retention * (w + d) - w + s for w, d, s in zip(base, delta, momentum, strict=True)]
                 read_at = before if read_before_write else delta
-                # Inside a chunk weights move as their duals do.
+                # Inside a chunk the weights change by as much as their duals.
                 now = [w + d - a for w, d, a in zip(at, read_at, anchor, strict=True)]
                 read = _network(query[b, t, h], now, shape)
                 outputs = outputs.index_put((torch.tensor(b), torch.tensor(t), torch.tensor(h)), read)

@@ -1,1 +1,1 @@
-"""Chunk retrieval: score summaries, keep the top k, attend inside them."""
+"""Chunk retrieval: score summaries, select the top k, attend inside them."""

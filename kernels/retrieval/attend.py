@@ -1,4 +1,4 @@
-"""The second half of chunk retrieval: what queries read of chunks that are chosen.
+"""Attention inside selected chunks, the second half of chunk retrieval.
 
 Letters as in `chunk_retrieval`.
 """
@@ -12,9 +12,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_traced, resolve, without_autocast, without_data
-from scrubjay.kernels.retrieval import reference, vectorised
-from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
+from scrubjay.kernels.dispatch import empty_gradients, is_traced, resolve, without_autocast
+from scrubjay.kernels.retrieval import reference, vectorized
+from scrubjay.kernels.retrieval.checks import (
+    check_heads,
+    check_memory,
+    empty_output,
+    promote_dtypes,
+    unsupported_sizes,
+)
 from scrubjay.kernels.retrieval.op import Combine, Implementation
 from scrubjay.kernels.retrieval.problem import Choice, Reading
 
@@ -68,32 +74,33 @@ def attend_chosen(
     return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """Return each query's read-out of the chunks chosen for it, zeros where there is none.
+    """Attend to the chunks selected for each query; queries without chunks return zeros.
 
-    A negative chunk is none; no query has one twice. `combine="hierarchical"` weights one attention per chunk
-    by a softmax over `scores`, through which gradients flow to what chose; `"joint"` is one softmax over all
-    tokens and looks at no score. Chunks that nobody has chosen may hold anything, NaN included.
+    Negative chunk indices are ignored. A query must not list a chunk twice. `combine="hierarchical"` computes
+    one attention per chunk and weights them by a softmax over `scores`, which passes gradients to the scores.
+    `"joint"` is one softmax over all tokens and ignores the scores. Chunks that no query selected may hold
+    any values, including NaN.
 
     Args:
-        query: What asks, H heads.
+        query: Queries with H heads.
         keys: M chunks of C steps, G heads.
-        values: What is read, a step's beside its key.
-        chunks: As `choose_chunks` returns them, S heads.
-        scores: Theirs, for "hierarchical".
+        values: Value of each step, in the layout of `keys`.
+        chunks: Chunk indices for S heads, as returned by `choose_chunks`.
+        scores: Scores of the chunks; required by "hierarchical".
         combine: "hierarchical" or "joint".
-        scale: Of the products inside chunks, by default D**-0.5.
-        positions: A code for each step of a chunk, added to keys and values.
-        lengths: Of the chunks, in steps.
-        return_lse: Whether the logarithm of the softmax's sum comes with the read-out, for `merge`.
+        scale: Scale of the logits inside chunks, D**-0.5 by default.
+        positions: Position code of each step of a chunk, added to keys and values.
+        lengths: Lengths of the chunks in steps; None if all steps are used.
+        return_lse: Also return the logsumexp of the softmax, for `merge`.
         implementation: As in `chunk_retrieval`.
 
-    Raises ValueError on mismatched shapes, a chunk that is not there (CPU) and a hierarchical read without
-    scores, TypeError on wrong dtypes.
+    Raises ValueError on mismatched shapes, chunk indices out of range (CPU only) and hierarchical attention
+    without scores, TypeError on wrong dtypes.
     """
     check_memory(query, keys, values, positions, lengths, combine)
     joint = combine == "joint"
     _check_chunks(query, keys, chunks, scores, joint)
-    query, keys, values, positions = of_one_dtype(query, keys, values, positions)
+    query, keys, values, positions = promote_dtypes(query, keys, values, positions)
     absent = chunks < 0
     if lengths is not None and keys.shape[1]:
         row = torch.arange(len(query), device=query.device)[:, None, None, None]
@@ -110,16 +117,16 @@ def attend_chosen(
         implementation,
         *(tensor for tensor in reading if tensor is not None),
         paths=("dense", "listed", "gather"),
-        unsupported=unsupported(query, widths, reading.units, choice.top_k),
+        unsupported_reason=unsupported_sizes(query, widths, reading.units, choice.top_k),
     )
     if 0 in (keys.shape[1], keys.shape[2], choice.top_k, *query.shape):
-        out, lse = nothing(query, values)
+        out, lse = empty_output(query, values)
     elif path == "reference":
         out, lse = reference.attend(reading, choice)
     elif path == "triton":
         out, _, _, lse = _op(*reading._replace(scores=None if joint else scores), joint, choice.scale)
     else:
-        out, lse = vectorised.attend(reading, choice, path)
+        out, lse = vectorized.attend(reading, choice, path)
     return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
@@ -135,12 +142,12 @@ def _op(
     joint: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Run Triton's kernel: the read-out, weights and log normalisers for its backward, and the lse."""
+    """Run the Triton kernel. Return the read-out, weights and log normalisers (for backward), and the lse."""
     from scrubjay.kernels.retrieval import gpu
 
     reading = Reading(query, keys, values, chunks, scores, positions, lengths)
-    read = gpu.read(reading, Choice(chunks.shape[3], joint, scale, 1.0, 0, 0))
-    return read.out, read.weights, read.normalisers, read.lse
+    outputs = gpu.run_attention(reading, Choice(chunks.shape[3], joint, scale, 1.0, 0, 0))
+    return outputs.out, outputs.weights, outputs.normalisers, outputs.lse
 
 
 @_op.register_fake
@@ -162,13 +169,13 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, _weights, _normalisers, lse_grad) -> tuple:
-    reading, read = Reading(*ctx.saved_tensors[:7]), ctx.saved_tensors[7:]
-    wanted = list(ctx.needs_input_grad[:7])
+    reading, outputs = Reading(*ctx.saved_tensors[:7]), ctx.saved_tensors[7:]
+    needs_gradient = list(ctx.needs_input_grad[:7])
     if grad is None and lse_grad is None:
         return (None,) * 9
-    grad = torch.zeros_like(read[0]) if grad is None else grad
-    grads = _backward_op(*reading, *ctx.options, grad, lse_grad, *read, wanted)
-    return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None, None
+    grad = torch.zeros_like(outputs[0]) if grad is None else grad
+    grads = _backward_op(*reading, *ctx.options, grad, lse_grad, *outputs, needs_gradient)
+    return *(g if is_needed else None for g, is_needed in zip(grads, needs_gradient, strict=True)), None, None
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)
@@ -191,27 +198,32 @@ def _backward_op(
     weights: Tensor,
     normalisers: Tensor,
     lse: Tensor,
-    wanted: list[bool],
+    needs_gradient: list[bool],
 ) -> list[Tensor]:
-    """Return a gradient for each of the seven tensors, empty where none is wanted."""
+    """Return a gradient for each of the seven tensors; it is empty where no gradient is needed."""
     from scrubjay.kernels.retrieval import gpu
 
     reading = Reading(query, keys, values, chunks, scores, positions, lengths)
     choice = Choice(chunks.shape[3], joint, scale, 1.0, 0, 0)
-    read, arrived = gpu.Filled(out, weights, normalisers, lse), gpu.Grads(grad, lse_grad)
-    grads = gpu.backward(reading, choice, read, arrived, wanted[1] or wanted[2] or wanted[5])
+    outputs, output_grads = (
+        gpu.AttentionOutputs(out, weights, normalisers, lse),
+        gpu.OutputGrads(grad, lse_grad),
+    )
+    grads = gpu.backward(
+        reading, choice, outputs, output_grads, needs_gradient[1] or needs_gradient[2] or needs_gradient[5]
+    )
     return [
-        grads[name].to(getattr(reading, name).dtype) if asked else query.new_empty(0)
-        for name, asked in zip(Reading._fields, wanted, strict=True)
+        grads[name].to(getattr(reading, name).dtype) if is_needed else query.new_empty(0)
+        for name, is_needed in zip(Reading._fields, needs_gradient, strict=True)
     ]
 
 
 @_backward_op.register_fake
 def _(
     query, keys, values, chunks, scores, positions, lengths, joint, scale,
-    grad, lse_grad, out, weights, normalisers, lse, wanted,
+    grad, lse_grad, out, weights, normalisers, lse, needs_gradient,
 ):  # fmt: skip
-    return without_data((query, keys, values, chunks, scores, positions, lengths), wanted)
+    return empty_gradients((query, keys, values, chunks, scores, positions, lengths), needs_gradient)
 
 
 def _check_chunks(query: Tensor, keys: Tensor, chunks: Tensor, scores: Tensor | None, joint: bool) -> None:
@@ -222,10 +234,10 @@ def _check_chunks(query: Tensor, keys: Tensor, chunks: Tensor, scores: Tensor | 
         raise ValueError(f"chunks have shape {tuple(chunks.shape)}; expected {expected}")
     check_heads("coarse heads", chunks.shape[2], query.shape[2])
     if scores is None and not joint:
-        raise ValueError("combine='hierarchical' weighs chunks by scores: give them, or combine='joint'")
+        raise ValueError("combine='hierarchical' needs scores; pass scores or use combine='joint'")
     if scores is not None and not scores.is_floating_point():
-        raise TypeError(f"scores have dtype {scores.dtype}; expected a floating-point one")
+        raise TypeError(f"scores have dtype {scores.dtype}; expected a floating-point dtype")
     if scores is not None and scores.shape != chunks.shape:
         raise ValueError(f"scores have shape {tuple(scores.shape)}; expected {tuple(chunks.shape)}")
     if not is_traced() and not chunks.is_cuda and chunks.numel() and int(chunks.max()) >= keys.shape[1]:
-        raise ValueError(f"chunk {int(chunks.max())} is chosen, but there are {keys.shape[1]}")
+        raise ValueError(f"chunk {int(chunks.max())} is out of range; there are {keys.shape[1]} chunks")

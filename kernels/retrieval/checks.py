@@ -1,4 +1,4 @@
-"""What the arguments of chunk retrieval and of its second half must be."""
+"""Argument checks of `chunk_retrieval` and `attend_chosen`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ import torch
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import check_floats, unsupported_dtype
-from scrubjay.kernels.retrieval.chosen import MOST_KEPT
+from scrubjay.kernels.retrieval.selection import MAX_TOP_K
 
-# Limits of the kernels on an A100: bytes of a tile of query heads, and of a row.
-_LARGEST_TILE = 64 * 512
-_WIDEST_ROW = 512
+# Shared memory limits of the kernels on an A100, in bytes: one tile of query heads, and one row.
+_MAX_TILE_BYTES = 64 * 512
+_MAX_ROW_BYTES = 512
 
 
-def unsupported(query: Tensor, widths: dict[str, int], units: int, kept: int) -> str | None:
-    """Return why the Triton kernels cannot do these sizes, None if they can."""
+def unsupported_sizes(query: Tensor, widths: dict[str, int], units: int, top_k: int) -> str | None:
+    """Return the reason why the Triton kernels do not support these sizes; None if they do."""
     size = query.element_size()
     for name, width in widths.items():
-        if width * size > _WIDEST_ROW:
-            return f"a {name} of {width} does not fit in shared memory, at most {_WIDEST_ROW // size} does"
+        if width * size > _MAX_ROW_BYTES:
+            return f"a {name} of {width} does not fit in shared memory; use at most {_MAX_ROW_BYTES // size}"
     rows = query.shape[2] // units
-    if rows * max(widths.values()) * size > _LARGEST_TILE:
+    if rows * max(widths.values()) * size > _MAX_TILE_BYTES:
         return f"{rows} query heads of one selection and key head do not fit in shared memory"
-    if kept > MOST_KEPT:
-        return f"top_k={kept} is more than the {MOST_KEPT} chunks its selection holds"
+    if top_k > MAX_TOP_K:
+        return f"top_k={top_k} is more than the {MAX_TOP_K} chunks that the Triton kernels support"
     return unsupported_dtype(query)
 
 
-def of_one_dtype(
+def promote_dtypes(
     query: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return all in the widest of their dtypes, `values` still `keys` where it was."""
+    """Cast all tensors to their widest dtype. `values` stays the same object as `keys` if it was."""
     dtype = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), values.dtype)
     dtype = dtype if positions is None else torch.promote_types(dtype, positions.dtype)
     shared = values is keys
@@ -49,7 +49,7 @@ def check_memory(
     lengths: Tensor | None,
     combine: str,
 ) -> None:
-    """Raise TypeError or ValueError unless queries can attend to chunks of these.
+    """Raise TypeError or ValueError if queries, memory and options do not match.
 
     Args: those of `kernels.chunk_retrieval`.
     """
@@ -83,7 +83,7 @@ def check_heads(name: str, count: int, heads: int) -> None:
         raise ValueError(f"{count} {name} do not divide {heads} query heads evenly")
 
 
-def nothing(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the read-out of no chunk at all, and its normaliser."""
+def empty_output(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the zero read-out of an empty selection, and its normaliser of -inf."""
     out = query.new_zeros(*query.shape[:-1], values.shape[-1])
     return out, out.new_full(out.shape[:-1], -math.inf, dtype=torch.promote_types(out.dtype, torch.float32))

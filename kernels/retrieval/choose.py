@@ -1,7 +1,7 @@
-"""The first half of chunk retrieval: which chunks a query reads.
+"""Top-k selection of chunks for each query, the first half of chunk retrieval.
 
-Arrays of numpy are chosen from by numpy, without importing torch, so that a store on disk or a bank that is
-embedded elsewhere chooses as a layer of a policy does. Letters as in `chunk_retrieval`.
+NumPy inputs are processed by NumPy without importing torch, so stores on disk and externally embedded banks
+select chunks by the same rules as policy layers. Letters as in `chunk_retrieval`.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from scrubjay.kernels.dispatch import Implementation
 
 
-class Chosen(NamedTuple, Generic[Array]):
-    """Chunks, what is always kept first, and then from the best to the worst."""
+class SelectedChunks(NamedTuple, Generic[Array]):
+    """Selected chunks: always-kept chunks first, then the others by descending score."""
 
     chunks: Int[Array, "B T S K"]
-    """Their numbers, -1 where there is no further one."""
+    """Chunk indices; -1 for unused slots."""
     scores: Float[Array, "B T S K"]
-    """Their scores, -inf where there is no further one. Gradients flow to where scores came from."""
+    """Scores of the chunks; -inf for unused slots. Gradients flow to the source of the scores."""
     lse: Float[Array, "B T S"] | None = None
-    """The logarithm of the sum of their exponentials, -inf where there is none; None unless asked for."""
+    """Logsumexp of the scores; -inf if no chunk is selected; None unless `return_lse` is set."""
 
 
 def choose_chunks(
@@ -40,56 +40,57 @@ def choose_chunks(
     num_local_chunks: int = 0,
     return_lse: bool = False,
     implementation: Implementation = "auto",
-) -> Chosen[Array]:
-    """Return for each query the `top_k` chunks of the best scores, all if there are fewer.
+) -> SelectedChunks[Array]:
+    """Select the `top_k` chunks with the best scores for each query, or all chunks if there are fewer.
 
-    Scores are given, or are `summary_query · summaries * summary_scale`. Among equals the earlier chunk wins.
-    Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are kept
-    whatever their scores, and count among the `top_k`. A given score of NaN counts as -inf, and a chunk of
-    that score is only kept for its place. `attend_chosen` reads what was chosen.
+    Scores are passed in, or computed as `summary_query · summaries * summary_scale`. Ties go to the earlier
+    chunk. The first `num_sink_chunks` and the last `num_local_chunks` readable chunks are always kept and
+    count toward `top_k`. NaN scores count as -inf; such chunks are kept only as sink or local chunks.
+    `attend_chosen` attends to the selected chunks.
 
     Args:
-        valid: How many leading chunks a query may read, or exactly which.
-        top_k: In chunks, at least 1.
-        scores: Of S heads; None to compute them.
-        summary_query: What asks the summaries, S heads; None where scores are given.
-        summaries: Of the chunks; None where scores are given.
-        summary_scale: Of the products, by default Ds**-0.5.
-        num_sink_chunks: In chunks, 0 or more.
-        num_local_chunks: In chunks, 0 or more.
-        return_lse: Whether the normaliser of a softmax over the kept scores comes with them: that of a
-            hierarchical read.
-        implementation: For tensors, one of `scrubjay.kernels.dispatch`; "triton" where scores are computed.
+        valid: Number of leading chunks that a query may read, or a mask of readable chunks.
+        top_k: Number of chunks to keep, at least 1.
+        scores: Chunk scores for S heads; None to compute them.
+        summary_query: Queries to the summaries, S heads; None if scores are passed.
+        summaries: Summaries of the chunks; None if scores are passed.
+        summary_scale: Scale of the scores, Ds**-0.5 by default.
+        num_sink_chunks: Leading readable chunks that are always kept; 0 for none.
+        num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
+        return_lse: Also return the logsumexp of the selected scores, the normaliser of hierarchical
+            attention.
+        implementation: One of `scrubjay.kernels.dispatch`, for tensors only; "triton" needs summaries
+            instead of scores.
 
-    Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, and unless
-    either scores or both that they are computed from are given; TypeError on wrong dtypes.
+    Raises ValueError on mismatched shapes, if `top_k` is below 1 or too small for the always-kept chunks, and
+    unless either scores or both summary inputs are passed; TypeError on wrong dtypes.
     """
     check_counts(top_k, num_sink_chunks, num_local_chunks)
-    given = [scores is not None, summary_query is not None, summaries is not None]
-    if given not in ([True, False, False], [False, True, True]):
-        raise ValueError("give either scores, or both summary_query and summaries")
+    sources_set = [scores is not None, summary_query is not None, summaries is not None]
+    if sources_set not in ([True, False, False], [False, True, True]):
+        raise ValueError("pass either scores, or both summary_query and summaries")
     if scores is not None:
         _check_scores(scores, valid)
     else:
         check_summaries(summary_query, summaries, valid)
-    source: Any = (scores, summary_query, summaries, summary_scale)
-    always = (num_sink_chunks, num_local_chunks)
+    score_source: Any = (scores, summary_query, summaries, summary_scale)
+    forced_counts = (num_sink_chunks, num_local_chunks)
     if isinstance(valid, np.ndarray):
         if implementation != "auto":
-            raise ValueError(f"implementation={implementation!r} is for tensors; arrays of numpy have 'auto'")
-        chunks, kept = _of_arrays(valid, top_k, source, always)
-        return Chosen(chunks, kept, _log_normaliser(kept) if return_lse else None)
+            raise ValueError(f"implementation={implementation!r} is for tensors; use 'auto' for NumPy arrays")
+        chunks, kept_scores = _choose_arrays(valid, top_k, score_source, forced_counts)
+        return SelectedChunks(chunks, kept_scores, _log_normaliser(kept_scores) if return_lse else None)
     from scrubjay.kernels.normalisers import log_normaliser
-    from scrubjay.kernels.retrieval.chosen import of_tensors
+    from scrubjay.kernels.retrieval.selection import choose_tensors
 
-    chunks, kept = of_tensors(valid, top_k, source, always, implementation)
-    return Chosen(chunks, kept, log_normaliser(kept) if return_lse else None)
+    chunks, kept_scores = choose_tensors(valid, top_k, score_source, forced_counts, implementation)
+    return SelectedChunks(chunks, kept_scores, log_normaliser(kept_scores) if return_lse else None)
 
 
 def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
-    """Raise ValueError unless so many chunks can be kept."""
+    """Raise ValueError if the numbers of chunks to keep are invalid."""
     if top_k < 1:
-        raise ValueError(f"top_k={top_k}: at least one chunk must be kept")
+        raise ValueError(f"top_k={top_k}: must be at least 1")
     for name, count in (("num_sink_chunks", num_sinks), ("num_local_chunks", num_locals)):
         if count < 0:
             raise ValueError(f"{name}={count}: must not be negative")
@@ -100,9 +101,11 @@ def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
         )
 
 
-def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> tuple[Any, Any]:
-    scores, summary_query, summaries, summary_scale = source
-    num_sinks, num_locals = always
+def _choose_arrays(
+    valid: Any, top_k: int, score_source: Any, forced_counts: tuple[int, int]
+) -> tuple[Any, Any]:
+    scores, summary_query, summaries, summary_scale = score_source
+    num_sinks, num_locals = forced_counts
     if scores is None:
         scale = summaries.shape[-1] ** -0.5 if summary_scale is None else summary_scale
         per_head = np.repeat(summaries, summary_query.shape[2] // summaries.shape[2], axis=2)
@@ -116,8 +119,8 @@ def _of_arrays(valid: Any, top_k: int, source: Any, always: tuple[int, int]) -> 
     ranking = scores
     if num_sinks or num_locals:
         rank = readable.cumsum(axis=-1)
-        forced = readable & ((rank <= num_sinks) | (rank > rank[..., -1:] - num_locals))
-        ranking = np.where(forced, np.inf, scores)
+        forced_mask = readable & ((rank <= num_sinks) | (rank > rank[..., -1:] - num_locals))
+        ranking = np.where(forced_mask, np.inf, scores)
     chunks = best(ranking, top_k)
     absent = np.take_along_axis(ranking, chunks, axis=-1) == -np.inf
     return np.where(absent, -1, chunks), np.take_along_axis(scores, chunks, axis=-1)
@@ -140,13 +143,13 @@ def _check_scores(scores: Any, valid: Any) -> None:
 
 
 def check_summaries(query: Any, summaries: Any, valid: Any) -> None:
-    """Raise ValueError or TypeError unless scores of chunks can be computed from these."""
+    """Raise ValueError or TypeError if chunk scores cannot be computed from these inputs."""
     for name, array in (("summary_query", query), ("summaries", summaries)):
         if array.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(array.shape)}; expected 4 dimensions")
         _check_floating(name, array)
     if query.shape[0] != summaries.shape[0] or query.shape[3] != summaries.shape[3] or query.shape[3] < 1:
-        expected = f"[{query.shape[0]}, M, Gs, {query.shape[3]}], of width 1 and more"
+        expected = f"[{query.shape[0]}, M, Gs, {query.shape[3]}], width at least 1"
         raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
     if summaries.shape[2] < 1 or query.shape[2] % summaries.shape[2]:
         raise ValueError(
@@ -157,13 +160,13 @@ def check_summaries(query: Any, summaries: Any, valid: Any) -> None:
 
 def _check_floating(name: str, array: Any) -> None:
     if "float" not in str(array.dtype):
-        raise TypeError(f"{name} has dtype {array.dtype}; expected a floating-point one")
+        raise TypeError(f"{name} has dtype {array.dtype}; expected a floating-point dtype")
 
 
-def _check_valid(valid: Any, masked: tuple[int, int, int]) -> None:
-    kind = str(valid.dtype)
-    if "bool" not in kind and "int" not in kind:
+def _check_valid(valid: Any, mask_shape: tuple[int, int, int]) -> None:
+    dtype_name = str(valid.dtype)
+    if "bool" not in dtype_name and "int" not in dtype_name:
         raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
-    shape = masked if "bool" in kind else masked[:2]
+    shape = mask_shape if "bool" in dtype_name else mask_shape[:2]
     if tuple(valid.shape) != shape:
         raise ValueError(f"valid has shape {tuple(valid.shape)}; expected {list(shape)}")

@@ -1,7 +1,7 @@
-"""Attention to every chunk, the unselected weighted by zero: large products, best for few chunks.
+"""Attention to every chunk by large products, with weight zero for unselected chunks; best for few chunks.
 
-Queries lie side by side in memory and the steps of a chunk apart, so that a softmax over steps and products
-with what is alike for all of them run along whole lines. Letters as in `chunk_retrieval`; N = B * G, and
+Queries are contiguous in memory and steps of a chunk are strided, so a softmax over steps and products with
+values shared by all steps run over contiguous memory. Letters as in `chunk_retrieval`; N = B * G, and
 R = H / G * T are the queries of all heads that read one key head.
 """
 
@@ -14,48 +14,48 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
-from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
 from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.problem import Choice, Reading
 
-# Scores of a block, which is to stay in the caches from one operation to the next.
+# Scores per block, so that a block stays in the CPU caches between operations.
 _BLOCK_SCALARS = 1 << 17
 
 
 def dense(
     reading: Reading, choice: Choice, in_order: bool = False
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]:
-    """Return what is read and, if asked for, its normaliser.
+    """Return the read-out and, if requested, its normaliser.
 
-    `in_order` says that every query lists all chunks as they come.
+    `in_order` means that every query lists all chunks in order.
     """
-    query, keys, values, index, kept, positions, lengths = reading
-    assert kept is not None
+    query, keys, values, index, scores, positions, lengths = reading
+    assert scores is not None
     batch, time, heads, width = query.shape
     chunks, length, groups = keys.shape[1:4]
     dtype = reading.score_dtype
-    scaled = (query.to(dtype) * choice.scale).view(batch, time, groups, heads // groups, width)
-    scaled = scaled.permute(0, 2, 4, 3, 1).reshape(batch * groups, width, -1)
+    scaled_query = (query.to(dtype) * choice.scale).view(batch, time, groups, heads // groups, width)
+    scaled_query = scaled_query.permute(0, 2, 4, 3, 1).reshape(batch * groups, width, -1)
     flat_keys = keys.permute(0, 3, 1, 2, 4).reshape(batch * groups, chunks * length, width).to(dtype)
     flat_values = values.permute(0, 3, 4, 1, 2).reshape(batch * groups, -1, chunks * length)
-    weights = (kept > -math.inf) if choice.joint else softmax_or_zero(kept)
+    weights = (scores > -math.inf) if choice.joint else softmax_or_zero(scores)
     weights = _per_query_head(weights if in_order else _spread(weights, index, chunks), heads, groups)
     lse = None
     if choice.joint or positions is not None or lengths is not None:
-        out, lse = _with_all(reading, choice, scaled, flat_keys, flat_values, weights)
+        out, lse = _attend_general(reading, choice, scaled_query, flat_keys, flat_values, weights)
     else:
-        out = attend_all(scaled, flat_keys, flat_values, weights)
+        out = attend_all(scaled_query, flat_keys, flat_values, weights)
     out = out.view(batch, groups, -1, heads // groups, time).permute(0, 4, 1, 3, 2)
     if choice.return_lse and not choice.joint:
-        lse = log_normaliser(kept).repeat_interleave(heads // kept.shape[2], dim=2)
+        lse = log_normaliser(scores).repeat_interleave(heads // scores.shape[2], dim=2)
     return out.reshape(batch, time, heads, values.shape[-1]), lse
 
 
-def _with_all(
+def _attend_general(
     reading: Reading, choice: Choice, query: Tensor, keys: Tensor, values: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "N V R"], Float[Tensor, "B T H"] | None]:
-    """Read with positions, lengths and one softmax over all chunks, where they are asked for."""
+    """Attend with optional positions, lengths and one softmax over all chunks."""
     positions, lengths = reading.positions, reading.lengths
     batch, time, heads, _ = reading.query.shape
     chunks, length, groups = reading.keys.shape[1:4]
@@ -79,7 +79,7 @@ def _with_all(
             attention = torch.softmax(logits, dim=2)
         else:
             attention = softmax_or_zero(logits.masked_fill(beyond, -math.inf).mT).mT
-        attention = _weighted(attention, weights)
+        attention = _apply_weights(attention, weights)
     attention = attention.to(values.dtype)
     out = torch.bmm(values, attention.flatten(1, 2))
     return out if positions is None else out + positions.T @ attention.sum(dim=1), lse
@@ -91,57 +91,59 @@ def attend_all(
     values: Float[Tensor, "N V MC"],
     weights: Float[Tensor, "B #G M 1 #HG T"],
 ) -> Float[Tensor, "N V R"]:
-    """Return the sum of one attention per chunk, each times its weight; all that is given is finite."""
+    """Return the weighted sum of one attention per chunk. All inputs must be finite."""
     inputs = (query, keys, values, weights)
-    plain = values.dtype != query.dtype or query.is_cuda or without_own_gradient(*inputs)
-    return _by_torch(*inputs) if plain else _Attention.apply(*inputs)
+    plain = values.dtype != query.dtype or query.is_cuda or needs_plain_autograd(*inputs)
+    return _attend_plain(*inputs) if plain else _Attention.apply(*inputs)
 
 
-def _by_torch(query: Tensor, keys: Tensor, values: Tensor, weights: Tensor) -> Float[Tensor, "N V R"]:
-    attention = _weighted(_attention(query, keys, weights.shape[2]), weights)
+def _attend_plain(query: Tensor, keys: Tensor, values: Tensor, weights: Tensor) -> Float[Tensor, "N V R"]:
+    attention = _apply_weights(_attention(query, keys, weights.shape[2]), weights)
     return torch.bmm(values, attention.flatten(1, 2).to(values.dtype))
 
 
 class _Attention(torch.autograd.Function):
-    """The same in blocks, of which nothing is kept for the way back but what was given."""
+    """Blockwise `_attend_plain` that saves only its inputs for the backward pass."""
 
     @staticmethod
     def forward(ctx, query, keys, values, weights):
         ctx.save_for_backward(query, keys, values, weights)
         out = query.new_empty(len(query), values.shape[1], query.shape[2])
-        for own, rows, heads in _blocks(query, keys, weights):
-            attention = _attention(query[own], keys[own], weights.shape[2])
-            _weigh(attention, weights[rows, heads], attention)
-            torch.bmm(values[own], attention.flatten(1, 2), out=out[own])
+        for block, rows, heads in _blocks(query, keys, weights):
+            attention = _attention(query[block], keys[block], weights.shape[2])
+            _multiply_weights(attention, weights[rows, heads], attention)
+            torch.bmm(values[block], attention.flatten(1, 2), out=out[block])
         return out
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad):
-        given: Sequence[Tensor] = ctx.saved_tensors
-        if is_wanted_again(grad):
-            return tuple(by_graph(_by_torch, given, grad))
-        query, keys, values, weights = given
-        wants_memory = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        inputs: Sequence[Tensor] = ctx.saved_tensors
+        if needs_graph(grad):
+            return tuple(differentiate_graph(_attend_plain, inputs, grad))
+        query, keys, values, weights = inputs
+        needs_memory_grad = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad = grad.contiguous()
-        of_query, of_weights = torch.empty_like(query), torch.zeros_like(weights)
-        # As the forward pass: features before steps.
-        of_keys = keys.new_empty(keys.mT.shape) if wants_memory else None
-        of_values = values.new_empty(values.shape) if wants_memory else None
-        for own, rows, heads in _blocks(query, keys, weights):
-            attention = _attention(query[own], keys[own], weights.shape[2])
-            slope = torch.bmm(values[own].mT, grad[own]).view_as(attention)
-            share = (attention * slope).sum(dim=2, keepdim=True)
-            to_weights = of_weights[rows, heads]
-            to_weights += _by_head(share, to_weights).sum_to_size(to_weights.shape)
-            _weigh(attention, weights[rows, heads], attention)
-            slope.sub_(share).mul_(attention)
-            slope, attention = slope.flatten(1, 2), attention.flatten(1, 2)
-            torch.bmm(keys[own].mT, slope, out=of_query[own])
-            if of_keys is not None and of_values is not None:
-                torch.bmm(query[own], slope.mT, out=of_keys[own])
-                torch.bmm(grad[own], attention.mT, out=of_values[own])
-        return of_query, None if of_keys is None else of_keys.mT, of_values, of_weights
+        query_grad, weights_grad = torch.empty_like(query), torch.zeros_like(weights)
+        # Same layout as in the forward pass: features before steps.
+        keys_grad = keys.new_empty(keys.mT.shape) if needs_memory_grad else None
+        values_grad = values.new_empty(values.shape) if needs_memory_grad else None
+        for block, rows, heads in _blocks(query, keys, weights):
+            attention = _attention(query[block], keys[block], weights.shape[2])
+            attention_grad = torch.bmm(values[block].mT, grad[block]).view_as(attention)
+            share = (attention * attention_grad).sum(dim=2, keepdim=True)
+            block_weights_grad = weights_grad[rows, heads]
+            block_weights_grad += _split_heads(share, block_weights_grad).sum_to_size(
+                block_weights_grad.shape
+            )
+            _multiply_weights(attention, weights[rows, heads], attention)
+            attention_grad.sub_(share).mul_(attention)
+            attention_grad, attention = attention_grad.flatten(1, 2), attention.flatten(1, 2)
+            torch.bmm(keys[block].mT, attention_grad, out=query_grad[block])
+            if keys_grad is not None and values_grad is not None:
+                torch.bmm(query[block], attention_grad.mT, out=keys_grad[block])
+                torch.bmm(grad[block], attention.mT, out=values_grad[block])
+        return query_grad, None if keys_grad is None else keys_grad.mT, values_grad, weights_grad
 
 
 def _attention(query: Tensor, keys: Tensor, chunks: int) -> Float[Tensor, "N M C R"]:
@@ -149,45 +151,49 @@ def _attention(query: Tensor, keys: Tensor, chunks: int) -> Float[Tensor, "N M C
     return torch.softmax(torch.bmm(keys, query).unflatten(1, (chunks, -1)), dim=2)
 
 
-def _by_head(per_step: Float[Tensor, "N M C R"], weights: Tensor) -> Float[Tensor, "B G M C HG T"]:
+def _split_heads(per_step: Float[Tensor, "N M C R"], weights: Tensor) -> Float[Tensor, "B G M C HG T"]:
     batch, time = weights.shape[0], weights.shape[5]
     return per_step.view(batch, -1, *per_step.shape[1:3], per_step.shape[3] // time, time)
 
 
-def _weighted(attention: Float[Tensor, "N M C R"], weights: Tensor) -> Float[Tensor, "N M C R"]:
-    return (_by_head(attention, weights) * weights).view_as(attention)
+def _apply_weights(attention: Float[Tensor, "N M C R"], weights: Tensor) -> Float[Tensor, "N M C R"]:
+    return (_split_heads(attention, weights) * weights).view_as(attention)
 
 
-def _weigh(attention: Tensor, weights: Tensor, out: Tensor) -> None:
-    torch.mul(_by_head(attention, weights), weights, out=_by_head(out, weights))
+def _multiply_weights(attention: Tensor, weights: Tensor, out: Tensor) -> None:
+    torch.mul(_split_heads(attention, weights), weights, out=_split_heads(out, weights))
 
 
 def _blocks(query: Tensor, keys: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield which of N, which rows of the batch and, of the weights, which heads: all, or some of one row."""
-    batch, apart = weights.shape[:2]
-    groups, each = len(query) // batch, keys.shape[1] * query.shape[2]
-    rows = _BLOCK_SCALARS // (groups * each)
+    """Yield slices of N, of the batch and of the weights' heads: all heads, or some heads of one sequence."""
+    batch, weight_groups = weights.shape[:2]
+    groups, group_scalars = len(query) // batch, keys.shape[1] * query.shape[2]
+    rows = _BLOCK_SCALARS // (groups * group_scalars)
     if rows:
         for first in range(0, batch, rows):
             yield slice(first * groups, (first + rows) * groups), slice(first, first + rows), slice(None)
         return
-    some = max(1, _BLOCK_SCALARS // each)
+    block_groups = max(1, _BLOCK_SCALARS // group_scalars)
     for row in range(batch):
-        for group in range(0, groups, some):
-            own = slice(row * groups + group, row * groups + min(group + some, groups))
-            yield own, slice(row, row + 1), slice(group, group + some) if apart > 1 else slice(None)
+        for group in range(0, groups, block_groups):
+            block = slice(row * groups + group, row * groups + min(group + block_groups, groups))
+            yield (
+                block,
+                slice(row, row + 1),
+                slice(group, group + block_groups) if weight_groups > 1 else slice(None),
+            )
 
 
-def _spread(kept: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
-    """Return `[B, T, S, M]` with what is kept at its chunk, zeros elsewhere."""
-    table = kept.new_zeros(*kept.shape[:-1], chunks + 1)
-    return table.scatter(-1, index, kept)[..., :chunks]
+def _spread(entries: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
+    """Scatter entries to their chunks in `[B, T, S, M]`, zeros elsewhere."""
+    table = entries.new_zeros(*entries.shape[:-1], chunks + 1)
+    return table.scatter(-1, index, entries)[..., :chunks]
 
 
 def _per_query_head(
     per_coarse_head: Float[Tensor, "B T S M"] | Bool[Tensor, "B T S M"], heads: int, groups: int
 ) -> Tensor:
-    """Return `[B, G, M, 1, H / G, T]`, 1 for G and H / G where all heads share one selection."""
+    """Return `[B, G, M, 1, H / G, T]`, with 1 for G and H / G if all heads share one selection."""
     batch, time, coarse, chunks = per_coarse_head.shape
     if coarse == 1:
         return per_coarse_head.permute(0, 2, 3, 1).contiguous()[:, :, :, None, None]

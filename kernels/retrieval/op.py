@@ -1,10 +1,10 @@
-"""Chunk retrieval: score a query against chunk summaries, keep the top k, attend inside them.
+"""Chunk retrieval: score a query against chunk summaries, select the top k, attend inside them.
 
 The shape shared by HCAM (Lampinen et al. 2021, arXiv 2105.14039), Landmark attention (arXiv 2305.16300),
 LongHeads (arXiv 2402.10685) and MoBA (arXiv 2502.13189), written once for policies, caches and agents.
 
 Letters: B batch, T queries, M chunks, C chunk length, H query heads, G key heads, S coarse heads,
-D head width, V value width, K chunks kept. Query head h reads key head `h * G // H` and the selection of
+D head width, V value width, K selected chunks. Query head h reads key head `h * G // H` and the selection of
 coarse head `h * S // H`. A unit is a (coarse head, key head) pair in use: U = lcm(S, G) of them, each with
 H / U query heads that read the same keys of the same chunks.
 """
@@ -17,12 +17,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import is_compiled, resolve, without_autocast, without_data
-from scrubjay.kernels.retrieval import reference, vectorised
-from scrubjay.kernels.retrieval.checks import check_heads, check_memory, nothing, of_one_dtype, unsupported
+from scrubjay.kernels.dispatch import empty_gradients, is_compiled, resolve, without_autocast
+from scrubjay.kernels.retrieval import reference, vectorized
+from scrubjay.kernels.retrieval.checks import (
+    check_heads,
+    check_memory,
+    empty_output,
+    promote_dtypes,
+    unsupported_sizes,
+)
 from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
-from scrubjay.kernels.retrieval.chosen import as_mask
 from scrubjay.kernels.retrieval.problem import Choice, Problem
+from scrubjay.kernels.retrieval.selection import as_mask
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
@@ -95,49 +101,50 @@ def chunk_retrieval(
     return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """Return each query's read-out of its `top_k` best chunks, zeros where it may read none.
+    """Attend to the `top_k` best chunks of each query; queries without readable chunks return zeros.
 
-    `choose_chunks` and `attend_chosen` are its halves, for those who do something between them.
+    `choose_chunks` and `attend_chosen` are the two halves of this op, for callers that work between them.
 
-    `valid` is how many leading chunks a query may read, or exactly which; `position // C` is causal, a query
-    then sees only chunks completed before it. Coarse scores are `summary_query · summaries * summary_scale`
-    (`summary_query` defaults to `query`, `summary_scale` to Ds**-0.5) and among equal scores the earlier
-    chunk wins. Of the chunks a query may read the first `num_sink_chunks` and the last `num_local_chunks` are
-    kept whatever their scores, and count among the `top_k`. `combine="hierarchical"` weights one attention
-    per chunk by a softmax over the kept scores, so gradients reach the summaries; `"joint"` is one softmax
-    over all tokens kept. `positions` is added to every chunk's keys and values (then V must equal D). Of a
-    chunk only its first `lengths` steps are read, by default all. `scale` defaults to D**-0.5.
-    `stop_memory_gradient` cuts keys, values and summaries from the graph. Chunks and steps that no query may
-    read may hold anything, NaN included. Scores are taken in at least float32, under autocast too; of
-    different dtypes the widest is used.
+    `valid` is the number of leading chunks that a query may read, or a mask. `position // C` is causal: a
+    query reads only chunks that were complete before it. Coarse scores are
+    `summary_query · summaries * summary_scale` (`summary_query` defaults to `query`, `summary_scale` to
+    Ds**-0.5). Ties go to the earlier chunk. The first `num_sink_chunks` and the last `num_local_chunks`
+    readable chunks are always kept and count toward `top_k`.
+
+    `combine="hierarchical"` weights one attention per chunk by a softmax over the selected scores, so
+    gradients reach the summaries; `"joint"` is one softmax over all selected tokens. `positions` is added to
+    every chunk's keys and values (V must then equal D). Only the first `lengths` steps of a chunk are read,
+    by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` detaches keys, values and summaries.
+    Chunks and steps that no query may read may hold any values, including NaN. Scores are computed in at
+    least float32, also under autocast. Mixed dtypes are promoted to the widest.
 
     `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to
-    every chunk, "gather" copies the chunks kept, "listed" reads them in place (CPU, float32 and float64). On
-    a GPU the Triton kernels take D, V, Ds up to 256 (float32: 128), `top_k` up to 64; beyond, "auto" runs
-    torch.
+    every chunk, "gather" copies the selected chunks, "listed" reads them in place (CPU, float32 and float64).
+    On a GPU the Triton kernels support D, V, Ds up to 256 (float32: 128) and `top_k` up to 64; beyond, "auto"
+    runs torch.
 
     Args:
-        query: What asks, H heads.
+        query: Queries with H heads.
         keys: M chunks of C steps, G heads.
-        values: What is read, a step's beside its key.
-        summaries: Of the chunks, what their scores are taken with.
-        valid: Counts in chunks, or a mask of them.
-        top_k: In chunks, at least 1.
+        values: Value of each step, in the layout of `keys`.
+        summaries: Chunk summaries, which are scored against `summary_query`.
+        valid: Numbers of leading chunks, or a mask of chunks.
+        top_k: Number of chunks to keep, at least 1.
         combine: "hierarchical" or "joint".
-        scale: Of the products inside chunks.
-        summary_query: What asks the summaries, S heads.
-        summary_scale: Of the products with summaries.
-        positions: A code for each step of a chunk.
-        lengths: Of the chunks, in steps.
-        num_sink_chunks: In chunks, 0 or more.
-        num_local_chunks: In chunks, 0 or more.
-        stop_memory_gradient: Whether the memory is a constant.
-        return_lse: Whether the logarithm of the softmax's sum comes with the read-out, for `merge`: over all
-            tokens kept (joint) or over the kept scores (hierarchical); -inf where nothing is read.
+        scale: Scale of the logits inside chunks.
+        summary_query: Queries to the summaries, S heads.
+        summary_scale: Scale of the summary scores.
+        positions: Position code of each step of a chunk.
+        lengths: Lengths of the chunks in steps; None if all steps are used.
+        num_sink_chunks: Leading readable chunks that are always kept; 0 for none.
+        num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
+        stop_memory_gradient: Detach keys, values and summaries.
+        return_lse: Also return the logsumexp, for `merge`: over all selected tokens (joint) or over the
+            selected scores (hierarchical); -inf for queries that read nothing.
         implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
-    Raises ValueError on mismatched shapes, `top_k` < 1 or too small for what is always kept, TypeError on
-    wrong dtypes.
+    Raises ValueError on mismatched shapes, `top_k` below 1 or too small for the always-kept chunks, TypeError
+    on wrong dtypes.
     """
     summary_query = query if summary_query is None else summary_query
     check_memory(query, keys, values, positions, lengths, combine)
@@ -150,8 +157,8 @@ def chunk_retrieval(
         expected = f"[{query.shape[0]}, {query.shape[1]}, S, Ds]"
         raise ValueError(f"summary_query has shape {tuple(summary_query.shape)}; expected {expected}")
     check_counts(top_k, num_sink_chunks, num_local_chunks)
-    query, keys, values, positions = of_one_dtype(query, keys, values, positions)
-    summary_query, summaries, *_ = of_one_dtype(summary_query, summaries, summaries, None)
+    query, keys, values, positions = promote_dtypes(query, keys, values, positions)
+    summary_query, summaries, *_ = promote_dtypes(summary_query, summaries, summaries, None)
     if stop_memory_gradient:
         shared = values is keys
         keys, summaries = keys.detach(), summaries.detach()
@@ -176,16 +183,16 @@ def chunk_retrieval(
         implementation,
         *(tensor for tensor in problem if tensor is not None),
         paths=("dense", "listed", "gather"),
-        unsupported=unsupported(query, widths, problem.units, choice.top_k),
+        unsupported_reason=unsupported_sizes(query, widths, problem.units, choice.top_k),
     )
     if 0 in (num_chunks, keys.shape[2], *query.shape):
-        out, lse = nothing(query, values)
+        out, lse = empty_output(query, values)
     elif path == "reference":
         out, lse = reference.retrieve(problem, choice)
     elif path == "triton" or (path == "torch" and is_compiled()):
         out, *_, lse = _op(*problem, *choice, path)
     else:
-        out, lse = vectorised.retrieve(problem, choice, path)
+        out, lse = vectorized.retrieve(problem, choice, path)
     return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
@@ -208,19 +215,19 @@ def _op(
     return_lse: bool,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the read-out, what Triton's backward needs (chunks, weights, log normalisers), and the lse."""
+    """Return the read-out, tensors for Triton's backward (chunks, weights, log normalisers), and the lse."""
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
     choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse)
     if implementation == "triton":
         from scrubjay.kernels.retrieval import gpu
 
-        chunks, read = gpu.forward(problem, choice)
-        return read.out, chunks, read.weights, read.normalisers, read.lse
-    none = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, *[torch.float32] * 3)]
-    out, lse = vectorised.retrieve(problem, choice, implementation)
-    # A recorded graph counts on the layout that the fake one has.
-    lse = none[3] if lse is None else lse.contiguous()
-    return out.contiguous(), none[0], none[1], none[2], lse
+        chunks, outputs = gpu.forward(problem, choice)
+        return outputs.out, chunks, outputs.weights, outputs.normalisers, outputs.lse
+    empty = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, *[torch.float32] * 3)]
+    out, lse = vectorized.retrieve(problem, choice, implementation)
+    # Compiled graphs rely on the layout of the fake implementation.
+    lse = empty[3] if lse is None else lse.contiguous()
+    return out.contiguous(), empty[0], empty[1], empty[2], lse
 
 
 @_op.register_fake
@@ -229,10 +236,10 @@ def _(
     top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse, implementation,
 ):  # fmt: skip
     batch, time, heads, _ = query.shape
-    kept = (batch, time, summary_query.shape[2], top_k)
+    selection_shape = (batch, time, summary_query.shape[2], top_k)
     shapes: dict[str, Any] = {
-        "chunks": (kept, torch.int32),
-        "weights": (kept, torch.float32),
+        "chunks": (selection_shape, torch.int32),
+        "weights": (selection_shape, torch.float32),
         "normalisers": ((batch, time, heads, 1 if joint else top_k), torch.float32),
         "lse": ((batch, time, heads), torch.float32),
     }
@@ -252,38 +259,40 @@ def _setup_context(ctx, inputs, output) -> None:
 
 
 def _backward(ctx, grad, *others) -> tuple:
-    problem, read = Problem(*ctx.saved_tensors[:8]), ctx.saved_tensors[8:]
+    problem, outputs = Problem(*ctx.saved_tensors[:8]), ctx.saved_tensors[8:]
     lse_grad = others[-1] if ctx.choice.return_lse else None
-    wanted = list(ctx.needs_input_grad[:8])
-    if (grad is None and lse_grad is None) or not any(wanted):
+    needs_gradient = list(ctx.needs_input_grad[:8])
+    if (grad is None and lse_grad is None) or not any(needs_gradient):
         return (None,) * 16
-    grad = torch.zeros_like(read[0]) if grad is None else grad
+    grad = torch.zeros_like(outputs[0]) if grad is None else grad
     if ctx.implementation == "triton":
-        grads = _backward_op(*problem, *ctx.choice, grad, lse_grad, *read, wanted)
-        return *(g if want else None for g, want in zip(grads, wanted, strict=True)), *(None,) * 8
-    # Recomputed rather than stored, and differentiable again where the caller builds a graph.
-    again = torch.is_grad_enabled()
+        grads = _backward_op(*problem, *ctx.choice, grad, lse_grad, *outputs, needs_gradient)
+        return *(g if is_needed else None for g, is_needed in zip(grads, needs_gradient, strict=True)), *(
+            None,
+        ) * 8
+    # Recompute the forward pass instead of storing it. It is differentiable again under create_graph.
+    create_graph = torch.is_grad_enabled()
     inputs = dict(problem._asdict())
-    sources = [name for name, want in zip(inputs, wanted, strict=True) if want]
+    sources = [name for name, want in zip(inputs, needs_gradient, strict=True) if want]
     with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-        # Names of their own, since one tensor may be several inputs, or be computed from another.
+        # Separate leaves: one tensor may be several inputs, or be computed from another.
         for name in sources:
             inputs[name] = (
-                inputs[name].view_as(inputs[name]) if again else inputs[name].detach().requires_grad_()
+                inputs[name].view_as(inputs[name]) if create_graph else inputs[name].detach().requires_grad_()
             )
-        out, lse = vectorised.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
+        out, lse = vectorized.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
         leaves = [inputs[name] for name in sources]
         pairs = [(out, grad)] if lse is None or lse_grad is None else [(out, grad), (lse, lse_grad)]
-        # What hangs on no leaf (joint: scores alone ask for a gradient) has none.
-        pairs = [(value, its) for value, its in pairs if value.requires_grad]
-        found = torch.autograd.grad(
+        # Outputs that depend on no leaf have no gradient (joint, if only scores need one).
+        pairs = [(value, value_grad) for value, value_grad in pairs if value.requires_grad]
+        leaf_grads = torch.autograd.grad(
             [value for value, _ in pairs],
             leaves,
             [its for _, its in pairs],
-            create_graph=again,
+            create_graph=create_graph,
             allow_unused=True,
         )
-    grads = dict(zip(sources, found, strict=True))
+    grads = dict(zip(sources, leaf_grads, strict=True))
     return *(grads.get(name) for name in Problem._fields), *(None,) * 8
 
 
@@ -314,24 +323,29 @@ def _backward_op(
     weights: Tensor,
     normalisers: Tensor,
     lse: Tensor,
-    wanted: list[bool],
+    needs_gradient: list[bool],
 ) -> list[Tensor]:
-    """Return a gradient for each of the eight tensors, empty where none is wanted."""
+    """Return a gradient for each of the eight tensors; it is empty where no gradient is needed."""
     from scrubjay.kernels.retrieval import gpu
 
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)
     choice = Choice(top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse)
-    read = gpu.Filled(out, weights, normalisers, lse)
-    want = Problem(*wanted)  # pyright: ignore[reportArgumentType]
-    in_memory = bool(want.keys or want.values or want.positions)
+    outputs = gpu.AttentionOutputs(out, weights, normalisers, lse)
+    needs = Problem(*needs_gradient)  # pyright: ignore[reportArgumentType]
+    needs_memory_grads = bool(needs.keys or needs.values or needs.positions)
     grads = gpu.backward(
-        problem.reading(chunks), choice, read, gpu.Grads(grad, lse_grad), in_memory, coarse=problem
+        problem.reading(chunks),
+        choice,
+        outputs,
+        gpu.OutputGrads(grad, lse_grad),
+        needs_memory_grads,
+        score_source=problem,
     )
     for name in ("summary_query", "summaries"):
         grads.setdefault(name, torch.zeros_like(getattr(problem, name)))
     return [
-        grads[name] if asked else query.new_empty(0)
-        for name, asked in zip(Problem._fields, wanted, strict=True)
+        grads[name] if is_needed else query.new_empty(0)
+        for name, is_needed in zip(Problem._fields, needs_gradient, strict=True)
     ]
 
 
@@ -339,6 +353,8 @@ def _backward_op(
 def _(
     query, keys, values, summaries, valid, summary_query, positions, lengths,
     top_k, joint, scale, summary_scale, num_sinks, num_locals, return_lse,
-    grad, lse_grad, out, chunks, weights, normalisers, lse, wanted,
+    grad, lse_grad, out, chunks, weights, normalisers, lse, needs_gradient,
 ):  # fmt: skip
-    return without_data((query, keys, values, summaries, valid, summary_query, positions, lengths), wanted)
+    return empty_gradients(
+        (query, keys, values, summaries, valid, summary_query, positions, lengths), needs_gradient
+    )

@@ -1,4 +1,4 @@
-"""What one call of chunk retrieval is about; its letters are those of `chunk_retrieval`."""
+"""Tensors and options of one chunk retrieval call. Letters as in `chunk_retrieval`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Tensors = TypeVar("Tensors", "Problem", "Reading")
 
 
 class Problem(NamedTuple):
-    """The tensors of one call, `valid` a mask."""
+    """Tensors of one call; `valid` is a mask."""
 
     query: Tensor
     keys: Tensor
@@ -37,29 +37,29 @@ class Problem(NamedTuple):
         return torch.promote_types(self.summary_query.dtype, torch.float32)
 
     def reading(self, chunks: Tensor, scores: Tensor | None = None) -> Reading:
-        """Return what is left to do once chunks are chosen."""
+        """Return the attention inputs for the selected chunks."""
         return Reading(self.query, self.keys, self.values, chunks, scores, self.positions, self.lengths)
 
-    def rows(self, own: slice) -> Problem:
-        """Return some rows of the batch."""
-        return _sliced(
-            self, ("query", "keys", "values", "summaries", "valid", "summary_query", "lengths"), own
+    def rows(self, window: slice) -> Problem:
+        """Return a slice of the batch."""
+        return _slice_tensors(
+            self, ("query", "keys", "values", "summaries", "valid", "summary_query", "lengths"), window
         )
 
-    def times(self, own: slice) -> Problem:
-        """Return some queries of each row."""
-        return _sliced(self, ("query", "valid", "summary_query"), (slice(None), own))
+    def times(self, window: slice) -> Problem:
+        """Return a slice of the queries of each sequence."""
+        return _slice_tensors(self, ("query", "valid", "summary_query"), (slice(None), window))
 
 
 class Reading(NamedTuple):
-    """The tensors of attention inside chunks that are chosen, `[B, T, S, K]`."""
+    """Tensors of attention inside selected chunks `[B, T, S, K]`."""
 
     query: Tensor
     keys: Tensor
     values: Tensor
     chunks: Tensor
     scores: Tensor | None
-    """The chunks' own, -inf for one that is absent."""
+    """Scores of the chunks; -inf for unused slots."""
     positions: Tensor | None
     lengths: Tensor | None
 
@@ -73,24 +73,24 @@ class Reading(NamedTuple):
         """Return the dtype of the scores inside chunks and of their softmax."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
-    def rows(self, own: slice) -> Reading:
-        """Return some rows of the batch."""
-        return _sliced(self, ("query", "keys", "values", "chunks", "scores", "lengths"), own)
+    def rows(self, window: slice) -> Reading:
+        """Return a slice of the batch."""
+        return _slice_tensors(self, ("query", "keys", "values", "chunks", "scores", "lengths"), window)
 
-    def times(self, own: slice) -> Reading:
-        """Return some queries of each row."""
-        return _sliced(self, ("query", "chunks", "scores"), (slice(None), own))
+    def times(self, window: slice) -> Reading:
+        """Return a slice of the queries of each sequence."""
+        return _slice_tensors(self, ("query", "chunks", "scores"), (slice(None), window))
 
 
-def _sliced(tensors: Tensors, names: tuple[str, ...], own: slice | tuple[slice, slice]) -> Tensors:
-    found = {name: getattr(tensors, name)[own] for name in names if getattr(tensors, name) is not None}
-    if "keys" in found and tensors.values is tensors.keys:
-        found["values"] = found["keys"]
-    return tensors._replace(**found)
+def _slice_tensors(tensors: Tensors, names: tuple[str, ...], index: slice | tuple[slice, slice]) -> Tensors:
+    slices = {name: getattr(tensors, name)[index] for name in names if getattr(tensors, name) is not None}
+    if "keys" in slices and tensors.values is tensors.keys:
+        slices["values"] = slices["keys"]
+    return tensors._replace(**slices)
 
 
 class Choice(NamedTuple):
-    """How chunks are chosen and combined."""
+    """Options of chunk selection and attention."""
 
     top_k: int
     joint: bool
@@ -101,23 +101,23 @@ class Choice(NamedTuple):
     return_lse: bool = False
 
 
-def some(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor, "*others"]:
-    """Return whether any is true along a dimension: as `any`, forty times as fast on a CPU."""
+def any_along(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor, "*others"]:
+    """Reduce a mask by `any` along dimensions, forty times as fast as `torch.any` on a CPU."""
     if mask.is_cuda or is_traced() or not mask.numel():
         return mask.any(dim=dim)
-    found = _unexpanded(mask).view(torch.uint8).amax(dim=dim, keepdim=True).view(torch.bool)
+    any_true = _drop_expanded(mask).view(torch.uint8).amax(dim=dim, keepdim=True).view(torch.bool)
     dims = [d % mask.ndim for d in ((dim,) if isinstance(dim, int) else dim)]
-    return found.expand([1 if d in dims else size for d, size in enumerate(mask.shape)]).squeeze(dims)
+    return any_true.expand([1 if d in dims else size for d, size in enumerate(mask.shape)]).squeeze(dims)
 
 
-def every(mask: Bool[Tensor, "*dims"]) -> bool:
-    """Return whether all are true: as `all`, forty times as fast on a CPU."""
-    plainly = mask.is_cuda or not mask.numel()
-    return bool(mask.all() if plainly else _unexpanded(mask).view(torch.uint8).amin())
+def all_true(mask: Bool[Tensor, "*dims"]) -> bool:
+    """Reduce a mask by `all`, forty times as fast as `torch.all` on a CPU."""
+    use_all = mask.is_cuda or not mask.numel()
+    return bool(mask.all() if use_all else _drop_expanded(mask).view(torch.uint8).amin())
 
 
-def _unexpanded(tensor: Tensor) -> Tensor:
-    """Return a tensor without the copies that its expanded dimensions are."""
+def _drop_expanded(tensor: Tensor) -> Tensor:
+    """Narrow expanded dimensions of a tensor to size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

@@ -1,4 +1,4 @@
-"""The choice of chunks in vectorised torch: scores of summaries, what is always kept, and the best.
+"""Chunk selection in vectorised torch: summary scores, always-kept chunks and top-k.
 
 Letters as in `chunk_retrieval`.
 """
@@ -12,112 +12,114 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import any_dual, is_traced
-from scrubjay.kernels.retrieval.problem import Choice, Problem, every, some
+from scrubjay.kernels.retrieval.problem import Choice, Problem, all_true, any_along
 from scrubjay.kernels.select import best, largest
 
-# Above this many scalars the exact scores of tied queries leave the caches: they go in pieces.
+# Scalars per piece when exact scores of tied queries are computed, so that a piece fits the caches.
 _PIECE_SCALARS = 1 << 21
 
-# Of so many chunks for one that is kept those about the last kept are looked at, if they suffice.
-_NEAR = 8
+# Chunks per selected chunk above which ties are resolved among the best candidates only, if these suffice.
+_CANDIDATE_RATIO = 8
 
-# From so many chunks for one that is kept on, the kept ones' scores are taken a second time, with gradients.
-_MANY_FOR_ONE = 128
+# Chunks per selected chunk above which only the selected scores are recomputed with gradients.
+_RESCORE_RATIO = 128
 
 Selection = tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]
-"""Numbers of the chunks kept, and their scores: -inf where fewer than K are readable."""
+"""Indices of the selected chunks and their scores; -inf if fewer than K are readable."""
 
 
 def select(problem: Problem, choice: Choice) -> Selection:
-    """Return the chunks of the best scores in no order, of equals the earlier; the absent may be any."""
-    if _scored_again(problem, choice):
-        cut = problem._replace(
+    """Select the best chunks, unordered. Ties go to the earlier chunk; absent indices are arbitrary."""
+    if _should_rescore(problem, choice):
+        detached_problem = problem._replace(
             query=problem.query.detach(),
             summaries=problem.summaries.detach(),
             summary_query=problem.summary_query.detach(),
         )
-        chunks, scores = select(cut, choice)
-        kept = scores_of(problem, choice, chunks.masked_fill(scores == -math.inf, -1))
-        return chunks, kept
-    scores, readable = _readable(_coarse_scores(problem, choice), problem.valid)
-    ranking = _forced(scores.detach(), readable, choice)
-    chunks = _best(ranking, problem, choice, ordered=False)
+        chunks, scores = select(detached_problem, choice)
+        selected_scores = score_chunks(problem, choice, chunks.masked_fill(scores == -math.inf, -1))
+        return chunks, selected_scores
+    scores, readable = _mask_unreadable(_coarse_scores(problem, choice), problem.valid)
+    ranking = _prioritize_forced(scores.detach(), readable, choice)
+    chunks = _select_best(ranking, problem, choice, in_order=False)
     return chunks, scores.gather(3, chunks)
 
 
-def _scored_again(problem: Problem, choice: Choice) -> bool:
-    """Return whether gradients had better see the few scores that are kept than all."""
+def _should_rescore(problem: Problem, choice: Choice) -> bool:
+    """Return True if differentiating only the selected scores is cheaper than differentiating all."""
     query, summaries = problem.summary_query, problem.summaries
-    recorded = torch.is_grad_enabled() and query.requires_grad and not summaries.requires_grad
-    many = summaries.shape[1] >= _MANY_FOR_ONE * choice.top_k
-    return recorded and many and not (is_traced() or query.is_cuda or any_dual(query, summaries))
+    needs_graph = torch.is_grad_enabled() and query.requires_grad and not summaries.requires_grad
+    many = summaries.shape[1] >= _RESCORE_RATIO * choice.top_k
+    return needs_graph and many and not (is_traced() or query.is_cuda or any_dual(query, summaries))
 
 
 def select_in_order(problem: Problem, choice: Choice) -> Selection:
-    """Do so from the best to the worst, what is always kept before all others; -1 for the absent."""
-    scores, readable = _readable(_coarse_scores(problem, choice), problem.valid)
-    ranking = _forced(scores.detach(), readable, choice)
-    return _found(scores, ranking, _best(ranking, problem, choice, ordered=True))
+    """Select chunks in descending order, always-kept chunks first; -1 for absent chunks."""
+    scores, readable = _mask_unreadable(_coarse_scores(problem, choice), problem.valid)
+    ranking = _prioritize_forced(scores.detach(), readable, choice)
+    return _gather_selection(scores, ranking, _select_best(ranking, problem, choice, in_order=True))
 
 
-def select_scored(
+def select_by_scores(
     scores: Float[Tensor, "B T S M"], valid: Bool[Tensor, "B T M"], choice: Choice
 ) -> Selection:
-    """Do so by scores that are given; NaN counts as -inf."""
+    """Select chunks in descending order by precomputed scores; NaN counts as -inf."""
     scores = scores.masked_fill(scores.isnan(), -math.inf)
-    scores, readable = _readable(scores, valid)
-    ranking = _forced(scores.detach(), readable, choice)
-    return _found(scores, ranking, best(ranking, choice.top_k))
+    scores, readable = _mask_unreadable(scores, valid)
+    ranking = _prioritize_forced(scores.detach(), readable, choice)
+    return _gather_selection(scores, ranking, best(ranking, choice.top_k))
 
 
-def scores_of(problem: Problem, choice: Choice, chunks: Int[Tensor, "B T S K"]) -> Float[Tensor, "B T S K"]:
-    """Return the scores of chunks that are chosen, -inf for a negative one."""
+def score_chunks(
+    problem: Problem, choice: Choice, chunks: Int[Tensor, "B T S K"]
+) -> Float[Tensor, "B T S K"]:
+    """Return the scores of selected chunks; -inf for negative indices."""
     query, summaries, absent = problem.summary_query, problem.summaries, chunks < 0
     coarse = query.shape[2]
-    row = torch.arange(len(query), device=query.device)[:, None, None, None]
+    batch_index = torch.arange(len(query), device=query.device)[:, None, None, None]
     group = torch.arange(coarse, device=query.device)[:, None] * summaries.shape[2] // coarse
-    fetched = summaries[row, chunks.clamp(min=0), group].masked_fill(absent[..., None], 0)
+    chunk_summaries = summaries[batch_index, chunks.clamp(min=0), group].masked_fill(absent[..., None], 0)
     query = query.masked_fill(absent.all(dim=-1, keepdim=True), 0).to(problem.coarse_dtype)
-    scores = (query[:, :, :, None] * fetched).sum(dim=-1) * choice.summary_scale
+    scores = (query[:, :, :, None] * chunk_summaries).sum(dim=-1) * choice.summary_scale
     return scores.masked_fill(absent, -math.inf)
 
 
-def blank_idle(problem: Problem) -> Problem:
-    """Zero the queries that may read nothing: NaN in them would reach gradients through weights of zero."""
-    reads = some(problem.valid, -1)[..., None, None]
+def zero_idle_queries(problem: Problem) -> Problem:
+    """Zero the queries that may read nothing. Their NaNs would reach gradients through zero weights."""
+    reads = any_along(problem.valid, -1)[..., None, None]
     if not is_traced() and not reads.is_cuda and reads.all():
         return problem
     query = torch.where(reads, problem.query, 0)
-    same = problem.summary_query is problem.query
+    same_query = problem.summary_query is problem.query
     return problem._replace(
-        query=query, summary_query=query if same else torch.where(reads, problem.summary_query, 0)
+        query=query, summary_query=query if same_query else torch.where(reads, problem.summary_query, 0)
     )
 
 
-def blank_summaries(problem: Problem) -> Problem:
-    """Zero the summaries that no query may look at, where their NaN would reach a gradient."""
+def zero_unread_summaries(problem: Problem) -> Problem:
+    """Zero the summaries that no query may read, if their NaNs could reach a gradient."""
     if not (is_traced() or problem.summaries.requires_grad or problem.summary_query.requires_grad):
         return problem
-    unread = ~some(problem.valid, 1)
+    unread = ~any_along(problem.valid, 1)
     if not is_traced() and not unread.any():
         return problem
     return problem._replace(summaries=problem.summaries.masked_fill(unread[..., None, None], 0))
 
 
-def _found(scores: Tensor, ranking: Tensor, chunks: Tensor) -> Selection:
+def _gather_selection(scores: Tensor, ranking: Tensor, chunks: Tensor) -> Selection:
     return chunks.masked_fill(ranking.gather(3, chunks) == -math.inf, -1), scores.gather(3, chunks)
 
 
-def _readable(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def _mask_unreadable(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     readable = valid[:, :, None].expand_as(scores)
-    # A look at all is a tenth of a choice by each.
-    if not is_traced() and not valid.is_cuda and every(valid):
+    # Checking the whole mask costs a tenth of an elementwise `where`.
+    if not is_traced() and not valid.is_cuda and all_true(valid):
         return scores, readable
     return torch.where(readable, scores, -math.inf), readable
 
 
-def _forced(scores: Tensor, readable: Bool[Tensor, "B T S M"], choice: Choice) -> Tensor:
-    """Return scores by which what is always kept comes first."""
+def _prioritize_forced(scores: Tensor, readable: Bool[Tensor, "B T S M"], choice: Choice) -> Tensor:
+    """Return scores with +inf for always-kept chunks."""
     if not choice.num_sinks and not choice.num_locals:
         return scores
     rank = readable.cumsum(dim=-1)
@@ -126,65 +128,67 @@ def _forced(scores: Tensor, readable: Bool[Tensor, "B T S M"], choice: Choice) -
     return scores.masked_fill(always, math.inf)
 
 
-def _best(
-    ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice, ordered: bool
+def _select_best(
+    ranking: Float[Tensor, "B T S M"], problem: Problem, choice: Choice, in_order: bool
 ) -> Int[Tensor, "B T S K"]:
-    """Return the chunks of the K largest, the earlier of equals."""
+    """Return the chunks of the K largest scores; ties go to the earlier chunk."""
     top_k = choice.top_k
-    if top_k == ranking.shape[-1] and not ordered:
+    if top_k == ranking.shape[-1] and not in_order:
         return torch.arange(top_k, device=ranking.device).expand(ranking.shape)
     if is_traced() or ranking.is_cuda:
         return best(ranking, top_k)
-    # One large product may round the scores of two equal summaries differently. Where two neighbours, or the
-    # last kept and the first dropped, are no farther apart than rounding, the query's scores are taken again,
-    # each in the same order of summation, and sorted.
+    # One large product may round the scores of two equal summaries differently. If two neighbours, or the
+    # last selected and the first dropped chunk, differ by no more than rounding, the query's scores are
+    # recomputed with one order of summation, and sorted.
     values, chunks = largest(ranking, min(top_k + 1, ranking.shape[-1]))
-    above, below = (values[..., :-1], values[..., 1:]) if ordered else (values[..., -2:-1], values[..., -1:])
+    above, below = (values[..., :-1], values[..., 1:]) if in_order else (values[..., -2:-1], values[..., -1:])
     chunks = chunks[..., :top_k]
     rounding = _rounding(problem, choice)
     close = ~(above - below > rounding[..., None])
     if close.any():
         tied = (close & (below > -math.inf)).any(dim=-1)
-        chunks[tied] = _sorted_exactly(ranking, tied, rounding, problem, choice)
+        chunks[tied] = _sort_exactly(ranking, tied, rounding, problem, choice)
     return chunks
 
 
 def _rounding(problem: Problem, choice: Choice) -> Float[Tensor, "B T S"]:
-    """Return at least how far apart rounding may put the scores of two equal summaries."""
+    """Return an upper bound of the rounding difference between scores of two equal summaries."""
     query, summaries, dtype = problem.summary_query.detach(), problem.summaries.detach(), problem.coarse_dtype
     lowest, highest = torch.aminmax(summaries)  # seven times faster than a norm
     bound = 2 * query.shape[-1] * torch.finfo(dtype).eps * abs(choice.summary_scale)
     return torch.linalg.vector_norm(query, 1, dim=-1, dtype=dtype) * torch.maximum(highest, -lowest) * bound
 
 
-def _sorted_exactly(
+def _sort_exactly(
     ranking: Tensor, tied: Bool[Tensor, "B T S"], rounding: Tensor, problem: Problem, choice: Choice
 ) -> Int[Tensor, "tied K"]:
     row, time, head = tied.nonzero().unbind(-1)
     summaries = problem.summaries.detach().to(ranking.dtype)
     group = head * summaries.shape[2] // ranking.shape[2]
     query = problem.summary_query.detach().to(ranking.dtype)[row, time, head] * choice.summary_scale
-    ranked = ranking[row, time, head]
-    near = _near(ranked, rounding[tied], choice.top_k)
-    ranked = ranked.gather(1, near)
-    found = []
+    tied_ranking = ranking[row, time, head]
+    near = _candidates(tied_ranking, rounding[tied], choice.top_k)
+    tied_ranking = tied_ranking.gather(1, near)
+    pieces = []
     for piece in torch.arange(len(row)).split(max(1, _PIECE_SCALARS // (near.shape[1] * query.shape[1]))):
-        fetched = summaries[row[piece, None], near[piece], group[piece, None]]
-        exact = (fetched * query[piece, None]).sum(dim=-1)
-        kept = best(torch.where(ranked[piece].isinf(), ranked[piece], exact), choice.top_k)
-        found.append(near[piece].gather(1, kept))
-    return torch.cat(found)
+        piece_summaries = summaries[row[piece, None], near[piece], group[piece, None]]
+        exact = (piece_summaries * query[piece, None]).sum(dim=-1)
+        best_near = best(torch.where(tied_ranking[piece].isinf(), tied_ranking[piece], exact), choice.top_k)
+        pieces.append(near[piece].gather(1, best_near))
+    return torch.cat(pieces)
 
 
-def _near(ranked: Float[Tensor, "N M"], rounding: Float[Tensor, " N"], top_k: int) -> Int[Tensor, "N J"]:
-    """Return, in their order, chunks that hold the `top_k` best however scores are rounded."""
-    chunks = ranked.shape[1]
-    if chunks > _NEAR * top_k:
-        values, near = largest(ranked, 2 * top_k)
+def _candidates(
+    ranking: Float[Tensor, "N M"], rounding: Float[Tensor, " N"], top_k: int
+) -> Int[Tensor, "N J"]:
+    """Return candidate chunks in index order that contain the `top_k` best for any rounding."""
+    chunks = ranking.shape[1]
+    if chunks > _CANDIDATE_RATIO * top_k:
+        values, near = largest(ranking, 2 * top_k)
         last = values[:, -1]
         if ((last < values[:, top_k - 1] - rounding) | (last == -math.inf)).all():
             return near.sort(dim=1).values
-    return torch.arange(chunks).expand_as(ranked)
+    return torch.arange(chunks).expand_as(ranking)
 
 
 def _coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:

@@ -1,4 +1,4 @@
-"""Products with listed rows of a table, without copying the rows: the fast CPU path of sparse reading.
+"""Products with indexed rows of a table, without copying the rows: the fast CPU path of sparse attention.
 
 Every query n lists K runs of C rows: rows `first[n, k] + c * stride` of a table `[rows, width]`, where two
 runs are of the same rows or have none in common. Three products are linear in each factor and closed under
@@ -6,7 +6,7 @@ differentiation, so any order of derivative exists:
 
 - `dots(x, table)[n, k, c]`: the dot product of x[n] with each listed row,
 - `mix(weights, table)[n]`: the weighted sum of the listed rows,
-- `spread(weights, x)[row]`: what `mix` is the transpose of, in a fixed order of summation.
+- `spread(weights, x)[row]`: the transpose of `mix`, with a fixed order of summation.
 
 Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. Fetching the rows first
 moves three times as many bytes.
@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import come_in_batches
+from scrubjay.kernels.derivatives import are_batched
 from scrubjay.kernels.dispatch import any_dual, without_autocast
 
 DTYPES = (torch.float32, torch.float64)
@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """The rows each query lists: K runs of `length` rows, `stride` apart, of a table of `rows` rows."""
+    """Row indices of each query: K runs of `length` rows, `stride` apart, in a table of `rows` rows."""
 
     first: Int[Tensor, "N K"]
     length: int
@@ -40,9 +40,9 @@ class Runs:
     rows: int
 
     @functools.cached_property
-    def listed(self) -> Int[Tensor, "N KC"]:
-        """Every listed row, a run's rows together."""
-        # Indices are a good part of what is read when rows are narrow, so they are kept short where they fit.
+    def indices(self) -> Int[Tensor, "N KC"]:
+        """Row indices of every query, run by run."""
+        # Indices are much of the memory traffic for narrow rows, so int32 is used where it fits.
         dtype = torch.int32 if self.rows < 2**31 else torch.int64
         step = torch.arange(self.length, dtype=dtype) * self.stride
         return (self.first.to(dtype)[:, :, None] + step).flatten(1)
@@ -59,13 +59,13 @@ def mix(weights: Float[Tensor, "N K C"], table: Float[Tensor, "R V"], runs: Runs
 
 
 def _product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
-    # A step of a policy is so short that recording what no one will differentiate takes a third of it.
-    recorded = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
-    return (product.apply if recorded or any_dual(left, right) else product.forward)(left, right, runs)
+    # Autograd bookkeeping takes a third of a policy step, so skip it if no gradient is needed.
+    needs_graph = torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)
+    return (product.apply if needs_graph or any_dual(left, right) else product.forward)(left, right, runs)
 
 
 class _Product(torch.autograd.Function):
-    """What the three products share: they are linear in their two factors."""
+    """Base class of the three products, which are linear in both factors."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -78,30 +78,30 @@ class _Dots(_Product):
     @staticmethod
     def forward(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
         _silence_beta_warning()
-        listed = runs.listed
-        count, listed_each = listed.shape
+        indices = runs.indices
+        count, indices_per_query = indices.shape
         pattern = torch.sparse_csr_tensor(
-            torch.arange(0, listed.numel() + 1, listed_each, dtype=listed.dtype),
-            listed.flatten(),
-            x.new_zeros(listed.numel()),
+            torch.arange(0, indices.numel() + 1, indices_per_query, dtype=indices.dtype),
+            indices.flatten(),
+            x.new_zeros(indices.numel()),
             size=(count, runs.rows),
             check_invariants=False,
         )
-        # Into itself, or the pattern would be copied first.
+        # Write in place; otherwise the pattern is copied first.
         torch.sparse.sampled_addmm(pattern, x, table.T, beta=0.0, out=pattern)
         return pattern.values().view(count, -1, runs.length)
 
     @staticmethod
-    def plainly(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
-        return (x[:, None] * _listed(table, runs)).sum(dim=2).reshape(len(x), -1, runs.length)
+    def compute_from_fetched(x: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        return (x[:, None] * _fetch_rows(table, runs)).sum(dim=2).reshape(len(x), -1, runs.length)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         x, table = ctx.saved_tensors
         grad = grads[0]
-        to_x = _again(_Mix, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_table = _again(_Spread, grad, x, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_x = _apply_product(_Mix, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _apply_product(_Spread, grad, x, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_x, to_table, None
 
     @staticmethod
@@ -112,20 +112,20 @@ class _Dots(_Product):
 class _Mix(_Product):
     @staticmethod
     def forward(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
-        per_sample = weights.reshape(runs.listed.shape)
-        return functional.embedding_bag(runs.listed, table, per_sample_weights=per_sample, mode="sum")
+        per_sample = weights.reshape(runs.indices.shape)
+        return functional.embedding_bag(runs.indices, table, per_sample_weights=per_sample, mode="sum")
 
     @staticmethod
-    def plainly(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
-        return (weights.reshape(len(weights), -1, 1) * _listed(table, runs)).sum(dim=1)
+    def compute_from_fetched(weights: Tensor, table: Tensor, runs: Runs) -> Tensor:
+        return (weights.reshape(len(weights), -1, 1) * _fetch_rows(table, runs)).sum(dim=1)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, table = ctx.saved_tensors
         grad = grads[0].contiguous()
-        to_weights = _again(_Dots, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_table = _again(_Spread, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_weights = _apply_product(_Dots, grad, table, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_table = _apply_product(_Spread, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_weights, to_table, None
 
     @staticmethod
@@ -152,17 +152,17 @@ class _Spread(_Product):
         return out
 
     @staticmethod
-    def plainly(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
+    def compute_from_fetched(weights: Tensor, x: Tensor, runs: Runs) -> Tensor:
         shares = (weights.reshape(len(weights), -1, 1) * x[:, None]).reshape(-1, x.shape[1])
-        return shares.new_zeros(runs.rows, x.shape[1]).index_add(0, runs.listed.flatten(), shares)
+        return shares.new_zeros(runs.rows, x.shape[1]).index_add(0, runs.indices.flatten(), shares)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads: Any) -> Any:
         weights, x = ctx.saved_tensors
         grad = grads[0].contiguous()
-        to_weights = _again(_Dots, x, grad, ctx.runs) if ctx.needs_input_grad[0] else None
-        to_x = _again(_Mix, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
+        to_weights = _apply_product(_Dots, x, grad, ctx.runs) if ctx.needs_input_grad[0] else None
+        to_x = _apply_product(_Mix, weights, grad, ctx.runs) if ctx.needs_input_grad[1] else None
         return to_weights, to_x, None
 
     @staticmethod
@@ -170,14 +170,14 @@ class _Spread(_Product):
         return _product_rule(_Spread, ctx, tangents)
 
 
-def _again(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
-    """Return a product in a gradient: of gradients that come in batches, by what torch has for batches."""
-    batched = come_in_batches(left, right)
-    return product.plainly(left, right, runs) if batched else product.apply(left, right, runs)
+def _apply_product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
+    """Apply a product inside a backward pass; batched gradients (vmap) use ops that support batching."""
+    batched = are_batched(left, right)
+    return product.compute_from_fetched(left, right, runs) if batched else product.apply(left, right, runs)
 
 
-def _listed(table: Tensor, runs: Runs) -> Float[Tensor, "N KC D"]:
-    return table.index_select(0, runs.listed.flatten()).reshape(*runs.listed.shape, table.shape[1])
+def _fetch_rows(table: Tensor, runs: Runs) -> Float[Tensor, "N KC D"]:
+    return table.index_select(0, runs.indices.flatten()).reshape(*runs.indices.shape, table.shape[1])
 
 
 def _product_rule(product: Any, ctx: Any, tangents: tuple) -> Tensor | None:
@@ -192,7 +192,7 @@ def _product_rule(product: Any, ctx: Any, tangents: tuple) -> Tensor | None:
 
 @functools.cache
 def _silence_beta_warning() -> None:
-    """Let torch say once, unheard, that sparse tensors are in beta."""
+    """Trigger and silence torch's one-time warning that sparse CSR tensors are in beta."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], size=(1, 1))

@@ -1,1 +1,1 @@
-"""The rows of a table that score best against a query."""
+"""Nearest-row search: the rows of a table with the largest products with a query."""

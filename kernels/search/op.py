@@ -1,10 +1,9 @@
-"""The rows of a table that score best against a query, by an exact scan: recall's first stage.
+"""Exact search for the rows of a table with the largest products with a query.
 
-Arrays of numpy are scanned by numpy, without importing torch: the products wait for memory, and torch's are
-no faster (`experiments/bench/bank.md`). Tensors are scanned by torch, on a GPU by Triton. These are searches,
-not layers: no gradient flows.
+numpy scans numpy arrays without importing torch. The products are limited by memory bandwidth, so torch is
+no faster (`experiments/bench/bank.md`). Torch scans tensors, with Triton on a GPU. There are no gradients.
 
-Letters: Q queries, N rows, R rows listed, D width, K rows found.
+Letters: Q queries, N rows of the table, R given rows, D width, K results.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ Array = TypeVar("Array", np.ndarray, "Tensor")
 
 
 class Nearest(NamedTuple, Generic[Array]):
-    """What a scan found, best first."""
+    """Results of a search, best first."""
 
     scores: Float[Array, "Q K"]
-    """Scores in float32, -inf where there is no further row."""
+    """Float32 scores, -inf after the last result."""
     rows: Int[Array, "Q K"]
-    """Numbers of the rows, -1 where there is no further one."""
+    """Row numbers, -1 after the last result."""
 
 
 def nearest(
@@ -38,38 +37,36 @@ def nearest(
     count: int,
     *,
     norms: Float[Array, "N"] | None = None,
-    allowed: Bool[Array, "N"] | None = None,
+    row_mask: Bool[Array, "N"] | None = None,
     implementation: Implementation = "auto",
 ) -> Nearest[Array]:
-    """Return the `count` rows of `keys` of the largest products with the query, earlier equals first.
+    """Return the `count` rows of `keys` with the largest products with the query; ties keep the table order.
 
-    Scores are divided by `norms`, if any. Rows that are not `allowed` may hold anything; one whose score is
-    NaN or -inf is not found. Tensors are float16, bfloat16 or float32, arrays float32; scores are summed in
-    float32.
+    Scores are divided by `norms` if given. Rows outside `row_mask` may contain anything. Rows with a score of
+    NaN or -inf are no results. Tensors may be float16, bfloat16 or float32, arrays float32. Sums are float32.
 
     Args:
         query: Q vectors.
-        keys: The table, N rows.
-        count: K, at least 1.
-        norms: Of the rows, not of queries.
-        allowed: Which rows may be found; all by default.
-        implementation: For tensors; "auto" alone for arrays.
+        keys: Table of N rows.
+        count: Number of results K, at least 1.
+        norms: Norms of the rows of `keys`.
+        row_mask: True for rows that may be returned; all by default.
+        implementation: Implementation of `scrubjay.kernels.dispatch` for tensors; only "auto" for arrays.
 
-    `implementation` is one of `scrubjay.kernels.dispatch`, for tensors; arrays have one of their own, "auto"
-    alone. Raises ValueError on shapes that do not fit, `count` < 1 and an implementation that cannot run,
+    Raises ValueError on shapes that do not match, on `count` < 1 and on an unavailable implementation. Raises
     TypeError on other dtypes.
     """
     if count < 1:
         raise ValueError(f"count={count}: must be at least 1")
     _check(query, keys)
-    for name, given in (("norms", norms), ("allowed", allowed)):
-        if given is not None and given.shape != keys.shape[:1]:
+    for name, values in (("norms", norms), ("row_mask", row_mask)):
+        if values is not None and values.shape != keys.shape[:1]:
             raise ValueError(
-                f"{name} has shape {tuple(given.shape)}; it must have {keys.shape[0]}, one a row of keys"
+                f"{name} has shape {tuple(values.shape)}; it must have {keys.shape[0]} entries, one per key"
             )
-    if allowed is not None and "bool" not in str(allowed.dtype):
-        raise TypeError(f"allowed has dtype {allowed.dtype}; it must be bool")
-    return _home(query).nearest(query, keys, count, norms, allowed, implementation)
+    if row_mask is not None and "bool" not in str(row_mask.dtype):
+        raise TypeError(f"row_mask has dtype {row_mask.dtype}; it must be bool")
+    return _module_for(query).nearest(query, keys, count, norms, row_mask, implementation)
 
 
 def row_scores(
@@ -79,18 +76,18 @@ def row_scores(
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "Q R"]:
-    """Return the products of the queries with the listed rows of `keys`, by default all, in float32.
+    """Return the float32 products of the queries with the given rows of `keys`, by default all.
 
-    Raises as `nearest` does, and IndexError on a row that is not there, except from Triton.
+    Raises the errors of `nearest`, and IndexError on a row outside the table, except with Triton.
     """
     _check(query, keys)
     if rows is not None and (rows.ndim != 1 or "int" not in str(rows.dtype)):
-        raise ValueError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}; list whole numbers")
-    return _home(query).row_scores(query, keys, rows, implementation)
+        raise ValueError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}; use a list of integers")
+    return _module_for(query).row_scores(query, keys, rows, implementation)
 
 
-def _home(query: Any) -> Any:
-    """Return the module that scans what is like `query`; torch only for those who have tensors."""
+def _module_for(query: Any) -> Any:
+    """Return the module for the type of `query`. Torch is imported only for tensors."""
     kind = "arrays" if isinstance(query, np.ndarray) else "tensors"
     return importlib.import_module(f"scrubjay.kernels.search.{kind}")
 

@@ -1,4 +1,4 @@
-"""The scan of `nearest` over tensors: vectorised torch, and the choice of it, the definition or Triton."""
+"""`nearest` and `row_scores` on tensors: vectorized torch and the choice of an implementation."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ from scrubjay.kernels.search import reference
 from scrubjay.kernels.search.op import Nearest
 from scrubjay.kernels.select import best
 
-_BLOCK = 1 << 18  # rows that are widened to float32 at a time
+_BLOCK = 1 << 18  # rows converted to float32 at a time
 
 
 @without_autocast
 @torch.no_grad()
 def nearest(
-    query: Tensor, keys: Tensor, count: int, norms: Tensor | None, allowed: Tensor | None, implementation: str
+    query: Tensor,
+    keys: Tensor,
+    count: int,
+    norms: Tensor | None,
+    row_mask: Tensor | None,
+    implementation: str,
 ) -> Nearest[Tensor]:
     """Run `kernels.nearest` on tensors.
 
     Args: those of `kernels.nearest`.
     """
-    path = _path(implementation, query, keys, norms, allowed)
+    path = _path(implementation, query, keys, norms, row_mask)
     if path == "reference":
-        return Nearest(*reference.nearest(query, keys, count, norms, allowed))
+        return Nearest(*reference.nearest(query, keys, count, norms, row_mask))
     if path == "triton":
         from scrubjay.kernels.search import gpu
 
-        return _found(gpu.scores(query, keys, norms=norms, allowed=allowed), count)
+        return _select(gpu.scores(query, keys, norms=norms, row_mask=row_mask), count)
     scores = _products(query, keys)
     if norms is not None:
         scores = scores / norms.float()
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -math.inf)
-    return _found(scores, count)
+    if row_mask is not None:
+        scores = scores.masked_fill(~row_mask, -math.inf)
+    return _select(scores, count)
 
 
 @without_autocast
@@ -55,26 +60,26 @@ def row_scores(query: Tensor, keys: Tensor, rows: Tensor | None, implementation:
 
 
 def _products(query: Tensor, keys: Tensor) -> Tensor:
-    """Return the products with every row in float32, also where rows are stored in half of it."""
+    """Return float32 products with all rows, also if rows have a half-precision dtype."""
     query = query.float()
     if len(query) == 1:
         return torch.cat([block.float() @ query[0] for block in keys.split(_BLOCK)])[None]
     return torch.cat([query @ block.float().T for block in keys.split(_BLOCK)], dim=1)
 
 
-def _found(scores: Tensor, count: int) -> Nearest[Tensor]:
+def _select(scores: Tensor, count: int) -> Nearest[Tensor]:
     scores = torch.where(scores.isnan(), -math.inf, scores)
     rows = best(scores, count)
-    of_rows = scores.gather(1, rows)
+    best_scores = scores.gather(1, rows)
     missing = (0, count - rows.shape[1])
     return Nearest(
-        torch.nn.functional.pad(of_rows, missing, value=-math.inf),
-        torch.nn.functional.pad(torch.where(of_rows > -math.inf, rows, -1), missing, value=-1),
+        torch.nn.functional.pad(best_scores, missing, value=-math.inf),
+        torch.nn.functional.pad(torch.where(best_scores > -math.inf, rows, -1), missing, value=-1),
     )
 
 
 def _path(implementation: str, query: Tensor, keys: Tensor, *others: Tensor | None) -> str:
     reason = unsupported_dtype(query, keys)
     if reason is not None:
-        raise TypeError(f"query and keys are scanned in float16, bfloat16 and float32; {reason}")
+        raise TypeError(f"query and keys must be float16, bfloat16 or float32; {reason}")
     return resolve(implementation, query, keys, *others)

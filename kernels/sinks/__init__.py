@@ -1,1 +1,1 @@
-"""A sliding window beside the first steps of an episode."""
+"""Sliding-window attention with attention sinks: the first steps of an episode stay visible."""

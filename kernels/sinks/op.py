@@ -1,17 +1,18 @@
-"""Sink attention: a causal sliding window over an episode, and the episode's first steps for ever.
+"""Sink attention: a causal sliding window over an episode plus the episode's first steps (attention sinks).
 
-StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), and optionally a learned sink logit per head: one more
-column of the softmax, whose value is zero. One op for a step over a ring buffer and for a segment with resets
-inside, because all is said by step numbers. Key n is visible to query t if
+Based on StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), with an optional learned sink logit per head: an
+additional column of the softmax whose value is zero. Visibility depends on step numbers only, so one op
+serves both a decode step over a ring buffer and a segment with resets. Key n is visible to query t if
 
     max(0, episode_start[t]) <= key_step[n] <= query_step[t]  and
     (key_step[n] < episode_start[t] + num_sinks  or  key_step[n] > query_step[t] - window).
 
-So a reset clears nothing, since older steps are before the episode's start, and the order of keys is free.
+A reset therefore does not have to clear the cache: older steps are before the episode's start and become
+invisible. Keys may be in any order.
 
-Letters: B batch, T queries, N key slots, H query heads, G key heads, D width of keys, V width of values, R =
-H / G query heads a key head, S sinks; in blocks of queries, K blocks, L queries and C columns a block. Query
-head h reads key head `h * G // H`.
+Dimension letters: B batch, T queries, N key slots, H query heads, G key heads, D width of keys, V width of
+values, R = H / G query heads per key head, S sinks. For blocks of queries: K blocks, L queries and C columns
+per block. Query head h uses key head `h * G // H`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from scrubjay.kernels.dispatch import (
     unsupported_dtype,
     without_autocast,
 )
-from scrubjay.kernels.sinks import reference, vectorised
+from scrubjay.kernels.sinks import reference, vectorized
 
 Implementation = Literal["auto", "reference", "torch", "dense", "banded", "triton"]
 
@@ -90,33 +91,29 @@ def sink_attention(
     return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """Return what queries read of their episode's first `num_sinks` and last `window` steps.
+    """Attend to the first `num_sinks` and the last `window` steps of each query's episode.
 
-    A window counts the query's own step.
+    The window includes the query's own step. No two slots may hold the same step. The output of a query
+    without visible slots is zero. Slots that no query sees may hold any value, NaN included. Scores are
+    computed in at least float32.
 
-    `query_step` and `key_step` are indices of steps in a row's stream, negative for an empty key slot, and
-    `episode_start` is the index of the first step of the query's episode. No two slots may hold the same
-    step. `sink_logit` is finite. `scale` defaults to D**-0.5. A query that sees nothing reads zeros; slots
-    that no query sees may hold anything, NaN included. Scores are taken in at least float32.
-
-    "torch" is "banded", linear in T, where the last T key slots are the queries' own steps in order and it
-    pays, else "dense". Finding that out waits for a GPU; naming one of the two does not, and then the layout
-    is only checked on the CPU.
+    "torch" selects "banded", linear in T, if the last T key slots are the queries' own steps in order and it
+    is faster, else "dense". This selection synchronizes a GPU. Naming "dense" or "banded" does not, and
+    the layout is then checked on the CPU only.
 
     Args:
-        query: What asks, H heads.
-        keys: Of G heads, in slots of any order.
-        values: What is read, a slot's beside its key.
-        query_step: Of each query, int32 or int64.
-        key_step: Of each slot, alike.
-        episode_start: Of each query's episode, alike.
-        window: In steps, at least 1.
-        num_sinks: In steps, 0 or more.
-        sink_logit: A head's score of a key whose value is zero.
-        scale: Of the products.
-        return_lse: Whether the logarithm of the softmax's sum, that of a sink logit included, comes with the
-            read-out, for `merge`; -inf where nothing is in the sum. On a CPU that is not torch's fused
-            attention, which keeps it to itself.
+        query: Queries of H heads.
+        keys: Keys of G heads, in slots of any order.
+        values: Values, in the slots of their keys.
+        query_step: Index of each query's step in its batch row's stream, int32 or int64.
+        key_step: Index of each slot's step, int32 or int64; negative for an empty slot.
+        episode_start: Index of the first step of each query's episode, int32 or int64.
+        window: Window length in steps, at least 1.
+        num_sinks: Number of sink steps at the start of an episode, 0 or more.
+        sink_logit: Finite score per head of an additional key whose value is zero.
+        scale: Factor of the scores; defaults to D**-0.5.
+        return_lse: Also return the log-sum-exp of the scores, the sink logit included, for `merge`; -inf for
+            an empty sum. On a CPU this disables torch's fused attention, which does not return it.
         implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
     Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
@@ -130,44 +127,44 @@ def sink_attention(
         values,
         sink_logit,
         paths=("dense", "banded"),
-        unsupported=_unsupported_by_triton(query, keys, values),
+        unsupported_reason=_unsupported_by_triton(query, keys, values),
     )
     steps = (query_step, key_step, episode_start)
-    given = (query, keys, values, sink_logit, *steps, window, num_sinks, factor)
+    inputs = (query, keys, values, sink_logit, *steps, window, num_sinks, factor)
     if path == "reference":
-        out, lse = reference.read_out(*given)
+        out, lse = reference.read_out(*inputs)
     elif path == "triton" or (is_compiled() and not return_lse):
-        out, lse = _op(*given, path)
+        out, lse = _op(*inputs, path)
     elif return_lse:
-        out, lse = vectorised.read_out_with_lse(*given, path)
+        out, lse = vectorized.read_out_with_lse(*inputs, path)
     else:
-        return _eager(*given, path)
+        return _eager(*inputs, path)
     return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
 def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: int) -> Int[Tensor, "*batch"]:
-    """Return the slot, of a cache of `num_sinks + window`, to which a step is written.
+    """Return the slot of a cache of `num_sinks + window` slots to which a step is written.
 
-    Written so, the cache always holds all that `sink_attention` of the same sizes may read of the episode.
+    The cache then always holds every step that is visible to `sink_attention` of the same sizes.
     """
     ring = num_sinks + (step_in_episode - num_sinks) % window
     return torch.where(step_in_episode < num_sinks, step_in_episode, ring)
 
 
 def _eager(query, keys, values, sink_logit, *options) -> Tensor:
-    """Run the torch path, fused unless a derivative may be taken that fused lacks or is no faster at."""
+    """Run the torch path, fused unless a derivative may be needed that fused does not support or speed up."""
     inputs = (query, keys, values, sink_logit)
-    transformed = is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*inputs)
+    is_transformed = is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*inputs)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    if not query.is_cpu or transformed or (learns and sink_logit is not None):
-        return vectorised.read_out(*inputs, *options, fused=False)
+    if not query.is_cpu or is_transformed or (learns and sink_logit is not None):
+        return vectorized.read_out(*inputs, *options, use_fused=False)
     if learns:
-        return _FusedOnce.apply(query, keys, values, *options)
-    return vectorised.read_out(*inputs, *options, fused=True)
+        return _FusedFirstDerivative.apply(query, keys, values, *options)
+    return vectorized.read_out(*inputs, *options, use_fused=True)
 
 
-class _FusedOnce(torch.autograd.Function):
-    """The torch path without sink_logit: its first derivative is fused, others are of the explicit way."""
+class _FusedFirstDerivative(torch.autograd.Function):
+    """Torch path without sink_logit: first derivative by fused attention, higher ones explicit."""
 
     @staticmethod
     def forward(ctx, query, keys, values, *options):
@@ -175,7 +172,7 @@ class _FusedOnce(torch.autograd.Function):
         ctx.options = options
         ctx.leaves = [x.detach().requires_grad_(x.requires_grad) for x in (query, keys, values)]
         with torch.enable_grad():
-            ctx.out = vectorised.read_out(*ctx.leaves, None, *options, fused=True)
+            ctx.out = vectorized.read_out(*ctx.leaves, None, *options, use_fused=True)
         return ctx.out.detach()
 
     @staticmethod
@@ -183,12 +180,12 @@ class _FusedOnce(torch.autograd.Function):
     def backward(ctx, grad):
         inputs = ctx.saved_tensors
         if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or any_dual(grad):
-            grads = _pull_back(grad, *inputs, None, *ctx.options, fused=False)
+            grads = _compute_vjp(grad, *inputs, None, *ctx.options, use_fused=False)
         else:
-            # The caller may come again: whether this graph is still wanted is not known here.
+            # Retain the graph: the caller may run backward again.
             leaves = [x for x in ctx.leaves if x.requires_grad]
-            found = iter(torch.autograd.grad(ctx.out, leaves, grad, retain_graph=True))
-            grads = [next(found) if x.requires_grad else None for x in ctx.leaves]
+            leaf_grads = iter(torch.autograd.grad(ctx.out, leaves, grad, retain_graph=True))
+            grads = [next(leaf_grads) if x.requires_grad else None for x in ctx.leaves]
         return *grads, *[None] * len(ctx.options)
 
 
@@ -206,14 +203,14 @@ def _op(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the read-out and, of Triton alone, the logarithm of each softmax's sum, `[B, T, H]`."""
+    """Return the output and the log-sum-exp `[B, T, H]` of the scores, which is empty unless Triton ran."""
     steps = (query_step, key_step, episode_start)
     if implementation == "triton":
         from scrubjay.kernels.sinks import gpu
 
         return gpu.forward(query, keys, values, sink_logit, *steps, window, num_sinks, scale)
-    out = vectorised.read_out(
-        query, keys, values, sink_logit, *steps, window, num_sinks, scale, implementation, fused=True
+    out = vectorized.read_out(
+        query, keys, values, sink_logit, *steps, window, num_sinks, scale, implementation, use_fused=True
     )
     return out.contiguous(), query.new_empty(0, dtype=torch.float32)
 
@@ -243,15 +240,15 @@ def _backward_op(
     implementation: str,
     log_sum_grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to query, keys, values and sink_logit, the last empty where there is none."""
+    """Return the gradients of query, keys, values and sink_logit, the last empty without a sink_logit."""
     options = (query_step, key_step, episode_start, window, num_sinks, scale)
     if implementation == "triton":
         from scrubjay.kernels.sinks import gpu
 
         grads = (grad, log_sum_grad)
         return gpu.backward(grads, query, keys, values, sink_logit, out, log_sum, *options)
-    grads = _pull_back(
-        grad, query, keys, values, sink_logit, *options, implementation, fused=sink_logit is None
+    grads = _compute_vjp(
+        grad, query, keys, values, sink_logit, *options, implementation, use_fused=sink_logit is None
     )
     grads = [gradient.contiguous() for gradient in grads]
     return grads[0], grads[1], grads[2], grads[3] if sink_logit is not None else query.new_empty(0)
@@ -263,14 +260,14 @@ def _backward_op_fake(grad, query, keys, values, sink_logit, *others):
     return tuple(tensor.new_empty(tensor.shape) for tensor in inputs)
 
 
-def _pull_back(grad, query, keys, values, sink_logit, *options, fused) -> tuple[Tensor, ...]:
-    """Return the gradients of the torch path; without sink_logit there are three."""
+def _compute_vjp(grad, query, keys, values, sink_logit, *options, use_fused) -> tuple[Tensor, ...]:
+    """Return the gradients of the torch path: three without sink_logit, else four."""
     inputs = (query, keys, values, sink_logit)[: 3 if sink_logit is None else 4]
 
     def run(query, keys, values, sink_logit=None):
-        return vectorised.read_out(query, keys, values, sink_logit, *options, fused=fused)
+        return vectorized.read_out(query, keys, values, sink_logit, *options, use_fused=use_fused)
 
-    # Works inside an op too, where autograd itself is switched off.
+    # Also works inside a custom op, where autograd is disabled.
     return torch.func.vjp(run, *inputs)[1](grad)
 
 
@@ -309,10 +306,10 @@ def _second_backward(ctx, *grads):
     inputs = (grad, query, keys, values, sink_logit)[: 4 if sink_logit is None else 5]
 
     def run(grad, query, keys, values, sink_logit=None):
-        return _pull_back(grad, query, keys, values, sink_logit, *steps, *ctx.options, fused=False)
+        return _compute_vjp(grad, query, keys, values, sink_logit, *steps, *ctx.options, use_fused=False)
 
-    pulled = torch.func.vjp(run, *inputs)[1](grads[: len(inputs) - 1])
-    return *pulled, *[None] * (15 - len(pulled))
+    second_grads = torch.func.vjp(run, *inputs)[1](grads[: len(inputs) - 1])
+    return *second_grads, *[None] * (15 - len(second_grads))
 
 
 _op.register_autograd(_backward, setup_context=_save)
@@ -332,9 +329,9 @@ def _unsupported_by_triton(query: Tensor, keys: Tensor, values: Tensor) -> str |
 
 def _check(query, keys, values, query_step, key_step, episode_start, window, num_sinks, sink_logit) -> None:
     if window < 1:
-        raise ValueError(f"window={window}: it counts the query's own step, so it must be at least 1")
+        raise ValueError(f"window={window}: must be at least 1, as it includes the query's own step")
     if num_sinks < 0:
-        raise ValueError(f"num_sinks={num_sinks}: it must be 0 or more")
+        raise ValueError(f"num_sinks={num_sinks}: must be 0 or more")
     for name, tensor in (("query", query), ("keys", keys), ("values", values)):
         if tensor.ndim != 4:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected 4 dimensions")
@@ -346,7 +343,7 @@ def _check(query, keys, values, query_step, key_step, episode_start, window, num
     if values.shape[:3] != keys.shape[:3]:
         raise ValueError(f"values has shape {tuple(values.shape)}; expected {tuple(keys.shape[:3])} + (V,)")
     if groups < 1 or heads % groups:
-        raise ValueError(f"{groups} key heads do not divide {heads} query heads evenly")
+        raise ValueError(f"{groups} key heads do not divide {heads} query heads; use a divisor")
     for name, tensor, shape in (
         ("query_step", query_step, (batch, time)),
         ("key_step", key_step, (batch, slots)),

@@ -1,4 +1,7 @@
-"""The definition of sink attention: one query and head at a time. Letters as in `sink_attention`."""
+"""Reference implementation of sink attention, one query and head at a time.
+
+Dimension letters as in `sink_attention`.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,29 @@ def read_out(
     num_sinks: int,
     scale: float,
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """Return what `kernels.sink_attention` reads, and the logarithm of each softmax's sum.
+    """Return the output of `kernels.sink_attention` and the log-sum-exp of each softmax.
 
     Args: those of `kernels.sink_attention`.
     """
     batch, time, heads, _ = query.shape
     groups = keys.shape[2]
     dtype = torch.promote_types(query.dtype, torch.float32)
-    rows, normalisers = [], []
+    outputs, lses = [], []
     for b in range(batch):
         for t in range(time):
             step, start = int(query_step[b, t]), int(episode_start[b, t])
-            seen = [
+            visible = [
                 n
                 for n, key in enumerate(key_step[b].tolist())
                 if max(0, start) <= key <= step and (key < start + num_sinks or key > step - window)
             ]
             for h in range(heads):
                 g = h * groups // heads
-                scores = keys[b, seen, g].to(dtype) @ query[b, t, h].to(dtype) * scale
+                scores = keys[b, visible, g].to(dtype) @ query[b, t, h].to(dtype) * scale
                 if sink_logit is not None:
                     scores = torch.cat([scores, sink_logit[h : h + 1].to(dtype)])
-                attention = torch.softmax(scores, dim=0)[: len(seen)]
-                rows.append(attention @ values[b, seen, g].to(dtype))
-                normalisers.append(torch.logsumexp(scores, dim=0))
-    out, lse = (torch.stack(x) if x else query.new_zeros(0) for x in (rows, normalisers))
+                attention = torch.softmax(scores, dim=0)[: len(visible)]
+                outputs.append(attention @ values[b, visible, g].to(dtype))
+                lses.append(torch.logsumexp(scores, dim=0))
+    out, lse = (torch.stack(x) if x else query.new_zeros(0) for x in (outputs, lses))
     return out.view(batch, time, heads, values.shape[-1]).to(query.dtype), lse.view(batch, time, heads)

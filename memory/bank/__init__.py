@@ -1,4 +1,4 @@
-"""The episodic bank: dated records in one SQLite file, recalled by words and by meaning."""
+"""Episodic memory bank: dated records in one SQLite file, retrieved by keywords and embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.bank.file.damage import DamagedBankError as DamagedBankError
     from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
 
-# A bank of texts must not wait for torch.
+# Lazy imports: a bank without embeddings must not import torch.
 __all__, __getattr__, __dir__ = face(
     __name__,
     {

@@ -1,12 +1,12 @@
-"""A memory bank: what an agent was told, did and read, kept in one file and recalled by words and by meaning.
+"""Memory bank: an agent's texts in one SQLite file, retrieved by keywords and embeddings.
 
-One record type for knowledge, conversation, task and episode. Nothing is overwritten: a new truth supersedes
-an old one, whose validity ends; `forget` alone deletes, and does so physically. Writing needs no language
-model.
+One record type covers knowledge, conversation, task and episode. Records are never overwritten: a new record
+supersedes an old one and ends its validity. Only `forget` deletes, and it deletes physically. Writing needs
+no language model.
 
-Recall adds up how near a record is in meaning, which of the query's words it says, and a part of what its
-neighbours in the conversation or the document have of both (`memory/bank/search/recall.py`). Without
-embeddings words alone count.
+A record's score adds its embedding similarity, its share of the query's words, and a fraction of both scores
+of its neighbours in the conversation or document (`memory/bank/search/recall.py`). Without embeddings only
+words count.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from scrubjay.memory.bank.document import split_document
+from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
 from scrubjay.memory.bank.file.record import (
     COLUMNS,
     KINDS,
@@ -33,22 +34,21 @@ from scrubjay.memory.bank.file.record import (
     check_namespace,
     join_namespace,
     record_fields,
+    time_zone,
     to_seconds,
-    zone_of,
 )
 from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.meaning import Meaning, check_options
 from scrubjay.memory.bank.search.filter import Filter
 from scrubjay.memory.bank.search.fluency import Embeddings
-from scrubjay.memory.bank.search.recall import nearest, recall
-from scrubjay.memory.bank.transfer import BATCH, Restorer, check_row, draft_of, read_rows
+from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
+from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
 from scrubjay.memory.bank.write import (
     Draft,
     Writer,
     check_length,
     check_memorable,
     encode_provenance,
-    prepared,
+    prepare_draft,
 )
 
 if TYPE_CHECKING:
@@ -56,26 +56,27 @@ if TYPE_CHECKING:
 
 
 class MemoryBank:
-    """Memories in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
+    """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:
-        path: The file, begun if it is not there.
-        embeddings: What records are found by besides their words.
-        clock: Returns the present moment; in its time zone days begin.
-        dense_weight: What a standard deviation of nearness counts where all of a query's words count 5
-            (`memory/bank/search/recall.py`).
-        surprise: Puts a neural memory beside the records (`memory/bank/surprise.py`); off unless asked for.
-        device: Where torch holds the embeddings, "cuda" for one, where Triton scans them; without it numpy
-            does, and torch stays out.
-        approximate: Hold no embeddings at all: beside the file an index of them is kept, from which the
-            nearest are found, not surely all of them (extra `ann`; `memory/bank/search/approximate.py`).
+        path: SQLite file; created if it does not exist.
+        embeddings: Embedding model for dense retrieval; None searches by keywords alone.
+        clock: Function that returns the current time; its time zone decides when a day starts.
+        dense_weight: Weight of one standard deviation of cosine similarity; a match of all query words counts
+            5 (`memory/bank/search/recall.py`).
+        surprise: Options of a neural memory over the embeddings (`memory/bank/surprise.py`); None disables
+            it.
+        device: Torch device that holds the embeddings, such as "cuda", where Triton scans them; None holds
+            them in NumPy and does not import torch.
+        approximate: Hold no embeddings in memory. An approximate nearest-neighbour index is stored beside the
+            file and may miss some records (extra `ann`; `memory/bank/search/approximate.py`).
 
     Raises:
-        DamagedBankError: a ValueError, here and by every method, on a file that is damaged or no bank.
-        OSError: where the file's folder is not there, or the file is a folder.
-        ValueError: on no path, on a file of a newer Scrubjay, on a device that is not there, and on what does
-            not go together; the first search or write does on a file that was written with other embeddings
-            (`memory/bank/model.py`).
+        DamagedBankError: a ValueError, here and in every method, if the file is damaged or not a memory bank.
+        OSError: if the file's folder does not exist, or the path is a folder.
+        ValueError: if the path is empty, the file was written by a newer Scrubjay, the device is unavailable,
+            or the options exclude each other. The first search or write raises it if the file was written
+            with another embedding model (`memory/bank/embedding_model.py`).
     """
 
     def __init__(
@@ -90,12 +91,14 @@ class MemoryBank:
     ) -> None:
         if not dense_weight >= 0:
             raise ValueError(f"dense_weight={dense_weight}: must not be negative")
-        held_on = check_options(path, embeddings, surprise, device, approximate)
+        torch_device = check_options(path, embeddings, surprise, device, approximate)
         self._clock, self._dense_weight = clock, dense_weight
         self._store = Store(path)
-        self._meaning: Meaning | None = None
+        self._embedding_index: EmbeddingIndex | None = None
         if embeddings is not None:
-            self._meaning = Meaning(self._store, embeddings, surprise, held_on, approximate)
+            self._embedding_index = EmbeddingIndex(
+                self._store, embeddings, surprise, torch_device, approximate
+            )
 
     def add(
         self,
@@ -111,24 +114,25 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> str:
-        """Remember a text and return its id, when it is safe from the death of this process.
+        """Store a text durably against a crash of this process, and return its record's id.
 
         Args:
-            text: What to remember, of up to `LONGEST_TEXT` (2**20) characters.
+            text: Text to store, up to `MAX_TEXT_LENGTH` (2**20) characters.
             kind: "knowledge", "conversation", "task" or "episode".
-            namespace: Whose it is, from the widest circle.
-            importance: From 0 to 1; by default 0.5.
-            observed: When it was said or seen; by default now.
-            valid_from: Since when it holds; None where that is not known.
-            valid_to: Until when; by default for ever.
-            trust: Who worded it: "user", "agent" or "tool".
-            supersedes: Id of the record whose validity ends where this one's begins.
-            merge: A text that says no more than a record of the same namespace, kind, trust and validity does
-                joins it, and the id is that record's; False keeps every text apart, as a log of turns must.
-            provenance: Anything that JSON can hold.
+            namespace: Owner of the record, outermost level first.
+            importance: Number from 0 to 1; 0.5 by default.
+            observed: Time of the statement or observation; now by default.
+            valid_from: Start of validity; None if unknown.
+            valid_to: End of validity; None for no end.
+            trust: Author of the text: "user", "agent" or "tool".
+            supersedes: Id of the record whose validity ends where this record's starts.
+            merge: Merge a text into an existing record that already says the same, and return the record's
+                id. Both must have the same namespace, kind, trust and validity. False stores every text
+                separately, for example for a log of turns.
+            provenance: JSON-serializable metadata.
 
         Raises:
-            ValueError, TypeError: on what cannot be stored.
+            ValueError, TypeError: if a value cannot be stored.
         """
         draft = self.draft(
             text,
@@ -143,11 +147,11 @@ class MemoryBank:
             merge,
             **provenance,
         )
-        return self.write(self.embedded([draft]))[0]
+        return self.write(self.embed_drafts([draft]))[0]
 
     @property
     def store(self) -> Store:
-        """The file, for tables that belong to the records and transactions that write both."""
+        """Database of the bank, for additional tables and for transactions that also write records."""
         return self._store
 
     def draft(
@@ -164,9 +168,9 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> Draft:
-        """Return what `add` would write, checked. Raises ValueError or TypeError as `add` does.
+        """Return the validated draft that `add` would write. Raises ValueError or TypeError as `add` does.
 
-        Args: those of `add`.
+        Args: see `add`.
         """
         check_memorable(text)
         if importance is not None and not (isinstance(importance, int | float) and 0 <= importance <= 1):
@@ -176,7 +180,9 @@ class MemoryBank:
         start = None if valid_from is None else to_seconds(valid_from, "valid_from")
         end = None if valid_to is None else to_seconds(valid_to, "valid_to")
         if start is not None and end is not None and start >= end:
-            raise ValueError(f"valid_from={valid_from}, valid_to={valid_to}: it must end after it begins")
+            raise ValueError(
+                f"valid_from={valid_from}, valid_to={valid_to}: valid_to must be after valid_from"
+            )
         return Draft(
             text=text,
             kind=check_choice("kind", kind, KINDS),
@@ -191,27 +197,27 @@ class MemoryBank:
             supersedes=supersedes,
             merge=merge and supersedes is None,
             vector=None,
-            zone=zone_of(moment),
+            zone=time_zone(moment),
         )
 
-    def embedded(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with their embeddings, and with all else that takes time done.
+    def embed_drafts(self, drafts: list[Draft]) -> list[Draft]:
+        """Return the drafts with embeddings, surprise and fingerprints, the slow part of a write.
 
-        Before a transaction, as others must not wait for it.
+        Call it before a transaction, so that other writers do not wait for it.
         """
-        if self._meaning is not None:
-            vectors = self._meaning.embedded([draft.text for draft in drafts])
+        if self._embedding_index is not None:
+            vectors = self._embedding_index.embed_texts([draft.text for draft in drafts])
             drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
-            drafts = self._meaning.judged(drafts)
-        return [prepared(self._store, draft) for draft in drafts]
+            drafts = self._embedding_index.add_surprise(drafts)
+        return [prepare_draft(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
-        """Write embedded drafts, all or nothing, and return the ids of the records that say what they do."""
+        """Write embedded drafts atomically; return the ids of the records that hold their content."""
         if not drafts:
             return []
         with self._store.writing() as connection:
-            if self._meaning is not None and drafts[0].vector is not None:
-                self._meaning.note_dimension(connection, drafts[0].vector)
+            if self._embedding_index is not None and drafts[0].vector is not None:
+                self._embedding_index.note_dimension(connection, drafts[0].vector)
             writer = Writer(connection)
             return [writer.write(draft) for draft in drafts]
 
@@ -226,20 +232,20 @@ class MemoryBank:
         trust: str = "user",
         **provenance: Any,
     ) -> list[str]:
-        """Remember a document by its passages and return their ids; a section's passages are one chunk.
+        """Store a document as passages and return their ids; the passages of a section form one chunk.
 
-        Sections begin at Markdown headings, which passages carry as provenance `section`. All is written, or
-        nothing.
+        Sections start at Markdown headings, which passages carry as provenance `section`. The write is
+        atomic.
 
         Args:
-            text: The document.
+            text: Text of the document.
             kind: "knowledge", "conversation", "task" or "episode".
-            namespace: Whose it is, from the widest circle.
-            passage_length: Characters of a passage at most.
-            importance: From 0 to 1; by default 0.5.
-            observed: When it was read; by default now.
-            trust: Who worded it: "user", "agent" or "tool".
-            provenance: Anything that JSON can hold.
+            namespace: Owner of the records, outermost level first.
+            passage_length: Maximum characters of a passage.
+            importance: Number from 0 to 1; 0.5 by default.
+            observed: Time of reading; now by default.
+            trust: Author of the text: "user", "agent" or "tool".
+            provenance: JSON-serializable metadata.
 
         Raises:
             ValueError, TypeError: if the text is blank, and as `add`.
@@ -255,8 +261,8 @@ class MemoryBank:
                 )  # fmt: skip
                 drafts.append(draft._replace(section=number))
         if not drafts:
-            raise ValueError("text has no passage; pass a document that is not blank")
-        return self.write(self.embedded(drafts))
+            raise ValueError("text is blank; pass a document with text")
+        return self.write(self.embed_drafts(drafts))
 
     def search(
         self,
@@ -269,30 +275,31 @@ class MemoryBank:
         trusts: Iterable[str] | str | None = None,
         by: str | None = None,
     ) -> list[Hit]:
-        """Return up to `k` records, best first, that hold now or held `at` a moment.
+        """Return up to `k` records that are valid now or at the time `at`, best first.
 
         Args:
-            query: Words, or a question. A day, month or year in it are words of what was observed then, where
-                `clock` is.
-            k: Records at most.
-            kinds: Only these.
-            namespace: Only this circle and all that it contains: `("user",)` finds `("user", "ada")`'s.
-            at: The moment; by default now.
+            query: Words or a question. A day, month or year in it matches records observed then, in the time
+                zone of `clock`.
+            k: Maximum number of records.
+            kinds: Kinds of record to search; None for all.
+            namespace: Namespace to search, with all namespaces below it: `("user",)` includes
+                `("user", "ada")`. None for all.
+            at: Time at which records must be valid; now by default.
             explain: Fill the hits' `explanation`.
-            trusts: Only what these worded: `("user", "agent")` leaves out what tools said.
-            by: "meaning" for the exact cosine alone, "words" as without embeddings; by default both.
+            trusts: Authors to search; `("user", "agent")` excludes texts of tools. None for all.
+            by: "meaning" for cosine similarity alone, "words" for keywords alone; None for both.
 
         Raises:
-            ValueError, TypeError: on k < 1, on kinds, trusts and `by` that there are none of, by meaning
-                without embeddings, and on a query longer than `LONGEST_TEXT` (2**20) characters.
+            ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `by` is "meaning" without
+                embeddings, or if the query is longer than `MAX_TEXT_LENGTH` (2**20) characters.
         """
         check_count("k", k, 1)
         check_length("query", query)
         if by is not None:
             check_choice("by", by, ("meaning", "words"))
-        meaning = self._meaning if query.strip() and by != "words" else None
-        if by == "meaning" and self._meaning is None:
-            raise ValueError("by='meaning': the bank has no embeddings; open it with some")
+        embedding_index = self._embedding_index if query.strip() and by != "words" else None
+        if by == "meaning" and self._embedding_index is None:
+            raise ValueError("by='meaning': the bank has no embeddings; open it with an embedding model")
         now = to_seconds(self._clock(), "clock()")
         filter = Filter(
             at=now if at is None else to_seconds(at, "at"),
@@ -301,33 +308,33 @@ class MemoryBank:
             trusts=check_choices("trusts", trusts, TRUSTS),
         )
         vector, dense_weight = None, 0.0
-        if meaning is not None:
-            # A search by meaning alone need not try the model on the script.
-            dense_weight = 0.0 if by else self._dense_weight * meaning.fluency(query)
-            vector = meaning.query(query, alone=by is not None)
+        if embedding_index is not None:
+            # A search by meaning alone does not need the model's fluency in the script.
+            dense_weight = 0.0 if by else self._dense_weight * embedding_index.fluency(query)
+            vector = embedding_index.embed_query(query, alone=by is not None)
         with self._store.reading() as connection:
             scan = None
-            if meaning is not None and vector is not None:
-                scan = meaning.scan(connection, vector, filter.allows)
+            if embedding_index is not None and vector is not None:
+                scan = embedding_index.scan(connection, vector, filter.allows)
             if by == "meaning":
-                found = [] if scan is None else nearest(connection, scan, filter, k)
+                ranking = [] if scan is None else rank_by_cosine(connection, scan, filter, k)
             else:
-                found = recall(connection, query, scan, dense_weight, filter, now, k, explain)
-            rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in found])
+                ranking = recall(connection, query, scan, dense_weight, filter, now, k, explain)
+            rows = select(connection, f"number, {COLUMNS}", [number for number, *_ in ranking])
             fields = {number: record_fields(row) for number, *row in rows}
             return [
-                Hit(**fields[number], score=score, explanation=why if explain else None)
-                for number, score, why in found
+                Hit(**fields[number], score=score, explanation=explanation if explain else None)
+                for number, score, explanation in ranking
             ]
 
     def get(self, id: str) -> Record | None:
-        """Return the record, valid or not; None if there is none."""
+        """Return the record of an id, valid or not; None if the id is unknown."""
         with self._store.reading() as connection:
             row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
             return Record(**record_fields(row)) if row else None
 
     def recent(self, n: int, kind: str | None = None, namespace: Sequence[str] | None = None) -> list[Record]:
-        """Return the last `n` records that hold now, the newest last."""
+        """Return the last `n` records that are valid now, newest last."""
         check_count("n", n, 0)
         condition, values = Filter(
             at=to_seconds(self._clock(), "clock()"),
@@ -343,7 +350,7 @@ class MemoryBank:
             return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
-        """Return every wording of a record, the first one first."""
+        """Return all wordings merged into a record, oldest first."""
         with self._store.reading() as connection:
             rows = connection.execute(
                 "SELECT 0, text FROM records WHERE id = ?1 UNION ALL SELECT sayings.rowid, sayings.text "
@@ -353,11 +360,9 @@ class MemoryBank:
         return [text for _, text in rows]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as JSON values, the oldest first.
+        """Yield every record as JSON values, oldest first, with expired records and all wordings.
 
-        Those that no longer hold and all wordings included.
-
-        What other threads and processes write meanwhile may be among them.
+        Records that other threads and processes write meanwhile may be included.
         """
         last = 0
         while True:
@@ -368,55 +373,55 @@ class MemoryBank:
             yield from rows
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> list[bool]:
-        """Write what `export` gave, and return of each record whether it was new.
+        """Write records from `export`; return one flag per record, True if it was new.
 
-        Ids that are there stay untouched. Hundreds are written at once, and stay if it breaks off: going on
-        begins from the start. Raises ValueError or TypeError on what is no such record.
+        Records whose ids exist stay unchanged. Records are written in batches of hundreds. Batches stay after
+        an interruption, and a second call with all records completes the import. Raises ValueError or
+        TypeError if a row is not an exported record.
         """
-        rows, restorer, zone = iter(rows), Restorer(), zone_of(self._clock())
+        rows, restorer, zone = iter(rows), Restorer(), time_zone(self._clock())
         new: list[bool] = []
         while batch := list(itertools.islice(rows, BATCH)):
             for row in batch:
                 check_row(row)
             vectors: Sequence[np.ndarray | None] = [None] * len(batch)
-            if self._meaning is not None:
-                vectors = self._meaning.embedded([row["text"] for row in batch])
-            drafts = [draft_of(row, vector, zone) for row, vector in zip(batch, vectors, strict=True)]
+            if self._embedding_index is not None:
+                vectors = self._embedding_index.embed_texts([row["text"] for row in batch])
+            drafts = [build_draft(row, vector, zone) for row, vector in zip(batch, vectors, strict=True)]
             with self._store.writing() as connection:
-                if self._meaning is not None and vectors[0] is not None:
-                    self._meaning.note_dimension(connection, vectors[0])
-                done = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
-            new += done
+                if self._embedding_index is not None and vectors[0] is not None:
+                    self._embedding_index.note_dimension(connection, vectors[0])
+                flags = [restorer.restore(connection, row, d) for row, d in zip(batch, drafts, strict=True)]
+            new += flags
         return new
 
     def forget(self, id: str) -> bool:
-        """Delete a record for good: text, wordings, embedding and index entries.
+        """Delete a record permanently with its wordings, embedding and index entries.
 
-        Return whether there was one.
-
-        Its bytes are overwritten in the file; another process that reads at this moment may delay that.
+        Return True if the record existed. Its bytes are overwritten in the file; a concurrent reader in
+        another process may delay that.
         """
         with self._store.writing() as connection:
-            found = Writer(connection).forget(id, self._store.path)
-        if found:
+            is_deleted = Writer(connection).forget(id, self._store.path)
+        if is_deleted:
             self._store.erase_traces()
-        return found
+        return is_deleted
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build what an `approximate` bank's index lacks, and yield how many records are in it, of how many.
+        """Build the missing segments of an `approximate` bank's index; yield (indexed, total) record numbers.
 
-        A search does so, too, which takes minutes for a million records; what is built stays if this is
-        broken off. Without `approximate` there is nothing to build.
+        A search builds them, too, which takes minutes for a million records. Finished segments stay if the
+        iteration stops early. Without `approximate` there is nothing to build.
         """
-        if self._meaning is not None:
-            yield from self._meaning.build_index()
+        if self._embedding_index is not None:
+            yield from self._embedding_index.build_index()
 
     def close(self) -> None:
         """Close the file."""
         self._store.close()
 
     def __len__(self) -> int:
-        """Return how many records there are, those that no longer hold included."""
+        """Return the number of records, expired records included."""
         with self._store.reading() as connection:
             return connection.execute("SELECT COUNT(*) FROM records").fetchone()[0]
 

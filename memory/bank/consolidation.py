@@ -1,9 +1,10 @@
-"""Consolidation: what is new is held against what is like it, and somebody decides what becomes of both.
+"""Consolidation: compare a new text with similar records and decide how to change the memory.
 
-As in Mem0 (Chhikara et al. 2025, arXiv 2504.19413) a text is added, or updates or ends a record, or is
-nothing new. Who decides is any callable, such as a language model (`agents/langchain/consolidation.py`); a
-bank that is written to directly never asks. Nothing is overwritten: an update supersedes, a deletion ends a
-validity. Every decision stays in the file, by ids and without texts, and can be undone.
+As in Mem0 (Chhikara et al. 2025, arXiv 2504.19413), a text is added, updates a record, ends a record, or is
+discarded as known. The decision function is any callable, such as a language model
+(`agents/langchain/consolidation.py`); direct writes to a bank never call it. Nothing is overwritten: an
+update supersedes a record, and a deletion ends its validity. The file stores every decision by ids, without
+texts, and decisions can be undone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple, get_args
 
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.damage import Unreadable
+from scrubjay.memory.bank.file.damage import UnreadableError
 from scrubjay.memory.bank.file.record import (
     Record,
     Time,
@@ -37,66 +38,67 @@ _TABLES = (
     ),
 )
 _COLUMNS = "id, moment, considered, steps, refused, undone"
-_LONGEST_REASON = 200
-_MORE = 4  # hits looked at for one record of the very namespace
+_MAX_REFUSAL_LENGTH = 200
+_SEARCH_FACTOR = 4  # hits to search per candidate, since hits of nested namespaces are dropped
 
 
 class Change(NamedTuple):
-    """What is to be done about a new text."""
+    """Change to the memory that the decision about a new text requests."""
 
     action: Action
     record: int | None = None
-    """Place, among the records shown, of the one that is updated or deleted."""
+    """Index of the candidate record to update or delete."""
     text: str | None = None
-    """Of an update, the new wording; None for the text itself."""
+    """New wording of an update; None for the new text itself."""
 
 
-Decide = Callable[[str, Sequence[Record]], Sequence[Change]]
-"""Is given a new text and the records nearest to it, and says what is to be done.
+DecisionFunction = Callable[[str, Sequence[Record]], Sequence[Change]]
+"""Function that maps a new text and its nearest records to a list of changes.
 
-ValueError if it cannot; what that says stays in the file, so it had better hold nothing of the text.
+It raises ValueError if it cannot decide. The file stores the error's message, so the message should not quote
+the text.
 """
 
 
 class Step(NamedTuple):
-    """What was done."""
+    """Change applied by a decision."""
 
     action: Action
-    wrote: str | None = None
-    """Id of the record that was written."""
-    ended: str | None = None
-    """Id of the record that no longer holds."""
-    before: float | None = None
-    """Until when that held before."""
-    end: float | None = None
-    """Until when it has held since."""
+    written_id: str | None = None
+    """Id of the new record."""
+    ended_id: str | None = None
+    """Id of the record whose validity ended."""
+    old_valid_to: float | None = None
+    """End of that record's validity before the decision, in seconds; None for no end."""
+    new_valid_to: float | None = None
+    """End of that record's validity after the decision, in seconds."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """A decision as the bank keeps it."""
+    """Decision stored in the bank's file."""
 
     id: str
     moment: datetime
-    considered: tuple[str, ...]
-    """Ids of the records that were shown, the nearest first."""
+    considered_ids: tuple[str, ...]
+    """Ids of the candidate records, nearest first."""
     steps: tuple[Step, ...]
-    refused: str
-    """Why the text was added in place of what had been decided; "" where it was done."""
-    undone: datetime | None
-    """When it was taken back."""
+    refusal: str
+    """Reason why the requested changes were refused and the text was added; "" if they were applied."""
+    undone_at: datetime | None
+    """Time of the undo; None if the decision stands."""
 
 
 class Consolidation:
-    """Writes to a bank by the decisions of `decide`, which sees the `k` nearest records.
+    """Writer that consolidates texts into a bank; `decide` gets the `k` nearest records.
 
-    A decision that cannot be is refused, and the text added: of an unknown record, of one that has changed
-    since, of one that is newer than the text, or of one that a tool must not change. What is reworded keeps
-    what was said as provenance `said`. So nothing that is said is lost but what is decided to be nothing new,
-    or only to end a record. Raises ValueError on k < 1.
+    A change is refused if its record is unknown, has changed meanwhile, is newer than the text, or must not
+    be changed by a tool. The text is then added as a new record. A reworded record keeps the original text
+    in the provenance field `said`. The text is not stored only if the decision is "none", or if it only
+    deletes records. Raises ValueError if k < 1.
     """
 
-    def __init__(self, bank: MemoryBank, decide: Decide, k: int = 10) -> None:
+    def __init__(self, bank: MemoryBank, decide: DecisionFunction, k: int = 10) -> None:
         check_count("k", k, 1)
         self._bank, self._decide, self._k = bank, decide, k
         bank.store.add_tables("consolidation", _TABLES)
@@ -111,203 +113,212 @@ class Consolidation:
         trust: str = "user",
         **provenance: Any,
     ) -> Decision:
-        """Decide about a text, do it, and return what was decided. All is written, or nothing.
+        """Decide about a text, apply the changes atomically, and return the decision.
 
         Args:
-            text: What was said.
-            kind: Of the record, if one is written; only records of this kind are considered.
-            namespace: Whose it is; only records of the very same are considered.
-            importance: From 0 to 1.
-            observed: When it was said; by default now.
-            trust: Who worded it: user, agent or tool.
-            provenance: Anything that JSON can hold.
+            text: New text.
+            kind: Kind of the new record; only records of this kind are candidates.
+            namespace: Owner of the new record; only records of exactly this namespace are candidates.
+            importance: Number from 0 to 1.
+            observed: Time of the statement; now by default.
+            trust: Author of the text: user, agent or tool.
+            provenance: JSON-serializable metadata.
 
         Raises:
-            ValueError, TypeError: as `MemoryBank.add`; whatever else `decide` raises passes, and nothing is
-                written.
+            ValueError, TypeError: as `MemoryBank.add`. Any other exception of `decide` propagates, and
+                nothing is written.
         """
         id, bank = uuid.uuid4().hex, self._bank
         provenance = {**provenance, "decision": id}
         fields: dict[str, Any] = {"kind": kind, "namespace": namespace, "importance": importance}
-        plain = bank.draft(text, **fields, observed=observed, trust=trust, merge=False, **provenance)
-        near = self._near(plain)
-        changes, refused = [Change("add")], ""
+        draft = bank.draft(text, **fields, observed=observed, trust=trust, merge=False, **provenance)
+        candidates = self._find_candidates(draft)
+        changes, refusal = [Change("add")], ""
         try:
-            changes = _checked(self._decide(text, near), near, plain)
+            changes = _check_changes(self._decide(text, candidates), candidates, draft)
         except ValueError as error:
-            reason = str(error).encode("utf-8", "replace").decode()  # no file holds half a character
-            refused = reason[:_LONGEST_REASON] or "it could not be decided"
-        # Before the transaction, as others must not wait; the text itself, too, if another is quicker.
-        plain = bank.embedded([plain])[0]
-        plans = [self._planned(one, near, plain) for one in changes]
+            reason = str(error).encode("utf-8", "replace").decode()  # UTF-8 cannot encode lone surrogates
+            refusal = reason[:_MAX_REFUSAL_LENGTH] or "the decision function gave no reason"
+        # Embed before the transaction, so that other writers do not wait. The text itself is embedded, too:
+        # it is added if another writer changes a candidate first.
+        draft = bank.embed_drafts([draft])[0]
+        planned_steps = [self._plan_step(one, candidates, draft) for one in changes]
         with bank.store.writing() as connection:
-            if any(_has_changed(connection, near, plan.step.ended) for plan in plans):
-                plans, refused = [_Plan(Step("add"), plain)], "a record has changed since it was shown"
-            steps = tuple(self._done(connection, plan, plain) for plan in plans)
-            seen = tuple(one.id for one in near)
-            decision = Decision(id, to_datetime(plain.created), seen, steps, refused, None)
+            if any(_has_changed(connection, candidates, plan.step.ended_id) for plan in planned_steps):
+                planned_steps, refusal = (
+                    [_PlannedStep(Step("add"), draft)],
+                    "a candidate record has changed meanwhile",
+                )
+            steps = tuple(self._apply_step(connection, plan, draft) for plan in planned_steps)
+            candidate_ids = tuple(one.id for one in candidates)
+            decision = Decision(id, to_datetime(draft.created), candidate_ids, steps, refusal, None)
             connection.execute(
                 "INSERT INTO decisions (id, moment, considered, steps, refused) VALUES (?, ?, ?, ?, ?)",
-                (id, plain.created, json.dumps(seen), json.dumps(steps), refused),
+                (id, draft.created, json.dumps(candidate_ids), json.dumps(steps), refusal),
             )
         return decision
 
     def undo(self, id: str) -> Decision:
-        """Take a decision back: what it wrote is forgotten, what it ended holds again as before.
+        """Undo a decision: forget the records that it wrote and restore the validity that it ended.
 
-        Raises ValueError if there is no such decision, it is undone, or a record of it has changed since.
+        Raises ValueError if the id is unknown, the decision is undone already, or one of its records has
+        changed since.
         """
         bank = self._bank
         with bank.store.writing() as connection:
             rows = connection.execute(f"SELECT {_COLUMNS} FROM decisions WHERE id = ?", (id,)).fetchall()
             if not rows:
-                raise ValueError(f"there is no decision {id!r}; `decisions` names them")
-            decision = _decision(rows[0])
-            if decision.undone is not None:
-                raise ValueError(f"decision {id!r} was undone already, at {decision.undone:%Y-%m-%d %H:%M}")
+                raise ValueError(f"unknown decision {id!r}; list the ids with `decisions`")
+            decision = _parse_decision(rows[0])
+            if decision.undone_at is not None:
+                raise ValueError(
+                    f"decision {id!r} was undone already, at {decision.undone_at:%Y-%m-%d %H:%M}"
+                )
             for step in decision.steps:
-                _check_untouched(connection, id, step)
+                _check_unchanged(connection, id, step)
             for step in decision.steps:
-                if step.wrote is not None:
-                    bank.forget(step.wrote)
-                connection.execute("UPDATE records SET valid_to = ? WHERE id = ?", (step.before, step.ended))
-            undone = datetime.now(UTC)
-            connection.execute("UPDATE decisions SET undone = ? WHERE id = ?", (undone.timestamp(), id))
+                if step.written_id is not None:
+                    bank.forget(step.written_id)
+                connection.execute(
+                    "UPDATE records SET valid_to = ? WHERE id = ?", (step.old_valid_to, step.ended_id)
+                )
+            undone_at = datetime.now(UTC)
+            connection.execute("UPDATE decisions SET undone = ? WHERE id = ?", (undone_at.timestamp(), id))
         bank.store.erase_traces()
-        return replace(decision, undone=undone)
+        return replace(decision, undone_at=undone_at)
 
     def decisions(self, n: int = 10) -> list[Decision]:
-        """Return the last `n` decisions, the newest last. Raises ValueError on n < 0."""
+        """Return the last `n` decisions, newest last. Raises ValueError if n < 0."""
         check_count("n", n, 0)
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM decisions ORDER BY number DESC LIMIT ?", (n,)
             ).fetchall()
-            return [_decision(row) for row in reversed(rows)]
+            return [_parse_decision(row) for row in reversed(rows)]
 
-    def _near(self, draft: Draft) -> Sequence[Record]:
-        """Return the nearest records of the same kind and namespace; what tools said only for what one says.
+    def _find_candidates(self, draft: Draft) -> Sequence[Record]:
+        """Return the nearest records of the same kind and namespace; records of tools only for a tool's text.
 
-        So no page that was read can talk who decides into changing what a user said.
+        A web page can therefore not persuade the decision function to change a user's statement.
         """
         namespace = split_namespace(draft.namespace)
         trusts = ("tool",) if draft.trust == "tool" else ("user", "agent")
-        found = self._bank.search(
-            draft.text, _MORE * self._k, kinds=draft.kind, namespace=namespace, trusts=trusts
+        hits = self._bank.search(
+            draft.text, _SEARCH_FACTOR * self._k, kinds=draft.kind, namespace=namespace, trusts=trusts
         )
-        return [hit for hit in found if hit.namespace == namespace][: self._k]
+        return [hit for hit in hits if hit.namespace == namespace][: self._k]
 
-    def _planned(self, change: Change, near: Sequence[Record], plain: Draft) -> _Plan:
+    def _plan_step(self, change: Change, candidates: Sequence[Record], draft: Draft) -> _PlannedStep:
         if change.action == "add":
-            return _Plan(Step("add"), plain)
+            return _PlannedStep(Step("add"), draft)
         if change.action == "none" or change.record is None:
-            return _Plan(Step("none"), None)
-        ended = near[change.record].id
+            return _PlannedStep(Step("none"), None)
+        ended_id = candidates[change.record].id
         if change.action == "delete":
-            return _Plan(Step("delete", ended=ended), None)
+            return _PlannedStep(Step("delete", ended_id=ended_id), None)
         if change.text is None:
-            return _Plan(Step("update", ended=ended), plain._replace(supersedes=ended))
-        trust = "tool" if plain.trust == "tool" else "agent"
-        provenance = encode_provenance({**json.loads(plain.provenance), "said": plain.text})
-        draft = plain._replace(text=change.text, trust=trust, provenance=provenance, supersedes=ended)
-        draft = draft._replace(vector=None, fingerprint=None)
-        return _Plan(Step("update", ended=ended), self._bank.embedded([draft])[0])
+            return _PlannedStep(Step("update", ended_id=ended_id), draft._replace(supersedes=ended_id))
+        trust = "tool" if draft.trust == "tool" else "agent"
+        provenance = encode_provenance({**json.loads(draft.provenance), "said": draft.text})
+        new_draft = draft._replace(text=change.text, trust=trust, provenance=provenance, supersedes=ended_id)
+        new_draft = new_draft._replace(vector=None, fingerprint=None)
+        return _PlannedStep(Step("update", ended_id=ended_id), self._bank.embed_drafts([new_draft])[0])
 
-    def _done(self, connection: sqlite3.Connection, plan: _Plan, plain: Draft) -> Step:
-        """Do a step and return it with what it has changed."""
-        step, select = plan.step, "SELECT valid_to FROM records WHERE id = ?"
-        if step.ended is not None:
-            (before,) = connection.execute(select, (step.ended,)).fetchone()
-            step = step._replace(before=before)
-        if plan.draft is not None:
-            step = step._replace(wrote=self._bank.write([plan.draft])[0])
-        elif step.ended is not None:
+    def _apply_step(self, connection: sqlite3.Connection, planned_step: _PlannedStep, draft: Draft) -> Step:
+        """Apply a step and return it with the ids and times that it changed."""
+        step, select = planned_step.step, "SELECT valid_to FROM records WHERE id = ?"
+        if step.ended_id is not None:
+            (old_valid_to,) = connection.execute(select, (step.ended_id,)).fetchone()
+            step = step._replace(old_valid_to=old_valid_to)
+        if planned_step.draft is not None:
+            step = step._replace(written_id=self._bank.write([planned_step.draft])[0])
+        elif step.ended_id is not None:
             connection.execute(
                 "UPDATE records SET valid_to = MIN(?1, COALESCE(valid_to, ?1)) WHERE id = ?2",
-                (plain.observed, step.ended),
+                (draft.observed, step.ended_id),
             )
-        if step.ended is not None:
-            (end,) = connection.execute(select, (step.ended,)).fetchone()
-            step = step._replace(end=end)
+        if step.ended_id is not None:
+            (new_valid_to,) = connection.execute(select, (step.ended_id,)).fetchone()
+            step = step._replace(new_valid_to=new_valid_to)
         return step
 
 
-class _Plan(NamedTuple):
+class _PlannedStep(NamedTuple):
     step: Step
     draft: Draft | None
-    """What is to be written, with its embedding."""
+    """Embedded draft to write; None if the step writes nothing."""
 
 
-def _checked(changes: Sequence[Change], near: Sequence[Record], plain: Draft) -> list[Change]:
-    """Return the changes. Raises ValueError if they cannot be made, and on none."""
-    touched = [one.record for one in changes if one.action in ("update", "delete")]
+def _check_changes(changes: Sequence[Change], candidates: Sequence[Record], draft: Draft) -> list[Change]:
+    """Return the changes. Raises ValueError if they are empty or invalid."""
+    indices = [one.record for one in changes if one.action in ("update", "delete")]
     if not changes:
-        raise ValueError("nothing was decided")
+        raise ValueError("the decision has no changes")
     for change in changes:
         if change.action not in get_args(Action):
-            raise ValueError("it names an action that there is none of")
+            raise ValueError("unknown action in a change")
         if change.text is not None:
             if not isinstance(change.text, str):
-                raise ValueError("its wording is no text")
+                raise ValueError("the new wording is not a string")
             check_memorable(change.text)
-    for place in touched:
-        if not isinstance(place, int) or not 0 <= place < len(near):
-            raise ValueError("it names a record that was not shown")
-        if near[place].observed > to_datetime(plain.observed):
-            raise ValueError("it changes a record that is newer than the text")
-    if len(set(touched)) < len(touched) or sum(one.action == "add" for one in changes) > 1:
-        raise ValueError("two changes are of the same")
+    for index in indices:
+        if not isinstance(index, int) or not 0 <= index < len(candidates):
+            raise ValueError("a change names a record that is not a candidate")
+        if candidates[index].observed > to_datetime(draft.observed):
+            raise ValueError("a change targets a record that is newer than the text")
+    if len(set(indices)) < len(indices) or sum(one.action == "add" for one in changes) > 1:
+        raise ValueError("more than one change targets the same record, or more than one adds the new text")
     return list(changes)
 
 
-def _has_changed(connection: sqlite3.Connection, near: Sequence[Record], id: str | None) -> bool:
-    """Return whether a record that was shown is gone, or holds until another moment."""
+def _has_changed(connection: sqlite3.Connection, candidates: Sequence[Record], id: str | None) -> bool:
+    """Return True if a candidate record was deleted or its validity has another end."""
     if id is None:
         return False
-    (shown,) = (one for one in near if one.id == id)
+    (candidate,) = (one for one in candidates if one.id == id)
     row = connection.execute("SELECT valid_to FROM records WHERE id = ?", (id,)).fetchone()
-    return row is None or (None if row[0] is None else to_datetime(row[0])) != shown.valid_to
+    return row is None or (None if row[0] is None else to_datetime(row[0])) != candidate.valid_to
 
 
-def _check_untouched(connection: sqlite3.Connection, id: str, step: Step) -> None:
-    """Raise ValueError if a record of a step is not as the step left it."""
+def _check_unchanged(connection: sqlite3.Connection, id: str, step: Step) -> None:
+    """Raise ValueError if a record of a step has changed since the step."""
     select = "SELECT valid_to, sayings FROM records WHERE id = ?"
-    for record, left in ((step.wrote, (None, 1)), (step.ended, (step.end, None))):
+    for record, expected in ((step.written_id, (None, 1)), (step.ended_id, (step.new_valid_to, None))):
         if record is None:
             continue
         row = connection.execute(select, (record,)).fetchone()
-        if row is None or row[0] != left[0] or left[1] not in (None, row[1]):
+        if row is None or row[0] != expected[0] or expected[1] not in (None, row[1]):
             raise ValueError(
                 f"decision {id!r} cannot be undone: its record {record!r} has changed since; undo what "
                 "changed it first"
             )
 
 
-def _decision(row: tuple) -> Decision:
-    """Return a decision from a row of `_COLUMNS`. Raises Unreadable if it is none."""
-    id, moment, considered, steps, refused, undone = row
+def _parse_decision(row: tuple) -> Decision:
+    """Return a decision from a row of `_COLUMNS`. Raises UnreadableError if the row is invalid."""
+    id, moment, considered_ids, steps, refusal, undone_at = row
     try:
         return Decision(
-            _text(id),
+            _check_string(id),
             to_datetime(moment),
-            tuple(map(_text, json.loads(considered))),
-            tuple(_step(*one) for one in json.loads(steps)),
-            _text(refused),
-            None if undone is None else to_datetime(undone),
+            tuple(map(_check_string, json.loads(considered_ids))),
+            tuple(_parse_step(*one) for one in json.loads(steps)),
+            _check_string(refusal),
+            None if undone_at is None else to_datetime(undone_at),
         )
     except (TypeError, ValueError, OverflowError, OSError, RecursionError) as error:
-        raise Unreadable(f"a decision cannot be read: {error}") from error
+        raise UnreadableError(f"a decision cannot be read: {error}") from error
 
 
-def _step(action: Any, wrote: Any, ended: Any, before: Any, end: Any) -> Step:
+def _parse_step(action: Any, written_id: Any, ended_id: Any, old_valid_to: Any, new_valid_to: Any) -> Step:
     if action not in get_args(Action):
-        raise ValueError(f"there is no {action!r:.40}")
-    ids = [None if one is None else _text(one) for one in (wrote, ended)]
-    moments = [None if one is None else to_seconds(one, "valid_to") for one in (before, end)]
+        raise ValueError(f"unknown action {action!r:.40}")
+    ids = [None if one is None else _check_string(one) for one in (written_id, ended_id)]
+    moments = [None if one is None else to_seconds(one, "valid_to") for one in (old_valid_to, new_valid_to)]
     return Step(action, ids[0], ids[1], moments[0], moments[1])
 
 
-def _text(value: Any) -> str:
+def _check_string(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is no text")
+        raise TypeError(f"{value!r:.40} is not a string")
     return value

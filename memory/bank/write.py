@@ -1,4 +1,4 @@
-"""Writing to a bank: join what says the same, end the validity of what is replaced, else a new record."""
+"""Writing to a bank: merge duplicates, end the validity of superseded records, insert new records."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scrubjay.memory.bank import duplicates
-from scrubjay.memory.bank.file.damage import Unreadable, unpacked
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.damage import UnreadableError, unpack_vectors
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 from scrubjay.memory.bank.file.store import Store, select
 from scrubjay.memory.bank.file.words import day_words, index_text
 from scrubjay.memory.bank.search.filter import scope_words
 from scrubjay.memory.bank.search.segments import forget_in_segment
 
-_PAUSE = 86400.0  # seconds of silence that end a segment
-_CANDIDATES = 8  # newest records looked at per mark
+_MAX_PAUSE = 86400.0  # seconds without a record after which a new chunk starts
+_MAX_CANDIDATES = 8  # newest records compared per mark
 
 
 class Fingerprint(NamedTuple):
-    """What of a draft's text finds it, and its like."""
+    """Index data of a draft's text, for finding it and its duplicates."""
 
-    meaning: duplicates.Meaning
+    features: duplicates.TextFeatures
     digest: bytes
-    """The same for equal texts of one scope."""
+    """Hash of the scope and the text."""
     marks: duplicates.Marks
-    body: str
-    """What the keyword index reads."""
-    compared: int = 0
-    """The newest record that the draft was compared with before it was to be written."""
-    same: int | None = None
-    """The oldest of them that says all that the draft does."""
+    indexed_text: str
+    """Text for the keyword index."""
+    last_compared: int = 0
+    """Number of the newest record that the draft was compared with before the transaction."""
+    duplicate: int | None = None
+    """Number of the oldest record, up to `last_compared`, that the draft duplicates; None without one."""
 
 
 class Draft(NamedTuple):
-    """A record before it is in the file; times are seconds since 1970."""
+    """Record to be written; times are seconds since 1970."""
 
     text: str
     kind: str
@@ -56,60 +56,62 @@ class Draft(NamedTuple):
     section: int | None = None
     fingerprint: Fingerprint | None = None
     zone: tzinfo = UTC
-    """Where its day begins."""
+    """Time zone of the record's date words."""
 
 
 class Writer:
-    """Writes drafts inside one transaction."""
+    """Writer of drafts inside one transaction."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._chunk_of_section: dict[int, int] = {}
-        self._meanings: dict[int, duplicates.Meaning] = {}
+        self._features: dict[int, duplicates.TextFeatures] = {}
 
     def write(self, draft: Draft) -> str:
-        """Return the id of the record that now says what the draft does."""
-        prints = draft.fingerprint or fingerprint(draft)
+        """Write a draft; return the id of the new record, or of the record that the draft was merged into."""
+        fingerprint = draft.fingerprint or compute_fingerprint(draft)
         if draft.merge:
-            same = self._find_same(draft, prints)
-            if same is not None:
-                return self._join(same, draft)
+            duplicate = self._find_duplicate(draft, fingerprint)
+            if duplicate is not None:
+                return self._merge(duplicate, draft)
         if draft.supersedes is not None:
-            self._end(draft)
-        return self._insert(draft, prints)
+            self._end_validity(draft)
+        return self._insert(draft, fingerprint)
 
-    def _find_same(self, draft: Draft, prints: Fingerprint) -> int | None:
-        if (number := self.equal(draft, prints)) is not None:
+    def _find_duplicate(self, draft: Draft, fingerprint: Fingerprint) -> int | None:
+        if (number := self.find_equal(draft, fingerprint)) is not None:
             return number
-        after = prints.compared
-        if prints.same is not None:
-            if select(self._connection, "number", [prints.same], *_validity(draft)):
-                return prints.same
+        after = fingerprint.last_compared
+        if fingerprint.duplicate is not None:
+            if select(self._connection, "number", [fingerprint.duplicate], *_validity_condition(draft)):
+                return fingerprint.duplicate
             after = 0
-        alike = self.alike(draft, prints, after)
-        return next((number for number in alike if self.says(number, prints)), None)
+        similar = self.find_similar(draft, fingerprint, after)
+        return next((number for number in similar if self.is_duplicate(number, fingerprint)), None)
 
-    def equal(self, draft: Draft, prints: Fingerprint) -> int | None:
-        """Return the record of the same text and validity, None if there is none."""
-        validity, values = _validity(draft)
+    def find_equal(self, draft: Draft, fingerprint: Fingerprint) -> int | None:
+        """Return the number of the record with the same text and validity; None without one."""
+        validity, values = _validity_condition(draft)
         row = self._connection.execute(
-            f"SELECT number FROM records WHERE digest = ? AND {validity}", (prints.digest, *values)
+            f"SELECT number FROM records WHERE digest = ? AND {validity}", (fingerprint.digest, *values)
         ).fetchone()
         return row[0] if row else None
 
-    def alike(self, draft: Draft, prints: Fingerprint, after: int = 0) -> list[int]:
-        """Return records as long valid, after `after`, that may say what a draft does, the oldest first."""
-        found = self._candidates(prints.marks.by_words, after)
-        found |= self._near(draft.vector, prints.marks.by_vector, after)
-        return sorted(number for (number,) in select(self._connection, "number", found, *_validity(draft)))
+    def find_similar(self, draft: Draft, fingerprint: Fingerprint, after: int = 0) -> list[int]:
+        """Return possible duplicates of the same validity with record numbers above `after`, oldest first."""
+        numbers = self._candidates(fingerprint.marks.by_words, after)
+        numbers |= self._similar_vectors(draft.vector, fingerprint.marks.by_vector, after)
+        return sorted(
+            number for (number,) in select(self._connection, "number", numbers, *_validity_condition(draft))
+        )
 
-    def says(self, number: int, prints: Fingerprint) -> bool:
-        """Return whether a record says all that a draft does."""
-        if number not in self._meanings:
-            said = _said_by(self._connection, number)
-            assert said is not None  # in the transaction that found it
-            self._meanings[number] = duplicates.meaning_of(*said)
-        return duplicates.says_no_more(prints.meaning, self._meanings[number])
+    def is_duplicate(self, number: int, fingerprint: Fingerprint) -> bool:
+        """Return True if a draft adds nothing to a record."""
+        if number not in self._features:
+            content = _read_content(self._connection, number)
+            assert content is not None  # found in the same transaction
+            self._features[number] = duplicates.extract_features(*content)
+        return duplicates.is_duplicate(fingerprint.features, self._features[number])
 
     def _candidates(self, marks: list[int], after: int) -> set[int]:
         return {
@@ -117,12 +119,12 @@ class Writer:
             for mark in marks
             for (number,) in self._connection.execute(
                 "SELECT number FROM marks WHERE mark = ? AND number > ? ORDER BY number DESC LIMIT ?",
-                (mark, after, _CANDIDATES),
+                (mark, after, _MAX_CANDIDATES),
             )
         }
 
-    def _near(self, vector: np.ndarray | None, marks: list[int], after: int) -> set[int]:
-        """Return the candidates whose embeddings are near enough to say the same."""
+    def _similar_vectors(self, vector: np.ndarray | None, marks: list[int], after: int) -> set[int]:
+        """Return the candidates whose embeddings are near enough for a duplicate."""
         if vector is None:
             return set()
         candidates = self._candidates(marks, after)
@@ -133,10 +135,10 @@ class Writer:
         if not rows:
             return set()
         numbers, blobs = zip(*rows, strict=True)
-        cosines = unpacked(list(blobs), len(vector)) @ vector
+        cosines = unpack_vectors(list(blobs), len(vector)) @ vector
         return {number for number, c in zip(numbers, cosines, strict=True) if c >= duplicates.COSINE}
 
-    def _join(self, number: int, draft: Draft) -> str:
+    def _merge(self, number: int, draft: Draft) -> str:
         self._connection.execute(
             "INSERT INTO sayings VALUES (?, ?, ?, ?)", (number, draft.text, draft.observed, draft.provenance)
         )
@@ -147,42 +149,41 @@ class Writer:
         ).fetchone()
         return id
 
-    def _end(self, draft: Draft) -> None:
+    def _end_validity(self, draft: Draft) -> None:
         row = self._connection.execute(
             "SELECT number, trust FROM records WHERE id = ?", (draft.supersedes,)
         ).fetchone()
         if row is None:
-            raise ValueError(f"supersedes={draft.supersedes!r}: no such record; pass an id that add returned")
+            raise ValueError(f"supersedes={draft.supersedes!r}: unknown record; pass an id returned by add")
         number, trust = row
         if draft.trust == "tool" and trust != "tool":
             raise ValueError(
-                f"supersedes={draft.supersedes!r}: what a tool says cannot replace a record of trust "
-                f"{trust!r}; "
-                "let the agent or the user confirm it"
+                f"supersedes={draft.supersedes!r}: a text of trust 'tool' cannot replace a record of trust "
+                f"{trust!r}; let the agent or the user confirm it"
             )
         end = draft.observed if draft.valid_from is None else draft.valid_from
         self._connection.execute(
             "UPDATE records SET valid_to = MIN(?, COALESCE(valid_to, ?)) WHERE number = ?", (end, end, number)
         )
 
-    def _insert(self, draft: Draft, prints: Fingerprint) -> str:
+    def _insert(self, draft: Draft, fingerprint: Fingerprint) -> str:
         id = uuid.uuid4().hex
         if draft.valid_from is None and draft.supersedes is not None:
             draft = draft._replace(valid_from=draft.observed)
-        chunk, place = self._place(draft)
-        columns = {"id": id, "renewed": draft.observed, "chunk": chunk, "place": place}
-        number = self.insert(draft, prints, columns)
-        self._meanings[number] = prints.meaning
+        chunk, position = self._find_position(draft)
+        columns = {"id": id, "renewed": draft.observed, "chunk": chunk, "place": position}
+        number = self.insert(draft, fingerprint, columns)
+        self._features[number] = fingerprint.features
         if chunk == 0:
             self._open_chunk(draft, number)
         return id
 
-    def insert(self, draft: Draft, prints: Fingerprint, columns: dict[str, Any]) -> int:
-        """Write a record, with what a draft does not say in `columns`, and what finds it.
+    def insert(self, draft: Draft, fingerprint: Fingerprint, columns: dict[str, Any]) -> int:
+        """Insert a record and its index entries; return its number.
 
-        Return its number.
+        `columns` has the values that are not part of a draft.
         """
-        marks = [*prints.marks.by_words, *prints.marks.by_vector]
+        marks = [*fingerprint.marks.by_words, *fingerprint.marks.by_vector]
         row: dict[str, Any] = {
             "text": draft.text,
             "kind": draft.kind,
@@ -195,7 +196,7 @@ class Writer:
             "valid_to": draft.valid_to,
             "importance": draft.importance,
             "supersedes": draft.supersedes,
-            "digest": prints.digest,
+            "digest": fingerprint.digest,
             "marks": duplicates.pack_marks(marks),
             **columns,
         }
@@ -206,7 +207,7 @@ class Writer:
         assert number is not None
         connection.execute(
             "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
-            (number, scope_words(draft.namespace, draft.kind), prints.body),
+            (number, scope_words(draft.namespace, draft.kind), fingerprint.indexed_text),
         )
         connection.executemany(
             "INSERT OR IGNORE INTO marks VALUES (?, ?)",
@@ -217,7 +218,7 @@ class Writer:
         return number
 
     def forget(self, id: str, bank: str) -> bool:
-        """Delete a record and all that finds it, in the file `bank` and beside it; return if it was there."""
+        """Delete a record and its index entries, also in index files of `bank`. Return True if it existed."""
         connection = self._connection
         row = connection.execute(
             "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
@@ -238,23 +239,24 @@ class Writer:
         forget_in_segment(connection, bank, number, vector)
         return True
 
-    def _place(self, draft: Draft) -> tuple[int, int]:
-        """Return the chunk that the draft goes on with, and its place there.
-
-        Chunk 0 for one that it begins.
-        """
+    def _find_position(self, draft: Draft) -> tuple[int, int]:
+        """Return the chunk that the draft continues, 0 for a new chunk, and its position in the chunk."""
         if draft.section is not None:
             chunk = self._chunk_of_section.get(draft.section, 0)
         else:
-            last = self._connection.execute(
+            newest_row = self._connection.execute(
                 "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC "
                 "LIMIT 1",
                 (draft.namespace, draft.kind),
             ).fetchone()
             chunk = 0
-            # A document's sections, whose chunks are below zero, are complete.
-            if last is not None and last[0] > 0 and abs(draft.observed - last[1]) <= _PAUSE:
-                chunk = last[0]
+            # Sections of documents have negative chunk numbers; they are never continued.
+            if (
+                newest_row is not None
+                and newest_row[0] > 0
+                and abs(draft.observed - newest_row[1]) <= _MAX_PAUSE
+            ):
+                chunk = newest_row[0]
         (newest,) = self._connection.execute(
             "SELECT MAX(place) FROM records WHERE chunk = ?", (chunk,)
         ).fetchone()
@@ -267,89 +269,93 @@ class Writer:
         self._connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
 
 
-def fingerprint(draft: Draft) -> Fingerprint:
-    """Return what finds a draft; its embedding, if it has one, must be in it."""
+def compute_fingerprint(draft: Draft) -> Fingerprint:
+    """Return the fingerprint of a draft; set the draft's embedding, if any, before the call."""
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
-    meaning = duplicates.meaning_of(draft.text, draft.vector)
-    digest, marks = duplicates.digest_of(scope, draft.text), duplicates.marks_of(scope, meaning)
-    body = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
-    return Fingerprint(meaning, digest, marks, body)
+    features = duplicates.extract_features(draft.text, draft.vector)
+    digest, marks = duplicates.compute_digest(scope, draft.text), duplicates.compute_marks(scope, features)
+    indexed_text = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
+    return Fingerprint(features, digest, marks, indexed_text)
 
 
-def prepared(store: Store, draft: Draft) -> Draft:
-    """Return a draft with its fingerprint, compared with what is there already.
+def prepare_draft(store: Store, draft: Draft) -> Draft:
+    """Return a draft with its fingerprint, compared with the records in the file.
 
-    Before a transaction, as others must not wait for it; in one, only what was written since is compared.
+    Slow: call it before a transaction. In the transaction only newer records are compared.
     """
-    prints = fingerprint(draft)
+    fingerprint = compute_fingerprint(draft)
     if draft.merge:
         with store.reading() as connection:
             writer = Writer(connection)
-            if writer.equal(draft, prints) is not None:
-                return draft._replace(fingerprint=prints)
+            if writer.find_equal(draft, fingerprint) is not None:
+                return draft._replace(fingerprint=fingerprint)
             (newest,) = connection.execute("SELECT MAX(number) FROM records").fetchone()
-            alike = writer.alike(draft, prints)
-        same = next((number for number in alike if _says(store, number, prints)), None)
-        prints = prints._replace(compared=newest or 0, same=same)
-    return draft._replace(fingerprint=prints)
+            similar = writer.find_similar(draft, fingerprint)
+        duplicate = next(
+            (number for number in similar if _duplicates_record(store, number, fingerprint)), None
+        )
+        fingerprint = fingerprint._replace(last_compared=newest or 0, duplicate=duplicate)
+    return draft._replace(fingerprint=fingerprint)
 
 
-def _says(store: Store, number: int, prints: Fingerprint) -> bool:
-    """Return whether a record, if it was not forgotten since, says all that a draft does."""
+def _duplicates_record(store: Store, number: int, fingerprint: Fingerprint) -> bool:
+    """Return True if a draft adds nothing to a record; False if the record was deleted."""
     with store.reading() as connection:
-        said = _said_by(connection, number)
-    return said is not None and duplicates.says_no_more(prints.meaning, duplicates.meaning_of(*said))
+        content = _read_content(connection, number)
+    return content is not None and duplicates.is_duplicate(
+        fingerprint.features, duplicates.extract_features(*content)
+    )
 
 
-def _validity(draft: Draft) -> tuple[str, tuple[float | None, float | None]]:
-    """Return the condition in SQL that a record is as long valid as a draft, and its values."""
+def _validity_condition(draft: Draft) -> tuple[str, tuple[float | None, float | None]]:
+    """Return the SQL condition for a draft's validity, and its values."""
     return "valid_from IS ? AND valid_to IS ?", (draft.valid_from, draft.valid_to)
 
 
-def _said_by(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
-    """Return text and embedding of a record, None if there is none."""
+def _read_content(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
+    """Return text and embedding of a record; None if the record does not exist."""
     row = connection.execute(
         "SELECT text, vector FROM records LEFT JOIN vectors USING (number) WHERE number = ?", (number,)
     ).fetchone()
     if row and not isinstance(row[0], str):
-        raise Unreadable(f"record {number} has no text but {row[0]!r:.80}")
-    return row and (row[0], None if row[1] is None else unpacked([row[1]])[0])
+        raise UnreadableError(f"record {number} has {row[0]!r:.80} in place of a text")
+    return row and (row[0], None if row[1] is None else unpack_vectors([row[1]])[0])
 
 
 def encode_provenance(provenance: dict[str, Any]) -> str:
-    """Return provenance as JSON. Raises TypeError or ValueError on what JSON cannot hold."""
+    """Return provenance as JSON. Raises TypeError or ValueError if it is not JSON-serializable."""
     try:
-        written = json.dumps(provenance, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(provenance, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"provenance={provenance!r:.200} must be what JSON can hold: {error}") from None
-    check_text("provenance", written)
-    return written
+        raise type(error)(f"provenance={provenance!r:.200}: must be JSON-serializable: {error}") from None
+    check_text("provenance", text)
+    return text
 
 
 def check_memorable(text: str) -> None:
-    """Raise ValueError or TypeError on what cannot be remembered."""
+    """Raise ValueError or TypeError if a text cannot be stored."""
     check_length("text", text)
     if not text.strip():
-        raise ValueError(f"text={text[:80]!r}: there is nothing to remember")
+        raise ValueError(f"text={text[:80]!r}: nothing to remember; pass a text that is not blank")
     check_text("text", text)
 
 
 def check_length(name: str, text: str) -> None:
-    """Raise TypeError on what is no text, ValueError on one that is longer than a bank takes."""
+    """Raise TypeError if `text` is not a string, ValueError if it is longer than `MAX_TEXT_LENGTH`."""
     if not isinstance(text, str):
         raise TypeError(f"{name}={text!r}: pass a string")
-    if len(text) > LONGEST_TEXT:
+    if len(text) > MAX_TEXT_LENGTH:
         raise ValueError(
-            f"{name} has {len(text):,} characters, a bank takes {LONGEST_TEXT:,}; cut it, or hand it in as "
-            "passages (add_document)"
+            f"{name} has {len(text):,} characters, the maximum is {MAX_TEXT_LENGTH:,}; cut it, or store "
+            "it as passages with add_document"
         )
 
 
 def check_text(name: str, text: str) -> None:
-    """Raise ValueError on half a surrogate pair, which no file can hold."""
+    """Raise ValueError if a text contains a lone surrogate, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"{name} holds {error.object[error.start]!r}, half a character; decode the text anew"
+            f"{name} contains the lone surrogate {error.object[error.start]!r}; decode the text again"
         ) from None

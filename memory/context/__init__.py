@@ -1,7 +1,7 @@
-"""Memory for language models: what a causal model of transformers keeps of a text that does not end.
+"""Key-value cache policies for causal language models of transformers that read texts of any length.
 
-A policy says what a cache generates, compresses, retrieves and loads; `PolicyCache` runs it inside
-`model.generate`.
+A policy defines how a cache attends to new tokens, compresses, retrieves and loads them. `PolicyCache` runs
+the policy inside `model.generate`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The attention function under which a model of transformers calls its policy.
+"""Attention function through which a transformers model calls its context policy.
 
-Registered with transformers on first use. It asks for no mask of queries by keys: the padding mask of the
-tokenizer comes through as it is.
+It is registered with transformers on first use. It needs no query-by-key mask: the tokenizer's padding mask
+is passed through unchanged.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ ATTENTION = "scrubjay"
 
 
 WRAPPED = "scrubjay_layers"
-"""Name of the attention function inside blocks of `memory.heads` that change or record attention."""
+"""Name of the attention function inside `memory.heads` blocks that change or record attention."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
-"""`attention(module, query, key, value, mask, **options)`, as transformers calls it; heads are dimension
-1."""
+"""Attention function of transformers: `attention(module, query, key, value, mask, **options)`.
 
-_KNOWN = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
-"""Tensors that models hand on to attention, and that say nothing but where tokens stand."""
+Heads are dimension 1."""
+
+_POSITION_TENSORS = {"position_ids", "cu_seq_lens_q", "cu_seq_lens_k"}
+"""Names of tensor arguments that only carry token positions and may be ignored."""
 
 
-class _Handed(threading.local):
-    """What the attention function that is called next in this thread goes by."""
+class _ThreadState(threading.local):
+    """Thread-local state that the next call of the attention function uses."""
 
-    layer: Attends | None = None
-    """Whose cache was updated last."""
+    layer: AttentionLayer | None = None
+    """Layer whose cache was updated last; None if no call is pending."""
     reading: bool = False
-    """Whether the thread is in a call of a model with a cache of ours."""
+    """True inside a model call with a `PolicyCache`."""
 
 
-_handed = _Handed()
+_thread_state = _ThreadState()
 
 
 @runtime_checkable
-class Attends(Protocol):
-    """One layer of a cache, which reads and keeps what its policy says."""
+class AttentionLayer(Protocol):
+    """Protocol of a cache layer that computes attention under its policy."""
 
     def attend(
         self,
@@ -58,14 +59,14 @@ class Attends(Protocol):
         mask: Tensor | None,
         scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read.
+        """Return the attention output of the new tokens.
 
         Args:
-            query: Of the new tokens, as the model turned them.
-            keys: Theirs.
-            values: Theirs.
+            query: Queries of the new tokens, already rotated by the model.
+            keys: Keys of the new tokens, already rotated by the model.
+            values: Values of the new tokens.
             mask: The tokenizer's padding mask, "batch columns"; None without padding.
-            scoring: What the model does to scores.
+            scoring: The model's scale, soft cap and learned sinks.
         """
         ...
 
@@ -74,33 +75,34 @@ def check_not_wrapped(decoder: Any) -> None:
     """Raise ValueError inside a block that changes or records the model's own attention."""
     if decoder.config._attn_implementation == WRAPPED:
         raise ValueError(
-            "sink_bias, capture_attention and sink_rate act on the model, whose attention a PolicyCache "
-            "replaces, so they would have no effect; leave the block, or call the model with its own cache"
+            "sink_bias, capture_attention and sink_rate act on the model's own attention, which a "
+            "PolicyCache replaces, so they would have no effect; leave the block, or call the model with its "
+            "own cache"
         )
 
 
-def hand_over(layer: Attends) -> None:
-    """Let the attention function that is called next in this thread ask `layer`.
+def set_next_layer(layer: AttentionLayer) -> None:
+    """Set the layer that the next call of the attention function in this thread uses.
 
-    Raises RuntimeError where the one handed over before was not asked.
+    Raises RuntimeError if the layer set before was not used.
     """
-    if _handed.layer is not None:
-        _handed.layer = None
-        raise RuntimeError("the model attends in its own way and does not call the policy")
-    _handed.layer = layer
+    if _thread_state.layer is not None:
+        _thread_state.layer = None
+        raise RuntimeError("the model uses its own attention function and does not call the policy")
+    _thread_state.layer = layer
 
 
-def read_by_policy(reading: bool) -> None:
-    """Note that this thread's calls of the attention function come with layers of ours, or no longer do.
+def set_reading(reading: bool) -> None:
+    """Set whether this thread is in a model call with a `PolicyCache`.
 
-    A layer that was handed over and not asked, as of a call that was broken off, is forgotten.
+    Discards a pending layer, as left behind by an interrupted call.
     """
-    _handed.layer, _handed.reading = None, reading
+    _thread_state.layer, _thread_state.reading = None, reading
 
 
 @functools.cache
 def register_attention() -> None:
-    """Make the name known to transformers."""
+    """Register the attention function with transformers."""
     AttentionInterface.register(ATTENTION, policy_attention)
     AttentionMaskInterface.register(ATTENTION, _padding_mask)
 
@@ -108,8 +110,8 @@ def register_attention() -> None:
 def policy_attention(
     module: nn.Module,
     query: Float[Tensor, "batch heads length width"],
-    key: Float[Tensor, "batch key_heads held width"],
-    value: Float[Tensor, "batch key_heads held value_width"],
+    key: Float[Tensor, "batch key_heads columns width"],
+    value: Float[Tensor, "batch key_heads columns value_width"],
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
@@ -117,54 +119,58 @@ def policy_attention(
     s_aux: Float[Tensor, " heads"] | None = None,
     **others: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
-    """Return what the tokens read through their policy; without one, of all keys, causally.
+    """Return the attention output of the tokens under their policy; without a policy, causal attention.
 
-    Parameters are in the order of transformers' SDPA, by which packages that wrap every attention function
-    call.
+    Parameters have the order of transformers' SDPA function, because packages that wrap every attention
+    function pass them by position.
 
     Args:
         module: The model's attention layer.
-        query: Of the new tokens.
-        key: With a policy those of the new tokens, else all there are.
-        value: As `key`.
+        query: Queries of the new tokens.
+        key: Keys of the new tokens with a policy, of all tokens without one.
+        value: Values, like `key`.
         attention_mask: The tokenizer's padding mask, "batch columns".
-        dropout: Refused with a policy.
-        scaling: Of the scores; by default one over the root of the width.
-        softcap: What scores are capped at.
-        s_aux: Scores of no key, learned, one for each head.
-        others: What else transformers hands on.
+        dropout: Attention dropout; must be 0 with a policy.
+        scaling: Scale of the scores; by default one over the square root of the head width.
+        softcap: Soft cap of the scores.
+        s_aux: Learned attention sinks, one score per head.
+        others: Further arguments of transformers.
 
     Raises:
-        ValueError: on dropout with a policy, and on a model that does to scores what is not known here, or
-            attends otherwise than causally, or more often than it hands keys to its cache.
+        ValueError: on dropout with a policy, on a model whose scores depend on unknown tensors, on non-causal
+            attention, and on a model that attends more often than it updates its cache.
     """
-    unknown = [name for name, value in others.items() if isinstance(value, Tensor) and name not in _KNOWN]
+    unknown = [
+        name for name, value in others.items() if isinstance(value, Tensor) and name not in _POSITION_TENSORS
+    ]
     if unknown:
         raise ValueError(
-            f"{type(module).__name__} hands attention {unknown[0]}, of which no policy knows what it does to "
-            "scores: use the model's own cache"
+            f"{type(module).__name__} passes {unknown[0]} to its attention function, which policies do not "
+            "support: use the model's own cache"
         )
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
-            f"{type(module).__name__} attends by a mask of its own, or lets tokens read later ones, "
-            "where policies know of causal attention and of padding alone: use the model's own cache"
+            f"{type(module).__name__} uses a custom or non-causal attention mask; policies support only "
+            "causal attention with padding: use the model's own cache"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scoring = Scoring(scale, softcap, s_aux)
-    layer, _handed.layer = _handed.layer, None
+    layer, _thread_state.layer = _thread_state.layer, None
     if layer is None:
-        if _handed.reading:
+        if _thread_state.reading:
             raise ValueError(
-                f"{type(module).__name__} attends to keys that it has not handed to its cache, or twice to "
-                "them, of which a policy would see half: use the model's own cache"
+                f"{type(module).__name__} attends to keys that are not in its cache, or attends twice to one "
+                "cache update, which policies do not support: use the model's own cache"
             )
         valid = None if attention_mask is None else attention_mask.bool()[:, -key.shape[2] :]
         out = causal_attention(query, key, value, valid, scoring, dropout)
     elif dropout:
-        raise ValueError(f"attention_dropout={dropout}: policies have none; set it to 0 or call model.eval()")
+        raise ValueError(
+            f"attention_dropout={dropout}: policies do not support it; set it to 0 or call model.eval()"
+        )
     else:
         out = layer.attend(query, key, value, attention_mask, scoring)
-    # Some models view what others reshape.
+    # Some models call `view` on the output, which needs contiguous memory.
     return out.transpose(1, 2).contiguous(), None
 
 
@@ -177,10 +183,10 @@ def _padding_mask(
     attention_mask: Tensor | None = None,
     use_vmap: bool = False,
     device: torch.device | None = None,
-    **unused: object,
+    **ignored_options: object,
 ) -> Tensor | None:
     if q_length > 1:
-        if device is not None and device.type == "meta":  # a trial without weights
+        if device is not None and device.type == "meta":  # a check without weights
             device = torch.device("cpu")
         row, token = (
             torch.arange(batch_size, device=device)[:, None],
@@ -188,6 +194,6 @@ def _padding_mask(
         )
         ahead = use_vmap or mask_function(row, 0, q_offset + token, q_offset + token + 1)
         if torch.as_tensor(ahead).any():
-            # Whoever attends by it says so; one made for an encoder that there is not, nobody does.
+            # The 4-d mask makes `policy_attention` raise. A mask made for a missing encoder is never used.
             return torch.empty(0, 0, 0, 0)
     return attention_mask

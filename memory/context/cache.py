@@ -1,4 +1,4 @@
-"""A policy's cache for transformers: `model.generate(**inputs, cache=PolicyCache(policy, model))`."""
+"""Transformers cache under a context policy: `model.generate(**inputs, cache=PolicyCache(policy, model))`."""
 
 from __future__ import annotations
 
@@ -16,166 +16,169 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from scrubjay.memory.context.attention import ATTENTION, hand_over
+from scrubjay.memory.context.attention import ATTENTION, set_next_layer
 from scrubjay.memory.context.layers.falcon import serve_falcon
-from scrubjay.memory.context.layers.kinds import Kind, kinds_of
-from scrubjay.memory.context.layers.nothing import NothingLayer
-from scrubjay.memory.context.layers.own import OwnWindow
+from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
+from scrubjay.memory.context.layers.local import LocalWindowPolicy
 from scrubjay.memory.context.layers.policy import PolicyLayer
+from scrubjay.memory.context.layers.rotation import decoder_of, find_rotation, has_rotary, takes_positions
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer
-from scrubjay.memory.context.layers.turned import decoder_of, has_rotary, takes_positions, turns_of
-from scrubjay.memory.context.parts.marks import LayerKept
+from scrubjay.memory.context.layers.stateless import StatelessLayer
+from scrubjay.memory.context.parts.marks import RetainedTokens
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.registry import name_of
 from scrubjay.memory.context.switch import attend_by_policy
 
-BROKEN_OFF = (
-    "an earlier call with this cache was broken off, by Ctrl-C or an error, when some layers had read its "
-    "tokens "
-    "and others had not; reset the cache and read again, or load a saved one"
+INTERRUPTED = (
+    "an earlier call with this cache was interrupted, by Ctrl-C or an error, after only some layers had "
+    "processed its tokens; reset the cache and read the text again, or load a saved cache"
 )
 
 
-ONE_BY_ONE = {"jamba", "zamba"}
-"""Models whose states start anew with every call of several tokens, with transformers' own cache, too."""
+STATE_RESETTING_MODELS = {"jamba", "zamba"}
+"""Model types that reset their states in every call of several tokens, also with transformers' own cache."""
 
 
 class PolicyCache(Cache):
-    """The memories of all layers of one model under one policy, for one batch of texts.
+    """Cache of all layers of one model under one policy, for one batch of texts.
 
-    Layers in which the model attends to everything are the policy's. Those that see a window or a chunk keep
-    what they see, and what else a layer has for a state is the model's own.
+    The policy applies to the layers with full attention. Layers with a sliding window or chunked attention
+    keep the tokens they attend to. Convolutional, linear and recurrent states are those of the model.
 
-    While the model reads into it, it attends by this package's function, else as ever. Padding, on the left
-    of a prompt, is told by `attention_mask`. What has been seen can be generated from again and again.
-    Assisted decoding is refused unless `is_croppable`. One that is `marked` tells what it keeps, and holds
-    four numbers more of each value.
+    The model uses this package's attention function in calls with this cache and its own function in all
+    other calls. Left padding of a prompt is given by `attention_mask`. The cache can be used for several
+    `generate` calls in a row. Assisted decoding needs `is_croppable`. With `track_tokens`,
+    `get_retained_tokens` lists the tokens that the cache retains; each value vector then has four more
+    coordinates.
 
-    Raises TypeError on what is no policy or no model, ValueError on a model that the policy cannot serve and
-    on a call of other rows than before, RuntimeError when read into after a call that
-    was broken off.
+    Raises TypeError if `policy` is not a policy or `model` is not a model, ValueError on a model that the
+    policy does not support and on a call with another batch size than before, and RuntimeError on a call
+    after an interrupted one.
     """
 
-    layers: list[PolicyLayer | StateLayer | NothingLayer]
+    layers: list[PolicyLayer | StateLayer | StatelessLayer]
 
-    def __init__(self, policy: ContextPolicy, model: PreTrainedModel, marked: bool = False) -> None:
+    def __init__(self, policy: ContextPolicy, model: PreTrainedModel, track_tokens: bool = False) -> None:
         if not isinstance(policy, ContextPolicy):
             raise TypeError(f"policy={policy!r}: pass a policy, such as make('sinks', budget=1024)")
         if isinstance(model, type) or not hasattr(model, "config"):
             raise TypeError(f"model={model!r}: pass a loaded model of transformers")
         config = model.config.get_text_config(decoder=True)
-        kinds = kinds_of(config)
+        layer_types = get_layer_types(config)
         decoder = decoder_of(model)
         if not model._can_set_attn_implementation() and not serve_falcon(decoder):
             raise ValueError(
-                f"{type(model).__name__} does not take attention functions of transformers' "
-                "AttentionInterface, by which policies attend; use a model that does"
+                f"{type(model).__name__} does not support transformers' AttentionInterface, which policies "
+                "need; use a model that does"
             )
-        # It must not have changed when the cache is read into.
-        self.attends_elsewhere = attend_by_policy(decoder)
-        self.policy, self._config, self.marked = policy, config, marked
-        policies = [_policy_of(policy, kind, index, len(kinds)) for index, kind in enumerate(kinds)]
-        self.rotaries = _rotaries(model, policies)
-        # Bamba would count from 0 in every call, and turn tokens to other places than they stand at.
-        self.places = has_rotary(decoder) and takes_positions(decoder)
-        # Tokens of every row, one tensor as soon as rows differ by their padding.
+        # The implementation must not change between now and a call with this cache.
+        self.outside_attention = attend_by_policy(decoder)
+        self.policy, self._config, self.track_tokens = policy, config, track_tokens
+        policies = [
+            _select_policy(policy, layer_type, index, len(layer_types))
+            for index, layer_type in enumerate(layer_types)
+        ]
+        self.rotaries = _find_rotaries(model, policies)
+        # Without position ids Bamba would restart the positions at 0 in every call.
+        self.adds_position_ids = has_rotary(decoder) and takes_positions(decoder)
+        # Token count of every row; a tensor once rows differ in padding.
         self.count: int | Int[Tensor, " batch"] = 0
-        # Of the present call of the model: where it put its tokens, and whether a layer has read them.
+        # State of the current model call: positions of its tokens, and whether a layer has processed them.
         self.position_ids: Tensor | None = None
-        self.touched = False
+        self.call_started = False
         self._step: Step | None = None
-        # Layers whose keys the present call has brought.
-        self._updated: set[int] = set()
-        # Of the layers that have read the present call.
-        self._measured: list[LayerStats] = []
-        super().__init__(layers=[self._layer(index, kinds[index], policies) for index in range(len(kinds))])
+        # Layers already updated in the current call.
+        self._updated_layers: set[int] = set()
+        # Statistics of the layers that have processed the current call.
+        self._layer_stats: list[LayerStats] = []
+        layers: list[Any] = [self._layer(i, kind, policies) for i, kind in enumerate(layer_types)]
+        super().__init__(layers=layers)
 
     def _layer(
-        self, index: int, kind: Kind, policies: Sequence[ContextPolicy | None]
-    ) -> PolicyLayer | StateLayer | NothingLayer:
+        self, index: int, layer_type: LayerType, policies: Sequence[ContextPolicy | None]
+    ) -> PolicyLayer | StateLayer | StatelessLayer:
         policy = policies[index]
         if policy is None:
-            return StateLayer(self, kind.states) if kind.states else NothingLayer()
-        ways = list(zip(policies, map(id, self.rotaries), strict=True))
-        alike = ways.index(ways[index])
-        if kind.states:
-            return StateAndPolicyLayer(self, index, policy, alike, kind.states)
-        return PolicyLayer(self, index, policy, alike)
+            return StateLayer(self, layer_type.states) if layer_type.states else StatelessLayer()
+        groups = list(zip(policies, map(id, self.rotaries), strict=True))
+        shared_index = groups.index(groups[index])
+        if layer_type.states:
+            return StateAndPolicyLayer(self, index, policy, shared_index, layer_type.states)
+        return PolicyLayer(self, index, policy, shared_index)
 
     def begin_call(self, position_ids: Tensor | None, length: int) -> None:
-        """Get ready for a call of the model with so many tokens, which it turns to these positions.
+        """Prepare for a model call with `length` tokens at these positions.
 
-        None stands for the order of columns. Raises RuntimeError if an earlier call was broken off half-way,
-        ValueError on several tokens after others where the model's states are wrong of them.
+        `position_ids=None` stands for consecutive positions. Raises RuntimeError after an interrupted call,
+        and ValueError on several tokens after the first call if the model would reset its states.
         """
-        if self.touched:
-            raise RuntimeError(BROKEN_OFF)
-        if length > 1 and self._config.model_type in ONE_BY_ONE and self.get_seq_length():
+        if self.call_started:
+            raise RuntimeError(INTERRUPTED)
+        if length > 1 and self._config.model_type in STATE_RESETTING_MODELS and self.get_seq_length():
             raise ValueError(
-                f"{self._config.model_type} forgets its states where several tokens follow others, with its "
-                "own cache, too: read a text in one call, and what follows one by one (`call_length` says "
-                "how many tokens a call may have)"
+                f"{self._config.model_type} resets its states in a later call with several tokens, also with "
+                "its own cache: read the prompt in one call and further tokens one by one (`call_length` "
+                "returns the number of tokens per call)"
             )
         self.position_ids = position_ids
-        self._updated.clear()
+        self._updated_layers.clear()
 
     def call_length(self, length: int, block: int) -> int:
-        """Return how many of the next `length` tokens to read in one call, where blocks of `block` would do.
+        """Return the number of the next `length` tokens to read in one call, by default `block`.
 
-        It is all of them under a policy that chooses at the end of a prompt. Some models need all in the
-        first call, and one token in each call after it.
+        A query-aware policy needs all of them in one call. Some models need the whole prompt in the first
+        call and one token in each later call.
         """
-        if self._config.model_type in ONE_BY_ONE:
+        if self._config.model_type in STATE_RESETTING_MODELS:
             return 1 if self.get_seq_length() else max(length, 1)
         return self.policy.call_length(length, block)
 
     def end_call(self) -> None:
-        """Note that all layers have read what the call brought."""
-        self.touched = False
+        """Mark the current call as complete: all layers have processed its tokens."""
+        self.call_started = False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Hand the layer to the attention function that is called next, which does the rest."""
+        """Pass the layer to the next call of the attention function, which updates it."""
         if self._config._attn_implementation != ATTENTION:
             raise RuntimeError(
-                f"the model attends by {self._config._attn_implementation!r} and does not call the policy; "
-                "build "
-                "the cache for this model, after any set_attn_implementation"
+                f"the model uses attention {self._config._attn_implementation!r} and does not call the "
+                "policy; build the cache for this model, after any set_attn_implementation"
             )
-        if layer_idx in self._updated:
+        if layer_idx in self._updated_layers:
             raise ValueError(
-                f"the model reads layer {layer_idx} twice in one call, as looped models do, and a policy "
-                "would take the second reading for new tokens: use the model's own cache"
+                f"the model reads layer {layer_idx} twice in one call, as looped models do; a policy would "
+                "count the second reading as new tokens: use the model's own cache"
             )
-        self._updated.add(layer_idx)
+        self._updated_layers.add(layer_idx)
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
         if isinstance(layer, PolicyLayer):
-            hand_over(layer)
+            set_next_layer(layer)
             return key_states, value_states
         raise ValueError(
-            f"the model attends in layer {layer_idx}, of which its config says no such thing: use the "
+            f"the model attends in layer {layer_idx}, which is not an attention layer in its config: use the "
             "model's own cache"
         )
 
-    def step(self, keys: Tensor, seen: int, mask: Tensor | None) -> Step:
-        """Return the new tokens of this call, the same object for every layer."""
+    def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
+        """Return the new tokens of this call; every layer gets one shared object."""
         batch, _, length, _ = keys.shape
-        if self._step is not None and self._step.seen == seen and self._step.length == length:
+        if self._step is not None and self._step.past_length == past_length and self._step.length == length:
             return self._step
-        if seen and batch != (held := self.shape().batch):
+        if past_length and batch != (cache_batch := self.shape().batch):
             raise ValueError(
-                f"the call has {batch} rows, the cache {held}; begin a new cache, or reset this one"
+                f"the call has batch size {batch}, the cache {cache_batch}; build a new cache or reset it"
             )
         device = keys.device
         column = torch.arange(length, device=device)
         new = None
         if mask is not None:
-            if mask.ndim != 2 or mask.shape != (batch, seen + length):
+            if mask.ndim != 2 or mask.shape != (batch, past_length + length):
                 raise ValueError(
-                    f"attention_mask has shape {tuple(mask.shape)}; expected [{batch}, {seen + length}]: all "
-                    "tokens seen so far and the new ones"
+                    f"attention_mask has shape {tuple(mask.shape)}; expected [{batch}, "
+                    f"{past_length + length}]: all tokens seen so far and the new ones"
                 )
             new = mask[:, -length:].bool()
         if isinstance(self.count, int) and (new is None or bool(new.all())):
@@ -188,28 +191,30 @@ class PolicyCache(Cache):
         else:
             before = torch.as_tensor(self.count, device=device).expand(batch)
             new = torch.ones(batch, length, dtype=torch.bool, device=device) if new is None else new
-            counted = new.cumsum(dim=1)
-            # Ahead of a row's first token time runs on backwards, which keeps it a run of integers.
-            ahead = (before[:, None] + counted == 0).sum(dim=1, keepdim=True)
-            time = torch.where(column < ahead, column - ahead, before[:, None] + counted - 1)
+            token_counts = new.cumsum(dim=1)
+            # Left padding gets the times ..., -2, -1, so that times stay consecutive integers.
+            ahead = (before[:, None] + token_counts == 0).sum(dim=1, keepdim=True)
+            time = torch.where(column < ahead, column - ahead, before[:, None] + token_counts - 1)
             time = time.masked_fill(~new & (column >= ahead), -1)
-            self.count = after = before + counted[:, -1]
+            self.count = after = before + token_counts[:, -1]
             padded = True
-        given = (seen + column if self.position_ids is None else self.position_ids).expand(batch, length)
-        self._step = Step(time, given, seen, before, after, padded, None)
-        self._measured = []
+        positions = (past_length + column if self.position_ids is None else self.position_ids).expand(
+            batch, length
+        )
+        self._step = Step(time, positions, past_length, before, after, padded, None)
+        self._layer_stats = []
         return self._step
 
     def allocate(self, index: int, length: int) -> None:
-        """Give layers up to `index`, which has read `length` tokens, the budgets that the policy sets by now.
+        """Set the budgets of the layers up to `index`, which has just processed `length` tokens.
 
-        Raises ValueError if it sets more of them or fewer, or some that a layer cannot have.
+        Raises ValueError if the policy returns a wrong number of budgets or an invalid budget.
         """
         if length == 1 or not self.policy.allocates:
             return
-        layers = [layer for layer in self._under_policy if layer.index <= index]
-        self._measured.append(layers[-1].memory.measured())
-        budgets = self.policy.allocate(tuple(self._measured), self.shape())
+        layers = [layer for layer in self._policy_layers if layer.index <= index]
+        self._layer_stats.append(layers[-1].memory.measure())
+        budgets = self.policy.allocate(tuple(self._layer_stats), self.shape())
         if budgets is None:
             layers[-1].memory.settle()
         elif len(budgets) != len(layers):
@@ -220,60 +225,64 @@ class PolicyCache(Cache):
         else:
             for layer, budget in zip(layers, budgets, strict=True):
                 layer.shrink(int(budget))
-        if len(layers) == len(self._under_policy):
+        if len(layers) == len(self._policy_layers):
             for layer in layers:
                 layer.memory.settle()
 
-    def kept(self) -> dict[int, LayerKept]:
-        """Return by layer what it keeps of the text, and what of it the last token read.
+    def get_retained_tokens(self) -> dict[int, RetainedTokens]:
+        """Return the retained tokens of each layer, and those that the last token attended to.
 
-        Raises ValueError if the cache is not `marked`, and before the first token.
+        Raises ValueError without `track_tokens`, and before the first token.
         """
-        if not self.marked:
+        if not self.track_tokens:
             raise ValueError(
-                "a cache without marks; PolicyCache(policy, model, marked=True) tells what it keeps"
+                "this cache does not track tokens; build it with PolicyCache(policy, model, "
+                "track_tokens=True)"
             )
-        return {layer.index: layer.kept(self._count_tensor()) for layer in self.attending}
+        return {
+            layer.index: layer.get_retained_tokens(self._count_tensor()) for layer in self.attention_layers
+        }
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of keys, values and what goes with them.
+        """Return the bytes of keys, values and other state on the model's device.
 
-        Those offloaded to `place`, "cpu" or "disk".
+        With `place` "cpu" or "disk", return the bytes offloaded there.
         """
         return sum(layer.nbytes(place) for layer in self.layers)
 
     @property
-    def attending(self) -> list[PolicyLayer]:
-        """Layers that have keys and values, the first first."""
+    def attention_layers(self) -> list[PolicyLayer]:
+        """Layers with keys and values, in order."""
         return [layer for layer in self.layers if isinstance(layer, PolicyLayer)]
 
     @property
-    def _under_policy(self) -> list[PolicyLayer]:
-        return [layer for layer in self.attending if layer.sees_everything]
+    def _policy_layers(self) -> list[PolicyLayer]:
+        return [layer for layer in self.attention_layers if layer.sees_everything]
 
     def shape(self) -> CacheShape:
-        """Return the sizes by which `policy.nbytes` reckons, of the layers under the policy.
+        """Return the sizes of the layers under the policy, as `policy.nbytes` needs them.
 
         Raises ValueError before the first token.
         """
-        for layer in self._under_policy or self.attending:
+        for layer in self._policy_layers or self.attention_layers:
             if layer.shape is not None:
-                return dataclasses.replace(layer.shape, layers=len(self._under_policy))
-        raise ValueError("the cache has seen no token yet, and no batch size")
+                return dataclasses.replace(layer.shape, layers=len(self._policy_layers))
+        raise ValueError("the cache has seen no token yet, so its batch size is unknown")
 
     def reset(self) -> None:
-        """Forget everything."""
-        self.count, self._step, self.touched = 0, None, False
+        """Clear the cache."""
+        self.count, self._step, self.call_started = 0, None, False
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens of every row, as transformers has it: `crop(-3)` forgets three.
+        """Remove the last tokens of every row with transformers' sign convention: `crop(-3)` removes three.
 
-        Raises ValueError on a positive number, and where the policy has already dropped what it would need.
+        Raises ValueError on a positive number, and if the policy has already evicted tokens that the shorter
+        text needs.
         """
         if tokens_to_remove > 0:
             raise ValueError(
-                f"crop({tokens_to_remove}): give the number of tokens to forget as a negative number"
+                f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number"
             )
         if tokens_to_remove < -self.get_seq_length():
             raise ValueError(f"crop({tokens_to_remove}): the cache has seen {self.get_seq_length()} tokens")
@@ -281,31 +290,28 @@ class PolicyCache(Cache):
             return
         if any(isinstance(layer, StateLayer) for layer in self.layers):
             raise ValueError(
-                f"crop({tokens_to_remove}): the model has layers with states of their own, of which no token "
-                "can be taken back; save the cache before you try something, and load it"
+                f"crop({tokens_to_remove}): the model has layers with states of their own, from which no "
+                "token can be removed; save the cache first and load it again instead"
             )
-        count, layers = self._count_tensor(), self.attending
-        # What may refuse is cropped aside, so that the cache is cropped whole or not at all.
-        aside = [copy.copy(layer.memory) if not layer.policy.can_crop else None for layer in layers]
-        for memory in filter(None, aside):
+        count, layers = self._count_tensor(), self.attention_layers
+        # Layers that may raise are cropped on a copy, so that either all layers are cropped or none.
+        copies = [copy.copy(layer.memory) if not layer.policy.can_crop else None for layer in layers]
+        for memory in filter(None, copies):
             memory.state = dict(memory.state)
             memory.crop(-tokens_to_remove, count)
-        for layer, memory in zip(layers, aside, strict=True):
+        for layer, memory in zip(layers, copies, strict=True):
             if memory is None:
                 layer.memory.crop(-tokens_to_remove, count)
             else:
                 layer.memory = memory
-            layer.seen += tokens_to_remove
-        # A row may have had fewer tokens, and padding before them.
-        self.count = (
-            self.count + tokens_to_remove
-            if isinstance(self.count, int)
-            else (self.count + tokens_to_remove).clamp(min=0)
-        )
+            layer.past_length += tokens_to_remove
+        # A row may have fewer tokens, with padding before them.
+        remaining = self.count + tokens_to_remove
+        self.count = remaining if isinstance(remaining, int) else remaining.clamp(min=0)
         self._step = None
 
-    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
-        """Keep the given rows, in their order."""
+    def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
+        """Select these batch rows, in this order."""
         if not isinstance(self.count, int):
             self.count = self.count.index_select(0, beam_idx.to(self.count.device))
         for layer in self.layers:
@@ -313,108 +319,110 @@ class PolicyCache(Cache):
         self._step = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the given rows, in their order."""
+        """Select these batch rows, in this order."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row."""
+        """Repeat every row `repeats` times."""
         self.reorder_cache(torch.arange(self.shape().batch).repeat_interleave(repeats))
 
     @property
     def batch_size(self) -> int:
-        """Rows, -1 before the first token."""
+        """Batch size; -1 before the first token."""
         return self.shape().batch if self.get_seq_length() else -1
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens may be read ahead, several in a call, and taken back by `crop` without a trace."""
+        """True if `crop` restores the exact earlier state, as assisted decoding needs."""
         return (
             not self.policy.allocates
             and not any(isinstance(layer, StateLayer) for layer in self.layers)
-            and all(layer.policy.can_crop and layer.policy.any_cut for layer in self.attending)
+            and all(layer.policy.can_crop and layer.policy.split_invariant for layer in self.attention_layers)
         )
 
     @property
     def is_compileable(self) -> bool:
-        """Return False: what is kept has no fixed size, and masks are none of queries by keys."""
+        """Return False: the cache has no fixed size and uses no query-by-key masks."""
         return False
 
     def activate_past_recording(self) -> None:
-        """Get ready for assisted decoding, which transformers announces so: nothing to do.
+        """Check that assisted decoding is possible; transformers calls this before it starts.
 
-        Raises ValueError where it would change the text.
+        Raises ValueError if assisted decoding would change the generated text.
         """
         if not self.is_croppable:
             name = type(self.policy).__name__
             reason = f"under {name} the text would change; leave the assistant out, or use FullPolicy"
-            under = [layer.policy for layer in self._under_policy]
-            if not self.policy.allocates and all(policy.can_crop and policy.any_cut for policy in under):
-                reason = "layers of the model's own making cannot be; leave the assistant out"
+            policies = [layer.policy for layer in self._policy_layers]
+            if not self.policy.allocates and all(
+                policy.can_crop and policy.split_invariant for policy in policies
+            ):
+                reason = "the model's own state or window layers do not support this; leave the assistant out"
             raise ValueError(
-                "assisted decoding requires a cache that can be cropped after a draft as if it had never "
-                f"been read, and {reason}"
+                "assisted decoding requires a cache that can be cropped to its exact state before a draft, "
+                f"and {reason}"
             )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write everything that is kept to one safetensors file, with the policy's name and sizes."""
+        """Write the cache to one safetensors file, with the policy's name and fields."""
         tensors = {
             f"{index}.{name}": tensor.detach().contiguous()
             for index, layer in enumerate(self.layers)
-            for name, tensor in layer.saved().items()
+            for name, tensor in layer.state_dict().items()
         }
         if not isinstance(self.count, int):
             tensors["count"] = self.count
-        about = {
+        metadata = {
             "policy": name_of(self.policy),
             "fields": dataclasses.asdict(self.policy),  # pyright: ignore[reportArgumentType]
             "seen": self.get_seq_length(),
             "layers": len(self.layers),
             "shape": dataclasses.asdict(self.shape()) if self.get_seq_length() else None,
         }
-        if self.marked:
-            about["marked"] = True
+        if self.track_tokens:
+            metadata["marked"] = True
         budgets = [getattr(layer, "budget", None) for layer in self.layers]
         if any(budget is not None for budget in budgets):
-            about["budgets"] = budgets
-        save_file(tensors, path, metadata={"scrubjay": json.dumps(about)})
+            metadata["budgets"] = budgets
+        save_file(tensors, path, metadata={"scrubjay": json.dumps(metadata)})
 
     @classmethod
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
-        """Return the cache that `save` wrote, to go on as if it had not been away.
+        """Load a cache that `save` wrote; generation continues exactly from there.
 
-        Raises ValueError on a file that is damaged, of another policy, or of a model of other sizes or
+        Raises ValueError on a damaged file and on a cache of another policy or of a model of other sizes or
         precision.
         """
         cache = cls(policy, model)
-        ours = {
+        expected = {
             "policy": name_of(policy),
             "fields": dataclasses.asdict(policy),  # pyright: ignore[reportArgumentType]
             "layers": len(cache.layers),
         }
-        saved: list[dict[str, Tensor]] = [{} for _ in cache.layers]
+        states: list[dict[str, Tensor]] = [{} for _ in cache.layers]
         try:
             with safe_open(path, framework="pt", device=str(model.device)) as file:
-                about = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
-                for name, value in ours.items():
-                    if about.get(name) != value:
-                        raise ValueError(f"{path} was saved with {name} {about.get(name)}, not {value}")
-                cache._check_shape(about["shape"], model, path)
-                cache.marked = about.get("marked") is True
+                metadata = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
+                for name, value in expected.items():
+                    if metadata.get(name) != value:
+                        raise ValueError(f"{path} was saved with {name} {metadata.get(name)}, not {value}")
+                cache._check_shape(metadata["shape"], model, path)
+                cache.track_tokens = metadata.get("marked") is True
                 names = set(file.keys())
                 for name in names - {"count"}:
                     index, _, part = name.partition(".")
-                    saved[int(index)][part] = file.get_tensor(name)
-                cache.count = file.get_tensor("count") if "count" in names else about["seen"]
+                    states[int(index)][part] = file.get_tensor(name)
+                cache.count = file.get_tensor("count") if "count" in names else metadata["seen"]
         except (AttributeError, LookupError, RecursionError, SafetensorError) as error:
-            raise ValueError(f"{path} is damaged, or no saved cache: {error}") from error
-        budgets = about.get("budgets", [None] * len(cache.layers))
-        for layer, tensors, budget in zip(cache.layers, saved, budgets, strict=True):
+            raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
+        budgets = metadata.get("budgets", [None] * len(cache.layers))
+        for layer, tensors, budget in zip(cache.layers, states, budgets, strict=True):
             if budget is not None and isinstance(layer, PolicyLayer):
                 layer.shrink(budget)
-            layer.restore(tensors)
+            layer.load_state_dict(tensors)
             if isinstance(layer, PolicyLayer):
-                layer.seen = about["seen"]
-                layer.shape = CacheShape(**about["shape"]) if about["shape"] else None
+                layer.past_length = metadata["seen"]
+                layer.shape = CacheShape(**metadata["shape"]) if metadata["shape"] else None
         return cache
 
     def _check_shape(
@@ -422,61 +430,71 @@ class PolicyCache(Cache):
     ) -> None:
         if shape is None:
             return
-        key_heads, key_width = turns_of(model).sizes[(self._under_policy or self.attending)[0].index]
-        ours = {
+        key_heads, key_width = find_rotation(model).sizes[
+            (self._policy_layers or self.attention_layers)[0].index
+        ]
+        expected = {
             "heads": self._config.num_attention_heads,
             "key_heads": key_heads,
             "key_width": key_width,
             "itemsize": model.dtype.itemsize,
         }
-        for name, value in ours.items():
+        for name, value in expected.items():
             if shape[name] != value:
-                raise ValueError(f"{path} is of a model with {name}={shape[name]}, not {value}")
+                raise ValueError(f"{path} was saved from a model with {name}={shape[name]}, not {value}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Return a cache of the same model that goes its own way, as for several questions about one text."""
-        own = (layer.policy for layer in self.attending)
-        for shared in (self._config, self.policy, *self.rotaries, *own):
+        """Return an independent copy for the same model, for example for several questions about one text."""
+        policies = (layer.policy for layer in self.attention_layers)
+        for shared in (self._config, self.policy, *self.rotaries, *policies):
             memo[id(shared)] = shared
-        twin = type(self).__new__(type(self))
-        memo[id(self)] = twin
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
         for name, value in vars(self).items():
-            setattr(twin, name, None if name == "_step" else copy.deepcopy(value, memo))
-        return twin
+            setattr(clone, name, None if name == "_step" else copy.deepcopy(value, memo))
+        return clone
 
     def _count_tensor(self) -> Int[Tensor, " batch"]:
         return torch.as_tensor(self.count).expand(self.shape().batch)
 
 
-def _policy_of(policy: ContextPolicy, kind: Kind, index: int, count: int) -> ContextPolicy | None:
-    if not kind.attends:
+def _select_policy(
+    policy: ContextPolicy, layer_type: LayerType, index: int, count: int
+) -> ContextPolicy | None:
+    if not layer_type.attends:
         return None
-    return policy.for_layer(index, count) if kind.window is None else OwnWindow(kind.window, kind.chunked)
+    return (
+        policy.for_layer(index, count)
+        if layer_type.window is None
+        else LocalWindowPolicy(layer_type.window, layer_type.is_chunked)
+    )
 
 
-def _rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
-    """Return how each layer under a policy that moves positions turns its keys.
+def _find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
+    """Return the rotary positions of each layer whose policy moves positions, None for other layers.
 
-    Raises ValueError on a model that turns them in a way that is not known.
+    Raises ValueError on a model whose rotary positions are not supported.
     """
-    moved = [policy is not None and policy.moves_positions for policy in policies]
-    if not any(moved):
+    needs_rotary = [policy is not None and policy.moves_positions for policy in policies]
+    if not any(needs_rotary):
         return [None] * len(policies)
-    turns = turns_of(model)
-    if turns.changing is not None:
+    rotation = find_rotation(model)
+    if rotation.dynamic_type is not None:
         raise ValueError(
-            f"{type(model).__name__} has rope_type={turns.changing!r}, whose angles change with the length "
-            "of the text; use the policy 'full'"
+            f"{type(model).__name__} has rope_type={rotation.dynamic_type!r}, whose angles change with the "
+            "length of the text; use the policy 'full'"
         )
-    unknown = any(moves and rotary is None for moves, rotary in zip(moved, turns.by_layer, strict=True))
-    if unknown and not turns.kinds:
+    unknown = any(
+        moves and rotary is None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)
+    )
+    if unknown and not rotation.num_types:
         raise ValueError(
-            f"{type(model).__name__} has no rotary positions of a known kind; use the policy 'full'"
+            f"{type(model).__name__} has no rotary positions of a known type; use the policy 'full'"
         )
-    for layer, (moves, rotary) in enumerate(zip(moved, turns.by_layer, strict=True)):
+    for layer, (moves, rotary) in enumerate(zip(needs_rotary, rotation.by_layer, strict=True)):
         if moves and rotary is None:
             raise ValueError(
-                f"{type(model).__name__} turns keys or queries of layer {layer} in a way that is none of the "
-                "known ones; use the policy 'full'"
+                f"{type(model).__name__} rotates keys or queries of layer {layer} in an unknown way; use the "
+                "policy 'full'"
             )
-    return [rotary if moves else None for moves, rotary in zip(moved, turns.by_layer, strict=True)]
+    return [rotary if moves else None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)]

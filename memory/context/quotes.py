@@ -1,10 +1,11 @@
-"""Tell what is quoted in a prompt from what its template writes, so that no quote becomes a control token.
+"""Escape control tokens in quoted text, so that only the chat template writes control tokens.
 
-A tokenizer takes `<|im_end|>` for the end of a turn, whoever wrote it. So while a template is applied every
-letter of a quote is exchanged for a code of its own, which the template hands on whatever else it does
-(strips, joins, writes JSON), and afterwards it is known of every letter of the prompt whose it is. Then the
-tokenizer itself is asked: where it would make a control token of a quote, or of a quote and what stands
-beside it, a zero-width space breaks the quote. Other prompts stay as they are, letter by letter.
+A tokenizer turns `<|im_end|>` into the end of a turn no matter who wrote it. Before a template is applied,
+each character of a quote is replaced by a private code point. The template passes these code points on
+whatever else it does (strip, join, write JSON), so every character of the rendered prompt is known to come
+from a quote or from the template. The rendered prompt is then tokenized. Where the tokenizer would create a
+control token from a quote, or from a quote and its surroundings, a zero-width space is inserted into the
+quote. All other prompts stay unchanged, character by character.
 """
 
 from __future__ import annotations
@@ -18,127 +19,131 @@ from typing import Any
 
 _BREAK = "\u200b"
 _UNKNOWN = "\ufffd"
-# What JSON writes in another way, and space, must stay what it is while a template is applied.
-_AS_IT_IS = '"\\'
+# Characters that JSON escapes. They, and whitespace, stay unchanged while a template is applied.
+_NOT_ENCODED = '"\\'
 _SURROGATES = range(0xD800, 0xE000)
 _BLOCK_MARK = re.compile(r"</?[^\s<>'\"{}\\]{1,64}>|\[/?[A-Z][A-Z_]*\]")
 
 
 class ControlTokens:
-    """The tokens of a tokenizer that only templates write: all that were added to its vocabulary.
+    """Control tokens of a tokenizer: all tokens added to its vocabulary.
 
-    Raises ValueError on a tokenizer that does not tell where in a text its tokens are.
+    Raises ValueError on a tokenizer that cannot return token offsets.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        added = getattr(tokenizer, "added_tokens_decoder", {})
-        # A single letter is a letter, unless it is said to be more.
-        self._spelled = {
-            token: mark.content for token, mark in added.items() if mark.special or len(mark.content) > 1
+        added_tokens = getattr(tokenizer, "added_tokens_decoder", {})
+        # A single character is ordinary text unless it is marked as special.
+        self._control_texts = {
+            token: mark.content
+            for token, mark in added_tokens.items()
+            if mark.special or len(mark.content) > 1
         }
-        if self._spelled and not getattr(tokenizer, "is_fast", False):
+        if self._control_texts and not getattr(tokenizer, "is_fast", False):
             raise ValueError(
-                f"{type(tokenizer).__name__} does not tell where in a text its tokens are, so its control "
-                "tokens cannot be kept out of quotes; load the tokenizer with AutoTokenizer"
+                f"{type(tokenizer).__name__} cannot return token offsets, so control tokens in quoted text "
+                "cannot be escaped; load the tokenizer with AutoTokenizer"
             )
-        self._composing = [mark.content for mark in added.values() if mark.normalized]
+        self._composing = [mark.content for mark in added_tokens.values() if mark.normalized]
 
-    def places(self, text: str) -> list[tuple[int, int]]:
-        """Return where the tokenizer makes control tokens of a text: from, to."""
-        if not self._spelled:
+    def find_spans(self, text: str) -> list[tuple[int, int]]:
+        """Return the (begin, end) spans of a text that the tokenizer turns into control tokens."""
+        if not self._control_texts:
             return []
-        encoded = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        found = [
-            place
-            for token, place in zip(encoded.input_ids, encoded.offset_mapping, strict=True)
-            if token in self._spelled and self._is_meant(token, text[slice(*place)])
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans = [
+            span
+            for token, span in zip(encoding.input_ids, encoding.offset_mapping, strict=True)
+            if token in self._control_texts and self._is_meant(token, text[slice(*span)])
         ]
-        # With an accent after it a mark is another letter to tokenizers that compose letters first.
+        # Tokenizers that normalize first merge a control token's last character with a combining accent.
         for mark in self._composing:
             for end in (match.end() for match in re.finditer(re.escape(mark), text)):
                 if end < len(text) and unicodedata.combining(text[end]):
-                    found.append((end - 1, end + 1))
-        return found
+                    spans.append((end - 1, end + 1))
+        return spans
 
     def count(self, tokens: Sequence[int]) -> int:
-        """Return how many of these tokens are control tokens."""
-        return sum(token in self._spelled for token in tokens)
+        """Count the control tokens among these tokens."""
+        return sum(token in self._control_texts for token in tokens)
 
-    def tokens(self, text: str) -> list[int]:
-        """Return the tokens of a text that is a quote as a whole: none of them is a control token."""
-        whole = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        if self._spelled.keys().isdisjoint(whole):
-            return whole
-        return self._tokenizer(self.plain(text), add_special_tokens=False).input_ids
+    def encode(self, text: str) -> list[int]:
+        """Tokenize a text that is entirely a quote, without creating control tokens."""
+        tokens = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        if self._control_texts.keys().isdisjoint(tokens):
+            return tokens
+        return self._tokenizer(self.escape(text), add_special_tokens=False).input_ids
 
-    def plain(self, text: str) -> str:
-        """Return a text that is a quote as a whole with what would become control tokens broken."""
+    def escape(self, text: str) -> str:
+        """Escape the control tokens of a text that is entirely a quote."""
         quotes = Quotes(self)
-        return quotes.text(quotes.quote(text))
+        return quotes.to_prompt(quotes.quote(text))
 
-    def _is_meant(self, token: int, written: str) -> bool:
-        # What a tokenizer does not know becomes a control token, too, and harms nobody.
+    def _is_meant(self, token: int, text: str) -> bool:
+        # Unknown text also becomes an added token, which is harmless.
         if token != getattr(self._tokenizer, "unk_token_id", None):
             return True
-        return _folded(self._spelled[token]) in _folded(written)
+        return _fold_case(self._control_texts[token]) in _fold_case(text)
 
 
 class Quotes:
-    """The quotes of one prompt: `quote` what others said, apply the template, and take its `text`.
+    """Quoted texts of one prompt.
 
-    `template` is what the template writes: the marks of blocks in it, such as `<tool_call>`, are broken in
-    quotes even where they are no tokens.
+    Call `quote` on each quoted text, apply the chat template, and pass the result to `to_prompt`.
+
+    `template` is the template's source. Its block marks, such as `<tool_call>`, are escaped in quotes even if
+    they are not tokens.
     """
 
     def __init__(self, control: ControlTokens, template: str = "") -> None:
         self._control, self._template = control, template
         self._codes = _Codes()
 
-    def quote(self, said: Any) -> Any:
-        """Return a text, or JSON of texts, in code."""
-        if isinstance(said, dict):
-            return {self.quote(name): self.quote(value) for name, value in said.items()}
-        if isinstance(said, (list, tuple)):
-            return [self.quote(value) for value in said]
-        return said.translate(self._codes) if isinstance(said, str) else said
+    def quote(self, content: Any) -> Any:
+        """Encode a text, or JSON with texts, as private code points."""
+        if isinstance(content, dict):
+            return {self.quote(name): self.quote(value) for name, value in content.items()}
+        if isinstance(content, (list, tuple)):
+            return [self.quote(value) for value in content]
+        return content.translate(self._codes) if isinstance(content, str) else content
 
-    def spelled(self, written: str) -> str:
-        """Return what was written with quotes in code, word for word."""
-        return written.translate(self._codes.letters)
+    def decode(self, encoded_text: str) -> str:
+        """Decode the quotes in a text without escaping anything."""
+        return encoded_text.translate(self._codes.letters)
 
-    def text(self, written: str) -> str:
-        """Return the prompt that a template wrote with quotes in code; no quote in it is a control token."""
-        while places := self._to_break(written):
+    def to_prompt(self, prompt: str) -> str:
+        """Decode the quotes in a rendered prompt and escape the control tokens in them."""
+        while spans := self._find_spans_to_break(prompt):
             parts, done = [], 0
-            for begin, end in places:
-                parts += [written[done:begin], self._broken(written[begin:end])]
+            for begin, end in spans:
+                parts += [prompt[done:begin], self._break_mark(prompt[begin:end])]
                 done = end
-            written = "".join([*parts, written[done:]])
-        return self.spelled(written)
+            prompt = "".join([*parts, prompt[done:]])
+        return self.decode(prompt)
 
-    def _to_break(self, written: str) -> list[tuple[int, int]]:
-        text, chosen = self.spelled(written), []
-        found = self._control.places(text)
+    def _find_spans_to_break(self, prompt: str) -> list[tuple[int, int]]:
+        text, selection = self.decode(prompt), []
+        spans = self._control.find_spans(text)
         if self._blocks is not None:
-            found += [match.span() for match in self._blocks.finditer(text)]
-        for begin, end in sorted(found):
-            apart = not chosen or begin >= chosen[-1][1]
-            if apart and self._broken(written[begin:end]) != written[begin:end]:
-                chosen.append((begin, end))
-        return chosen
+            spans += [match.span() for match in self._blocks.finditer(text)]
+        for begin, end in sorted(spans):
+            apart = not selection or begin >= selection[-1][1]
+            if apart and self._break_mark(prompt[begin:end]) != prompt[begin:end]:
+                selection.append((begin, end))
+        return selection
 
-    def _broken(self, mark: str) -> str:
-        """Return a control token or a mark with its quoted part broken; as it is, if nothing is quoted."""
+    def _break_mark(self, mark: str) -> str:
+        """Escape the quoted part of a control token or block mark; unchanged if no part is quoted."""
         space, unknown = self.quote(_BREAK), self.quote(_UNKNOWN)
-        quoted = [at for at, code in enumerate(mark) if ord(code) in self._codes.letters]
-        if not quoted:
+        quoted_places = [at for at, code in enumerate(mark) if ord(code) in self._codes.letters]
+        if not quoted_places:
             return mark
         if len(mark) > 1 and space not in mark:
-            at = max(quoted[0], 1)
+            at = max(quoted_places[0], 1)
             return f"{mark[:at]}{space}{mark[at:]}"
-        # The tokenizer passes over spaces without width, or the mark is a single letter.
-        at = next((at for at in quoted if mark[at] not in (space, unknown)), None)
+        # The tokenizer ignores zero-width spaces, or the mark is a single character.
+        at = next((at for at in quoted_places if mark[at] not in (space, unknown)), None)
         return mark if at is None else f"{mark[:at]}{unknown}{mark[at + 1 :]}"
 
     @cached_property
@@ -148,23 +153,23 @@ class Quotes:
 
 
 class _Codes(dict[int, int]):
-    """The code of every letter, for `str.translate`: surrogates, which no text has, then private ones."""
+    """Code point of every character for `str.translate`: surrogates first, then the private-use planes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.letters: dict[int, int] = {}
         self._free = itertools.chain(_SURROGATES, range(0xF0000, 0x10FFFE))
-        self[ord(_UNKNOWN)] = self._taken(ord(_UNKNOWN))
+        self[ord(_UNKNOWN)] = self._assign_code(ord(_UNKNOWN))
 
     def __missing__(self, letter: int) -> int:
         sign = chr(letter)
-        if sign.isspace() or sign < " " or sign in _AS_IT_IS:
+        if sign.isspace() or sign < " " or sign in _NOT_ENCODED:
             self[letter] = letter
         else:
-            self[letter] = self[ord(_UNKNOWN)] if letter in _SURROGATES else self._taken(letter)
+            self[letter] = self[ord(_UNKNOWN)] if letter in _SURROGATES else self._assign_code(letter)
         return self[letter]
 
-    def _taken(self, letter: int) -> int:
+    def _assign_code(self, letter: int) -> int:
         code = next(self._free, None)
         if code is None:
             return self[ord(_UNKNOWN)]
@@ -172,5 +177,5 @@ class _Codes(dict[int, int]):
         return code
 
 
-def _folded(text: str) -> str:
+def _fold_case(text: str) -> str:
     return unicodedata.normalize("NFKC", text).casefold()

@@ -1,9 +1,10 @@
-"""Names of context policies: one line per policy, and the contract suite runs on every one of them."""
+"""Registry of context policies by name. The contract tests run on every registered policy."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from scrubjay.memory.config_registry import Registry
 from scrubjay.memory.context.policies.base import ContextPolicy
 from scrubjay.memory.context.policies.chunks import ChunksPolicy
 from scrubjay.memory.context.policies.full import FullPolicy
@@ -12,7 +13,6 @@ from scrubjay.memory.context.policies.recycled import RecycledPolicy
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 from scrubjay.memory.context.policies.window import WindowPolicy
-from scrubjay.memory.named import Registry
 
 _POLICIES: Registry[ContextPolicy] = Registry(
     "policy",
@@ -40,13 +40,13 @@ def list_policies() -> list[str]:
 
 
 def make(name: str, **fields: Any) -> ContextPolicy:
-    """Return the named policy, defaults where `fields` is silent: `make("sinks", budget=256)`.
+    """Return the named policy with these fields and defaults for the others: `make("sinks", budget=256)`.
 
-    Raises ValueError on an unknown name, field or size, naming the choices.
+    Raises ValueError on an unknown name or field and on an invalid size; the message lists the choices.
     """
     return _POLICIES.configure(name, **fields)
 
 
 def name_of(policy: ContextPolicy) -> str:
-    """Return the name a policy is registered under. Raises ValueError if it is not."""
+    """Return the name a policy is registered under. Raises ValueError if it is not registered."""
     return _POLICIES.name_of(policy)

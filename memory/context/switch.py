@@ -1,4 +1,4 @@
-"""Let a model attend by policies while it reads into a cache of ours, and leave its config as it was."""
+"""Switch a model to policy attention while it runs with a `PolicyCache`; restore its config afterwards."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from scrubjay.memory.context.attention import ATTENTION, check_not_wrapped, read_by_policy, register_attention
+from scrubjay.memory.context.attention import ATTENTION, check_not_wrapped, register_attention, set_reading
 
 
-class _Readers:
-    """The caches of ours that are read into, by thread, and how the model attends elsewhere."""
+class _ActiveCaches:
+    """Policy caches in use by one model, by thread, and the attention implementation used without them."""
 
     def __init__(self) -> None:
         self.caches: dict[int, Any] = {}
-        self.elsewhere: str | None = None
+        self.outside_attention: str | None = None
 
 
-_readers: WeakKeyDictionary[nn.Module, _Readers] = WeakKeyDictionary()
+_active_caches: WeakKeyDictionary[nn.Module, _ActiveCaches] = WeakKeyDictionary()
 LOCK = threading.Lock()
-"""Held while a model's attention function is exchanged."""
+"""Lock around changes of a model's attention implementation."""
 
 
 def attend_by_policy(decoder: nn.Module) -> str | None:
-    """Let calls of a decoder with a `PolicyCache` attend by its policy; return by what others attend.
+    """Install hooks so that decoder calls with a `PolicyCache` use its policy.
 
-    Raises ValueError inside a block that changes or records the model's own attention.
+    Returns the attention implementation that other calls use. Raises ValueError inside a block that changes
+    or records the model's own attention.
     """
     register_attention()
     if _enter not in decoder._forward_pre_hooks.values():
@@ -37,45 +38,45 @@ def attend_by_policy(decoder: nn.Module) -> str | None:
         decoder.register_forward_hook(_leave, always_call=True)
     with LOCK:
         check_not_wrapped(decoder)
-        return _elsewhere(decoder)
+        return _find_outside_attention(decoder)
 
 
-def _elsewhere(decoder: nn.Module) -> str | None:
+def _find_outside_attention(decoder: nn.Module) -> str | None:
     config: Any = decoder.config
-    readers = _readers.get(decoder)
-    return readers.elsewhere if readers is not None and readers.caches else config._attn_implementation
+    active = _active_caches.get(decoder)
+    return active.outside_attention if active is not None and active.caches else config._attn_implementation
 
 
 def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-    # A call that Ctrl-C broke off has not left.
+    # A call interrupted by Ctrl-C has not run its post hook.
     _leave(decoder)
-    caches = (each for each in (*args, *options.values()) if hasattr(each, "attends_elsewhere"))
+    caches = (each for each in (*args, *options.values()) if hasattr(each, "outside_attention"))
     cache = next(caches, None)
     if cache is None:
         return None
     positions = _position_ids(decoder, args, options)
-    given: Any = next(
+    inputs: Any = next(
         x for x in (*args[:1], options.get("input_ids"), options.get("inputs_embeds")) if x is not None
     )
-    if positions is None and cache.places and len(args) < 2:
-        seen = cache.get_seq_length()
-        positions = torch.arange(seen, seen + given.shape[1], device=given.device)[None]
+    if positions is None and cache.adds_position_ids and len(args) < 2:
+        past_length = cache.get_seq_length()
+        positions = torch.arange(past_length, past_length + inputs.shape[1], device=inputs.device)[None]
         options = options | {"position_ids": positions}
-    cache.begin_call(positions, given.shape[1])
-    elsewhere = cache.attends_elsewhere
+    cache.begin_call(positions, inputs.shape[1])
+    outside_attention = cache.outside_attention
     config: Any = decoder.config
     with LOCK:
         check_not_wrapped(decoder)
-        now = _elsewhere(decoder)
-        if now != elsewhere:
+        current_attention = _find_outside_attention(decoder)
+        if current_attention != outside_attention:
             raise RuntimeError(
-                f"the model attends by {now!r} and does not call the policy; build the cache for this "
-                "model, after any set_attn_implementation"
+                f"the model uses attention {current_attention!r} and does not call the policy; build the "
+                "cache for this model, after any set_attn_implementation"
             )
-        readers = _readers.setdefault(decoder, _Readers())
-        readers.caches[threading.get_ident()] = cache
-        readers.elsewhere, config._attn_implementation = elsewhere, ATTENTION
-    read_by_policy(True)
+        active = _active_caches.setdefault(decoder, _ActiveCaches())
+        active.caches[threading.get_ident()] = cache
+        active.outside_attention, config._attn_implementation = outside_attention, ATTENTION
+    set_reading(True)
     return args, options
 
 
@@ -85,15 +86,15 @@ def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, 
     return inspect.signature(decoder.forward).bind_partial(*args, **options).arguments.get("position_ids")
 
 
-def _leave(decoder: nn.Module, _: Any = None, read: Any = None) -> None:
+def _leave(decoder: nn.Module, _: Any = None, output: Any = None) -> None:
     config: Any = decoder.config
-    read_by_policy(False)
+    set_reading(False)
     with LOCK:
-        readers = _readers.get(decoder)
-        cache = None if readers is None else readers.caches.pop(threading.get_ident(), None)
-        if readers is None or cache is None:
+        active = _active_caches.get(decoder)
+        cache = None if active is None else active.caches.pop(threading.get_ident(), None)
+        if active is None or cache is None:
             return
-        if read is not None:
+        if output is not None:
             cache.end_call()
-        if not readers.caches:
-            config._attn_implementation = readers.elsewhere
+        if not active.caches:
+            config._attn_implementation = active.outside_attention

@@ -1,4 +1,4 @@
-"""What every memory promises, and the checker that holds it to it."""
+"""Contract of every memory, and the checker that tests it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The contract every memory obeys: a sequence and a state in, a sequence and a state out.
 
-A state is a flat dict of tensors, batch first, of fixed shapes; nothing is hidden elsewhere.
-`start[b, t]` marks `x[b, t]` as the first input of a new episode: row b forgets all that came before.
-The nine laws that follow from these two sentences are written and tested in `memory/contract/check.py`.
+A state is a flat dict of tensors, batch first, of fixed shapes. A memory keeps no other state.
+`start[b, t]` marks `x[b, t]` as the first input of a new episode: row b is reset before it.
+Nine laws follow from these two sentences. `memory/contract/check.py` lists and tests them.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.clock import latest
-from scrubjay.memory.contract.recalled import Recalled
+from scrubjay.memory.contract.clock import last_marked
+from scrubjay.memory.contract.recall import Recall
 from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
 
-LATER = {"later": True}
-"""Marks a field that configs did not always have: at its default it is not written, and older versions can
-read what does not use it."""
+OMIT_DEFAULT = {"omit_default": True}
+"""Metadata of a config field that was added later. At its default the field is not written, so older versions
+can read configs that do not use it."""
 
-_BUILDERS = ("torch.nn.", "scrubjay.")
-"""Where layers come from whose weights are known to say what they do."""
+_TRUSTED_PACKAGES = ("torch.nn.", "scrubjay.")
+"""Packages whose layers are fully described by their weights."""
 
-_HARMLESS = 1e12
-"""A length that may be multiplied by another such and by weights, and is finite in float32 still."""
+_MAX_SAFE_NORM = 1e12
+"""Norm whose product with another such norm and with weights is still finite in float32."""
 
 
 @dataclass(frozen=True)
 class MemoryConfig(ABC):
-    """What every memory is built from; a subclass adds its own sizes. Raises ValueError on a bad width."""
+    """Base config of a memory; a subclass adds its own sizes. Raises ValueError on a bad width."""
 
     dim: int = 64
     """Width of inputs and outputs; even, at least 8."""
@@ -45,22 +45,22 @@ class MemoryConfig(ABC):
 
     @abstractmethod
     def build(self) -> Memory:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a newly initialized memory of these sizes."""
 
 
 class Memory(nn.Module, ABC):
-    """Maps `[batch, time, dim]` to the same shape, carrying a state of fixed shape.
+    """Sequence layer from `[batch, time, dim]` to the same shape, with a state of fixed shape.
 
-    A subclass writes `initial_state` and `step`; `segment`, the path for more than one step, defaults to
-    a loop over `step` and is overridden by whoever can do a whole segment at once.
+    A subclass implements `initial_state` and `step`. `segment` processes more than one step. It defaults to
+    a loop over `step`; a memory with a parallel implementation overrides it.
     """
 
     retrieves: bool = False
-    """True for memories that look stored items up; these offer `read(x, state)`. An instance may know better
-    than its class."""
+    """True for memories that look up stored items; these have `read(x, state)`. An instance may override the
+    value of its class."""
     stores: tuple[str, ...] | None = None
-    """Names of the state's entries that hold stored items, of a memory that retrieves; None for all. What no
-    step has written there may be anything."""
+    """Names of the state entries that hold stored items, for a memory that retrieves; None for all. Slots
+    that no step has written may hold any value."""
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient; an instance may name more than its class."""
     _anchor: Tensor
@@ -69,23 +69,23 @@ class Memory(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.dim = config.dim
-        # Moves with the parameters; asking it costs less than finding a parameter, once per step.
+        # Moves with the parameters. Reading its device and dtype is cheaper than looking up a parameter.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
     @abstractmethod
     def initial_state(self, batch_size: int) -> State:
-        """Return the state at the birth of an episode, batch first, on the parameters' device."""
+        """Return the state at the start of an episode, batch first, on the parameters' device."""
 
     @abstractmethod
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one input; no branch may depend on a tensor's values."""
+        """Process one input per row; no branch may depend on a tensor's values."""
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a whole segment, `start` anywhere.
+        """Process a segment per row; `start` may be True at any step.
 
-        Who overrides this sees no values so large that a product of some overflows.
+        An override receives no values so large that their products overflow.
         """
         outputs = []
         for t in range(x.shape[1]):
@@ -101,8 +101,8 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, the shape or dtype of `start`, or an entry of the state is wrong, or x
-        is not of the parameters' dtype, unless under autocast, and TypeError if `state` is no state.
+        Raises ValueError if the width, the shape or dtype of `start`, or an entry of the state is wrong.
+        Outside autocast, x must have the parameters' dtype. Raises TypeError if `state` is not a dict.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
@@ -125,37 +125,41 @@ class Memory(nn.Module, ABC):
         if start is None:
             start = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         state = self.blank_unwritten(state)
-        # The default loop over `step` meets harm as single steps do, and forgets it by selection alone.
-        if type(self).segment is Memory.segment or bool(_size(x, state) < _HARMLESS):
+        # The default loop over `step` handles NaN and inf as single steps do: a reset selects other values.
+        if type(self).segment is Memory.segment or bool(_total_norm(x, state) < _MAX_SAFE_NORM):
             return self.segment(x, state, start)
-        return self._harmed_segment(x, state, start)
+        return self._segment_nonfinite(x, state, start)
 
     @torch.no_grad()
-    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled | None:
-        """Return what `step` would recall for these inputs, without gradients; None if it cannot be told.
+    def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall | None:
+        """Return the reads and writes of `step` for these inputs, without gradients; None if unknown.
 
-        By default it is no step in particular, and written as strongly as the state moves.
+        By default there are no reads, and the strength of the write is the relative change of the state.
         """
         _, after = self.step(x, state)
-        return Recalled.of_move(self.blank_unwritten(state), self.blank_unwritten(after))
+        return Recall.from_state_change(self.blank_unwritten(state), self.blank_unwritten(after))
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros where nothing was ever stored; for memories that have such places."""
+        """Return `state` with zeros in slots that were never written, for memories that have such slots."""
         return state
 
     def reset_state(self, state: State, start: Bool[Tensor, "batch"]) -> State:
-        """Return `state` with the rows marked by `start` replaced by newborn ones."""
+        """Return `state` with the rows marked by `start` reset to the initial state."""
         if not torch.compiler.is_compiling() and not start.any():
             return state
-        return with_born(state, self.initial_state(1), start)
+        return reset_rows(state, self.initial_state(1), start)
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows without gradients, under the weights of now."""
+        """Return a stepper that continues these rows without gradients, under the current weights."""
         return PlainStepper(self, state)
 
-    def steps_as(self, written: type[Memory], state: State) -> bool:
-        """Return whether a stepper made for the steps of `written` may take those of this memory."""
-        same = type(self).step is written.step and _is_as_built(self) and _misfit(state, self._shapes) is None
+    def can_use_stepper(self, memory_class: type[Memory], state: State) -> bool:
+        """Return whether a stepper written for `memory_class.step` is valid for this memory and state."""
+        same = (
+            type(self).step is memory_class.step
+            and _is_unmodified(self)
+            and _find_mismatch(state, self._shapes) is None
+        )
         return same and can_fold(self.device, self._anchor.dtype, state)
 
     def state_bytes(self, batch_size: int = 1) -> int:
@@ -164,51 +168,51 @@ class Memory(nn.Module, ABC):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The parameters' dtype, at least float32: states outlive many roundings."""
+        """The parameters' dtype, at least float32, since rounding errors accumulate in states."""
         return torch.promote_types(self._anchor.dtype, torch.float32)
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters, and so new states, live."""
+        """Device of the parameters and of new states."""
         return self._anchor.device
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
-        """The shapes that entries of a state have, rows aside."""
+        """Shapes of the state entries without the batch dimension."""
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
 
-    def _harmed_segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Run a segment that holds NaN, inf or what soon would be, whose harm must end at the next `start`.
+    def _segment_nonfinite(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """Process a segment with NaN, inf or huge values, whose effect must end at the next `start`.
 
-        A parallel path cannot multiply the harm away (0 * NaN is NaN), forwards or backwards. So it sees
-        zeros for NaN and inf, and the rest of the harmed episode is marked NaN afterwards. What is finite and
-        huge may do no harm, a norm may see to it: rows that hold such are run step by step.
+        A parallel path cannot remove NaN by multiplying with 0 (0 * NaN is NaN), forward or backward. So it
+        gets zeros in place of NaN and inf, and the rest of the affected episode is set to NaN afterwards.
+        Huge finite values may be harmless, for example before a norm: their rows are processed step by step.
         """
         bad_input = ~torch.isfinite(x).all(dim=-1)
         bad_state = torch.zeros_like(start[:, 0])
-        newborn = self.initial_state(1)
-        harm = {name: ~torch.isfinite(value) & (value != newborn[name]) for name, value in state.items()}
-        for value in harm.values():
+        initial = self.initial_state(1)
+        nonfinite = {name: ~torch.isfinite(value) & (value != initial[name]) for name, value in state.items()}
+        for value in nonfinite.values():
             bad_state = bad_state | value.flatten(1).any(dim=1) if value.ndim > 1 else bad_state | value
-        born = latest(start)
-        tainted = (bad_state[:, None] & (born < 0)) | (latest(bad_input) >= born.clamp(min=0))
-        clean_state = {name: value.masked_fill(harm[name], 0) for name, value in state.items()}
+        last_start = last_marked(start)
+        is_nan = (bad_state[:, None] & (last_start < 0)) | (last_marked(bad_input) >= last_start.clamp(min=0))
+        clean_state = {name: value.masked_fill(nonfinite[name], 0) for name, value in state.items()}
         clean = torch.where(torch.isfinite(x), x, 0)
-        huge = (_row_sizes(clean, clean_state) >= _HARMLESS).nonzero().flatten()
-        calm_state = {
+        huge = (_row_norms(clean, clean_state) >= _MAX_SAFE_NORM).nonzero().flatten()
+        safe_state = {
             name: value.index_fill(0, huge, 0) if value.is_floating_point() else value
             for name, value in clean_state.items()
         }
-        y, after = self.segment(clean.index_fill(0, huge, 0), calm_state, start)
+        y, after = self.segment(clean.index_fill(0, huge, 0), safe_state, start)
         if len(huge):
             rows = {name: value[huge] for name, value in clean_state.items()}
-            of_rows, after_rows = Memory.segment(self, clean[huge], rows, start[huge])
-            y = y.index_copy(0, huge, of_rows)
+            row_outputs, after_rows = Memory.segment(self, clean[huge], rows, start[huge])
+            y = y.index_copy(0, huge, row_outputs)
             after = {name: value.index_copy(0, huge, after_rows[name]) for name, value in after.items()}
         nan = float("nan")
-        y = torch.where(tainted[..., None], nan, y)
+        y = torch.where(is_nan[..., None], nan, y)
         after = {
-            name: torch.where(tainted[:, -1].view(-1, *[1] * (value.ndim - 1)), nan, value)
+            name: torch.where(is_nan[:, -1].view(-1, *[1] * (value.ndim - 1)), nan, value)
             if value.is_floating_point()
             else value
             for name, value in after.items()
@@ -216,15 +220,17 @@ class Memory(nn.Module, ABC):
         return y, after
 
 
-def _is_as_built(module: nn.Module) -> bool:
-    """Return whether weights say all that a module does: it has no hook, and no layer is a stranger's.
+def _is_unmodified(module: nn.Module) -> bool:
+    """Check that the weights fully describe a module: it has no hooks and no third-party layers.
 
-    An adapter in a layer's place is one, as is a layer of whole numbers. A memory inside answers for itself.
+    Adapters and quantized layers are third-party layers. A nested memory checks itself.
     """
     if module._forward_hooks or module._forward_pre_hooks:
         return False
     children = [child for child in module.children() if not isinstance(child, Memory)]
-    return all(type(child).__module__.startswith(_BUILDERS) and _is_as_built(child) for child in children)
+    return all(
+        type(child).__module__.startswith(_TRUSTED_PACKAGES) and _is_unmodified(child) for child in children
+    )
 
 
 def check_start(start: Tensor | None, x: Tensor) -> None:
@@ -232,10 +238,12 @@ def check_start(start: Tensor | None, x: Tensor) -> None:
     if start is None:
         return
     if not isinstance(start, Tensor):
-        raise TypeError(f"start is a {type(start).__name__}; expected a tensor, as torch.as_tensor(start) is")
+        raise TypeError(
+            f"start is a {type(start).__name__}; expected a tensor, so pass torch.as_tensor(start)"
+        )
     if start.shape != x.shape[:2]:
         raise ValueError(f"start has shape {tuple(start.shape)}; expected {tuple(x.shape[:2])}")
-    # Numbers would be taken for masks by some memories and for amounts by others.
+    # Some memories would treat numbers as masks, others as factors.
     if start.dtype != torch.bool:
         raise ValueError(f"start has dtype {start.dtype}; expected torch.bool, so pass start.bool()")
 
@@ -243,28 +251,28 @@ def check_start(start: Tensor | None, x: Tensor) -> None:
 def check_state(state: State, x: Tensor) -> None:
     """Raise TypeError unless `state` is a dict, and ValueError unless it has as many rows as `x`."""
     if not hasattr(state, "items"):
-        raise TypeError(f"state={state!r:.100}; expected a dict, as initial_state({len(x)}) begins with")
+        raise TypeError(f"state={state!r:.100}; expected a dict such as initial_state({len(x)})")
     for name, value in state.items():
         if value.shape[0] != x.shape[0]:
             raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
 
 
 def check_entries(state: State, shapes: dict[str, torch.Size], owner: str) -> None:
-    """Raise ValueError unless a state has entries of these shapes, rows aside: some kernels do not look."""
-    name = _misfit(state, shapes)
+    """Raise ValueError unless a state has entries of these shapes per row; some kernels do not check them."""
+    name = _find_mismatch(state, shapes)
     if name is None:
         return
     if name not in state:
         raise ValueError(
-            f"state has {', '.join(map(repr, state)) or 'nothing'}, and no {name!r}: begin with "
-            f"initial_state of this {owner}, and go on with what it returned"
+            f"state has {', '.join(map(repr, state)) or 'no entries'}, but no {name!r}: start from "
+            f"initial_state of this {owner} and pass the state that each call returns"
         )
-    given, rows = tuple(state[name].shape), len(state[name])
-    raise ValueError(f"state {name!r} has shape {given}; expected {(rows, *shapes[name])}")
+    actual, rows = tuple(state[name].shape), len(state[name])
+    raise ValueError(f"state {name!r} has shape {actual}; expected {(rows, *shapes[name])}")
 
 
-def _misfit(state: State, shapes: dict[str, torch.Size]) -> str | None:
-    """Return the first entry that a state lacks or has in another shape, None if there is none."""
+def _find_mismatch(state: State, shapes: dict[str, torch.Size]) -> str | None:
+    """Return the first entry that is missing from a state or has another shape, None if all match."""
     for name, shape in shapes.items():
         if name not in state or state[name].shape[1:] != shape:
             return name
@@ -272,34 +280,34 @@ def _misfit(state: State, shapes: dict[str, torch.Size]) -> str | None:
 
 
 def detach_state(state: State) -> State:
-    """Return the same state, cut from the graph that computed it."""
+    """Return the state detached from the graph that computed it."""
     return {name: value.detach() for name, value in state.items()}
 
 
-def _size(x: Tensor, state: State) -> Tensor:
-    """Return the sum of the lengths of all that is given, NaN or inf if any of it is."""
-    first, *others = (_length(value) for value in _floats(x, state))
+def _total_norm(x: Tensor, state: State) -> Tensor:
+    """Return the sum of the norms of the input and all state entries, NaN or inf if any value is."""
+    first, *others = (_norm(value) for value in _float_tensors(x, state))
     return sum(others, first)
 
 
-def _row_sizes(x: Tensor, state: State) -> Float[Tensor, " batch"]:
-    """Return the same for each row."""
-    sizes = [_length(value.reshape(len(value), -1), dim=1) for value in _floats(x, state)]
+def _row_norms(x: Tensor, state: State) -> Float[Tensor, " batch"]:
+    """Return the sum of norms of each row."""
+    sizes = [_norm(value.reshape(len(value), -1), dim=1) for value in _float_tensors(x, state)]
     return torch.stack(sizes).sum(0)
 
 
-def _floats(x: Tensor, state: State) -> list[Tensor]:
+def _float_tensors(x: Tensor, state: State) -> list[Tensor]:
     return [value.detach() for value in (x, *state.values()) if value.is_floating_point()]
 
 
-def _length(value: Tensor, dim: int | None = None) -> Tensor:
-    # A length in half precision would overflow where nothing in it is large.
+def _norm(value: Tensor, dim: int | None = None) -> Tensor:
+    # A norm in half precision could overflow although no value is large.
     return torch.linalg.vector_norm(value, dim=dim, dtype=torch.promote_types(value.dtype, torch.float32))
 
 
-def with_born(state: State, newborn: State, born: Bool[Tensor, " batch"]) -> State:
-    """Return `state` with the rows that are `born` replaced by that of `newborn`, which is one row."""
+def reset_rows(state: State, initial: State, is_start: Bool[Tensor, " batch"]) -> State:
+    """Return `state` with the rows marked by `is_start` replaced by `initial`, a state of one row."""
     return {
-        name: torch.where(born.view(-1, *[1] * (value.ndim - 1)), newborn[name], value)
+        name: torch.where(is_start.view(-1, *[1] * (value.ndim - 1)), initial[name], value)
         for name, value in state.items()
     }

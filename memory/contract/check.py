@@ -1,15 +1,15 @@
-"""`check_memory`: the nine laws of the contract, tested on any module, ours or yours.
+"""`check_memory`: tests the nine laws of the contract on any module.
 
-1. Step is sequence: any cut of a sequence into segments gives the same outputs, state and gradients,
-   after a million steps as after a hundred.
-2. Start is birth: after `start` nothing depends on what came before, NaN and inf included.
-3. Causal: an input changes nothing earlier than itself.
-4. Rows are strangers: permuting, adding or removing rows does just that to the outputs.
-5. Fixed shape: the state never grows, `state_bytes` is exact, a million steps stay finite;
-   float64 stays that.
-6. Plain: the state is a flat dict of tensors, nothing is hidden elsewhere, nothing passed in is changed; what
-   its config builds and `state_dict` fills is the same memory.
-7. Empty is silent: a memory that retrieves reads exact zeros until something is stored.
+1. Step equals sequence: any cut of a sequence into segments gives the same outputs, state and gradients,
+   also after a million steps.
+2. Start resets: after `start` nothing depends on earlier inputs or states, including NaN and inf.
+3. Causal: an input does not change earlier outputs.
+4. Rows are independent: permuting, adding or removing rows does the same to the outputs.
+5. Fixed shape: the state never grows, `state_bytes` is exact, outputs stay finite over a million steps, and
+   float64 is computed in float64.
+6. No hidden state: the state is a flat dict of tensors, there is no other state, and no argument is modified.
+   A memory that is rebuilt from its config and `state_dict` gives the same outputs.
+7. Empty store reads zero: a memory that retrieves reads exact zeros until something is stored.
 8. Compiles: one step passes `torch.compile(fullgraph=True)` and `torch.export` with a dynamic batch.
 9. Learns: finite gradients reach every parameter, in float32 and bfloat16.
 """
@@ -25,15 +25,15 @@ from torch import nn
 
 from scrubjay.memory.contract.laws import (
     CHECKS,
-    compiles,
+    check_compiles,
+    check_learns,
     first_line,
-    learns,
-    no_stores,
-    stays_finite,
+    list_other_entries,
 )
+from scrubjay.memory.contract.long_run import check_stays_finite
 from scrubjay.memory.contract.trial import LAWS, MemoryLawError, Trial
 
-# Laws and dtypes of inputs: what lies before a memory may give it either.
+# Pairs of a law and an input dtype: under autocast the layer before a memory may output either dtype.
 _UNDER_AUTOCAST = (*((law, torch.float32) for law in (1, 2, 4, 5, 6, 9)), (5, torch.bfloat16))
 
 
@@ -49,31 +49,31 @@ def check_memory(
     compile_backend: str = "aot_eager",
     seed: int = 0,
 ) -> list[str]:
-    """Test the contract's laws on copies of `memory` and return what it was exempted from, in words.
+    """Test the contract's laws on copies of `memory` and return a description of each exemption.
 
     Args:
-        memory: Any module that obeys the contract, or should.
+        memory: Module to test.
         dim: Its width; by default `memory.dim`.
-        laws: Their numbers.
-        dtypes: Of parameters and inputs.
-        steps: Length of the test sequences; by default what fills three chunks.
-        long: Add the million steps of law 5 of inputs drawn, constant, zero and alternating, and law 1 behind
-            them (a minute or more).
-        autocast: Test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16, too: shapes and dtypes as
-            without it, values to bfloat16's precision.
-        compile_backend: Of law 8; "inductor" generates code where the default only traces.
-        seed: Of inputs; weights are the memory's own.
+        laws: Numbers of the laws to test.
+        dtypes: Dtypes of parameters and inputs.
+        steps: Length of the test sequences; by default long enough to fill three chunks.
+        long: Add a million steps to law 5, with random, constant, zero and alternating inputs, followed by
+            law 1 (a minute or more).
+        autocast: Also test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16. Shapes and dtypes must
+            be those without autocast; values are compared to bfloat16's precision.
+        compile_backend: Backend of law 8; "inductor" generates code, the default only traces.
+        seed: Seed of the inputs; the memory's weights are used as they are.
 
     Raises:
         MemoryLawError: naming the law, the step and the size of the first violation.
         ValueError: on an unknown law.
-        TypeError: if it is no module, or no width is known.
+        TypeError: if `memory` is not a module or its width is unknown.
     """
     unknown = sorted(set(laws) - set(LAWS))
     if unknown:
         raise ValueError(f"unknown laws {unknown}; choose from 1 to {len(LAWS)}")
     if not isinstance(memory, nn.Module):
-        raise TypeError(f"memory={memory!r:.200}: expected a module; of a config, what its build() returns")
+        raise TypeError(f"memory={memory!r:.200}: expected a module; for a config, pass config.build()")
     width = dim if dim is not None else getattr(memory, "dim", None)
     if not isinstance(width, int):
         raise TypeError("the memory has no integer attribute `dim`; pass check_memory(memory, dim=...)")
@@ -90,47 +90,50 @@ def check_memory(
             if law not in laws:
                 continue
             try:
-                with _named(law):
+                with _report_law(law):
                     check(trial)
             except MemoryLawError as error:
-                if law != 6 and 6 in laws:  # what writes in place or hides something breaks other laws by it
-                    with _named(6):
+                if law != 6 and 6 in laws:  # in-place writes and hidden state break other laws, too
+                    with _report_law(6):
                         CHECKS[6](fresh(dtype))
-                if dtype == torch.float32 and "is off by" in error.what and _holds(law, fresh(torch.float64)):
-                    told = f"{error.what}; in float64 it holds, so what grows here is rounding"
-                    raise MemoryLawError(law, told) from error
+                if (
+                    dtype == torch.float32
+                    and "is off by" in error.detail
+                    and _passes(law, fresh(torch.float64))
+                ):
+                    message = f"{error.detail}; the law holds in float64, so the cause is rounding error"
+                    raise MemoryLawError(law, message) from error
                 raise
     float_trial = fresh(torch.float32)
     if 7 in laws and not getattr(memory, "retrieves", False):
-        exempt.append("law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False")
-    elif 7 in laws and no_stores(memory):
-        exempt.append(
-            f"law 7 (empty is silent): by its own word no stores are {', '.join(no_stores(memory))}"
-        )
+        exempt.append("law 7 (empty store reads zero): the memory does not retrieve, `retrieves` is False")
+    elif 7 in laws and list_other_entries(memory):
+        names = ", ".join(list_other_entries(memory))
+        exempt.append(f"law 7 (empty store reads zero): entries not in `stores`: {names}")
     if 8 in laws:
-        with _named(8):
-            compiles(float_trial, compile_backend)
+        with _report_law(8):
+            check_compiles(float_trial, compile_backend)
     silent = tuple(getattr(memory, "no_gradient", ()))
     if 9 in laws:
         for dtype in (torch.float32, torch.bfloat16):
-            with _named(9):
-                learns(fresh(dtype), silent)
+            with _report_law(9):
+                check_learns(fresh(dtype), silent)
     for law, dtype in _UNDER_AUTOCAST if autocast else ():
         if law in laws:
             trial = fresh(torch.float32, dtype, autocast=True)
-            with _named(law, f" under autocast, given {dtype}"):
-                learns(trial, silent) if law == 9 else CHECKS[law](trial)
+            with _report_law(law, f" under autocast, with {dtype} inputs"):
+                check_learns(trial, silent) if law == 9 else CHECKS[law](trial)
     if 9 in laws and silent:
-        exempt.append(f"law 9 (learns): by its own word no gradient reaches {', '.join(silent)}")
+        exempt.append(f"law 9 (learns): parameters in `no_gradient`: {', '.join(silent)}")
     if 5 in laws and long:
-        with _named(5):
-            stays_finite(float_trial)
+        with _report_law(5):
+            check_stays_finite(float_trial)
     return exempt
 
 
-def _holds(law: int, trial: Trial) -> bool:
+def _passes(law: int, trial: Trial) -> bool:
     try:
-        with _named(law):
+        with _report_law(law):
             CHECKS[law](trial)
     except MemoryLawError:
         return False
@@ -138,14 +141,14 @@ def _holds(law: int, trial: Trial) -> bool:
 
 
 @contextlib.contextmanager
-def _named(law: int, how: str = "") -> Iterator[None]:
-    """Turn whatever the memory raises while this law is tested into a breach of it, and say how it ran."""
+def _report_law(law: int, how: str = "") -> Iterator[None]:
+    """Convert exceptions of the memory into a MemoryLawError of this law; append `how` to the message."""
     try:
         yield
     except MemoryLawError as error:
         if not how:
             raise
-        raise MemoryLawError(error.law, f"{error.what}{how}") from error
+        raise MemoryLawError(error.law, f"{error.detail}{how}") from error
     except Exception as error:
         raise MemoryLawError(law, f"the memory raised {first_line(error)}{how}") from error
 

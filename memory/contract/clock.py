@@ -1,4 +1,4 @@
-"""The clock of episodes: where each step of a segment is in its episode, wherever episodes begin."""
+"""Episode clock: the number of each step of a segment within its episode."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from torch import Tensor
 
 
 class Clock(NamedTuple):
-    """Times of a segment's steps; `of` and `running` make one.
+    """Times of a segment's steps. Create one with `from_starts` or `from_age`.
 
-    A row's stream counts on from the episode that the segment began in: its first step here is the row's age.
+    A row's stream continues the count of the episode in which the segment begins: its first step in the
+    segment has the row's age as its number.
     """
 
     age: Int[Tensor, " batch"]
-    """Steps taken in each row's episode before the segment."""
+    """Steps of each row's episode before the segment."""
     start: Bool[Tensor, "batch time"] | None
-    """Which steps begin an episode; None for no step."""
+    """True at steps that begin an episode; None if no step does."""
     stream: Int[Tensor, "batch time"]
     """Each step's number in its row's stream."""
-    birth: Int[Tensor, "batch time"]
-    """The stream's step that each step's episode began with."""
+    episode_start: Int[Tensor, "batch time"]
+    """Number, in the stream, of the first step of each step's episode."""
     step: Int[Tensor, "batch time"]
     """Each step's number in its episode."""
 
     @classmethod
-    def of(cls, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"]) -> Clock:
-        """Return the clock of a segment with its starts."""
+    def from_starts(cls, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"]) -> Clock:
+        """Return the clock of a segment with these episode starts."""
         stream = age[:, None] + torch.arange(start.shape[1], device=age.device)
-        birth = torch.where(start, stream, 0).cummax(dim=1).values
-        return cls(age, start, stream, birth, stream - birth)
+        episode_start = torch.where(start, stream, 0).cummax(dim=1).values
+        return cls(age, start, stream, episode_start, stream - episode_start)
 
     @classmethod
-    def running(cls, age: Int[Tensor, " batch"], length: int = 1) -> Clock:
-        """Return the clock of `length` steps that begin no episode."""
+    def from_age(cls, age: Int[Tensor, " batch"], length: int = 1) -> Clock:
+        """Return the clock of `length` steps without an episode start."""
         stream = age[:, None] if length == 1 else age[:, None] + torch.arange(length, device=age.device)
         return cls(age, None, stream, torch.zeros_like(stream), stream)
 
@@ -45,30 +46,30 @@ class Clock(NamedTuple):
         return self.step.shape[1]
 
     @property
-    def after(self) -> Int[Tensor, " batch"]:
-        """Steps taken in each row's episode after the segment."""
+    def age_after(self) -> Int[Tensor, " batch"]:
+        """Steps of each row's episode up to the end of the segment."""
         return self.step[:, -1] + 1
 
     @property
     def episode(self) -> Int[Tensor, "batch time"]:
-        """Each step's episode, 0 for the one that the segment began in."""
+        """Each step's episode, 0 for the one in which the segment begins."""
         return torch.zeros_like(self.step) if self.start is None else episodes(self.start)
 
-    def chunk(self, size: int) -> Int[Tensor, "batch time"]:
-        """Return the number, in its episode, of the chunk of `size` steps that each step is in."""
+    def chunk_index(self, size: int) -> Int[Tensor, "batch time"]:
+        """Return the index, in its episode, of each step's chunk of `size` steps."""
         return self.step // size
 
-    def place(self, size: int) -> Int[Tensor, "batch time"]:
-        """Return each step's place in its chunk."""
+    def chunk_position(self, size: int) -> Int[Tensor, "batch time"]:
+        """Return each step's position in its chunk of `size` steps."""
         return self.step % size
 
 
 def episodes(start: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Return how many episodes have begun up to each step."""
+    """Count the episode starts up to each step."""
     return start.cumsum(dim=1)
 
 
-def latest(marked: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Return the last marked step up to each, -1 where there is none."""
-    step = torch.arange(marked.shape[1], device=marked.device)
-    return torch.where(marked, step, -1).cummax(dim=1).values
+def last_marked(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """Return the last step with a True mask up to each step, -1 if there is none."""
+    step = torch.arange(mask.shape[1], device=mask.device)
+    return torch.where(mask, step, -1).cummax(dim=1).values

@@ -1,111 +1,107 @@
-"""The laws themselves, a function each, on a `Trial`."""
+"""The laws of the contract: one check function per law, run on a `Trial`."""
 
 from __future__ import annotations
 
-import gc
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State, detach_state
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
-_LONG_STEPS = 1_000_000
 _SHIFT = 1e-9
-"""Far less than float32 tells apart, far more than float64 does."""
-_KINDS = ("drawn", "constant", "zero", "alternating")
-# What lies before a start: what harms at once, and what is finite until it is multiplied.
+"""Shift far below float32's resolution and far above float64's."""
+# Values before a start: NaN and inf, and finite values that overflow in a product.
 _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
-def step_is_sequence(trial: Trial) -> None:
-    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, as do steppers.
+def check_step_equals_sequence(trial: Trial) -> None:
+    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, and so do steppers.
 
-    Of a memory with a clock, from an age of more than a million steps, too; not under autocast if it chooses
-    what it reads.
+    A memory with a clock is also tested from an age of more than a million steps, except under autocast if it
+    selects the items that it reads.
     """
-    _cut_alike(trial, trial.lived_in())
-    # Which of two chunks nearly alike is chosen, roundings to bfloat16 decide: one more draw of it tells
-    # nothing of clocks.
-    chooses = trial.autocast and getattr(trial.memory, "retrieves", False)
-    aged = None if chooses else trial.aged()
+    compare_cuts(trial, trial.draw_state())
+    # Rounding to bfloat16 decides which of two similar chunks is selected, so the aged state would not test
+    # the clock.
+    selects = trial.autocast and getattr(trial.memory, "retrieves", False)
+    aged = None if selects else trial.draw_aged_state()
     if aged is not None:
-        _cut_alike(trial, aged, " from an age of a million steps")
+        compare_cuts(trial, aged, " from an age of a million steps")
 
 
-def _cut_alike(trial: Trial, state: State, whence: str = "", x: Tensor | None = None) -> None:
-    """Compare cuts of a sequence, by default a drawn one, that goes on from `state`."""
+def compare_cuts(trial: Trial, state: State, suffix: str = "", x: Tensor | None = None) -> None:
+    """Compare cuts of a sequence, by default a random one, that continues from `state`."""
     x = trial.draw() if x is None else x
     start = trial.draw_starts(len(x))
-    whole = _gradients(trial, x, state, start, cuts=[])
+    whole = _run_with_gradients(trial, x, state, start, cuts=[])
     middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
     for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
-        pieces = _gradients(trial, x, state, start, cuts)
+        pieces = _run_with_gradients(trial, x, state, start, cuts)
         for what in whole:
             compare(
-                1, f"{what}, {name} against all at once{whence}", pieces[what], whole[what], trial.tolerance
+                1, f"{what}, {name} against one segment{suffix}", pieces[what], whole[what], trial.tolerance
             )
     if isinstance(trial.memory, Memory):
-        given = {name: value.clone() for name, value in state.items()}
-        for what, found in _stepped(trial, x, state, start).items():
-            how = f"of a stepper against all at once{whence}"
-            compare(1, f"{what}, {how}", found, whole[what], trial.tolerance)
+        copies = {name: value.clone() for name, value in state.items()}
+        for what, results in _run_steppers(trial, x, state, start).items():
+            how = f"of a stepper against one segment{suffix}"
+            compare(1, f"{what}, {how}", results, whole[what], trial.tolerance)
         for name, value in state.items():
-            compare(1, f"state {name!r} that a stepper was made of", value, given[name], 0.0)
+            compare(1, f"state {name!r} from which a stepper was created", value, copies[name], 0.0)
 
 
-def _stepped(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[str, Tensor]:
-    """Return outputs and final state of the memory's steppers, of which the second goes on from the first."""
+def _run_steppers(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[str, Tensor]:
+    """Return outputs and final state of two steppers; the second continues from the state of the first."""
     outputs = []
     for steps in (range(trial.steps // 3), range(trial.steps // 3, trial.steps)):
-        with trial.casting():
+        with trial.autocast_context():
             stepper = trial.memory.stepper(state)
             outputs += [stepper.step(x[:, t], start[:, t]) for t in steps]
         state = stepper.state()
     return {"output": torch.stack(outputs, dim=1)} | {f"state {n!r}": value for n, value in state.items()}
 
 
-def _gradients(
+def _run_with_gradients(
     trial: Trial, x: Tensor, state: State, start: Tensor, cuts: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return outputs, final state and the gradients of a fixed functional of both."""
+    """Return outputs, final state and the gradients of a fixed linear functional of both."""
     x = x.clone().requires_grad_()
     trial.memory.zero_grad()
     y, after = trial.run(x, state, start, cuts)
-    found = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
+    results = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
     loss = _functional(y) + sum(_functional(value) for value in after.values() if value.requires_grad)
     _backward(loss)
-    found["gradient of x"] = _gradient(x)
+    results["gradient of x"] = _gradient(x)
     for name, parameter in trial.memory.named_parameters():
-        found[f"gradient of parameter {name}"] = _gradient(parameter)
-    return found
+        results[f"gradient of parameter {name}"] = _gradient(parameter)
+    return results
 
 
 def _backward(loss: Tensor) -> None:
-    """Send gradients back; where all were cut off none arrive, which law 9 says better than torch."""
+    """Run the backward pass if the loss has a graph. If not, law 9 reports it better than torch does."""
     if loss.requires_grad:
         loss.backward()
 
 
 def _gradient(value: Tensor) -> Tensor:
-    """Return a copy of the gradient that arrived, zeros if none did."""
+    """Return a copy of the gradient, zeros if there is none."""
     return torch.zeros_like(value) if value.grad is None else value.grad.clone()
 
 
 def _functional(value: Tensor) -> Tensor:
-    """A fixed linear functional of unit scale, so that gradients stay comparable across sizes."""
+    """Return a fixed linear functional of unit scale, so that gradients are comparable across sizes."""
     weights = torch.cos(torch.arange(value.numel(), device=value.device, dtype=torch.float64)).to(value.dtype)
     return (value * weights.view_as(value)).sum() / max(1, value.numel()) ** 0.5
 
 
-class _Birth(NamedTuple):
-    """What a row gives from step `t` on if nothing came before, and what gradients x and parameters get."""
+class _FreshEpisode(NamedTuple):
+    """Expected results of a row from step `t` on with no earlier inputs, and the gradient of x."""
 
     t: int
     output: Tensor
@@ -113,36 +109,38 @@ class _Birth(NamedTuple):
     gradient: Tensor
 
 
-def _births(trial: Trial, x: Tensor, born: Sequence[int]) -> tuple[list[_Birth], dict[str, Tensor]]:
-    """Return the lives of rows born at steps `born` of `x`, and what gradients parameters get from all."""
-    lives = []
+def _run_fresh_episodes(
+    trial: Trial, x: Tensor, starting_steps: Sequence[int]
+) -> tuple[list[_FreshEpisode], dict[str, Tensor]]:
+    """Return the results of episodes that begin at these steps of `x`, and the summed parameter gradients."""
+    episodes = []
     trial.memory.zero_grad()
-    for row, t in enumerate(born):
+    for row, t in enumerate(starting_steps):
         fresh = x[row : row + 1, t:].clone().requires_grad_()
         output, after = trial.memory(fresh, trial.memory.initial_state(1))
         _backward(_functional(output[0]))
-        lives.append(_Birth(t, output.detach(), detach_state(after), _gradient(fresh)))
-    return lives, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
+        episodes.append(_FreshEpisode(t, output.detach(), detach_state(after), _gradient(fresh)))
+    return episodes, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
 
 
-def start_is_birth(trial: Trial) -> None:
-    """Law 2: what follows a start is the life of a row born there, whatever came before."""
-    born = [0, trial.steps // 2, trial.steps - 1]
-    clean, lived_in = trial.draw(), trial.lived_in()
+def check_start_resets(trial: Trial) -> None:
+    """Law 2: results after a start equal those of an episode without earlier inputs."""
+    starting_steps = [0, trial.steps // 2, trial.steps - 1]
+    clean, initial_state = trial.draw(), trial.draw_state()
     start = torch.zeros(BATCH, trial.steps, dtype=torch.bool, device=trial.device)
-    for row, t in enumerate(born):
+    for row, t in enumerate(starting_steps):
         start[row, t] = True
     start[2, trial.steps // 3] = True
-    # What comes before may not matter, so that one expectation serves all that is put there.
-    expected = _births(trial, clean, born)
-    # All poisons are tried at once, each in rows of its own: rows are strangers, by law 4.
+    # Earlier values must not matter, so one expectation serves all of them.
+    expected = _run_fresh_episodes(trial, clean, starting_steps)
+    # All values are tested at once, each in its own rows: rows are independent by law 4.
     for poisons in ((None,), _POISONS):
         x = clean.repeat(len(poisons), 1, 1)
-        state = {n: torch.cat([v] * len(poisons)) for n, v in lived_in.items()}
+        state = {n: torch.cat([v] * len(poisons)) for n, v in initial_state.items()}
         for index, poison in enumerate(poisons):
             if poison is None:
                 continue
-            for row, t in enumerate(born, start=index * BATCH):
+            for row, t in enumerate(starting_steps, start=index * BATCH):
                 x[row, :t] = poison
             for value in state.values():
                 if value.is_floating_point():
@@ -150,72 +148,77 @@ def start_is_birth(trial: Trial) -> None:
         starts = start.repeat(len(poisons), 1)
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
             how = [f"with {'finite values' if p is None else p} before it, {name}" for p in poisons]
-            _compare_births(trial, x, state, starts, expected, cuts, how, poisons == (None,))
+            _compare_episodes(trial, x, state, starts, expected, cuts, how, poisons == (None,))
 
 
-def _compare_births(
+def _compare_episodes(
     trial: Trial,
     x: Tensor,
     state: State,
     start: Tensor,
-    expected: tuple[list[_Birth], dict[str, Tensor]],
+    expected: tuple[list[_FreshEpisode], dict[str, Tensor]],
     cuts: list[int],
     how: list[str],
     finite: bool,
 ) -> None:
-    """Compare rows with the lives that they should have, which are as many for every word in `how`."""
-    lives, expected_parameters = expected
-    # Without cuts gradients are those of the parallel path; step by step only values are promised under NaN.
+    """Compare rows with the expected episodes, which repeat for each description in `how`."""
+    episodes, expected_parameters = expected
+    # Without cuts the gradients are those of the parallel path. Step by step, gradients under NaN are
+    # undefined.
     differentiable = finite or not cuts
     x = x.clone().requires_grad_()
     state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in state.items()}
     trial.memory.zero_grad()
-    rows = [(told, life) for told in how for life in lives]
+    rows = [(description, episode) for description in how for episode in episodes]
     with torch.set_grad_enabled(differentiable):
         y, after = trial.run(x, state, start, cuts)
     if differentiable:
-        _backward(torch.stack([_functional(y[row, life.t :]) for row, (_, life) in enumerate(rows)]).sum())
-    for row, (told, (t, output, after_birth, gradient)) in enumerate(rows):
-        compare(2, f"output after a start {told}", y[row : row + 1, t:], output, trial.tolerance, offset=t)
+        _backward(
+            torch.stack([_functional(y[row, episode.t :]) for row, (_, episode) in enumerate(rows)]).sum()
+        )
+    for row, (description, (t, output, after_birth, gradient)) in enumerate(rows):
+        compare(
+            2, f"output after a start {description}", y[row : row + 1, t:], output, trial.tolerance, offset=t
+        )
         for name, value in after_birth.items():
-            what = f"state {name!r} after a start {told}"
+            what = f"state {name!r} after a start {description}"
             compare(2, what, after[name][row : row + 1], value, trial.tolerance)
         if not differentiable:
             continue
-        reached = _gradient(x)[row : row + 1]
-        what = f"gradient of x after a start {told}"
-        compare(2, what, reached[:, t:], gradient, trial.tolerance, offset=t)
+        gradient_of_x = _gradient(x)[row : row + 1]
+        what = f"gradient of x after a start {description}"
+        compare(2, what, gradient_of_x[:, t:], gradient, trial.tolerance, offset=t)
         if finite:
-            before = reached[:, :t]
-            compare(2, f"gradient of x before a start {told}", before, torch.zeros_like(before), 0.0)
-    # Backwards through what was poisoned, `where` itself gives 0 * NaN; nobody needs those gradients.
+            before = gradient_of_x[:, :t]
+            compare(2, f"gradient of x before a start {description}", before, torch.zeros_like(before), 0.0)
+    # The backward pass of `where` gives 0 * NaN for NaN inputs; these gradients are not needed.
     if finite:
         for name, value in state.items():
             if value.grad is not None:
                 what = f"gradient of the old state {name!r} {how[0]}"
                 compare(2, what, value.grad, torch.zeros_like(value), 0.0)
-        found = dict(trial.memory.named_parameters())
+        results = dict(trial.memory.named_parameters())
         for name, value in expected_parameters.items():
             what = f"gradient of parameter {name} {how[0]}"
-            compare(2, what, _gradient(found[name]), value, trial.tolerance)
+            compare(2, what, _gradient(results[name]), value, trial.tolerance)
 
 
-def causal(trial: Trial) -> None:
-    """Law 3: other later inputs, NaN too, leave earlier outputs as they were."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+def check_causal(trial: Trial) -> None:
+    """Law 3: changing later inputs, also to NaN, does not change earlier outputs."""
+    x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
     with torch.no_grad():
         y, _ = trial.memory(x, state, start)
         for t in {trial.steps // 4, trial.steps // 2, trial.steps - 2}:
             for name, later in (("other values", trial.draw()), ("NaN", torch.full_like(x, float("nan")))):
-                changed = torch.cat([x[:, : t + 1], later[:, t + 1 :]], dim=1)
-                earlier, _ = trial.memory(changed, state, start)
+                other_x = torch.cat([x[:, : t + 1], later[:, t + 1 :]], dim=1)
+                earlier, _ = trial.memory(other_x, state, start)
                 what = f"output up to step {t} when later inputs become {name}"
                 compare(3, what, earlier[:, : t + 1], y[:, : t + 1], trial.row_tolerance)
 
 
-def rows_are_strangers(trial: Trial) -> None:
-    """Law 4: rows may be permuted, added, removed or poisoned; the others do not notice."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+def check_rows_independent(trial: Trial) -> None:
+    """Law 4: permuting, adding or removing rows, or NaN in a row, does not change the other rows."""
+    x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
     orders = {
         "rows permuted": [2, 0, 1],
         "a row removed": [0, 2],
@@ -234,23 +237,24 @@ def rows_are_strangers(trial: Trial) -> None:
                     what = f"state {key!r} of a {path} with {name}"
                     compare(4, what, value, after[key][rows], trial.row_tolerance)
             for name, poison in (("NaN", float("nan")), ("1e20", 1e20)):
-                poisoned = x[:, :length].clone()
-                poisoned[0] = poison
-                harmed = {n: v.clone() for n, v in state.items()}
-                for value in harmed.values():
+                other_x = x[:, :length].clone()
+                other_x[0] = poison
+                other_state = {n: v.clone() for n, v in state.items()}
+                for value in other_state.values():
                     if value.is_floating_point():
                         value[0] = poison
-                for what, given in (("row", (poisoned, state)), ("state", (x[:, :length], harmed))):
-                    beside, _ = trial.memory(*given, start[:, :length])
-                    what = f"output of a {path} beside a {what} of {name}"
+                cases = (("row", (other_x, state)), ("state", (x[:, :length], other_state)))
+                for part, inputs in cases:
+                    beside, _ = trial.memory(*inputs, start[:, :length])
+                    what = f"output of a {path} next to a {part} of {name}"
                     compare(4, what, beside[1:], y[1:], trial.row_tolerance)
 
 
-def fixed_shape(trial: Trial) -> None:
-    """Law 5: shapes, dtypes and bytes of the state are those it was born with."""
+def check_fixed_shape(trial: Trial) -> None:
+    """Law 5: shapes, dtypes and bytes of the state are those of the initial state."""
     for batch in (1, 4):
         state = trial.memory.initial_state(batch)
-        born = {n: (v.shape, v.dtype) for n, v in state.items()}
+        initial = {n: (v.shape, v.dtype) for n, v in state.items()}
         for name, value in state.items():
             if value.shape[:1] != (batch,):
                 raise MemoryLawError(
@@ -258,9 +262,11 @@ def fixed_shape(trial: Trial) -> None:
                 )
         if hasattr(trial.memory, "state_bytes"):
             exact = sum(v.numel() * v.element_size() for v in state.values())
-            stated = trial.memory.state_bytes(batch)
-            if stated != exact:
-                raise MemoryLawError(5, f"state_bytes({batch}) says {stated}, the state has {exact} bytes")
+            state_bytes = trial.memory.state_bytes(batch)
+            if state_bytes != exact:
+                raise MemoryLawError(
+                    5, f"state_bytes({batch}) returns {state_bytes}, but the state has {exact} bytes"
+                )
         with torch.no_grad():
             for step, time in enumerate((1, 1, 2, trial.steps)):
                 y, state = trial.memory(trial.draw(batch, time), state)
@@ -271,65 +277,65 @@ def fixed_shape(trial: Trial) -> None:
                         5, f"output has shape {tuple(y.shape)}, not {(batch, time, trial.dim)}"
                     )
                 for name, value in state.items():
-                    held = value.untyped_storage().nbytes()
-                    if not value.is_contiguous() or held != value.numel() * value.element_size():
-                        raise MemoryLawError(5, f"state {name!r} is a view that keeps {held} bytes alive")
+                    storage = value.untyped_storage().nbytes()
+                    if not value.is_contiguous() or storage != value.numel() * value.element_size():
+                        raise MemoryLawError(5, f"state {name!r} is a view that keeps {storage} bytes alive")
                 now = {n: (v.shape, v.dtype) for n, v in state.items()}
-                if now != born:
+                if now != initial:
                     raise MemoryLawError(
-                        5, f"after call {step} of {time} steps the state went from {born} to {now}"
+                        5, f"after call {step} of {time} steps the state changed from {initial} to {now}"
                     )
     if trial.dtype == torch.float64:
-        _keeps_float64(trial)
+        _check_float64(trial)
 
 
-def _keeps_float64(trial: Trial) -> None:
-    """Law 5 of float64: moving x a little there and back moves outputs evenly, but for roundings to less."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
+def _check_float64(trial: Trial) -> None:
+    """Law 5 for float64: nothing is rounded to float32, so tiny shifts of x change the output linearly."""
+    x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
     shift = _SHIFT * trial.draw()
     with torch.no_grad():
-        there, here, back = (trial.memory(given, state, start)[0] for given in (x + shift, x, x - shift))
-    what = f"output, between what {_SHIFT:.0e} added to and taken from x makes it, in less than float64,"
+        there, here, back = (trial.memory(inputs, state, start)[0] for inputs in (x + shift, x, x - shift))
+    what = f"output, computed in less than float64 (compared with shifts of x by ±{_SHIFT:.0e}),"
     compare(5, what, here, (there + back) / 2, trial.tolerance)
 
 
-def plain(trial: Trial) -> None:
-    """Law 6: nothing is changed in place or hidden, and the state survives every way of travelling."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.lived_in()
-    start[:, 0] = False  # a birth would put a copy in the place of the state given
+def check_no_hidden_state(trial: Trial) -> None:
+    """Law 6: nothing is modified in place or hidden, and the state survives serialization."""
+    x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
+    start[:, 0] = False  # a reset would replace the state with a copy
     kept_x, kept_state = x.clone(), {n: v.clone() for n, v in state.items()}
     with torch.no_grad():
         y, after = trial.memory(x, state, start)
-        trial.memory(trial.draw(), trial.lived_in(), start)
-        compare(6, "x, which the memory changed in place", x, kept_x, 0.0)
+        trial.memory(trial.draw(), trial.draw_state(), start)
+        compare(6, "x, which the memory modified in place", x, kept_x, 0.0)
         for name, value in kept_state.items():
-            compare(6, f"state {name!r}, which the memory changed in place", state[name], value, 0.0)
+            compare(6, f"state {name!r}, which the memory modified in place", state[name], value, 0.0)
         again, _ = trial.memory(x, state, start)
         compare(
-            6, "output of the same call made twice, so something is hidden", again, y, trial.row_tolerance
+            6, "output of the same call repeated, so there is hidden state,", again, y, trial.row_tolerance
         )
-        travelled = {
+        copies = {
             "pickle": pickle.loads(pickle.dumps(state)),
             "numpy": {n: torch.from_numpy(v.cpu().numpy()).to(trial.device) for n, v in state.items()},
             "safetensors": safetensors.load(safetensors.save(state)),
         }
-        for name, copied in travelled.items():
-            copied = {n: v.to(trial.device) for n, v in copied.items()}
-            same, _ = trial.memory(x, copied, start)
-            compare(6, f"output of a state that went through {name}", same, y, trial.row_tolerance)
-        twin = _built_anew(trial)
+        for name, loaded_state in copies.items():
+            loaded_state = {n: v.to(trial.device) for n, v in loaded_state.items()}
+            same, _ = trial.memory(x, loaded_state, start)
+            compare(6, f"output from a state serialized with {name}", same, y, trial.row_tolerance)
+        twin = _rebuild(trial)
         if twin is not None:
             same, _ = twin(x, state, start)
-            what = "output of one built anew, something being neither in `config` nor in `state_dict()`,"
+            what = "output of a rebuilt memory, so something is neither in `config` nor in `state_dict()`,"
             compare(6, what, same, y, trial.row_tolerance)
     _, after = trial.memory(x.clone().requires_grad_(), state, start)
-    attached = [name for name, value in detach_state(after).items() if value.requires_grad]
-    if attached:
-        raise MemoryLawError(6, f"detach_state leaves gradients on {attached}")
+    with_graph = [name for name, value in detach_state(after).items() if value.requires_grad]
+    if with_graph:
+        raise MemoryLawError(6, f"detach_state leaves gradients on {with_graph}")
 
 
-def _built_anew(trial: Trial) -> nn.Module | None:
-    """Return what the memory's config builds, with its weights; None if it has none or was changed since."""
+def _rebuild(trial: Trial) -> nn.Module | None:
+    """Rebuild the memory from its config and weights; None if it has no config or was changed since."""
     build = getattr(getattr(trial.memory, "config", None), "build", None)
     if build is None or trial.autocast:
         return None
@@ -342,8 +348,8 @@ def _built_anew(trial: Trial) -> nn.Module | None:
     return twin
 
 
-def empty_is_silent(trial: Trial) -> None:
-    """Law 7: what retrieves reads exact zeros while nothing is stored, and never an unwritten slot."""
+def check_empty_reads_zero(trial: Trial) -> None:
+    """Law 7: a memory that retrieves reads exact zeros from an empty store, and never an unwritten slot."""
     memory: Any = trial.memory
     if not getattr(memory, "retrieves", False):
         return
@@ -351,9 +357,9 @@ def empty_is_silent(trial: Trial) -> None:
     empty = memory.initial_state(BATCH)
     if not callable(getattr(memory, "read", None)):
         raise MemoryLawError(
-            7, "`retrieves` is True, so it needs `read(x, state)`, which gives what x recalls"
+            7, "`retrieves` is True, so it needs a method `read(x, state)` that returns the read-out for x"
         )
-    others = no_stores(memory)
+    others = list_other_entries(memory)
     unwritten = {
         n: torch.full_like(v, float("nan")) if v.is_floating_point() and n not in others else v
         for n, v in empty.items()
@@ -364,20 +370,20 @@ def empty_is_silent(trial: Trial) -> None:
             compare(7, f"read-out of {name}", answer, torch.zeros_like(answer), 0.0)
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
             y, _ = trial.run(x, empty, start, cuts)
-            poisoned, _ = trial.run(x, unwritten, start, cuts)
-            compare(7, f"output with NaN in unwritten slots, {name}", poisoned, y, trial.row_tolerance)
+            with_nan, _ = trial.run(x, unwritten, start, cuts)
+            compare(7, f"output with NaN in unwritten slots, {name}", with_nan, y, trial.row_tolerance)
 
 
-def no_stores(memory: Any) -> list[str]:
-    """Return the state's entries that by the memory's own word hold no stored items, so that all count."""
+def list_other_entries(memory: Any) -> list[str]:
+    """Return the state entries that are not in the memory's `stores`, so that all their values count."""
     stores = getattr(memory, "stores", None)
     return [] if stores is None else [name for name in memory.initial_state(1) if name not in stores]
 
 
-def compiles(trial: Trial, backend: str) -> None:
-    """Law 8: one step compiles whole and exports, and gives for two batch sizes what eager mode gives."""
+def check_compiles(trial: Trial, backend: str) -> None:
+    """Law 8: one step compiles as a full graph and exports, and equals eager mode for two batch sizes."""
     memory = trial.memory
-    small, large = trial.lived_in(3), trial.lived_in(5)
+    small, large = trial.draw_state(3), trial.draw_state(5)
     cases = [
         (trial.draw(n, 1), state, torch.arange(n, device=trial.device)[:, None] % 2 == 0)
         for n, state in ((3, small), (5, large))
@@ -397,11 +403,11 @@ def compiles(trial: Trial, backend: str) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, build in builders.items():
-            built = None
+            function = None
             for x, state, start in cases:
                 try:
-                    built = build() if built is None else built
-                    y, after = built(x, state, start)
+                    function = build() if function is None else function
+                    y, after = function(x, state, start)
                 except Exception as error:
                     raise MemoryLawError(
                         8, f"{name} of one step, {len(x)} rows: {first_line(error)}"
@@ -412,18 +418,18 @@ def compiles(trial: Trial, backend: str) -> None:
                     compare(8, f"state {key!r} of {name}", after[key], value, trial.tolerance)
 
 
-def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
-    """Law 9: finite gradients reach x and every parameter but those that `no_gradient` names."""
+def check_learns(trial: Trial, no_gradient: Sequence[str]) -> None:
+    """Law 9: finite gradients reach x and every parameter that is not named in `no_gradient`."""
     trial.memory.zero_grad()
     start = trial.draw_starts()
     start[:, 1:] = False
-    start[0, 0] = True  # what is kept for good is written where an episode is young
+    start[0, 0] = True  # some stores are only written early in an episode
     for time in (trial.steps, 1):
         x = trial.draw(time=time).requires_grad_()
-        y, _ = trial.memory(x, trial.lived_in(), start[:, :time])
+        y, _ = trial.memory(x, trial.draw_state(), start[:, :time])
         _backward(_functional(y.float()))
-        reached = _gradient(x)
-        if not torch.isfinite(reached).all() or not reached.any():
+        gradient = _gradient(x)
+        if not torch.isfinite(gradient).all() or not gradient.any():
             raise MemoryLawError(9, f"no finite gradient reaches x over {time} steps in {trial.dtype}")
     for name, parameter in trial.memory.named_parameters():
         where = f"parameter {name} in {trial.dtype}"
@@ -435,66 +441,17 @@ def learns(trial: Trial, no_gradient: Sequence[str]) -> None:
             raise MemoryLawError(9, f"the gradient of {where} is not finite")
 
 
-def stays_finite(trial: Trial) -> None:
-    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
-
-    Inputs are drawn, constant, zero and of alternating sign, a row of each. Then law 1, from there, with
-    drawn inputs and with such as there were.
-    """
-    memory, piece = trial.memory, 1000
-    state = memory.initial_state(len(_KINDS))
-    drawn = trial.draw(1, piece)
-    held: tuple[int, int] | None = None
-    with torch.no_grad():
-        for done in range(piece, _LONG_STEPS + 1, piece):
-            y, state = memory(_of_each_kind(drawn, done // piece), state)
-            finite = torch.isfinite(y).flatten(1).all(dim=1).tolist()
-            if not all(finite):
-                kind = _KINDS[finite.index(False)]
-                raise MemoryLawError(5, f"the output is not finite within {done} steps of {kind} inputs")
-            if done in (2 * piece, _LONG_STEPS):
-                now = (_live_tensor_bytes(), len(pickle.dumps(memory)))
-                if held is not None and (now[0] > held[0] or now[1] > held[1]):
-                    raise MemoryLawError(
-                        5, f"tensors and module grew from {held} bytes to {now} in {done} steps"
-                    )
-                held = now
-    # What comes of a million steps is a state like any other.
-    whence = f" after {_LONG_STEPS} steps"
-    _cut_alike(trial, state, whence, trial.draw(len(_KINDS)))
-    # Of what stays the same much is 0 or 1, where rounding must not decide which gradient there is.
-    _cut_alike(trial, state, f"{whence}, of the same inputs again", _of_each_kind(drawn[:, : trial.steps]))
-
-
-def _of_each_kind(drawn: Float[Tensor, "1 time dim"], turn: int = 0) -> Float[Tensor, "kinds time dim"]:
-    """Return a row of inputs of each kind, the drawn ones rolled on by `turn` steps."""
-    constant = drawn[:, :1].expand_as(drawn)
-    alternating = constant.clone()
-    alternating[:, 1::2] *= -1
-    return torch.cat([drawn.roll(turn, dims=1), constant, torch.zeros_like(drawn), alternating])
-
-
-def _live_tensor_bytes() -> int:
-    gc.collect()
-    storages = {
-        o.untyped_storage().data_ptr(): o.untyped_storage().nbytes()
-        for o in gc.get_objects()
-        if type(o) in (Tensor, nn.Parameter) and o.layout == torch.strided
-    }
-    return sum(storages.values())
-
-
 def first_line(error: Exception) -> str:
-    """Name the error and the first line of what it says."""
+    """Return the error's class and the first line of its message."""
     return f"{type(error).__name__}: {(str(error) or '(no message)').strip().splitlines()[0]}"
 
 
 CHECKS: dict[int, Callable[[Trial], None]] = {
-    1: step_is_sequence,
-    2: start_is_birth,
-    3: causal,
-    4: rows_are_strangers,
-    5: fixed_shape,
-    6: plain,
-    7: empty_is_silent,
+    1: check_step_equals_sequence,
+    2: check_start_resets,
+    3: check_causal,
+    4: check_rows_independent,
+    5: check_fixed_shape,
+    6: check_no_hidden_state,
+    7: check_empty_reads_zero,
 }

@@ -1,7 +1,7 @@
-"""A state made of the states of parts: each part's entries under its own prefix or suffix.
+"""Nested states: a state composed of the states of parts, whose entries have a prefix or suffix.
 
-Names are what older checkpoints were written with, so each owner keeps its spelling: `actor/hidden` of a
-team, `block_0.hidden` of a sequence model, `keys_0` of a layer.
+Each owner keeps its own spelling, since checkpoints contain these names: `actor/hidden` for a team,
+`block_0.hidden` for a sequence model, `keys_0` for a layer.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from scrubjay.memory.contract.base import State
 
 
-def named(part: State, *, prefix: str = "", suffix: str = "") -> State:
-    """Return a part's entries as they are called in the whole."""
+def add_affixes(part: State, *, prefix: str = "", suffix: str = "") -> State:
+    """Return a part's entries with the prefix and suffix that they have in the whole state."""
     return {f"{prefix}{name}{suffix}": value for name, value in part.items()}
 
 
-def part_of(state: State, *, prefix: str = "", suffix: str = "") -> State:
-    """Return the entries of the whole that `named` gave these names, as the part calls them."""
+def select_part(state: State, *, prefix: str = "", suffix: str = "") -> State:
+    """Return the entries with this prefix and suffix under the part's own names; inverse of `add_affixes`."""
     return {
         name.removeprefix(prefix).removesuffix(suffix): value
         for name, value in state.items()

@@ -1,8 +1,8 @@
-"""Rows that go on step by step without gradients, as a collecting policy does, by what is quickest for them.
+"""Fast step-by-step inference without gradients, as for the collection of rollouts.
 
-A state is a value, so a step that is a function of it copies what it hardly changed, and forms anew at every
-step what follows from weights alone. A stepper is made once for many steps under the same weights, keeps rows
-of its own that it overwrites, and hands out values again.
+`Memory.step` is a function of the state, so it copies entries that hardly change and recomputes products of
+weights at every step. A stepper is created once for many steps under the same weights. It keeps its own
+buffers, overwrites them in place, and returns a state on request.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from torch import Tensor
 
 
 class Stepper(ABC):
-    """Advances rows under the weights it was made with; what it was made of it leaves alone.
+    """Step-by-step inference under the weights of its creation; the initial state is not modified.
 
-    Outputs and states are those of `Memory.step`, to rounding, whatever starts.
+    Outputs and states equal those of `Memory.step` up to rounding, for any `start`.
     """
 
     def step(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None = None) -> Tensor:
-        """Return the outputs `[batch, dim]` of one input each; `start` marks those that begin an episode.
+        """Return the outputs `[batch, dim]` of one input per row; `start` marks rows that begin an episode.
 
         Raises ValueError if the shape or dtype of `start` is wrong.
         """
-        # Numbers would be taken for masks here and for rows there.
+        # Some steppers would treat numbers as masks, others as row indices.
         if start is not None and (start.dtype != torch.bool or start.shape != x.shape[:1]):
-            given = f"{start.dtype} {tuple(start.shape)}"
-            raise ValueError(f"start is {given}; expected torch.bool {tuple(x.shape[:1])}")
+            actual = f"{start.dtype} {tuple(start.shape)}"
+            raise ValueError(f"start is {actual}; expected torch.bool {tuple(x.shape[:1])}")
         return self._advance(x, start)
 
     @abstractmethod
     def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
-        """Do so with what is known to fit."""
+        """Advance one step; inputs are already validated."""
 
     @abstractmethod
     def state(self, rows: Int[Tensor, " some"] | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all, in memory that no later step changes."""
+        """Return a copy of the state of these rows, by default of all; later steps do not change it."""
 
 
 class PlainStepper(Stepper):
-    """Takes the steps of a memory one after the other, and nothing else."""
+    """Stepper that calls the memory's own step, without optimizations."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class PlainStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
-        """Return the outputs of one input each."""
+        """Return the outputs of one input per row."""
         y, self._state = self._step(x[:, None], self._state, None if start is None else start[:, None])
         return y[:, 0]
 
@@ -65,10 +65,10 @@ class PlainStepper(Stepper):
 
 
 def can_fold(device: torch.device, dtype: torch.dtype, state: dict[str, Tensor]) -> bool:
-    """Return whether weights of this dtype may be multiplied beforehand, and rows overwritten.
+    """Check that weights of this dtype may be multiplied in advance and rows overwritten in place.
 
-    Not in half precision, where every product has a rounding of its own, and on a CPU alone, where it can be
-    asked for nothing which rows begin an episode. Of no rows there is nothing to overwrite.
+    False in half precision, where each product rounds differently, and off the CPU, where reading `start`
+    would synchronize. False for a state without rows.
     """
     same = all(value.dtype == dtype for value in state.values() if value.is_floating_point())
     fit = same and all(len(value) for value in state.values())

@@ -1,4 +1,4 @@
-"""What the laws are tested with: a copy of the memory, data drawn anew alike, and a comparison that names."""
+"""Test fixture of the laws: a copy of the memory, reproducible data, and a comparison with clear errors."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from torch import Tensor
 from scrubjay.memory.contract.base import State, detach_state
 
 LAWS = {
-    1: "step is sequence",
-    2: "start is birth",
+    1: "step equals sequence",
+    2: "start resets",
     3: "causal",
-    4: "rows are strangers",
+    4: "rows are independent",
     5: "fixed shape",
-    6: "plain",
-    7: "empty is silent",
+    6: "no hidden state",
+    7: "empty store reads zero",
     8: "compiles",
     9: "learns",
 }
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# Of one rounding to bfloat16, which is what a product under autocast is off by.
+# Error of one rounding to bfloat16, as of a product under autocast.
 _AUTOCAST_TOLERANCE = 2e-2
 BATCH = 3
 _AGE = 1_000_000
 
 
 class MemoryLawError(AssertionError):
-    """A memory broke a law; `law` is its number, `what` the rest of the message."""
+    """Violation of a law; `law` is its number, `detail` the rest of the message."""
 
     def __init__(self, law: int, message: str) -> None:
         super().__init__(f"law {law} ({LAWS[law]}): {message}")
-        self.law, self.what = law, message
+        self.law, self.detail = law, message
 
 
 class Trial:
-    """One copy of the memory with its test data; every draw is reproducible.
+    """A copy of the memory with its test data; all random data is reproducible.
 
     Args:
-        memory: The copy.
-        dim: Its width.
+        memory: Copy of the memory.
+        dim: Width of the memory.
         steps: Length of the test sequences.
-        dtype: Of inputs.
-        seed: Of all draws.
+        dtype: Dtype of the inputs.
+        seed: Seed of all random data.
         autocast: Run the memory under torch.autocast to bfloat16, and compare to bfloat16's precision.
     """
 
@@ -60,24 +60,24 @@ class Trial:
         self.autocast = autocast
         if autocast:
             self.tolerance = self.row_tolerance = _AUTOCAST_TOLERANCE
-            memory.forward = self.casting()(memory.forward)
+            memory.forward = self.autocast_context()(memory.forward)
 
-    def casting(self) -> torch.autocast:
-        """Return the context in which the memory runs."""
-        # A weight that is cast once for all steps would add their gradients up in bfloat16.
+    def autocast_context(self) -> torch.autocast:
+        """Return the autocast context of the memory."""
+        # A cached cast of a weight would sum the gradients of all steps in bfloat16.
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast, cache_enabled=False)
 
     def draw(self, batch: int = BATCH, time: int | None = None) -> Tensor:
-        """Return inputs [batch, time, dim]; `time` defaults to the length of the test sequences."""
+        """Return random inputs [batch, time, dim]; `time` defaults to the length of the test sequences."""
         shape = (batch, self.steps if time is None else time, self.dim)
         return torch.randn(shape, generator=self.generator, dtype=torch.float64).to(self.device, self.dtype)
 
     def draw_starts(self, batch: int = BATCH) -> Tensor:
-        """Return starts [batch, steps], few enough that episodes cross the borders of chunks."""
+        """Return random starts [batch, steps], few enough that episodes span several chunks."""
         return (torch.rand(batch, self.steps, generator=self.generator) < 0.06).to(self.device)
 
-    def lived_in(self, batch: int = BATCH) -> State:
-        """A state that has seen a sequence, so that stores are full and clocks differ between rows."""
+    def draw_state(self, batch: int = BATCH) -> State:
+        """Return the state after a random sequence, with full stores and clocks that differ between rows."""
         state = self.memory.initial_state(batch)
         require_flat(state)
         with torch.no_grad():
@@ -85,12 +85,12 @@ class Trial:
         require_flat(state)
         return detach_state(state)
 
-    def aged(self) -> State | None:
-        """A state whose clocks went a million steps on and then through a sequence; None if it has no clock.
+    def draw_aged_state(self) -> State | None:
+        """Return a state whose clocks are advanced by a million steps and a sequence; None without clocks.
 
-        A clock is a whole number of each row that grows by one with every step.
+        A clock is an integer entry of each row that grows by one at every step.
         """
-        before = self.lived_in()
+        before = self.draw_state()
         with torch.no_grad():
             _, state = self.memory(self.draw(), before)
             clocks = {
@@ -104,7 +104,7 @@ class Trial:
         return detach_state(state)
 
     def run(self, x: Tensor, state: State, start: Tensor | None, cuts: Sequence[int]) -> tuple[Tensor, State]:
-        """Feed `x` cut into segments that end at `cuts` and at its end."""
+        """Process `x` in segments that end at `cuts` and at the last step."""
         outputs, begin = [], 0
         for end in [*cuts, x.shape[1]]:
             y, state = self.memory(x[:, begin:end], state, None if start is None else start[:, begin:end])
@@ -122,35 +122,39 @@ def require_flat(state: Any) -> None:
             raise MemoryLawError(6, f"state {name!r} is a {type(value).__name__}, not a tensor")
 
 
-def compare(law: int, what: str, found: Tensor, expected: Tensor, tolerance: float, offset: int = 0) -> None:
-    """Raise MemoryLawError unless `found` has the shape and dtype of `expected`, and nearly its values.
+def compare(
+    law: int, label: str, actual: Tensor, expected: Tensor, tolerance: float, offset: int = 0
+) -> None:
+    """Raise MemoryLawError unless `actual` has the shape and dtype of `expected`, and nearly its values.
 
     Args:
-        law: The number of the law that says so.
-        what: What is compared.
-        found: What the memory gave.
-        expected: What it should have given.
-        tolerance: How far off it may be, times max(1, the scale of `expected`).
+        law: Number of the law under test.
+        label: Description of the compared value.
+        actual: Result of the memory.
+        expected: Expected result.
+        tolerance: Largest allowed difference, times max(1, the scale of `expected`).
         offset: Number of the first step, for the message.
     """
-    found, expected = found.detach(), expected.detach()
-    if found.shape != expected.shape:
-        raise MemoryLawError(law, f"{what} has shape {tuple(found.shape)}, expected {tuple(expected.shape)}")
-    if found.dtype != expected.dtype:
-        raise MemoryLawError(law, f"{what} has dtype {found.dtype}, expected {expected.dtype}")
-    if found.numel() == 0:
+    actual, expected = actual.detach(), expected.detach()
+    if actual.shape != expected.shape:
+        raise MemoryLawError(
+            law, f"{label} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+        )
+    if actual.dtype != expected.dtype:
+        raise MemoryLawError(law, f"{label} has dtype {actual.dtype}, expected {expected.dtype}")
+    if actual.numel() == 0:
         return
-    found, expected = found.double(), expected.double()
-    gap = (found - expected).abs()
-    gap = torch.where(torch.isnan(gap) & ~(torch.isnan(found) & torch.isnan(expected)), float("inf"), gap)
+    actual, expected = actual.double(), expected.double()
+    gap = (actual - expected).abs()
+    gap = torch.where(torch.isnan(gap) & ~(torch.isnan(actual) & torch.isnan(expected)), float("inf"), gap)
     gap = torch.nan_to_num(gap, nan=0.0, posinf=float("inf"))
     scale = max(1.0, float(torch.nan_to_num(expected, nan=0.0, posinf=0.0, neginf=0.0).abs().max()))
     worst = float(gap.max())
     if worst > tolerance * scale:
         place = torch.unravel_index(gap.argmax(), gap.shape)
-        step = f" at step {int(place[1]) + offset}" if gap.ndim == 3 and "output" in what else ""
-        step = step or (f" at step {int(place[1]) + offset}" if what.startswith("gradient of x") else "")
+        step = f" at step {int(place[1]) + offset}" if gap.ndim == 3 and "output" in label else ""
+        step = step or (f" at step {int(place[1]) + offset}" if label.startswith("gradient of x") else "")
         size = "not finite" if worst == float("inf") else f"off by {worst:.3g}"
         raise MemoryLawError(
-            law, f"{what} is {size}{step}, row {int(place[0])} (allowed {tolerance * scale:.1g})"
+            law, f"{label} is {size}{step}, row {int(place[0])} (allowed {tolerance * scale:.1g})"
         )

@@ -1,1 +1,1 @@
-"""What single attention heads do: sinks, retrieval, and how they are watched."""
+"""Analysis of single attention heads: sinks, retrieval heads, and captured weights."""

@@ -1,4 +1,4 @@
-"""The prompt around a text and a question, and what a tokenizer puts before every text."""
+"""Prompts for a text and a question, and the special tokens at the start of a text."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _MARK, _END = "\u2063text\u2063", "\u2063end\u2063"
 
 
 class ChatPrompt(NamedTuple):
-    """What stands around a text that is asked about."""
+    """Parts of a prompt around a text."""
 
     before: str
-    """What comes before the text."""
-    asked: str
-    """The question, behind it."""
+    """Prompt before the text."""
+    question: str
+    """Question after the text."""
     tail: str
-    """What the template writes behind the question."""
+    """Template text after the question."""
 
 
-def chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
-    """Return what comes before and after a text: the chat template where the tokenizer has one.
+def build_chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
+    """Build the prompt around a text, from the tokenizer's chat template if there is one.
 
-    A control token in the question is broken.
+    Control tokens in the question are escaped.
     """
     template = getattr(tokenizer, "chat_template", None) or ""
     quotes = Quotes(ControlTokens(tokenizer), template)
@@ -35,14 +35,14 @@ def chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
     else:
         prompt = f"{user}\nAnswer:"
     before, _, after = prompt.partition(_MARK)
-    asked, _, tail = after.partition(_END)
-    return ChatPrompt(*map(quotes.text, (before, asked, tail)))
+    question_text, _, tail = after.partition(_END)
+    return ChatPrompt(*map(quotes.to_prompt, (before, question_text, tail)))
 
 
-def opened(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
-    """Return a text's tokens with what the tokenizer puts before every text, as BOS, if it is not there.
+def prepend_bos(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
+    """Prepend the tokenizer's start tokens, such as BOS, unless the tokens already start with them.
 
-    Without it Gemma has no attention sink and answers nothing. A chat template has written it already.
+    Without BOS Gemma has no attention sink and fails to answer. A chat template already contains it.
     """
     bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
     before = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)

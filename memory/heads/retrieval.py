@@ -1,13 +1,13 @@
-"""Which attention heads of a language model copy from its context: retrieval heads.
+"""Retrieval heads: the attention heads of a language model that copy from its context.
 
 Wu et al. 2024 (arXiv 2404.15574, section 2) hide a sentence in a long text, let the model answer a question
-about it, and count, for each head, how often its most attended token is the very token of the hidden sentence
-that the model writes next. Few heads score high, they are the same over contexts, and over fine-tunes of one
-base model.
+about it, and count for each head how often its most attended token is the token of the hidden sentence that
+the model generates next. Few heads have high scores, and they are the same in different contexts and in
+fine-tunes of one base model.
 
-The probes here are made of generated sentences and ask for a number. One pass over a prompt and its right
-answer tells what greedy decoding would write, as long as that is right, and gives the attention of the rows
-that write it.
+The probes here consist of generated sentences and ask for a number. One forward pass over a prompt and the
+correct answer shows whether greedy decoding would generate that answer, and gives the attention of the rows
+that generate it.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.memory.heads.capture import capture_attention
-from scrubjay.memory.heads.prompts import chat_prompt, opened
+from scrubjay.memory.heads.prompts import build_chat_prompt, prepend_bos
 from scrubjay.memory.heads.wrap import attention_modules
 
-# Cosine of two models' embeddings: strangers' is near 0, a fine-tune's near 1.
-_ALIKE = 0.9
+# Least cosine similarity of embeddings: near 0 for unrelated models, near 1 for fine-tunes.
+_SIMILARITY = 0.9
 _STORED = Path(__file__).with_suffix(".json")
 _SUBJECTS = [
     "baker",
@@ -82,59 +82,56 @@ _NAMES = ["Almond", "Basalt", "Cobalt", "Dahlia", "Ember", "Fennel", "Garnet", "
 
 @dataclass(frozen=True)
 class RetrievalHeads:
-    """Scores of all heads of a model."""
+    """Retrieval scores of all heads of a model."""
 
     scores: tuple[tuple[float, ...], ...]
-    """For each layer and head, the fraction of copied tokens it attended to most, 0 to 1."""
+    """Fraction of copied tokens that each head attended to most, 0 to 1, by layer and head."""
     probes: int
-    """Probes averaged over: those that the model answered."""
+    """Number of probes that the model answered, over which scores are averaged."""
     layers: tuple[int, ...] = ()
-    """Which layers of the model have these heads, where not all attend; else they are counted from 0."""
+    """Indices of the attention layers; empty if all layers have attention."""
 
     def by_layer(self) -> dict[int, tuple[float, ...]]:
-        """Return the scores of each layer's heads."""
+        """Return the scores of the heads by layer index."""
         return dict(zip(self.layers or range(len(self.scores)), self.scores, strict=True))
 
-    def ranked(self) -> list[tuple[int, int]]:
-        """Return `(layer, head)`s, best first."""
+    def rank(self) -> list[tuple[int, int]]:
+        """Return all `(layer, head)` pairs, best first."""
         rows = self.by_layer()
         heads = [(layer, head) for layer, row in rows.items() for head in range(len(row))]
         return sorted(heads, key=lambda at: -rows[at[0]][at[1]])
 
     def best_layer(self) -> int:
-        """Return the layer whose heads copy most together."""
+        """Return the layer with the highest sum of scores."""
         rows = self.by_layer()
         return max(rows, key=lambda layer: sum(rows[layer]))
 
-    def of_layer(self, layer: int, share: float = 0.5) -> list[int]:
-        """Return the heads of a layer that score at least `share` of its best, best first.
+    def select_heads(self, layer: int, share: float = 0.5) -> list[int]:
+        """Return the heads of a layer with at least `share` of its best score, best first.
 
-        Raises ValueError for a layer that does not exist or has no head that ever copied.
+        Raises ValueError for a layer that does not exist or whose scores are all 0.
         """
         rows = self.by_layer()
         if layer not in rows:
-            raise ValueError(f"layer={layer}: the model attends in layers {', '.join(map(str, rows))}")
+            raise ValueError(f"layer={layer}: the model has attention in layers {', '.join(map(str, rows))}")
         row = rows[layer]
         if max(row) == 0:
-            raise ValueError(f"layer={layer} has no retrieval head; the best heads are {self.ranked()[:5]}")
+            raise ValueError(f"layer={layer} has no retrieval head; the best heads are {self.rank()[:5]}")
         return sorted((h for h in range(len(row)) if row[h] >= share * max(row)), key=lambda h: -row[h])
 
 
 def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12) -> RetrievalHeads:
-    """Return the stored scores of a model of these sizes and nearly these weights, a fine-tune.
-
-    Those of others are measured.
-    """
+    """Return the stored scores of a known model or a fine-tune of it; measure the scores of other models."""
     return stored_retrieval_heads(model) or measure_retrieval_heads(model, tokenizer, probes=probes)
 
 
 def stored_retrieval_heads(model: PreTrainedModel) -> RetrievalHeads | None:
-    """Return the stored scores of a model of these sizes and nearly these weights; None if there are none."""
-    stored = _stored().get(architecture(model))
-    if stored is None or not _alike(_sample(model), stored["weights"]):
+    """Return the stored scores of a model with equal sizes and similar weights; None if there are none."""
+    entry = _load_scores().get(architecture(model))
+    if entry is None or not _are_similar(_sample_weights(model), entry["weights"]):
         return None
-    layers = tuple(stored.get("layers", ()))
-    return RetrievalHeads(tuple(map(tuple, stored["scores"])), stored["probes"], layers)
+    layers = tuple(entry.get("layers", ()))
+    return RetrievalHeads(tuple(map(tuple, entry["scores"])), entry["probes"], layers)
 
 
 @torch.no_grad()
@@ -147,64 +144,64 @@ def measure_retrieval_heads(
     seed: int = 0,
     progress: bool = False,
 ) -> RetrievalHeads:
-    """Score all heads on `probes` texts of so many sentences.
+    """Measure the retrieval scores of all heads.
 
     Args:
         model: A causal language model of transformers.
         tokenizer: Its tokenizer.
-        probes: Texts to answer.
-        sentences: Of each text.
-        seed: Of the texts.
-        progress: Show it on stderr.
+        probes: Number of texts, each with one question.
+        sentences: Sentences per text.
+        seed: Random seed of the texts.
+        progress: Whether to print progress.
 
     Raises:
-        ValueError: if the model answers none of them.
+        ValueError: if the model answers none of the questions.
     """
     total: Tensor | None = None
-    answered = 0
+    num_answered = 0
     for number, probe in enumerate(_probes(probes, sentences, seed)):
         scores = _score(model, tokenizer, probe)
-        answered += scores is not None
+        num_answered += scores is not None
         if scores is not None:
             total = scores if total is None else total + scores
         if progress:
-            print(f"probe {number + 1}/{probes}, answered {answered}", flush=True)
+            print(f"probe {number + 1}/{probes}, answered {num_answered}", flush=True)
     if total is None:
-        raise ValueError(f"the model answered none of {probes} probes, so no head could be seen copying")
-    scores = (total / answered).tolist()
+        raise ValueError(f"the model answered none of {probes} probes, so its heads cannot be scored")
+    scores = (total / num_answered).tolist()
     rows = tuple(tuple(round(score, 4) for score in row) for row in scores)
     layers = tuple(attention_modules(model))
-    return RetrievalHeads(rows, answered, () if layers == tuple(range(len(layers))) else layers)
+    return RetrievalHeads(rows, num_answered, () if layers == tuple(range(len(layers))) else layers)
 
 
 def architecture(model: PreTrainedModel) -> str:
-    """Return a name that models of one base share, and others of its type and sizes."""
+    """Return an identifier of a model's type and sizes."""
     config = model.config
     sizes = (config.num_hidden_layers, config.num_attention_heads, config.hidden_size, config.vocab_size)
     return "-".join(map(str, (config.model_type, *sizes)))
 
 
 def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Path = _STORED) -> None:
-    """Add a model's scores to the stored ones, with the command that made them."""
-    known = json.loads(path.read_text()) if path.exists() else {}
-    weights = [float(f"{weight:.3g}") for weight in _sample(model)]
-    known[architecture(model)] = {"command": command, **asdict(heads), "weights": weights}
-    path.write_text(json.dumps(known) + "\n")
+    """Add a model's scores and the command that measured them to the stored scores."""
+    entries = json.loads(path.read_text()) if path.exists() else {}
+    weights = [float(f"{weight:.3g}") for weight in _sample_weights(model)]
+    entries[architecture(model)] = {"command": command, **asdict(heads), "weights": weights}
+    path.write_text(json.dumps(entries) + "\n")
 
 
-def _sample(model: PreTrainedModel) -> list[float]:
-    """Return some weights of the embedding, which fine-tuning and rounding hardly move."""
-    weight: Any = model.get_input_embeddings().weight  # to type checkers a module
+def _sample_weights(model: PreTrainedModel) -> list[float]:
+    """Return some weights of the embedding, which fine-tuning and rounding hardly change."""
+    weight: Any = model.get_input_embeddings().weight  # type checkers take it for a module
     tokens, columns = (torch.linspace(0, size - 1, 16, dtype=torch.long) for size in weight.shape)
     return weight.detach()[tokens.to(weight.device)][:, columns.to(weight.device)].float().flatten().tolist()
 
 
-def _alike(ours: list[float], theirs: list[float]) -> bool:
-    return torch.cosine_similarity(torch.tensor(ours), torch.tensor(theirs), dim=0).item() > _ALIKE
+def _are_similar(ours: list[float], theirs: list[float]) -> bool:
+    return torch.cosine_similarity(torch.tensor(ours), torch.tensor(theirs), dim=0).item() > _SIMILARITY
 
 
 @cache
-def _stored() -> dict[str, Any]:
+def _load_scores() -> dict[str, Any]:
     return json.loads(_STORED.read_text()) if _STORED.exists() else {}
 
 
@@ -217,7 +214,7 @@ class _Probe:
 
 
 def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
-    """Give texts of random sentences, one number to find and others to pass by, evenly spread in depth."""
+    """Yield texts of random sentences with one target number and two distractors, at evenly spread depths."""
     pick = random.Random(seed)
     for number in range(count):
         text = [
@@ -236,28 +233,28 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
 
 
 def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tensor, "layers heads"] | None:
-    """Return each head's share of the value's tokens it copied, None if the model does not tell the value."""
-    before, asked, tail = chat_prompt(tokenizer, probe.question)
+    """Return the share of the value's tokens that each head copied; None if the model answers wrongly."""
+    before, question_text, tail = build_chat_prompt(tokenizer, probe.question)
     start = probe.text.index(probe.value)
-    told = probe.text[start + len(probe.value) :] + asked + tail + probe.answer
-    pieces = [before + probe.text[:start], probe.value, told]
+    suffix = probe.text[start + len(probe.value) :] + question_text + tail + probe.answer
+    pieces = [before + probe.text[:start], probe.value, suffix]
     lead, value, rest = (tokenizer(piece, add_special_tokens=False).input_ids for piece in pieces)
-    lead = opened(tokenizer, lead)
+    lead = prepend_bos(tokenizer, lead)
     tokens = torch.tensor([lead + value + rest + value], device=model.device)
-    # The row that writes a token is the one before it.
+    # A token is generated by the row before it.
     rows = slice(-len(value) - 1, -1)
     modules = attention_modules(model)
     with capture_attention(model, dict.fromkeys(modules), rows) as weights:
         logits = model(tokens, use_cache=False, logits_to_keep=len(value) + 1).logits
-    written = logits[0, :-1].argmax(dim=-1)
-    wanted = tokens[0, -len(value) :]
-    if not torch.equal(written, wanted):
+    predictions = logits[0, :-1].argmax(dim=-1)
+    targets = tokens[0, -len(value) :]
+    if not torch.equal(predictions, targets):
         return None
     scores = []
     for layer in modules:
         best = weights[layer][0][0].argmax(dim=-1)
         in_needle = (best >= len(lead)) & (best < len(lead) + len(value))
-        scores.append((in_needle & (tokens[0, best] == wanted)).float().mean(dim=-1))
+        scores.append((in_needle & (tokens[0, best] == targets)).float().mean(dim=-1))
     return torch.stack(scores)
 
 
@@ -266,5 +263,5 @@ if __name__ == "__main__":
 
     (source,) = sys.argv[1:]
     model, tokenizer = load_model(source)
-    measured = measure_retrieval_heads(model, tokenizer, progress=True)
-    store(model, measured, f"python -m {__spec__.name} {source}")
+    measured_heads = measure_retrieval_heads(model, tokenizer, progress=True)
+    store(model, measured_heads, f"python -m {__spec__.name} {source}")

@@ -1,11 +1,11 @@
-"""ZeroTuning: make heads attend more or less to the attention sink, and so less or more to all else.
+"""ZeroTuning: scale the attention of heads to the attention sink.
 
 Han et al. 2025 (arXiv 2505.11739): the weight of token 0 is multiplied by gamma and the row renormalised,
-which is to add log(gamma) to the logit of token 0. Nothing is trained; gammas are chosen by a task's
+which equals adding log(gamma) to the logit of token 0. Nothing is trained; gammas are selected by a task's
 validation score.
 
-The logit is added by eight more columns of queries and keys, of which one is used: a query holds its head's
-log(gamma), token 0 holds a one and all other keys zero. So no mask of queries by keys is needed.
+The bias is added by eight more columns of queries and keys, of which one is used: queries hold log(gamma) of
+their head, token 0 holds a one and all other keys zero. No query-by-key mask is needed.
 """
 
 from __future__ import annotations
@@ -23,19 +23,18 @@ from transformers import PreTrainedModel
 from scrubjay.memory.context.attention import Attention
 from scrubjay.memory.heads.wrap import attention_modules, wrapped_attention
 
-_COLUMNS = 8  # fast kernels want widths of multiples of eight
+_COLUMNS = 8  # fast kernels need widths that are multiples of eight
 
 
 @contextmanager
 def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[float]]) -> Iterator[None]:
-    """Multiply attention to token 0 inside the block.
+    """Multiply the attention to token 0 by gamma inside the block.
 
-    A gamma per layer, for all its heads or for each of them.
+    `gammas` maps a layer to one gamma for all heads or to one per head. Values above 1 strengthen the sink.
 
-    Token 0 is a row's first that is not padding. Above 1 the sink draws more. Raises ValueError for gammas
-    that are not positive or not one per head, and for layers that do not exist or whose window slides away
-    from token 0. A `PolicyCache` replaces the model's attention, and refuses to be built or read into inside
-    the block.
+    Token 0 is the first token of a row that is not padding. Raises ValueError for gammas that are not
+    positive or not one per head, and for layers that do not exist or have a sliding window, which loses token
+    0. A `PolicyCache` replaces the model's attention; it raises ValueError if built or used inside the block.
     """
     modules = attention_modules(model)
     wrappers = {}
@@ -45,7 +44,7 @@ def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[floa
             raise ValueError(f"gammas of layer {layer}: {each} must be positive and finite")
         if layer in modules and getattr(modules[layer], "sliding_window", None) is not None:
             raise ValueError(
-                f"layer {layer} slides over its last tokens and loses token 0; choose full layers"
+                f"layer {layer} has a sliding window, which loses token 0; choose layers with full attention"
             )
         wrappers[layer] = _Bias(layer, [math.log(g) for g in each])
     with wrapped_attention(model, wrappers):
@@ -53,7 +52,7 @@ def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[floa
 
 
 class _Bias:
-    """The wrapper of one layer."""
+    """Attention wrapper of one layer that adds the bias."""
 
     def __init__(self, layer: int, biases: list[float]) -> None:
         self.layer, self.biases = layer, biases
@@ -87,7 +86,7 @@ class _Bias:
 
 
 def _first(mask: Tensor | None, key: Tensor) -> Tensor:
-    """Return for each row the first key that its last query sees."""
+    """Return the first key that the last query of each row sees."""
     if mask is None:
         return torch.zeros(key.shape[0], dtype=torch.int64, device=key.device)
     visible = mask[:, 0, -1]

@@ -1,8 +1,8 @@
-"""How many heads of a language model have a sink: token 0, on which they spend what they do not need.
+"""Attention sink rate: the fraction of heads of a language model that attend mainly to token 0.
 
-Gu et al. 2025 (arXiv 2410.10781, section 3): a head has one where the attention to the first token, averaged
-over a sequence's queries, exceeds a threshold; 0.3, on sequences of 64 tokens. Policies that keep sinks
-matter to models whose rate is high.
+Gu et al. 2025 (arXiv 2410.10781, section 3): a head has a sink if its attention to the first token, averaged
+over the queries of a sequence, exceeds a threshold: 0.3, on sequences of 64 tokens. Policies that keep sinks
+matter for models with a high rate.
 """
 
 from __future__ import annotations
@@ -18,36 +18,36 @@ from scrubjay.memory.heads.capture import capture_attention
 from scrubjay.memory.heads.wrap import attention_modules
 
 
-class Attended(NamedTuple):
-    """Where the heads of a model look, over the queries of each sequence."""
+class AttentionStats(NamedTuple):
+    """Attention statistics of the heads of a model, averaged over the queries of each sequence."""
 
     sinks: Float[Tensor, "batch layers heads"]
     """Mean attention to token 0."""
     entropy: Float[Tensor, "batch layers heads"]
-    """Mean entropy of a query's weights, in nats: 0 where all is one token's."""
+    """Mean entropy of a query's weights, in nats; 0 if one token gets all the attention."""
     layers: list[int]
-    """Which layers of the model attend."""
+    """Indices of the attention layers."""
 
 
 @torch.no_grad()
-def attended(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"]) -> Attended:
-    """Return where each head of each layer that attends looks."""
+def measure_attention(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"]) -> AttentionStats:
+    """Return the attention statistics of each head in each attention layer."""
     layers = [*attention_modules(model)]
     with capture_attention(model, dict.fromkeys(layers)) as weights:
         model.base_model(input_ids, use_cache=False)
-    found = [weights[layer][0] for layer in layers]
-    sinks = torch.stack([each[..., 0].mean(dim=-1) for each in found], dim=1)
-    entropy = [torch.special.entr(each).sum(dim=-1).mean(dim=-1) for each in found]
-    return Attended(sinks, torch.stack(entropy, dim=1), layers)
+    weights_by_layer = [weights[layer][0] for layer in layers]
+    sinks = torch.stack([each[..., 0].mean(dim=-1) for each in weights_by_layer], dim=1)
+    entropy = [torch.special.entr(each).sum(dim=-1).mean(dim=-1) for each in weights_by_layer]
+    return AttentionStats(sinks, torch.stack(entropy, dim=1), layers)
 
 
 def sink_weights(
     model: PreTrainedModel, input_ids: Int[Tensor, "batch time"]
 ) -> Float[Tensor, "batch layers heads"]:
-    """Return each head's mean attention to token 0, over the queries of each sequence."""
-    return attended(model, input_ids).sinks
+    """Return the mean attention of each head to token 0, over the queries of each sequence."""
+    return measure_attention(model, input_ids).sinks
 
 
 def sink_rate(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], threshold: float = 0.3) -> float:
-    """Return the fraction of heads, over sequences, whose mean attention to token 0 is over `threshold`."""
+    """Return the fraction of heads and sequences whose mean attention to token 0 exceeds `threshold`."""
     return (sink_weights(model, input_ids) > threshold).float().mean().item()

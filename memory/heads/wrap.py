@@ -1,9 +1,8 @@
-"""Wrap the attention of single layers of a transformers model while a `with` block runs.
+"""Wrap the attention of single layers of a transformers model inside a `with` block.
 
-Transformers looks the attention function up by name in its AttentionInterface. One function of ours is
-registered there under a name of its own; it runs the wrappers of the layer it is called for around SDPA,
-which is also what the other layers run. Outside the block a model has what it had before. Caches with a
-policy do not work inside, and say so.
+Transformers looks up the attention function by name in its AttentionInterface. This module registers one
+function there. It runs the wrappers of the current layer around SDPA; layers without wrappers run plain SDPA.
+After the block the model has its former attention function. A `PolicyCache` raises an error inside the block.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.switch import LOCK
 
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
-"""`wrapper(attention, module, query, key, value, mask, **options)`: does its part and calls `attention`."""
+"""Wrapper `wrapper(attention, module, query, key, value, mask, **options)`, which calls `attention`."""
 
 _wrappers: WeakKeyDictionary[nn.Module, list[Wrapper]] = WeakKeyDictionary()
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
     """Return the softmax attention modules of a decoder by layer index, lowest first."""
-    found = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
-    layers = {getattr(module, "layer_idx", None): module for module in found}
+    attention_layers = [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+    layers = {getattr(module, "layer_idx", None): module for module in attention_layers}
     return {layer: layers[layer] for layer in sorted(layer for layer in layers if isinstance(layer, int))}
 
 
@@ -42,32 +41,33 @@ def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
 def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -> Iterator[None]:
     """Run each layer's wrapper around its attention inside the block; blocks may be nested.
 
-    Raises ValueError for a layer the model does not have and for models whose attention cannot be exchanged.
+    Raises ValueError for a layer that the model does not have, and for a model whose attention function
+    cannot be replaced.
     """
     modules = attention_modules(model)
     unknown = sorted(set(wrappers) - set(modules))
     if unknown:
         raise ValueError(f"layers {unknown}: the model has attention in layers {sorted(modules)}")
     _register()
-    added = []
-    with _attending(model):
+    installed_wrappers = []
+    with _replace_attention(model):
         try:
             for layer, wrapper in wrappers.items():
-                added.append((_wrappers.setdefault(modules[layer], []), wrapper))
-                added[-1][0].append(wrapper)
+                installed_wrappers.append((_wrappers.setdefault(modules[layer], []), wrapper))
+                installed_wrappers[-1][0].append(wrapper)
             yield
         finally:
-            for own, wrapper in added:
-                own.remove(wrapper)
+            for wrapper_list, wrapper in installed_wrappers:
+                wrapper_list.remove(wrapper)
 
 
 @contextmanager
-def _attending(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model attend by our function inside the block."""
+def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Make the model use this module's attention function inside the block."""
     attends_itself = not model._can_set_attn_implementation() and bool(falcon_modules(model))
 
     def choose(name: str) -> None:
-        if attends_itself:  # caches of policies learn from the name that they are not called
+        if attends_itself:  # a `PolicyCache` sees from the name that its policy is not called
             model.config._attn_implementation = name
         else:
             model.set_attn_implementation(name)
@@ -77,10 +77,7 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
         choose(WRAPPED)
     try:
         if model.config._attn_implementation != WRAPPED:
-            raise ValueError(
-                f"{type(model).__name__} does not take attention functions of transformers' "
-                "AttentionInterface"
-            )
+            raise ValueError(f"{type(model).__name__} does not support transformers' AttentionInterface")
         with falcon_attention(model, _attend) if attends_itself else nullcontext():
             yield
     finally:
@@ -88,11 +85,11 @@ def _attending(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _attention_of(model: PreTrainedModel) -> str:
-    """Return the name of a model's attention function. Raises RuntimeError while a policy replaces it."""
+    """Return the name of a model's attention function; raise RuntimeError while a `PolicyCache` is active."""
     name = str(model.config._attn_implementation)
     if name == ATTENTION:
         raise RuntimeError(
-            "another thread reads into a PolicyCache of this model; enter the block when its call has ended"
+            "another thread runs this model with a PolicyCache; enter the block after that call"
         )
     return name
 
@@ -130,7 +127,7 @@ def _softmax_attention(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend by SDPA, or in the open where scores are capped or have learned sinks, which SDPA leaves out."""
+    """Attend with SDPA, or with explicit weights for soft caps and learned sinks, which SDPA lacks."""
     scoring = Scoring(scaling, softcap, s_aux)
     if scoring.is_plain:
         return sdpa_attention_forward(
@@ -142,7 +139,7 @@ def _softmax_attention(
 
 
 def _nest(attention: Attention, wrappers: list[Wrapper]) -> Attention:
-    """Return `attention` inside the wrappers, the first of them outermost."""
+    """Return `attention` inside the wrappers; the first wrapper is the outermost."""
     if not wrappers:
         return attention
     first, rest = wrappers[0], wrappers[1:]

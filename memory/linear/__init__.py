@@ -1,1 +1,1 @@
-"""Memories that are linear recurrences: a matrix per head, written by a rule."""
+"""Linear-recurrent memories: one matrix per head, updated by a write rule."""

@@ -1,22 +1,24 @@
-"""Flowformer: attention as a flow that is conserved, with running means for its memory.
+"""Flowformer: attention with flow conservation, with running means as its memory.
 
-Wu, Wu, Xu, Wang & Long 2022 (arXiv 2202.06258), the causal form of equations 5 to 8. With a = sigmoid(q),
-c = sigmoid(k), e = 1e-6, n the step's number in its episode from 1, and means over the episode so far:
+Wu, Wu, Xu, Wang & Long 2022 (arXiv 2202.06258), the causal form of equations 5 to 8. Here a = sigmoid(q),
+c = sigmoid(k), e = 1e-6, n is the number of the step in its episode (from 1), and means run over the episode
+so far:
 
     I = 1 / ((a + e) . (mean c + e/n)),             O = 1 / ((c + e) . (mean a + e/n)),
     s = (a + e) . (mean(c O) + e/n),                z = exp(clamp((c + e) . (mean(a I) + e/n), -1, 1)),
     y = sigmoid(s) (a I) mean(c (v z / mean z)^T).
 
-What flows into a step is divided among the steps before it, which compete for it by z, and what a step gets
-is allotted by s. A step sees itself, and sums over all steps become sums over those so far, so that this is
-not the restriction of the form without a direction to the past.
+Earlier steps compete by z for the incoming flow of a step, and s allocates its output. A step attends to
+itself as well. Sums over all steps become sums over the steps so far, so this is not the non-causal form with
+a causal mask.
 
-Where it differs: the published code keeps sums and multiplies by n where these are means, the same numbers,
-but bounded for ever. A step moves a mean m to m + (x - m) / n. A segment adds up what differs from the mean
-it began with, by `kernels.linear_memory` without decay, and divides by n: a decay of 1 - 1/n is off, in
-float32, by a hundredth of 1/n at a million steps, and over a long episode so would be the mean. Steps beyond
-2^24 move nothing in float32. What z clamps is 1, the bound, in an episode's first step and for as long as
-inputs stay the same; there it has no gradient, as rounding would choose one of two.
+Differences from the published code: it stores sums and multiplies by n. This module stores means, which give
+the same numbers and stay bounded. A step moves a mean m to m + (x - m) / n. A segment sums the differences
+from its initial mean by `kernels.linear_memory` without decay and divides by n. A decay of 1 - 1/n would be
+wrong in float32 by a hundredth of 1/n at a million steps, and so would the mean in a long episode. In
+float32, steps beyond 2^24 no longer change the means. The clamped value in z is 1, the bound itself, in the
+first step of an episode and as long as inputs are constant. Its gradient is zero there, since rounding would
+otherwise decide between two gradients.
 """
 
 from __future__ import annotations
@@ -32,24 +34,24 @@ from scrubjay.kernels import linear_memory
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.linear.layered import LayeredMemory, count_heads
+from scrubjay.memory.linear.layers import LayeredMemory, count_heads
 from scrubjay.memory.parts.feed_forward import feed_forward
 
 _EPSILON = 1e-6
-# As far from its bound as rounding may take what is one.
+# Largest rounding error of a value that is exactly one.
 _MARGIN = 1e-4
 
 
 @dataclass(frozen=True)
 class FlowConfig(MemoryConfig):
-    """Sizes of `Flow`. Raises ValueError on one that cannot work."""
+    """Configuration of `Flow`. Raises ValueError on an invalid size."""
 
     num_layers: int = 1
-    """Layers, each with a memory of its own."""
+    """Number of layers, each with its own memory."""
     num_heads: int | None = None
-    """Flows of a layer; by default as few as make heads of 8 to 64, else 1."""
+    """Heads per layer; by default the fewest whose width is 8 to 64, else 1."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward part's hidden layer, in units of `dim`."""
+    """Hidden width of the feed-forward block, in units of `dim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,14 +61,14 @@ class FlowConfig(MemoryConfig):
         count_heads(self.dim, self.num_heads)
 
     def build(self) -> Flow:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return Flow(self)
 
 
 class Flow(LayeredMemory["FlowLayer"]):
-    """Layers of attention that conserves flows, and feed-forward.
+    """Stack of flow-attention and feed-forward layers.
 
-    State: that of `FlowLayer` for every layer l, names followed by `_l`.
+    State: the entries of `FlowLayer` for every layer l, with the suffix `_l`.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -74,11 +76,11 @@ class Flow(LayeredMemory["FlowLayer"]):
 
 
 class FlowLayer(nn.Module):
-    """Attention that conserves flows and a feed-forward part, both on a normed input with a plain residual.
+    """Flow attention and a feed-forward block, both pre-norm with a residual connection.
 
-    State: `time` `[batch]`, the steps of the episode, and means over them: `mean_key` of c, `mean_query` of
-    a, `mean_out` of c O, `mean_in` of a I `[batch, heads, width]`, `mean_source` of z `[batch, heads]`,
-    `values` of c (v z / mean z)^T `[batch, heads, width, width]`.
+    State: `time` `[batch]`, the number of steps in the episode, and means over these steps: `mean_key` of c,
+    `mean_query` of a, `mean_out` of c O, `mean_in` of a I `[batch, heads, width]`, `mean_source` of z
+    `[batch, heads]`, `values` of c (v z / mean z)^T `[batch, heads, width, width]`.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -92,7 +94,7 @@ class FlowLayer(nn.Module):
         self.feed_forward = feed_forward(dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
-        """Return the state of a layer that knows nothing."""
+        """Return the initial state of the layer: zeros."""
         shapes = {
             name: (self.heads, self.width) for name in ("mean_key", "mean_query", "mean_out", "mean_in")
         }
@@ -102,17 +104,17 @@ class FlowLayer(nn.Module):
         return state | {"time": torch.zeros(batch_size, dtype=torch.int64, device=device)}
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and the state after."""
-        y, after = self._attend(x[:, None], state, _Step(state["time"], state["values"].dtype))
+        """Return the output of one step and the next state."""
+        y, after = self._attend(x[:, None], state, _StepMeans(state["time"], state["values"].dtype))
         return self._finish(x, y[:, 0]), after | {"time": state["time"] + 1}
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the outputs of a segment and the state after."""
-        clock = Clock.of(state["time"], start)
-        y, after = self._attend(x, state, _Segment(clock, state["values"].dtype))
-        return self._finish(x, y), after | {"time": clock.after}
+        """Return the outputs of a segment and the next state."""
+        clock = Clock.from_starts(state["time"], start)
+        y, after = self._attend(x, state, _SegmentMeans(clock, state["values"].dtype))
+        return self._finish(x, y), after | {"time": clock.age_after}
 
     def _attend(self, x: Tensor, state: State, means: _Means) -> tuple[Tensor, State]:
         tokens = self.project_in(self.norm(x)).to(state["values"].dtype)
@@ -126,15 +128,15 @@ class FlowLayer(nn.Module):
 
 @runtime_checkable
 class _Means(Protocol):
-    """How means over an episode go on."""
+    """Running means over an episode."""
 
     count: Float[Tensor, "batch time 1"]
-    """The number n of each step in its episode."""
+    """Number n of each step in its episode, from 1."""
 
-    def of(
+    def average(
         self, x: Float[Tensor, "batch time *some"], before: Float[Tensor, "batch *some"]
     ) -> tuple[Float[Tensor, "batch time *some"], Float[Tensor, "batch *some"]]:
-        """Return the means of `x` up to each step and up to the last."""
+        """Return the means of `x` up to each step and up to the last step."""
         ...
 
     def read(
@@ -144,7 +146,7 @@ class _Means(Protocol):
         value: Float[Tensor, "batch time heads width"],
         before: Float[Tensor, "batch heads width width"],
     ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch heads width width"]]:
-        """Return what each query reads in the mean of key value^T up to it, and that up to the last."""
+        """Return queries times the mean of key value^T up to their step, and the mean up to the last step."""
         ...
 
 
@@ -156,93 +158,93 @@ def flow(
     state: State,
     means: _Means,
 ) -> tuple[Float[Tensor, "batch time heads width"], State]:
-    """Return what is read and the means after; `query` and `key` are a and c, positive."""
-    least = (_EPSILON / means.count)[..., None]
+    """Return the attention outputs and the next means; `query` and `key` are a and c, both positive."""
+    epsilon = (_EPSILON / means.count)[..., None]
     both = torch.stack([key, query], dim=2)
-    both, after = means.of(both, torch.stack([state["mean_key"], state["mean_query"]], dim=1))
+    both, after = means.average(both, torch.stack([state["mean_key"], state["mean_query"]], dim=1))
     mean_key, mean_query = both.unbind(2)
-    arriving = 1 / _dot(query + _EPSILON, mean_key + least)
-    leaving = 1 / _dot(key + _EPSILON, mean_query + least)
+    inverse_inflow = 1 / _dot(query + _EPSILON, mean_key + epsilon)
+    inverse_outflow = 1 / _dot(key + _EPSILON, mean_query + epsilon)
 
-    both = torch.stack([key * leaving, query * arriving], dim=2)
-    both, refined = means.of(both, torch.stack([state["mean_out"], state["mean_in"]], dim=1))
+    both = torch.stack([key * inverse_outflow, query * inverse_inflow], dim=2)
+    both, normalized_means = means.average(both, torch.stack([state["mean_out"], state["mean_in"]], dim=1))
     mean_out, mean_in = both.unbind(2)
-    sink = _dot(query + _EPSILON, mean_out + least)
-    source = _bounded(_dot(key + _EPSILON, mean_in + least)[..., 0]).exp()
+    sink = _dot(query + _EPSILON, mean_out + epsilon)
+    source = _clamp_source(_dot(key + _EPSILON, mean_in + epsilon)[..., 0]).exp()
 
-    mean_source, source_after = means.of(source, state["mean_source"])
-    competing = value * (source / mean_source)[..., None]
-    y, values = means.read(query * arriving, key, competing, state["values"])
-    named = ("mean_key", "mean_query", "mean_out", "mean_in")
-    last = (part.clone() for pair in (after, refined) for part in pair.unbind(1))
-    found = dict(zip(named, last, strict=True))
-    return y * sink.sigmoid(), found | {"mean_source": source_after, "values": values}
+    mean_source, source_after = means.average(source, state["mean_source"])
+    competing_values = value * (source / mean_source)[..., None]
+    y, values = means.read(query * inverse_inflow, key, competing_values, state["values"])
+    names = ("mean_key", "mean_query", "mean_out", "mean_in")
+    last_means = (part.clone() for pair in (after, normalized_means) for part in pair.unbind(1))
+    new_state = dict(zip(names, last_means, strict=True))
+    return y * sink.sigmoid(), new_state | {"mean_source": source_after, "values": values}
 
 
-class _Step:
-    """Means that go on by one step."""
+class _StepMeans:
+    """Running means that advance by one step."""
 
     def __init__(self, age: Int[Tensor, " batch"], dtype: torch.dtype) -> None:
         self.count = (age + 1).to(dtype)[:, None, None]
 
-    def of(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        after = before + (x[:, 0] - before) / _like(self.count[:, 0, 0], before)
+    def average(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        after = before + (x[:, 0] - before) / _append_axes(self.count[:, 0, 0], before)
         return after[:, None], after
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        written = key[:, 0, :, :, None] * value[:, 0, :, None]
-        after = before + (written - before) / _like(self.count[:, 0, 0], before)
+        product = key[:, 0, :, :, None] * value[:, 0, :, None]
+        after = before + (product - before) / _append_axes(self.count[:, 0, 0], before)
         return query.transpose(1, 2).matmul(after).transpose(1, 2), after
 
 
-class _Segment:
-    """Means that go on by a segment."""
+class _SegmentMeans:
+    """Running means that advance by a segment."""
 
     def __init__(self, clock: Clock, dtype: torch.dtype) -> None:
         self.start = clock.start
         self.count = (clock.step + 1).to(dtype)[..., None]
-        self.early = clock.episode == 0
-        here = torch.arange(1, clock.length + 1, device=self.early.device)
-        # How many of the n steps are of this segment.
-        self.taken = torch.where(self.early, here, clock.step + 1).to(dtype)[..., None]
+        self.in_first_episode = clock.episode == 0
+        positions = torch.arange(1, clock.length + 1, device=self.in_first_episode.device)
+        # How many of the n steps lie in this segment.
+        self.local_count = torch.where(self.in_first_episode, positions, clock.step + 1).to(dtype)[..., None]
 
-    def of(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        known = torch.where(_like(self.early, x), before[:, None], 0)
-        apart = (x - known).flatten(2)[:, :, None]
-        ones = torch.ones_like(apart[..., :1])
-        more, _ = self._sums(ones, ones, apart)
-        found = known + more.view(x.shape) / _like(self.count[..., 0], x)
-        return found, found[:, -1].clone()
+    def average(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        prior = torch.where(_append_axes(self.in_first_episode, x), before[:, None], 0)
+        difference = (x - prior).flatten(2)[:, :, None]
+        ones = torch.ones_like(difference[..., :1])
+        sums, _ = self._sums(ones, ones, difference)
+        means = prior + sums.view(x.shape) / _append_axes(self.count[..., 0], x)
+        return means, means[:, -1].clone()
 
     def read(self, query: Tensor, key: Tensor, value: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-        y, written = self._sums(query, key, value)
-        known = query.transpose(1, 2).matmul(before).transpose(1, 2)
-        known = torch.where(_like(self.early, known), known, 0)
-        count, taken = self.count[..., None], self.taken[..., None]
-        y = (y + (count - taken) * known) / count
-        last = torch.where(_like(self.early[:, -1], before), before, 0)
-        count, taken = _like(self.count[:, -1, 0], last), _like(self.taken[:, -1, 0], last)
-        return y, last + (written - taken * last) / count
+        y, total = self._sums(query, key, value)
+        prior = query.transpose(1, 2).matmul(before).transpose(1, 2)
+        prior = torch.where(_append_axes(self.in_first_episode, prior), prior, 0)
+        count, local = self.count[..., None], self.local_count[..., None]
+        y = (y + (count - local) * prior) / count
+        last = torch.where(_append_axes(self.in_first_episode[:, -1], before), before, 0)
+        count, local = (_append_axes(number[:, -1, 0], last) for number in (self.count, self.local_count))
+        return y, last + (total - local * last) / count
 
     def _sums(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what queries read in sums of key value^T over their episode's steps here, and the last."""
-        unfaded = torch.zeros_like(key[..., 0])
+        """Return queries times the sums of key value^T over their episode's steps here, and the last sum."""
+        log_decay = torch.zeros_like(key[..., 0])
         batch, _, heads, width = key.shape
         empty = key.new_zeros(batch, heads, width, value.shape[-1])
-        given = (query, key, value, unfaded, torch.ones_like(unfaded), empty)
-        return linear_memory(*given, rule="hebbian", start=self.start)
+        arguments = (query, key, value, log_decay, torch.ones_like(log_decay), empty)
+        return linear_memory(*arguments, rule="hebbian", start=self.start)
 
 
-def _bounded(source: Tensor) -> Tensor:
-    """Return `source` within -1 and 1, without a gradient where rounding would decide if there is one."""
-    bounded = source.clamp(-1, 1)
-    return torch.where(source < 1 - _MARGIN, bounded, bounded.detach())
+def _clamp_source(source: Tensor) -> Tensor:
+    """Return `source` clamped to [-1, 1]. Near 1 the gradient is 0, else rounding errors would decide it."""
+    clamped_source = source.clamp(-1, 1)
+    return torch.where(source < 1 - _MARGIN, clamped_source, clamped_source.detach())
 
 
 def _dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum(-1, keepdim=True)
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x` with as many axes as `other`, the last of length one."""
+def _append_axes(x: Tensor, other: Tensor) -> Tensor:
+    """Return `x` with trailing axes of length one, as many axes as `other`."""
     return x.view(*x.shape, *[1] * (other.ndim - x.ndim))

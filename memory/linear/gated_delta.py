@@ -1,18 +1,19 @@
-"""Gated DeltaNet: a matrix per head that fades and is corrected towards each key's value.
+"""Gated DeltaNet: one matrix per head, decayed and updated by the delta rule.
 
-Yang, Kautz & Hatamizadeh 2024 (arXiv 2412.06464), equation 10; with a decay per channel Kimi Delta Attention
-(Kimi Team 2025, arXiv 2510.26692), with none DeltaNet (Yang et al. 2024, arXiv 2406.06484):
+Yang, Kautz & Hatamizadeh 2024 (arXiv 2412.06464), equation 10. A decay per channel gives Kimi Delta Attention
+(Kimi Team 2025, arXiv 2510.26692); no decay gives DeltaNet (Yang et al. 2024, arXiv 2406.06484):
 
-    S_t = diag(exp g_t) S_{t-1} + b_t k_t (v_t - (diag(exp g_t) S_{t-1})^T k_t)^T,    y_t = S_t^T q_t
+    S_t = diag(exp g_t) S_{t-1} + b_t k_t (v_t - (diag(exp g_t) S_{t-1})^T k_t)^T,    y_t = S_t^T q_t.
 
-which is `kernels.linear_memory`. Keys and queries pass a causal convolution, SiLU and a division by their
-length, values the first two; b = sigmoid, or twice that with `negative_eigenvalues` (Grazzi et al. 2024,
-arXiv 2411.12537), without which no such memory counts modulo anything; g = -exp(A) softplus(W x + d), A of a
-head, d of each decay. What is read is normalised, gated by the input and projected.
+The kernel is `kernels.linear_memory`. Keys and queries pass a causal convolution, SiLU and a division by
+their length; values pass the convolution and SiLU. b is a sigmoid, or twice a sigmoid with
+`negative_eigenvalues` (Grazzi et al. 2024, arXiv 2411.12537), without which such a memory cannot count modulo
+any number. g = -exp(A) softplus(W x + d), with one A per head and one d per decay. The output of the memory
+is normalised, gated by the input and projected.
 
-Where it differs: a read comes before the write of its own step unless `read_before_write` is False; W is one
-matrix, that of Kimi Delta two of low rank; the gate of what is read is SiLU with all decays; a layer's
-feed-forward part has GELU and no gate; at first, convolutions take in nearly the present input alone, as in
+Differences from the paper: a step reads before it writes unless `read_before_write` is False. W is one
+matrix; Kimi Delta uses two of low rank. The output gate is SiLU with every kind of decay. The feed-forward
+block has GELU and no gate. At initialization, convolutions use almost only the present input, as in
 `memory/titans/neural.py`.
 """
 
@@ -30,34 +31,35 @@ from torch.nn import functional
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.layered import LayeredMemory, count_heads
-from scrubjay.memory.linear.stepping import MatrixStepper
+from scrubjay.memory.linear.incremental import MatrixStepper
+from scrubjay.memory.linear.layers import LayeredMemory, count_heads
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.unit import unit
+from scrubjay.memory.parts.unit import normalize_vectors
 
-# What is read in the first steps of an episode is small, and its rounding must stay so.
+# Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
 class GatedDeltaConfig(MemoryConfig):
-    """Sizes of `GatedDelta`. Raises ValueError on one that cannot work."""
+    """Configuration of `GatedDelta`. Raises ValueError on an invalid value."""
 
     num_layers: int = 1
-    """Layers, each with a memory of its own."""
+    """Number of layers, each with its own memory."""
     num_heads: int | None = None
-    """Matrices of a layer; by default as few as make heads of 8 to 64, else 1."""
+    """Heads per layer, one matrix each. Default: the fewest heads that are 8 to 64 wide, else 1."""
     decay: Literal["head", "channel", "none"] = "head"
-    """What fades by itself: a head, a channel of its keys, or nothing."""
+    """Granularity of the decay: one per head, one per key channel, or none."""
     negative_eigenvalues: bool = False
-    """Whether a step may turn what is known of a key into its opposite, which counting needs."""
+    """Allow write strengths up to 2, so that a step can flip a stored value's sign; counting needs it."""
     convolution: int = 4
-    """Steps that a key, query or value is made of, the present one included."""
+    """Kernel size of the causal convolution of keys, queries and values, in steps; 1 for the present step
+    only."""
     read_before_write: bool = True
-    """Whether a step is read before it is written."""
+    """Read the memory before the write of the same step."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward part's hidden layer, in units of `dim`."""
+    """Hidden width of the feed-forward block, in units of `dim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,16 +72,16 @@ class GatedDeltaConfig(MemoryConfig):
 
     @property
     def heads(self) -> int:
-        """Matrices of a layer."""
+        """Number of heads per layer, one matrix each."""
         return count_heads(self.dim, self.num_heads)
 
     def build(self) -> GatedDelta:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return GatedDelta(self)
 
 
-class Tokens(NamedTuple):
-    """What a step or a segment is to the kernel."""
+class GatedDeltaTokens(NamedTuple):
+    """Kernel inputs of a step or a segment."""
 
     query: Float[Tensor, "*batch heads width"]
     key: Float[Tensor, "*batch heads width"]
@@ -89,7 +91,7 @@ class Tokens(NamedTuple):
 
 
 class GatedDeltaLayer(nn.Module):
-    """A memory and a feed-forward part, both on a normed input with a plain residual.
+    """Delta-rule memory and a feed-forward block, both pre-norm with a residual connection.
 
     State: `matrix` `[batch, heads, width, width]`, and `tail` `[batch, convolution - 1, 3 dim]`, the last
     inputs of the convolution.
@@ -99,7 +101,7 @@ class GatedDeltaLayer(nn.Module):
         super().__init__()
         dim, hidden = config.dim, config.feed_forward_ratio * config.dim
         self.heads, self.width, self.decay = config.heads, dim // config.heads, config.decay
-        self.most = 2.0 if config.negative_eigenvalues else 1.0
+        self.max_step = 2.0 if config.negative_eigenvalues else 1.0
         self.read_before_write = config.read_before_write
         self.norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 3 * dim, bias=False)
@@ -107,7 +109,7 @@ class GatedDeltaLayer(nn.Module):
         self.step_size = nn.Linear(dim, self.heads)
         if config.decay != "none":
             self.forgetting = nn.Linear(dim, self.heads if config.decay == "head" else dim)
-            # As the published code: rates up to 16, times 0.001 to 0.1.
+            # As in the published code: rates up to 16, times 0.001 to 0.1.
             self.rate = nn.Parameter(torch.empty(self.heads).uniform_(0.01, 16).log())
         self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
         self.output_gate = nn.Linear(dim, dim, bias=False)
@@ -121,7 +123,7 @@ class GatedDeltaLayer(nn.Module):
                 self.forgetting.bias.copy_(amount + torch.log(-torch.expm1(-amount)))
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
-        """Return the state of a layer that knows nothing."""
+        """Return the initial state of the layer: zeros."""
         tail = self.convolution.initial_state(batch_size)
         shape = (batch_size, self.heads, self.width, self.width)
         return {"matrix": torch.zeros(shape, dtype=dtype, device=tail.device), "tail": tail}
@@ -129,45 +131,51 @@ class GatedDeltaLayer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and the state after, its matrix in `out` if that is given."""
-        tokens, normed, tail = self.tokens(x[:, None], state["tail"], None)
-        one = Tokens(*(part[:, 0] for part in tokens))
+        """Return the output of one step and the next state; `out` receives the matrix if it is not None."""
+        tokens, normed_x, tail = self.project_tokens(x[:, None], state["tail"], None)
+        step_tokens = GatedDeltaTokens(*(part[:, 0] for part in tokens))
         y, matrix = linear_memory_step(
-            *one, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
+            *step_tokens, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
         )
-        return self.finish(x, normed[:, 0], y), {"matrix": matrix, "tail": tail}
+        return self.finish(x, normed_x[:, 0], y), {"matrix": matrix, "tail": tail}
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the outputs of a segment and the state after."""
-        tokens, normed, tail = self.tokens(x, state["tail"], start)
+        """Return the outputs of a segment and the next state."""
+        tokens, normed_x, tail = self.project_tokens(x, state["tail"], start)
         y, matrix = linear_memory(
             *tokens, state["matrix"], rule="delta", start=start, read_before_write=self.read_before_write
         )
-        return self.finish(x, normed, y), {"matrix": matrix, "tail": tail}
+        return self.finish(x, normed_x, y), {"matrix": matrix, "tail": tail}
 
-    def tokens(
+    def project_tokens(
         self, x: Float[Tensor, "batch time dim"], tail: Tensor, start: Tensor | None
-    ) -> tuple[Tokens, Float[Tensor, "batch time dim"], Tensor]:
-        """Return what inputs are to the kernel, the normed inputs, and the last ones of the convolution."""
-        normed = self.norm(x)
-        mixed, tail = self.convolution(self.project_in(normed), tail, start)
-        mixed = functional.silu(mixed).to(tail.dtype).unflatten(-1, (3, self.heads, self.width))
-        query, key, value = mixed.unbind(2)
-        step = self.most * torch.sigmoid(self.step_size(normed).to(tail.dtype))
-        return Tokens(unit(query), unit(key), value, self._log_decay(normed, step), step), normed, tail
+    ) -> tuple[GatedDeltaTokens, Float[Tensor, "batch time dim"], Tensor]:
+        """Return the kernel inputs, the normed inputs, and the last inputs of the convolution."""
+        normed_x = self.norm(x)
+        qkv, tail = self.convolution(self.project_in(normed_x), tail, start)
+        qkv = functional.silu(qkv).to(tail.dtype).unflatten(-1, (3, self.heads, self.width))
+        query, key, value = qkv.unbind(2)
+        step = self.max_step * torch.sigmoid(self.step_size(normed_x).to(tail.dtype))
+        return (
+            GatedDeltaTokens(
+                normalize_vectors(query), normalize_vectors(key), value, self._log_decay(normed_x, step), step
+            ),
+            normed_x,
+            tail,
+        )
 
-    def finish(self, x: Tensor, normed: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
-        """Return the outputs of inputs and what they read."""
+    def finish(self, x: Tensor, normed_x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
+        """Return the layer outputs for inputs `x` and memory outputs `y`."""
         y = self.out_norm(y.to(self.out_norm.weight.dtype)).flatten(-2)
-        x = x + self.out(y * functional.silu(self.output_gate(normed)))
+        x = x + self.out(y * functional.silu(self.output_gate(normed_x)))
         return x + self.feed_forward(x)
 
-    def _log_decay(self, normed: Tensor, step: Tensor) -> Tensor:
+    def _log_decay(self, normed_x: Tensor, step: Tensor) -> Tensor:
         if self.decay == "none":
             return torch.zeros_like(step)
-        amount = functional.softplus(self.forgetting(normed).to(step.dtype))
+        amount = functional.softplus(self.forgetting(normed_x).to(step.dtype))
         rate = self.rate.to(step.dtype).exp()
         if self.decay == "head":
             return -rate * amount
@@ -175,16 +183,16 @@ class GatedDeltaLayer(nn.Module):
 
 
 class GatedDelta(LayeredMemory["GatedDeltaLayer"]):
-    """Layers of a matrix per head, written by the gated delta rule, and feed-forward.
+    """Stack of gated-delta-rule and feed-forward layers.
 
-    State: that of `GatedDeltaLayer` for every layer l, names followed by `_l`.
+    State: the entries of `GatedDeltaLayer` for every layer l, with the suffix `_l`.
     """
 
     def __init__(self, config: GatedDeltaConfig) -> None:
         super().__init__(config, [GatedDeltaLayer(config) for _ in range(config.num_layers)])
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        if not self.steps_as(GatedDelta, state):
+        """Return a stepper that advances these rows in place."""
+        if not self.can_use_stepper(GatedDelta, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)

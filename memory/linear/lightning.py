@@ -1,19 +1,20 @@
-"""Lightning Attention: a matrix per head that fades at a rate of its own, fixed for head and layer.
+"""Lightning Attention: one matrix per head with a fixed decay per head and layer.
 
 Qin et al. 2023 (TransNormerLLM, arXiv 2307.14995, section 3.1) and 2024 (Lightning Attention-2, arXiv
 2401.04658, equation 8), for head h of H from 0 and layer l of L from 0:
 
-    S_t = exp(-(8 h / H) (1 - l / L)) S_{t-1} + k_t v_t^T,    y_t = S_t^T q_t,
+    S_t = exp(-(8 h / H) (1 - l / L)) S_{t-1} + k_t v_t^T,    y_t = S_t^T q_t.
 
-which is `kernels.linear_memory` with steps of one. Queries and keys pass SiLU. What is read is divided by its
-root mean square (SRMSNorm, which has no weights, as all norms here), multiplied by U x and projected; the
-feed-forward part is W (V x * U x), gated and without another nonlinearity (SGLU).
+The kernel is `kernels.linear_memory` with write strength 1. Queries and keys pass SiLU. The output is divided
+by its root mean square (SRMSNorm; no norm here has weights), multiplied by U x and projected. The
+feed-forward block is W (V x * U x), gated and without another nonlinearity (SGLU).
 
-Where it differs: heads are counted from 0, as in other implementations, so that one of each layer never
-fades, where the paper's run from 1; what is read is normed by heads, not as a whole, in which the head that
-never fades would drown the others. `slopes="geometric"` are those of the published models, 2^(-8 h / H) for
-8 h / H with h from 1, which reach from a few steps to 256 in the first layer. The learned rotary positions
-of the first layer (LRPE) are left out: the decays tell distances, and a memory has no number of a step.
+Differences from the paper: heads are counted from 0, as in other implementations, so one head of each layer
+never decays; the paper counts from 1. Outputs are normalised per head. A norm over all heads would let the
+head that never decays dominate the others. `slopes="geometric"` uses the slopes of the published models,
+2^(-8 h / H) instead of 8 h / H with h from 1, whose time scales reach from a few steps to 256 in the first
+layer. The learned rotary positions of the first layer (LRPE) are left out: the decays encode distances, and a
+memory has no absolute step index.
 """
 
 from __future__ import annotations
@@ -29,27 +30,28 @@ from torch.nn import functional
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.layered import LayeredMemory
-from scrubjay.memory.linear.stepping import MatrixStepper
+from scrubjay.memory.linear.incremental import MatrixStepper
+from scrubjay.memory.linear.layers import LayeredMemory
 from scrubjay.memory.parts.window import resolve_heads
 
 _EPSILON = 1e-6
-# Where a query meets no key, little is read, and its rounding must stay so.
+# Outputs are small where a query matches no key; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
 class LightningConfig(MemoryConfig):
-    """Sizes of `Lightning`. Raises ValueError on one that cannot work."""
+    """Configuration of `Lightning`. Raises ValueError on an invalid value."""
 
     num_layers: int = 2
-    """Layers, each with a memory of its own; the later, the slower it fades."""
+    """Number of layers, each with its own memory; later layers decay more slowly."""
     num_heads: int | None = None
-    """Matrices of a layer, each with a decay of its own; by default as many as divide `dim`, up to 4."""
+    """Heads per layer, each with its own decay; by default the largest divisor of `dim` up to 4."""
     slopes: Literal["linear", "geometric"] = "linear"
-    """How decays of heads follow each other: as the equation has them, or the published models."""
+    """Schedule of the decays over heads: linear as in the paper's equation, geometric as in the published
+    models."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward part's hidden layer, in units of `dim`."""
+    """Hidden width of the feed-forward block, in units of `dim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,39 +64,39 @@ class LightningConfig(MemoryConfig):
 
     @property
     def heads(self) -> int:
-        """Matrices of a layer."""
+        """Number of heads per layer, one matrix each."""
         return resolve_heads(self.dim, self.num_heads)
 
     def log_decays(self, layer: int) -> list[float]:
-        """Return the logarithm of what each head of a layer keeps from one step to the next."""
+        """Return the log decay per step of each head of a layer."""
         slower, heads = 1 - layer / self.num_layers, self.heads
         if self.slopes == "linear":
             return [-8 * head / heads * slower for head in range(heads)]
         return [-(2.0 ** (-8 * (head + 1) / heads)) * slower for head in range(heads)]
 
     def build(self) -> Lightning:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return Lightning(self)
 
 
 class Lightning(LayeredMemory["LightningLayer"]):
-    """Layers of linear attention that fades by head and layer, and gated feed-forward.
+    """Stack of linear attention layers with fixed decays and gated feed-forward blocks.
 
-    State: that of `LightningLayer` for every layer l, names followed by `_l`.
+    State: the entries of `LightningLayer` for every layer l, with the suffix `_l`.
     """
 
     def __init__(self, config: LightningConfig) -> None:
         super().__init__(config, [LightningLayer(config, index) for index in range(config.num_layers)])
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place."""
-        if not self.steps_as(Lightning, state):
+        """Return a stepper that advances these rows in place."""
+        if not self.can_use_stepper(Lightning, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)
 
 
-class Tokens(NamedTuple):
-    """What a step or a segment is to the kernel."""
+class LightningTokens(NamedTuple):
+    """Kernel inputs of a step or a segment."""
 
     query: Float[Tensor, "*batch heads width"]
     key: Float[Tensor, "*batch heads width"]
@@ -104,7 +106,7 @@ class Tokens(NamedTuple):
 
 
 class LightningLayer(nn.Module):
-    """A memory and a feed-forward part, both on a normed input with a plain residual.
+    """Linear attention and a gated feed-forward block, both pre-norm with a residual connection.
 
     State: `matrix` `[batch, heads, width, width]`.
     """
@@ -122,7 +124,7 @@ class LightningLayer(nn.Module):
         self.feed_out = nn.Linear(self.hidden, dim, bias=False)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
-        """Return the state of a layer that knows nothing."""
+        """Return the initial state of the layer: zeros."""
         width = self.out.in_features // self.heads
         shape = (batch_size, self.heads, width, width)
         return {"matrix": torch.zeros(shape, dtype=dtype, device=self.out.weight.device)}
@@ -130,7 +132,7 @@ class LightningLayer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one input and the state after, its matrix in `out` if that is given."""
+        """Return the output of one step and the next state; `out` receives the matrix if it is not None."""
         tokens, gate = self._tokens(x, state["matrix"].dtype)
         y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
         return self._finish(x, gate, y), {"matrix": matrix}
@@ -138,27 +140,27 @@ class LightningLayer(nn.Module):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the outputs of a segment and the state after."""
+        """Return the outputs of a segment and the next state."""
         tokens, gate = self._tokens(x, state["matrix"].dtype)
         y, matrix = linear_memory(*tokens, state["matrix"], rule="hebbian", start=start)
         return self._finish(x, gate, y), {"matrix": matrix}
 
-    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[Tokens, Tensor]:
-        *parts, gate = self.project_in(unscaled(x, _EPSILON)).chunk(4, dim=-1)
+    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[LightningTokens, Tensor]:
+        *parts, gate = self.project_in(rms_normalize(x, _EPSILON)).chunk(4, dim=-1)
         query, key, value = (part.to(dtype).unflatten(-1, (self.heads, -1)) for part in parts)
         log_decay = self.log_decay.to(dtype).expand(query.shape[:-1])
-        tokens = Tokens(
+        tokens = LightningTokens(
             functional.silu(query), functional.silu(key), value, log_decay, torch.ones_like(log_decay)
         )
         return tokens, gate
 
     def _finish(self, x: Tensor, gate: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
-        y = unscaled(y, _READ_EPSILON).flatten(-2).to(self.out.weight.dtype)
+        y = rms_normalize(y, _READ_EPSILON).flatten(-2).to(self.out.weight.dtype)
         x = x + self.out(y * gate)
-        value, gate = self.feed_in(unscaled(x, _EPSILON)).chunk(2, dim=-1)
+        value, gate = self.feed_in(rms_normalize(x, _EPSILON)).chunk(2, dim=-1)
         return x + self.feed_out(value * gate)
 
 
-def unscaled(x: Float[Tensor, "*batch dim"], epsilon: float) -> Float[Tensor, "*batch dim"]:
-    """Return `x` over its root mean square: SRMSNorm."""
+def rms_normalize(x: Float[Tensor, "*batch dim"], epsilon: float) -> Float[Tensor, "*batch dim"]:
+    """Return `x` divided by its root mean square (SRMSNorm)."""
     return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + epsilon)

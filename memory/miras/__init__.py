@@ -1,1 +1,1 @@
-"""Miras: neural memories that minimise other losses than Titans, under other retentions."""
+"""Miras: neural memories with other losses and retention rules than Titans."""

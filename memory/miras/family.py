@@ -1,17 +1,17 @@
-"""What the three memories of Miras share: their network, and Titans' layers around it.
+"""Base class of the three Miras memories: their network inside the layers of Titans.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3. Each memory is
-`kernels.neural_memory` with a loss and a mirror of its own and without momentum, in the layer of
-`memory/titans/neural.py`, whose docstring says what holds here, too.
+`kernels.neural_memory` with its own loss and mirror map and without momentum, in the layer of
+`memory/titans/neural.py`, whose docstring applies here as well.
 
-The paper's network is M(x) = x + LN(W_1 GELU(W_2 x)), four times as wide inside: `depth=2, residual=True,
-norm=True`. By default it is a matrix, as that of Titans here: on small recall tasks it learned in half the
-updates, each a third of the time.
+The paper's network is M(x) = x + LN(W_1 GELU(W_2 x)) with a hidden layer 4 times as wide: `depth=2,
+residual=True, norm=True`. The default is a matrix, as in Titans here. On small recall tasks the matrix
+learned in half the updates, and each update took a third of the time.
 
-Where all three differ from the paper: gates are of a head, not of a channel by matrices of low rank; the
-norm inside has no weights of its own; steps are bounded as Titans' are, and clipped by the error that they
-take away, unless `bound_steps` is False; what is forgotten goes back to the learned weights, not to zero,
-where a network of two layers would stay for ever.
+Differences of all three from the paper: gates are per head, not per channel by matrices of low rank. The
+inner norm has no weights. Steps are bounded as in Titans, and clipped by the error that they remove, unless
+`bound_steps` is False. Weights decay towards the learned initial weights, not towards zero, where a network
+of two layers would stay for ever.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from scrubjay.memory.titans.lmm import Titans, TitansConfig
 
 @dataclass(frozen=True)
 class MirasConfig(TitansConfig):
-    """Sizes of a memory of the family. Raises ValueError on one that cannot work."""
+    """Base configuration of the Miras memories. Raises ValueError on an invalid value."""
 
     hidden_ratio: int = 4
-    """Width between the layers, in units of a head's."""
+    """Hidden width of a head's network, in units of the head's width."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,22 +40,25 @@ class MirasConfig(TitansConfig):
     @property
     @abstractmethod
     def learning(self) -> Learning:
-        """What a network minimises and its weights are."""
+        """Loss and weight parametrization of the networks."""
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """What each token decides of each head."""
+        """Names of the gates. A gate has one value per head and token."""
         return "step", "forgetting"
 
-    def newborn(self) -> list[Tensor]:
-        """Return what the layers' weights are before any training; a norm cannot standardise nothing."""
+    def build_initial_weights(self) -> list[Tensor]:
+        """Return the layers' untrained weights.
+
+        They are not zero with `norm`, which cannot standardise a zero output.
+        """
         if not self.norm:
-            return super().newborn()
+            return super().build_initial_weights()
         return [torch.randn(self.heads, a, b) * a**-0.5 for a, b in self.layer_widths]
 
 
 class Miras(Titans):
-    """Layers of a neural memory of the family, and feed-forward.
+    """Stack of neural memory and feed-forward layers.
 
-    State: that of `Titans` without `momentum`.
+    State: the entries of `Titans` without `momentum`.
     """

@@ -1,17 +1,18 @@
-"""Memora: a neural memory whose weights are distributions.
+"""Memora: a neural memory whose weights are probability distributions.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3, equations 21 and 27: the
-loss is Titans', and retention is the divergence from the weights before and their entropy, which makes
+loss is that of Titans, and retention is the divergence from the previous weights plus their entropy. This
+gives
 
     W_t = c softmax(alpha_t log W_{t-1} - eta_t gradient)
 
-of all weights that lead to one output: they are positive and sum up to c for ever. What is learned and kept
-are their logarithms, times c / n where n lead to an output.
+for all weights into one output: they are positive and always sum to c. Parameters and state hold their
+logarithms, times c / n for n weights into an output.
 
-Where it differs, beside what `memory/miras/family.py` says: logarithms fade towards those that a memory was
-born with, which are learned. Towards zero, as in the equation, all outputs become alike, and a network of two
-layers cannot tell them apart again; that is `forgets_to="uniform"`. Of an eta that is n / c of what the token
-asks for a weight of c / n moves as far as one of Titans would. c is the root of a head's width.
+Differences, besides those in `memory/miras/family.py`: logarithms decay towards their learned initial values.
+In the equation they decay towards zero (`forgets_to="uniform"`); all outputs then become equal, and a network
+of two layers cannot separate them again. eta is n / c times the token's step size, so that a weight of c / n
+moves as far as in Titans. c is the root of a head's width.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from scrubjay.memory.miras.family import Miras, MirasConfig
 
 @dataclass(frozen=True)
 class MemoraConfig(MirasConfig):
-    """Sizes of `Memora`. Raises ValueError on one that cannot work."""
+    """Configuration of `Memora`. Raises ValueError on an invalid value."""
 
     total: float | None = None
-    """c, what the weights to one output sum up to; by default the root of a head's width."""
+    """Sum c of the weights into one output; by default the root of a head's width."""
     forgets_to: Literal["born", "uniform"] = "born"
-    """Where weights go that are not written: to those a memory was born with, or to equal ones."""
+    """Target of the decay: the learned initial weights (`born`) or equal weights (`uniform`)."""
 
     @property
     def learning(self) -> Learning:
-        """What a network minimises and its weights are."""
+        """Loss and weight parametrization of the networks."""
         total = (self.dim / self.heads) ** 0.5 if self.total is None else self.total
         return Learning("gelu", mirror=Simplex(total, self.forgets_to))
 
     def build(self) -> Memora:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return Memora(self)
 
 
 class Memora(Miras):
-    """Layers of neural memory whose weights are distributions, and feed-forward.
+    """Stack of feed-forward layers and neural memories whose weights are distributions.
 
-    State: that of `Miras`, of their logarithms.
+    State: the entries of `Miras`, for the logarithms of the weights.
     """

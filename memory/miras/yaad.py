@@ -1,13 +1,12 @@
-"""Yaad: a neural memory that outliers cannot throw.
+"""Yaad: a neural memory with a Huber loss, robust to outliers.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3, equation 26: the loss is
-Huber's, half the squared error up to a threshold and linear beyond, so that no token pulls harder than its
-threshold says; the threshold is softplus(.) of the token. Weights fade as those of Titans do, towards the
-learned ones.
+Huber's: half the squared error up to a threshold and linear beyond, so the gradient of a token is at most its
+threshold. The threshold is softplus(.) of the token. Weights decay towards the learned ones, as in Titans.
 
-Where it differs, beside what `memory/miras/family.py` says: an error is held against the threshold by its
-length, which keeps its direction; `measure="coordinate"` cuts each coordinate off by itself, as the paper has
-it. Thresholds are born about as long as an error is.
+Differences, besides those in `memory/miras/family.py`: the threshold applies to the length of an error, which
+preserves its direction. `measure="coordinate"` clips each coordinate separately, as in the paper. Initial
+thresholds are about the length of an error.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from scrubjay.memory.miras.family import Miras, MirasConfig
 
 @dataclass(frozen=True)
 class YaadConfig(MirasConfig):
-    """Sizes of `Yaad`. Raises ValueError on one that cannot work."""
+    """Configuration of `Yaad`. Raises ValueError on an invalid value."""
 
     measure: Literal["norm", "coordinate"] = "norm"
-    """What is held against a token's threshold: its error's length, or each coordinate."""
+    """Quantity compared with the threshold: the length of the error (`norm`) or each coordinate."""
 
     @property
     def learning(self) -> Learning:
-        """What a network minimises and its weights are."""
+        """Loss and weight parametrization of the networks."""
         return Learning("gelu", Huber(self.measure))
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """What each token decides of each head."""
+        """Names of the gates per head, computed from each token."""
         return "step", "forgetting", "threshold"
 
     def build(self) -> Yaad:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return Yaad(self)
 
 
 class Yaad(Miras):
-    """Layers of neural memory that learns by Huber's loss, and feed-forward. State: that of `Miras`."""
+    """Stack of feed-forward layers and neural memories with a Huber loss. State: the entries of `Miras`."""

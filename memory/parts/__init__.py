@@ -1,1 +1,1 @@
-"""What several memories are built of."""
+"""Building blocks shared by several memories."""

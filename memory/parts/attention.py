@@ -1,11 +1,11 @@
-"""Attention of a segment to what is stored and to its own steps, by scores with a bias, its gradient by hand.
+"""Attention of a segment to stored keys and to its own steps, with score biases and a custom backward pass.
 
-Twenty operations forward and as many back, instead of a graph of sixty, a softmax to the base 2, and no
-gradient for what is stored unless somebody asks for it. A second derivative, and all that is not plain
-numbers on a CPU, goes the plain way.
+The forward and backward passes take twenty operations each instead of a graph of sixty, use a softmax to the
+base 2, and compute gradients of the stored keys and values only if they are needed. Second derivatives, and
+inputs that are not float32 or float64 on a CPU, use torch's autograd.
 
-Letters: B batch, T steps, S what is stored, N = S + T, M the last columns, at most N, H heads, E the width of
-a head, D = H * E, R = B * H.
+Letters: B batch, T steps, S stored items, N = S + T, M the last columns, at most N, H heads, E the width of a
+head, D = H * E, R = B * H.
 """
 
 from __future__ import annotations
@@ -18,127 +18,129 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 
 _LOG2_E = math.log2(math.e)
 
 
-class Asked(NamedTuple):
-    """What a segment asks, and whom."""
+class AttentionInputs(NamedTuple):
+    """Inputs of the attention of a segment."""
 
     query: Float[Tensor, "B T D"]
     keys: Float[Tensor, "B T D"]
     values: Float[Tensor, "B T D"]
     stored_keys: Float[Tensor, "B S D"]
     stored_values: Float[Tensor, "B S D"]
-    hidden: Float[Tensor, "B T N"]
-    """Added to scores of what is stored and, behind it, of the segment: a constant, -inf for what is not to
-    be seen. A step must see something."""
+    mask: Float[Tensor, "B T N"]
+    """Additive mask of the scores of stored items, then of the segment's steps; -inf for masked columns. It
+    is treated as a constant. Each step needs at least one visible column."""
     bias: Float[Tensor, "B T M"]
-    """Added to scores of the last columns."""
-    places: Float[Tensor, "H T M"]
-    """Added to a head's scores of the last columns."""
+    """Bias that is added to the scores of the last M key columns, for all heads."""
+    head_bias: Float[Tensor, "H T M"]
+    """Bias per head that is added to the scores of the last M key columns."""
 
 
-def attend(asked: Asked) -> Float[Tensor, "B T D"]:
-    """Return what a segment reads."""
-    # A gradient of what is hidden is for the plain way alone.
-    if asked.hidden.requires_grad or not has_own_gradient(*asked):
-        return _plainly(*asked)
-    return _Attention.apply(_plainly, *asked)
+def attend(inputs: AttentionInputs) -> Float[Tensor, "B T D"]:
+    """Return the attention output of a segment."""
+    # Only autograd computes a gradient of the mask.
+    if inputs.mask.requires_grad or not supports_custom_backward(*inputs):
+        return _run_torch(*inputs)
+    return _Attention.apply(_run_torch, *inputs)
 
 
-def weigh(asked: Asked) -> Float[Tensor, "B H T N"]:
-    """Return how much of what a step reads is of each: of what is stored, then of the segment."""
-    heads, last = len(asked.places), asked.places.shape[2]
+def weigh(inputs: AttentionInputs) -> Float[Tensor, "B H T N"]:
+    """Return the attention weights of each step: over stored items, then over the segment's steps."""
+    heads, last = len(inputs.head_bias), inputs.head_bias.shape[2]
     query, keys = (
-        by_head(asked.query, heads),
-        by_head(torch.cat([asked.stored_keys, asked.keys], dim=1), heads),
+        by_head(inputs.query, heads),
+        by_head(torch.cat([inputs.stored_keys, inputs.keys], dim=1), heads),
     )
-    added = functional.pad(asked.bias[:, None] + asked.places, (keys.shape[2] - last, 0))
-    added = added + asked.hidden[:, None]
-    return torch.softmax((query * query.shape[-1] ** -0.5) @ keys.mT + added.to(query.dtype), dim=-1)
+    bias = functional.pad(inputs.bias[:, None] + inputs.head_bias, (keys.shape[2] - last, 0))
+    bias = bias + inputs.mask[:, None]
+    return torch.softmax((query * query.shape[-1] ** -0.5) @ keys.mT + bias.to(query.dtype), dim=-1)
 
 
 def by_head(x: Float[Tensor, "B steps D"], heads: int) -> Float[Tensor, "B H steps E"]:
-    """Return a view with the parts of heads apart."""
+    """Return a view with the width split into heads."""
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
-def _plainly(*asked: Tensor) -> Tensor:
-    given = Asked(*asked)
-    values = by_head(torch.cat([given.stored_values, given.values], dim=1), len(given.places))
-    return (weigh(given) @ values).transpose(1, 2).flatten(2)
+def _run_torch(*tensors: Tensor) -> Tensor:
+    inputs = AttentionInputs(*tensors)
+    values = by_head(torch.cat([inputs.stored_values, inputs.values], dim=1), len(inputs.head_bias))
+    return (weigh(inputs) @ values).transpose(1, 2).flatten(2)
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plain, *given):
-        keep_freed()
-        query, keys, values, stored_keys, stored_values, hidden, bias, places = given
-        heads, last = len(places), places.shape[2]
+    def forward(ctx, plain, *inputs):
+        retain_freed_memory()
+        query, keys, values, stored_keys, stored_values, mask, bias, head_bias = inputs
+        heads, last = len(head_bias), head_bias.shape[2]
         batch, time, dim = query.shape
-        asked = by_head(query, heads) * ((dim // heads) ** -0.5 * _LOG2_E)
-        asked = asked.reshape(batch * heads, time, dim // heads)
+        scaled_query = by_head(query, heads) * ((dim // heads) ** -0.5 * _LOG2_E)
+        scaled_query = scaled_query.reshape(batch * heads, time, dim // heads)
         columns = [_columns(*pair, heads) for pair in ((stored_keys, keys), (stored_values, values))]
-        scores = torch.bmm(asked, columns[0].mT)
-        of_heads = scores.unflatten(0, (batch, heads))
-        first = of_heads.shape[3] - last
-        of_heads[..., :first].add_(hidden[:, None, :, :first], alpha=_LOG2_E)
-        of_heads[..., first:].add_((hidden[..., first:] + bias)[:, None], alpha=_LOG2_E)
-        of_heads[..., first:].add_(places, alpha=_LOG2_E)
+        scores = torch.bmm(scaled_query, columns[0].mT)
+        by_heads = scores.unflatten(0, (batch, heads))
+        first = by_heads.shape[3] - last
+        by_heads[..., :first].add_(mask[:, None, :, :first], alpha=_LOG2_E)
+        by_heads[..., first:].add_((mask[..., first:] + bias)[:, None], alpha=_LOG2_E)
+        by_heads[..., first:].add_(head_bias, alpha=_LOG2_E)
         # exp2(x * log2(e)) takes a third of the time of exp(x).
         scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
         total = scores.sum(dim=-1, keepdim=True)
         read = torch.bmm(scores, columns[1]).div_(total)
         ctx.plain = plain
-        ctx.save_for_backward(*given, asked, *columns, scores, total, read)
+        ctx.save_for_backward(*inputs, scaled_query, *columns, scores, total, read)
         return read.unflatten(0, (batch, heads)).transpose(1, 2).reshape(query.shape)
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad):
-        given, kept = ctx.saved_tensors[: len(Asked._fields)], ctx.saved_tensors[len(Asked._fields) :]
-        if is_wanted_again(grad):
-            return None, *by_graph(ctx.plain, given, grad)
-        asked, keys, values, scores, total, read = kept
+        count = len(AttentionInputs._fields)
+        inputs, saved_tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if needs_graph(grad):
+            return None, *differentiate_graph(ctx.plain, inputs, grad)
+        scaled_query, keys, values, scores, total, read = saved_tensors
         batch, time, dim = grad.shape
-        heads, last = len(given[-1]), given[-1].shape[2]
-        whole, of_head = scores.shape[2], (batch, heads)
-        of_read = by_head(grad, heads).reshape(read.shape) / total
-        of_scores = torch.bmm(of_read, values.mT)
-        of_scores.sub_((of_read * read).sum(dim=-1, keepdim=True)).mul_(scores)
-        of_query = torch.bmm(of_scores, keys).mul_((dim // heads) ** -0.5)
-        # Of what is stored only what somebody waits for.
-        first = 0 if any(ctx.needs_input_grad[4:6]) else whole - time
-        of_keys = torch.bmm(of_scores[..., first:].mT, asked).mul_(1 / _LOG2_E)
-        of_values = torch.bmm(scores[..., first:].mT, of_read)
-        of_query, of_keys, of_values = (
-            found.unflatten(0, of_head).transpose(1, 2).flatten(2) for found in (of_query, of_keys, of_values)
+        heads, last = len(inputs[-1]), inputs[-1].shape[2]
+        total_columns, head_shape = scores.shape[2], (batch, heads)
+        grad_read = by_head(grad, heads).reshape(read.shape) / total
+        grad_scores = torch.bmm(grad_read, values.mT)
+        grad_scores.sub_((grad_read * read).sum(dim=-1, keepdim=True)).mul_(scores)
+        grad_query = torch.bmm(grad_scores, keys).mul_((dim // heads) ** -0.5)
+        # Gradients of the stored columns are computed only if they are needed.
+        first = 0 if any(ctx.needs_input_grad[4:6]) else total_columns - time
+        grad_keys = torch.bmm(grad_scores[..., first:].mT, scaled_query).mul_(1 / _LOG2_E)
+        grad_values = torch.bmm(scores[..., first:].mT, grad_read)
+        grad_query, grad_keys, grad_values = (
+            gradient.unflatten(0, head_shape).transpose(1, 2).flatten(2)
+            for gradient in (grad_query, grad_keys, grad_values)
         )
-        of_stored = whole - time - first
-        by_heads = of_scores.unflatten(0, of_head)[..., whole - last :]
+        num_stored = total_columns - time - first
+        grad_by_head = grad_scores.unflatten(0, head_shape)[..., total_columns - last :]
         return (
             None,
-            of_query,
-            of_keys[:, of_stored:],
-            of_values[:, of_stored:],
-            of_keys[:, :of_stored] if ctx.needs_input_grad[4] else None,
-            of_values[:, :of_stored] if ctx.needs_input_grad[5] else None,
+            grad_query,
+            grad_keys[:, num_stored:],
+            grad_values[:, num_stored:],
+            grad_keys[:, :num_stored] if ctx.needs_input_grad[4] else None,
+            grad_values[:, :num_stored] if ctx.needs_input_grad[5] else None,
             None,
-            by_heads.sum(dim=1) if ctx.needs_input_grad[7] else None,
-            by_heads.sum(dim=0) if ctx.needs_input_grad[8] else None,
+            grad_by_head.sum(dim=1) if ctx.needs_input_grad[7] else None,
+            grad_by_head.sum(dim=0) if ctx.needs_input_grad[8] else None,
         )
 
 
 def _columns(
-    stored: Float[Tensor, "B S D"], own: Float[Tensor, "B T D"], heads: int
+    earlier: Float[Tensor, "B S D"], own: Float[Tensor, "B T D"], heads: int
 ) -> Float[Tensor, "R N E"]:
-    """Lay what is stored and what is the segment's own side by side, heads apart."""
-    batch, count, dim = stored.shape
+    """Concatenate stored columns and the segment's own columns by head."""
+    batch, count, dim = earlier.shape
     columns = own.new_empty(batch, heads, count + own.shape[1], dim // heads)
-    columns[:, :, :count] = by_head(stored, heads)
+    columns[:, :, :count] = by_head(earlier, heads)
     columns[:, :, count:] = by_head(own, heads)
     return columns.flatten(0, 1)

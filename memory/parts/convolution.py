@@ -1,7 +1,8 @@
-"""A short causal convolution over time, one filter per channel, with its last inputs for a state.
+"""Short causal depthwise convolution over time; its state is its last inputs.
 
-It lets neighbours meet, a key and the value behind it, before a memory sees them. Sequence models of several
-kinds have one before they mix (Poli et al. 2023, arXiv 2302.10866; Arora et al. 2024, arXiv 2402.18668).
+It combines neighbouring inputs, such as a key and the value after it, before a memory. Several sequence
+models apply one before mixing over time (Poli et al. 2023, arXiv 2302.10866; Arora et al. 2024, arXiv
+2402.18668).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from scrubjay.memory.parts.recent import shift_window
 
 
 class ShortConvolution(nn.Module):
-    """Sums the last `width` inputs of a sequence, each channel by its own weights, the present's at first 1.
+    """Weighted sum of the last `width` inputs per channel; the weight of the present input starts at 1.
 
     State: `[batch, width - 1, dim]`, the inputs before the present one, zeros where there were none.
     """
@@ -38,16 +39,16 @@ class ShortConvolution(nn.Module):
         before: Float[Tensor, "batch before dim"],
         start: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch before dim"]]:
-        """Return the sums and the state after the last input; none reaches back beyond `start`."""
+        """Return the sums and the state after the last input. A sum does not reach back beyond a `start`."""
         time, reach = x.shape[1], self.width - 1
         if time == 0:
             return x, before
         inputs = torch.cat([before, x.to(before.dtype)], dim=1)
-        # As old as need be for all of `before` to count, which is zero where there was nothing.
+        # With this age all of `before` counts; it is zero where there were no inputs.
         age = torch.full_like(x[:, 0, 0], reach, dtype=torch.int64)
-        clock = Clock.running(age, time) if start is None else Clock.of(age, start)
+        clock = Clock.from_age(age, time) if start is None else Clock.from_starts(age, start)
         y = x.to(before.dtype) * self.weight[0]
         for lag in range(1, self.width):
-            seen = (clock.step >= lag)[..., None]
-            y = y + torch.where(seen, inputs[:, reach - lag : reach - lag + time], 0) * self.weight[lag]
+            in_episode = (clock.step >= lag)[..., None]
+            y = y + torch.where(in_episode, inputs[:, reach - lag : reach - lag + time], 0) * self.weight[lag]
         return y.to(x.dtype), shift_window(before, x, clock)

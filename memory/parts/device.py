@@ -1,4 +1,4 @@
-"""Whether a device of torch is there, asked before anything long is begun."""
+"""Check of a torch device before a long computation starts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     import torch
 
 
-def usable_device(name: str | torch.device, to_do: str) -> torch.device:
-    """Return torch's device of that name. Raises ValueError, saying what cannot be done, if it is not there.
+def resolve_device(name: str | torch.device, purpose: str) -> torch.device:
+    """Return the torch device of this name. Raises ValueError, naming the purpose, if it is not available.
 
     Args:
         name: Such as "cuda:1".
-        to_do: What it is for, such as "hold embeddings".
+        purpose: Use of the device for the error message, such as "hold embeddings".
     """
-    import torch  # a bank without a device does without
+    import torch  # a bank without a device does not need torch
 
     try:
         probe = torch.zeros(1, device=name)
@@ -23,7 +23,7 @@ def usable_device(name: str | torch.device, to_do: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device={str(name)!r}: torch cannot {to_do} there ({reason}); leave it out, or name one that it "
-            "sees"
+            f"device={str(name)!r}: torch cannot {purpose} on this device ({reason}); omit it or choose an "
+            "available device"
         ) from None
     return probe.device

@@ -1,4 +1,4 @@
-"""The part of a layer that looks at each step alone."""
+"""Feed-forward block of a layer, applied to each step independently."""
 
 from __future__ import annotations
 

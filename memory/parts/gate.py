@@ -1,6 +1,6 @@
-"""The gate of a gated transformer, with its gradient by hand: a dozen operations each way.
+"""Gate of a gated transformer, with a custom backward pass: a dozen operations forward and backward.
 
-tanh(a) is taken as 2 σ(2 a) - 1, which is four times as fast, to the same absolute precision.
+tanh(a) is computed as 2 σ(2 a) - 1, which is four times as fast with the same absolute precision.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
 from scrubjay.kernels.dispatch import without_autocast
 
 
 class Gate(nn.Module):
-    """The GRU-type gate that takes a residual connection's place (section 3.2, "Gated-Recurrent-Unit-type").
+    """GRU-type gate in place of a residual connection (section 3.2, "Gated-Recurrent-Unit-type").
 
     r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b), h = tanh(W y + U (r * x)); returns (1 - z) * x + z * h.
     """
@@ -30,12 +30,12 @@ class Gate(nn.Module):
         self.bias = nn.Parameter(torch.full((dim,), float(bias)))
 
     def forward(self, x: Float[Tensor, "... dim"], y: Float[Tensor, "... dim"]) -> Float[Tensor, "... dim"]:
-        """Return the stream `x` after the sublayer's output `y` has been let in."""
+        """Return the stream `x` combined with the sublayer's output `y`."""
         weights = self.update.weight, self.stream.weight, self.reset_stream.weight, self.bias
-        return gated(x, y, *weights)
+        return apply_gate(x, y, *weights)
 
 
-def gated(
+def apply_gate(
     x: Float[Tensor, "... dim"],
     y: Float[Tensor, "... dim"],
     update: Float[Tensor, "3*dim dim"],
@@ -49,17 +49,17 @@ def gated(
 
     Args:
         x: The stream.
-        y: What asks to be let in.
+        y: Output of the sublayer.
         update: W_r, W_z and W.
         stream: U_r and U_z.
         reset_stream: U.
         bias: b.
     """
-    given = x, y, update, stream, reset_stream, bias
-    return _Gated.apply(*given) if has_own_gradient(*given) else _by_torch(*given)
+    inputs = x, y, update, stream, reset_stream, bias
+    return _GateFunction.apply(*inputs) if supports_custom_backward(*inputs) else _run_torch(*inputs)
 
 
-def _by_torch(
+def _run_torch(
     x: Tensor, y: Tensor, update: Tensor, stream: Tensor, reset_stream: Tensor, bias: Tensor
 ) -> Tensor:
     reset_y, gate_y, candidate_y = functional.linear(y, update).chunk(3, dim=-1)
@@ -67,50 +67,50 @@ def _by_torch(
     reset = torch.sigmoid(reset_y + reset_x)
     gate = torch.sigmoid(gate_y + gate_x - bias)
     candidate = torch.tanh(candidate_y + functional.linear(reset * x, reset_stream))
-    # Under autocast the products are narrower than the stream, which keeps its dtype.
+    # Under autocast the products have a narrower dtype than the stream, which keeps its dtype.
     return torch.lerp(x, candidate.to(x.dtype), gate.to(x.dtype))
 
 
-class _Gated(torch.autograd.Function):
+class _GateFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, y, update, stream, reset_stream, bias):
         dim = x.shape[-1]
-        rows, others = x.reshape(-1, dim), y.reshape(-1, dim)
-        both = torch.mm(others, update[: 2 * dim].T).addmm_(rows, stream.T)
+        rows, update_rows = x.reshape(-1, dim), y.reshape(-1, dim)
+        both = torch.mm(update_rows, update[: 2 * dim].T).addmm_(rows, stream.T)
         both[:, dim:] -= bias
         reset, gate = both.sigmoid_().split(dim, dim=1)
-        kept = reset * rows
-        candidate = torch.mm(others, update[2 * dim :].T).addmm_(kept, reset_stream.T)
+        reset_rows = reset * rows
+        candidate = torch.mm(update_rows, update[2 * dim :].T).addmm_(reset_rows, reset_stream.T)
         candidate.mul_(2).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(x, y, update, stream, reset_stream, bias, both, kept, candidate)
+        ctx.save_for_backward(x, y, update, stream, reset_stream, bias, both, reset_rows, candidate)
         return torch.lerp(rows, candidate, gate).view(x.shape)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *given, both, kept, candidate = ctx.saved_tensors
-        if is_wanted_again(grad):
-            return tuple(by_graph(_by_torch, given, grad))
-        x, y, update, stream, reset_stream, _ = given
+        *inputs, both, reset_rows, candidate = ctx.saved_tensors
+        if needs_graph(grad):
+            return tuple(differentiate_graph(_run_torch, inputs, grad))
+        x, y, update, stream, reset_stream, _ = inputs
         dim = x.shape[-1]
-        rows, others, grad = x.reshape(-1, dim), y.reshape(-1, dim), grad.reshape(-1, dim)
+        rows, update_rows, grad = x.reshape(-1, dim), y.reshape(-1, dim), grad.reshape(-1, dim)
         reset, gate = both.split(dim, dim=1)
-        # Of what is in the functions: σ' = σ (1 - σ), tanh' = 1 - tanh².
-        opened = grad * gate
-        of_candidate = torch.addcmul(opened, opened * candidate, candidate, value=-1)
-        of_kept = torch.mm(of_candidate, reset_stream)
+        # Derivatives of the activations: σ' = σ (1 - σ), tanh' = 1 - tanh².
+        gated_grad = grad * gate
+        grad_candidate = torch.addcmul(gated_grad, gated_grad * candidate, candidate, value=-1)
+        grad_reset_rows = torch.mm(grad_candidate, reset_stream)
         slopes = torch.addcmul(both, both, both, value=-1)
-        of_both = torch.empty_like(both)
-        torch.mul(of_kept, rows, out=of_both[:, :dim])
-        torch.mul(grad, candidate - rows, out=of_both[:, dim:])
-        of_both.mul_(slopes)
-        of_x = (grad - opened).addcmul_(of_kept, reset).addmm_(of_both, stream)
-        of_y = torch.mm(of_both, update[: 2 * dim]).addmm_(of_candidate, update[2 * dim :])
+        grad_both = torch.empty_like(both)
+        torch.mul(grad_reset_rows, rows, out=grad_both[:, :dim])
+        torch.mul(grad, candidate - rows, out=grad_both[:, dim:])
+        grad_both.mul_(slopes)
+        grad_x = (grad - gated_grad).addcmul_(grad_reset_rows, reset).addmm_(grad_both, stream)
+        grad_y = torch.mm(grad_both, update[: 2 * dim]).addmm_(grad_candidate, update[2 * dim :])
         return (
-            of_x.view(x.shape),
-            of_y.view(x.shape),
-            torch.cat([of_both.T @ others, of_candidate.T @ others]),
-            of_both.T @ rows,
-            of_candidate.T @ kept,
-            -of_both[:, dim:].sum(dim=0),
+            grad_x.view(x.shape),
+            grad_y.view(x.shape),
+            torch.cat([grad_both.T @ update_rows, grad_candidate.T @ update_rows]),
+            grad_both.T @ rows,
+            grad_candidate.T @ reset_rows,
+            -grad_both[:, dim:].sum(dim=0),
         )

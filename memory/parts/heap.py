@@ -1,4 +1,4 @@
-"""What becomes of memory that a gradient step has freed."""
+"""Reuse of host memory freed by gradient steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _BYTES = 32_000_000
 
 
 @functools.cache
-def keep_freed() -> None:
-    """Have the C library keep up to twice this much of what is freed, once and for the whole process.
+def retain_freed_memory() -> None:
+    """Make the C library retain up to twice `_BYTES` of freed memory, once for the whole process.
 
-    What a pass writes down for its way back is freed at the end of the step, given back to the system and
-    asked for again: the pages of a megabyte cost as much as filling it five times. glibc keeps what is
-    smaller than the largest block that it saw freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD); this one
-    is never touched, so it costs nothing. Elsewhere nothing changes.
+    Tensors saved for the backward pass are freed at the end of a step, returned to the system and allocated
+    again. Mapping the pages of a megabyte costs as much as writing it five times. glibc retains blocks
+    smaller than the largest block freed so far, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). This block is
+    never written, so it costs nothing. On other systems nothing changes.
     """
     torch.empty(_BYTES, dtype=torch.uint8)

@@ -1,7 +1,8 @@
-"""HCAM's read (Lampinen et al. 2021, arXiv 2105.14039, section 3): chunks by their summaries, then inside.
+"""Hierarchical attention of HCAM (Lampinen et al. 2021, arXiv 2105.14039, section 3).
 
-Where chunks are few, all steps are projected and read in large products; where they are many, the kept ones
-are read as they are, and projections are moved onto the query and what is read.
+A query selects chunks by their summaries, then attends inside them. If there are few chunks, all steps are
+projected and read in large products. If there are many, only the selected chunks are read, without projecting
+them: the projections are applied to the query and to the read-out.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrubjay.kernels import choose_chunks, chunk_retrieval
-from scrubjay.kernels.dispatch import without_autocast, without_own_gradient
+from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
 from scrubjay.kernels.normalisers import softmax_or_zero
 from scrubjay.kernels.retrieval.dense import attend_all
-from scrubjay.kernels.retrieval.problem import some
+from scrubjay.kernels.retrieval.problem import any_along
 from scrubjay.memory.parts.sinusoids import sinusoids
 
 
 class ReadWeights(NamedTuple):
-    """The projections of one hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
+    """Projections of a hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
 
-    The summary projections are one head; the others are split into `num_heads` along F.
+    The summary projections have one head; the others are split into `num_heads` along F.
     """
 
     summary_key: Float[Tensor, "dim F"]
@@ -50,18 +51,18 @@ def hierarchical_attention(
     num_heads: int = 1,
     stop_memory_gradient: bool = True,
 ) -> Float[Tensor, "batch time F"]:
-    """Return the relevance-weighted sum of one attention per kept chunk (section 3 of the paper).
+    """Return the relevance-weighted sum of the attention outputs of the selected chunks (section 3).
 
     Args:
-        queries: One per step.
-        keys: The chunks' summaries.
-        contents: What the chunks hold.
-        mask: Which chunks a query may read; None for all. A query that may read none gets zeros.
-        weights: The projections of both levels.
-        position: Add a sinusoid of a step's distance from its chunk's end.
-        top_k: Chunks kept per query.
-        num_heads: Of the attention inside chunks.
-        stop_memory_gradient: Cut the gradient into keys and contents.
+        queries: One query per step.
+        keys: Summaries of the chunks.
+        contents: Steps of the chunks.
+        mask: True for chunks that a query may read; None for all. A query without readable chunks gets zeros.
+        weights: Projections of both levels.
+        position: Add a sinusoid of a step's distance from the end of its chunk.
+        top_k: Chunks selected per query.
+        num_heads: Heads of the attention inside chunks.
+        stop_memory_gradient: Stop the gradient into keys and contents.
 
     Raises:
         ValueError: if `num_heads` does not divide F or shapes disagree.
@@ -88,30 +89,30 @@ def attend(
     num_heads: int,
     stop_memory_gradient: bool,
 ) -> Float[Tensor, "batch time F"]:
-    """Do so where masks and codes of positions are at hand.
+    """Compute `hierarchical_attention` from a given mask and given position encodings.
 
     Args:
-        queries: As in `hierarchical_attention`, like all that follows unless said.
-        keys: So, too.
-        contents: So, too.
-        mask: Never None.
-        weights: The projections.
-        positions: What is added to the steps of a chunk, `[chunk_size, dim]`; None for nothing.
-        top_k: Chunks kept per query.
-        num_heads: Of the attention inside chunks.
-        stop_memory_gradient: Cut the gradient into keys and contents.
+        queries: One query per step.
+        keys: Summaries of the chunks.
+        contents: Steps of the chunks.
+        mask: True for chunks that a query may read; not None.
+        weights: Projections of both levels.
+        positions: Encodings added to the steps of a chunk, `[chunk_size, dim]`; None for none.
+        top_k: Chunks selected per query.
+        num_heads: Heads of the attention inside chunks.
+        stop_memory_gradient: Stop the gradient into keys and contents.
     """
     if stop_memory_gradient:
         keys, contents = keys.detach(), contents.detach()
-    few = _are_few(queries, contents, weights.key, top_k, num_heads)
-    read = _read_few if few else _read_many
-    attended = read(queries, keys, contents, mask, weights, positions, top_k, num_heads)
+    few = _is_dense_cheaper(queries, contents, weights.key, top_k, num_heads)
+    read = _read_dense if few else _read_selected
+    output = read(queries, keys, contents, mask, weights, positions, top_k, num_heads)
     if weights.value_bias is not None:
-        attended = attended + weights.value_bias
-    out = attended @ weights.out
+        output = output + weights.value_bias
+    out = output @ weights.out
     if weights.out_bias is not None:
         out = out + weights.out_bias
-    return torch.where(some(mask, -1)[..., None], out, 0.0)
+    return torch.where(any_along(mask, -1)[..., None], out, 0.0)
 
 
 def weigh(
@@ -124,26 +125,26 @@ def weigh(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time heads chunks chunk_size"]:
-    """Return how much of what `attend` reads with the same arguments is of each step that is stored.
+    """Return the weight of each stored step in the output of `attend` with the same arguments.
 
     Args:
-        queries: One per step.
-        keys: The chunks' summaries.
-        contents: What the chunks hold.
-        mask: Which chunks a query may read.
-        weights: The projections.
-        positions: What is added to the steps of a chunk.
-        top_k: Chunks kept per query.
-        num_heads: Of the attention inside chunks.
+        queries: One query per step.
+        keys: Summaries of the chunks.
+        contents: Steps of the chunks.
+        mask: True for chunks that a query may read.
+        weights: Projections of both levels.
+        positions: Encodings added to the steps of a chunk.
+        top_k: Chunks selected per query.
+        num_heads: Heads of the attention inside chunks.
     """
     chunks, features = contents.shape[1], weights.query.shape[1]
-    asked = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
+    summary_query = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
     scale = features**-0.5
-    chosen = choose_chunks(
-        mask, top_k=top_k, summary_query=asked, summaries=keys[:, :, None], summary_scale=scale
+    selection = choose_chunks(
+        mask, top_k=top_k, summary_query=summary_query, summaries=keys[:, :, None], summary_scale=scale
     )
-    shares = softmax_or_zero(chosen.scores[:, :, 0])
-    place = chosen.chunks[:, :, 0].long().remainder(chunks + 1)  # none is one more
+    shares = softmax_or_zero(selection.scores[:, :, 0])
+    place = selection.chunks[:, :, 0].long().remainder(chunks + 1)  # -1 (no chunk) maps to an extra column
     shares = shares.new_zeros(*mask.shape[:2], chunks + 1).scatter_(2, place, shares)[..., :chunks]
     query = queries @ weights.query
     query = query if weights.query_bias is None else query + weights.query_bias
@@ -154,20 +155,21 @@ def weigh(
     return torch.where(shares > 0, shares * torch.softmax(scores, dim=-1), 0)
 
 
-def _are_few(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:
-    """Return whether to read all chunks takes less time than to read the kept ones alone.
+def _is_dense_cheaper(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:
+    """Return True if reading all chunks is faster than reading only the selected ones.
 
-    Those are read one by one, at a third of the speed of a product, and by every head in full width.
+    Selected chunks are read one by one, at a third of the speed of a product, and by every head in full
+    width.
     """
     time, chunks, features = queries.shape[1], contents.shape[1], key.shape[1]
     if time == 1 or contents.is_cuda or queries.dtype not in (torch.float32, torch.float64):
         return False
     cheaper = chunks * (features + time) <= 3 * time * num_heads * min(chunks, top_k)
-    return cheaper and 0 not in (len(queries), chunks) and not without_own_gradient(queries, contents, key)
+    return cheaper and 0 not in (len(queries), chunks) and not needs_plain_autograd(queries, contents, key)
 
 
 @without_autocast
-def _read_few(
+def _read_dense(
     queries: Tensor,
     keys: Tensor,
     contents: Tensor,
@@ -177,16 +179,18 @@ def _read_few(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time F"]:
-    """Read keys and values of all steps that are stored; steps and queries lie side by side in memory."""
+    """Read projected keys and values of all stored steps; steps and queries are the contiguous dimension."""
     (batch, chunks, length, _), (time, features) = contents.shape, (queries.shape[1], weights.query.shape[1])
     width = features // num_heads
     if chunks > top_k:
         with torch.no_grad():
-            asked = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
-            chosen = choose_chunks(mask, top_k=top_k, summary_query=asked, summaries=keys[:, :, None]).chunks
-            chosen = chosen[:, :, 0].remainder(chunks + 1)  # none is one more
-            kept = mask.new_zeros(batch, time, chunks + 1).scatter_(2, chosen, True)
-            mask = mask & kept[..., :chunks]
+            summary_query = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
+            selection = choose_chunks(
+                mask, top_k=top_k, summary_query=summary_query, summaries=keys[:, :, None]
+            ).chunks
+            selection = selection[:, :, 0].remainder(chunks + 1)  # -1 (no chunk) maps to an extra column
+            selected_mask = mask.new_zeros(batch, time, chunks + 1).scatter_(2, selection, True)
+            mask = mask & selected_mask[..., :chunks]
 
     def project(weight: Tensor, items: Float[Tensor, "batch items dim"]) -> Float[Tensor, "batch F items"]:
         return torch.bmm(weight.T.expand(batch, -1, -1), items.mT)
@@ -195,9 +199,9 @@ def _read_few(
     query = project(weights.query * scale, queries)
     if weights.query_bias is not None:
         query = query + (weights.query_bias * scale)[:, None]
-    stored = (contents if positions is None else contents + positions).flatten(1, 2)
-    # The key bias shifts every position of a chunk alike, so its softmax does not see it.
-    key, value = project(weights.key, stored), project(weights.value, stored)
+    stored_steps = (contents if positions is None else contents + positions).flatten(1, 2)
+    # The key bias shifts all positions of a chunk equally, so the softmax is invariant to it.
+    key, value = project(weights.key, stored_steps), project(weights.value, stored_steps)
     coarse = (keys @ weights.summary_key) @ (weights.summary_query.T * features**-0.5)
     scores = torch.bmm(coarse, queries.mT).masked_fill(~mask.mT, torch.finfo(queries.dtype).min)
     read = attend_all(
@@ -209,7 +213,7 @@ def _read_few(
     return read.view(batch, features, time).mT
 
 
-def _read_many(
+def _read_selected(
     queries: Tensor,
     keys: Tensor,
     contents: Tensor,
@@ -219,22 +223,23 @@ def _read_many(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time F"]:
-    """Read what is stored as it is: its projections are moved onto the query and what is read."""
+    """Read the selected steps unprojected; the projections are applied to the query and the read-out."""
     batch, time, _ = queries.shape
     features = weights.query.shape[1]
     query = queries @ weights.query
     if weights.query_bias is not None:
         query = query + weights.query_bias
-    # Added once to what is stored, where that is less than what is read; a GPU's kernel adds as it reads.
+    # Positions are added once to the stored steps if these are fewer than the steps read. The GPU kernel adds
+    # them while reading.
     chunks, dim = contents.shape[1], contents.shape[3]
-    less = chunks * dim <= 8 * time * num_heads * min(top_k, chunks)
-    if positions is not None and less and not contents.is_cuda:
+    adds_once = chunks * dim <= 8 * time * num_heads * min(top_k, chunks)
+    if positions is not None and adds_once and not contents.is_cuda:
         contents, positions = contents + positions, None
-    stored = contents[:, :, :, None]
+    stored_steps = contents[:, :, :, None]
     read = chunk_retrieval(
         _per_head(query, weights.key, num_heads),
-        stored,
-        stored,
+        stored_steps,
+        stored_steps,
         summaries=keys[:, :, None],
         valid=mask,
         top_k=top_k,
@@ -248,7 +253,7 @@ def _read_many(
 
 
 def _per_head(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Return `[batch, time, heads, dim]`: each head's query seen through that head's key projection."""
+    """Return `[batch, time, heads, dim]`: each head's query multiplied with that head's key projection."""
     batch, time, features = query.shape
     per_head = query.view(batch * time, num_heads, features // num_heads).transpose(0, 1)
     projection = key.view(-1, num_heads, features // num_heads).permute(1, 2, 0)

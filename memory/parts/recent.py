@@ -1,4 +1,4 @@
-"""The last inputs of an episode, oldest first and right-aligned, zeros where there were none."""
+"""Window of the last inputs of an episode, oldest first and right-aligned, zero-padded."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def shift_window(
     x: Float[Tensor, "batch time dim"],
     clock: Clock,
 ) -> Float[Tensor, "batch window dim"]:
-    """Return the last `window` inputs after a segment, zero where they are of another episode or of none."""
+    """Return the last `window` inputs after a segment, with zeros before the current episode."""
     window = recent.shape[1]
-    # The old ones only where they are left: a copy of a whole segment costs as much as a pass over it.
+    # Only the needed steps are concatenated: copying a whole segment costs as much as a pass over it.
     behind = recent[:, min(x.shape[1], window) :]
     inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
     index = torch.arange(window, device=x.device)
-    return torch.where((index >= window - clock.after[:, None])[..., None], inputs, 0)
+    return torch.where((index >= window - clock.age_after[:, None])[..., None], inputs, 0)

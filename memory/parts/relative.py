@@ -1,7 +1,7 @@
-"""Attention to a sliding window with relative positions, over a segment, with its gradient by hand.
+"""Sliding-window attention with relative positions over a segment, with a custom backward pass.
 
-Queries go in blocks, which see one run of keys each; scores of distances are added along the diagonals of a
-block's scores, and its softmax, if it has one, is one to the base 2.
+Queries are processed in blocks, each with one contiguous range of keys. Distance scores are added along the
+diagonals of a block's scores. A softmax is computed to the base 2.
 
 Letters: B batch, T steps, W window, H heads, E width of a head, D = H * E, R = H * B; L queries and C = W + L
 keys a block.
@@ -17,36 +17,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 
 
-class Weights(NamedTuple):
-    """The parameters of `WindowAttention`, in the order that `read_segment` takes them in."""
+class WindowWeights(NamedTuple):
+    """Parameters of `WindowAttention`, in the order of `read_segment`'s arguments."""
 
     query: Float[Tensor, "D D"]
     key: Float[Tensor, "D D"]
     value: Float[Tensor, "D D"]
-    far: Float[Tensor, "H E W+1"]
-    """What queries meet at each distance, farthest first."""
+    distance_keys: Float[Tensor, "H E W+1"]
+    """Keys of the distances, farthest first."""
     output: Float[Tensor, "D D"]
     content_bias: Float[Tensor, "H E"]
     position_bias: Float[Tensor, "H E"]
 
 
-class Block(NamedTuple):
-    """Queries that see one run of keys."""
+class QueryBlock(NamedTuple):
+    """Block of queries with one contiguous range of keys."""
 
     queries: slice
     keys: slice
-    hidden: Float[Tensor, "B L C"]
-    """What is added to scores: 0 or -inf."""
+    mask: Float[Tensor, "B L C"]
+    """Additive mask of the scores: 0 or -inf."""
 
 
-class _Kept(NamedTuple):
-    """What the way back needs of the way forward."""
+class _SavedTensors(NamedTuple):
+    """Tensors that the forward pass saves for the backward pass."""
 
     context: Float[Tensor, "B*(W+T) D"]
     content: Float[Tensor, "R T E"]
@@ -58,70 +58,71 @@ class _Kept(NamedTuple):
     flat: Float[Tensor, "B*T D"]
 
 
-def blocks(clock: Clock, window: int, shortest: int) -> list[Block]:
-    """Return the blocks of a segment: those of the queries' episodes, inside their windows, are seen."""
+def build_blocks(clock: Clock, window: int, shortest: int) -> list[QueryBlock]:
+    """Return the query blocks of a segment; queries see keys of their episode inside their window."""
     time = clock.length
     length = -(-time // -(-time // max(window, shortest)))
-    found = []
+    blocks = []
     for begin in range(0, time, length):
         end = min(begin + length, time)
         behind = torch.arange(end - begin)[:, None] - torch.arange(-window, end - begin)
-        seen = behind.int() <= clock.step[:, begin:end].clamp(max=window).int()[..., None]
-        hidden = torch.where(seen & (behind >= 0), 0.0, -math.inf)
-        found.append(Block(slice(begin, end), slice(begin, end + window), hidden))
-    return found
+        visible = behind.int() <= clock.step[:, begin:end].clamp(max=window).int()[..., None]
+        mask = torch.where(visible & (behind >= 0), 0.0, -math.inf)
+        blocks.append(QueryBlock(slice(begin, end), slice(begin, end + window), mask))
+    return blocks
 
 
 def read_segment(
     plain: Callable[..., Tensor],
-    seen: list[Block],
+    blocks: list[QueryBlock],
     offset: float | None,
     x: Float[Tensor, "B T D"],
     recent: Float[Tensor, "B W D"],
     *weights: Tensor,
 ) -> Float[Tensor, "B T D"]:
-    """Return what every step of a segment reads.
+    """Return the attention output of every step of a segment.
 
     Args:
-        plain: The same of `x`, `recent` and weights, of plain operations.
-        seen: The blocks of the segment.
-        offset: What is added to a score before its sigmoid; None for a softmax.
-        x: Inputs.
-        recent: Those before.
-        weights: Those of `Weights`.
+        plain: Equivalent function of `x`, `recent` and weights in differentiable torch operations.
+        blocks: Query blocks of the segment.
+        offset: Offset of a score before its sigmoid; None for a softmax.
+        x: Inputs of the segment.
+        recent: Inputs before the segment.
+        weights: Fields of `WindowWeights`.
     """
-    return _Segment.apply(plain, seen, offset, x, recent, *weights)
+    return _Segment.apply(plain, blocks, offset, x, recent, *weights)
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plain, seen, offset, x, recent, *weights):
-        keep_freed()
-        y, kept, scores = _forward(seen, offset, x, recent, Weights(*weights))
-        ctx.plain, ctx.seen, ctx.offset, ctx.count = plain, seen, offset, 2 + len(weights)
-        ctx.save_for_backward(x, recent, *weights, *kept, *scores)
+    def forward(ctx: Any, plain, blocks, offset, x, recent, *weights):
+        retain_freed_memory()
+        y, tensors, scores = _forward(blocks, offset, x, recent, WindowWeights(*weights))
+        ctx.plain, ctx.blocks, ctx.offset, ctx.count = plain, blocks, offset, 2 + len(weights)
+        ctx.save_for_backward(x, recent, *weights, *tensors, *scores)
         return y
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        given, saved = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        if is_wanted_again(grad):
-            return None, None, None, *by_graph(ctx.plain, given, grad)
-        kept, scores = _Kept(*saved[: len(_Kept._fields)]), saved[len(_Kept._fields) :]
-        x, recent, *weights = given
+        inputs, saved_tensors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        if needs_graph(grad):
+            return None, None, None, *differentiate_graph(ctx.plain, inputs, grad)
+        count = len(_SavedTensors._fields)
+        tensors, scores = _SavedTensors(*saved_tensors[:count]), saved_tensors[count:]
+        x, recent, *weights = inputs
         past = recent if ctx.needs_input_grad[4] else None
         return (
             None,
             None,
             None,
-            *_backward(ctx.seen, ctx.offset, grad, x, past, Weights(*weights), kept, scores),
+            *_backward(ctx.blocks, ctx.offset, grad, x, past, WindowWeights(*weights), tensors, scores),
         )
 
 
 def _forward(
-    seen: list[Block], offset: float | None, x: Tensor, recent: Tensor, w: Weights
-) -> tuple[Tensor, _Kept, list[Tensor]]:
+    blocks: list[QueryBlock], offset: float | None, x: Tensor, recent: Tensor, w: WindowWeights
+) -> tuple[Tensor, _SavedTensors, list[Tensor]]:
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
     scale = width**-0.5 / _unit(offset)
@@ -132,12 +133,12 @@ def _forward(
     context = torch.cat([recent, x], dim=1).flatten(0, 1)
     both = torch.mm(context, torch.cat([w.key, w.value]).T)
     keys, values = (_by_head(part, batch, heads) for part in both.split(dim, dim=1))
-    by_distance = torch.bmm(position.view(heads, -1, width), w.far).view(heads * batch, time, -1)
+    by_distance = torch.bmm(position.view(heads, -1, width), w.distance_keys).view(heads * batch, time, -1)
     total, read, scores = content.new_empty(len(content), time, 1), torch.empty_like(content), []
-    for queries, columns, hidden in seen:
+    for queries, columns, mask in blocks:
         score = torch.bmm(content[:, queries], keys[:, columns].transpose(1, 2))
         _diagonals(score, by_distance.shape[2]).add_(by_distance[:, queries])
-        score.view(heads, *hidden.shape).add_(hidden)
+        score.view(heads, *mask.shape).add_(mask)
         if offset is None:
             score.sub_(score.amax(dim=-1, keepdim=True)).exp2_()
             torch.sum(score, dim=-1, keepdim=True, out=total[:, queries])
@@ -146,71 +147,73 @@ def _forward(
             read[:, queries] = torch.bmm(score.add_(offset).sigmoid_(), values[:, columns])
         scores.append(score)
     flat = _by_step(read, batch)
-    kept = _Kept(context, content, position, keys, values, total, read, flat)
-    return torch.mm(flat, w.output.T).view(x.shape), kept, scores
+    tensors = _SavedTensors(context, content, position, keys, values, total, read, flat)
+    return torch.mm(flat, w.output.T).view(x.shape), tensors, scores
 
 
 def _backward(
-    seen: list[Block],
+    blocks: list[QueryBlock],
     offset: float | None,
     grad: Tensor,
     x: Tensor,
     recent: Tensor | None,
-    w: Weights,
-    kept: _Kept,
+    w: WindowWeights,
+    tensors: _SavedTensors,
     scores: Sequence[Tensor],
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of `recent` if it is given, and of all weights."""
+    """Return the gradients of `x`, of `recent` if it is not None, and of all weights."""
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
-    scale, window, unit = width**-0.5, w.far.shape[2] - 1, _unit(offset)
+    scale, window, unit = width**-0.5, w.distance_keys.shape[2] - 1, _unit(offset)
     grad = grad.reshape(-1, dim)
-    of_read = _by_head(grad @ w.output, batch, heads)
-    of_read = of_read.div_(kept.total) if offset is None else of_read
-    passed = (of_read * kept.read).sum(dim=-1, keepdim=True) if offset is None else None
-    of_content = torch.empty_like(kept.content)
-    of_distance = of_content.new_empty(*of_content.shape[:2], window + 1)
-    of_keys, of_values = torch.zeros_like(kept.keys), torch.zeros_like(kept.values)
-    for (queries, columns, _), score in zip(seen, scores, strict=True):
-        of_score = torch.bmm(of_read[:, queries], kept.values[:, columns].transpose(1, 2))
-        if passed is None:
-            of_score.mul_(score - score.square())
+    grad_read = _by_head(grad @ w.output, batch, heads)
+    grad_read = grad_read.div_(tensors.total) if offset is None else grad_read
+    row_dot = (grad_read * tensors.read).sum(dim=-1, keepdim=True) if offset is None else None
+    grad_content = torch.empty_like(tensors.content)
+    grad_distance = grad_content.new_empty(*grad_content.shape[:2], window + 1)
+    grad_keys, grad_values = torch.zeros_like(tensors.keys), torch.zeros_like(tensors.values)
+    for (queries, columns, _), score in zip(blocks, scores, strict=True):
+        grad_score = torch.bmm(grad_read[:, queries], tensors.values[:, columns].transpose(1, 2))
+        if row_dot is None:
+            grad_score.mul_(score - score.square())
         else:
-            of_score.sub_(passed[:, queries]).mul_(score)
-        of_content[:, queries] = torch.bmm(of_score, kept.keys[:, columns])
-        of_distance[:, queries] = _diagonals(of_score, window + 1)
-        of_keys[:, columns] += torch.bmm(of_score.transpose(1, 2), kept.content[:, queries])
-        of_values[:, columns] += torch.bmm(score.transpose(1, 2), of_read[:, queries])
-    of_distance = of_distance.view(heads, batch * time, window + 1)
-    of_position = torch.bmm(of_distance, w.far.transpose(1, 2))
-    of_far = torch.bmm(kept.position.view(heads, -1, width).transpose(1, 2), of_distance)
-    biases = (part.view(heads, -1, width).sum(dim=1) * scale for part in (of_content, of_position))
-    of_query = _by_step(of_content.view(of_position.shape).add(of_position).view(of_content.shape), batch)
-    of_both = grad.new_empty(len(kept.context), 2 * dim)
-    by_step = of_both.view(batch, -1, 2, heads, width).unbind(2)
-    of_keys, of_values = (
-        part.unflatten(0, (heads, batch)).permute(1, 2, 0, 3) for part in (of_keys, of_values)
+            grad_score.sub_(row_dot[:, queries]).mul_(score)
+        grad_content[:, queries] = torch.bmm(grad_score, tensors.keys[:, columns])
+        grad_distance[:, queries] = _diagonals(grad_score, window + 1)
+        grad_keys[:, columns] += torch.bmm(grad_score.transpose(1, 2), tensors.content[:, queries])
+        grad_values[:, columns] += torch.bmm(score.transpose(1, 2), grad_read[:, queries])
+    grad_distance = grad_distance.view(heads, batch * time, window + 1)
+    grad_position = torch.bmm(grad_distance, w.distance_keys.transpose(1, 2))
+    grad_distance_keys = torch.bmm(tensors.position.view(heads, -1, width).transpose(1, 2), grad_distance)
+    biases = (part.view(heads, -1, width).sum(dim=1) * scale for part in (grad_content, grad_position))
+    grad_query = _by_step(
+        grad_content.view(grad_position.shape).add(grad_position).view(grad_content.shape), batch
     )
-    torch.mul(of_keys, unit, out=by_step[0])
-    by_step[1].copy_(of_values)
+    grad_both = grad.new_empty(len(tensors.context), 2 * dim)
+    by_step = grad_both.view(batch, -1, 2, heads, width).unbind(2)
+    grad_keys, grad_values = (
+        part.unflatten(0, (heads, batch)).permute(1, 2, 0, 3) for part in (grad_keys, grad_values)
+    )
+    torch.mul(grad_keys, unit, out=by_step[0])
+    by_step[1].copy_(grad_values)
     to_context = torch.cat([w.key, w.value])
-    own = of_both.view(batch, -1, 2 * dim)[:, window:].reshape(-1, 2 * dim)
-    of_x = torch.mm(own, to_context).addmm_(of_query, w.query * scale)
-    of_weights = of_both.T @ kept.context
+    own = grad_both.view(batch, -1, 2 * dim)[:, window:].reshape(-1, 2 * dim)
+    grad_x = torch.mm(own, to_context).addmm_(grad_query, w.query * scale)
+    grad_weights = grad_both.T @ tensors.context
     return (
-        of_x.view(x.shape),
-        None if recent is None else of_both.view(batch, -1, 2 * dim)[:, :window] @ to_context,
-        (of_query.T @ x.reshape(-1, dim)) * scale,
-        of_weights[:dim],
-        of_weights[dim:],
-        of_far.mul_(unit),
-        grad.T @ kept.flat,
+        grad_x.view(x.shape),
+        None if recent is None else grad_both.view(batch, -1, 2 * dim)[:, :window] @ to_context,
+        (grad_query.T @ x.reshape(-1, dim)) * scale,
+        grad_weights[:dim],
+        grad_weights[dim:],
+        grad_distance_keys.mul_(unit),
+        grad.T @ tensors.flat,
         *biases,
     )
 
 
 def _unit(offset: float | None) -> float:
-    """Return what a score's unit is worth: to the base 2, a softmax takes a third of the time."""
+    """Return the scale of scores: log 2 for a softmax to the base 2, which takes a third of the time."""
     return math.log(2) if offset is None else 1.0
 
 
@@ -224,6 +227,6 @@ def _by_step(x: Float[Tensor, "R T E"], batch: int) -> Float[Tensor, "steps D"]:
 
 
 def _diagonals(score: Float[Tensor, "R L C"], count: int) -> Float[Tensor, "R L count"]:
-    """View the places that are at each distance: in row j those from j on."""
+    """View the diagonals of a block's scores: in row j the columns from j on, one per distance."""
     rows, length, columns = score.shape
     return score.as_strided((rows, length, count), (length * columns, columns + 1, 1))

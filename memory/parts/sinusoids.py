@@ -1,4 +1,4 @@
-"""Numbers of steps, or distances between them, as sinusoids (Vaswani et al. 2017, section 3.5)."""
+"""Sinusoidal encodings of step numbers or distances (Vaswani et al. 2017, section 3.5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def sinusoids(steps: Int[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape dim"]:
-    """Return sines, then cosines, of an even number of them in all; float64, as steps may be millions."""
+    """Return `dim` / 2 sines, then `dim` / 2 cosines, in float64, since steps may reach millions."""
     exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=steps.device)
     frequency = torch.exp(exponent * (-math.log(10_000.0) / dim))
     angle = steps[..., None] * frequency

@@ -1,13 +1,13 @@
-"""A layer of `Sink` over a segment, with its gradient by hand.
+"""A layer of `Sink` over a segment, with a custom backward pass.
 
-What follows from steps alone is found once for all layers (`Moment`). A layer is then some forty operations
-forward and as many back, instead of a graph of two hundred: queries, keys and values of all heads in one
-place, and a softmax to the base 2. A second derivative, and all that is not plain numbers on a CPU, goes the
-layer's plain way.
+Values that depend on the steps alone are computed once for all layers (`SegmentPlan`). A layer then takes
+about forty operations forward and backward, instead of a graph of two hundred: queries, keys and values of
+all heads are in one tensor, and the softmax is to the base 2. Second derivatives, and inputs that are not
+float32 or float64 on a CPU, use torch's autograd.
 
 Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, N = S + P + T columns:
-the S sinks of the episode that the segment began in, the P steps before it, and its own. P is window - 1, or
-up to three more, which nobody sees.
+the S sinks of the episode in which the segment begins, the P steps before it, and its own steps. P is
+window - 1 plus up to three masked columns.
 """
 
 from __future__ import annotations
@@ -22,89 +22,89 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 
 _NORM_EPS = 1e-5
 _EVEN = 4
-"""What the number of columns is a multiple of: products of odd ones take a quarter longer."""
+"""Multiple of the number of columns: matrix products with odd sizes take a quarter longer."""
 
 
-class Sizes(NamedTuple):
-    """Of a layer's attention."""
+class StreamingSizes(NamedTuple):
+    """Sizes of a layer's attention."""
 
     num_sinks: int
     window: int
     heads: int
     width: int
-    """Of a head."""
-    rotated: int
-    """How much of a head is turned by time."""
+    """Width of a head."""
+    rotary_dim: int
+    """Rotary coordinates of a head."""
 
 
-class Moment(NamedTuple):
-    """What all layers need to know of a segment's steps."""
+class SegmentPlan(NamedTuple):
+    """Index and mask tensors of a segment, shared by all layers."""
 
-    sizes: Sizes
-    hidden: Float[Tensor, "B 1 T N"]
-    """What is added to scores: 0 or -inf."""
-    cached: Int[Tensor, " B*(S+P)"]
-    """Where the columns before the segment lie, of the slots of the first layer's rows."""
+    sizes: StreamingSizes
+    mask: Float[Tensor, "B 1 T N"]
+    """Additive mask of the scores: 0 or -inf."""
+    cache_index: Int[Tensor, " B*(S+P)"]
+    """For the first layer: flat index of the cache slot of each key before the segment."""
     early: tuple[Int[Tensor, " few"], Int[Tensor, " few"]] | None
-    """The segment's own sinks: which they are of the steps of all rows, and their places."""
-    swap: Int[Tensor, " 2*D"]
+    """Sink tokens inside the segment: their flat step indices, and the sink slots that they fill."""
+    swap_index: Int[Tensor, " 2*D"]
     cos: Float[Tensor, "B*T 2*D"]
     sin: Float[Tensor, "B*T 2*D"]
-    """Queries and keys, each turned by this much: their product with `cos` and, pairs swapped, with `sin`."""
+    """Rotation of queries and keys: their product with `cos` plus, with swapped pairs, that with `sin`."""
 
 
-def moment(sizes: Sizes, layers: int, clock: Clock, cos: Tensor, sin: Tensor) -> Moment:
-    """Return what follows from the steps of a segment; `cos` and `sin` are those of a head, `[B, T, E]`."""
-    num_sinks, window, heads, _, rotated = sizes
-    plan = _plan(sizes, clock.length)
+def plan_segment(sizes: StreamingSizes, layers: int, clock: Clock, cos: Tensor, sin: Tensor) -> SegmentPlan:
+    """Return the plan of a segment; `cos` and `sin` are those of one head, `[B, T, E]`."""
+    num_sinks, window, heads, _, rotary_dim = sizes
+    layout = _plan_sizes(sizes, clock.length)
     age = clock.age[:, None]
     # Steps are counted from the segment's first.
-    birth = clock.birth - age
-    ring = num_sinks + (age + plan.before) % window
-    slot = torch.cat([plan.place.expand(len(ring), -1), ring], dim=1)
+    episode_start = clock.episode_start - age
+    ring = num_sinks + (age + layout.before) % window
+    slot = torch.cat([layout.place.expand(len(ring), -1), ring], dim=1)
     slot += torch.arange(len(slot))[:, None] * (layers * (num_sinks + window))
     early = (clock.step < num_sinks).flatten().nonzero()[:, 0]
-    sin = torch.cat([-sin[..., : rotated // 2], sin[..., rotated // 2 :]], dim=-1)
-    return Moment(
+    sin = torch.cat([-sin[..., : rotary_dim // 2], sin[..., rotary_dim // 2 :]], dim=-1)
+    return SegmentPlan(
         sizes,
-        torch.where(_seen(birth, plan, num_sinks), 0.0, -math.inf)[:, None],
+        torch.where(_find_visible(episode_start, layout, num_sinks), 0.0, -math.inf)[:, None],
         slot.flatten(),
         (early, clock.step.flatten()[early]) if len(early) else None,
-        plan.swap,
+        layout.swap_index,
         *(x.flatten(0, 1).repeat(1, 2 * heads) for x in (cos, sin)),
     )
 
 
-class _Plan(NamedTuple):
-    """What follows from sizes alone."""
+class _SizePlan(NamedTuple):
+    """Index and mask tensors that depend on the sizes alone."""
 
     step: Int[Tensor, " P+T"]
-    """Of columns behind the sinks, counted from the segment's first."""
+    """Step of each column after the sinks, counted from the first step of the segment."""
     causal: Bool[Tensor, "T P+T"]
     near: Bool[Tensor, "T P+T"]
     before: Int[Tensor, " P"]
-    """The steps before the segment, counted from the last sink."""
+    """Steps before the segment, counted from the last sink."""
     place: Int[Tensor, " S"]
-    swap: Int[Tensor, " 2*D"]
+    swap_index: Int[Tensor, " 2*D"]
 
 
 @functools.lru_cache(maxsize=16)
 @torch.inference_mode(False)
-def _plan(sizes: Sizes, time: int) -> _Plan:
-    num_sinks, window, heads, width, rotated = sizes
+def _plan_sizes(sizes: StreamingSizes, time: int) -> _SizePlan:
+    num_sinks, window, heads, width, rotary_dim = sizes
     before = window - 1
     before += -(num_sinks + before + time) % _EVEN
     query, step = torch.arange(time)[:, None], torch.arange(-before, time, dtype=torch.int32)
     pair = torch.arange(width)
-    pair = torch.cat([pair[rotated // 2 : rotated], pair[: rotated // 2], pair[rotated:]])
-    return _Plan(
+    pair = torch.cat([pair[rotary_dim // 2 : rotary_dim], pair[: rotary_dim // 2], pair[rotary_dim:]])
+    return _SizePlan(
         step,
         step <= query,
         step > query - window,
@@ -114,19 +114,23 @@ def _plan(sizes: Sizes, time: int) -> _Plan:
     )
 
 
-def _seen(birth: Int[Tensor, "B T"], plan: _Plan, num_sinks: int) -> Bool[Tensor, "B T N"]:
-    """Return which columns each step sees, of episodes that began at the steps `birth`."""
-    sinks = birth[..., None] + plan.place < 0
-    # What the ring holds of the present episode is behind its sinks, which have columns of their own.
-    first = torch.where(birth <= 0, (birth + num_sinks).clamp_(max=0), birth)[..., None].int()
-    seen = (plan.step >= first).logical_and_(plan.causal)
-    behind = (birth + num_sinks)[..., None].int()
-    seen &= (plan.step < behind).logical_or_(plan.near) if num_sinks else plan.near
-    return torch.cat([sinks, seen], dim=-1)
+def _find_visible(
+    episode_start: Int[Tensor, "B T"], layout: _SizePlan, num_sinks: int
+) -> Bool[Tensor, "B T N"]:
+    """Return a mask of the columns that each step sees, given the first steps of the episodes."""
+    sinks = episode_start[..., None] + layout.place < 0
+    # Sinks have their own columns, so the ring holds only later steps of the current episode.
+    first = torch.where(episode_start <= 0, (episode_start + num_sinks).clamp_(max=0), episode_start)[
+        ..., None
+    ].int()
+    visible = (layout.step >= first).logical_and_(layout.causal)
+    behind = (episode_start + num_sinks)[..., None].int()
+    visible &= (layout.step < behind).logical_or_(layout.near) if num_sinks else layout.near
+    return torch.cat([sinks, visible], dim=-1)
 
 
-class Weights(NamedTuple):
-    """A layer's parameters, in the order that `run_layer` takes them in."""
+class StreamingWeights(NamedTuple):
+    """Parameters of a layer, in the order of `run_layer`'s arguments."""
 
     norm: Tensor
     norm_bias: Tensor
@@ -143,18 +147,18 @@ class Weights(NamedTuple):
     outward_bias: Tensor
 
 
-class _Kept(NamedTuple):
-    """What a layer's way back needs of its way forward."""
+class _SavedTensors(NamedTuple):
+    """Tensors that the forward pass of a layer saves for its backward pass."""
 
     x: Float[Tensor, "B*T D"]
     mean: Tensor
     deviation: Tensor
-    normed: Float[Tensor, "B*T D"]
+    normalized: Float[Tensor, "B*T D"]
     query: Float[Tensor, "R T E"]
     keys: Float[Tensor, "R N E"]
     values: Float[Tensor, "R N E"]
     scores: Float[Tensor, "R T N"]
-    """Powers of 2."""
+    """Exponentiated attention scores, as 2 to the power of the score."""
     total: Float[Tensor, "R T 1"]
     read: Float[Tensor, "R T E"]
     flat: Float[Tensor, "B*T D"]
@@ -168,68 +172,69 @@ class _Kept(NamedTuple):
 
 def run_layer(
     plain: Callable[..., Sequence[Tensor]],
-    at: Moment,
+    plan: SegmentPlan,
     layer: int,
     x: Float[Tensor, "B T D"],
     keys: Float[Tensor, "B layers slots D"],
     values: Float[Tensor, "B layers slots D"],
     *weights: Tensor,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-    """Return what a layer makes of a segment: outputs, and its keys and values, as a state holds them.
+    """Return the outputs of a layer for a segment, and its keys and values as stored in the state.
 
     Args:
-        plain: The same of `x`, `keys`, `values` and weights, of plain operations.
-        at: What follows from steps.
-        layer: The layer's number.
-        x: Inputs.
-        keys: The state's.
-        values: The state's.
-        weights: Those of `Weights`.
+        plain: Equivalent function of `x`, `keys`, `values` and weights in differentiable torch operations.
+        plan: Plan of the segment.
+        layer: Index of the layer.
+        x: Inputs of the layer.
+        keys: Keys in the state.
+        values: Values in the state.
+        weights: Fields of `StreamingWeights`.
     """
-    return _Segment.apply(plain, at, layer, x, keys, values, *weights)
+    return _Segment.apply(plain, plan, layer, x, keys, values, *weights)
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, plain, at, layer, x, keys, values, *weights):
-        keep_freed()
-        y, own_keys, own_values, kept = _forward(at, layer, x, keys, values, Weights(*weights))
-        ctx.plain, ctx.at, ctx.layer = plain, at, layer
+    def forward(ctx, plain, plan, layer, x, keys, values, *weights):
+        retain_freed_memory()
+        y, own_keys, own_values, tensors = _forward(plan, layer, x, keys, values, StreamingWeights(*weights))
+        ctx.plain, ctx.plan, ctx.layer = plain, plan, layer
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, keys, values, *weights, *kept)
+        ctx.save_for_backward(x, keys, values, *weights, *tensors)
         return y, own_keys, own_values
 
     @staticmethod
     @without_autocast
     def backward(ctx, *grads):
-        count = 3 + len(Weights._fields)
-        given, kept = ctx.saved_tensors[:count], _Kept(*ctx.saved_tensors[count:])
+        count = 3 + len(StreamingWeights._fields)
+        inputs, tensors = ctx.saved_tensors[:count], _SavedTensors(*ctx.saved_tensors[count:])
         if all(grad is None for grad in grads):
             return (None,) * (3 + count)
-        if is_wanted_again(*grads):
-            return None, None, None, *by_graph(ctx.plain, given, *grads)
-        cached = given[1:3] if any(ctx.needs_input_grad[4:6]) else None
-        return None, None, None, *_backward(ctx.at, ctx.layer, grads, Weights(*given[3:]), kept, cached)
+        if needs_graph(*grads):
+            return None, None, None, *differentiate_graph(ctx.plain, inputs, *grads)
+        caches = inputs[1:3] if any(ctx.needs_input_grad[4:6]) else None
+        weights = StreamingWeights(*inputs[3:])
+        return None, None, None, *_backward(ctx.plan, ctx.layer, grads, weights, tensors, caches)
 
 
 def _forward(
-    at: Moment, layer: int, x: Tensor, keys: Tensor, values: Tensor, w: Weights
-) -> tuple[Tensor, Tensor, Tensor, _Kept]:
+    plan: SegmentPlan, layer: int, x: Tensor, keys: Tensor, values: Tensor, w: StreamingWeights
+) -> tuple[Tensor, Tensor, Tensor, _SavedTensors]:
     batch, time, dim = x.shape
-    heads, width = at.sizes.heads, at.sizes.width
+    heads, width = plan.sizes.heads, plan.sizes.width
     rows = x.reshape(batch * time, dim)
-    normed, mean, deviation = torch.native_layer_norm(rows, [dim], w.norm, w.norm_bias, _NORM_EPS)
+    normalized, mean, deviation = torch.native_layer_norm(rows, [dim], w.norm, w.norm_bias, _NORM_EPS)
     # exp2(x * log2(e)) takes a third of the time of exp(x).
-    both = torch.mm(normed, torch.cat([w.query * (width**-0.5 * math.log2(math.e)), w.key]).T)
-    swapped = both.index_select(1, at.swap)
-    both.mul_(at.cos).addcmul_(swapped, at.sin)
-    own = both[:, dim:], torch.mm(normed, w.value.T)
+    both = torch.mm(normalized, torch.cat([w.query * (width**-0.5 * math.log2(math.e)), w.key]).T)
+    pair_swap = both.index_select(1, plan.swap_index)
+    both.mul_(plan.cos).addcmul_(pair_swap, plan.sin)
+    own = both[:, dim:], torch.mm(normalized, w.value.T)
     query = _by_head(both[:, :dim], batch, heads).reshape(batch * heads, time, width)
-    columns = [_columns(at, layer, *pair) for pair in zip((keys, values), own, strict=True)]
-    _mark_sinks(at, columns[0], w.sink_positions)
+    columns = [_columns(plan, layer, *pair) for pair in zip((keys, values), own, strict=True)]
+    _mark_sinks(plan, columns[0], w.sink_positions)
     columns = [c.flatten(0, 1) for c in columns]
     scores = torch.bmm(query, columns[0].transpose(1, 2))
-    scores.view(batch, heads, *scores.shape[1:]).add_(at.hidden)
+    scores.view(batch, heads, *scores.shape[1:]).add_(plan.mask)
     scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
     total = scores.sum(dim=-1, keepdim=True)
     read = torch.bmm(scores, columns[1]).div_(total)
@@ -241,11 +246,11 @@ def _forward(
     hidden = torch.addmm(w.inward_bias, normed_between, w.inward.T)
     active = functional.gelu(hidden)
     y = torch.addmm(between, active, w.outward.T).add_(w.outward_bias)
-    kept = _Kept(
+    tensors = _SavedTensors(
         rows,
         mean,
         deviation,
-        normed,
+        normalized,
         query,
         columns[0],
         columns[1],
@@ -260,7 +265,7 @@ def _forward(
         hidden,
         active,
     )
-    return y.view(x.shape), own[0].view(x.shape), own[1].view(x.shape), kept
+    return y.view(x.shape), own[0].view(x.shape), own[1].view(x.shape), tensors
 
 
 def _by_head(x: Float[Tensor, "steps D"], batch: int, heads: int) -> Float[Tensor, "B H T E"]:
@@ -268,137 +273,148 @@ def _by_head(x: Float[Tensor, "steps D"], batch: int, heads: int) -> Float[Tenso
 
 
 def _columns(
-    at: Moment, layer: int, cache: Float[Tensor, "B layers slots D"], own: Float[Tensor, "steps D"]
+    plan: SegmentPlan, layer: int, cache: Float[Tensor, "B layers slots D"], own: Float[Tensor, "steps D"]
 ) -> Float[Tensor, "B H N E"]:
-    """Lay what is cached and what is the segment's own side by side."""
+    """Concatenate cached columns and the segment's own columns."""
     batch, _, slots, dim = cache.shape
-    heads, _, time, count = at.sizes.heads, *at.hidden.shape[1:]
-    cached = cache.reshape(-1, dim).index_select(0, at.cached + layer * slots)
-    columns = own.new_empty(batch, heads, count, at.sizes.width)
-    columns[:, :, : count - time] = _by_head(cached, batch, heads)
+    heads, _, time, count = plan.sizes.heads, *plan.mask.shape[1:]
+    cached_columns = cache.reshape(-1, dim).index_select(0, plan.cache_index + layer * slots)
+    columns = own.new_empty(batch, heads, count, plan.sizes.width)
+    columns[:, :, : count - time] = _by_head(cached_columns, batch, heads)
     columns[:, :, count - time :] = _by_head(own, batch, heads)
     return columns
 
 
-def _mark_sinks(at: Moment, keys: Float[Tensor, "B H N E"], positions: Tensor) -> None:
-    """Take from the sinks their turned half, and give them their slots' vectors."""
-    sinks, rotated = keys[:, :, : at.sizes.num_sinks], at.sizes.rotated
-    sinks[..., :rotated] = 0
-    sinks[..., rotated:] += positions.transpose(0, 1)
-    if at.early is not None:
-        step, place = at.early
-        time = at.hidden.shape[2]
+def _mark_sinks(plan: SegmentPlan, keys: Float[Tensor, "B H N E"], positions: Tensor) -> None:
+    """Zero the rotary half of the sinks' keys and add the position vectors of their slots."""
+    sinks, rotary_dim = keys[:, :, : plan.sizes.num_sinks], plan.sizes.rotary_dim
+    sinks[..., :rotary_dim] = 0
+    sinks[..., rotary_dim:] += positions.transpose(0, 1)
+    if plan.early is not None:
+        step, place = plan.early
+        time = plan.mask.shape[2]
         own = keys[:, :, -time:].transpose(1, 2)
         row, step = step // time, step % time
-        marked = own[row, step]
-        marked[..., :rotated] = 0
-        marked[..., rotated:] += positions[place]
-        own[row, step] = marked
+        sink_rows = own[row, step]
+        sink_rows[..., :rotary_dim] = 0
+        sink_rows[..., rotary_dim:] += positions[place]
+        own[row, step] = sink_rows
 
 
 def _backward(
-    at: Moment,
+    plan: SegmentPlan,
     layer: int,
     grads: Sequence[Tensor | None],
-    w: Weights,
-    kept: _Kept,
-    cached: Sequence[Tensor] | None,
+    w: StreamingWeights,
+    tensors: _SavedTensors,
+    caches: Sequence[Tensor] | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of the state's keys and values if these are given, and of all weights."""
-    of_y, of_key, of_value = (None if grad is None else grad.reshape(kept.x.shape) for grad in grads)
-    of_y = torch.zeros_like(kept.x) if of_y is None else of_y
-    heads, dim, scale = at.sizes.heads, kept.x.shape[1], at.sizes.width**-0.5
-    batch = len(kept.query) // heads
-    of_hidden = torch.ops.aten.gelu_backward(of_y @ w.outward, kept.hidden)
-    of_between, *of_norm_before = torch.ops.aten.native_layer_norm_backward(
-        of_hidden @ w.inward,
-        kept.between,
+    """Return the gradients of `x`, of the state's keys and values (or None), and of all weights."""
+    grad_y, grad_key, grad_value = (None if grad is None else grad.reshape(tensors.x.shape) for grad in grads)
+    grad_y = torch.zeros_like(tensors.x) if grad_y is None else grad_y
+    heads, dim, scale = plan.sizes.heads, tensors.x.shape[1], plan.sizes.width**-0.5
+    batch = len(tensors.query) // heads
+    grad_hidden = torch.ops.aten.gelu_backward(grad_y @ w.outward, tensors.hidden)
+    grad_between, *grad_norm_before = torch.ops.aten.native_layer_norm_backward(
+        grad_hidden @ w.inward,
+        tensors.between,
         [dim],
-        kept.mean_between,
-        kept.deviation_between,
+        tensors.mean_between,
+        tensors.deviation_between,
         w.norm_before,
         w.norm_before_bias,
         [True, True, True],
     )
-    of_between += of_y
-    of_attention = _attention_backward(at, of_between @ w.out, kept, cached is not None)
-    of_query, of_keys, of_values, of_positions = of_attention
-    of_cache: list[Tensor | None] = [None, None]
-    if cached is not None:
-        found = zip((of_keys, of_values), cached, strict=True)
-        of_cache = [_to_cache(at, layer, grad, cache) for grad, cache in found]
-    time = of_query.shape[2]
-    of_both = of_query.new_empty(len(kept.x), 2 * dim)
-    _by_head(of_both[:, :dim], batch, heads).copy_(of_query)
-    _by_head(of_both[:, dim:], batch, heads).copy_(of_keys[:, :, -time:])
-    of_values = of_values[:, :, -time:].transpose(1, 2).reshape(kept.x.shape)
-    if at.early is not None:
-        step, place = at.early
-        marked = of_both.index_select(0, step)
-        by_head = marked[:, dim:].unflatten(1, (heads, -1))
-        of_positions = of_positions.index_add(0, place, by_head[..., at.sizes.rotated :])
-        by_head[..., : at.sizes.rotated] = 0
-        of_both.index_copy_(0, step, marked)
-    if of_key is not None:
-        of_both[:, dim:] += of_key
-    if of_value is not None:
-        of_values = of_values + of_value
-    swapped = of_both.index_select(1, at.swap)
-    of_both.mul_(at.cos).addcmul_(swapped, at.sin, value=-1)
-    of_normed = torch.addmm(of_values @ w.value, of_both, torch.cat([w.query * scale, w.key]))
-    of_x, *of_norm = torch.ops.aten.native_layer_norm_backward(
-        of_normed, kept.x, [dim], kept.mean, kept.deviation, w.norm, w.norm_bias, [True, True, True]
+    grad_between += grad_y
+    grad_attention = _attention_backward(plan, grad_between @ w.out, tensors, caches is not None)
+    grad_query, grad_keys, grad_values, grad_positions = grad_attention
+    grad_cache: list[Tensor | None] = [None, None]
+    if caches is not None:
+        pairs = zip((grad_keys, grad_values), caches, strict=True)
+        grad_cache = [_to_cache(plan, layer, grad, cache) for grad, cache in pairs]
+    time = grad_query.shape[2]
+    grad_both = grad_query.new_empty(len(tensors.x), 2 * dim)
+    _by_head(grad_both[:, :dim], batch, heads).copy_(grad_query)
+    _by_head(grad_both[:, dim:], batch, heads).copy_(grad_keys[:, :, -time:])
+    grad_values = grad_values[:, :, -time:].transpose(1, 2).reshape(tensors.x.shape)
+    if plan.early is not None:
+        step, place = plan.early
+        sink_rows = grad_both.index_select(0, step)
+        by_head = sink_rows[:, dim:].unflatten(1, (heads, -1))
+        grad_positions = grad_positions.index_add(0, place, by_head[..., plan.sizes.rotary_dim :])
+        by_head[..., : plan.sizes.rotary_dim] = 0
+        grad_both.index_copy_(0, step, sink_rows)
+    if grad_key is not None:
+        grad_both[:, dim:] += grad_key
+    if grad_value is not None:
+        grad_values = grad_values + grad_value
+    pair_swap = grad_both.index_select(1, plan.swap_index)
+    grad_both.mul_(plan.cos).addcmul_(pair_swap, plan.sin, value=-1)
+    grad_normed = torch.addmm(grad_values @ w.value, grad_both, torch.cat([w.query * scale, w.key]))
+    grad_x, *grad_norm = torch.ops.aten.native_layer_norm_backward(
+        grad_normed,
+        tensors.x,
+        [dim],
+        tensors.mean,
+        tensors.deviation,
+        w.norm,
+        w.norm_bias,
+        [True, True, True],
     )
-    of_x += of_between
-    of_weights = of_both.T @ kept.normed
+    grad_x += grad_between
+    grad_weights = grad_both.T @ tensors.normalized
     return (
-        of_x.view(batch, -1, dim),
-        *of_cache,
-        *of_norm,
-        of_weights[:dim] * scale,
-        of_weights[dim:],
-        of_values.T @ kept.normed,
-        of_between.T @ kept.flat,
-        of_positions,
-        *of_norm_before,
-        of_hidden.T @ kept.normed_between,
-        of_hidden.sum(dim=0),
-        of_y.T @ kept.active,
-        of_y.sum(dim=0),
+        grad_x.view(batch, -1, dim),
+        *grad_cache,
+        *grad_norm,
+        grad_weights[:dim] * scale,
+        grad_weights[dim:],
+        grad_values.T @ tensors.normalized,
+        grad_between.T @ tensors.flat,
+        grad_positions,
+        *grad_norm_before,
+        grad_hidden.T @ tensors.normed_between,
+        grad_hidden.sum(dim=0),
+        grad_y.T @ tensors.active,
+        grad_y.sum(dim=0),
     )
 
 
 def _attention_backward(
-    at: Moment, of_flat: Float[Tensor, "steps D"], kept: _Kept, cached: bool
+    plan: SegmentPlan, grad_flat: Float[Tensor, "steps D"], tensors: _SavedTensors, all_columns: bool
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H n E"], Float[Tensor, "B H n E"], Tensor]:
-    """Return the gradients of queries, unscaled, of keys and values, and of the cached sinks' vectors.
+    """Return the gradients of unscaled queries, keys, values, and the cached sinks' position vectors.
 
-    Keys and values are the segment's own, its sinks marked, or all columns if `cached`.
+    Keys and values are those of the segment, with its sinks marked, or all columns if `all_columns`.
     """
-    heads, time = at.sizes.heads, kept.query.shape[1]
-    batch = len(kept.query) // heads
-    of_read = _by_head(of_flat, batch, heads).reshape(kept.query.shape) / kept.total
-    of_scores = torch.bmm(of_read, kept.values.transpose(1, 2))
-    of_scores.sub_((of_read * kept.read).sum(dim=-1, keepdim=True)).mul_(kept.scores)
-    of_query = torch.bmm(of_scores, kept.keys)
-    first = 0 if cached else kept.keys.shape[1] - time
-    of_values = torch.bmm(kept.scores[..., first:].transpose(1, 2), of_read)
-    query = kept.query * math.log(2)
-    of_keys = torch.bmm(of_scores[..., first:].transpose(1, 2), query)
-    of_sinks = of_keys if cached else torch.bmm(of_scores[..., : at.sizes.num_sinks].transpose(1, 2), query)
-    of_query, of_keys, of_sinks, of_values = (
-        grad.unflatten(0, (batch, heads)) for grad in (of_query, of_keys, of_sinks, of_values)
+    heads, time = plan.sizes.heads, tensors.query.shape[1]
+    batch = len(tensors.query) // heads
+    grad_read = _by_head(grad_flat, batch, heads).reshape(tensors.query.shape) / tensors.total
+    grad_scores = torch.bmm(grad_read, tensors.values.transpose(1, 2))
+    grad_scores.sub_((grad_read * tensors.read).sum(dim=-1, keepdim=True)).mul_(tensors.scores)
+    grad_query = torch.bmm(grad_scores, tensors.keys)
+    first = 0 if all_columns else tensors.keys.shape[1] - time
+    grad_values = torch.bmm(tensors.scores[..., first:].transpose(1, 2), grad_read)
+    query = tensors.query * math.log(2)
+    grad_keys = torch.bmm(grad_scores[..., first:].transpose(1, 2), query)
+    grad_sinks = (
+        grad_keys
+        if all_columns
+        else torch.bmm(grad_scores[..., : plan.sizes.num_sinks].transpose(1, 2), query)
     )
-    of_sinks, rotated = of_sinks[:, :, : at.sizes.num_sinks], at.sizes.rotated
-    of_positions = of_sinks[..., rotated:].sum(dim=0).transpose(0, 1)
-    of_sinks[..., :rotated] = 0
-    return of_query, of_keys, of_values, of_positions.contiguous()
+    grad_query, grad_keys, grad_sinks, grad_values = (
+        grad.unflatten(0, (batch, heads)) for grad in (grad_query, grad_keys, grad_sinks, grad_values)
+    )
+    grad_sinks, rotary_dim = grad_sinks[:, :, : plan.sizes.num_sinks], plan.sizes.rotary_dim
+    grad_positions = grad_sinks[..., rotary_dim:].sum(dim=0).transpose(0, 1)
+    grad_sinks[..., :rotary_dim] = 0
+    return grad_query, grad_keys, grad_values, grad_positions.contiguous()
 
 
-def _to_cache(at: Moment, layer: int, grad: Float[Tensor, "B H N E"], cache: Tensor) -> Tensor:
-    """Return the gradient of the state's entry of that of the columns."""
+def _to_cache(plan: SegmentPlan, layer: int, grad: Float[Tensor, "B H N E"], cache: Tensor) -> Tensor:
+    """Scatter the gradient of the columns to the gradient of the state's entry."""
     slots, dim = cache.shape[2:]
-    rows = grad[:, :, : at.hidden.shape[3] - at.hidden.shape[2]].transpose(1, 2).reshape(-1, dim)
-    found = cache.new_zeros(cache.shape)
-    found.view(-1, dim).index_add_(0, at.cached + layer * slots, rows)
-    return found
+    rows = grad[:, :, : plan.mask.shape[3] - plan.mask.shape[2]].transpose(1, 2).reshape(-1, dim)
+    grad_cache = cache.new_zeros(cache.shape)
+    grad_cache.view(-1, dim).index_add_(0, plan.cache_index + layer * slots, rows)
+    return grad_cache

@@ -1,4 +1,4 @@
-"""Vectors of unit length, nearly: what is compared by dot products alone."""
+"""Normalization of vectors to nearly unit length, for comparison by dot products."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 _EPSILON = 1e-6
 
 
-def unit(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-    """Return `x` with vectors of at most unit length, nearly that."""
-    return x * inverse_length(x)
+def normalize_vectors(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """Return vectors scaled to just below unit length."""
+    return x * inverse_norm(x)
 
 
-def inverse_length(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
-    """Return what makes vectors of at most unit length, nearly that."""
+def inverse_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
+    """Return the factors that scale vectors to just below unit length."""
     return torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)

@@ -1,11 +1,11 @@
-"""Causal attention over a sliding window of an episode, with relative positions.
+"""Causal sliding-window attention within an episode, with relative positions.
 
-Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`.
-What a module needs of the past is `recent`, the last inputs, oldest first and right-aligned, and `age`, the
-number of steps already taken in the episode: of `recent` only the last `age` entries count. For a segment
-its clock tells both age and starts.
+Step t of an episode attends to itself and to the `window` inputs before it, never across a `start`. The state
+consists of `recent`, the last inputs, oldest first and right-aligned, and `age`, the number of steps of the
+episode so far: only the last `age` entries of `recent` are valid. For a segment, a `Clock` holds age and
+starts.
 
-How scores are made and what becomes of them are `WindowOptions`; the default is Transformer-XL's.
+`WindowOptions` select the scores and the activation; the default is that of Transformer-XL.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scrubjay.kernels.derivatives import has_own_gradient
-from scrubjay.memory.contract.base import LATER
+from scrubjay.kernels.derivatives import supports_custom_backward
+from scrubjay.memory.contract.base import OMIT_DEFAULT
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.sinusoids import sinusoids
 
 _SMALLEST_BLOCK = 16
-_MOST_BLOCKS = 8
-"""Of a segment whose gradient is taken by hand."""
-_AT_FIRST = 0.2
-"""How much of what a short convolution is born with of earlier steps is left."""
-_MOST_HEADS = 4
-_MOST_TOLD = 1024
-"""Up to which numbers of heads are named in an error: a width that somebody mistyped may be any number."""
+_MAX_BLOCKS = 8
+"""Largest number of blocks of a segment with a custom backward pass."""
+_INITIAL_FILTER_SCALE = 0.2
+"""Factor of the initial weights of a short convolution for earlier steps."""
+_MAX_DEFAULT_HEADS = 4
+_MAX_LISTED_DIVISORS = 1024
+"""Largest number of heads listed in an error message, since a mistyped width may be huge."""
 
 Positions = Literal["xl", "music", "only"]
 Activation = Literal["softmax", "sigmoid"]
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
-    """Return `num_heads`, by default as many, up to 4, as divide `dim` into heads `narrowest` wide or more.
+    """Return `num_heads`; by default the largest divisor of `dim` up to 4 with wide enough heads.
 
     Raises ValueError, with the field's `name`, if the heads do not divide the width or are too narrow.
     """
     most = dim // narrowest
     if num_heads is None:
-        return max(_divisors(dim, min(most, _MOST_HEADS)))
+        return max(_divisors(dim, min(most, _MAX_DEFAULT_HEADS)))
     if not 1 <= num_heads <= most or dim % num_heads:
         wide = f" into heads at least {narrowest} wide" if narrowest > 1 else ""
-        choices = ", ".join(map(str, _divisors(dim, min(most, _MOST_TOLD))))
+        choices = ", ".join(map(str, _divisors(dim, min(most, _MAX_LISTED_DIVISORS))))
         raise ValueError(f"{name}={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
     return num_heads
 
@@ -62,20 +62,20 @@ def _divisors(number: int, most: int) -> list[int]:
 
 @dataclass(frozen=True)
 class WindowOptions:
-    """How attention to a window weighs what it sees; the options of every memory that has one."""
+    """Options of the window attention, shared by all memories that have one."""
 
-    positions: Positions = field(default="xl", metadata=LATER, kw_only=True)
-    """What scores know of distances: `xl` sinusoids and biases, `music` a learned vector each, `only` a
-    learned score each and nothing of contents."""
-    activation: Activation = field(default="softmax", metadata=LATER, kw_only=True)
-    """What makes weights of scores: a `softmax`, or a `sigmoid` each, which may all be small."""
-    convolution: int = field(default=1, metadata=LATER, kw_only=True)
-    """Steps over which queries, keys and values are filtered before they meet; 1 filters nothing."""
+    positions: Positions = field(default="xl", metadata=OMIT_DEFAULT, kw_only=True)
+    """Relative positions in scores: `xl` uses sinusoids and biases, `music` a learned vector per distance,
+    `only` a learned score per distance without content scores."""
+    activation: Activation = field(default="softmax", metadata=OMIT_DEFAULT, kw_only=True)
+    """Function from scores to weights: `softmax`, or an independent `sigmoid` per score."""
+    convolution: int = field(default=1, metadata=OMIT_DEFAULT, kw_only=True)
+    """Width of a causal convolution of queries, keys and values; 1 disables it."""
 
     def check_options(self) -> None:
-        """Raise ValueError on a choice that there is not, or that another one makes no sense of."""
+        """Raise ValueError on an unknown choice or an invalid combination of options."""
         if self.convolution < 1:
-            raise ValueError(f"convolution={self.convolution}: must be at least 1, which filters nothing")
+            raise ValueError(f"convolution={self.convolution}: must be at least 1; 1 disables it")
         for name, choices in (("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
@@ -83,35 +83,37 @@ class WindowOptions:
                 )
         if self.positions == "only" and self.convolution > 1:
             raise ValueError(
-                f"convolution={self.convolution}: with positions='only' there are no queries and keys to "
-                "filter, and the weights of values are a filter already; leave it at 1"
+                f"convolution={self.convolution}: positions='only' has no queries and keys to filter; use "
+                "convolution=1"
             )
 
 
-_USUAL = WindowOptions()
+_DEFAULT_OPTIONS = WindowOptions()
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention to the input itself and the `window` inputs before it.
+    """Multi-head attention to the present input and the `window` inputs before it.
 
     With `positions="xl"` a score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with
     biases u and v per head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3); with "music" it
     is q·k + q·E_d, over the same, with a vector E_d per head (Music Transformer, Huang et al. 2018, arXiv
-    1809.04281, section 3.4). With "only" it is a number per distance and head, at first 0, so that a causal
-    filter of values is learned (Positional Attention, Back de Luca et al. 2025, arXiv 2410.01686; its
-    positions are distances here). Raises ValueError on a bad size.
+    1809.04281, section 3.4). With "only" it is a learned number per distance and head, initially 0, so that a
+    causal filter of values is learned (Positional Attention, Back de Luca et al. 2025, arXiv 2410.01686, with
+    distances in place of positions). Raises ValueError on a bad size.
 
-    With `activation="sigmoid"` a score s weighs sigmoid(s - log window), whatever the others are, and there
-    is nothing that a step must attend to (Gu et al. 2025, arXiv 2410.10781).
+    With `activation="sigmoid"` the weight of a score s is sigmoid(s - log window), independent of other
+    scores, so that a step need not attend to anything (Gu et al. 2025, arXiv 2410.10781).
 
-    With `convolution=n` queries, keys and values are sums over n steps of their episode, each channel by its
-    own weights (RCMHA, Sugiharto et al. 2023, arXiv 2308.03429), at first nearly the present step alone;
-    `recent` has the `before` = window + n - 1 inputs that the keys and values of the window are made of.
+    With `convolution=n` queries, keys and values are weighted sums over n steps of their episode per channel
+    (RCMHA, Sugiharto et al. 2023, arXiv 2308.03429), initially close to the present step alone. Then `recent`
+    holds the `before` = window + n - 1 inputs from which the window's keys and values are computed.
     """
 
     distances: Tensor
 
-    def __init__(self, dim: int, num_heads: int, window: int, options: WindowOptions = _USUAL) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, window: int, options: WindowOptions = _DEFAULT_OPTIONS
+    ) -> None:
         super().__init__()
         if window < 1:
             raise ValueError(f"window={window}: the window must hold at least 1 earlier input")
@@ -120,7 +122,7 @@ class WindowAttention(nn.Module):
         options.check_options()
         self.window, self.positions = window, options.positions
         self.before = window + options.convolution - 1
-        # The weights of a whole window sum to 1 where all scores are 0.
+        # With all scores 0, the weights of a full window sum to 1.
         self.offset = -math.log(window) if options.activation == "sigmoid" else None
         self.num_heads = resolve_heads(dim, num_heads)
         width = dim // self.num_heads
@@ -131,7 +133,7 @@ class WindowAttention(nn.Module):
         if self.positions == "xl":
             self.position = nn.Linear(dim, dim, bias=False)
         self.output = nn.Linear(dim, dim, bias=False)
-        # Farthest first, in the order of `recent`.
+        # Distances are in the order of `recent`, farthest first.
         if self.positions == "xl":
             self.content_bias = nn.Parameter(torch.zeros(self.num_heads, width))
             self.position_bias = nn.Parameter(torch.zeros(self.num_heads, width))
@@ -145,51 +147,51 @@ class WindowAttention(nn.Module):
         if options.convolution > 1:
             self.filters = ShortConvolution(3 * dim, options.convolution)
             with torch.no_grad():
-                self.filters.weight[1:] *= _AT_FIRST
+                self.filters.weight[1:] *= _INITIAL_FILTER_SCALE
 
     def forward(
         self,
         x: Float[Tensor, "batch time dim"],
         recent: Float[Tensor, "batch before dim"],
         clock: Clock,
-        seen: list[relative.Block] | None = None,
+        blocks: list[relative.QueryBlock] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Return what every step of a segment reads, in one pass whose cost is linear in time.
+        """Return the attention output of every step of a segment in one pass with linear cost in time.
 
-        `seen` is what `blocks` made of the same clock, for layers of one window to share where they may.
+        `blocks` is the result of `build_blocks` for the same clock, which layers with the same window share.
         """
         weights = self._weights()
-        if seen is None and self.has_own_gradient(x, recent):
-            seen = self.blocks(clock)
-        if seen is None:
-            return self._by_torch(clock, x, recent, *weights)
-        plain = functools.partial(self._by_torch, clock)
-        return relative.read_segment(plain, seen, self.offset, x, recent, *weights)
+        if blocks is None and self.supports_custom_backward(x, recent):
+            blocks = self.build_blocks(clock)
+        if blocks is None:
+            return self._run_torch(clock, x, recent, *weights)
+        plain = functools.partial(self._run_torch, clock)
+        return relative.read_segment(plain, blocks, self.offset, x, recent, *weights)
 
-    def has_own_gradient(self, x: Tensor, recent: Tensor) -> bool:
-        """Return whether a segment of such inputs may have its gradient by hand."""
+    def supports_custom_backward(self, x: Tensor, recent: Tensor) -> bool:
+        """Check that a segment of these inputs supports the custom backward pass."""
         plain = self.filters is not None or self.positions == "only"
-        return len(x) > 0 and not plain and has_own_gradient(x, recent, self.value.weight)
+        return len(x) > 0 and not plain and supports_custom_backward(x, recent, self.value.weight)
 
     @property
-    def folds(self) -> bool:
-        """Whether its projections may be multiplied with each other beforehand."""
+    def is_foldable(self) -> bool:
+        """True if the projections may be multiplied with each other in advance."""
         return self.filters is None
 
-    def blocks(self, clock: Clock) -> list[relative.Block] | None:
-        """Return what queries of a segment see, None of one too long for a gradient by hand."""
-        if not 1 < clock.length <= _MOST_BLOCKS * max(self.window, _SMALLEST_BLOCK):
+    def build_blocks(self, clock: Clock) -> list[relative.QueryBlock] | None:
+        """Return the query blocks of a segment, or None if it is too long for the custom backward pass."""
+        if not 1 < clock.length <= _MAX_BLOCKS * max(self.window, _SMALLEST_BLOCK):
             return None
-        return relative.blocks(clock, self.window, _SMALLEST_BLOCK)
+        return relative.build_blocks(clock, self.window, _SMALLEST_BLOCK)
 
-    def attended(
+    def segment_weights(
         self,
         x: Float[Tensor, "batch time dim"],
         recent: Float[Tensor, "batch before dim"],
         clock: Clock,
     ) -> Float[Tensor, "batch heads time distances"]:
-        """Return how much every step of a segment attends to what is so far back, farthest first."""
-        weights, _ = self._weighed(clock, x, recent, self._weights() or None)
+        """Return the attention weights of every step of a segment by distance, farthest first."""
+        weights, _ = self._weigh_segment(clock, x, recent, self._weights() or None)
         block = weights.shape[3]
         column = torch.arange(block, device=x.device)[:, None] + torch.arange(
             self.window + 1, device=x.device
@@ -197,60 +199,62 @@ class WindowAttention(nn.Module):
         weights = weights.gather(4, column.expand(*weights.shape[:4], -1))
         return weights.transpose(1, 2).flatten(2, 3)[:, :, : x.shape[1]]
 
-    def _by_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
-        """Return what is read by plain operations, of the weights given."""
-        w = relative.Weights(*weights) if weights else None
-        weighed, value = self._weighed(clock, x, recent, w)
-        read = (weighed @ value).transpose(2, 3)
+    def _run_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
+        """Return the attention output, computed by differentiable torch operations."""
+        w = relative.WindowWeights(*weights) if weights else None
+        attention_weights, value = self._weigh_segment(clock, x, recent, w)
+        read = (attention_weights @ value).transpose(2, 3)
         output = self.output.weight if w is None else w.output
         return F.linear(read.flatten(3).flatten(1, 2)[:, : x.shape[1]], output)
 
-    def _weighed(
-        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights | None
+    def _weigh_segment(
+        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights | None
     ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
-        """Return the weights of what queries of blocks see, and its values; without `w` by distance alone."""
+        """Return weights and values of the query blocks. Without `w`, scores depend only on distance."""
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
-        # Queries go in blocks; those of a block share the keys of the block and of the window before it.
+        # Queries are processed in blocks that share the keys of the block and of the window before it.
         count = math.ceil(time / max(window, _SMALLEST_BLOCK))
         block = math.ceil(time / count)
         padding = count * block - time
 
         def by_head(inputs: Tensor) -> Tensor:
-            inputs = windows(padded(inputs, padding), count, block, window)
+            inputs = unfold_windows(pad_steps(inputs, padding), count, block, window)
             return inputs.unflatten(3, (-1, dim // heads)).transpose(2, 3)
 
         if w is None:
             value = by_head(F.linear(torch.cat([recent.to(x.dtype), x], dim=1), self.value.weight))
             scores = _skew(self.distance_scores[:, None].expand(-1, block, -1))
         else:
-            query, both = self._projected(clock, x, recent, w)
-            query = padded(query, padding).view(batch, count, block, heads, dim // heads)
-            content_query, position_query = _biased(query.transpose(2, 3), w.content_bias, w.position_bias)
+            query, both = self._project(clock, x, recent, w)
+            query = pad_steps(query, padding).view(batch, count, block, heads, dim // heads)
+            content_query, position_query = _add_biases(
+                query.transpose(2, 3), w.content_bias, w.position_bias
+            )
             key, value = by_head(both).chunk(2, dim=2)
-            scores = content_query @ key.mT + _skew(position_query @ w.far)
-        hidden = torch.zeros(1, dtype=scores.dtype, device=x.device)
-        hidden = torch.where(self._visible(clock, count, block), hidden, -math.inf)
-        scores = scores + hidden[:, :, None]
+            scores = content_query @ key.mT + _skew(position_query @ w.distance_keys)
+        mask = torch.zeros(1, dtype=scores.dtype, device=x.device)
+        mask = torch.where(self._visible(clock, count, block), mask, -math.inf)
+        scores = scores + mask[:, :, None]
         return self.weigh(scores), value
 
-    def _projected(
-        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.Weights
+    def _project(
+        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch window_and_time 2*dim"]]:
-        """Return queries, and keys beside values of the window, too."""
+        """Return queries of the segment, and concatenated keys and values of window and segment."""
         if self.filters is None:
             context = torch.cat([recent.to(x.dtype), x], dim=1)
             return F.linear(x, w.query), F.linear(context, torch.cat([w.key, w.value]))
-        # Of inputs that there were not, a filter would see what the window hides.
-        there = torch.arange(self.before, device=x.device) >= self.before - clock.age[:, None]
-        context = torch.cat([torch.where(there[..., None], recent, 0).to(x.dtype), x], dim=1)
+        # Inputs before the episode are zeroed, since the filter would read what the mask hides later.
+        in_episode = torch.arange(self.before, device=x.device) >= self.before - clock.age[:, None]
+        context = torch.cat([torch.where(in_episode[..., None], recent, 0).to(x.dtype), x], dim=1)
         tail, rest = F.linear(context, torch.cat([w.query, w.key, w.value])).tensor_split(
             [self.before - self.window], dim=1
         )
         start = None if clock.start is None else F.pad(clock.start, (self.window, 0))
-        filtered, _ = self.filters(rest, tail, start)
+        projections, _ = self.filters(rest, tail, start)
         dim = x.shape[2]
-        return filtered[:, self.window :, :dim], filtered[..., dim:]
+        return projections[:, self.window :, :dim], projections[..., dim:]
 
     def step(
         self,
@@ -258,11 +262,11 @@ class WindowAttention(nn.Module):
         recent: Float[Tensor, "batch before dim"],
         age: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch dim"]:
-        """Return what one step reads."""
+        """Return the attention output of one step."""
         weights, behind = self._step_weights(x, recent, age)
         read = _total(
             torch.einsum("bhw,hdw->bhd", weights @ inputs, weight)
-            for inputs, weight in zip(behind, self._filtered(self.value, 2), strict=True)
+            for inputs, weight in zip(behind, self._filter_weights(self.value, 2), strict=True)
         )
         return self.output(read.flatten(1))
 
@@ -272,42 +276,42 @@ class WindowAttention(nn.Module):
         recent: Float[Tensor, "batch before dim"],
         age: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch heads distances"]:
-        """Return how much one step reads of what is so far back, farthest first."""
+        """Return the attention weights of one step by distance, farthest first."""
         return self._step_weights(x, recent, age)[0]
 
     def _step_weights(
         self, x: Tensor, recent: Tensor, age: Tensor
     ) -> tuple[Float[Tensor, "batch heads distances"], list[Float[Tensor, "batch distances dim"]]]:
-        """Return the same, and what the window held so many steps ago, for each step of a filter."""
+        """Return the attention weights of one step, and the window inputs at each lag of the filter."""
         index = torch.arange(self.before + 1, device=x.device)
         visible = index >= self.before - age[:, None]
         context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
         context = torch.where(visible[..., None], context, 0)
         behind = [context[:, lag : lag + self.window + 1] for lag in range(self.before - self.window, -1, -1)]
         scores = self.distance_scores if self.positions == "only" else self._step_scores(behind)
-        hidden = ~visible[:, None, self.before - self.window :]
-        return self.weigh(scores.masked_fill(hidden, -math.inf)), behind
+        mask = ~visible[:, None, self.before - self.window :]
+        return self.weigh(scores.masked_fill(mask, -math.inf)), behind
 
     def _step_scores(
         self, behind: list[Float[Tensor, "batch distances dim"]]
     ) -> Float[Tensor, "batch heads distances"]:
         query = _total(
             F.linear(inputs[:, -1], weight.flatten(0, 1))
-            for inputs, weight in zip(behind, self._filtered(self.query, 0), strict=True)
+            for inputs, weight in zip(behind, self._filter_weights(self.query, 0), strict=True)
         )
         query = query.unflatten(1, (self.num_heads, -1))
         scale = query.shape[-1] ** -0.5
         content_query, position_query = ((query + bias) * scale for bias in self.biases())
-        # Keys and values of the window are never formed: their projections move to the one query and the one
+        # Keys and values of the window are not computed. Their projections are applied to the query and the
         # read-out, which costs heads * window * dim instead of window * dim².
         scores = _total(
             torch.einsum("bhd,hdw->bhw", content_query, weight) @ inputs.transpose(1, 2)
-            for inputs, weight in zip(behind, self._filtered(self.key, 1), strict=True)
+            for inputs, weight in zip(behind, self._filter_weights(self.key, 1), strict=True)
         )
         return scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
 
-    def _filtered(self, projection: nn.Linear, part: int) -> list[Float[Tensor, "heads head_dim dim"]]:
-        """Return by heads what a projection weighs the present input by, and those before it."""
+    def _filter_weights(self, projection: nn.Linear, part: int) -> list[Float[Tensor, "heads head_dim dim"]]:
+        """Return the projection weights by head for the present input and for each lag of the filter."""
         weight = projection.weight.unflatten(0, (self.num_heads, -1))
         if self.filters is None:
             return [weight]
@@ -315,33 +319,33 @@ class WindowAttention(nn.Module):
         return [weight * each[..., None] for each in filters]
 
     def weigh(self, scores: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch keys"]:
-        """Return the weights of scores, in at least float32 on the way."""
+        """Return the weights of scores, computed in at least float32."""
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = torch.softmax(exact, dim=-1) if self.offset is None else torch.sigmoid(exact + self.offset)
         return weights.to(scores.dtype)
 
     def distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
-        """Return what queries meet at each distance, farthest first."""
+        """Return the keys of the distances, farthest first."""
         if self.positions == "music":
             return self.embedding.mT
         return F.linear(self.distances, self.position.weight).T.unflatten(0, (self.num_heads, -1))
 
     def biases(self) -> tuple[Float[Tensor, "heads head_dim"], Float[Tensor, "heads head_dim"]]:
-        """Return what is added to queries before they meet contents, and before they meet distances."""
+        """Return the query biases for content scores and for distance scores."""
         if self.positions == "music":
             none = self.embedding.new_zeros(self.num_heads, self.embedding.shape[2])
             return none, none
         return self.content_bias, self.position_bias
 
-    def _weights(self) -> relative.Weights | tuple[()]:
-        """Return the parameters of scores and values, none where scores are of distances alone."""
+    def _weights(self) -> relative.WindowWeights | tuple[()]:
+        """Return the parameters of the attention, or () if scores depend on distances alone."""
         if self.positions == "only":
             return ()
         query, key, value, output = (part.weight for part in (self.query, self.key, self.value, self.output))
-        return relative.Weights(query, key, value, self.distance_keys(), output, *self.biases())
+        return relative.WindowWeights(query, key, value, self.distance_keys(), output, *self.biases())
 
     def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
-        """Return which keys of its block each query may see: those of its episode, inside its window."""
+        """Return a mask of the keys in its block that each query sees: its episode, inside its window."""
         step = F.pad(clock.step, (0, count * block - clock.length)).unflatten(1, (count, block))
         key = torch.arange(-self.window, block, device=step.device)
         behind = torch.arange(block, device=step.device)[:, None] - key
@@ -352,31 +356,31 @@ def _total(terms: Iterable[Tensor]) -> Tensor:
     return functools.reduce(torch.add, terms)
 
 
-def _biased(
+def _add_biases(
     query: Float[Tensor, "*batch heads block head_dim"], *biases: Float[Tensor, "heads head_dim"]
 ) -> list[Tensor]:
     scale = query.shape[-1] ** -0.5
     return [(query + bias[:, None]) * scale for bias in biases]
 
 
-def windows(
+def unfold_windows(
     x: Float[Tensor, "batch before_and_steps width"], count: int, block: int, before: int
 ) -> Float[Tensor, "batch count before_and_block width"]:
-    """Return the steps of every block and those `before` it.
+    """Return the steps of every block and the `before` steps ahead of it.
 
-    Whole blocks are laid side by side, which is quicker to differentiate than an unfolding.
+    Whole blocks are concatenated, which has a faster backward pass than unfold.
     """
     if count == 1:
         return x[:, None]
     each = -(-before // block)
-    blocks = padded(x, each * block - before).unflatten(1, (each + count, block))
+    blocks = pad_steps(x, each * block - before).unflatten(1, (each + count, block))
     beside = torch.cat([blocks[:, place : place + count] for place in range(each + 1)], dim=2)
     return beside[:, :, : before + block]
 
 
-def padded(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
-    """Return so many steps of zeros behind a segment."""
-    # A padding by nothing would copy all the same.
+def pad_steps(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
+    """Append `steps` steps of zeros to a segment."""
+    # F.pad by 0 would still copy.
     return F.pad(x, (0, 0, 0, steps)) if steps else x
 
 

@@ -1,4 +1,4 @@
-"""Reading a text that is longer than a model's view."""
+"""Readers for texts longer than a model's context window."""
 
 from __future__ import annotations
 

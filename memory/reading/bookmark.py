@@ -1,4 +1,4 @@
-"""The place a reader has reached in a long text: kept on disk, shown to who waits."""
+"""Resumable position of a reader in a long text, and its progress display."""
 
 from __future__ import annotations
 
@@ -14,158 +14,167 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 SAVE_SECONDS = 5.0
-"""Time between savings."""
+"""Seconds between saves."""
 _LINE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """A sentence, or a part of one too long, and its tokens."""
+    """Sentence, or part of a long sentence, with its tokens."""
 
     text: str
-    """What joins to the text it is of."""
+    """Text, including white space, so that joined sentences give the whole text."""
     tokens: tuple[int, ...]
-    """Its tokens, alone."""
+    """Tokens of this text alone."""
 
 
-class Place(NamedTuple):
-    """How far a text is read."""
+class ReadingPosition(NamedTuple):
+    """Position in a text, and the sentences retained so far."""
 
     characters: int
     tokens: int
-    kept: list[Sentence]
+    sentences: list[Sentence]
     digest: str
-    """SHA-256 of what was read."""
+    """SHA-256 of the text read so far."""
 
 
 class Bookmark:
-    """How far a text is read, and what was kept of it: in memory, and in a file if a path is given.
+    """Reading position and retained sentences, in memory and, if `path` is given, in a file.
 
-    Raises ValueError if the file is of other `settings`, or damaged.
+    Raises ValueError if the file belongs to other `settings` or is damaged.
     """
 
     def __init__(self, path: Path | None, settings: str) -> None:
         self.path, self.settings = path, settings
-        self.place = Place(0, 0, [], hashlib.sha256().hexdigest())
+        self.position = ReadingPosition(0, 0, [], hashlib.sha256().hexdigest())
         self._digest = hashlib.sha256()
-        self._skipped = False
-        self._saved = time.monotonic()
+        self._is_checked = False
+        self._last_save = time.monotonic()
         if path is not None and path.exists():
             self._load(path)
 
-    def parts(self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]) -> Iterator[Sentence]:
-        """Give the cut sentences that are not read yet.
+    def iterate_unread(
+        self, sentences: Iterable[str], cut: Callable[[str], Iterable[Sentence]]
+    ) -> Iterator[Sentence]:
+        """Yield the parts of sentences after the reading position.
 
-        Raises ValueError if those before are not what was read.
+        Raises ValueError if the text before it is not the text that was read.
         """
-        at, place = 0, self.place
+        offset, position = 0, self.position
         for text in sentences:
-            if at + len(text) <= place.characters:  # not cut: that takes the tokenizer's time
-                at = self._skip(text, at)
+            if offset + len(text) <= position.characters:  # not split, which would tokenize the sentence
+                offset = self._skip(text, offset)
                 continue
             for part in cut(text):
-                if at < place.characters:
-                    at = self._skip(part.text, at)
+                if offset < position.characters:
+                    offset = self._skip(part.text, offset)
                     continue
-                self._check(at)
+                self._check(offset)
                 yield part
-        self._check(at)
+        self._check(offset)
 
-    def turn(self, chunk: Iterable[Sentence], kept: list[Sentence]) -> None:
-        """Note that a chunk was read and what is kept since."""
+    def advance(self, chunk: Iterable[Sentence], sentences: list[Sentence]) -> None:
+        """Move past a chunk that was read, and set the retained sentences."""
         chunk = list(chunk)
         text = "".join(sentence.text for sentence in chunk)
         self._digest.update(text.encode(errors="surrogatepass"))
-        # In one go: Ctrl-C may come between any two statements.
-        self.place = Place(
-            self.place.characters + len(text),
-            self.place.tokens + sum(len(sentence.tokens) for sentence in chunk),
-            kept,
+        # A single assignment, because Ctrl-C may interrupt between any two statements.
+        self.position = ReadingPosition(
+            self.position.characters + len(text),
+            self.position.tokens + sum(len(sentence.tokens) for sentence in chunk),
+            sentences,
             self._digest.hexdigest(),
         )
-        if time.monotonic() - self._saved > SAVE_SECONDS:
+        if time.monotonic() - self._last_save > SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Write the file, whole or not at all."""
-        self._saved = time.monotonic()
+        """Write the file atomically."""
+        self._last_save = time.monotonic()
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "settings": self.settings,
-            "characters": self.place.characters,
-            "tokens": self.place.tokens,
-            "digest": self.place.digest,
-            "kept": [[sentence.text, sentence.tokens] for sentence in self.place.kept],
+            "characters": self.position.characters,
+            "tokens": self.position.tokens,
+            "digest": self.position.digest,
+            "kept": [[sentence.text, sentence.tokens] for sentence in self.position.sentences],
         }
-        beside = self.path.with_name(self.path.name + ".new")
-        beside.write_text(json.dumps(state), encoding="utf-8")
-        os.replace(beside, self.path)
+        temporary = self.path.with_name(self.path.name + ".new")
+        temporary.write_text(json.dumps(state), encoding="utf-8")
+        os.replace(temporary, self.path)
 
     def _load(self, path: Path) -> None:
         try:
             state = json.loads(path.read_text(encoding="utf-8"))
             settings = state["settings"]
-            kept = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
-            self.place = Place(state["characters"], state["tokens"], kept, state["digest"])
+            sentences = [Sentence(text, tuple(tokens)) for text, tokens in state["kept"]]
+            self.position = ReadingPosition(state["characters"], state["tokens"], sentences, state["digest"])
         except (KeyError, RecursionError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no place in a text ({error}); delete it to begin anew") from error
+            raise ValueError(
+                f"{path} is not a saved reading position ({error}); delete it to start again"
+            ) from error
         if settings != self.settings:
             raise ValueError(
-                f"{path} is of another question or other settings; give another file, or delete it"
+                f"{path} belongs to another question or other settings; choose another file, or delete it"
             )
 
-    def _skip(self, text: str, at: int) -> int:
+    def _skip(self, text: str, offset: int) -> int:
         self._digest.update(text.encode(errors="surrogatepass"))
-        return at + len(text)
+        return offset + len(text)
 
-    def _check(self, at: int) -> None:
-        """Compare what was skipped, once, with what was read."""
-        if not self._skipped and (at, self._digest.hexdigest()) != (self.place.characters, self.place.digest):
-            raise ValueError(f"{self.path} is of another text; give another file, or delete it")
-        self._skipped = True
+    def _check(self, offset: int) -> None:
+        """Check, once, that the skipped text is the text that was read."""
+        if not self._is_checked and (offset, self._digest.hexdigest()) != (
+            self.position.characters,
+            self.position.digest,
+        ):
+            raise ValueError(f"{self.path} belongs to another text; choose another file, or delete it")
+        self._is_checked = True
 
 
-class Watch:
-    """Shows on stderr how a text is being read, and saves the bookmark when reading ends, however it ends."""
+class ProgressDisplay:
+    """Progress display on stderr; it also saves the bookmark when reading ends or fails."""
 
-    def __init__(self, bookmark: Bookmark, characters: int | None, enabled: bool) -> None:
-        self._bookmark, self._characters, self._enabled = bookmark, characters, enabled
-        self._live = sys.stderr.isatty()
-        self._began = self._said = time.monotonic()
-        self._first = bookmark.place
+    def __init__(self, bookmark: Bookmark, characters: int | None, is_enabled: bool) -> None:
+        self._bookmark, self._characters, self._is_enabled = bookmark, characters, is_enabled
+        self._is_terminal = sys.stderr.isatty()
+        self._start = self._last_print = time.monotonic()
+        self._first = bookmark.position
 
     def __enter__(self) -> Self:
-        self._first = self._bookmark.place
+        self._first = self._bookmark.position
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bookmark.save()
-        if self._enabled and self._live:
+        if self._is_enabled and self._is_terminal:
             print(file=sys.stderr)
 
     def update(self) -> None:
-        """Show the place now: on a terminal at once, elsewhere a line now and then."""
+        """Print the position: continuously on a terminal, otherwise one line every 30 seconds."""
         now = time.monotonic()
-        if not self._enabled or now - self._said < (0.1 if self._live else _LINE_SECONDS):
+        if not self._is_enabled or now - self._last_print < (0.1 if self._is_terminal else _LINE_SECONDS):
             return
-        self._said = now
-        print(self._line(now), end="" if self._live else "\n", file=sys.stderr, flush=True)
+        self._last_print = now
+        print(self._line(now), end="" if self._is_terminal else "\n", file=sys.stderr, flush=True)
 
     def _line(self, now: float) -> str:
-        place, first = self._bookmark.place, self._first
-        seconds = max(now - self._began, 1e-9)
-        parts = [f"read {place.tokens:,} tokens"]
+        position, first = self._bookmark.position, self._first
+        seconds = max(now - self._start, 1e-9)
+        parts = [f"read {position.tokens:,} tokens"]
         if self._characters:
             left = (
-                (self._characters - place.characters) * seconds / max(place.characters - first.characters, 1)
+                (self._characters - position.characters)
+                * seconds
+                / max(position.characters - first.characters, 1)
             )
-            parts += [f"{place.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
+            parts += [f"{position.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
         parts += [
-            f"{(place.tokens - first.tokens) / seconds:,.0f} tokens/s",
-            f"{len(place.kept)} sentences kept",
+            f"{(position.tokens - first.tokens) / seconds:,.0f} tokens/s",
+            f"{len(position.sentences)} sentences kept",
         ]
-        return ("\r" if self._live else "") + "  ".join(parts)
+        return ("\r" if self._is_terminal else "") + "  ".join(parts)

@@ -1,15 +1,15 @@
-"""InfiniRetri: read a text of any length with a causal model; keep the sentences a question is about.
+"""InfiniRetri: read a text of any length with a causal model; keep the sentences relevant to a question.
 
-Ye et al. 2025 (arXiv 2502.12962): the text goes through the model chunk by chunk, each with the sentences
-kept so far in front and the question behind. The attention of the question's rows, summed over a phrase,
-picks the tokens whose sentences are kept, and in the end the question is answered from those alone. No keys
-and values are carried over, so the cost is linear in the text's length, memory does not grow, and the model's
-trained length is no limit.
+Ye et al. 2025 (arXiv 2502.12962): the model reads the text chunk by chunk, each chunk preceded by the
+sentences retained so far and followed by the question. The attention weights of the question's tokens, summed
+over phrases, select tokens, and their sentences are retained. At the end the question is answered from these
+sentences alone. No keys and values are carried over, so the cost is linear in the length of the text, memory
+does not grow, and the text may be longer than the model's training length.
 
-Beyond the paper: the weights are those of retrieval heads in one layer, where the paper sums all heads of
-the last layer; the forward pass ends at that layer, and only the question's rows of weights are computed,
-where the paper runs eager attention in all layers; and the attention sink is taken out before neighbours are
-summed, so that it does not smear into the first sentence, as phrases do not into the sentences beside them.
+Differences from the paper: the weights are those of retrieval heads in one layer; the paper sums all heads of
+the last layer. The forward pass ends at that layer and computes only the question's rows of weights; the
+paper runs eager attention in all layers. The attention sink is removed before neighbours are summed, so that
+it does not spread to the first sentence. Phrases do not extend over sentence boundaries.
 """
 
 from __future__ import annotations
@@ -29,53 +29,53 @@ from transformers import PreTrainedModel
 from scrubjay.kernels.select import best
 from scrubjay.memory.context.quotes import ControlTokens
 from scrubjay.memory.heads.capture import attention_weights
-from scrubjay.memory.heads.prompts import chat_prompt, opened
+from scrubjay.memory.heads.prompts import build_chat_prompt, prepend_bos
 from scrubjay.memory.heads.retrieval import retrieval_heads
-from scrubjay.memory.reading.bookmark import Bookmark, Sentence, Watch
+from scrubjay.memory.reading.bookmark import Bookmark, ProgressDisplay, Sentence
 from scrubjay.memory.reading.sentences import split_sentences
 
-_LENGTHS_APART = 64
+_LENGTH_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
-class Retrieved:
-    """What reading a text for a question gave."""
+class ReadingResult:
+    """Result of reading a text for a question."""
 
     sentences: tuple[str, ...]
-    """The sentences kept, in the text's order."""
+    """Retained sentences, in the order of the text."""
     answer: str
-    """What the model answers from them."""
+    """Answer of the model from these sentences."""
     tokens_read: int
-    """Length of the text."""
+    """Length of the text in tokens."""
 
 
-class Judged(NamedTuple):
-    """What became of sentences that were read at once: of those kept before, and behind them of a chunk's."""
+class SentenceSelection(NamedTuple):
+    """Scores and selection of the sentences of one forward pass: those retained before, then a chunk's."""
 
     sentences: tuple[Sentence, ...]
     scores: tuple[float, ...]
-    """Of each, that of its best token."""
-    kept: tuple[int, ...]
-    """Which of them are kept, in the text's order."""
+    """Score of the best token of each sentence."""
+    indices: tuple[int, ...]
+    """Indices of the sentences to retain, in the order of the text."""
 
 
 class InfiniRetri:
-    """Reads texts with a causal language model of transformers and its tokenizer.
+    """Reader of long texts with a causal language model of transformers.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        chunk_tokens: Tokens of text read at once; of the best sentences as many are kept as fit into so many.
-        top_k: Tokens whose sentences are kept, the best by score.
-        phrase: A token's score is that of so many tokens around it.
-        layer: Whose attention is looked at; by default the one that copies best (see `retrieval_heads`).
-        heads: Which of its heads; by default those that copy best.
-        row_weights: What the question's rows count: "even" all alike; "own", as in the authors' package
-            infini-retri, by the square of what a row attends to the question itself. The package takes these
-            weights from the first chunk for all; here each chunk has its own.
+        chunk_tokens: Tokens of text per forward pass, and most tokens of retained sentences.
+        top_k: Number of tokens with the best scores whose sentences are retained.
+        phrase: Number of neighbouring tokens whose attention is summed into a token's score.
+        layer: Layer of the attention weights. Default: the layer that copies best (see `retrieval_heads`).
+        heads: Heads of that layer. Default: the heads that copy best.
+        row_weights: Weights of the question's rows. "even": equal weights. "own", as in the authors' package
+            infini-retri: the square of the row's attention to the question itself. The package uses the
+            weights of the first chunk for all chunks; here each chunk has its own.
 
     Raises:
-        ValueError: on a size, layer or head that cannot be.
+        ValueError: on an invalid size, layer or head.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class InfiniRetri:
         if layer is None or heads is None:
             scores = retrieval_heads(model, tokenizer)
             layer = scores.best_layer() if layer is None else layer
-            heads = scores.of_layer(layer) if heads is None else heads
+            heads = scores.select_heads(layer) if heads is None else heads
         self.layer, self.heads = layer, list(heads)
 
     def read(
@@ -112,96 +112,99 @@ class InfiniRetri:
         state: Path | str | None = None,
         max_new_tokens: int = 64,
         progress: bool = True,
-        on_chunk: Callable[[Judged], None] = lambda judged: None,
-    ) -> Retrieved:
-        """Read a text, or pieces of one that may be cut anywhere, and answer the question from what was kept.
+        on_chunk: Callable[[SentenceSelection], None] = lambda selection: None,
+    ) -> ReadingResult:
+        """Read a text and answer the question from the retained sentences.
 
         Args:
-            text: The text.
-            question: What is asked of it.
-            state: A file, where the place reached is saved every few seconds and at Ctrl-C; the same call
-                goes on from there.
-            max_new_tokens: Tokens of the answer at most.
-            progress: Whether to show how far it has read.
-            on_chunk: Is told what became of every chunk.
+            text: The text, or pieces of it that may be split anywhere.
+            question: The question.
+            state: File that stores the reading position every few seconds and at Ctrl-C; the same call
+                resumes from it.
+            max_new_tokens: Largest number of tokens in the answer.
+            progress: Whether to display the progress.
+            on_chunk: Callback with the selection after every chunk.
 
         Raises:
             ValueError: if the file belongs to another text, question or setting.
         """
         bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
         length = len(text) if isinstance(text, str) else None
-        with Watch(bookmark, length, enabled=progress) as watch:
-            for chunk in self._chunks(bookmark.parts(split_sentences(text), self._cut)):
-                judged = self.judge([*bookmark.place.kept, *chunk], question)
-                bookmark.turn(chunk, [judged.sentences[at] for at in judged.kept])
-                on_chunk(judged)
+        with ProgressDisplay(bookmark, length, is_enabled=progress) as watch:
+            for chunk in self._chunks(bookmark.iterate_unread(split_sentences(text), self._cut)):
+                selection = self.select_sentences([*bookmark.position.sentences, *chunk], question)
+                bookmark.advance(chunk, [selection.sentences[at] for at in selection.indices])
+                on_chunk(selection)
                 watch.update()
-        sentences = bookmark.place.kept
-        return Retrieved(
+        sentences = bookmark.position.sentences
+        return ReadingResult(
             tuple(sentence.text.strip() for sentence in sentences),
             self._answer(sentences, question, max_new_tokens),
-            bookmark.place.tokens,
+            bookmark.position.tokens,
         )
 
-    def judge(self, sentences: Sequence[Sentence], question: str) -> Judged:
-        """Read these sentences before the question, and say which of them to keep."""
-        before, asked, _ = self._prompt(question)
+    def select_sentences(self, sentences: Sequence[Sentence], question: str) -> SentenceSelection:
+        """Read these sentences with the question after them, and select the sentences to retain."""
+        before, question_tokens, _ = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        read = before + tokens + asked
-        length = len(read)
-        # What stands after the question, unread: a processor's library builds code anew for every length it
-        # meets.
-        unread = asked[-1:] * (-length % _LENGTHS_APART)
-        prompt = torch.tensor([read + unread], device=self.model.device)
-        rows = slice(length - len(asked), length)
+        read_tokens = before + tokens + question_tokens
+        length = len(read_tokens)
+        # Padding to a multiple, after the question's rows: CPU libraries compile code for every new length.
+        filler = question_tokens[-1:] * (-length % _LENGTH_MULTIPLE)
+        prompt = torch.tensor([read_tokens + filler], device=self.model.device)
+        rows = slice(length - len(question_tokens), length)
         weights = attention_weights(self.model, prompt, {self.layer: self.heads}, rows)[self.layer][0]
         if self.row_weights == "own":
             weights = weights * weights[..., rows].sum(dim=(0, 2)).square()[:, None]
         lengths = [len(sentence.tokens) for sentence in sentences]
         scores = phrase_scores(weights, len(before), lengths, self.phrase)
         best_of = tuple(float(part.amax()) if len(part) else 0.0 for part in scores.split(lengths))
-        return Judged(tuple(sentences), best_of, _keep(lengths, scores, self.top_k, self.chunk_tokens))
+        return SentenceSelection(
+            tuple(sentences), best_of, _keep(lengths, scores, self.top_k, self.chunk_tokens)
+        )
 
     def _chunks(self, sentences: Iterable[Sentence]) -> Iterator[list[Sentence]]:
-        """Give lists of whole sentences of together at most `chunk_tokens`."""
+        """Yield lists of whole sentences with at most `chunk_tokens` tokens in total."""
         chunk: list[Sentence] = []
-        held = 0
+        chunk_length = 0
         for sentence in sentences:
-            if chunk and held + len(sentence.tokens) > self.chunk_tokens:
+            if chunk and chunk_length + len(sentence.tokens) > self.chunk_tokens:
                 yield chunk
-                chunk, held = [], 0
+                chunk, chunk_length = [], 0
             chunk.append(sentence)
-            held += len(sentence.tokens)
+            chunk_length += len(sentence.tokens)
         if chunk:
             yield chunk
 
     def _cut(self, text: str) -> list[Sentence]:
-        """Return a sentence whole, or in halves and halves of halves that fit into a chunk."""
-        # A mark of the chat template within a text is quoted there: it must not end the user's turn.
-        tokens = self._control.tokens(text)
+        """Return a sentence as one part, or split in halves recursively until each part fits into a chunk."""
+        # Control tokens in the text are escaped, so that they cannot end the user's turn.
+        tokens = self._control.encode(text)
         if len(tokens) <= self.chunk_tokens or len(text) == 1:
             return [Sentence(text, tuple(tokens))]
         middle = len(text) // 2
         return self._cut(text[:middle]) + self._cut(text[middle:])
 
     def _prompt(self, question: str) -> tuple[list[int], list[int], list[int]]:
-        """Return the tokens before a text, those of the question, and those behind it."""
-        parts = chat_prompt(self.tokenizer, question)
-        before, asked, tail = (self.tokenizer(part, add_special_tokens=False).input_ids for part in parts)
-        return opened(self.tokenizer, before), asked, tail
+        """Return the tokens before the text, of the question, and after the question."""
+        parts = build_chat_prompt(self.tokenizer, question)
+        before, question_tokens, tail = (
+            self.tokenizer(part, add_special_tokens=False).input_ids for part in parts
+        )
+        return prepend_bos(self.tokenizer, before), question_tokens, tail
 
     def _answer(self, sentences: Sequence[Sentence], question: str, max_new_tokens: int) -> str:
-        before, asked, tail = self._prompt(question)
+        before, question_tokens, tail = self._prompt(question)
         tokens = [token for sentence in sentences for token in sentence.tokens]
-        prompt = torch.tensor([before + tokens + asked + tail], device=self.model.device)
-        model: Any = self.model  # to type checkers its `generate` is a tensor
+        prompt = torch.tensor([before + tokens + question_tokens + tail], device=self.model.device)
+        model: Any = self.model  # type checkers take `generate` for a tensor
         answer = model.generate(
             prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=max_new_tokens
         )
         return self.tokenizer.decode(answer[0, prompt.shape[1] :], skip_special_tokens=True).strip()
 
     def _settings(self, question: str) -> str:
-        """Return what a saved place depends on, besides the text."""
+        """Return a hash of the settings that a saved position depends on, besides the text."""
         settings = (
             question,
             self.chunk_tokens,
@@ -217,14 +220,14 @@ class InfiniRetri:
 def phrase_scores(
     weights: Float[Tensor, "heads rows keys"], first: int, lengths: Sequence[int], phrase: int
 ) -> Float[Tensor, "tokens"]:
-    """Return how much the rows attend to the `phrase` tokens around each token of these sentences.
+    """Return the attention of all rows to the `phrase` tokens around each token of these sentences.
 
-    They begin at key `first` and fill the keys after it. A phrase does not reach into other sentences; what
-    lies outside them, and the sink at key 0 wherever they begin, counts nothing.
+    The sentences start at key `first` and follow each other. A phrase ends at the boundaries of its sentence.
+    Keys outside the sentences and the sink at key 0 count as zero.
     """
-    received = weights.sum(dim=(0, 1)).double()
-    received[0] = 0
-    total = functional.pad(received[first : first + sum(lengths)].cumsum(0), (1, 0))
+    attention = weights.sum(dim=(0, 1)).double()
+    attention[0] = 0
+    total = functional.pad(attention[first : first + sum(lengths)].cumsum(0), (1, 0))
     size = torch.tensor(list(lengths), device=weights.device)
     end = size.cumsum(0).repeat_interleave(size)
     start = end - size.repeat_interleave(size)
@@ -237,16 +240,16 @@ def phrase_scores(
 def _keep(
     lengths: Sequence[int], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
 ) -> tuple[int, ...]:
-    """Return which sentences own the `top_k` best tokens, in order.
+    """Return the indices of the sentences with the `top_k` best tokens, in order.
 
-    Those of the best that fit into `most_tokens`.
+    Better sentences come first as long as all fit into `most_tokens`.
     """
     owner = [at for at, length in enumerate(lengths) for _ in range(length)]
-    kept: dict[int, None] = {}
+    selection: dict[int, None] = {}
     left = most_tokens
     for token in best(scores, top_k).tolist():
         size = lengths[owner[token]]
-        if owner[token] not in kept and size <= left:
-            kept[owner[token]] = None
+        if owner[token] not in selection and size <= left:
+            selection[owner[token]] = None
             left -= size
-    return tuple(sorted(kept))
+    return tuple(sorted(selection))

@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 LONGEST = 1000
-"""Characters after which a sentence is cut at a line's end, else between words, else anywhere."""
+"""Most characters of a sentence; a longer one is split at a line end, else between words, else anywhere."""
 
 _PIECE = 1 << 16
 _CLOSERS = "\"'”’»)\\]」』）》"
 _END = re.compile(
-    rf"[.!?…]+[{_CLOSERS}]*(?=\s+[^\sa-z])"  # before a small letter a sentence goes on
+    rf"[.!?…]+[{_CLOSERS}]*(?=\s+[^\sa-z])"  # a sentence continues before a lower-case letter
     rf"|[。！？]+[{_CLOSERS}]*(?=[^。！？{_CLOSERS}])"
     r"|\S(?=[^\S\n]*\n[^\S\n]*\n)"  # a blank line ends a heading
 )
@@ -21,19 +21,20 @@ _ABBREVIATION = re.compile(
 
 
 def split_sentences(text: str | Iterable[str]) -> Iterator[str]:
-    """Give the sentences of a text, or of pieces of one that may be cut anywhere; joined they are the text.
+    """Yield the sentences of a text, or of its pieces, which may be split anywhere.
 
-    White space belongs to the sentence after it. Of the text no more is held than a piece and a sentence.
+    The joined sentences are the text; white space belongs to the following sentence. At most one piece and
+    one sentence are in memory.
     """
     pieces = _pieces(text) if isinstance(text, str) else text
-    held, start = "", 0
+    buffer, start = "", 0
     for piece in pieces:
-        held, start = held[start:] + piece, 0
-        while (end := _end(held, start)) is not None:
-            yield held[start:end]
+        buffer, start = buffer[start:] + piece, 0
+        while (end := _end(buffer, start)) is not None:
+            yield buffer[start:end]
             start = end
-    if held[start:]:
-        yield held[start:]
+    if buffer[start:]:
+        yield buffer[start:]
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -42,7 +43,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _end(text: str, start: int) -> int | None:
-    """Return where the sentence from `start` ends, None if that is not to be seen yet."""
+    """Return the end of the sentence from `start` on, None if more text is needed to find it."""
     limit = start + LONGEST
     at = start
     while (match := _END.search(text, at, limit)) is not None:

@@ -1,1 +1,1 @@
-"""Memories that are elementwise linear recurrences: a decay and a value per channel and step."""
+"""Memories built on elementwise linear recurrences, with a decay and a value per channel and step."""

@@ -1,20 +1,20 @@
-"""AGaLiTe: a gated transformer whose attention is approximated by channels that turn at a few frequencies.
+"""AGaLiTe: gated transformer layer whose linear attention is approximated with a few oscillating channels.
 
-Pramanik et al. 2023 (arXiv 2310.15719, sections 3 and 4). Per head, with c1, c2 and c3 of H numbers each,
-gates b = σ(.) of values and g = σ(.) ⊗ σ(c3) of keys, features k = relu(.) ⊗ relu(c1) and q = relu(.) ⊗
-relu(c2), and t the step's number in its episode from 1, for each of r frequencies w from -pi to pi:
+Pramanik et al. 2023 (arXiv 2310.15719, sections 3 and 4). Each head has c1, c2 and c3 of H numbers each,
+gates b = σ(.) of values and g = σ(.) ⊗ σ(c3) of keys, and features k = relu(.) ⊗ relu(c1) and q = relu(.) ⊗
+relu(c2). t is the number of the step in its episode, from 1. For each of r frequencies w from -pi to pi:
 
     K_w = (1 - g) K_w + g k cos(w t),    V_w = (1 - b) V_w + b v cos(w t),    s = (1 - g) s + g k,
     y = sum_w V_w (K_w . q) / (2 r s . q + 1e-3).
 
-Sublayers are normed before and gated after, as those of `memory/gtrxl.py`.
+Sublayers have a norm before and a gate after, as in `memory/gtrxl.py`.
 
-Where it differs: t counts from each `start`; the published code never puts it back, so that an episode
-depends on how long the one before it was. A frequency and its negative are kept once, for their cosines are
-the same: of the published r = 2 there is one, at which signs alternate. Cosines are those of whole numbers
-modulo 2 (r - 1), by which they repeat, and so are the same after a million steps. What is divided by has
-1e-3 added to it, not 1e-5: where queries hardly meet a key, gradients would be those of rounding. This is one
-layer, of which the published have four: `stack` puts them one after the other.
+Differences from the published code: t restarts at each `start`. The published code never resets t, so an
+episode depends on the length of the previous one. A frequency and its negative share one channel, since their
+cosines are equal; the published r = 2 then has one channel, whose sign alternates. Cosines are computed from
+integers modulo their period 2 (r - 1), so they stay exact after a million steps. The denominator has 1e-3
+added, not 1e-5: where queries barely match a key, gradients would otherwise be dominated by rounding errors.
+This module is one layer; the published models have four, which `stack` provides.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.gate import Gate
 from scrubjay.memory.parts.window import resolve_heads
 
-# Where a query meets no key, little is read, and its rounding must stay so.
+# Outputs are small where a query matches no key; the division must not amplify their rounding errors.
 _EPSILON = 1e-3
-# No weight is as large as their number, so that nothing else tells how much room they may take.
+# Bounds the state size: no parameter grows with the number of frequencies, so no other check limits it.
 _MOST_FREQUENCIES = 1024
 
 
 @dataclass(frozen=True)
 class AGaLiTeConfig(MemoryConfig):
-    """Sizes of `AGaLiTe`. Raises ValueError on one that cannot work."""
+    """Configuration of `AGaLiTe`. Raises ValueError on an invalid value."""
 
     num_heads: int | None = None
-    """Heads, a divisor of `dim`; by default the largest one up to 4."""
+    """Attention heads, a divisor of `dim`; by default the largest one up to 4."""
     num_features: int = 4
-    """By how much keys are wider than heads."""
+    """Key width in units of a head's width."""
     num_frequencies: int = 2
-    """Frequencies from -pi to pi, of which a negative costs nothing."""
+    """Number of frequencies from -pi to pi; a frequency and its negative share one channel."""
     feed_forward_ratio: int = 1
-    """Width of the feed-forward layer's hidden part, in units of `dim`."""
+    """Hidden width of the feed-forward block, in units of `dim`."""
     gate_bias: float = 2.0
-    """Initial bias of the gates: the larger, the nearer to the identity a new layer is."""
+    """Initial bias of the gates; a larger bias starts the layer closer to the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,12 +67,12 @@ class AGaLiTeConfig(MemoryConfig):
             raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 
     def build(self) -> AGaLiTe:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return AGaLiTe(self)
 
 
-class Written(NamedTuple):
-    """What inputs do to the state, F its frequencies and E the width of keys, and how they read it."""
+class AGaLiTeUpdate(NamedTuple):
+    """State update and query computed from inputs; F is the number of frequencies, E the width of keys."""
 
     key_decay: Float[Tensor, "*batch 1 heads E"]
     keys: Float[Tensor, "*batch F+1 heads E"]
@@ -82,10 +82,10 @@ class Written(NamedTuple):
 
 
 class AGaLiTe(Memory):
-    """One layer of approximate gated linear attention, and feed-forward, both gated.
+    """One layer of approximate gated linear attention and feed-forward, both gated.
 
-    State: `keys` `[batch, 1 + frequencies, heads, features * width]`, s and then K, `values` `[batch,
-    frequencies, heads, width]`, V, and `time` `[batch]`, the steps of the episode.
+    State: `keys` `[batch, 1 + frequencies, heads, features * width]`, s and then K; `values` `[batch,
+    frequencies, heads, width]`, V; and `time` `[batch]`, the number of steps in the episode.
     """
 
     multiples: Tensor
@@ -96,7 +96,8 @@ class AGaLiTe(Memory):
         dim, hidden = config.dim, config.feed_forward_ratio * config.dim
         self.heads, self.features = resolve_heads(dim, config.num_heads), config.num_features
         self.width, self.frequencies = dim // self.heads, config.num_frequencies
-        # In units of pi / halves, without signs: a single frequency is -pi, and in the middle may be one 0.
+        # Absolute frequencies in units of pi / halves: a single frequency is -pi, and the middle one may be
+        # 0.
         self.halves = max(1, self.frequencies - 1)
         multiples = range(self.halves, -1, -2)
         counts = [2 if multiple and self.frequencies > 1 else 1 for multiple in multiples]
@@ -113,54 +114,56 @@ class AGaLiTe(Memory):
         self.feed_forward_gate = Gate(dim, config.gate_bias)
 
     def initial_state(self, batch_size: int) -> State:
-        """Return empty sums and the age 0 of each row's episode."""
+        """Return zero sums and step count 0 for every row."""
         count, wide = len(self.multiples), self.features * self.width
         shapes = {"keys": (count + 1, self.heads, wide), "values": (count, self.heads, self.width)}
-        given = {"dtype": self.state_dtype, "device": self.device}
-        state = {name: torch.zeros(batch_size, *shape, **given) for name, shape in shapes.items()}
+        options = {"dtype": self.state_dtype, "device": self.device}
+        state = {name: torch.zeros(batch_size, *shape, **options) for name, shape in shapes.items()}
         return state | {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one input."""
-        now = self._write(x, state["time"])
-        keys = torch.addcmul(now.keys, now.key_decay, state["keys"])
-        values = torch.addcmul(now.values, now.value_decay, state["values"])
+        """Advance every row by one step."""
+        update = self._write(x, state["time"])
+        keys = torch.addcmul(update.keys, update.key_decay, state["keys"])
+        values = torch.addcmul(update.values, update.value_decay, state["values"])
         after = {"keys": keys, "values": values, "time": state["time"] + 1}
-        return self._finish(x, self._read(keys, values, now)), after
+        return self._finish(x, self._read(keys, values, update)), after
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Advance every row by a segment."""
-        clock = Clock.of(state["time"], start)
-        now = self._write(x, clock.step)
-        keys, _ = scan(now.key_decay.expand_as(now.keys), now.keys, state["keys"], start=start)
-        values, _ = scan(now.value_decay.expand_as(now.values), now.values, state["values"], start=start)
-        after = {"keys": keys[:, -1].clone(), "values": values[:, -1].clone(), "time": clock.after}
-        return self._finish(x, self._read(keys, values, now)), after
+        clock = Clock.from_starts(state["time"], start)
+        update = self._write(x, clock.step)
+        keys, _ = scan(update.key_decay.expand_as(update.keys), update.keys, state["keys"], start=start)
+        values, _ = scan(
+            update.value_decay.expand_as(update.values), update.values, state["values"], start=start
+        )
+        after = {"keys": keys[:, -1].clone(), "values": values[:, -1].clone(), "time": clock.age_after}
+        return self._finish(x, self._read(keys, values, update)), after
 
-    def _write(self, x: Float[Tensor, "*batch dim"], time: Int[Tensor, "*batch"]) -> Written:
-        dtype, normed = self.state_dtype, self.attention_norm(x)
-        parts = self.project_in(normed).to(dtype).unflatten(-1, (self.heads, 5, self.width))
+    def _write(self, x: Float[Tensor, "*batch dim"], time: Int[Tensor, "*batch"]) -> AGaLiTeUpdate:
+        dtype, normed_x = self.state_dtype, self.attention_norm(x)
+        parts = self.project_in(normed_x).to(dtype).unflatten(-1, (self.heads, 5, self.width))
         key, query, value, value_gate, key_gate = parts.unbind(-2)
-        features = self.project_features(normed).to(dtype).unflatten(-1, (self.heads, 3, self.features))
-        of_key, of_query, of_gate = features.unbind(-2)
-        key, query = _outer(of_key.relu(), key.relu()), _outer(of_query.relu(), query.relu())
-        key_gate, value_gate = _outer(of_gate.sigmoid(), key_gate.sigmoid()), value_gate.sigmoid()
-        turned = self._cosines(time + 1)[..., None, None]
-        keys = (key_gate * key)[..., None, :, :] * functional.pad(turned, (0, 0, 0, 0, 1, 0), value=1.0)
-        values = (value_gate * value)[..., None, :, :] * turned
+        features = self.project_features(normed_x).to(dtype).unflatten(-1, (self.heads, 3, self.features))
+        key_features, query_features, gate_features = features.unbind(-2)
+        key, query = _outer(key_features.relu(), key.relu()), _outer(query_features.relu(), query.relu())
+        key_gate, value_gate = _outer(gate_features.sigmoid(), key_gate.sigmoid()), value_gate.sigmoid()
+        cosines = self._cosines(time + 1)[..., None, None]
+        keys = (key_gate * key)[..., None, :, :] * functional.pad(cosines, (0, 0, 0, 0, 1, 0), value=1.0)
+        values = (value_gate * value)[..., None, :, :] * cosines
         key_decay, value_decay = (1 - gate[..., None, :, :] for gate in (key_gate, value_gate))
-        return Written(key_decay, keys, value_decay, values, query[..., None, :, :])
+        return AGaLiTeUpdate(key_decay, keys, value_decay, values, query[..., None, :, :])
 
     def _cosines(self, time: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch frequencies"]:
-        place = time[..., None] * self.multiples % (2 * self.halves)
-        return torch.cos(place.to(self.state_dtype) * (math.pi / self.halves))
+        phase = time[..., None] * self.multiples % (2 * self.halves)
+        return torch.cos(phase.to(self.state_dtype) * (math.pi / self.halves))
 
-    def _read(self, keys: Tensor, values: Tensor, now: Written) -> Float[Tensor, "*batch dim"]:
-        met = (keys * now.query).sum(-1, keepdim=True)
-        weights = met[..., 1:, :, :] * self.counts[:, None, None]
-        y = (values * weights).sum(-3) / (2 * self.frequencies * met[..., 0, :, :] + _EPSILON)
+    def _read(self, keys: Tensor, values: Tensor, update: AGaLiTeUpdate) -> Float[Tensor, "*batch dim"]:
+        scores = (keys * update.query).sum(-1, keepdim=True)
+        weights = scores[..., 1:, :, :] * self.counts[:, None, None]
+        y = (values * weights).sum(-3) / (2 * self.frequencies * scores[..., 0, :, :] + _EPSILON)
         return y.flatten(-2)
 
     def _finish(self, x: Tensor, read: Tensor) -> Tensor:
@@ -170,5 +173,5 @@ class AGaLiTe(Memory):
 
 
 def _outer(x: Float[Tensor, "*batch features"], y: Float[Tensor, "*batch width"]) -> Tensor:
-    """Return products of all pairs, `[*batch, features * width]`."""
+    """Return the flattened outer product, `[*batch, features * width]`."""
     return (x[..., :, None] * y[..., None, :]).flatten(-2)

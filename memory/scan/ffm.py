@@ -1,16 +1,18 @@
-"""Fast and forgetful memory: every trace of the input fades at rates and turns at frequencies of its own.
+"""Fast and forgetful memory: traces of the input, each with its own decay rates and oscillation frequencies.
 
 Morad et al. 2023 (arXiv 2310.04128, section 4), for trace m and context c:
 
     S_t[m, c] = exp(-a_m + i w_c) S_{t-1}[m, c] + x'_t[m],    x'_t = (U x_t) σ(U' x_t),
     y_t = σ(G x_t) LN(M [Re S_t, Im S_t]) + (1 - σ(G x_t)) (R x_t).
 
-The a tell how long ago something was, the w when. At first a go from what is forgotten at once to what is a
-hundredth after `max_period` steps, and periods 2 pi / w from 1 to `max_period`; both are learned.
+The rates a encode the age of an input, the frequencies w its position in time. Initial rates range from
+immediate forgetting to a factor of 0.01 after `max_period` steps, and initial periods 2 pi / w from 1 to
+`max_period`. Both are learned.
 
-Where it differs: a is .683 σ(p), so that it never leaves the range into which the published code clips it
-after the fact, where its gradient ends; that range is kept, though `kernels.scan` would need none. The
-published code takes single steps by rates that may not be clipped yet, which breaks the first law.
+Differences from the published code: a is .683 σ(p), so it never leaves the range to which the published code
+clips it, where the gradient would vanish. The range is the published one, although `kernels.scan` does not
+need it. The published code takes single steps with rates that may not be clipped yet, which breaks the first
+law.
 """
 
 from __future__ import annotations
@@ -24,23 +26,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.contract.base import MemoryConfig
-from scrubjay.memory.scan.recurrence import ScanMemory, Written
+from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate
 
 FASTEST = math.log(torch.finfo(torch.float64).max) / 1024 - 0.01
-"""The rate that no trace reaches: the published scan divides by a thousand steps' decay in float64."""
-_FORGOTTEN = 0.01
+"""Upper bound of the decay rates: the published scan divides by the decay of a thousand steps in float64."""
+_FINAL_FRACTION = 0.01
 
 
 @dataclass(frozen=True)
 class FFMConfig(MemoryConfig):
-    """Sizes of `FFM`. Raises ValueError on one that cannot work."""
+    """Configuration of `FFM`. Raises ValueError on an invalid size."""
 
     trace_size: int | None = None
-    """Traces of the input, each with its own rate; by default an eighth of `dim`, at least 2."""
+    """Number of traces, each with its own decay rate; by default an eighth of `dim`, at least 2."""
     context_size: int = 4
-    """Frequencies at which each trace turns."""
+    """Number of oscillation frequencies per trace."""
     max_period: int = 1024
-    """Steps after which the slowest new trace is a hundredth, and of the slowest new turn."""
+    """Steps in which the slowest trace initially decays to 0.01, and the longest initial period."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,16 +55,16 @@ class FFMConfig(MemoryConfig):
 
     @property
     def traces(self) -> int:
-        """Traces of the input."""
+        """Number of traces of the input."""
         return max(2, self.dim // 8) if self.trace_size is None else self.trace_size
 
     def build(self) -> FFM:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return FFM(self)
 
 
 class FFM(ScanMemory[Tensor]):
-    """One layer of traces, mixed and gated.
+    """One layer of decaying, oscillating traces with a gated output.
 
     State: `hidden` `[batch, traces, contexts, 2]`, real and imaginary parts of S.
     """
@@ -70,38 +72,41 @@ class FFM(ScanMemory[Tensor]):
     def __init__(self, config: FFMConfig) -> None:
         traces, contexts = config.traces, config.context_size
         super().__init__(config, (traces, contexts, 2), pairs=True)
-        rates = _evenly(FASTEST - 0.01, -math.log(_FORGOTTEN) / config.max_period, traces)
+        rates = _linspace(FASTEST - 0.01, -math.log(_FINAL_FRACTION) / config.max_period, traces)
         self.rate = nn.Parameter(torch.logit(rates / FASTEST))
-        self.frequency = nn.Parameter(2 * math.pi / _evenly(1, config.max_period, contexts))
+        self.frequency = nn.Parameter(2 * math.pi / _linspace(1, config.max_period, contexts))
         self.sizes = [traces, traces, self.dim, self.dim]
         self.inward = nn.Linear(self.dim, sum(self.sizes))
         self.mix = nn.Linear(2 * traces * contexts, self.dim)
 
-    def folded(self) -> Float[Tensor, "traces contexts 2"]:
-        """Return exp(-a + i w)."""
+    def fold_weights(self) -> Float[Tensor, "traces contexts 2"]:
+        """Return the complex decays exp(-a + i w)."""
         dtype = self.state_dtype
-        kept = torch.exp(-FASTEST * self.rate.to(dtype).sigmoid())
+        modulus = torch.exp(-FASTEST * self.rate.to(dtype).sigmoid())
         frequency = self.frequency.to(dtype)
-        return kept[:, None, None] * torch.stack([frequency.cos(), frequency.sin()], dim=-1)
+        return modulus[:, None, None] * torch.stack([frequency.cos(), frequency.sin()], dim=-1)
 
-    def write(self, x: Float[Tensor, "*batch dim"], weights: Tensor) -> Written:
-        """Return traces of x, the same for every context."""
-        trace, opened, through, gate = self.inward(x).split(self.sizes, dim=-1)
-        trace = (trace * opened.sigmoid()).to(self.state_dtype)
+    def write(self, x: Float[Tensor, "*batch dim"], weights: Tensor) -> ScanUpdate:
+        """Return the decays and the trace inputs of `x`, which are the same for every context."""
+        trace, input_gate, skip, gate = self.inward(x).split(self.sizes, dim=-1)
+        trace = (trace * input_gate.sigmoid()).to(self.state_dtype)
         value = functional.pad(trace[..., None, None].expand(*trace.shape, self.shape[1], 1), (0, 1))
-        return Written(weights, value, (x, through, gate))
+        return ScanUpdate(weights, value, (x, skip, gate))
 
-    def read(self, hidden: Tensor, aside: tuple[Tensor, ...], weights: Tensor) -> Float[Tensor, "*batch dim"]:
-        """Return the mixed state as far as the gate is open, else what passes by."""
-        x, through, gate = aside
-        mixed = self.mix(hidden.flatten(-3).to(self.mix.weight.dtype))
-        normed = functional.layer_norm(mixed, mixed.shape[-1:]).to(through.dtype)
-        return torch.lerp(through, normed, gate.sigmoid()).to(x.dtype)
+    def read(
+        self, hidden: Tensor, read_inputs: tuple[Tensor, ...], weights: Tensor
+    ) -> Float[Tensor, "*batch dim"]:
+        """Return the mixed state and the skip connection, interpolated by the gate."""
+        x, skip, gate = read_inputs
+        mixture = self.mix(hidden.flatten(-3).to(self.mix.weight.dtype))
+        normed_mixture = functional.layer_norm(mixture, mixture.shape[-1:]).to(skip.dtype)
+        return torch.lerp(skip, normed_mixture, gate.sigmoid()).to(x.dtype)
 
 
-def _evenly(first: float, last: float, count: int) -> Float[Tensor, " count"]:
-    """Return `torch.linspace(first, last, count)`.
+def _linspace(first: float, last: float, count: int) -> Float[Tensor, " count"]:
+    """Return `torch.linspace(first, last, count)` on the default device.
 
-    Which, where transformers has loaded a model before, is on no device but the CPU.
+    After transformers has loaded a model, `torch.linspace` itself ignores the default device and uses the
+    CPU.
     """
     return first + (last - first) / max(count - 1, 1) * torch.arange(count)

@@ -1,8 +1,8 @@
-"""Segments of the recurrence of stable Hadamard memories, M_t = C_t * M_{t-1} + v_t k_t^T, read as M_t q_t.
+"""Segment scan of stable Hadamard memories: M_t = C_t * M_{t-1} + v_t k_t^T, with output M_t q_t.
 
-Where many rows go through it at once, on a CPU, its gradient is by hand, time outermost and rows innermost:
-then a step is one operation on numbers that lie together, and so is each row of an outer product. Everywhere
-else it is `kernels.scan`, and single steps for rows whose entries come to their bound.
+Large batches on a CPU use a custom backward pass with time as the outermost and rows as the innermost axis,
+so that a step, and each row of an outer product, is one operation on contiguous memory. Everything else uses
+`kernels.scan`, with single steps for batch rows whose entries reach the bound.
 
 Letters: B batch, T time, S size of the matrix.
 """
@@ -17,18 +17,18 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrubjay.kernels import scan
-from scrubjay.kernels.derivatives import by_graph, has_own_gradient, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
 from scrubjay.kernels.dispatch import is_traced, without_autocast
-from scrubjay.kernels.elementwise.steady import pass_over
-from scrubjay.kernels.elementwise.walk import WIDE
+from scrubjay.kernels.elementwise.sequential import WIDE
+from scrubjay.kernels.elementwise.steady import scan_in_place
 
 BOUND = 100.0
-"""How far entries of a memory's matrix may be from 0."""
+"""Largest absolute value of the matrix entries."""
 _EPSILON = 1e-5
 
 
-class Written(NamedTuple):
-    """What inputs do to the matrix, and how they read it."""
+class HadamardUpdate(NamedTuple):
+    """Matrix update and query computed from inputs."""
 
     gate: Float[Tensor, "*batch S S"]
     value: Float[Tensor, "*batch S S"]
@@ -36,145 +36,159 @@ class Written(NamedTuple):
     through: Float[Tensor, "*batch S"]
 
     @classmethod
-    def of(cls, given: Float[Tensor, "*batch parts"], theta: Float[Tensor, "*batch S"]) -> Written:
-        """Return what projections do: keys and queries, values, gates, what goes through, strengths."""
-        both, value, gate, through, strength = given.split(_parts(theta.shape[-1]), dim=-1)
-        both = both.unflatten(-1, (2, -1)).relu()
-        key, query = (both / (_EPSILON + both.sum(-1, keepdim=True))).unbind(-2)
+    def from_projections(
+        cls, projections: Float[Tensor, "*batch parts"], theta: Float[Tensor, "*batch S"]
+    ) -> HadamardUpdate:
+        """Return the update computed from projections.
+
+        `projections` holds keys and queries, values, gates, skip connection and write strengths.
+        """
+        keys_queries, value, gate, through, strength = projections.split(_part_sizes(theta.shape[-1]), dim=-1)
+        keys_queries = keys_queries.unflatten(-1, (2, -1)).relu()
+        key, query = (keys_queries / (_EPSILON + keys_queries.sum(-1, keepdim=True))).unbind(-2)
         # 1 + tanh(a) = 2 σ(2 a), which is quicker.
         gate = 2 * torch.sigmoid((2 * theta)[..., :, None] * gate[..., None, :])
         value = (strength.sigmoid() * value)[..., :, None] * key[..., None, :]
         return cls(gate, value, query, through)
 
     def read(self, matrix: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S"]:
-        """Return what is read of the matrices after these inputs."""
-        # Products of many small matrices with a vector each are slower.
+        """Return the outputs of the matrices after these inputs."""
+        # Batched products of small matrices with one vector each are slower.
         return (matrix * self.query[..., None, :]).sum(-1) + self.through
 
 
-def segment(
-    given: Float[Tensor, "B T parts"],
+def scan_segment(
+    projections: Float[Tensor, "B T parts"],
     theta: Float[Tensor, "B T S"],
     matrix: Float[Tensor, "B S S"],
     start: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T S"], Float[Tensor, "B S S"]]:
-    """Return what is read after every step, and the last matrix."""
-    if has_own_gradient(given, theta, matrix) and matrix.numel() >= WIDE:
+    """Return the outputs of every step and the last matrix."""
+    if supports_custom_backward(projections, theta, matrix) and matrix.numel() >= WIDE:
         with torch.no_grad():
-            walked = _Walked.of(given, theta, matrix, start)
-        if walked is not None:
-            return _Segment.apply(walked, start, given, theta, matrix)  # pyright: ignore[reportReturnType]
-    return _by_scan(given, theta, matrix, start)
+            forward_pass = _ForwardPass.run(projections, theta, matrix, start)
+        if forward_pass is not None:
+            return _Segment.apply(forward_pass, start, projections, theta, matrix)  # pyright: ignore[reportReturnType]
+    return _segment_by_scan(projections, theta, matrix, start)
 
 
-def _by_scan(given: Tensor, theta: Tensor, matrix: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    written = Written.of(given, theta)
-    matrices = bounded_scan(written.gate, written.value, matrix, start)
+def _segment_by_scan(
+    projections: Tensor, theta: Tensor, matrix: Tensor, start: Tensor
+) -> tuple[Tensor, Tensor]:
+    update = HadamardUpdate.from_projections(projections, theta)
+    matrices = bounded_scan(update.gate, update.value, matrix, start)
     # A copy: a view would keep the whole segment alive.
-    return written.read(matrices), matrices[:, -1].clone()
+    return update.read(matrices), matrices[:, -1].clone()
 
 
-def _parts(size: int) -> list[int]:
+def _part_sizes(size: int) -> list[int]:
     return [2 * size, size, size, size, 1]
 
 
-class _Walked(NamedTuple):
-    """All that the gradient by hand wants of the way there, and the way's end."""
+class _ForwardPass(NamedTuple):
+    """Saved values of the forward pass for the custom backward pass, and the outputs."""
 
     gate: Float[Tensor, "T S S B"]
-    """Half of every gate, 0 where an episode begins."""
+    """Half of every gate; 0 at episode starts."""
     matrix: Float[Tensor, "T S S B"]
     value: Float[Tensor, "T S B"]
     strength: Float[Tensor, "T 1 B"]
     theta: Float[Tensor, "T S B"]
-    along: Float[Tensor, "T S B"]
-    """By which rows of the table are multiplied in the gates."""
+    gate_factors: Float[Tensor, "T S B"]
+    """Factors of the table rows in the gates."""
     total: Float[Tensor, "T 2 1 B"]
-    both: Float[Tensor, "T 2 S B"]
-    """Keys and queries."""
+    keys_queries: Float[Tensor, "T 2 S B"]
     out: Float[Tensor, "T S B"]
 
     @classmethod
-    def of(cls, given: Tensor, theta: Tensor, matrix: Tensor, start: Tensor) -> _Walked | None:
-        """Return it, or None where an entry comes to its bound, or to no number."""
-        given, theta = (x.permute(1, 2, 0).contiguous() for x in (given, theta))
-        both, value, along, through, strength = given.split(_parts(theta.shape[1]), dim=1)
-        both = both.unflatten(1, (2, -1)).relu()
-        total = both.sum(2, keepdim=True).add_(_EPSILON)
-        both = both.div_(total)
-        key, query = both.unbind(1)
+    def run(cls, projections: Tensor, theta: Tensor, matrix: Tensor, start: Tensor) -> _ForwardPass | None:
+        """Run the forward pass; return None if an entry reaches the bound or is not finite."""
+        projections, theta = (x.permute(1, 2, 0).contiguous() for x in (projections, theta))
+        keys_queries, value, gate_factors, through, strength = projections.split(
+            _part_sizes(theta.shape[1]), dim=1
+        )
+        keys_queries = keys_queries.unflatten(1, (2, -1)).relu()
+        total = keys_queries.sum(2, keepdim=True).add_(_EPSILON)
+        keys_queries = keys_queries.div_(total)
+        key, query = keys_queries.unbind(1)
         strength = strength.sigmoid()
         value = value * strength
-        gate = torch.mul(2 * theta[:, :, None], along[:, None]).sigmoid_()
+        gate = torch.mul(2 * theta[:, :, None], gate_factors[:, None]).sigmoid_()
         row, time = start.nonzero().unbind(1)
         gate.permute(0, 3, 1, 2)[time, row] = 0
         matrices = torch.mul(value[:, :, None], key[:, None])
-        pass_over(gate.unbind(), matrices.unbind(), matrix.permute(1, 2, 0), scale=2)
+        scan_in_place(gate.unbind(), matrices.unbind(), matrix.permute(1, 2, 0), scale=2)
         if not all(bool((_largest(x) < BOUND).all()) for x in (matrix, matrices)):
             return None
         out = torch.mul(matrices, query[:, None]).sum(2).add_(through)
-        return cls(gate, matrices, value, strength, theta, along, total, both, out)
+        return cls(gate, matrices, value, strength, theta, gate_factors, total, keys_queries, out)
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, walked: _Walked, start: Tensor, given: Tensor, theta: Tensor, matrix: Tensor):
-        ctx.walked, ctx.start = walked, start
-        ctx.save_for_backward(given, theta, matrix)
-        out, last = (x.permute(2, 0, 1) for x in (walked.out, walked.matrix[-1]))
+    def forward(
+        ctx, forward_pass: _ForwardPass, start: Tensor, projections: Tensor, theta: Tensor, matrix: Tensor
+    ):
+        ctx.forward_pass, ctx.start = forward_pass, start
+        ctx.save_for_backward(projections, theta, matrix)
+        out, last = (x.permute(2, 0, 1) for x in (forward_pass.out, forward_pass.matrix[-1]))
         return out.contiguous(), last.clone(memory_format=torch.contiguous_format)
 
     @staticmethod
     @without_autocast
     def backward(ctx, grad, grad_last):
-        given, theta, matrix = ctx.saved_tensors
-        if not is_wanted_again(grad, grad_last):
-            grads = _pull_back(ctx.walked, given, matrix, grad, grad_last)
+        projections, theta, matrix = ctx.saved_tensors
+        if not needs_graph(grad, grad_last):
+            grads = _backward(ctx.forward_pass, projections, matrix, grad, grad_last)
             if all(bool(torch.isfinite(x.sum())) for x in grads):
                 return None, None, *grads
-        # Gradients that have gradients; and in a product of gates there may be numbers that nothing owes.
-        run = functools.partial(_by_scan, start=ctx.start)
-        return None, None, *by_graph(run, (given, theta, matrix), grad, grad_last)
+        # Second derivatives are needed, or a product of gates overflowed where its gradient is zero.
+        run = functools.partial(_segment_by_scan, start=ctx.start)
+        return None, None, *differentiate_graph(run, (projections, theta, matrix), grad, grad_last)
 
 
-def _pull_back(
-    walked: _Walked, given: Tensor, matrix: Tensor, grad: Tensor, grad_last: Tensor
+def _backward(
+    forward_pass: _ForwardPass, projections: Tensor, matrix: Tensor, grad: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of projections, of rows of the table and of the matrix before."""
-    gate, matrices, value, strength, theta, along, total, both, _ = walked
+    """Return the gradients of the projections, the table rows and the initial matrix."""
+    gate, matrices, value, strength, theta, gate_factors, total, keys_queries, _ = forward_pass
     size = theta.shape[1]
-    key, query = both.unbind(1)
+    key, query = keys_queries.unbind(1)
     grad = grad.permute(1, 2, 0).contiguous()
-    of_matrices = torch.mul(grad[:, :, None], query[:, None])
-    of_matrices[-1] += grad_last.permute(1, 2, 0)
-    steps = of_matrices.unbind()
-    pass_over(gate.unbind()[:0:-1], steps[-2::-1], steps[-1], scale=2)
-    of_matrix = 2 * gate[0] * of_matrices[0]
+    grad_matrices = torch.mul(grad[:, :, None], query[:, None])
+    grad_matrices[-1] += grad_last.permute(1, 2, 0)
+    steps = grad_matrices.unbind()
+    scan_in_place(gate.unbind()[:0:-1], steps[-2::-1], steps[-1], scale=2)
+    grad_matrix = 2 * gate[0] * grad_matrices[0]
 
-    found = given.new_empty(given.shape[1], given.shape[2], given.shape[0])
-    of_both, of_value, of_along, of_through, of_strength = found.split(_parts(size), dim=1)
-    of_both = of_both.unflatten(1, (2, size))
-    space = torch.empty_like(gate)  # written to again and again: new memory costs as much as what fills it
+    grad_projections = projections.new_empty(projections.shape[1], projections.shape[2], projections.shape[0])
+    grad_keys_queries, grad_value, grad_gate_factors, grad_through, grad_strength = grad_projections.split(
+        _part_sizes(size), dim=1
+    )
+    grad_keys_queries = grad_keys_queries.unflatten(1, (2, size))
+    buffer = torch.empty_like(gate)  # reused buffer: allocating memory costs as much as filling it
 
-    def summed(matrices: Tensor, vector: Tensor, dim: int, out: Tensor) -> Tensor:
-        return torch.sum(torch.mul(matrices, vector.unsqueeze(3 - dim), out=space), dim, out=out)
+    def sum_product(matrices: Tensor, vector: Tensor, dim: int, out: Tensor) -> Tensor:
+        return torch.sum(torch.mul(matrices, vector.unsqueeze(3 - dim), out=buffer), dim, out=out)
 
-    summed(of_matrices, value, 1, of_both[:, 0])
-    summed(matrices, grad, 1, of_both[:, 1])
-    of_both.sub_((of_both * both).sum(2, keepdim=True)).div_(total).mul_(both > 0)
-    of_written = summed(of_matrices, key, 2, of_value)
-    torch.mul((of_written * value).sum(1, keepdim=True), 1 - strength, out=of_strength)
-    of_value.mul_(strength)
-    of_through.copy_(grad)
+    sum_product(grad_matrices, value, 1, grad_keys_queries[:, 0])
+    sum_product(matrices, grad, 1, grad_keys_queries[:, 1])
+    grad_keys_queries.sub_((grad_keys_queries * keys_queries).sum(2, keepdim=True)).div_(total).mul_(
+        keys_queries > 0
+    )
+    grad_scaled_value = sum_product(grad_matrices, key, 2, grad_value)
+    torch.mul((grad_scaled_value * value).sum(1, keepdim=True), 1 - strength, out=grad_strength)
+    grad_value.mul_(strength)
+    grad_through.copy_(grad)
 
-    of_gate = of_matrices
-    torch.mul(of_matrices[1:], matrices[:-1], out=of_gate[1:])
-    torch.mul(of_matrices[0], matrix.permute(1, 2, 0), out=of_gate[0])
-    torch.ops.aten.sigmoid_backward.grad_input(of_gate, gate, grad_input=of_gate)
+    grad_gate = grad_matrices
+    torch.mul(grad_matrices[1:], matrices[:-1], out=grad_gate[1:])
+    torch.mul(grad_matrices[0], matrix.permute(1, 2, 0), out=grad_gate[0])
+    torch.ops.aten.sigmoid_backward.grad_input(grad_gate, gate, grad_input=grad_gate)
     # Gates are 2 σ(2 a).
-    summed(of_gate, theta, 1, of_along).mul_(4)
-    of_theta = summed(of_gate, along, 2, torch.empty_like(theta)).mul_(4)
-    return found.permute(2, 0, 1), of_theta.permute(2, 0, 1), of_matrix.permute(2, 0, 1)
+    sum_product(grad_gate, theta, 1, grad_gate_factors).mul_(4)
+    grad_theta = sum_product(grad_gate, gate_factors, 2, torch.empty_like(theta)).mul_(4)
+    return grad_projections.permute(2, 0, 1), grad_theta.permute(2, 0, 1), grad_matrix.permute(2, 0, 1)
 
 
 def bounded_scan(
@@ -183,39 +197,39 @@ def bounded_scan(
     matrix: Float[Tensor, "batch size size"],
     start: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time size size"]:
-    """Return the matrices after every step, whose entries stop at the bound.
+    """Return the matrices after every step, with entries clamped to the bound.
 
-    Rows of which none comes there are scanned, the others go step by step, as all do where nothing can be
-    looked at.
+    Batch rows whose entries never reach the bound are scanned. The other rows run step by step, and so do all
+    rows under tracing and functorch, where values cannot be inspected.
     """
     if is_traced() or torch._C._are_functorch_transforms_active():
-        return _step_by_step(gate, value, matrix, start)
-    given = gate, value, matrix, start
+        return _scan_steps(gate, value, matrix, start)
+    inputs = gate, value, matrix, start
     over = _largest(matrix) >= BOUND
     while True:
-        free = [x[~over] for x in given] if over.any() else given
+        free = [x[~over] for x in inputs] if over.any() else inputs
         matrices, _ = scan(*free[:3], start=free[3])
         beyond = ~(_largest(matrices) <= BOUND)
         if not beyond.any():
             break
-        # Scanned anew without the rows that may have left all numbers, whose gradients would be none.
+        # Scan again without the rows that may have overflowed, whose gradients would be NaN.
         over = over.masked_scatter(~over, beyond)
     if not over.any():
         return matrices
-    held = _step_by_step(*(x[over] for x in given))
+    clamped_matrices = _scan_steps(*(x[over] for x in inputs))
     order = torch.cat([(~over).nonzero()[:, 0], over.nonzero()[:, 0]]).argsort()
-    return torch.cat([matrices, held])[order]
+    return torch.cat([matrices, clamped_matrices])[order]
 
 
 def _largest(numbers: Tensor) -> Float[Tensor, " rows"]:
     rows = numbers.detach().flatten(1)
-    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # a vector's norm takes five times as long
+    return torch.maximum(rows.amax(dim=1), -rows.amin(dim=1))  # an infinity norm takes five times as long
 
 
-def _step_by_step(gate: Tensor, value: Tensor, matrix: Tensor, start: Tensor) -> Tensor:
+def _scan_steps(gate: Tensor, value: Tensor, matrix: Tensor, start: Tensor) -> Tensor:
     matrices = []
-    for now, written, begins in zip(gate.unbind(1), value.unbind(1), start.unbind(1), strict=True):
-        kept = torch.where(begins[:, None, None], 0, matrix)
-        matrix = torch.addcmul(written, now, kept).clamp(-BOUND, BOUND)
+    for gate_t, value_t, start_t in zip(gate.unbind(1), value.unbind(1), start.unbind(1), strict=True):
+        previous = torch.where(start_t[:, None, None], 0, matrix)
+        matrix = torch.addcmul(value_t, gate_t, previous).clamp(-BOUND, BOUND)
         matrices.append(matrix)
     return torch.stack(matrices, dim=1)

@@ -1,14 +1,15 @@
-"""Linear recurrent unit: complex channels that turn and fade, each at a rate that is learned.
+"""Linear recurrent unit: complex channels with learned decay rates and phases.
 
 Orvieto et al. 2023 (arXiv 2303.06349, sections 3 and 4), for channel n:
 
     h_t = l h_{t-1} + g (B x_t),    l = exp(-exp(nu) + i exp(theta)),    y_t = Re(C h_t) + D x_t.
 
-So |l| < 1 whatever is learned. At first l is uniform on the area of a ring and g = sqrt(1 - |l|^2), by which
-states are as large as inputs. The layer norms its input and adds A GELU(y) σ(A' GELU(y)) to it, as published.
+|l| < 1 holds for all parameter values. l is initialized uniformly on the area of a ring, and g to
+sqrt(1 - |l|^2), so that states have the scale of inputs. The layer normalises its input and adds
+A GELU(y) σ(A' GELU(y)) to it, as published.
 
-Where it differs: the ring is .9 to .999, as the paper's own where sequences are long, which keeps what an
-episode began with; the published default is the whole disk, `min_modulus=0, max_modulus=1`.
+Differences from the published code: the ring is .9 to .999, the paper's choice for long sequences, which
+retains the beginning of an episode. The published default is the whole disk, `min_modulus=0, max_modulus=1`.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.memory.contract.base import MemoryConfig
-from scrubjay.memory.scan.recurrence import ScanMemory, Written
+from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate
 
 
 @dataclass(frozen=True)
 class LRUConfig(MemoryConfig):
-    """Sizes of `LRU`. Raises ValueError on one that cannot work."""
+    """Configuration of `LRU`. Raises ValueError on an invalid value."""
 
     num_channels: int | None = None
-    """Complex numbers of the state; by default half of `dim`, so that it is as large as an input."""
+    """Complex channels of the state; by default half of `dim`, so that the state is as large as an input."""
     min_modulus: float = 0.9
-    """The least that a new channel keeps from one step to the next, as a factor."""
+    """Smallest initial decay factor per step."""
     max_modulus: float = 0.999
-    """The most that a new channel keeps."""
+    """Largest initial decay factor per step."""
     max_phase: float = 2 * math.pi
-    """By how much, in radians, a new channel turns in a step at most."""
+    """Largest initial phase per step, in radians."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,31 +46,31 @@ class LRUConfig(MemoryConfig):
             raise ValueError(f"num_channels={self.num_channels}: must be at least 1")
         if not 0 <= self.min_modulus < self.max_modulus <= 1:
             raise ValueError(
-                f"min_modulus={self.min_modulus}, max_modulus={self.max_modulus}: the former must be less, "
-                "and both between 0 and 1"
+                f"min_modulus={self.min_modulus}, max_modulus={self.max_modulus}: min_modulus must be less "
+                "than max_modulus, and both between 0 and 1"
             )
         if not 0 < self.max_phase <= 2 * math.pi:
             raise ValueError(f"max_phase={self.max_phase}: must be more than 0 and at most 2 pi")
 
     @property
     def channels(self) -> int:
-        """Complex numbers of the state."""
+        """Number of complex channels of the state."""
         return self.dim // 2 if self.num_channels is None else self.num_channels
 
     def build(self) -> LRU:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return LRU(self)
 
 
-class Folded(NamedTuple):
-    """What follows from parameters: l, and B with g in it."""
+class FoldedWeights(NamedTuple):
+    """Weights derived from the parameters: l, and B scaled by g."""
 
     decay: Float[Tensor, "channels 2"]
     inward: Float[Tensor, "2*channels dim"]
 
 
-class LRU(ScanMemory[Folded]):
-    """One linear recurrent unit with a gated output, on a normed input with a plain residual.
+class LRU(ScanMemory[FoldedWeights]):
+    """Pre-norm linear recurrent unit with a gated output and a residual connection.
 
     State: `hidden` `[batch, channels, 2]`, real and imaginary parts of h.
     """
@@ -77,7 +78,7 @@ class LRU(ScanMemory[Folded]):
     def __init__(self, config: LRUConfig) -> None:
         dim, channels = config.dim, config.channels
         super().__init__(config, (channels, 2), pairs=True)
-        # In double precision no draw is so near to 1 that its logarithm is 0.
+        # In double precision, no sample is so close to 1 that its logarithm is 0.
         area = torch.rand(channels, dtype=torch.float64)
         low, high = config.min_modulus**2, config.max_modulus**2
         rate = -0.5 * (low + area * (high - low)).clamp(min=1e-12).log()
@@ -92,24 +93,26 @@ class LRU(ScanMemory[Folded]):
         self.through = nn.Parameter(torch.randn(dim))
         self.gate = nn.Linear(dim, 2 * dim)
 
-    def folded(self) -> Folded:
-        """Return l, and B with g in it."""
+    def fold_weights(self) -> FoldedWeights:
+        """Return l, and B scaled by g."""
         dtype = self.state_dtype
         modulus, phase = torch.exp(-self.log_rate.to(dtype).exp()), self.log_phase.to(dtype).exp()
         decay = torch.stack([modulus * phase.cos(), modulus * phase.sin()], dim=-1)
         inward = self.inward * self.log_scale.exp()[:, None, None]
-        return Folded(decay, inward.flatten(0, 1))
+        return FoldedWeights(decay, inward.flatten(0, 1))
 
-    def write(self, x: Float[Tensor, "*batch dim"], weights: Folded) -> Written:
-        """Return l and g (B x), of a normed x."""
-        normed = self.norm(x)
-        value = functional.linear(normed, weights.inward).to(self.state_dtype)
-        return Written(weights.decay, value.unflatten(-1, self.shape), (x, normed))
+    def write(self, x: Float[Tensor, "*batch dim"], weights: FoldedWeights) -> ScanUpdate:
+        """Return l and g (B x) of the normed x."""
+        normed_x = self.norm(x)
+        value = functional.linear(normed_x, weights.inward).to(self.state_dtype)
+        return ScanUpdate(weights.decay, value.unflatten(-1, self.shape), (x, normed_x))
 
-    def read(self, hidden: Tensor, aside: tuple[Tensor, ...], weights: Folded) -> Float[Tensor, "*batch dim"]:
-        """Return x and what its gate lets out of y."""
-        x, normed = aside
+    def read(
+        self, hidden: Tensor, read_inputs: tuple[Tensor, ...], weights: FoldedWeights
+    ) -> Float[Tensor, "*batch dim"]:
+        """Return x plus the gated output y."""
+        x, normed_x = read_inputs
         outward = self.outward.flatten(1)
         y = functional.linear(hidden.flatten(-2).to(outward.dtype), outward)
-        y = torch.addcmul(y, self.through, normed)
+        y = torch.addcmul(y, self.through, normed_x)
         return x + functional.glu(self.gate(functional.gelu(y)), dim=-1)

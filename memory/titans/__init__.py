@@ -1,1 +1,1 @@
-"""Titans: memories whose weights learn at test time, alone and beside attention."""
+"""Titans: memories whose weights learn at test time, with and without attention."""

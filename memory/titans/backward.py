@@ -1,9 +1,9 @@
-"""The gradient of what `memory/titans/forward.py` does.
+"""Custom backward pass of `memory/titans/forward.py`.
 
-First what memory read, of all chunks at once; then from the last chunk to the first what each passes on to
-the one before; then the inputs' projections and, of all chunks at once, what weights are owed.
+The pass has three parts: the reads of the memory, for all chunks at once; the recurrence over chunks, from
+the last to the first; and the projections of inputs and the gradients of weights, for all chunks at once.
 
-Letters as in `memory/titans/chunks.py`. A name with `of_` is the gradient of what the rest of the name is.
+`memory/titans/chunks.py` defines the dimension letters. A name `grad_x` is the gradient with respect to x.
 """
 
 from __future__ import annotations
@@ -17,51 +17,61 @@ from torch import Tensor
 
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import silu_slope
-from scrubjay.memory.parts.rotary import turn_pairs
-from scrubjay.memory.titans.chunks import Given, Kept
-from scrubjay.memory.titans.course import Course
+from scrubjay.memory.parts.rotary import rotate_pairs
+from scrubjay.memory.titans.chunks import Activations, SegmentInputs
 from scrubjay.memory.titans.forward import (
-    by_step,
-    by_weight,
-    empty,
-    folded,
-    plus_weight,
-    to_inputs,
+    add_initial_weights,
+    apply_initial_weights,
+    build_input_weights,
+    fold_recall_weights,
+    merge_heads,
+    zero_rows,
 )
+from scrubjay.memory.titans.schedule import Schedule
 
 
 class Backward:
-    """The way back: `run`.
+    """Backward pass over a segment; see `run`.
 
     Args:
-        at: What follows from steps.
-        given: What the way forward was given.
-        kept: What it kept.
-        grads: The gradients of all outputs but the last; None for those that nobody asks about.
+        schedule: Schedule of the segment.
+        inputs: Inputs of the forward pass.
+        activations: Activations of the forward pass.
+        grads: Gradients of all outputs but the last; None for outputs without a gradient.
     """
 
-    def __init__(self, at: Course, given: Given, kept: Kept, grads: Sequence[Tensor | None]) -> None:
-        self.at, self.given, self.kept, self.grads = at, given, kept, grads
-        sizes = at.sizes
+    def __init__(
+        self,
+        schedule: Schedule,
+        inputs: SegmentInputs,
+        activations: Activations,
+        grads: Sequence[Tensor | None],
+    ) -> None:
+        self.schedule, self.inputs, self.activations, self.grads = schedule, inputs, activations, grads
+        sizes = schedule.sizes
         self.rows, self.width = sizes.batch * sizes.memories, sizes.dim // sizes.memories
-        self.of_attention = (sizes.batch, sizes.length, sizes.heads, sizes.dim // sizes.heads)
-        self.of_memory = (sizes.batch, sizes.length, 3, sizes.memories, self.width)
-        self.factors = Factors(*kept.factors)
+        self.attention_shape = (sizes.batch, sizes.length, sizes.heads, sizes.dim // sizes.heads)
+        self.memory_shape = (sizes.batch, sizes.length, 3, sizes.memories, self.width)
+        self.factors = Factors(*activations.factors)
 
-    def run(self, of_state: bool) -> list[Tensor | None]:
-        """Return the gradients of all that was given, of the state if that is asked for."""
-        self._lay()
-        self._open()
-        self._return_reads()
-        after = self._after()
-        for index in reversed(range(self.at.sizes.chunks)):
-            after = self._return(index, after)
-        state = self._of_state(after) if of_state and after is not None else [None] * 5
-        kept, given, (_, _, _, dim, _, rotated, still, *_) = self.kept, self.given, self.at.sizes
-        x, norm, norm_bias, query, key, value, recall_query = self._return_inputs()
-        outward, other_key, other_value = self._of_recalls()
-        of_norm = (outward * given.recalled_out).view(dim, -1, self.width).sum((0, 1))
-        written = kept.written.view(-1, dim)
+    def run(self, needs_state_grad: bool) -> list[Tensor | None]:
+        """Return the gradients of all inputs; those of the state only with `needs_state_grad`."""
+        self._arrange_output_grads()
+        self._allocate()
+        self._backward_reads()
+        after = self._last_boundary()
+        for index in reversed(range(self.schedule.sizes.chunks)):
+            after = self._backward_chunk(index, after)
+        state = self._differentiate_state(after) if needs_state_grad and after is not None else [None] * 5
+        activations, inputs, (_, _, _, dim, _, rotary_width, persistent, *_) = (
+            self.activations,
+            self.inputs,
+            self.schedule.sizes,
+        )
+        x, norm, norm_bias, query, key, value, recall_query = self._backward_inputs()
+        grad_recall_out, other_key, other_value = self._differentiate_recalls()
+        grad_norm = (grad_recall_out * inputs.recall_out).view(dim, -1, self.width).sum((0, 1))
+        write_input = activations.write_input.view(-1, dim)
         return [
             x,
             *state,
@@ -70,334 +80,377 @@ class Backward:
             query,
             key + other_key,
             value + other_value,
-            self.of_laid[:, 4 * dim :].T @ kept.flat.view(-1, dim),
-            self.of_keys[..., :still, rotated:].sum((0, 1)).transpose(0, 1),
-            self.of_values[..., :still, :].sum((0, 1)).transpose(0, 1),
+            self.grad_grid[:, 4 * dim :].T @ activations.flat.view(-1, dim),
+            self.grad_keys[..., :persistent, rotary_width:].sum((0, 1)).transpose(0, 1),
+            self.grad_values[..., :persistent, :].sum((0, 1)).transpose(0, 1),
             recall_query,
-            of_norm,
-            outward * given.recalled_norm.repeat(self.at.sizes.memories),
-            *self.of_norm,
-            self.of_writing.flatten(0, 1).T @ written,
-            self.of_logits.flatten(0, 1).T @ written,
-            self.of_logits.sum((0, 1)),
-            self._of_weight(),
+            grad_norm,
+            grad_recall_out * inputs.recall_norm.repeat(self.schedule.sizes.memories),
+            *self.grad_norm,
+            self.grad_write_projection.flatten(0, 1).T @ write_input,
+            self.grad_logits.flatten(0, 1).T @ write_input,
+            self.grad_logits.sum((0, 1)),
+            self._differentiate_weight(),
         ]
 
-    def _lay(self) -> None:
-        """Lay the gradients of attended, written and read steps on the grid."""
-        (batch, chunks, length, dim, *_), steps = self.at.sizes, len(self.at.target)
-        parts = self.given.x.new_empty(steps + 1, 3 * dim)
+    def _arrange_output_grads(self) -> None:
+        """Arrange the gradients of the per-step outputs on the grid."""
+        (batch, chunks, length, dim, *_), steps = self.schedule.sizes, len(self.schedule.target)
+        parts = self.inputs.x.new_empty(steps + 1, 3 * dim)
         for place, grad in enumerate(self.grads[:3]):
             columns = parts[:-1, place * dim : (place + 1) * dim]
             columns.zero_() if grad is None else columns.copy_(grad.reshape(steps, dim))
         parts[-1] = 0
-        laid = parts.index_select(0, self.at.source).view(chunks, batch * length, 3 * dim)
-        self.to_attended, self.to_written, of_y = laid.split(dim, dim=2)
-        by_head = of_y.reshape(chunks, batch, length, -1, self.width).transpose(2, 3)
-        self.of_y = by_head.reshape(chunks, self.rows, length, self.width)
+        grid_parts = parts.index_select(0, self.schedule.source).view(chunks, batch * length, 3 * dim)
+        self.outer_grad_attention_out, self.outer_grad_write_input, grad_y = grid_parts.split(dim, dim=2)
+        by_head = grad_y.reshape(chunks, batch, length, -1, self.width).transpose(2, 3)
+        self.grad_y = by_head.reshape(chunks, self.rows, length, self.width)
 
-    def _open(self) -> None:
-        """Make room for what chunks are owed."""
-        kept, given, (batch, chunks, length, dim, *_) = self.kept, self.given, self.at.sizes
-        new, steps = given.x.new_empty, batch * length
-        self.of_laid = new(chunks * steps, 5 * dim)
-        self.of_query = torch.empty_like(kept.query)
-        self.of_keys, self.of_values = torch.empty_like(kept.keys), torch.empty_like(kept.values)
-        self.to_slots = self._to_slots()
-        self.of_products = new(chunks, steps, 2 * dim)
-        self.of_asked = torch.empty_like(kept.asked)
-        self.of_writing = torch.empty_like(kept.writing)
-        self.of_logits = new(chunks, steps, 3 * self.at.sizes.memories)
-        self.of_norm: list[Tensor] = [torch.zeros_like(x) for x in (given.write_norm, given.write_norm_bias)]
-        self.of_weight = torch.zeros_like(kept.anchor)
-        self.slope = silu_slope(kept.writing)
-        self.outward, self.folded = folded(self.at, given)
-        self.back = self.at.turn.conj().resolve_conj()
-        # A border's and that behind it, by turns.
-        self.borders = new(2, self.rows, 2, self.width, self.width)
-        self.anchored = torch.empty_like(kept.anchor)
+    def _allocate(self) -> None:
+        """Allocate the gradients of all chunks."""
+        activations, inputs, (batch, chunks, length, dim, *_) = (
+            self.activations,
+            self.inputs,
+            self.schedule.sizes,
+        )
+        new, steps = inputs.x.new_empty, batch * length
+        self.grad_grid = new(chunks * steps, 5 * dim)
+        self.grad_query = torch.empty_like(activations.query)
+        self.grad_keys, self.grad_values = (
+            torch.empty_like(activations.keys),
+            torch.empty_like(activations.values),
+        )
+        self.outer_grad_slots = self._arrange_cache_grads()
+        self.grad_products = new(chunks, steps, 2 * dim)
+        self.grad_recall_queries = torch.empty_like(activations.recall_queries)
+        self.grad_write_projection = torch.empty_like(activations.write_projection)
+        self.grad_logits = new(chunks, steps, 3 * self.schedule.sizes.memories)
+        self.grad_norm: list[Tensor] = [
+            torch.zeros_like(x) for x in (inputs.write_norm, inputs.write_norm_bias)
+        ]
+        self.grad_weight = torch.zeros_like(activations.anchor)
+        self.slope = silu_slope(activations.write_projection)
+        self.recall_projection_weights, self.recall_weights = fold_recall_weights(self.schedule, inputs)
+        self.inverse_rotation = self.schedule.rotation.conj().resolve_conj()
+        # Gradients at two successive chunk boundaries, used alternately.
+        self.boundary_grads = new(2, self.rows, 2, self.width, self.width)
+        self.anchor_buffer = torch.empty_like(activations.anchor)
 
-    def _to_slots(self) -> list[Tensor | None]:
-        """Return the gradients of all chunks' keys and values by the state after, None where it has none."""
-        found: list[Tensor | None] = []
+    def _arrange_cache_grads(self) -> list[Tensor | None]:
+        """Return gradients of all chunks' keys and values from the final state; None if it has none."""
+        results: list[Tensor | None] = []
         for grad in self.grads[6:8]:
             if grad is None:
-                found.append(None)
+                results.append(None)
                 continue
-            batch, length, heads, width = self.of_attention
-            grad = grad.index_select(2, self.at.pairs) if not found else grad
+            batch, length, heads, width = self.attention_shape
+            grad = grad.index_select(2, self.schedule.pairs) if not results else grad
             slots = grad.reshape(batch, 2 * length, heads, width).transpose(1, 2)
-            whole = torch.zeros_like(self.kept.keys)
-            behind = whole[..., self.at.sizes.persistent :, :]
-            if self.at.last is None:
+            whole = torch.zeros_like(self.activations.keys)
+            behind = whole[..., self.schedule.sizes.persistent :, :]
+            if self.schedule.last is None:
                 behind[-1] = slots
             else:
-                behind[self.at.last[0], torch.arange(batch)] = torch.where(self.at.last[1], slots, 0)
-            found.append(whole)
-        return found
-
-    def _return_reads(self) -> None:
-        """Go back through what memory read after its writes, of all chunks at once."""
-        kept, factors, at = self.kept, self.factors, self.at
-        query, key, _ = (part.flatten(0, 1) for part in kept.tokens)
-        error, grad = kept.error.flatten(0, 1), self.of_y.flatten(0, 1)
-        of_error = torch.bmm((kept.pulls * kept.similar).mT, grad).neg_()
-        of_pulled = torch.bmm(grad, error.mT).neg_()
-        of_similar = of_pulled * kept.pulls
-        of_mixed = of_pulled.mul_(kept.similar).view_as(factors.read_mixed)
-        self.of_step = (of_mixed * factors.read_mixed).sum(-2)
-        self.of_mixed = of_mixed.mul_(kept.step[:, :, None])
-        self.of_tokens = torch.empty_like(kept.tokens)
-        of_query, of_key, _ = self.of_tokens
-        product = by_weight(at, grad, self.given.weight.mT).baddbmm_(of_similar, key)
-        of_reads = torch.bmm(grad, kept.states[:-1].flatten(2, 3).flatten(0, 1).mT).view_as(kept.reads)
-        a, b = of_reads.chunk(2, dim=-1)
-        torch.addcmul(product.view_as(a), a, factors.read_retained[..., None], out=of_query)
-        of_query.addcmul_(b, factors.read_built[..., None])
-        self.of_retained, self.of_built = ((part * kept.tokens[0]).sum(-1) for part in (a, b))
-        of_key.copy_(torch.bmm(of_similar.mT, query).view_as(a))
-        self.of_error = of_error.view_as(kept.error)
-
-    def _after(self) -> Tensor | None:
-        """Return the gradient of the last border, None if nobody asks about the state after."""
-        of_delta, of_momentum, of_anchor = self.grads[3:6]
-        self.of_anchor = None
-        if of_anchor is not None:
-            of_anchor = of_anchor.reshape(self.anchored.shape)
-            if self.at.anchored is not None:
-                self.of_anchor, of_anchor = (
-                    of_anchor,
-                    of_anchor.masked_fill((self.at.anchored != self.at.sizes.chunks)[:, None, None], 0),
+                behind[self.schedule.last[0], torch.arange(batch)] = torch.where(
+                    self.schedule.last[1], slots, 0
                 )
-        if of_delta is None and of_momentum is None and of_anchor is None:
+            results.append(whole)
+        return results
+
+    def _backward_reads(self) -> None:
+        """Backpropagate through the reads after writes, for all chunks at once."""
+        activations, factors, schedule = self.activations, self.factors, self.schedule
+        query, key, _ = (part.flatten(0, 1) for part in activations.tokens)
+        error, grad = activations.error.flatten(0, 1), self.grad_y.flatten(0, 1)
+        grad_error = torch.bmm((activations.pair_weights * activations.similarities).mT, grad).neg_()
+        grad_pair_product = torch.bmm(grad, error.mT).neg_()
+        grad_similarities = grad_pair_product * activations.pair_weights
+        grad_mixed = grad_pair_product.mul_(activations.similarities).view_as(factors.read_mixing)
+        self.grad_step = (grad_mixed * factors.read_mixing).sum(-2)
+        self.grad_mixed = grad_mixed.mul_(activations.step[:, :, None])
+        self.grad_tokens = torch.empty_like(activations.tokens)
+        grad_query, grad_key, _ = self.grad_tokens
+        product = apply_initial_weights(schedule, grad, self.inputs.weight.mT).baddbmm_(
+            grad_similarities, key
+        )
+        grad_reads = torch.bmm(grad, activations.states[:-1].flatten(2, 3).flatten(0, 1).mT).view_as(
+            activations.reads
+        )
+        a, b = grad_reads.chunk(2, dim=-1)
+        torch.addcmul(product.view_as(a), a, factors.read_retention[..., None], out=grad_query)
+        grad_query.addcmul_(b, factors.read_buildup[..., None])
+        self.grad_read_retention, self.grad_read_buildup = (
+            (part * activations.tokens[0]).sum(-1) for part in (a, b)
+        )
+        grad_key.copy_(torch.bmm(grad_similarities.mT, query).view_as(a))
+        self.grad_error = grad_error.view_as(activations.error)
+
+    def _last_boundary(self) -> Tensor | None:
+        """Return the gradient at the last chunk boundary; None if the final state has no gradient."""
+        grad_delta, grad_momentum, grad_anchor = self.grads[3:6]
+        self.grad_anchor = None
+        if grad_anchor is not None:
+            grad_anchor = grad_anchor.reshape(self.anchor_buffer.shape)
+            if self.schedule.anchor_chunk is not None:
+                self.grad_anchor, grad_anchor = (
+                    grad_anchor,
+                    grad_anchor.masked_fill(
+                        (self.schedule.anchor_chunk != self.schedule.sizes.chunks)[:, None, None], 0
+                    ),
+                )
+        if grad_delta is None and grad_momentum is None and grad_anchor is None:
             return None
-        after = self.borders[self.at.sizes.chunks % 2].zero_()
-        for place, grad in ((0, of_delta), (1, of_momentum), (0, of_anchor)):
+        after = self.boundary_grads[self.schedule.sizes.chunks % 2].zero_()
+        for place, grad in ((0, grad_delta), (1, grad_momentum), (0, grad_anchor)):
             if grad is not None:
-                after[:, place] += grad.reshape(self.anchored.shape)
+                after[:, place] += grad.reshape(self.anchor_buffer.shape)
         return after
 
-    def _return(self, index: int, after: Tensor | None) -> Tensor:
-        """Go back through a chunk; returns the gradient of the border before it from that behind it."""
-        kept, given, at = self.kept, self.given, self.at
-        anchor = kept.states[index, :, 0] if index else kept.anchor
-        anchored = plus_weight(at, anchor, given.weight)
-        before = self.borders[index % 2]
-        of_ends = self._return_borders(index, before, after)
-        of_anchor = self._return_writes(index, anchored, of_ends)
-        self._return_attention(index)
-        self._return_recall(index, anchored, of_anchor)
-        self.of_weight += of_anchor
+    def _backward_chunk(self, index: int, after: Tensor | None) -> Tensor:
+        """Backpropagate through a chunk; return the gradient at its first boundary from that at its last."""
+        activations, inputs, schedule = self.activations, self.inputs, self.schedule
+        anchor = activations.states[index, :, 0] if index else activations.anchor
+        anchor_weights = add_initial_weights(schedule, anchor, inputs.weight)
+        before = self.boundary_grads[index % 2]
+        grad_ends = self._backward_boundary(index, before, after)
+        grad_anchor = self._backward_writes(index, anchor_weights, grad_ends)
+        self._backward_attention(index)
+        self._backward_recall(index, anchor_weights, grad_anchor)
+        self.grad_weight += grad_anchor
         if index:
-            before[:, 0] += of_anchor
+            before[:, 0] += grad_anchor
         else:
-            self.of_first = of_anchor
-        if self.of_anchor is not None:
-            owed = self.of_anchor.masked_fill((at.anchored != index)[:, None, None], 0)
-            (before[:, 0] if index else of_anchor).add_(owed)
-        if index in at.stopped:
-            empty(before, at.stopped[index])
+            self.grad_first_anchor = grad_anchor
+        if self.grad_anchor is not None:
+            anchor_grad = self.grad_anchor.masked_fill((schedule.anchor_chunk != index)[:, None, None], 0)
+            (before[:, 0] if index else grad_anchor).add_(anchor_grad)
+        if index in schedule.gradient_stops:
+            zero_rows(before, schedule.gradient_stops[index])
             if not index:
-                empty(of_anchor, at.stopped[index])
+                zero_rows(grad_anchor, schedule.gradient_stops[index])
         return before
 
-    def _return_borders(self, index: int, before: Tensor, after: Tensor | None) -> Tensor:
-        """Write the gradient of the border before a chunk, but for its anchor, and those of its writes.
+    def _backward_boundary(self, index: int, before: Tensor, after: Tensor | None) -> Tensor:
+        """Write the gradients of the state before a chunk, without its anchor, and of the chunk's writes.
 
-        Returns those of how much of delta and momentum `[R, 2, 2]` is left in delta and momentum.
+        Return the gradients `[R, 2, 2]` of the factors from delta and momentum to delta and momentum.
         """
-        kept, factors = self.kept, self.factors
-        flat, reads, of_y = before.flatten(1, 2), kept.reads[index].mT, self.of_y[index]
+        activations, factors = self.activations, self.factors
+        flat, reads, grad_y = before.flatten(1, 2), activations.reads[index].mT, self.grad_y[index]
         if after is None:
-            torch.bmm(reads, of_y, out=flat)
-            self.of_writes = torch.zeros_like(kept.writes[index])
+            torch.bmm(reads, grad_y, out=flat)
+            self.grad_writes = torch.zeros_like(activations.writes[index])
             return before.new_zeros(self.rows, 2, 2)
-        tall, error = after.flatten(1, 2), self.of_error[index]
-        error.baddbmm_(kept.writes[index], tall, alpha=-1)
-        self.of_writes = torch.bmm(kept.error[index], tall.mT).neg_()
-        of_ends = torch.bmm(after.flatten(2), kept.states[index].flatten(2).mT)
+        stacked_after, error = after.flatten(1, 2), self.grad_error[index]
+        error.baddbmm_(activations.writes[index], stacked_after, alpha=-1)
+        self.grad_writes = torch.bmm(activations.error[index], stacked_after.mT).neg_()
+        grad_ends = torch.bmm(after.flatten(2), activations.states[index].flatten(2).mT)
         torch.mul(after, factors.ends[index][..., None, None], out=before)
-        before[:, 1].addcmul_(factors.end_built[index][:, None, None], after[:, 0])
-        flat.baddbmm_(reads, of_y)
-        return of_ends
+        before[:, 1].addcmul_(factors.end_buildup[index][:, None, None], after[:, 0])
+        flat.baddbmm_(reads, grad_y)
+        return grad_ends
 
-    def _return_writes(self, index: int, anchored: Tensor, of_ends: Tensor) -> Float[Tensor, "R W W"]:
-        """Go back through what a chunk learned, to what attention read; returns the anchor's gradient."""
-        kept, factors, step = self.kept, self.factors, self.kept.step[index]
-        key = kept.tokens[1, index]
-        of_key, of_value = self.of_tokens[1:, index]
-        end_mixed, end_trace = factors.end_mixed[index], factors.end_trace[index]
-        a, b = self.of_writes.chunk(2, dim=-1)
-        of_key.addcmul_(a, (end_mixed * step)[..., None]).addcmul_(b, (end_trace * step)[..., None])
-        of_mixed, of_trace = (a * key).sum(-1), (b * key).sum(-1)
-        of_step = self.of_step[index].addcmul_(of_mixed, end_mixed).addcmul_(of_trace, end_trace)
-        of_error = self.of_error[index]
-        of_key.baddbmm_(of_error, anchored.mT)
-        of_anchor = torch.bmm(key.mT, of_error, out=self.anchored)
-        torch.neg(of_error, out=of_value)
-        here = slice(index, index + 1)
-        momentum, retention = kept.logs[index]
-        of_logs = Factors(*(x[here] for x in factors)).backward(
+    def _backward_writes(
+        self, index: int, anchor_weights: Tensor, grad_ends: Tensor
+    ) -> Float[Tensor, "R W W"]:
+        """Backpropagate through a chunk's writes; return the gradient of the anchor."""
+        activations, factors, step = self.activations, self.factors, self.activations.step[index]
+        key = activations.tokens[1, index]
+        grad_key, grad_value = self.grad_tokens[1:, index]
+        end_mixing, end_trace = factors.end_mixing[index], factors.end_trace[index]
+        a, b = self.grad_writes.chunk(2, dim=-1)
+        grad_key.addcmul_(a, (end_mixing * step)[..., None]).addcmul_(b, (end_trace * step)[..., None])
+        grad_mixed, grad_trace = (a * key).sum(-1), (b * key).sum(-1)
+        grad_step = self.grad_step[index].addcmul_(grad_mixed, end_mixing).addcmul_(grad_trace, end_trace)
+        grad_error = self.grad_error[index]
+        grad_key.baddbmm_(grad_error, anchor_weights.mT)
+        grad_anchor = torch.bmm(key.mT, grad_error, out=self.anchor_buffer)
+        torch.neg(grad_error, out=grad_value)
+        chunk_slice = slice(index, index + 1)
+        momentum, retention = activations.logs[index]
+        grad_logs = Factors(*(x[chunk_slice] for x in factors)).backward(
             retention[None],
             momentum[None],
-            self.at.sizes.read_before_write,
-            self.of_retained[here],
-            self.of_built[here],
-            self.of_mixed[here],
-            (of_mixed * step)[None],
-            (of_trace * step)[None],
-            of_ends[None],
+            self.schedule.sizes.read_before_write,
+            self.grad_read_retention[chunk_slice],
+            self.grad_read_buildup[chunk_slice],
+            self.grad_mixed[chunk_slice],
+            (grad_mixed * step)[None],
+            (grad_trace * step)[None],
+            grad_ends[None],
         )
-        self._return_gates(index, of_step, *of_logs)
-        self._return_tokens(index)
-        self._return_norm(index)
-        return of_anchor
+        self._backward_gates(index, grad_step, *grad_logs)
+        self._backward_tokens(index)
+        self._backward_norm(index)
+        return grad_anchor
 
-    def _return_gates(self, index: int, of_step: Tensor, of_momentum: Tensor, of_retention: Tensor) -> None:
-        """Write the gradients of a chunk's gates' logits."""
-        sizes, opened, step = self.at.sizes, self.kept.opened[index], self.kept.step[index]
-        of_logits = torch.empty_like(opened)
-        shut = 1 - opened[:2]
-        torch.mul(of_step * step, shut[0], out=of_logits[0])
-        most = -sizes.largest_step * sizes.most_momentum
-        torch.mul(of_step * opened[0], opened[1], out=of_logits[1]).mul_(most).add_(of_momentum[0])
-        of_logits[1].mul_(shut[1])
-        torch.mul(of_retention[0], opened[2], out=of_logits[2]).neg_()
-        if self.at.learned is not None:
-            of_logits.mul_(self.at.learned[index])
-        by_step = of_logits.view(3, sizes.batch, -1, sizes.length).permute(1, 3, 0, 2)
-        self.of_logits[index].view(by_step.shape).copy_(by_step)
+    def _backward_gates(
+        self, index: int, grad_step: Tensor, grad_momentum: Tensor, grad_retention: Tensor
+    ) -> None:
+        """Write the gradients of the gate logits of a chunk."""
+        sizes, gate_values, step = (
+            self.schedule.sizes,
+            self.activations.gate_values[index],
+            self.activations.step[index],
+        )
+        grad_logits = torch.empty_like(gate_values)
+        complement = 1 - gate_values[:2]
+        torch.mul(grad_step * step, complement[0], out=grad_logits[0])
+        scale = -sizes.max_step * sizes.max_momentum
+        torch.mul(grad_step * gate_values[0], gate_values[1], out=grad_logits[1]).mul_(scale).add_(
+            grad_momentum[0]
+        )
+        grad_logits[1].mul_(complement[1])
+        torch.mul(grad_retention[0], gate_values[2], out=grad_logits[2]).neg_()
+        if self.schedule.valid_steps is not None:
+            grad_logits.mul_(self.schedule.valid_steps[index])
+        logits_by_step = grad_logits.view(3, sizes.batch, -1, sizes.length).permute(1, 3, 0, 2)
+        self.grad_logits[index].view(logits_by_step.shape).copy_(logits_by_step)
 
-    def _return_tokens(self, index: int) -> None:
-        """Write the gradients of what a chunk's queries, keys and values are made of."""
-        unit, grad = self.kept.tokens[:2, index], self.of_tokens[:2, index]
-        along = (unit * grad).sum(-1, keepdim=True)
-        grad.addcmul_(unit, along, value=-1).mul_(self.kept.inverse[:, index])
-        batch, length, _, memories, width = self.of_memory
-        by_head = self.of_tokens[:, index].view(3, batch, memories, length, width).permute(1, 3, 0, 2, 4)
-        out = self.of_writing[index].view(self.of_memory)
-        torch.mul(by_head, self.slope[index].view(self.of_memory), out=out)
+    def _backward_tokens(self, index: int) -> None:
+        """Write the gradients of the projections of a chunk's queries, keys and values."""
+        unit, grad = self.activations.tokens[:2, index], self.grad_tokens[:2, index]
+        radial = (unit * grad).sum(-1, keepdim=True)
+        grad.addcmul_(unit, radial, value=-1).mul_(self.activations.inverse[:, index])
+        batch, length, _, memories, width = self.memory_shape
+        by_head = self.grad_tokens[:, index].view(3, batch, memories, length, width).permute(1, 3, 0, 2, 4)
+        out = self.grad_write_projection[index].view(self.memory_shape)
+        torch.mul(by_head, self.slope[index].view(self.memory_shape), out=out)
 
-    def _return_norm(self, index: int) -> None:
-        """Write the gradient of what a chunk's attention made of the inputs."""
-        given, kept, dim = self.given, self.kept, self.at.sizes.dim
-        of_written = torch.addmm(self.to_written[index], self.of_writing[index], given.write)
-        of_written.addmm_(self.of_logits[index], given.gates)
-        of_attended, *of_norm = torch.ops.aten.native_layer_norm_backward(
-            of_written,
-            kept.attended[index],
+    def _backward_norm(self, index: int) -> None:
+        """Write the gradient of a chunk's attention outputs."""
+        inputs, activations, dim = self.inputs, self.activations, self.schedule.sizes.dim
+        grad_write_input = torch.addmm(
+            self.outer_grad_write_input[index], self.grad_write_projection[index], inputs.write
+        )
+        grad_write_input.addmm_(self.grad_logits[index], inputs.gates)
+        grad_attention_out, *grad_norm = torch.ops.aten.native_layer_norm_backward(
+            grad_write_input,
+            activations.attention_out[index],
             [dim],
-            kept.written_mean[index],
-            kept.written_deviation[index],
-            given.write_norm,
-            given.write_norm_bias,
+            activations.write_mean[index],
+            activations.write_deviation[index],
+            inputs.write_norm,
+            inputs.write_norm_bias,
             [True, True, True],
         )
-        for whole, part in zip(self.of_norm, of_norm, strict=True):
+        for whole, part in zip(self.grad_norm, grad_norm, strict=True):
             whole += part
-        out = self.of_laid.unflatten(0, (self.at.sizes.chunks, -1))[index, :, 4 * dim :]
-        self.of_attended = torch.add(of_attended, self.to_attended[index], out=out)
+        out = self.grad_grid.unflatten(0, (self.schedule.sizes.chunks, -1))[index, :, 4 * dim :]
+        self.grad_attention_out = torch.add(grad_attention_out, self.outer_grad_attention_out[index], out=out)
 
-    def _return_attention(self, index: int) -> None:
-        """Write the gradients of a chunk's queries, keys and values of attention."""
-        kept = self.kept
-        of_flat = torch.mm(self.of_attended, self.given.out).view(self.of_attention).transpose(1, 2)
-        of_read = of_flat.reshape(kept.read[index].shape).div_(kept.total[index])
-        keys, values = kept.keys[index].flatten(0, 1), kept.values[index].flatten(0, 1)
-        query, scores = kept.query[index].flatten(0, 1), kept.scores[index]
-        of_scores = torch.bmm(of_read, values.mT)
-        of_scores.sub_((of_read * kept.read[index]).sum(-1, keepdim=True)).mul_(scores)
-        torch.bmm(of_scores, keys, out=self.of_query[index].flatten(0, 1))
-        torch.bmm(of_scores.mT, query * math.log(2), out=self.of_keys[index].flatten(0, 1))
-        torch.bmm(scores.mT, of_read, out=self.of_values[index].flatten(0, 1))
-        for whole, part in zip((self.of_keys, self.of_values), self.to_slots, strict=True):
+    def _backward_attention(self, index: int) -> None:
+        """Write the gradients of a chunk's attention queries, keys and values."""
+        activations = self.activations
+        grad_flat = (
+            torch.mm(self.grad_attention_out, self.inputs.out).view(self.attention_shape).transpose(1, 2)
+        )
+        grad_read = grad_flat.reshape(activations.read[index].shape).div_(activations.total[index])
+        keys, values = activations.keys[index].flatten(0, 1), activations.values[index].flatten(0, 1)
+        query, scores = activations.query[index].flatten(0, 1), activations.scores[index]
+        grad_scores = torch.bmm(grad_read, values.mT)
+        grad_scores.sub_((grad_read * activations.read[index]).sum(-1, keepdim=True)).mul_(scores)
+        torch.bmm(grad_scores, keys, out=self.grad_query[index].flatten(0, 1))
+        torch.bmm(grad_scores.mT, query * math.log(2), out=self.grad_keys[index].flatten(0, 1))
+        torch.bmm(scores.mT, grad_read, out=self.grad_values[index].flatten(0, 1))
+        for whole, part in zip((self.grad_keys, self.grad_values), self.outer_grad_slots, strict=True):
             if part is not None:
                 whole[index] += part[index]
 
-    def _return_recall(self, index: int, anchored: Tensor, of_anchor: Tensor) -> None:
-        """Go back through what a chunk recalled; adds to the anchor's gradient."""
-        kept, at, (batch, length, heads, width) = self.kept, self.at, self.of_attention
-        grads = [x[index, ..., at.sizes.persistent :, :] for x in (self.of_keys, self.of_values)]
-        if index == 0 and at.held is not None:
-            self.of_held = [torch.where(at.held, grad, 0) for grad in grads]
-            for grad in grads:
-                grad.masked_fill_(at.held, 0)
-        of_key, of_value = (grad[..., length:, :].transpose(1, 2) for grad in grads)
-        of_products = self.of_products[index].view(batch, length, 2, heads, width)
-        turn_pairs(of_key, self.back, of_products[:, :, 0])
-        of_products[:, :, 1] = of_value
-        of_unit = torch.mm(self.of_products[index], self.folded).view(batch, length, -1, self.width)
-        grad = of_unit.transpose(1, 2).reshape(kept.recalled[index].shape)
-        unit = kept.recalled[index]
-        along = (unit * grad).mean(-1, keepdim=True)
-        grad = torch.addcmul(grad, unit, along, value=-1).mul_(kept.recalled_inverse[index])
-        torch.bmm(grad, anchored.mT, out=self.of_asked[index])
-        of_anchor.baddbmm_(kept.asked[index].mT, grad)
-
-    def _of_state(self, before: Tensor) -> list[Tensor | None]:
-        """Return the gradients of the state that was given."""
-        given = self.given
-        learned = [before[:, 0].clone(), before[:, 1].clone(), self.of_first]
-        found: list[Tensor | None] = [x.reshape(given.delta.shape) for x in learned]
-        if self.at.held is None:
-            return [*found, torch.zeros_like(given.keys), torch.zeros_like(given.values)]
-        keys, values = (x.transpose(1, 2).reshape(given.keys.shape) for x in self.of_held)
-        return [*found, keys.index_select(2, self.at.apart), values]
-
-    def _return_inputs(self) -> tuple[Tensor, ...]:
-        """Return the gradients of the inputs, their norm, and of the weights of what is projected of them."""
-        at, given, kept, (batch, chunks, length, dim, heads, _, still, *_) = (
-            self.at,
-            self.given,
-            self.kept,
-            self.at.sizes,
+    def _backward_recall(self, index: int, anchor_weights: Tensor, grad_anchor: Tensor) -> None:
+        """Backpropagate through a chunk's recalls; add to the gradient of the anchor."""
+        activations, schedule, (batch, length, heads, width) = (
+            self.activations,
+            self.schedule,
+            self.attention_shape,
         )
-        own = slice(still, still + length)
-        steps = self.of_laid.view(chunks * batch, length, 5, dim)
+        grads = [x[index, ..., schedule.sizes.persistent :, :] for x in (self.grad_keys, self.grad_values)]
+        if index == 0 and schedule.cached_slots is not None:
+            self.grad_cached_slots = [torch.where(schedule.cached_slots, grad, 0) for grad in grads]
+            for grad in grads:
+                grad.masked_fill_(schedule.cached_slots, 0)
+        grad_key, grad_value = (grad[..., length:, :].transpose(1, 2) for grad in grads)
+        grad_products = self.grad_products[index].view(batch, length, 2, heads, width)
+        rotate_pairs(grad_key, self.inverse_rotation, grad_products[:, :, 0])
+        grad_products[:, :, 1] = grad_value
+        grad_unit = torch.mm(self.grad_products[index], self.recall_weights).view(
+            batch, length, -1, self.width
+        )
+        grad = grad_unit.transpose(1, 2).reshape(activations.recalls[index].shape)
+        unit = activations.recalls[index]
+        radial = (unit * grad).mean(-1, keepdim=True)
+        grad = torch.addcmul(grad, unit, radial, value=-1).mul_(activations.recall_inverse[index])
+        torch.bmm(grad, anchor_weights.mT, out=self.grad_recall_queries[index])
+        grad_anchor.baddbmm_(activations.recall_queries[index].mT, grad)
+
+    def _differentiate_state(self, before: Tensor) -> list[Tensor | None]:
+        """Return the gradients of the initial state."""
+        inputs = self.inputs
+        memory_grads = [before[:, 0].clone(), before[:, 1].clone(), self.grad_first_anchor]
+        results: list[Tensor | None] = [x.reshape(inputs.delta.shape) for x in memory_grads]
+        if self.schedule.cached_slots is None:
+            return [*results, torch.zeros_like(inputs.keys), torch.zeros_like(inputs.values)]
+        keys, values = (x.transpose(1, 2).reshape(inputs.keys.shape) for x in self.grad_cached_slots)
+        return [*results, keys.index_select(2, self.schedule.inverse_pairs), values]
+
+    def _backward_inputs(self) -> tuple[Tensor, ...]:
+        """Return the gradients of the inputs, their norm and their projection weights."""
+        schedule, inputs, activations, (batch, chunks, length, dim, heads, _, persistent, *_) = (
+            self.schedule,
+            self.inputs,
+            self.activations,
+            self.schedule.sizes,
+        )
+        input_slots = slice(persistent, persistent + length)
+        steps = self.grad_grid.view(chunks * batch, length, 5, dim)
         by_head = steps.view(chunks, batch, length, 5, heads, -1)
-        for place, grad in enumerate((self.of_query, self.of_keys[..., own, :])):
-            turn_pairs(grad.transpose(2, 3), self.back, by_head[:, :, :, place])
-        by_head[:, :, :, 2] = self.of_values[..., own, :].transpose(2, 3)
-        unit = kept.asked
-        along = (unit * self.of_asked).sum(-1, keepdim=True)
-        inverse = kept.asked_inverse.flatten(1, 2)
-        of_asking = torch.addcmul(self.of_asked, unit, along, value=-1).mul_(inverse)
-        of_asking = of_asking.view(chunks, batch, -1, length, self.width).transpose(2, 3)
-        slope = silu_slope(kept.asking).view(of_asking.shape)
+        for place, grad in enumerate((self.grad_query, self.grad_keys[..., input_slots, :])):
+            rotate_pairs(grad.transpose(2, 3), self.inverse_rotation, by_head[:, :, :, place])
+        by_head[:, :, :, 2] = self.grad_values[..., input_slots, :].transpose(2, 3)
+        unit = activations.recall_queries
+        radial = (unit * self.grad_recall_queries).sum(-1, keepdim=True)
+        inverse = activations.recall_query_inverse.flatten(1, 2)
+        grad_recall_projection = torch.addcmul(self.grad_recall_queries, unit, radial, value=-1).mul_(inverse)
+        grad_recall_projection = grad_recall_projection.view(chunks, batch, -1, length, self.width).transpose(
+            2, 3
+        )
+        slope = silu_slope(activations.recall_projection).view(grad_recall_projection.shape)
         out = steps[:, :, 3].unflatten(-1, (-1, self.width)).unflatten(0, (chunks, batch))
-        torch.mul(of_asking, slope, out=out)
-        collected = self.of_laid.index_select(0, at.target)
-        of_projected, of_rows = collected.split([4 * dim, dim], dim=1)
+        torch.mul(grad_recall_projection, slope, out=out)
+        grad_by_step = self.grad_grid.index_select(0, schedule.target)
+        grad_projections, grad_rows = grad_by_step.split([4 * dim, dim], dim=1)
         scale = (dim // heads) ** -0.5
-        of_x, of_norm, of_bias = torch.ops.aten.native_layer_norm_backward(
-            of_projected @ to_inputs(at, given, scale),
-            given.x.reshape(-1, dim),
+        grad_x, grad_norm, grad_bias = torch.ops.aten.native_layer_norm_backward(
+            grad_projections @ build_input_weights(schedule, inputs, scale),
+            inputs.x.reshape(-1, dim),
             [dim],
-            kept.mean,
-            kept.deviation,
-            given.norm,
-            given.norm_bias,
+            activations.mean,
+            activations.deviation,
+            inputs.norm,
+            inputs.norm_bias,
             [True, True, True],
         )
-        of_query, of_key, *others = (of_projected.T @ kept.normed).split(dim)
-        of_query, of_key = (grad.index_select(0, at.apart) for grad in (of_query * scale, of_key))
-        return (of_x + of_rows).view(given.x.shape), of_norm, of_bias, of_query, of_key, *others
+        grad_query, grad_key, *others = (grad_projections.T @ activations.normed_x).split(dim)
+        grad_query, grad_key = (
+            grad.index_select(0, schedule.inverse_pairs) for grad in (grad_query * scale, grad_key)
+        )
+        return (grad_x + grad_rows).view(inputs.x.shape), grad_norm, grad_bias, grad_query, grad_key, *others
 
-    def _of_recalls(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients of what projects recalls, of keys and of values."""
-        given, dim = self.given, self.at.sizes.dim
-        units = by_step(self.at, self.kept.recalled.flatten(0, 1))
-        of_folded = self.of_products.flatten(0, 1).T @ units
-        of_key, of_value = (of_folded @ self.outward.T).split(dim)
-        both = torch.cat([given.key.index_select(0, self.at.pairs), given.value])
-        return both.T @ of_folded, of_key.index_select(0, self.at.apart), of_value
+    def _differentiate_recalls(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients that recalls give to their projection and to key and value weights."""
+        inputs, dim = self.inputs, self.schedule.sizes.dim
+        units = merge_heads(self.schedule, self.activations.recalls.flatten(0, 1))
+        grad_recall_weights = self.grad_products.flatten(0, 1).T @ units
+        grad_key, grad_value = (grad_recall_weights @ self.recall_projection_weights.T).split(dim)
+        both = torch.cat([inputs.key.index_select(0, self.schedule.pairs), inputs.value])
+        return both.T @ grad_recall_weights, grad_key.index_select(0, self.schedule.inverse_pairs), grad_value
 
-    def _of_weight(self) -> Float[Tensor, "M W W"]:
-        """Return the gradient of the weights that memory is born with."""
-        memories = self.at.sizes.memories
-        of_anchors = self.of_weight.unflatten(0, (-1, memories)).sum(0)
+    def _differentiate_weight(self) -> Float[Tensor, "M W W"]:
+        """Return the gradient of the memory's initial weights."""
+        memories = self.schedule.sizes.memories
+        grad_anchors = self.grad_weight.unflatten(0, (-1, memories)).sum(0)
         query, grad = (
             x.unflatten(1, (-1, memories)).permute(2, 0, 1, 3, 4).reshape(memories, -1, self.width)
-            for x in (self.kept.tokens[0], self.of_y)
+            for x in (self.activations.tokens[0], self.grad_y)
         )
-        return of_anchors.baddbmm_(query.mT, grad)
+        return grad_anchors.baddbmm_(query.mT, grad)

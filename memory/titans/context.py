@@ -1,6 +1,6 @@
-"""Chunks of `TitansMAC` as one function of inputs, state and weights, with its gradient by hand.
+"""Chunks of `TitansMAC` as one autograd function of inputs, state and weights.
 
-A second derivative, and all that is not plain numbers on a CPU, goes the layer's plain way.
+Second derivatives, and everything but plain tensors on a CPU, use the layer's plain forward pass.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import by_graph, is_wanted_again
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 from scrubjay.memory.titans.backward import Backward
-from scrubjay.memory.titans.chunks import Given, Kept, Outputs
-from scrubjay.memory.titans.course import Course
+from scrubjay.memory.titans.chunks import Activations, SegmentInputs, SegmentOutputs
 from scrubjay.memory.titans.forward import Forward
+from scrubjay.memory.titans.schedule import Schedule
 
-_KEPT = len(Kept._fields) - 1
+_NUM_TENSORS = len(Activations._fields) - 1
 
 
-def run(plain: Callable[..., Sequence[Tensor]], at: Course, *given: Tensor) -> Outputs:
-    """Return what a segment comes to.
+def run(plain: Callable[..., Sequence[Tensor]], schedule: Schedule, *inputs: Tensor) -> SegmentOutputs:
+    """Return the outputs of a segment.
 
     Args:
-        plain: Its outputs but the last, of what is given, by plain operations.
-        at: What follows from steps.
-        given: Those of `Given`.
+        plain: Differentiable function of `inputs`. It returns all outputs except the last one, the surprises.
+        schedule: Schedule of the segment.
+        inputs: Fields of `SegmentInputs`.
     """
-    return Outputs(*_Segment.apply(plain, at, *given))
+    return SegmentOutputs(*_Segment.apply(plain, schedule, *inputs))
 
 
 class _Segment(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plain, at, *given):
-        keep_freed()
-        outputs, kept = Forward(at, Given(*given)).run()
-        ctx.plain, ctx.at = plain, at
+    def forward(ctx: Any, plain, schedule, *inputs):
+        retain_freed_memory()
+        outputs, activations = Forward(schedule, SegmentInputs(*inputs)).run()
+        ctx.plain, ctx.schedule = plain, schedule
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(*given, *kept[:-1], *kept.factors)
-        ctx.mark_non_differentiable(outputs.squared)
+            ctx.save_for_backward(*inputs, *activations[:-1], *activations.factors)
+        ctx.mark_non_differentiable(outputs.squared_surprise)
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
     @without_autocast
     def backward(ctx: Any, *grads):
-        grads, count = grads[:-1], len(Given._fields)
-        given, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        grads, count = grads[:-1], len(SegmentInputs._fields)
+        inputs, tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if all(grad is None for grad in grads):
             return (None,) * (2 + count)
-        if is_wanted_again(*grads):
-            return None, None, *by_graph(ctx.plain, given, *grads)
-        kept = Kept._make([*saved[:_KEPT], list(saved[_KEPT:])])
-        back = Backward(ctx.at, Given(*given), kept, grads)
-        return None, None, *back.run(any(ctx.needs_input_grad[3:8]))
+        if needs_graph(*grads):
+            return None, None, *differentiate_graph(ctx.plain, inputs, *grads)
+        activations = Activations._make([*tensors[:_NUM_TENSORS], list(tensors[_NUM_TENSORS:])])
+        backward = Backward(ctx.schedule, SegmentInputs(*inputs), activations, grads)
+        return None, None, *backward.run(any(ctx.needs_input_grad[3:8]))

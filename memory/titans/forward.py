@@ -1,10 +1,11 @@
-"""What a layer of `TitansMAC` does chunk by chunk, over a segment.
+"""Forward pass of a layer of `TitansMAC` over a segment, chunk by chunk.
 
-Attention waits for what memory recalls, memory for what attention read. All that waits for neither is done
-for all chunks at once: projections of inputs before, what memory reads after. In between a chunk is some
-fifty operations. `memory/titans/backward.py` goes back the same way.
+Attention depends on the memory's recalls, and the memory's writes depend on the attention outputs. These two
+run in a loop over chunks. Everything else runs for all chunks at once: the input projections before the loop,
+and the reads of the written memory after it. Inside the loop, a chunk takes about fifty operations.
+`memory/titans/backward.py` is the backward pass.
 
-Letters as in `memory/titans/chunks.py`.
+`memory/titans/chunks.py` defines the dimension letters.
 """
 
 from __future__ import annotations
@@ -19,199 +20,213 @@ from torch.nn import functional
 
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import NEGLIGIBLE
-from scrubjay.memory.parts.rotary import turn_pairs
-from scrubjay.memory.parts.unit import inverse_length
-from scrubjay.memory.titans.chunks import Chunk, Given, Kept, Outputs
-from scrubjay.memory.titans.course import Course
+from scrubjay.memory.parts.rotary import rotate_pairs
+from scrubjay.memory.parts.unit import inverse_norm
+from scrubjay.memory.titans.chunks import Activations, ChunkViews, SegmentInputs, SegmentOutputs
+from scrubjay.memory.titans.schedule import Schedule
 
 NORM_EPS = 1e-5
 READ_EPSILON = 1e-4
-# Chunks between looks for denormal numbers, beside the last.
+# Denormal numbers are flushed every so many chunks, and at the last chunk.
 _FLUSH_EVERY = 8
 
 
-def folded(at: Course, given: Given) -> tuple[Tensor, Tensor]:
-    """Return the weights from recalls of length 1 to their projection, and on to paired keys and values."""
-    outward = given.recalled_out * given.recalled_norm.repeat(at.sizes.memories)
-    return outward, torch.cat([given.key.index_select(0, at.pairs), given.value]) @ outward
+def fold_recall_weights(schedule: Schedule, inputs: SegmentInputs) -> tuple[Tensor, Tensor]:
+    """Return the weights from normalised recalls to their projection, and to paired keys and values."""
+    recall_projection_weights = inputs.recall_out * inputs.recall_norm.repeat(schedule.sizes.memories)
+    return recall_projection_weights, torch.cat(
+        [inputs.key.index_select(0, schedule.pairs), inputs.value]
+    ) @ recall_projection_weights
 
 
-def to_inputs(at: Course, given: Given, scale: float) -> Float[Tensor, "four_dims D"]:
-    """Return the weights of queries, `scale` times, keys, both in pairs, values and what memory is asked."""
-    query, key = (weight.index_select(0, at.pairs) for weight in (given.query, given.key))
-    return torch.cat([query * scale, key, given.value, given.recall_query])
+def build_input_weights(
+    schedule: Schedule, inputs: SegmentInputs, scale: float
+) -> Float[Tensor, "four_dims D"]:
+    """Return the stacked weights of scaled queries and keys (both in pairs), values and recall queries."""
+    query, key = (weight.index_select(0, schedule.pairs) for weight in (inputs.query, inputs.key))
+    return torch.cat([query * scale, key, inputs.value, inputs.recall_query])
 
 
 class Forward:
-    """The way forward: `run`."""
+    """Forward pass over a segment; see `run`."""
 
-    def __init__(self, at: Course, given: Given) -> None:
-        self.at, self.given = at, given
-        sizes = at.sizes
+    def __init__(self, schedule: Schedule, inputs: SegmentInputs) -> None:
+        self.schedule, self.inputs = schedule, inputs
+        sizes = schedule.sizes
         self.rows, self.width = sizes.batch * sizes.memories, sizes.dim // sizes.memories
-        self.of_attention = (sizes.batch, sizes.length, sizes.heads, sizes.dim // sizes.heads)
-        self.of_memory = (sizes.batch, sizes.length, 3, sizes.memories, self.width)
+        self.attention_shape = (sizes.batch, sizes.length, sizes.heads, sizes.dim // sizes.heads)
+        self.memory_shape = (sizes.batch, sizes.length, 3, sizes.memories, self.width)
 
-    def run(self) -> tuple[Outputs, Kept]:
-        """Return what the segment comes to, and what the way back needs."""
-        at, given, (batch, chunks, length, dim, *_) = self.at, self.given, self.at.sizes
-        time = given.x.shape[1]
-        normed, mean, deviation, here, asking = self._project()
-        asked, asked_inverse = self._ask(asking)
-        self._open(given)
+    def run(self) -> tuple[SegmentOutputs, Activations]:
+        """Return the outputs of the segment and the activations for the backward pass."""
+        schedule, inputs, (batch, chunks, length, dim, *_) = self.schedule, self.inputs, self.schedule.sizes
+        time = inputs.x.shape[1]
+        normed_x, mean, deviation, chunk_x, recall_projection = self._project()
+        recall_queries, recall_query_inverse = self._normalize_recall_queries(recall_projection)
+        self._allocate(inputs)
         factors, logs = [], []
-        for index, own in enumerate(self._chunks(here, asked)):
-            anchored = self._begin(index)
-            self._recall(index, own, anchored)
-            self._attend(own)
-            chosen, log = self._write(index, own, anchored)
-            factors.append(chosen)
+        for index, chunk in enumerate(self._chunks(chunk_x, recall_queries)):
+            anchor_weights = self._start_chunk(index)
+            self._recall(index, chunk, anchor_weights)
+            self._attend(chunk)
+            chunk_factors, log = self._write(index, chunk, anchor_weights)
+            factors.append(chunk_factors)
             logs.append(log)
-        every = Factors(*(torch.cat(parts) for parts in zip(*factors, strict=True)))
-        y, reads, similar, pulls = self._read(every)
-        squared = (self.tokens[1] * self.tokens[1]).sum(-1).mul_((self.error * self.error).sum(-1))
-        collected = (
-            self.attended.view(-1, dim),
-            self.written.view(-1, dim),
+        all_factors = Factors(*(torch.cat(parts) for parts in zip(*factors, strict=True)))
+        y, reads, similarities, pair_weights = self._read(all_factors)
+        squared_surprise = (self.tokens[1] * self.tokens[1]).sum(-1).mul_((self.error * self.error).sum(-1))
+        by_step_values = (
+            self.attention_out.view(-1, dim),
+            self.write_input.view(-1, dim),
             y.view(chunks, batch, -1, length, self.width).transpose(2, 3).reshape(-1, dim),
-            squared.view(chunks, batch, -1, length).transpose(2, 3).reshape(chunks * batch * length, -1),
+            squared_surprise.view(chunks, batch, -1, length)
+            .transpose(2, 3)
+            .reshape(chunks * batch * length, -1),
         )
-        attended, written, y, squared = (x.index_select(0, at.target) for x in collected)
-        kept = Kept(
-            normed,
+        attention_out, write_input, y, squared_surprise = (
+            x.index_select(0, schedule.target) for x in by_step_values
+        )
+        activations = Activations(
+            normed_x,
             mean,
             deviation,
-            asking,
-            asked,
-            asked_inverse,
+            recall_projection,
+            recall_queries,
+            recall_query_inverse,
             self.query,
             self.keys,
             self.values,
             self.states,
             self.anchor,
-            self.recalled,
-            self.recalled_inverse,
+            self.recalls,
+            self.recall_inverse,
             self.scores,
             self.total,
             self.read,
             self.flat,
-            self.attended,
-            self.written,
-            self.written_mean,
-            self.written_deviation,
-            self.writing,
+            self.attention_out,
+            self.write_input,
+            self.write_mean,
+            self.write_deviation,
+            self.write_projection,
             self.tokens,
             self.inverse,
-            self.opened,
+            self.gate_values,
             self.step,
             torch.stack(logs),
             self.error,
             self.writes,
             reads,
-            similar,
-            pulls,
-            list(every),
+            similarities,
+            pair_weights,
+            list(all_factors),
         )
-        found = attended, written, y.unflatten(1, (-1, self.width)), squared
-        *read, squared = (x.unflatten(0, (batch, time)) for x in found)
-        return Outputs._make([*read, *self._after(), squared]), kept
+        results = attention_out, write_input, y.unflatten(1, (-1, self.width)), squared_surprise
+        *read, squared_surprise = (x.unflatten(0, (batch, time)) for x in results)
+        return SegmentOutputs._make([*read, *self._final_state(), squared_surprise]), activations
 
     def _project(self) -> tuple[Tensor, ...]:
-        """Lay the inputs and their projections on the grid; returns those that attention does not take."""
-        at, given, (batch, chunks, length, dim, heads, rotated, still, *_) = (
-            self.at,
-            self.given,
-            self.at.sizes,
+        """Arrange the inputs and their projections on the grid; return those that attention does not use."""
+        schedule, inputs, (batch, chunks, length, dim, heads, rotary_width, persistent, *_) = (
+            self.schedule,
+            self.inputs,
+            self.schedule.sizes,
         )
-        rows = given.x.reshape(-1, dim)
-        normed, mean, deviation = torch.native_layer_norm(rows, [dim], given.norm, given.norm_bias, NORM_EPS)
+        rows = inputs.x.reshape(-1, dim)
+        normed_x, mean, deviation = torch.native_layer_norm(
+            rows, [dim], inputs.norm, inputs.norm_bias, NORM_EPS
+        )
         width = dim // heads
         # exp2(x * log2(e)) takes a third of the time of exp(x).
-        weights = to_inputs(at, given, width**-0.5 * math.log2(math.e))
-        # One more row, of zeros, for places that no step fills.
+        weights = build_input_weights(schedule, inputs, width**-0.5 * math.log2(math.e))
+        # One extra zero row for positions without a step.
         parts = rows.new_empty(len(rows) + 1, 5 * dim)
-        torch.mm(normed, weights.T, out=parts[:-1, : 4 * dim])
+        torch.mm(normed_x, weights.T, out=parts[:-1, : 4 * dim])
         parts[:-1, 4 * dim :] = rows
         parts[-1] = 0
-        laid = parts.index_select(0, at.source)
-        by_head = laid.view(chunks, batch, length, 5, heads, width)
+        grid_parts = parts.index_select(0, schedule.source)
+        by_head = grid_parts.view(chunks, batch, length, 5, heads, width)
         self.query = rows.new_empty(chunks, batch, heads, length, width)
-        turn_pairs(by_head[:, :, :, 0], at.turn, self.query.transpose(2, 3))
-        slots = still + 2 * length
+        rotate_pairs(by_head[:, :, :, 0], schedule.rotation, self.query.transpose(2, 3))
+        slots = persistent + 2 * length
         self.keys = rows.new_empty(chunks, batch, heads, slots, width)
         self.values = torch.empty_like(self.keys)
-        own = slice(still, still + length)
-        turn_pairs(by_head[:, :, :, 1], at.turn, self.keys[..., own, :].transpose(2, 3))
-        self.values[..., own, :] = by_head[:, :, :, 2].transpose(2, 3)
-        if still:
-            self.keys[..., :still, :rotated] = 0
-            self.keys[..., :still, rotated:] = given.persistent_keys.transpose(0, 1)
-            self.values[..., :still, :] = given.persistent_values.transpose(0, 1)
-        here = laid[:, 4 * dim :].unflatten(0, (chunks, -1))
-        return normed, mean, deviation, here, laid[:, 3 * dim : 4 * dim]
+        input_slots = slice(persistent, persistent + length)
+        rotate_pairs(by_head[:, :, :, 1], schedule.rotation, self.keys[..., input_slots, :].transpose(2, 3))
+        self.values[..., input_slots, :] = by_head[:, :, :, 2].transpose(2, 3)
+        if persistent:
+            self.keys[..., :persistent, :rotary_width] = 0
+            self.keys[..., :persistent, rotary_width:] = inputs.persistent_keys.transpose(0, 1)
+            self.values[..., :persistent, :] = inputs.persistent_values.transpose(0, 1)
+        chunk_x = grid_parts[:, 4 * dim :].unflatten(0, (chunks, -1))
+        return normed_x, mean, deviation, chunk_x, grid_parts[:, 3 * dim : 4 * dim]
 
-    def _ask(self, asking: Float[Tensor, "places D"]) -> tuple[Tensor, Tensor]:
-        """Return what memory is asked, vectors of at most unit length, and what made them so."""
-        sizes = self.at.sizes
-        active = functional.silu(asking).view(sizes.chunks, *self.of_memory[:2], *self.of_memory[3:])
+    def _normalize_recall_queries(
+        self, recall_projection: Float[Tensor, "places D"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the recall queries, of at most unit length, and the inverse norms that scaled them."""
+        sizes = self.schedule.sizes
+        active = functional.silu(recall_projection).view(
+            sizes.chunks, *self.memory_shape[:2], *self.memory_shape[3:]
+        )
         active = active.transpose(2, 3)
-        inverse = inverse_length(active)
-        asked = torch.empty_like(active, memory_format=torch.contiguous_format)
-        torch.mul(active, inverse, out=asked)
-        return asked.flatten(1, 2), inverse
+        inverse = inverse_norm(active)
+        recall_queries = torch.empty_like(active, memory_format=torch.contiguous_format)
+        torch.mul(active, inverse, out=recall_queries)
+        return recall_queries.flatten(1, 2), inverse
 
-    def _open(self, given: Given) -> None:
-        """Make room for what chunks leave."""
-        (batch, chunks, length, dim, heads, *_), rows, width = self.at.sizes, self.rows, self.width
-        new, steps = given.x.new_empty, batch * length
+    def _allocate(self, inputs: SegmentInputs) -> None:
+        """Allocate the activations of all chunks."""
+        (batch, chunks, length, dim, heads, *_), rows, width = self.schedule.sizes, self.rows, self.width
+        new, steps = inputs.x.new_empty, batch * length
         self.states = new(chunks + 1, rows, 2, width, width)
-        self.states[0, :, 0] = given.delta.reshape(rows, width, width)
-        self.states[0, :, 1] = given.momentum.reshape(rows, width, width)
-        self.anchor = given.anchor.reshape(rows, width, width).clone()
-        self.folded = folded(self.at, given)[1].T
-        self.recalled, self.recalled_inverse = (new(chunks, rows, length, size) for size in (width, 1))
+        self.states[0, :, 0] = inputs.delta.reshape(rows, width, width)
+        self.states[0, :, 1] = inputs.momentum.reshape(rows, width, width)
+        self.anchor = inputs.anchor.reshape(rows, width, width).clone()
+        self.recall_weights = fold_recall_weights(self.schedule, inputs)[1].T
+        self.recalls, self.recall_inverse = (new(chunks, rows, length, size) for size in (width, 1))
         self.scores = new(chunks, batch * heads, length, self.keys.shape[3])
         self.total, self.read = (
             new(chunks, batch * heads, length, size) for size in (1, self.query.shape[-1])
         )
-        self.flat, self.attended, self.written = (new(chunks, steps, dim) for _ in range(3))
-        self.written_mean, self.written_deviation = (new(chunks, steps, 1) for _ in range(2))
-        self.writing = new(chunks, steps, 3 * dim)
+        self.flat, self.attention_out, self.write_input = (new(chunks, steps, dim) for _ in range(3))
+        self.write_mean, self.write_deviation = (new(chunks, steps, 1) for _ in range(2))
+        self.write_projection = new(chunks, steps, 3 * dim)
         self.tokens = new(3, chunks, rows, length, width)
         self.inverse = new(2, chunks, rows, length, 1)
-        self.opened, self.step = new(chunks, 3, rows, length), new(chunks, rows, length)
+        self.gate_values, self.step = new(chunks, 3, rows, length), new(chunks, rows, length)
         self.error = new(chunks, rows, length, width)
         self.writes = new(chunks, rows, length, 2 * width)
 
-    def _chunks(self, here: Tensor, asked: Tensor) -> Iterable[Chunk]:
-        """Return views of what chunks are given and write."""
-        sizes, (batch, length, heads, width) = self.at.sizes, self.of_attention
+    def _chunks(self, chunk_x: Tensor, recall_queries: Tensor) -> Iterable[ChunkViews]:
+        """Return the views of every chunk's inputs and outputs."""
+        sizes, (batch, length, heads, width) = self.schedule.sizes, self.attention_shape
         caches = [cache[..., -length:, :].transpose(2, 3) for cache in (self.keys, self.values)]
         by_head = (-1, batch, sizes.memories, length)
         whole = (
-            here,
-            asked,
+            chunk_x,
+            recall_queries,
             self.query.flatten(1, 2),
             self.keys.flatten(1, 2).mT,
             self.values.flatten(1, 2),
             *caches,
-            self.recalled,
-            self.recalled.view(*by_head, self.width).transpose(2, 3),
-            self.recalled_inverse,
+            self.recalls,
+            self.recalls.view(*by_head, self.width).transpose(2, 3),
+            self.recall_inverse,
             self.scores,
             self.total,
             self.read,
             self.read.view(-1, batch, heads, length, width).transpose(2, 3),
             self.flat,
-            self.flat.view(-1, *self.of_attention),
-            self.attended,
-            self.written,
-            self.written_mean,
-            self.written_deviation,
-            self.writing,
-            self.writing.view(-1, *self.of_memory).permute(0, 3, 1, 4, 2, 5),
-            self.opened,
-            self.opened.view(-1, 3, *by_head[1:]).permute(0, 2, 4, 1, 3),
+            self.flat.view(-1, *self.attention_shape),
+            self.attention_out,
+            self.write_input,
+            self.write_mean,
+            self.write_deviation,
+            self.write_projection,
+            self.write_projection.view(-1, *self.memory_shape).permute(0, 3, 1, 4, 2, 5),
+            self.gate_values,
+            self.gate_values.view(-1, 3, *by_head[1:]).permute(0, 2, 4, 1, 3),
             self.step,
             self.error,
             self.writes,
@@ -222,161 +237,167 @@ class Forward:
         of_tokens = (self.tokens.view(3, *by_head, self.width), self.tokens[:2], self.inverse)
         by_head, units, inverse = (x.unbind(1) for x in of_tokens)
         key, value = self.tokens[1].unbind(), self.tokens[2].unbind()
-        every = zip(*(x.unbind() for x in whole), by_head, key, value, units, inverse, strict=True)
-        return (Chunk(*views) for views in every)
+        chunks = zip(*(x.unbind() for x in whole), by_head, key, value, units, inverse, strict=True)
+        return (ChunkViews(*views) for views in chunks)
 
-    def _begin(self, index: int) -> Float[Tensor, "R W W"]:
-        """Return the memory that a chunk recalls from and learns at."""
+    def _start_chunk(self, index: int) -> Float[Tensor, "R W W"]:
+        """Reset fresh rows and return the chunk's anchor weights."""
         state, anchor = self.states[index], self.states[index, :, 0] if index else self.anchor
-        if index in self.at.fresh:
+        if index in self.schedule.fresh:
             for part in (state, anchor):
-                empty(part, self.at.fresh[index])
-        return plus_weight(self.at, anchor, self.given.weight)
+                zero_rows(part, self.schedule.fresh[index])
+        return add_initial_weights(self.schedule, anchor, self.inputs.weight)
 
-    def _recall(self, index: int, own: Chunk, anchored: Float[Tensor, "R W W"]) -> None:
-        """Write keys and values of what memory recalls."""
-        at, (batch, _, length, dim, *_) = self.at, self.at.sizes
-        recalled, inverse = own.recalled, own.recalled_inverse
-        torch.bmm(own.asked, anchored, out=recalled)
-        torch.mean(recalled * recalled, -1, keepdim=True, out=inverse)
-        recalled.mul_(inverse.add_(READ_EPSILON).rsqrt_())
-        products = torch.mm(own.recalled_by_step.reshape(-1, dim), self.folded)
-        key, value = products.view(batch, length, 2, *self.of_attention[2:]).unbind(2)
-        turn_pairs(key, at.turn, own.key_slots)
-        own.value_slots.copy_(value)
-        if index == 0 and at.held is not None:
-            given_keys = self.given.keys.index_select(2, at.pairs)
-            for cache, old in ((self.keys, given_keys), (self.values, self.given.values)):
+    def _recall(self, index: int, chunk: ChunkViews, anchor_weights: Float[Tensor, "R W W"]) -> None:
+        """Write the keys and values of the memory's recalls."""
+        schedule, (batch, _, length, dim, *_) = self.schedule, self.schedule.sizes
+        recalls, inverse = chunk.recalls, chunk.recall_inverse
+        torch.bmm(chunk.recall_queries, anchor_weights, out=recalls)
+        torch.mean(recalls * recalls, -1, keepdim=True, out=inverse)
+        recalls.mul_(inverse.add_(READ_EPSILON).rsqrt_())
+        products = torch.mm(chunk.recalls_by_step.reshape(-1, dim), self.recall_weights)
+        key, value = products.view(batch, length, 2, *self.attention_shape[2:]).unbind(2)
+        rotate_pairs(key, schedule.rotation, chunk.key_slots)
+        chunk.value_slots.copy_(value)
+        if index == 0 and schedule.cached_slots is not None:
+            cached_keys = self.inputs.keys.index_select(2, schedule.pairs)
+            for cache, old in ((self.keys, cached_keys), (self.values, self.inputs.values)):
                 slots = cache[0][..., -2 * length :, :]
-                old = old.reshape(batch, 2 * length, *self.of_attention[2:]).transpose(1, 2)
-                slots.copy_(torch.where(at.held, old, slots))
+                old = old.reshape(batch, 2 * length, *self.attention_shape[2:]).transpose(1, 2)
+                slots.copy_(torch.where(schedule.cached_slots, old, slots))
 
-    def _attend(self, own: Chunk) -> None:
-        """Write what attention reads, added to the inputs, and its norm."""
-        given = self.given
-        scores = torch.bmm(own.query, own.keys, out=own.scores).add_(self.at.hidden)
+    def _attend(self, chunk: ChunkViews) -> None:
+        """Write the attention outputs with the residual added, and their norm."""
+        inputs = self.inputs
+        scores = torch.bmm(chunk.query, chunk.keys, out=chunk.scores).add_(self.schedule.hidden)
         scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
-        torch.sum(scores, -1, keepdim=True, out=own.total)
-        torch.bmm(scores, own.values, out=own.read).div_(own.total)
-        own.flat_by_head.copy_(own.read_by_step)
-        torch.addmm(own.here, own.flat, given.out.T, out=own.attended)
+        torch.sum(scores, -1, keepdim=True, out=chunk.total)
+        torch.bmm(scores, chunk.values, out=chunk.read).div_(chunk.total)
+        chunk.flat_by_head.copy_(chunk.read_by_step)
+        torch.addmm(chunk.chunk_x, chunk.flat, inputs.out.T, out=chunk.attention_out)
         torch.ops.aten.native_layer_norm.out(
-            own.attended,
-            [own.attended.shape[1]],
-            given.write_norm,
-            given.write_norm_bias,
+            chunk.attention_out,
+            [chunk.attention_out.shape[1]],
+            inputs.write_norm,
+            inputs.write_norm_bias,
             NORM_EPS,
-            out0=own.written,
-            out1=own.written_mean,
-            out2=own.written_deviation,
+            out0=chunk.write_input,
+            out1=chunk.write_mean,
+            out2=chunk.write_deviation,
         )
 
-    def _write(self, index: int, own: Chunk, anchored: Tensor) -> tuple[Factors, Tensor]:
-        """Learn what attention read; returns the chunk's factors and the logarithms of its gates."""
-        given, after = self.given, own.after
-        torch.mm(own.written, given.write.T, out=own.writing)
-        torch.ops.aten.silu.out(own.writing_by_head, out=own.tokens_by_head)
-        own.inverse.copy_(inverse_length(own.units))
-        own.units.mul_(own.inverse)
-        factors, logs = self._gate(index, own)
-        error = torch.baddbmm(own.value, own.key, anchored, beta=-1, out=own.error)
-        beside(own.key, factors.end_mixed[0] * own.step, factors.end_trace[0] * own.step, own.writes)
-        torch.mul(own.state, factors.ends[0][..., None, None], out=after)
-        after[:, 0].addcmul_(factors.end_built[0][:, None, None], own.state[:, 1])
-        after.flatten(1, 2).baddbmm_(own.writes_across, error, alpha=-1)
-        if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == self.at.sizes.chunks - 1:
+    def _write(self, index: int, chunk: ChunkViews, anchor_weights: Tensor) -> tuple[Factors, Tensor]:
+        """Write the attention outputs to the memory; return the chunk's factors and log gates."""
+        inputs, after = self.inputs, chunk.after
+        torch.mm(chunk.write_input, inputs.write.T, out=chunk.write_projection)
+        torch.ops.aten.silu.out(chunk.write_projection_by_head, out=chunk.tokens_by_head)
+        chunk.inverse.copy_(inverse_norm(chunk.units))
+        chunk.units.mul_(chunk.inverse)
+        factors, logs = self._gate(index, chunk)
+        error = torch.baddbmm(chunk.value, chunk.key, anchor_weights, beta=-1, out=chunk.error)
+        stack_multiples(
+            chunk.key, factors.end_mixing[0] * chunk.step, factors.end_trace[0] * chunk.step, chunk.writes
+        )
+        torch.mul(chunk.state, factors.ends[0][..., None, None], out=after)
+        after[:, 0].addcmul_(factors.end_buildup[0][:, None, None], chunk.state[:, 1])
+        after.flatten(1, 2).baddbmm_(chunk.writes_transposed, error, alpha=-1)
+        if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == self.schedule.sizes.chunks - 1:
             torch.hardshrink(after, NEGLIGIBLE, out=after)
         return factors, logs
 
-    def _gate(self, index: int, own: Chunk) -> tuple[Factors, Tensor]:
-        """Write how far tokens are learned, as `NeuralMemory` has it; returns the same as `_write`."""
-        given, sizes, step = self.given, self.at.sizes, own.step
-        logits = torch.addmm(given.gates_bias, own.written, given.gates.T)
-        own.opened_by_step.copy_(logits.view(own.opened_by_step.shape))
-        logs = own.opened[1:].clone()
+    def _gate(self, index: int, chunk: ChunkViews) -> tuple[Factors, Tensor]:
+        """Write the step sizes as in `NeuralMemory`; return the chunk's factors and log gates."""
+        inputs, sizes, step = self.inputs, self.schedule.sizes, chunk.step
+        logits = torch.addmm(inputs.gates_bias, chunk.write_input, inputs.gates.T)
+        chunk.gate_values_by_step.copy_(logits.view(chunk.gate_values_by_step.shape))
+        logs = chunk.gate_values[1:].clone()
         logs[1].neg_()
         logs = functional.logsigmoid(logs)
-        logs[0].add_(math.log(sizes.most_momentum))
-        opened = own.opened.sigmoid_()
-        torch.mul(opened[1], -sizes.most_momentum * sizes.largest_step, out=step).add_(sizes.largest_step)
-        step.mul_(opened[0])
-        learned = None if self.at.learned is None else self.at.learned[index]
-        if learned is not None:
-            step.mul_(learned)
-            logs.mul_(learned)
-            learned = learned[None]
-        return Factors.of(logs[None, 1], logs[None, 0], learned, sizes.read_before_write), logs
+        logs[0].add_(math.log(sizes.max_momentum))
+        gate_values = chunk.gate_values.sigmoid_()
+        torch.mul(gate_values[1], -sizes.max_momentum * sizes.max_step, out=step).add_(sizes.max_step)
+        step.mul_(gate_values[0])
+        valid_steps = None if self.schedule.valid_steps is None else self.schedule.valid_steps[index]
+        if valid_steps is not None:
+            step.mul_(valid_steps)
+            logs.mul_(valid_steps)
+            valid_steps = valid_steps[None]
+        return Factors.from_gates(logs[None, 1], logs[None, 0], valid_steps, sizes.read_before_write), logs
 
     def _read(self, factors: Factors) -> tuple[Tensor, ...]:
-        """Return what memory reads after its writes, and of what it is made."""
-        at, states = self.at, self.states[:-1].flatten(2, 3).flatten(0, 1)
+        """Return the memory's reads after its writes, and their intermediate values."""
+        schedule, states = self.schedule, self.states[:-1].flatten(2, 3).flatten(0, 1)
         query, key, _ = (part.flatten(0, 1) for part in self.tokens)
         error = self.error.flatten(0, 1)
         reads = torch.empty_like(self.writes)
-        beside(self.tokens[0], factors.read_retained, factors.read_built, reads)
-        y = by_weight(at, query, self.given.weight)
+        stack_multiples(self.tokens[0], factors.read_retention, factors.read_buildup, reads)
+        y = apply_initial_weights(schedule, query, self.inputs.weight)
         y.baddbmm_(reads.flatten(0, 1), states)
-        similar = torch.bmm(query, key.mT)
-        pulls = (factors.read_mixed * self.step[:, :, None]).flatten(0, 1)
-        y.baddbmm_(similar * pulls, error, alpha=-1)
-        return y, reads, similar, pulls
+        similarities = torch.bmm(query, key.mT)
+        pair_weights = (factors.read_mixing * self.step[:, :, None]).flatten(0, 1)
+        y.baddbmm_(similarities * pair_weights, error, alpha=-1)
+        return y, reads, similarities, pair_weights
 
-    def _after(self) -> tuple[Tensor, ...]:
-        """Return the state after the segment."""
-        at, given, last = self.at, self.given, self.states[-1]
+    def _final_state(self) -> tuple[Tensor, ...]:
+        """Return the final state of the segment."""
+        schedule, inputs, last = self.schedule, self.inputs, self.states[-1]
         delta = last[:, 0].clone()
         anchor = delta
-        if at.anchored is not None:
+        if schedule.anchor_chunk is not None:
             row = torch.arange(self.rows)
             anchor = torch.where(
-                (at.anchored == 0)[:, None, None], self.anchor, self.states[at.anchored, row, 0]
+                (schedule.anchor_chunk == 0)[:, None, None],
+                self.anchor,
+                self.states[schedule.anchor_chunk, row, 0],
             )
         else:
             anchor = delta.clone()
-        learned = (x.view(given.delta.shape) for x in (delta, last[:, 1].clone(), anchor))
+        memory_state = (x.view(inputs.delta.shape) for x in (delta, last[:, 1].clone(), anchor))
         caches = []
         for cache in (self.keys, self.values):
-            if at.last is None:
-                held = cache[-1]
+            if schedule.last is None:
+                slots = cache[-1]
             else:
-                held = cache[at.last[0], torch.arange(at.sizes.batch)]
-            held = held[..., at.sizes.persistent :, :]
-            if at.last is not None:
-                held = torch.where(at.last[1], held, 0)
-            caches.append(held.transpose(1, 2).reshape(given.keys.shape))
-        return *learned, caches[0].index_select(2, at.apart), caches[1]
+                slots = cache[schedule.last[0], torch.arange(schedule.sizes.batch)]
+            slots = slots[..., schedule.sizes.persistent :, :]
+            if schedule.last is not None:
+                slots = torch.where(schedule.last[1], slots, 0)
+            caches.append(slots.transpose(1, 2).reshape(inputs.keys.shape))
+        return *memory_state, caches[0].index_select(2, schedule.inverse_pairs), caches[1]
 
 
-def empty(part: Float[Tensor, "R *rest"], rows: Int[Tensor, " some"]) -> None:
-    """Write zeros to these rows."""
-    # All at once often, where environments are reset together, and quicker then.
+def zero_rows(part: Float[Tensor, "R *rest"], rows: Int[Tensor, " some"]) -> None:
+    """Fill these rows with zeros."""
+    # Environments are often reset together, and zeroing everything is faster.
     part.zero_() if len(rows) == len(part) else part.index_fill_(0, rows, 0)
 
 
-def plus_weight(
-    at: Course, anchor: Float[Tensor, "R W W"], weight: Float[Tensor, "M W W"]
+def add_initial_weights(
+    schedule: Schedule, anchor: Float[Tensor, "R W W"], weight: Float[Tensor, "M W W"]
 ) -> Float[Tensor, "R W W"]:
-    """Return memories with the weights that they are born with."""
-    return (anchor.unflatten(0, (-1, at.sizes.memories)) + weight).flatten(0, 1)
+    """Return the anchors plus the initial weights."""
+    return (anchor.unflatten(0, (-1, schedule.sizes.memories)) + weight).flatten(0, 1)
 
 
-def by_weight(at: Course, x: Float[Tensor, "NR C W"], weight: Float[Tensor, "M W W"]) -> Tensor:
-    """Return the products of tokens with the weights that their memories are born with."""
-    if at.sizes.memories == 1:
+def apply_initial_weights(
+    schedule: Schedule, x: Float[Tensor, "NR C W"], weight: Float[Tensor, "M W W"]
+) -> Tensor:
+    """Return the products of tokens with the initial weights of their memories."""
+    if schedule.sizes.memories == 1:
         return (x.view(-1, x.shape[-1]) @ weight[0]).view(x.shape)
-    return (x.unflatten(0, (-1, at.sizes.memories)) @ weight).flatten(0, 1)
+    return (x.unflatten(0, (-1, schedule.sizes.memories)) @ weight).flatten(0, 1)
 
 
-def by_step(at: Course, x: Float[Tensor, "R C W"]) -> Float[Tensor, "steps D"]:
-    """Return a chunk's vectors of all heads of memory, one head beside the other."""
-    of_heads = x.unflatten(0, (-1, at.sizes.memories)).transpose(1, 2)
-    return of_heads.reshape(-1, at.sizes.dim)
+def merge_heads(schedule: Schedule, x: Float[Tensor, "R C W"]) -> Float[Tensor, "steps D"]:
+    """Return a chunk's vectors with the memory heads concatenated."""
+    by_step = x.unflatten(0, (-1, schedule.sizes.memories)).transpose(1, 2)
+    return by_step.reshape(-1, schedule.sizes.dim)
 
 
-def beside(
+def stack_multiples(
     x: Float[Tensor, "*rows C W"], a: Float[Tensor, "*rows C"], b: Tensor, out: Float[Tensor, "*rows C two_W"]
 ) -> Float[Tensor, "*rows C two_W"]:
-    """Return every token's two multiples, one beside the other."""
+    """Return the two multiples of every token, concatenated."""
     both = out.unflatten(-1, (2, -1))
     torch.mul(x, a[..., None], out=both[..., 0, :])
     torch.mul(x, b[..., None], out=both[..., 1, :])

@@ -1,8 +1,8 @@
-"""Titans' long-term memory by itself: layers of neural memory, which learn at test time.
+"""Titans' long-term memory alone: layers of neural memory that learn at test time.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3; what the paper leaves
-open is decided in `memory/titans/neural.py`. Each layer is a neural memory and a feed-forward part, both on a
-normed input with a plain residual. A layer learns its own normed inputs.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3. `memory/titans/neural.py`
+documents the choices that the paper leaves open. Each layer is a neural memory and a feed-forward block, both
+pre-norm with a residual connection. A layer learns from its own normed inputs.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State
-from scrubjay.memory.contract.nested import named, part_of
-from scrubjay.memory.contract.recalled import Read, Recalled
+from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.recall import Read, Recall
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.titans.incremental import MatrixSteps, TitansStepper, is_matrix
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
-from scrubjay.memory.titans.stepping import MatrixSteps, TitansStepper, is_matrix
 
 
 @dataclass(frozen=True)
 class TitansConfig(NeuralMemoryConfig):
-    """Sizes of `Titans`. Raises ValueError on one that cannot work."""
+    """Configuration of `Titans`. Raises ValueError on an invalid value."""
 
     num_layers: int = 1
-    """Layers, each with a memory of its own."""
+    """Number of layers, each with its own memory."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward part's hidden layer, in units of `dim`."""
+    """Hidden width of the feed-forward block, in units of `dim`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,18 +42,18 @@ class TitansConfig(NeuralMemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
     def build(self) -> Titans:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return Titans(self)
 
 
 class TitansLayer(nn.Module, ABC):
-    """A layer of `Titans` or of one of its architectures.
+    """Layer of `Titans` or of one of its architectures.
 
-    A subclass adds how memory and attention are put together.
+    A subclass defines how memory and attention are combined.
     """
 
     in_place: bool = False
-    """Whether `advance` is written."""
+    """True if the layer implements `advance`."""
 
     def __init__(self, config: TitansConfig) -> None:
         super().__init__()
@@ -63,14 +63,14 @@ class TitansLayer(nn.Module, ABC):
         self.feed_forward = feed_forward(config.dim, hidden)
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
-        """Return the layer's state at the birth of an episode."""
+        """Return the layer's state at the start of an episode."""
         return self.memory.initial_state(batch_size, dtype, device)
 
     @abstractmethod
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
-        """Return the output of one input, its surprise and the state after."""
+        """Return the output of one step, its surprise and the next state."""
 
     @abstractmethod
     def segment(
@@ -79,27 +79,27 @@ class TitansLayer(nn.Module, ABC):
         state: State,
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
-        """Return the outputs of a segment, its surprises and the state after."""
+        """Return the outputs of a segment, its surprises and the next state."""
 
-    def reads(
+    def attention_reads(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> dict[str, Read]:
-        """Return what attention reads of which steps, by what it is; nothing without attention."""
+        """Return the attention weights over past steps by name; empty without attention."""
         return {}
 
-    def opened(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
-        """Return what `advance` takes of what is kept besides the memory, none of it the given tensors.
+    def open_caches(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
+        """Return a copy of the layer's other caches in the format that `advance` uses.
 
-        `age` counts the steps that rows have taken in their episodes.
+        `age` is the number of steps in each row's episode.
         """
         return None
 
-    def closed(self, caches: Any) -> State:
-        """Undo `opened`."""
+    def close_caches(self, caches: Any) -> State:
+        """Return the caches as state entries; the inverse of `open_caches`."""
         return {}
 
     def forget(self, caches: Any, rows: Int[Tensor, " some"]) -> None:
-        """Empty what these rows keep besides the memory."""
+        """Clear the caches of these rows; the memory is not affected."""
 
     def advance(
         self,
@@ -108,14 +108,14 @@ class TitansLayer(nn.Module, ABC):
         caches: Any,
         time: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch dim"]:
-        """Return the output of one input; what else than its memory is kept of it goes to `caches`.
+        """Return the output of one step and update `caches` in place.
 
-        `memory` does what the layer's does, elsewhere.
+        `memory` replaces the layer's own memory and holds its state.
         """
         raise NotImplementedError
 
     def feed(self, x: Tensor) -> Tensor:
-        """Return `x` with the feed-forward part added."""
+        """Return `x` plus the feed-forward block of `x`."""
         return x + self.feed_forward(x)
 
 
@@ -135,10 +135,10 @@ class _MemoryLayer(TitansLayer):
 
 
 class Titans(Memory):
-    """Layers of neural memory and feed-forward.
+    """Stack of neural memory and feed-forward layers.
 
-    State: that of its layer for every layer l, names followed by `_l` (that of `NeuralMemory` and, in the
-    architectures, of attention); and `time` `[batch]`, steps since the episode began.
+    State: the entries of every layer l, with the suffix `_l` (those of `NeuralMemory` and, in the
+    architectures, of attention), and `time` `[batch]`, the number of steps in the episode.
     """
 
     layer_class: ClassVar[type[TitansLayer]] = _MemoryLayer
@@ -149,39 +149,41 @@ class Titans(Memory):
         self.layers = nn.ModuleList(self.layer_class(config) for _ in range(config.num_layers))
 
     def initial_state(self, batch_size: int) -> State:
-        """Return a state that has learned nothing."""
+        """Return the initial state of all layers."""
         state: State = {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
         for index, layer in enumerate(self._layers):
-            state |= named(layer.initial_state(batch_size, self.state_dtype, self.device), suffix=f"_{index}")
+            state |= add_affixes(
+                layer.initial_state(batch_size, self.state_dtype, self.device), suffix=f"_{index}"
+            )
         return state
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one input."""
+        """Advance every row by one step."""
         time = state["time"]
         after: State = {"time": time + 1}
         for index, layer in enumerate(self._layers):
-            x, _, learned = layer.step(x, part_of(state, suffix=f"_{index}"), time)
-            after |= named(learned, suffix=f"_{index}")
+            x, _, layer_state = layer.step(x, select_part(state, suffix=f"_{index}"), time)
+            after |= add_affixes(layer_state, suffix=f"_{index}")
         return x, after
 
     @torch.no_grad()
-    def recalled(self, x: Float[Tensor, "batch dim"], state: State) -> Recalled:
-        """Return how surprising a step is to every layer's memory, as strong as which it is written.
+    def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
+        """Return the surprise of a step in every layer's memory, which is also its write strength.
 
-        And what attention read, in layers that have some.
+        Layers with attention also return their attention weights.
         """
-        time, reads, written = state["time"], {}, {}
+        time, reads, surprises = state["time"], {}, {}
         for index, layer in enumerate(self._layers):
-            own = part_of(state, suffix=f"_{index}")
-            for name, read in layer.reads(x, own, time).items():
+            own = select_part(state, suffix=f"_{index}")
+            for name, read in layer.attention_reads(x, own, time).items():
                 reads[f"{name}, layer {index}"] = read
-            x, written[f"surprise, layer {index}"], _ = layer.step(x, own, time)
-        return Recalled(reads, written)
+            x, surprises[f"surprise, layer {index}"], _ = layer.step(x, own, time)
+        return Recall(reads, surprises)
 
     def stepper(self, state: State) -> Stepper:
-        """Return what advances these rows in place, where memories are matrices and nothing more."""
+        """Return a stepper that advances these rows; in place if the memories are plain matrices."""
         layers = list(self._layers)
-        if not self.steps_as(Titans, state) or not all(
+        if not self.can_use_stepper(Titans, state) or not all(
             layer.in_place and is_matrix(layer.memory) for layer in layers
         ):
             return super().stepper(state)
@@ -190,25 +192,25 @@ class Titans(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment, chunk by chunk, whatever the pattern of `start`."""
+        """Advance every row by a segment, chunk by chunk, for any pattern of `start`."""
         y, _, after = self.segment_with_surprise(x, state, start)
         return y, after
 
     def segment_with_surprise(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
-        """Return outputs, every step's surprise and the state after the last.
+        """Return the outputs, the surprise of every step and the next state.
 
-        Surprise is the length of the gradient that the step gives its memory, the mean over heads and layers,
-        and carries no graph: something to reward or to replay by.
+        Surprise is the length of the memory's gradient at the step, averaged over heads and layers. It is
+        detached from the graph and can serve as an intrinsic reward or a replay priority.
         """
-        grid = ChunkGrid.of(state["time"], start, self.chunk_size)
-        after: State = {"time": grid.clock.after}
+        grid = ChunkGrid.from_starts(state["time"], start, self.chunk_size)
+        after: State = {"time": grid.clock.age_after}
         surprises = []
         for index, layer in enumerate(self._layers):
-            x, surprise, learned = layer.segment(x, part_of(state, suffix=f"_{index}"), grid)
+            x, surprise, layer_state = layer.segment(x, select_part(state, suffix=f"_{index}"), grid)
             surprises.append(surprise)
-            after |= named(learned, suffix=f"_{index}")
+            after |= add_affixes(layer_state, suffix=f"_{index}")
         return x, torch.stack(surprises).mean(0), after
 
     @property

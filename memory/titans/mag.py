@@ -1,7 +1,7 @@
-"""Titans with memory as a gate: window attention and neural memory side by side.
+"""Titans with memory as a gate: window attention and neural memory in parallel.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches see
-the same normed inputs; a gate mixes what attention read with what the memory recalled.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches
+have the same normed inputs, and a gate combines their outputs.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from scrubjay.memory.contract.base import LATER
+from scrubjay.memory.contract.base import OMIT_DEFAULT
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.attention import GateKind, MemoryGate, check_gate
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
-from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
+from scrubjay.memory.titans.window_base import WindowedLayer, WindowedTitansConfig
 
 
 @dataclass(frozen=True)
 class TitansMAGConfig(WindowedTitansConfig):
-    """Sizes of `TitansMAG`. Raises ValueError on one that cannot work."""
+    """Configuration of `TitansMAG`. Raises ValueError on an invalid value."""
 
-    gate: GateKind = field(default="mix", metadata=LATER)
-    """How what was read and what is recalled become one: mixed, or multiplied, as equation 28 has it."""
+    gate: GateKind = field(default="mix", metadata=OMIT_DEFAULT)
+    """Combination of attention and memory outputs: interpolated (`mix`) or multiplied as in equation 28."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gate(self.gate)
 
     def build(self) -> TitansMAG:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return TitansMAG(self)
 
 
@@ -40,30 +40,30 @@ class _GateLayer(WindowedLayer):
         self.gate = MemoryGate(config.dim, config.gate)
 
     def step(self, x, state, time):
-        normed = self.memory_norm(x)
-        attended, caches = self.attend(normed[:, None], state, Clock.running(time))
-        recalled, surprise, learned = self.memory.step(normed, state, time)
-        return self.feed(x + self.gate(attended[:, 0], recalled)), surprise, learned | caches
+        normed_x = self.memory_norm(x)
+        attention_out, caches = self.attend(normed_x[:, None], state, Clock.from_age(time))
+        recalls, surprise, memory_state = self.memory.step(normed_x, state, time)
+        return self.feed(x + self.gate(attention_out[:, 0], recalls)), surprise, memory_state | caches
 
-    def reads(self, x, state, time):
+    def attention_reads(self, x, state, time):
         return self.window_read(self.memory_norm(x), state, time)
 
     def segment(self, x, state, grid):
-        normed = self.memory_norm(x)
-        attended, caches = self.attend(normed, state, grid.clock)
-        recalled, surprise, learned = self.memory.segment(normed, state, grid)
-        return self.feed(x + self.gate(attended, recalled)), surprise, learned | caches
+        normed_x = self.memory_norm(x)
+        attention_out, caches = self.attend(normed_x, state, grid.clock)
+        recalls, surprise, memory_state = self.memory.segment(normed_x, state, grid)
+        return self.feed(x + self.gate(attention_out, recalls)), surprise, memory_state | caches
 
     def advance(self, x, memory, caches, time):
-        normed = self.memory_norm(x)
-        attended = caches.step(x.new_zeros(()), normed, time)
-        return self.feed(x + self.gate(attended, memory.step(normed)))
+        normed_x = self.memory_norm(x)
+        attention_out = caches.step(x.new_zeros(()), normed_x, time)
+        return self.feed(x + self.gate(attention_out, memory.step(normed_x)))
 
 
 class TitansMAG(Titans):
-    """Layers of window attention mixed with neural memory by a gate, and feed-forward.
+    """Stack of layers that gate window attention with neural memory, and feed-forward layers.
 
-    State: that of `Titans`, and the caches of `WindowAttention` for every layer.
+    State: the entries of `Titans`, and the caches of `WindowAttention` for every layer.
     """
 
     layer_class: ClassVar[type[TitansLayer]] = _GateLayer

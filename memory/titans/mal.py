@@ -1,7 +1,7 @@
-"""Titans with memory as a layer: window attention over what neural memory recalled.
+"""Titans with memory as a layer: window attention over the outputs of neural memory.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. As everywhere
-here, each part reads a normed input and adds to a residual stream.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. Each block is
+pre-norm and adds to a residual stream.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import nn
 
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
-from scrubjay.memory.titans.windowed import WindowedLayer, WindowedTitansConfig
+from scrubjay.memory.titans.window_base import WindowedLayer, WindowedTitansConfig
 
 
 @dataclass(frozen=True)
 class TitansMALConfig(WindowedTitansConfig):
-    """Sizes of `TitansMAL`. Raises ValueError on one that cannot work."""
+    """Configuration of `TitansMAL`. Raises ValueError on an invalid value."""
 
     def build(self) -> TitansMAL:
-        """Return a freshly initialised memory of these sizes."""
+        """Return a freshly initialised memory."""
         return TitansMAL(self)
 
 
@@ -33,20 +33,20 @@ class _StackedLayer(WindowedLayer):
         self.attention_norm = nn.LayerNorm(config.dim)
 
     def step(self, x, state, time):
-        recalled, surprise, learned = self.memory.step(self.memory_norm(x), state, time)
-        x = x + recalled
-        attended, caches = self.attend(self.attention_norm(x)[:, None], state, Clock.running(time))
-        return self.feed(x + attended[:, 0]), surprise, learned | caches
+        recalls, surprise, memory_state = self.memory.step(self.memory_norm(x), state, time)
+        x = x + recalls
+        attention_out, caches = self.attend(self.attention_norm(x)[:, None], state, Clock.from_age(time))
+        return self.feed(x + attention_out[:, 0]), surprise, memory_state | caches
 
-    def reads(self, x, state, time):
-        recalled, _, _ = self.memory.step(self.memory_norm(x), state, time)
-        return self.window_read(self.attention_norm(x + recalled), state, time)
+    def attention_reads(self, x, state, time):
+        recalls, _, _ = self.memory.step(self.memory_norm(x), state, time)
+        return self.window_read(self.attention_norm(x + recalls), state, time)
 
     def segment(self, x, state, grid):
-        recalled, surprise, learned = self.memory.segment(self.memory_norm(x), state, grid)
-        x = x + recalled
-        attended, caches = self.attend(self.attention_norm(x), state, grid.clock)
-        return self.feed(x + attended), surprise, learned | caches
+        recalls, surprise, memory_state = self.memory.segment(self.memory_norm(x), state, grid)
+        x = x + recalls
+        attention_out, caches = self.attend(self.attention_norm(x), state, grid.clock)
+        return self.feed(x + attention_out), surprise, memory_state | caches
 
     def advance(self, x, memory, caches, time):
         x = x + memory.step(self.memory_norm(x))
@@ -54,9 +54,9 @@ class _StackedLayer(WindowedLayer):
 
 
 class TitansMAL(Titans):
-    """Layers of neural memory, window attention and feed-forward, one after the other.
+    """Stack of neural memory, window attention and feed-forward layers.
 
-    State: that of `Titans`, and the caches of `WindowAttention` for every layer.
+    State: the entries of `Titans`, and the caches of `WindowAttention` for every layer.
     """
 
     layer_class: ClassVar[type[TitansLayer]] = _StackedLayer

@@ -1,26 +1,26 @@
-"""The neural memory of Titans as a layer: projections, gates and the learner that is read while it learns.
+"""Neural memory of Titans as a layer: projections, gates, and weights that learn at test time.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4; the learning itself is
-`kernels.neural_memory`. What the paper leaves open is decided here:
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4. The learning rule is
+`kernels.neural_memory`. This module makes the following choices where the paper leaves them open:
 
-- Gates are functions of the token, one of each per head. The step is `max_step * sigmoid(.) * (1 - momentum)
-  / chunk_size`: the gradients of a chunk are taken at one anchor, so its tokens together make one step of
-  gradient descent, of size 1 at most (the clip of `kernels.neural_memory` sees to networks of several
-  layers). Momentum is `chunk_size / (chunk_size + 1)` at most, so that what a token leaves to be repeated
-  behind its chunk is at most one more such step: without that bound a large step, taken where momentum is low
-  and repeated where it is high, makes a memory diverge. With both, weights stayed bounded in every stream we
-  tried.
-  `bound_steps=False` is without these bounds and the clip, equations 13 and 14 as they are printed, with
-  gates that are nothing but sigmoids: a memory may diverge then, the sooner the more steps a chunk has.
-- Weights forget towards the learned ones, at first 0.01% to 1% a step. The last layer is born at zero: what
-  is read is what was written. So the persistent tokens of section 3.3, written into every memory before its
-  first step, are nothing but other learned weights, and only attention has them.
-- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, but for values, a
-  division by their length. A read passes RMS normalisation and a gate of the input before the output
-  projection.
-- A read comes before the write of its own step, as agents want it, or after, as the paper has it.
-- `bptt_chunks` says how far outer gradients flow back through the weights: through the whole segment, or to
-  the last boundary of so many chunks, counted from the episode's start.
+- Each head has one gate of each kind, a function of the token. The step size is
+  `max_step * sigmoid(.) * (1 - momentum) / chunk_size`: the gradients of a chunk are taken at one anchor, so
+  the tokens of a chunk together make one gradient step of size at most 1 (`kernels.neural_memory` clips the
+  steps of deeper networks). Momentum is at most `chunk_size / (chunk_size + 1)`, so that the momentum of a
+  token adds at most one more such step after its chunk. Without this bound, a memory diverges if a large step
+  taken at low momentum is repeated at high momentum. With both bounds, weights stayed bounded in every stream
+  we tried.
+  `bound_steps=False` removes these bounds and the clip: equations 13 and 14 as printed, with plain sigmoid
+  gates. A memory may then diverge, sooner with longer chunks.
+- Weights decay towards the learned initial weights, initially by 0.01% to 1% per step. The last layer is
+  initialized to zero, so a read returns only written content. The persistent tokens of section 3.3, written
+  to every memory before its first step, would only change the learned initial weights; only attention has
+  them.
+- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, except for values, a
+  division by their length. A read passes an RMS norm and an input gate before the output projection.
+- A step reads before it writes, which suits agents, or after, as in the paper.
+- `bptt_chunks` limits how far outer gradients flow back through the weights: through the whole segment, or to
+  the last boundary of so many chunks, counted from the start of the episode.
 """
 
 from __future__ import annotations
@@ -36,56 +36,57 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import Gates, Learning, NeuralState, neural_memory, neural_memory_step, neural_recall
-from scrubjay.memory.contract.base import LATER, MemoryConfig, State
+from scrubjay.memory.contract.base import OMIT_DEFAULT, MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.recent import shift_window
-from scrubjay.memory.parts.unit import unit
-from scrubjay.memory.titans.heads import Convolution, heads_of, normalised, split_heads
+from scrubjay.memory.parts.unit import normalize_vectors
+from scrubjay.memory.titans.heads import Convolution, apply_norm, compute_heads, split_heads
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
-# What is read in the first steps of an episode is small, and its rounding must stay so.
+# Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
 
 
 @dataclass(frozen=True)
 class NeuralMemoryConfig(MemoryConfig):
-    """Sizes of `NeuralMemory`. Raises ValueError on one that cannot work."""
+    """Configuration of `NeuralMemory`. Raises ValueError on an invalid value."""
 
     chunk_size: int = 16
-    """Steps whose gradients are taken at the same weights; 1 is the exact online rule."""
+    """Steps per chunk. All gradients of a chunk are taken at the same weights. 1 is the exact online rule."""
     depth: int = 1
-    """Layers of a head's network; 1 is a matrix, cheaper, and at the sizes tried so far sooner of use than
-    more."""
+    """Layers of a head's network; 1 is a matrix, which is cheaper and learned faster at the sizes tried so
+    far."""
     hidden_ratio: int = 2
-    """Width between the layers, in units of a head's."""
+    """Hidden width of a head's network, in units of the head's width."""
     num_heads: int | None = None
-    """Networks, each learning its part of the width; by default as few as make heads of 8 to 64, else 1."""
+    """Heads, each with its own network; by default the fewest whose width is 8 to 64, else 1."""
     max_step: float = 1.0
-    """Largest sum of a chunk's steps, above which equal tokens overshoot what they learn; without
-    `bound_steps` largest step of a token."""
+    """Upper bound of the summed step sizes of a chunk, at most 1; of the step size of a token without
+    `bound_steps`."""
     convolution: int = 4
-    """Steps that a key, query or value is made of, the present one included."""
+    """Kernel size of the causal convolution of keys, queries and values, in steps; 1 for the present step
+    only."""
     output_gate: bool = True
-    """Whether the input gates what was read."""
+    """Gate the output by the input."""
     residual: bool = False
-    """Whether a head's network adds its input to its output."""
+    """Add the input of a head's network to its output."""
     norm: bool = False
-    """Whether a head's network standardises its output."""
+    """Standardise the output of a head's network."""
     read_before_write: bool = True
-    """Whether a step is read before it is learned."""
+    """Read the memory before the write of the same step."""
     bptt_chunks: int | None = None
-    """Chunks through which outer gradients flow back, None for all of a segment."""
-    bound_steps: bool = field(default=True, metadata=LATER)
-    """Whether steps and momentum are bounded so that no memory diverges; else they are as printed."""
+    """Chunks through which outer gradients flow back; None for the whole segment."""
+    bound_steps: bool = field(default=True, metadata=OMIT_DEFAULT)
+    """Bound step sizes and momentum so that no memory diverges; False uses the equations as printed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("chunk_size", "depth", "hidden_ratio", "convolution"):
             if getattr(self, name) < 1 or getattr(self, name) % 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be a whole number, at least 1")
+                raise ValueError(f"{name}={getattr(self, name)}: must be an integer of at least 1")
         if not 0 < self.max_step <= 1:
             raise ValueError(
-                f"max_step={self.max_step}: must be above 0, and at most 1 lest equal steps overshoot"
+                f"max_step={self.max_step}: must be above 0 and at most 1, else equal steps overshoot"
             )
         if self.bptt_chunks is not None and self.bptt_chunks < 1:
             raise ValueError(
@@ -96,7 +97,7 @@ class NeuralMemoryConfig(MemoryConfig):
 
     @property
     def heads(self) -> int:
-        """Networks of a layer."""
+        """Number of heads per layer, one network each."""
         if self.num_heads is not None:
             return self.num_heads
         widths = range(min(_WIDEST_HEAD, self.dim), _NARROWEST_HEAD - 1, -1)
@@ -104,33 +105,33 @@ class NeuralMemoryConfig(MemoryConfig):
 
     @property
     def layer_widths(self) -> list[tuple[int, int]]:
-        """Widths (in, out) of the layers of a head's network."""
+        """Input and output widths of the layers of a head's network."""
         width = self.dim // self.heads
         widths = [width, *[self.hidden_ratio * width] * (self.depth - 1), width]
         return list(itertools.pairwise(widths))
 
     @property
     def learning(self) -> Learning:
-        """What a network minimises and its weights are."""
+        """Loss and weight parametrization of the networks."""
         return Learning()
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """What each token decides of each head."""
+        """Names of the gates per head, computed from each token."""
         return "step", "momentum", "forgetting"
 
-    def newborn(self) -> list[Float[Tensor, "heads _In _Out"]]:
-        """Return what the layers' weights are before any training: of the last none, which says nothing."""
+    def build_initial_weights(self) -> list[Float[Tensor, "heads _In _Out"]]:
+        """Return the layers' untrained weights; those of the last layer are zero."""
         *layers, last = (torch.randn(self.heads, a, b) * a**-0.5 for a, b in self.layer_widths)
         return [*layers, torch.zeros_like(last)]
 
 
 class NeuralMemory(nn.Module):
-    """Writes every input into weights of its own row and returns what those recall of it.
+    """Memory that writes every input into the weights of its batch row and returns their outputs.
 
-    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`, what was learned on top of the learned
-    weights, how it moves (where there is momentum), and where it stood at the chunk's start; `tail` `[batch,
-    convolution - 1, 3 dim]`, the last inputs of the convolution.
+    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`: the change from the learned initial
+    weights, its momentum (if the memory has momentum), and its value at the start of the chunk; `tail`
+    `[batch, convolution - 1, 3 dim]`, the last inputs of the convolution.
     """
 
     def __init__(self, config: NeuralMemoryConfig) -> None:
@@ -141,13 +142,13 @@ class NeuralMemory(nn.Module):
         self.chunk_size, self.heads, self.width = config.chunk_size, config.heads, dim // config.heads
         self.project_in = nn.Linear(dim, 3 * dim, bias=False)
         if config.convolution > 1:
-            # At first nearly the present input alone: a key that mixes steps is not met again by a query
-            # elsewhere.
+            # Initially almost only the present input: a query elsewhere would not match a key that mixes
+            # steps.
             taps = torch.randn(config.convolution, 3 * dim) * 0.1
             taps[-1] = 1.0
             self.convolution = nn.Parameter(taps)
         self.gates = nn.Linear(dim, len(self.gate_names) * self.heads)
-        self.weights = nn.ParameterList(config.newborn())
+        self.weights = nn.ParameterList(config.build_initial_weights())
         self.out_norm = nn.RMSNorm(self.width, eps=_READ_EPSILON)
         if config.output_gate:
             self.output_gate = nn.Linear(dim, dim, bias=False)
@@ -155,15 +156,15 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             biases = self._by_name(self.gates.bias)
             biases["step"].zero_()
-            _logit(torch.logspace(-4, -2, self.heads + 2)[1:-1], biases["forgetting"])
+            _fill_with_logits(torch.logspace(-4, -2, self.heads + 2)[1:-1], biases["forgetting"])
             if "momentum" in biases:
-                _logit(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], biases["momentum"])
+                _fill_with_logits(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], biases["momentum"])
             if "threshold" in biases:
-                # About as long as an error is: some tokens are beyond it, others are not.
+                # About the length of an error, so that some tokens exceed it and others do not.
                 biases["threshold"].fill_(math.log(math.expm1(self.width**0.5)))
 
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
-        """Return the state of a memory that has learned nothing."""
+        """Return the initial state: zeros."""
         size = sum(a * b for a, b in self.config.layer_widths)
         names = [name for name in NeuralState._fields if name != "momentum" or name in self.gate_names]
         shapes = {name: (batch_size, self.heads, size) for name in names}
@@ -174,37 +175,37 @@ class NeuralMemory(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
-        """Return what one input recalls, its surprise, and the state after.
+        """Return the output of one step, its surprise and the next state.
 
-        `time` is its step in the episode.
+        `time` is the number of the step in its episode.
         """
-        projected = self.project_in(x)
+        projections = self.project_in(x)
         after: State = {}
         if self.config.convolution > 1:
-            taken = torch.cat([state["tail"], projected[:, None].to(state["tail"].dtype)], dim=1)
-            projected = (taken * self.convolution).sum(1)
+            inputs = torch.cat([state["tail"], projections[:, None].to(state["tail"].dtype)], dim=1)
+            projections = (inputs * self.convolution).sum(1)
             # A copy: a view would keep the oldest input alive.
-            after["tail"] = taken[:, 1:].clone()
-        query, key, value = split_heads(projected, self.heads)
+            after["tail"] = inputs[:, 1:].clone()
+        query, key, value = split_heads(projections, self.heads)
         logits = self.gates(x)
-        y, surprise, learned = neural_memory_step(
+        y, surprise, new_state = neural_memory_step(
             query,
             key,
             value,
             self._gates(logits),
             list(self.weights),
-            _learned(self.cut(state, time)),
+            _to_neural_state(self.detach_at_boundary(state, time)),
             time % self.chunk_size == self.chunk_size - 1,
             threshold=self._threshold(logits),
             **self._options,
         )
-        return self.finish(x, y), surprise.mean(-1), after | _kept(learned, state)
+        return self.finish(x, y), surprise.mean(-1), after | _from_neural_state(new_state, state)
 
-    def cut(self, state: State, time: Int[Tensor, " batch"]) -> State:
-        """Return `state`, cut off from the graph in rows that stand at a boundary of `bptt_chunks`."""
+    def detach_at_boundary(self, state: State, time: Int[Tensor, " batch"]) -> State:
+        """Return `state`, detached from the graph in rows at a boundary of `bptt_chunks`."""
         if not self.config.bptt_chunks:
             return state
-        return cut_rows(state, time % (self.config.bptt_chunks * self.chunk_size) == 0)
+        return detach_rows(state, time % (self.config.bptt_chunks * self.chunk_size) == 0)
 
     def segment(
         self,
@@ -212,26 +213,26 @@ class NeuralMemory(nn.Module):
         state: State,
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
-        """Return what a segment recalls, its surprises, and the state after it."""
-        projected = self.project_in(x)
+        """Return the outputs of a segment, its surprises and the next state."""
+        projections = self.project_in(x)
         after: State = {}
         convolution = None
         if self.config.convolution > 1:
             tail = state["tail"]
-            projected = projected.to(tail.dtype)
-            after["tail"] = shift_window(tail, projected, grid.clock)
+            projections = projections.to(tail.dtype)
+            after["tail"] = shift_window(tail, projections, grid.clock)
             convolution = Convolution(self.convolution, tail, grid.clock.step)
-        every = self.config.bptt_chunks
-        y, surprise, learned = self._learn(
-            grid.lay(heads_of(projected, self.heads, convolution)),
-            grid.lay(self.gates(x)),
-            _learned(state),
+        bptt_chunks = self.config.bptt_chunks
+        y, surprise, new_state = self._learn(
+            grid.to_grid(compute_heads(projections, self.heads, convolution)),
+            grid.to_grid(self.gates(x)),
+            _to_neural_state(state),
             grid.valid,
             grid.fresh,
-            grid.boundaries(every) if every else None,
+            grid.boundaries(bptt_chunks) if bptt_chunks else None,
         )
-        surprise = grid.collect(surprise.mean(-1, keepdim=True))[..., 0]
-        return self.finish(x, grid.collect(y)), surprise, after | _kept(learned, state)
+        surprise = grid.from_grid(surprise.mean(-1, keepdim=True))[..., 0]
+        return self.finish(x, grid.from_grid(y)), surprise, after | _from_neural_state(new_state, state)
 
     def learn(
         self,
@@ -239,31 +240,28 @@ class NeuralMemory(nn.Module):
         state: State,
         valid: Bool[Tensor, "batch chunk_size"] | None,
     ) -> tuple[Float[Tensor, "batch chunk_size heads width"], Float[Tensor, "batch chunk_size"], State]:
-        """Return what one chunk reads, for `finish`, its surprises, and the state after.
+        """Return the reads of one chunk, for `finish`, its surprises and the next state.
 
-        For a memory without a convolution.
+        Only for a memory without a convolution.
         """
-        heads = heads_of(self.project_in(x), self.heads)
-        y, surprise, learned = self._learn(heads, self.gates(x), _learned(state), valid, None, None)
-        return y, surprise.mean(-1), _kept(learned, state)
+        heads = compute_heads(self.project_in(x), self.heads)
+        y, surprise, new_state = self._learn(heads, self.gates(x), _to_neural_state(state), valid, None, None)
+        return y, surprise.mean(-1), _from_neural_state(new_state, state)
 
-    def asked(self, query: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
-        """Return what `recall` is given of queries."""
-        return unit(functional.silu(query).unflatten(-1, (self.heads, self.width)))
+    def normalize_queries(self, query: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
+        """Return the heads of a query after SiLU, at most of unit length, for `recall`."""
+        return normalize_vectors(functional.silu(query).unflatten(-1, (self.heads, self.width)))
 
     def recall(
-        self, asked: Float[Tensor, "batch time heads width"], state: State
+        self, queries: Float[Tensor, "batch time heads width"], state: State
     ) -> Float[Tensor, "batch time dim"]:
-        """Return what queries recall of all that was learned before the present chunk, ungated.
-
-        Nothing is learned.
-        """
+        """Return the ungated outputs of the memory before the present chunk; the memory does not change."""
         options = {name: self._options[name] for name in ("residual", "norm", "learning")}
-        y = neural_recall(asked, list(self.weights), state["anchor"], **options)
-        return self.out(normalised(self.out_norm, y).flatten(-2))
+        y = neural_recall(queries, list(self.weights), state["anchor"], **options)
+        return self.out(apply_norm(self.out_norm, y).flatten(-2))
 
     def _learn(
-        self, heads: Float[Tensor, "batch places 3 heads width"], logits, learned, valid, fresh, cut
+        self, heads: Float[Tensor, "batch places 3 heads width"], logits, neural_state, valid, fresh, cut
     ) -> tuple[Tensor, Tensor, NeuralState]:
         query, key, value = heads.unbind(2)
         return neural_memory(
@@ -272,7 +270,7 @@ class NeuralMemory(nn.Module):
             value,
             self._gates(logits),
             list(self.weights),
-            learned,
+            neural_state,
             valid=valid,
             fresh=fresh,
             cut=cut,
@@ -297,19 +295,19 @@ class NeuralMemory(nn.Module):
         return dict(zip(self.gate_names, parts, strict=True))
 
     def _gates(self, logits: Float[Tensor, "*batch gates_and_heads"]) -> Gates:
-        named = self._by_name(logits.to(torch.promote_types(logits.dtype, torch.float32)))
-        step, momentum = torch.sigmoid(named["step"]), named.get("momentum")
-        log_retention = functional.logsigmoid(-named["forgetting"])
-        bounded = self.config.bound_steps
-        largest = self.config.max_step / self.chunk_size if bounded else self.config.max_step
+        gates = self._by_name(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        step, momentum = torch.sigmoid(gates["step"]), gates.get("momentum")
+        log_retention = functional.logsigmoid(-gates["forgetting"])
+        bound_steps = self.config.bound_steps
+        max_step = self.config.max_step / self.chunk_size if bound_steps else self.config.max_step
         if momentum is None:
-            return Gates(largest * step, torch.full_like(step, -torch.inf), log_retention)
-        if not bounded:
-            return Gates(largest * step, functional.logsigmoid(momentum), log_retention)
-        most = most_momentum(self.chunk_size)
+            return Gates(max_step * step, torch.full_like(step, -torch.inf), log_retention)
+        if not bound_steps:
+            return Gates(max_step * step, functional.logsigmoid(momentum), log_retention)
+        max_momentum = compute_max_momentum(self.chunk_size)
         return Gates(
-            largest * step * (1 - most * torch.sigmoid(momentum)),
-            functional.logsigmoid(momentum) + math.log(most),
+            max_step * step * (1 - max_momentum * torch.sigmoid(momentum)),
+            functional.logsigmoid(momentum) + math.log(max_momentum),
             log_retention,
         )
 
@@ -320,15 +318,15 @@ class NeuralMemory(nn.Module):
         return functional.softplus(self._by_name(logits)["threshold"])
 
     def finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
-        """Return the outputs of what was read, gated by inputs."""
-        y = normalised(self.out_norm, y).flatten(-2)
+        """Return the outputs of reads `y`, gated by inputs `x`."""
+        y = apply_norm(self.out_norm, y).flatten(-2)
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))
         return self.out(y)
 
 
-def cut_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
-    """Return `state` with what was learned cut off from the graph in some rows."""
+def detach_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
+    """Return `state` with the learned weights detached from the graph in these rows."""
     where = rows[:, None, None]
     return state | {
         name: torch.where(where, state[name].detach(), state[name])
@@ -337,21 +335,21 @@ def cut_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
     }
 
 
-def most_momentum(chunk_size: int) -> float:
-    """Return the momentum at which what a chunk's steps leave, summed up for ever, is one more chunk's."""
+def compute_max_momentum(chunk_size: int) -> float:
+    """Return the momentum at which all later repetitions of a chunk's steps sum to one more chunk."""
     return chunk_size / (chunk_size + 1)
 
 
-def _learned(state: State) -> NeuralState:
+def _to_neural_state(state: State) -> NeuralState:
     momentum = state.get("momentum")
-    still = torch.zeros_like(state["delta"]) if momentum is None else momentum
-    return NeuralState(state["delta"], still, state["anchor"])
+    default = torch.zeros_like(state["delta"]) if momentum is None else momentum
+    return NeuralState(state["delta"], default, state["anchor"])
 
 
-def _kept(learned: NeuralState, state: State) -> State:
-    """Return what a state keeps of what was learned: without momentum, the last step is no part of it."""
-    return {name: part for name, part in learned._asdict().items() if name in state}
+def _from_neural_state(neural_state: NeuralState, state: State) -> State:
+    """Return the state entries of `neural_state`; without momentum, the state has no entry for it."""
+    return {name: part for name, part in neural_state._asdict().items() if name in state}
 
 
-def _logit(probability: Tensor, out: Tensor) -> None:
+def _fill_with_logits(probability: Tensor, out: Tensor) -> None:
     out.copy_(torch.logit(probability))

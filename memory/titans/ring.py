@@ -1,7 +1,7 @@
-"""The steps of a `WindowAttention`: its keys and values in a ring that all rows go round together.
+"""In-place steps of a `WindowAttention`: keys and values in a ring buffer with one position for all rows.
 
-A step writes over what leaves the window. Persistent tokens stand before the ring, once for every row, so
-that one product serves all; projections, and what turns queries and keys, are one product, too.
+A step overwrites the step that leaves the window. Persistent tokens precede the ring in every row, so that
+one product scores all keys. Projections and their sine parts are one product as well.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.contract.base import State
-from scrubjay.memory.parts.rotary import turns
-from scrubjay.memory.stepping.window import Ring
+from scrubjay.memory.incremental.window import WindowRingBuffer
+from scrubjay.memory.parts.rotary import compute_cos_sin
 from scrubjay.memory.titans.attention import WindowAttention
 
 
 class WindowRing:
-    """One layer's rows.
+    """Ring buffer of one attention layer.
 
     Args:
-        attention: What is stepped.
+        attention: The attention layer.
         caches: Its keys and values.
-        age: Steps that rows have taken in their episodes.
+        age: Number of steps in each row's episode.
     """
 
     def __init__(self, attention: WindowAttention, caches: State, age: Int[Tensor, " batch"]) -> None:
         self.attention, self.frequencies = attention, attention.frequencies
         self.heads, self.width, self.window = attention.heads, attention.width, attention.window
-        self.still, dtype = attention.num_persistent, caches["keys"].dtype
+        self.num_persistent, dtype = attention.num_persistent, caches["keys"].dtype
         batch = len(age)
-        self.projections = torch.cat([attention.turned_query(), attention.both()]).to(dtype)
+        self.projections = torch.cat([attention.query_weights(), attention.key_value_weights()]).to(dtype)
         self.out = attention.out.weight.to(dtype).T.contiguous()
-        # It sees itself and those before it.
-        self.ring = Ring(self.window - 1, age, dtype)
+        # A step sees itself and the `window - 1` steps before it.
+        self.ring = WindowRingBuffer(self.window - 1, age, dtype)
         self.keys, self.values = (
             torch.cat(
                 [
@@ -48,31 +48,35 @@ class WindowRing:
         )
 
     def forget(self, rows: Int[Tensor, " some"]) -> None:
-        """Empty these rows."""
+        """Clear these rows."""
         for part in (self.keys, self.values):
-            part[:, :, self.still :].index_fill_(0, rows, 0)
-        self.ring.forget(rows)
+            part[:, :, self.num_persistent :].index_fill_(0, rows, 0)
+        self.ring.clear(rows)
 
     def step(
-        self, x: Tensor, normed: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
+        self, x: Tensor, normed_x: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
-        """Return what one step reads, added to `x` where it is given; `normed` is the input."""
+        """Return `x` plus the attention output of the input `normed_x`."""
         self.ring.advance(None)
-        here = self.still + self.ring.place
-        parts = functional.linear(normed, self.projections).view(-1, 5, self.heads, self.width)
+        position = self.num_persistent + self.ring.slot
+        parts = functional.linear(normed_x, self.projections).view(-1, 5, self.heads, self.width)
         query, across_query, key, across_key, value = parts.unbind(1)
-        cos, sin = (part[:, None] for part in turns(time, self.frequencies, self.width, parts.dtype))
+        cos, sin = (
+            part[:, None] for part in compute_cos_sin(time, self.frequencies, self.width, parts.dtype)
+        )
         query = torch.addcmul(query * cos, across_query, sin)
-        self.keys[:, :, here] = torch.addcmul(key * cos, across_key, sin)
-        self.values[:, :, here] = value
+        self.keys[:, :, position] = torch.addcmul(key * cos, across_key, sin)
+        self.values[:, :, position] = value
         scores = torch.matmul(query[:, :, None], self.keys.mT)[:, :, 0]
-        scores[:, :, self.still :] += self.ring.unseen
+        scores[:, :, self.num_persistent :] += self.ring.mask
         weights = torch.softmax(scores, dim=-1)
         read = torch.matmul(weights[:, :, None], self.values)
         return torch.addmm(x, read.flatten(1), self.out)
 
     def caches(self) -> State:
-        """Return keys and values as a state has them."""
-        last = self.ring.last(self.window - 1) + self.still
-        found = {"keys": self.keys, "values": self.values}
-        return {name: held.index_select(2, last).transpose(1, 2).flatten(2) for name, held in found.items()}
+        """Return keys and values as state entries."""
+        last = self.ring.recent_slots(self.window - 1) + self.num_persistent
+        buffers = {"keys": self.keys, "values": self.values}
+        return {
+            name: cache.index_select(2, last).transpose(1, 2).flatten(2) for name, cache in buffers.items()
+        }

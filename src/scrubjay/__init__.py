@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from scrubjay import experiments as experiments
     from scrubjay import kernels as kernels
     from scrubjay import memory as memory
-    from scrubjay.experiments.looking.look import look as look
+    from scrubjay.experiments.viz.look import look as look
 
 # `import scrubjay; scrubjay.memory.make("hcam", dim=64)` loads no other room.
 __all__, __getattr__, __dir__ = face(
     __name__,
-    {"experiments.looking.look": ["look"]},
+    {"experiments.viz.look": ["look"]},
     packages=("agents", "envs", "experiments", "kernels", "memory"),
 )

@@ -2,6 +2,6 @@
 
 import sys
 
-from scrubjay.experiments.cli import main
+from scrubjay.experiments.commands.main import main
 
 sys.exit(main())

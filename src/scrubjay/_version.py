@@ -1,3 +1,3 @@
 """The version, where a module below the package's face can read it."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

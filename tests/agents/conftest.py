@@ -1,4 +1,4 @@
-"""A scripted environment whose every number is known, and policies small enough to check by hand."""
+"""A scripted environment with known observations and rewards, and small policies."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ SCRIPT = ((3, "terminated"), (2, "truncated"), (5, "truncated"), (1, "terminated
 """Lengths and ends of successive episodes."""
 
 
-class Scripted(gymnasium.Env):
-    """Episodes follow SCRIPT from a row-dependent place on; observations and rewards are arithmetic."""
+class ScriptedEnv(gymnasium.Env):
+    """Environment whose episodes follow SCRIPT from the entry `row` on; all outputs are deterministic."""
 
     observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
     action_space = spaces.Discrete(3)
@@ -64,7 +64,7 @@ class Scripted(gymnasium.Env):
 @pytest.fixture
 def scripted_envs() -> Callable[[int], SyncVectorEnv]:
     def make(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> SyncVectorEnv:
-        factories = [lambda row=row: Scripted(row) for row in range(num_envs)]
+        factories = [lambda row=row: ScriptedEnv(row) for row in range(num_envs)]
         return SyncVectorEnv(factories, autoreset_mode=mode)
 
     return make
@@ -73,8 +73,8 @@ def scripted_envs() -> Callable[[int], SyncVectorEnv]:
 @pytest.fixture
 def make_policy() -> Callable[..., Policy]:
     def make(
-        observation_space: spaces.Space = Scripted.observation_space,
-        action_space: spaces.Space = Scripted.action_space,
+        observation_space: spaces.Space = ScriptedEnv.observation_space,
+        action_space: spaces.Space = ScriptedEnv.action_space,
         memory: MemoryConfig | None = None,
         reconstruction: bool = False,
         seed: int = 0,
@@ -83,7 +83,7 @@ def make_policy() -> Callable[..., Policy]:
         config = PolicyConfig(memory or GRUConfig(dim=8), reconstruction)
         policy = Policy(observation_space, action_space, config)
         for parameter in policy.actor.parameters():
-            # Far from indifferent, so that a wrong action or state shows in every number.
+            # Far from uniform, so that a wrong action or state changes every number.
             torch.nn.init.normal_(parameter, std=0.7)
         return policy
 

@@ -1,4 +1,4 @@
-"""The registry of learners: names, modes among them, and what each builds."""
+"""The registry of learners: names, including modes, and the learners that they build."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_learner_is_built_by_its_name_for_whom_it_is():
     assert isinstance(make_learner_config("ppo").build(PolicyConfig().build(alone)), PPO)
     for name in list_learners("team"):
         rule = MODES[name if name in MODES else "sequential"]
-        policy = TeamPolicyConfig(shared=False, joint=rule.joint).build(team)
+        policy = TeamPolicyConfig(shared=False, joint=rule.needs_joint).build(team)
         learner = make_learner_config(name).build(policy)
         assert isinstance(learner, GAMATR)
         assert learner.config.rule is rule
@@ -45,25 +45,25 @@ def test_names_and_fields_that_are_not_are_refused_with_choices():
         make_learner_config("pppo")
     with pytest.raises(ValueError, match="learner 'ppo' has no field mode"):
         make_learner_config("ppo", mode="clip")
-    for taken in ("ppo", "clip"):
-        with pytest.raises(ValueError, match=f"learner '{taken}' is already registered"):
-            register_learner(taken, PPOConfig)
+    for used_name in ("ppo", "clip"):
+        with pytest.raises(ValueError, match=f"learner '{used_name}' is already registered"):
+            register_learner(used_name, PPOConfig)
 
 
 def test_settings_are_kept_where_the_learner_stays_the_same():
-    set_so = GAMATRConfig(gamma=0.5)
-    assert learners.turned_into(set_so, "clip") == GAMATRConfig(gamma=0.5, mode="clip")
-    assert learners.turned_into(set_so, "gamatr") == set_so
-    assert learners.turned_into(set_so, "ppo") == PPOConfig()
+    config = GAMATRConfig(gamma=0.5)
+    assert learners.switch_learner(config, "clip") == GAMATRConfig(gamma=0.5, mode="clip")
+    assert learners.switch_learner(config, "gamatr") == config
+    assert learners.switch_learner(config, "ppo") == PPOConfig()
 
 
 def test_a_mode_of_your_own_is_one_line_and_a_learner(monkeypatch):
-    """Here one that we have: both make the same updates, bit for bit."""
+    """The custom mode equals an existing one: both make the same updates bit for bit."""
 
-    def each_for_itself(policy, batch, settings, means):
-        return independent_steps(policy, batch, settings, means.agents), {}
+    def each_for_itself(policy, batch, settings, context):
+        return independent_steps(policy, batch, settings, context.agents), {}
 
-    monkeypatch.setitem(MODES, "selfish", Mode(each_for_itself, alone=True, budgets=True))
+    monkeypatch.setitem(MODES, "selfish", Mode(each_for_itself, supports_subset=True, supports_budgets=True))
     assert "selfish" in list_learners("team")
     results = []
     for name in ("selfish", "independent"):

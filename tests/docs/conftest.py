@@ -1,4 +1,4 @@
-"""What builds the site is imported as Sphinx does it: from its folder."""
+"""Import the modules of `docs` as Sphinx does, from their folder."""
 
 import importlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Pages that are made: the leaderboard sets memories against tasks."""
+"""Generated pages: the leaderboard and the pages of memories."""
 
 import json
 from collections import Counter
@@ -15,8 +15,8 @@ def pages(from_docs):
 
 
 def row(task, memory, seed, score, **more):
-    told = {"command": "scrubjay compare", "file": "x.jsonl"}
-    return {"task": task, "memory": memory, "seed": seed, "score": score} | told | more
+    source = {"command": "scrubjay compare", "file": "x.jsonl"}
+    return {"task": task, "memory": memory, "seed": seed, "score": score} | source | more
 
 
 def test_a_leaderboard_begins_with_memories_by_tasks(pages):
@@ -32,24 +32,24 @@ def test_a_leaderboard_begins_with_memories_by_tasks(pages):
     assert "| `mine` |  | 0.75 |" in overview
 
 
-def test_all_that_was_scored_is_on_the_leaderboard(pages):
+def test_every_score_is_on_the_leaderboard(pages):
     scores = list(pages.read_scores(ROOT / "experiments" / "results"))
     board = pages.leaderboard(scores)
-    for scored in scores:
-        assert scored["command"] in board
-        assert f"## {scored['task']}\n" in board
-        assert f"[{scored['file']}](../../{scored['file']})" in board
+    for row in scores:
+        assert row["command"] in board
+        assert f"## {row['task']}\n" in board
+        assert f"[{row['file']}](../../{row['file']})" in board
 
 
-def test_seeds_that_settings_were_found_on_are_not(pages, tmp_path, monkeypatch):
+def test_tuning_seeds_are_not_on_the_leaderboard(pages, tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "ROOT", tmp_path)
     lines = [row("a", "gru", 0, 0.5), row("a, by half", "gru", 100, 0.9, development=True)]
     (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert [scored["task"] for scored in pages.read_scores(tmp_path)] == ["a"]
+    assert [row["task"] for row in pages.read_scores(tmp_path)] == ["a"]
 
 
 def test_a_seed_counts_once(pages):
-    """Who asks a model twice has no second seed, and no narrower interval."""
+    """A second evaluation of a model is no second seed."""
     scores = pages.read_scores(ROOT / "experiments" / "results")
     lines = Counter(
         (one["task"], one["memory"], one["seed"], json.dumps(one.get("test"), sort_keys=True))

@@ -1,4 +1,4 @@
-"""What pages say of the speed of training is what the tables say that they lead to."""
+"""Speeds on pages equal those of the linked tables."""
 
 import re
 from pathlib import Path
@@ -13,20 +13,20 @@ def rows_of_memories() -> list[list[str]]:
     return [line.split(" | ") for line in (BENCH / "memories.md").read_text().splitlines()]
 
 
-def measured(name: str) -> tuple[float, float]:
-    """Return the least and the most that a memory's training is of RecurrentPPO's."""
-    found = [float(row[4].rstrip("x")) for row in rows_of_memories() if row[0] == f"| {name}"]
+def read_range(name: str) -> tuple[float, float]:
+    """Return the range of training speeds relative to RecurrentPPO."""
+    ratios = [float(row[4].rstrip("x")) for row in rows_of_memories() if row[0] == f"| {name}"]
     rows = re.findall(
         rf"^\| scrubjay {name}(?:,[^|]*)? \|[^|]*\| ([\d.]+)x",
         (BENCH / "throughput.md").read_text(),
         re.MULTILINE,
     )
-    found += map(float, rows)
-    return min(found), max(found)
+    ratios += map(float, rows)
+    return min(ratios), max(ratios)
 
 
 @pytest.mark.parametrize(
-    ("page", "said", "name"),
+    ("page", "pattern", "name"),
     [
         ("docs/guide/speed.md", r"LSTM ([\d.]+)x to ([\d.]+)x", "lstm"),
         ("docs/guide/speed.md", r"GRU ([\d.]+)x to ([\d.]+)x", "gru"),
@@ -35,20 +35,20 @@ def measured(name: str) -> tuple[float, float]:
             r"LSTM learns \[([\d.]+) to ([\d.]+) times as fast",
             "lstm",
         ),
-        ("CHANGELOG.md", r"an LSTM ([\d.]+) to ([\d.]+) times as fast as sb3-contrib", "lstm"),
+        ("CHANGELOG.md", r"LSTM \| ([\d.]+) to ([\d.]+) times as fast as sb3-contrib", "lstm"),
     ],
 )
-def test_ranges_are_those_of_the_tables(page, said, name):
-    told = re.search(said, (ROOT / page).read_text("utf-8"))
-    assert told is not None
-    assert (float(told[1]), float(told[2])) == measured(name)
+def test_ranges_are_those_of_the_tables(page, pattern, name):
+    match = re.search(pattern, (ROOT / page).read_text("utf-8"))
+    assert match is not None
+    assert (float(match[1]), float(match[2])) == read_range(name)
 
 
-def test_what_memories_cost_a_policy_is_that_of_the_table():
+def test_costs_of_memories_equal_the_table():
     page = (ROOT / "docs" / "guide" / "memories.md").read_text("utf-8")
-    (told,) = re.findall(r"What one costs a policy.*?(?=\n\n)", page, re.DOTALL)
-    said = {name: float(number) for name, number in re.findall(r"`(\w+)`[^`\d;]* ([\d.]+)(?=[,;])", told)}
+    (section,) = re.findall(r"Cost of a policy update.*?matrix products", page, re.DOTALL)
+    page_costs = {name: float(cost) for name, cost in re.findall(r"`(\w+)` (?:\||costs) ([\d.]+\d)", section)}
     rows = (re.match(r"\| (\w+) \| \d+ \(([\d.]+)x\)", " | ".join(row)) for row in rows_of_memories())
     costs = {row[1]: float(row[2]) for row in rows if row is not None}
-    assert set(said) >= {"mingru", "ffm", "lru", "shm", "agalite"}
-    assert said == {name: costs[name] for name in said}
+    assert set(page_costs) >= {"mingru", "ffm", "lru", "shm", "agalite"}
+    assert page_costs == {name: costs[name] for name in page_costs}

@@ -1,4 +1,4 @@
-"""Autoencode against a plain-Python reference, and against what its docstring promises in closed form."""
+"""Autoencode against a plain-Python reference and the closed forms of its docstring."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = [4, 12, 52, 104, 156]
 
 
 class SlowPack:
-    """The rules once more: a pack to deal from, a pile to take back from."""
+    """Reference implementation with Python lists: a pack to deal from and a pile of shown cards."""
 
     def __init__(self, cards, seed):
         self.cards = cards
@@ -49,7 +49,7 @@ class SlowPack:
 
 
 def play(env, policy, seed=0):
-    """Play one pack per row with `policy(observations)`; return success and return, one per pack."""
+    """Play one pack per row with `policy(observations)`; return successes and returns."""
     observations, _ = env.reset(seed=seed)
     returns = np.zeros(env.num_envs)
     for step in range(1, 2 * env.num_cards):
@@ -96,23 +96,23 @@ def test_with_memory_return_and_success_are_one(cards):
 
 @pytest.mark.parametrize(("cards", "steps"), [(52, 103), (104, 207), (156, 311)])
 def test_sizes_of_popgym(cards, steps):
-    """Its three levels: lengths, shares of the two phases, what is shown, and the scale of rewards."""
+    """Check POPGym's three levels: lengths, phases, observations and scale of rewards."""
     env = Autoencode(cards)
     assert env.observation_space == MultiDiscrete([2, 4])
     assert env.action_space == Discrete(4)
-    seen, rewards, ended = [env.reset(seed=3)[0]], [], False
-    while not ended:
-        observation, reward, ended, _, _ = env.step(0)
-        seen.append(observation)
+    observations, rewards, done = [env.reset(seed=3)[0]], [], False
+    while not done:
+        observation, reward, done, _, _ = env.step(0)
+        observations.append(observation)
         rewards.append(reward)
-    watch, suit = np.transpose(seen)
+    watch, suit = np.transpose(observations)
     assert len(rewards) == steps
     np.testing.assert_array_equal(watch, np.arange(steps + 1) < cards - 1)
     assert np.bincount(suit[:cards]).tolist() == [cards // 4] * 4
     assert not suit[cards:].any()
     assert not np.any(rewards[: cards - 1])
     np.testing.assert_array_equal(np.abs(rewards[cards - 1 :]), 1 / cards)
-    # Playing back is reading in reverse.
+    # The playback is in reverse order.
     np.testing.assert_array_equal(np.array(rewards[cards - 1 :]) > 0, suit[:cards][::-1] == 0)
 
 
@@ -120,9 +120,9 @@ def test_sizes_of_popgym(cards, steps):
 def test_memoryless_policies_have_their_closed_form(cards):
     env = AutoencodeVector(4000, cards, autoreset_mode="SameStep")
     for policy, expected in (
-        (lambda seen: seen[:, 1], 1 / 4 + 3 / (4 * cards)),
-        (lambda seen: np.where(seen[:, 1] == 0, 2, seen[:, 1]), 1 / 4 + 1 / (2 * cards)),
-        (lambda seen: np.full(len(seen), 3), 1 / 4),
+        (lambda obs: obs[:, 1], 1 / 4 + 3 / (4 * cards)),
+        (lambda obs: np.where(obs[:, 1] == 0, 2, obs[:, 1]), 1 / 4 + 1 / (2 * cards)),
+        (lambda obs: np.full(len(obs), 3), 1 / 4),
     ):
         success, returns = play(env, policy)
         assert abs(success.mean() - expected) <= 5 * success.std() / np.sqrt(success.size)
@@ -131,7 +131,7 @@ def test_memoryless_policies_have_their_closed_form(cards):
 
 @pytest.mark.parametrize("cards", [4, 8])
 def test_no_memoryless_policy_is_better(cards):
-    """Every way to answer the four observations of the playback, on every pack there is."""
+    """Enumerate all policies over the four observations of the playback and all packs."""
     packs = np.array(sorted(set(permutations(list(range(4)) * (cards // 4)))))
     policies = np.array(list(product(range(4), repeat=4)))
     env: Any = AutoencodeVector(len(packs) * len(policies), cards, autoreset_mode="SameStep")
@@ -163,7 +163,7 @@ def test_every_pack_is_complete_and_shuffled_alike_everywhere(cards):
         assert np.abs(share - 0.25).max() < 5 * np.sqrt(0.25 * 0.75 / 4000)
 
 
-def test_what_was_done_during_the_watch_does_not_count():
+def test_actions_during_the_watch_do_not_count():
     one, other = (Autoencode(8) for _ in range(2))
     one.reset(seed=5)
     other.reset(seed=5)

@@ -1,4 +1,4 @@
-"""What every scrubjay environment promises: one line in `CASES` and all of it is tested."""
+"""Contract of all scrubjay environments; a new environment needs one line in `CASES`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from scrubjay.envs import list_environments
-from scrubjay.envs.batched import BatchedEnv
+from scrubjay.envs.batched_env import BatchedEnv
 
 CASES = [
     ("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 2, "max_steps": 25}),
@@ -74,7 +74,7 @@ def make_sync(env_id, options, num_envs, mode) -> Any:
 
 
 def random_actions(rng, size, env):
-    # Mostly action 0, so that the corridor's end is reached too.
+    # Mostly action 0, so that the end of the corridor is reached too.
     return np.where(rng.random(size) < 0.7, 0, rng.integers(0, action_count(env), size))
 
 
@@ -83,7 +83,7 @@ def action_count(env):
 
 
 def flat(observation):
-    """One observation, or a dict of arrays, as one row of numbers."""
+    """Flatten an observation, or a dict of arrays, to one vector."""
     parts = observation.values() if isinstance(observation, dict) else [observation]
     return np.concatenate([np.ravel(part) for part in parts])
 
@@ -95,7 +95,7 @@ def overwrite(values):
 
 
 def assert_same(left, right):
-    """Equal in type, dtype and value, all the way down."""
+    """Assert equal types, dtypes and values, recursively."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
@@ -106,7 +106,7 @@ def assert_same(left, right):
         for one, other in zip(left, right, strict=True):
             assert_same(one, other)
         return
-    if isinstance(left, int):  # too long for an array, in the state of a generator
+    if isinstance(left, int):  # integers of a generator's state do not fit an array
         assert (type(left), left) == (type(right), right)
         return
     left, right = np.asarray(left), np.asarray(right)
@@ -138,13 +138,13 @@ def test_same_seed_same_episodes_other_seed_others(env_id, options):
     def play(seed):
         env = make_single(env_id, options)
         rng = np.random.default_rng(0)
-        seen = [env.reset(seed=seed)[0]]
+        results = [env.reset(seed=seed)[0]]
         for _ in range(200):
             observation, reward, terminated, truncated, _ = env.step(random_actions(rng, (), env))
-            seen += [observation, reward]
+            results += [observation, reward]
             if terminated or truncated:
-                seen.append(env.reset()[0])
-        return np.concatenate([flat(value) for value in seen])
+                results.append(env.reset()[0])
+        return np.concatenate([flat(value) for value in results])
 
     assert np.array_equal(play(3), play(3))
     assert len({play(seed).tobytes() for seed in range(8)}) > 4
@@ -195,7 +195,7 @@ def test_batch_equals_sync_vector_env_in_every_mode(env_id, options, mode, seed)
     [RecordEpisodeStatistics, NormalizeObservation, NormalizeReward, FlattenObservation, DictInfoToList],
 )
 def test_gymnasiums_vector_wrappers_find_what_they_expect(env_id, wrapper):
-    # Gymnasium normalises no Dict.
+    # Gymnasium does not normalize Dict observations.
     options: Any = {"observation": "symbolic"} if env_id == "scrubjay/Ballet-v0" else {}
     ours, sync = (
         wrapper(gymnasium.make_vec(env_id, num_envs=3, vectorization_mode=mode, **options))
@@ -203,16 +203,16 @@ def test_gymnasiums_vector_wrappers_find_what_they_expect(env_id, wrapper):
     )
     assert isinstance(ours.unwrapped, BatchedEnv)
     assert_same(ours.reset(seed=3), sync.reset(seed=3))
-    rng, ended = np.random.default_rng(0), 0
+    rng, num_ended = np.random.default_rng(0), 0
     for _ in range(120):
         actions = random_actions(rng, 3, ours)
         mine, theirs = ours.step(actions), sync.step(actions)
         for *_, infos in (mine, theirs):
             if "episode" in infos:
-                ended += int(infos["_episode"].sum())
+                num_ended += int(infos["_episode"].sum())
                 del infos["episode"]["t"]
         assert_same(mine, theirs)
-    assert wrapper is not RecordEpisodeStatistics or ended >= 2
+    assert wrapper is not RecordEpisodeStatistics or num_ended >= 2
 
 
 @every_case
@@ -229,13 +229,13 @@ def test_sync_mode_of_make_vec_works(env_id, options):
 def test_state_goes_back_to_the_very_same_future(env_id, options, seed, before):
     def play(env, steps):
         rng = np.random.default_rng(seed)
-        seen = []
+        results = []
         for _ in range(steps):
             observation, reward, terminated, truncated, info = env.step(random_actions(rng, (), env))
-            seen += [observation, reward, terminated, info.get("success", -1.0), env.np_random.random()]
+            results += [observation, reward, terminated, info.get("success", -1.0), env.np_random.random()]
             if terminated or truncated:
-                seen.append(env.reset()[0])
-        return np.concatenate([flat(value) for value in seen])
+                results.append(env.reset()[0])
+        return np.concatenate([flat(value) for value in results])
 
     env = make_single(env_id, options)
     env.reset(seed=seed)
@@ -273,13 +273,13 @@ def test_state_knows_a_generator_set_by_the_user(env_id, kind, reset_since):
 def test_batched_state_goes_back_to_the_very_same_future(env_id, options, mode):
     def play(env):
         rng = np.random.default_rng(1)
-        seen = []
+        results = []
         for _ in range(120):
             *result, infos = env.step(random_actions(rng, 6, env))
-            seen.append((*result, infos))
+            results.append((*result, infos))
             if mode is AutoresetMode.DISABLED and (result[2] | result[3]).any():
-                seen.append(env.reset(options={"reset_mask": result[2] | result[3]}))
-        return tuple(seen)
+                results.append(env.reset(options={"reset_mask": result[2] | result[3]}))
+        return tuple(results)
 
     env = make_ours(env_id, options, 6, mode)
     env.reset(seed=2)
@@ -301,10 +301,10 @@ def test_state_and_results_are_copies(env_id, options):
         overwrite(observations[0])
         overwrite(env.get_state())
         actions = random_actions(rng, 3, env)
-        spoiled, intact = env.step(actions), twin.step(actions)
-        assert_same(spoiled, intact)
-        observations = [spoiled[0], intact[0]]
-        for values in spoiled[1:4]:
+        overwritten_results, twin_results = env.step(actions), twin.step(actions)
+        assert_same(overwritten_results, twin_results)
+        observations = [overwritten_results[0], twin_results[0]]
+        for values in overwritten_results[1:4]:
             values[...] = 0
 
 
@@ -312,11 +312,11 @@ def test_state_and_results_are_copies(env_id, options):
 def test_success_is_reported_at_the_last_step_only(env_id):
     env = make_single(env_id, {})
     env.reset(seed=0)
-    ended = False
-    while not ended:
+    done = False
+    while not done:
         _, _, terminated, truncated, info = env.step(env.action_space.sample())
-        ended = terminated or truncated
-        assert ("success" in info) == ended
+        done = terminated or truncated
+        assert ("success" in info) == done
     assert 0.0 <= info["success"] <= 1.0
 
 
@@ -366,8 +366,9 @@ def test_single_and_batched_defaults_agree(env_id):
     assert set(batch) - set(single) == {"num_envs", "autoreset_mode"}
     assert all(batch[name].default == parameter.default for name, parameter in single.items())
     assert batch["autoreset_mode"].default is AutoresetMode.NEXT_STEP
-    made = gymnasium.make_vec(env_id, num_envs=2)
-    assert made.metadata["autoreset_mode"] is made.unwrapped.autoreset_mode is AutoresetMode.NEXT_STEP  # pyright: ignore[reportAttributeAccessIssue]
+    vector_env: Any = gymnasium.make_vec(env_id, num_envs=2)
+    assert vector_env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+    assert vector_env.unwrapped.autoreset_mode is AutoresetMode.NEXT_STEP
 
 
 @every_id
@@ -419,13 +420,13 @@ def test_a_state_of_another_environment_is_refused(env_id):
         target.reset(seed=1)
         before = target.get_state()
         for name in whole:
-            lacking = {key: value for key, value in whole.items() if key != name}
+            partial_state = {key: value for key, value in whole.items() if key != name}
             with pytest.raises(ValueError, match=name if target is env else "state has the keys"):
-                target.set_state(lacking)
+                target.set_state(partial_state)
             if name != "new_stream":
-                spoiled = {**whole, name: {} if name == "row" else [object()]}
+                invalid_state = {**whole, name: {} if name == "row" else [object()]}
                 with pytest.raises(ValueError, match="state"):
-                    target.set_state(spoiled)
+                    target.set_state(invalid_state)
             assert_same(before, target.get_state())
 
 

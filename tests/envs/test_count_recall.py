@@ -1,4 +1,4 @@
-"""CountRecall against a plain-Python reference, and against what its docstring promises in closed form."""
+"""CountRecall against a plain-Python reference and the closed forms of its docstring."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ POPGYM = [(52, 2), (104, 4), (208, 13)]
 
 
 class SlowPack:
-    """The rules once more: two Python lists, counted anew at every question."""
+    """Reference implementation with two Python lists, counted anew at every question."""
 
     def __init__(self, cards, values, seed):
         self.cards, self.values = cards, values
         self.word = int(seeding.np_random(seed)[0].integers(2**64, dtype=np.uint64))
         self.reset()
 
-    def shuffled(self):
+    def shuffle_pack(self):
         tickets = []
         for card in range(self.cards):
             self.word = word = (self.word + 0x9E3779B97F4A7C15) & MASK
@@ -36,22 +36,27 @@ class SlowPack:
         return [card % self.values for _, card in sorted(tickets)]
 
     def reset(self):
-        self.pack, self.queries = self.shuffled(), self.shuffled()
-        self.seen, self.right = self.pack[:1], 0
+        self.pack, self.queries = self.shuffle_pack(), self.shuffle_pack()
+        self.shown_cards, self.right = self.pack[:1], 0
         return [self.pack[0], self.queries[0]]
 
     def step(self, action):
-        shown = len(self.seen)
-        right = action == self.seen.count(self.queries[shown - 1])
+        num_shown = len(self.shown_cards)
+        right = action == self.shown_cards.count(self.queries[num_shown - 1])
         self.right += right
-        self.seen.append(self.pack[shown])
-        last = shown == self.cards - 1
+        self.shown_cards.append(self.pack[num_shown])
+        last = num_shown == self.cards - 1
         info = {"success": self.right / (self.cards - 1)} if last else {}
-        return [self.pack[shown], self.queries[shown]], (1 if right else -1) / (self.cards - 1), last, info
+        return (
+            [self.pack[num_shown], self.queries[num_shown]],
+            (1 if right else -1) / (self.cards - 1),
+            last,
+            info,
+        )
 
 
 def play(env, policy, seed=0):
-    """Play one pack per row with `policy(observations, time)`; return success and return, one per pack."""
+    """Play one pack per row with `policy(observations, time)`; return successes and returns."""
     observations, _ = env.reset(seed=seed)
     returns = np.zeros(env.num_envs)
     for time in range(env.num_cards - 1):
@@ -68,7 +73,7 @@ def best_without_memory(cards, values):
 
 
 def likeliest(cards, values, time):
-    """The likeliest count of the queried value and its chance, if it is in view and if it is not."""
+    """Return the likeliest count and its probability, if the card has the queried value and if not."""
     most, population = cards // values, cards - 1
 
     def mode(successes, already):
@@ -121,20 +126,20 @@ def test_with_memory_return_and_success_are_one(cards, values):
 
 @pytest.mark.parametrize(("level", "actions"), list(zip(POPGYM, [27, 27, 17], strict=True)))
 def test_sizes_of_popgym(level, actions):
-    """Its three levels: spaces, length, scale of rewards, and that cards and queries are whole packs."""
+    """Check POPGym's three levels: spaces, length, scale of rewards, complete packs."""
     cards, values = level
     env = CountRecall(cards, values)
     assert env.observation_space == MultiDiscrete([values, values])
     assert env.action_space == Discrete(actions)
-    seen, rewards, ended = [env.reset(seed=3)[0]], [], False
-    while not ended:
-        # The card in view is counted, the query in view is the one asked.
-        shown, asked = np.transpose(seen)
-        observation, reward, ended, _, _ = env.step((shown == asked[-1]).sum())
-        seen.append(observation)
+    observations, rewards, done = [env.reset(seed=3)[0]], [], False
+    while not done:
+        # The current card is counted, and the current query is answered.
+        cards_so_far, queries_so_far = np.transpose(observations)
+        observation, reward, done, _, _ = env.step((cards_so_far == queries_so_far[-1]).sum())
+        observations.append(observation)
         rewards.append(reward)
     np.testing.assert_array_equal(rewards, np.full(cards - 1, 1 / (cards - 1)))
-    for column in np.transpose(seen):
+    for column in np.transpose(observations):
         assert np.bincount(column).tolist() == [cards // values] * values
 
 
@@ -142,10 +147,10 @@ def test_sizes_of_popgym(level, actions):
 def test_memoryless_policies_have_their_closed_form(cards, values):
     env, most = CountRecallVector(4000, cards, values, autoreset_mode="SameStep"), cards // values
     for policy, expected in (
-        (lambda seen, _: np.full(len(seen), 1), best_without_memory(cards, values)),
-        (lambda seen, _: np.full(len(seen), most - 1), best_without_memory(cards, values)),
-        (lambda seen, _: np.where(seen[:, 0] == seen[:, 1], 1, 0), best_without_memory(cards, values)),
-        (lambda seen, _: np.full(len(seen), most), best_without_memory(cards, values) - 1 / (cards - 1)),
+        (lambda obs, _: np.full(len(obs), 1), best_without_memory(cards, values)),
+        (lambda obs, _: np.full(len(obs), most - 1), best_without_memory(cards, values)),
+        (lambda obs, _: np.where(obs[:, 0] == obs[:, 1], 1, 0), best_without_memory(cards, values)),
+        (lambda obs, _: np.full(len(obs), most), best_without_memory(cards, values) - 1 / (cards - 1)),
     ):
         success, returns = play(env, policy)
         assert abs(success.mean() - expected) < 5 * success.std() / np.sqrt(success.size)
@@ -154,14 +159,14 @@ def test_memoryless_policies_have_their_closed_form(cards, values):
 
 @pytest.mark.parametrize(("cards", "values"), [(6, 2), (6, 3), (9, 3)])
 def test_no_memoryless_policy_is_better(cards, values):
-    """For each card and query in view, the answer most often right: together they do not top the claim."""
+    """Check that the best answer per card and query does not exceed the documented success."""
     packs, most = 20000, cards // values
     env = CountRecallVector(packs, cards, values, autoreset_mode="SameStep")
     tally = np.zeros((values, values, most + 1))
 
-    def policy(seen, _):
-        counts = env.counts[np.arange(packs), seen[:, 1]]
-        np.add.at(tally, (seen[:, 0], seen[:, 1], counts), 1)
+    def policy(obs, _):
+        counts = env.counts[np.arange(packs), obs[:, 1]]
+        np.add.at(tally, (obs[:, 0], obs[:, 1], counts), 1)
         return counts
 
     success, _ = play(env, policy)
@@ -174,9 +179,9 @@ def test_no_memoryless_policy_is_better(cards, values):
 def test_a_clock_alone_reaches_what_the_spec_sheet_says(cards, values):
     env = CountRecallVector(4000, cards, values, autoreset_mode="SameStep")
 
-    def policy(seen, time):
+    def policy(obs, time):
         (in_view, _), (elsewhere, _) = likeliest(cards, values, time)
-        return np.where(seen[:, 0] == seen[:, 1], in_view, elsewhere)
+        return np.where(obs[:, 0] == obs[:, 1], in_view, elsewhere)
 
     success, _ = play(env, policy)
     assert abs(success.mean() - best_with_a_clock(cards, values)) < 5 * success.std() / np.sqrt(4000)
@@ -195,9 +200,9 @@ def test_every_pack_is_complete_and_shuffled_alike_everywhere(cards, values):
     for pack in (env.deck, env.queries):
         assert (np.sort(pack, axis=1) == np.repeat(np.arange(values), cards // values)).all()
         for value in range(values):
-            found = (pack == value).mean(axis=0)
-            assert np.abs(found - share).max() < 5 * np.sqrt(share * (1 - share) / 4000)
-    # Cards and queries are shuffled each on their own.
+            frequency = (pack == value).mean(axis=0)
+            assert np.abs(frequency - share).max() < 5 * np.sqrt(share * (1 - share) / 4000)
+    # Cards and queries are shuffled independently.
     agreement = (env.deck == env.queries).mean(axis=0)
     assert np.abs(agreement - share).max() < 5 * np.sqrt(share * (1 - share) / 4000)
 
@@ -207,17 +212,17 @@ def test_every_pack_is_complete_and_shuffled_alike_everywhere(cards, values):
 def test_text_tells_the_truth(seed, answer):
     env = CountRecall(10, 2, render_mode="ansi")
     card, query = env.reset(seed=seed)[0]
-    seen = "AB"[card]
+    card_text = "AB"[card]
     for time in range(1, 10):
-        true_count, asked = seen.count("AB"[query]), "AB"[query]
+        true_count, query_text = card_text.count("AB"[query]), "AB"[query]
         (card, query), reward, *_ = env.step(answer)
-        seen += "AB"[card]
+        card_text += "AB"[card]
         caption, cards, question, verdict = env.render().splitlines()
         assert caption.startswith(f"step {time} of 9 ")
-        assert cards == f"seen {seen}"
+        assert cards == f"seen {card_text}"
         assert question == (f"How many {'AB'[query]} so far?" if time < 9 else "The pack is dealt.")
         words = "right" if reward > 0 else f"wrong, it was {true_count}"
-        assert verdict == f"last answer {answer} for {asked}: {words}"
+        assert verdict == f"last answer {answer} for {query_text}: {words}"
 
 
 @pytest.mark.parametrize("num_values", [0, 1, 27, 2.0, "2", None, True])

@@ -1,4 +1,4 @@
-"""Key to Door against a plain-Python reference, and against what its docstring promises in closed form."""
+"""Key to Door against a plain-Python reference and the closed forms of its docstring."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MASK = 2**64 - 1
 
 
 class SlowRoom:
-    """The rules once more: one room, (row, column) pairs, one phase after the other."""
+    """Reference implementation for one room with (row, column) pairs."""
 
     def __init__(self, colours, explore, distract, apple_reward, shuffle, seed):
         self.colours, self.apple_reward, self.shuffle = colours, apple_reward, shuffle
@@ -61,7 +61,7 @@ class SlowRoom:
         self.apples = [self.other_cell(self.middle)]
         for _ in range(self.distract):
             self.apples.append(self.other_cell(self.apples[-1]))
-        self.agent, self.time, self.taken, self.eaten = self.middle, 0, False, 0
+        self.agent, self.time, self.has_key, self.num_eaten = self.middle, 0, False, 0
         return self.look()
 
     def phase(self):
@@ -72,74 +72,84 @@ class SlowRoom:
     def look(self):
         phase = self.phase()
         things = {}
-        if phase == "explore" and not self.taken:
+        if phase == "explore" and not self.has_key:
             things[self.colour] = self.key
         elif phase == "distract":
-            things[self.colours] = self.apples[self.eaten]
+            things[self.colours] = self.apples[self.num_eaten]
         elif phase == "use":
             things = self.doors
-        seen = [float(phase == name) for name in ("explore", "distract", "use")]
+        observation = [float(phase == name) for name in ("explore", "distract", "use")]
         for index in range(self.colours + 1):
             if index in things:
                 offsets = (things[index][axis] - self.agent[axis] for axis in (0, 1))
-                seen += [1.0, *(offset / self.side for offset in offsets)]
+                observation += [1.0, *(offset / self.side for offset in offsets)]
             else:
-                seen += [0.0, 0.0, 0.0]
-        return seen
+                observation += [0.0, 0.0, 0.0]
+        return observation
 
     def step(self, action):
-        phase, reward, opened = self.phase(), 0.0, None
+        phase, reward, door_colour = self.phase(), 0.0, None
         down, right = STEPS[action]
         target = (self.agent[0] + down, self.agent[1] + right)
         if phase == "use" and target in self.doors.values():
             self.agent = target
-            opened = next(colour for colour, place in self.doors.items() if place == target)
+            door_colour = next(colour for colour, place in self.doors.items() if place == target)
         elif 0 <= target[0] < self.side and 0 <= target[1] < self.side:
             self.agent = target
         self.time += 1
         if phase == "explore" and self.agent == self.key:
-            self.taken = True
-        if phase == "distract" and self.agent == self.apples[self.eaten]:
-            self.eaten += 1
+            self.has_key = True
+        if phase == "distract" and self.agent == self.apples[self.num_eaten]:
+            self.num_eaten += 1
             reward += self.worth
-        success = float(opened == self.colour and self.taken)
-        last = opened is not None or self.time == self.explore + self.distract + 15
+        success = float(door_colour == self.colour and self.has_key)
+        last = door_colour is not None or self.time == self.explore + self.distract + 15
         if self.time in (self.explore, self.explore + self.distract):
             self.agent = self.middle
-        told = {"key": float(self.taken), "apples": self.eaten, "reached": float(opened is not None)}
-        return self.look(), reward + success, last, told | {"success": success} if last else {}
+        info = {
+            "key": float(self.has_key),
+            "apples": self.num_eaten,
+            "reached": float(door_colour is not None),
+        }
+        return self.look(), reward + success, last, info | {"success": success} if last else {}
 
 
-def triples_of(observations):
-    """Phase `[rows]`, and what is in sight `[rows, colours + 1, 3]`, the apple last."""
+def split_triples(observations):
+    """Split observations into the phase `[rows]` and the objects `[rows, colours + 1, 3]`, apple last."""
     triples = observations.reshape(len(observations), -1, 3)
     return triples[:, 0].argmax(axis=1), triples[:, 1:]
 
 
 def toward(offsets):
-    """Actions that walk to `offsets [rows, 2]`, sideways first, so that no other door is entered."""
+    """Return actions that walk to `offsets [rows, 2]`, sideways first, so that no other door is entered."""
     down, right = offsets.T
     return np.where(right > 0, RIGHT, np.where(right < 0, LEFT, np.where(down < 0, UP, DOWN)))
 
 
 def player(env, choose_door, takes_key=True):
-    """Take the key, eat, enter the door of the colour that `choose_door(colour seen)` names."""
+    """Build a policy that takes the key, eats apples and enters the door `choose_door(key_colours)`."""
     rows = np.arange(env.num_envs)
-    seen = np.zeros(env.num_envs, dtype=int)
+    key_colours = np.zeros(env.num_envs, dtype=int)
 
     def policy(observations):
-        phase, things = triples_of(observations)
+        phase, things = split_triples(observations)
         keys = (phase == 0) & things[:, :-1, 0].any(axis=1)
-        seen[keys] = things[keys, :-1, 0].argmax(axis=1)
-        wanted = np.choose(phase, [seen, np.full_like(seen, env.num_colours), choose_door(seen)])
-        offsets = things[rows, wanted, 1:] if takes_key else things[rows, wanted, 1:] * (phase > 0)[:, None]
+        key_colours[keys] = things[keys, :-1, 0].argmax(axis=1)
+        object_index = np.choose(
+            phase, [key_colours, np.full_like(key_colours, env.num_colours), choose_door(key_colours)]
+        )
+        offsets = (
+            things[rows, object_index, 1:]
+            if takes_key
+            else things[rows, object_index, 1:] * (phase > 0)[:, None]
+        )
         return toward(offsets)
 
     return policy
 
 
 def play(env, policy):
-    """Run one episode of every row; return each row's return, success, key and apples."""
+    """Run one episode per row; return returns, successes, keys and apples."""
     observations, _ = env.reset(seed=0)
     totals = np.zeros((4, env.num_envs))
     alive = np.ones(env.num_envs, dtype=bool)
@@ -172,7 +182,7 @@ def test_equals_the_slow_reference(colours, explore, distract, apple_reward, shu
     np.testing.assert_allclose(observation, slow.look(), rtol=1e-6)
     rng = np.random.default_rng(seed)
     for _ in range(120):
-        things = triples_of(observation[None])[1][0]
+        things = split_triples(observation[None])[1][0]
         offsets = things[things[:, 0] == 1, 1:]
         aims = len(offsets) and rng.random() < aim
         action = toward(offsets[rng.integers(len(offsets))][None])[0] if aims else rng.integers(4)
@@ -190,11 +200,11 @@ def test_equals_the_slow_reference(colours, explore, distract, apple_reward, shu
 @pytest.mark.parametrize(("colours", "distract"), [(1, 30), (2, 0), (3, 30), (6, 5), (8, 100)])
 def test_with_memory_success_is_one(colours, distract):
     env = KeyToDoorVector(400, colours, 2 * (max(5, colours) // 2), distract, autoreset_mode="Disabled")
-    returns, success, key, apples = play(env, player(env, lambda seen: seen))
+    returns, success, key, apples = play(env, player(env, lambda key_colours: key_colours))
     assert (success == 1.0).all()
     assert (key == 1.0).all()
-    paid = returns - success
-    rich, poor = np.isclose(paid, 0.1 * apples), np.isclose(paid, 0.01 * apples)
+    apple_rewards = returns - success
+    rich, poor = np.isclose(apple_rewards, 0.1 * apples), np.isclose(apple_rewards, 0.01 * apples)
     assert (rich | poor).all()
     if distract >= 30:
         assert abs((rich & ~poor).mean() - 0.5) < 5 * np.sqrt(0.25 / 400)
@@ -204,7 +214,7 @@ def test_with_memory_success_is_one(colours, distract):
 @pytest.mark.parametrize("colours", [2, 3, 8])
 @pytest.mark.parametrize(
     "choose_door",
-    [np.zeros_like, np.ones_like, lambda seen: np.arange(len(seen)) % 2],
+    [np.zeros_like, np.ones_like, lambda key_colours: np.arange(len(key_colours)) % 2],
     ids=["0", "1", "either"],
 )
 def test_doors_chosen_without_memory_are_right_by_chance(colours, choose_door, shuffle):
@@ -216,8 +226,8 @@ def test_doors_chosen_without_memory_are_right_by_chance(colours, choose_door, s
 
 def test_nothing_is_right_without_the_key():
     env = KeyToDoorVector(300, 3, distract_steps=4, autoreset_mode="Disabled")
-    returns, success, key, apples = play(env, player(env, lambda seen: seen, takes_key=False))
-    # Standing still takes the key too where it lies below the start.
+    returns, success, key, apples = play(env, player(env, lambda key_colours: key_colours, takes_key=False))
+    # The policy stays still in the first phase, but still takes a key that lies below the start.
     assert 0 < (key == 0).sum() < 300
     assert (success == key).all()
     assert (returns[key == 0] <= 0.1 * apples[key == 0] + 1e-9).all()
@@ -226,17 +236,20 @@ def test_nothing_is_right_without_the_key():
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), colours=st.integers(2, 5))
 def test_after_the_explore_phase_nothing_depends_on_the_key(seed, colours):
-    """Rows that differ in the key's colour, place and taking see and earn the same, to the door."""
+    """Check that rows with different keys get equal observations and rewards up to the door."""
     env: Any = KeyToDoorVector(6, colours, 15, 12, autoreset_mode="Disabled")
     env.reset(seed=seed)
     rng = np.random.default_rng(seed)
     for _ in range(15):
         env.step(rng.integers(4, size=6))
     state = env.get_state()
-    same = {
-        name: np.repeat(state[name][:1], 6, axis=0) for name in ("apples", "doors", "rich", "place", "eaten")
+    shared_state = {
+        name: np.repeat(state[name][:1], 6, axis=0)
+        for name in ("apples", "doors", "rich", "place", "apples_eaten")
     }
-    env.set_state({**state, **same, "has_key": np.arange(6) % 2 == 0, "key_colour": np.arange(6) % colours})
+    env.set_state(
+        {**state, **shared_state, "has_key": np.arange(6) % 2 == 0, "key_colour": np.arange(6) % colours}
+    )
     for _ in range(27):
         observations, rewards, terminated, *_ = env.step(np.full(6, rng.choice([UP, UP, LEFT, RIGHT])))
         assert (observations == observations[0]).all()
@@ -250,9 +263,9 @@ def test_before_the_use_phase_nothing_depends_on_the_order_of_doors():
     env: Any = KeyToDoorVector(3, 3, 15, 10, autoreset_mode="Disabled")
     env.reset(seed=0)
     state = env.get_state()
-    same = {name: np.repeat(state[name][:1], 3, axis=0) for name in env.row_arrays if name != "doors"}
+    shared_state = {name: np.repeat(state[name][:1], 3, axis=0) for name in env.row_arrays if name != "doors"}
     doors = np.array([[0, 1, 2], [1, 2, 0], [2, 1, 0]]) + 25
-    env.set_state({**state, **same, "doors": doors})
+    env.set_state({**state, **shared_state, "doors": doors})
     rng = np.random.default_rng(0)
     for _ in range(24):
         observations, rewards, *_ = env.step(np.full(3, rng.integers(4)))
@@ -292,7 +305,10 @@ def test_numbers_of_the_spec_sheet():
     rng = np.random.default_rng(0)
     best, blind = (
         play(env, policy)
-        for policy in (player(env, lambda seen: seen), lambda observations: rng.integers(4, size=4000))
+        for policy in (
+            player(env, lambda key_colours: key_colours),
+            lambda observations: rng.integers(4, size=4000),
+        )
     )
     for sample, number, rounding in (
         (best[3], "9.0 apples", 0.05),

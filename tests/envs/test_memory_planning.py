@@ -1,4 +1,4 @@
-"""Memory & Planning against a plain-Python reference, and against what its docstring promises."""
+"""Memory & Planning against a plain-Python reference and the numbers of its docstring."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MASK = 2**64 - 1
 
 
 class SlowGame:
-    """The rules once more: a dict from (row, column) to symbols, ways found by breadth-first search."""
+    """Reference implementation with a dict of symbols; distances by breadth-first search."""
 
     def __init__(self, size, max_steps, seed):
         self.size, self.max_steps = size, max_steps
@@ -44,23 +44,23 @@ class SlowGame:
         for _ in range(self.max_steps // 2 + 1):
             index = (index + 1 + self.below(len(places) - 1)) % len(places)
             self.queue.append(places[index])
-        self.possible, spent, here = 0, 0, self.place
+        self.possible, cost, here = 0, 0, self.place
         for goal in self.queue:
-            spent += self.steps_between(here, goal) + 1
-            if spent > self.max_steps:
+            cost += self.steps_between(here, goal) + 1
+            if cost > self.max_steps:
                 break
             self.possible, here = self.possible + 1, goal
-        self.time = self.collected = 0
+        self.time = self.num_collected = 0
         return self.look()
 
-    def moved(self, place, action):
+    def next_place(self, place, action):
         row, column = MOVES[action]
         return (place[0] + row) % self.size, (place[1] + column) % self.size
 
     def steps_between(self, start, goal):
-        steps, reached = 0, {start}
-        while goal not in reached:
-            steps, reached = steps + 1, {self.moved(place, move) for place in reached for move in MOVES}
+        steps, places = 0, {start}
+        while goal not in places:
+            steps, places = steps + 1, {self.next_place(place, move) for place in places for move in MOVES}
         return steps
 
     def look(self):
@@ -70,35 +70,35 @@ class SlowGame:
 
     def step(self, action):
         self.time += 1
-        self.place = self.moved(self.place, action)
+        self.place = self.next_place(self.place, action)
         hit = action == COLLECT and self.place == self.queue[0]
         if hit:
-            self.collected += 1
+            self.num_collected += 1
             self.queue.pop(0)
         last = self.time == self.max_steps
-        return self.look(), float(hit), last, {"success": self.collected / self.possible} if last else {}
+        return self.look(), float(hit), last, {"success": self.num_collected / self.possible} if last else {}
 
 
-def symbols_of(observations):
+def split_symbols(observations):
     here, goal = np.split(observations, 2, axis=1)
     return here.argmax(axis=1), goal.argmax(axis=1)
 
 
 def play(env, policy):
-    """Run an episode of every row by `policy(place symbols, goal symbols)`; return returns and successes."""
+    """Run one episode per row with `policy(place symbols, goal symbols)`; return returns and successes."""
     observations, _ = env.reset(seed=0)
     returns = np.zeros(env.num_envs)
     for _ in range(env.max_steps - 1):
-        observations, rewards, terminated, *_ = env.step(policy(*symbols_of(observations)))
+        observations, rewards, terminated, *_ = env.step(policy(*split_symbols(observations)))
         returns += rewards
         assert not terminated.any()
-    _, rewards, terminated, _, infos = env.step(policy(*symbols_of(observations)))
+    _, rewards, terminated, _, infos = env.step(policy(*split_symbols(observations)))
     assert terminated.all()
     return returns + rewards, infos["success"]
 
 
 def torus(size):
-    """Neighbours `[places, 4 moves]` and distances `[places, places]`, by repeated steps."""
+    """Return neighbours `[places, 4 moves]` and distances `[places, places]`, by repeated steps."""
     places = [(row, column) for row in range(size) for column in range(size)]
     following = np.array(
         [
@@ -113,11 +113,11 @@ def torus(size):
 
 
 def map_reader(env):
-    """The player who knows the map from the start, and takes shortest ways on it."""
+    """Build a policy that knows the map from the start and takes shortest paths."""
     following, distance = torus(env.size)
 
     def policy(symbols, goals):
-        here, goal = ((env.symbols == asked[:, None]).argmax(axis=1) for asked in (symbols, goals))
+        here, goal = ((env.symbols == symbol[:, None]).argmax(axis=1) for symbol in (symbols, goals))
         nearest = distance[following[here], goal[:, None]].argmin(axis=1)
         return np.where(here == goal, COLLECT, nearest)
 
@@ -125,20 +125,20 @@ def map_reader(env):
 
 
 def explorer(env):
-    """A player with memory that draws its own map, from its start: what it has seen it never seeks again."""
+    """Build a policy that draws its own map and explores only places it has not visited."""
     following, distance = torus(env.size)
     rows = np.arange(env.num_envs)
     here = np.zeros(env.num_envs, dtype=int)
-    known = np.full((env.num_envs, env.num_places), -1)
-    seen = np.zeros((env.num_envs, env.num_places), dtype=bool)
+    symbol_places = np.full((env.num_envs, env.num_places), -1)
+    visited_places = np.zeros((env.num_envs, env.num_places), dtype=bool)
 
     def policy(symbols, goals):
-        known[rows, symbols] = here
-        seen[rows, here] = True
-        nearest = np.where(seen, env.num_places, distance[here]).argmin(axis=1)
-        target = np.where(known[rows, goals] >= 0, known[rows, goals], nearest)
+        symbol_places[rows, symbols] = here
+        visited_places[rows, here] = True
+        nearest = np.where(visited_places, env.num_places, distance[here]).argmin(axis=1)
+        target = np.where(symbol_places[rows, goals] >= 0, symbol_places[rows, goals], nearest)
         ways = following[here]
-        costs = distance[ways, target[:, None]] + 0.5 * seen[rows[:, None], ways]
+        costs = distance[ways, target[:, None]] + 0.5 * visited_places[rows[:, None], ways]
         actions = np.where(target == here, COLLECT, costs.argmin(axis=1))
         here[:] = np.where(actions == COLLECT, here, ways[rows, actions % 4])
         return actions
@@ -147,13 +147,13 @@ def explorer(env):
 
 
 def walker(env, chances):
-    """The player without memory: collects where both symbols agree, else moves by `chances`."""
+    """Build a policy without memory: collect where both symbols agree, else move by `chances`."""
     rng = np.random.default_rng(0)
     return lambda here, goal: np.where(here == goal, COLLECT, rng.choice(4, env.num_envs, p=chances))
 
 
 def blind(env):
-    """Random actions."""
+    """Build a random policy."""
     rng = np.random.default_rng(0)
     return lambda here, goal: rng.integers(5, size=env.num_envs)
 
@@ -166,8 +166,8 @@ def test_equals_the_slow_reference(data, size, seed):
     assert env.reset(seed=seed)[0].tolist() == slow.look()
     rng = np.random.default_rng(seed)
     for _ in range(90):
-        found = slow.place == slow.queue[0] and rng.random() < 0.8
-        action = COLLECT if found else rng.integers(5)
+        collects = slow.place == slow.queue[0] and rng.random() < 0.8
+        action = COLLECT if collects else rng.integers(5)
         observation, reward, terminated, truncated, info = env.step(action)
         assert (observation.tolist(), reward, terminated, info) == slow.step(action)
         assert not truncated
@@ -184,8 +184,8 @@ def test_knowing_the_map_is_success_one_and_no_episode_gives_more(size, max_step
     assert (play(env, explorer(env))[1] <= 1.0).all()
 
 
-def table_of_scores():
-    """The spec sheet's own numbers: {player: [(return, success) for each setting]}."""
+def read_score_table():
+    """Return the numbers of the docstring as {player: [(return, success) for each setting]}."""
     numbers = r"((?: +[0-9]+[.][0-9]+){6})"
     players = ("knows the map", "with memory", "without memory", "random actions")
     table = {}
@@ -208,13 +208,13 @@ def table_of_scores():
 )
 def test_scores_of_the_spec_sheet(player, make_policy, setting, size, max_steps):
     env = MemoryPlanningVector(4000, size, max_steps, autoreset_mode="Disabled")
-    scores = table_of_scores()[player][setting]
+    scores = read_score_table()[player][setting]
     for sample, score, rounding in zip(play(env, make_policy(env)), scores, (0.05, 0.005), strict=True):
         assert abs(sample.mean() - score) <= rounding + 4 * sample.std() / np.sqrt(sample.size)
 
 
 def test_the_walk_of_the_spec_sheet_beats_other_walks():
-    """Mean hitting times of one place from all others, by solving for them; every mix in steps of a tenth."""
+    """Solve for mean hitting times of one place from all others, for all mixes in steps of a tenth."""
     following, _ = torus(4)
     mixes = np.array([mix for mix in np.ndindex(11, 11, 11, 11) if sum(mix) == 10]) / 10
     step = np.zeros((4, 16, 16))

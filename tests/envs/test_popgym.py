@@ -1,4 +1,4 @@
-"""The same policies in our batched environments and in POPGym's own: returns equal within noise."""
+"""Policies have equal returns within noise in scrubjay's environments and in POPGym's."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import scrubjay.envs  # noqa: F401  (registers)
 popgym_envs = pytest.importorskip("popgym.envs")
 
 Answer = Callable[[Sequence[np.ndarray]], int]
-"""What a policy with memory says, of all observations of its episode so far."""
+"""Policy with memory: maps all observations of the episode so far to an answer."""
 
 
-def suit_before(seen: Sequence[np.ndarray]) -> int:
-    return int(seen[-4][0]) if len(seen) >= 4 else 0
+def suit_before(history: Sequence[np.ndarray]) -> int:
+    return int(history[-4][0]) if len(history) >= 4 else 0
 
 
-def recite(seen: Sequence[np.ndarray]) -> int:
-    playing = [mode == 0 for mode, _ in seen]
+def recite(history: Sequence[np.ndarray]) -> int:
+    playing = [mode == 0 for mode, _ in history]
     if not playing[-1]:
         return 0
     first = playing.index(True)
-    return int(seen[first - (len(seen) - 1 - first)][1])
+    return int(history[first - (len(history) - 1 - first)][1])
 
 
-def count(seen: Sequence[np.ndarray]) -> int:
-    return sum(int(value == seen[-1][1]) for value, _ in seen)
+def count(history: Sequence[np.ndarray]) -> int:
+    return sum(int(value == history[-1][1]) for value, _ in history)
 
 
 TASKS: dict[str, tuple[Answer, str, dict[str, Any]]] = {
@@ -40,38 +40,38 @@ TASKS: dict[str, tuple[Answer, str, dict[str, Any]]] = {
 }
 
 
-def returns_of_ours(
+def measure_scrubjay_returns(
     answer: Answer, slip: float, env_id: str, options: dict[str, Any], rows: int
 ) -> np.ndarray:
     env = gymnasium.make_vec(env_id, num_envs=rows, autoreset_mode="Disabled", **options)
     space: Any = env.single_action_space
     rng = np.random.default_rng(0)
     observation, _ = env.reset(seed=0)
-    seen, total, ended = [observation.reshape(rows, -1)], np.zeros(rows), False
-    while not ended:
-        told = np.array([answer([step[row] for step in seen]) for row in range(rows)])
-        actions = np.where(rng.random(rows) < slip, rng.integers(space.n, size=rows), told)
+    history, total, done = [observation.reshape(rows, -1)], np.zeros(rows), False
+    while not done:
+        answers = np.array([answer([step[row] for step in history]) for row in range(rows)])
+        actions = np.where(rng.random(rows) < slip, rng.integers(space.n, size=rows), answers)
         observation, rewards, terminated, truncated, _ = env.step(actions)
-        seen.append(observation.reshape(rows, -1))
+        history.append(observation.reshape(rows, -1))
         total += rewards
-        ended = bool((terminated | truncated).all())
+        done = bool((terminated | truncated).all())
     return total
 
 
-def returns_of_theirs(answer: Answer, slip: float, name: str, episodes: int) -> np.ndarray:
+def measure_popgym_returns(answer: Answer, slip: float, name: str, episodes: int) -> np.ndarray:
     env = getattr(popgym_envs, name)()
     rng = np.random.default_rng(1)
     totals = []
     for episode in range(episodes):
         observation, _ = env.reset(seed=episode)
-        seen, total, ended = [np.atleast_1d(observation)], 0.0, False
-        while not ended:
-            slipped = rng.random() < slip
-            action = int(rng.integers(env.action_space.n)) if slipped else answer(seen)
+        history, total, done = [np.atleast_1d(observation)], 0.0, False
+        while not done:
+            slips = rng.random() < slip
+            action = int(rng.integers(env.action_space.n)) if slips else answer(history)
             observation, reward, terminated, truncated, _ = env.step(action)
-            seen.append(np.atleast_1d(observation))
+            history.append(np.atleast_1d(observation))
             total += reward
-            ended = terminated or truncated
+            done = terminated or truncated
         totals.append(total)
     return np.array(totals)
 
@@ -80,8 +80,8 @@ def returns_of_theirs(answer: Answer, slip: float, name: str, episodes: int) -> 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_policy_has_the_returns_that_it_has_in_popgym(name: str, slip: float) -> None:
     answer, env_id, options = TASKS[name]
-    ours = returns_of_ours(answer, slip, env_id, options, 60)
-    theirs = returns_of_theirs(answer, slip, name, 60)
+    ours = measure_scrubjay_returns(answer, slip, env_id, options, 60)
+    theirs = measure_popgym_returns(answer, slip, name, 60)
     if slip == 0:
         np.testing.assert_allclose(ours, 1)
         np.testing.assert_allclose(theirs, 1)

@@ -1,4 +1,4 @@
-"""Environments by their names, and the face that knows them."""
+"""Registered environments and the exports of `scrubjay.envs`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_every_environment_has_a_single_and_a_batched_form() -> None:
         assert spec.vector_entry_point == f"{spec.entry_point}Vector"
 
 
-def test_what_a_user_registered_by_our_name_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_id_that_the_user_registered_is_not_overwritten(monkeypatch: pytest.MonkeyPatch) -> None:
     name = list_environments()[0]
     own = EnvSpec(name, entry_point="own.module:Environment")
     monkeypatch.setitem(gymnasium.registry, name, own)
@@ -27,7 +27,7 @@ def test_what_a_user_registered_by_our_name_is_left_alone(monkeypatch: pytest.Mo
     assert gymnasium.registry[name] is own
 
 
-def test_the_face_tells_its_names_and_its_packages() -> None:
+def test_the_package_lists_its_exports_and_subpackages() -> None:
     assert {*envs.__all__, "uav"} <= set(dir(envs))
     assert envs.uav.__name__ == "scrubjay.envs.uav"
     with pytest.raises(AttributeError, match=r"'scrubjay\.envs' has no attribute 'nothing'"):

@@ -1,4 +1,4 @@
-"""RepeatPrevious against a plain-Python reference, and against what its docstring promises in closed form."""
+"""RepeatPrevious against a plain-Python reference and the closed forms of its docstring."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.envs.repeat_previous import RepeatPrevious, RepeatPreviousVector
-from scrubjay.envs.single import SingleEnv
+from scrubjay.envs.single_env import SingleEnv
 
 MASK = 2**64 - 1
 
 
 class SlowPack:
-    """The rules once more: a Python list of suits that grows as cards are shown."""
+    """Reference implementation with a Python list of shown suits."""
 
     def __init__(self, k, decks, seed):
         self.k, self.cards = k, 52 * decks
@@ -33,22 +33,27 @@ class SlowPack:
             word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
             tickets.append((word ^ (word >> 31), card))
         self.pack = [card % 4 for _, card in sorted(tickets)]
-        self.seen, self.right = [self.pack[0]], 0
-        return self.seen[-1]
+        self.shown_cards, self.right = [self.pack[0]], 0
+        return self.shown_cards[-1]
 
     def step(self, action):
         reward = 0.0
-        if len(self.seen) >= self.k:
-            right = action == self.seen[-self.k]
+        if len(self.shown_cards) >= self.k:
+            right = action == self.shown_cards[-self.k]
             self.right += right
             reward = (1 if right else -1) / (self.cards - self.k)
-        self.seen.append(self.pack[len(self.seen)])
-        last = len(self.seen) == self.cards
-        return self.seen[-1], reward, last, {"success": self.right / (self.cards - self.k)} if last else {}
+        self.shown_cards.append(self.pack[len(self.shown_cards)])
+        last = len(self.shown_cards) == self.cards
+        return (
+            self.shown_cards[-1],
+            reward,
+            last,
+            {"success": self.right / (self.cards - self.k)} if last else {},
+        )
 
 
 def mean_success(env, policy, episodes):
-    """Play `episodes` packs per row with `policy(observations)`; return success and return, one per pack."""
+    """Play `episodes` packs per row with `policy(observations)`; return successes and returns."""
     observations, _ = env.reset(seed=0)
     successes, returns = [], []
     for _ in range(episodes):
@@ -68,7 +73,7 @@ def test_equals_the_slow_reference(data, decks, seed):
     k = data.draw(st.integers(1, 52 * decks - 1))
     env, slow = RepeatPrevious(k, decks), SlowPack(k, decks, seed)
     rng = np.random.default_rng(seed)
-    assert env.reset(seed=seed)[0] == slow.seen[-1]
+    assert env.reset(seed=seed)[0] == slow.shown_cards[-1]
     for action in rng.integers(0, 4, 60 * decks):
         observation, reward, terminated, truncated, info = env.step(action)
         assert (observation, reward, terminated, info) == slow.step(action)
@@ -96,7 +101,7 @@ def test_alignment_of_the_spec_sheet():
     cards = [env.reset(seed=9)[0]]
     rewards = []
     for t in range(1, 8):
-        # The step numbered t asks for card t - 4.
+        # Step t queries card t - 4.
         card, reward, *_ = env.step(cards[t - 4] if t >= 4 else 0)
         cards.append(card)
         rewards.append(reward)
@@ -154,31 +159,31 @@ def test_impossible_packs_are_refused_by_name(num_decks):
     actions=st.lists(st.integers(0, 3), min_size=51, max_size=51),
     numpy_steps=st.sets(st.integers(0, 50)),
 )
-def test_the_single_one_does_what_a_batch_of_one_does(k, seed, actions, numpy_steps):
-    """In values, types and what it keeps, whichever type an action has."""
+def test_the_single_environment_equals_a_vector_environment_of_one(k, seed, actions, numpy_steps):
+    """Compare values, types and states for Python and numpy actions."""
     single, batch = RepeatPrevious(k), RepeatPrevious(k)
     assert single.reset(seed=seed) == batch.reset(seed=seed)
     for time, action in enumerate(actions):
-        told = single.step(np.int64(action) if time in numpy_steps else action)
+        result = single.step(np.int64(action) if time in numpy_steps else action)
         expected = SingleEnv.step(batch, action)
-        assert told == expected
-        assert [type(part) for part in told] == [type(part) for part in expected]
+        assert result == expected
+        assert [type(part) for part in result] == [type(part) for part in expected]
         ours, theirs = single.get_state()["row"], batch.get_state()["row"]
         assert ours.keys() == theirs.keys()
         for name in set(ours) - {"settings"}:
             np.testing.assert_array_equal(ours[name], theirs[name], strict=True)
-    assert told[2]
+    assert result[2]
 
 
 @pytest.mark.parametrize("action", [-1, 4, 1.0, "1", None, True, np.float32(1), np.array([1])])
-def test_the_single_one_refuses_what_the_batch_refuses(action):
+def test_the_single_environment_raises_the_errors_of_the_vector_environment(action):
     single, batch = RepeatPrevious(), RepeatPrevious()
     single.reset(seed=3)
     batch.reset(seed=3)
-    told = []
-    for step in (single.step, lambda given: SingleEnv.step(batch, given)):
+    results = []
+    for step in (single.step, lambda value: SingleEnv.step(batch, value)):
         try:
-            told.append(step(action))
+            results.append(step(action))
         except ValueError as error:
-            told.append(str(error))
-    assert told[0] == told[1]
+            results.append(str(error))
+    assert results[0] == results[1]

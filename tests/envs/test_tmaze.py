@@ -1,4 +1,4 @@
-"""T-Maze against a plain-Python reference, and against what its docstring promises in closed form."""
+"""T-Maze against a plain-Python reference and the closed forms of its docstring."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def mix(word):
 
 
 class SlowTMaze:
-    """The rules once more, one step of one maze at a time, on Python integers."""
+    """Reference implementation for one maze with Python integers."""
 
     def __init__(self, length, active, seed):
         self.length, self.active = length, active
@@ -59,10 +59,10 @@ class SlowTMaze:
         if last:
             reward = 1.0 if goal == self.goal else 0.0
         else:
-            desired = self.steps - (2 if self.active else 0)
-            reward = -1 / self.length if self.cell < desired else 0.0
-        told = {"success": float(goal == self.goal), "reached": float(goal is not None)}
-        return self.look(goal), reward, last, told if last else {}
+            expected_cell = self.steps - (2 if self.active else 0)
+            reward = -1 / self.length if self.cell < expected_cell else 0.0
+        info = {"success": float(goal == self.goal), "reached": float(goal is not None)}
+        return self.look(goal), reward, last, info if last else {}
 
 
 def batch_with_both_cues(length, active, rows=2) -> Any:
@@ -73,7 +73,7 @@ def batch_with_both_cues(length, active, rows=2) -> Any:
 
 
 def play(env, policy):
-    """Run an episode of every row by `policy(observations, step)`; return each row's return and success."""
+    """Run one episode per row with `policy(observations, step)`; return returns and successes."""
     observations = env._observe(slice(None))
     returns, success = np.zeros(env.num_envs), np.zeros(env.num_envs)
     alive = np.ones(env.num_envs, dtype=bool)
@@ -127,16 +127,16 @@ def test_with_memory_return_and_success_are_one(length, active):
 @pytest.mark.parametrize("active", [False, True])
 @pytest.mark.parametrize("length", [1, 3])
 def test_no_memoryless_policy_does_better_than_chance(length, active):
-    """All 4^4 maps from {cue up, cue down, corridor, junction} to actions, each under both cues."""
+    """Enumerate all 4^4 maps from {cue up, cue down, corridor, junction} to actions, under both cues."""
     tables = np.repeat(list(itertools.product(range(4), repeat=4)), 2, axis=0)
     env = batch_with_both_cues(length, active, rows=len(tables))
     rows = np.arange(len(tables))
 
     def policy(observations, step):
-        seen = np.select(
+        kind = np.select(
             [observations[:, 3] == 1, observations[:, 3] == -1, observations[:, 1] == 1], [0, 1, 2], default=3
         )
-        return tables[rows, seen]
+        return tables[rows, kind]
 
     returns, success = play(env, policy)
     assert success.reshape(-1, 2).mean(axis=1).max() == 0.5
@@ -189,6 +189,6 @@ def test_impossible_lengths_are_refused_by_name(length):
         gymnasium.make("scrubjay.envs:scrubjay/TMaze-v0", corridor_length=length)
 
 
-def test_activity_is_yes_or_no():
+def test_active_must_be_a_boolean():
     with pytest.raises(ValueError, match="active='no': expected True or False"):
         TMaze(active="no")  # pyright: ignore[reportArgumentType]

@@ -13,15 +13,15 @@ import torch
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, resume, train
-from scrubjay.experiments.cli import main
-from scrubjay.experiments.launching import parallel
+from scrubjay.experiments.commands.main import main
+from scrubjay.experiments.launch import parallel
 from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.metrics import is_timing
 from scrubjay.memory import make_config
 
 
 def make_tiny(memory: str = "gru", **fields: Any) -> TrainConfig:
-    """6 updates on a maze of 4 cells: well under a second."""
+    """Return a config of 6 updates on a maze of 4 cells, which trains in under a second."""
     settings: dict[str, Any] = {
         "recipe": "tiny",
         "env": EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}, num_envs=4),
@@ -46,13 +46,13 @@ def _record(run: Run) -> list[dict[str, float]]:
 
 @pytest.fixture
 def record() -> Callable[[Run], list[dict[str, float]]]:
-    """Return a run's rows without what depends on the machine's speed."""
+    """Return a function from a run to its metrics rows without timing columns."""
     return _record
 
 
 @pytest.fixture
 def assert_same() -> Callable[[Run, Run], None]:
-    """Assert that two finished runs are one, bit for bit."""
+    """Return a function that asserts that two finished runs are equal, bit for bit."""
 
     def compare(run: Run, reference: Run) -> None:
         assert len(run.metrics()) == len(reference.metrics())
@@ -71,12 +71,12 @@ def assert_same() -> Callable[[Run, Run], None]:
 def cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[Path]:
     """Start Ray for a file's tests; return a folder whose modules workers can import.
 
-    Four CPUs, whatever the machine has: the tests are about processes, not about speed.
+    The cluster has four CPUs on any machine: the tests check processes, not speed.
     """
-    import ray  # not for every test of this folder
+    import ray  # slow import, which most tests of this folder do not need
 
     folder = tmp_path_factory.mktemp("modules")
-    source = pytestconfig.rootpath / "src"  # workers run what is tested, not what is installed
+    source = pytestconfig.rootpath / "src"  # workers import the source tree, not an installed package
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.delenv("RAY_ADDRESS", raising=False)
@@ -93,12 +93,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Confi
 
 @pytest.fixture
 def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start the real command in an empty directory, with no cluster of this process's to join."""
+    """Return a function that starts the real command in an empty directory, without access to the cluster."""
 
-    def popen(*words: object) -> subprocess.Popen[str]:
+    def popen(*arguments: object) -> subprocess.Popen[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return subprocess.Popen(
-            [sys.executable, "-m", "scrubjay.experiments.cli", *map(str, words)],
+            [sys.executable, "-m", "scrubjay", *map(str, arguments)],
             cwd=tmp_path,
             env={**environment, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
             stdout=subprocess.PIPE,
@@ -111,10 +111,10 @@ def start(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
 
 @pytest.fixture
 def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple[int, str, str]]:
-    """Run the real command to its end; returns its exit code, stdout and stderr."""
+    """Return a function that runs the real command and returns its exit code, stdout and stderr."""
 
-    def run(*words: object) -> tuple[int, str, str]:
-        process = start(*words)
+    def run(*arguments: object) -> tuple[int, str, str]:
+        process = start(*arguments)
         out, err = process.communicate()
         return process.returncode, out, err
 
@@ -125,12 +125,12 @@ def scrubjay(start: Callable[..., subprocess.Popen[str]]) -> Callable[..., tuple
 def here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """As `scrubjay`, without the seconds that a process takes: main in this one, in an empty directory."""
+    """Like `scrubjay`, but call `main` in this process, which is faster, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
+    def run(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in arguments])
         out, err = capsys.readouterr()
         return code, out, err
 
@@ -138,17 +138,17 @@ def here(
 
 
 @pytest.fixture
-def refused(
+def usage_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Run the words in this process, in an empty directory; return the one line that refuses them."""
+    """Return a function like `here` for commands that must fail; it returns the one error line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    # Unless told, launch may switch tokens on for its whole process, and this one goes on to start clusters.
+    # By default, launch may enable tokens for the whole process, and this process starts clusters later.
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
 
-    def run(*words: object) -> str:
-        assert main([str(word) for word in words]) == 2
+    def run(*arguments: object) -> str:
+        assert main([str(word) for word in arguments]) == 2
         out, err = capsys.readouterr()
         assert out == ""
         assert err.count("\n") == 1
@@ -160,11 +160,11 @@ def refused(
 
 @pytest.fixture
 def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train here what a comparison trains, one after the other; processes of runs are the demo's to test."""
+    """Train the runs of a comparison in this process, one by one; the demo tests parallel processes."""
 
     def run_here(runs: Sequence[Run], jobs: int) -> None:
         for run in runs:
-            if not run.finished:
+            if not run.is_finished:
                 resume(run.path)
 
     monkeypatch.setattr(parallel, "run_in_processes", run_here)
@@ -172,5 +172,5 @@ def trained_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One trained run whose record and checkpoints no test changes."""
+    """Return a finished run whose files no test may change."""
     return train(make_tiny(), tmp_path_factory.mktemp("runs") / "finished")

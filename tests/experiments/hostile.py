@@ -1,4 +1,4 @@
-"""Run directories as a stranger may send them: sizes, spaces, names and files that nobody means well by."""
+"""Hostile run directories: malformed, oversized or misleading configs, spaces, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-STEERING = "\x1b[31m\r\u202e\x9b2J"
-"""Turns the terminal red, writes over its line, and turns the direction of writing."""
-NAME = f"x{STEERING}$\\frac{{[bold]"
+CONTROL_CODES = "\x1b[31m\r\u202e\x9b2J"
+"""Control characters that turn the terminal red, overwrite its line and reverse the text direction."""
+NAME = f"x{CONTROL_CODES}$\\frac{{[bold]"
 VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 2**24, 10**9, 10**12, 2**62, 2**63, 10**30, -(10**30), 1e300, 1e400, -1e400),
     *(float("nan"), 0.5, "", NAME, "a\nscrubjay: done", "x" * 100_000, [], [[]], {}, {"kind": []}),
@@ -28,7 +28,7 @@ _ONE = {"space": "Discrete", "n": 1, "start": 0, "dtype": "int64"}
 _BOX = {"space": "Box", "shape": [3], "low": 0, "high": 1, "dtype": "float32"}
 
 
-def _deep(count: int) -> list[Any]:
+def _nest_list(count: int) -> list[Any]:
     nest: list[Any] = []
     for _ in range(count):
         nest = [nest]
@@ -42,9 +42,9 @@ SPACES: tuple[Any, ...] = (
     ),
     *(
         {**_BOX, "low": low}
-        for low in (float("nan"), 5, -(10**400), "1e5", "inf", None, [0.0, 1.0], _deep(900))
+        for low in (float("nan"), 5, -(10**400), "1e5", "inf", None, [0.0, 1.0], _nest_list(900))
     ),
-    *({**_BOX, "dtype": dtype} for dtype in ("object", "O", STEERING, "float31", 7, "uint8", "str")),
+    *({**_BOX, "dtype": dtype} for dtype in ("object", "O", CONTROL_CODES, "float31", 7, "uint8", "str")),
     *({**_ONE, "n": count} for count in (10**30, 2**24, 0, -1, 1.0, True, "2", None)),
     *({**_ONE, "start": start} for start in (2**62, 10**400, None)),
     {**_ONE, "n": 300, "dtype": "int8"},
@@ -59,13 +59,13 @@ SPACES: tuple[Any, ...] = (
     {"space": "MultiDiscrete", "n": [], "start": [], "dtype": "int64"},
     {"space": "MultiDiscrete", "n": [2, 10**18], "start": [0, 0], "dtype": "int64"},
     lambda: {"space": "MultiDiscrete", "n": [1] * 2**22, "start": [0] * 2**22, "dtype": "int64"},
-    {"space": "MultiDiscrete", "n": _deep(900), "start": [0], "dtype": "int64"},
+    {"space": "MultiDiscrete", "n": _nest_list(900), "start": [0], "dtype": "int64"},
     {"space": "MultiBinary", "n": [2**12, 2**12]},
     {"space": "MultiBinary", "n": [1] * 50},
-    *({"space": name} for name in ("Text", STEERING, ["Box"], None)),
+    *({"space": name} for name in ("Text", CONTROL_CODES, ["Box"], None)),
     *(7, None, [], "Box"),
 )
-"""Those of millions are made when they are drawn, lest whoever imports this hold them."""
+"""Descriptions of spaces. Those with millions of entries are functions, to keep the import cheap."""
 RAW = (
     b"",
     b"\xff\xfe\x00",
@@ -86,42 +86,42 @@ KWARGS = (
 )
 
 
-def harm(path: Path, draw: random.Random) -> str:
-    """Make a whole run hostile, in one way or two; return which."""
-    told = []
+def corrupt_run(path: Path, draw: random.Random) -> str:
+    """Change a finished run in one or two hostile ways; return a description of the changes."""
+    changes = []
     if draw.random() < 0.6 and (path / "result.json").exists():
         (path / "result.json").unlink()
-        _rewritten(path / "config.json", lambda config: config.update(total_steps=2 * config["total_steps"]))
+        _rewrite(path / "config.json", lambda config: config.update(total_steps=2 * config["total_steps"]))
     if draw.random() < 0.2:
         shutil.rmtree(path / "checkpoints")
-        told.append("no checkpoints")
+        changes.append("no checkpoints")
     ways = (_config, _space, _settings, _raw, _metrics, _training, _odd_file)
     way = draw.choices(ways, (6, 5, 2, 2, 2, 3, 2))[0]
-    told.append(f"{way.__name__.strip('_')}: {way(path, draw)}")
-    return "; ".join(told)
+    changes.append(f"{way.__name__.strip('_')}: {way(path, draw)}")
+    return "; ".join(changes)
 
 
-def _rewritten(file: Path, change: Any) -> str:
+def _rewrite(file: Path, change: Any) -> str:
     value = json.loads(file.read_text("utf-8"))
-    told = change(value)
+    description = change(value)
     file.write_text(json.dumps(value), "utf-8")
-    return str(told)
+    return str(description)
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+def _walk_entries(value: Any) -> Iterator[tuple[Any, Any]]:
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
         yield value, key
-        yield from _places(value[key])
+        yield from _walk_entries(value[key])
 
 
 def _config(path: Path, draw: random.Random) -> str:
     def change(config: dict[str, Any]) -> str:
-        place, key = draw.choice(list(_places(config)))
+        place, key = draw.choice(list(_walk_entries(config)))
         place[key] = copy.deepcopy(draw.choice(VALUES))
         return f"{key}={place[key]!r:.40}"
 
-    return _rewritten(path / "config.json", change)
+    return _rewrite(path / "config.json", change)
 
 
 def _space(path: Path, draw: random.Random) -> str:
@@ -130,14 +130,14 @@ def _space(path: Path, draw: random.Random) -> str:
 
     def change(facts: dict[str, Any]) -> str:
         name = draw.choice(("observation", "observation", "action", "num_agents", "success_without_memory"))
-        drawn = draw.choice(SPACES if name in ("observation", "action") else VALUES)
-        facts[name] = drawn() if callable(drawn) else drawn
+        sample = draw.choice(SPACES if name in ("observation", "action") else VALUES)
+        facts[name] = sample() if callable(sample) else sample
         return f"{name}={facts[name]!r:.80}"
 
-    told = _rewritten(path / "environment.json", change)
+    description = _rewrite(path / "environment.json", change)
     if draw.random() < 0.3:
-        told += _rewritten(path / "config.json", lambda config: config["env"].update(id="evilmod:Foo"))
-    return told
+        description += _rewrite(path / "config.json", lambda config: config["env"].update(id="evilmod:Foo"))
+    return description
 
 
 def _settings(path: Path, draw: random.Random) -> str:
@@ -148,7 +148,7 @@ def _settings(path: Path, draw: random.Random) -> str:
             config["env"] |= {"id": name, "kwargs": kwargs}
         return f"{name} {kwargs}"
 
-    return _rewritten(path / "config.json", change)
+    return _rewrite(path / "config.json", change)
 
 
 def _raw(path: Path, draw: random.Random) -> str:
@@ -170,13 +170,13 @@ def _metrics(path: Path, draw: random.Random) -> str:
 
 
 def _training(path: Path, draw: random.Random) -> str:
-    found = sorted((path / "checkpoints").glob("step_*"))
-    if not found:
+    checkpoints = sorted((path / "checkpoints").glob("step_*"))
+    if not checkpoints:
         return _config(path, draw)
-    checkpoint, way = found[-1], draw.choice(("shared", "wide", "packed", "header", "random", "value"))
+    checkpoint, way = checkpoints[-1], draw.choice(("shared", "wide", "packed", "header", "random", "value"))
     file = checkpoint / "training.pt"
     training = torch.load(file, weights_only=True)
-    if way == "shared":  # a few bytes that tell a tree of 2^60 leaves
+    if way == "shared":  # a few bytes that describe a tree of 2^60 leaves
         tree: list[Any] = [1]
         for _ in range(60):
             tree = [tree, tree]
@@ -198,7 +198,7 @@ def _training(path: Path, draw: random.Random) -> str:
         )
         torch.save(training, file)
     else:
-        place, key = draw.choice(list(_places(training)))
+        place, key = draw.choice(list(_walk_entries(training)))
         place[key] = draw.choice((3, "x", [1], -(10**30), None, torch.zeros(2, 2), float("nan")))
         torch.save(training, file)
         way = f"{key}={place[key]!r:.20}"
@@ -214,8 +214,8 @@ def _odd_file(path: Path, draw: random.Random) -> str:
     if way == "pipe":
         os.mkfifo(file)
     elif way == "huge":
-        with file.open("wb") as holes:
-            holes.truncate(2**40)
+        with file.open("wb") as sparse_file:
+            sparse_file.truncate(2**40)
     elif way == "folder":
         file.mkdir()
     else:
@@ -224,7 +224,7 @@ def _odd_file(path: Path, draw: random.Random) -> str:
 
 
 def _seal(checkpoint: Path) -> None:
-    """Let a checkpoint's manifest say that all is as it was."""
+    """Write a manifest that matches the changed files of a checkpoint."""
     names = ("model.safetensors", "training.pt")
     if all((checkpoint / name).is_file() for name in names):
         digests = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in names}

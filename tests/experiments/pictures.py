@@ -1,4 +1,4 @@
-"""Whether a file is a picture of something."""
+"""Assertion that a file is a picture with some content."""
 
 from __future__ import annotations
 

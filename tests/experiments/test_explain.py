@@ -1,16 +1,16 @@
-"""The help of a recipe from what the catalogue keeps: the words that the config's own classes have for it."""
+"""The help of a recipe, built from the catalogue, equals the help built from the config classes."""
 
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.catalogue import catalogue
+from scrubjay.experiments.catalogue import load_catalogue
+from scrubjay.experiments.cli.arguments import UsageError
 from scrubjay.experiments.explain import explain
 from scrubjay.experiments.recipes.methods import METHODS
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.memory import list_memories
 
-ONE_OF_A_KIND = ("autoencode", "ballet-probe", "mqar", "uav-small")
+ONE_RECIPE_PER_TYPE = ("autoencode", "ballet-probe", "mqar", "uav-small")
 MORE = (
     "tmaze --env CartPole-v1",
     "tmaze --learner ppo",
@@ -34,28 +34,28 @@ def cases() -> list[str]:
     """Return command lines after `scrubjay train`, of all recipes, memories, methods and learners."""
     return [
         *RECIPES,
-        *(f"{recipe} --memory {memory}" for recipe in ONE_OF_A_KIND for memory in list_memories()),
+        *(f"{recipe} --memory {memory}" for recipe in ONE_RECIPE_PER_TYPE for memory in list_memories()),
         *(f"{recipe} --method {method}" for recipe in ("uav-three", "spread") for method in METHODS),
-        *(f"uav-small --learner {learner}" for learner in catalogue().learners["team"]),
+        *(f"uav-small --learner {learner}" for learner in load_catalogue().learners["team"]),
         *MORE,
     ]
 
 
-def shown(capsys, function, words: list[str]) -> str:
-    """Return what is printed before an exit."""
+def capture_help(capsys, function, arguments: list[str]) -> str:
+    """Return the text that `function` prints before it exits."""
     with pytest.raises(SystemExit) as stop:
-        function(words[0], words[1:])
+        function(arguments[0], arguments[1:])
     assert stop.value.code in (0, None)
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("line", cases())
-def test_it_says_word_for_word_what_the_classes_say(line, capsys, monkeypatch):
+def test_the_help_equals_that_of_the_classes(line, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
-    words = [*line.split(), "--help"]
-    told = shown(capsys, explain, words)
-    assert "--seed INT" in told
-    assert told == shown(capsys, override, words)
+    arguments = [*line.split(), "--help"]
+    help_text = capture_help(capsys, explain, arguments)
+    assert "--seed INT" in help_text
+    assert help_text == capture_help(capsys, override, arguments)
 
 
 @pytest.mark.parametrize(
@@ -75,25 +75,25 @@ def test_it_says_word_for_word_what_the_classes_say(line, capsys, monkeypatch):
         "tmaze --memory stack --memory.parts gruu --help",
     ],
 )
-def test_it_leaves_complaints_to_the_classes(line, capsys):
-    words = line.split()
-    explain(words[0], words[1:])
+def test_errors_are_left_to_the_classes(line, capsys):
+    arguments = line.split()
+    explain(arguments[0], arguments[1:])
     with pytest.raises(UsageError):
-        override(words[0], words[1:])
+        override(arguments[0], arguments[1:])
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
     "line", ["tmaze --memory stack --memory.parts gru+hcam -h", "mqar --memory stack --memory.dim 32 -h"]
 )
-def test_it_leaves_a_stack_of_ones_own_to_the_classes(line, capsys):
-    words = line.split()
-    explain(words[0], words[1:])
+def test_the_help_of_a_custom_stack_is_left_to_the_classes(line, capsys):
+    arguments = line.split()
+    explain(arguments[0], arguments[1:])
     assert capsys.readouterr().out == ""
-    assert ".parts.1." in shown(capsys, override, words)
+    assert ".parts.1." in capture_help(capsys, override, arguments)
 
 
-def test_who_does_not_ask_for_help_is_told_nothing(capsys):
+def test_nothing_is_printed_without_a_help_flag(capsys):
     explain("tmaze", ["--seed", "3"])
     assert capsys.readouterr().out == ""
 
@@ -107,6 +107,6 @@ def test_who_does_not_ask_for_help_is_told_nothing(capsys):
         "launch tmaze --memory hcam --help",
     ],
 )
-def test_nobody_waits_for_what_computes(line, modules_after):
-    statement = f"from scrubjay.experiments.cli import main\nassert main({line.split()}) == 0"
+def test_help_imports_no_computing_package(line, modules_after):
+    statement = f"from scrubjay.experiments.commands.main import main\nassert main({line.split()}) == 0"
     assert modules_after(statement).isdisjoint({"torch", "numpy", "gymnasium", "pettingzoo", "ray"})

@@ -1,4 +1,4 @@
-"""Whatever a stranger's run directory holds, every verb ends soon, in one line, and steers no terminal."""
+"""Hostile run directories: every command ends soon, in one line, and prints no control characters."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from scrubjay.experiments import Run, train
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.tasks import names
 
-from .commands.forked import Ended, complaint, run
-from .hostile import NAME, STEERING, harm
+from .commands.fork_runner import CommandResult, complaint, run
+from .hostile import CONTROL_CODES, NAME, corrupt_run
 
 TINY = "--total-steps 64 --env.num-envs 4 --segment-length 8 --eval-episodes 2"
 SMALL = "--total-steps 64 --batch-rows 2 --parameters 80000 --eval-rows 2"
-VERBS = (
+COMMANDS = (
     ("eval", "--episodes", "2"),
     ("play", "--out", "x.gif", "--max-steps", "5"),
     ("export", "--out", "x.pt2"),
@@ -29,56 +29,56 @@ VERBS = (
     ("resume", "--quiet"),
 )
 MEGABYTES = 1500
-"""More than a whole run takes here, and less than any that may be refused."""
+"""Memory limit: more than a tiny run needs, and less than any run that must be refused."""
 SECONDS = 30.0
 
 
 @pytest.fixture(scope="session")
-def victims(tmp_path_factory, finished_run):
-    """Return a whole run of each kind."""
-    folder = tmp_path_factory.mktemp("victims")
+def finished_runs(tmp_path_factory, finished_run):
+    """Return finished runs of each experiment type."""
+    folder = tmp_path_factory.mktemp("finished")
     train(override("uav-small", TINY.split()), folder / "team")
     train(override("mqar", SMALL.split()), folder / "sequence")
     return [finished_run.path, finished_run.path, folder / "team", folder / "sequence"]
 
 
 @pytest.fixture(autouse=True)
-def _nothing_named(monkeypatch):
-    monkeypatch.setattr(names, "_NAMED", set())  # as in a process of its own
+def _no_user_names(monkeypatch):
+    monkeypatch.setattr(names, "_USER_NAMES", set())  # as in a new process
 
 
-def ran(words: list[str], folder: Path) -> Ended:
-    return run(words, folder, seconds=SECONDS)
+def run_command(arguments: list[str], folder: Path) -> CommandResult:
+    return run(arguments, folder, seconds=SECONDS)
 
 
-def wrong(words: list[str], folder: Path) -> str | None:
-    """Return what is wrong with how a verb ends, in a process whose memory is watched; None if nothing is."""
+def find_fault(arguments: list[str], folder: Path) -> str | None:
+    """Run a command in a new process; return the fault in its memory, time or output, or None."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    ended = ran(words, folder)
+    result = run_command(arguments, folder)
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    said = ended.out + ended.err
+    output = result.out + result.err
     if after > before and after > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + 1024 * MEGABYTES:
         return f"takes {after >> 10} MB"
-    if ended.code == 130 and words[0] != "resume":  # a training is as long as it says it is
+    if result.code == 130 and arguments[0] != "resume":  # training takes as many steps as the config says
         return f"took more than {SECONDS} s"
-    if letters := set(STEERING) - set("[31m2J\n") & set(said):
+    if letters := set(CONTROL_CODES) - set("[31m2J\n") & set(output):
         return f"shows {letters!r}"
-    told = complaint(ended)
-    return told and f"{told}: {ended.err[-600:]}"
+    message = complaint(result)
+    return message and f"{message}: {result.err[-600:]}"
 
 
-def attack(number: int, victims: Sequence[Path], folder: Path, verbs: int) -> list[str]:
+def attack(number: int, finished_runs: Sequence[Path], folder: Path, num_commands: int) -> list[str]:
     draw = random.Random(number)
-    victim = draw.choice(victims)
+    source = draw.choice(finished_runs)
     folder.mkdir()
-    name = draw.choice(("run", f"r{STEERING}"))
-    shutil.copytree(victim, folder / name)
-    told = harm(folder / name, draw)
-    found = []
-    for verb in draw.sample(VERBS, verbs):
-        if (what := wrong([verb[0], name, *verb[1:]], folder)) is not None:
-            found.append(f"{number} {verb[0]} of {victim.name} with {told}: {what}")
-    return found
+    name = draw.choice(("run", f"r{CONTROL_CODES}"))
+    shutil.copytree(source, folder / name)
+    changes = corrupt_run(folder / name, draw)
+    faults = []
+    for command in draw.sample(COMMANDS, num_commands):
+        if (fault := find_fault([command[0], name, *command[1:]], folder)) is not None:
+            faults.append(f"{number} {command[0]} of {source.name} with {changes}: {fault}")
+    return faults
 
 
 @pytest.mark.parametrize("number", range(12))
@@ -89,16 +89,16 @@ def test_a_hostile_run_is_refused_in_a_line(number, finished_run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("first", range(100, 400, 20))
-def test_so_are_many(first, victims, tmp_path):
-    found = []
+def test_many_hostile_runs_are_refused(first, finished_runs, tmp_path):
+    faults = []
     for number in range(first, first + 20):
-        found += attack(number, victims, tmp_path / str(number), len(VERBS))
-    assert not found
+        faults += attack(number, finished_runs, tmp_path / str(number), len(COMMANDS))
+    assert not faults
 
 
 @pytest.fixture
-def stranger(finished_run, tmp_path):
-    """A run as a stranger may send it, not finished."""
+def untrusted_run(finished_run, tmp_path):
+    """Return the directory of an untrusted run that is not finished."""
     path = shutil.copytree(finished_run.path, tmp_path / "run")
     (path / "result.json").unlink()
     return path
@@ -113,68 +113,75 @@ def rewrite(path: Path, file: str, *place: str, value: object) -> None:
 
 
 @pytest.fixture
-def refused_by(stranger, tmp_path):
-    """Run a verb on the stranger's run in a process of its own; return the one line that refuses it."""
+def expect_refusal(untrusted_run, tmp_path):
+    """Return a function that runs a command on the untrusted run and returns its one error line."""
 
-    def refuse(verb: str, *more: str) -> str:
-        words = [verb, "run", *more]
-        return refusal(words, tmp_path)
+    def refuse(command: str, *more: str) -> str:
+        arguments = [command, "run", *more]
+        return run_refused(arguments, tmp_path)
 
     return refuse
 
 
-def refusal(words: list[str], folder: Path) -> str:
-    ended = ran(words, folder)
-    assert (ended.code, ended.err.count("\n")) == (2, 1), ended.err[:2000]
-    assert complaint(ended) is None, ended.err[:2000]
-    return ended.err
+def run_refused(arguments: list[str], folder: Path) -> str:
+    result = run_command(arguments, folder)
+    assert (result.code, result.err.count("\n")) == (2, 1), result.err[:2000]
+    assert complaint(result) is None, result.err[:2000]
+    return result.err
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe{}", b"\0" * 5000, b"[" * 100_000, b"[]", b"{}"], ids=range(5))
-def test_what_is_no_file_of_spaces_is_told(content, stranger, refused_by):
-    (stranger / "environment.json").write_bytes(content)
-    for verb in ("export", "plot", "resume"):
-        told = refused_by(verb)
-        assert "environment.json: it is" in told or "environment.json is no text in UTF-8: byte 0" in told
+def test_an_invalid_environment_file_is_an_error(content, untrusted_run, expect_refusal):
+    (untrusted_run / "environment.json").write_bytes(content)
+    for command in ("export", "plot", "resume"):
+        message = expect_refusal(command)
+        assert (
+            "environment.json: it is" in message or "environment.json is not valid UTF-8: byte 0" in message
+        )
 
 
 @pytest.mark.parametrize("odd", ["pipe", "huge"])
-def test_neither_waits_for_a_pipe_nor_reads_a_file_without_end(odd, stranger, refused_by):
+def test_pipes_and_endless_files_are_not_read(odd, untrusted_run, expect_refusal):
     for name in ("environment.json", "config.json"):
-        (stranger / name).unlink()
+        (untrusted_run / name).unlink()
         if odd == "pipe":
-            os.mkfifo(stranger / name)
-            assert ".json is a link, or no plain file" in refused_by("plot")
+            os.mkfifo(untrusted_run / name)
+            assert ".json is a link or a special file" in expect_refusal("plot")
         else:
-            with (stranger / name).open("wb") as file:
+            with (untrusted_run / name).open("wb") as file:
                 file.truncate(2**40)
-            assert f"run/{name} has 1,099,511,627,776 bytes" in refused_by("plot")
+            assert f"run/{name} has 1,099,511,627,776 bytes" in expect_refusal("plot")
 
 
-@pytest.mark.parametrize("verb", ["eval", "play"])
+@pytest.mark.parametrize("command", ["eval", "play"])
 @pytest.mark.parametrize(
-    ("space", "told"),
+    ("space", "message"),
     [
         ({"space": "Box", "shape": [10**9], "low": 0, "high": 1, "dtype": "float32"}, "1000000000: expected"),
         ({"space": "Discrete", "n": 10**30, "start": 0, "dtype": "int64"}, f"{10**30}"),
         ({"space": "Box", "shape": [4], "low": float("nan"), "high": 1, "dtype": "float32"}, "nan"),
         ({"space": "Box", "shape": [4], "low": 0, "high": 1, "dtype": "x\x1b[2J"}, "dtype='x\\x1b[2J'"),
-        ({"space": "Box", "shape": [4], "low": 0, "high": 1, "dtype": "float64"}, "in place of Box"),
-        ({"space": "MultiBinary", "n": 4}, "its observation is MultiBinary(4) in place of Box"),
+        ({"space": "Box", "shape": [4], "low": 0, "high": 1, "dtype": "float64"}, "the environment's Box"),
+        (
+            {"space": "MultiBinary", "n": 4},
+            "the policy's observation space is MultiBinary(4), the environment's Box",
+        ),
         ({"space": "Box", "shape": [2**22], "low": 0, "high": 1, "dtype": "float32"}, "[16, 4194304]"),
     ],
 )
-def test_spaces_beside_a_known_environment_are_compared_with_it(space, told, verb, stranger, refused_by):
-    rewrite(stranger, "environment.json", "observation", value=space)
-    assert told in refused_by(verb)
+def test_spaces_beside_a_known_environment_are_compared_with_it(
+    space, message, command, untrusted_run, expect_refusal
+):
+    rewrite(untrusted_run, "environment.json", "observation", value=space)
+    assert message in expect_refusal(command)
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "told"),
+    ("place", "value", "message"),
     [
         (("policy", "memory", "dim"), 10**9, "of shape [1000000000, "),
-        (("policy", "memory", "dim"), 18, "is [4, 16] there, and [4, 18]"),
-        (("policy", "memory"), {"name": "hcam", "dim": 16, "num_layers": 10**9}, "it has more than"),
+        (("policy", "memory", "dim"), 18, "shape [4, 16], but the config has [4, 18]"),
+        (("policy", "memory"), {"name": "hcam", "dim": 16, "num_layers": 10**9}, "the model has more than"),
         (
             ("policy", "memory"),
             {"name": "gtrxl", "dim": 16, "window": 10**12},
@@ -182,25 +189,25 @@ def test_spaces_beside_a_known_environment_are_compared_with_it(space, told, ver
         ),
     ],
 )
-def test_a_policy_is_built_only_as_large_as_its_weights(place, value, told, stranger, refused_by):
-    rewrite(stranger, "config.json", *place, value=value)
-    for verb in ("eval", "play", "export"):
-        line = refused_by(verb)
-        assert "are not of the policy in config.json" in line
-        assert told in line
+def test_a_policy_is_built_only_as_large_as_its_weights(place, value, message, untrusted_run, expect_refusal):
+    rewrite(untrusted_run, "config.json", *place, value=value)
+    for command in ("eval", "play", "export"):
+        line = expect_refusal(command)
+        assert "do not match the policy in config.json" in line
+        assert message in line
 
 
-def test_nor_may_its_memory_grow_beyond_any_bound(tiny, tmp_path):
-    made = train(tiny("hcam", total_steps=32, eval_episodes=0), tmp_path / "run")
-    rewrite(made.path, "config.json", "policy", "memory", "num_chunks", value=10**8)
-    for verb in ("eval", "play", "export", "resume"):
-        if verb == "resume":
-            (made.path / "result.json").unlink()
-        line = refusal([verb, "run"], tmp_path)
+def test_the_memory_of_a_policy_is_bounded(tiny, tmp_path):
+    trained_run = train(tiny("hcam", total_steps=32, eval_episodes=0), tmp_path / "run")
+    rewrite(trained_run.path, "config.json", "policy", "memory", "num_chunks", value=10**8)
+    for command in ("eval", "play", "export", "resume"):
+        if command == "resume":
+            (trained_run.path / "result.json").unlink()
+        line = run_refused([command, "run"], tmp_path)
         assert "GiB" in line
         assert "add --trust" in line
     with pytest.raises(ValueError, match="add --trust"):
-        _ = Run.load(made.path).policy
+        _ = Run.load(trained_run.path).policy
 
 
 @pytest.mark.parametrize(
@@ -213,56 +220,56 @@ def test_nor_may_its_memory_grow_beyond_any_bound(tiny, tmp_path):
     ],
 )
 @pytest.mark.parametrize("checkpoint", [True, False])
-def test_a_training_is_refused_before_it_takes_what_nobody_has(
-    checkpoint, place, value, stranger, refused_by
+def test_training_is_refused_before_it_allocates_too_much(
+    checkpoint, place, value, untrusted_run, expect_refusal
 ):
     if not checkpoint:
-        shutil.rmtree(stranger / "checkpoints")
-    rewrite(stranger, "config.json", *place, value=value)
-    line = refused_by("resume")
+        shutil.rmtree(untrusted_run / "checkpoints")
+    rewrite(untrusted_run, "config.json", *place, value=value)
+    line = expect_refusal("resume")
     assert f"{value}" in line.replace(",", "") or "of shape [" in line
 
 
-def test_a_team_and_a_supervised_run_have_bounds_too(victims, tmp_path):
-    for victim, place, value in (
-        (victims[2], ("env", "kwargs", "num_uavs"), 10**6),
-        (victims[2], ("env", "num_envs"), 10**9),
-        (victims[3], ("batch_rows",), 10**9),
-        (victims[3], ("eval_longer",), [10**9]),
-        (victims[3], ("memory", "dim"), 10**9),
-        (victims[3], ("suite", "vocab_size"), 10**12),
+def test_a_team_and_a_supervised_run_have_bounds_too(finished_runs, tmp_path):
+    for source, place, value in (
+        (finished_runs[2], ("env", "kwargs", "num_uavs"), 10**6),
+        (finished_runs[2], ("env", "num_envs"), 10**9),
+        (finished_runs[3], ("batch_rows",), 10**9),
+        (finished_runs[3], ("eval_longer",), [10**9]),
+        (finished_runs[3], ("memory", "dim"), 10**9),
+        (finished_runs[3], ("suite", "vocab_size"), 10**12),
     ):
-        path = shutil.copytree(victim, tmp_path / "run")
+        path = shutil.copytree(source, tmp_path / "run")
         (path / "result.json").unlink()
         rewrite(path, "config.json", *place, value=value)
-        refusal(["resume", "run"], tmp_path)
+        run_refused(["resume", "run"], tmp_path)
         shutil.rmtree(path)
 
 
-def test_names_of_a_strangers_steer_no_terminal(stranger, tmp_path):
-    rewrite(stranger, "config.json", "recipe", value=NAME)
-    rewrite(stranger, "config.json", "total_steps", value=384)
-    rows = map(json.loads, (stranger / "metrics.jsonl").read_text().splitlines())
-    written = "".join(f"{json.dumps(row | {NAME: 1})}\n" for row in rows)
-    (stranger / "metrics.jsonl").write_text(written)
-    shown = stranger.rename(tmp_path / f"r{STEERING}")
-    for words in (
-        ["eval", shown.name],
-        ["plot", shown.name],
-        ["plot", shown.name, "--metric", "none"],
-        ["plot", shown.name, "--metric", NAME],
-        ["play", shown.name, "--max-steps", "3"],
-        ["export", shown.name],
+def test_untrusted_names_print_no_control_characters(untrusted_run, tmp_path):
+    rewrite(untrusted_run, "config.json", "recipe", value=NAME)
+    rewrite(untrusted_run, "config.json", "total_steps", value=384)
+    rows = map(json.loads, (untrusted_run / "metrics.jsonl").read_text().splitlines())
+    text = "".join(f"{json.dumps(row | {NAME: 1})}\n" for row in rows)
+    (untrusted_run / "metrics.jsonl").write_text(text)
+    renamed_run = untrusted_run.rename(tmp_path / f"r{CONTROL_CODES}")
+    for arguments in (
+        ["eval", renamed_run.name],
+        ["plot", renamed_run.name],
+        ["plot", renamed_run.name, "--metric", "none"],
+        ["plot", renamed_run.name, "--metric", NAME],
+        ["play", renamed_run.name, "--max-steps", "3"],
+        ["export", renamed_run.name],
         ["list", NAME],
         ["doctor", NAME],
     ):
-        assert wrong(words, tmp_path) is None
-    ended = ran(["eval", shown.name, "--episodes", "1"], tmp_path)
-    assert ended.out.startswith("x\N{REPLACEMENT CHARACTER}[31m")
+        assert find_fault(arguments, tmp_path) is None
+    result = run_command(["eval", renamed_run.name, "--episodes", "1"], tmp_path)
+    assert result.out.startswith("x\N{REPLACEMENT CHARACTER}[31m")
 
 
-def test_a_record_of_another_length_is_not_cut_in_a_line(stranger, refused_by):
-    rewrite(stranger, "config.json", "total_steps", value=384)
-    rows = (stranger / "metrics.jsonl").read_text().splitlines()
-    (stranger / "metrics.jsonl").write_text("".join(f'{row[:-1]}, "more": 1}}\n' for row in rows))
-    assert "is not the one its checkpoint was written with" in refused_by("resume")
+def test_metrics_of_another_length_are_not_cut_inside_a_line(untrusted_run, expect_refusal):
+    rewrite(untrusted_run, "config.json", "total_steps", value=384)
+    rows = (untrusted_run / "metrics.jsonl").read_text().splitlines()
+    (untrusted_run / "metrics.jsonl").write_text("".join(f'{row[:-1]}, "more": 1}}\n' for row in rows))
+    assert "is not the one its checkpoint was written with" in expect_refusal("resume")

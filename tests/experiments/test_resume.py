@@ -1,4 +1,4 @@
-"""Stopping and killing: what was lost, and whether the result is the uninterrupted one, bit for bit."""
+"""Stopped and killed runs: their resumed result equals that of an uninterrupted run, bit for bit."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 
 from scrubjay.agents import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, resume, train
-from scrubjay.experiments.kinds.local import LocalEngine
-from scrubjay.experiments.runs.progress import lost
+from scrubjay.experiments.experiment_types.local import LocalEngine
+from scrubjay.experiments.runs.progress import loss_warnings
 
 UPDATES = 120
 
@@ -47,7 +47,7 @@ def tear(checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Run:
-    """What a run comes to that nobody stops."""
+    """Return a run that is not interrupted."""
     return train(long_enough_to_kill(tiny, memory="lstm"), tmp_path_factory.mktemp("runs") / "reference")
 
 
@@ -60,7 +60,7 @@ def test_killed_and_torn_and_resumed_equals_never_stopped(reference, start, tmp_
         process.kill()
         process.wait()
         assert process.returncode == -signal.SIGKILL
-        assert not run.finished
+        assert not run.is_finished
     newest = run.latest
     assert newest is not None
     tear(newest)
@@ -95,14 +95,14 @@ def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path, assert_s
     assert_same(run, reference)
 
 
-def test_a_run_that_is_lost_is_stopped_and_resumed_as_any_other(tiny, tmp_path, record):
-    """Weights that are no numbers are no checkpoint to go on from: the one before them stays."""
+def test_a_diverged_run_is_stopped_and_resumed_like_any_other(tiny, tmp_path, record):
+    """Non-finite weights are not saved as a checkpoint; the checkpoint before them stays."""
     config = tiny(ppo=PPOConfig(learning_rate=1e30, num_minibatches=1))
     reference = train(config, tmp_path / "reference")
-    assert lost(reference.metrics()[-1])
+    assert loss_warnings(reference.metrics()[-1])
     run = Run.create(config, tmp_path / "stopped")
     with LocalEngine(config, run.path) as engine:
-        while not lost(engine.update()):
+        while not loss_warnings(engine.update()):
             engine.save()
         engine.save()
     resume(run.path)
@@ -114,7 +114,7 @@ def test_tensorboard_shows_no_step_twice_after_resume(tiny, tmp_path, monkeypatc
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = Run.create(tiny(), tmp_path / "run")
-    # TensorBoard reads files in the order of the second in their names; a resumed run is of a later one.
+    # TensorBoard reads files in the order of the second in their names; a resumed run has a later one.
     now = time.time
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() - 60)
@@ -138,8 +138,8 @@ def test_environments_without_state_resume_with_fresh_episodes_and_say_so(tiny, 
     with caplog.at_level(logging.WARNING):
         resume(run.path)
     assert "CartPole-v1" in caplog.text
-    assert "fresh episodes" in caplog.text
-    assert run.finished
+    assert "new episodes" in caplog.text
+    assert run.is_finished
     assert [row["step"] for row in run.metrics()] == [32 * update for update in range(1, 7)]
 
 

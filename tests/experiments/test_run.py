@@ -10,13 +10,13 @@ import pytest
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.experiments import EnvConfig, Run, train
-from scrubjay.experiments.tasks.names import FoundName
+from scrubjay.experiments.tasks.names import UntrustedName
 from scrubjay.memory import make_config
 
 from .pictures import assert_picture
 
 
-def test_the_directory_holds_all_that_it_promises(finished_run):
+def test_the_run_directory_is_complete(finished_run):
     assert Run.load(finished_run.path).config == finished_run.config
     rows = finished_run.metrics()
     assert [row["step"] for row in rows] == [32 * update for update in range(1, 7)]
@@ -24,7 +24,7 @@ def test_the_directory_holds_all_that_it_promises(finished_run):
         assert all(math.isfinite(row[name]) for row in rows)
     assert 0 <= rows[-1]["charts/success"] <= 1
     assert rows[-1]["charts/episodic_length"] <= 5
-    assert finished_run.finished
+    assert finished_run.is_finished
     assert finished_run.result["episodes"] == 5
     assert finished_run.step == 192
     assert_picture(finished_run.path / "curve.png")
@@ -62,16 +62,16 @@ def test_continuous_actions_and_a_run_too_short_for_a_curve(tmp_path, tiny):
     ("env", "flags"),
     [
         ("mine:make", " --env mine:make"),
-        (FoundName("mine:make"), ""),
+        (UntrustedName("mine:make"), ""),
         ("scrubjay.envs:scrubjay/TMaze-v0", ""),
         ("CartPole-v1", ""),
     ],
 )
-def test_the_command_that_goes_on_is_whole(tmp_path, tiny, env, flags):
-    """A folder's name may hold blanks; an environment of one's own has to be named again, by oneself."""
+def test_the_resume_command_is_complete(tmp_path, tiny, env, flags):
+    """Folder names may hold spaces. Users must name their own environments again."""
     run = Run.create(tiny(), tmp_path / "a run")
     config = tiny(env=EnvConfig(env, num_envs=4))
-    assert Run(run.path, config).again == f"scrubjay resume '{tmp_path}/a run'{flags}"
+    assert Run(run.path, config).resume_command == f"scrubjay resume '{tmp_path}/a run'{flags}"
 
 
 def test_a_run_without_checkpoint_or_directory_says_so(tmp_path, tiny, finished_run):
@@ -86,11 +86,11 @@ def test_a_run_without_checkpoint_or_directory_says_so(tmp_path, tiny, finished_
         Run.load(tmp_path)
 
 
-def test_a_number_that_a_result_lacks_is_named_with_what_to_do(finished_run, tmp_path):
+def test_a_missing_result_field_is_named_with_the_fix(finished_run, tmp_path):
     copy = shutil.copytree(finished_run.path, tmp_path / "run")
-    told = json.loads((copy / "result.json").read_text())
-    del told["episodic_return"]
-    (copy / "result.json").write_text(json.dumps(told))
+    fields = json.loads((copy / "result.json").read_text())
+    del fields["episodic_return"]
+    (copy / "result.json").write_text(json.dumps(fields))
     result = Run.load(copy).result
     assert "success" in result
     with pytest.raises(ValueError, match=r"result\.json lacks episodic_return: .*scrubjay resume .*run$"):
@@ -103,11 +103,11 @@ def test_nothing_is_written_for_a_config_that_cannot_run(tmp_path, tiny):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_whose_name_is_no_text_is_named_before_anything_is_made(tmp_path, tiny):
-    named = tmp_path / os.fsdecode(b"jay\xff")
-    with pytest.raises(ValueError, match="jay\udcff is no text in UTF-8; give the folder another name"):
-        Run.create(tiny(), named)
-    assert not os.path.lexists(named)
+def test_a_folder_name_that_is_not_utf8_is_refused(tmp_path, tiny):
+    folder = tmp_path / os.fsdecode(b"jay\xff")
+    with pytest.raises(ValueError, match="jay\udcff is not valid UTF-8; give the folder another name"):
+        Run.create(tiny(), folder)
+    assert not os.path.lexists(folder)
 
 
 def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
@@ -122,10 +122,10 @@ def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
     assert scores["none"] < 0.7
 
 
-@pytest.mark.parametrize(("clock", "known"), [(False, 0.5), (True, None)])
-def test_what_none_can_reach_is_not_known_of_who_is_told_the_time(tmp_path, tiny, clock, known):
+@pytest.mark.parametrize(("clock", "expected"), [(False, 0.5), (True, None)])
+def test_success_without_memory_is_unknown_with_a_clock(tmp_path, tiny, clock, expected):
     run = Run.create(tiny(policy=PolicyConfig(memory=make_config("none", dim=16), clock=clock)), tmp_path)
-    assert run.success_without_memory == known
+    assert run.success_without_memory == expected
 
 
 def test_config_file_is_readable(finished_run):

@@ -1,4 +1,4 @@
-"""A stranger's run directory: no verb runs code of its, writes elsewhere, or refuses in more than a line."""
+"""Untrusted run directories: no command runs their code or writes elsewhere, and each error is one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from scrubjay.experiments import EnvConfig, Run, resume, train
-from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.tasks import names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
@@ -30,14 +30,14 @@ teams = parallel_env = Foo
 import gymnasium
 gymnasium.register("Foo-v0", entry_point="evilmod:Foo")
 """
-VERBS = [("eval",), ("play", "--out", "x.gif"), ("export",), ("plot",), ("resume", "--quiet")]
-ACTING = [verb for verb in VERBS if verb[0] in ("eval", "play", "resume")]
+COMMANDS = [("eval",), ("play", "--out", "x.gif"), ("export",), ("plot",), ("resume", "--quiet")]
+ENV_COMMANDS = [command for command in COMMANDS if command[0] in ("eval", "play", "resume")]
 NAMES = [
     ("os:system", {}),
     ("evilmod:Foo", {}),
     ("evilmod:Foo-v0", {}),
     ("evilmod:scrubjay/TMaze-v0", {}),
-    ("scrubjay.experiments.tasks.names:FoundName", {}),
+    ("scrubjay.experiments.tasks.names:UntrustedName", {}),
     ("GymV26Environment-v0", {"env_id": "evilmod:Foo-v0"}),
     ("CartPole-v1", {"vector_entry_point": "evilmod:Foo"}),
     ("InvertedPendulum-v5", {"xml_file": "evil.xml"}),
@@ -45,9 +45,9 @@ NAMES = [
 
 
 @pytest.fixture
-def stranger(finished_run, tmp_path, monkeypatch):
-    """A directory as a stranger may send it, not finished, in a folder with a module of theirs."""
-    monkeypatch.setattr(names, "_NAMED", set())  # as in a process of its own
+def untrusted_run(finished_run, tmp_path, monkeypatch):
+    """Yield the directory of an untrusted, unfinished run, in a folder with an untrusted module."""
+    monkeypatch.setattr(names, "_USER_NAMES", set())  # as in a new process
     (tmp_path / "evilmod.py").write_text(EVIL)
     path = shutil.copytree(finished_run.path, tmp_path / "run")
     (path / "result.json").unlink()
@@ -64,24 +64,24 @@ def rewrite(path: Path, **env):
 
 
 def seal(checkpoint: Path):
-    """Make the manifest say that all is as it was."""
+    """Write a manifest that matches the changed files of a checkpoint."""
     files = ("model.safetensors", "training.pt")
     digests = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest() for name in files}
     (checkpoint / "manifest.json").write_text(json.dumps({"step": 1, "sha256": digests}))
 
 
 def latest(path: Path) -> Path:
-    found = Run.load(path).latest
-    assert found is not None
-    return found
+    checkpoint = Run.load(path).latest
+    assert checkpoint is not None
+    return checkpoint
 
 
 @pytest.fixture
-def refusal(here, tmp_path):
-    """Run a verb on the directory; return the one line that refuses it, having looked for harm."""
+def expect_refusal(here, tmp_path):
+    """Return a function that runs a command, checks that no untrusted code ran and returns its error line."""
 
-    def run(verb, path, *more):
-        code, _, err = here(verb[0], path, *verb[1:], *more)
+    def run(command, path, *more):
+        code, _, err = here(command[0], path, *command[1:], *more)
         assert not (tmp_path / "harm").exists()
         assert code == 2
         assert err.startswith("scrubjay: ")
@@ -91,60 +91,65 @@ def refusal(here, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("verb", ACTING, ids=lambda verb: verb[0])
+@pytest.mark.parametrize("command", ENV_COMMANDS, ids=lambda command: command[0])
 @pytest.mark.parametrize(("name", "kwargs"), NAMES)
-def test_no_environment_is_made_that_a_file_alone_names(name, kwargs, verb, stranger, refusal):
-    rewrite(stranger, id=name, kwargs=kwargs)
-    assert "add --trust" in refusal(verb, stranger)
+def test_an_environment_that_only_the_file_names_is_not_made(
+    name, kwargs, command, untrusted_run, expect_refusal
+):
+    rewrite(untrusted_run, id=name, kwargs=kwargs)
+    assert "add --trust" in expect_refusal(command, untrusted_run)
 
 
-@pytest.mark.parametrize("verb", ACTING, ids=lambda verb: verb[0])
-def test_nor_where_the_settings_are_the_users(verb, stranger, here, tmp_path):
-    rewrite(stranger, id="evilmod:Foo")
-    more = [] if verb[0] == "resume" else ["--set", "corridor_length=3"]
-    code, _, err = here(verb[0], stranger, *verb[1:], *more)
+@pytest.mark.parametrize("command", ENV_COMMANDS, ids=lambda command: command[0])
+def test_settings_of_the_user_do_not_trust_the_environment(command, untrusted_run, here, tmp_path):
+    rewrite(untrusted_run, id="evilmod:Foo")
+    more = [] if command[0] == "resume" else ["--set", "corridor_length=3"]
+    code, _, err = here(command[0], untrusted_run, *command[1:], *more)
     assert (code, "add --trust" in err) == (2, True)
     assert not (tmp_path / "harm").exists()
 
 
-def test_nor_of_a_team(tmp_path, refusal):
+def test_a_team_environment_that_only_the_file_names_is_not_made(tmp_path, expect_refusal):
     (tmp_path / "evilmod.py").write_text(EVIL)
-    from scrubjay.experiments.kinds import to_json
-    from scrubjay.experiments.kinds.team import TeamTaskConfig
+    from scrubjay.experiments.experiment_types import to_json
+    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 
     path = tmp_path / "run"
     path.mkdir()
     for name in ("os:system", "evilmod:parallel_env"):
         (path / "config.json").write_text(to_json(TeamTaskConfig(env=TeamEnvConfig(name))))
-        assert "add --trust" in refusal(("resume",), path)
-        assert "no checkpoint" in refusal(("eval",), path)
+        assert "add --trust" in expect_refusal(("resume",), path)
+        assert "no checkpoint" in expect_refusal(("eval",), path)
         with pytest.raises(ValueError, match="--trust"):
             Run.load(path).config.env.make_teams()  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("verb", [("export",), ("plot",)], ids=lambda verb: verb[0])
-def test_what_needs_no_environment_asks_for_none(verb, stranger, here, refusal, tmp_path):
-    rewrite(stranger, id="evilmod:Foo")
-    code, out, err = here(*verb[:1], stranger)
+@pytest.mark.parametrize("command", [("export",), ("plot",)], ids=lambda command: command[0])
+def test_export_and_plot_make_no_environment(command, untrusted_run, here, expect_refusal, tmp_path):
+    rewrite(untrusted_run, id="evilmod:Foo")
+    code, out, err = here(*command[:1], untrusted_run)
     assert code == 0, err
     assert out
     assert not (tmp_path / "harm").exists()
-    (stranger / "environment.json").unlink()
-    assert "add --trust" in refusal(verb, stranger)
+    (untrusted_run / "environment.json").unlink()
+    assert "add --trust" in expect_refusal(command, untrusted_run)
 
 
-def test_trust_makes_what_is_named_and_ones_own_run_needs_none(stranger, here, tmp_path):
-    rewrite(stranger, id="evilmod:Foo")
-    code, _, err = here("eval", stranger, "--trust")
-    assert (code, "refuses" in err and "made" in err) == (2, True)
+def test_trust_makes_the_environment_that_the_file_names(untrusted_run, here, tmp_path):
+    rewrite(untrusted_run, id="evilmod:Foo")
+    code, _, err = here("eval", untrusted_run, "--trust")
+    assert (code, "rejects" in err and "made" in err) == (2, True)
     assert (tmp_path / "harm").exists()
-    assert Run.load(stranger).config.env.id == "evilmod:Foo"  # pyright: ignore[reportAttributeAccessIssue]
+    assert Run.load(untrusted_run).config.env.id == "evilmod:Foo"  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_who_names_the_environment_may_resume_it(stranger, here):
-    rewrite(stranger, id="evilmod:Foo")
-    assert "made" in here("resume", stranger, "--env", "evilmod:Foo")[2]
-    assert "is not of the environment 'CartPole-v1'" in here("resume", stranger, "--env", "CartPole-v1")[2]
+def test_a_user_who_names_the_environment_may_resume_it(untrusted_run, here):
+    rewrite(untrusted_run, id="evilmod:Foo")
+    assert "made" in here("resume", untrusted_run, "--env", "evilmod:Foo")[2]
+    assert (
+        "does not use the environment 'CartPole-v1'"
+        in here("resume", untrusted_run, "--env", "CartPole-v1")[2]
+    )
 
 
 class Harm:
@@ -155,93 +160,95 @@ class Harm:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("written", ["torch", "torch without a zip", "pickle"])
-def test_no_training_state_is_unpickled(written, stranger, refusal, tmp_path):
-    rewrite(stranger)
-    checkpoint = latest(stranger)
+@pytest.mark.parametrize("file_format", ["torch", "torch without a zip", "pickle"])
+def test_no_training_state_is_unpickled(file_format, untrusted_run, expect_refusal, tmp_path):
+    rewrite(untrusted_run)
+    checkpoint = latest(untrusted_run)
     harm = {"learner": Harm(tmp_path / "harm"), "random": Harm(tmp_path / "harm")}
-    if written == "pickle":
+    if file_format == "pickle":
         (checkpoint / "training.pt").write_bytes(pickle.dumps(harm))
     else:
-        torch.save(harm, checkpoint / "training.pt", _use_new_zipfile_serialization=written == "torch")
+        torch.save(harm, checkpoint / "training.pt", _use_new_zipfile_serialization=file_format == "torch")
     seal(checkpoint)
-    assert "add --trust" in refusal(("resume", "--quiet"), stranger)
+    assert "add --trust" in expect_refusal(("resume", "--quiet"), untrusted_run)
 
 
-def test_nor_what_an_environment_is_said_to_have_pickled(stranger, here, tmp_path, caplog):
-    rewrite(stranger)
-    checkpoint = latest(stranger)
+def test_no_environment_state_is_unpickled(untrusted_run, here, tmp_path, caplog):
+    rewrite(untrusted_run)
+    checkpoint = latest(untrusted_run)
     training = torch.load(checkpoint / "training.pt", weights_only=True)
-    written = torch.frombuffer(bytearray(pickle.dumps(Harm(tmp_path / "harm"))), dtype=torch.uint8)
+    payload = torch.frombuffer(bytearray(pickle.dumps(Harm(tmp_path / "harm"))), dtype=torch.uint8)
     for entry in training["samplers"]:
-        entry["sampler"] |= {"env": None, "pickled env": {"numpy array": written}}
+        entry["sampler"] |= {"env": None, "pickled env": {"numpy array": payload}}
     torch.save(training, checkpoint / "training.pt")
     seal(checkpoint)
     with caplog.at_level(logging.WARNING):
-        code, _, err = here("resume", stranger, "--quiet")
+        code, _, err = here("resume", untrusted_run, "--quiet")
     assert code == 0, err
-    assert "fresh episodes" in caplog.text
+    assert "new episodes" in caplog.text
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("lost", ["learner", "samplers", "random", "seconds"])
-def test_a_state_of_another_kind_is_one_line(lost, stranger, refusal):
-    rewrite(stranger)
-    checkpoint = latest(stranger)
+@pytest.mark.parametrize("key", ["learner", "samplers", "random", "seconds"])
+def test_an_invalid_training_state_is_an_error_of_one_line(key, untrusted_run, expect_refusal):
+    rewrite(untrusted_run)
+    checkpoint = latest(untrusted_run)
     training = torch.load(checkpoint / "training.pt", weights_only=True)
-    torch.save(training | {lost: [3]}, checkpoint / "training.pt")
+    torch.save(training | {key: [3]}, checkpoint / "training.pt")
     seal(checkpoint)
-    assert "does not fit this run" in refusal(("resume", "--quiet"), stranger)
+    assert "does not match this run" in expect_refusal(("resume", "--quiet"), untrusted_run)
 
 
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 @pytest.mark.parametrize(
     "place", ["metrics.jsonl", ".result.json.writing", "checkpoints/step_00000001", "log.txt"]
 )
-def test_no_verb_writes_through_a_link(place, verb, stranger, refusal, tmp_path):
-    rewrite(stranger)
+def test_no_command_writes_through_a_link(place, command, untrusted_run, expect_refusal, tmp_path):
+    rewrite(untrusted_run)
     precious = tmp_path / "precious"
     precious.write_text("mine")
-    (stranger / place).unlink(missing_ok=True)
-    (stranger / place).symlink_to(precious)
-    assert "is a link" in refusal(verb, stranger)
+    (untrusted_run / place).unlink(missing_ok=True)
+    (untrusted_run / place).symlink_to(precious)
+    assert "is a link" in expect_refusal(command, untrusted_run)
     assert precious.read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", ["step_x", "step_..", "step_-1", "step_1 ", "step_" + "9" * 30, "step_٣"])
-def test_checkpoints_of_other_names_are_none(name, stranger, here):
-    rewrite(stranger)
-    shutil.copytree(latest(stranger), stranger / "checkpoints" / name)
-    assert Run.load(stranger).step == 192
-    code, _, err = here("resume", stranger, "--quiet")
+def test_folders_with_other_names_are_no_checkpoints(name, untrusted_run, here):
+    rewrite(untrusted_run)
+    shutil.copytree(latest(untrusted_run), untrusted_run / "checkpoints" / name)
+    assert Run.load(untrusted_run).step == 192
+    code, _, err = here("resume", untrusted_run, "--quiet")
     assert code == 0, err
-    assert (stranger / "checkpoints" / name).is_dir()
+    assert (untrusted_run / "checkpoints" / name).is_dir()
 
 
 @pytest.mark.parametrize("manifest", ["[]", "3", '{"sha256": 3}', '{"sha256": {"../x": 1}}', "[" * 100_000])
-def test_a_manifest_of_another_kind_is_of_no_checkpoint(manifest, stranger):
-    (latest(stranger) / "manifest.json").write_text(manifest)
-    assert Run.load(stranger).latest is None or Run.load(stranger).step < 192
+def test_a_checkpoint_with_an_invalid_manifest_is_ignored(manifest, untrusted_run):
+    (latest(untrusted_run) / "manifest.json").write_text(manifest)
+    assert Run.load(untrusted_run).latest is None or Run.load(untrusted_run).step < 192
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"kind": []}', '{"kind": "train", "env": 3}', "[" * 100_000])
-@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb[0])
-def test_a_config_of_another_kind_is_one_line(text, verb, stranger, refusal):
-    (stranger / "config.json").write_text(text)
-    refusal(verb, stranger)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_an_invalid_config_is_an_error_of_one_line(text, command, untrusted_run, expect_refusal):
+    (untrusted_run / "config.json").write_text(text)
+    expect_refusal(command, untrusted_run)
 
 
-def test_weights_and_spaces_of_another_kind_are_one_line(stranger, refusal):
-    (stranger / "environment.json").write_text('{"observation": {"space": "Box", "shape": [1000000000000]}}')
-    assert "environment.json" in refusal(("export",), stranger)
-    checkpoint = latest(stranger)
+def test_invalid_weights_and_spaces_are_errors_of_one_line(untrusted_run, expect_refusal):
+    (untrusted_run / "environment.json").write_text(
+        '{"observation": {"space": "Box", "shape": [1000000000000]}}'
+    )
+    assert "environment.json" in expect_refusal(("export",), untrusted_run)
+    checkpoint = latest(untrusted_run)
     (checkpoint / "model.safetensors").write_bytes(b"\xff" * 64)
     seal(checkpoint)
-    assert "model.safetensors" in refusal(("export",), stranger)
+    assert "model.safetensors" in expect_refusal(("export",), untrusted_run)
 
 
 class Odd(gymnasium.Env):
-    """An environment whose state is no plain data."""
+    """Environment whose state is not plain data."""
 
     observation_space = action_space = gymnasium.spaces.Discrete(5)
 
@@ -252,11 +259,11 @@ class Odd(gymnasium.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.generator = np.random.default_rng(seed)
-        return self._seen(), {}
+        return self._observe(), {}
 
     def step(self, action):
-        seen = self._seen()
-        return seen, float(seen == action), bool(seen == 0), False, {}
+        observation = self._observe()
+        return observation, float(observation == action), bool(observation == 0), False, {}
 
     def get_state(self):
         return {"generator": self.generator}
@@ -264,33 +271,31 @@ class Odd(gymnasium.Env):
     def set_state(self, state):
         self.generator = state["generator"]
 
-    def _seen(self):
+    def _observe(self):
         return int(self.generator.integers(5))
 
 
 @pytest.mark.parametrize("trust", [False, True])
-def test_a_state_that_is_no_plain_data_goes_on_exactly_only_with_trust(
+def test_a_state_that_is_not_plain_data_is_restored_only_with_trust(
     trust, tiny, tmp_path, monkeypatch, caplog, assert_same
 ):
     monkeypatch.setitem(sys.modules, "odd", sys.modules[__name__])
     monkeypatch.setattr(Odd, "__module__", "odd")
     config = tiny(env=EnvConfig("odd:Odd", num_envs=4), eval_episodes=0)
-    whole = train(config, tmp_path / "whole")
+    reference = train(config, tmp_path / "whole")
     run = Run.create(config, tmp_path / "stopped")
     with LocalEngine(config, run.path) as engine:
         engine.update()
         engine.save()
     with caplog.at_level(logging.WARNING):
-        resume(run.path, trust=trust)  # which this process has named
-    assert ("fresh episodes" in caplog.text) != trust
+        resume(run.path, trust=trust)  # this process has named the environment
+    assert ("new episodes" in caplog.text) != trust
     if trust:
-        assert_same(run, whole)
-    assert run.finished
+        assert_same(run, reference)
+    assert run.is_finished
 
 
-def test_a_learner_whose_state_is_no_plain_data_is_refused_before_anything_is_written(
-    tiny, tmp_path, monkeypatch
-):
+def test_a_learner_state_that_is_not_plain_data_is_refused_before_training(tiny, tmp_path, monkeypatch):
     from scrubjay.agents.rl.ppo import PPO
 
     monkeypatch.setattr(PPO, "get_state", lambda self: {"generator": np.random.default_rng(0)})
@@ -299,10 +304,10 @@ def test_a_learner_whose_state_is_no_plain_data_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_mark_stays_on_a_name_that_was_only_found(stranger):
-    rewrite(stranger, id="evilmod:Foo")
-    env = Run.load(stranger).config.env  # pyright: ignore[reportAttributeAccessIssue]
+def test_copies_of_an_untrusted_config_stay_untrusted(untrusted_run):
+    rewrite(untrusted_run, id="evilmod:Foo")
+    env = Run.load(untrusted_run).config.env  # pyright: ignore[reportAttributeAccessIssue]
     for same in (dataclasses.replace(env, num_envs=1), pickle.loads(pickle.dumps(env))):
-        for make in (same.make, same.make_rows, same.spaces, same.facts, same.success_without_memory):
+        for make in (same.make, same.make_batch, same.spaces, same.facts, same.success_without_memory):
             with pytest.raises(ValueError, match="--trust"):
                 make()

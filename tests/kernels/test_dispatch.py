@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, and who says so."""
+"""Selection of the implementation of an op."""
 
 import contextlib
 from typing import Any, cast
@@ -24,11 +24,11 @@ def draw(seed) -> dict[str, Any]:
 def test_the_switch_forces_one_implementation_and_an_argument_outranks_it():
     arguments = draw(20)
     with force("reference"):
-        forced = chunk_retrieval(**arguments, top_k=2)
-        dense = chunk_retrieval(**arguments, top_k=2, implementation="dense")
-    assert torch.equal(forced, chunk_retrieval(**arguments, top_k=2, implementation="reference"))
-    assert torch.equal(dense, chunk_retrieval(**arguments, top_k=2, implementation="dense"))
-    assert not torch.equal(forced, dense)
+        y_reference = chunk_retrieval(**arguments, top_k=2)
+        y_dense = chunk_retrieval(**arguments, top_k=2, implementation="dense")
+    assert torch.equal(y_reference, chunk_retrieval(**arguments, top_k=2, implementation="reference"))
+    assert torch.equal(y_dense, chunk_retrieval(**arguments, top_k=2, implementation="dense"))
+    assert not torch.equal(y_reference, y_dense)
 
 
 def test_unknown_and_unusable_implementations_are_explained():
@@ -42,7 +42,7 @@ def test_unknown_and_unusable_implementations_are_explained():
         pass
 
 
-def test_what_was_forced_before_holds_again_after_a_block_even_one_that_fails():
+def test_the_previous_default_is_restored_after_a_block_even_one_that_fails():
     with force("reference"):
         with force("torch"):
             assert dispatch.resolve("auto", torch.zeros(1)) == "torch"
@@ -58,10 +58,10 @@ def test_an_ops_own_paths_are_known_to_it_alone():
         dispatch.resolve("dense", torch.zeros(1))
 
 
-def test_sizes_without_a_kernel_are_told_to_who_asks_for_one_and_pass_silently_else():
+def test_sizes_without_a_kernel_raise_for_triton_and_fall_back_for_auto():
     with pytest.raises(ValueError, match="implementation='triton': too wide; use 'torch' or 'auto'"):
-        dispatch.resolve("triton", torch.zeros(1), unsupported="too wide")
-    assert dispatch.resolve("auto", torch.zeros(1), unsupported="too wide") == "torch"
+        dispatch.resolve("triton", torch.zeros(1), unsupported_reason="too wide")
+    assert dispatch.resolve("auto", torch.zeros(1), unsupported_reason="too wide") == "torch"
 
 
 def test_without_autocast_an_op_multiplies_in_full_and_its_caller_in_half_again():
@@ -79,7 +79,7 @@ def test_tangents_are_seen_within_their_level_only():
         dual = forward_ad.make_dual(x, torch.ones(2))
         assert dispatch.any_dual(None, dual)
         assert not dispatch.any_dual(x)
-        assert dispatch.without_own_gradient(dual)
+        assert dispatch.needs_plain_autograd(dual)
 
 
 def test_dtypes_without_a_kernel_are_named():

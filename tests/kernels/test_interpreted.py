@@ -1,7 +1,7 @@
 """Runs the tests of Triton kernels in a process of their own, where Triton's interpreter is on.
 
-The interpreter must be chosen before the first import of triton and replaces its functions for good, so it
-cannot share a process with the other tests. One process, not one a file: each imports torch and triton anew.
+The interpreter must be selected before the first import of triton and replaces its functions permanently, so
+it cannot share a process with the other tests. All files share one process, to import torch and triton once.
 """
 
 import importlib.util

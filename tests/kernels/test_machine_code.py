@@ -1,4 +1,4 @@
-"""Every main configuration of every kernel compiles to machine code for GPUs that are not here."""
+"""Every main configuration of every kernel compiles to machine code without a GPU."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,8 @@ pytestmark = [
 ]
 
 
-# Each takes ten seconds and more: by default the small ones alone, for the GPU with the least shared memory.
+# Each takes ten seconds or more: by default only the small ones run, for the GPU with the least shared
+# memory.
 LONG = ("chunk_retrieval", "linear_memory", "neural_memory", "sink_attention")
 
 
@@ -33,7 +34,7 @@ def test_kernels_build_without_spills_and_use_tensor_cores(op, capability):
     assert configurations
     for name, launch in configurations.items():
         build = launch.build(capability)
-        assert build.spilled == 0, name
+        assert build.spilled_bytes == 0, name
         assert build.shared <= machine_code.SHARED_LIMIT[capability], name
         if op not in ("chunk_summary", "nearest") and "float16" in name:
             assert machine_code.uses_tensor_cores(build), name
@@ -41,4 +42,4 @@ def test_kernels_build_without_spills_and_use_tensor_cores(op, capability):
 
 def test_registers_that_do_not_fit_are_counted_as_spilled():
     launch = machine_code.configurations("chunk_retrieval")["memory gradient: bfloat16, D=128, joint, C=64"]
-    assert dataclasses.replace(launch, num_warps=1).build(80).spilled > 0
+    assert dataclasses.replace(launch, num_warps=1).build(80).spilled_bytes > 0

@@ -1,4 +1,4 @@
-"""Read-outs joined by their log-normalisers are what one softmax over all would read."""
+"""Attention outputs merged by their log-sum-exp equal one softmax over all keys."""
 
 import math
 
@@ -38,9 +38,9 @@ def test_parts_of_a_set_merge_to_the_whole(seed, sizes, absent):
 def test_all_parts_empty_give_exact_zeros_and_no_gradient():
     outs = [torch.full((2, 3), math.nan, requires_grad=True), torch.ones(2, 3, requires_grad=True)]
     lses = [torch.full((2,), -math.inf, requires_grad=True), torch.full((2,), -math.inf, requires_grad=True)]
-    joined = merge(list(zip(outs, lses, strict=True)))
-    assert (joined == 0).all()
-    joined.sum().backward()
+    output = merge(list(zip(outs, lses, strict=True)))
+    assert (output == 0).all()
+    output.sum().backward()
     assert all((tensor.grad == 0).all() for tensor in (*outs, *lses))
 
 
@@ -51,12 +51,12 @@ def test_gradients_flow_through_read_outs_and_normalisers():
         for shape in [(2, 3), (2,), (2, 3), (2,)]
     ]
 
-    def joined(first, its_lse, second, other_lse):
+    def merge_parts(first, its_lse, second, other_lse):
         empty = (torch.zeros_like(first), torch.full_like(its_lse, -math.inf))
         return merge([(first, its_lse), (second, other_lse), empty])
 
-    assert torch.autograd.gradcheck(joined, tensors)
-    assert torch.autograd.gradgradcheck(joined, tensors)
+    assert torch.autograd.gradcheck(merge_parts, tensors)
+    assert torch.autograd.gradgradcheck(merge_parts, tensors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -69,7 +69,7 @@ def test_halves_keep_their_dtype(dtype):
     assert (merge(parts) == 0.5).all()
 
 
-def test_what_cannot_be_joined_is_named():
+def test_invalid_parts_are_named():
     with pytest.raises(ValueError, match="no parts"):
         merge([])
     with pytest.raises(ValueError, match=r"lse of \(3,\)"):

@@ -1,4 +1,4 @@
-"""The best of many scores, by numpy and by torch, against a sorted list."""
+"""Top-k selection by numpy and by torch, compared with a sorted list."""
 
 import math
 
@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from scrubjay.kernels.select import _packed, best, largest
+from scrubjay.kernels.select import _select_by_packed_keys, best, largest
 
-# Few values, so that most are equal to others, the two zeros among them.
+# Few distinct values, so that most scores have equals; both zeros are among them.
 SCORES = arrays.arrays(
     np.float32,
     st.tuples(st.integers(1, 3), st.integers(1, 12)),
@@ -20,7 +20,7 @@ SCORES = arrays.arrays(
 
 
 def expected(row, count) -> list[int]:
-    """Of those that are anything at all, as -inf comes in any order."""
+    """Return the expected indices without those of -inf, whose order is undefined."""
     there = [place for place, score in enumerate(row) if score > -math.inf]
     return sorted(there, key=lambda place: (-row[place], place))[:count]
 
@@ -28,9 +28,9 @@ def expected(row, count) -> list[int]:
 @pytest.mark.parametrize("find", [best, lambda scores, count: best(torch.tensor(scores), count)])
 @given(scores=SCORES, count=st.integers(1, 14))
 def test_the_largest_come_first_and_of_equals_the_earlier(find, scores, count):
-    found = np.asarray(find(scores, count))
-    assert found.shape == (len(scores), min(count, scores.shape[1]))
-    for row, places in zip(scores, found.tolist(), strict=True):
+    result = np.asarray(find(scores, count))
+    assert result.shape == (len(scores), min(count, scores.shape[1]))
+    for row, places in zip(scores, result.tolist(), strict=True):
         right = expected(row, count)
         assert places[: len(right)] == right
         assert len(set(places)) == len(places)
@@ -39,16 +39,16 @@ def test_the_largest_come_first_and_of_equals_the_earlier(find, scores, count):
 @given(scores=SCORES, count=st.integers(1, 12))
 def test_whole_numbers_on_a_gpu_choose_alike(scores, count):
     count = min(count, scores.shape[1])
-    found = _packed(torch.tensor(scores), count)
-    for row, places in zip(scores, found.tolist(), strict=True):
+    result = _select_by_packed_keys(torch.tensor(scores), count)
+    for row, places in zip(scores, result.tolist(), strict=True):
         right = expected(row, count)
         assert places[: len(right)] == right
 
 
 def test_a_traced_graph_chooses_alike():
     scores = torch.tensor([[1.0, 3.0, 3.0, 0.0, 3.0]])
-    compiled = torch.compile(lambda x: best(x, 2), fullgraph=True, backend="eager")
-    assert compiled(scores).tolist() == best(scores, 2).tolist() == [[1, 2]]
+    graph = torch.compile(lambda x: best(x, 2), fullgraph=True, backend="eager")
+    assert graph(scores).tolist() == best(scores, 2).tolist() == [[1, 2]]
 
 
 def test_a_row_alone_and_any_leading_dims():
@@ -59,18 +59,18 @@ def test_a_row_alone_and_any_leading_dims():
 
 
 def test_arrays_need_no_torch(modules_after):
-    loaded = modules_after(
+    module_names = modules_after(
         "import numpy; from scrubjay.kernels.select import best; best(numpy.ones((2, 3)), 2)"
     )
-    assert "torch" not in loaded
+    assert "torch" not in module_names
 
 
 @pytest.mark.parametrize("columns", [640, 671, 1000])
-def test_of_very_many_the_same_are_largest_as_of_few(columns):
-    """Where groups are compared first, and where some are left over behind the last whole group."""
+def test_selection_by_groups_equals_topk(columns):
+    """Cover comparison by groups, with and without scores after the last whole group."""
     generator = torch.Generator().manual_seed(columns)
     scores = torch.randn(3, 5, columns, generator=generator)
-    # The best may all lie in one group, and behind the last.
+    # The best scores may all lie in one group, or after the last group.
     scores[0, 0, 64:74] += 20
     scores[0, 1, -1] += 20
     scores[1, 0] = -math.inf

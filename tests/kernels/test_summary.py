@@ -1,4 +1,4 @@
-"""Chunk summaries and writing steps, both on their way out, against loops over single steps."""
+"""Chunk summaries and writing steps, both deprecated, compared with loops over single steps."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:kernels:DeprecationWarning")
 
 
 def summary(steps, kind) -> Any:
-    """Of steps `[count, width]`, count at least 1."""
+    """Return the summary of steps `[count, width]`; count is at least 1."""
     if kind == "mean":
         return sum(steps[1:], steps[0]) / len(steps)
     if kind == "last":
@@ -32,7 +32,7 @@ def gradients(outputs, inputs):
 
 
 def draw(seed, *shape):
-    """Return whole numbers, full of equal maxima."""
+    """Return random integers with many equal maxima."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-2, 3, shape, generator=generator).double()
 
@@ -84,15 +84,15 @@ def test_a_ring_holds_the_present_chunks(kind, seed, steps, cut, in_place):
             store[b, slot, offset] = x[b, t]
             table[b, slot] = summary(present, kind)
             clock[b] += 1
-    found: Any = (contents.clone(), summaries.clone(), torch.zeros(2, dtype=torch.long))
+    result: Any = (contents.clone(), summaries.clone(), torch.zeros(2, dtype=torch.long))
     for first in range(0, steps, cut):
         piece = slice(first, first + cut)
-        given_ = found
-        found = write_steps(
-            *given_[:2], x[:, piece], given_[2], start[:, piece], kind=kind, in_place=in_place
+        previous = result
+        result = write_steps(
+            *previous[:2], x[:, piece], previous[2], start[:, piece], kind=kind, in_place=in_place
         )
-        assert (found[0] is given_[0]) is in_place
-    for value, right in zip(found, (store, table, clock), strict=True):
+        assert (result[0] is previous[0]) is in_place
+    for value, right in zip(result, (store, table, clock), strict=True):
         torch.testing.assert_close(value, right)
 
 
@@ -110,17 +110,17 @@ def test_writing_is_differentiable(kind):
     )
 
 
-def test_mistakes_are_named_and_both_say_that_they_go():
+def test_mistakes_are_named_and_both_functions_warn_of_their_removal():
     contents, x, time = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 4), torch.zeros(1, dtype=torch.long)
     with pytest.raises(ValueError, match="kind='sum'"):
         chunk_summary(contents, kind="sum")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="contents have shape"):
         chunk_summary(contents[0])
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         write_steps(contents, contents[:, :, 0], x[..., :3], time)
     with pytest.raises(ValueError, match="would lose a gradient"):
         write_steps(contents, contents[:, :, 0], x.requires_grad_(), time, in_place=True)
     with pytest.warns(DeprecationWarning, match=r"contents\.mean"):
         chunk_summary(contents)
-    with pytest.warns(DeprecationWarning, match="write_steps goes"):
+    with pytest.warns(DeprecationWarning, match="write_steps is deprecated"):
         write_steps(contents, contents[:, :, 0], x.detach(), time)

@@ -1,4 +1,4 @@
-"""A model small enough for laws."""
+"""Fixtures of the memory tests: a tiny Llama and checks of steppers."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ pytest.importorskip("transformers")
 
 @pytest.fixture
 def tiny_llama():
-    """Return a random Llama: `tiny_llama(dtype=torch.float64)`."""
+    """Return a factory of random tiny Llamas: `tiny_llama(dtype=torch.float64)`."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     def build(dtype=torch.float32, seed=0, **fields):
@@ -34,7 +34,7 @@ def tiny_llama():
 
 @pytest.fixture
 def check_stepper():
-    """Hold a memory's stepper, made anew now and then, to its steps: `check_stepper(module, x)`."""
+    """Return a check of a memory's stepper against its steps: `check_stepper(module, x)`."""
 
     @torch.no_grad()
     def check(module, x):
@@ -53,7 +53,7 @@ def check_stepper():
 
 @pytest.fixture
 def check_forgets():
-    """Let rows begin anew after nan: they go on as rows that never met any, `check_forgets(module)`."""
+    """Return a check that a reset removes all effects of NaN inputs: `check_forgets(module)`."""
 
     def check(module, harm_from=5):
         x = torch.randn(2, 30, module.dim)
@@ -61,10 +61,10 @@ def check_forgets():
         for t in range(12):
             rows.step(torch.full((2, module.dim), float("nan")) if t >= harm_from else x[:, t])
         fresh = module.stepper(module.initial_state(2))
-        born = torch.ones(2, dtype=torch.bool)
+        all_rows = torch.ones(2, dtype=torch.bool)
         for t in range(30):
-            found = rows.step(x[:, t], born if t == 0 else None)
-            torch.testing.assert_close(found, fresh.step(x[:, t]))
+            actual = rows.step(x[:, t], all_rows if t == 0 else None)
+            torch.testing.assert_close(actual, fresh.step(x[:, t]))
         for key, value in fresh.state().items():
             torch.testing.assert_close(rows.state()[key], value)
 

@@ -1,4 +1,4 @@
-"""Memories beside oracles: slow ones of one row that a test writes down a step at a time."""
+"""Comparison of memories with oracles: slow reference implementations of one row and one step."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def beside_oracles(
     start_rate: float,
     tolerance: float,
 ) -> tuple[State, list[Any]]:
-    """Hold two rows of random inputs, cut into segments, to an oracle each; return the state and the oracles.
+    """Compare two rows of random inputs, cut into segments, with an oracle each; return state and oracles.
 
     Args:
         module: The memory, in float64.
-        oracle_of: Makes an oracle, which has `step(x)` and `restart()`.
-        time: Steps.
-        cuts: Where segments end, as far as that is within them.
-        start_rate: How often an episode begins.
-        tolerance: Of outputs, relative and absolute.
+        oracle_of: Function that returns an oracle, which has `step(x)` and `restart()`.
+        time: Number of steps.
+        cuts: Steps at which segments end; those beyond `time` are ignored.
+        start_rate: Probability that an episode starts at a step.
+        tolerance: Relative and absolute tolerance of outputs.
     """
     x = torch.randn(2, time, module.dim, dtype=torch.float64)
     start = torch.rand(2, time) < start_rate

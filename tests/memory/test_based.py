@@ -1,4 +1,4 @@
-"""What a stack of linear attention and a window reaches, and that it is a memory of its own name."""
+"""Context of a stack of linear attention and a window, and its registration."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ def test_its_config_is_its_own_and_its_parts_are_a_stack_without_norms_between()
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "message"),
     [
         ({"feature_width": 0}, "feature_width=0: must be at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
@@ -47,6 +47,6 @@ def test_its_config_is_its_own_and_its_parts_are_a_stack_without_norms_between()
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
+def test_sizes_that_cannot_work_are_named(wrong, message):
+    with pytest.raises(ValueError, match=message):
         BasedConfig(16, **wrong)

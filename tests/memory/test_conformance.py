@@ -38,7 +38,8 @@ SIZES = {
         {"chunk_size": 4, "num_chunks": 3, "top_k": 9, "num_layers": 2},
         {"chunk_size": 7, "num_chunks": 2, "top_k": 2, "window": 11, "stop_memory_gradient": False},
         {"dim": 8, "chunk_size": 5, "num_chunks": 4, "top_k": 2, "num_layers": 2},
-        # All are read: a choice that autocast's rounding turns is all that a bottleneck passes on.
+        # All chunks are read: rounding under autocast could change the selection, the bottleneck's only
+        # output.
         {"dim": 8, "chunk_size": 2, "num_chunks": 3, "top_k": 3, "num_layers": 2, "bottleneck": True},
     ],
     "landmark": [
@@ -103,47 +104,47 @@ SIZES = {
 }
 
 
-def told(fields):
+def format_fields(fields):
     parts = fields.get("parts", ())
     plain = {k: v for k, v in fields.items() if k != "parts"}
     return "-".join([*map(memory.name_of, parts), *(f"{k}{v}" for k, v in plain.items())]) or "default"
 
 
 CASES = [
-    pytest.param(name, fields, id=f"{name}-{told(fields)}")
+    pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
     for name in memory.list_memories()
     for fields in [{}, {"dim": 22}, *SIZES.get(name, [])]
 ]
 
 
 @pytest.mark.parametrize("name", [name for name in memory.list_memories() if name != "none"])
-def test_gradients_may_be_asked_for_under_autocast(name):
+def test_gradients_may_be_computed_under_autocast(name):
     module = memory.make(name, dim=16)
-    x, found = torch.randn(2, 40, 16), {}
+    x, gradients = torch.randn(2, 40, 16), {}
     for inside in (False, True):
-        given = x.clone().requires_grad_()
+        inputs = x.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            y, _ = module(given, module.initial_state(2))
+            y, _ = module(inputs, module.initial_state(2))
             loss = y.square().sum()
             if inside:
                 loss.backward()
         if not inside:
             loss.backward()
-        found[inside] = given.grad
-    # What is not ours, torch takes in bfloat16 there.
-    assert (found[True] - found[False]).norm() < 5e-2 * found[False].norm()
+        gradients[inside] = inputs.grad
+    # torch's own layers compute in bfloat16 there.
+    assert (gradients[True] - gradients[False]).norm() < 5e-2 * gradients[False].norm()
 
 
 BUT_COMPILATION = (1, 2, 3, 4, 5, 6, 7, 9)
 
 
 def is_small(name, fields):
-    """Return whether chunks and windows are short, so that borders are many."""
+    """Check that chunks and windows are small, so that a sequence has many boundaries."""
     return fields in SIZES.get(name, [])
 
 
 def is_first(name, fields):
-    """Return whether these are the default sizes or the first of the small ones."""
+    """Check that these are the default sizes or the first of the small ones."""
     return not fields or fields in SIZES.get(name, [])[:1]
 
 
@@ -153,7 +154,7 @@ def check_laws(name, fields, seed, dtypes, autocast):
     steps = 24 if is_small(name, fields) and fields.get("num_sinks") != 70 else None
     laws = BUT_COMPILATION
     exempt = memory.check_memory(module, laws=laws, dtypes=dtypes, steps=steps, autocast=autocast, seed=seed)
-    assert any("retrieves nothing" in line for line in exempt) is not module.retrieves
+    assert any("does not retrieve" in line for line in exempt) is not module.retrieves
     assert any("law 9" in line for line in exempt) is bool(module.no_gradient)
 
 
@@ -175,8 +176,8 @@ def test_laws_without_compilation(name, fields):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "fields"), [case for case in CASES if case.values[1]])
-def test_laws_hold_for_what_is_drawn_anew_too(name, fields):
-    """Where borders are many, other starts; of all that is not the default, in the other dtype, too."""
+def test_laws_hold_for_other_random_data(name, fields):
+    """Test small sizes with other starts, and all sizes but the default ones also in the other dtype."""
     small = is_small(name, fields)
     dtypes = (torch.float32, torch.float64) if small else (torch.float32,)
     check_laws(name, fields, 1, dtypes, not small and name not in SIZES)
@@ -196,14 +197,14 @@ TRACED_SMALL = {"gtrxl": {"num_layers": 1}, "sink": {"num_layers": 1}, "stack": 
 
 @pytest.mark.parametrize("name", memory.list_memories())
 def test_one_step_compiles_and_exports(name):
-    # Traced alone, which is half of the time; the slow suite generates machine code of what is traced.
+    # Only traced, which takes half of the time; the slow suite also generates machine code.
     module = memory.make(name, **({"dim": 16} | TRACED_SMALL.get(name, {})))
     memory.check_memory(module, laws=(8,), compile_backend="eager")
 
 
 # Of the default sizes and of more stacks: tracing them is part of it.
 TRACED = [
-    pytest.param(name, fields, id=f"{name}-{told(fields)}")
+    pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
     for name in memory.list_memories()
     for fields in [{}, *(SIZES["stack"] if name == "stack" else [])]
 ]
@@ -243,7 +244,7 @@ def test_state_dict_round_trip_and_double(name):
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
-def test_shapes_that_do_not_fit_are_named(name):
+def test_wrong_shapes_are_named(name):
     module = memory.make(name, dim=8)
     with pytest.raises(ValueError, match=r"expected \[batch, time, 8\]"):
         module(torch.zeros(2, 3, 10), module.initial_state(2))
@@ -259,7 +260,7 @@ def test_shapes_that_do_not_fit_are_named(name):
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
-def test_what_is_huge_is_met_as_single_steps_meet_it(name):
+def test_huge_values_have_the_effect_that_they_have_in_single_steps(name):
     torch.manual_seed(0)
     module = memory.make(name, dim=16)
     x = torch.randn(3, 40, 16)
@@ -276,9 +277,9 @@ def test_what_is_huge_is_met_as_single_steps_meet_it(name):
         torch.testing.assert_close(y[:1], torch.cat(steps, dim=1), equal_nan=True, atol=1e-5, rtol=1e-5)
         for key, value in state.items():
             torch.testing.assert_close(after[key][:1], value, atol=1e-5, rtol=1e-5)
-        undisturbed, _ = module(calm, module.initial_state(3), start)
-    torch.testing.assert_close(y[:2, 20:], undisturbed[:2, 20:], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(y[2], undisturbed[2], atol=1e-5, rtol=1e-5)
+        expected, _ = module(calm, module.initial_state(3), start)
+    torch.testing.assert_close(y[:2, 20:], expected[:2, 20:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(y[2], expected[2], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "fields"), CASES)
@@ -305,10 +306,10 @@ def test_a_start_that_is_not_bool_is_refused(name, dtype):
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
-def test_what_is_no_state_no_float_and_no_tensor_is_named(name):
+def test_wrong_types_of_state_input_and_start_are_named(name):
     module = memory.make(name, dim=8)
     x, state = torch.zeros(2, 3, 8), module.initial_state(2)
-    with pytest.raises(TypeError, match=r"state=None; expected a dict, as initial_state\(2\) begins"):
+    with pytest.raises(TypeError, match=r"state=None; expected a dict such as initial_state\(2\)"):
         module(x, None)
     with pytest.raises(ValueError, match=r"x has dtype torch\.int64; .*pass x\.float\(\)"):
         module(x.long(), state)
@@ -341,7 +342,7 @@ class RunningMaxConfig(memory.MemoryConfig):
 
 
 class RunningMax(memory.Memory):
-    """Newborn at -inf, and written as a user would: `initial_state` and `step`, nothing more."""
+    """Minimal user-defined memory with `initial_state` and `step` alone; its state starts at -inf."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -356,6 +357,6 @@ class RunningMax(memory.Memory):
         return largest.to(x.dtype), {"largest": largest}
 
 
-def test_a_memory_of_one_step_is_a_whole_memory_even_if_born_infinite():
+def test_a_memory_with_only_a_step_obeys_the_laws_even_if_its_state_starts_infinite():
     torch.manual_seed(0)  # some weights leave every maximum as it was after the one step that law 9 takes
     memory.check_memory(RunningMaxConfig(dim=8).build())

@@ -52,17 +52,17 @@ def torch_layer_on_every_piece(
     outputs, afters = [], []
     for b in range(x.shape[0]):
         cuts = [0, *[t for t in range(1, x.shape[1]) if start[b, t]], x.shape[1]]
-        carried = [value[None, b : b + 1] for value in state.values()]
+        current_state = [value[None, b : b + 1] for value in state.values()]
         pieces = []
         for begin, end in pairwise(cuts):
             if start[b, begin]:
-                carried = [torch.zeros_like(value) for value in carried]
-            hidden = tuple(carried) if len(carried) > 1 else carried[0]
+                current_state = [torch.zeros_like(value) for value in current_state]
+            hidden = tuple(current_state) if len(current_state) > 1 else current_state[0]
             y, hidden = torch.func.functional_call(layer, weights, (x[b : b + 1, begin:end], hidden))
-            carried = list(hidden) if isinstance(hidden, tuple) else [hidden]
+            current_state = list(hidden) if isinstance(hidden, tuple) else [hidden]
             pieces.append(y)
         outputs.append(torch.cat(pieces, dim=1))
-        afters.append(carried)
+        afters.append(current_state)
     after = {name: torch.cat(parts, dim=1)[0] for name, *parts in zip(state, *afters, strict=True)}
     return torch.cat(outputs), after
 
@@ -87,12 +87,12 @@ def test_any_cut_gives_the_same_outputs_state_and_gradients(config_class, cuts, 
     x, state, start = random_case(memory, rate, seed)
     whole = gradients(memory, x, state, *memory(x, state, start))
     borders = [0, *sorted(cuts), TIME]
-    outputs, carried = [], state
+    outputs, current_state = [], state
     for begin, end in pairwise(borders):
-        y, carried = memory(x[:, begin:end], carried, start[:, begin:end])
+        y, current_state = memory(x[:, begin:end], current_state, start[:, begin:end])
         outputs.append(y)
-    pieced = gradients(memory, x, state, torch.cat(outputs, dim=1), carried)
-    torch.testing.assert_close(pieced, whole, atol=1e-9, rtol=1e-9)
+    by_pieces = gradients(memory, x, state, torch.cat(outputs, dim=1), current_state)
+    torch.testing.assert_close(by_pieces, whole, atol=1e-9, rtol=1e-9)
 
 
 @both
@@ -102,8 +102,8 @@ def test_float32_segment_agrees_with_steps(config_class):
     x = x.detach().float()
     with torch.no_grad():
         y, after = memory(x, state, start)
-        stepped, stepped_after = Memory.segment(memory, x, state, start)
-    torch.testing.assert_close(y, stepped, atol=1e-5, rtol=1e-5)
+        by_steps, stepped_after = Memory.segment(memory, x, state, start)
+    torch.testing.assert_close(y, by_steps, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(after, stepped_after, atol=1e-5, rtol=1e-5)
 
 
@@ -121,23 +121,23 @@ def test_nothing_crosses_a_start(config_class, dtype, weight_scale):
     start[0, 7] = start[1, 7] = start[1, 8] = start[2, TIME - 1] = True
     newest = [7, 8, TIME - 1]
     y, after = memory(x, state, start)
-    for row, born in enumerate(newest):
-        kept = y[row, born:].float().square().sum() + sum(
+    for row, first in enumerate(newest):
+        loss = y[row, first:].float().square().sum() + sum(
             value[row].square().sum() for value in after.values()
         )
-        grads = torch.autograd.grad(kept, [x, *state.values()], retain_graph=True)
+        grads = torch.autograd.grad(loss, [x, *state.values()], retain_graph=True)
         # Weights this large saturate every gate, and then nothing need reach the inputs.
-        assert weight_scale > 1 or grads[0][row, born:].any()
-        assert not grads[0][row, :born].any()
+        assert weight_scale > 1 or grads[0][row, first:].any()
+        assert not grads[0][row, :first].any()
         assert not any(grad.any() for grad in grads[1:])
 
-    changed = x.detach().clone()
-    for row, born in enumerate(newest):
-        changed[row, :born] = 100.0
+    other_x = x.detach().clone()
+    for row, first in enumerate(newest):
+        other_x[row, :first] = 100.0
     other = {name: value.detach() * -3 + 1 for name, value in state.items()}
-    other_y, other_after = memory(changed, other, start)
-    for row, born in enumerate(newest):
-        assert torch.equal(other_y[row, born:], y[row, born:])
+    other_y, other_after = memory(other_x, other, start)
+    for row, first in enumerate(newest):
+        assert torch.equal(other_y[row, first:], y[row, first:])
         assert all(torch.equal(other_after[name][row], after[name][row]) for name in after)
 
 
@@ -164,11 +164,11 @@ def test_bfloat16_keeps_a_float32_state_and_finite_gradients(config_class):
         x, _, start = random_case(memory, rate)
         x = x.detach().bfloat16().requires_grad_()
         y, after = memory(x, memory.initial_state(BATCH), start)
-        stepped, _ = memory(x[:, :1], memory.initial_state(BATCH), start[:, :1])
-        assert y.dtype == stepped.dtype == torch.bfloat16
+        by_steps, _ = memory(x[:, :1], memory.initial_state(BATCH), start[:, :1])
+        assert y.dtype == by_steps.dtype == torch.bfloat16
         assert {value.dtype for value in after.values()} == {torch.float32}
         memory.zero_grad()
-        (y.float().sum() + stepped.float().sum()).backward()
+        (y.float().sum() + by_steps.float().sum()).backward()
         for tensor in (x, *memory.parameters()):
             assert tensor.grad is not None
             assert tensor.grad.isfinite().all()
@@ -185,9 +185,9 @@ def test_step_compiles_and_exports_with_dynamic_batch(config_class):
     fewer = (x[:2], {name: value[:2] for name, value in state.items()}, start[:2, :1])
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0: batch}, {name: {0: batch} for name in state}, {0: batch})
-    exported = torch.export.export(memory, args, dynamic_shapes=shapes).module()
+    exported_step = torch.export.export(memory, args, dynamic_shapes=shapes).module()
     torch.compiler.reset()  # dynamo counts recompilations of shared code over a whole process
-    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled_step = torch.compile(memory, fullgraph=True, backend="aot_eager", dynamic=True)
     for case in (args, fewer):
-        torch.testing.assert_close(exported(*case), memory(*case), atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(compiled(*case), memory(*case), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(exported_step(*case), memory(*case), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(compiled_step(*case), memory(*case), atol=1e-6, rtol=1e-6)

@@ -19,15 +19,15 @@ def build(dtype: torch.dtype = torch.float64, **fields) -> GTrXL:
 
 
 def random_case(memory: GTrXL, rate: float, seed: int = 0) -> tuple[Tensor, State, Tensor]:
-    """Inputs, the state of rows that are some steps old, and starts."""
+    """Return inputs, the state of rows of different ages, and starts."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(BATCH, TIME, memory.dim, dtype=torch.float64, generator=generator)
     earlier = torch.randn(BATCH, 7, memory.dim, dtype=torch.float64, generator=generator)
-    birth = torch.zeros(BATCH, 7, dtype=torch.bool)
-    birth[1, 4] = birth[2, 6] = True
+    starts = torch.zeros(BATCH, 7, dtype=torch.bool)
+    starts[1, 4] = starts[2, 6] = True
     dtype = next(memory.parameters()).dtype
     with torch.no_grad():
-        _, state = memory(earlier.to(dtype), memory.initial_state(BATCH), birth)
+        _, state = memory(earlier.to(dtype), memory.initial_state(BATCH), starts)
     state["recent"].requires_grad_()
     return x.to(dtype).requires_grad_(), state, torch.rand(BATCH, TIME, generator=generator) < rate
 
@@ -47,12 +47,12 @@ def test_any_cut_gives_the_same_outputs_state_and_gradients(cuts, rate, seed):
     x, state, start = random_case(memory, rate, seed)
     whole = gradients(memory, x, state, *memory(x, state, start))
     borders = [0, *sorted(cuts), TIME]
-    outputs, carried = [], state
+    outputs, current_state = [], state
     for begin, end in pairwise(borders):
-        y, carried = memory(x[:, begin:end], carried, start[:, begin:end])
+        y, current_state = memory(x[:, begin:end], current_state, start[:, begin:end])
         outputs.append(y)
-    pieced = gradients(memory, x, state, torch.cat(outputs, dim=1), carried)
-    torch.testing.assert_close(pieced, whole, atol=1e-10, rtol=1e-10)
+    by_pieces = gradients(memory, x, state, torch.cat(outputs, dim=1), current_state)
+    torch.testing.assert_close(by_pieces, whole, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("dim", [8, 10, 14, 22])
@@ -61,23 +61,23 @@ def test_float32_segment_agrees_with_steps_at_any_even_width(dim):
     x, state, start = random_case(memory, 0.1)
     with torch.no_grad():
         y, after = memory(x, state, start)
-        stepped, carried = [], state
+        by_steps, current_state = [], state
         for t in range(TIME):
-            step, carried = memory(x[:, t : t + 1], carried, start[:, t : t + 1])
-            stepped.append(step)
-    torch.testing.assert_close(y, torch.cat(stepped, dim=1), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(after, carried, atol=1e-5, rtol=1e-5)
+            step, current_state = memory(x[:, t : t + 1], current_state, start[:, t : t + 1])
+            by_steps.append(step)
+    torch.testing.assert_close(y, torch.cat(by_steps, dim=1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after, current_state, atol=1e-5, rtol=1e-5)
 
 
-def test_a_start_is_a_birth():
+def test_a_start_resets():
     memory = build()
     x, state, start = random_case(memory, 0.0)
     start[:, 21] = True
     y, after = memory(x, state, start)
     fresh_y, fresh_after = memory(x[:, 21:], memory.initial_state(BATCH))
     torch.testing.assert_close((y[:, 21:], after), (fresh_y, fresh_after), atol=1e-12, rtol=0)
-    kept = y[:, 21:].square().sum() + after["recent"].sum()
-    to_x, to_recent = torch.autograd.grad(kept, [x, state["recent"]])
+    loss = y[:, 21:].square().sum() + after["recent"].sum()
+    to_x, to_recent = torch.autograd.grad(loss, [x, state["recent"]])
     assert not to_x[:, :21].any()
     assert not to_recent.any()
 
@@ -87,8 +87,8 @@ def test_layers_reach_back_exactly_their_windows_together():
     x, state, start = random_case(memory, 0.0)
     y, _ = memory(x, state, start)
     (to_x,) = torch.autograd.grad(y[:, 30].sum(), [x])
-    touched = to_x.abs().sum(dim=(0, 2)) > 0
-    assert touched.nonzero().flatten().tolist() == list(range(30 - 2 * 4, 31))
+    has_gradient = to_x.abs().sum(dim=(0, 2)) > 0
+    assert has_gradient.nonzero().flatten().tolist() == list(range(30 - 2 * 4, 31))
 
 
 def test_gate_is_the_papers_formula():
@@ -103,10 +103,10 @@ def test_gate_is_the_papers_formula():
     torch.testing.assert_close(gate(x, y), (1 - opening) * x + opening * candidate, atol=1e-12, rtol=0)
 
 
-def test_gates_are_born_nearly_shut_so_that_a_new_memory_is_nearly_the_identity():
-    shut = build(gate_bias=50.0)
-    x, state, start = random_case(shut, 0.1)
-    torch.testing.assert_close(shut(x, state, start)[0], x, atol=1e-12, rtol=0)
+def test_gates_start_nearly_closed_so_that_a_new_memory_is_nearly_the_identity():
+    identity = build(gate_bias=50.0)
+    x, state, start = random_case(identity, 0.1)
+    torch.testing.assert_close(identity(x, state, start)[0], x, atol=1e-12, rtol=0)
 
     default = build()
     biases = [parameter for name, parameter in default.named_parameters() if name.endswith("gate.bias")]
@@ -116,11 +116,11 @@ def test_gates_are_born_nearly_shut_so_that_a_new_memory_is_nearly_the_identity(
     gate = Gate(6, 2.0)
     for layer in (gate.update, gate.stream, gate.reset_stream):
         torch.nn.init.zeros_(layer.weight)
-    kept = 1 / (1 + math.exp(-2))
-    torch.testing.assert_close(gate(torch.ones(6), torch.ones(6)), torch.full((6,), kept))
+    loss = 1 / (1 + math.exp(-2))
+    torch.testing.assert_close(gate(torch.ones(6), torch.ones(6)), torch.full((6,), loss))
 
 
-def test_state_is_as_large_as_it_says():
+def test_state_bytes_is_the_size_of_the_state():
     memory = build(torch.float32, num_layers=3, window=7)
     assert memory.state_bytes(2) == 2 * (3 * 7 * 12 * 4 + 8)
 
@@ -129,10 +129,10 @@ def test_bfloat16_keeps_a_float32_state_and_finite_gradients():
     memory = build(torch.bfloat16)
     x, state, start = random_case(memory, 0.1)
     y, after = memory(x, state, start)
-    stepped, _ = memory(x[:, :1], state, start[:, :1])
-    assert y.dtype == stepped.dtype == torch.bfloat16
+    by_steps, _ = memory(x[:, :1], state, start[:, :1])
+    assert y.dtype == by_steps.dtype == torch.bfloat16
     assert after["recent"].dtype == torch.float32
-    (y.float().sum() + stepped.float().sum()).backward()
+    (y.float().sum() + by_steps.float().sum()).backward()
     for name, tensor in (("x", x), *memory.named_parameters()):
         assert tensor.grad is not None, name
         assert tensor.grad.isfinite().all(), name
@@ -148,12 +148,12 @@ def test_step_compiles_and_exports_with_dynamic_batch():
     fewer = (args[0][:2], {name: value[:2] for name, value in state.items()}, args[2][:2])
     batch = torch.export.Dim("batch", min=1)
     shapes = ({0: batch}, {name: {0: batch} for name in state}, {0: batch})
-    exported = torch.export.export(memory, args, dynamic_shapes=shapes).module()
+    exported_step = torch.export.export(memory, args, dynamic_shapes=shapes).module()
     torch.compiler.reset()  # dynamo counts recompilations of shared code over a whole process
-    compiled = torch.compile(memory, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled_step = torch.compile(memory, fullgraph=True, backend="aot_eager", dynamic=True)
     for case in (args, fewer):
-        torch.testing.assert_close(exported(*case), memory(*case), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(compiled(*case), memory(*case), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(exported_step(*case), memory(*case), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(compiled_step(*case), memory(*case), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from .oracles import beside_oracles
 
 
 class Oracle:
-    """One row, one step at a time: Python lists of chunks, no masks, no batching."""
+    """Reference for one row, one step at a time, with Python lists of chunks, without masks or batching."""
 
     def __init__(self, module):
         self.module, self.config = module, module.config
@@ -28,38 +28,40 @@ class Oracle:
 
     def step(self, x):
         for layer, block in enumerate(self.module.blocks):
-            normed = block.local_norm(x)
-            x = x + self.local(block, normed, self.past[layer][-self.module.window :])
+            normalized = block.local_norm(x)
+            x = x + self.local(block, normalized, self.past[layer][-self.module.window :])
             read = self.read(block, block.read_norm(x), self.chunks[layer])
             x = read if self.config.bottleneck else x + read
             x = x + block.feed_forward(x)
-            self.past[layer].append(normed)
+            self.past[layer].append(normalized)
             if len(self.past[layer]) % self.config.chunk_size == 0:
                 chunk = torch.stack(self.past[layer][-self.config.chunk_size :])
                 self.chunks[layer] = [*self.chunks[layer], chunk][-self.config.num_chunks :]
         return x
 
     @staticmethod
-    def local(block, normed, past):
+    def local(block, normalized, past):
         attention = block.local
         heads = attention.num_heads
-        seen = [*past, normed]
-        distances = sinusoids(torch.arange(len(seen)), len(normed)).float().to(normed)
-        head_dim = len(normed) // heads
+        visible = [*past, normalized]
+        distances = sinusoids(torch.arange(len(visible)), len(normalized)).float().to(normalized)
+        head_dim = len(normalized) // heads
         reads = []
         for h in range(heads):
             part = slice(h * head_dim, (h + 1) * head_dim)
-            query = attention.query(normed)[part]
+            query = attention.query(normalized)[part]
             logits = torch.stack(
                 [
                     (query + attention.content_bias[h]) @ attention.key(item)[part]
                     + (query + attention.position_bias[h])
-                    @ attention.position(distances[len(seen) - 1 - i])[part]
-                    for i, item in enumerate(seen)
+                    @ attention.position(distances[len(visible) - 1 - i])[part]
+                    for i, item in enumerate(visible)
                 ]
             )
             weights = torch.softmax(logits / math.sqrt(head_dim), dim=0)
-            reads.append(sum(w * attention.value(item)[part] for w, item in zip(weights, seen, strict=True)))
+            reads.append(
+                sum(w * attention.value(item)[part] for w, item in zip(weights, visible, strict=True))
+            )
         return attention.output(torch.cat(reads))
 
     @staticmethod
@@ -116,14 +118,14 @@ def test_any_cut_any_start_any_eviction_equals_the_oracle(
     state, oracles = beside_oracles(module, lambda: Oracle(module), time, cuts, start_rate, 1e-9)
     for row, oracle in enumerate(oracles):
         for layer, chunks in enumerate(oracle.chunks):
-            stored = state[f"contents_{layer}"][row]
+            contents = state[f"contents_{layer}"][row]
             empty = num_chunks - len(chunks)
-            assert (stored[:empty] == 0).all()
+            assert (contents[:empty] == 0).all()
             for slot, chunk in enumerate(chunks):
-                torch.testing.assert_close(stored[empty + slot], chunk, rtol=1e-9, atol=1e-9)
+                torch.testing.assert_close(contents[empty + slot], chunk, rtol=1e-9, atol=1e-9)
 
 
-def test_what_lies_in_unwritten_slots_has_no_effect_on_a_segment():
+def test_unwritten_slots_have_no_effect_on_a_segment():
     torch.manual_seed(3)
     module = HCAMConfig(dim=8, chunk_size=4, num_chunks=5).build()
     x, age = torch.randn(3, 30, 8), torch.tensor([0, 6, 17])
@@ -131,7 +133,7 @@ def test_what_lies_in_unwritten_slots_has_no_effect_on_a_segment():
     start[torch.arange(3), 20 - age.clamp(min=1)] = True
     _, state = module(torch.randn(3, 20, 8), module.initial_state(3), start)
     state["time"] = age
-    clean = module._blanked(state)
+    clean = module._zero_unwritten(state)
     whole = module(x, clean)
     for junk in (3.0, 1e20, math.inf, math.nan):
         dirty = {
@@ -152,10 +154,10 @@ def test_stored_contents_stop_gradients_unless_asked():
         y, _ = module(x, module.initial_state(1))
         y[0, -1].sum().backward()
         assert x.grad is not None
-        # The local window reaches two steps back; anything further came through the store.
-        reached = x.grad[0].abs().sum(dim=-1) > 0
-        assert reached[-3:].all()
-        assert reached[:8].any().item() is not stop
+        # The local window reaches two steps back; earlier steps are read from the store.
+        has_gradient = x.grad[0].abs().sum(dim=-1) > 0
+        assert has_gradient[-3:].all()
+        assert has_gradient[:8].any().item() is not stop
 
 
 def test_a_bottleneck_passes_on_the_chosen_chunks_alone():
@@ -163,32 +165,34 @@ def test_a_bottleneck_passes_on_the_chosen_chunks_alone():
     sizes = {"chunk_size": 3, "num_chunks": 6, "top_k": 2, "stop_memory_gradient": False}
     module = HCAMConfig(dim=8, bottleneck=True, **sizes).build()
     _, state = module(torch.randn(1, 18, 8), module.initial_state(1))
-    asked = torch.randn(1, 8)
-    told = module.recalled(asked, state).reads["chunks, layer 0"].weights.view(6, 3).sum(1) > 0
-    assert told.sum() == 2
+    query = torch.randn(1, 8)
+    is_read = module.recall(query, state).reads["chunks, layer 0"].weights.view(6, 3).sum(1) > 0
+    assert is_read.sum() == 2
     state["contents_0"].requires_grad_()
-    y, _ = module.step(asked, state)
-    (felt,) = torch.autograd.grad(y.square().sum(), state["contents_0"])
-    assert torch.equal(felt[0].abs().sum((1, 2)) > 0, told)
-    # What the window holds and what is seen ask, and say nothing themselves.
-    nothing = module.step(asked, module.initial_state(1))[0]
-    assert torch.equal(nothing, module.step(-3 * asked, module.initial_state(1))[0])
-    # With all chunks chosen it is attention over everything that was stored.
+    y, _ = module.step(query, state)
+    (gradient,) = torch.autograd.grad(y.square().sum(), state["contents_0"])
+    assert torch.equal(gradient[0].abs().sum((1, 2)) > 0, is_read)
+    # Window and input form the query, but are not passed on themselves.
+    no_read = module.step(query, module.initial_state(1))[0]
+    assert torch.equal(no_read, module.step(-3 * query, module.initial_state(1))[0])
+    # With all chunks selected it is attention over all stored steps.
     whole = HCAMConfig(dim=8, chunk_size=1, num_chunks=9, top_k=9, bottleneck=True).build()
     x = torch.randn(1, 9, 8)
     y, state = whole(x, whole.initial_state(1))
     block = whole._layers[0]
-    asking = block.read_norm(
+    normalized_query = block.read_norm(
         x[:, -1]
         + block.local.step(block.local_norm(x[:, -1]), block.local_norm(x[:, -2:-1]), torch.tensor([8]))
     )
-    stored = block.local_norm(x[0, :-1])
-    weights = torch.softmax(block.summary_key(stored) @ block.summary_query(asking)[0] / 8**0.5, dim=0)
-    read = block.out(weights @ block.value(stored + block.positions))
+    contents = block.local_norm(x[0, :-1])
+    weights = torch.softmax(
+        block.summary_key(contents) @ block.summary_query(normalized_query)[0] / 8**0.5, dim=0
+    )
+    read = block.out(weights @ block.value(contents + block.positions))
     torch.testing.assert_close(y[0, -1], read + block.feed_forward(read))
 
 
-def test_read_is_silent_until_a_chunk_is_complete_and_speaks_after():
+def test_read_is_zero_until_a_chunk_is_complete():
     module = HCAMConfig(dim=8, chunk_size=4).build()
     x = torch.randn(2, 4, 8)
     _, state = module(x[:, :3], module.initial_state(2))
@@ -206,7 +210,7 @@ def test_read_is_silent_until_a_chunk_is_complete_and_speaks_after():
         ({"num_layers": 0}, "num_layers=0"),
         ({"num_heads": 3}, "num_heads=3"),
         ({"chunk_size": 8, "window": 7}, "window=7 is shorter than chunk_size=8"),
-        ({"chunk_size": 1, "top_k": 1, "bottleneck": True}, "one step is read whatever is asked"),
+        ({"chunk_size": 1, "top_k": 1, "bottleneck": True}, "every query would read the same step"),
     ],
 )
 def test_impossible_sizes_are_named(fields, message):

@@ -1,11 +1,11 @@
-"""Memories by name: what is known comes back, and what is not is answered with the choices."""
+"""Registry of memories: names round-trip, and errors list the choices."""
 
 import dataclasses
 
 import pytest
 
 from scrubjay import memory
-from scrubjay.memory.named import Registry
+from scrubjay.memory.config_registry import Registry
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
@@ -21,24 +21,24 @@ def test_unknown_names_and_fields_come_with_the_choices():
         memory.make("hcma", dim=8)
     with pytest.raises(ValueError, match=r"'gru' has no field chunk_size; its fields are dim"):
         memory.make("gru", dim=8, chunk_size=4)
-    with pytest.raises(ValueError, match="'gru' has dim='8': must be a whole number"):
+    with pytest.raises(ValueError, match="'gru' has dim='8': must be an integer"):
         memory.make("gru", dim="8")
     with pytest.raises(ValueError, match="already registered"):
         memory.register("gru", type(memory.make_config("gru")))
 
 
-def test_what_is_no_config_class_is_refused_when_it_is_registered():
+def test_registering_another_object_than_a_config_class_is_refused():
     class Module(memory.Memory):
         pass
 
-    class Undecorated(memory.MemoryConfig):
+    class PlainConfig(memory.MemoryConfig):
         decay: float = 0.9
 
     for what in (Module, memory.make_config("gru"), 3):
-        with pytest.raises(TypeError, match=r"memory 'leaky': .* is no config class, a frozen dataclass"):
+        with pytest.raises(TypeError, match=r"memory 'leaky': .* is not a frozen dataclass"):
             memory.register("leaky", what)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match=r"Undecorated has fields .*@dataclass\(frozen=True\)"):
-        memory.register("leaky", Undecorated)
+    with pytest.raises(TypeError, match=r"PlainConfig has fields .*@dataclass\(frozen=True\)"):
+        memory.register("leaky", PlainConfig)
     assert "leaky" not in memory.list_memories()
 
 

@@ -1,4 +1,4 @@
-"""Sequence models: the memories' laws with tokens for inputs, generation, equal sizes, to disk and back."""
+"""Sequence models: the contract with tokens as inputs, generation, parameter counts, saving and loading."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def draw(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("memory", "sinks"), [*((name, 0) for name in list_memories()), ("gru", 2), ("sink", 1), ("hcam", 5)]
 )
-def test_any_cut_gives_the_same_and_start_is_birth(memory, sinks):
+def test_any_cut_gives_the_same_and_start_resets(memory, sinks):
     model, tokens = make(memory, sinks), draw(3, 30)
     start = torch.zeros(3, 30, dtype=torch.bool)
     start[1, 13] = True
     logits, state = model(tokens, model.initial_state(3), start)
-    pieces, carried = [], model.initial_state(3)
+    pieces, current_state = [], model.initial_state(3)
     for begin, end in ((0, 1), (1, 2), (2, 17), (17, 30)):
-        piece, carried = model(tokens[:, begin:end], carried, start[:, begin:end])
+        piece, current_state = model(tokens[:, begin:end], current_state, start[:, begin:end])
         pieces.append(piece)
     torch.testing.assert_close(torch.cat(pieces, dim=1), logits, rtol=1e-9, atol=1e-9)
-    assert carried.keys() == state.keys() == model.initial_state(3).keys()
+    assert current_state.keys() == state.keys() == model.initial_state(3).keys()
     for name, value in state.items():
-        torch.testing.assert_close(carried[name], value, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(current_state[name], value, rtol=1e-9, atol=1e-9)
     fresh, _ = model(tokens[1:2, 13:], model.initial_state(1))
     torch.testing.assert_close(logits[1:2, 13:], fresh, rtol=1e-9, atol=1e-9)
 
@@ -48,7 +48,7 @@ def test_any_cut_gives_the_same_and_start_is_birth(memory, sinks):
 def test_learned_sinks_are_tokens_that_come_before_all_others(memory):
     model, plain, tokens = make(memory, 3), make(memory), draw(2, 7)
     plain.load_state_dict({name: value for name, value in model.state_dict().items() if name != "sinks"})
-    # A model without sinks, whose vocabulary has them behind its tokens.
+    # A model without sinks, whose vocabulary contains them after its tokens.
     plain.embedding = torch.nn.Embedding.from_pretrained(
         torch.cat([model.embedding.weight, model.get_parameter("sinks")])
     )
@@ -60,15 +60,15 @@ def test_learned_sinks_are_tokens_that_come_before_all_others(memory):
         torch.testing.assert_close(state[name], value, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_learned_sinks_learn_from_sequences_that_begin(begun):
+@pytest.mark.parametrize("starts", [False, True])
+def test_learned_sinks_learn_from_sequences_that_begin(starts):
     model, tokens = make("gru", 2), draw(2, 6)
     start = torch.zeros(2, 6, dtype=torch.bool)
-    start[1, 4] = begun
+    start[1, 4] = starts
     state = {name: value.detach() for name, value in model.initial_state(2).items()}
     sinks = model.get_parameter("sinks")
     (gradient,) = torch.autograd.grad(model(tokens, state, start)[0].logsumexp(-1).sum(), sinks)
-    assert bool(gradient.abs().max() > 0) == begun
+    assert bool(gradient.abs().max() > 0) == starts
     (gradient,) = torch.autograd.grad(model(tokens, model.initial_state(2))[0].logsumexp(-1).sum(), sinks)
     assert gradient.abs().min() > 0
 
@@ -82,9 +82,9 @@ def test_the_short_convolution_is_torchs_within_every_sequence(width):
     start[1, 5] = True
     y, before = convolution(x, convolution.initial_state(2), start)
     assert torch.equal(before, x[:, 10 - width :])
-    nothing, unmoved = convolution(x[:, :0], before)
+    nothing, same_before = convolution(x[:, :0], before)
     assert nothing.shape == (2, 0, 6)
-    assert torch.equal(unmoved, before)
+    assert torch.equal(same_before, before)
     kernel = convolution.weight.flip(0).T[:, None]  # the last input's weight comes last there
     for row, begin, end in ((0, 0, 9), (1, 0, 5), (1, 5, 9)):
         padded = torch.nn.functional.pad(x[row, begin:end].T, (width - 1, 0))
@@ -93,12 +93,12 @@ def test_the_short_convolution_is_torchs_within_every_sequence(width):
 
 
 @pytest.mark.parametrize("memory", ["gru", "hcam"])
-def test_causal_and_rows_are_strangers(memory):
+def test_causal_and_rows_are_independent(memory):
     model, tokens = make(memory), draw(3, 20)
     logits, _ = model(tokens, model.initial_state(3))
-    changed = tokens.clone()
-    changed[0, 12:] = (changed[0, 12:] + 1) % VOCAB
-    other, _ = model(changed, model.initial_state(3))
+    other_tokens = tokens.clone()
+    other_tokens[0, 12:] = (other_tokens[0, 12:] + 1) % VOCAB
+    other, _ = model(other_tokens, model.initial_state(3))
     torch.testing.assert_close(other[0, :12], logits[0, :12], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(other[1:], logits[1:], rtol=1e-9, atol=1e-9)
     assert not torch.equal(other[0, 12:], logits[0, 12:])
@@ -136,8 +136,8 @@ def test_draws_are_of_the_generator_and_among_the_likeliest():
     first = generate(temperature=2.0, top_k=3)[:, 0]
     assert set(first.tolist()) == set(logits[0, -1].topk(3).indices.tolist())
     expected = (logits[0, -1].topk(3).values / 2).softmax(dim=-1)
-    seen = torch.stack([(first == token).double().mean() for token in logits[0, -1].topk(3).indices])
-    assert ((seen - expected).abs() < 5 * (expected * (1 - expected) / 400).sqrt()).all()
+    frequencies = torch.stack([(first == token).double().mean() for token in logits[0, -1].topk(3).indices])
+    assert ((frequencies - expected).abs() < 5 * (expected * (1 - expected) / 400).sqrt()).all()
     assert generate(top_k=99).shape == (400, 3)
 
 
@@ -165,8 +165,8 @@ def test_state_is_counted_and_gradients_reach_all(memory):
     logits, _ = model(draw(3, 80), state)
     logits.square().mean().backward()
     silent = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-    owned = {f"blocks.{i}.memory.{name}" for i in (0, 1) for name in model.blocks[i].memory.no_gradient}  # pyright: ignore
-    assert silent <= owned
+    exempt = {f"blocks.{i}.memory.{name}" for i in (0, 1) for name in model.blocks[i].memory.no_gradient}  # pyright: ignore
+    assert silent <= exempt
 
 
 @pytest.mark.parametrize(
@@ -178,45 +178,47 @@ def test_a_saved_model_comes_back_whole(memory, fields, tmp_path):
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["memory"]["name"] == memory
     assert ("num_learned_sinks" in config) == ("sinks" in fields)
-    loaded = SequenceModel.from_pretrained(tmp_path / "model", local_files_only=True)
-    assert loaded.config == model.config
+    loaded_model = SequenceModel.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert loaded_model.config == model.config
     tokens = draw(2, 20)
     expected, _ = model(tokens, model.initial_state(2))
-    assert torch.equal(loaded(tokens, loaded.initial_state(2))[0], expected)
-    loaded.save_pretrained(tmp_path / "again")
+    assert torch.equal(loaded_model(tokens, loaded_model.initial_state(2))[0], expected)
+    loaded_model.save_pretrained(tmp_path / "again")
     for file in ("config.json", "model.safetensors"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
 
 
 @pytest.mark.parametrize(("name", "size"), [("dim", 2**27), ("vocab_size", 2**40), ("num_blocks", 10**9)])
-def test_a_config_that_asks_for_more_than_there_are_weights_takes_no_memory(tmp_path, name, size):
-    """A folder may be a stranger's: nothing is built for it that is far larger than what lies in it."""
+def test_a_config_larger_than_the_weights_takes_no_memory(tmp_path, name, size):
+    """A folder may be untrusted: no model is built that is far larger than its weights."""
     make().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     (config["memory"] if name == "dim" else config)[name] = size
     file.write_text(json.dumps(config))
-    with pytest.raises(MisfitError, match="by the config"):
+    with pytest.raises(MisfitError, match=r"config does not match|but the config has"):
         SequenceModel.from_pretrained(tmp_path)
 
 
 def test_a_model_comes_from_a_cache_of_the_hub_too(tmp_path):
     model = make()
-    cached = tmp_path / "models--me--model"
-    model.save_pretrained(cached / "snapshots" / ("1" * 40))
-    (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text("1" * 40)
-    loaded = SequenceModel.from_pretrained("me/model", cache_dir=tmp_path, local_files_only=True)
-    assert loaded.config == model.config
-    assert torch.equal(loaded.embedding.weight, model.embedding.weight)
+    cache_folder = tmp_path / "models--me--model"
+    model.save_pretrained(cache_folder / "snapshots" / ("1" * 40))
+    (cache_folder / "refs").mkdir()
+    (cache_folder / "refs" / "main").write_text("1" * 40)
+    loaded_model = SequenceModel.from_pretrained("me/model", cache_dir=tmp_path, local_files_only=True)
+    assert loaded_model.config == model.config
+    assert torch.equal(loaded_model.embedding.weight, model.embedding.weight)
 
 
 def test_a_folder_without_config_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=f"{tmp_path.name} has no config.json, which save_pretrained"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{tmp_path.name} has no config.json; write the model with save_pretrained"
+    ):
         SequenceModel.from_pretrained(tmp_path)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_mismatched_weights_are_refused(tmp_path):
     make().save_pretrained(tmp_path)
     file = tmp_path / "config.json"
     file.write_text(file.read_text().replace('"num_blocks": 2', '"num_blocks": 3'))
@@ -230,10 +232,10 @@ def test_models_of_any_memory_are_made_equally_large(memory):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    matched = match_parameters(config, 60_000)
-    assert torch.equal(torch.rand(1), expected)  # to count is not to draw
-    assert abs(matched.build().num_parameters - 60_000) <= 600
-    assert matched.memory == config.memory
+    new_config = match_parameters(config, 60_000)
+    assert torch.equal(torch.rand(1), expected)  # counting does not change the random state
+    assert abs(new_config.build().num_parameters - 60_000) <= 600
+    assert new_config.memory == config.memory
 
 
 def test_a_budget_that_cannot_be_is_named():
@@ -266,11 +268,11 @@ def test_tokens_without_time_are_refused():
     [
         ([[1, 2]], TypeError, r"tokens=\[\[1, 2\]\]: expected a tensor"),
         (torch.rand(1, 2), ValueError, r"tokens have dtype torch.float32; .* pass tokens.long\(\)"),
-        (torch.tensor([[3, VOCAB]]), ValueError, "tokens are from 3 to 11; the vocabulary .* from 0 to 10"),
-        (torch.tensor([[-1, 3]]), ValueError, "tokens are from -1 to 3"),
+        (torch.tensor([[3, VOCAB]]), ValueError, "tokens range from 3 to 11; the vocabulary .* from 0 to 10"),
+        (torch.tensor([[-1, 3]]), ValueError, "tokens range from -1 to 3"),
     ],
 )
-def test_what_are_no_tokens_is_named(tokens, error, message):
+def test_invalid_tokens_are_named(tokens, error, message):
     model = make()
     with pytest.raises(error, match=message):
         model(tokens, model.initial_state(1))
@@ -282,12 +284,12 @@ def test_what_are_no_tokens_is_named(tokens, error, message):
 def test_a_state_of_another_model_is_refused(time):
     model, memory = make(), make_config("gru", dim=8)
     for other, message in (
-        (make("lstm"), r"state has 'block_0\.cell', of another model"),
+        (make("lstm"), r"state has 'block_0\.cell', which belongs to another model"),
         (
             SequenceConfig(VOCAB, memory, num_blocks=3).build(),
-            r"has 'block_2\.convolution', of another model",
+            r"has 'block_2\.convolution', which belongs to another model",
         ),
-        (SequenceConfig(VOCAB, memory, num_blocks=1).build(), r"and no 'block_1\.convolution': begin with"),
+        (SequenceConfig(VOCAB, memory, num_blocks=1).build(), r"but no 'block_1\.convolution': start from"),
         (
             SequenceConfig(VOCAB, memory, convolution_width=1).build(),
             r"has shape \(2, 0, 8\); expected \(2, 2, 8\)",
@@ -297,11 +299,13 @@ def test_a_state_of_another_model_is_refused(time):
             model(draw(2, time), other.initial_state(2))
 
 
-def test_what_is_no_state_and_no_memory_is_named():
+def test_wrong_types_of_state_and_memory_are_named():
     model = make()
-    with pytest.raises(TypeError, match=r"state=None; expected a dict, as initial_state\(2\) begins"):
+    with pytest.raises(TypeError, match=r"state=None; expected a dict such as initial_state\(2\)"):
         model(draw(2, 3), None)
     with pytest.raises(ValueError, match="has 1 rows; x has 2"):
         model(draw(2, 3), model.initial_state(1))
-    with pytest.raises(TypeError, match=r"memory='gru': expected a config, as make_config\(NAME\)"):
+    with pytest.raises(
+        TypeError, match=r"memory='gru': expected a config, as returned by make_config\(NAME\)"
+    ):
         SequenceConfig(4, "gru")  # pyright: ignore[reportArgumentType]

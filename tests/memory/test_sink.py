@@ -1,4 +1,4 @@
-"""Streaming attention against a list of everything, and what its positions mean."""
+"""Streaming attention against a loop over all inputs, and its positions."""
 
 import itertools
 import math
@@ -22,7 +22,7 @@ def build(seed=0, **fields) -> Sink:
     return module
 
 
-def turned(vector, time):
+def rotate(vector, time):
     """Rotate pairs (i, i + half) of one head's vector by time * 10000^(-2i / width)."""
     half = len(vector) // 2
     out = vector.clone()
@@ -35,31 +35,31 @@ def turned(vector, time):
 
 
 def one_layer(layer, inputs, num_sinks, window):
-    """Return a layer's outputs for an episode, one query, head and key at a time, from all inputs."""
-    heads, width, rotated = layer.heads, layer.width, layer.rotated
+    """Return a layer's outputs for an episode from all inputs, one query, head and key at a time."""
+    heads, width, rotary_dim = layer.heads, layer.width, layer.rotary_dim
     outputs = []
     for t, x in enumerate(inputs):
-        seen = [j for j in range(t + 1) if j < num_sinks or t - j < window]
+        visible = [j for j in range(t + 1) if j < num_sinks or t - j < window]
         read = []
         for h in range(heads):
             part = slice(h * width, (h + 1) * width)
             query = layer.query(layer.attention_norm(x))[part]
             scores, content = [], []
-            for j in seen:
-                normed = layer.attention_norm(inputs[j])
-                key = layer.key(normed)[part]
-                still = query[rotated:] @ key[rotated:]
+            for j in visible:
+                normalized = layer.attention_norm(inputs[j])
+                key = layer.key(normalized)[part]
+                still_score = query[rotary_dim:] @ key[rotary_dim:]
                 if j < num_sinks:
-                    score = still + query[rotated:] @ layer.sink_positions[j, h]
+                    score = still_score + query[rotary_dim:] @ layer.sink_positions[j, h]
                 else:
-                    score = still + turned(query[:rotated], t - j) @ key[:rotated]
+                    score = still_score + rotate(query[:rotary_dim], t - j) @ key[:rotary_dim]
                 scores.append(score * width**-0.5)
-                content.append(layer.value(normed)[part])
+                content.append(layer.value(normalized)[part])
             if layer.sink_logit is not None:
                 scores.append(layer.sink_logit[h])
                 content.append(torch.zeros(width, dtype=x.dtype))
             for number in range(layer.num_learned):
-                scores.append(query[rotated:] @ layer.learned_keys[number, h] * width**-0.5)
+                scores.append(query[rotary_dim:] @ layer.learned_keys[number, h] * width**-0.5)
                 content.append(layer.learned_values[number, h])
             read.append(torch.softmax(torch.stack(scores), 0) @ torch.stack(content))
         x = x + layer.out(torch.cat(read))
@@ -74,11 +74,11 @@ def one_layer(layer, inputs, num_sinks, window):
     window=st.integers(2, 6),
     layers=st.integers(1, 2),
     logit=st.booleans(),
-    learned=st.integers(0, 2),
+    num_learned=st.integers(0, 2),
     steps=st.integers(1, 18),
 )
-def test_it_equals_a_list_of_everything(seed, num_sinks, window, layers, logit, learned, steps):
-    sizes = {"num_sinks": num_sinks, "window": window, "num_layers": layers, "num_learned_sinks": learned}
+def test_it_equals_a_loop_over_all_inputs(seed, num_sinks, window, layers, logit, num_learned, steps):
+    sizes = {"num_sinks": num_sinks, "window": window, "num_layers": layers, "num_learned_sinks": num_learned}
     module = build(seed, **sizes, sink_logit=logit)
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2, steps, 8, generator=generator, dtype=torch.float64)
@@ -112,8 +112,8 @@ def test_without_sinks_nothing_but_the_window_counts_and_with_them_the_first_ste
         x = torch.randn(1, 30, 8).double()
         y, _ = module(x, module.initial_state(1))
         x[:, 1] = torch.randn(8).double()
-        changed, _ = module(x, module.initial_state(1))
-        assert torch.equal(y[:, -1], changed[:, -1]) is not expected
+        other_y, _ = module(x, module.initial_state(1))
+        assert torch.equal(y[:, -1], other_y[:, -1]) is not expected
 
 
 def test_the_state_never_grows_and_holds_what_it_says():

@@ -1,4 +1,4 @@
-"""A model is known by its config alone, and built only if its weights are as large."""
+"""Models on the meta device, and models that are built only if the weights match."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scrubjay.memory import list_memories, make_config
 from scrubjay.memory.sketch import (
     MisfitError,
     TooLargeError,
-    fitted,
+    build_matching,
     nbytes,
     sketch,
     state_nbytes,
@@ -32,23 +32,23 @@ def spaces() -> dict[str, Spaces]:
 def test_a_sketch_is_as_large_as_the_policy(recipe, memory, spaces):
     config = RECIPES[recipe]().with_memory(make_config(memory, dim=16)).policy
     build = lambda: config.build(spaces[recipe])
-    drawn, made = sketch(build, 2**30), build()
-    assert {name: value.shape for name, value in drawn.state_dict().items()} == {
-        name: value.shape for name, value in made.state_dict().items()
+    sketch_model, model = sketch(build, 2**30), build()
+    assert {name: value.shape for name, value in sketch_model.state_dict().items()} == {
+        name: value.shape for name, value in model.state_dict().items()
     }
-    assert all(value.is_meta for value in drawn.state_dict().values())
-    assert state_nbytes(drawn, 3) == nbytes(made.initial_state(3))
-    again = fitted(build, made.state_dict())
-    assert all(torch.equal(value, made.state_dict()[name]) for name, value in again.state_dict().items())
+    assert all(value.is_meta for value in sketch_model.state_dict().values())
+    assert state_nbytes(sketch_model, 3) == nbytes(model.initial_state(3))
+    again = build_matching(build, model.state_dict())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
 
 
 @pytest.mark.parametrize("memory", list_memories())
 def test_a_sketch_has_no_numbers_where_transformers_came_first(memory, monkeypatch):
-    """It replaces `torch.linspace` while it loads a model, and torch may learn what makes tensors then."""
-    made = _device._device_constructors() - {torch.linspace}
-    monkeypatch.setattr(_device, "_device_constructors", lambda: made)
-    drawn = sketch(make_config(memory, dim=16).build, 2**30)
-    assert all(value.is_meta for value in drawn.state_dict().values())
+    """transformers replaces `torch.linspace` while loading, and torch may cache its constructors then."""
+    model = _device._device_constructors() - {torch.linspace}
+    monkeypatch.setattr(_device, "_device_constructors", lambda: model)
+    sketch_model = sketch(make_config(memory, dim=16).build, 2**30)
+    assert all(value.is_meta for value in sketch_model.state_dict().values())
 
 
 def tower(layers: int, width: int = 8) -> nn.Module:
@@ -56,27 +56,27 @@ def tower(layers: int, width: int = 8) -> nn.Module:
 
 
 @pytest.mark.parametrize(
-    ("layers", "width", "told"),
+    ("layers", "width", "message"),
     [
         (1, 10**6, r"weight of shape \[1000000, 1000000\]"),
-        (1, 2**62, "sizes too large to be counted"),
+        (1, 2**62, "sizes are out of range"),
         (10**12, 8, "more than 80 tensors"),
-        (3, 8, "2.bias is not there"),
-        (1, 8, "1.bias is .*there, and not by the config"),
-        (2, 10, r"0.bias is \[8\] there, and \[10\] by the config"),
+        (3, 8, "2.bias: weights have shape none, but the config has"),
+        (1, 8, "1.bias: weights have shape .*, but the config has none"),
+        (2, 10, r"0.bias: weights have shape \[8\], but the config has \[10\]"),
     ],
 )
-def test_what_does_not_fit_is_not_built(layers, width, told):
+def test_a_mismatched_model_is_not_built(layers, width, message):
     weights = tower(2).state_dict()
-    built = []
+    meta_flags = []
 
     def build():
-        built.append(torch.empty(0).is_meta)
+        meta_flags.append(torch.empty(0).is_meta)
         return tower(layers, width)
 
-    with pytest.raises(MisfitError, match=told):
-        fitted(build, weights)
-    assert built == [True]
+    with pytest.raises(MisfitError, match=message):
+        build_matching(build, weights)
+    assert meta_flags == [True]
 
 
 def test_many_small_parts_are_too_many_too():
@@ -85,16 +85,18 @@ def test_many_small_parts_are_too_many_too():
 
 
 def test_another_threads_models_are_built_as_ever():
-    begun, ended = threading.Event(), threading.Event()
+    is_started, is_done = threading.Event(), threading.Event()
 
     def build():
-        begun.set()
-        assert ended.wait(60)
+        is_started.set()
+        assert is_done.wait(60)
         return tower(1)
 
-    made = []
-    other = threading.Thread(target=lambda: (begun.wait(60), made.append(tower(1, 2000)), ended.set()))
+    model = []
+    other = threading.Thread(
+        target=lambda: (is_started.wait(60), model.append(tower(1, 2000)), is_done.set())
+    )
     other.start()
     sketch(build, 2**10)
     other.join()
-    assert not made[0][0].weight.is_meta
+    assert not model[0][0].weight.is_meta

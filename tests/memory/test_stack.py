@@ -1,4 +1,4 @@
-"""A stack is its parts one after the other: against the parts themselves, fed by hand."""
+"""A stack against its parts, called one after the other."""
 
 import dataclasses
 import json
@@ -25,32 +25,32 @@ STACKS = {
 }
 
 
-def built(config: StackConfig, seed: int = 0) -> Any:
+def build_stack(config: StackConfig, seed: int = 0) -> Any:
     torch.manual_seed(seed)
     module = config.build().double()
-    for norm in module.norms:  # a norm that does nothing of its own would not be missed
+    for norm in module.norms:  # a freshly initialized norm might be skipped unnoticed
         for parameter in norm.parameters():
             torch.nn.init.normal_(parameter)
     return module
 
 
-def drawn(batch=3, time=13, seed=1):
+def draw_inputs(batch=3, time=13, seed=1):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, time, DIM, generator=generator, dtype=torch.float64)
     return x, torch.rand(batch, time, generator=generator) < 0.15
 
 
 @pytest.mark.parametrize("name", STACKS)
-def test_every_part_lives_on_the_stream_before_it(name):
-    module, (x, start) = built(STACKS[name]), drawn()
+def test_every_part_reads_the_stream_before_it(name):
+    module, (x, start) = build_stack(STACKS[name]), draw_inputs()
     y, after = module(x, module.initial_state(3), start)
     stream, size = x, 0
     for index, (norm, part) in enumerate(zip(module.norms, module.parts, strict=True)):
-        given = norm(stream) if module.residual else stream
-        # Step by step: nothing of the path for segments is in the expectation.
+        inputs = norm(stream) if module.residual else stream
+        # The expectation is computed step by step, without the path for segments.
         state, outputs = part.initial_state(3), []
         for t in range(x.shape[1]):
-            out, state = part(given[:, t : t + 1], state, start[:, t : t + 1])
+            out, state = part(inputs[:, t : t + 1], state, start[:, t : t + 1])
             outputs.append(out)
         stream = torch.cat(outputs, dim=1) + (stream if module.residual else 0)
         for key, value in state.items():
@@ -62,7 +62,7 @@ def test_every_part_lives_on_the_stream_before_it(name):
 
 @pytest.mark.parametrize("part", [GRU, HCAM, SINK, TITANS, NONE], ids=lambda part: type(part).__name__)
 def test_without_residual_a_stack_of_one_is_that_one(part):
-    module, (x, start) = built(StackConfig(DIM, (part,), residual=False)), drawn()
+    module, (x, start) = build_stack(StackConfig(DIM, (part,), residual=False)), draw_inputs()
     alone = module.parts[0]
     y, after = module(x, module.initial_state(3), start)
     expected, expected_after = alone(x, alone.initial_state(3), start)
@@ -73,37 +73,37 @@ def test_without_residual_a_stack_of_one_is_that_one(part):
 
 
 def test_stacks_in_a_stack_are_one_long_stack():
-    flat = built(StackConfig(DIM, (GRU, HCAM, SINK)))
-    nested = built(
+    flat = build_stack(StackConfig(DIM, (GRU, HCAM, SINK)))
+    nested = build_stack(
         StackConfig(DIM, (StackConfig(DIM, (GRU, HCAM)), StackConfig(DIM, (SINK,))), residual=False)
     )
     places = ["0.0", "0.1", "1.0"]
     for index, place in enumerate(places):
         outer, inner = map(int, place.split("."))
-        for mine, theirs in ((flat.parts, "parts"), (flat.norms, "norms")):
-            getattr(nested.parts[outer], theirs)[inner].load_state_dict(mine[index].state_dict())
-    x, start = drawn()
+        for modules, attribute in ((flat.parts, "parts"), (flat.norms, "norms")):
+            getattr(nested.parts[outer], attribute)[inner].load_state_dict(modules[index].state_dict())
+    x, start = draw_inputs()
     y, after = flat(x, flat.initial_state(3), start)
-    found, found_after = nested(x, nested.initial_state(3), start)
-    assert torch.equal(found, y)
-    assert len(found_after) == len(after)
+    actual, actual_after = nested(x, nested.initial_state(3), start)
+    assert torch.equal(actual, y)
+    assert len(actual_after) == len(after)
     for name, value in after.items():
         index, _, rest = name.partition(".")
-        assert torch.equal(found_after[f"{places[int(index)]}.{rest}"], value)
+        assert torch.equal(actual_after[f"{places[int(index)]}.{rest}"], value)
 
 
 def test_a_stack_of_what_remembers_nothing_remembers_nothing():
-    module, (x, start) = built(StackConfig(DIM, (NONE, NONE))), drawn()
+    module, (x, start) = build_stack(StackConfig(DIM, (NONE, NONE))), draw_inputs()
     y, after = module(x, module.initial_state(3), start)
     assert after == {}
     assert module.state_bytes(5) == 0
     torch.testing.assert_close(module(x.flip(1), {}, start)[0].flip(1), y)
 
 
-def test_what_is_read_is_the_sum_of_those_that_retrieve():
-    module, (x, _) = built(StackConfig(DIM, (HCAM, GRU, INNER))), drawn()
+def test_a_read_is_the_sum_over_parts_that_retrieve():
+    module, (x, _) = build_stack(StackConfig(DIM, (HCAM, GRU, INNER))), draw_inputs()
     assert module.retrieves
-    assert not built(StackConfig(DIM, (GRU, SINK))).retrieves
+    assert not build_stack(StackConfig(DIM, (GRU, SINK))).retrieves
     _, state = module(x, module.initial_state(3))
     first, third = module.parts[0], module.parts[2].parts[0]
     own = ({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in ("0.", "2.0."))
@@ -113,12 +113,12 @@ def test_what_is_read_is_the_sum_of_those_that_retrieve():
     hidden = "1.hidden"
     assert set(module.stores) == set(state) - {hidden}
     exempt = check_memory(module, laws=(7,), steps=24)
-    assert exempt == [f"law 7 (empty is silent): by its own word no stores are {hidden}"]
+    assert exempt == [f"law 7 (empty store reads zero): entries not in `stores`: {hidden}"]
 
 
 def test_silent_parameters_are_those_of_the_parts():
     lone = make_config("hcam", dim=DIM, chunk_size=1, top_k=1)
-    module = built(StackConfig(DIM, (GRU, StackConfig(DIM, (lone,)))))
+    module = build_stack(StackConfig(DIM, (GRU, StackConfig(DIM, (lone,)))))
     assert module.no_gradient == tuple(f"parts.1.parts.0.{name}" for name in lone.build().no_gradient)
     assert set(module.no_gradient) <= {name for name, _ in module.named_parameters()}
 
@@ -156,7 +156,7 @@ def test_parts_that_are_no_configs_are_refused():
     with pytest.raises(TypeError, match=r"parts='gru\+hcam': expected configs"):
         make("stack", parts="gru+hcam")
     with pytest.raises(
-        TypeError, match=r"parts=\(GRUConfig.*'hcam'\): expected configs, each as make_config"
+        TypeError, match=r"parts=\(GRUConfig.*'hcam'\): expected configs, as returned by make_config"
     ):
         make("stack", dim=16, parts=(make_config("gru", dim=16), "hcam"))
 
@@ -167,12 +167,12 @@ def test_a_stack_goes_through_json(config):
 
 
 def test_a_part_that_json_got_wrong_is_named():
-    broken = encode(STACKS["gru+hcam"])
-    broken["parts"][1]["chunk_size"] = "3"
+    wrong = encode(STACKS["gru+hcam"])
+    wrong["parts"][1]["chunk_size"] = "3"
     with pytest.raises(ValueError, match=r"config\.parts\[1\]\.chunk_size='3'"):
-        decode(MemoryConfig, broken)
+        decode(MemoryConfig, wrong)
     with pytest.raises(ValueError, match=r"config\.parts=None: expected"):
-        decode(MemoryConfig, broken | {"parts": None})
+        decode(MemoryConfig, wrong | {"parts": None})
 
 
 def test_a_sequence_model_of_stacks_is_saved_and_goes_on(tmp_path):
@@ -182,8 +182,8 @@ def test_a_sequence_model_of_stacks_is_saved_and_goes_on(tmp_path):
     again = SequenceModel.from_pretrained(tmp_path)
     assert again.config == model.config
     prompt = torch.randint(0, 11, (2, 9))
-    said, state = model.generate(prompt, 7, temperature=0)
+    tokens, state = model.generate(prompt, 7, temperature=0)
     expected, expected_state = again.generate(prompt, 7, temperature=0)
-    assert torch.equal(said, expected)
+    assert torch.equal(tokens, expected)
     assert state.keys() == expected_state.keys() == model.initial_state(1).keys()
     assert "block_1.1.0.contents_0" in state

@@ -1,4 +1,4 @@
-"""Losses beside reward, by one name: what a memory's output must tell, so that it learns what to keep."""
+"""Auxiliary losses by name: prediction tasks on the memory's output that teach it what to retain."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from gymnasium import spaces
 from torch import nn
 
 from scrubjay.agents.rl.auxiliary.next_observation import NextObservation
-from scrubjay.agents.rl.auxiliary.reconstruction import Redrawing
+from scrubjay.agents.rl.auxiliary.reconstruction import SegmentReconstruction
 from scrubjay.agents.rl.auxiliary.verifier import Verifier
 
 Auxiliary = Literal["reconstruction", "next_observation", "verifier"]
 
 HEADS: dict[Auxiliary, Callable[[spaces.Space, spaces.Space, int], nn.Module]] = {
-    "reconstruction": Redrawing,
+    "reconstruction": SegmentReconstruction,
     "next_observation": NextObservation,
     "verifier": Verifier,
 }
-"""Heads of observation space, action space and width; a loss is of features and their segment."""
+"""Head classes by name, built from observation space, action space and feature width.
+
+A head maps features and their segment to a scalar loss."""

@@ -1,4 +1,4 @@
-"""Prediction: the memory's output and the action taken must suffice to draw what is seen next."""
+"""Auxiliary loss of predicting the next observation from the memory's output and the action."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scrubjay.agents.rl.segment import Segment
 
 
 class NextObservation(nn.Module):
-    """Predicts, from features and the action taken, what is seen in the next step of the same episode.
+    """Head that predicts the next observation of the same episode from features and the action.
 
-    Redrawing the present needs no memory where the present is seen; telling what a dancer does next needs to
-    have watched it. Scored as `Reconstruction` does, as in the predictive heads of Wayne et al. 2018 (MERLIN,
-    arXiv 1803.10760), here without a prior.
+    Reconstructing the current observation needs no memory, since the policy sees it. Predicting the next
+    observation needs past observations. The loss is that of `Reconstruction`. The predictive heads of Wayne
+    et al. 2018 (MERLIN, arXiv 1803.10760) are similar, but have a prior.
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
@@ -28,18 +28,18 @@ class NextObservation(nn.Module):
         self.predict = Reconstruction(observation_space, dim)
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
-        """Return the mean loss over all steps but episodes' last; 0 where there is no other."""
+        """Return the mean loss over all steps except the last of each episode; 0 if there are none."""
         follows = ~segment.starts[:, 1:]
         if not follows.any():
             return features.sum() * 0
-        acted = self.action(segment.actions[:, :-1][follows])
+        action_features = self.action(segment.actions[:, :-1][follows])
         leaves = {key: leaf[:, 1:][follows] for key, leaf in to_leaves(segment.observations).items()}
-        both = nn.functional.silu(self.features(features[:, :-1][follows]) + acted)
+        both = nn.functional.silu(self.features(features[:, :-1][follows]) + action_features)
         return self.predict(both, from_leaves(leaves))
 
 
 def _as_sampled(space: spaces.Space) -> spaces.Space:
-    """Return the space of actions as policies sample them: indices from 0, numbers without bounds."""
+    """Return the space of actions as a policy samples them: zero-based indices or unbounded numbers."""
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

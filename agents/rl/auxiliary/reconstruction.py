@@ -1,7 +1,7 @@
-"""Self-supervised reconstruction: the memory's output must suffice to redraw what was just seen.
+"""Auxiliary loss of reconstructing the current observation from the memory's output.
 
-Nothing else teaches a memory that is read without gradients what to keep. Lampinen et al. 2021
-(arXiv 2105.14039); its decoders are not published, so these mirror our encoders.
+A memory that is read without gradients has no other training signal for its contents. Lampinen et al. 2021
+(arXiv 2105.14039). The paper's decoders are not published, so the decoders here mirror our encoders.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders.entities import without_padding
+from scrubjay.agents.rl.encoders.entities import mask_padding
 from scrubjay.agents.rl.encoders.layers import Scale
 from scrubjay.agents.rl.encoders.observation import category_sizes
 from scrubjay.agents.rl.encoders.shape import channels_last, halving_channels, image_shape, is_image
@@ -24,11 +24,12 @@ from scrubjay.agents.rl.segment import Observation, Segment
 
 
 class Reconstruction(nn.Module):
-    """Predicts the current observation from features and scores the prediction, summed over its leaves.
+    """Decoder that predicts the current observation from features; its loss is summed over the leaves.
 
-    Images with bounds and MultiBinary: sigmoid cross-entropy, the mean over pixels or bits. Discrete and
-    MultiDiscrete: softmax cross-entropy, the mean over entries. Other boxes: mean squared error. Of sets, as
-    `EntityEncoder` knows them, empty slots are to be drawn empty, whatever they hold.
+    Images with bounds and MultiBinary have a sigmoid cross-entropy, averaged over pixels or bits. Discrete
+    and MultiDiscrete have a softmax cross-entropy, averaged over entries. Other boxes have a mean squared
+    error. In sets, as `EntityEncoder` defines them, the targets of padding are zeros, whatever the padding
+    holds.
     """
 
     def __init__(self, space: spaces.Space, dim: int) -> None:
@@ -37,23 +38,23 @@ class Reconstruction(nn.Module):
         self.decoders = nn.ModuleList(_leaf_decoder(leaf, dim) for leaf in self.leaves.values())
 
     def forward(self, features: Float[Tensor, "batch dim"], observation: Observation) -> Float[Tensor, ""]:
-        """Return the mean loss of redrawing each observation from the features of the same row."""
-        leaves = without_padding(to_leaves(observation), self.leaves)
+        """Return the mean loss of reconstructing each observation from the features of the same batch row."""
+        leaves = mask_padding(to_leaves(observation), self.leaves)
         losses = [
             decode(features, leaves[key]) for key, decode in zip(self.leaves, self.decoders, strict=True)
         ]
         return torch.stack(losses).sum()
 
 
-class Redrawing(nn.Module):
-    """`Reconstruction` of a whole segment."""
+class SegmentReconstruction(nn.Module):
+    """Head that applies `Reconstruction` to every step of a segment."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
         super().__init__()
         self.predict = Reconstruction(observation_space, dim)
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
-        """Return the mean loss of redrawing what is seen in each step."""
+        """Return the mean loss of reconstructing the observation of each step."""
         leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
         return self.predict(features.flatten(0, 1), from_leaves(leaves))
 
@@ -67,7 +68,8 @@ class _IndexDecoder(nn.Module):
         sizes, starts = category_sizes(space)
         self.register_buffer("starts", torch.as_tensor(starts), persistent=False)
         self.linear = nn.Linear(dim, int(sizes.sum()))
-        # Where each entry's logits lie; behind them all a column of nothing, for entries of fewer categories.
+        # Index of each entry's logits. Entries with fewer categories are padded by an extra last column of
+        # -inf.
         within = np.arange(sizes.max())
         places = np.where(within < sizes[:, None], (np.cumsum(sizes) - sizes)[:, None] + within, sizes.sum())
         self.register_buffer("places", torch.as_tensor(places), persistent=False)
@@ -87,15 +89,15 @@ class _VectorDecoder(nn.Module):
         self.linear = nn.Linear(dim, math.prod(space.shape))
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        predicted = self.linear(features)
-        target = self.scale(target).to(predicted.dtype).reshape(predicted.shape)
+        prediction = self.linear(features)
+        target = self.scale(target).to(prediction.dtype).reshape(prediction.shape)
         if self.binary:
-            return functional.binary_cross_entropy_with_logits(predicted, target)
-        return functional.mse_loss(predicted, target)
+            return functional.binary_cross_entropy_with_logits(prediction, target)
+        return functional.mse_loss(prediction, target)
 
 
 class _ImageDecoder(nn.Module):
-    """Transposed convolutions that double a small map until it covers the image, then a crop."""
+    """Transposed convolutions that double a small feature map until it covers the image, then a crop."""
 
     def __init__(self, space: spaces.Box, dim: int) -> None:
         super().__init__()
@@ -112,14 +114,14 @@ class _ImageDecoder(nn.Module):
         self.convolutions = nn.Sequential(*layers)
 
     def forward(self, features: Tensor, target: Tensor) -> Tensor:
-        predicted = self.convolutions(self.linear(features).unflatten(-1, self.small))
-        predicted = predicted[..., : self.height, : self.width]
-        target = self.scale(target).to(predicted.dtype)
+        prediction = self.convolutions(self.linear(features).unflatten(-1, self.small))
+        prediction = prediction[..., : self.height, : self.width]
+        target = self.scale(target).to(prediction.dtype)
         if self.channels_last:
             target = target.movedim(-1, 1)
-        if self.scale.bounded:
-            return functional.binary_cross_entropy_with_logits(predicted, target)
-        return functional.mse_loss(predicted, target)
+        if self.scale.is_bounded:
+            return functional.binary_cross_entropy_with_logits(prediction, target)
+        return functional.mse_loss(prediction, target)
 
 
 def _leaf_decoder(space: spaces.Space, dim: int) -> nn.Module:

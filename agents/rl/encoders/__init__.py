@@ -1,1 +1,1 @@
-"""What makes one vector of an observation: of its leaves, of images, of sets."""
+"""Encoders that map an observation, with its images and sets, to one vector."""

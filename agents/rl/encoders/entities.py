@@ -1,4 +1,4 @@
-"""Encoder of observations that hold sets: users, neighbours, any number of alike things in any order."""
+"""Encoder of observations with sets: any number of entities of one type, in any order."""
 
 from __future__ import annotations
 
@@ -10,51 +10,51 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.image import ImageKind
+from scrubjay.agents.rl.encoders.image import ImageEncoderType
 from scrubjay.agents.rl.encoders.observation import IndexEncoder, ObservationEncoder, VectorEncoder
 from scrubjay.agents.rl.observations import leaf_spaces
 
 Pooling = Literal["attention", "sum"]
-"""How the elements of a set become one vector; see `SetEncoder`."""
+"""Pooling of a set's elements into one vector; see `SetEncoder`."""
 
 ADJACENCY = "adjacency"
-"""The leaf that says whom an agent hears; it shapes the graph and is no feature."""
+"""Name of the leaf that defines the communication graph. It is not encoded as a feature."""
 
 
 def make_encoder(
-    space: spaces.Space, dim: int, pooling: Pooling = "attention", images: ImageKind = "convolution"
+    space: spaces.Space, dim: int, pooling: Pooling = "attention", images: ImageEncoderType = "convolution"
 ) -> nn.Module:
-    """Return what encodes observations as vectors `[batch, dim]`: sets, where the space has any, as sets.
+    """Return the encoder of a space, with output `[batch, dim]`: an `EntityEncoder` if the space has sets.
 
-    A set is declared by its names, as in `EntityEncoder`, whose errors are raised.
+    Sets are recognized by their names, see `EntityEncoder`. Raises the errors of the encoder's class.
     """
     has_sets = bool(set_names(leaf_spaces(space)))
     return EntityEncoder(space, dim, pooling, images) if has_sets else ObservationEncoder(space, dim, images)
 
 
 def set_names(leaves: dict[str, spaces.Space]) -> list[str]:
-    """Return which leaves are sets: those NAME of two axes that have a sibling NAME_mask."""
+    """Return the names of all leaves that are sets: two axes and a sibling leaf `<name>_mask`."""
     return [name for name in leaves if f"{name}_mask" in leaves and len(leaves[name].shape or ()) == 2]
 
 
-def without_padding(leaves: dict[str, Tensor], declared: dict[str, spaces.Space]) -> dict[str, Tensor]:
-    """Return the leaves with the lowest index, or 0, in sets' empty slots, which may hold anything."""
-    emptied = {}
-    for name in set_names(declared):
-        values, space = leaves[name], declared[name]
-        nothing = space.start if isinstance(space, spaces.MultiDiscrete) else 0
-        nothing = torch.as_tensor(nothing, dtype=values.dtype, device=values.device)
-        emptied[name] = torch.where(leaves[f"{name}_mask"][..., None] > 0, values, nothing)
-    return {**leaves, **emptied}
+def mask_padding(leaves: dict[str, Tensor], space_by_name: dict[str, spaces.Space]) -> dict[str, Tensor]:
+    """Replace the padding of sets by 0, or by the lowest index; padding may hold any values."""
+    masked_leaves = {}
+    for name in set_names(space_by_name):
+        values, space = leaves[name], space_by_name[name]
+        fill = space.start if isinstance(space, spaces.MultiDiscrete) else 0
+        fill = torch.as_tensor(fill, dtype=values.dtype, device=values.device)
+        masked_leaves[name] = torch.where(leaves[f"{name}_mask"][..., None] > 0, values, fill)
+    return {**leaves, **masked_leaves}
 
 
 class EntityEncoder(nn.Module):
-    """Encodes one observation, its sets included, as one vector.
+    """Encoder of observations with sets, with one vector as output.
 
-    A leaf NAME of two axes with a sibling NAME_mask is a set, for a `SetEncoder`: neither order nor padding
-    matters, and no parameter depends on the padded size. All other leaves but `adjacency` go through an
-    `ObservationEncoder`. Raises TypeError on an unsupported space and ValueError on a mask whose shape does
-    not fit its set.
+    A leaf NAME with two axes and a sibling leaf NAME_mask is a set. A `SetEncoder` encodes it: neither order
+    nor padding matters, and no parameter depends on the padded size. An `ObservationEncoder` encodes all
+    other leaves except `adjacency`. Raises TypeError if a space is not supported, and ValueError if the shape
+    of a mask does not match its set.
     """
 
     def __init__(
@@ -62,15 +62,17 @@ class EntityEncoder(nn.Module):
         space: spaces.Space,
         dim: int,
         pooling: Pooling = "attention",
-        images: ImageKind = "convolution",
+        images: ImageEncoderType = "convolution",
     ) -> None:
         super().__init__()
         leaves = leaf_spaces(space)
         self.sets = set_names(leaves)
-        apart = {ADJACENCY, *self.sets, *(f"{name}_mask" for name in self.sets)}
-        plain = {name: leaf for name, leaf in leaves.items() if name not in apart}
+        special_names = {ADJACENCY, *self.sets, *(f"{name}_mask" for name in self.sets)}
+        plain = {name: leaf for name, leaf in leaves.items() if name not in special_names}
         if not plain and not self.sets:
-            raise TypeError(f"observation space {space} holds no features; a policy needs something to see")
+            raise TypeError(
+                f"observation space {space} has no features; a policy needs at least one observation"
+            )
         self.plain = ObservationEncoder(spaces.Dict(plain), dim, images) if plain else None
         self.elements = nn.ModuleList()
         width = dim * bool(plain)
@@ -89,7 +91,7 @@ class EntityEncoder(nn.Module):
         nn.init.zeros_(self.project.bias)
 
     def forward(self, leaves: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
-        """Return one vector per observation; the leaves are `[batch, *shape]`."""
+        """Encode observations, whose leaves are `[batch, *shape]`, as one vector each."""
         parts = [] if self.plain is None else [self.plain(leaves)]
         for name, encode in zip(self.sets, self.elements, strict=True):
             parts.append(encode(leaves[name], leaves[f"{name}_mask"] > 0))
@@ -97,46 +99,47 @@ class EntityEncoder(nn.Module):
 
 
 class SetEncoder(nn.Module):
-    """Encodes a padded set in `width` numbers, by one network that all elements share.
+    """Encoder of a padded set as a vector of `width` numbers; all elements share one network.
 
-    Features that are numbers pass a linear layer and SiLU. Those that are indices (MultiDiscrete) are
-    one-hot, and pass two, since only a second layer can tell that two of them came together.
+    Numeric features (Box) pass through one linear layer and SiLU. Index features (MultiDiscrete) are one-hot
+    and pass through two, since one layer cannot represent combinations of features.
 
-    Pooling by "attention" is the mean of the elements, two weighted means, and their count: a learned vector
-    each weighs them by a softmax, as one seed of the pooling by attention of Lee et al. 2019 (arXiv
-    1810.00825) does. By "sum" it is their sum (Zaheer et al. 2017, arXiv 1703.06114). An empty set is zeros.
+    Pooling by "attention" concatenates the mean of the elements, two weighted means and the number of
+    elements. The weights are the softmax of the elements' scores by a learned vector, as for one seed of the
+    attention pooling of Lee et al. 2019 (arXiv 1810.00825). Pooling by "sum" adds the elements (Zaheer et al.
+    2017, arXiv 1703.06114). An empty set is encoded as zeros.
     """
 
     def __init__(
         self, space: spaces.Box | spaces.MultiDiscrete, dim: int, pooling: Pooling = "attention"
     ) -> None:
         super().__init__()
-        self.encoder = _element_encoder(_element(space), dim)
+        self.encoder = _element_encoder(_element_space(space), dim)
         self.scores = nn.Linear(dim, 2, bias=False) if pooling == "attention" else None
         self.width = dim if self.scores is None else 3 * dim + 1
 
     def forward(
         self, elements: Real[Tensor, "batch elements features"], present: Bool[Tensor, "batch elements"]
     ) -> Float[Tensor, "batch width"]:
-        """Return one vector per set; elements that are not `present` may hold anything."""
-        # Padding is left out before the encoder: it costs nothing, and NaN there reaches no gradient.
-        there = present.flatten().nonzero().squeeze(1)
-        encoded = self.encoder(elements.flatten(0, 1)[there])
-        encoded = encoded.new_zeros(present.numel(), encoded.shape[1]).index_copy(0, there, encoded)
-        encoded = encoded.unflatten(0, present.shape)
+        """Encode sets as one vector each; elements that are not `present` may hold any values."""
+        # Padding is removed before the encoder: it costs no compute, and a NaN in it reaches no gradient.
+        indices = present.flatten().nonzero().squeeze(1)
+        features = self.encoder(elements.flatten(0, 1)[indices])
+        features = features.new_zeros(present.numel(), features.shape[1]).index_copy(0, indices, features)
+        features = features.unflatten(0, present.shape)
         if self.scores is None:
-            return encoded.sum(dim=1)
+            return features.sum(dim=1)
         absent = ~present[:, None]
-        # Finite, so that the softmax of an empty set is, too.
-        weights = self.scores(encoded).transpose(1, 2).masked_fill(absent, -1e9).softmax(dim=-1)
-        count = present.sum(dim=1, keepdim=True).to(encoded.dtype)
-        even = (1 / count.clamp_min(1))[..., None].expand(-1, 1, weights.shape[-1])
-        means = torch.cat([even, weights], dim=1).masked_fill(absent, 0) @ encoded
+        # A finite mask value keeps the softmax of an empty set finite.
+        weights = self.scores(features).transpose(1, 2).masked_fill(absent, -1e9).softmax(dim=-1)
+        count = present.sum(dim=1, keepdim=True).to(features.dtype)
+        uniform = (1 / count.clamp_min(1))[..., None].expand(-1, 1, weights.shape[-1])
+        means = torch.cat([uniform, weights], dim=1).masked_fill(absent, 0) @ features
         return torch.cat([means.flatten(1), count.log1p()], dim=-1)
 
 
-def _element(space: spaces.Box | spaces.MultiDiscrete) -> spaces.Box | spaces.MultiDiscrete:
-    """Return the space of one element, wide enough for whatever an element may be."""
+def _element_space(space: spaces.Box | spaces.MultiDiscrete) -> spaces.Box | spaces.MultiDiscrete:
+    """Return the space of one element, whose range covers that of all elements."""
     if isinstance(space, spaces.Box):
         return spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
     first = space.start.min(axis=0)
@@ -147,8 +150,8 @@ def _element_encoder(element: spaces.Box | spaces.MultiDiscrete, dim: int) -> nn
     if isinstance(element, spaces.Box):
         return VectorEncoder(element, dim)
     first, second = IndexEncoder(element, dim), nn.Linear(dim, dim)
-    # As a linear layer of one-hot features begins: ten times as large, as torch's embeddings begin, features
-    # hardly move under Adam, and no policy learns what elements are.
+    # Initialized like a linear layer on one-hot features. With the default of torch's embeddings, which is
+    # ten times as large, Adam hardly changes the features, and the policy learns nothing from the elements.
     for weight in (first.embedding.weight, second.weight):
         nn.init.orthogonal_(weight, math.sqrt(2))
     nn.init.zeros_(second.bias)

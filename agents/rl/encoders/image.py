@@ -1,4 +1,4 @@
-"""Encoder of images: convolutions that halve them, and, of one kind, attention between regions."""
+"""Image encoder: strided convolutions, optionally with attention between regions."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from scrubjay.agents.rl.encoders.layers import Scale, initialise, linear
 from scrubjay.agents.rl.encoders.routing import REGIONS, RoutingBlock
 from scrubjay.agents.rl.encoders.shape import IMAGE_CHANNELS, channels_last, halving_channels, image_shape
 
-ImageKind = Literal["convolution", "routing"]
-"""How images become one vector; see `ImageEncoder`."""
+ImageEncoderType = Literal["convolution", "routing"]
+"""Architecture of the image encoder; see `ImageEncoder`."""
 
-_MOST_ROUTED = 16  # tokens along the shorter side
+_MAX_ROUTING_SIDE = 16  # tokens along the shorter side
 
 
 class ImageEncoder(nn.Module):
-    """Convolutions that halve the image until its shorter side is at most 8 pixels, then a linear layer.
+    """Convolutional encoder: stride-2 layers until the shorter side is at most 8 pixels, then a linear layer.
 
-    Of the kind "routing" the first map whose shorter side is at most 16 goes through a `RoutingBlock`. Raises
-    ValueError if an image is too small for its regions.
+    With encoder type "routing" a `RoutingBlock` follows the first feature map whose shorter side is at most
+    16. Raises ValueError if an image is too small for the regions.
     """
 
-    def __init__(self, space: spaces.Box, dim: int, kind: ImageKind = "convolution") -> None:
+    def __init__(self, space: spaces.Box, dim: int, encoder_type: ImageEncoderType = "convolution") -> None:
         super().__init__()
         self.scale = Scale(space)
         self.channels_last = channels_last(space)
         channels, height, width = image_shape(space)
         maps = halving_channels(height, width)
         layers: list[nn.Module] = []
-        routed = kind == "convolution"
-        if not routed and min(height, width) < REGIONS:
+        has_routing = encoder_type == "convolution"
+        if not has_routing and min(height, width) < REGIONS:
             raise ValueError(
-                f"images='routing' cuts an image into {REGIONS} x {REGIONS} regions, which one of {height} x "
-                f"{width} pixels is too small for; use images='convolution'"
+                f"images='routing' needs at least {REGIONS} x {REGIONS} pixels, one per region; the image "
+                f"has {height} x {width}: use images='convolution'"
             )
-        if not routed and not maps:
-            # So small an image is never halved.
-            layers.append(_initialised(nn.Conv2d(channels, IMAGE_CHANNELS[0], kernel_size=1)))
+        if not has_routing and not maps:
+            # The image is too small for any stride-2 layer.
+            layers.append(_init_convolution(nn.Conv2d(channels, IMAGE_CHANNELS[0], kernel_size=1)))
             layers.append(RoutingBlock(IMAGE_CHANNELS[0], height, width))
-            channels, routed = IMAGE_CHANNELS[0], True
+            channels, has_routing = IMAGE_CHANNELS[0], True
         for out_channels in maps:
             convolution = nn.Conv2d(channels, out_channels, kernel_size=4, stride=2, padding=1)
-            layers += [_initialised(convolution), nn.SiLU()]
+            layers += [_init_convolution(convolution), nn.SiLU()]
             channels, height, width = out_channels, height // 2, width // 2
-            if not routed and min(height, width) <= _MOST_ROUTED:
+            if not has_routing and min(height, width) <= _MAX_ROUTING_SIDE:
                 layers.append(RoutingBlock(channels, height, width))
-                routed = True
+                has_routing = True
         self.convolutions = nn.Sequential(*layers)
         self.linear = linear(channels * height * width, dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return `[batch, dim]` from `[batch, *shape]`."""
+        """Encode images `[batch, *shape]` as `[batch, dim]`."""
         images = self.scale(images).to(self.linear.weight.dtype)
         if self.channels_last:
             images = images.movedim(-1, 1)
@@ -61,6 +61,6 @@ class ImageEncoder(nn.Module):
         return nn.functional.silu(self.linear(features))
 
 
-def _initialised(convolution: nn.Conv2d) -> nn.Conv2d:
+def _init_convolution(convolution: nn.Conv2d) -> nn.Conv2d:
     initialise(convolution)
     return convolution

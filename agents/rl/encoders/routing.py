@@ -1,13 +1,14 @@
 """Bi-level routing attention over a feature map (BiFormer, Zhu et al. 2023, arXiv 2303.08810, section 3.2).
 
-A map is cut into regions. The mean query of a region has a product with the mean key of each, and the best
-`top_k` are chosen (equations 3 and 4); a token attends to the tokens of the regions that its own has chosen,
-in one softmax, and a depthwise convolution of values is added, which tells what is where (equations 5 and 6).
-That is `kernels.chunk_retrieval` with regions for chunks, and for queries, too: what the tokens of a region
-ask are the heads of one query, since they share a choice, and what is chosen is fetched once for all.
+A feature map is divided into regions. Each region selects the `top_k` regions whose mean keys have the
+largest product with its mean query (equations 3 and 4). A token attends, in one softmax, to all tokens of the
+regions that its own region selected. A depthwise convolution of the values is added, which encodes positions
+(equations 5 and 6). This is `kernels.chunk_retrieval` with regions as chunks. The tokens of a region are
+passed as heads of one query, since they share a selection; the selected tokens are then gathered once for all
+of them.
 
-Where it differs: sides that regions do not divide are cut as evenly as can be, and no token is padded, where
-the authors' code pads and attends to what it padded.
+Difference from the authors' code: if regions do not divide a side, it is divided as evenly as possible and
+padding is masked. The authors' code pads the map and attends to the padding.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from scrubjay.kernels import chunk_retrieval
 from scrubjay.memory.parts.feed_forward import feed_forward
 
 REGIONS = 4
-"""Parts that each side of a map is cut into, unless told otherwise."""
+"""Default number of regions along each side of a feature map."""
 
 _HEAD_WIDTH = 8
 _DEVIATION = 0.02
@@ -29,9 +30,9 @@ _LOCAL = 5  # side of the convolution of values
 
 
 class RoutingBlock(nn.Module):
-    """Bi-level routing attention and feed-forward, each normed and added, over maps of one size.
+    """Pre-norm residual block of bi-level routing attention and a feed-forward layer, for maps of one size.
 
-    Raises ValueError as `RoutingAttention` does.
+    Raises the errors of `RoutingAttention`.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class RoutingBlock(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.attention = RoutingAttention(channels, height, width, regions, top_k)
         self.feed_forward = feed_forward(channels, 2 * channels)
-        # As the authors' layers begin: so little is added that a block begins near the identity.
+        # The authors' initialization: small weights, so that a block is close to the identity at first.
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.trunc_normal_(layer.weight, std=_DEVIATION)
@@ -50,7 +51,7 @@ class RoutingBlock(nn.Module):
     def forward(
         self, maps: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """Return maps of the same shape."""
+        """Return feature maps of the input's shape."""
         tokens = maps.flatten(2).mT
         tokens = tokens + self.attention(self.norm(tokens))
         tokens = tokens + self.feed_forward(tokens)
@@ -58,50 +59,52 @@ class RoutingBlock(nn.Module):
 
 
 class RoutingAttention(nn.Module):
-    """What tokens of a map, row by row, read of the regions that their own chooses.
+    """Bi-level routing attention over the tokens of a feature map, in row-major order.
 
-    Raises ValueError if a map has fewer rows or columns than parts, or fewer regions than are to be chosen,
-    or channels are no multiple of a head's width.
+    Raises ValueError if a map has fewer rows or columns than `regions`, if `top_k` exceeds the number of
+    regions, or if `channels` is not a multiple of the head width.
     """
 
     members: Int[Tensor, "regions length"]
-    """The tokens of each region, and any behind those of one that has fewer than others."""
+    """Indices of the tokens of each region; shorter regions are padded with index 0."""
     lengths: Int[Tensor, " regions"]
+    """Number of tokens of each region."""
     places: Int[Tensor, " tokens"]
-    """Where each token lies in `members`."""
+    """Position of each token in the flattened `members`."""
 
     def __init__(self, channels: int, height: int, width: int, regions: int, top_k: int) -> None:
         super().__init__()
         if not 1 <= regions <= min(height, width):
             raise ValueError(
-                f"regions={regions}: a map of {height} x {width} can be cut into 1 to {min(height, width)} "
-                "parts each way"
+                f"regions={regions}: must be from 1 to {min(height, width)} for a feature map of "
+                f"{height} x {width}"
             )
         if not 1 <= top_k <= regions**2:
-            raise ValueError(f"top_k={top_k}: choose from 1 to {regions**2}, as many as there are regions")
+            raise ValueError(f"top_k={top_k}: must be from 1 to {regions**2}, the number of regions")
         self.height, self.width, self.top_k = height, width, top_k
         if channels % _HEAD_WIDTH:
             raise ValueError(f"channels={channels}: must be a multiple of {_HEAD_WIDTH}")
         self.heads = channels // _HEAD_WIDTH
-        self.mixed = nn.Linear(channels, 3 * channels)
+        # "mixed" is the name in saved weights.
+        self.add_module("mixed", nn.Linear(channels, 3 * channels))
         self.local = nn.Conv2d(channels, channels, _LOCAL, padding=_LOCAL // 2, groups=channels)
         self.out = nn.Linear(channels, channels)
-        # In numpy, since a policy is also sketched where tensors have no values.
-        region = region_of(height, width, regions)
+        # In numpy, since a policy may be built on the meta device, where tensors have no values.
+        region = assign_regions(height, width, regions)
         lengths = np.bincount(region)
-        there = np.arange(lengths.max()) < lengths[:, None]
-        members, places = np.zeros(there.shape, dtype=np.int64), np.zeros_like(region)
-        members[there] = region.argsort(kind="stable")
-        places[members[there]] = np.flatnonzero(there)
-        self.is_even = bool(there.all())
+        valid = np.arange(lengths.max()) < lengths[:, None]
+        members, places = np.zeros(valid.shape, dtype=np.int64), np.zeros_like(region)
+        members[valid] = region.argsort(kind="stable")
+        places[members[valid]] = np.flatnonzero(valid)
+        self.is_even = bool(valid.all())
         for name, array in {"members": members, "lengths": lengths, "places": places}.items():
             self.register_buffer(name, torch.as_tensor(array), persistent=False)
 
     def forward(
         self, tokens: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch tokens channels"]:
-        """Return what tokens read."""
-        query, key, value = self.mixed(tokens).chunk(3, dim=2)
+        """Return the attention output of each token."""
+        query, key, value = self.get_submodule("mixed")(tokens).chunk(3, dim=2)
         read = self.attend(query, key, value)
         near = self.local(value.mT.unflatten(2, (self.height, self.width))).flatten(2).mT
         return self.out(read + near)
@@ -112,39 +115,41 @@ class RoutingAttention(nn.Module):
         key: Float[Tensor, "batch tokens channels"],
         value: Float[Tensor, "batch tokens channels"],
     ) -> Float[Tensor, "batch tokens channels"]:
-        """Return what queries read of keys and values in chosen regions."""
-        asked, keys, values = (
-            self.by_region(part).unflatten(3, (self.heads, -1)) for part in (query, key, value)
+        """Return the attention output before the convolution and the output projection."""
+        queries, keys, values = (
+            self.gather_regions(part).unflatten(3, (self.heads, -1)) for part in (query, key, value)
         )
-        batch, regions, length = asked.shape[:3]
-        read = chunk_retrieval(
-            asked.transpose(2, 3).flatten(2, 3),
+        batch, regions, length = queries.shape[:3]
+        output = chunk_retrieval(
+            queries.transpose(2, 3).flatten(2, 3),
             keys,
             values,
-            self.means(key)[:, :, None],
+            self.region_means(key)[:, :, None],
             torch.full((batch, regions), regions, device=query.device),
             top_k=self.top_k,
             combine="joint",
             scale=query.shape[2] ** -0.5,
-            summary_query=self.means(query)[:, :, None],
+            summary_query=self.region_means(query)[:, :, None],
             lengths=None if self.is_even else self.lengths.expand(batch, -1),
         )
-        read = read.unflatten(2, (self.heads, length)).transpose(2, 3).flatten(3).flatten(1, 2)
-        return read.index_select(1, self.places).to(query.dtype)
+        output = output.unflatten(2, (self.heads, length)).transpose(2, 3).flatten(3).flatten(1, 2)
+        return output.index_select(1, self.places).to(query.dtype)
 
-    def means(self, x: Float[Tensor, "batch tokens channels"]) -> Float[Tensor, "batch regions channels"]:
-        """Return the means of regions, which only choose."""
+    def region_means(
+        self, x: Float[Tensor, "batch tokens channels"]
+    ) -> Float[Tensor, "batch regions channels"]:
+        """Return the mean of each region, without gradients: means are used for the selection only."""
         there = torch.arange(self.members.shape[1], device=x.device) < self.lengths[:, None]
-        return (self.by_region(x.detach()) * there[..., None]).sum(dim=2) / self.lengths[:, None]
+        return (self.gather_regions(x.detach()) * there[..., None]).sum(dim=2) / self.lengths[:, None]
 
-    def by_region(
+    def gather_regions(
         self, x: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch regions length channels"]:
-        """Return the tokens of each region, and any behind those of one that has fewer than others."""
+        """Gather the tokens of each region; shorter regions are padded with arbitrary tokens."""
         return x.index_select(1, self.members.flatten()).unflatten(1, self.members.shape)
 
 
-def region_of(height: int, width: int, regions: int) -> Int[np.ndarray, " tokens"]:
-    """Return the region of each token, row by row, of a map whose sides are cut as evenly as can be."""
+def assign_regions(height: int, width: int, regions: int) -> Int[np.ndarray, " tokens"]:
+    """Return the region index of each token, in row-major order; sides are divided as evenly as possible."""
     row, column = (np.arange(side) * regions // side for side in (height, width))
     return (row[:, None] * regions + column).ravel()

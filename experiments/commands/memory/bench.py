@@ -1,4 +1,4 @@
-"""`scrubjay memory bench`: how well questions are answered from a memory, on the sets that the field uses."""
+"""`scrubjay memory bench`: question-answering benchmarks of memory banks on published data sets."""
 
 from __future__ import annotations
 
@@ -13,62 +13,63 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.cli.arguments import UsageError
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.language.models import open_chat_model
-from scrubjay.experiments.words.arguments import UsageError
-from scrubjay.experiments.words.foreign import one_line
 
 Arm = Literal["bank", "supersedes", "consolidated", "files", "full"]
-Form = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
+SetFormat = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Measure a memory on questions about long texts, beside a search of files and the whole context.
+    """Benchmark a memory bank on questions about long texts, against file search and full context.
 
-    Each text is taken in once and then asked about. Without a model it is measured which records are found;
-    with one also what it answers from them. Every answer is kept at once in --out: stopped, the same command
-    goes on.
+    Each text is stored once and then queried. Without a model only retrieval is scored; with a model also its
+    answers. Answers are written to --out immediately; the same command continues an interrupted run.
     """
 
     files: Positional[tuple[Path, ...]]
-    """Sets as they are published: files of MemoryAgentBench (.parquet, .json, .jsonl), longmemeval_*.json,
-    locomo10.json, and the folders of REALTALK, BEAM and MemDaily."""
-    form: Form | None = None
-    """Which set they are of; default: what they look like."""
+    """Data sets in their published format: files of MemoryAgentBench (.parquet, .json, .jsonl),
+    longmemeval_*.json, locomo10.json, and the folders of REALTALK, BEAM and MemDaily."""
+    format: SetFormat | None = None
+    """Data set of the files; default: detected from their contents."""
     arms: tuple[Arm, ...] = ("bank", "supersedes", "consolidated", "files", "full")
-    """Who is asked: the bank; the bank that is told which record replaces which, or whose consolidation finds
-    that among the nearest ones and cannot err, where a set says so; a search of files by words; the end of
-    the whole text, as much as there is room for."""
+    """Methods to compare. bank: the memory bank. supersedes: the bank with the data set's annotation of which
+    record replaces which. consolidated: the bank with an oracle consolidation among the nearest records, if
+    annotated. files: keyword search in files. full: the end of the text, as much as fits the window."""
     model: str | None = None
-    """Who answers: "smollm2", a folder of transformers, a GGUF file, or provider:name of langchain."""
+    """Model that answers: "smollm2", a transformers folder, a GGUF file, or a LangChain provider:name;
+    default: score retrieval only."""
     judge: str | None = None
-    """A model that says of each answer whether it is right. The table has its prompt, as judges differ."""
+    """Model that judges the answers as right or wrong; its prompt is printed with the table."""
     k: int = 10
-    """Records recalled for a question."""
+    """Number of records retrieved per question."""
     embeddings: EmbeddingsName | None = None
-    """What the bank recalls by besides words: minilm for English, e5 for a hundred languages."""
+    """Embedding model for semantic search: minilm for English, e5 for a hundred languages; default: words
+    only."""
     window: int = 8192
-    """Tokens shown to who answers at most, where a model does not see fewer."""
+    """Maximum prompt tokens of the answering model; a smaller context window of the model applies."""
     questions: int | None = None
-    """Of each text only so many, the first."""
+    """Maximum questions per text, the first ones; default: all."""
     max_tokens: int = 64
-    """Tokens of a model's answer at most."""
+    """Maximum tokens of an answer."""
     max_seconds: float = 300.0
-    """For each call of a provider."""
+    """Time limit in seconds for each call to a provider."""
     device: str = "cpu"
-    """Where a local model runs."""
+    """Device of a local model, such as cpu or cuda."""
     out: Path = Path("runs/memory-bench")
-    """Folder for what is answered, and the table."""
+    """Folder for the answers and the table."""
 
 
 def bench(options: BenchOptions) -> int:
-    """Answer what is missing, print the table and write it; return the exit code."""
+    """Answer the remaining questions, print and write the table; return the exit code."""
     if not options.files:
-        raise UsageError("bench needs files of a set, such as locomo10.json")
+        raise UsageError("bench needs the files of a data set, such as locomo10.json")
     if options.questions is not None and options.questions < 1:
         raise UsageError(f"questions={options.questions}: must be at least 1")
     from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
-    from scrubjay.experiments.quality.answers.readers import JUDGED, PROMPT
+    from scrubjay.experiments.quality.answers.readers import JUDGE_PROMPT, PROMPT
     from scrubjay.experiments.quality.answers.report import head, table
     from scrubjay.experiments.runs.device import one_thread
     from scrubjay.experiments.runs.directory import write_atomically
@@ -76,66 +77,68 @@ def bench(options: BenchOptions) -> int:
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
     settings.check()
-    texts = read_texts(options.files, options.form, options.questions)
-    asked = {"Answers": (options.model, PROMPT), "Judged": (options.judge, JUDGED)}
-    bench = Bench(settings, options.out, _opened(options.model, options), _opened(options.judge, options))
+    texts = read_texts(options.files, options.format, options.questions)
+    prompts = {"Answers": (options.model, PROMPT), "Judged": (options.judge, JUDGE_PROMPT)}
+    bench = Bench(
+        settings, options.out, _open_model(options.model, options), _open_model(options.judge, options)
+    )
     with one_thread():
         code = bench.run(texts, options.arms)
     rows = bench.rows(texts, options.arms)
     if rows:
-        made = table(rows)
-        models = {task: (model, prompt) for task, (model, prompt) in asked.items() if model is not None}
-        told = head(" ".join(_typed(options)), bench.window, models)
-        write_atomically(options.out / "table.md", f"{told}\n\n{made}\n")
-        print(f"{made}\n\n{one_line(options.out / 'table.md')}")
+        table_text = table(rows)
+        models = {task: (model, prompt) for task, (model, prompt) in prompts.items() if model is not None}
+        header = head(" ".join(_command_line(options)), bench.window, models)
+        write_atomically(options.out / "table.md", f"{header}\n\n{table_text}\n")
+        print(f"{table_text}\n\n{one_line(options.out / 'table.md')}")
     return code
 
 
-def _opened(name: str | None, options: BenchOptions) -> Any:
-    """Return the chat model of that name, None for none."""
+def _open_model(name: str | None, options: BenchOptions) -> Any:
+    """Return the chat model of that name; None if `name` is None."""
     if name is None:
         return None
-    local = {"policy": "full", "max_conversations": 1, "device": options.device}  # no question goes on
+    local = {"policy": "full", "max_conversations": 1, "device": options.device}  # questions are independent
     return open_chat_model(name, options.max_seconds, 0.0, options.max_tokens, **local)
 
 
 @dataclass(frozen=True)
 class FactsOptions:
-    """Write made facts and their contradictions, FactConsolidation in MemoryAgentBench's form, for `bench`.
+    """Generate synthetic facts with contradictions for `bench`, like FactConsolidation of MemoryAgentBench.
 
-    Questions of one fact (sh) and of two or three (mh), each seed a text of its own; of no real names.
+    Questions need one fact (sh) or two to three facts (mh). Each seed makes one text, without real names.
     """
 
     file: Positional[Path]
-    """What to write, such as facts.jsonl."""
+    """Output file, such as facts.jsonl."""
     part: Literal["development", "test"] = "development"
-    """Whose seeds: those to choose settings on, or those to test them on."""
+    """Seed set: development for tuning, test for final results."""
     seeds: tuple[int, ...] = ()
-    """In place of those of a part."""
+    """Random seeds; default: the seeds of --part."""
     facts: int = 1000
-    """Facts of a text, about."""
+    """Approximate number of facts per text."""
     questions: int = 100
-    """Of each kind, of a text."""
+    """Questions of each kind per text."""
 
 
 def facts(options: FactsOptions) -> int:
-    """Write a row for each seed and kind of question."""
-    from scrubjay.experiments.quality.sets.facts import make_rows
-    from scrubjay.experiments.quality.sets.parts import names_of
+    """Write one row per seed and question kind."""
+    from scrubjay.experiments.quality.datasets.facts import make_rows
+    from scrubjay.experiments.quality.datasets.splits import part_names
     from scrubjay.experiments.runs.directory import write_atomically
 
     if not options.file.parent.is_dir():
-        raise UsageError(f"there is no folder {options.file.parent} for {options.file.name}")
-    seeds = options.seeds or names_of("FactConsolidation", options.part)
+        raise UsageError(f"folder {options.file.parent} for {options.file.name} does not exist")
+    seeds = options.seeds or part_names("FactConsolidation", options.part)
     rows = [row for seed in seeds for row in make_rows(seed, options.facts, options.questions)]
     write_atomically(options.file, "".join(f"{json.dumps(row)}\n" for row in rows))
-    asked = sum(len(row["questions"]) for row in rows)
-    print(one_line(f"{options.file}: {len(rows)} texts, {asked:,} questions"))
+    num_questions = sum(len(row["questions"]) for row in rows)
+    print(one_line(f"{options.file}: {len(rows)} texts, {num_questions:,} questions"))
     return 0
 
 
-def _typed(options: BenchOptions) -> Iterator[str]:
-    """Yield the words of the command that has these options."""
+def _command_line(options: BenchOptions) -> Iterator[str]:
+    """Yield the command-line arguments that reproduce these options."""
     yield "scrubjay memory bench"
     yield from (shlex.quote(str(path)) for path in options.files)
     for field in dataclasses.fields(options):

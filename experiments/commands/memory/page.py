@@ -1,4 +1,4 @@
-"""`scrubjay memory page`: a bank's records, and what superseded what and when, as one page."""
+"""`scrubjay memory page`: write a page of a bank's records and their supersessions."""
 
 from __future__ import annotations
 
@@ -8,40 +8,40 @@ from pathlib import Path
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.language.banks import open_bank, open_for_recall
-from scrubjay.experiments.words.foreign import one_line
 
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write a page that shows records as they were written, and what each of them superseded."""
+    """Write a page of the records in the order of writing, with the records that each superseded."""
 
     file: Positional[Path]
-    """The memory."""
+    """Memory bank file."""
     out: Path | None = None
-    """File to write: a page (.html), a picture (.png, .pdf, .svg) or the trace (.json); default: the memory's
-    name with .html."""
-    most: int = 2_000
-    """Records at most, the newest ones."""
+    """Output file: a page (.html), a picture (.png, .pdf, .svg) or a trace (.json); default: the name of the
+    memory bank with .html."""
+    max_records: int = 2_000
+    """Maximum number of records, the latest ones."""
     query: str | None = None
-    """Ask this, too: the last step tells what is found, and why each record came."""
+    """Search query; the last step of the page shows the hits and explains their scores."""
     k: int = 10
-    """Records found at most."""
+    """Maximum number of hits."""
     embeddings: EmbeddingsName | None = None
-    """Look by meaning, too, with those that the memory was written with."""
+    """Embedding model for semantic search, the one that the memory was written with."""
 
 
 def page(options: PageOptions) -> int:
     """Write the page."""
-    from scrubjay.experiments.looking.bank import trace_bank
-    from scrubjay.experiments.looking.look import Look, check_format
+    from scrubjay.experiments.viz.bank import trace_bank
+    from scrubjay.experiments.viz.look import Look, check_format
 
     out = options.out or options.file.with_suffix(".html")
     check_format(out)
-    asked = options.query is not None
-    opened = open_for_recall if asked else open_bank  # which says what a search leaves out
-    with opened(options.file, False, options.embeddings) as bank:
-        look = Look(trace_bank(bank, options.file.name, options.most, options.query, options.k))
+    has_query = options.query is not None
+    open_memory = open_for_recall if has_query else open_bank  # warns about records that a search cannot find
+    with open_memory(options.file, False, options.embeddings) as bank:
+        look = Look(trace_bank(bank, options.file.name, options.max_records, options.query, options.k))
     look.save(out)
-    print(one_line(f"{out}: {len(look.trace.steps) - asked:,} records"))
+    print(one_line(f"{out}: {len(look.trace.steps) - has_query:,} records"))
     return 0

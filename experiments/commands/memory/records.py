@@ -1,4 +1,4 @@
-"""`scrubjay memory add`, `search`, `show`, `forget`, `import` and `export`: the records of a bank."""
+"""`scrubjay memory add`, `search`, `show`, `forget`, `import` and `export`: records of a memory bank."""
 
 from __future__ import annotations
 
@@ -15,57 +15,58 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
-from scrubjay.experiments.commands.memory.consolidating import model_decides, tell
+from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable
+from scrubjay.experiments.commands.memory.consolidation import make_decider, print_decision
 from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
-from scrubjay.experiments.runs import reading
-from scrubjay.experiments.words.foreign import as_json, one_line, printable
+from scrubjay.experiments.runs import json_reader
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.document import split_document
 from scrubjay.memory.bank.file.record import Hit, Record
-from scrubjay.memory.bank.transfer import check_row
+from scrubjay.memory.bank.serialization import check_row
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
 Trust = Literal["user", "agent", "tool"]
 By = Literal["meaning", "words"]
 _SILENT_SECONDS = 3.0
-"""Before progress is told, and between two times."""
+"""Seconds before the first progress line, and between lines."""
 
 
 @dataclass(frozen=True)
 class AddOptions:
-    """Remember a text, and print its id. The text "-" is read from the standard input."""
+    """Add a text and print its id. With the text "-" it is read from stdin."""
 
     file: Positional[Path]
-    """The memory; begun if it is not there."""
+    """Memory bank file; created if missing."""
     text: Positional[str]
-    """What to remember."""
+    """Text to add."""
     kind: Kind = "knowledge"
-    """What it is."""
+    """Kind of record."""
     namespace: str = ""
-    """Whose memory it is, from the widest circle: user/ada."""
+    """Namespace of the record, from the outermost level: user/ada."""
     trust: Trust = "user"
-    """Who worded it. What a tool worded, the agent does not act upon without your approval."""
+    """Author of the text. The agent asks for approval before acting on the text of a tool."""
     supersedes: str | None = None
-    """Id of the record that no longer holds from now on."""
+    """Id of the record that this one replaces."""
     importance: float = 0.5
-    """From 0 to 1."""
+    """Importance, from 0 to 1."""
     consolidate: str | None = None
-    """Let this model decide, by the records that are most like it, whether the text is added, updates or ends
-    one, or is nothing new: "smollm2", a folder, a GGUF file, or provider:name. `decisions` shows what it
-    decided, `undo` takes it back."""
+    """Model that compares the text with the most similar records and adds it, updates or ends a record, or
+    ignores it: "smollm2", a folder, a GGUF file, or provider:name. See also `decisions` and `undo`."""
     embeddings: EmbeddingsName | None = None
-    """What it is to be found by besides its words: minilm for English, e5 for a hundred languages. One
-    memory, one kind."""
+    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
+    one embedding model. Default: search by words only."""
 
 
 def add(options: AddOptions) -> int:
     """Add one record."""
     if options.consolidate is not None and options.supersedes is not None:
-        raise ValueError("with --consolidate a model says what is superseded: leave --supersedes away")
-    text = _typed() if options.text == "-" else options.text
-    # Before a file is begun.
-    decide = None if options.consolidate is None else model_decides(options.consolidate)
+        raise ValueError(
+            "--supersedes and --consolidate cannot be combined: with --consolidate the model decides"
+        )
+    text = _read_stdin() if options.text == "-" else options.text
+    # Load the model before the file is created.
+    decide = None if options.consolidate is None else make_decider(options.consolidate)
     with open_for_recall(options.file, True, options.embeddings) as bank:
         if decide is not None:
             decision = Consolidation(bank, decide).add(
@@ -76,7 +77,7 @@ def add(options: AddOptions) -> int:
                 trust=options.trust,
                 source="scrubjay memory add",
             )
-            tell(decision)
+            print_decision(decision)
             return 0
         id = bank.add(
             text,
@@ -93,34 +94,35 @@ def add(options: AddOptions) -> int:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Find records, best first: id, score, kind, when it was last said, who said it; then the text."""
+    """Search records, best first. Each has id, score, kind, time, author and text."""
 
     file: Positional[Path]
-    """The memory."""
+    """Memory bank file."""
     query: Positional[str]
-    """Words to look for."""
+    """Search query."""
     k: int = 10
-    """Records at most."""
+    """Maximum number of records."""
     kinds: tuple[Kind, ...] = ()
-    """Only these kinds."""
+    """Search only these kinds; default: all."""
     namespace: str | None = None
-    """Only this circle and those within it: user/ada."""
+    """Search only this namespace and those below it: user/ada."""
     trusts: tuple[Trust, ...] = ()
-    """Only what these said."""
+    """Search only texts of these authors; default: all."""
     at: str | None = None
-    """What held then, as 2026-11-26 or 2026-11-26T08:30; default: what holds now."""
+    """Search the records that were valid at this time, such as 2026-11-26 or 2026-11-26T08:30; default:
+    now."""
     embeddings: EmbeddingsName | None = None
-    """Look by meaning, too, with those that the memory was written with."""
+    """Embedding model for semantic search, the one that the memory was written with."""
     by: By | None = None
-    """Look by the one alone; by default by both."""
+    """Search by meaning or by words only; default: both."""
     explain: bool = False
-    """Tell how each score came about."""
+    """Explain each score."""
     json: bool = False
-    """One JSON object a record."""
+    """Print one JSON object per record."""
 
 
 def search(options: SearchOptions) -> int:
-    """Print what is found; the exit code is 0 even if it is nothing."""
+    """Print the search results; the exit code is 0 even without results."""
     with open_for_recall(options.file, False, options.embeddings) as bank:
         hits = bank.search(
             options.query,
@@ -137,34 +139,34 @@ def search(options: SearchOptions) -> int:
             print(as_json(_as_json(hit)))
             continue
         print(f"{one_line(hit.id)}  {hit.score:.4f}  {_heading(hit)}")
-        print(_indented(hit.text))
+        print(_indent(hit.text))
         if hit.explanation is not None:
-            print(_indented(f"because: {hit.explanation.told}"))
+            print(_indent(f"because: {hit.explanation.summary}"))
     if not hits:
-        print("nothing found", file=sys.stderr)
+        print("no records found", file=sys.stderr)
     return 0
 
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show records in full: those named by id, or the last ones that hold."""
+    """Show records with all fields: those with these ids, or the latest valid ones."""
 
     file: Positional[Path]
-    """The memory."""
+    """Memory bank file."""
     ids: Positional[tuple[str, ...]] = ()
-    """Ids of records."""
+    """Record ids."""
     last: int = 10
-    """How many, where no id is given."""
+    """Number of latest records, if no id is given."""
     kind: Kind | None = None
-    """Of those, only this kind."""
+    """Show only this kind, if no id is given."""
     namespace: str | None = None
-    """Of those, only this circle and those within it."""
+    """Show only this namespace and those below it, if no id is given."""
     json: bool = False
-    """One JSON object a record."""
+    """Print one JSON object per record."""
 
 
 def show(options: ShowOptions) -> int:
-    """Print records with every field and every wording."""
+    """Print records with all fields and wordings."""
     with open_bank(options.file, create=False) as bank:
         records = [_get(bank, id, options.file) for id in options.ids]
         if not options.ids:
@@ -175,57 +177,55 @@ def show(options: ShowOptions) -> int:
                 print(as_json(_as_json(record) | {"wordings": wordings}))
                 continue
             print(f"{one_line(record.id)}  {_heading(record)}")
-            print(_indented(record.text))
+            print(_indent(record.text))
             for name, value in _as_json(record).items():
                 if name not in ("id", "text", "kind", "trust", "renewed") and value not in (None, [], {}):
-                    print(_indented(f"{name}: {value}"))
+                    print(_indent(f"{name}: {value}"))
             for wording in wordings[1:]:
-                print(_indented(f"also said: {wording}"))
+                print(_indent(f"also said: {wording}"))
         if not options.ids:
-            print(
-                f"{len(bank)} records in {options.file}, those that no longer hold included", file=sys.stderr
-            )
+            print(f"{len(bank)} records in {options.file}, including superseded ones", file=sys.stderr)
     return 0
 
 
 @dataclass(frozen=True)
 class ForgetOptions:
-    """Delete records for good: their bytes are overwritten."""
+    """Delete records permanently; their bytes are overwritten."""
 
     file: Positional[Path]
-    """The memory."""
+    """Memory bank file."""
     ids: Positional[tuple[str, ...]]
-    """Ids of records."""
+    """Record ids."""
 
 
 def forget(options: ForgetOptions) -> int:
-    """Delete all that are named, or none if one of them is not there."""
+    """Delete all named records, or none if one of them is missing."""
     if not options.ids:
-        raise ValueError("forget needs the id of a record, as search prints it")
+        raise ValueError("forget needs a record id, as printed by search")
     with open_bank(options.file, create=False) as bank:
         for id in options.ids:
             _get(bank, id, options.file)
         for id in options.ids:
             bank.forget(id)
-    print(f"forgotten: {len(set(options.ids))}")
+    print(f"deleted: {len(set(options.ids))}")
     return 0
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write all records as JSON lines, with ids, wordings, provenance and what no longer holds."""
+    """Export all records as JSON lines, with ids, wordings and provenance, including superseded records."""
 
     file: Positional[Path]
-    """The memory."""
+    """Memory bank file."""
     out: Path | None = None
-    """File to write; default: the standard output."""
+    """Output file; default: stdout."""
 
 
 def export(options: ExportOptions) -> int:
-    """Write records, in a file only whole."""
+    """Write all records; an output file is replaced only when complete."""
     with open_bank(options.file, create=False) as bank:
         lines = (f"{as_json(row)}\n" for row in bank.export())
-        lines = _told(lines, "exported", len(bank))
+        lines = _report_progress(lines, "exported", len(bank))
         if options.out is None:
             sys.stdout.writelines(lines)
             return 0
@@ -239,45 +239,45 @@ def export(options: ExportOptions) -> int:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Read exported records (.jsonl, or "-" for stdin), or documents (text, Markdown) by their passages.
+    """Import exported records (.jsonl, or "-" for stdin), or documents (text, Markdown), split into passages.
 
-    Exported records keep the trust they had: read only those of a bank you trust. Stopped, the same command
-    goes on: records that are there are left as they are.
+    Exported records keep their trust level: import them only from a bank that you trust. The same command
+    continues an interrupted import; existing records are not changed.
     """
 
     file: Positional[Path]
-    """The memory; begun if it is not there."""
+    """Memory bank file; created if missing."""
     sources: Positional[tuple[Path, ...]]
-    """What to read."""
+    """Files to import."""
     kind: Kind = "knowledge"
-    """Of documents."""
+    """Kind of record for documents."""
     namespace: str = ""
-    """Of documents: user/ada."""
+    """Namespace for documents, from the outermost level: user/ada."""
     trust: Trust = "tool"
-    """Of documents: user only for what you wrote or have read. What a tool worded, the agent does not act
-    upon without your approval."""
+    """Source of documents: `user` only for texts that you wrote or checked, else `tool`. The agent asks for
+    approval before it acts on texts of a tool."""
     embeddings: EmbeddingsName | None = None
-    """What all is to be found by besides its words: minilm for English, e5 for a hundred languages. One
-    memory, one kind."""
+    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
+    one embedding model. Default: search by words only."""
 
 
 def import_(options: ImportOptions) -> int:
-    """Read one source after the other, and tell of each how much was new."""
+    """Import the sources in order and print the number of new records of each."""
     if not options.sources:
-        raise ValueError("import needs a file to read: exported records (.jsonl), text or Markdown")
+        raise ValueError("import needs an input file: exported records (.jsonl), text or Markdown")
     for source in options.sources:
         if source != Path("-") and not source.is_file():
-            raise ValueError(f"there is no file {source}")
+            raise ValueError(f"file {source} does not exist")
     with open_for_recall(options.file, True, options.embeddings) as bank:
         for source in options.sources:
             if source == Path("-") or source.suffix == ".jsonl":
-                with _opened(source) as lines:
-                    written = bank.restore(_told(_rows(lines, source), "read"))
-                print(one_line(f"{source}: {sum(written)} new, {len(written) - sum(written)} were there"))
+                with _open_source(source) as lines:
+                    is_new = bank.restore(_report_progress(_rows(lines, source), "read"))
+                print(one_line(f"{source}: {sum(is_new)} new, {len(is_new) - sum(is_new)} already present"))
                 continue
-            text = reading.read_text(source)
+            text = json_reader.read_text(source)
             if not any(passages for _, passages in split_document(text)):
-                raise ValueError(f"{source} has no passage: nothing but headings, or nothing; leave it out")
+                raise ValueError(f"{source} contains no passage, only headings or nothing; omit it")
             ids = bank.add_document(
                 text,
                 options.kind,
@@ -301,22 +301,22 @@ def _read_moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
         return moment.astimezone() if moment.tzinfo is None else moment
     except (ValueError, OverflowError):
-        raise ValueError(f"at={text!r}: write a moment as 2026-11-26 or 2026-11-26T08:30") from None
+        raise ValueError(f"at={text!r}: write a time as 2026-11-26 or 2026-11-26T08:30") from None
 
 
 def _heading(record: Record) -> str:
-    ended = f"  until {_local(record.valid_to)}" if record.valid_to else ""
-    return one_line(f"{record.kind}  {_local(record.renewed)}{ended}  {record.trust}")
+    until = f"  until {_local(record.valid_to)}" if record.valid_to else ""
+    return one_line(f"{record.kind}  {_local(record.renewed)}{until}  {record.trust}")
 
 
 def _local(moment: datetime) -> str:
-    # At either end of the calendar the user's clock may have no such moment.
+    # The local time may be out of range at either end of the calendar.
     with contextlib.suppress(OverflowError):
         moment = moment.astimezone()
     return f"{moment:%Y-%m-%d %H:%M}"
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     return "\n".join(f"    {line}" for line in printable(text).splitlines())
 
 
@@ -330,13 +330,11 @@ def _as_json(record: Record | Hit) -> dict[str, Any]:
     }
 
 
-def _typed() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"the standard input is no text in {error.encoding.upper()}: {error.reason}"
-        ) from None
+        raise ValueError(f"stdin is not valid {error.encoding.upper()} text: {error.reason}") from None
 
 
 def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
@@ -345,12 +343,12 @@ def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{source}, line {number}"
-                yield _checked(reading.parse(line, where), where)
+                yield _check_record(json_reader.parse(line, where), where)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is no text in UTF-8 after line {number}: {error.reason}") from None
+        raise ValueError(f"{source} is not valid UTF-8 after line {number}: {error.reason}") from None
 
 
-def _checked(row: Any, where: str) -> Any:
+def _check_record(row: Any, where: str) -> Any:
     try:
         check_row(row)
     except (ValueError, TypeError) as error:
@@ -359,7 +357,7 @@ def _checked(row: Any, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def _opened(source: Path) -> Iterator[Iterable[str]]:
+def _open_source(source: Path) -> Iterator[Iterable[str]]:
     if source == Path("-"):
         yield sys.stdin
         return
@@ -367,11 +365,11 @@ def _opened(source: Path) -> Iterator[Iterable[str]]:
         yield file
 
 
-def _told(items: Iterable[Any], done: str, total: int | None = None) -> Iterator[Any]:
-    """Yield `items`, and say how many it were from time to time, where somebody waits."""
-    said = time.monotonic()
+def _report_progress(items: Iterable[Any], done: str, total: int | None = None) -> Iterator[Any]:
+    """Yield `items` and print their count on stderr from time to time."""
+    last_printed = time.monotonic()
     for count, item in enumerate(items, 1):
         yield item
-        if time.monotonic() - said > _SILENT_SECONDS:
-            said = time.monotonic()
+        if time.monotonic() - last_printed > _SILENT_SECONDS:
+            last_printed = time.monotonic()
             print(f"{done} {count:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""How well questions about long texts are answered from a memory: inject once, ask often."""
+"""Question answering over long texts from a memory: store each text once, ask many questions."""

@@ -1,4 +1,4 @@
-"""What was answered, as a table."""
+"""Report of the saved answers as a table."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from datetime import date
 from statistics import fmean
 from typing import Any
 
+from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.quality.answers.views import LABELS
 from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.records import markdown
-from scrubjay.experiments.words.foreign import one_line
 
-_READ: Mapping[str, str] = {"": "", "first": ", first fact", "newest": ", newest fact"}
+_READER_LABELS: Mapping[str, str] = {"": "", "first": ", first fact", "newest": ", newest fact"}
 _MEASURES: Mapping[str, str] = {
     "needed": "recall",
     "answer held": "held",
@@ -24,15 +24,15 @@ _MEASURES: Mapping[str, str] = {
     "ROUGE-L": "rouge_l",
     "judged right": "judged",
 }
-EXPLAINED = """\
-"needed": the part of the records that answer a question which was shown. "answer held": how often what was
-shown has the words of a right answer. "outdated first": how often a fact that was replaced stands above the
-one that holds. "exact" to "ROUGE-L" compare the answer with a right one. "tokens": shown for a question."""
-"""What the columns are."""
+COLUMN_NOTES = """\
+"needed": fraction of the records needed for the answer that are shown. "answer held": fraction of questions
+with a correct answer in the shown text. "outdated first": fraction of questions with a replaced fact above
+the current one. "exact" to "ROUGE-L" compare the answer with the reference. "tokens": shown per question."""
+"""Explanation of the columns."""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a row for every arm, of each ability and of all; measures that no question has are left out."""
+    """Return a table with one row per arm and ability, and for all abilities; empty measures are omitted."""
     measures = {
         label: name for label, name in _MEASURES.items() if any(row[name] is not None for row in rows)
     }
@@ -48,23 +48,23 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(["arm", "questions of", "number", *measures, "tokens"], lines)
 
 
-def head(command: str, window: int, asked: Mapping[str, tuple[str, str]]) -> str:
-    """Return what a reader of the table must know; `asked` are models and prompts by what they do."""
-    told = [
+def head(command: str, window: int, prompts: Mapping[str, tuple[str, str]]) -> str:
+    """Return the text above the table; `prompts` maps each task to its model and prompt."""
+    paragraphs = [
         f"`{one_line(command)}`",
         f"{version()}, Python {sys.version.split()[0]}, {processor()}, {date.today()}.",
-        f"Shown are {window:,} tokens at most. {EXPLAINED}",
+        f"At most {window:,} tokens are shown. {COLUMN_NOTES}",
     ]
-    for task, (model, prompt) in asked.items():
-        told.append(f"{task} by {one_line(model)}, which was asked:\n\n```\n{prompt}\n```")
-    return "\n\n".join(told)
+    for task, (model, prompt) in prompts.items():
+        paragraphs.append(f"{task} by {one_line(model)}, with this prompt:\n\n```\n{prompt}\n```")
+    return "\n\n".join(paragraphs)
 
 
 def _line(
     ability: str, arm: Any, reader: str, rows: Sequence[Mapping[str, Any]], measures: Iterable[str]
 ) -> list[str]:
     cut = sum(row["cut"] for row in rows)
-    label = f"{LABELS[arm]}{_READ.get(reader, '')}"
+    label = f"{LABELS[arm]}{_READER_LABELS.get(reader, '')}"
     if cut and arm == "full":
         label += f", cut for {cut:,} of {len(rows):,}"
     means = [_mean(rows, lambda row, name=name: row[name]) for name in measures]
@@ -73,5 +73,5 @@ def _line(
 
 
 def _mean(rows: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]) -> str:
-    known = [one for row in rows if (one := value(row)) is not None]
-    return f"{fmean(known):.3f}" if known else "-"
+    numbers = [one for row in rows if (one := value(row)) is not None]
+    return f"{fmean(numbers):.3f}" if numbers else "-"

@@ -1,8 +1,8 @@
-"""Four ways to compare an answer with a right one, as agents' memories are measured: no judge, no model.
+"""Four scores of an answer against a reference, without a judge or a model.
 
-Letters are small, punctuation is nothing, and articles count in ROUGE-L alone, as in SQuAD (Rajpurkar et al.
-2016) and MemoryAgentBench; a word of a script without spaces counts by letters. What is held is whole words,
-where MemoryAgentBench finds "5" in "15", too.
+Texts are lower-cased, punctuation is removed, and articles count in ROUGE-L only, as in SQuAD (Rajpurkar et
+al. 2016) and MemoryAgentBench. Words of a script without spaces are split into letters. Substrings match
+whole words, whereas MemoryAgentBench also finds "5" in "15".
 """
 
 from __future__ import annotations
@@ -17,42 +17,50 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text, small and without punctuation; of Chinese and its like the letters."""
-    kept = (
+    """Split a text into lower-case words without punctuation, and caseless scripts into letters."""
+    letters = (
         letter
         for letter in unicodedata.normalize("NFKC", text).lower()
         if unicodedata.category(letter)[0] not in "PS"
     )
-    found: list[str] = []
-    for word in "".join(kept).split():
-        uncased = any(unicodedata.category(letter) == "Lo" for letter in word)
-        found += list(word) if uncased else [word]
-    return found
+    result: list[str] = []
+    for word in "".join(letters).split():
+        caseless = any(unicodedata.category(letter) == "Lo" for letter in word)
+        result += list(word) if caseless else [word]
+    return result
 
 
 def exact(reference: str, answer: str) -> float:
-    """Return 1 if both have the same words, articles aside, else 0."""
+    """Return 1 if both have the same words, ignoring articles, else 0."""
     return float(_content(reference) == _content(answer))
 
 
 def substring(reference: str, answer: str) -> float:
-    """Return 1 if the answer holds all words of the reference in a row, articles aside, else 0."""
-    wanted, said = _content(reference), _content(answer)
-    return float(bool(wanted) and f" {' '.join(wanted)} " in f" {' '.join(said)} ")
+    """Return 1 if the answer contains the reference as consecutive words, ignoring articles, else 0."""
+    reference_words, answer_words = _content(reference), _content(answer)
+    return float(bool(reference_words) and f" {' '.join(reference_words)} " in f" {' '.join(answer_words)} ")
 
 
 def token_f1(reference: str, answer: str) -> float:
-    """Return the F1 of the words that both have, as often as both have them, articles aside."""
-    wanted, said = _content(reference), _content(answer)
-    if not wanted or not said:
-        return float(wanted == said)
-    return 2 * sum((Counter(wanted) & Counter(said)).values()) / (len(wanted) + len(said))
+    """Return the F1 of the common words, with multiplicity, ignoring articles."""
+    reference_words, answer_words = _content(reference), _content(answer)
+    if not reference_words or not answer_words:
+        return float(reference_words == answer_words)
+    return (
+        2
+        * sum((Counter(reference_words) & Counter(answer_words)).values())
+        / (len(reference_words) + len(answer_words))
+    )
 
 
 def rouge_l(reference: str, answer: str) -> float:
     """Return the F1 of the longest common subsequence of words, ROUGE-L (Lin 2004) without stems."""
-    wanted, said = words(reference), words(answer)
-    return 2 * common_length(wanted, said) / (len(wanted) + len(said)) if wanted and said else 0.0
+    reference_words, answer_words = words(reference), words(answer)
+    return (
+        2 * common_length(reference_words, answer_words) / (len(reference_words) + len(answer_words))
+        if reference_words and answer_words
+        else 0.0
+    )
 
 
 SCORERS: Mapping[str, Callable[[str, str], float]] = {
@@ -64,7 +72,7 @@ SCORERS: Mapping[str, Callable[[str, str], float]] = {
 
 
 def score(references: Sequence[str], answer: str) -> dict[str, float]:
-    """Return what every scorer says of an answer, compared with the right one that is most like it."""
+    """Return each score of an answer, the best over the references."""
     return {name: _best(compare(one, answer) for one in references) for name, compare in SCORERS.items()}
 
 

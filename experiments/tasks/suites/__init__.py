@@ -1,4 +1,4 @@
-"""Synthetic sequences that ask what a memory can recall, each with an exact answer."""
+"""Synthetic sequence tasks that test the recall of a memory, with exact answers."""
 
 from scrubjay.experiments.tasks.suites.base import IGNORED, Sequences, Suite
 from scrubjay.experiments.tasks.suites.induction import Induction

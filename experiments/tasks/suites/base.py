@@ -1,4 +1,4 @@
-"""What all suites share: their sizes, and batches that are a function of seed and index alone."""
+"""Base class of sequence tasks: sizes, and batches that depend only on seed and index."""
 
 from __future__ import annotations
 
@@ -14,58 +14,58 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 IGNORED = -100
-"""Label of a token that is not scored; what torch's cross-entropy leaves out."""
+"""Label of a token that is not scored; the default `ignore_index` of torch's cross-entropy."""
 
 
 class Sequences(NamedTuple):
-    """A batch of tokens and, at some of them, what the model is to say there."""
+    """Batch of tokens, with target tokens at some positions."""
 
     tokens: Int[Tensor, "rows length"]
     labels: Int[Tensor, "rows length"]
-    """The token to name at each place, not at the one after; `IGNORED` where nothing is asked."""
+    """Target token at each position (not shifted by one); `IGNORED` where nothing is scored."""
 
 
 @dataclass(frozen=True)
 class Suite(ABC):
-    """A task on token sequences of one length. Raises ValueError on sizes that cannot be."""
+    """Task on token sequences of one length. Raises ValueError on invalid sizes."""
 
     kind: ClassVar[str]
-    """Name in config.json of the class to rebuild."""
+    """Name of the class in config.json."""
     items: ClassVar[str]
-    """What `num_items` counts, in words."""
+    """Plural noun for the items that `num_items` counts."""
     num_items: Any
-    """How many things a sequence gives to remember; a field where it can be chosen."""
+    """Number of items to remember per sequence; a dataclass field in tasks where it is configurable."""
 
     vocab_size: int = 64
-    """Tokens are the numbers from 0 up to this, itself excluded."""
+    """Vocabulary size; tokens are integers from 0 to vocab_size - 1."""
     length: int = 64
-    """Tokens of a sequence."""
+    """Sequence length in tokens."""
 
     @abstractmethod
     def __post_init__(self) -> None:
-        """Raise ValueError on sizes that cannot be, naming the value and what can."""
+        """Raise ValueError on invalid sizes, naming the value and the valid range."""
 
     @property
     @abstractmethod
     def chance(self) -> float:
-        """The best accuracy there is for who sees the present token alone."""
+        """Best possible accuracy with only the current token visible."""
 
     @abstractmethod
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return tokens and labels, `[rows, length]`."""
 
     def draw(self, rows: int, seed: int, index: int = 0) -> Sequences:
-        """Return batch number `index` of a seed: the same on every machine, whatever was drawn before."""
+        """Return batch number `index` of a seed; it depends on nothing else."""
         tokens, labels = self._fill(rows, np.random.default_rng([seed, index]))
         return Sequences(torch.from_numpy(tokens), torch.from_numpy(labels))
 
-    def resized(self, num_items: int, length: int) -> Self:
-        """Return the same task with other sizes. Raises ValueError if they cannot be."""
+    def with_sizes(self, num_items: int, length: int) -> Self:
+        """Return the task with other sizes. Raises ValueError on invalid sizes."""
         if num_items == self.num_items:
             return dataclasses.replace(self, length=length)
         if "num_items" not in {field.name for field in dataclasses.fields(self)}:
             raise ValueError(
-                f"num_items={num_items}: {self.kind} has always {self.num_items} of {self.items}; set "
+                f"num_items={num_items}: {self.kind} always has {self.num_items} {self.items}; set "
                 "eval_items=()"
             )
         return dataclasses.replace(self, num_items=num_items, length=length)
@@ -79,5 +79,5 @@ class Suite(ABC):
 def distinct(
     generator: np.random.Generator, rows: int, low: int, high: int, count: int
 ) -> Int[np.ndarray, "rows count"]:
-    """Return `count` different numbers from `low` up to below `high` for every row, in random order."""
+    """Return `count` distinct integers in [low, high) per row, in random order."""
     return low + generator.random((rows, high - low)).argsort(axis=1)[:, :count]

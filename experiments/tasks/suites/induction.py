@@ -1,7 +1,7 @@
 """Induction heads (Olsson et al. 2022, arXiv 2209.11895; so Gu & Dao 2023, arXiv 2312.00752, section 4.1.2).
 
-Random tokens, and once among them a trigger; the last token is the trigger again, and there the model is to
-name what followed it the first time. Nothing else tells that token from the others. Token 0 is the trigger.
+Random tokens contain a trigger once. The last token is the trigger again, where the model must predict the
+token that followed its first occurrence. Token 0 is the trigger.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _TRIGGER = 0
 
 @dataclass(frozen=True)
 class Induction(Suite):
-    """A trigger comes twice: say what followed it the first time."""
+    """Induction task: predict the token that followed the first occurrence of a trigger."""
 
     kind: ClassVar[str] = "induction"
     items: ClassVar[str] = "triggers"
     num_items: ClassVar[int] = 1
 
     vocab_size: int = 16
-    """Trigger and ordinary tokens; 16 in the paper."""
+    """Vocabulary size: the trigger and ordinary tokens; 16 in the paper."""
 
     def __post_init__(self) -> None:
         self._require("length", 3, "trigger, token, trigger")
@@ -34,7 +34,7 @@ class Induction(Suite):
 
     @property
     def chance(self) -> float:
-        """Guess among all ordinary tokens."""
+        """Accuracy of guessing among all ordinary tokens."""
         return 1 / (self.vocab_size - 1)
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

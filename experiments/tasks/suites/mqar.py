@@ -1,10 +1,10 @@
 """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927).
 
-First the pairs, key value key value, then every key once again; at that query the model is to name its value.
+A sequence starts with key-value pairs; then every key is queried once, and the model must predict its value.
 As in the authors' generator (github.com/HazyResearch/zoology, data/multiquery_ar.py): token 0 is filler, keys
-are of the lower half of the vocabulary and values of the upper, no two alike in a sequence; queries fall on
-even places behind the pairs, and which ones is drawn without replacement with p(i) ~ a i^(a - 1), i counted
-from 1, so that short gaps are common, as in language. Elsewhere stands filler, zero or any token at all.
+are from the lower half of the vocabulary and values from the upper half, all distinct within a sequence.
+Queries are at even positions after the pairs, sampled without replacement with p(i) ~ a i^(a - 1), i counted
+from 1, so that short gaps are common, as in language. Other positions hold filler, zero or any token.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from scrubjay.experiments.tasks.suites.base import IGNORED, Suite, distinct
 
 @dataclass(frozen=True)
 class MQAR(Suite):
-    """Key-value pairs, then each key once more: say its value."""
+    """Multi-query associative recall: key-value pairs, then one query per key."""
 
     kind: ClassVar[str] = "mqar"
     items: ClassVar[str] = "key-value pairs"
 
     num_items: int = 8
-    """Key-value pairs, every one of them asked for once."""
+    """Number of key-value pairs; each is queried once."""
     power: float = 0.01
-    """The a of the power law of gaps; 1 makes all gaps equally likely."""
+    """Exponent a of the power law of gaps; 1 makes all gaps equally likely."""
     random_filler: bool = True
-    """Whether filler is any token of the vocabulary, keys and values too, or always 0."""
+    """Use random tokens as filler, including keys and values, instead of token 0."""
 
     def __post_init__(self) -> None:
-        self._require("num_items", 1, "as something has to be asked")
+        self._require("num_items", 1, "one pair to query")
         self._require(
             "length", 4 * self.num_items, f"four tokens for each of num_items={self.num_items} pairs"
         )
@@ -45,7 +45,7 @@ class MQAR(Suite):
 
     @property
     def chance(self) -> float:
-        """Guess among all values."""
+        """Accuracy of guessing among all values."""
         return 1 / (self.vocab_size - self.vocab_size // 2)
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -53,7 +53,7 @@ class MQAR(Suite):
         keys = distinct(generator, rows, 1, half, pairs)
         values = distinct(generator, rows, half, self.vocab_size, pairs)
         places = np.arange(1, (self.length - 2 * pairs) // 2 + 1)
-        # The order in which exponential clocks of these rates ring is a draw without replacement by these
+        # The order of exponential waiting times with these rates is a sample without replacement with these
         # weights.
         rings = generator.exponential(size=(rows, len(places))) / places ** (self.power - 1)
         queries = 2 * pairs + 2 * rings.argsort(axis=1)[:, :pairs]

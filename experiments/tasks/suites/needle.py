@@ -1,9 +1,9 @@
 """Needles in a haystack, as tokens (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
 
-A needle is a key and behind it its value, hidden anywhere in a haystack of other tokens; the last token is a
-key, and there the model is to name its value. With several needles all but one distract, as in the multi-key
+A needle is a key followed by its value, at a random position among filler tokens. The last token is a key,
+where the model must predict its value. With several needles all but one are distractors, as in the multi-key
 task of RULER (Hsieh et al. 2024, arXiv 2404.06654, section 3). Token 0 is not used; the first quarter of the
-vocabulary are keys, the second values, the rest is hay.
+vocabulary are keys, the second quarter values, the rest filler.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from scrubjay.experiments.tasks.suites.base import IGNORED, Suite, distinct
 
 @dataclass(frozen=True)
 class Needle(Suite):
-    """Keys with values, hidden in hay; the last token asks for one of them."""
+    """Needle in a haystack: key-value pairs among filler, one of which is queried by the last token."""
 
     kind: ClassVar[str] = "needle"
     items: ClassVar[str] = "needles"
 
     num_items: int = 1
-    """Needles, of which one is asked for."""
+    """Number of needles, one of which is queried."""
 
     def __post_init__(self) -> None:
-        self._require("num_items", 1, "as something has to be asked")
+        self._require("num_items", 1, "one needle to query")
         self._require(
             "length", 2 * self.num_items + 1, f"for num_items={self.num_items} needles and the question"
         )
@@ -38,7 +38,7 @@ class Needle(Suite):
 
     @property
     def chance(self) -> float:
-        """Guess among all values."""
+        """Accuracy of guessing among all values."""
         return 1 / (self.vocab_size // 4)
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -46,14 +46,14 @@ class Needle(Suite):
         tokens = generator.integers(2 * quarter, self.vocab_size, size=(rows, self.length))
         keys = distinct(generator, rows, 1, quarter, needles)
         values = generator.integers(quarter, 2 * quarter, size=(rows, needles))
-        # Every needle shrunk to one token, all choices of places are equally likely; then each takes its
-        # second.
+        # Sample positions uniformly as if a needle were one token; then shift them to make room for the
+        # second token of each.
         places = np.sort(distinct(generator, rows, 0, self.length - 1 - needles, needles), axis=1)
         places += np.arange(needles)
         np.put_along_axis(tokens, places, keys, axis=1)
         np.put_along_axis(tokens, places + 1, values, axis=1)
-        asked = generator.integers(needles, size=rows)
+        target = generator.integers(needles, size=rows)
         labels = np.full_like(tokens, IGNORED)
-        tokens[:, -1] = keys[np.arange(rows), asked]
-        labels[:, -1] = values[np.arange(rows), asked]
+        tokens[:, -1] = keys[np.arange(rows), target]
+        labels[:, -1] = values[np.arange(rows), target]
         return tokens, labels

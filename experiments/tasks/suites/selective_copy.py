@@ -1,8 +1,8 @@
 """Selective copying (Jing et al. 2019; in this form Gu & Dao 2023, "Mamba", arXiv 2312.00752, section 4.1.1).
 
-Data tokens lie scattered among noise; then comes one marker for each, and at the markers the model is to name
-the data in their order. Spacing varies, so counting steps does not help. Token 0 is noise, 1 the marker, the
-rest data.
+Data tokens are scattered in noise, followed by one marker per data token. At the markers the model must
+predict the data in order. The spacing varies, so counting steps does not help. Token 0 is noise, 1 the
+marker, the rest data.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ _MARKER, _DATA = 1, 2
 
 @dataclass(frozen=True)
 class SelectiveCopy(Suite):
-    """Data scattered in noise: say them again, in order."""
+    """Selective copying: repeat data tokens scattered in noise, in order."""
 
     kind: ClassVar[str] = "selective-copy"
     items: ClassVar[str] = "tokens to copy"
 
     vocab_size: int = 16
-    """Noise, marker and data; 16 in the paper."""
+    """Vocabulary size: noise, marker and data tokens; 16 in the paper."""
     num_items: int = 8
-    """Data tokens, and as many markers at the end."""
+    """Number of data tokens, and of markers at the end."""
 
     def __post_init__(self) -> None:
-        self._require("num_items", 1, "as something has to be copied")
+        self._require("num_items", 1, "one token to copy")
         self._require("length", 2 * self.num_items, f"for num_items={self.num_items} data tokens and markers")
         self._require("vocab_size", _DATA + 2, "noise, marker and two data tokens")
 
     @property
     def chance(self) -> float:
-        """Guess among all data."""
+        """Accuracy of guessing among all data tokens."""
         return 1 / (self.vocab_size - _DATA)
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,9 +1,9 @@
-"""State tracking: products in a group, which a state that only fades cannot follow.
+"""State tracking: products in a group, which a state that only decays cannot represent.
 
-Every token is an element of a group, and at each the model is to name the product of all so far, as in the
-word problems of Merrill, Petty & Sabharwal 2024 (arXiv 2404.08819). Two elements make parity, n of Z_n
-counting modulo n, and permutations of five things the hardest of its kind. What a layer forgets by a factor
-between 0 and 1 does none of these in sequences longer than trained on (Grazzi et al. 2024, arXiv 2411.12537).
+Every token is an element of a group, and at each token the model must predict the product of all so far, as
+in the word problems of Merrill, Petty & Sabharwal 2024 (arXiv 2404.08819). Z_2 is parity, Z_n counting modulo
+n, and permutations of five items (S_5) are the hardest case. Layers with decay factors between 0 and 1 solve
+none of these in sequences longer than in training (Grazzi et al. 2024, arXiv 2411.12537).
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from numpy.typing import NDArray
 from scrubjay.experiments.tasks.suites.base import Suite
 
 Group = Literal["Z2", "Z3", "Z5", "S3", "S4", "S5"]
-"""Numbers below n, added modulo n, or permutations of n things, one after the other."""
+"""Cyclic group Zn (addition modulo n) or symmetric group Sn (permutations of n items)."""
 
 
 @dataclass(frozen=True)
 class StateTracking(Suite):
-    """Elements of a group: name the product of all so far."""
+    """State tracking: predict the product of all group elements so far."""
 
     kind: ClassVar[str] = "state-tracking"
     items: ClassVar[str] = "products"
     num_items: ClassVar[int] = 1
 
     vocab_size: int = 6
-    """At least the elements of the group: n, or n! of permutations."""
+    """Vocabulary size, at least the order of the group: n for Zn, n! for Sn."""
     group: Group = "S3"
-    """Z2 is parity, Zn counting modulo n, Sn permutations of n things."""
+    """Group: Z2 is parity, Zn counting modulo n, Sn permutations of n items."""
 
     def __post_init__(self) -> None:
         if self.group not in get_args(Group):
@@ -44,7 +44,7 @@ class StateTracking(Suite):
 
     @property
     def chance(self) -> float:
-        """Any product is as likely as any other, whatever the last element."""
+        """Accuracy of guessing: all products are equally likely given the last element."""
         return 1 / len(products(self.group))
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -58,7 +58,7 @@ class StateTracking(Suite):
 
 @functools.cache
 def products(group: Group) -> Int[np.ndarray, "first second"]:
-    """Return which element two of a group make, one after the other; 0 changes nothing."""
+    """Return the multiplication table of a group; element 0 is the identity."""
     size = int(group[1:])
     if group[0] == "Z":
         return np.add.outer(np.arange(size), np.arange(size)) % size

@@ -1,16 +1,16 @@
-"""Linear memory on Triton: the state walks the chunks, all else is in parallel.
+"""Linear memory on Triton: one loop over chunks for the state, all other work in parallel.
 
-The maths is that of `chunks` and `gradient`; how tokens lie in chunks and the products of decays are torch's.
-A program of a walk takes a row of heads and some channels of values, which do not know each other; the others
-take a chunk. Chunks have 16 or 32 tokens, widths of heads are padded to powers of two of at least 16 and at
-most 128. No atomics: results are deterministic.
+The formulas are those of `chunks` and `gradient`. Torch splits the tokens into chunks and multiplies the
+decays. A program of the loop over chunks handles one row of heads and some value channels, which are
+independent; a program of the other kernels handles one chunk. Chunks have 16 or 32 tokens. Head widths are
+padded to powers of two from 16 to 128. No atomics: results are deterministic.
 
-Products of float32 are three TF32 ones each, whose error is near float32's own; where query, key or value has
-half precision they are one TF32 product. Beyond what `configurations` lists they are right, but may spill
-registers.
+A product of float32 tensors is computed as three TF32 products (3xTF32), with nearly float32 precision. If
+query, key or value has half precision, it is one TF32 product. Sizes beyond those of `configurations` give
+correct results, but may spill registers.
 """
 
+from scrubjay.kernels.linear.gpu.autograd import run
 from scrubjay.kernels.linear.gpu.examples import configurations
-from scrubjay.kernels.linear.gpu.walk import run
 
 __all__ = ["configurations", "run"]

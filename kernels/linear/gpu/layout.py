@@ -1,4 +1,7 @@
-"""What the kernels read and leave, and the launch of one, which takes of it what it names."""
+"""Tensors of the kernels of linear memory, and the launch of a kernel.
+
+The fields are matched to the kernels' parameters by name: field `key` is passed as `key_ptr`.
+"""
 
 from __future__ import annotations
 
@@ -12,68 +15,71 @@ from scrubjay.kernels.launch import Launch
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the kernels read: tokens in chunks, float32 and contiguous."""
+class LinearKernelInputs:
+    """Inputs of the kernels: tokens in chunks, float32 and contiguous."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     step: Tensor
     levels: Tensor
-    """Decays multiplied `[N, R, L, C, F]`, of blocks of 1, 2, 4, ... tokens; see `tiles`."""
-    since: Tensor
-    until: Tensor
+    """Products of decays inside blocks of 1, 2, 4, ... tokens `[N, R, L, C, F]`; see `tiles`."""
+    from_start: Tensor
+    to_end: Tensor
     delta: bool
     exact: bool
-    """Whether products of float32 keep their digits."""
+    """Compute matrix products at nearly float32 precision (3xTF32), not TF32."""
 
     @property
     def tile(self) -> int:
-        """Channels of values that one program of a walk takes."""
+        """Value channels per program of the kernels that loop over chunks."""
         return min(32, _block(self.value.shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return them by name."""
-        names = ("query", "key", "value", "step", "levels", "since", "until")
+        """Return the tensors by name."""
+        names = ("query", "key", "value", "step", "levels", "from_start", "to_end")
         return {name: getattr(self, name) for name in names}
 
 
-class Kept(NamedTuple):
-    """What a forward pass leaves for its gradient; the hebbian rule has errors of its own alone."""
+class LinearKernelTrace(NamedTuple):
+    """Outputs of the forward kernels that the backward pass needs.
 
-    read: Tensor
+    With the hebbian rule `inverse` and `inverse_keys` are empty and `errors` are the values.
+    """
+
+    read_scores: Tensor
     inverse: Tensor
-    reached: Tensor
+    inverse_keys: Tensor
     errors: Tensor
     states: Tensor
 
 
-class Grads(NamedTuple):
-    """What a backward pass is given and leaves."""
+class LinearKernelGrads(NamedTuple):
+    """Inputs and outputs of the backward kernels."""
 
     grad: Tensor
     grad_errors: Tensor
-    behind: Tensor
+    grad_states_after: Tensor
     grad_state: Tensor
     grad_value: Tensor
     grad_query: Tensor
     grad_key: Tensor
     grad_step: Tensor
-    grad_since: Tensor
+    grad_log_sums: Tensor
     grad_right: Tensor
-    """Of keys times steps."""
+    """Gradient of keys times steps."""
 
 
-def launch_of(
-    kernel: Any, grid: tuple[int, ...], inputs: Inputs, given: dict[str, Tensor], **more: bool
+def build_launch(
+    kernel: Any, grid: tuple[int, ...], inputs: LinearKernelInputs, tensors: dict[str, Tensor], **more: bool
 ) -> Launch:
-    """Return the launch of a kernel, which takes of tensors, sizes and constants those that it names."""
+    """Return the launch of a kernel. Tensors, sizes and constants are matched to its parameters by name."""
     count, rows, length, width = inputs.query.shape
     constants: dict[str, object] = {
         "C": length,
         "K": width,
         "V": inputs.value.shape[-1],
-        "F": inputs.since.shape[-1],
+        "F": inputs.from_start.shape[-1],
         "LEVELS": inputs.levels.shape[2],
         "DELTA": inputs.delta,
         "PRECISION": "tf32x3" if inputs.exact else "tf32",
@@ -83,12 +89,12 @@ def launch_of(
         "TILE_V": inputs.tile,
         **more,
     }
-    known: dict[str, object] = {f"{name}_ptr": tensor for name, tensor in given.items()}
-    known |= {"N": count, "R": rows}
+    arguments: dict[str, object] = {f"{name}_ptr": tensor for name, tensor in tensors.items()}
+    arguments |= {"N": count, "R": rows}
     return Launch(
         kernel,
         grid,
-        {name: known[name] for name in kernel.arg_names if name in known},
+        {name: arguments[name] for name in kernel.arg_names if name in arguments},
         {name: constants[name] for name in kernel.arg_names if name in constants},
         num_warps=8,
         num_stages=1,

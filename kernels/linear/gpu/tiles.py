@@ -1,9 +1,10 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""How tiles are loaded, stored and multiplied, and how products of tokens fade.
+"""Device functions: loads, stores and products of tiles, and decayed products of tokens.
 
-Decays come multiplied: of every level, blocks of 1, 2, 4, ... tokens, a token of a right block has what is
-left at it of what its block began with, one of a left block what is left of it at its block's end.
+A level has blocks of 1, 2, 4, ... tokens. The decays of a level hold, for a token of a right block, the decay
+from the start of its block to the token; for a token of a left block, the decay from the token to the end of
+its block.
 """
 
 from __future__ import annotations
@@ -20,108 +21,108 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def get(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a tile of a contiguous matrix `[ROWS, COLUMNS]`, with zeros outside of it."""
+    """Load a tile of a contiguous matrix `[ROWS, COLUMNS]`; zeros outside of it."""
     mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
     return tl.load(pointer + rows[:, None] * COLUMNS + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def put(pointer, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store what `get` would load."""
+    """Store a tile of a contiguous matrix `[ROWS, COLUMNS]`."""
     mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
     tl.store(pointer + rows[:, None] * COLUMNS + columns[None, :], tile, mask=mask)
 
 
 @triton.jit
-def factors(pointer, rows, columns, C: tl.constexpr, F: tl.constexpr):
-    """Load the decays of tokens: `[C, 1]` of one a token, or `[C, K]`."""
+def load_decays(pointer, rows, columns, C: tl.constexpr, F: tl.constexpr):
+    """Load the decays of tokens: `[C, 1]` for one per token, else `[C, K]`."""
     if F == 1:
-        loaded = tl.load(pointer + rows, mask=rows < C, other=0.0)[:, None]
+        decays = tl.load(pointer + rows, mask=rows < C, other=0.0)[:, None]
     else:
-        loaded = get(pointer, rows, columns, C, F)
-    return loaded
+        decays = get(pointer, rows, columns, C, F)
+    return decays
 
 
 @triton.jit
-def kept(pointer, channels, C: tl.constexpr, F: tl.constexpr):
-    """Load what is left at a chunk's end of what it began with, from what is left at each token: `[K, 1]`."""
+def load_chunk_decay(pointer, channels, C: tl.constexpr, F: tl.constexpr):
+    """Load a chunk's total decay, `[K, 1]`: the last row of the decays accumulated from its start."""
     if F == 1:
-        loaded = tl.load(pointer + (C - 1) + channels * 0)[:, None]
+        decays = tl.load(pointer + (C - 1) + channels * 0)[:, None]
     else:
-        loaded = tl.load(pointer + (C - 1) * F + channels, mask=channels < F, other=0.0)[:, None]
-    return loaded
+        decays = tl.load(pointer + (C - 1) * F + channels, mask=channels < F, other=0.0)[:, None]
+    return decays
 
 
 @triton.jit
-def joined(rows, columns, level):
-    """Return which tokens lie in a right block of 2^level and in the left block beside it."""
+def is_block_pair(rows, columns, level):
+    """Return the mask of token pairs in a right block of 2^level tokens and the left block beside it."""
     i, j = rows[:, None] >> level, columns[None, :] >> level
     return ((i >> 1) == (j >> 1)) & (i > j)
 
 
 @triton.jit
-def ties(pointer, rows, columns, C: tl.constexpr, LEVELS: tl.constexpr):
-    """Return what is left of each token at each, of one decay a token."""
-    tied = tl.where((rows[:, None] == columns[None, :]) & (rows < C)[:, None], 1.0, 0.0)
+def pair_decays(pointer, rows, columns, C: tl.constexpr, LEVELS: tl.constexpr):
+    """Return the decay between each two tokens `[C, C]` for one decay per token; 0 for future tokens."""
+    decays = tl.where((rows[:, None] == columns[None, :]) & (rows < C)[:, None], 1.0, 0.0)
     for level in range(LEVELS):
         left = tl.load(pointer + level * C + columns, mask=columns < C, other=0.0)
         right = tl.load(pointer + level * C + rows, mask=rows < C, other=0.0)
-        tied += tl.where(joined(rows, columns, level), right[:, None] * left[None, :], 0.0)
-    return tied
+        decays += tl.where(is_block_pair(rows, columns, level), right[:, None] * left[None, :], 0.0)
+    return decays
 
 
 @triton.jit
-def pairs(
+def pair_products(
     x, y, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the products `[C, C]` of each x with each y before it or beside it, faded."""
+    """Return the causal products `[C, C]` of each x with each y up to it, times the decays between them."""
     if F == 1:
-        found = dot(x, tl.trans(y), PRECISION) * ties(pointer, rows, columns, C, LEVELS)
+        products = dot(x, tl.trans(y), PRECISION) * pair_decays(pointer, rows, columns, C, LEVELS)
     else:
         own = tl.sum(x * y, axis=1)
-        found = tl.where(rows[:, None] == columns[None, :], own[:, None], 0.0)
+        products = tl.where(rows[:, None] == columns[None, :], own[:, None], 0.0)
         for level in range(LEVELS):
             # [C, K]
-            fade = get(pointer + level * C * F, rows, channels, C, F)
-            product = dot(x * fade, tl.trans(y * fade), PRECISION)
-            found += tl.where(joined(rows, columns, level), product, 0.0)
-    return found
+            decays = get(pointer + level * C * F, rows, channels, C, F)
+            product = dot(x * decays, tl.trans(y * decays), PRECISION)
+            products += tl.where(is_block_pair(rows, columns, level), product, 0.0)
+    return products
 
 
 @triton.jit
-def of_left(
+def left_gradient(
     grad, y, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of x from that of `pairs`."""
+    """Return the gradient of x `[C, K]` from that of `pair_products`."""
     if F == 1:
-        found = dot(grad * ties(pointer, rows, columns, C, LEVELS), y, PRECISION)
+        result = dot(grad * pair_decays(pointer, rows, columns, C, LEVELS), y, PRECISION)
     else:
         own = tl.sum(tl.where(rows[:, None] == columns[None, :], grad, 0.0), axis=1)
-        found = own[:, None] * y
+        result = own[:, None] * y
         for level in range(LEVELS):
             # [C, K]
-            fade = get(pointer + level * C * F, rows, channels, C, F)
-            here = tl.where(joined(rows, columns, level), grad, 0.0)
-            found += fade * dot(here, y * fade, PRECISION)
-    return found
+            decays = get(pointer + level * C * F, rows, channels, C, F)
+            level_grad = tl.where(is_block_pair(rows, columns, level), grad, 0.0)
+            result += decays * dot(level_grad, y * decays, PRECISION)
+    return result
 
 
 @triton.jit
-def of_right(
+def right_gradient(
     grad, x, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of y from that of `pairs`."""
+    """Return the gradient of y `[C, K]` from that of `pair_products`."""
     if F == 1:
-        found = dot(tl.trans(grad * ties(pointer, rows, columns, C, LEVELS)), x, PRECISION)
+        result = dot(tl.trans(grad * pair_decays(pointer, rows, columns, C, LEVELS)), x, PRECISION)
     else:
         own = tl.sum(tl.where(rows[:, None] == columns[None, :], grad, 0.0), axis=1)
-        found = own[:, None] * x
+        result = own[:, None] * x
         for level in range(LEVELS):
             # [C, K]
-            fade = get(pointer + level * C * F, rows, channels, C, F)
-            here = tl.where(joined(rows, columns, level), grad, 0.0)
-            found += fade * dot(tl.trans(here), x * fade, PRECISION)
-    return found
+            decays = get(pointer + level * C * F, rows, channels, C, F)
+            level_grad = tl.where(is_block_pair(rows, columns, level), grad, 0.0)
+            result += decays * dot(tl.trans(level_grad), x * decays, PRECISION)
+    return result

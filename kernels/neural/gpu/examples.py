@@ -1,4 +1,4 @@
-"""The main configurations of a neural memory's kernels, to be compiled in checks."""
+"""Main configurations of the kernels of neural memory, which the tests compile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.neural.gpu.gradients.read import read_gradient_launches
 from scrubjay.kernels.neural.gpu.gradients.rule import rule_gradient_launch
 from scrubjay.kernels.neural.gpu.gradients.write import write_gradient_launch
-from scrubjay.kernels.neural.gpu.layout import Borders, Inputs, Layout, new_kept
+from scrubjay.kernels.neural.gpu.layout import KernelBorders, Layout, NeuralKernelInputs, allocate_trace
 from scrubjay.kernels.neural.gpu.read import read_launch
 from scrubjay.kernels.neural.gpu.write import write_launch
 from scrubjay.kernels.neural.network import NetworkShape, NeuralState
@@ -40,18 +40,20 @@ def _example(dtype: torch.dtype, width: int, hidden: int | None, length: int) ->
     layers = ((width, width),) if hidden is None else ((width, hidden), (hidden, width))
     layout = Layout(NetworkShape(layers, residual=False, norm=False), length)
     tokens = [meta(batch, count * length, heads, width, dtype=dtype) for _ in range(3)]
-    rule, state = meta(rows, count, layout.sizes()["RULE"]), meta(batch, heads, layout.shape.size)
+    rule, state = meta(rows, count, layout.sizes()["RULE_SIZE"]), meta(batch, heads, layout.shape.size)
     flags = meta(batch, count, dtype=torch.int32)
     weights = tuple(meta(heads, a, b) for a, b in layers)
     query, key, value = tokens
-    inputs = Inputs(query, key, value, rule, weights, NeuralState(state, state, state), Borders(flags, flags))
-    kept, owed = new_kept(inputs, layout), meta(rows, count, layout.sizes()["OWED"])
-    to = kept.states
-    reads = read_gradient_launches(inputs, layout, kept, tokens[0], tokens[0], rule, owed, to)
+    inputs = NeuralKernelInputs(
+        query, key, value, rule, weights, NeuralState(state, state, state), KernelBorders(flags, flags)
+    )
+    trace, grads = allocate_trace(inputs, layout), meta(rows, count, layout.sizes()["GRADS_SIZE"])
+    states_grad = trace.states
+    reads = read_gradient_launches(inputs, layout, trace, tokens[0], tokens[0], rule, grads, states_grad)
     return {
-        "write": write_launch(inputs, layout, state, kept),
-        "read": read_launch(inputs, layout, tokens[0], kept),
+        "write": write_launch(inputs, layout, state, trace),
+        "read": read_launch(inputs, layout, tokens[0], trace),
         **dict(zip(("read gradient", "lower read gradient"), reads, strict=False)),
-        "write gradient": write_gradient_launch(inputs, layout, kept, rule, owed, to, state),
-        "rule gradient": rule_gradient_launch(inputs, layout, kept, rule, to),
+        "write gradient": write_gradient_launch(inputs, layout, trace, rule, grads, states_grad, state),
+        "rule gradient": rule_gradient_launch(inputs, layout, trace, rule, states_grad),
     }

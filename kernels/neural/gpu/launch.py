@@ -1,4 +1,4 @@
-"""The launch of a kernel, which takes of all inputs and constants those that it names."""
+"""Launch of a kernel of neural memory, with arguments matched to its parameters by name."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import triton
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.layout import Inputs, Layout
+from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs
 
 
-def launch_of(kernel, programs: int, inputs: Inputs, layout: Layout, arguments: dict[str, Tensor]) -> Launch:
-    """Return the launch of a kernel, which takes of all inputs and constants those that it names."""
+def build_launch(
+    kernel, programs: int, inputs: NeuralKernelInputs, layout: Layout, arguments: dict[str, Tensor]
+) -> Launch:
+    """Return the launch of a kernel with the inputs and constants that its parameters name."""
     inner, width = layout.shape.layers[-1]
     exact = all(x.dtype == torch.float32 for x in (inputs.query, inputs.key, inputs.value))
     constants: dict[str, object] = {
@@ -24,12 +26,12 @@ def launch_of(kernel, programs: int, inputs: Inputs, layout: Layout, arguments: 
         "BLOCK_C": _block(layout.length),
         "BLOCK_D": _block(width),
         "BLOCK_I": 16,
-        "MIXED": layout.mixed,
         **layout.sizes(),
-        **{name.upper(): offset for name, (offset, _) in (layout.kept | layout.owed).items()},
+        **{name.upper(): offset for name, offset in layout.rule_slots.items()},
+        **{name.upper(): offset for name, (offset, _) in (layout.trace_slots | layout.grad_slots).items()},
     }
     lower, upper = inputs.weights if len(inputs.weights) == 2 else (None, *inputs.weights)
-    known: dict[str, object] = {
+    available: dict[str, object] = {
         "rule_ptr": inputs.rule,
         "lower_ptr": lower,
         "upper_ptr": upper,
@@ -41,12 +43,12 @@ def launch_of(kernel, programs: int, inputs: Inputs, layout: Layout, arguments: 
     }
     for name in ("query", "key", "value"):
         tensor = getattr(inputs, name)
-        known[f"{name}_ptr"] = tensor
-        known |= {f"{name}_{dim}": tensor.stride(place) for place, dim in enumerate("bth")}
+        available[f"{name}_ptr"] = tensor
+        available |= {f"{name}_{dim}": tensor.stride(place) for place, dim in enumerate("bth")}
     return Launch(
         kernel,
         (programs,),
-        {name: known[name] for name in kernel.arg_names if name in known},
+        {name: available[name] for name in kernel.arg_names if name in available},
         {name: constants[name] for name in kernel.arg_names if name in constants},
         num_warps=_warps(layout),
         num_stages=1,
@@ -58,5 +60,5 @@ def _block(size: int) -> int:
 
 
 def _warps(layout: Layout) -> int:
-    """Give every warp 16 of a chunk's tokens, the rows of most products, and use no fewer than four."""
+    """Return the number of warps: one per 16 tokens, the rows of most products, but at least four."""
     return max(4, _block(layout.length) // 16)

@@ -1,8 +1,9 @@
-"""What the kernels read and what they leave, and where each of it lies."""
+"""Tensors of the kernels of neural memory, and the layout of their contents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,107 +11,134 @@ from torch import Tensor
 from scrubjay.kernels.neural.network import NetworkShape, NeuralState
 
 
-class Inputs(NamedTuple):
-    """What the kernels read: tokens `[B, T, H, D]` in their own dtype, all else float32 and contiguous."""
+class NeuralKernelInputs(NamedTuple):
+    """Inputs of the kernels: tokens `[B, T, H, D]` in their own dtype, the others float32 and contiguous."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     rule: Tensor
-    """Of every chunk `[R, N, .]`: step sizes and coefficients, as `_rule` lays them out."""
+    """Step sizes and coefficients of every chunk `[R, N, .]`, at the offsets of `Layout.rule_slots`."""
     weights: tuple[Tensor, ...]
     state: NeuralState
-    borders: Borders
+    borders: KernelBorders
 
 
-class Borders(NamedTuple):
-    """What happens at chunks' borders `[B, N]`: bits, and the chunk whose first delta is the anchor, or -1.
+class BorderFlag(IntFlag):
+    """Flags of a chunk."""
 
-    1 fresh; 2 fresh or cut; 4 its last token is skipped, so it leaves the anchor where it was; 8 its own
-    anchor was left so; 16 the chunk before it left it so (for chunk 0, always); 32 the next chunk is fresh.
+    FRESH = 1
+    """The chunk begins with zero delta and momentum."""
+    FRESH_OR_CUT = 2
+    """No gradient flows across the chunk's start."""
+    INCOMPLETE = 4
+    """The chunk's last token is skipped, so the anchor does not move."""
+    OLD_ANCHOR = 8
+    """The chunk's anchor is older than its first delta, or it is the initial anchor."""
+    AFTER_INCOMPLETE = 16
+    """The chunk before is incomplete; always set for chunk 0."""
+    FRESH_NEXT = 32
+    """The next chunk is fresh."""
+
+
+class KernelBorders(NamedTuple):
+    """Chunk borders `[B, N]`: `BorderFlag` bits, and the chunk whose first delta is the anchor.
+
+    The source is -1 if the anchor is the initial one.
     """
 
     flags: Tensor
     source: Tensor
 
 
-class Kept(NamedTuple):
-    """What a forward pass leaves for its gradient: one tensor for many, so that kernels hold few addresses.
+class NeuralKernelTrace(NamedTuple):
+    """Outputs of the forward kernels for the backward pass, in two tensors to save registers for addresses.
 
-    States `[R, N + 1, 2, P]` are delta and momentum at the beginnings of chunks, then those after the last.
+    The states `[R, N + 1, 2, P]` are delta and momentum at the starts of chunks, then those after the last.
     """
 
     states: Tensor
     chunks: Tensor
-    """Of every chunk `[R, N, .]`: what `Layout.kept` names."""
+    """Intermediate results of every chunk `[R, N, .]`, at the offsets of `Layout.trace_slots`."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things lie in what is kept and owed of a chunk of `length` tokens: offsets and widths."""
+    """Offsets and widths of the data of a chunk of `length` tokens."""
 
     shape: NetworkShape
     length: int
 
     @property
-    def kept(self) -> dict[str, tuple[int, int]]:
-        """Hidden units' products with keys, their deltas, their products with queries; then of each token."""
+    def trace_slots(self) -> dict[str, tuple[int, int]]:
+        """Saved results: products of keys, deltas and products of queries of the hidden units, and others."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
-        return self._places(
+        return self._slots(
             product=hidden,
             inner=hidden,
             read=hidden,
             error=width,
-            taken=1,
-            squared=1,
-            x_squared=1,
-            inner_squared=1,
+            clipped_step=1,
+            squared_norm=1,
+            x_squares=1,
+            inner_squares=1,
         )
 
     @property
-    def owed(self) -> dict[str, tuple[int, int]]:
-        """What reads owe, then the gradients by the hidden units' slopes and products."""
+    def grad_slots(self) -> dict[str, tuple[int, int]]:
+        """Gradients of inputs, errors, keys, and of the hidden units' deltas, reads, slopes and products."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
-        return self._places(
-            x_owed=inner,
-            error_owed=width,
-            key_owed=width,
-            inner_owed=hidden,
+        return self._slots(
+            x_grad=inner,
+            error_grad=width,
+            key_grad=width,
+            inner_grad=hidden,
             read_grad=hidden,
             slope_grad=hidden,
             product_grad=hidden,
         )
 
     @property
-    def mixed(self) -> int:
-        """The place of the C x C coefficients among a chunk's."""
-        return _padded(6 * self.length + 3)
+    def rule_slots(self) -> dict[str, int]:
+        """Offsets of the coefficients of a chunk; its step sizes are at 0."""
+        length = self.length
+        return {
+            "read_retention": length,
+            "read_buildup": 2 * length,
+            "end_mixing": 3 * length,
+            "end_trace": 4 * length,
+            "end_retention": 5 * length,
+            "end_buildup": 5 * length + 1,
+            "end_momentum_retention": 5 * length + 2,
+            "error_share": 5 * length + 3,
+            "read_mixing": _padded(6 * length + 3),
+        }
 
     def sizes(self) -> dict[str, int]:
-        """Return the numbers of a chunk's rule, of what is kept of it, and of what is owed to it."""
+        """Return the sizes of a chunk's coefficients, saved results and gradients."""
         return {
-            "RULE": _padded(self.mixed + self.length**2),
-            "KEPT": _padded(_end(self.kept, self.length)),
-            "OWED": _padded(_end(self.owed, self.length)),
+            "RULE_SIZE": _padded(self.rule_slots["read_mixing"] + self.length**2),
+            "TRACE_SIZE": _padded(_end(self.trace_slots, self.length)),
+            "GRADS_SIZE": _padded(_end(self.grad_slots, self.length)),
         }
 
     def view(self, whole: Tensor, name: str) -> Tensor:
-        """Return `[R, N, C, width]` of what is kept or owed, without a copy."""
-        offset, width = (self.kept | self.owed)[name]
+        """Return a view `[R, N, C, width]` of a saved result or gradient."""
+        offset, width = (self.trace_slots | self.grad_slots)[name]
         return whole[..., offset : offset + self.length * width].unflatten(-1, (self.length, width))
 
-    def _places(self, **widths: int) -> dict[str, tuple[int, int]]:
-        places, offset = {}, 0
+    def _slots(self, **widths: int) -> dict[str, tuple[int, int]]:
+        slots, offset = {}, 0
         for name, width in widths.items():
-            places[name] = offset, width
+            slots[name] = offset, width
             offset = _padded(offset + self.length * width)
-        return places
+        return slots
 
 
-def _end(places: dict[str, tuple[int, int]], length: int) -> int:
-    return max(offset + length * width for offset, width in places.values())
+def _end(slots: dict[str, tuple[int, int]], length: int) -> int:
+    return max(offset + length * width for offset, width in slots.values())
 
 
 def _padded(size: int) -> int:
@@ -118,8 +146,10 @@ def _padded(size: int) -> int:
     return -(-size // 16) * 16
 
 
-def new_kept(inputs: Inputs, layout: Layout) -> Kept:
-    """Return room for what a forward pass leaves."""
+def allocate_trace(inputs: NeuralKernelInputs, layout: Layout) -> NeuralKernelTrace:
+    """Return empty tensors for the outputs of the forward kernels."""
     rows, count, _ = inputs.rule.shape
     new = inputs.rule.new_empty
-    return Kept(new(rows, count + 1, 2, layout.shape.size), new(rows, count, layout.sizes()["KEPT"]))
+    return NeuralKernelTrace(
+        new(rows, count + 1, 2, layout.shape.size), new(rows, count, layout.sizes()["TRACE_SIZE"])
+    )

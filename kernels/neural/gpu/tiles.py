@@ -1,11 +1,19 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""How tiles are loaded, multiplied and stored, and the network's functions of numbers."""
+"""Device functions: loads, stores and products of tiles, the activation, and the flags of chunk borders."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from scrubjay.kernels.neural.gpu.layout import BorderFlag
+
+FRESH_OR_CUT = tl.constexpr(BorderFlag.FRESH_OR_CUT.value)
+INCOMPLETE = tl.constexpr(BorderFlag.INCOMPLETE.value)
+OLD_ANCHOR = tl.constexpr(BorderFlag.OLD_ANCHOR.value)
+AFTER_INCOMPLETE = tl.constexpr(BorderFlag.AFTER_INCOMPLETE.value)
+FRESH_NEXT = tl.constexpr(BorderFlag.FRESH_NEXT.value)
 
 
 @triton.jit
@@ -28,68 +36,68 @@ def silu_slope(x):
 
 
 @triton.jit
-def silu_bend(x):
+def silu_curvature(x):
     """Return the second derivative of SiLU."""
     gate = tl.sigmoid(x)
-    shut = 1 - gate
-    return gate * shut * (2 + x * (shut - gate))
+    complement = 1 - gate
+    return gate * complement * (2 + x * (complement - gate))
 
 
 @triton.jit
 def squares(x):
-    """Return the squared length of each row."""
+    """Return the squared norm of each row."""
     return tl.sum(x * x, axis=1)
 
 
 @triton.jit
-def flushed(x):
-    """Return `x` with zeros for what is too small to matter, as `network.flushed` does."""
+def flush_denormals(x):
+    """Return `x` with zeros for negligible values, as `network.flush_denormals` does."""
     return tl.where(tl.abs(x) < 1e-30, 0.0, x)
 
 
 @triton.jit
-def _load(place, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load `[rows, columns]`, in float32, zeros outside of `[ROWS, COLUMNS]`; masked only where some are."""
+def _load(pointers, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load `[rows, columns]` in float32, zeros outside of `[ROWS, COLUMNS]`; masked only if necessary."""
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:
-        loaded = tl.load(place, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+        values = tl.load(pointers, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
     else:
-        loaded = tl.load(place)
-    return loaded.to(tl.float32)
+        values = tl.load(pointers)
+    return values.to(tl.float32)
 
 
 @triton.jit
-def _store(place, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _store(pointers, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:
-        tl.store(place, tile, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :])
+        tl.store(pointers, tile, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :])
     else:
-        tl.store(place, tile)
+        tl.store(pointers, tile)
 
 
 @triton.jit
 def get(pointer, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]`, in float32, with zeros outside of it."""
-    place = pointer + (rows[:, None] * row_stride + columns[None, :])
-    return _load(place, rows, columns, ROWS, COLUMNS)
+    """Load the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside of it."""
+    pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
+    return _load(pointers, rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
 def put(pointer, tile, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store what `get` would load."""
-    place = pointer + (rows[:, None] * row_stride + columns[None, :])
-    _store(place, tile.to(pointer.dtype.element_ty), rows, columns, ROWS, COLUMNS)
+    """Store the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]`."""
+    pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
+    _store(pointers, tile.to(pointer.dtype.element_ty), rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def transposed(pointer, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a tile of what lies column by column: the upper layer, so that its long side is as the lower's."""
+def get_transposed(pointer, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load a tile of a column-major matrix, such as the transposed upper layer."""
     return _load(pointer + (rows[:, None] + columns[None, :] * column_stride), rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
 def put_transposed(pointer, tile, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store what `transposed` would load."""
+    """Store a tile of a column-major matrix."""
     _store(pointer + (rows[:, None] + columns[None, :] * column_stride), tile, rows, columns, ROWS, COLUMNS)

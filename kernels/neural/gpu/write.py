@@ -1,15 +1,16 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""The walk of what is learned, from a chunk's delta and momentum to the next one's.
+"""Forward kernel of the writes: a loop over chunks, from a chunk's delta and momentum to the next one's.
 
-A tile is loaded from the slot of its chunk and stored in that of the next: in a chunk's products delta and
-momentum are operands whole, and an operand kept in registers beside its tile would fill them (at D = I = C =
-64 a thread needed 500 and more, of 255). The slots stay in the second-level cache, and the gradient needs
-them: 2 P numbers a chunk. To keep each g-th only would mean to walk again, and the walk is what takes time.
+A tile is loaded from the state slot of its chunk and stored in that of the next chunk. Delta and momentum are
+full operands of a chunk's products, and would fill the registers if they stayed there (at D = I = C = 64 a
+thread needed more than 500 of 255). The slots stay in the L2 cache, and the backward pass needs them: 2 P
+numbers per chunk. Saving only every g-th state would require a second loop, and the loop dominates the
+runtime.
 
-An anchor is delta at the start of its chunk, but behind an incomplete chunk it is an older one. The walk
-keeps such an anchor in the tensor that returns it, written by a chunk that is incomplete and read by one that
-is held.
+The anchor of a chunk is its first delta, but after an incomplete chunk it is an older one. Such an old anchor
+is kept in the tensor that returns it: the incomplete chunk writes it, and chunks with the flag OLD_ANCHOR
+read it.
 
 Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
 """
@@ -21,32 +22,38 @@ import triton.language as tl
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.launch import launch_of
-from scrubjay.kernels.neural.gpu.layout import Inputs, Kept, Layout
+from scrubjay.kernels.neural.gpu.launch import build_launch
+from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs, NeuralKernelTrace
 from scrubjay.kernels.neural.gpu.tiles import (
+    FRESH_NEXT,
+    INCOMPLETE,
+    OLD_ANCHOR,
     dot,
-    flushed,
+    flush_denormals,
     get,
+    get_transposed,
     put,
     put_transposed,
     silu,
     silu_slope,
     squares,
-    transposed,
 )
 
 
 @triton.jit
 def _write_kernel(
-    key_ptr, value_ptr, rule_ptr, lower_ptr, upper_ptr, flags_ptr, anchor_ptr, states_ptr, kept_ptr,
+    key_ptr, value_ptr, rule_ptr, lower_ptr, upper_ptr, flags_ptr, anchor_ptr, states_ptr, trace_ptr,
     N, H, key_b, key_t, key_h, value_b, value_t, value_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
-    PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    RULE_SIZE: tl.constexpr, END_MIXING: tl.constexpr, END_TRACE: tl.constexpr,
+    END_RETENTION: tl.constexpr, END_BUILDUP: tl.constexpr, END_MOMENTUM_RETENTION: tl.constexpr,
+    ERROR_SHARE: tl.constexpr, TRACE_SIZE: tl.constexpr, PRODUCT: tl.constexpr, INNER: tl.constexpr,
+    ERROR: tl.constexpr, CLIPPED_STEP: tl.constexpr, SQUARED_NORM: tl.constexpr, X_SQUARES: tl.constexpr,
+    INNER_SQUARES: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Walk the chunks: slot 0 of deltas and momenta comes filled, and chunk n fills slot n + 1."""
+    """Loop over the chunks: state slot 0 holds the initial state, and chunk n fills slot n + 1."""
     row = tl.program_id(0).to(tl.int64)
     i_b, i_h = row // H, row % H
     SIZE: tl.constexpr = D * I * DEPTH
@@ -54,21 +61,21 @@ def _write_kernel(
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_upper = upper_ptr + i_h * (D * I)
-    p_kept_anchor = anchor_ptr + row * SIZE
+    p_old_anchor = anchor_ptr + row * SIZE
     for n in range(N):
         chunk = row * N + n
         first = (chunk - row * N) * C
-        p_rule, p_kept = rule_ptr + chunk * RULE, kept_ptr + chunk * KEPT
-        o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+        p_rule, p_trace = rule_ptr + chunk * RULE_SIZE, trace_ptr + chunk * TRACE_SIZE
+        o_now = (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
         o_next = o_now + 2 * SIZE
         flags = tl.load(flags_ptr + i_b * N + n)
         p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
         p_value = value_ptr + i_b * value_b + i_h * value_h + first * value_t
         p_anchor = states_ptr + o_now
-        if (flags & 8) != 0:
-            p_anchor = p_kept_anchor
+        if (flags & OLD_ANCHOR) != 0:
+            p_anchor = p_old_anchor
 
-        # What the chunk's keys write, at the anchor.
+        # Inner forward pass of the keys at the anchor weights: the error, and in two layers the product.
         # [C, D]
         error = -get(p_value, c, d, value_t, C, D)
         if RESIDUAL:
@@ -78,99 +85,109 @@ def _write_kernel(
         for block in range(0, I, BLOCK_I):
             i = block + tile
             # [D, I]
-            anchor = transposed(p_anchor + UPPER, d, i, D, D, I)
-            if (flags & 12) == 4:  # incomplete, and not held already
-                put_transposed(p_kept_anchor + UPPER, anchor, d, i, D, D, I)
+            anchor = get_transposed(p_anchor + UPPER, d, i, D, D, I)
+            # Save the anchor, unless it is saved already.
+            if (flags & (INCOMPLETE | OLD_ANCHOR)) == INCOMPLETE:
+                put_transposed(p_old_anchor + UPPER, anchor, d, i, D, D, I)
             # [D, I]
-            upper = transposed(p_upper, d, i, D, D, I) + anchor
+            upper = get_transposed(p_upper, d, i, D, D, I) + anchor
             if DEPTH == 2:
                 # [D, I]
                 anchor = get(p_anchor, d, i, I, D, I)
-                if (flags & 12) == 4:
-                    put(p_kept_anchor, anchor, d, i, I, D, I)
+                if (flags & (INCOMPLETE | OLD_ANCHOR)) == INCOMPLETE:
+                    put(p_old_anchor, anchor, d, i, I, D, I)
                 # [D, I]
                 lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I) + anchor
                 product = dot(get(p_key, c, d, key_t, C, D), lower, PRECISION)
-                put(p_kept + PRODUCT, product, c, i, I, C, I)
+                put(p_trace + PRODUCT, product, c, i, I, C, I)
                 x = silu(product)
             else:
                 # [C, I]
                 x = get(p_key, c, i, key_t, C, I)
             x_squares += squares(x)
             error += dot(x, tl.trans(upper), PRECISION)
+        # Squared norm of the gradient: the upper layer's part.
         # [C]
         step = tl.load(p_rule + c, mask=m_c, other=0.0)
-        most = squares(error)
-        squared = x_squares * most
+        error_squares = squares(error)
+        squared_norm = x_squares * error_squares
         if DEPTH == 2:
-            # The lower layer's part of it, and the clip of the step.
+            # The lower layer's part, and the clip of the step.
             tl.debug_barrier()
             inner_squares = tl.zeros([BLOCK_C], tl.float32)
             for block in range(0, I, BLOCK_I):
                 i = block + tile
                 # [D, I]
-                upper = transposed(p_upper, d, i, D, D, I) + transposed(p_anchor + UPPER, d, i, D, D, I)
+                upper = get_transposed(p_upper, d, i, D, D, I)
+                upper += get_transposed(p_anchor + UPPER, d, i, D, D, I)
                 # [C, I]
-                product = get(p_kept + PRODUCT, c, i, I, C, I)
+                product = get(p_trace + PRODUCT, c, i, I, C, I)
                 inner = dot(error, upper, PRECISION) * silu_slope(product)
                 inner_squares += squares(inner)
-                put(p_kept + INNER, inner, c, i, I, C, I)
-            squared += squares(get(p_key, c, d, key_t, C, D)) * inner_squares
+                put(p_trace + INNER, inner, c, i, I, C, I)
+            squared_norm += squares(get(p_key, c, d, key_t, C, D)) * inner_squares
             # [C]
-            most = tl.load(p_rule + 5 * C + 3 + c, mask=m_c, other=0.0) * most
-            step = tl.where(step * squared > most, most / tl.where(squared > 0, squared, 1.0), step)
-        # What reads and gradients need of it.
-        tl.store(p_kept + SQUARED + c, squared, mask=m_c)
-        tl.store(p_kept + TAKEN + c, step, mask=m_c)
+            bound = tl.load(p_rule + ERROR_SHARE + c, mask=m_c, other=0.0) * error_squares
+            largest_step = bound / tl.where(squared_norm > 0, squared_norm, 1.0)
+            step = tl.where(step * squared_norm > bound, largest_step, step)
+        # Save the results that reads and the backward pass need.
+        tl.store(p_trace + SQUARED_NORM + c, squared_norm, mask=m_c)
+        tl.store(p_trace + CLIPPED_STEP + c, step, mask=m_c)
         if DEPTH == 2:
-            tl.store(p_kept + X_SQUARED + c, x_squares, mask=m_c)
-            tl.store(p_kept + INNER_SQUARED + c, inner_squares, mask=m_c)
-        put(p_kept + ERROR, error, c, d, D, C, D)
+            tl.store(p_trace + X_SQUARES + c, x_squares, mask=m_c)
+            tl.store(p_trace + INNER_SQUARES + c, inner_squares, mask=m_c)
+        put(p_trace + ERROR, error, c, d, D, C, D)
         error = step[:, None] * error
-        # All is stored and loaded before other threads load or overwrite it.
+        # Wait until all threads have stored and loaded, before others load or overwrite.
         tl.debug_barrier()
 
-        # Where it leaves delta and momentum: nothing, if the next chunk is fresh.
+        # Delta and momentum after the chunk; zeros if the next chunk is fresh.
         # [C]
-        end_mixed = tl.load(p_rule + 3 * C + c, mask=m_c, other=0.0)
-        end_trace = tl.load(p_rule + 4 * C + c, mask=m_c, other=0.0)
-        end_retained, end_built = tl.load(p_rule + 5 * C), tl.load(p_rule + 5 * C + 1)
-        end_kept = tl.load(p_rule + 5 * C + 2)
-        stays = (flags & 32) == 0
+        end_mixing = tl.load(p_rule + END_MIXING + c, mask=m_c, other=0.0)
+        end_trace = tl.load(p_rule + END_TRACE + c, mask=m_c, other=0.0)
+        end_retention, end_buildup = tl.load(p_rule + END_RETENTION), tl.load(p_rule + END_BUILDUP)
+        end_momentum_retention = tl.load(p_rule + END_MOMENTUM_RETENTION)
+        keep_state = (flags & FRESH_NEXT) == 0
         error = tl.trans(error)
         for block in range(0, I, BLOCK_I):
             i = block + tile
             if DEPTH == 2:
-                inner = step[:, None] * get(p_kept + INNER, c, i, I, C, I)
+                # The lower layer.
                 # [C, I]
-                x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
+                inner = step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+                x = silu(get(p_trace + PRODUCT, c, i, I, C, I))
                 # [D, C]
                 key = tl.trans(get(p_key, c, d, key_t, C, D))
                 # [D, I]
                 delta = get(states_ptr + o_now, d, i, I, D, I)
                 momentum = get(states_ptr + o_now + SIZE, d, i, I, D, I)
-                delta = end_retained * delta + end_built * momentum
-                delta = flushed(delta - dot(key, end_mixed[:, None] * inner, PRECISION))
-                momentum = end_kept * momentum
-                momentum = flushed(momentum - dot(key, end_trace[:, None] * inner, PRECISION))
-                put(states_ptr + o_next, tl.where(stays, delta, 0.0), d, i, I, D, I)
-                put(states_ptr + o_next + SIZE, tl.where(stays, momentum, 0.0), d, i, I, D, I)
+                delta = end_retention * delta + end_buildup * momentum
+                delta = flush_denormals(delta - dot(key, end_mixing[:, None] * inner, PRECISION))
+                momentum = end_momentum_retention * momentum
+                momentum = flush_denormals(momentum - dot(key, end_trace[:, None] * inner, PRECISION))
+                put(states_ptr + o_next, tl.where(keep_state, delta, 0.0), d, i, I, D, I)
+                put(states_ptr + o_next + SIZE, tl.where(keep_state, momentum, 0.0), d, i, I, D, I)
             else:
                 # [C, I]
                 x = get(p_key, c, i, key_t, C, I)
+            # The upper layer.
             # [D, I]
-            delta = transposed(states_ptr + o_now + UPPER, d, i, D, D, I)
-            momentum = transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
-            delta = end_retained * delta + end_built * momentum
-            delta = flushed(delta - dot(error, end_mixed[:, None] * x, PRECISION))
-            momentum = end_kept * momentum
-            momentum = flushed(momentum - dot(error, end_trace[:, None] * x, PRECISION))
-            put_transposed(states_ptr + o_next + UPPER, tl.where(stays, delta, 0.0), d, i, D, D, I)
-            put_transposed(states_ptr + o_next + SIZE + UPPER, tl.where(stays, momentum, 0.0), d, i, D, D, I)
+            delta = get_transposed(states_ptr + o_now + UPPER, d, i, D, D, I)
+            momentum = get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
+            delta = end_retention * delta + end_buildup * momentum
+            delta = flush_denormals(delta - dot(error, end_mixing[:, None] * x, PRECISION))
+            momentum = end_momentum_retention * momentum
+            momentum = flush_denormals(momentum - dot(error, end_trace[:, None] * x, PRECISION))
+            put_transposed(states_ptr + o_next + UPPER, tl.where(keep_state, delta, 0.0), d, i, D, D, I)
+            put_transposed(
+                states_ptr + o_next + SIZE + UPPER, tl.where(keep_state, momentum, 0.0), d, i, D, D, I
+            )
         tl.debug_barrier()
 
 
-def write_launch(inputs: Inputs, layout: Layout, anchor: Tensor, kept: Kept) -> Launch:
-    """Return the launch that fills `kept` but its reads, and moves the `anchor` incomplete chunks leave."""
-    arguments = {"anchor_ptr": anchor, "states_ptr": kept.states, "kept_ptr": kept.chunks}
-    return launch_of(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)
+def write_launch(
+    inputs: NeuralKernelInputs, layout: Layout, anchor: Tensor, trace: NeuralKernelTrace
+) -> Launch:
+    """Return the launch that fills `trace` except its reads, and updates `anchor` at incomplete chunks."""
+    arguments = {"anchor_ptr": anchor, "states_ptr": trace.states, "trace_ptr": trace.chunks}
+    return build_launch(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)

@@ -1,13 +1,21 @@
 """Chunk retrieval on Triton: select, attend, and the gradients of queries and of memory.
 
-Letters as in `chunk_retrieval`; B, T, M, C, H, G and S are sizes, `i_b` and the like places in them, and
-BLOCK_X the side of a tile along X: R = H / U query heads of a unit, D, V and DS widths of keys, values and
-summaries, K chunks kept. Attention's scores of float32 are three TF32 products each, whose error is near
-float32's own.
+Letters as in `chunk_retrieval`: B, T, M, C, H, G and S are sizes, `i_b` etc. are indices, and BLOCK_X is the
+tile size along X. R = H / U is the number of query heads of a unit, D, V and DS are the widths of keys,
+values and summaries, and K is the number of selected chunks. Attention logits in float32 use three TF32
+products, whose error is close to that of float32.
 """
 
 from scrubjay.kernels.retrieval.gpu.examples import configurations
-from scrubjay.kernels.retrieval.gpu.launch import backward, choose, forward, read
-from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
+from scrubjay.kernels.retrieval.gpu.launch import backward, choose, forward, run_attention
+from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs, OutputGrads
 
-__all__ = ["Filled", "Grads", "backward", "choose", "configurations", "forward", "read"]
+__all__ = [
+    "AttentionOutputs",
+    "OutputGrads",
+    "backward",
+    "choose",
+    "configurations",
+    "forward",
+    "run_attention",
+]

@@ -1,10 +1,10 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Attention inside the chunks kept, query by query.
+"""Attention inside the selected chunks, one query per program.
 
 A tile's rows are the R = H / U query heads of a unit.
 
-Shapes at loads: R query heads of a unit, C steps of a chunk, K chunks kept, D, V and DS widths, all padded.
+Shapes at loads: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths, padded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import triton
 import triton.language as tl
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tensors import Filled
-from scrubjay.kernels.retrieval.gpu.tiles import padded, rows_tile, sizes_of, strides_of, tile_sizes
+from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs
+from scrubjay.kernels.retrieval.gpu.tiles import (
+    kernel_sizes,
+    padded_size,
+    rows_tile,
+    stride_arguments,
+    tile_sizes,
+)
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
@@ -51,7 +57,7 @@ def _attend_kernel(
     o_kept = (i_row * S + i_s) * K
     # [K]
     chunks = tl.load(chunks_ptr + o_kept + k, mask=k < K, other=-1)
-    # What each chunk kept weighs: the softmax of their scores, given or taken with the summaries at hand.
+    # Chunk weights: the softmax of the scores, which are loaded or computed from the summaries.
     if JOINT:
         weights = tl.where(chunks >= 0, 1.0, 0.0)
     else:
@@ -90,7 +96,7 @@ def _attend_kernel(
         tl.store(lse_ptr + i_row * H + head, tl.zeros([BLOCK_R], tl.float32) + lse, mask=m_r)
     tl.store(weights_ptr + o_kept + k, weights, mask=k < K)
 
-    # A softmax over the steps of each chunk, or of all (joint), in tiles one after the other.
+    # Online softmax over the steps of each chunk, or of all chunks (joint), tile by tile.
     out = tl.zeros([BLOCK_R, BLOCK_V], tl.float32)
     largest = tl.full([BLOCK_R], float("-inf"), tl.float32)
     mass = tl.zeros([BLOCK_R], tl.float32)
@@ -115,7 +121,7 @@ def _attend_kernel(
                 logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
                 logits = tl.where((c < length)[None, :], logits, float("-inf"))
                 new_largest = tl.maximum(largest, tl.max(logits, axis=1))
-                # A tile wholly beyond the chunk's length would subtract -inf from -inf.
+                # A tile entirely beyond the chunk's length would subtract -inf from -inf.
                 shift = tl.where(new_largest == float("-inf"), 0.0, new_largest)
                 attention = tl.exp(logits - shift[:, None])
                 decay = tl.exp(largest - shift)
@@ -129,7 +135,7 @@ def _attend_kernel(
                     attention.to(b_values.dtype), b_values, input_precision="tf32x3"
                 )
                 largest = new_largest
-            # The chunk's read-out, by its weight.
+            # Add the chunk's read-out, weighted.
             if JOINT:
                 out = partial
             else:
@@ -155,20 +161,22 @@ def _attend_kernel(
     )
 
 
-def attend_launch(reading: Reading, choice: Choice, coarse: Problem | None, filled: Filled) -> Launch:
-    """Return the launch that fills `filled`.
+def attend_launch(
+    reading: Reading, choice: Choice, score_source: Problem | None, outputs: AttentionOutputs
+) -> Launch:
+    """Return the launch that fills `outputs`.
 
     Args:
-        reading: The op's arguments, as kernels take them.
-        choice: How chunks are combined.
-        coarse: Where scores are computed from; None if the reading has them.
-        filled: What is written.
+        reading: Inputs of the op, packed for the kernels.
+        choice: Options of the attention.
+        score_source: Queries and summaries to compute scores from; None if the reading has scores.
+        outputs: Output tensors.
     """
     query, keys, values = reading.query, reading.keys, reading.values
     batch, time, heads, _ = query.shape
-    sizes = sizes_of(reading, choice)
-    summary_query = None if coarse is None else coarse.summary_query
-    summaries = None if coarse is None else coarse.summaries
+    sizes = kernel_sizes(reading, choice)
+    summary_query = None if score_source is None else score_source.summary_query
+    summaries = None if score_source is None else score_source.summaries
     return Launch(
         _attend_kernel,
         (batch * time, sizes["U"]),
@@ -182,29 +190,29 @@ def attend_launch(reading: Reading, choice: Choice, coarse: Problem | None, fill
             "lengths_ptr": reading.lengths,
             "chunks_ptr": reading.chunks,
             "scores_ptr": reading.scores,
-            "out_ptr": filled.out,
-            "weights_ptr": filled.weights,
-            "normalisers_ptr": filled.normalisers,
-            "lse_ptr": filled.lse,
+            "out_ptr": outputs.out,
+            "weights_ptr": outputs.weights,
+            "normalisers_ptr": outputs.normalisers,
+            "lse_ptr": outputs.lse,
             "T": time,
             "M": keys.shape[1],
             "H": heads,
             "S": reading.chunks.shape[2],
             "G": keys.shape[3],
             "GS": 1 if summaries is None else summaries.shape[2],
-            **strides_of("query", query, "bth"),
-            **strides_of("keys", keys, "bmcg"),
-            **strides_of("values", values, "bmcg"),
-            **strides_of("summary_query", summary_query, "bts"),
-            **strides_of("summaries", summaries, "bmg"),
+            **stride_arguments("query", query, "bth"),
+            **stride_arguments("keys", keys, "bmcg"),
+            **stride_arguments("values", values, "bmcg"),
+            **stride_arguments("summary_query", summary_query, "bts"),
+            **stride_arguments("summaries", summaries, "bmg"),
             "scale": choice.scale,
             "summary_scale": choice.summary_scale,
         },
         {
             **sizes,
             "DS": 1 if summaries is None else summaries.shape[-1],
-            **tile_sizes(reading, padded(sizes["R"])),
+            **tile_sizes(reading, padded_size(sizes["R"])),
             "BLOCK_K": triton.next_power_of_2(choice.top_k),
-            "BLOCK_DS": padded(1 if summaries is None else summaries.shape[-1]),
+            "BLOCK_DS": padded_size(1 if summaries is None else summaries.shape[-1]),
         },
     )

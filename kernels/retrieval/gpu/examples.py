@@ -1,4 +1,4 @@
-"""The main configurations of chunk retrieval's kernels, to be compiled in checks."""
+"""Main configurations of the chunk retrieval kernels, compiled in tests."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.retrieval.gpu.attend import attend_launch
 from scrubjay.kernels.retrieval.gpu.gradients import memory_gradient_launch, query_gradient_launch
 from scrubjay.kernels.retrieval.gpu.select import select_launch
-from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
+from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs, OutputGrads
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 
 def configurations() -> dict[str, Launch]:
     """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
-    # 16 query heads on 2 key heads in chunks of 64, selected per key head; and HCAM's, 4 heads of one
-    # selection.
-    grouped, single = (16, 2, 2, 64), (4, 1, 1, 16)
+    # 16 query heads on 2 key heads with chunks of 64, selected per key head; and HCAM's shape, 4 heads with
+    # one selection.
+    per_key_head, one_selection = (16, 2, 2, 64), (4, 1, 1, 16)
     launches = {}
     for dtype, width, shape, joint in (
-        (torch.bfloat16, 64, grouped, True),
-        (torch.bfloat16, 128, grouped, True),
-        (torch.float16, 64, single, False),
-        (torch.float32, 64, grouped, True),
+        (torch.bfloat16, 64, per_key_head, True),
+        (torch.bfloat16, 128, per_key_head, True),
+        (torch.float16, 64, one_selection, False),
+        (torch.float32, 64, per_key_head, True),
     ):
         combine = "joint" if joint else "hierarchical"
         name = f"{str(dtype).removeprefix('torch.')}, D={width}, {combine}, C={shape[3]}"
@@ -56,26 +56,30 @@ def _launches(
         None,
     )
     weights = empty(*chunks.shape, dtype=torch.float32)
-    read = Filled(
+    outputs = AttentionOutputs(
         empty(*problem.query.shape),
         weights,
         empty(batch, time, heads, 1 if joint else choice.top_k, dtype=torch.float32),
         empty(batch, time, heads, dtype=torch.float32),
     )
-    grads = Grads(read.out, read.lse)
-    delta = empty(*read.normalisers.shape, dtype=torch.float32)
+    output_grads = OutputGrads(outputs.out, outputs.lse)
+    delta = empty(*outputs.normalisers.shape, dtype=torch.float32)
     lists = batch * groups * num_chunks
     entries = batch * time * problem.units * choice.top_k
     readers = (empty(entries, dtype=torch.int64), empty(lists + 1, dtype=torch.int64))
     reading = problem.reading(chunks)
-    scored = problem.reading(chunks, weights)
+    scored_reading = problem.reading(chunks, weights)
     launches = {
         "select": select_launch(problem, choice, chunks),
-        "attend": attend_launch(reading, choice, problem, read),
-        "query gradient": query_gradient_launch(reading, choice, read, grads, read.out, delta),
+        "attend": attend_launch(reading, choice, problem, outputs),
+        "query gradient": query_gradient_launch(reading, choice, outputs, output_grads, outputs.out, delta),
         "memory gradient": memory_gradient_launch(
-            reading, choice, read, grads, delta, readers, (keys, values)
+            reading, choice, outputs, output_grads, delta, readers, (keys, values)
         ),
     }
-    # Joint, no score is looked at, given or not.
-    return launches if joint else launches | {"attend by scores": attend_launch(scored, choice, None, read)}
+    # Joint attention ignores the scores.
+    return (
+        launches
+        if joint
+        else launches | {"attend by scores": attend_launch(scored_reading, choice, None, outputs)}
+    )

@@ -1,11 +1,11 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Gradients of queries, of memory and of what chose.
+"""Gradients of queries, memory and chunk scores.
 
-That of memory goes chunk by chunk over the queries that chose it, listed in a fixed order, so it needs no
-atomics and is deterministic.
+The memory gradient loops over the queries that selected a chunk, listed in a fixed order. It needs no atomics
+and is deterministic.
 
-Shapes at loads: R query heads of a unit, C steps of a chunk, K chunks kept, D, V and DS widths, all padded.
+Shapes at loads: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths, padded.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tensors import Filled, Grads
+from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs, OutputGrads
 from scrubjay.kernels.retrieval.gpu.tiles import (
+    kernel_sizes,
     memory_arguments,
-    padded,
+    padded_size,
     rows_tile,
-    sizes_of,
     tile_sizes,
 )
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
+
+# Query heads per tile of the memory gradient.
+_READER_ROWS = 32
 
 
 @triton.jit
@@ -41,7 +44,7 @@ def _query_gradient_kernel(
     JOINT: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the queries' gradient, and delta: that times each chunk's read-out (joint: the whole one)."""
+    """Write the query gradient, and delta: each chunk's read-out (joint: the total) times its gradient."""
     i_row = tl.program_id(0).to(tl.int64)
     i_u = tl.program_id(1).to(tl.int64)
     i_b, i_t = i_row // T, i_row % T
@@ -64,12 +67,12 @@ def _query_gradient_kernel(
         b_out = tl.load(out_ptr + o_out, mask=m_v, other=0.0)
         delta = tl.sum(b_out.to(tl.float32) * b_grad.to(tl.float32), axis=1)
         if lse_grad_ptr is not None:
-            # A logit's part in the normaliser is its weight.
+            # The derivative of the normaliser by a logit is the attention weight.
             delta -= tl.load(lse_grad_ptr + i_row * H + head, mask=m_r, other=0.0)
         tl.store(delta_ptr + i_row * H + head, delta, mask=m_r)
         # [R]
         normaliser = tl.load(normalisers_ptr + i_row * H + head, mask=m_r, other=0.0)
-    # Chunk by chunk, the softmax again from its normaliser, and what it owes.
+    # Per chunk: recompute the softmax from its normaliser and accumulate the gradient.
     query_grad = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     o_kept = (i_row * S + i_s) * K
     for i_k in range(K):
@@ -85,7 +88,7 @@ def _query_gradient_kernel(
                 # [R]
                 normaliser = tl.load(normalisers_ptr + (i_row * H + head) * K + i_k, mask=m_r, other=0.0)
                 delta = tl.zeros([BLOCK_R], tl.float32)
-                # Delta before all else, where a chunk takes more than one tile.
+                # Compute delta first if a chunk takes more than one tile.
                 if C > BLOCK_C:
                     for first in range(0, C, BLOCK_C):
                         c = first + tl.arange(0, BLOCK_C)
@@ -154,11 +157,11 @@ def _memory_gradient_kernel(
     stop = tl.load(offsets_ptr + i_list + 1).to(tl.int64)
     keys_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     values_grad = tl.zeros([BLOCK_C, BLOCK_V], tl.float32)
-    # What nobody chose may hold NaN and is not loaded.
-    read = tl.where(stop > start, length, 0)
+    # Chunks that no query selected may hold NaN and are not loaded.
+    loaded_length = tl.where(stop > start, length, 0)
     # [C, D]
     b_keys = rows_tile(
-        keys_ptr + i_b * keys_b + i_m * keys_m + i_g * keys_g, positions_ptr, c, d, read, keys_c, D
+        keys_ptr + i_b * keys_b + i_m * keys_m + i_g * keys_g, positions_ptr, c, d, loaded_length, keys_c, D
     )
     if SHARED:
         b_values = b_keys
@@ -169,11 +172,11 @@ def _memory_gradient_kernel(
             positions_ptr,
             c,
             v,
-            read,
+            loaded_length,
             values_c,
             V,
         )
-    # Those who chose the chunk, tile by tile.
+    # Loop over the queries that selected the chunk, tile by tile.
     for first in range(start * R, stop * R, BLOCK_R):
         row = first + tl.arange(0, BLOCK_R)
         m_row = row < stop * R
@@ -201,8 +204,8 @@ def _memory_gradient_kernel(
         delta = tl.load(delta_ptr + o_normaliser, mask=m_row, other=0.0)
         # [R, C]
         logits = tl.dot(b_query, tl.trans(b_keys), input_precision="tf32x3") * scale
-        seen = m_row[:, None] & (c < length)[None, :]
-        attention = tl.where(seen, tl.exp(logits - normaliser[:, None]), 0.0) * weight[:, None]
+        readable = m_row[:, None] & (c < length)[None, :]
+        attention = tl.where(readable, tl.exp(logits - normaliser[:, None]), 0.0) * weight[:, None]
         value_grad = tl.dot(b_grad, tl.trans(b_values), input_precision="tf32x3")
         logit_grad = attention * (value_grad - delta[:, None])
         values_grad += tl.dot(tl.trans(attention.to(b_grad.dtype)), b_grad, input_precision="tf32x3")
@@ -221,98 +224,105 @@ def _memory_gradient_kernel(
 
 
 def query_gradient_launch(
-    reading: Reading, choice: Choice, read: Filled, grads: Grads, query_grad: Tensor, delta: Tensor
+    reading: Reading,
+    choice: Choice,
+    outputs: AttentionOutputs,
+    output_grads: OutputGrads,
+    query_grad: Tensor,
+    delta: Tensor,
 ) -> Launch:
     """Return the launch that fills `query_grad` and `delta`.
 
     Args:
-        reading: The op's arguments, as kernels take them.
-        choice: How chunks are combined.
-        read: What forward wrote.
-        grads: Of the read-out and its normaliser.
-        query_grad: Filled.
-        delta: Filled: the products of read-outs and their gradient, less that of the normaliser (joint).
+        reading: Inputs of the op, packed for the kernels.
+        choice: Options of the attention.
+        outputs: Outputs of the forward pass.
+        output_grads: Gradients of the read-out and its normaliser.
+        query_grad: Output, the query gradient.
+        delta: Output, products of read-outs and their gradients, minus the normaliser's gradient (joint).
     """
     batch, time = reading.query.shape[:2]
-    sizes = sizes_of(reading, choice)
+    sizes = kernel_sizes(reading, choice)
     return Launch(
         _query_gradient_kernel,
         (batch * time, sizes["U"]),
         {
             **memory_arguments(reading, choice),
             "chunks_ptr": reading.chunks,
-            "weights_ptr": read.weights,
-            "normalisers_ptr": read.normalisers,
-            "out_ptr": read.out,
-            "grad_ptr": grads.out,
-            "lse_grad_ptr": grads.lse if choice.joint else None,
+            "weights_ptr": outputs.weights,
+            "normalisers_ptr": outputs.normalisers,
+            "out_ptr": outputs.out,
+            "grad_ptr": output_grads.out,
+            "lse_grad_ptr": output_grads.lse if choice.joint else None,
             "query_grad_ptr": query_grad,
             "delta_ptr": delta,
         },
-        {**sizes, **tile_sizes(reading, padded(sizes["R"]))},
+        {**sizes, **tile_sizes(reading, padded_size(sizes["R"]))},
     )
 
 
 def memory_gradient_launch(
     reading: Reading,
     choice: Choice,
-    read: Filled,
-    grads: Grads,
+    outputs: AttentionOutputs,
+    output_grads: OutputGrads,
     delta: Tensor,
     readers: tuple[Tensor, Tensor],
-    filled: tuple[Tensor, Tensor],
+    memory_grads: tuple[Tensor, Tensor],
 ) -> Launch:
     """Return the launch that fills the gradients of keys and values.
 
     Args:
-        reading: The op's arguments, as kernels take them.
-        choice: How chunks are combined.
-        read: What forward wrote.
-        grads: Of the read-out and its normaliser.
-        delta: As the launch for queries filled it.
-        readers: Which queries read each chunk, and where each chunk's begin.
-        filled: What is written, for keys and for values.
+        reading: Inputs of the op, packed for the kernels.
+        choice: Options of the attention.
+        outputs: Outputs of the forward pass.
+        output_grads: Gradients of the read-out and its normaliser.
+        delta: As written by the query gradient launch.
+        readers: Flat list of the queries that read each chunk, and the offsets of the chunks.
+        memory_grads: Outputs, the gradients of keys and of values.
     """
     batch, num_chunks, length, groups, _ = reading.keys.shape
-    constants = {**sizes_of(reading, choice), **tile_sizes(reading, 32)}
+    constants = {**kernel_sizes(reading, choice), **tile_sizes(reading, _READER_ROWS)}
     return Launch(
         _memory_gradient_kernel,
         (batch * groups * num_chunks, triton.cdiv(length, constants["BLOCK_C"])),
         {
             **memory_arguments(reading, choice),
-            "weights_ptr": read.weights,
-            "normalisers_ptr": read.normalisers,
+            "weights_ptr": outputs.weights,
+            "normalisers_ptr": outputs.normalisers,
             "delta_ptr": delta,
-            "grad_ptr": grads.out,
+            "grad_ptr": output_grads.out,
             "order_ptr": readers[0],
             "offsets_ptr": readers[1],
-            "keys_grad_ptr": filled[0],
-            "values_grad_ptr": filled[1],
+            "keys_grad_ptr": memory_grads[0],
+            "values_grad_ptr": memory_grads[1],
         },
         constants,
     )
 
 
-def readers_of(reading: Reading) -> tuple[Tensor, Tensor]:
-    """List who chose each chunk: flat entries `(b, t, u, k)`, sorted by (b, key head, chunk), and offsets."""
+def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:
+    """List each chunk's readers: flat entries `(b, t, u, k)`, sorted by (b, key head, chunk), and offsets."""
     chunks = reading.chunks
     batch, _, coarse, _ = chunks.shape
     num_chunks, groups, units = reading.keys.shape[1], reading.keys.shape[3], reading.units
     unit = torch.arange(units, device=chunks.device)
-    chosen = chunks[:, :, unit * coarse // units].long()
-    row = torch.arange(batch, device=chunks.device).view(-1, 1, 1, 1)
+    unit_chunks = chunks[:, :, unit * coarse // units].long()
+    batch_index = torch.arange(batch, device=chunks.device).view(-1, 1, 1, 1)
     group = (unit * groups // units).view(1, 1, -1, 1)
     lists = batch * groups * num_chunks
-    belongs = torch.where(chosen < 0, lists, (row * groups + group) * num_chunks + chosen)
-    ordered, order = belongs.flatten().sort(stable=True)
-    offsets = torch.searchsorted(ordered, torch.arange(lists + 1, device=chunks.device))
+    list_index = torch.where(
+        unit_chunks < 0, lists, (batch_index * groups + group) * num_chunks + unit_chunks
+    )
+    sorted_lists, order = list_index.flatten().sort(stable=True)
+    offsets = torch.searchsorted(sorted_lists, torch.arange(lists + 1, device=chunks.device))
     return order, offsets
 
 
 def score_gradients(
     choice: Choice, weights: Tensor, delta: Tensor, lse_grad: Tensor | None
 ) -> Float[Tensor, "B T S K"]:
-    """Return the gradient of the kept scores (hierarchical): a softmax's, and that of its normaliser."""
+    """Return the gradient of the selected scores (hierarchical) through the softmax and its normaliser."""
     batch, time, coarse, _ = weights.shape
     weight_grad = delta.view(batch, time, coarse, -1, choice.top_k).sum(dim=3)
     score_grad = weights * (weight_grad - (weights * weight_grad).sum(dim=-1, keepdim=True))
@@ -328,13 +338,15 @@ def coarse_gradients(
     query, summaries = problem.summary_query, problem.summaries
     batch, time, coarse, _ = chunks.shape
     num_chunks, groups = summaries.shape[1:3]
-    dense = score_grad.new_zeros(batch, time, coarse, num_chunks + 1)  # the last column takes the absent
-    dense.scatter_(-1, torch.where(chunks < 0, num_chunks, chunks).long(), score_grad * choice.summary_scale)
-    dense = dense[..., :num_chunks].unflatten(2, (groups, -1))
+    dense_grad = score_grad.new_zeros(batch, time, coarse, num_chunks + 1)  # last column: unused slots
+    dense_grad.scatter_(
+        -1, torch.where(chunks < 0, num_chunks, chunks).long(), score_grad * choice.summary_scale
+    )
+    dense_grad = dense_grad[..., :num_chunks].unflatten(2, (groups, -1))
     unread = ~problem.valid.any(dim=1)
     table = summaries.masked_fill(unread[:, :, None, None], 0).float()
-    idle = ~problem.valid.any(dim=-1)[..., None, None]
-    split = query.masked_fill(idle, 0).float().unflatten(2, (groups, -1))
-    query_grad = torch.einsum("btgsm,bmgd->btgsd", dense, table).flatten(2, 3)
-    summaries_grad = torch.einsum("btgsm,btgsd->bmgd", dense, split)
+    idle_queries = ~problem.valid.any(dim=-1)[..., None, None]
+    grouped_query = query.masked_fill(idle_queries, 0).float().unflatten(2, (groups, -1))
+    query_grad = torch.einsum("btgsm,bmgd->btgsd", dense_grad, table).flatten(2, 3)
+    summaries_grad = torch.einsum("btgsm,btgsd->bmgd", dense_grad, grouped_query)
     return query_grad.to(query.dtype), summaries_grad.to(summaries.dtype)

@@ -1,9 +1,9 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Selection: one pass over the summaries with the best K kept in registers.
+"""Top-k selection in one pass over the summaries, with the best K in registers.
 
-Each is one 64-bit number that sorts by score and then by chunk, the earlier first. Scores are exact float32
-products.
+Each candidate is one 64-bit integer that sorts by score and then by chunk, earlier chunks first. Scores are
+exact float32 products.
 
 Shapes at loads: T queries of a tile, M chunks, K the best of them, DS the summaries' width, all padded.
 """
@@ -16,16 +16,18 @@ import triton.language as tl
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tiles import padded, strides_of
+from scrubjay.kernels.retrieval.gpu.tiles import padded_size, stride_arguments
 from scrubjay.kernels.retrieval.problem import Choice, Problem
+
+_BLOCK_QUERIES, _MIN_BLOCK_CHUNKS = 16, 32
 
 
 @triton.jit
-def _packed(scores, chunk):
-    """Return one integer per score that sorts like it, and of equal scores the earlier chunk highest."""
+def _packed_keys(scores, chunk):
+    """Return one sortable integer per score; on ties the earlier chunk sorts highest."""
     bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
-    ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF ^ chunk).to(tl.int64)
+    ordered_bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    return (ordered_bits.to(tl.int64) << 32) | (0x7FFFFFFF ^ chunk).to(tl.int64)
 
 
 @triton.jit
@@ -52,7 +54,7 @@ def _select_kernel(
         p_query + t.to(tl.int64)[:, None] * query_t + d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0
     )
     p_summaries = summaries_ptr + i_b * summaries_b + (i_s * GS // S) * summaries_g
-    nothing = -0x7FFFFFFFFFFFFFFF  # below every packed score, that of -inf included
+    nothing = -0x7FFFFFFFFFFFFFFF  # below every packed score, including -inf
     best = tl.full([BLOCK_T, BLOCK_K], nothing, tl.int64)
     if NUM_SINKS + NUM_LOCALS > 0:
         # [T]
@@ -85,7 +87,7 @@ def _select_kernel(
             always = (rank <= NUM_SINKS) | (rank > total[:, None] - NUM_LOCALS)
             scores = tl.where(always, float("inf"), scores)
             rank_before += tl.sum(readable.to(tl.int32), axis=1)
-        candidates = tl.where(readable, _packed(scores, m[None, :]), nothing)
+        candidates = tl.where(readable, _packed_keys(scores, m[None, :]), nothing)
         candidates = tl.topk(candidates, BLOCK_K)
         best = tl.topk(tl.reshape(tl.join(best, candidates), [BLOCK_T, 2 * BLOCK_K]), BLOCK_K)
     chunk = tl.where(best == nothing, -1, 0x7FFFFFFF ^ (best & 0xFFFFFFFF).to(tl.int32))
@@ -99,23 +101,23 @@ def select_launch(problem: Problem, choice: Choice, chunks: Tensor) -> Launch:
     query, summaries, valid = problem.summary_query, problem.summaries, problem.valid
     batch, time, coarse, width = query.shape
     block_k = triton.next_power_of_2(choice.top_k)
-    forced = choice.num_sinks + choice.num_locals > 0
+    forces_chunks = choice.num_sinks + choice.num_locals > 0
     return Launch(
         _select_kernel,
-        (batch * triton.cdiv(time, 16), coarse),
+        (batch * triton.cdiv(time, _BLOCK_QUERIES), coarse),
         {
             "query_ptr": query,
             "summaries_ptr": summaries,
             "valid_ptr": valid,
-            "total_ptr": valid.sum(dim=-1, dtype=torch.int32) if forced else None,
+            "total_ptr": valid.sum(dim=-1, dtype=torch.int32) if forces_chunks else None,
             "chunks_ptr": chunks,
             "T": time,
             "M": summaries.shape[1],
             "S": coarse,
             "GS": summaries.shape[2],
-            **strides_of("query", query, "bts"),
-            **strides_of("summaries", summaries, "bmg"),
-            **strides_of("valid", valid, "btm"),
+            **stride_arguments("query", query, "bts"),
+            **stride_arguments("summaries", summaries, "bmg"),
+            **stride_arguments("valid", valid, "btm"),
             "scale": choice.summary_scale,
         },
         {
@@ -123,9 +125,9 @@ def select_launch(problem: Problem, choice: Choice, chunks: Tensor) -> Launch:
             "K": choice.top_k,
             "NUM_SINKS": choice.num_sinks,
             "NUM_LOCALS": choice.num_locals,
-            "BLOCK_T": 16,
-            "BLOCK_M": max(32, block_k),
+            "BLOCK_T": _BLOCK_QUERIES,
+            "BLOCK_M": max(_MIN_BLOCK_CHUNKS, block_k),
             "BLOCK_K": block_k,
-            "BLOCK_DS": padded(width),
+            "BLOCK_DS": padded_size(width),
         },
     )

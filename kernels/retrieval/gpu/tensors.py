@@ -1,4 +1,4 @@
-"""The tensors that the kernels of chunk retrieval read and write."""
+"""Tensors that the chunk retrieval kernels read and write."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scrubjay.kernels.launch import with_dense_rows
+from scrubjay.kernels.launch import ensure_dense_rows
 from scrubjay.kernels.retrieval.problem import Reading
 
 
-class Filled(NamedTuple):
-    """What the attention kernel writes."""
+class AttentionOutputs(NamedTuple):
+    """Outputs of the attention kernel."""
 
     out: Tensor
     """The read-out."""
     weights: Tensor
-    """Of the chunks kept, `[B, T, S, K]`."""
+    """Softmax weights of the selected chunks, `[B, T, S, K]`."""
     normalisers: Tensor
-    """The logarithm of each softmax's sum: `[B, T, H, K]`, one a chunk, or `[B, T, H, 1]` (joint)."""
+    """Logsumexp of each softmax: `[B, T, H, K]`, one per chunk, or `[B, T, H, 1]` (joint)."""
     lse: Tensor
-    """That of the read-out as a whole, `[B, T, H]`."""
+    """Logsumexp of the total read-out, `[B, T, H]`."""
 
 
-class Grads(NamedTuple):
-    """Gradients that arrive: of the read-out, and of its normaliser if any does."""
+class OutputGrads(NamedTuple):
+    """Gradients of the read-out and of its normaliser (None if it has none)."""
 
     out: Tensor
     lse: Tensor | None
 
 
-def ready(reading: Reading) -> Reading:
-    """Return the tensors as kernels read them: widths contiguous, whole numbers int32, others packed."""
-    query, keys = with_dense_rows(reading.query), with_dense_rows(reading.keys)
-    values = keys if reading.values is reading.keys else with_dense_rows(reading.values)
+def pack_reading(reading: Reading) -> Reading:
+    """Convert the tensors to the kernels' layout: dense last dimensions, int32 indices, others contiguous."""
+    query, keys = ensure_dense_rows(reading.query), ensure_dense_rows(reading.keys)
+    values = keys if reading.values is reading.keys else ensure_dense_rows(reading.values)
     positions, scores, lengths = reading.positions, reading.scores, reading.lengths
     if lengths is not None:
         lengths = lengths.clamp(0, keys.shape[2]).to(torch.int32).contiguous()

@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""How the rows of a chunk are read in tiles, of which sizes, and what kernels are told of a reading."""
+"""Tile loads, tile sizes and launch arguments shared by the attention and gradient kernels."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def rows_tile(
     return tile
 
 
-def strides_of(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
-    """Return the strides of a tensor's first dimensions, by the names of the kernels' arguments."""
+def stride_arguments(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
+    """Return the strides of a tensor's first dimensions, keyed by kernel argument."""
     return {f"{name}_{dim}": 0 if tensor is None else tensor.stride(i) for i, dim in enumerate(dims)}
 
 
@@ -36,26 +36,26 @@ def _is_shared(reading: Reading) -> bool:
     return values is keys or (same_layout and not keys.is_meta and keys.data_ptr() == values.data_ptr())
 
 
-def padded(width: int) -> int:
-    """Return the side of a tile that holds `width`."""
+def padded_size(width: int) -> int:
+    """Return the tile size that covers `width`."""
     return max(16, triton.next_power_of_2(width))
 
 
 def tile_sizes(reading: Reading, rows: int) -> dict[str, int]:
-    """Choose tile sizes: wide heads take shorter tiles, float32, of twice the size, shorter ones still."""
+    """Choose tile sizes. Wide heads take shorter tiles, and float32 still shorter ones."""
     length, width = reading.keys.shape[2], reading.query.shape[-1]
     value_width = reading.values.shape[-1]
     budget = 4096 if reading.query.dtype != torch.float32 else 1024
-    most = max(16, budget // max(padded(width), padded(value_width)))
+    max_steps = max(16, budget // max(padded_size(width), padded_size(value_width)))
     return {
         "BLOCK_R": rows,
-        "BLOCK_C": min(64, most, padded(length)),
-        "BLOCK_D": padded(width),
-        "BLOCK_V": padded(value_width),
+        "BLOCK_C": min(64, max_steps, padded_size(length)),
+        "BLOCK_D": padded_size(width),
+        "BLOCK_V": padded_size(value_width),
     }
 
 
-def sizes_of(reading: Reading, choice: Choice) -> dict[str, int]:
+def kernel_sizes(reading: Reading, choice: Choice) -> dict[str, int]:
     """Return the constants of the kernels that read memory."""
     units = reading.units
     return {
@@ -71,7 +71,7 @@ def sizes_of(reading: Reading, choice: Choice) -> dict[str, int]:
 
 
 def memory_arguments(reading: Reading, choice: Choice) -> dict[str, object]:
-    """Return what the gradients of queries and of memory are told alike."""
+    """Return the launch arguments shared by the query and memory gradient kernels."""
     query, keys, values = reading.query, reading.keys, reading.values
     return {
         "query_ptr": query,
@@ -84,8 +84,8 @@ def memory_arguments(reading: Reading, choice: Choice) -> dict[str, object]:
         "H": query.shape[2],
         "S": reading.chunks.shape[2],
         "G": keys.shape[3],
-        **strides_of("query", query, "bth"),
-        **strides_of("keys", keys, "bmcg"),
-        **strides_of("values", values, "bmcg"),
+        **stride_arguments("query", query, "bth"),
+        **stride_arguments("keys", keys, "bmcg"),
+        **stride_arguments("values", values, "bmcg"),
         "scale": choice.scale,
     }

@@ -1,8 +1,8 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""What the rows of one tile read.
+"""Forward kernel of sink attention; a program computes one tile of rows.
 
-Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+Shape letters at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import triton.language as tl
 from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.sinks.gpu.tiles import (
     LOG2_E,
-    launch_of,
+    build_launch,
+    is_visible,
     load_keys,
     load_limits,
     load_tile,
-    own_place,
-    sees,
+    locate_program,
     store_tile,
     widest_limits,
 )
@@ -64,21 +64,23 @@ def _attend_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
-    tile, group, batch = own_place(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
+    tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
-    # What each row may see, and what the tile may.
+    # Load the visibility limits of each row and reduce them to those of the tile.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
     base = tl.load(query_step).to(tl.int64)
-    first, last, sink_end, passed = load_limits(
+    first, last, sink_end, before_window = load_limits(
         query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
     )
-    first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
+    tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
+        first, last, sink_end, before_window
+    )
 
-    # A softmax over the tiles of keys, one after the other, that begins with the sink logit.
+    # Run an online softmax over the tiles of keys, initialized with the sink logit.
     # [R, D]
     q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
@@ -92,19 +94,27 @@ def _attend_kernel(
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
         key = load_keys(key_step, key_step_n, slot, slots, base)
-        near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
+        near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
         if tl.max(near.to(tl.int32)) > 0:
-            visible = sees(key[None, :], first[:, None], last[:, None], sink_end[:, None], passed[:, None])
-            # A slot that no row sees may hold NaN, which even weight zero would let through.
-            seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
-            seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            visible = is_visible(
+                key[None, :], first[:, None], last[:, None], sink_end[:, None], before_window[:, None]
+            )
+            # Load zero for slots that no row sees: a weight of zero would not cancel their NaN.
+            key_used = is_visible(
+                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
+            )
+            key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
             # [K, D]
-            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH)
             # [K, V]
             v = load_tile(
-                values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
+                values,
+                batch * values_b + slot * values_n + group * values_g,
+                key_used,
+                VALUE_WIDTH,
+                BLOCK_VALUE,
             )
-            # Add the tile to it; what stood before decays where a higher score is found.
+            # Add the tile; rescale the previous sum where the maximum has risen.
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
             score = tl.where(visible, score, float("-inf"))
             higher = tl.maximum(highest, tl.max(score, axis=1))
@@ -114,7 +124,7 @@ def _attend_kernel(
             total = total * decay + tl.sum(weight, axis=1)
             read = read * decay[:, None] + tl.dot(weight.to(v.dtype), v, input_precision="ieee")
             highest = higher
-    # Divide by its sum, and leave the logarithm of that.
+    # Normalize, and store the output and the log-sum-exp.
     read = read / tl.where(total == 0, 1.0, total)[:, None]
     flat = (batch * queries + time) * (groups * SHARED) + head
     store_tile(out, flat * VALUE_WIDTH, inside, read, VALUE_WIDTH, BLOCK_VALUE)
@@ -138,9 +148,9 @@ def attend_launch(
 ) -> Launch:
     """Return the launch that fills `out` and `log_sum`.
 
-    Args: those of `kernels.sink_attention`, and what is filled.
+    Args: those of `kernels.sink_attention` and the tensors to fill.
     """
     tensors = {"query": query, "keys": keys, "values": values}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"sink_logit": sink_logit, "out": out, "log_sum": log_sum}
-    return launch_of(_attend_kernel, "forward", tensors, steps, extra, window, num_sinks, scale)
+    return build_launch(_attend_kernel, "forward", tensors, steps, extra, window, num_sinks, scale)

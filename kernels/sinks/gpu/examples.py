@@ -1,4 +1,4 @@
-"""The main sizes of sink attention's kernels, to be compiled in checks."""
+"""Example launches of sink attention's kernels, compiled by checks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay.kernels.sinks.gpu.gradients import key_gradient_launch, query_grad
 
 
 def configurations() -> dict[str, Launch]:
-    """Return the launches of the main sizes on tensors without data, to be compiled in checks."""
+    """Return launches of the main sizes on meta tensors."""
     launches = {}
     for dtype, width in ((torch.float16, 64), (torch.bfloat16, 128), (torch.float32, 64)):
         name = f"{str(dtype).removeprefix('torch.')}, D={width}"

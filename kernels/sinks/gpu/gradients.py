@@ -1,8 +1,8 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""The gradients of queries, tile of rows by tile, and of keys and values, tile of keys by tile.
+"""Backward kernels of sink attention: queries by tiles of rows, keys and values by tiles of keys.
 
-Shapes at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+Shape letters at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.sinks.gpu.tiles import (
     FAR,
     LOG2_E,
-    launch_of,
+    build_launch,
+    is_visible,
     load_keys,
     load_limits,
     load_tile,
-    own_place,
-    sees,
+    locate_program,
     store_tile,
     widest_limits,
 )
@@ -71,19 +71,21 @@ def _query_gradient_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
-    tile, group, batch = own_place(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
+    tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
-    # What each row may see, and what the tile may.
+    # Load the visibility limits of each row and reduce them to those of the tile.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
     base = tl.load(query_step).to(tl.int64)
-    first, last, sink_end, passed = load_limits(
+    first, last, sink_end, before_window = load_limits(
         query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
     )
-    first_of_all, last_of_all, sink_end_of_all, passed_by_all = widest_limits(first, last, sink_end, passed)
+    tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
+        first, last, sink_end, before_window
+    )
 
     flat = (batch * queries + time) * (groups * SHARED) + head
     # [R, D]
@@ -91,31 +93,39 @@ def _query_gradient_kernel(
     # [R, V]
     do = load_tile(grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE)
     read = load_tile(out, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
-    # What every score's gradient is less by: delta, which the keys' gradient needs too.
+    # Compute and store delta, which both gradients subtract from the gradient of the weights.
     mean = tl.sum(do.to(tl.float32) * read.to(tl.float32), axis=1)
     if log_sum_grad is not None:
-        # A score's part in the logarithm of the sum is its weight.
+        # The derivative of the log-sum-exp by a score is its weight.
         mean -= tl.load(log_sum_grad + flat, mask=inside, other=0.0)
     tl.store(delta + flat, mean, mask=inside)
     # [R]
     log = tl.load(log_sum + flat, mask=inside, other=0.0)
     log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
-    # The softmax again, from the logarithm of its sum, and what it owes.
+    # Recompute the softmax from its log-sum-exp and accumulate the query gradient.
     dq = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
     for start in range(0, slots, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
         key = load_keys(key_step, key_step_n, slot, slots, base)
-        near = sees(key, first_of_all, last_of_all, sink_end_of_all, passed_by_all)
+        near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
         if tl.max(near.to(tl.int32)) > 0:
-            visible = sees(key[None, :], first[:, None], last[:, None], sink_end[:, None], passed[:, None])
-            seen = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
-            seen = tl.max(seen.to(tl.int32), axis=1) > 0
+            visible = is_visible(
+                key[None, :], first[:, None], last[:, None], sink_end[:, None], before_window[:, None]
+            )
+            key_used = is_visible(
+                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
+            )
+            key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
             # [K, D]
-            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, seen, WIDTH, BLOCK_WIDTH)
+            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH)
             # [K, V]
             v = load_tile(
-                values, batch * values_b + slot * values_n + group * values_g, seen, VALUE_WIDTH, BLOCK_VALUE
+                values,
+                batch * values_b + slot * values_n + group * values_g,
+                key_used,
+                VALUE_WIDTH,
+                BLOCK_VALUE,
             )
             score = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
             weight = tl.where(visible, tl.exp2(score - log[:, None]), 0.0)
@@ -170,10 +180,10 @@ def _key_gradient_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
-    tile, group, batch = own_place(tl.cdiv(slots, BLOCK_KEYS), groups)
+    tile, group, batch = locate_program(tl.cdiv(slots, BLOCK_KEYS), groups)
     slot = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
-    held = slot < slots
-    # Between which steps the tile's keys lie.
+    inside_slots = slot < slots
+    # Load the keys' steps and find the earliest and the latest of the tile.
     query_step += batch * query_step_b
     key_step += batch * key_step_b
     episode_start += batch * episode_start_b
@@ -184,22 +194,22 @@ def _key_gradient_kernel(
     latest = tl.max(key)
 
     # [K, D]
-    k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, held, WIDTH, BLOCK_WIDTH)
+    k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, inside_slots, WIDTH, BLOCK_WIDTH)
     # [K, V]
     v = load_tile(
-        values, batch * values_b + slot * values_n + group * values_g, held, VALUE_WIDTH, BLOCK_VALUE
+        values, batch * values_b + slot * values_n + group * values_g, inside_slots, VALUE_WIDTH, BLOCK_VALUE
     )
-    # All rows that may see one of them, tile by tile.
+    # Loop over the tiles of rows and skip those that see none of these keys.
     dk = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], tl.float32)
     dv = tl.zeros([BLOCK_KEYS, BLOCK_VALUE], tl.float32)
     for start in range(0, queries * SHARED, BLOCK_ROWS):
         row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = row < queries * SHARED
         time, head = row // SHARED, group * SHARED + row % SHARED
-        first, last, sink_end, passed = load_limits(
+        first, last, sink_end, before_window = load_limits(
             query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
         )
-        near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (passed < latest))
+        near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (before_window < latest))
         if tl.max(near.to(tl.int32)) > 0:
             flat = (batch * queries + time) * (groups * SHARED) + head
             # [R, D]
@@ -215,8 +225,10 @@ def _key_gradient_kernel(
             log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
             # [R]
             mean = tl.load(delta + flat, mask=inside, other=0.0)
-            # Tiles lie with the keys down. NaN of slots nobody sees stays in its row, which is replaced.
-            visible = sees(key[:, None], first[None, :], last[None, :], sink_end[None, :], passed[None, :])
+            # Tiles here are [K, R]. NaN of an invisible slot stays in its own row, which `visible` masks.
+            visible = is_visible(
+                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
+            )
             score = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2_E)
             weight = tl.where(visible, tl.exp2(score - log[None, :]), 0.0)
             dv += tl.dot(weight.to(do.dtype), do, input_precision="ieee")
@@ -224,8 +236,8 @@ def _key_gradient_kernel(
             score_grad = tl.where(visible, weight * (weight_grad - mean[None, :]), 0.0)
             dk += tl.dot(score_grad.to(q.dtype), q, input_precision="ieee")
     flat = (batch * slots + slot) * groups + group
-    store_tile(keys_grad, flat * WIDTH, held, dk * scale, WIDTH, BLOCK_WIDTH)
-    store_tile(values_grad, flat * VALUE_WIDTH, held, dv, VALUE_WIDTH, BLOCK_VALUE)
+    store_tile(keys_grad, flat * WIDTH, inside_slots, dk * scale, WIDTH, BLOCK_WIDTH)
+    store_tile(values_grad, flat * VALUE_WIDTH, inside_slots, dv, VALUE_WIDTH, BLOCK_VALUE)
 
 
 def query_gradient_launch(
@@ -245,15 +257,16 @@ def query_gradient_launch(
     num_sinks,
     scale,
 ) -> Launch:
-    """Return the launch that fills `delta` and `query_grad`.
+    """Return the kernel launch, not yet run, that writes `delta` and `query_grad`.
 
-    Args: those of `kernels.sink_attention`, what it read with its gradient, and what is filled.
+    Args: those of `kernels.sink_attention`, its outputs with their gradients, and
+    the tensors to fill.
     """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"out": out, "log_sum": log_sum, "log_sum_grad": log_sum_grad, "delta": delta}
     extra["query_grad"] = query_grad
-    return launch_of(
+    return build_launch(
         _query_gradient_kernel, "query gradient", tensors, steps, extra, window, num_sinks, scale
     )
 
@@ -276,9 +289,9 @@ def key_gradient_launch(
 ) -> Launch:
     """Return the launch that fills `keys_grad` and `values_grad`.
 
-    Args: those of `kernels.sink_attention`, the gradient of what it read, and what is filled.
+    Args: those of `kernels.sink_attention`, the gradient of its output, and the tensors to fill.
     """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
     extra = {"log_sum": log_sum, "delta": delta, "keys_grad": keys_grad, "values_grad": values_grad}
-    return launch_of(_key_gradient_kernel, "key gradient", tensors, steps, extra, window, num_sinks, scale)
+    return build_launch(_key_gradient_kernel, "key gradient", tensors, steps, extra, window, num_sinks, scale)

@@ -1,11 +1,11 @@
-"""The kernels of sink attention, one after the other."""
+"""Forward and backward of sink attention by the Triton kernels."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from scrubjay.kernels.launch import with_dense_rows
+from scrubjay.kernels.launch import ensure_dense_rows
 from scrubjay.kernels.sinks.gpu.attend import attend_launch
 from scrubjay.kernels.sinks.gpu.gradients import key_gradient_launch, query_gradient_launch
 
@@ -22,11 +22,11 @@ def forward(
     num_sinks: int,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the read-out `[B, T, H, V]` and the logarithm of each softmax's sum, `[B, T, H]` float32.
+    """Return the output `[B, T, H, V]` and the log-sum-exp of the scores, `[B, T, H]` float32.
 
     Args: those of `kernels.sink_attention`.
     """
-    query, keys, values = map(with_dense_rows, (query, keys, values))
+    query, keys, values = map(ensure_dense_rows, (query, keys, values))
     sink_logit = None if sink_logit is None else sink_logit.contiguous()
     out = query.new_empty(*query.shape[:3], values.shape[-1])
     log_sum = query.new_empty(query.shape[:3], dtype=torch.float32)
@@ -50,13 +50,14 @@ def backward(
     num_sinks: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients to query, keys, values and sink_logit, the last empty where there is none.
+    """Return the gradients of query, keys, values and sink_logit, the last empty without a sink_logit.
 
-    Args: those of `kernels.sink_attention`, what `forward` returned, and its gradients, the second if any.
+    Args: those of `kernels.sink_attention`, the outputs of `forward`, and their gradients. The
+    gradient of the log-sum-exp may be None.
     """
     grad, log_sum_grad = grads
     log_sum_grad = None if log_sum_grad is None else log_sum_grad.float().contiguous()
-    grad, query, keys, values = map(with_dense_rows, (grad, query, keys, values))
+    grad, query, keys, values = map(ensure_dense_rows, (grad, query, keys, values))
     out, log_sum = out.contiguous(), log_sum.contiguous()
     query_grad, keys_grad, values_grad = (tensor.new_empty(tensor.shape) for tensor in (query, keys, values))
     delta = torch.empty_like(log_sum)

@@ -1,8 +1,8 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""What a tile of rows may see of the keys, how tiles are loaded and stored, and of which sizes they are.
+"""Shared parts of sink attention's kernels: visibility limits, loads and stores of tiles, block sizes.
 
-Steps are relative to the first query's and int32, which is exact for episodes of up to 2**30 steps.
+Steps are int32 and relative to the first query's step, which is exact for episodes of up to 2**30 steps.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def _relative(step, base):
 
 
 @triton.jit
-def own_place(tiles, groups):
-    """The tile, the key head and the batch row of this program."""
+def locate_program(tiles, groups):
+    """Return the tile, the key head and the batch row of this program."""
     program = tl.program_id(0).to(tl.int64)
     return program % tiles, program // tiles % groups, program // tiles // groups
 
@@ -39,7 +39,10 @@ def own_place(tiles, groups):
 def load_limits(
     query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
 ):
-    """What rows may see: from `first` to `last` the steps before `sink_end` and those after `passed`."""
+    """Load the visibility limits of rows.
+
+    A row sees the steps from `first` to `last` that are before `sink_end` or after `before_window`.
+    """
     step = tl.load(query_step + time * query_step_t, mask=inside, other=-1).to(tl.int64)
     start = tl.load(episode_start + time * episode_start_t, mask=inside, other=0).to(tl.int64)
     first = _relative(tl.maximum(start, 0), base)
@@ -50,24 +53,24 @@ def load_limits(
 
 @triton.jit
 def load_keys(key_step, key_step_n, slot, slots, base):
-    """Return the relative steps in slots, below all others where a slot is empty."""
+    """Load the relative steps of slots; an empty slot gets a step below all others."""
     step = tl.load(key_step + slot * key_step_n, mask=slot < slots, other=-1).to(tl.int64)
     return _relative(step, base)
 
 
 @triton.jit
-def sees(key, first, last, sink_end, passed):
-    """Return whether rows of these limits see these keys."""
-    return (key >= first) & (key <= last) & ((key < sink_end) | (key > passed))
+def is_visible(key, first, last, sink_end, before_window):
+    """Return a mask of the keys that are visible to rows with these limits."""
+    return (key >= first) & (key <= last) & ((key < sink_end) | (key > before_window))
 
 
 @triton.jit
-def widest_limits(first, last, sink_end, passed):
-    """Limits that hide only what is hidden from all rows."""
-    reads = last >= -FAR
-    first = tl.min(tl.where(reads, first, FAR))
-    passed = tl.min(tl.where(reads, passed, FAR))
-    return first, tl.max(last), tl.max(tl.where(reads, sink_end, -FAR)), passed
+def widest_limits(first, last, sink_end, before_window):
+    """Return limits of the tile, which hide a key only if all rows hide it."""
+    sees_any = last >= -FAR
+    first = tl.min(tl.where(sees_any, first, FAR))
+    before_window = tl.min(tl.where(sees_any, before_window, FAR))
+    return first, tl.max(last), tl.max(tl.where(sees_any, sink_end, -FAR)), before_window
 
 
 @triton.jit
@@ -90,7 +93,7 @@ def store_tile(pointer, rows, inside, tile, WIDTH: tl.constexpr, BLOCK: tl.const
     tl.store(pointer + rows[:, None] + column[None, :], tile.to(pointer.dtype.element_ty), mask=mask)
 
 
-def launch_of(
+def build_launch(
     kernel: Any,
     role: Role,
     tensors: dict[str, Tensor],
@@ -100,17 +103,17 @@ def launch_of(
     num_sinks: int,
     scale: float,
 ) -> Launch:
-    """Return the launch of a kernel.
+    """Build the launch of a kernel.
 
     Args:
-        kernel: The kernel, which names its arguments as here.
-        role: What it does, by which its tiles are chosen.
-        tensors: Queries, keys and values, and the gradient of what was read, with their strides.
-        steps: Of queries, keys and episodes' starts, with their strides.
-        extra: What has no strides: contiguous tensors, or None.
-        window: Steps seen before a query, its own included.
-        num_sinks: Steps seen at the start of an episode.
-        scale: Of the scores.
+        kernel: Kernel. The keys of the following dictionaries are names of its parameters.
+        role: Purpose of the kernel, by which the block sizes are selected.
+        tensors: Strided queries, keys and values, and the gradient of the output.
+        steps: Tensors of step numbers of queries, keys and episode starts.
+        extra: Contiguous tensors, which need no strides, or None.
+        window: Window length in steps, the query's own included.
+        num_sinks: Number of sink steps at the start of an episode.
+        scale: Factor of the scores.
     """
     batch, queries, heads, width = tensors["query"].shape
     slots, groups, value_width = tensors["values"].shape[1:]
@@ -132,7 +135,7 @@ def launch_of(
         for name, tensor in steps.items()
         for letter, stride in zip("bn" if name == "key_step" else "bt", tensor.stride(), strict=True)
     }
-    # Beyond this all is in reach, and int32 arithmetic stays exact.
+    # A larger window or sink count reaches every step anyway; the limit keeps int32 arithmetic exact.
     far = FAR.value - 1
     sizes = {"queries": queries, "slots": slots, "groups": groups, "scale": scale}
     limits = {"window": min(window, far), "num_sinks": min(num_sinks, far)}
@@ -144,7 +147,10 @@ def launch_of(
 def _choose_blocks(
     rows: int, width: int, value_width: int, dtype: torch.dtype, role: Role
 ) -> tuple[dict[str, int], int]:
-    """Return the tile sizes and the number of warps: none spills at widths to 128, or 64 in float32."""
+    """Return block sizes and the number of warps.
+
+    No registers spill at widths up to 128, or up to 64 in float32.
+    """
     block_width = max(16, triton.next_power_of_2(width))
     block_value = max(16, triton.next_power_of_2(value_width))
     widest = max(block_width, block_value)
@@ -156,7 +162,7 @@ def _choose_blocks(
     else:
         outer, inner, num_warps = 32, 32, 8
     block_rows, block_keys = (inner, outer) if role == "key gradient" else (outer, inner)
-    # A decode step has only the heads of a group: its tiles are low, so they may be long.
+    # A decode step has only the heads of one group as rows, so a tile may have more keys.
     fewest = max(16, triton.next_power_of_2(rows))
     if fewest <= 16 and role == "forward" and dtype != torch.float32:
         block_keys, num_warps = 64, 4

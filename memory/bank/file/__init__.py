@@ -1,1 +1,1 @@
-"""The bank's file: records and the tables that hold them."""
+"""SQLite file of a memory bank: records and tables."""

@@ -1,4 +1,4 @@
-"""A bank's file that holds what no bank writes: a disk's damage, or a stranger's work."""
+"""Detection of damaged bank files: values that no bank writes, by disk damage or manipulation."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from jaxtyping import Float
 
 
 class DamagedBankError(ValueError):
-    """A bank's file, or a part of it, cannot be read, or is none of a bank.
+    """Error for a file that is damaged in whole or in part, or that is not a memory bank.
 
-    What is not damaged may be had still, record by record; a copy of the file is the remedy.
+    Undamaged records can still be read one by one. Restore the file from a backup.
     """
 
 
-class Unreadable(ValueError):
-    """A value in the file is not what a bank writes there; the store tells in which file."""
+class UnreadableError(ValueError):
+    """Error for an invalid value in the file; the store adds the file's name."""
 
 
-# What Python says about values of the wrong kind; other faults do, too, so the file is looked at first.
-_SIGNS = (
+# Errors that values of a wrong type raise. Bugs raise them, too, so the file is checked before damage is
+# reported.
+_DAMAGE_ERRORS = (
     TypeError, AttributeError, LookupError, ArithmeticError, AssertionError, RecursionError, struct.error,
 )  # fmt: skip
-_CODES = {
+_DAMAGE_CODES = {
     sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH,
     sqlite3.SQLITE_FORMAT, sqlite3.SQLITE_NOTADB,
 }  # fmt: skip
-_LONGEST = 1.1  # that a number of a vector of length 1 may seem, at half precision, too
-_WRONG = (
+_MAX_COMPONENT = 1.1  # of a unit vector, with the rounding of half precision
+_SCHEMA_CHECKS = (
     "SELECT EXISTS (SELECT 1 FROM records WHERE "
     + " OR ".join(
         f"typeof({column}) NOT IN ({kinds})"
@@ -53,34 +54,37 @@ _WRONG = (
 )
 
 
-def tells_of_damage(error: Exception, connection: sqlite3.Connection) -> bool:
-    """Return whether what was raised while a bank's file was read or written came of what the file holds."""
+def is_damage_error(error: Exception, connection: sqlite3.Connection) -> bool:
+    """Return True if an error, raised while a file was read or written, is caused by the file's content."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
-        if code is None:  # "Could not decode to UTF-8" has none, nor has what a closed file gives
+        if code is None:  # "Could not decode to UTF-8" and errors of a closed file have no code
             return isinstance(error, sqlite3.OperationalError)
-        return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in _CODES
-    return isinstance(error, Unreadable | UnicodeDecodeError) or (
-        isinstance(error, _SIGNS) and _is_damaged(connection)
+        return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF in _DAMAGE_CODES
+    return isinstance(error, UnreadableError | UnicodeDecodeError) or (
+        isinstance(error, _DAMAGE_ERRORS) and _is_damaged(connection)
     )
 
 
-def unpacked(blobs: list[bytes], dimension: int | None = None) -> Float[np.ndarray, "R D"]:
-    """Return stored embeddings, of `dimension` numbers or else all equally long. Raises Unreadable."""
+def unpack_vectors(blobs: list[bytes], dimension: int | None = None) -> Float[np.ndarray, "R D"]:
+    """Return stored embeddings as an array. Raises UnreadableError if they are invalid.
+
+    All must have `dimension` numbers; None takes the dimension of the first.
+    """
     size = 4 * dimension if dimension is not None else len(blobs[0]) if blobs else 4
     if any(not isinstance(blob, bytes) or len(blob) != size or not size or size % 4 for blob in blobs):
-        raise Unreadable(f"an embedding has not {size // 4} numbers")
+        raise UnreadableError(f"an embedding does not have dimension {size // 4}")
     vectors = np.frombuffer(bytearray().join(blobs), dtype=np.float32).reshape(len(blobs), size // 4)
-    if not (np.abs(vectors) <= _LONGEST).all():
-        raise Unreadable("an embedding is not of length 1")
+    if not (np.abs(vectors) <= _MAX_COMPONENT).all():
+        raise UnreadableError("an embedding is not a unit vector")
     return vectors
 
 
-def fact(connection: sqlite3.Connection, name: str) -> int | None:
-    """Return a whole number that a bank's file notes about itself, None for none yet. Raises Unreadable."""
+def read_fact(connection: sqlite3.Connection, name: str) -> int | None:
+    """Return an integer of the table `facts`, None if it is not set yet. Raises UnreadableError."""
     row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
     if row is None or not isinstance(row[0], int | None):
-        raise Unreadable(f"it does not note its {name}")
+        raise UnreadableError(f"the table of facts has no valid {name!r}")
     return row[0]
 
 
@@ -88,6 +92,6 @@ def _is_damaged(connection: sqlite3.Connection) -> bool:
     try:
         if connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]:
             return True
-        return any((connection.execute(statement).fetchone() or (1,))[0] for statement in _WRONG)
+        return any((connection.execute(statement).fetchone() or (1,))[0] for statement in _SCHEMA_CHECKS)
     except (sqlite3.Error, UnicodeDecodeError):
         return True

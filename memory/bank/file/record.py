@@ -1,4 +1,4 @@
-"""What a memory bank stores and returns: one record type for every kind of memory."""
+"""Records of a memory bank: one record type for every kind of memory, and checks of its fields."""
 
 from __future__ import annotations
 
@@ -10,51 +10,53 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
 from typing import Any, SupportsIndex
 
-from scrubjay.memory.bank.file.damage import Unreadable
+from scrubjay.memory.bank.file.damage import UnreadableError
 
 KINDS = ("knowledge", "conversation", "task", "episode")
 TRUSTS = ("user", "agent", "tool")
-LONGEST_TEXT = 1 << 20
-"""Characters of a text that is remembered or asked for, at most."""
+MAX_TEXT_LENGTH = 1 << 20
+"""Maximum characters of a stored text or a query."""
 
 COLUMNS = (
     "id, text, kind, namespace, trust, provenance, created, observed, renewed, valid_from, valid_to, "
     "importance, supersedes, sayings"
 )
-"""What of a row of the table of records is a `Record`."""
+"""Columns of the table of records that form a `Record`."""
 _COLUMNS = COLUMNS.split(", ")
 
 Time = datetime | float
-"""A moment: a datetime (one without a zone is UTC), or seconds since 1970."""
+"""Point in time: a datetime (UTC if naive), or seconds since 1970."""
 _FIRST = datetime.min.replace(tzinfo=UTC).timestamp()
-_LAST = math.nextafter(datetime.max.replace(tzinfo=UTC).timestamp(), 0)  # itself is rounded into year 10000
+_LAST = math.nextafter(
+    datetime.max.replace(tzinfo=UTC).timestamp(), 0
+)  # the maximum itself would round into year 10000
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why a hit is where it is: its score is the sum of all `from_...`, `recency` and `importance`."""
+    """Parts of a hit's score: the score is the sum of all `from_...`, `recency` and `importance`."""
 
     keyword_rank: int | None
-    """Place among the records that say words of the query, from 1; None if it says none."""
+    """Rank, from 1, among the records that contain words of the query; None if this record has none."""
     dense_rank: int | None
-    """Place by cosine among the records looked at, from 1; None without an embedding."""
+    """Rank by cosine, from 1, among the candidates; None without an embedding."""
     cosine: float | None
-    """Similarity of the record's embedding to the query's."""
+    """Cosine similarity of the record's and the query's embeddings."""
     from_words: float
-    """5 for all of the query's words, less by the rarity of those that it lacks."""
+    """5 for a record with all words of the query, reduced by the rarity of missing words."""
     from_embeddings: float
-    """By how many standard deviations it is nearer than records are on average, times how well the embeddings
-    know the query's script and the bank's `dense_weight`. The cosine itself in a search by meaning."""
+    """Standard deviations of the cosine above the average record, times the model's fluency in the query's
+    script and the bank's `dense_weight`. The cosine itself in a search by meaning."""
     from_neighbours: float
-    """What the records said right before and after it add."""
+    """Score added by the records right before and after it."""
     recency: float
-    """From 0.02 for the present moment down to -0.02."""
+    """Amount that recency adds to the score, from 0.02 for a new record down to -0.02."""
     importance: float
-    """From -0.02 to 0.02."""
+    """Amount that importance adds to the score, from -0.02 to 0.02."""
 
     @property
-    def told(self) -> str:
-        """A line with all that there is, by name."""
+    def summary(self) -> str:
+        """One line with all values that are set, by name."""
         parts = dataclasses.asdict(self).items()
         return ", ".join(f"{name} {_number(value)}" for name, value in parts if value is not None)
 
@@ -65,52 +67,52 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """A memory as it was written; nothing but `valid_to`, `renewed` and `sayings` changes later."""
+    """Record of a memory; only `valid_to`, `renewed` and `sayings` change after it is written."""
 
     id: str
-    """Its name in the bank."""
+    """Unique id in the bank."""
     text: str
-    """What is remembered."""
+    """Stored text."""
     kind: str
-    """knowledge, conversation, task or episode."""
+    """Kind: knowledge, conversation, task or episode."""
     namespace: tuple[str, ...]
-    """Whose memory it is, the widest circle first: `("user", "ada")`."""
+    """Owner, outermost level first: `("user", "ada")`."""
     trust: str
-    """Who said it: user, agent or tool."""
+    """Author: user, agent or tool."""
     provenance: dict[str, Any]
-    """Where it came from, in the writer's words."""
+    """Metadata about the source, as passed by the writer."""
     created: datetime
-    """When it was written."""
+    """Time of writing."""
     observed: datetime
-    """When it was first seen or said."""
+    """Time of the first statement or observation."""
     renewed: datetime
-    """When it was last said again."""
+    """Time of the latest statement that was merged into it."""
     valid_from: datetime | None
-    """Since when it holds; None for always."""
+    """Start of validity; None for no start."""
     valid_to: datetime | None
-    """Until when it held; None while it does."""
+    """End of validity; None for no end."""
     importance: float
-    """From 0 to 1; 0.5 is neutral."""
+    """Importance from 0 to 1; 0.5 is neutral."""
     supersedes: str | None
-    """The record that this one replaced."""
+    """Id of the record that this one replaced; None if it replaced none."""
     sayings: int
-    """How often it was said, in these words or nearly."""
+    """Number of statements merged into this record, the first included."""
 
 
 @dataclass(frozen=True)
 class Hit(Record):
-    """A record found by a search."""
+    """Search result: a record with its score."""
 
     score: float = field(kw_only=True)
-    """Higher is better; comparable within one search only."""
+    """Score; higher is better. Scores are comparable within one search only."""
     explanation: Explanation | None = field(default=None, kw_only=True)
-    """How the score came about, where it was asked for."""
+    """Parts of the score; None unless the search was called with `explain`."""
 
 
 def to_seconds(moment: Time, name: str) -> float:
     """Return seconds since 1970. Raises TypeError or ValueError naming the argument.
 
-    A datetime that as such is beyond the calendar, as `datetime.max` is rounded, is its last or first moment.
+    A datetime whose seconds fall outside the calendar, as `datetime.max` does by rounding, is clipped.
     """
     if isinstance(moment, datetime):
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -121,23 +123,23 @@ def to_seconds(moment: Time, name: str) -> float:
         to_datetime(moment)
     except (OverflowError, ValueError, OSError):
         raise ValueError(
-            f"{name}={moment!r}: no calendar has that moment; pass seconds since 1970, not milliseconds"
+            f"{name}={moment!r}: outside the years 1 to 9999; pass seconds since 1970, not milliseconds"
         ) from None
     return float(moment)
 
 
 def to_datetime(seconds: float) -> datetime:
-    """Return the moment in UTC."""
+    """Return seconds since 1970 as a datetime in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def zone_of(moment: Time) -> tzinfo:
-    """Return the time zone of a moment, UTC if it tells none."""
+def time_zone(moment: Time) -> tzinfo:
+    """Return the time zone of a moment, UTC if it has none."""
     return (moment.tzinfo if isinstance(moment, datetime) else None) or UTC
 
 
 def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the namespace as a tuple. Raises TypeError or ValueError if it is not one of non-empty words."""
+    """Return the namespace as a tuple. Raises TypeError or ValueError unless it has non-empty strings."""
     if isinstance(namespace, str) or not all(isinstance(part, str) for part in namespace):
         raise TypeError(f'namespace={namespace!r}: pass a tuple of strings such as ("user", "ada")')
     if any(not part or "\x1f" in part for part in namespace):
@@ -145,12 +147,12 @@ def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
     return tuple(namespace)
 
 
-def check_count(name: str, count: int, least: int) -> None:
-    """Raise TypeError on what is no whole number, ValueError on one below `least`."""
+def check_count(name: str, count: int, minimum: int) -> None:
+    """Raise TypeError if `count` is not an integer, ValueError if it is below `minimum`."""
     if not isinstance(count, SupportsIndex):
-        raise TypeError(f"{name}={count!r}: pass a whole number")
-    if count < least:
-        raise ValueError(f"{name}={count}: must be at least {least}")
+        raise TypeError(f"{name}={count!r}: pass an integer")
+    if count < minimum:
+        raise ValueError(f"{name}={count}: must be at least {minimum}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -163,32 +165,34 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def check_choices(
     name: str, values: Iterable[str] | str | None, choices: tuple[str, ...]
 ) -> tuple[str, ...] | None:
-    """Return the values, one or several; None for all.
+    """Return one or several values as a tuple; None for all.
 
-    Raises ValueError if one is not a choice, or none is given.
+    Raises ValueError if a value is not among the choices, or if there are no values.
     """
     if values is None:
         return None
-    chosen = tuple(check_choice(name, v, choices) for v in ((values,) if isinstance(values, str) else values))
-    if not chosen:
+    selection = tuple(
+        check_choice(name, v, choices) for v in ((values,) if isinstance(values, str) else values)
+    )
+    if not selection:
         raise ValueError(f"{name} is empty; choose from {', '.join(choices)}, or None for all")
-    return chosen
+    return selection
 
 
 def join_namespace(namespace: tuple[str, ...]) -> str:
-    """Return a namespace as stored: each part ends in U+001F, so that a wider one is a prefix."""
+    """Return a namespace as one string; each part ends in U+001F, so that an outer namespace is a prefix."""
     return "".join(f"{part}\x1f" for part in namespace)
 
 
-def split_namespace(stored: str) -> tuple[str, ...]:
-    """Return what `join_namespace` joined."""
-    return tuple(stored.split("\x1f")[:-1])
+def split_namespace(joined_namespace: str) -> tuple[str, ...]:
+    """Return the parts of a string of `join_namespace`."""
+    return tuple(joined_namespace.split("\x1f")[:-1])
 
 
 def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
-    """Return the fields of a `Record` from a row of `COLUMNS`. Raises Unreadable if it is none."""
+    """Return the fields of a `Record` from a row of `COLUMNS`. Raises UnreadableError on an invalid row."""
     if row is None:
-        raise Unreadable("an index tells of a record that is not there")
+        raise UnreadableError("an index refers to a missing record")
     fields: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
     fields["provenance"] = read_json(fields["provenance"])
     try:
@@ -200,16 +204,16 @@ def record_fields(row: Sequence[Any] | None) -> dict[str, Any]:
                 fields[name] = to_datetime(fields[name])
         _ = fields["importance"] + fields["sayings"]  # both are numbers
     except (AttributeError, TypeError, ValueError, OverflowError, OSError) as error:
-        raise Unreadable(f"record {fields['id']!r}: {error}") from error
+        raise UnreadableError(f"record {fields['id']!r}: {error}") from error
     return fields
 
 
 def read_json(provenance: Any) -> dict[str, Any]:
-    """Return provenance from what is stored. Raises Unreadable if it is none."""
+    """Return stored provenance as a dictionary. Raises UnreadableError if it is not a JSON object."""
     try:
         value = json.loads(provenance)
     except (TypeError, ValueError, RecursionError) as error:
-        raise Unreadable(f"a record's provenance is no JSON: {error}") from error
+        raise UnreadableError(f"a record's provenance is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise Unreadable(f"a record's provenance is no object of JSON but {value!r:.80}")
+        raise UnreadableError(f"a record's provenance is not a JSON object: {value!r:.80}")
     return value

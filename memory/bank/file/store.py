@@ -1,8 +1,8 @@
-"""The file of a memory bank: an SQLite database that several processes may read and write at once.
+"""Database file of a memory bank: SQLite, read and written by several processes at once.
 
-Write-ahead log, one writer at a time, readers never wait. What a commit has acknowledged survives the death
-of the process (kill -9); a power cut may take the last commits, never the file. Deleted content is
-overwritten.
+The file uses a write-ahead log: one writer at a time, and readers never wait. A committed write survives a
+crash of the process (kill -9). A power failure may lose the last commits but does not corrupt the file.
+Deleted content is overwritten.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from scrubjay.memory.bank.file.damage import DamagedBankError, tells_of_damage
+from scrubjay.memory.bank.file.damage import DamagedBankError, is_damage_error
 from scrubjay.memory.bank.file.words import day_words
 
-_MAPPED = 1 << 40  # bytes of the file read where they lie in the system's cache, all if SQLite may
-_PATIENCE = 30.0  # seconds to wait for another process's write
+_MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
+_LOCK_TIMEOUT = 30.0  # seconds to wait for another process's lock
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -74,116 +74,115 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 
 class Store:
-    """A connection for all threads of a process.
+    """SQLite connection that all threads of a process share.
 
-    Raises ValueError on no name and on a file of a newer Scrubjay, DamagedBankError where a file is damaged
-    or of another program, and OSError where there can be no file.
+    Raises ValueError if the path is empty or the file was written by a newer Scrubjay, DamagedBankError if
+    the file is damaged or belongs to another program, and OSError if no file can exist at the path.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = _checked(path)
+        self.path = _check_path(path)
         self._lock = threading.RLock()
-        self._changes = 0
-        self._if_undone: set[Callable[[], None]] = set()
+        self._changes_at_start = 0
+        self._rollback_callbacks: set[Callable[[], None]] = set()
         self._connection = sqlite3.connect(
-            self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            self.path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False
         )
         try:
-            with self._telling_damage():
+            with self._reporting_damage():
                 self._prepare()
         except BaseException:
             self._connection.close()
             raise
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second call does nothing."""
         with self._lock:
             self._connection.close()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for reads that see one state of the file."""
+        """Open a read transaction: all reads see one snapshot of the file."""
         with self._transaction("BEGIN") as connection:
             yield connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection, the only writer of the file; all is written at the end, or nothing.
+        """Open a write transaction: exclusive among writers, committed at the end or rolled back.
 
-        Inside another `writing` of the same thread it is part of that one.
+        A nested `writing` of the same thread joins the outer transaction.
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
-    def if_undone(self, act: Callable[[], None]) -> None:
-        """Call `act`, once, if this thread's transaction has changed something and is rolled back.
+    def on_rollback(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once if the current transaction has written something and is rolled back.
 
-        For what keeps in memory what it read there.
+        Use it to drop caches that were filled inside the transaction.
         """
         with self._lock:
-            if self._connection.in_transaction and self._connection.total_changes > self._changes:
-                self._if_undone.add(act)
+            if self._connection.in_transaction and self._connection.total_changes > self._changes_at_start:
+                self._rollback_callbacks.add(callback)
 
     def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
-        """Bring tables kept beside the records up to date; each `name` counts migrations of its own.
+        """Create or migrate additional tables; each `name` has its own migration version.
 
-        Raises ValueError on tables of a newer Scrubjay.
+        Raises ValueError if the tables were written by a newer Scrubjay.
         """
         with self.reading() as connection:
-            known = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone()
-            if known and _layout(connection, name) == len(migrations):
+            has_layouts = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'layouts'").fetchone()
+            if has_layouts and _layout_version(connection, name) == len(migrations):
                 return
         with self.writing() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) "
                 "WITHOUT ROWID"
             )
-            self._migrate(migrations, _layout(connection, name), f"{name} of layout")
+            self._migrate(migrations, _layout_version(connection, name), f"{name} of layout")
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
 
     def erase_traces(self) -> None:
-        """Empty the write-ahead log, which still holds what was deleted, unless another process reads it now.
+        """Truncate the write-ahead log, which still has deleted content, unless another process reads it.
 
-        Inside `writing` it does nothing: do it after.
+        Call it after `writing`; inside a transaction it does nothing.
         """
-        with self._lock, self._telling_damage():
+        with self._lock, self._reporting_damage():
             if not self._connection.in_transaction:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._telling_damage():
-            if self._connection.in_transaction:  # this thread's own, as it holds the lock
+        with self._lock, self._reporting_damage():
+            if self._connection.in_transaction:  # of this thread, since it holds the lock
                 yield self._connection
                 return
             self._connection.execute(begin)
-            self._changes = self._connection.total_changes
+            self._changes_at_start = self._connection.total_changes
             try:
                 yield self._connection
                 self._connection.execute("COMMIT")
             except BaseException:
-                if (
-                    self._connection.in_transaction
-                ):  # some errors, a full disk's for one, have ended it already
+                # Some errors, such as a full disk, have rolled back already.
+                if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
-                for act in self._if_undone:
-                    act()
+                for callback in self._rollback_callbacks:
+                    callback()
                 raise
             finally:
-                self._if_undone.clear()
+                self._rollback_callbacks.clear()
 
     @contextlib.contextmanager
-    def _telling_damage(self) -> Iterator[None]:
+    def _reporting_damage(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            if not tells_of_damage(error, self._connection):
+            if not is_damage_error(error, self._connection):
                 raise
-            # Python's own words for such a text are about a decoder.
-            why = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
+            # Python's message would describe the decoder.
+            reason = "a text is not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
             raise DamagedBankError(
-                f"{self.path!r} is damaged, or no memory of Scrubjay: {why}; take a copy of it, or what "
-                "`export` still reads of it"
+                f"{self.path!r} is damaged, or not a memory bank of Scrubjay: {reason}; restore a backup, or "
+                "save the records that `export` can still read"
             ) from error
 
     def _prepare(self) -> None:
@@ -193,13 +192,13 @@ class Store:
         connection.execute("PRAGMA foreign_keys = ON")
         self._use_log()
         connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA mmap_size = {_MAPPED}")
+        connection.execute(f"PRAGMA mmap_size = {_MMAP_SIZE}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version == len(_MIGRATIONS):
             return
         connection.create_function("day_words", 2, day_words, deterministic=True)
         with self.writing():
-            # Again: another process may have migrated.
+            # Read the version again: another process may have migrated the file meanwhile.
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             self._migrate(_MIGRATIONS, version, "layout")
             if version == 0 and sqlite3.sqlite_version_info >= (3, 42):
@@ -207,7 +206,7 @@ class Store:
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
 
     def _check_owner(self) -> None:
-        """Raise DamagedBankError on another program's database, before anything is written there."""
+        """Raise DamagedBankError if the file is another program's database, before anything is written."""
         with self.reading() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -217,18 +216,18 @@ class Store:
                 "the memory a file of its own"
             )
 
-    def _migrate(self, migrations: Sequence[Sequence[str]], version: int, what: str) -> None:
+    def _migrate(self, migrations: Sequence[Sequence[str]], version: int, label: str) -> None:
         if version > len(migrations):
             raise ValueError(
-                f"{self.path!r} has {what} {version}, this Scrubjay knows up to {len(migrations)}; "
+                f"{self.path!r} has {label} {version}, this Scrubjay supports up to {len(migrations)}; "
                 "upgrade scrubjay to open it"
             )
         for statement in (s for migration in migrations[version:] for s in migration):
             self._connection.execute(statement)
 
     def _use_log(self) -> None:
-        """Switch to the write-ahead log; SQLite does not wait here for others who do the same, so we do."""
-        deadline = time.monotonic() + _PATIENCE
+        """Switch to the write-ahead log; retry while locked, since SQLite's timeout does not apply here."""
+        deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
                 self._connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -239,16 +238,18 @@ class Store:
                 time.sleep(0.01)
 
 
-def _checked(path: str | Path) -> str:
-    """Return where the file is or will be. Raises TypeError, ValueError or OSError where none can be."""
+def _check_path(path: str | Path) -> str:
+    """Return the path as a string. Raises TypeError, ValueError or OSError if no file can exist there."""
     if not isinstance(path, str | os.PathLike):
-        raise TypeError(f'path={path!r}: pass that of a file, or ":memory:"')
-    if not str(path):  # which SQLite takes for a file that is gone when it is closed
-        raise ValueError("path='': name a file, such as facts.db, or pass ':memory:' to keep nothing")
+        raise TypeError(f'path={path!r}: pass a file path, or ":memory:"')
+    if not str(path):  # SQLite would open a temporary file
+        raise ValueError(
+            "path='': name a file, such as facts.db, or pass ':memory:' for a bank without a file"
+        )
     if Path(path).is_dir():
         raise IsADirectoryError(f"{str(path)!r} is a folder; name a file in it, such as facts.db")
     if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} for a memory; make it first")
+        raise FileNotFoundError(f"folder {str(Path(path).parent)!r} does not exist; create it first")
     return str(path)
 
 
@@ -260,19 +261,19 @@ def select(
     values: Sequence[object] = (),
     key: str = "number",
 ) -> list[tuple]:
-    """Return columns of the records that meet the condition, their `key` among `numbers`, in no order.
+    """Return columns of the records that have their `key` among `numbers` and meet a condition, unordered.
 
     Args:
-        connection: To the bank's file.
-        columns: What to return, in SQL.
-        numbers: Which records, by `key`.
-        condition: What they must meet, in SQL.
-        values: Of the condition's question marks.
-        key: The column that `numbers` are of.
+        connection: Connection to the bank's file.
+        columns: SQL expression of the columns to return.
+        numbers: Values of `key` to select.
+        condition: SQL condition on the records.
+        values: Values of the condition's placeholders.
+        key: Column to compare with `numbers`.
     """
     numbers = list(numbers)
     rows: list[tuple] = []
-    for first in range(0, len(numbers), 500):  # older SQLites take at most 999 values
+    for first in range(0, len(numbers), 500):  # older SQLite versions accept at most 999 values
         some = numbers[first : first + 500]
         marks = ", ".join("?" * len(some))
         rows += connection.execute(
@@ -281,6 +282,6 @@ def select(
     return rows
 
 
-def _layout(connection: sqlite3.Connection, name: str) -> int:
+def _layout_version(connection: sqlite3.Connection, name: str) -> int:
     row = connection.execute("SELECT version FROM layouts WHERE name = ?", (name,)).fetchone()
     return row[0] if row else 0

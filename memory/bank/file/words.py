@@ -1,10 +1,11 @@
-"""Words of a text as the keyword index sees them.
+"""Tokenization for the keyword index.
 
-Latin words by Porter stems, Chinese, Japanese, Korean by pairs. The day of a record is among its words, so
-that a question that names a day, a month or a year finds what was said then.
+Latin words are matched by Porter stems; Chinese, Japanese and Korean are split into character bigrams. The
+date of a record is among its words, so that a query with a day, a month or a year matches records of that
+date.
 
-SQLite's tokenizer takes a run of Chinese for one word and so finds nothing in it. Pairs of neighbouring
-characters need no dictionary and recall more than a dictionary's words do.
+SQLite's tokenizer treats a run of Chinese characters as one word, so parts of it do not match. Character
+bigrams need no dictionary and have higher recall than dictionary words.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _UNSPACED = (
 _RUN = re.compile(f"[{_UNSPACED}]+")
 _WORD = re.compile(r"[^\W_]+")
 _ORDINAL = re.compile(r"(\d{1,2})(?:st|nd|rd|th)")
-_MOST_TERMS = 48
+_MAX_TERMS = 48
 _MONTHS = frozenset(name.lower() for name in calendar.month_name if name)
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_OF_DAYS = re.compile(r"\d{1,2}(?:st|nd|rd|th)?|[年月日]")
+_DAY_PART = re.compile(r"\d{1,2}(?:st|nd|rd|th)?|[年月日]")
 
 _STOP_WORDS = """
 a about after all also am an and any are as at be been before being but by can could d did do does
@@ -34,19 +35,19 @@ those through to too under until up us ve very was we were what when where which
 whose why will with would you your yours
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-"""Words too common to search for."""
-_UNASKED = STOP_WORDS - {"may"}  # more often the month, in a question
+"""Stop words: words too common to search for."""
+_QUERY_STOP_WORDS = STOP_WORDS - {"may"}  # in a query, "may" is more often the month
 
 
 def index_text(text: str) -> str:
-    """Return the text to index: unspaced script as pairs of characters, and the run's last one alone."""
+    """Return the text to index; unspaced script becomes bigrams and the last character of each run."""
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
 def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
-    """Return the day on which a text was observed as the index reads it, "7 May 2023 05 07".
+    """Return the date of a text's observation for the index, such as "7 May 2023 05 07".
 
-    In unspaced script where the text is; nothing where no calendar has the moment.
+    The date is in unspaced script if the text is, and empty if the time is outside the calendar.
     """
     try:
         day = datetime.fromtimestamp(observed, zone)
@@ -57,43 +58,49 @@ def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
     return f"{day.day} {calendar.month_name[day.month]} {day.year} {day.month:02} {day.day:02}"
 
 
-def match_terms(query: str, alone: bool = True) -> list[str]:
-    """Return the words of a query, each once and as FTS5 wants them.
+def match_terms(query: str, allow_stop_words: bool = True) -> list[str]:
+    """Return the distinct words of a query as FTS5 terms.
 
-    Stop words are among them only where there is nothing else, and the query is searched for `alone`.
+    Stop words are included only if the query has no other words and `allow_stop_words` is set.
     """
-    terms = [word for word in words(query) if word not in _UNASKED] or (words(query) if alone else [])
-    # A lone character of an unspaced script is the beginning of a pair, or the last one of a run.
-    return list(dict.fromkeys(map(_quoted, terms)))[:_MOST_TERMS]
+    terms = [word for word in words(query) if word not in _QUERY_STOP_WORDS] or (
+        words(query) if allow_stop_words else []
+    )
+    # A single character of an unspaced script matches the start of a bigram, or the last character of a run.
+    return list(dict.fromkeys(map(_quote, terms)))[:_MAX_TERMS]
 
 
 def day_terms(query: str) -> set[str]:
-    """Return those of a query's terms that name a day, if it names a month or a year."""
-    asked = words(query)
-    named = [word for word in asked if word in _MONTHS or _YEAR.fullmatch(word)]
-    return {*map(_quoted, named + [word for word in asked if _OF_DAYS.fullmatch(word)])} if named else set()
+    """Return the terms of a query that form a date; empty unless the query names a month or a year."""
+    query_words = words(query)
+    month_and_year_words = [word for word in query_words if word in _MONTHS or _YEAR.fullmatch(word)]
+    return (
+        {*map(_quote, month_and_year_words + [word for word in query_words if _DAY_PART.fullmatch(word)])}
+        if month_and_year_words
+        else set()
+    )
 
 
 def words(text: str) -> list[str]:
-    """Return the words of a text in order, lower-cased; pairs of characters in unspaced script."""
-    found: list[str] = []
+    """Return the lower-cased words of a text in order; bigrams of characters in unspaced script."""
+    result: list[str] = []
     for word in _WORD.findall(normalise(text).lower()):
         position = 0
         for run in _RUN.finditer(word):
             if run.start() > position:
-                found.append(word[position : run.start()])
-            found += _pairs(run[0])
+                result.append(word[position : run.start()])
+            result += _pairs(run[0])
             position = run.end()
         if position < len(word):
-            found.append(word[position:])
-    return found
+            result.append(word[position:])
+    return result
 
 
 def normalise(text: str) -> str:
-    """Return the text with wide, narrow and composed forms made one.
+    """Return the text in Unicode normal form NFKC, which unifies wide, narrow and composed characters.
 
-    Of more than 30 marks on one letter those after are marks on nothing, as Unicode's stream-safe text (UAX
-    15) has it: to order a run of marks takes the square of its length.
+    A run of combining marks is broken after 30 marks, as in Unicode's stream-safe text format (UAX 15), since
+    sorting a run of marks takes quadratic time.
     """
     if not text.isascii():
         marks = "".join(map(re.escape, filter(_is_mark, set(text))))
@@ -102,7 +109,7 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
 
 
-def _quoted(term: str) -> str:
+def _quote(term: str) -> str:
     if len(term) == 1 and _RUN.match(term):
         return f'"{term}"*'
     ordinal = _ORDINAL.fullmatch(term)
@@ -110,7 +117,7 @@ def _quoted(term: str) -> str:
 
 
 def _is_mark(letter: str) -> bool:
-    """Return whether a character is nothing but marks on the one before it, once it is taken apart."""
+    """Return True if a character decomposes into combining marks only."""
     return letter > "\u02ff" and all(map(unicodedata.combining, unicodedata.normalize("NFKD", letter)))
 
 

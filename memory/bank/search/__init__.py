@@ -1,1 +1,1 @@
-"""How a bank finds records: by words, by meaning, by date."""
+"""Search of a memory bank: keyword, dense and date matching."""

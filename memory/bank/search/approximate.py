@@ -1,8 +1,9 @@
-"""The dense arm of a bank too large to hold: an approximate index in files, embeddings in SQLite.
+"""Dense search of a bank that exceeds memory: an approximate index in files, embeddings in SQLite.
 
-The nearest records are found in segments mapped into memory (`memory/bank/search/segments.py`), those too new
-for a segment by an exact scan; the embeddings of those found are read and scored exactly. What records are on
-average is told by a few thousand of them. Where few of all may be found, they are read.
+Memory-mapped index segments return the nearest records (`memory/bank/search/segments.py`); records newer than
+the last segment are scanned exactly. The embeddings of the results are read and scored exactly. A sample of a
+few thousand records estimates the mean and standard deviation of cosines. If a filter accepts few records,
+all of them are read and scored.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
-from scrubjay.memory.bank.file.damage import fact, unpacked
+from scrubjay.memory.bank.file.damage import read_fact, unpack_vectors
 from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.search.dense import Allows, DenseIndex, ExactScan, Scan, VectorIndex
-from scrubjay.memory.bank.search.segments import SEGMENT, Segments, last_record, require_usearch
+from scrubjay.memory.bank.search.dense import DenseIndex, ExactScan, Scan, ScopePredicate, VectorIndex
+from scrubjay.memory.bank.search.segments import SEGMENT, Segments, hash_last_record, require_usearch
 
-_SAMPLE = 4096  # records at most, and more than half as many, that tell what all are on average
-_FEW = 128  # of the sample: so few of all may be found that they are read
-_LEAST = 64  # asked of each segment, however many there are
+_MAX_SAMPLE = 4096  # records that estimate the distribution of cosines, at most and at least half as many
+_MIN_SAMPLE_MATCHES = 128  # if the filter accepts fewer records of the sample, all accepted ones are read
+_MIN_PER_SEGMENT = 64  # results requested from each segment
 _BATCH = 8192  # embeddings read at a time
 
 
 class ApproximateIndex(DenseIndex):
-    """An index in files beside the bank, kept up with it, whoever writes it.
+    """Approximate index in files beside the bank, updated with writes of all processes.
 
     Raises ModuleNotFoundError without usearch.
     """
@@ -39,70 +40,70 @@ class ApproximateIndex(DenseIndex):
         self._segments = Segments(store, dimension)
         self._graphs: list[Any] = []
         self._tail = VectorIndex(dimension)
-        self._covered = 0
+        self._num_indexed = 0
         self._sample = _Sample(dimension)
 
     def catch_up(self) -> Iterator[tuple[int, int]]:
-        """Build the segments that are missing, and yield how many records' numbers are indexed, of how many.
+        """Build missing segments; yield (indexed, total) record numbers.
 
-        Outside a transaction, as it takes half a millisecond of the processor a record.
+        Call it outside a transaction, as it takes half a millisecond of CPU time per record.
         """
         with self._store.reading() as connection:
             (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM records").fetchone()
         graphs = []
-        for place in range(highest // SEGMENT):
+        for segment in range(highest // SEGMENT):
             with self._store.reading() as connection:
-                if last_record(connection, place) is None:  # all its records were forgotten
+                if hash_last_record(connection, segment) is None:  # all its records were deleted
                     continue
                 try:
-                    graphs.append(self._segments.opened(connection, place))
+                    graphs.append(self._segments.open(connection, segment))
                     continue
                 except (ValueError, RuntimeError, OSError):
-                    pass  # told where it is tried again
-            graphs.append(self._segments.built(place))
-            yield (place + 1) * SEGMENT, highest
-        covered = highest // SEGMENT * SEGMENT
-        with self._store.reading():  # no other thread is in the middle of a search
+                    pass  # `build` retries and warns
+            graphs.append(self._segments.build(segment))
+            yield (segment + 1) * SEGMENT, highest
+        num_indexed = highest // SEGMENT * SEGMENT
+        with self._store.reading():  # waits until no other thread is searching
             self._graphs = [graph for graph in graphs if graph is not None]
-            if self._covered != covered:
-                self._covered = covered
-                self._tail = VectorIndex(self._dimension, after=covered)
+            if self._num_indexed != num_indexed:
+                self._num_indexed = num_indexed
+                self._tail = VectorIndex(self._dimension, after=num_indexed)
 
     def refresh(self, connection: sqlite3.Connection) -> None:
-        """Read what no segment holds."""
+        """Read the records that no segment contains."""
         self._connection = connection
         self._tail.refresh(connection)
         self._sample.refresh(connection)
 
-    def scan(self, query: Float[np.ndarray, "D"], allows: Allows) -> Scan:
-        """Return how near records are to a query of length 1."""
-        sample, every = self._sample.cosines(query, allows), self._sample.step
-        if every > 1 and len(sample) < _FEW:
-            return self.read(query, allows)
-        return _GraphScan(self, self._connection, query, allows, sample, len(sample) * every)
+    def scan(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Scan:
+        """Return a scan of similarities to a query of length 1."""
+        sample, stride = self._sample.cosines(query, allows), self._sample.step
+        if stride > 1 and len(sample) < _MIN_SAMPLE_MATCHES:
+            return self.read_exact(query, allows)
+        return _GraphScan(self, self._connection, query, allows, sample, len(sample) * stride)
 
     def nearest(self, query: Float[np.ndarray, "D"], each: int) -> tuple[Int[np.ndarray, "K"], bool]:
-        """Return about the nearest records, best first, so many of each segment and of what none holds.
+        """Return approximately nearest records, best first, and a flag, True if these are all records.
 
-        And whether these are all.
+        `each` results are requested from each segment and from the records outside all segments.
         """
         tail = self._tail.scan(query, lambda *scope: True)
-        newest = tail.nearest(each)
-        found = [(newest, tail.cosines(newest))]
+        newest_numbers = tail.nearest(each)
+        results = [(newest_numbers, tail.cosines(newest_numbers))]
         for graph in self._graphs:
             matches = graph.search(query, each)
-            found.append((matches.keys.astype(np.int64), 1 - matches.distances))
-        numbers, cosines = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            results.append((matches.keys.astype(np.int64), 1 - matches.distances))
+        numbers, cosines = (np.concatenate(parts) for parts in zip(*results, strict=True))
         return numbers[best(cosines, len(cosines))], len(numbers) == len(self._tail) + sum(
             map(len, self._graphs)
         )
 
-    def asked_of_each(self, count: int) -> int:
-        """Return how many to ask each segment for, if so many are wanted in all."""
-        return max(_LEAST, count // (len(self._graphs) + 1))
+    def count_per_segment(self, count: int) -> int:
+        """Return the number of results to request from each segment for `count` results in total."""
+        return max(_MIN_PER_SEGMENT, count // (len(self._graphs) + 1))
 
-    def read(self, query: Float[np.ndarray, "D"], allows: Allows) -> ExactScan:
-        """Read all that may be found."""
+    def read_exact(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> ExactScan:
+        """Read and score all accepted records."""
         scopes = self._connection.execute("SELECT DISTINCT namespace, kind FROM records").fetchall()
         numbers: list[int] = []
         cosines = [np.zeros(0, dtype=np.float32)]
@@ -113,86 +114,88 @@ class ApproximateIndex(DenseIndex):
                 scope,
             )
             while batch := rows.fetchmany(_BATCH):
-                some, vectors = zip(*batch, strict=True)
-                numbers += some
-                cosines.append(unpacked(list(vectors), self._dimension) @ query)
+                batch_numbers, vectors = zip(*batch, strict=True)
+                numbers += batch_numbers
+                cosines.append(unpack_vectors(list(vectors), self._dimension) @ query)
         order = np.argsort(numbers)
         return ExactScan(np.array(numbers, dtype=np.int64)[order], np.concatenate(cosines)[order])
 
 
 class _GraphScan(Scan):
-    """The nearest by graphs, and exact cosines of what was found."""
+    """Approximate scan: nearest records from graphs, with exact cosines."""
 
     def __init__(
         self,
         index: ApproximateIndex,
         connection: sqlite3.Connection,
         query: Float[np.ndarray, "D"],
-        allows: Allows,
+        allows: ScopePredicate,
         sample: Float[np.ndarray, "S"],
         count: int,
     ) -> None:
         super().__init__(sample, count)
         self._index, self._connection = index, connection
         self._query, self._allows = query, allows
-        self._known: dict[int, float] = {}
+        self._cosine_cache: dict[int, float] = {}
 
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the cosines of records that may be found, NaN for one without an embedding."""
-        asked = numbers.tolist()
-        missing = [number for number in asked if number not in self._known]
-        there, vectors = read_vectors(self._connection, missing, len(self._query))
-        self._known |= zip(there, (vectors @ self._query).tolist(), strict=True)
-        return np.array([self._known.get(number, np.nan) for number in asked])
+        """Return the cosines of accepted records, NaN for a record without an embedding."""
+        number_list = numbers.tolist()
+        missing = [number for number in number_list if number not in self._cosine_cache]
+        read_numbers, vectors = read_vectors(self._connection, missing, len(self._query))
+        self._cosine_cache |= zip(read_numbers, (vectors @ self._query).tolist(), strict=True)
+        return np.array([self._cosine_cache.get(number, np.nan) for number in number_list])
 
     def nearest(self, count: int) -> Int[np.ndarray, "K"]:
-        """Return the numbers of about the nearest `count` records, in exact order, of equals the newest."""
-        each = self._index.asked_of_each(count)
+        """Return about the nearest `count` record numbers, sorted by exact cosine; ties: newest first."""
+        each = self._index.count_per_segment(count)
         while True:
-            found, all_of_them = self._index.nearest(self._query, each)
-            scopes = select(self._connection, "number, namespace, kind", found.tolist())
-            allowed = {number for number, *scope in scopes if self._allows(*scope)}
-            if len(allowed) >= count or all_of_them:
+            candidates, all_of_them = self._index.nearest(self._query, each)
+            scopes = select(self._connection, "number, namespace, kind", candidates.tolist())
+            allowed_numbers = {number for number, *scope in scopes if self._allows(*scope)}
+            if len(allowed_numbers) >= count or all_of_them:
                 break
-            if each >= SEGMENT:  # some are linked to by none
-                return self._index.read(self._query, self._allows).nearest(count)
+            if each >= SEGMENT:  # some records are unreachable in the graph
+                return self._index.read_exact(self._query, self._allows).nearest(count)
             each *= 4
-        numbers = np.array(sorted(allowed, reverse=True), dtype=np.int64)
+        numbers = np.array(sorted(allowed_numbers, reverse=True), dtype=np.int64)
         return numbers[best(np.nan_to_num(self.cosines(numbers), nan=-np.inf), count)]
 
 
 class _Sample:
-    """Every so many-th record: what is far from most queries, as most records are."""
+    """Regular sample of records, which estimates the distribution of cosines for a query."""
 
     def __init__(self, dimension: int) -> None:
         self.step = 1
-        """Of how many records each stands for."""
+        """Stride of the sample in record numbers."""
         self._dimension = dimension
-        self._read: tuple[int, int, int | None] | None = None
+        self._version: tuple[int, int, int | None] | None = None
 
     def refresh(self, connection: sqlite3.Connection) -> None:
-        """Read the sample if the file has another one than was read."""
+        """Read the sample again if the file has changed it."""
         (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM vectors").fetchone()
-        self.step = 1 << max(0, highest // _SAMPLE).bit_length()
-        now = (self.step, highest // self.step, fact(connection, "deletions"))
-        if now == self._read:
+        self.step = 1 << max(0, highest // _MAX_SAMPLE).bit_length()
+        version = (self.step, highest // self.step, read_fact(connection, "deletions"))
+        if version == self._version:
             return
         numbers = range(self.step, highest + 1, self.step)
-        there, self._vectors = read_vectors(connection, numbers, self._dimension)
-        scope_of = {number: scope for number, *scope in select(connection, "number, namespace, kind", there)}
-        self._scopes = [scope_of[number] for number in there]
-        self._read = now
+        sampled_numbers, self._vectors = read_vectors(connection, numbers, self._dimension)
+        scope_of = {
+            number: scope for number, *scope in select(connection, "number, namespace, kind", sampled_numbers)
+        }
+        self._scopes = [scope_of[number] for number in sampled_numbers]
+        self._version = version
 
-    def cosines(self, query: Float[np.ndarray, "D"], allows: Allows) -> Float[np.ndarray, "S"]:
-        """Return the cosines of those that may be found."""
+    def cosines(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Float[np.ndarray, "S"]:
+        """Return the cosines of the sampled records that `allows` accepts."""
         return (self._vectors @ query)[[allows(*scope) for scope in self._scopes]]
 
 
 def read_vectors(
     connection: sqlite3.Connection, numbers: Sequence[int], dimension: int
 ) -> tuple[list[int], Float[np.ndarray, "R D"]]:
-    """Return the numbers of the records that have embeddings, and these."""
+    """Return the numbers of the records that have embeddings, and the embeddings."""
     vector = "(SELECT vector FROM vectors WHERE vectors.number = records.number)"
     rows = [row for row in select(connection, f"number, {vector}", numbers) if row[1] is not None]
-    there, blobs = zip(*rows, strict=True) if rows else ((), ())
-    return list(there), unpacked(list(blobs), dimension)
+    embedded_numbers, blobs = zip(*rows, strict=True) if rows else ((), ())
+    return list(embedded_numbers), unpack_vectors(list(blobs), dimension)

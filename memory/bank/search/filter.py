@@ -1,4 +1,4 @@
-"""Which records a search may see: as a condition in SQL, and as words that the keyword index knows."""
+"""Filters of a search, as an SQL condition and as scope words of the keyword index."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Filter:
-    """Which records a search may see."""
+    """Filter of the records that a search may return."""
 
     at: float
-    """Seconds since 1970 at which they must hold."""
+    """Time at which records must be valid, in seconds since 1970."""
     kinds: tuple[str, ...] | None
-    """Kinds, None for all."""
+    """Accepted kinds; None for all."""
     namespace: str | None
-    """The beginning of their namespace as stored, None for all."""
+    """Prefix of the stored namespace; None for all."""
     trusts: tuple[str, ...] | None
-    """Degrees of trust, None for all."""
+    """Accepted authors; None for all."""
 
     def condition(self) -> tuple[str, list[object]]:
-        """Return the condition in SQL and its values."""
+        """Return the SQL condition and the values of its placeholders."""
         parts = ["(valid_from IS NULL OR valid_from <= ?)", "(valid_to IS NULL OR valid_to > ?)"]
         values: list[object] = [self.at, self.at]
         for column, choices in (("kind", self.kinds), ("trust", self.trusts)):
@@ -33,23 +33,23 @@ class Filter:
         return " AND ".join(parts), values
 
     def scope(self) -> str:
-        """Return the beginning of an FTS5 expression that only records of these kinds and namespace match."""
+        """Return the prefix of an FTS5 expression that restricts matches to the kinds and the namespace."""
         parts = [[_scope_word(kind) for kind in self.kinds]] if self.kinds is not None else []
         if self.namespace:
             parts.append([_scope_word(self.namespace)])
         return "".join(f"scope : ({' OR '.join(names)}) AND " for names in parts)
 
     def allows(self, namespace: str, kind: str) -> bool:
-        """Return whether records of this namespace and kind may be seen."""
+        """Return True if records of this namespace and kind are accepted."""
         return (self.kinds is None or kind in self.kinds) and namespace.startswith(self.namespace or "")
 
 
 def scope_words(namespace: str, kind: str) -> str:
-    """Return the words by which the keyword index knows a record's kind and every circle of its namespace."""
-    circles = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
-    return " ".join([_scope_word(kind), *(_scope_word(namespace[:end]) for end in circles)])
+    """Return the index words of a record's kind and of every level of its namespace."""
+    ends = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
+    return " ".join([_scope_word(kind), *(_scope_word(namespace[:end]) for end in ends)])
 
 
 def _scope_word(name: str) -> str:
-    # Digits alone, which the stemmer leaves as they are.
+    # Digits only, since the stemmer does not change them.
     return f"x{int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big')}"

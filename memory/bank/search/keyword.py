@@ -1,10 +1,10 @@
-"""The keyword arm: which part of a query's words a record says, by BM25.
+"""Keyword search: the share of a query's words that a record contains, by BM25.
 
-BM25 is that of SQLite's FTS5 (Robertson & Zaragoza 2009). A sum over the query's words, it is divided by the
-sum of their rarities (inverse document frequencies), so that it means the same for a query of two words and
-of ten. Its time grows with the records that match: words that too many records hold choose none: they only
-weigh what rarer words chose. Where all are that common, the newest records that hold the rarest of them are
-looked at.
+BM25 is computed by SQLite's FTS5 (Robertson & Zaragoza 2009). The sum over the query's words is divided by
+the sum of their inverse document frequencies (rarities), so that scores of short and long queries are
+comparable. Runtime grows with the number of matching records. Words in too many records therefore select no
+candidates; they only add to the score of candidates that rarer words select. If all words are that common,
+the newest records with the rarest word are the candidates.
 """
 
 from __future__ import annotations
@@ -16,56 +16,59 @@ import sqlite3
 from typing import NamedTuple
 
 from scrubjay.memory.bank.file.words import day_terms, match_terms
-from scrubjay.memory.bank.search.candidates import Row, held
+from scrubjay.memory.bank.search.candidates import Row, select_rows
 from scrubjay.memory.bank.search.filter import Filter
 
-_MOST_MATCHES = 10_000
-_LEAST_RARITY = 1e-6  # FTS5's of a word that more than half of the records say
+_MAX_MATCHES = 10_000
+_MIN_RARITY = 1e-6  # FTS5's value for a word in more than half of the records
 
 
-class Said(NamedTuple):
-    """Which part of a query's words records say, by number, as far as they say any."""
+class KeywordMatches(NamedTuple):
+    """Keyword scores of the records that contain words of a query."""
 
-    part: dict[int, float]
-    lent: dict[int, float]
-    """Without those that name a day: all that was said on it says them, and so do its neighbours."""
+    coverage: dict[int, float]
+    """Share of the query's words, weighted by rarity, by record number."""
+    neighbour_coverage: dict[int, float]
+    """Coverage without date words, which a record lends to its neighbours. Records of one day and their
+    neighbours contain the same date words by themselves."""
     rows: list[Row]
-    """Of the best, best first."""
+    """Rows of the best matches, best first."""
 
 
-def match(
-    connection: sqlite3.Connection, query: str, filter: Filter, count: int, least_rarity: float
-) -> Said:
-    """Return what records say of a query.
+def match_keywords(
+    connection: sqlite3.Connection, query: str, filter: Filter, count: int, min_rarity: float
+) -> KeywordMatches:
+    """Return the keyword scores of a query, with the rows of at least `count` valid matches if available.
 
-    Rows of those that hold at least `count`, where so many match; of equals the newest first. All words
-    together count as at least `least_rarity`.
+    Ties are sorted newest first. The sum of rarities is at least `min_rarity`.
     """
     counts = {term: _count(connection, term) for term in match_terms(query)}
-    records = _records(connection)
-    least = max(sum(_rarity(n, records) for n in counts.values()), least_rarity)
-    found = _parts(connection, counts, filter.scope(), least)
-    days, lent = day_terms(query), found
+    records = _count_records(connection)
+    total_rarity = max(sum(_rarity(n, records) for n in counts.values()), min_rarity)
+    scores = _score_records(connection, counts, filter.scope(), total_rarity)
+    days, neighbour_scores = day_terms(query), scores
     if not days.isdisjoint(counts):
         others = {term: n for term, n in counts.items() if term not in days}
-        lent = _parts(connection, others, filter.scope(), least)
-    found.reverse()
-    found.sort(key=operator.itemgetter(1), reverse=True)  # which leaves equals in their order
-    wanted = count
+        neighbour_scores = _score_records(connection, others, filter.scope(), total_rarity)
+    scores.reverse()
+    scores.sort(key=operator.itemgetter(1), reverse=True)  # stable, so ties keep their order
+    depth = count
     while True:
-        # The index knows what no longer holds, too: look deeper until enough is left.
-        rows = held(connection, [number for number, _ in found[:wanted]], filter)
-        if len(rows) >= count or wanted >= len(found):
-            part = dict(found)
-            return Said(part, part if lent is found else dict(lent), rows)
-        wanted *= 4
+        # The index includes expired records: search deeper until enough valid records remain.
+        rows = select_rows(connection, [number for number, _ in scores[:depth]], filter)
+        if len(rows) >= count or depth >= len(scores):
+            coverage = dict(scores)
+            return KeywordMatches(
+                coverage, coverage if neighbour_scores is scores else dict(neighbour_scores), rows
+            )
+        depth *= 4
 
 
-def _parts(
+def _score_records(
     connection: sqlite3.Connection, counts: dict[str, int], scope: str, rarity: float
 ) -> list[tuple[int, float]]:
-    """Return numbers of records, in order, and what they say of words that are so rare in all."""
-    expression, oldest = _affordable(connection, counts, scope)
+    """Return record numbers, ascending, with their BM25 scores divided by `rarity`."""
+    expression, oldest = _build_expression(connection, counts, scope)
     if not expression:
         return []
     return connection.execute(
@@ -74,41 +77,41 @@ def _parts(
     ).fetchall()
 
 
-def _affordable(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:
-    """Return an expression that few enough records match, and the oldest record to look at.
+def _build_expression(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:
+    """Return an FTS5 expression with a bounded number of matches, and the oldest record number to score.
 
-    The expression is empty where nothing matches.
+    The expression is empty if no record matches.
     """
-    if scope and sum(counts.values()) > _MOST_MATCHES:
+    if scope and sum(counts.values()) > _MAX_MATCHES:
         counts = {term: n and _count(connection, f"{scope}{term}") for term, n in counts.items()}
-    every = " OR ".join(counts)
+    all_terms = " OR ".join(counts)
     rarest_first = sorted(filter(counts.get, counts), key=lambda term: counts[term])
     if not rarest_first:
         return "", 0
     total = list(itertools.accumulate(counts[term] for term in rarest_first))
-    choosing = rarest_first[: max(1, sum(matches <= _MOST_MATCHES for matches in total))]
-    if len(choosing) == len(rarest_first) and total[-1] <= _MOST_MATCHES:
-        return f"{scope}({every})", 0
-    expression = f"{scope}({' OR '.join(choosing)}) AND ({every})"
-    if total[0] <= _MOST_MATCHES:
+    selective_terms = rarest_first[: max(1, sum(matches <= _MAX_MATCHES for matches in total))]
+    if len(selective_terms) == len(rarest_first) and total[-1] <= _MAX_MATCHES:
+        return f"{scope}({all_terms})", 0
+    expression = f"{scope}({' OR '.join(selective_terms)}) AND ({all_terms})"
+    if total[0] <= _MAX_MATCHES:
         return expression, 0
     (oldest,) = connection.execute(
         "SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT 1 OFFSET ?",
-        (f"{scope}{choosing[0]}", _MOST_MATCHES - 1),
+        (f"{scope}{selective_terms[0]}", _MAX_MATCHES - 1),
     ).fetchone()
     return expression, oldest
 
 
 def _rarity(count: int, records: int) -> float:
-    return math.log((records - count + 0.5) / (count + 0.5)) if 2 * count < records else _LEAST_RARITY
+    return math.log((records - count + 0.5) / (count + 0.5)) if 2 * count < records else _MIN_RARITY
 
 
 def _count(connection: sqlite3.Connection, expression: str) -> int:
     return connection.execute("SELECT COUNT(*) FROM words WHERE words MATCH ?", (expression,)).fetchone()[0]
 
 
-def _records(connection: sqlite3.Connection) -> int:
-    # Numbers are never given twice, and counting rows would take as long as there are many.
+def _count_records(connection: sqlite3.Connection) -> int:
+    # Record numbers are never reused, and counting rows takes linear time.
     return connection.execute(
         "SELECT COALESCE(MAX(seq), 0) - (SELECT value FROM facts WHERE name = 'deletions') "
         "FROM sqlite_sequence WHERE name = 'records'"

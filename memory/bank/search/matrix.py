@@ -1,7 +1,6 @@
-"""Where a bank's embeddings are held while it is searched: in numpy's memory, or on a device of torch.
+"""Growable matrix of a bank's embeddings, held by NumPy or on a torch device.
 
-Rows of numbers with room to grow. What comes in and goes out are arrays of numpy;
-`scrubjay.kernels.row_scores` scans the rows where they are.
+Inputs and outputs are NumPy arrays; `scrubjay.kernels.row_scores` scans the rows on their device.
 """
 
 from __future__ import annotations
@@ -20,63 +19,63 @@ if TYPE_CHECKING:
 
 
 class Matrix:
-    """Rows of `dimension` numbers in numpy's memory."""
+    """Matrix with rows of `dimension` numbers, held by NumPy."""
 
     def __init__(self, dimension: int) -> None:
-        self._rows = self._in(np.zeros((0, dimension), dtype=np.float32))
+        self._rows = self._to_device(np.zeros((0, dimension), dtype=np.float32))
 
     def reserve(self, rows: int) -> None:
-        """Make room for so many rows, at first zeros."""
-        self._rows = with_room(self._rows, rows)
+        """Reserve memory for at least `rows` rows, filled with zeros."""
+        self._rows = reserve_rows(self._rows, rows)
 
     def __setitem__(self, rows: slice | Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-        self._rows[self._in(rows)] = self._in(vectors)
+        self._rows[self._to_device(rows)] = self._to_device(vectors)
 
     def keep(self, rows: Int[np.ndarray, "R"]) -> None:
-        """Drop all rows but these, and the room."""
-        self._rows = self._rows[self._in(rows)]
+        """Drop all other rows and the reserved memory."""
+        self._rows = self._rows[self._to_device(rows)]
 
     def scores(self, query: Float[np.ndarray, "D"], rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the products of listed rows with a query."""
-        return self._out(row_scores(self._in(query[None]), self._rows, self._in(rows)))[0]
+        """Return the dot products of the given rows with a query."""
+        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows, self._to_device(rows)))[0]
 
     def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
-        """Return the products of the first rows with a query."""
-        return self._out(row_scores(self._in(query[None]), self._rows[:count]))[0]
+        """Return the dot products of the first `count` rows with a query."""
+        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows[:count]))[0]
 
-    def _in(self, array: Any) -> Any:
+    def _to_device(self, array: Any) -> Any:
         return array
 
-    def _out(self, rows: Any) -> np.ndarray:
+    def _to_numpy(self, rows: Any) -> np.ndarray:
         return rows
 
 
 class DeviceMatrix(Matrix):
-    """Rows of `dimension` numbers on a device of torch."""
+    """Matrix with rows of `dimension` numbers, held on a torch device."""
 
     def __init__(self, dimension: int, device: torch.device) -> None:
         self._device = device
         super().__init__(dimension)
 
     def reserve(self, rows: int) -> None:
-        """Make room for so many rows, at first zeros."""
+        """Reserve memory for at least `rows` rows, filled with zeros."""
         import torch
 
-        self._rows = with_room(self._rows, rows, functools.partial(torch.zeros, device=self._device))
+        self._rows = reserve_rows(self._rows, rows, functools.partial(torch.zeros, device=self._device))
 
-    def _in(self, array: Any) -> Any:
+    def _to_device(self, array: Any) -> Any:
         import torch
 
         return array if isinstance(array, slice) else torch.from_numpy(array).to(self._device)
 
-    def _out(self, rows: torch.Tensor) -> np.ndarray:
+    def _to_numpy(self, rows: torch.Tensor) -> np.ndarray:
         return rows.cpu().numpy()
 
 
-def with_room(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
-    """Return an array or tensor with so many rows at least, more than asked for if it must grow."""
+def reserve_rows(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
+    """Return an array or tensor with at least `rows` rows; reallocation reserves more, to amortize growth."""
     if rows <= len(array):
         return array
-    grown = zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
-    grown[: len(array)] = array
-    return grown
+    larger = zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
+    larger[: len(array)] = array
+    return larger

@@ -1,18 +1,18 @@
-"""Recall from a bank: how near a record is, which of the query's words it says, and what stands beside it.
+"""Ranking of records by embedding similarity, keyword coverage, and the scores of their neighbours.
 
     score = z + 5 (w + half of w before and after) + 1.5 max(0, largest z before or after - sqrt(2 ln N))
 
-- z is the cosine in standard deviations of all N that may be found, as one model's cosines lie from 0 to 1,
-  another's above 0.7. It is multiplied by the bank's `dense_weight` and by how well the embeddings know the
-  query's script (`memory/bank/search/fluency.py`).
-- w is the part of the query's words that a record says (`memory/bank/search/keyword.py`), about 1 for all of
-  them. Convex combinations beat fusions of ranks (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
-- A reply need not repeat what it replies to, so it gets a part of what its neighbours in the segment have: of
-  w always, but for words that name a day, which its neighbours say by themselves; of z where a neighbour is
-  nearer than chance would bring the nearest of N.
-- Recency and importance each move the sum by 0.02 at most: they decide between equals.
+- z is the z-score of the cosine among all N accepted records, since the range of cosines depends on the
+  model: 0 to 1 for one, above 0.7 for another. It is multiplied by the bank's `dense_weight` and by the
+  model's fluency in the query's script (`memory/bank/search/fluency.py`).
+- w is the share of the query's words that a record contains (`memory/bank/search/keyword.py`), about 1 for
+  all words. Convex combinations outperform rank fusion (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
+- A reply need not repeat the words of its question, so it gets a share of the scores of its neighbours in the
+  segment: of w except date words, which the neighbours contain themselves; of z only if a neighbour's z
+  exceeds the expected maximum of N random records.
+- Recency and importance each change the score by at most 0.02: they break ties.
 
-The weights were chosen on the development parts of `experiments/quality/sets/parts.json`.
+The weights were tuned on the development parts of `experiments/quality/datasets/parts.json`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.record import Explanation
-from scrubjay.memory.bank.search.candidates import Candidates, Row, held, neighbours
+from scrubjay.memory.bank.search.candidates import Candidates, Row, neighbours, select_rows
 from scrubjay.memory.bank.search.dense import Scan
 from scrubjay.memory.bank.search.filter import Filter
-from scrubjay.memory.bank.search.keyword import match
+from scrubjay.memory.bank.search.keyword import match_keywords
 
-_WORDS = 5.0
-_WORDS_BESIDE = 0.5
-_MEANING_BESIDE = 1.5
-_LEAST_RARITY = 0.1  # beside embeddings, for which what most records say is no match
-_SWAY = 0.02
+_WORD_WEIGHT = 5.0
+_NEIGHBOUR_WORDS = 0.5
+_NEIGHBOUR_MEANING = 1.5
+_MIN_RARITY = 0.1  # with embeddings; words in most records then count as no match
+_MAX_BONUS = 0.02
 _HALF_LIFE = 30 * 86400.0  # seconds in which recency halves
-_DEPTH = 4
-_LEAST_DEPTH = 64  # of each arm, whose neighbours may be found, too
-_MATCHES = 2  # times the depth, as many may say the same words
+_DEPTH = 4  # candidates of each search per requested record
+_MIN_DEPTH = 64  # candidates of each of keyword and dense search, before neighbours are added
+_MATCH_FACTOR = 2  # keyword matches per depth, since many records may contain the same words
 
 
-class Found(NamedTuple):
-    """A record that a search returns."""
+class RankedRecord(NamedTuple):
+    """Search result by record number."""
 
     number: int
     score: float
-    why: Explanation | None
-    """Where it was asked for."""
+    explanation: Explanation | None
+    """Parts of the score; None unless requested."""
 
 
 def recall(
@@ -60,49 +60,57 @@ def recall(
     now: float,
     k: int,
     explain: bool,
-) -> list[Found]:
-    """Return the `k` best records, best first; of equals the newest.
+) -> list[RankedRecord]:
+    """Return the `k` best records, best first; ties: newest first.
 
     Args:
-        connection: To the bank's file.
-        query: The question.
-        scan: How near records are to it; None for words alone.
-        dense_weight: What a standard deviation of nearness counts.
-        filter: Which records may be found.
-        now: The moment, in seconds, at which a record is as old as it is.
-        k: Records at most.
-        explain: Whether to say why each came.
+        connection: Connection to the bank's file.
+        query: Words or a question.
+        scan: Similarities of records to the query; None for keywords alone.
+        dense_weight: Weight of one standard deviation of cosine similarity.
+        filter: Filter on records.
+        now: Current time in seconds, from which the age of records is computed.
+        k: Maximum number of records.
+        explain: Return the parts of each score.
     """
-    depth = max(_DEPTH * k, _LEAST_DEPTH)
-    least_rarity = 0.0 if scan is None else _LEAST_RARITY
-    said = match(connection, query, filter, _MATCHES * depth, least_rarity)
-    rows = said.rows
-    lending = rows[:depth]
+    depth = max(_DEPTH * k, _MIN_DEPTH)
+    min_rarity = 0.0 if scan is None else _MIN_RARITY
+    matches = match_keywords(connection, query, filter, _MATCH_FACTOR * depth, min_rarity)
+    rows = matches.rows
+    lenders = rows[:depth]
     chance = 0.0
     if scan is not None:
-        near = _nearest(connection, scan, filter, depth)
+        near_rows = _nearest_rows(connection, scan, filter, depth)
         chance = math.sqrt(2 * math.log(max(scan.count, 1)))
-        z = dense_weight * scan.deviations(scan.cosines(_numbers(near)))
-        lending += [row for row, one in zip(near, z, strict=True) if one > chance]
-        rows += near
-    found = Candidates.of([*rows, *neighbours(connection, lending, rows, filter)])
-    numbers = found.numbers.tolist()
-    w = np.array([said.part.get(number, 0.0) for number in numbers])
-    lent = w if said.lent is said.part else np.array([said.lent.get(number, 0.0) for number in numbers])
-    cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(found.numbers)
+        z = dense_weight * scan.deviations(scan.cosines(_numbers(near_rows)))
+        lenders += [row for row, row_score in zip(near_rows, z, strict=True) if row_score > chance]
+        rows += near_rows
+    candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
+    numbers = candidates.numbers.tolist()
+    w = np.array([matches.coverage.get(number, 0.0) for number in numbers])
+    w_for_neighbours = (
+        w
+        if matches.neighbour_coverage is matches.coverage
+        else np.array([matches.neighbour_coverage.get(number, 0.0) for number in numbers])
+    )
+    cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(candidates.numbers)
     z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(cosines))
-    drawn = np.maximum(found.before(z), found.after(z)) - chance
-    from_words, from_embeddings = _WORDS * w, z
-    from_neighbours = _WORDS * _WORDS_BESIDE * (found.before(lent) + found.after(lent))
-    from_neighbours += _MEANING_BESIDE * np.maximum(drawn, 0.0)
-    recency = _SWAY * (2 * 0.5 ** (np.maximum(now - found.renewed, 0.0) / _HALF_LIFE) - 1)
-    importance = _SWAY * (2 * found.importance - 1)
+    neighbour_excess = np.maximum(candidates.before(z), candidates.after(z)) - chance
+    from_words, from_embeddings = _WORD_WEIGHT * w, z
+    from_neighbours = (
+        _WORD_WEIGHT
+        * _NEIGHBOUR_WORDS
+        * (candidates.before(w_for_neighbours) + candidates.after(w_for_neighbours))
+    )
+    from_neighbours += _NEIGHBOUR_MEANING * np.maximum(neighbour_excess, 0.0)
+    recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
+    importance = _MAX_BONUS * (2 * candidates.importance - 1)
     score = from_words + from_embeddings + from_neighbours + recency + importance
-    chosen = _best(score, found.numbers, k)
+    best_indices = _best_indices(score, candidates.numbers, k)
     if not explain:
-        return [Found(numbers[i], float(score[i]), None) for i in chosen]
+        return [RankedRecord(numbers[i], float(score[i]), None) for i in best_indices]
     return [
-        Found(
+        RankedRecord(
             numbers[i],
             float(score[i]),
             Explanation(
@@ -116,31 +124,31 @@ def recall(
                 importance=float(importance[i]),
             ),
         )
-        for i in chosen
+        for i in best_indices
     ]
 
 
-def nearest(connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int) -> list[Found]:
-    """Return the `k` records of the largest cosines, which are their scores; of equals the newest."""
-    near = _numbers(_nearest(connection, scan, filter, k)[:k])
+def rank_by_cosine(connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int) -> list[RankedRecord]:
+    """Return the `k` records with the largest cosines, which are their scores; ties: newest first."""
+    near_numbers = _numbers(_nearest_rows(connection, scan, filter, k)[:k])
     return [
-        Found(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0))
+        RankedRecord(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0))
         for rank, (number, cosine) in enumerate(
-            zip(near.tolist(), scan.cosines(near).tolist(), strict=True), 1
+            zip(near_numbers.tolist(), scan.cosines(near_numbers).tolist(), strict=True), 1
         )
     ]
 
 
-def _nearest(connection: sqlite3.Connection, scan: Scan, filter: Filter, count: int) -> list[Row]:
-    """Return the rows of at least the `count` nearest that hold, the nearest first."""
-    wanted = count
+def _nearest_rows(connection: sqlite3.Connection, scan: Scan, filter: Filter, count: int) -> list[Row]:
+    """Return the rows of at least the `count` nearest valid records, nearest first."""
+    depth = count
     while True:
-        # What no longer holds is in the index still: look deeper until enough is left.
-        near = scan.nearest(wanted).tolist()
-        rows = held(connection, near, filter)
-        if len(rows) >= count or len(near) < wanted:
+        # The index includes expired records: search deeper until enough valid records remain.
+        near_numbers = scan.nearest(depth).tolist()
+        rows = select_rows(connection, near_numbers, filter)
+        if len(rows) >= count or len(near_numbers) < depth:
             return rows
-        wanted *= 4
+        depth *= 4
 
 
 def _numbers(rows: list[Row]) -> Int[np.ndarray, "R"]:
@@ -151,6 +159,6 @@ def _rank(values: Float[np.ndarray, "R"], i: int) -> int:
     return 1 + int((values > values[i]).sum())
 
 
-def _best(scores: Float[np.ndarray, "R"], numbers: Int[np.ndarray, "R"], k: int) -> list[int]:
+def _best_indices(scores: Float[np.ndarray, "R"], numbers: Int[np.ndarray, "R"], k: int) -> list[int]:
     newest_first = np.argsort(-numbers)
     return newest_first[best(scores[newest_first], k)].tolist()

@@ -1,17 +1,17 @@
-"""The files of an approximate index beside a bank: one for so many record numbers in a row (extra `ann`).
+"""Segment files of an approximate index beside a bank, one per range of record numbers (extra `ann`).
 
-`bank.db-ann/` holds graphs of embeddings in half precision, HNSW (Malkov and Yashunin 2016, arXiv
-1603.09320) by usearch, which are mapped into memory, not read. A segment is built once all its numbers are
-given, and only `forget` changes it after. So a build that was broken off goes on at the next segment, and
-whoever writes or reads, in however many processes, never waits for more than one. SQLite stays the truth: a
-file tells the last record it was built of, by a hash of its id, and is built anew if the bank has another in
-its place, or if it is damaged: its checksum is looked at before it is mapped. That is a guard against a disk,
-not against an enemy, who can write a checksum, too: delete the index that came with a stranger's bank.
+`bank.db-ann/` contains HNSW graphs (Malkov and Yashunin 2016, arXiv 1603.09320) of half-precision embeddings,
+written by usearch and memory-mapped. A segment is built once all its record numbers are in use; afterwards
+only `forget` changes it. An interrupted build therefore resumes at the next segment, and readers and writers
+of all processes wait for one segment at most. SQLite is authoritative: a file stores a hash of the id of its
+last record, and it is rebuilt if the bank has another record there, or if its checksum, verified before
+mapping, is wrong. The checksum protects against disk damage, not against an attacker, who can forge it:
+delete the index that came with an untrusted bank.
 
-What is forgotten: files are put in place, and records deleted, by the one writer that SQLite lets in. It
-overwrites the embedding of the record in the file; where it is there twice, or not at all, the file goes. A
-file is ahead if it counts more deletions than the bank: one was rolled back there. It goes, too, before the
-bank counts as many again.
+Deletion: files are put in place, and records deleted, under SQLite's write lock. The writer overwrites the
+embedding of a deleted record in the file; if the embedding occurs twice or not at all, the file is deleted. A
+file with a higher deletion count than the bank comes from a transaction that was rolled back; it is deleted
+before the bank reaches that count again.
 """
 
 from __future__ import annotations
@@ -29,33 +29,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from scrubjay.memory.bank.file.damage import fact
+from scrubjay.memory.bank.file.damage import read_fact
 from scrubjay.memory.bank.file.store import Store
 
 SEGMENT = 65_536
-"""Record numbers of a segment."""
-_MARK = b"scrubjay-ann-2\0\0"
+"""Number of record numbers per segment."""
+_MAGIC = b"scrubjay-ann-2\0\0"
 _TRAILER = struct.Struct("<16sqqq32s32s")
-_ROOTS = 256  # records of a graph that are added one by one
-_PART = "part"  # the file being written, one at a time
+_NUM_ROOTS = 256  # records of a graph that are added sequentially
+_PART_NAME = "part"  # name of the file being written; one at a time
 
 
 class _Trailer(NamedTuple):
-    """What ends a file."""
+    """Trailer of a segment file."""
 
     mark: bytes
     length: int
-    """Of the graph before it, in bytes."""
+    """Size of the graph before the trailer, in bytes."""
     dimension: int
     deletions: int
-    """How many the bank had counted when the file was last written."""
+    """Deletion count of the bank when the file was last written."""
     last: bytes
-    """What `last_record` gave."""
+    """Result of `hash_last_record`."""
     checksum: bytes = bytes(32)
-    """Of the graph and of what is above."""
+    """Checksum of the graph and of the fields above."""
 
-    def signed(self, graph: Iterable[bytes]) -> _Trailer:
-        """Return it with the checksum of a graph, given in pieces."""
+    def sign(self, graph: Iterable[bytes]) -> _Trailer:
+        """Return the trailer with its checksum; `graph` yields the graph in pieces."""
         digest = hashlib.blake2b(_TRAILER.pack(*self._replace(checksum=bytes(32))), digest_size=32)
         for piece in graph:
             digest.update(piece)
@@ -63,137 +63,140 @@ class _Trailer(NamedTuple):
 
 
 class Segments:
-    """The segments of a bank's file."""
+    """Segments of a bank's index."""
 
     def __init__(self, store: Store, dimension: int) -> None:
         self._store, self._dimension = store, dimension
-        self._opened: dict[int, tuple[tuple[int, int], Any]] = {}
+        self._open_graphs: dict[int, tuple[tuple[int, int], Any]] = {}
 
-    def opened(self, connection: sqlite3.Connection, place: int) -> Any:
-        """Return the graph of a segment, mapped anew if its file changed.
+    def open(self, connection: sqlite3.Connection, segment: int) -> Any:
+        """Return the graph of a segment; map it again if its file has changed.
 
-        Raises FileNotFoundError if there is none, ValueError, RuntimeError or OSError if it is of no use.
+        Raises FileNotFoundError if the file does not exist, ValueError, RuntimeError or OSError if it is
+        unusable.
         """
-        path = _path(self._store.path, place)
+        path = _segment_path(self._store.path, segment)
         try:
-            stamp = _stamp(path)
-            trailer = _trailer(path)
+            stamp = _file_stamp(path)
+            trailer = _read_trailer(path)
             if trailer.dimension != self._dimension:
                 raise ValueError(
-                    f"it holds embeddings of {trailer.dimension} numbers, the bank's have {self._dimension}"
+                    f"its embeddings have dimension {trailer.dimension}, the bank's have {self._dimension}"
                 )
-            # More deletions: one of them was rolled back in the bank after it was done here.
+            # More deletions than the bank: one was rolled back in the bank after the file had been changed.
             ahead = trailer.deletions > count_deletions(connection)
-            if ahead or trailer.last != last_record(connection, place):
-                raise ValueError("it was built of records that the bank does not have")
-            if place not in self._opened or self._opened[place][0] != stamp:
-                # What is damaged and mapped all the same ends the process.
-                if trailer.signed(_pieces(path, trailer.length)) != trailer:
-                    raise ValueError("it is damaged: its checksum is another")
+            if ahead or trailer.last != hash_last_record(connection, segment):
+                raise ValueError("it was built from records that the bank does not have")
+            if segment not in self._open_graphs or self._open_graphs[segment][0] != stamp:
+                # Mapping a damaged file would crash the process.
+                if trailer.sign(_read_pieces(path, trailer.length)) != trailer:
+                    raise ValueError("it is damaged: wrong checksum")
                 graph = _empty_graph(self._dimension)
                 graph.view(str(path))
-                self._opened[place] = stamp, graph
+                self._open_graphs[segment] = stamp, graph
         except (ValueError, RuntimeError, OSError):
-            self._opened.pop(place, None)
+            self._open_graphs.pop(segment, None)
             raise
-        return self._opened[place][1]
+        return self._open_graphs[segment][1]
 
-    def built(self, place: int) -> Any:
-        """Return the graph of a segment that could not be opened: built now, and put in place.
+    def build(self, segment: int) -> Any:
+        """Build the graph of a segment that could not be opened, save it, and return it.
 
-        Others may read and write the bank meanwhile. None if all its records were forgotten.
+        Other processes can read and write the bank meanwhile. Returns None if all its records were deleted.
         """
-        path = _path(self._store.path, place)
+        path = _segment_path(self._store.path, segment)
         with self._store.writing() as connection:
             try:
-                return self.opened(connection, place)  # nobody is in the middle of a change now
+                return self.open(connection, segment)  # under the write lock, no change is in progress
             except FileNotFoundError:
                 pass
             except (ValueError, RuntimeError, OSError) as error:
-                warnings.warn(f"{path} is built anew: {error}", stacklevel=2)
+                warnings.warn(f"rebuilding {path}: {error}", stacklevel=2)
         while True:
             with self._store.reading() as connection:
                 deletions = count_deletions(connection)
                 rows = connection.execute(
-                    "SELECT number, vector FROM vectors WHERE number > ? AND number <= ?", _bounds(place)
+                    "SELECT number, vector FROM vectors WHERE number > ? AND number <= ?",
+                    _segment_bounds(segment),
                 ).fetchall()
             graph = _empty_graph(self._dimension)
             if rows:
                 numbers, vectors = zip(*rows, strict=True)
-                add(graph, np.array(numbers), np.stack([_half(vector) for vector in vectors]))
+                add_vectors(graph, np.array(numbers), np.stack([_to_half(vector) for vector in vectors]))
             with self._store.writing() as connection:
-                last = last_record(connection, place)
+                last = hash_last_record(connection, segment)
                 if last is None:
                     return None
-                # Again, if meanwhile something was forgotten, which may be of this segment.
+                # Repeat if a record was deleted meanwhile, since it may belong to this segment.
                 if deletions == count_deletions(connection):
-                    _save(graph, path, self._dimension, deletions, last)
-                    return self.opened(connection, place)
+                    _save_segment(graph, path, self._dimension, deletions, last)
+                    return self.open(connection, segment)
 
 
 def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, vector: bytes | None) -> None:
-    """Overwrite the embedding of a record that `connection` has just deleted, in its segment."""
-    place = (number - 1) // SEGMENT
-    path = _path(bank, place)
-    (path.parent / _PART).unlink(missing_ok=True)  # of a process that died
-    before = count_deletions(connection) - 1
+    """Overwrite the embedding of a record in its segment, after `connection` has deleted the record."""
+    segment = (number - 1) // SEGMENT
+    path = _segment_path(bank, segment)
+    (path.parent / _PART_NAME).unlink(missing_ok=True)  # left by a process that crashed
+    deletions_before = count_deletions(connection) - 1
     for file in path.parent.glob("*.usearch"):
-        with contextlib.suppress(ValueError):  # told where it is opened
-            if _trailer(file).deletions > before:
+        with contextlib.suppress(ValueError):  # `build` warns when it opens the file
+            if _read_trailer(file).deletions > deletions_before:
                 file.unlink()
     if not path.exists():
         return
-    last = last_record(connection, place)
+    last = hash_last_record(connection, segment)
     try:
-        trailer, data = _trailer(path), path.read_bytes()
+        trailer, data = _read_trailer(path), path.read_bytes()
     except ValueError:
         trailer, data = None, b""
-    held = b"" if vector is None else _half(vector).tobytes()
-    whole = trailer is not None and trailer.signed([data[: trailer.length]]) == trailer
-    if trailer is None or not whole or last is None or (held and data.count(held) != 1):
-        path.unlink(missing_ok=True)  # what is left of it is built anew when it is needed
+    embedding = b"" if vector is None else _to_half(vector).tobytes()
+    is_intact = trailer is not None and trailer.sign([data[: trailer.length]]) == trailer
+    if trailer is None or not is_intact or last is None or (embedding and data.count(embedding) != 1):
+        path.unlink(missing_ok=True)  # rebuilt from the remaining records when needed
         return
-    start = data.find(held)
-    graph = b"".join([data[:start], bytes(len(held)), data[start + len(held) : trailer.length]])
-    trailer = trailer._replace(deletions=count_deletions(connection), last=last).signed([graph])
+    start = data.find(embedding)
+    graph = b"".join([data[:start], bytes(len(embedding)), data[start + len(embedding) : trailer.length]])
+    trailer = trailer._replace(deletions=count_deletions(connection), last=last).sign([graph])
     with open(path, "r+b") as file:
         file.seek(start)
-        file.write(bytes(len(held)))
+        file.write(bytes(len(embedding)))
         file.seek(trailer.length)
         file.write(_TRAILER.pack(*trailer))
         file.flush()
         os.fsync(file.fileno())
 
 
-def _bounds(place: int) -> tuple[int, int]:
-    """Return the number before a segment's first and its last."""
-    return place * SEGMENT, (place + 1) * SEGMENT
+def _segment_bounds(segment: int) -> tuple[int, int]:
+    """Return the record number before a segment's first one, and its last one."""
+    return segment * SEGMENT, (segment + 1) * SEGMENT
 
 
-def last_record(connection: sqlite3.Connection, place: int) -> bytes | None:
-    """Return what tells the last record of a segment from every other, None if all are forgotten."""
+def hash_last_record(connection: sqlite3.Connection, segment: int) -> bytes | None:
+    """Return a hash of the id of a segment's last record, None if all its records were deleted."""
     row = connection.execute(
-        "SELECT id FROM records WHERE number > ? AND number <= ? ORDER BY number DESC LIMIT 1", _bounds(place)
+        "SELECT id FROM records WHERE number > ? AND number <= ? ORDER BY number DESC LIMIT 1",
+        _segment_bounds(segment),
     ).fetchone()
     return hashlib.blake2b(row[0].encode(), digest_size=32).digest() if row else None
 
 
-def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to an empty graph, on all cores, and once more those that a search for all does not find.
+def add_vectors(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
+    """Add records to an empty graph on all cores, and re-add records that a search for all does not return.
 
-    Raises KeyboardInterrupt on Ctrl-C, which usearch calls otherwise.
+    Raises KeyboardInterrupt on Ctrl-C, for which usearch raises RuntimeError.
     """
-    # Records that are added at the same time do not see each other, and some end up linked to by none. So the
-    # first are added one by one, and those that are lost among the rest once more, when all others stand. Of
-    # many that are nearly the same some stay lost: they fill each other's links.
+    # Records that are added concurrently do not link to each other, and some become unreachable. The first
+    # records are therefore added sequentially, and unreachable ones are added again at the end. Among many
+    # near-duplicates some stay unreachable, since near-duplicates fill each other's links.
     try:
-        graph.add(numbers[:_ROOTS], vectors[:_ROOTS], threads=1)
-        graph.add(numbers[_ROOTS:], vectors[_ROOTS:])
-        found = graph.search(vectors[0], len(numbers)).keys
-        lost = ~np.isin(numbers, found.astype(numbers.dtype))
-        if lost.any():
-            graph.remove(numbers[lost])
-            graph.add(numbers[lost], vectors[lost], threads=1)
+        graph.add(numbers[:_NUM_ROOTS], vectors[:_NUM_ROOTS], threads=1)
+        graph.add(numbers[_NUM_ROOTS:], vectors[_NUM_ROOTS:])
+        found_numbers = graph.search(vectors[0], len(numbers)).keys
+        unreachable = ~np.isin(numbers, found_numbers.astype(numbers.dtype))
+        if unreachable.any():
+            graph.remove(numbers[unreachable])
+            graph.add(numbers[unreachable], vectors[unreachable], threads=1)
     except RuntimeError as error:
         if "terminated" in str(error):
             raise KeyboardInterrupt from error
@@ -201,7 +204,7 @@ def add(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R
 
 
 def require_usearch() -> None:
-    """Raise ModuleNotFoundError, with what to install, where usearch is missing."""
+    """Raise ModuleNotFoundError, with the install command, if usearch is missing."""
     _empty_graph(1)
 
 
@@ -214,16 +217,16 @@ def _empty_graph(dimension: int) -> Any:
     return Index(ndim=dimension, metric="ip", dtype="f16")
 
 
-def _half(vector: bytes) -> np.ndarray:
+def _to_half(vector: bytes) -> np.ndarray:
     return np.frombuffer(vector, dtype=np.float32).astype(np.float16)
 
 
-def _save(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -> None:
+def _save_segment(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
-    part = path.parent / _PART
+    part = path.parent / _PART_NAME
     graph.save(str(part))
     length = part.stat().st_size
-    trailer = _Trailer(_MARK, length, dimension, deletions, last).signed(_pieces(part, length))
+    trailer = _Trailer(_MAGIC, length, dimension, deletions, last).sign(_read_pieces(part, length))
     with open(part, "ab") as file:
         file.write(_TRAILER.pack(*trailer))
         file.flush()
@@ -231,36 +234,36 @@ def _save(graph: Any, path: Path, dimension: int, deletions: int, last: bytes) -
     part.replace(path)
 
 
-def _trailer(path: Path) -> _Trailer:
-    """Return how a file ends. Raises ValueError on one that is not whole or not a segment."""
+def _read_trailer(path: Path) -> _Trailer:
+    """Return the trailer of a file. Raises ValueError if the file is incomplete or not a segment."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         file.seek(max(0, size - _TRAILER.size))
         end = file.read()
     if len(end) == _TRAILER.size:
         trailer = _Trailer(*_TRAILER.unpack(end))
-        if trailer.mark == _MARK and trailer.length == size - _TRAILER.size:
+        if trailer.mark == _MAGIC and trailer.length == size - _TRAILER.size:
             return trailer
-    raise ValueError("it is no whole segment of an index")
+    raise ValueError("it is not a complete index segment")
 
 
-def _pieces(path: Path, length: int) -> Iterator[bytes]:
-    """Yield the first `length` bytes of a file, some at a time."""
+def _read_pieces(path: Path, length: int) -> Iterator[bytes]:
+    """Yield the first `length` bytes of a file in pieces."""
     with open(path, "rb") as file:
         while piece := file.read(min(1 << 20, length)):
             length -= len(piece)
             yield piece
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _file_stamp(path: Path) -> tuple[int, int]:
     stat = path.stat()
     return stat.st_ino, stat.st_mtime_ns
 
 
-def _path(bank: str, place: int) -> Path:
-    return Path(f"{bank}-ann") / f"{place:06}.usearch"
+def _segment_path(bank: str, segment: int) -> Path:
+    return Path(f"{bank}-ann") / f"{segment:06}.usearch"
 
 
 def count_deletions(connection: sqlite3.Connection) -> int:
-    """Return how many records were ever forgotten."""
-    return fact(connection, "deletions") or 0
+    """Return the number of records ever deleted from the bank."""
+    return read_fact(connection, "deletions") or 0

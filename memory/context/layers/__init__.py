@@ -1,1 +1,1 @@
-"""The layers of a model's cache, each of the kind that the model says it is."""
+"""Cache layers, one class for each type of layer in a model's config."""

@@ -1,4 +1,4 @@
-"""Falcon attends in its own module, past transformers' attention functions; here it calls a given one."""
+"""Support for Falcon, whose attention module does not use transformers' attention functions."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from scrubjay.memory.context.attention import Attention, policy_attention
 
 
 def falcon_modules(decoder: nn.Module) -> list[nn.Module]:
-    """Return Falcon's attention modules; none of another model."""
+    """Return the attention modules of a Falcon model; an empty list for other models."""
     return [module for module in decoder.modules() if type(module).__name__ == "FalconAttention"]
 
 
 def serve_falcon(decoder: nn.Module) -> bool:
-    """Let Falcon's attention modules call our function with caches of ours; return whether there are any."""
+    """Make Falcon's attention modules use a `PolicyCache`; return whether there are such modules."""
     modules = falcon_modules(decoder)
     for module in modules:
         if not isinstance(module.forward, functools.partial):
-            module.forward = functools.partial(_of_policy, module, module.forward)
+            module.forward = functools.partial(_attend_by_policy, module, module.forward)
     return bool(modules)
 
 
 @contextmanager
 def falcon_attention(decoder: nn.Module, attention: Attention) -> Iterator[None]:
-    """Let Falcon's attention modules call a function inside the block, with any cache but ours.
+    """Make Falcon's attention modules call `attention` inside the block, with any cache except `PolicyCache`.
 
-    Raises ValueError for ALiBi, whose bias no attention function is given.
+    Raises ValueError for ALiBi, whose bias is not passed to attention functions.
     """
     modules = falcon_modules(decoder)
     if modules and getattr(decoder.config, "alibi", False):
         raise ValueError(
-            "this Falcon adds ALiBi's bias to its scores where nobody sees them; use one with rotary"
+            "this Falcon adds an ALiBi bias inside its attention module; use a Falcon with rotary positions"
         )
     before = [module.__dict__.get("forward") for module in modules]
     try:
@@ -51,7 +51,7 @@ def falcon_attention(decoder: nn.Module, attention: Attention) -> Iterator[None]
                 module.forward = forward
 
 
-def _of_policy(
+def _attend_by_policy(
     module: Any,
     forward: Any,
     hidden_states: Tensor,
@@ -59,7 +59,7 @@ def _of_policy(
     attention_mask: Tensor | None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    if not hasattr(options.get("layer_past"), "attends_elsewhere"):
+    if not hasattr(options.get("layer_past"), "outside_attention"):
         return forward(hidden_states, alibi, attention_mask, **options)
     return _attend(module, policy_attention, hidden_states, alibi, attention_mask, **options)
 

@@ -1,4 +1,4 @@
-"""A layer that attends under a policy, as transformers sees it."""
+"""Transformers cache layer that attends under a context policy."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
-from scrubjay.memory.context.layers.own import OwnWindow
-from scrubjay.memory.context.parts.marks import MARKS, LayerKept, marked, tokens_of
+from scrubjay.memory.context.layers.local import LocalWindowPolicy
+from scrubjay.memory.context.parts.marks import MARKS, RetainedTokens, add_marks, find_tokens
 from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Step
 
 
 class LayeredCache(Protocol):
-    """What a layer asks of the cache that it is of."""
+    """Protocol of the cache that a layer belongs to."""
 
-    touched: bool
-    """Whether a layer has read of the present call."""
+    call_started: bool
+    """True once a layer has processed tokens of the current call."""
 
-    marked: bool
-    """Whether values are marked, to tell what is kept."""
+    track_tokens: bool
+    """True if values carry token marks, so that retained tokens can be listed."""
 
     @property
     def layers(self) -> Sized:
@@ -34,46 +34,47 @@ class LayeredCache(Protocol):
 
     @property
     def rotaries(self) -> Sequence[Rotary | None]:
-        """How each layer turns its keys; None where they are not moved."""
+        """Rotary positions of each layer; None for layers whose keys are not moved."""
         ...
 
-    def step(self, keys: Tensor, seen: int, mask: Tensor | None) -> Step:
+    def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
         """Return the new tokens of this call."""
         ...
 
     def allocate(self, index: int, length: int) -> None:
-        """Give layers up to `index` the budgets that the policy sets by now."""
+        """Set the budgets of the layers up to `index`."""
         ...
 
 
 class PolicyLayer(CacheLayerMixin):
-    """One layer's memory under its own policy, as transformers sees it: it counts tokens seen, and attends.
+    """Transformers cache layer with the memory of one layer under its policy.
 
-    `alike` is the first layer under an equal policy whose keys are turned alike.
+    `shared_index` is the first layer with an equal policy and equal rotary positions; the layers share what
+    they compute for a step.
     """
 
-    def __init__(self, cache: LayeredCache, index: int, policy: ContextPolicy, alike: int) -> None:
+    def __init__(self, cache: LayeredCache, index: int, policy: ContextPolicy, shared_index: int) -> None:
         super().__init__()
         self.policy = policy
-        self._cache, self.index, self._alike = cache, index, alike
+        self._cache, self.index, self._shared_index = cache, index, shared_index
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Clear the layer."""
         self.memory = self.policy.build()
         rotary = self._cache.rotaries[self.index]
         self.memory.layout = None if rotary is None else rotary.layout
-        # What `allocate` has set; None for what the policy is configured to.
+        # Budget set by `allocate`; None for the policy's configured budget.
         self.budget: int | None = None
-        self.seen = 0
+        self.past_length = 0
         self.shape: CacheShape | None = None
-        # Of a marked cache: what share of the last token's attention the first tokens got.
-        self.to_first: Float[Tensor, "batch heads"] | None = None
+        # With `track_tokens`: share of the last token's attention that the first tokens received.
+        self.first_share: Float[Tensor, "batch heads"] | None = None
 
     @property
     def sees_everything(self) -> bool:
-        """Whether the model would attend to everything here, and so the cache's policy says what is kept."""
-        return not isinstance(self.policy, OwnWindow)
+        """True for full attention, to which the cache's policy applies."""
+        return not isinstance(self.policy, LocalWindowPolicy)
 
     def attend(
         self,
@@ -83,26 +84,26 @@ class PolicyLayer(CacheLayerMixin):
         mask: Tensor | None,
         scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read, and keep what the policy keeps of them.
+        """Return the attention output of the new tokens, and update the memory.
 
         Args:
-            query: Of the new tokens, as the model turned them.
-            keys: Theirs.
-            values: Theirs.
+            query: Queries of the new tokens, already rotated by the model.
+            keys: Keys of the new tokens, already rotated by the model.
+            values: Values of the new tokens.
             mask: The tokenizer's padding mask, "batch columns"; None without padding.
-            scoring: What the model does to scores.
+            scoring: The model's scale, soft cap and learned sinks.
         """
-        # A layer with a budget of its own may hold other tokens than any other.
-        alike = (self._alike,) if self.budget is None else (self.index, self.budget)
+        # A layer with its own budget may retain other tokens than all other layers.
+        shared_key = (self._shared_index,) if self.budget is None else (self.index, self.budget)
         rotary = self._cache.rotaries[self.index]
-        step = self._cache.step(keys, self.seen, mask).under(alike, rotary)
-        self._cache.touched = True
-        if self._cache.marked:
-            out = self.memory.attend(query, keys, marked(values, step.time), step, scoring)
-            out, self.to_first = out[..., :-MARKS], out[:, :, -1, -1]
+        step = self._cache.step(keys, self.past_length, mask).for_policy(shared_key, rotary)
+        self._cache.call_started = True
+        if self._cache.track_tokens:
+            out = self.memory.attend(query, keys, add_marks(values, step.time), step, scoring)
+            out, self.first_share = out[..., :-MARKS], out[:, :, -1, -1]
         else:
             out = self.memory.attend(query, keys, values, step, scoring)
-        self.seen += step.length
+        self.past_length += step.length
         if self.shape is None:
             batch, heads, _, width = keys.shape
             self.shape = CacheShape(
@@ -118,56 +119,60 @@ class PolicyLayer(CacheLayerMixin):
             self._cache.allocate(self.index, step.length)
         return out
 
-    def kept(self, counts: Int[Tensor, " batch"]) -> LayerKept:
-        """Return what is kept of texts of so many tokens. Raises ValueError before the first."""
-        kept, count = self.memory.kept(counts), int(counts.max())
-        if kept is None or self.to_first is None:
-            raise ValueError("the cache has seen no token yet, or was loaded and has read none since")
-        held = tokens_of(kept.held, count)
-        read = held if kept.read is None else tokens_of(kept.read, count)
-        fetched = torch.zeros_like(held) if kept.fetched is None else tokens_of(kept.fetched, count)
-        return LayerKept(held, read, fetched, self.to_first)
+    def get_retained_tokens(self, counts: Int[Tensor, " batch"]) -> RetainedTokens:
+        """Return the retained tokens of texts of `counts` tokens; raise ValueError before the first token."""
+        values, count = self.memory.get_retained_values(counts), int(counts.max())
+        if values is None or self.first_share is None:
+            raise ValueError("the cache has seen no token yet, or none since it was loaded")
+        stored_mask = find_tokens(values.values, count)
+        read_mask = stored_mask if values.read_values is None else find_tokens(values.read_values, count)
+        fetched_mask = (
+            torch.zeros_like(stored_mask)
+            if values.fetched_values is None
+            else find_tokens(values.fetched_values, count)
+        )
+        return RetainedTokens(stored_mask, read_mask, fetched_mask, self.first_share)
 
     def shrink(self, budget: int) -> None:
-        """Keep `budget` tokens from now on, of the prompt just read as well."""
+        """Reduce the budget to `budget` tokens, also for the prompt just read."""
         self.memory.shrink(budget)
         self.budget = budget
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return all that `restore` needs to go on."""
-        return self.memory.saved()
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors that `load_state_dict` needs."""
+        return self.memory.state_dict()
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned."""
-        self.memory.restore(saved)
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned."""
+        self.memory.load_state_dict(state)
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the memory: with the model, or those offloaded to "cpu" or "disk"."""
+        """Return the bytes on the model's device, or those offloaded to `place`, "cpu" or "disk"."""
         return self.memory.nbytes(place)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: a memory allocates as it sees tokens."""
+        """Do nothing: a memory allocates when it receives tokens."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return the new tokens as they are; `PolicyCache.update` says who reads them."""
+        """Return the new keys and values unchanged; `PolicyCache.update` passes them to the policy."""
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return how many columns a padding mask has, and that it has them from the first on."""
-        return self.seen + query_length, 0
+        """Return the number of columns of a padding mask, and their offset 0."""
+        return self.past_length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return the columns seen, kept or not, padding included."""
-        return self.seen
+        """Return the number of columns seen, retained or not, padding included."""
+        return self.past_length
 
     def get_max_length(self) -> int:
-        """Return -1: there is no text too long."""
+        """Return -1: the length of a text is not limited."""
         return -1
 
-    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
-        """Keep the given rows, in their order."""
+    def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
+        """Select these batch rows, in this order."""
         self.memory.reorder(beam_idx)
         if self.shape is not None:
             self.shape = dataclasses.replace(self.shape, batch=len(beam_idx))

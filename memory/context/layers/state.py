@@ -1,4 +1,4 @@
-"""Layers with a state of their own, linear, convolutional or recurrent: the model's, passed through."""
+"""Cache layers for the linear, convolutional and recurrent states of a model."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from scrubjay.memory.context.policies.base import ContextPolicy
 
 
 class StateLayer(LinearAttentionLayer):
-    """The states of one layer, which the model reads and writes, and a cache keeps, saves and reorders."""
+    """States of one layer. The model reads and writes them; the cache stores, saves and reorders them."""
 
     def __init__(self, cache: LayeredCache, number_of_states: int = 1) -> None:
         LinearAttentionLayer.__init__(self, number_of_states)
         self._cache = cache
 
     def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
-        """Take the model's new state of a convolution."""
-        self._cache.touched = True
+        """Store the new state of a convolution."""
+        self._cache.call_started = True
         return super().update_conv_state(conv_states, state_idx, **options)
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **options: Any) -> Tensor:
-        """Take the model's new state of a recurrence."""
-        self._cache.touched = True
+        """Store the new state of a recurrence."""
+        self._cache.call_started = True
         return super().update_recurrent_state(recurrent_states, state_idx, **options)
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return the states that there are, by name."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the existing states by name."""
         kinds = {"conv": self.conv_states, "recurrent": self.recurrent_states}
         return {
             f"{kind} {number}": state
@@ -39,9 +39,9 @@ class StateLayer(LinearAttentionLayer):
             if state is not None and self.has_previous_state[number]
         }
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned."""
-        for name, state in saved.items():
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned."""
+        for name, state in state_dict.items():
             kind, number = name.split()
             states: Any = {f"{kind}_states": state, "state_idx": int(number)}
             LinearAttentionLayer.lazy_initialization(self, **states)
@@ -50,45 +50,52 @@ class StateLayer(LinearAttentionLayer):
             self.dtype, self.device = state.dtype, state.device
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the states, which are with the model."""
-        return 0 if place else sum(state.nbytes for state in StateLayer.saved(self).values())
+        """Return the bytes of the states, which are on the model's device."""
+        return 0 if place else sum(state.nbytes for state in StateLayer.state_dict(self).values())
 
 
 class StateAndPolicyLayer(StateLayer, PolicyLayer):
-    """A layer that has a state and attends as well, as Falcon-H1's do."""
+    """Cache layer with both states and attention, as in Falcon-H1."""
 
     def __init__(
-        self, cache: LayeredCache, index: int, policy: ContextPolicy, alike: int, number_of_states: int = 1
+        self,
+        cache: LayeredCache,
+        index: int,
+        policy: ContextPolicy,
+        shared_index: int,
+        number_of_states: int = 1,
     ) -> None:
-        PolicyLayer.__init__(self, cache, index, policy, alike)
+        PolicyLayer.__init__(self, cache, index, policy, shared_index)
         StateLayer.__init__(self, cache, number_of_states)
 
     def lazy_initialization(self, *args: Any, **options: Any) -> None:
-        """Make room for states; a memory allocates as it sees tokens."""
+        """Allocate states; a memory allocates when it receives tokens."""
         if options:
             StateLayer.lazy_initialization(self, **options)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Clear the layer."""
         PolicyLayer.reset(self)
         if hasattr(self, "conv_states"):
             StateLayer.reset(self)
 
-    def reorder_cache(self, beam_idx: Int[Tensor, " chosen"]) -> None:
-        """Keep the given rows, in their order."""
+    def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
+        """Select these batch rows, in this order."""
         PolicyLayer.reorder_cache(self, beam_idx)
         StateLayer.reorder_cache(self, beam_idx)  # pyright: ignore[reportArgumentType]
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return all that `restore` needs to go on."""
-        return PolicyLayer.saved(self) | StateLayer.saved(self)
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors that `load_state_dict` needs."""
+        return PolicyLayer.state_dict(self) | StateLayer.state_dict(self)
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned."""
-        own = {name: tensor for name, tensor in saved.items() if " " in name}
-        StateLayer.restore(self, own)
-        PolicyLayer.restore(self, {name: tensor for name, tensor in saved.items() if name not in own})
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned."""
+        own_states = {name: tensor for name, tensor in state.items() if " " in name}
+        StateLayer.load_state_dict(self, own_states)
+        PolicyLayer.load_state_dict(
+            self, {name: tensor for name, tensor in state.items() if name not in own_states}
+        )
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of both."""
+        """Return the bytes of the states and the memory."""
         return PolicyLayer.nbytes(self, place) + StateLayer.nbytes(self, place)

@@ -1,1 +1,1 @@
-"""What several context policies are built of."""
+"""Building blocks shared by several context policies."""

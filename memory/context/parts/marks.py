@@ -1,9 +1,9 @@
-"""Marks: behind its value stands which token it is, and so a policy's own tensors tell what it keeps.
+"""Token marks: extra coordinates of value vectors that identify their tokens.
 
-A policy moves values and drops them, and chooses by queries and keys; it need not know of marks, nor say
-where it has put what. Behind a value's coordinates stand its token's place in the text as digits that all
-precisions hold exactly, and a one if it is among the text's first tokens: of that coordinate a query reads
-the share of its attention that these get.
+A policy moves and evicts values, and selects by queries and keys. It needs no code for marks: its own tensors
+show which tokens it retains. The marks are the token's index in the text, as digits that every precision
+holds exactly, and a one for the first tokens of the text. The attention output of that last coordinate is the
+share of attention that the first tokens receive.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FIRST = 4
-"""Tokens at a text's beginning whose share of attention is told: as many as models are content with as sinks
-(StreamingLLM, Xiao et al. 2023, arXiv 2309.17453)."""
+"""Number of first tokens whose share of attention is measured: enough sinks for most models (StreamingLLM,
+Xiao et al. 2023, arXiv 2309.17453)."""
 _BASE = 256
-"""Of the digits: whole numbers so far are exact in bfloat16."""
+"""Base of the digits: integers up to 256 are exact in bfloat16."""
 _DIGITS = 3
 MARKS = _DIGITS + 1
-"""Coordinates behind a value's own."""
+"""Number of coordinates added to a value."""
 
 
-class LayerKept(NamedTuple):
-    """What one layer keeps of a text, by head and token."""
+class RetainedTokens(NamedTuple):
+    """Masks of the tokens that one layer retains, by head and token."""
 
-    held: Bool[Tensor, "batch key_heads tokens"]
-    """Whether it can still be read, or fetched and read."""
-    read: Bool[Tensor, "batch key_heads tokens"]
-    """Whether the last token read it."""
-    fetched: Bool[Tensor, "batch key_heads tokens"]
-    """Whether it was chosen to be read, where others that are held were passed over."""
-    to_first: Float[Tensor, "batch heads"]
-    """The share of the last token's attention that the first tokens got."""
+    stored_mask: Bool[Tensor, "batch key_heads tokens"]
+    """Tokens that can still be read, offloaded ones included."""
+    read_mask: Bool[Tensor, "batch key_heads tokens"]
+    """Tokens that the last token read."""
+    fetched_mask: Bool[Tensor, "batch key_heads tokens"]
+    """Tokens selected for the last token by a score, if the policy selects."""
+    first_share: Float[Tensor, "batch heads"]
+    """Share of the last token's attention that the first tokens received."""
 
 
-def marked(
+def add_marks(
     values: Float[Tensor, "batch key_heads length width"], time: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "batch key_heads length wider"]:
-    """Return values with marks behind them, of padding (`time` below 0) zeros."""
+    """Append marks to values; the marks of padding (`time` below 0) are zeros."""
     place = (time + 1).clamp(min=0)
     digits = [place // _BASE**digit % _BASE for digit in range(_DIGITS)]
     first = (time >= 0) & (time < FIRST)
@@ -48,13 +48,13 @@ def marked(
     return torch.cat([values, marks[:, None].expand(-1, values.shape[1], -1, -1)], dim=-1)
 
 
-def tokens_of(
+def find_tokens(
     values: Float[Tensor, "batch key_heads columns wider"], count: int
 ) -> Bool[Tensor, "batch key_heads tokens"]:
-    """Return which of a text's first `count` tokens are among marked values, zeros being none."""
+    """Return the mask of a text's first `count` tokens that occur in marked values, except zero vectors."""
     digits = values[..., -MARKS : -MARKS + _DIGITS].float().round().long()
     place = (digits * torch.tensor([_BASE**digit for digit in range(_DIGITS)], device=values.device)).sum(-1)
-    # What was cropped may lie in spare room still.
+    # Cropped tokens may remain in unused capacity.
     place = place.masked_fill(place > count, 0)
-    found = torch.zeros(*place.shape[:2], count + 1, dtype=torch.bool, device=values.device)
-    return found.scatter_(2, place, True)[..., 1:]
+    is_present = torch.zeros(*place.shape[:2], count + 1, dtype=torch.bool, device=values.device)
+    return is_present.scatter_(2, place, True)[..., 1:]

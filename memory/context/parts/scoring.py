@@ -1,4 +1,4 @@
-"""How a model makes weights of the products of queries and keys: scale, cap, softmax, learned sinks."""
+"""Attention weights from the products of queries and keys: scale, soft cap, softmax, learned sinks."""
 
 from __future__ import annotations
 
@@ -11,35 +11,38 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Scoring:
-    """What one layer of a model does to scores, which every policy must do as it does."""
+    """Scale, soft cap and learned sinks of one model layer, which every policy must apply."""
 
     scale: float
-    """What products are multiplied by."""
+    """Factor of the products of queries and keys."""
     cap: float | None = None
-    """Scores are `cap * tanh(score / cap)`, as in Gemma 2 (arXiv 2408.00118, section 2)."""
+    """Soft cap of the scores: `cap * tanh(score / cap)`, as in Gemma 2 (arXiv 2408.00118, section 2)."""
     sinks: Float[Tensor, " heads"] | None = None
-    """A learned score for each head that takes its share of the weights and is of no key, as in gpt-oss."""
+    """Learned score per head that takes a share of the weights without a key, as in gpt-oss."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether torch's fused attention knows how."""
+        """True if torch's fused attention supports this scoring."""
         return self.cap is None and self.sinks is None
 
-    def of(self, products: Float[Tensor, "*batch rows columns"]) -> Float[Tensor, "*batch rows columns"]:
+    def compute_scores(
+        self, products: Float[Tensor, "*batch rows columns"]
+    ) -> Float[Tensor, "*batch rows columns"]:
         """Return the scores of products of queries and keys."""
         scores = products * self.scale
         return scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
 
-    def weights(
+    def compute_weights(
         self,
         products: Float[Tensor, "batch key_heads shared rows columns"],
         hidden: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch key_heads shared rows columns"]:
-        """Return the weights of columns, in float32 at least: a row's sum is 1, or less by its sink's share.
+        """Return the attention weights, at least in float32. They sum to 1, or to less with learned sinks.
 
-        A row that is all hidden has some or other, finite. `shared` are the query heads of a key head.
+        A row with all columns hidden gets arbitrary finite weights. `shared` are the query heads per key
+        head.
         """
-        scores = self.of(products).to(torch.promote_types(products.dtype, torch.float32))
+        scores = self.compute_scores(products).to(torch.promote_types(products.dtype, torch.float32))
         if hidden is not None:
             scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
         if self.sinks is None:

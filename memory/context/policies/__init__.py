@@ -1,1 +1,1 @@
-"""One file a policy: what a cache keeps of a text."""
+"""Context policies, one file each."""

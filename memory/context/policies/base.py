@@ -1,8 +1,8 @@
-"""The contract of context policies: four slots, and what of a model and a call they see.
+"""Base classes of context policies, with the four stages of a key-value cache.
 
-The slots are SCBench's (Li et al. 2024, arXiv 2412.10319): how new tokens read (generate), what of them is
-kept (compress), what of the kept a query reads (retrieve), and where that lies (load). `ContextPolicy` is a
-frozen config; `LayerMemory` is what it keeps for one layer of one cache.
+The stages are those of SCBench (Li et al. 2024, arXiv 2412.10319): attention of new tokens (generate),
+eviction (compress), selection of the tokens that a query reads (retrieve), and loading of offloaded tokens
+(load). `ContextPolicy` is a frozen config; `LayerMemory` is the state of one layer of one cache.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from scrubjay.memory.context.parts.dense import causal_attention
 from scrubjay.memory.context.parts.scoring import Scoring
 
 if TYPE_CHECKING:
-    from scrubjay.memory.context.parts.rotary import Layout, Rotary
+    from scrubjay.memory.context.parts.rotary import PairLayout, Rotary
 
 Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
 class CacheShape:
-    """Sizes of a cache of keys and values."""
+    """Sizes of a key-value cache."""
 
     layers: int
-    """Layers that attend."""
+    """Number of attention layers."""
     batch: int
-    """Rows."""
+    """Batch size."""
     heads: int
-    """Heads of queries."""
+    """Number of query heads."""
     key_heads: int
-    """Heads of keys and values."""
+    """Number of key and value heads."""
     key_width: int
-    """Width of a key."""
+    """Width of a key vector."""
     value_width: int
-    """Width of a value."""
+    """Width of a value vector."""
     itemsize: int
-    """Bytes of a number."""
+    """Bytes per element."""
 
     @property
     def token_bytes(self) -> int:
@@ -52,82 +52,81 @@ class CacheShape:
 
 
 class LayerStats(NamedTuple):
-    """What a layer has measured of a prompt that it has just read."""
+    """Statistics of a layer about the prompt that it has just read."""
 
     columns: int
-    """Tokens that it holds before any is dropped, of the fullest row."""
+    """Tokens in the longest row before eviction."""
     preference: float
-    """How much it would have of what all layers may keep together, in the policy's own units; of several
-    rows their mean."""
+    """Share of the joint budget that the layer asks for, in the policy's own units; the mean over rows."""
 
 
 class Step:
-    """The new tokens of one call, the same for every layer.
+    """New tokens of one call, shared by all layers.
 
     Args:
-        time: Each token's place in its row's own text, negative for padding.
-        given: The position that the model turned it to.
-        seen: Columns that came before, padding included.
-        before: Tokens that a row has before the step.
-        after: Tokens that it has after the step.
-        padded: Whether any row has had padding.
-        rotary: The model's rotary positions; None for a policy that moves none.
+        time: Index of each token in its row's text, negative for padding.
+        position_ids: Position that the model used for each token.
+        past_length: Columns before the step, padding included.
+        before: Tokens of each row before the step.
+        after: Tokens of each row after the step.
+        padded: True if any row has had padding.
+        rotary: The model's rotary positions; None for a policy that does not move positions.
     """
 
     def __init__(
         self,
         time: Int[Tensor, "batch length"],
-        given: Int[Tensor, "batch length"],
-        seen: int,
+        position_ids: Int[Tensor, "batch length"],
+        past_length: int,
         before: Int[Tensor, " batch"],
         after: Int[Tensor, " batch"],
         padded: bool,
         rotary: Rotary | None,
     ) -> None:
-        self.time, self.given, self.seen, self.padded = time, given, seen, padded
+        self.time, self.position_ids, self.past_length, self.padded = time, position_ids, past_length, padded
         self.before, self.after = before, after
         self._rotary = rotary
-        self._made: dict[str, object] = {}
-        self._under: dict[Hashable, Step] = {}
+        self._values: dict[str, object] = {}
+        self._by_policy: dict[Hashable, Step] = {}
 
     @property
     def length(self) -> int:
-        """How many columns are new."""
+        """Number of new columns."""
         return self.time.shape[1]
 
     @property
     def rotary(self) -> Rotary:
         """The model's rotary positions."""
         if self._rotary is None:
-            raise ValueError("this policy moves positions; it must say so by `moves_positions = True`")
+            raise ValueError("this policy uses rotary positions; set `moves_positions = True` in its class")
         return self._rotary
 
-    def under(self, policy: Hashable, rotary: Rotary | None = None) -> Step:
-        """Return the same tokens as layers under one policy see them, with values of their own for `once`.
+    def for_policy(self, policy: Hashable, rotary: Rotary | None = None) -> Step:
+        """Return a view of the step for the layers under one policy, with its own values of `compute_once`.
 
-        `rotary` is how these layers turn keys; None for a policy that moves none.
+        `rotary` holds the rotary positions of these layers; None for a policy that does not move positions.
         """
-        if policy not in self._under:
-            own = self._under[policy] = copy.copy(self)
-            own._made, own._rotary = {}, rotary
-        return self._under[policy]
+        if policy not in self._by_policy:
+            own = self._by_policy[policy] = copy.copy(self)
+            own._values, own._rotary = {}, rotary
+        return self._by_policy[policy]
 
-    def once(self, name: str, make: Callable[[], Shared]) -> Shared:
-        """Return what `make` returned in the first layer under the same policy that asked for `name`.
+    def compute_once(self, name: str, make: Callable[[], Shared]) -> Shared:
+        """Call `make` in the first layer that asks for `name`; return its result in all layers of the policy.
 
-        So it may depend on the policy's sizes, and on nothing else in which layers differ.
+        The result may depend on the policy's sizes, but not on anything else that differs between layers.
         """
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]  # pyright: ignore[reportReturnType]
+        if name not in self._values:
+            self._values[name] = make()
+        return self._values[name]  # pyright: ignore[reportReturnType]
 
-    def part(self, first: int, length: int) -> Step:
-        """Return the `length` columns from `first` as a step of their own."""
+    def narrow(self, first: int, length: int) -> Step:
+        """Return the `length` columns from `first` on as a step."""
         if first == 0 and length == self.length:
             return self
-        return self.once(f"part {first} {length}", lambda: self._part(first, length))
+        return self.compute_once(f"part {first} {length}", lambda: self._narrow(first, length))
 
-    def _part(self, first: int, length: int) -> Step:
+    def _narrow(self, first: int, length: int) -> Step:
         columns = slice(first, first + length)
         if self.padded:
             before, after = (
@@ -137,8 +136,8 @@ class Step:
             before, after = self.before + first, self.before + first + length
         return Step(
             self.time[:, columns],
-            self.given[:, columns],
-            self.seen + first,
+            self.position_ids[:, columns],
+            self.past_length + first,
             before,
             after,
             self.padded,
@@ -146,38 +145,37 @@ class Step:
         )
 
 
-class Held(NamedTuple):
-    """Keys and values that a piece's queries read beside the piece's own.
+class PastKeyValues(NamedTuple):
+    """Past keys and values that the queries of a piece read in addition to the piece's own.
 
-    `valid` says which, None for all.
+    `valid` masks the columns to read; None for all.
     """
 
-    keys: Float[Tensor, "batch key_heads held width"]
-    values: Float[Tensor, "batch key_heads held value_width"]
-    valid: Bool[Tensor, "batch held"] | None
+    keys: Float[Tensor, "batch key_heads columns width"]
+    values: Float[Tensor, "batch key_heads columns value_width"]
+    valid: Bool[Tensor, "batch columns"] | None
 
 
-class Kept(NamedTuple):
-    """The values of what a memory keeps, in any order and of zeros where a head has fewer than others."""
+class RetainedValues(NamedTuple):
+    """Value vectors in a memory, in any order, padded with zeros where a head has fewer than others."""
 
-    held: Float[Tensor, "batch key_heads held width"]
-    """Of all that may be read."""
-    read: Float[Tensor, "batch key_heads read width"] | None = None
-    """Of what of it the last token read; None for all."""
-    fetched: Float[Tensor, "batch key_heads fetched width"] | None = None
-    """Of what of it was chosen to be read; None for nothing, where all that is held is read."""
+    values: Float[Tensor, "batch key_heads columns width"]
+    """All retained values."""
+    read_values: Float[Tensor, "batch key_heads read width"] | None = None
+    """Values that the last token read; None for all."""
+    fetched_values: Float[Tensor, "batch key_heads fetched width"] | None = None
+    """Values of the tokens that scores selected for the last token; None if nothing is selected."""
 
 
 class LayerMemory(ABC):
-    """What a policy keeps for one layer: `state`, a flat dict of tensors, batch first, empty at the start.
+    """Memory of one layer: `state`, a flat dict of tensors, batch first, empty at the start.
 
-    `attend` cuts new tokens into pieces and calls the slots for each: `retrieve` (which calls `load` where
-    something lies elsewhere), `generate`, `compress`. A policy overrides the slots it has something to say
-    about.
+    `attend` splits new tokens into pieces. For each piece it calls `retrieve`, `generate` and `compress`.
+    `retrieve` calls `load` for offloaded tokens. A policy overrides the methods that it changes.
     """
 
-    layout: Layout | None = None
-    """How the model lays out the pairs of coordinates that it turns; None where no token is moved."""
+    layout: PairLayout | None = None
+    """Layout of the model's rotary pairs; None for a policy that does not move positions."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -190,150 +188,164 @@ class LayerMemory(ABC):
         step: Step,
         scoring: Scoring,
     ) -> Float[Tensor, "batch heads length value_width"]:
-        """Return what the new tokens read, and keep of them what the policy keeps."""
-        pieces = step.once("pieces", lambda: self.pieces(step))
+        """Return the attention output of the new tokens, and update the state."""
+        pieces = step.compute_once("pieces", lambda: self.pieces(step))
         if len(pieces) == 1:
             return self._piece(query, keys, values, step, scoring)
         out, first = [], 0
         for length in pieces:
-            part, columns = step.part(first, length), slice(first, first + length)
+            part, columns = step.narrow(first, length), slice(first, first + length)
             new = (query[:, :, columns], keys[:, :, columns], values[:, :, columns])
             out.append(self._piece(*new, part, scoring))
             first += length
         return torch.cat(out, dim=2)
 
     def _piece(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        held = self.retrieve(query, step, scoring)
-        out = self.generate(query, keys, values, held, step, scoring)
+        past = self.retrieve(query, step, scoring)
+        out = self.generate(query, keys, values, past, step, scoring)
         self.compress(query, keys, values, step, scoring)
         return out
 
     def pieces(self, step: Step) -> list[int]:
-        """Return how many columns are attended at once, one number after another; by default all."""
+        """Return the lengths of the pieces that are attended one after another; by default one piece."""
         return [step.length]
 
-    def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> Held | None:
-        """Return what of the kept the piece's queries read, None for nothing; by default all."""
+    def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> PastKeyValues | None:
+        """Return the past keys and values that the piece's queries read, None for none; by default all."""
         if "keys" not in self.state:
             return None
-        return Held(self.state["keys"], self.state["values"], self.state.get("valid"))
+        return PastKeyValues(self.state["keys"], self.state["values"], self.state.get("valid"))
 
-    def load(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values, on the model's device, of what lies elsewhere."""
-        raise NotImplementedError(f"{type(self).__name__} keeps everything on the model's device")
+    def load(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
+        """Return offloaded keys and values on the model's device."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not support offloading: all tokens are on the model's device"
+        )
 
     def generate(
-        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        past: PastKeyValues | None,
+        step: Step,
+        scoring: Scoring,
     ) -> Tensor:
-        """Return what the piece reads of `held` and, causally, of itself.
+        """Return the attention output of the piece over `past` and, causally, over itself.
 
-        By default one softmax over both.
+        By default this is one softmax over both.
 
         Args:
-            query: Of the piece, "batch heads length width".
-            keys: Its own, "batch key_heads length width".
-            values: Its own, "batch key_heads length value_width".
-            held: What `retrieve` gave; None for nothing.
+            query: Queries of the piece, "batch heads length width".
+            keys: Keys of the piece, "batch key_heads length width".
+            values: Values of the piece, "batch key_heads length value_width".
+            past: Result of `retrieve`; None for no past.
             step: The piece as a step.
-            scoring: What the model does to scores.
+            scoring: The model's scale, soft cap and learned sinks.
         """
         valid = step.time >= 0 if step.padded else None
-        if held is not None:
-            valid = _join_valid(held, valid, step)
-            keys, values = torch.cat([held.keys, keys], dim=2), torch.cat([held.values, values], dim=2)
+        if past is not None:
+            valid = _join_valid(past, valid, step)
+            keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
         return causal_attention(query, keys, values, valid, scoring)
 
     @abstractmethod
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Put the piece into the state, and drop from it what the policy drops."""
+        """Add the new tokens to the state and evict those that exceed the budget."""
 
-    def kept(self, count: Int[Tensor, " batch"]) -> Kept | None:
-        """Return the values of what is kept of texts of `count` tokens; by default the state's, all read.
+    def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
+        """Return the retained values of texts of `count` tokens; by default those of the state, all read.
 
-        None before the first token. A memory that passes over some of what it holds, or holds values
-        elsewhere, overrides it.
+        Returns None before the first token. A memory that reads only a part of its tokens, or offloads
+        values, overrides this method.
         """
         values, valid = self.state.get("values"), self.state.get("valid")
         if values is None:
             return None
-        return Kept(values if valid is None else values[:, :, : valid.shape[1]] * valid[:, None, :, None])
+        return RetainedValues(
+            values if valid is None else values[:, :, : valid.shape[1]] * valid[:, None, :, None]
+        )
 
-    def measured(self) -> LayerStats:
-        """Return what `allocate` goes by, right after a prompt was read."""
-        raise NotImplementedError(f"{type(self).__name__} measures nothing that budgets could go by")
+    def measure(self) -> LayerStats:
+        """Return the statistics for `ContextPolicy.allocate`, right after a prompt."""
+        raise NotImplementedError(f"{type(self).__name__} does not measure prompts, which `allocate` needs")
 
     def shrink(self, budget: int) -> None:
-        """Keep `budget` tokens from now on, and of the prompt just read, until it is settled how many.
+        """Reduce the budget to `budget` tokens, also for the prompt just read, until `settle`.
 
-        Raises ValueError on a budget that the policy could not have.
+        Raises ValueError on a budget that is invalid for the policy.
         """
-        raise NotImplementedError(f"{type(self).__name__} has one budget, and cannot be given another")
+        raise NotImplementedError(f"{type(self).__name__} has a fixed budget and does not support shrink()")
 
     def settle(self) -> None:
-        """Forget what only `shrink` asks: all layers have read the prompt, and no budget falls any more."""
-        raise NotImplementedError(f"{type(self).__name__} has one budget, and nothing to settle")
+        """Free what only `shrink` needs: all layers have read the prompt, and budgets are final."""
+        raise NotImplementedError(f"{type(self).__name__} has a fixed budget and does not support settle()")
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Forget the last `columns` tokens of every row, of which there were `count`.
+        """Remove the last `columns` tokens of every row of `count` tokens.
 
-        Raises ValueError where the state that was cannot be had back.
+        Raises ValueError if the earlier state cannot be restored.
         """
-        raise ValueError(f"{type(self).__name__} cannot be cropped; reset the cache, or load a saved one")
+        raise ValueError(f"{type(self).__name__} cannot be cropped; reset the cache, or load a saved cache")
 
-    def reorder(self, rows: Int[Tensor, " chosen"]) -> None:
-        """Keep of each state the given rows, in their order, repeated where they repeat."""
+    def reorder(self, rows: Int[Tensor, " selected"]) -> None:
+        """Select these batch rows of each tensor, in this order; rows may repeat."""
         self.state = {name: x.index_select(0, rows.to(x.device)) for name, x in self.state.items()}
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return all that `restore` needs to go on; by default the state."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors that `load_state_dict` needs; by default the state."""
         return self.state
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned."""
-        self.state = saved
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned."""
+        self.state = state
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the state: with the model, or those offloaded to "cpu" or "disk"."""
+        """Return the number of bytes on the model's device, or offloaded to `place` ("cpu" or "disk")."""
         return 0 if place else sum(tensor.nbytes for tensor in self.state.values())
 
 
 class ContextPolicy(ABC):
-    """Sizes of a policy, a frozen dataclass that raises ValueError on one that cannot work.
+    """Config of a policy: a frozen dataclass that raises ValueError on invalid sizes.
 
-    What it says of itself, it says of all layers, which `for_layer` may make differ.
+    Its properties hold for all layers, although `for_layer` may return different policies.
     """
 
     moves_positions: ClassVar[bool] = False
-    """Whether tokens are moved to other positions than the model gave them."""
+    """True if the policy moves tokens to other positions than those of the model."""
     can_crop: ClassVar[bool] = False
-    """Whether a cache can be cropped after any number of tokens."""
-    any_cut: ClassVar[bool] = True
-    """Whether a text is read alike however it is cut into calls; with `can_crop`, drafts can be read, too."""
-    chooses_by_end: ClassVar[bool] = False
-    """Whether the end of a call chooses what is read later: a prompt should come in one call, its question
-    last."""
+    """True if a cache can be cropped at any length."""
+    split_invariant: ClassVar[bool] = True
+    """True if results do not depend on the split of a text into calls.
+
+    Assisted decoding needs this and `can_crop`."""
+    query_aware: ClassVar[bool] = False
+    """True if the last tokens of a call select the tokens that are read later.
+
+    A prompt should then be read in one call, with the question at its end."""
 
     def call_length(self, prompt: int, block: int) -> int:
-        """Return how many tokens of a prompt to read in one call, where blocks of `block` would do."""
-        return max(prompt, 1) if self.chooses_by_end else block
+        """Return the number of prompt tokens to read in one call, by default `block`."""
+        return max(prompt, 1) if self.query_aware else block
 
     def for_layer(self, index: int, count: int) -> ContextPolicy:
-        """Return the policy of layer `index`, from 0, of `count`: by default this one, in all of them."""
+        """Return the policy of layer `index` (from 0) of `count` layers; by default `self`."""
         return self
 
     @property
     def allocates(self) -> bool:
-        """Whether the budgets of layers are set while a prompt is read: whether `allocate` is overridden."""
+        """True if layer budgets are set while a prompt is read, that is, if `allocate` is overridden."""
         return type(self).allocate is not ContextPolicy.allocate
 
-    def allocate(self, seen: Sequence[LayerStats], shape: CacheShape) -> Sequence[int] | None:
-        """Return the tokens that each layer keeps, of those that have read a prompt so far, the first first.
+    def allocate(self, stats: Sequence[LayerStats], shape: CacheShape) -> Sequence[int] | None:
+        """Return the budgets, in tokens, of the layers that have read a prompt so far, in order.
 
-        Called after each layer of a call of several tokens, so that no more than the budgets and one layer's
-        prompt is ever held. What a layer drops does not come back, and so its budget should only fall as more
-        layers are seen. All rows of a batch share it. None leaves the last layer as it is configured.
+        This is called after each layer of a call with several tokens, so that the cache never holds more than
+        the budgets and one layer's prompt. Evicted tokens do not come back, so the budget of a layer should
+        only decrease as further layers follow. All rows of a batch share a budget. None leaves the last layer
+        at its configured budget.
 
-        Its memories must have `measured`, `shrink` and `settle`.
+        The memories of such a policy must implement `measure`, `shrink` and `settle`.
         """
         return None
 
@@ -343,16 +355,16 @@ class ContextPolicy(ABC):
 
     @abstractmethod
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes that a cache of this shape holds with the model after `tokens` tokens a row.
+        """Return the bytes of a cache of this shape on the model's device after `tokens` tokens per row.
 
-        `at_once` says whether they came in one call or one by one, which is the same to a policy of
-        `any_cut`.
+        `at_once` is True if the tokens came in one call, False if one by one. The results are equal for a
+        policy with `split_invariant`.
         """
 
 
-def _join_valid(held: Held, valid: Tensor | None, step: Step) -> Tensor | None:
-    if held.valid is None and valid is None:
+def _join_valid(past: PastKeyValues, valid: Tensor | None, step: Step) -> Tensor | None:
+    if past.valid is None and valid is None:
         return None
-    batch, count = step.time.shape[0], held.keys.shape[2]
-    old = held.valid if held.valid is not None else step.time.new_ones(batch, count, dtype=torch.bool)
+    batch, count = step.time.shape[0], past.keys.shape[2]
+    old = past.valid if past.valid is not None else step.time.new_ones(batch, count, dtype=torch.bool)
     return torch.cat([old, step.time >= 0], dim=1)

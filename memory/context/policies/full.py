@@ -1,6 +1,6 @@
-"""Full attention: nothing is dropped, and the cache grows with the text.
+"""Full attention: no token is evicted, and the cache grows with the text.
 
-What all policies are measured against.
+This is the baseline of all other policies.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.parts.dense import causal_attention
-from scrubjay.memory.context.parts.room import append, columns_of_room, shrink
+from scrubjay.memory.context.parts.preallocation import append, compute_capacity, shrink
 from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
 
 
 @dataclass(frozen=True)
 class FullPolicy(ContextPolicy):
-    """Keep everything, at the positions the model gave."""
+    """Keep all tokens at the model's positions."""
 
     can_crop: ClassVar[bool] = True
 
@@ -29,14 +29,15 @@ class FullPolicy(ContextPolicy):
         return FullMemory()
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of all tokens' keys and values, and of the room for the next ones."""
-        return columns_of_room(tokens) * shape.token_bytes
+        """Return the bytes of all tokens' keys and values, and of the capacity allocated ahead."""
+        return compute_capacity(tokens) * shape.token_bytes
 
 
 class FullMemory(LayerMemory):
-    """State: room for `keys` and `values`, of which the first `columns` are held.
+    """Memory of one layer.
 
-    `valid` once a row has had padding.
+    State: buffers `keys` and `values`, of which the first `columns` are in use, and `valid` once a row has
+    had padding.
     """
 
     def __init__(self) -> None:
@@ -44,42 +45,44 @@ class FullMemory(LayerMemory):
         self.columns = 0
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        """Return what the new tokens read of everything up to themselves."""
+        """Return causal attention of the new tokens over all tokens."""
         self.compress(query, keys, values, step, scoring)
         return causal_attention(
-            query, self.held("keys"), self.held("values"), self.state.get("valid"), scoring
+            query, self.get_columns("keys"), self.get_columns("values"), self.state.get("valid"), scoring
         )
 
-    def held(self, name: str) -> Float[Tensor, "batch key_heads columns width"]:
-        """Return the columns held of `keys` or `values`."""
+    def get_columns(self, name: str) -> Float[Tensor, "batch key_heads columns width"]:
+        """Return the columns of `keys` or `values` in use."""
         return self.state[name][:, :, : self.columns]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Append."""
+        """Append the new tokens."""
         for name, new in (("keys", keys), ("values", values)):
             self.state[name] = append(self.state.get(name), self.columns, new)
         self.columns += step.length
         if step.padded:
             old = self.state.get("valid")
             if old is None:
-                old = torch.ones(len(step.time), step.seen, dtype=torch.bool, device=keys.device)
+                old = torch.ones(len(step.time), step.past_length, dtype=torch.bool, device=keys.device)
             self.state["valid"] = torch.cat([old, step.time >= 0], dim=1)
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Cut the last columns off."""
+        """Remove the last columns."""
         self.columns -= columns
         for name in ("keys", "values"):
             self.state[name] = shrink(self.state[name], self.columns)
         if "valid" in self.state:
             self.state["valid"] = self.state["valid"][:, : self.columns]
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return the state without the spare room."""
-        return self.state | {name: self.held(name) for name in ("keys", "values") if name in self.state}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state without unused capacity."""
+        return self.state | {
+            name: self.get_columns(name) for name in ("keys", "values") if name in self.state
+        }
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned, and make room for more."""
-        self.state = dict(saved)
-        if "keys" in saved:
-            self.columns = saved["keys"].shape[2]
-            self.state |= {name: append(None, 0, saved[name]) for name in ("keys", "values")}
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned, and allocate capacity for more."""
+        self.state = dict(state)
+        if "keys" in state:
+            self.columns = state["keys"].shape[2]
+            self.state |= {name: append(None, 0, state[name]) for name in ("keys", "values")}

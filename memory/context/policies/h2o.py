@@ -1,11 +1,11 @@
-"""H2O: keep the tokens that have received most attention, and the last ones.
+"""H2O: keep the tokens with the highest accumulated attention, and the last ones.
 
-Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head adds up what attention each of its keys has
-received from all queries since, and where a cache is full, drops the one with least. Beyond the paper: the
-first tokens are never dropped, though they would hardly ever be; tokens go `interval` at a time, and at
-moments that only depend on how many tokens a row has had, so that a text is read alike however it is fed; and
-positions are slots of the cache, as in StreamingLLM, so that a text longer than those of training can be
-read. Query heads that share a key head add up in one sum, and what is dropped is freed.
+Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head sums the attention that each of its keys
+receives from all later queries; a full cache evicts the key with the smallest sum. Beyond the paper: the
+first tokens are never evicted, which would rarely happen anyway. Tokens are evicted `interval` at a time, at
+points that only depend on the token count of a row, so that results do not depend on the split of a text into
+calls. Positions are slots of the cache, as in StreamingLLM, so that texts longer than those of training can
+be read. Query heads that share a key head share one sum, and the memory of evicted tokens is freed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,34 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.eviction import all_but_worst, keep_best, take
-from scrubjay.memory.context.parts.room import append, columns_of_room, writable
-from scrubjay.memory.context.parts.rotary import Layout, Spin
+from scrubjay.memory.context.parts.eviction import drop_worst, gather_columns, keep_best
+from scrubjay.memory.context.parts.preallocation import append, compute_capacity, make_writable
+from scrubjay.memory.context.parts.rotary import PairedRotation, PairLayout
 from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Held, LayerMemory, Step
-from scrubjay.memory.context.policies.slots import attend_at_slots, place, to_slots, unturn
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, PastKeyValues, Step
+from scrubjay.memory.context.policies.slots import (
+    attend_at_slots,
+    rotate_new_to_slots,
+    rotate_to_origin,
+    rotate_to_slots,
+)
 
-# Queries whose weights exist at once.
+# Queries whose attention weights are in memory at once.
 _LONGEST_PIECE = 128
 
 
 @dataclass(frozen=True)
 class H2OPolicy(ContextPolicy):
-    """Keep `recent` last tokens, and of those before the most attended, different ones in every key head."""
+    """Keep the last `recent` tokens and, per key head, the most attended of the earlier ones."""
 
     budget: int = 1024
-    """Tokens kept at most, and read by a query, its own included."""
+    """Largest number of tokens kept, and read by a query, including its own."""
     recent: int | None = None
-    """Last tokens that are not dropped; by default half of the budget, as in the paper."""
+    """Last tokens that are never evicted. Default: half of the budget, as in the paper."""
     num_sinks: int = 4
-    """First tokens that are not dropped."""
+    """First tokens that are never evicted."""
     interval: int = 16
-    """Tokens dropped at once."""
+    """Tokens evicted at once."""
 
     moves_positions: ClassVar[bool] = True
 
@@ -49,44 +54,45 @@ class H2OPolicy(ContextPolicy):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
         if self.recent is not None and self.recent < 1:
             raise ValueError(f"recent={self.recent}: must be at least 1")
-        beside = self.num_sinks + self.interval
-        # Where the last tokens are half of the budget, half is left for the others.
-        least = max(2 * beside - 1, 2) if self.recent is None else beside + self.recent
+        others = self.num_sinks + self.interval
+        # By default the last tokens take half of the budget, and half is left for the others.
+        least = max(2 * others - 1, 2) if self.recent is None else others + self.recent
         if self.budget < least:
             raise ValueError(
-                f"budget={self.budget}: too small for {self.num_sinks} sinks, {self.last} recent tokens and "
-                f"{self.interval} to drop at once; make it at least {least} or these smaller"
+                f"budget={self.budget}: too small for {self.num_sinks} sinks, {self.num_recent} recent "
+                f"tokens and an interval of {self.interval}; raise it to at least {least} or lower the others"
             )
 
     @property
-    def last(self) -> int:
-        """Last tokens that are not dropped."""
+    def num_recent(self) -> int:
+        """Last tokens that are never evicted."""
         return self.budget // 2 if self.recent is None else self.recent
 
-    def kept(self, tokens: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
-        """Return how many tokens are kept of so many."""
-        past = tokens - self.budget
-        return torch.where(past < 0, tokens, self.budget - self.interval + past % self.interval)
+    def count_retained(self, tokens: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+        """Return the number of retained tokens after `tokens` tokens."""
+        excess = tokens - self.budget
+        return torch.where(excess < 0, tokens, self.budget - self.interval + excess % self.interval)
 
-    def kept_of(self, tokens: int) -> int:
-        """Return how many tokens are kept of so many, without a tensor's detour."""
-        past = tokens - self.budget
-        return tokens if past < 0 else self.budget - self.interval + past % self.interval
+    def count_retained_int(self, tokens: int) -> int:
+        """Return the number of retained tokens after `tokens` tokens, for an integer."""
+        excess = tokens - self.budget
+        return tokens if excess < 0 else self.budget - self.interval + excess % self.interval
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
         return H2OMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of what is kept and of a float32 sum for each key, with room for the next ones."""
+        """Return the bytes of the cache and of a float32 sum per key, with the capacity allocated ahead."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
-        return columns_of_room(self.kept_of(tokens), self.budget) * (shape.token_bytes + sums)
+        return compute_capacity(self.count_retained_int(tokens), self.budget) * (shape.token_bytes + sums)
 
 
 class H2OMemory(LayerMemory):
-    """State: room for `keys`, turned to position 0 and with pairs side by side, `values` and `sums`.
+    """Memory of one layer.
 
-    The first `columns` are held, and behind them are zeros. A row that keeps fewer than others has them last.
+    State: buffers `keys` (rotated to position 0, pairs interleaved), `values` and `sums`. The first `columns`
+    are in use, followed by zeros. The tokens of a row with fewer than others are its last columns.
     """
 
     def __init__(self, policy: H2OPolicy) -> None:
@@ -94,17 +100,19 @@ class H2OMemory(LayerMemory):
         self.policy = policy
         self.columns = 0
 
-    def held(self, name: str) -> Tensor:
-        """Return the columns held of one tensor of the state."""
+    def get_columns(self, name: str) -> Tensor:
+        """Return the columns of one state tensor in use."""
         return self.state[name][:, :, : self.columns]
 
     def pieces(self, step: Step) -> list[int]:
-        """Return pieces that end where a row's cache is full."""
+        """Return the lengths of pieces that end where a row's cache is full."""
         if step.length == 1:
             return [1]
-        counted = step.before[:, None] + (step.time >= 0).cumsum(dim=1)
-        before = torch.cat([step.before[:, None], counted[:, :-1]], dim=1)
-        full = (self.policy.kept(counted) <= self.policy.kept(before)) & (counted > before)
+        token_counts = step.before[:, None] + (step.time >= 0).cumsum(dim=1)
+        before = torch.cat([step.before[:, None], token_counts[:, :-1]], dim=1)
+        full = (self.policy.count_retained(token_counts) <= self.policy.count_retained(before)) & (
+            token_counts > before
+        )
         ends = {*full.any(dim=0).nonzero().flatten().add(1).tolist(), step.length}
         begin, pieces = 0, []
         for end in sorted(ends):
@@ -114,100 +122,113 @@ class H2OMemory(LayerMemory):
         return pieces
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> None:
-        """Return nothing: what is kept is read where it lies, and new tokens behind it."""
+        """Return None: `generate` reads the state after appending the new tokens."""
 
     def generate(
-        self, query: Tensor, keys: Tensor, values: Tensor, held: Held | None, step: Step, scoring: Scoring
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        past: PastKeyValues | None,
+        step: Step,
+        scoring: Scoring,
     ) -> Tensor:
-        """Append, attend causally at slot positions, and add up what attention each key receives.
+        """Append the piece, attend causally at slot positions, and accumulate the attention of each key.
 
         Args: those of `LayerMemory.generate`.
         """
         before, most = self.columns, self.policy.budget
-        slots = step.once("slots", lambda: self._slots(step, before))
-        query, keys = self._turned(query, keys, slots, step)
+        slots = step.compute_once("slots", lambda: self._slots(step, before))
+        query, keys = self._rotate(query, keys, slots, step)
         for name, new in (("keys", keys), ("values", values)):
             self.state[name] = append(self.state.get(name), before, new, most)
         self.columns += step.length
-        paired = to_slots(self.held("keys"), slots, step)
-        out, weights = attend_at_slots(query, paired, self.held("values"), slots, step, scoring)
+        slot_keys = rotate_to_slots(self.get_columns("keys"), slots, step)
+        out, weights = attend_at_slots(query, slot_keys, self.get_columns("values"), slots, step, scoring)
         if step.padded:
             weights = weights * (step.time >= 0)[:, None, None, :, None]
         self._add_up(weights.detach().sum(dim=(2, 3)), before)
         return out
 
-    def _add_up(self, received: Float[Tensor, "batch key_heads columns"], before: int) -> None:
-        """Add what columns have received, of which `before` have been there before."""
-        sums, columns = self.state.get("sums"), received.shape[2]
+    def _add_up(self, attention: Float[Tensor, "batch key_heads columns"], before: int) -> None:
+        """Add the attention of each column to its sum; columns from `before` on are new."""
+        sums, columns = self.state.get("sums"), attention.shape[2]
         if sums is None or sums.shape[2] < columns:
-            new = received.new_zeros(*received.shape[:2], columns - before)
+            new = attention.new_zeros(*attention.shape[:2], columns - before)
             sums = append(sums, before, new, self.policy.budget)
-        self.state = writable(self.state | {"sums": sums})
-        self.state["sums"][:, :, :columns].add_(received)
+        self.state = make_writable(self.state | {"sums": sums})
+        self.state["sums"][:, :, :columns].add_(attention)
 
-    def _turned(self, query: Tensor, keys: Tensor, slots: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Return new queries at their slots, and new keys at position 0."""
+    def _rotate(self, query: Tensor, keys: Tensor, slots: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Rotate new queries to the positions of their slots, and rotate new keys back to position 0."""
         if step.length > 1:
-            return place(query, slots, step), unturn(keys, step)
+            return rotate_new_to_slots(query, slots, step), rotate_to_origin(keys, step)
         heads, groups = query.shape[1], keys.shape[1]
 
-        def both() -> Spin:
+        def build_rotation() -> PairedRotation:
             slot = slots[:, -1:].clamp(min=0)
-            wanted = torch.cat([slot, torch.zeros_like(slot)], dim=1)
-            return step.rotary.spin(step.given, wanted).by_heads([heads, groups])
+            targets = torch.cat([slot, torch.zeros_like(slot)], dim=1)
+            return step.rotary.make_paired_rotation(step.position_ids, targets).expand_to_heads(
+                [heads, groups]
+            )
 
-        turned = step.once(f"both {heads} {groups}", both).together(torch.cat([query, keys], dim=1))
-        query, keys = turned.split_with_sizes([heads, groups], dim=1)
+        vectors = step.compute_once(f"both {heads} {groups}", build_rotation).interleave_and_rotate(
+            torch.cat([query, keys], dim=1)
+        )
+        query, keys = vectors.split_with_sizes([heads, groups], dim=1)
         return query, keys
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Drop the least attended of a row that is full."""
-        if not step.once("drops", lambda: self._drops(step)):
+        """Evict the least attended tokens of full rows."""
+        if not step.compute_once("drops", lambda: self._must_drop(step)):
             return
-        kept = step.once("kept", lambda: self.policy.kept(step.after))
-        slots = step.once("slots", lambda: self._slots(step, self.columns - step.length))
-        most = step.once("most", lambda: int(kept.max()))
-        last = step.once("last", lambda: slots.amax(dim=1, keepdim=True) + 1)
-        safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.last))
-        sums = self.held("sums")
+        counts = step.compute_once("kept", lambda: self.policy.count_retained(step.after))
+        slots = step.compute_once("slots", lambda: self._slots(step, self.columns - step.length))
+        most = step.compute_once("most", lambda: int(counts.max()))
+        last = step.compute_once("last", lambda: slots.amax(dim=1, keepdim=True) + 1)
+        safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.num_recent))
+        sums = self.get_columns("sums")
         worth = sums.masked_fill(safe[:, None], float("inf")).masked_fill((slots < 0)[:, None], float("-inf"))
-        best = keep_best(worth, kept, most) if step.padded else all_but_worst(worth, most)
-        left = {name: take(self.held(name), best) for name in ("keys", "values")}
-        left["sums"] = sums.gather(2, best)
+        best = keep_best(worth, counts, most) if step.padded else drop_worst(worth, most)
+        tensors = {name: gather_columns(self.get_columns(name), best) for name in ("keys", "values")}
+        tensors["sums"] = sums.gather(2, best)
         self.columns = most
-        self._take_up(left)
+        self._set_state(tensors)
 
-    def saved(self) -> dict[str, Tensor]:
-        """Return the state without the spare room, keys as the model lays them."""
-        saved = {name: self.held(name) for name in self.state}
-        return saved | {"keys": self._layout().apart(saved["keys"])} if saved else saved
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the state without unused capacity, with keys in the model's pair layout."""
+        tensors = {name: self.get_columns(name) for name in self.state}
+        return tensors | {"keys": self._layout().deinterleave(tensors["keys"])} if tensors else tensors
 
-    def restore(self, saved: dict[str, Tensor]) -> None:
-        """Take up what `saved` returned, and make room for more."""
-        self.columns = saved["keys"].shape[2] if saved else 0
-        self._take_up(saved | {"keys": self._layout().together(saved["keys"])} if saved else saved)
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Load the tensors that `state_dict` returned, and allocate capacity for more."""
+        self.columns = state["keys"].shape[2] if state else 0
+        self._set_state(state | {"keys": self._layout().interleave(state["keys"])} if state else state)
 
-    def _layout(self) -> Layout:
+    def _layout(self) -> PairLayout:
         assert self.layout is not None
         return self.layout
 
-    def _take_up(self, held: dict[str, Tensor]) -> None:
-        """Make what is held the state, with room behind it."""
-        self.state = {name: append(None, 0, tensor, self.policy.budget) for name, tensor in held.items()}
+    def _set_state(self, tensors: dict[str, Tensor]) -> None:
+        """Store these tensors as the state, with capacity for more columns."""
+        self.state = {name: append(None, 0, tensor, self.policy.budget) for name, tensor in tensors.items()}
 
-    def _drops(self, step: Step) -> bool:
-        """Return whether columns must go: of a row that is full, or of padding."""
+    def _must_drop(self, step: Step) -> bool:
+        """Return True if columns must be removed because a row is full or has padding."""
         if not step.padded:
             before = int(step.before[0])
-            return self.policy.kept_of(before + step.length) != self.policy.kept_of(before) + step.length
-        kept = step.once("kept", lambda: self.policy.kept(step.after))
-        return bool((kept != self.policy.kept(step.before) + step.length).any())
+            return (
+                self.policy.count_retained_int(before + step.length)
+                != self.policy.count_retained_int(before) + step.length
+            )
+        counts = step.compute_once("kept", lambda: self.policy.count_retained(step.after))
+        return bool((counts != self.policy.count_retained(step.before) + step.length).any())
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
-        """Return the slot of every column, those kept and the new, -1 for none."""
+        """Return the slots of the stored and the new columns, -1 for padding."""
         if not step.padded:
             return torch.arange(count + step.length, device=step.time.device).expand(len(step.time), -1)
-        kept = self.policy.kept(step.before)[:, None]
-        old = torch.arange(count, device=kept.device) - count + kept
-        new = torch.where(step.time < 0, -1, kept + step.time - step.before[:, None])
+        counts = self.policy.count_retained(step.before)[:, None]
+        old = torch.arange(count, device=counts.device) - count + counts
+        new = torch.where(step.time < 0, -1, counts + step.time - step.before[:, None])
         return torch.cat([old, new], dim=1)

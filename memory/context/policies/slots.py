@@ -1,7 +1,8 @@
-"""Attention at slot positions: what is read stands in a row without gaps, whatever lay between in the text.
+"""Attention at slot positions: the tokens that are read get consecutive positions without gaps.
 
-Keys are kept at exact positions and are turned to their slots when they are read, so no error adds up and no
-distance exceeds what is read, however long the text (StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
+Keys are stored at exact positions and rotated to their slots when they are read. Rounding errors do not
+accumulate, and no distance exceeds the number of tokens read, for a text of any length (StreamingLLM, Xiao et
+al. 2023, arXiv 2309.17453).
 """
 
 from __future__ import annotations
@@ -14,28 +15,35 @@ from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Step
 
 
-def unturn(x: Float[Tensor, "batch heads length width"], step: Step) -> Tensor:
-    """Return new keys or queries turned to position 0, their pairs of coordinates side by side."""
-    origin = step.once("origin", lambda: step.rotary.spin(step.given, torch.zeros_like(step.given)))
-    return origin.together(x)
+def rotate_to_origin(x: Float[Tensor, "batch heads length width"], step: Step) -> Tensor:
+    """Rotate new keys or queries to position 0, with interleaved pairs."""
+    origin = step.compute_once(
+        "origin",
+        lambda: step.rotary.make_paired_rotation(step.position_ids, torch.zeros_like(step.position_ids)),
+    )
+    return origin.interleave_and_rotate(x)
 
 
-def to_slots(
+def rotate_to_slots(
     keys: Float[Tensor, "batch key_heads columns width"], slots: Int[Tensor, "batch columns"], step: Step
 ) -> Tensor:
-    """Return keys of position 0 at their slots, which are one after the other where none has no slot.
+    """Rotate keys from position 0 to their slots.
 
-    `slots` is the same object in every layer, and negative for what nobody reads.
+    `slots` is the same object in every layer, and negative for columns that are not read.
     """
-    if not _gaps(slots, step):
-        return step.once("move", lambda: step.rotary.in_order(slots.shape[1], slots.device))(keys)
-    return step.once("move", lambda: step.rotary.spin_by(slots.clamp(min=0)))(keys)
+    if not _has_gaps(slots, step):
+        return step.compute_once(
+            "move", lambda: step.rotary.make_slot_rotation(slots.shape[1], slots.device)
+        )(keys)
+    return step.compute_once("move", lambda: step.rotary.make_paired_shift(slots.clamp(min=0)))(keys)
 
 
-def place(x: Float[Tensor, "batch heads length width"], slots: Tensor, step: Step) -> Tensor:
-    """Return new keys or queries at their slots, the last of `slots`, their pairs side by side."""
+def rotate_new_to_slots(x: Float[Tensor, "batch heads length width"], slots: Tensor, step: Step) -> Tensor:
+    """Rotate new keys or queries to the last entries of `slots`, with interleaved pairs."""
     new = slots[:, -step.length :]
-    return step.once("place", lambda: step.rotary.spin(step.given, new.clamp(min=0))).together(x)
+    return step.compute_once(
+        "place", lambda: step.rotary.make_paired_rotation(step.position_ids, new.clamp(min=0))
+    ).interleave_and_rotate(x)
 
 
 def attend_at_slots(
@@ -48,36 +56,38 @@ def attend_at_slots(
 ) -> tuple[
     Float[Tensor, "batch heads length value_width"], Float[Tensor, "batch key_heads shared length columns"]
 ]:
-    """Return what new tokens read of what is kept and of themselves, the last columns; and their weights.
+    """Return the attention output and weights of new tokens, which are the last columns.
 
     Args:
-        query: Of the new tokens, at their slots, pairs of coordinates side by side.
-        keys: Of all columns, likewise.
-        values: Theirs.
-        slots: Of all columns, negative for what nobody reads, the same object in every layer.
+        query: Queries of the new tokens at their slots, with interleaved pairs.
+        keys: Keys of all columns at their slots, with interleaved pairs.
+        values: Values of all columns.
+        slots: Slots of all columns, negative for columns that are not read; the same object in every layer.
         step: The new tokens as a step.
-        scoring: What the model does to scores.
+        scoring: The model's scale, soft cap and learned sinks.
     """
     batch, heads, length, width = query.shape
     groups, columns = keys.shape[1:3]
-    grouped = query.reshape(batch * groups, -1, width)
-    products = torch.bmm(grouped, keys.flatten(0, 1).mT).view(batch, groups, heads // groups, length, columns)
+    grouped_query = query.reshape(batch * groups, -1, width)
+    products = torch.bmm(grouped_query, keys.flatten(0, 1).mT).view(
+        batch, groups, heads // groups, length, columns
+    )
     hidden = None
-    if length > 1 or _gaps(slots, step):
-        hidden = step.once("hidden", lambda: _hidden(slots, slots[:, -length:]))
-    weights = scoring.weights(products, hidden)
+    if length > 1 or _has_gaps(slots, step):
+        hidden = step.compute_once("hidden", lambda: _hidden(slots, slots[:, -length:]))
+    weights = scoring.compute_weights(products, hidden)
     out = torch.bmm(weights.to(values.dtype).reshape(batch * groups, -1, columns), values.flatten(0, 1))
     return out.view(batch, heads, length, -1), weights
 
 
-def _gaps(slots: Int[Tensor, "batch columns"], step: Step) -> bool:
-    return step.padded and step.once("gaps", lambda: bool((slots < 0).any()))
+def _has_gaps(slots: Int[Tensor, "batch columns"], step: Step) -> bool:
+    return step.padded and step.compute_once("gaps", lambda: bool((slots < 0).any()))
 
 
 def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"]) -> Tensor:
-    """Return which columns each new token does not read.
+    """Return the mask of columns that each new token does not read.
 
-    Padding reads itself, as a softmax must read something.
+    Padding reads itself, since a softmax needs at least one column.
     """
     hidden = (slots[:, None, :] > new[:, :, None]) | (slots < 0)[:, None, :]
     column = torch.arange(slots.shape[1], device=slots.device)

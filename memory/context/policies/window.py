@@ -1,4 +1,4 @@
-"""A plain sliding window: the last tokens and no sink. The baseline that collapses on most models."""
+"""Plain sliding window over the last tokens, without sinks. This baseline fails on most models."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class WindowPolicy(ContextPolicy):
     """Keep the last `budget` tokens."""
 
     budget: int = 1024
-    """Tokens kept, and read by a query, its own included."""
+    """Tokens kept, and read by a query, including its own."""
 
     moves_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.budget < 1:
-            raise ValueError(f"budget={self.budget}: it counts the token itself, so it must be at least 1")
+            raise ValueError(f"budget={self.budget}: must be at least 1, since it includes the token itself")
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
         return StreamMemory(self.budget, num_sinks=0)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of at most `budget` tokens' keys and values."""
+        """Return the bytes of the keys and values of at most `budget` tokens."""
         return min(tokens, self.budget) * shape.token_bytes

@@ -1,4 +1,4 @@
-"""A local chat model whose answers are as random as its weights, and always the same."""
+"""Local chat model with random weights and deterministic answers."""
 
 from __future__ import annotations
 

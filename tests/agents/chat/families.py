@@ -1,4 +1,4 @@
-"""Tokenizers of the forms of Llama 3, Qwen and Gemma: their marks, and templates of the shape of theirs."""
+"""Tokenizers like those of Llama 3, Qwen and Gemma, with their special tokens and similar chat templates."""
 
 from __future__ import annotations
 
@@ -38,18 +38,20 @@ GEMMA = "{{ '<bos>' }}" + _TURNS.format(
 def llama3() -> Any:
     marks = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     marks += ["<|eom_id|>", "<|python_tag|>", *(f"<|reserved_special_token_{n}|>" for n in range(20))]
-    return _of_bytes(None, marks, [], LLAMA3, eos_token="<|eot_id|>", bos_token="<|begin_of_text|>")
+    return _make_byte_tokenizer(
+        None, marks, [], LLAMA3, eos_token="<|eot_id|>", bos_token="<|begin_of_text|>"
+    )
 
 
 def qwen() -> Any:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|vision_pad|>"]
     plain = ["<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"]
     plain += ["<|fim_prefix|>", "<|repo_name|>", "<|file_sep|>"]
-    return _of_bytes(normalizers.NFC(), special, plain, QWEN, eos_token="<|im_end|>")
+    return _make_byte_tokenizer(normalizers.NFC(), special, plain, QWEN, eos_token="<|im_end|>")
 
 
 def gemma() -> Any:
-    """Its marks are in the vocabulary, and merges reach some of them without anybody's parsing marks."""
+    """Return a tokenizer whose marks are in the vocabulary; merges produce some of them from plain text."""
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<unused0>"]
     plain = ["<table>", "</table>", "[multimodal]", "<2mass>", "\n\n", "▁▁"]
     letters = sorted({*map(chr, range(32, 127)), "▁", "\n", *"éüß中"} - {" "})
@@ -69,19 +71,21 @@ def gemma() -> Any:
     raw.normalizer = normalizers.Replace(" ", "▁")
     raw.pre_tokenizer = pre_tokenizers.Split(" ", "merged_with_previous")
     raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return _wrapped(raw, special, plain, GEMMA, unk_token="<unk>", eos_token="<eos>", bos_token="<bos>")
+    return _add_marks(raw, special, plain, GEMMA, unk_token="<unk>", eos_token="<eos>", bos_token="<bos>")
 
 
 def composing() -> Any:
-    """Its marks are looked for in what compatible forms of letters come to, and one of them is a word."""
+    """Return a tokenizer that matches marks after compatibility normalization; one mark is a plain word."""
     raw_marks = ["<|im_start|>", "<|im_end|>"]
-    tokenizer = _of_bytes(normalizers.NFKC(), raw_marks, [], QWEN, eos_token="<|im_end|>")
+    tokenizer = _make_byte_tokenizer(normalizers.NFKC(), raw_marks, [], QWEN, eos_token="<|im_end|>")
     tokenizer.add_tokens([AddedToken(mark, normalized=True) for mark in ("<tool_call>", "</tool_call>")])
     tokenizer.add_tokens([AddedToken(mark, normalized=True) for mark in ("<<", "endofpage")])
     return tokenizer
 
 
-def _of_bytes(normalizer: Any, special: list[str], plain: list[str], template: str, **names: str) -> Any:
+def _make_byte_tokenizer(
+    normalizer: Any, special: list[str], plain: list[str], template: str, **names: str
+) -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("i", "m"), ("e", "n"), ("en", "d"), ("<", "|"), ("|", ">"), ("u", "s"), ("Ċ", "Ċ")]
     words = [*alphabet, *map("".join, merges)]
@@ -98,10 +102,10 @@ def _of_bytes(normalizer: Any, special: list[str], plain: list[str], template: s
         ]
     )
     raw.decoder = decoders.ByteLevel()
-    return _wrapped(raw, special, plain, template, **names)
+    return _add_marks(raw, special, plain, template, **names)
 
 
-def _wrapped(raw: Tokenizer, special: list[str], plain: list[str], template: str, **names: str) -> Any:
+def _add_marks(raw: Tokenizer, special: list[str], plain: list[str], template: str, **names: str) -> Any:
     raw.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in special])
     raw.add_tokens([AddedToken(mark, normalized=False) for mark in plain])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **names)

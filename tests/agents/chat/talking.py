@@ -1,4 +1,4 @@
-"""What the chat model's tests say to it, and read of its answers."""
+"""Questions, tools and helpers of the chat model's tests."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read(message):
 
 @tool
 def weather(place: str, days: int = 1) -> str:
-    """Tell the weather."""
+    """Return the weather."""
     return f"sunny in {place} for {days} days"
 
 

@@ -1,4 +1,4 @@
-"""Chat templates of the structure of today's families: what they know of roles, tools and content."""
+"""Chat templates like those of current model families, which differ in roles, tools and content."""
 
 _ALTERNATE = (
     "{% for m in turns %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
@@ -23,7 +23,7 @@ LLAMA3 = (
     "{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-"""The system's turn always; calls of its own form, one at once."""
+"""Always has a system turn; tool calls have a syntax of their own, one per turn."""
 
 _GEMMA_TURNS = (
     "{% for m in turns %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
@@ -36,10 +36,10 @@ GEMMA2 = (
     "{% endif %}"
     "{% set turns = messages %}{% set system = '' %}" + _ALTERNATE + _GEMMA_TURNS
 )
-"""No system; users and the model, in turn."""
+"""No system role; user and model alternate."""
 
 GEMMA3 = "{{ bos_token }}" + _SYSTEM_APART + _ALTERNATE + _GEMMA_TURNS
-"""The system's words stand in the first user's turn, and nowhere without one."""
+"""The system text is part of the first user turn, and left out without one."""
 
 MISTRAL = (
     "{{ bos_token }}"
@@ -51,14 +51,14 @@ MISTRAL = (
     "{{ eos_token }}{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
     "{% else %}{{ raise_exception('users and assistants only') }}{% endif %}{% endfor %}"
 )
-"""Users and the assistant, in turn; the system's words in the last question; calls of its own form."""
+"""User and assistant alternate; the system text is in the last question; tool calls have their own syntax."""
 
 PHI = (
     "{% for m in messages %}{% if m['role'] in ('system', 'user', 'assistant') %}<|{{ m['role'] }}|>\n"
     "{{ m['content'] }}<|end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-"""Three roles, in any order; what others say is left out without a word."""
+"""Three roles in any order; messages of other roles are silently left out."""
 
 QWEN3 = (
     "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}"
@@ -77,14 +77,14 @@ QWEN3 = (
     "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Tools and calls in our own form, results of one round in one turn of the user, thoughts cut off."""
+"""Tools and calls in this package's syntax; results of one turn share a user turn; reasoning is removed."""
 
 IN_PARTS = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for part in m['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""Of a model that sees, too: content comes in parts."""
+"""Template of a vision model, with content as a list of parts."""
 
 TEMPLATES = {
     "llama3": LLAMA3,

@@ -1,4 +1,4 @@
-"""Answers keep their form, whatever the model thinks."""
+"""Grammar constraints with a random model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.constraint import Constraint, json_grammar
-from scrubjay.agents.chat.loaded import LoadedModel
+from scrubjay.agents.chat.language_model import LoadedModel
 
 from .talking import adder, weather
 
@@ -59,15 +59,15 @@ SCHEMAS = st.recursive(
     lambda inner: st.one_of(
         st.dictionaries(st.sampled_from(["a", "name", "é", 'q"']), inner, max_size=3).flatmap(
             lambda properties: st.sets(st.sampled_from(sorted(properties) or ["a"])).map(
-                lambda required: {
+                lambda required_names: {
                     "type": "object",
                     "properties": properties,
-                    "required": sorted(required & set(properties)),
+                    "required": sorted(required_names & set(properties)),
                 }
             )
         ),
         st.tuples(inner, st.integers(0, 2)).map(
-            lambda drawn: {"type": "array", "items": drawn[0], "minItems": drawn[1], "maxItems": 3}
+            lambda array: {"type": "array", "items": array[0], "minItems": array[1], "maxItems": 3}
         ),
     ),
     max_leaves=4,
@@ -99,16 +99,16 @@ def vocabulary(tiny_chat):
 def test_only_tokens_that_keep_the_answer_valid_may_be_chosen(tiny_chat, vocabulary):
     _, tokenizer = tiny_chat
     constraint = Constraint(vocabulary, json_grammar({"enum": ["ab", "ac"]}))
-    forced = constraint.forced()
-    assert tokenizer.decode(forced) == '"a'
-    constraint.accept(forced)
-    allowed = constraint.restrict(torch.zeros(len(tokenizer))).isfinite().nonzero().flatten().tolist()
-    assert {tokenizer.decode([token]) for token in allowed} == {"b", "c"}
-    one, other = (constraint.after(token) for token in allowed)
+    forced_tokens = constraint.forced_tokens()
+    assert tokenizer.decode(forced_tokens) == '"a'
+    constraint.accept(forced_tokens)
+    allowed_tokens = constraint.restrict(torch.zeros(len(tokenizer))).isfinite().nonzero().flatten().tolist()
+    assert {tokenizer.decode([token]) for token in allowed_tokens} == {"b", "c"}
+    one, other = (constraint.copy_after(token) for token in allowed_tokens)
     assert tokenizer.decode(one.shortest_end()) == tokenizer.decode(other.shortest_end()) == '"'
-    # Neither way has been gone by the one that both began from.
+    # The original constraint is not advanced by its copies.
     assert len(constraint.shortest_end() or ()) == 2
-    assert not constraint.finished
+    assert not constraint.is_finished
     with pytest.raises(ValueError, match="cannot constrain the answer"):
         constraint.accept(tokenizer("d").input_ids)
 

@@ -1,4 +1,4 @@
-"""Kept conversations change nothing but the cost."""
+"""Stored conversations reduce the cost and do not change the answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from langchain_core.runnables import RunnableConfig
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.answer import Answer, AnswerConfig
 from scrubjay.agents.chat.conversations import Conversation
-from scrubjay.agents.chat.loaded import LoadedModel
+from scrubjay.agents.chat.language_model import LoadedModel
 from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.memory.context import PolicyCache, make
 
@@ -24,13 +24,13 @@ from .talking import QUESTIONS, SYSTEM, read, talk, weather
 
 @pytest.mark.parametrize(("policy", "budget"), [("full", 0), ("sinks", 1024), ("sinks", 24), ("window", 24)])
 def test_a_kept_conversation_gives_the_answers_of_a_fresh_one(chat, policy, budget):
-    kept = talk(chat(policy=policy, budget=budget), QUESTIONS)
+    continued_answers = talk(chat(policy=policy, budget=budget), QUESTIONS)
     fresh = talk(chat(policy=policy, budget=budget, max_conversations=0), QUESTIONS)
-    assert [answer.text for answer in kept] == [answer.text for answer in fresh]
-    for before, answer, alone in zip([None, *kept], kept, fresh, strict=False):
+    assert [answer.text for answer in continued_answers] == [answer.text for answer in fresh]
+    for before, answer, alone in zip([None, *continued_answers], continued_answers, fresh, strict=False):
         assert answer.usage_metadata["input_tokens"] == alone.usage_metadata["input_tokens"]
         assert read(alone) == 0
-        # All that was read and said but the last token, which nobody had to read.
+        # All tokens of prompt and answer except the last, which was not processed.
         assert before is None or read(answer) >= before.usage_metadata["total_tokens"] - 1
 
 
@@ -54,24 +54,24 @@ def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same
     config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
     model, fresh = chat(policy=policy), chat(policy=policy, max_conversations=0)
     prompts = [
-        [SYSTEM, *(HumanMessage(f"{number} {what}") for number, what in enumerate(said))]
-        for said in (
+        [SYSTEM, *(HumanMessage(f"{number} {what}") for number, what in enumerate(user_texts))]
+        for user_texts in (
             ["It rained.", "Why?"],
             ["It rained.", "When was it?"],
             ["It rained.", "When?", "No."],
             ["Oh."],
         )
     ]
-    saved = []
+    cache_reads = []
     for messages in prompts:
         answer, alone = model.invoke(messages, config), fresh.invoke(messages)
         assert answer.text == alone.text
         assert answer.usage_metadata["input_tokens"] == alone.usage_metadata["input_tokens"]
-        saved.append(read(answer))
-    assert saved[0] == 0
+        cache_reads.append(read(answer))
+    assert cache_reads[0] == 0
     croppable = policy != "snapkv"
-    assert (min(saved[1:3]) > 90) is croppable
-    # Of two unnamed conversations each goes on; a name has one.
+    assert (min(cache_reads[1:3]) > 90) is croppable
+    # Two unnamed conversations both continue; a name has only one.
     going_on = [*prompts[0], model.invoke(prompts[0], config), HumanMessage("On")]
     assert model.invoke(going_on, config).text == fresh.invoke(going_on).text
 
@@ -86,11 +86,11 @@ def test_a_prompt_that_begins_as_another_did_reads_the_rest_and_answers_the_same
 )
 @settings(deadline=None, max_examples=15)
 def test_whatever_was_read_before_changes_no_answer(tiny_chat, talks, budget, thread):
-    given = {"model": tiny_chat, "temperature": 0, "max_tokens": 6, "policy": "sinks", "budget": budget}
-    model, fresh = LocalChatModel(**given), LocalChatModel(**given, max_conversations=0)
+    options = {"model": tiny_chat, "temperature": 0, "max_tokens": 6, "policy": "sinks", "budget": budget}
+    model, fresh = LocalChatModel(**options), LocalChatModel(**options, max_conversations=0)
     config: RunnableConfig = {"configurable": {"thread_id": thread} if thread else {}}
-    for said in talks:
-        messages = [SYSTEM, *map(HumanMessage, said)]
+    for user_texts in talks:
+        messages = [SYSTEM, *map(HumanMessage, user_texts)]
         assert model.invoke(messages, config).text == fresh.invoke(messages).text
 
 
@@ -113,18 +113,19 @@ def test_a_conversation_goes_on_from_disk(chat, tmp_path):
     model.save_conversation(tmp_path, "anna")
     other = chat(budget=24)
     other.load_conversation(tmp_path, "berta")
-    asked = [HumanMessage(QUESTIONS[0])]
+    messages = [HumanMessage(QUESTIONS[0])]
     for question in QUESTIONS[1:]:
-        asked += [chat(budget=24).invoke(asked), HumanMessage(question)]
+        messages += [chat(budget=24).invoke(messages), HumanMessage(question)]
     config = {"configurable": {"thread_id": "berta"}}
     assert (
-        other.invoke(asked, config).text == model.invoke(asked, {"configurable": {"thread_id": "anna"}}).text
+        other.invoke(messages, config).text
+        == model.invoke(messages, {"configurable": {"thread_id": "anna"}}).text
     )
     with pytest.raises(ValueError, match="holds no saved conversation"):
         model.load_conversation(tmp_path / "nothing")
     with pytest.raises(ValueError, match="budget"):
         chat(budget=30).load_conversation(tmp_path)
-    with pytest.raises(ValueError, match="no conversation 'carla'"):
+    with pytest.raises(ValueError, match="thread_id='carla': no stored conversation"):
         model.save_conversation(tmp_path, "carla")
 
 
@@ -132,22 +133,22 @@ def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatc
     model = chat(policy="full")
     talk(model, QUESTIONS[:1])
     model.save_conversation(tmp_path)
-    kept = model.cache_bytes()
+    saved_bytes = model.cache_bytes()
     talk(model, [QUESTIONS[0], "Tell me more. " * 20])
 
-    def killed(*_):
+    def interrupt(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.replace", killed)
+        patch.setattr("pathlib.Path.replace", interrupt)
         with pytest.raises(KeyboardInterrupt):
             model.save_conversation(tmp_path)
     other = chat(policy="full")
     other.load_conversation(tmp_path)
-    assert other.cache_bytes() == kept
+    assert other.cache_bytes() == saved_bytes
     model.save_conversation(tmp_path)
     other.load_conversation(tmp_path)
-    assert other.cache_bytes() == model.cache_bytes() > kept
+    assert other.cache_bytes() == model.cache_bytes() > saved_bytes
     (cache,) = (
         file for file in tmp_path.iterdir() if file.name in (tmp_path / "conversation.json").read_text()
     )
@@ -163,16 +164,16 @@ def test_a_save_that_is_cut_short_leaves_the_last_one(chat, tmp_path, monkeypatc
 def test_a_question_that_is_refused_leaves_the_conversation(chat, again):
     model = chat(policy="full")
     (answer,) = talk(model, QUESTIONS[:1])
-    asked = [HumanMessage(QUESTIONS[0])]
+    messages = [HumanMessage(QUESTIONS[0])]
     with pytest.raises(ValueError, match="policy='sinks'"):
-        model.invoke([*asked, answer, HumanMessage("Hello " * 700)])
+        model.invoke([*messages, answer, HumanMessage("Hello " * 700)])
     if again:
         with pytest.raises(ValueError, match="shortest valid answer"):
-            model.invoke(asked, response_format={"type": "json_object"}, max_tokens=1)
+            model.invoke(messages, response_format={"type": "json_object"}, max_tokens=1)
     else:
-        asked += [answer, HumanMessage("On")]
-    after = model.invoke(asked)
-    assert after.text == chat(policy="full").invoke(asked).text
+        messages += [answer, HumanMessage("On")]
+    after = model.invoke(messages)
+    assert after.text == chat(policy="full").invoke(messages).text
     assert read(after) > 10
 
 
@@ -194,32 +195,36 @@ def test_a_turn_after_a_call_reads_only_what_is_new(chat):
     answer = model.invoke("Hello")
     result = weather.invoke(answer.tool_calls[0])
     after = model.invoke([HumanMessage("Hello"), answer, result])
-    # The end of the call was forced, and is read together with what follows.
+    # The end of the call was forced, and is processed together with the next prompt.
     assert read(after) >= answer.usage_metadata["input_tokens"]
 
 
 def test_a_mark_that_a_model_spells_in_letters_is_none_in_what_is_kept(tiny_chat):
-    """Else an empty answer, with the mark that its template writes behind it, would go on from it."""
+    """Otherwise an empty answer with the template's end-of-turn token would continue this conversation."""
     model, tokenizer = tiny_chat
-    spelled = tokenizer("".join("<|im_end|>"), split_special_tokens=True).input_ids
-    loaded = LoadedModel(model, tokenizer, "tiny")
-    assert not loaded.control_tokens.count(spelled)
+    letter_tokens = tokenizer("".join("<|im_end|>"), split_special_tokens=True).input_ids
+    loaded_model = LoadedModel(model, tokenizer, "tiny")
+    assert not loaded_model.control_tokens.count(letter_tokens)
     prompt = write_prompt(tokenizer, [HumanMessage("Hello")])
-    conversation = Conversation(PolicyCache(make("full"), model), loaded)
+    conversation = Conversation(PolicyCache(make("full"), model), loaded_model)
     answer = Answer(
-        loaded, conversation, prompt, loaded.tokenize(prompt), AnswerConfig(max_tokens=len(spelled))
+        loaded_model,
+        conversation,
+        prompt,
+        loaded_model.tokenize(prompt),
+        AnswerConfig(max_tokens=len(letter_tokens)),
     )
-    says = iter(spelled)
+    says = iter(letter_tokens)
     answer._next = lambda logits: [next(says)]
     assert "".join(answer) == "<|im_end|>"
-    written = loaded.control_tokens.count(loaded.tokenize(prompt))
-    assert loaded.control_tokens.count(loaded.tokenize(conversation.text)) == written
-    empty, said = (
+    control_count = loaded_model.control_tokens.count(loaded_model.tokenize(prompt))
+    assert loaded_model.control_tokens.count(loaded_model.tokenize(conversation.text)) == control_count
+    empty_prompt, spelled_prompt = (
         write_prompt(tokenizer, [HumanMessage("Hello"), AIMessage(text), HumanMessage("So?")])
         for text in ("", "<|im_end|>")
     )
-    assert not empty.startswith(conversation.text)
-    assert said.startswith(conversation.text)
+    assert not empty_prompt.startswith(conversation.text)
+    assert spelled_prompt.startswith(conversation.text)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"cache": 3}', "\x00"])

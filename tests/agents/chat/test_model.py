@@ -1,4 +1,4 @@
-"""The local chat model as langchain's users meet it: settings, streams, threads."""
+"""The local chat model through langchain's interface: settings, streams, threads."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_many_threads_at_once_answer_as_one(chat):
         ({"policy": "sinkz"}, "did you mean 'sinks'"),
         ({"budget": 1}, "budget=1"),
         ({"max_conversations": -1}, "max_conversations=-1"),
-        ({"budgett": 5}, "no setting budgett"),
+        ({"budgett": 5}, "unknown setting budgett"),
     ],
 )
 def test_settings_that_cannot_work_are_named(chat, wrong, message):
@@ -91,7 +91,7 @@ def test_what_cannot_be_answered_is_named(chat):
     model = chat()
     with pytest.raises(ValueError, match="reads text only"):
         model.invoke([HumanMessage([{"type": "image_url", "image_url": {"url": "http://x"}}])])
-    with pytest.raises(ValueError, match="no messages"):
+    with pytest.raises(ValueError, match="at least one message"):
         model.invoke([])
     with pytest.raises(ValueError, match="no model at"):
         LocalChatModel(model="/no/such/folder").invoke("Hello")

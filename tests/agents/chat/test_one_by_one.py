@@ -1,4 +1,4 @@
-"""Models whose states start anew with every call of several tokens answer as if all were read afresh."""
+"""Models whose state restarts with every call of several tokens give the answers of a full recomputation."""
 
 from __future__ import annotations
 
@@ -49,16 +49,16 @@ def test_a_second_turn_and_a_long_prompt_are_read_as_the_whole(family, tiny_chat
     tokenizer = tiny_chat[1]
     torch.manual_seed(0)
     model = MODELS[family](vocab_size=len(tokenizer), tie_word_embeddings=False).eval()
-    # What is answered and read again must be the same tokens: those of ASCII alone are.
-    said = tokenizer("".join(map(chr, range(32, 127)))).input_ids
+    # Generated text must tokenize to the same tokens; only ASCII tokens do.
+    text = tokenizer("".join(map(chr, range(32, 127)))).input_ids
     model.lm_head.weight[
-        torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(said), False)
+        torch.ones(len(tokenizer), dtype=torch.bool).index_fill(0, torch.tensor(text), False)
     ] = 0
     chat = LocalChatModel(model=(model, tokenizer), policy="full", max_tokens=6)
     thread: Any = {"configurable": {"thread_id": "t"}}
     turns: list[tuple[str, str]] = []
-    for said in ("hello " * 120, "and then?", "what else?"):
-        turns.append(("user", said))
+    for text in ("hello " * 120, "and then?", "what else?"):
+        turns.append(("user", text))
         answer = chat.invoke(turns, thread).content
         fresh = LocalChatModel(model=(model, tokenizer), policy="full", max_tokens=6).invoke(turns).content
         assert answer == fresh

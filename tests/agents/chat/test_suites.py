@@ -1,4 +1,4 @@
-"""langchain's own suites for chat models: on a random model, and on SmolLM2, which understands."""
+"""Langchain's standard suites for chat models, on a random model and on SmolLM2."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class _Integration(_Chat):
 
     def invoke_with_cache_read_input(self, *, stream=False):
         model = LocalChatModel(**self.chat_model_params)
-        asked = [HumanMessage("Hello")]
-        going_on = [*asked, model.invoke(asked), HumanMessage("And now?")]
+        messages = [HumanMessage("Hello")]
+        going_on = [*messages, model.invoke(messages), HumanMessage("And now?")]
         if not stream:
             return model.invoke(going_on)
         whole, *rest = model.stream(going_on)
@@ -102,5 +102,5 @@ class TestSmolLM2(_Integration, ChatModelIntegrationTests):
 
     @property
     def chat_model_params(self):
-        # It calls no tool of its own accord, but knows when it might.
+        # SmolLM2 rarely calls a tool without the bias.
         return {"model": self.ready, "temperature": 0, "max_tokens": 40, "call_bias": 4}

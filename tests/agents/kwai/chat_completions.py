@@ -1,4 +1,4 @@
-"""A local server of OpenAI's chat completions: says what its script says, refuses what OpenAI's refuses."""
+"""Local server of OpenAI's chat completions with scripted replies; rejects requests that OpenAI rejects."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _PARTS = {"user": {"text", "image_url", "input_audio", "file"}, "assistant": {"t
 
 @dataclass(frozen=True)
 class Says:
-    """A reply that is a message."""
+    """Reply with a message."""
 
     text: str = ""
     calls: tuple[tuple[str, str], ...] = ()
-    """Name and arguments, as the text that the model wrote, of each call."""
+    """Name and arguments of each call; the arguments are text as the model wrote it."""
     finish_reason: str | None = None
-    """Why it ended, where not as a whole reply does."""
+    """Finish reason; None for that of a complete reply."""
 
 
 @dataclass(frozen=True)
 class Fails:
-    """A reply that is an error of the server."""
+    """Reply with a server error."""
 
     status: int
     message: str
@@ -56,14 +56,14 @@ class Fails:
 
 @dataclass(frozen=True)
 class BreaksOff:
-    """The connection ends, after some pieces of a streamed reply."""
+    """Close the connection after some pieces of a streamed reply."""
 
     pieces: int = 0
 
 
 @dataclass(frozen=True)
 class Hangs:
-    """Nothing comes for so many seconds."""
+    """Send nothing for some seconds."""
 
     seconds: float
 
@@ -77,29 +77,29 @@ def calls(name: str, /, **arguments: Any) -> Says:
 
 
 class ChatServer:
-    """What the server was asked, and what it is to say, in order; then the last reply again and again."""
+    """Requests of a server and its scripted replies; the last reply is repeated."""
 
     def __init__(self, replies: list[Reply]) -> None:
         self.requests: list[dict[str, Any]] = []
-        self.refused: list[str] = []
-        """What it said of requests that break the rules."""
-        self.used = 0
-        """Tokens of all replies."""
+        self.rejections: list[str] = []
+        """Error messages for invalid requests."""
+        self.used_tokens = 0
+        """Total tokens of all replies."""
         self.url = ""
         self._replies, self._lock = list(replies), threading.Lock()
 
     @property
     def prompts(self) -> list[list[dict[str, Any]]]:
-        """The messages of each request."""
+        """Messages of each request."""
         return [request["messages"] for request in self.requests]
 
     def answer(self, request: Any) -> Reply:
-        """Return the next reply, or what is wrong with the request."""
+        """Return the next reply, or an error if the request is invalid."""
         try:
             check(request)
         except ValueError as error:
             with self._lock:
-                self.refused.append(str(error))
+                self.rejections.append(str(error))
             return Fails(400, str(error))
         with self._lock:
             self.requests.append(request)
@@ -108,9 +108,9 @@ class ChatServer:
 
 @contextmanager
 def serve(*replies: Reply) -> Iterator[ChatServer]:
-    """Run a server that gives these replies."""
+    """Run a server with these replies."""
     server = ChatServer(list(replies))
-    gone = threading.Event()
+    stop_event = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -127,7 +127,7 @@ def serve(*replies: Reply) -> Iterator[ChatServer]:
                 return self._send(Fails(400, "the body is not JSON in UTF-8"))
             reply = server.answer(request)
             if isinstance(reply, Hangs):
-                gone.wait(reply.seconds)
+                stop_event.wait(reply.seconds)
                 self.close_connection = True
                 return None
             if isinstance(reply, Fails):
@@ -138,7 +138,7 @@ def serve(*replies: Reply) -> Iterator[ChatServer]:
             if request.get("stream"):
                 return self._stream(reply, request)
             whole = _whole(reply, request)
-            server.used += whole["usage"]["total_tokens"]
+            server.used_tokens += whole["usage"]["total_tokens"]
             return self._write(200, whole)
 
         def _send(self, failure: Fails) -> None:
@@ -162,9 +162,9 @@ def serve(*replies: Reply) -> Iterator[ChatServer]:
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
-            server.used += _whole(reply, request)["usage"]["total_tokens"]
-            for place, chunk in enumerate([*map(json.dumps, _chunks(reply, request)), "[DONE]"]):
-                if isinstance(reply, BreaksOff) and place == reply.pieces:
+            server.used_tokens += _whole(reply, request)["usage"]["total_tokens"]
+            for index, chunk in enumerate([*map(json.dumps, _chunks(reply, request)), "[DONE]"]):
+                if isinstance(reply, BreaksOff) and index == reply.pieces:
                     self.close_connection = True
                     return
                 piece = f"data: {chunk}\n\n".encode()
@@ -179,7 +179,7 @@ def serve(*replies: Reply) -> Iterator[ChatServer]:
         daemon_threads = True
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            if not isinstance(sys.exc_info()[1], OSError):  # clients may leave
+            if not isinstance(sys.exc_info()[1], OSError):  # clients may disconnect
                 super().handle_error(request, client_address)
 
     http = Quiet(("127.0.0.1", 0), Handler)
@@ -189,14 +189,14 @@ def serve(*replies: Reply) -> Iterator[ChatServer]:
     try:
         yield server
     finally:
-        gone.set()
+        stop_event.set()
         http.shutdown()
         http.server_close()
 
 
 def check(request: Any) -> None:
-    """Raise ValueError on a request that OpenAI refuses, or that stricter servers of its form do."""
-    _known(request, _FIELDS, "the request")
+    """Raise ValueError on a request that OpenAI or a stricter compatible server rejects."""
+    _check_fields(request, _FIELDS, "the request")
     if not (isinstance(request.get("model"), str) and request["model"]):
         raise ValueError("you must provide a model")
     if not (isinstance(request.get("messages"), list) and request["messages"]):
@@ -219,8 +219,8 @@ def _check_tools(tools: Any) -> None:
     if not (isinstance(tools, list) and tools):
         raise ValueError("tools must be a list that is not empty")
     for tool in tools:
-        _known(tool, {"type", "function"}, "a tool")
-        _known(tool.get("function"), {"name", "description", "parameters", "strict"}, "a function")
+        _check_fields(tool, {"type", "function"}, "a tool")
+        _check_fields(tool.get("function"), {"name", "description", "parameters", "strict"}, "a function")
         function = tool["function"]
         if tool.get("type") != "function" or not _NAME.fullmatch(str(function.get("name"))):
             raise ValueError(f"tools: the name {function.get('name')!r} does not match {_NAME.pattern}")
@@ -235,12 +235,12 @@ def _check_tools(tools: Any) -> None:
 
 def _check_messages(messages: list[Any]) -> None:
     waiting: set[str] = set()
-    for place, message in enumerate(messages):
-        where = f"messages[{place}]"
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
         if role not in _MESSAGE_FIELDS:
             raise ValueError(f"{where}: unknown role {role!r}")
-        _known(message, _MESSAGE_FIELDS[role], where)
+        _check_fields(message, _MESSAGE_FIELDS[role], where)
         if "name" in message and not _NAME.fullmatch(message["name"]):
             raise ValueError(f"{where}: name does not match {_NAME.pattern}")
         if role == "tool":
@@ -256,20 +256,20 @@ def _check_messages(messages: list[Any]) -> None:
         raise ValueError(f"tool_calls must be followed by tool messages; none answers {sorted(waiting)}")
 
 
-def _check_calls(found: Any, where: str) -> set[str]:
-    if not (isinstance(found, list) and found):
+def _check_calls(calls: Any, where: str) -> set[str]:
+    if not (isinstance(calls, list) and calls):
         raise ValueError(f"{where}: tool_calls must be a list that is not empty")
-    for call in found:
-        _known(call, {"id", "type", "function"}, f"{where}: a call")
-        _known(call.get("function"), {"name", "arguments"}, f"{where}: a function")
+    for call in calls:
+        _check_fields(call, {"id", "type", "function"}, f"{where}: a call")
+        _check_fields(call.get("function"), {"name", "arguments"}, f"{where}: a function")
         if call.get("type") != "function" or not (isinstance(call.get("id"), str) and call["id"]):
             raise ValueError(f"{where}: a call needs the type function and an id")
         if not _NAME.fullmatch(str(call["function"].get("name"))):
             raise ValueError(f"{where}: the name of a call does not match {_NAME.pattern}")
-        # OpenAI takes any text here; servers that put it into a template do not.
+        # OpenAI accepts any text here; servers that insert it into a template do not.
         if not isinstance(json.loads(call["function"]["arguments"]), dict):
             raise ValueError(f"{where}: arguments must be the text of a JSON object")  # noqa: TRY004
-    ids = [call["id"] for call in found]
+    ids = [call["id"] for call in calls]
     if len(set(ids)) < len(ids):
         raise ValueError(f"{where}: ids of calls must differ, got {ids}")
     return set(ids)
@@ -287,14 +287,14 @@ def _check_content(message: dict[str, Any], role: str, where: str) -> None:
         kind = part.get("type") if isinstance(part, dict) else None
         if kind not in _PARTS.get(role, {"text"}):
             raise ValueError(f"{where}: a part of content has the type {kind!r}, which {role} cannot have")
-        _known(part, {"type", kind}, f"{where}: a part")
+        _check_fields(part, {"type", kind}, f"{where}: a part")
         if kind == "image_url":
-            _known(part.get("image_url"), {"url", "detail"}, f"{where}: image_url")
+            _check_fields(part.get("image_url"), {"url", "detail"}, f"{where}: image_url")
         elif kind == "text" and not isinstance(part.get("text"), str):
             raise ValueError(f"{where}: text must be a text")
 
 
-def _known(value: Any, names: set[str], where: str) -> None:
+def _check_fields(value: Any, names: set[str], where: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"{where} must be an object")  # noqa: TRY004
     unknown = sorted(set(value) - names)
@@ -305,54 +305,60 @@ def _known(value: Any, names: set[str], where: str) -> None:
 def _message(reply: Any, number: int) -> tuple[dict[str, Any], str]:
     if isinstance(reply, BreaksOff):
         reply = "some words that do not come to an end " * 9
-    said = Says(reply) if isinstance(reply, str) else reply
-    message: dict[str, Any] = {"role": "assistant", "content": said.text or None, "refusal": None}
-    if said.calls:
+    says = Says(reply) if isinstance(reply, str) else reply
+    message: dict[str, Any] = {"role": "assistant", "content": says.text or None, "refusal": None}
+    if says.calls:
         message["tool_calls"] = [
             {
-                "id": f"call_{number}_{place}",
+                "id": f"call_{number}_{index}",
                 "type": "function",
                 "function": {"name": name, "arguments": arguments},
             }
-            for place, (name, arguments) in enumerate(said.calls)
+            for index, (name, arguments) in enumerate(says.calls)
         ]
-    return message, said.finish_reason or ("tool_calls" if said.calls else "stop")
+    return message, says.finish_reason or ("tool_calls" if says.calls else "stop")
 
 
-def _about(request: dict[str, Any], kind: str) -> dict[str, Any]:
+def _envelope(request: dict[str, Any], kind: str) -> dict[str, Any]:
     return {"id": "chatcmpl-1", "object": kind, "created": int(time.time()), "model": request["model"]}
 
 
 def _usage(request: dict[str, Any], message: dict[str, Any]) -> dict[str, int]:
-    """A token for four characters of what was sent and said."""
-    sent, got = (len(json.dumps(value)) // 4 for value in (request["messages"], message))
-    return {"prompt_tokens": sent, "completion_tokens": got, "total_tokens": sent + got}
+    """Return the usage, with one token per four characters of request and reply."""
+    prompt_tokens, completion_tokens = (
+        len(json.dumps(value)) // 4 for value in (request["messages"], message)
+    )
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
 
 
 def _whole(reply: Any, request: dict[str, Any]) -> dict[str, Any]:
     message, reason = _message(reply, len(request["messages"]))
     choice = {"index": 0, "message": message, "finish_reason": reason, "logprobs": None}
     return {
-        **_about(request, "chat.completion"),
+        **_envelope(request, "chat.completion"),
         "choices": [choice],
         "usage": _usage(request, message),
     }
 
 
 def _chunks(reply: Any, request: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Give a reply in pieces: words of its text, halves of calls' arguments, why it ended, usage."""
+    """Yield a reply in pieces: words of its text, halves of the arguments of calls, finish reason, usage."""
     message, reason = _message(reply, len(request["messages"]))
     deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": piece} for piece in re.findall(r"\S+\s*", message["content"] or "")]
-    for place, call in enumerate(message.get("tool_calls", [])):
+    for index, call in enumerate(message.get("tool_calls", [])):
         arguments = call["function"]["arguments"]
         half = len(arguments) // 2
-        begun = {**call, "index": place, "function": {**call["function"], "arguments": arguments[:half]}}
-        deltas.append({"tool_calls": [begun]})
-        deltas.append({"tool_calls": [{"index": place, "function": {"arguments": arguments[half:]}}]})
-    about = _about(request, "chat.completion.chunk")
+        first_half = {**call, "index": index, "function": {**call["function"], "arguments": arguments[:half]}}
+        deltas.append({"tool_calls": [first_half]})
+        deltas.append({"tool_calls": [{"index": index, "function": {"arguments": arguments[half:]}}]})
+    envelope = _envelope(request, "chat.completion.chunk")
     for delta in deltas:
-        yield {**about, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
-    yield {**about, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
+        yield {**envelope, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]}
+    yield {**envelope, "choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
     if request.get("stream_options", {}).get("include_usage"):
-        yield {**about, "choices": [], "usage": _usage(request, message)}
+        yield {**envelope, "choices": [], "usage": _usage(request, message)}

@@ -1,4 +1,4 @@
-"""The agent as a runnable: what it takes, what it returns, and what it refuses."""
+"""The agent as a runnable: inputs, outputs and invalid arguments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from langchain_core.messages import AIMessage
 
 from scrubjay.agents.kwai import KwaiAgent, Profile
 
-from .questions import NATIVE, QUESTION, born, make
-from .scripted import ScriptedModel
+from .questions import NATIVE, QUESTION, birth_year, make
+from .scripted_model import ScriptedModel
 
 
 def test_a_namespace_is_names_not_letters():
@@ -22,23 +22,23 @@ def test_a_namespace_is_names_not_letters():
 
 
 def test_callbacks_see_every_model_and_tool_call_and_count_tokens():
-    class Heard(BaseCallbackHandler):
+    class RecordingHandler(BaseCallbackHandler):
         def __init__(self):
             self.names = []
 
-        def on_chain_start(self, serialized, inputs, **kwargs):
+        def on_chain_start(self, *args, **kwargs):
             self.names.append(kwargs["name"])
 
-        def on_chat_model_start(self, serialized, messages, **kwargs):
+        def on_chat_model_start(self, *args, **kwargs):
             self.names.append("model")
 
-        def on_tool_start(self, serialized, input_str, **kwargs):
-            self.names.append(serialized["name"])
+        def on_tool_start(self, *args, **kwargs):
+            self.names.append(args[0]["name"])
 
-    heard, usage = Heard(), UsageMetadataCallbackHandler()
-    result = make(NATIVE)[0].invoke(QUESTION, {"callbacks": [heard, usage]})
-    names = [name for name in heard.names if name in ("KwaiAgent", "model", "born")]
-    assert names == ["KwaiAgent", "model", "born", "model", "born", "model", "model"]
+    handler, usage = RecordingHandler(), UsageMetadataCallbackHandler()
+    result = make(NATIVE)[0].invoke(QUESTION, {"callbacks": [handler, usage]})
+    names = [name for name in handler.names if name in ("KwaiAgent", "model", "birth_year")]
+    assert names == ["KwaiAgent", "model", "birth_year", "model", "birth_year", "model", "model"]
     assert usage.usage_metadata["scripted"] == result["usage"]
     assert result["usage"]["total_tokens"] > 0
 
@@ -63,13 +63,13 @@ def test_it_composes_with_other_runnables():
     [
         (lambda model: KwaiAgent(model, max_steps=0), ValueError, "max_steps=0"),
         (lambda model: KwaiAgent(model, planning="xml"), ValueError, "native, json"),
-        (lambda model: KwaiAgent(model, [born, born]), ValueError, "'born'"),
+        (lambda model: KwaiAgent(model, [birth_year, birth_year]), ValueError, "'birth_year'"),
         (lambda model: KwaiAgent(model, [lambda x: x]), ValueError, "tool '<lambda>': .*docstring"),
-        (lambda model: KwaiAgent(model, [born], planning="native"), TypeError, "planning='json'"),
+        (lambda model: KwaiAgent(model, [birth_year], planning="native"), TypeError, "planning='json'"),
         (lambda model: KwaiAgent(model, profile=Profile(language="fr")), ValueError, "en, zh"),
         (lambda model: KwaiAgent(model).invoke([AIMessage("Hi")]), ValueError, "last message"),
         (lambda model: KwaiAgent(model).invoke(" "), ValueError, "question is empty"),
-        (lambda model: KwaiAgent(model).invoke(None), TypeError, "the input is None"),
+        (lambda model: KwaiAgent(model).invoke(None), TypeError, "input=None"),
         (
             lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": 3}),
             TypeError,
@@ -78,7 +78,7 @@ def test_it_composes_with_other_runnables():
         (
             lambda model: KwaiAgent(model).invoke({"messages": "Hi", "knowledge": [None]}),
             TypeError,
-            "knowledge holds None",
+            "knowledge contains None",
         ),
         (lambda model: KwaiAgent(model).invoke({"question": "Hi"}), ValueError, "'messages'"),
     ],
@@ -92,20 +92,20 @@ def test_what_cannot_work_is_refused_with_the_reason(build, error, words):
     ("options", "words"),
     [
         ({"model": "gpt-5"}, "model='gpt-5': pass a chat model"),
-        ({"memory": "facts.db"}, "memory='facts.db': pass what adds and searches"),
+        ({"memory": "facts.db"}, "memory='facts.db': pass an object with add and search"),
         ({"profile": "Ada"}, "profile='Ada'"),
         ({"limits": {"tokens": 9}}, "limits={'tokens': 9}"),
         ({"approve": True}, "approve=True"),
         ({"clock": 3}, "clock=3"),
         ({"max_steps": "5"}, "max_steps='5'"),
-        ({"recalled": 2.5}, "recalled=2.5"),
-        ({"tools": born}, "pass a list of tools"),
+        ({"recall_limit": 2.5}, "recall_limit=2.5"),
+        ({"tools": birth_year}, "pass a list of tools"),
         ({"tools": "web"}, "tools='web': pass a list of tools"),
-        ({"foreign_tools": ["web"]}, "foreign_tools holds 'web'"),
+        ({"third_party_tools": ["web"]}, "third_party_tools contains 'web'"),
     ],
 )
 def test_what_is_of_another_kind_is_refused_before_anything_is_asked(options: dict[str, Any], words):
     model = ScriptedModel(replies=["Hello."], binds=False)
     with pytest.raises(TypeError, match=words):
         KwaiAgent(**{"model": model, **options})
-    assert not model.sent
+    assert not model.prompts

@@ -1,4 +1,4 @@
-"""What a model is shown: within its budget, and alike from one prompt to the next."""
+"""Prompts of the agent: within the token budget, with a stable beginning."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
 
 from .questions import NATIVE, QUESTION, echo, make
-from .scripted import ScriptedModel, call
+from .scripted_model import ScriptedModel, call
 
 
 def test_it_sees_the_conversation_and_the_knowledge_supplied():
@@ -21,10 +21,10 @@ def test_it_sees_the_conversation_and_the_knowledge_supplied():
     history = [("user", "I am Ada."), ("ai", "Hello, Ada."), ("user", "When was I born?")]
     knowledge = [Document("Ada: born 1815"), "Alan: born 1912"]
     agent.invoke({"messages": history, "knowledge": knowledge})
-    system, told, said, asked = model.sent[0]
-    assert (told.text, said.text) == ("I am Ada.", "Hello, Ada.")
-    assert "Ada: born 1815" in asked.text
-    assert "Alan: born 1912" in asked.text
+    system, first_user, first_answer, question = model.prompts[0]
+    assert (first_user.text, first_answer.text) == ("I am Ada.", "Hello, Ada.")
+    assert "Ada: born 1815" in question.text
+    assert "Alan: born 1912" in question.text
     assert "1815" not in system.text
 
 
@@ -32,7 +32,7 @@ def test_attachments_reach_the_model():
     agent, model = make(["A jay."], [])
     picture = {"type": "image", "url": "https://a.example/jay.png"}
     agent.invoke([HumanMessage([{"type": "text", "text": "What bird is this?"}, picture])])
-    assert picture in list(model.sent[0][-1].content)
+    assert picture in list(model.prompts[0][-1].content)
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -40,7 +40,7 @@ def test_the_profile_leads_every_prompt_in_its_language(language):
     profile = Profile("Mei", "A librarian.", "Be brief.", language)
     agent, model = make(NATIVE, profile=profile)
     agent.invoke(QUESTION)
-    for prompt in model.sent:
+    for prompt in model.prompts:
         assert [message.type for message in prompt].count("system") == 1
         assert all(words in prompt[0].text for words in ("Mei", "A librarian.", "Be brief."))
         assert ("你是" in prompt[0].text) == (language == "zh")
@@ -51,11 +51,11 @@ def test_a_prompt_never_exceeds_its_budget(binds):
     budget = 1_500
 
     def rule(messages):
-        shown = sum(estimate_tokens(message.text) for message in messages)
-        assert shown <= budget, messages
+        prompt_tokens = sum(estimate_tokens(message.text) for message in messages)
+        assert prompt_tokens <= budget, messages
         if "Write the answer" in messages[0].text:
             return "Done."
-        number = len(model.sent)
+        number = len(model.prompts)
         if binds:
             return call("echo", id=str(number), text=f"{number} " + "word " * 250)
         return (
@@ -69,7 +69,7 @@ def test_a_prompt_never_exceeds_its_budget(binds):
     agent = KwaiAgent(model, [echo], limits=limits, max_steps=8)
     result = agent.invoke([*history, ("user", "Go on")])
     assert len(result["steps"]) == 8
-    assert "left out" in str(model.sent[-1])
+    assert "left out" in str(model.prompts[-1])
 
 
 def test_a_question_that_cannot_fit_is_refused_by_name():
@@ -78,16 +78,16 @@ def test_a_question_that_cannot_fit_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("language", "said"), [("en", "2 earlier turns and 1 memories"), ("zh", "2 轮更早的对话、1 条记忆")]
+    ("language", "note"), [("en", "2 earlier turns and 1 memories"), ("zh", "2 轮更早的对话、1 条记忆")]
 )
-def test_what_is_left_out_is_told_in_the_language_of_the_prompts(language, said):
+def test_what_is_left_out_is_told_in_the_language_of_the_prompts(language, note):
     with MemoryBank(":memory:") as bank:
         bank.add("lamp " * 400, kind="knowledge")
         model = ScriptedModel(rule=lambda messages: "Hm.")
         limits = Limits(context_tokens=300, dialogue_tokens=1)
         agent = KwaiAgent(model, profile=Profile(language=language), memory=bank, limits=limits)
         agent.invoke([("user", "Hello there"), ("ai", "Good day"), ("user", "Where is the lamp?")])
-    assert said in model.sent[0][-1].text
+    assert note in model.prompts[0][-1].text
 
 
 def test_a_knowledge_document_is_shown_in_whole_passages_and_kept():
@@ -98,8 +98,8 @@ def test_a_knowledge_document_is_shown_in_whole_passages_and_kept():
             {"messages": "What is in paragraph 99?", "knowledge": [document]}
         )
         assert len(bank.recent(999, kind="knowledge")) > 10
-    assert "left out" in model.sent[0][-1].text
-    assert "Paragraph 0" in model.sent[0][-1].text
+    assert "left out" in model.prompts[0][-1].text
+    assert "Paragraph 0" in model.prompts[0][-1].text
 
 
 def test_prompts_begin_alike_from_one_question_to_the_next():
@@ -108,10 +108,10 @@ def test_prompts_begin_alike_from_one_question_to_the_next():
     messages = []
     for number in range(100):
         messages = agent.invoke([*messages, ("user", f"It rained on the {number}th of them.")])["messages"]
-    heads = [[message.text for message in prompt[:-1]] for prompt in model.sent]
-    kept = [after[: len(before)] == before for before, after in itertools.pairwise(heads)]
-    # Where the window moves it moves by several turns.
-    assert kept.count(False) < len(kept) / 3
+    heads = [[message.text for message in prompt[:-1]] for prompt in model.prompts]
+    same_beginning = [after[: len(before)] == before for before, after in itertools.pairwise(heads)]
+    # When the window moves, it moves by several turns.
+    assert same_beginning.count(False) < len(same_beginning) / 3
     assert all(len(head) > 5 for head in heads[20:])
 
 
@@ -120,8 +120,8 @@ def test_no_earlier_turns_are_shown_where_none_are_wanted():
     agent = KwaiAgent(model, limits=Limits(dialogue_tokens=1))
     first = agent.invoke("I am Ada.")
     agent.invoke([*first["messages"], ("user", "Who am I?")])
-    assert [message.type for message in model.sent[1]] == ["system", "human"]
-    assert "2 earlier turns" in model.sent[1][-1].text
+    assert [message.type for message in model.prompts[1]] == ["system", "human"]
+    assert "2 earlier turns" in model.prompts[1][-1].text
 
 
 @pytest.mark.parametrize(
@@ -138,5 +138,5 @@ def test_a_record_that_nobody_outside_worded_is_shown_plainly(kind, trust, line)
         bank.add("The key is under the mat.", kind=kind, trust=trust)
         model = ScriptedModel(replies=["Under the mat."])
         KwaiAgent(model, memory=bank).invoke("Where is the key?")
-    assert line in model.sent[0][-1].text.splitlines()
-    assert "DATA" not in model.sent[0][-1].text
+    assert line in model.prompts[0][-1].text.splitlines()
+    assert "DATA" not in model.prompts[0][-1].text

@@ -1,4 +1,4 @@
-"""A planned call is run, or its planner is told why not."""
+"""Execution of planned calls, and the reasons reported for calls that are not run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay.agents.language.text import estimate_tokens
 
 from .questions import ask
 from .replayable import assert_replayable
-from .scripted import ScriptedModel, call
+from .scripted_model import ScriptedModel, call
 
 
 def test_a_repeated_call_runs_once_and_ends_the_work():
@@ -53,7 +53,7 @@ def test_a_tool_s_own_timeout_is_told_apart():
 def test_a_long_result_is_cut_with_a_note():
     @tool
     def long() -> str:
-        """Return much."""
+        """Return a long text."""
         return "word " * 10_000
 
     model = ScriptedModel(replies=[call("long"), "done", "Much."])
@@ -64,17 +64,17 @@ def test_a_long_result_is_cut_with_a_note():
 
 
 @pytest.mark.parametrize(
-    ("language", "said"), [("en", "the time for this question is over"), ("zh", "时间已到")]
+    ("language", "message"), [("en", "the time for this question is over"), ("zh", "时间已到")]
 )
-def test_a_tool_for_which_no_time_is_left_is_not_begun(monkeypatch, language, said):
-    # The plan takes all the time there is.
+def test_a_tool_for_which_no_time_is_left_is_not_begun(monkeypatch, language, message):
+    # The planning takes all the time of the limit.
     moments = iter([0.0])
     monkeypatch.setattr("scrubjay.agents.kwai.limits.time.monotonic", lambda: next(moments, 61.0))
     runs = []
 
     @tool
     def note(text: str) -> str:
-        """Note."""
+        """Store a note."""
         runs.append(text)
         return "noted"
 
@@ -82,6 +82,6 @@ def test_a_tool_for_which_no_time_is_left_is_not_begun(monkeypatch, language, sa
     agent = KwaiAgent(model, [note], Profile(language=language), limits=Limits(seconds=60))
     result = agent.invoke("Go")
     assert runs == []
-    assert said in result["steps"][0].result
+    assert message in result["steps"][0].result
     assert result["stopped"] == "seconds"
     assert_replayable(result["messages"])

@@ -1,4 +1,4 @@
-"""Every limit stops the work and nothing else: the answer is still written, and says why the work stopped."""
+"""Limits: each one stops the planning, and the answer is still written and mentions the reason."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .questions import ask
 
 def test_steps():
     result, model = ask(max_steps=3)
-    assert (result["stopped"], len(result["steps"]), len(model.sent)) == ("steps", 3, 4)
+    assert (result["stopped"], len(result["steps"]), len(model.prompts)) == ("steps", 3, 4)
     assert "steps" in result["answer"]
 
 
@@ -22,7 +22,7 @@ def test_tool_calls():
 
 def test_tokens():
     result, model = ask(max_steps=9, limits=Limits(tokens=1))
-    assert (result["stopped"], len(result["steps"]), len(model.sent)) == ("tokens", 1, 2)
+    assert (result["stopped"], len(result["steps"]), len(model.prompts)) == ("tokens", 1, 2)
 
 
 def test_seconds(monkeypatch):

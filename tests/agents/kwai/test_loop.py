@@ -1,4 +1,4 @@
-"""The loop: what is asked in which order, and to whom it is shown."""
+"""The agent loop: order of prompts, results and events."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from langchain_core.tools import tool
 
 from .questions import JSON, NATIVE, QUESTION, make
 from .replayable import assert_replayable
-from .scripted import call
+from .scripted_model import call
 
 
 @pytest.mark.parametrize("replies", [NATIVE, JSON], ids=["native", "json"])
@@ -18,27 +18,27 @@ def test_it_plans_runs_and_concludes(replies):
     assert result["answer"] == "97 years apart." == result["messages"][-1].text
     assert result["stopped"] == "finished"
     assert [(step.tool, step.arguments, step.result) for step in result["steps"]] == [
-        ("born", {"name": "Ada"}, "1815"),
-        ("born", {"name": "Alan"}, "1912"),
+        ("birth_year", {"name": "Ada"}, "1815"),
+        ("birth_year", {"name": "Alan"}, "1912"),
     ]
     assert [message.type for message in result["messages"]] == ["human", "ai", "tool", "ai", "tool", "ai"]
     assert_replayable(result["messages"])
-    assert len(model.sent) == 4  # at most max_steps plans, and one conclusion
-    assert "1815" in str(model.sent[1])
-    assert "1912" in str(model.sent[3])
+    assert len(model.prompts) == 4  # at most max_steps plans, and one conclusion
+    assert "1815" in str(model.prompts[1])
+    assert "1912" in str(model.prompts[3])
 
 
 def test_without_tools_nothing_is_planned():
     agent, model = make(["Hello."], [])
     assert agent.invoke("Hi")["answer"] == "Hello."
-    assert len(model.sent) == 1
+    assert len(model.prompts) == 1
 
 
 def test_words_in_place_of_a_first_plan_are_the_answer():
     agent, model = make([AIMessage("Hello, Ada.")])
     result = agent.invoke("Hi")
     assert result["answer"] == "Hello, Ada."
-    assert len(model.sent) == 1
+    assert len(model.prompts) == 1
 
 
 def test_the_events_have_the_names_of_kwaiagents():
@@ -57,5 +57,5 @@ def test_an_address_is_read_and_one_found_in_a_result_is_followed():
     first, second = (call("open_page", url=f"https://{host}.example") for host in "ab")
     agent, _ = make([first, second, "enough", "Seen."], [open_page])
     events = agent.invoke("What is there?")["events"]
-    opened = [(event.action, event.text) for event in events if event.action in ("reading", "click")]
-    assert opened == [("reading", "https://a.example"), ("click", "https://b.example")]
+    address_events = [(event.action, event.text) for event in events if event.action in ("reading", "click")]
+    assert address_events == [("reading", "https://a.example"), ("click", "https://b.example")]

@@ -1,4 +1,4 @@
-"""When the agent writes to its memory, what it looks up, and whose memory it is."""
+"""The agent's memory: updates, searches and namespaces."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import asyncio
 
 import pytest
 from langchain_core.runnables import RunnableConfig
-from langchain_core.tools import tool as undeclared
+from langchain_core.tools import tool as langchain_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
-from .scripted import ScriptedModel, call
+from .scripted_model import ScriptedModel, call
 
 
 @tool(side_effect=False)
@@ -23,8 +23,8 @@ def weather(city: str) -> str:
     return f"rain in {city}"
 
 
-class Watched(MemoryBank):
-    """A real bank that notes the order of calls."""
+class RecordingBank(MemoryBank):
+    """Memory bank that records the order of calls."""
 
     def __init__(self):
         super().__init__(":memory:")
@@ -40,8 +40,10 @@ class Watched(MemoryBank):
 
 
 def test_it_writes_the_question_once_and_looks_up_before_every_plan():
-    with Watched() as bank:
-        model = ScriptedModel(replies=[call("weather", said="look outside", city="Bern"), "ok", "Rain."])
+    with RecordingBank() as bank:
+        model = ScriptedModel(
+            replies=[call("weather", reply_text="look outside", city="Bern"), "ok", "Rain."]
+        )
         KwaiAgent(model, [weather], memory=bank).invoke(
             {"messages": "Umbrella?", "knowledge": "Bern is wet."}
         )
@@ -58,11 +60,11 @@ def test_it_writes_the_question_once_and_looks_up_before_every_plan():
 def test_two_equal_turns_stay_two_and_a_finding_stays_one():
     with MemoryBank(":memory:") as bank:
         for _ in range(2):
-            model = ScriptedModel(replies=[call("weather", said="look", city="Bern"), "ok", "Rain."])
+            model = ScriptedModel(replies=[call("weather", reply_text="look", city="Bern"), "ok", "Rain."])
             KwaiAgent(model, [weather], memory=bank).invoke("Umbrella?")
-        said = [record.text for record in bank.recent(9, kind="conversation")]
+        texts = [record.text for record in bank.recent(9, kind="conversation")]
         (task,) = bank.recent(9, kind="task")
-    assert said == ["Umbrella?", "Rain.", "Umbrella?", "Rain."]
+    assert texts == ["Umbrella?", "Rain.", "Umbrella?", "Rain."]
     assert task.sayings == 2
 
 
@@ -74,7 +76,7 @@ def test_what_was_said_long_ago_comes_back():
             agent.invoke(f"Remark {number} about nothing in particular.")
         model = ScriptedModel(replies=["In Lisbon."])
         KwaiAgent(model, memory=bank).invoke("Where does my sister live?")
-    assert "Vera lives in Lisbon" in model.sent[0][-1].text
+    assert "Vera lives in Lisbon" in model.prompts[0][-1].text
 
 
 def test_trust_says_who_worded_a_record():
@@ -95,15 +97,13 @@ def test_trust_says_who_worded_a_record():
 
 
 def test_a_failure_is_not_remembered():
-    @undeclared
-    def broken() -> str:
+    @langchain_tool
+    def fail() -> str:
         """Fail."""
         raise RuntimeError("wires crossed")
 
     with MemoryBank(":memory:") as bank:
-        KwaiAgent(ScriptedModel(replies=[call("broken"), "no", "Unknown."]), [broken], memory=bank).invoke(
-            "Try"
-        )
+        KwaiAgent(ScriptedModel(replies=[call("fail"), "no", "Unknown."]), [fail], memory=bank).invoke("Try")
         assert not bank.recent(9, kind="task")
 
 
@@ -123,8 +123,8 @@ def test_users_do_not_see_each_other_s_memories():
         agent.invoke("What is the code of the safe?", bob)
         agent.invoke("What is the code of the safe?")
         assert bank.recent(1, namespace=("user", "bob"))[0].provenance["thread"] == "t1"
-    shown = ["4711" in prompt[-1].text for prompt in model.sent]
-    assert shown == [True, False, True]
+    in_prompt = ["4711" in prompt[-1].text for prompt in model.prompts]
+    assert in_prompt == [True, False, True]
 
 
 def test_what_the_conversation_shows_is_not_recalled_again():
@@ -133,8 +133,8 @@ def test_what_the_conversation_shows_is_not_recalled_again():
         agent = KwaiAgent(model, memory=bank)
         first = agent.invoke("I am Ada.")
         agent.invoke([*first["messages"], ("user", "Who is Ada?")])
-    assert "remembered" not in model.sent[1][-1].text
-    assert model.sent[1][-1].text.endswith("Who is Ada?")
+    assert "remembered" not in model.prompts[1][-1].text
+    assert model.prompts[1][-1].text.endswith("Who is Ada?")
 
 
 def test_the_event_loop_remembers_too():
@@ -153,11 +153,11 @@ def test_a_turn_that_is_no_longer_shown_is_recalled_and_the_prompt_stays_bounded
         messages = []
         for text in talk:
             messages = agent.invoke([*messages, ("user", text)])["messages"]
-    costs = [sum(estimate_tokens(message.text) for message in prompt) for prompt in model.sent]
+    costs = [sum(estimate_tokens(message.text) for message in prompt) for prompt in model.prompts]
     assert max(costs) <= 400
-    assert "- user: Vera lives in Lisbon." in model.sent[-1][-1].text
-    assert "[left out for lack of room: " in model.sent[-1][-1].text
-    assert "Vera" not in "".join(message.text for message in model.sent[-1][:-1])
+    assert "- user: Vera lives in Lisbon." in model.prompts[-1][-1].text
+    assert "[left out for lack of room: " in model.prompts[-1][-1].text
+    assert "Vera" not in "".join(message.text for message in model.prompts[-1][:-1])
 
 
 def test_the_agent_s_own_answers_do_not_crowd_out_what_it_was_told():
@@ -169,10 +169,10 @@ def test_the_agent_s_own_answers_do_not_crowd_out_what_it_was_told():
         bank.add("Vera's letters come from Portugal.", trust="agent", kind="task")
         model = ScriptedModel(rule=lambda messages: "In Lisbon.")
         result = KwaiAgent(model, memory=bank).invoke("Where does Vera live?")
-    shown = [record.text for record in result["recalled"]]
-    assert shown.count("Vera has settled in Lisbon.") == 1
-    assert "Vera's letters come from Portugal." in shown
-    assert sum("Vera, Vera" in text for text in shown) == 2
+    recalled_texts = [record.text for record in result["recalled"]]
+    assert recalled_texts.count("Vera has settled in Lisbon.") == 1
+    assert "Vera's letters come from Portugal." in recalled_texts
+    assert sum("Vera, Vera" in text for text in recalled_texts) == 2
 
 
 @pytest.mark.parametrize("ending", ["?", "？ "])
@@ -183,13 +183,13 @@ def test_questions_asked_before_do_not_crowd_out_what_was_said(ending):
         bank.add("Vera has settled in Lisbon, they say.")
         model = ScriptedModel(rule=lambda messages: "In Lisbon.")
         result = KwaiAgent(model, memory=bank).invoke("Where does Vera live?")
-    shown = [record.text for record in result["recalled"]]
-    assert "Vera has settled in Lisbon, they say." in shown
-    assert sum("where does" in text for text in shown) == 2
+    recalled_texts = [record.text for record in result["recalled"]]
+    assert "Vera has settled in Lisbon, they say." in recalled_texts
+    assert sum("where does" in text for text in recalled_texts) == 2
 
 
 def test_what_is_too_long_for_the_bank_is_cut_there_and_says_so():
-    passage = "needle " + "hay " * (LONGEST_TEXT // 4)
+    passage = "needle " + "hay " * (MAX_TEXT_LENGTH // 4)
     with MemoryBank(":memory:") as bank:
         model = ScriptedModel(replies=["Yes. " + passage])
         limits = Limits(result_tokens=10**7)
@@ -201,5 +201,5 @@ def test_what_is_too_long_for_the_bank_is_cut_there_and_says_so():
         for record, whole in ((knowledge, passage.strip()), (answer, f"Yes. {passage}".strip())):
             head, _, note = record.text.rpartition("\n")
             assert whole.startswith(head)
-            assert len(record.text) <= LONGEST_TEXT
+            assert len(record.text) <= MAX_TEXT_LENGTH
             assert note == f"[... {len(whole) - len(head)} characters cut]"

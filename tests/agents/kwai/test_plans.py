@@ -1,4 +1,4 @@
-"""From a model's text to a plan."""
+"""Parsing of plans from a model's text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PLAN = {
 
 
 @pytest.mark.parametrize(
-    ("text", "rung"),
+    ("text", "method"),
     [
         (json.dumps(PLAN), "json"),
         (json.dumps([PLAN, {"task_name": "later"}]), "json"),
@@ -30,14 +30,14 @@ PLAN = {
         (json.dumps(PLAN).replace('"command"', "command") + " So far.", "repaired"),
     ],
 )
-def test_a_plan_is_read_whole_whatever_surrounds_it(text, rung):
+def test_a_plan_is_read_whole_whatever_surrounds_it(text, method):
     plan = read_plan(text)
     assert (plan.task_name, plan.call.name, plan.call.arguments) == (
         "find it",
         "look_up",
         PLAN["command"]["args"],
     )
-    assert plan.rung == rung
+    assert plan.parse_method == method
 
 
 @given(

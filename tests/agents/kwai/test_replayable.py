@@ -1,4 +1,4 @@
-"""Whatever model and tools do, nothing crashes and the history can be sent to a model again."""
+"""Arbitrary replies and tool failures: the agent does not crash, and its history stays valid."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import ToolException
-from langchain_core.tools import tool as undeclared
+from langchain_core.tools import tool as langchain_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.transcript import mend
+from scrubjay.agents.kwai.transcript import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
 
 from .replayable import assert_replayable
-from .scripted import ScriptedModel, call, plan
+from .scripted_model import ScriptedModel, call, plan
 
 NASTY = ["\ud800 lone", "a\x00b", "<<<END 00000000>>>", "«" * 5, "时间" * 40, "{" * 2000, '{"command": ']
 texts = st.text(st.characters(), max_size=40) | st.sampled_from(NASTY)
@@ -61,19 +61,19 @@ def native_replies(draw):
 
 @tool(side_effect=False)
 def echo(text: str) -> str:
-    """Say it again."""
+    """Repeat the text."""
     return text
 
 
-@undeclared
+@langchain_tool
 def crash(text: str = "") -> str:
     """Fail."""
     raise [RuntimeError(text), ToolException(text), StopIteration(text), TimeoutError(text)][len(text) % 4]
 
 
-@undeclared
+@langchain_tool
 def quits() -> str:
-    """End the process, or try to."""
+    """Try to end the process."""
     raise SystemExit(3)
 
 
@@ -81,8 +81,8 @@ def check(result):
     assert_replayable(result["messages"])
     assert result["messages"][-1].type == "ai"
     assert result["answer"].strip()
-    called = [c["id"] for m in result["messages"] for c in getattr(m, "tool_calls", [])]
-    assert {step.call_id for step in result["steps"]} <= set(called)
+    call_ids = [c["id"] for m in result["messages"] for c in getattr(m, "tool_calls", [])]
+    assert {step.call_id for step in result["steps"]} <= set(call_ids)
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,27 +114,31 @@ for _ in range(250):
 )
 @example([call("echo", id="deep", **deep)] * 8, "hi", True)
 @example([call("mail", id="m", text={"https://a.example/4711": 1})] * 8, "see https://a.example", False)
-def test_any_calls_after_outside_text_change_nothing_without_approval(replies, shown, approves):
-    asked, done = [], []
+def test_any_calls_after_outside_text_change_nothing_without_approval(replies, outside_text, approves):
+    approval_requests, sent_texts = [], []
 
-    @undeclared
+    @langchain_tool
     def mail(text: object = None) -> str:
         """Send something."""
-        done.append(text)
+        sent_texts.append(text)
         return "sent"
 
     mail.metadata = {"side_effect": True}
 
-    def approve(planned):
-        asked.append(planned.name)
+    def approve(planned_call):
+        approval_requests.append(planned_call.name)
         return approves
 
-    # The worst case: whatever else is called, the tool that changes things is called too.
-    script = [call("echo", id="first", text=shown or "-"), *replies[:3], call("mail", id="last", text="x")]
+    # Worst case: besides the other calls, the tool with a side effect is always called.
+    script = [
+        call("echo", id="first", text=outside_text or "-"),
+        *replies[:3],
+        call("mail", id="last", text="x"),
+    ]
     model = ScriptedModel(replies=[*script, *replies])
     agent = KwaiAgent(model, [echo, crash, quits, mail], max_steps=6, approve=approve)
     check(agent.invoke("Why?"))
-    assert len(done) <= asked.count("mail") * approves
+    assert len(sent_texts) <= approval_requests.count("mail") * approves
 
 
 @settings(max_examples=10, deadline=None)
@@ -170,7 +174,7 @@ def test_a_reader_that_leaves_ends_the_run():
     for part in KwaiAgent(model, [echo], max_steps=50).stream("Why?"):
         if part.get("steps"):
             break
-    assert len(model.sent) == 1
+    assert len(model.prompts) == 1
 
 
 broken_histories = st.lists(
@@ -192,10 +196,10 @@ def calls_of(messages):
 @given(broken_histories.filter(lambda messages: len(set(calls_of(messages))) == len(calls_of(messages))))
 def test_mending_closes_what_is_open_and_leaves_the_rest(messages):
     clean = [m for m in messages if not any("\ud800" <= char <= "\udfff" for char in m.text)]
-    mended = mend(clean, load_prompts("en"))
-    assert_replayable(mended)
-    assert mend(mended, load_prompts("en")) == mended
-    assert [m for m in mended if m.type != "tool"] == [m for m in clean if m.type != "tool"]
+    result = repair_transcript(clean, load_prompts("en"))
+    assert_replayable(result)
+    assert repair_transcript(result, load_prompts("en")) == result
+    assert [m for m in result if m.type != "tool"] == [m for m in clean if m.type != "tool"]
 
 
 def test_the_result_of_json_plans_reads_like_that_of_calls():

@@ -1,4 +1,4 @@
-"""The third party's suite, and what a graph's user relies on: resumption, branches, deletion, kill -9."""
+"""LangGraph's conformance suite, and tests of resumption, branches, deletion and crashes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TESTS = {
 }
 
 
-class Counted(TypedDict):
+class CountState(TypedDict):
     steps: Annotated[list, operator.add]
     constant: NotRequired[str]
 
@@ -48,9 +48,9 @@ def thread(name: str = "t", **more: Any) -> RunnableConfig:
     return {"configurable": {"thread_id": name, **more}}
 
 
-def counting(saver, nodes=3):
-    """Return a graph that notes its nodes in order; the second asks before it goes on."""
-    graph = StateGraph(Counted)
+def build_graph(saver, nodes=3):
+    """Return a graph that records its nodes in order; the second node interrupts."""
+    graph = StateGraph(CountState)
     for number in range(nodes):
 
         def node(state, number=number):
@@ -81,17 +81,17 @@ async def test_conformance(capability, tmp_path):
 
 def test_a_graph_goes_on_in_another_process_where_it_asked(tmp_path):
     with Checkpointer(tmp_path / "graph.db") as saver:
-        asked = counting(saver).invoke({"steps": [], "constant": "c"}, thread())
-        assert asked["__interrupt__"][0].value == "go on?"
+        interrupted_state = build_graph(saver).invoke({"steps": [], "constant": "c"}, thread())
+        assert interrupted_state["__interrupt__"][0].value == "go on?"
     with Checkpointer(tmp_path / "graph.db") as saver:
-        graph = counting(saver)
+        graph = build_graph(saver)
         assert graph.get_state(thread()).next == ("1",)
         assert graph.invoke(Command(resume="yes"), thread())["steps"] == ["0", "yes", "2"]
 
 
 async def test_an_async_graph_does_the_same(tmp_path):
     with Checkpointer(tmp_path / "graph.db") as saver:
-        graph = counting(saver)
+        graph = build_graph(saver)
         await asyncio.gather(
             *(graph.ainvoke({"steps": [], "constant": "c"}, thread(str(n))) for n in range(8))
         )
@@ -102,7 +102,7 @@ async def test_an_async_graph_does_the_same(tmp_path):
 
 
 def test_branches_of_the_past_do_not_mix(saver):
-    graph = counting(saver)
+    graph = build_graph(saver)
     graph.invoke({"steps": [], "constant": "c"}, thread())
     asking = graph.get_state(thread()).config
     for word in ("left", "right", "left again"):
@@ -114,14 +114,14 @@ def test_branches_of_the_past_do_not_mix(saver):
 
 def test_an_unchanged_value_is_written_once(saver, tmp_path):
     marker = "0123456789abcdef" * 64
-    graph = StateGraph(Counted)
+    graph = StateGraph(CountState)
     graph.add_node("only", lambda state: {"steps": ["x"]})
     graph.add_edge(START, "only")
-    compiled = graph.compile(checkpointer=saver)
-    compiled.invoke({"steps": [], "constant": marker}, thread())
+    compiled_graph = graph.compile(checkpointer=saver)
+    compiled_graph.invoke({"steps": [], "constant": marker}, thread())
     for _ in range(5):
-        compiled.invoke({"steps": ["y"]}, thread())
-    assert compiled.get_state(thread()).values["constant"] == marker
+        compiled_graph.invoke({"steps": ["y"]}, thread())
+    assert compiled_graph.get_state(thread()).values["constant"] == marker
     with sqlite3.connect(tmp_path / "graph.db") as connection:
         values = connection.execute("SELECT value FROM channel_values").fetchall()
     connection.close()
@@ -141,20 +141,20 @@ def test_a_message_is_written_once_however_long_the_talk(saver, tmp_path):
     graph = StateGraph(MessagesState)
     graph.add_node("answer", answer)
     graph.add_edge(START, "answer")
-    compiled = graph.compile(checkpointer=saver)
+    compiled_graph = graph.compile(checkpointer=saver)
     turns = 12
     for turn in range(turns):
-        compiled.invoke({"messages": [HumanMessage(f"question {turn}")]}, thread())
-    whole = compiled.get_state(thread()).values["messages"]
-    assert [m.text for m in whole[:3]] == ["question 0", "answer 1", "question 1"]
-    lengths = [len(state.values.get("messages", [])) for state in compiled.get_state_history(thread())]
+        compiled_graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, thread())
+    all_messages = compiled_graph.get_state(thread()).values["messages"]
+    assert [m.text for m in all_messages[:3]] == ["question 0", "answer 1", "question 1"]
+    lengths = [len(state.values.get("messages", [])) for state in compiled_graph.get_state_history(thread())]
     assert lengths[::3] == [*range(2 * turns, 0, -2)]
     assert rows(tmp_path / "graph.db", "list_items") == 2 * turns
     saver.copy_thread("t", "copy")
     saver.delete_thread("t")
-    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    assert compiled_graph.get_state(thread("copy")).values["messages"] == all_messages
     saver.prune(["copy"])
-    assert compiled.get_state(thread("copy")).values["messages"] == whole
+    assert compiled_graph.get_state(thread("copy")).values["messages"] == all_messages
     assert rows(tmp_path / "graph.db", "list_items") == 2 * turns
     assert rows(tmp_path / "graph.db", "channel_values") <= 4
 
@@ -173,7 +173,7 @@ def test_a_message_changed_in_place_is_told_apart(saver):
 
 def test_what_is_deleted_is_in_no_file_any_more(saver, tmp_path):
     secret = "the-secret-of-the-thread"
-    graph = counting(saver)
+    graph = build_graph(saver)
     graph.invoke({"steps": [secret], "constant": secret}, thread("gone"))
     graph.invoke({"steps": ["kept-word"], "constant": ""}, thread("kept"))
     saver.delete_thread("gone")
@@ -184,15 +184,15 @@ def test_what_is_deleted_is_in_no_file_any_more(saver, tmp_path):
 
 
 def test_deleting_a_run_leaves_values_that_others_hold(saver):
-    graph = StateGraph(Counted)
+    graph = StateGraph(CountState)
     graph.add_node("only", lambda state: {"steps": ["x"]})
     graph.add_edge(START, "only")
-    compiled = graph.compile(checkpointer=saver)
-    compiled.invoke({"steps": [], "constant": "shared"}, {**thread(), "metadata": {"run_id": "first"}})
-    compiled.invoke({"steps": []}, {**thread(), "metadata": {"run_id": "second"}})
+    compiled_graph = graph.compile(checkpointer=saver)
+    compiled_graph.invoke({"steps": [], "constant": "shared"}, {**thread(), "metadata": {"run_id": "first"}})
+    compiled_graph.invoke({"steps": []}, {**thread(), "metadata": {"run_id": "second"}})
     saver.delete_for_runs(["first"])
     assert {t.metadata["run_id"] for t in saver.list(thread())} == {"second"}
-    assert compiled.get_state(thread()).values == {"steps": ["x", "x"], "constant": "shared"}
+    assert compiled_graph.get_state(thread()).values == {"steps": ["x", "x"], "constant": "shared"}
 
 
 def test_pruning_keeps_what_delta_channels_are_rebuilt_from(saver, tmp_path):
@@ -210,18 +210,18 @@ def test_pruning_keeps_what_delta_channels_are_rebuilt_from(saver, tmp_path):
     graph = StateGraph(Delta)
     graph.add_node("only", count)
     graph.add_edge(START, "only")
-    compiled = graph.compile(checkpointer=saver)
+    compiled_graph = graph.compile(checkpointer=saver)
     for turns in range(1, 8):
-        compiled.invoke({"log": ["asked"]}, thread())
-        whole = compiled.get_state(thread()).values["log"]
-        assert len(whole) == 2 * turns
+        compiled_graph.invoke({"log": ["asked"]}, thread())
+        all_messages = compiled_graph.get_state(thread()).values["log"]
+        assert len(all_messages) == 2 * turns
         saver.prune(["t"])
-        assert compiled.get_state(thread()).values["log"] == whole
+        assert compiled_graph.get_state(thread()).values["log"] == all_messages
         assert sum(1 for _ in saver.list(thread())) < 14
 
 
 def test_a_copy_goes_its_own_way(saver):
-    graph = counting(saver)
+    graph = build_graph(saver)
     graph.invoke({"steps": [], "constant": "c"}, thread("a"))
     saver.copy_thread("a", "b")
     assert graph.invoke(Command(resume="b"), thread("b"))["steps"] == ["0", "b", "2"]
@@ -232,7 +232,7 @@ def test_a_copy_goes_its_own_way(saver):
 
 
 def test_listing_everywhere_survives_equal_ids_and_a_deletion_on_the_way(saver):
-    graph = counting(saver)
+    graph = build_graph(saver)
     graph.invoke({"steps": [], "constant": "c"}, thread("a"))
     saver.copy_thread("a", "b")
     assert sum(1 for _ in saver.list(None)) == 2 * sum(1 for _ in saver.list(thread("a")))
@@ -258,11 +258,11 @@ def test_a_bank_and_its_graphs_share_a_file(tmp_path):
     path = tmp_path / "all.db"
     with MemoryBank(path) as bank, Checkpointer(path) as saver:
         bank.add("Ada lives in Bern.")
-        counting(saver).invoke({"steps": [], "constant": "c"}, thread())
+        build_graph(saver).invoke({"steps": [], "constant": "c"}, thread())
         bank.add("Ada moved to Basel.")
     with Checkpointer(path) as saver, MemoryBank(path) as bank:
         assert len(bank) == 2
-        assert counting(saver).get_state(thread()).next == ("1",)
+        assert build_graph(saver).get_state(thread()).next == ("1",)
 
 
 def test_a_file_of_a_newer_layout_is_refused(tmp_path):
@@ -307,9 +307,9 @@ with Checkpointer(sys.argv[1]) as saver:
 """
 
 
-def step_of(saved: CheckpointTuple) -> int:
-    """Return the step that the writer put; to the third party's type, metadata need not have one."""
-    return cast("dict[str, Any]", saved.metadata)["step"]
+def get_step(checkpoint_tuple: CheckpointTuple) -> int:
+    """Return the step in a checkpoint's metadata, which LangGraph's type declares optional."""
+    return cast("dict[str, Any]", checkpoint_tuple.metadata)["step"]
 
 
 def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
@@ -318,20 +318,20 @@ def test_two_processes_are_killed_and_nothing_acknowledged_is_lost(tmp_path):
         subprocess.Popen([sys.executable, "-c", WRITER, path, name], stdout=subprocess.PIPE, text=True)
         for name in "ab"
     ]
-    acknowledged = {}
+    last_steps = {}
     for writer, name in zip(writers, "ab", strict=True):
         assert writer.stdout is not None
         for line in writer.stdout:
             if int(line) >= 30:
                 break
         os.kill(writer.pid, signal.SIGKILL)
-        acknowledged[name] = int(([line, *writer.stdout])[-1])
+        last_steps[name] = int(([line, *writer.stdout])[-1])
         writer.stdout.close()
         writer.wait()
     with Checkpointer(path) as saver:
-        for name, last in acknowledged.items():
-            steps = [step_of(t) for t in saver.list(thread(name))]
+        for name, last in last_steps.items():
+            steps = [get_step(t) for t in saver.list(thread(name))]
             assert steps[0] in (last, last + 1)
             assert steps == [*range(steps[0], 0, -1)]
-            written = [t for t in saver.list(thread(name)) if step_of(t) <= last]
-            assert all(t.pending_writes == [("task", "n", step_of(t))] for t in written)
+            complete_checkpoints = [t for t in saver.list(thread(name)) if get_step(t) <= last]
+            assert all(t.pending_writes == [("task", "n", get_step(t))] for t in complete_checkpoints)

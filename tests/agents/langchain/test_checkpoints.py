@@ -1,4 +1,4 @@
-"""The tables of checkpoints: what is the same is kept once, and what nobody holds is gone."""
+"""Tables of checkpoints: equal values are stored once, and unused values are deleted."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from scrubjay.agents.langchain.checkpoints import (
     TABLES,
     add_value,
     channel_numbers,
-    delete,
-    read,
+    delete_checkpoints,
+    read_checkpoint,
 )
 
 VALUES = st.tuples(st.sampled_from(["msgpack", "json"]), st.binary(max_size=4))
 LISTS = st.lists(VALUES, max_size=6)
 
 
-def opened() -> sqlite3.Connection:
+def open_connection() -> sqlite3.Connection:
     connection = sqlite3.connect(":memory:")
     for migration in MIGRATIONS:
         for statement in migration:
@@ -32,17 +32,17 @@ def opened() -> sqlite3.Connection:
 
 
 def put(connection: sqlite3.Connection, name: str, channels: dict, thread: str = "t") -> int:
-    """Keep a checkpoint with numbers of values; return its own number."""
+    """Insert a checkpoint with value numbers; return the checkpoint's number."""
     row = (thread, "", name, None, None, "json", b"{}", "json", b"{}", json.dumps(channels))
     marks = ", ".join("?" * len(row))
     connection.execute(f"INSERT INTO checkpoints ({COLUMNS}) VALUES ({marks})", row)
     return connection.execute("SELECT MAX(number) FROM checkpoints").fetchone()[0]
 
 
-def value_of(connection: sqlite3.Connection, name: str, channel: str = "c"):
-    found = read(connection, "id = ?", [name])
-    assert found is not None
-    return found.channels[channel]
+def read_value(connection: sqlite3.Connection, name: str, channel: str = "c"):
+    checkpoint = read_checkpoint(connection, "id = ?", [name])
+    assert checkpoint is not None
+    return checkpoint.channels[channel]
 
 
 def count(connection: sqlite3.Connection, table: str) -> int:
@@ -51,64 +51,66 @@ def count(connection: sqlite3.Connection, table: str) -> int:
 
 @given(st.lists(VALUES | LISTS, min_size=1, max_size=6))
 def test_what_was_kept_is_read_again(values):
-    connection, before = opened(), None
+    connection, before = open_connection(), None
     for index, value in enumerate(values):
         before = add_value(connection, "t", value, before)
         put(connection, str(index), {"c": [before, 1]})
     for index, value in enumerate(values):
-        assert value_of(connection, str(index)) == value
+        assert read_value(connection, str(index)) == value
 
 
 @given(st.lists(VALUES, min_size=1, max_size=8, unique=True))
 def test_a_growing_list_keeps_each_item_once(items):
-    connection, before = opened(), None
+    connection, before = open_connection(), None
     for length in range(len(items) + 1):
         before = add_value(connection, "t", items[:length], before)
     assert count(connection, "list_items") == len(items)
-    # A list that did not grow from that one shares nothing.
+    # A list that did not grow from the previous one shares no items with it.
     add_value(connection, "t", items, None)
     assert count(connection, "list_items") == 2 * len(items)
 
 
 @given(LISTS, LISTS)
 def test_deleting_one_of_two_leaves_what_the_other_holds(first, second):
-    connection = opened()
+    connection = open_connection()
     one = add_value(connection, "t", first, None)
     other = add_value(connection, "t", second, one)
     number = put(connection, "first", {"c": [one, 1]})
     last = put(connection, "second", {"c": [other, 2]})
-    delete(connection, [number], {"t"})
-    assert read(connection, "id = ?", ["first"]) is None
-    assert value_of(connection, "second") == second
+    delete_checkpoints(connection, [number], {"t"})
+    assert read_checkpoint(connection, "id = ?", ["first"]) is None
+    assert read_value(connection, "second") == second
     assert count(connection, "list_items") == len(set(second))
-    delete(connection, [last], {"t"})
+    delete_checkpoints(connection, [last], {"t"})
     assert [count(connection, table) for table in TABLES] == [0, 0, 0, 0]
 
 
 def test_threads_share_nothing():
-    connection = opened()
+    connection = open_connection()
     numbers = [add_value(connection, thread, ("json", thread.encode()), None) for thread in ("t", "u")]
-    kept = [put(connection, thread, {"c": [n, 1]}, thread) for thread, n in zip("tu", numbers, strict=True)]
+    checkpoint_numbers = [
+        put(connection, thread, {"c": [n, 1]}, thread) for thread, n in zip("tu", numbers, strict=True)
+    ]
     assert numbers == [1, 1]
-    delete(connection, kept[:1], {"t"})
-    assert value_of(connection, "u") == ("json", b"u")
+    delete_checkpoints(connection, checkpoint_numbers[:1], {"t"})
+    assert read_value(connection, "u") == ("json", b"u")
 
 
 def test_writes_go_with_their_checkpoint_in_the_order_of_their_tasks():
-    connection = opened()
+    connection = open_connection()
     number = put(connection, "a", {})
     for task, place, path in (("two", 0, "b"), ("one", 1, "a"), ("one", 0, "a")):
         row = ("t", "", "a", task, place, path, "c", "json", f"{task}{place}".encode())
         connection.execute(f"INSERT INTO writes VALUES ({', '.join('?' * len(row))})", row)
-    found = read(connection, "id = ?", ["a"])
-    assert found is not None
-    assert [value for *_, value in found.writes] == [b"one0", b"one1", b"two0"]
-    delete(connection, [number], {"t"})
+    checkpoint = read_checkpoint(connection, "id = ?", ["a"])
+    assert checkpoint is not None
+    assert [value for *_, value in checkpoint.writes] == [b"one0", b"one1", b"two0"]
+    delete_checkpoints(connection, [number], {"t"})
     assert count(connection, "writes") == 0
 
 
 def test_channels_of_a_checkpoint_that_is_not_there_are_none():
-    connection = opened()
+    connection = open_connection()
     put(connection, "a", {"c": [4, "v2"]})
     assert channel_numbers(connection, "t", "", "a") == {"c": [4, "v2"]}
     assert channel_numbers(connection, "t", "", "b") == channel_numbers(connection, "u", "", "a") == {}
@@ -116,6 +118,6 @@ def test_channels_of_a_checkpoint_that_is_not_there_are_none():
 
 @pytest.mark.parametrize("table", TABLES)
 def test_every_table_has_the_columns_that_are_copied(table):
-    described = opened().execute(f"PRAGMA table_info({table})").fetchall()
-    columns = [name for _, name, *_ in described if (table, name) != ("checkpoints", "number")]
+    table_columns = open_connection().execute(f"PRAGMA table_info({table})").fetchall()
+    columns = [name for _, name, *_ in table_columns if (table, name) != ("checkpoints", "number")]
     assert TABLES[table] == ", ".join(columns)

@@ -1,11 +1,11 @@
-"""Each face loads what it needs, when it is used; without the extra it says which one."""
+"""Each integration imports its framework on first use; without the extra, the error names it."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-import scrubjay.agents.langchain as faces
+import scrubjay.agents.langchain as integrations
 
 WITHOUT = """
 import sys
@@ -28,18 +28,18 @@ for name in faces.__all__:
 
 
 def test_without_the_extra_the_rest_works_and_the_error_names_it():
-    done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    needing = {"BankMiddleware": "langchain", "BankStore": "langgraph", "Checkpointer": "langgraph"}
-    for name, text in said.items():
-        if name in needing:
-            assert text.startswith(f"{name} needs {needing[name]}")
+    process = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
+    results = dict(line.split(" ", 1) for line in process.stdout.splitlines())
+    required_packages = {"BankMiddleware": "langchain", "BankStore": "langgraph", "Checkpointer": "langgraph"}
+    for name, text in results.items():
+        if name in required_packages:
+            assert text.startswith(f"{name} needs {required_packages[name]}")
             assert text.endswith("pip install 'scrubjay[langgraph]'")
         else:
             assert text == "works"
-    assert said.keys() == set(faces.__all__)
+    assert results.keys() == set(integrations.__all__)
 
 
 def test_all_names_are_there():
-    assert all(callable(getattr(faces, name)) for name in faces.__all__)
-    assert not hasattr(faces, "BankNothing")
+    assert all(callable(getattr(integrations, name)) for name in integrations.__all__)
+    assert not hasattr(integrations, "BankNothing")

@@ -1,4 +1,4 @@
-"""Messages come back as they went in, to every process; their words are recalled; clearing leaves nothing."""
+"""Chat history: messages round-trip in all processes, texts are searchable, clearing deletes them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from scrubjay.agents.langchain import BankChatMessageHistory
 from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
-WHOLE = [
+MESSAGES_OF_ALL_TYPES = [
     SystemMessage("Be brief.", id="s"),
     HumanMessage(
         [
@@ -84,27 +84,29 @@ def bank(tmp_path):
 
 
 def test_messages_survive_whole(bank, tmp_path):
-    BankChatMessageHistory(bank, "t").add_messages(WHOLE)
+    BankChatMessageHistory(bank, "t").add_messages(MESSAGES_OF_ALL_TYPES)
     with MemoryBank(tmp_path / "bank.db") as other:
-        back = BankChatMessageHistory(other, "t").messages
-    assert back == WHOLE
-    assert [type(message) for message in back] == [type(message) for message in WHOLE]
+        loaded_messages = BankChatMessageHistory(other, "t").messages
+    assert loaded_messages == MESSAGES_OF_ALL_TYPES
+    assert [type(message) for message in loaded_messages] == [
+        type(message) for message in MESSAGES_OF_ALL_TYPES
+    ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.one_of(st.lists(MESSAGES, max_size=3), st.just("clear")), max_size=8))
 def test_it_does_what_the_one_in_memory_does(steps):
     with MemoryBank(":memory:") as bank:
-        ours, reference = BankChatMessageHistory(bank, "t", ("ada",)), InMemoryChatMessageHistory()
+        history_in_bank, reference = BankChatMessageHistory(bank, "t", ("ada",)), InMemoryChatMessageHistory()
         neighbour = BankChatMessageHistory(bank, "t", ("bob",))
         neighbour.add_messages([HumanMessage("stays")])
         for step in steps:
-            for history in (ours, reference):
+            for history in (history_in_bank, reference):
                 history.clear() if step == "clear" else history.add_messages(step)
-            assert ours.messages == reference.messages
+            assert history_in_bank.messages == reference.messages
         assert BankChatMessageHistory(bank, "t", ("ada",)).messages == reference.messages
-        said = [m for m in reference.messages if m.text.replace("\0", "").strip()]
-        assert len(bank) == 1 + len(said)
+        texts = [m for m in reference.messages if m.text.replace("\0", "").strip()]
+        assert len(bank) == 1 + len(texts)
         assert neighbour.messages == [HumanMessage("stays")]
 
 
@@ -112,7 +114,7 @@ def test_words_are_recalled_with_who_said_them(bank):
     history = BankChatMessageHistory(bank, "t", ("ada",))
     history.add_user_message("I gather acorns.")
     history.add_ai_message("Noted: acorns.")
-    history.add_messages(WHOLE[2:4])
+    history.add_messages(MESSAGES_OF_ALL_TYPES[2:4])
     history.add_messages([AIMessage("The page says acorns are birds.")])
     history.add_user_message("I gather acorns.")
     trust = [(r.text, r.trust, r.provenance["role"]) for r in bank.recent(9, namespace=("ada",))]
@@ -165,15 +167,15 @@ def test_another_process_and_threads_write_the_same_thread(bank, tmp_path):
     ]
     for worker in workers:
         worker.start()
-    seen = 0
+    num_messages = 0
     while other.poll() is None or any(worker.is_alive() for worker in workers):
         now = history.messages
-        assert len(now) >= seen
-        seen = len(now)
+        assert len(now) >= num_messages
+        num_messages = len(now)
     assert other.returncode == 0
     for name, count in (("a", 10), ("b", 10), ("other", 20)):
-        said = [m.text for m in history.messages if m.text.startswith(f"{name} ")]
-        assert said == [f"{name} {n}" for n in range(count)]
+        texts = [m.text for m in history.messages if m.text.startswith(f"{name} ")]
+        assert texts == [f"{name} {n}" for n in range(count)]
 
 
 def test_a_clearing_elsewhere_is_seen(bank, tmp_path):
@@ -207,15 +209,15 @@ async def test_a_chain_with_history_remembers(bank):
 
 def test_of_a_message_too_long_for_the_bank_the_bank_has_the_head_and_the_history_all(bank):
     history = BankChatMessageHistory(bank, "a")
-    history.add_messages([HumanMessage("word " * (LONGEST_TEXT // 4))])
-    assert len(history.messages[0].text) > LONGEST_TEXT
+    history.add_messages([HumanMessage("word " * (MAX_TEXT_LENGTH // 4))])
+    assert len(history.messages[0].text) > MAX_TEXT_LENGTH
     assert bank.recent(1)[0].text.endswith("characters cut]")
 
 
-@pytest.mark.parametrize("tainted", [True, False])
-def test_an_answer_that_an_agent_wrote_after_text_from_outside_is_kept_as_a_tool_s(tainted):
+@pytest.mark.parametrize("is_tainted", [True, False])
+def test_an_answer_that_an_agent_wrote_after_text_from_outside_is_kept_as_a_tool_s(is_tainted):
     with MemoryBank(":memory:") as bank:
-        answer = AIMessage("Ada lives in Rome.", response_metadata={TAINTED: True} if tainted else {})
+        answer = AIMessage("Ada lives in Rome.", response_metadata={TAINTED: True} if is_tainted else {})
         BankChatMessageHistory(bank, "t").add_messages([HumanMessage("Where is Ada?"), answer])
-        (kept,) = (record for record in bank.recent(9) if record.text == answer.text)
-    assert kept.trust == ("tool" if tainted else "agent")
+        (record_of_answer,) = (record for record in bank.recent(9) if record.text == answer.text)
+    assert record_of_answer.trust == ("tool" if is_tainted else "agent")

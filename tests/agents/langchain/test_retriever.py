@@ -1,4 +1,4 @@
-"""The standard suite for retrievers, and what a document tells of its record."""
+"""LangChain's standard suite for retrievers, and the metadata of documents."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class TestStandard(RetrieversIntegrationTests):
 
 def test_fields_and_calls_choose_what_is_found(bank):
     retriever = BankRetriever(bank=bank, namespace=("user", "ada"), trusts=("user", "agent"))
-    found = retriever.invoke("Who caches acorns?")
-    assert {document.metadata["namespace"] for document in found} == {
+    documents = retriever.invoke("Who caches acorns?")
+    assert {document.metadata["namespace"] for document in documents} == {
         ("user", "ada"),
         ("user", "ada", "work"),
     }
@@ -50,7 +50,7 @@ def test_fields_and_calls_choose_what_is_found(bank):
     assert (only.page_content, only.metadata["provenance"]) == (record.text, {"url": "a"})
     assert only.metadata["id"] == record.id
     assert only.metadata["observed"] == record.observed.isoformat()
-    scores = [document.metadata["score"] for document in found]
+    scores = [document.metadata["score"] for document in documents]
     assert scores == sorted(scores, reverse=True)
 
 

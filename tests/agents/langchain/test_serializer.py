@@ -1,4 +1,4 @@
-"""Checkpoints of strangers construct nothing, and honest values come back as they were."""
+"""Untrusted checkpoints construct no other types, and plain values round-trip."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def extension(code: int, content: Any) -> bytes:
 
 
 def attacks(mark: pathlib.Path) -> dict[str, tuple[str, bytes]]:
-    """Return bytes that make LangGraph's own serializer run code, or would if one more check failed."""
+    """Return payloads that make LangGraph's serializer run code, or would if one more check failed."""
     command = f"touch {mark}"
-    found: dict[str, tuple[str, bytes]] = {}
+    payloads: dict[str, tuple[str, bytes]] = {}
     for code in range(10):
         for name, content in {
             "one argument": ("subprocess", "getoutput", command),
@@ -74,28 +74,30 @@ def attacks(mark: pathlib.Path) -> dict[str, tuple[str, bytes]]:
             "open": ("builtins", "open", (str(mark), "w")),
             "import": ("antigravity", "x", ("y",)),
         }.items():
-            found[f"extension {code}, {name}"] = "msgpack", extension(code, content)
+            payloads[f"extension {code}, {name}"] = "msgpack", extension(code, content)
     inner = ormsgpack.Ext(0, ormsgpack.packb(("subprocess", "getoutput", command)))
     message = ("langchain_core.messages.human", "HumanMessage", {"content": inner}, "model_validate_json")
-    found["inside a message"] = "msgpack", extension(5, message)
-    found["inside a list"] = "msgpack", ormsgpack.packb([1, {"a": inner}])
-    found["as a key"] = "msgpack", ormsgpack.packb({"a": [inner]}, option=ormsgpack.OPT_NON_STR_KEYS)
-    found["pickle"] = "pickle", pickle.dumps(pathlib.Path(command))
-    found["json"] = "json", b'{"lc": 2, "type": "constructor", "id": ["os", "system"], "args": ["true"]}'
-    return found
+    payloads["inside a message"] = "msgpack", extension(5, message)
+    payloads["inside a list"] = "msgpack", ormsgpack.packb([1, {"a": inner}])
+    payloads["as a key"] = "msgpack", ormsgpack.packb({"a": [inner]}, option=ormsgpack.OPT_NON_STR_KEYS)
+    payloads["pickle"] = "pickle", pickle.dumps(pathlib.Path(command))
+    payloads["json"] = "json", b'{"lc": 2, "type": "constructor", "id": ["os", "system"], "args": ["true"]}'
+    return payloads
 
 
 HARMLESS = r"extension [67]|extension [01245], method"
-"""Arrays, values as they are, and paths, which are only constructed."""
+"""Pattern of harmless payloads: arrays, plain values, and paths, which are only constructed."""
 
 
-def write_honest(path: pathlib.Path) -> None:
+def write_plain_values(path: pathlib.Path) -> None:
     checkpoint = empty_checkpoint()
     checkpoint["channel_values"] = {"m": "x", "messages": [HumanMessage("hello")]}
     checkpoint["channel_versions"] = {"m": "1", "messages": "1"}
     with Checkpointer(path) as saver:
-        saved = saver.put(CONFIG, checkpoint, {"source": "input", "step": 0}, {"m": "1", "messages": "1"})
-        saver.put_writes(saved, [("m", "y")], "task")
+        stored_config = saver.put(
+            CONFIG, checkpoint, {"source": "input", "step": 0}, {"m": "1", "messages": "1"}
+        )
+        saver.put_writes(stored_config, [("m", "y")], "task")
 
 
 PLACES = {
@@ -110,9 +112,9 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_a_strangers_file_runs_nothing(place, tmp_path):
     mark, path = tmp_path / "ran", tmp_path / "strangers.db"
-    with MemoryBank(path) as bank:  # a bank's file that also holds a thread
+    with MemoryBank(path) as bank:  # the file contains a bank and a thread
         bank.add("a harmless fact")
-    write_honest(path)
+    write_plain_values(path)
     for name, payload in attacks(mark).items():
         connection = sqlite3.connect(path)
         with connection:
@@ -120,9 +122,9 @@ def test_a_strangers_file_runs_nothing(place, tmp_path):
         connection.close()
         with Checkpointer(path) as saver:
             if not re.match(HARMLESS, name):
-                with pytest.raises(ValueError, match=r"is not admitted|only bytearray, bytes"):
+                with pytest.raises(ValueError, match=r"is not allowed|supported are bytearray, bytes"):
                     saver.get_tuple(CONFIG)
-                with pytest.raises(ValueError, match=r"is not admitted|only bytearray, bytes"):
+                with pytest.raises(ValueError, match=r"is not allowed|supported are bytearray, bytes"):
                     list(saver.list(None))
         assert not mark.exists(), name
         assert "antigravity" not in sys.modules
@@ -132,9 +134,11 @@ def test_the_error_names_the_type_and_the_remedy():
     serializer = StrictSerializer()
     with pytest.raises(ValueError, match=r"'subprocess\.getoutput' is not .*Checkpointer\(path, allow="):
         serializer.loads_typed(("msgpack", extension(0, ("subprocess", "getoutput", "true"))))
-    with pytest.raises(ValueError, match=r"'pathlib\.Path' is not admitted"):
+    with pytest.raises(ValueError, match=r"'pathlib\.Path' is not allowed"):
         serializer.loads_typed(("msgpack", extension(3, ("pathlib", "Path", "x", "touch"))))
-    with pytest.raises(ValueError, match=r"'\\x1b\[2J\.y' is not admitted"):  # nothing steers the terminal
+    with pytest.raises(
+        ValueError, match=r"'\\x1b\[2J\.y' is not allowed"
+    ):  # no control characters reach the terminal
         serializer.loads_typed(("msgpack", extension(0, ("\x1b[2J", "y", "x"))))
 
 
@@ -151,7 +155,7 @@ def nested(depth: int) -> bytes:
     ids=["empty", "reserved", "number", "no names", "lists for names", "deep"],
 )
 def test_damaged_values_are_errors(body):
-    with pytest.raises(ValueError, match=r"is damaged|is not admitted"):
+    with pytest.raises(ValueError, match=r"is damaged|is not allowed"):
         StrictSerializer().loads_typed(("msgpack", body))
 
 
@@ -159,12 +163,12 @@ def test_damaged_values_are_errors(body):
     ("kind", "body"), [("bytearray", 10**11), ("bytes", "text"), ("msgpack", None), (7, b"x")]
 )
 def test_columns_of_other_types_are_damage(kind, body):
-    """SQLite keeps any type in any column: a number would become that many bytes."""
+    """SQLite stores any type in any column; bytearray(number) would allocate that many bytes."""
     with pytest.raises(ValueError, match="is damaged"):
         StrictSerializer().loads_typed((kind, body))
 
 
-HONEST = [
+PLAIN_VALUES = [
     None,
     b"bytes",
     bytearray(b"more"),
@@ -198,7 +202,7 @@ HONEST = [
 ]
 
 
-@pytest.mark.parametrize("value", HONEST, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("value", PLAIN_VALUES, ids=lambda value: type(value).__name__)
 def test_honest_values_come_back(value, caplog):
     serializer = StrictSerializer()
     assert serializer.loads_typed(serializer.dumps_typed(value)) == value
@@ -216,45 +220,47 @@ OWN = [Point(1, {"a"}), Answer(text="yes", where=["here"]), Color.RED, Pair(1, P
 
 @pytest.mark.parametrize("value", OWN, ids=lambda value: type(value).__name__)
 def test_own_types_are_admitted_by_name_alone(value, tmp_path):
-    with pytest.raises(TypeError, match=rf"({type(value).__name__}|Point)' is not admitted"):
+    with pytest.raises(TypeError, match=rf"({type(value).__name__}|Point)' is not allowed"):
         StrictSerializer().dumps_typed([value])
     serializer = StrictSerializer([Point, Answer, Color, Pair])
     body = serializer.dumps_typed({"deep": [value]})
     assert serializer.loads_typed(body) == {"deep": [value]}
-    with pytest.raises(ValueError, match="is not admitted"):
+    with pytest.raises(ValueError, match="is not allowed"):
         StrictSerializer().loads_typed(body)
 
 
-class Held(TypedDict):
+class PointState(TypedDict):
     point: Point
 
 
-def hold(state: Held) -> Held:
+def increment(state: PointState) -> PointState:
     return {"point": Point(state["point"].x + 1)}
 
 
 def graph(saver: Checkpointer) -> Any:
-    return StateGraph(Held).add_node("hold", hold).add_edge(START, "hold").compile(checkpointer=saver)
+    return (
+        StateGraph(PointState).add_node("hold", increment).add_edge(START, "hold").compile(checkpointer=saver)
+    )
 
 
 def test_a_graph_with_a_state_of_its_own(tmp_path):
     path = tmp_path / "graph.db"
-    with Checkpointer(path) as saver, pytest.raises(TypeError, match=r"Point.* is not admitted"):
+    with Checkpointer(path) as saver, pytest.raises(TypeError, match=r"Point.* is not allowed"):
         graph(saver).invoke({"point": Point(1)}, CONFIG)
     with Checkpointer(path, allow=[Point]) as saver:
         assert graph(saver).invoke({"point": Point(1)}, CONFIG)["point"] == Point(2)
     with Checkpointer(path, allow=[Point]) as saver:
         assert graph(saver).get_state(CONFIG).values["point"] == Point(2)
-    with Checkpointer(path) as saver, pytest.raises(ValueError, match=r"Point.* is not admitted"):
+    with Checkpointer(path) as saver, pytest.raises(ValueError, match=r"Point.* is not allowed"):
         graph(saver).get_state(CONFIG)
 
 
 def test_langgraphs_strict_mode_hands_on_the_types_of_a_graph(tmp_path):
-    """It passes their names to `with_allowlist` when a graph is compiled."""
+    """LangGraph passes the types' names to `with_allowlist` when it compiles a graph."""
     with Checkpointer(tmp_path / "graph.db") as saver:
-        derived = saver.with_allowlist({(Point.__module__, Point.__name__)})
-        assert derived.serde.loads_typed(derived.serde.dumps_typed(Point(3))) == Point(3)
-        with pytest.raises(TypeError, match="is not admitted"):
+        extended_saver = saver.with_allowlist({(Point.__module__, Point.__name__)})
+        assert extended_saver.serde.loads_typed(extended_saver.serde.dumps_typed(Point(3))) == Point(3)
+        with pytest.raises(TypeError, match="is not allowed"):
             saver.serde.dumps_typed(Point(3))
 
 

@@ -1,4 +1,4 @@
-"""The store against LangGraph's own in memory, and what that one lacks: words, expiry, a file."""
+"""BankStore compared with LangGraph's InMemoryStore, and tests of keyword search, expiry and files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from langgraph.store.memory import InMemoryStore
 
 from scrubjay.agents.langchain import BankStore
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
 WORDS = st.sampled_from(["ada", "bern", "café", "鸟"])
 SPACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(tuple)
@@ -59,15 +59,15 @@ OPERATIONS = st.one_of(
 )
 
 
-def plain(result):
-    """Return a result as a value: what a search found in any order, as the interface names none."""
+def to_plain_value(result):
+    """Return a result as plain values; results of a search are sorted, since their order is unspecified."""
     if isinstance(result, list):
         return sorted((i.namespace, i.key, repr(i.value)) if isinstance(i, SearchItem) else i for i in result)
     return result and (result.namespace, result.key, result.value)
 
 
 def forget_empty(reference):
-    """Let the reference not list namespaces that hold nothing: it has one for all it was asked for."""
+    """Remove empty namespaces from the reference, which creates one for each namespace that is read."""
     for space in [space for space, items in reference._data.items() if not items]:
         del reference._data[space]
 
@@ -81,8 +81,8 @@ def test_it_does_what_langgraphs_own_does(batches):
             forget_empty(reference)
             batch.sort(key=lambda op: not isinstance(op, ListNamespacesOp))
             expected = reference.batch(batch)
-            for op, ours, theirs in zip(batch, store.batch(batch), expected, strict=True):
-                assert plain(ours) == plain(theirs), op
+            for op, store_result, reference_result in zip(batch, store.batch(batch), expected, strict=True):
+                assert to_plain_value(store_result) == to_plain_value(reference_result), op
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,13 +95,13 @@ def test_it_does_what_langgraphs_own_does(batches):
 def test_pages_are_the_whole(puts, filter, limit, query):
     with BankStore(":memory:") as store:
         store.batch(puts)
-        whole = store.search((), filter=filter, query=query, limit=100)
+        all_items = store.search((), filter=filter, query=query, limit=100)
         pages = [
             item
-            for offset in range(0, len(whole) + 1, limit)
+            for offset in range(0, len(all_items) + 1, limit)
             for item in store.search((), filter=filter, query=query, limit=limit, offset=offset)
         ]
-        assert [(i.namespace, i.key) for i in pages] == [(i.namespace, i.key) for i in whole]
+        assert [(i.namespace, i.key) for i in pages] == [(i.namespace, i.key) for i in all_items]
 
 
 @pytest.fixture
@@ -127,9 +127,9 @@ def test_words_find_and_rank_what_no_vector_was_made_for(store):
     store.put(("notes",), "bird", {"text": "The scrub jay caches acorns."})
     store.put(("notes",), "town", {"text": "Bern lies on a river."})
     store.put(("notes",), "鸟", {"text": "灌丛鸦储藏橡子。"})
-    found = store.search(("notes",), query="Which bird caches acorns?")
-    assert found[0].key == "bird"
-    assert [item.score is None for item in found] == [False, True, True]
+    items = store.search(("notes",), query="Which bird caches acorns?")
+    assert items[0].key == "bird"
+    assert [item.score is None for item in items] == [False, True, True]
     assert store.search(("notes",), query="橡子", limit=1)[0].key == "鸟"
     store.put(("notes",), "bird", {"text": "It flew away."})
     assert all(item.score is None for item in store.search(("notes",), query="acorns"))
@@ -158,9 +158,11 @@ def test_index_says_what_is_searchable():
         store.put(("n",), "a", {"text": "acorn", "secret": "walnut"})
         store.put(("n",), "b", {"text": "acorn"}, index=False)
         store.put(("n",), "c", {"text": "acorn", "secret": "walnut"}, index=["secret"])
-        scored = lambda query: {i.key for i in store.search(("n",), query=query) if i.score is not None}
-        assert scored("acorn") == {"a"}
-        assert scored("walnut") == {"c"}
+        find_scored_keys = lambda query: {
+            i.key for i in store.search(("n",), query=query) if i.score is not None
+        }
+        assert find_scored_keys("acorn") == {"a"}
+        assert find_scored_keys("walnut") == {"c"}
 
 
 def test_items_expire_unless_they_are_read():
@@ -212,18 +214,20 @@ def test_an_item_that_cannot_be_stored_leaves_its_batch_unwritten(store):
         store.batch([PutOp(("a.b",), "k", {})])
     with pytest.raises(InvalidNamespaceError, match=r"U\+001F"):
         store.put(("a\x1fb",), "k", {})
-    with pytest.raises(TypeError, match="no operation"):
+    with pytest.raises(TypeError, match="not a store operation"):
         store.batch(["get"])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="offset=-1"):
         store.search((), offset=-1)
     with pytest.raises(TypeError, match=r"limit=1\.5"):
         store.search((), limit=1.5)
-    with pytest.raises(ValueError, match=r"the value of 'bad' in \('n',\) holds '.ud800', half a character"):
+    with pytest.raises(
+        ValueError, match=r"the value of 'bad' in \('n',\) contains the lone surrogate '.ud800'"
+    ):
         store.put(("n",), "bad", {"v": "\ud800"}, index=False)
 
 
 def test_a_value_of_any_length_and_with_any_keys_is_kept_whole_and_found_by_its_beginning(store):
-    page = "acorn " + "leaf " * LONGEST_TEXT
+    page = "acorn " + "leaf " * MAX_TEXT_LENGTH
     store.put(("n",), "page", {"text": page, 3: "walnut"})
     assert store.get(("n",), "page").value == {"text": page, "3": "walnut"}
     store.put(("n",), "other", {"text": "heron"})

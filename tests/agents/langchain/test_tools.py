@@ -1,4 +1,4 @@
-"""The standard suites for tools on all four; what a tainted agent may write; no way into another's memory."""
+"""LangChain's standard suites on all four tools, writes of a tainted agent, and namespace isolation."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.langchain import memory_tools
 from scrubjay.agents.language.declarations import has_side_effect, is_trusted
-from scrubjay.agents.language.untrusted import telling_tools
+from scrubjay.agents.language.untrusted import taint_scope
 from scrubjay.memory import MemoryBank
 
-from ..kwai.scripted import ScriptedModel, call
+from ..kwai.scripted_model import ScriptedModel, call
 
 ADA = ("user", "ada")
 
@@ -84,52 +84,54 @@ def run(tool, **arguments):
 
 
 def test_what_was_replaced_is_not_replaced_again(bank, tools):
-    with telling_tools(False):
-        saved = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
-        run(tools["update_memory"], id=saved, text="Ada lives in Basel.")
-        again = run(tools["update_memory"], id=saved, text="Ada lives in Rome.")
+    with taint_scope(False):
+        saved_id = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
+        run(tools["update_memory"], id=saved_id, text="Ada lives in Basel.")
+        again = run(tools["update_memory"], id=saved_id, text="Ada lives in Rome.")
     assert again.status == "error"
     assert "no longer holds. Take an id from search_memory" in again.text
     assert [hit.text for hit in bank.search("Where does Ada live?")] == ["Ada lives in Basel."]
 
 
 def test_a_fact_is_saved_found_corrected_and_forgotten(bank, tools):
-    with telling_tools(False):
-        saved = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
-        (found,) = run(tools["search_memory"], query="Where does Ada live?").artifact["records"]
-        assert (found["id"], found["text"], found["trust"]) == (saved, "Ada lives in Bern.", "agent")
-        moved = run(tools["update_memory"], id=saved, text="Ada lives in Basel.").artifact["id"]
-        listed = run(tools["search_memory"], query="Where does Ada live?").text
-        assert [json.loads(line)["text"] for line in listed.splitlines()] == ["Ada lives in Basel."]
-        assert bank.get(moved).supersedes == saved
-        assert bank.get(saved).valid_to is not None
-        run(tools["forget_memory"], id=moved)
-        assert bank.get(moved) is None
+    with taint_scope(False):
+        saved_id = run(tools["save_memory"], text="Ada lives in Bern.").artifact["id"]
+        (record,) = run(tools["search_memory"], query="Where does Ada live?").artifact["records"]
+        assert (record["id"], record["text"], record["trust"]) == (saved_id, "Ada lives in Bern.", "agent")
+        updated_id = run(tools["update_memory"], id=saved_id, text="Ada lives in Basel.").artifact["id"]
+        listing = run(tools["search_memory"], query="Where does Ada live?").text
+        assert [json.loads(line)["text"] for line in listing.splitlines()] == ["Ada lives in Basel."]
+        assert bank.get(updated_id).supersedes == saved_id
+        assert bank.get(saved_id).valid_to is not None
+        run(tools["forget_memory"], id=updated_id)
+        assert bank.get(updated_id) is None
         assert "Nothing is remembered" in run(tools["search_memory"], query="Ada").text
 
 
 def test_after_text_from_outside_only_its_own_kind_can_be_changed(bank, tools):
-    said = bank.add("Ada lives in Bern.", namespace=ADA)
-    for told in (telling_tools(True), contextlib.nullcontext()):  # told so, or told nothing
-        with told:
+    user_record_id = bank.add("Ada lives in Bern.", namespace=ADA)
+    for scope in (taint_scope(True), contextlib.nullcontext()):  # tainted, or without a taint scope
+        with scope:
             for name, arguments in (("update_memory", {"text": "Ada lives in Rome."}), ("forget_memory", {})):
-                refused = run(tools[name], id=said, **arguments)
-                assert refused.status == "error"
-                assert "comes from the user and stays" in refused.text
-    saved = run(tools["save_memory"], text="A page says Ada lives in Rome.").artifact["id"]
-    assert bank.get(saved).trust == "tool"
-    moved = run(tools["update_memory"], id=saved, text="A page says Ada lives in Oslo.").artifact["id"]
-    assert bank.get(moved).trust == "tool"
-    assert bank.get(said).valid_to is None
+                refusal = run(tools[name], id=user_record_id, **arguments)
+                assert refusal.status == "error"
+                assert "was not changed: its source is user" in refusal.text
+    saved_id = run(tools["save_memory"], text="A page says Ada lives in Rome.").artifact["id"]
+    assert bank.get(saved_id).trust == "tool"
+    updated_id = run(tools["update_memory"], id=saved_id, text="A page says Ada lives in Oslo.").artifact[
+        "id"
+    ]
+    assert bank.get(updated_id).trust == "tool"
+    assert bank.get(user_record_id).valid_to is None
 
 
 def test_other_namespaces_cannot_be_reached(bank, tools):
     id = bank.add("Bob lives in Bonn.", namespace=("user", "bob"))
-    with telling_tools(False):
+    with taint_scope(False):
         assert run(tools["search_memory"], query="Bob").artifact["records"] == []
         for name, arguments in (("update_memory", {"text": "x"}), ("forget_memory", {})):
-            refused = run(tools[name], id=id, **arguments)
-            assert (refused.status, "no memory" in refused.text) == ("error", True)
+            refusal = run(tools[name], id=id, **arguments)
+            assert (refusal.status, "no memory" in refusal.text) == ("error", True)
     assert bank.get(id).valid_to is None
 
 

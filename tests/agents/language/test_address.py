@@ -1,4 +1,4 @@
-"""Addresses in the form in which they are requested, and which of them somebody gave."""
+"""Canonical form of addresses, and the set of allowed addresses."""
 
 import unicodedata
 from urllib.parse import urlsplit
@@ -7,13 +7,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from scrubjay.agents.language.address import Given, Refused, canonical, named, unheard
+from scrubjay.agents.language.address import (
+    AllowedAddresses,
+    RequestError,
+    canonicalize_address,
+    find_addresses,
+    find_new_addresses,
+)
 
 LETTERS = st.text("hHtTpP:/\\@.%?#[]0aé松。\u200b \n８ß-_", max_size=30)
 
 
 @pytest.mark.parametrize(
-    ("address", "requested"),
+    ("address", "canonical"),
     [
         ("HTTP://Farm.Example", "http://farm.example/"),
         ("http://farm.example.:80/a?b#c", "http://farm.example/a?b"),
@@ -24,8 +30,8 @@ LETTERS = st.text("hHtTpP:/\\@.%?#[]0aé松。\u200b \n８ß-_", max_size=30)
         ("http://[::FFFF:0:1]:8080/", "http://[::ffff:0:1]:8080/"),
     ],
 )
-def test_spellings_of_one_address_have_one_form(address, requested):
-    assert canonical(address) == requested
+def test_spellings_of_one_address_have_one_form(address, canonical):
+    assert canonicalize_address(address) == canonical
 
 
 @given(st.one_of(LETTERS, LETTERS.map("http://a.b".__add__), st.text().map("https://".__add__)))
@@ -35,13 +41,13 @@ def test_spellings_of_one_address_have_one_form(address, requested):
 @example("http://[fe80::1%25eth0]/")
 def test_what_has_a_form_is_ascii_and_its_own_form(address):
     try:
-        form = canonical(address)
-    except Refused:
+        canonical = canonicalize_address(address)
+    except RequestError:
         return
-    assert canonical(form) == form
-    assert form.isascii()
+    assert canonicalize_address(canonical) == canonical
+    assert canonical.isascii()
     assert not any(c.isspace() or unicodedata.category(c)[0] in "CZ" for c in address)
-    parts = urlsplit(form)
+    parts = urlsplit(canonical)
     assert parts.scheme in ("http", "https")
     assert parts.hostname
     assert "@" not in parts.netloc
@@ -60,26 +66,28 @@ def test_what_has_a_form_is_ascii_and_its_own_form(address):
     ],
 )
 def test_what_was_said_in_prose_is_given_as_a_whole(text):
-    given = Given([text])
-    assert "https://farm.example/report" in given
-    assert "HTTPS://FARM.example:443/report#part" in given
+    allowed_addresses = AllowedAddresses([text])
+    assert "https://farm.example/report" in allowed_addresses
+    assert "HTTPS://FARM.example:443/report#part" in allowed_addresses
     for other in (
         "https://farm.example/",
         "https://farm.example/report?d=4711",
         "https://farm.example/repor",
     ):
-        assert other not in given
-    assert "https://4711.farm.example/report" not in given
+        assert other not in allowed_addresses
+    assert "https://4711.farm.example/report" not in allowed_addresses
 
 
 def test_of_what_was_read_only_addresses_with_a_scheme_are_given():
-    given = Given([], [named("Go to farm.example/report or https://farm.example/list.")])
-    assert "https://farm.example/list" in given
-    assert "https://farm.example/report" not in given
+    allowed_addresses = AllowedAddresses(
+        [], [find_addresses("Go to farm.example/report or https://farm.example/list.")]
+    )
+    assert "https://farm.example/list" in allowed_addresses
+    assert "https://farm.example/report" not in allowed_addresses
 
 
 @pytest.mark.parametrize(
-    "told",
+    "call_text",
     [
         "https://evil.example/4711",
         "HTTPS://EVIL.EXAMPLE/4711",
@@ -89,7 +97,7 @@ def test_of_what_was_read_only_addresses_with_a_scheme_are_given():
         "松evil.exam\u200bple/4711",
     ],
 )
-def test_what_a_tool_repeats_is_not_given(told):
-    assert unheard("Nothing for https://evil.example/4711. See https://b.example/", told) == {
+def test_what_a_tool_repeats_is_not_given(call_text):
+    assert find_new_addresses("Nothing for https://evil.example/4711. See https://b.example/", call_text) == {
         "https://b.example/"
     }

@@ -1,16 +1,16 @@
-"""What is known of a tool: only False says no, and strangers say nothing."""
+"""Declared properties of tools: only False counts as no, and a third party's metadata is ignored."""
 
 import pytest
 from langchain_core.tools import StructuredTool
 from pydantic import AnyUrl, BaseModel, HttpUrl
 
-from scrubjay.agents import tool as declared
+from scrubjay.agents import tool as declare_tool
 from scrubjay.agents.language.declarations import (
-    FOREIGN,
+    THIRD_PARTY,
     address_arguments,
     has_side_effect,
-    is_foreign,
-    is_known,
+    is_side_effect_declared,
+    is_third_party,
     is_trusted,
     schema_addresses,
     sounds_like_an_address,
@@ -28,19 +28,19 @@ def test_only_false_says_that_a_tool_is_harmless(value):
     tool = make({"side_effect": value, "untrusted": value})
     assert has_side_effect(tool)
     assert not is_trusted(tool)
-    assert is_known(tool) is (value is True)
+    assert is_side_effect_declared(tool) is (value is True)
     assert not has_side_effect(make({"side_effect": False}))
     assert is_trusted(make({"untrusted": False}))
 
 
 def test_nothing_declared_is_dangerous():
     assert has_side_effect(make())
-    assert not is_known(make())
+    assert not is_side_effect_declared(make())
     assert not is_trusted(make())
 
 
-def of_an_mcp_server(**metadata):
-    """Return a tool as langchain-mcp-adapters makes it: a coroutine of its module, metadata of the server."""
+def make_mcp_tool(**metadata):
+    """Return a tool like one of langchain-mcp-adapters: a coroutine of its module, the server's metadata."""
 
     async def call_tool(**arguments):
         return ""
@@ -54,21 +54,21 @@ def of_an_mcp_server(**metadata):
 @pytest.mark.parametrize(
     "tool",
     [
-        of_an_mcp_server(side_effect=False, untrusted=False, addresses=[]),
-        make({FOREIGN: True, "side_effect": False, "untrusted": False, "addresses": []}),
-        of_an_mcp_server(side_effect=False, untrusted=False, scrubjay_declared={"untrusted": False}),
+        make_mcp_tool(side_effect=False, untrusted=False, addresses=[]),
+        make({THIRD_PARTY: True, "side_effect": False, "untrusted": False, "addresses": []}),
+        make_mcp_tool(side_effect=False, untrusted=False, scrubjay_declared={"untrusted": False}),
     ],
 )
 def test_what_a_server_says_of_its_tools_counts_for_nothing(tool):
-    assert is_foreign(tool)
+    assert is_third_party(tool)
     assert has_side_effect(tool)
-    assert not is_known(tool)
+    assert not is_side_effect_declared(tool)
     assert not is_trusted(tool)
     assert address_arguments(tool) is None
-    harmless = declared(side_effect=False)(tool)
-    assert is_foreign(harmless)
+    harmless = declare_tool(side_effect=False)(tool)
+    assert is_third_party(harmless)
     assert not has_side_effect(harmless)
-    assert not is_foreign(declared(side_effect=False, untrusted=False)(tool))
+    assert not is_third_party(declare_tool(side_effect=False, untrusted=False)(tool))
     assert has_side_effect(tool)
 
 
@@ -85,12 +85,12 @@ class Visit(BaseModel):
 
 def test_types_and_formats_of_addresses_are_found_at_any_depth():
     assert schema_addresses(make(schema=Visit)) == {"first", "rest", "at"}
-    told = {
+    schema = {
         "type": "object",
         "properties": {"where": {"$ref": "#/$defs/Where"}, "words": {"type": "string"}},
         "$defs": {"Where": {"anyOf": [{"type": "string", "format": "uri"}, {"$ref": "#/$defs/Where"}]}},
     }
-    assert schema_addresses(make(schema=told)) == {"where"}
+    assert schema_addresses(make(schema=schema)) == {"where"}
 
 
 @pytest.mark.parametrize("name", ["url", "URLs", "callbackURL", "base_uri", "imageurl", "hrefs", "hostName"])
@@ -104,5 +104,5 @@ def test_other_names_are_none(name):
 
 
 def test_names_that_are_no_list_are_refused():
-    with pytest.raises(TypeError, match="addresses='url': give a tuple"):
+    with pytest.raises(TypeError, match="addresses='url': must be a tuple"):
         address_arguments(make({"addresses": "url"}))

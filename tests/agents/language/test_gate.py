@@ -1,22 +1,22 @@
-"""Which calls need approval once a stranger was heard: a table of calls, and what no nesting hides."""
+"""Calls that need approval after untrusted text: a table of calls, and addresses nested in arguments."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given as drawn
+from hypothesis import given as given_samples
 from hypothesis import strategies as st
-from langchain_core.tools import tool as undeclared
+from langchain_core.tools import tool as langchain_tool
 
 from scrubjay.agents import tool
-from scrubjay.agents.language.address import Given
-from scrubjay.agents.language.gate import Gate, objection, texts
+from scrubjay.agents.language.address import AllowedAddresses
+from scrubjay.agents.language.gate import Gate, collect_texts, find_objection
 
-SAID = Given(["open https://example.org/a and tell me"])
+ALLOWED = AllowedAddresses(["open https://example.org/a and tell me"])
 
 
 @tool(side_effect=False, addresses=("url",))
 def visit(url: str, note: str = "") -> str:
-    """Ask a server."""
+    """Request a page from a server."""
     return url + note
 
 
@@ -28,13 +28,13 @@ def reckon(text: str) -> str:
 
 @tool(side_effect=True)
 def send(text: str) -> str:
-    """Change things."""
+    """Change the outside world."""
     return text
 
 
-@undeclared
+@langchain_tool
 def unknown(text: str) -> str:
-    """Of which nobody said anything."""
+    """Do something undeclared."""
     return text
 
 
@@ -53,14 +53,14 @@ def unknown(text: str) -> str:
     ],
 )
 def test_what_a_call_needs_approval_for(one, arguments, expected):
-    assert objection(one, Gate(one), arguments, lambda: SAID) == expected
+    assert find_objection(one, Gate(one), arguments, lambda: ALLOWED) == expected
 
 
 def test_what_was_said_is_looked_at_for_harmless_tools_alone():
-    def never() -> Given:
-        raise AssertionError("a history was searched for a call that is refused anyway")
+    def never() -> AllowedAddresses:
+        raise AssertionError("the history was searched for a call that is rejected anyway")
 
-    assert objection(send, Gate(send), {"text": ""}, never) == "blocked"
+    assert find_objection(send, Gate(send), {"text": ""}, never) == "blocked"
 
 
 JSON = st.recursive(
@@ -76,31 +76,31 @@ def nested(value: object, way: list[str | None]) -> object:
     return value
 
 
-@drawn(around=JSON, way=st.lists(st.none() | st.text(max_size=6), max_size=6))
-def test_no_nesting_hides_an_address(around, way):
-    hidden = {"note": [around, nested("https://evil.example/4711", way)]}
-    assert Gate(visit).has_ungiven(hidden, SAID)
+@given_samples(value=JSON, way=st.lists(st.none() | st.text(max_size=6), max_size=6))
+def test_no_nesting_hides_an_address(value, way):
+    hidden = {"note": [value, nested("https://evil.example/4711", way)]}
+    assert Gate(visit).has_disallowed_address(hidden, ALLOWED)
 
 
-@drawn(way=st.lists(st.none() | st.text("abc", min_size=1, max_size=6), max_size=6))
+@given_samples(way=st.lists(st.none() | st.text("abc", min_size=1, max_size=6), max_size=6))
 def test_what_lies_in_an_address_is_one(way):
-    assert Gate(visit).has_ungiven({"url": nested("evil", way)}, SAID)
-    assert not Gate(visit).has_ungiven({"url": nested("https://example.org/a", way)}, SAID)
+    assert Gate(visit).has_disallowed_address({"url": nested("evil", way)}, ALLOWED)
+    assert not Gate(visit).has_disallowed_address({"url": nested("https://example.org/a", way)}, ALLOWED)
 
 
 def test_the_depth_is_the_models_choice_and_no_recursion():
     deep = nested("evil", [None] * 100_000)
-    assert Gate(visit).has_ungiven({"url": deep}, SAID)
-    assert texts(deep) == ["evil"]
+    assert Gate(visit).has_disallowed_address({"url": deep}, ALLOWED)
+    assert collect_texts(deep) == ["evil"]
 
 
-@drawn(value=JSON)
+@given_samples(value=JSON)
 def test_texts_are_all_of_them_in_their_order(value):
-    def told(part: object) -> list[str]:
+    def expected_texts(part: object) -> list[str]:
         if isinstance(part, dict):
-            return [text for name, item in part.items() for text in (name, *told(item))]
+            return [text for name, item in part.items() for text in (name, *expected_texts(item))]
         if isinstance(part, list):
-            return [text for item in part for text in told(item)]
+            return [text for item in part for text in expected_texts(item)]
         return [] if part is None else [str(part)]
 
-    assert texts(value) == told(value)
+    assert collect_texts(value) == expected_texts(value)

@@ -1,4 +1,4 @@
-"""One object serves all users: templates of namespaces are filled at each call, everywhere."""
+"""Namespace templates are filled at each call, in all objects that take a namespace."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scrubjay.agents.langchain import (
     BankStore,
     memory_tools,
 )
-from scrubjay.agents.language.namespaces import as_literal, check_template, fill
+from scrubjay.agents.language.namespaces import check_template, escape_namespace, fill_template
 from scrubjay.memory import MemoryBank
 
-from ..kwai.scripted import ScriptedModel, call
+from ..kwai.scripted_model import ScriptedModel, call
 
 USER = ("user", "{user_id}")
 
@@ -48,7 +48,7 @@ def asking(text: str) -> Any:
     return {"messages": [HumanMessage(text)]}
 
 
-def told(bank: MemoryBank) -> dict[str, tuple[str, ...]]:
+def namespaces_of_texts(bank: MemoryBank) -> dict[str, tuple[str, ...]]:
     return {record.text: record.namespace for record in bank.recent(50)}
 
 
@@ -57,10 +57,10 @@ def test_the_middleware_keeps_users_apart_by_config(bank):
     agent: Any = create_agent(model, middleware=[BankMiddleware(bank, USER)])
     agent.invoke(asking("My secret number is 1815."), config("ada"))
     agent.invoke(asking("What is my secret number?"), config("bob"))
-    assert "1815" not in model.sent[1][-1].text
+    assert "1815" not in model.prompts[1][-1].text
     agent.invoke(asking("What is my secret number?"), config("ada"))
-    assert "1815" in model.sent[2][-1].text
-    assert set(told(bank).values()) == {("user", "ada"), ("user", "bob")}
+    assert "1815" in model.prompts[2][-1].text
+    assert set(namespaces_of_texts(bank).values()) == {("user", "ada"), ("user", "bob")}
 
 
 @pytest.mark.parametrize("context", [Who("ada"), {"user_id": "ada"}])
@@ -69,20 +69,20 @@ def test_the_middleware_takes_the_context_of_the_graph(bank, context):
         ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)], context_schema=Who
     )
     agent.invoke(asking("I like figs."), context=context)
-    assert set(told(bank).values()) == {("user", "ada")}
+    assert set(namespaces_of_texts(bank).values()) == {("user", "ada")}
 
 
 async def test_the_middleware_does_so_on_the_event_loop(bank):
     agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)])
     await agent.ainvoke(asking("I like figs."), config("ada"))
-    assert set(told(bank).values()) == {("user", "ada")}
+    assert set(namespaces_of_texts(bank).values()) == {("user", "ada")}
 
 
 def test_a_template_that_nothing_fills_is_an_error_and_nothing_is_written(bank):
     agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, USER)])
     with pytest.raises(KeyError, match=r"\{user_id\}.*no value for 'user_id'.*configurable"):
         agent.invoke(asking("I like figs."))
-    assert told(bank) == {}
+    assert namespaces_of_texts(bank) == {}
 
 
 @pytest.mark.parametrize("by_context", [False, True])
@@ -96,7 +96,7 @@ def test_memory_tools_read_and_write_for_who_asks(bank, by_context):
         return agent.invoke(asking(text), **options)["messages"][-2].text
 
     ask("Remember that I like figs.", "ada")
-    assert told(bank) == {"Likes figs.": ("user", "ada")}
+    assert namespaces_of_texts(bank) == {"Likes figs.": ("user", "ada")}
     assert ask("What do I like?", "bob") == "Nothing is remembered about that."
     assert "Likes figs." in ask("What do I like?", "ada")
 
@@ -105,7 +105,7 @@ async def test_memory_tools_alone_take_the_config_of_their_call(bank):
     search, save, update, forget = memory_tools(bank, USER)
     save.invoke({"text": "Likes figs."}, config("ada"))
     await save.ainvoke({"text": "Likes dates."}, config("bob"))
-    assert told(bank) == {"Likes figs.": ("user", "ada"), "Likes dates.": ("user", "bob")}
+    assert namespaces_of_texts(bank) == {"Likes figs.": ("user", "ada"), "Likes dates.": ("user", "bob")}
     (ada,) = (record.id for record in bank.recent(9) if record.namespace == ("user", "ada"))
     assert "no memory" in forget.invoke({"id": ada}, config("bob"))
     assert "no memory" in update.invoke({"id": ada, "text": "Likes nothing."}, config("bob"))
@@ -123,8 +123,8 @@ async def test_a_retriever_finds_for_who_asks_in_a_chain_too(bank):
     for finder in (retriever, chain):
         assert [d.page_content for d in finder.invoke("figs", config("ada"))] == ["ada likes figs."]
         assert [d.page_content for d in await finder.ainvoke("figs", config("bob"))] == ["bob likes figs."]
-        found = finder.batch(["figs", "figs"], [config("ada"), config("bob")])
-        assert [d[0].page_content for d in found] == ["ada likes figs.", "bob likes figs."]
+        results = finder.batch(["figs", "figs"], [config("ada"), config("bob")])
+        assert [d[0].page_content for d in results] == ["ada likes figs.", "bob likes figs."]
     assert len(BankRetriever(bank=bank).invoke("figs")) == 2
     assert len(retriever.invoke("figs", namespace=None)) == 2
     assert [d.page_content for d in retriever.invoke("figs", namespace=("user", "bob"))] == [
@@ -134,37 +134,37 @@ async def test_a_retriever_finds_for_who_asks_in_a_chain_too(bank):
         retriever.invoke("figs")
 
 
-class Asked(TypedDict):
-    found: list[str]
+class SearchState(TypedDict):
+    results: list[str]
 
 
 def test_a_retriever_in_a_graph_takes_its_context(bank):
     bank.add("Ada likes figs.", namespace=("user", "ada"))
     retriever = BankRetriever(bank=bank, namespace=USER)
 
-    def look(state: Asked) -> Asked:
-        return {"found": [document.page_content for document in retriever.invoke("figs")]}
+    def look(state: SearchState) -> SearchState:
+        return {"results": [document.page_content for document in retriever.invoke("figs")]}
 
     graph: Any = (
-        StateGraph(Asked, context_schema=Who).add_node("look", look).add_edge(START, "look").compile()
+        StateGraph(SearchState, context_schema=Who).add_node("look", look).add_edge(START, "look").compile()
     )
-    assert graph.invoke({"found": []}, context=Who("ada")) == {"found": ["Ada likes figs."]}
-    assert graph.invoke({"found": []}, context=Who("bob")) == {"found": []}
+    assert graph.invoke({"results": []}, context=Who("ada")) == {"results": ["Ada likes figs."]}
+    assert graph.invoke({"results": []}, context=Who("bob")) == {"results": []}
 
 
 def test_a_history_is_of_who_it_was_opened_for(bank):
     BankChatMessageHistory(bank, "t", USER, config("ada")).add_messages([HumanMessage("I like figs.")])
     assert BankChatMessageHistory(bank, "t", USER, config("bob")).messages == []
-    opened = RunnableLambda(lambda thread: BankChatMessageHistory(bank, str(thread), USER).messages)
-    assert [m.text for m in opened.invoke("t", config("ada"))] == ["I like figs."]
-    assert told(bank) == {"I like figs.": ("user", "ada")}
+    history_reader = RunnableLambda(lambda thread: BankChatMessageHistory(bank, str(thread), USER).messages)
+    assert [m.text for m in history_reader.invoke("t", config("ada"))] == ["I like figs."]
+    assert namespaces_of_texts(bank) == {"I like figs.": ("user", "ada")}
     with pytest.raises(KeyError, match="user_id"):
         _ = BankChatMessageHistory(bank, "t", USER).messages
 
 
 @pytest.mark.parametrize("outer", [None, "ada"])
 async def test_a_history_of_a_runnable_is_of_who_calls_that(bank, outer):
-    """RunnableWithMessageHistory makes it before the call's config is current."""
+    """RunnableWithMessageHistory creates the history before the call's config is current."""
     chain = RunnableWithMessageHistory(
         RunnableLambda(lambda messages: AIMessage("ok")),
         lambda session_id: BankChatMessageHistory(bank, session_id, USER),
@@ -175,14 +175,14 @@ async def test_a_history_of_a_runnable_is_of_who_calls_that(bank, outer):
         await chain.ainvoke([HumanMessage("hello")], own)
     else:
         RunnableLambda(lambda text: chain.invoke([HumanMessage(str(text))], own)).invoke("hi", config(outer))
-    assert set(told(bank).values()) == {("user", "bob")}
+    assert set(namespaces_of_texts(bank).values()) == {("user", "bob")}
 
 
 async def test_the_kwai_agent_remembers_for_who_asks(bank):
     agent = KwaiAgent(ScriptedModel(replies=["Noted.", "Noted."]), memory=bank, namespace=USER)
     agent.invoke("I like figs.", config("ada"))
     await agent.ainvoke("I like dates.", config("bob"))
-    assert set(told(bank).values()) == {("user", "ada"), ("user", "bob")}
+    assert set(namespaces_of_texts(bank).values()) == {("user", "ada"), ("user", "bob")}
     with pytest.raises(KeyError, match="user_id"):
         KwaiAgent(ScriptedModel(replies=["Noted."]), memory=bank, namespace=USER).invoke("I like figs.")
 
@@ -191,7 +191,7 @@ def test_tools_of_the_kwai_agent_know_who_asks(bank):
     model = ScriptedModel(replies=[call("save_memory", text="Likes figs."), "Saved.", "Saved."])
     agent = KwaiAgent(model, memory_tools(bank, USER))
     agent.invoke("Remember that I like figs.", config("ada"))
-    assert told(bank) == {"Likes figs.": ("user", "ada")}
+    assert namespaces_of_texts(bank) == {"Likes figs.": ("user", "ada")}
 
 
 def test_a_tool_of_the_kwai_agent_that_cannot_know_who_asks_is_the_callers_error(bank):
@@ -206,21 +206,21 @@ def test_what_a_call_passes_is_taken_literally(bank):
     middleware = BankMiddleware(bank, lambda runtime: odd)
     agent: Any = create_agent(ScriptedModel(replies=["Noted."]), middleware=[middleware])
     agent.invoke(asking("I like figs."), config("ada"))
-    assert set(told(bank).values()) == {odd}
+    assert set(namespaces_of_texts(bank).values()) == {odd}
     assert BankRetriever(bank=bank).invoke("figs", namespace=odd)
     kwai = KwaiAgent(ScriptedModel(replies=["Noted."]), memory=bank)
     kwai.invoke("I like dates.", {"configurable": {"namespace": odd}})
-    assert set(told(bank).values()) == {odd}
+    assert set(namespaces_of_texts(bank).values()) == {odd}
     bank.add("Alice's secret", namespace=("user", "alice"))
-    named: Any = {"configurable": {"owner": "alice", "namespace": ("user", "{owner}")}}
-    with pytest.raises(ValueError, match="taken as it is"):
-        BankRetriever(bank=bank).invoke("secret", named, namespace=("user", "{owner}"))
-    with pytest.raises(ValueError, match="taken as it is"):
-        kwai.invoke("What is the secret?", named)
+    template_config: Any = {"configurable": {"owner": "alice", "namespace": ("user", "{owner}")}}
+    with pytest.raises(ValueError, match="must not be a template"):
+        BankRetriever(bank=bank).invoke("secret", template_config, namespace=("user", "{owner}"))
+    with pytest.raises(ValueError, match="must not be a template"):
+        kwai.invoke("What is the secret?", template_config)
     forgetful: Any = create_agent(
         ScriptedModel(replies=["Noted."]), middleware=[BankMiddleware(bank, lambda runtime: USER)]
     )
-    with pytest.raises(ValueError, match="taken as it is"):
+    with pytest.raises(ValueError, match="must not be a template"):
         forgetful.invoke(asking("I like figs."), config("ada"))
 
 
@@ -233,26 +233,28 @@ def test_keys_of_the_store_stay_literal(bank):
 
 def test_filling():
     number = uuid.uuid4()
-    assert fill(("a", "user-{user_id}", "{thread}"), {"configurable": {"user_id": 7, "thread": number}}) == (
+    assert fill_template(
+        ("a", "user-{user_id}", "{thread}"), {"configurable": {"user_id": 7, "thread": number}}
+    ) == (
         "a",
         "user-7",
         str(number),
     )
-    assert fill(USER, config("{thread_id}")) == ("user", "{thread_id}")  # a value is no template
-    assert fill(USER, config(None), Who("ada")) == ("user", "ada")
-    assert fill(USER, config("ada"), Who("ada")) == ("user", "ada")
-    assert fill(("{{user_id}}",)) == ("{user_id}",)
-    assert fill(as_literal(("a{b}", "{", "}}"))) == ("a{b}", "{", "}}")
+    assert fill_template(USER, config("{thread_id}")) == ("user", "{thread_id}")  # a value is not a template
+    assert fill_template(USER, config(None), Who("ada")) == ("user", "ada")
+    assert fill_template(USER, config("ada"), Who("ada")) == ("user", "ada")
+    assert fill_template(("{{user_id}}",)) == ("{user_id}",)
+    assert fill_template(escape_namespace(("a{b}", "{", "}}"))) == ("a{b}", "{", "}}")
     with pytest.raises(ValueError, match="'ada' in the config and 'bob' in the context"):
-        fill(USER, config("ada"), Who("bob"))
+        fill_template(USER, config("ada"), Who("bob"))
     for value in ("", "a\x1fb"):
         with pytest.raises(ValueError, match="non-empty"):
-            fill(USER, config(value))
+            fill_template(USER, config(value))
     for wrong in (True, ["ada"], 1.5):
         with pytest.raises(TypeError, match="pass a string"):
-            fill(USER, config(wrong))
+            fill_template(USER, config(wrong))
     with pytest.raises(KeyError, match="no value for 'user_id'"):
-        fill(USER, {}, object())
+        fill_template(USER, {}, object())
 
 
 @pytest.mark.parametrize(
@@ -269,5 +271,5 @@ def test_what_is_no_template_is_refused_when_it_is_given(bank, part):
         lambda: KwaiAgent(ScriptedModel(replies=[]), namespace=("user", part)),
     )
     for make in makers:
-        with pytest.raises(ValueError, match="two braces for one"):
+        with pytest.raises(ValueError, match="double a literal brace"):
             make()

@@ -1,3 +1,5 @@
+"""Packing of items into a token budget."""
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,22 +19,22 @@ ITEMS = st.lists(st.text(alphabet="ab ", min_size=1, max_size=12), max_size=8)
     st.sampled_from([0, 0, 7, 1000]),
 )
 def test_whole_items_in_budget_and_a_note_exactly_if_some_are_missing(
-    pinned, recent, recalled, budget, count, omitted
+    pinned_items, recent_items, recalled_items, budget, count, omitted_turns
 ):
     try:
-        packed = pack(pinned, recent, recalled, budget, count, omitted)
+        packed = pack(pinned_items, recent_items, recalled_items, budget, count, omitted_turns)
     except ValueError:
-        assert sum(map(count, pinned)) + 100 > budget
+        assert sum(map(count, pinned_items)) + 100 > budget
         return
     assert sum(map(count, packed.items)) == packed.tokens <= budget
-    assert packed.pinned == tuple(pinned)
-    assert packed.recent == tuple(recent)[len(recent) - len(packed.recent) :]
-    shown = set(packed.recent)
-    wanted = [item for item in dict.fromkeys(recalled) if item not in shown]
-    assert [item for item in wanted if item in packed.recalled] == list(packed.recalled)
-    dropped = omitted + len(recent) - len(packed.recent)
-    assert bool(packed.note) == (dropped > 0 or len(packed.recalled) < len(wanted))
-    assert (f"{dropped} earlier turns" in packed.note) == (dropped > 0)
+    assert packed.pinned_items == tuple(pinned_items)
+    assert packed.recent_items == tuple(recent_items)[len(recent_items) - len(packed.recent_items) :]
+    recent_set = set(packed.recent_items)
+    candidates = [item for item in dict.fromkeys(recalled_items) if item not in recent_set]
+    assert [item for item in candidates if item in packed.recalled_items] == list(packed.recalled_items)
+    missing_turns = omitted_turns + len(recent_items) - len(packed.recent_items)
+    assert bool(packed.note) == (missing_turns > 0 or len(packed.recalled_items) < len(candidates))
+    assert (f"{missing_turns} earlier turns" in packed.note) == (missing_turns > 0)
 
 
 def test_all_is_shown_where_it_fits_and_nothing_twice():
@@ -43,9 +45,9 @@ def test_all_is_shown_where_it_fits_and_nothing_twice():
 
 def test_a_long_past_leaves_room_for_what_was_recalled():
     packed = pack(["goal"], [f"turn {i:03}" for i in range(500)], ["the answer"], 200, len)
-    assert packed.recalled == ("the answer",)
-    assert packed.recent[-1] == "turn 499"
-    assert f"{500 - len(packed.recent)} earlier turns" in packed.note
+    assert packed.recalled_items == ("the answer",)
+    assert packed.recent_items[-1] == "turn 499"
+    assert f"{500 - len(packed.recent_items)} earlier turns" in packed.note
     assert packed.tokens > 200 - len("turn 000")
 
 

@@ -29,7 +29,7 @@ def random_parts(seed: int, batch: int, time: int, end_rate: float) -> Parts:
 
 
 def slow_advantage(parts: Parts, gamma: float, lam: float) -> torch.Tensor:
-    """Equation 16 of the paper as a double sum, episode by episode."""
+    """Compute equation 16 of the paper as a double sum, episode by episode."""
     batch, time = parts["rewards"].shape
     result = torch.zeros(batch, time, dtype=torch.float64)
     for b in range(batch):

@@ -1,4 +1,4 @@
-"""What an environment shows and pays is held to its spaces; what lies in a set's empty slots is not."""
+"""Observations and rewards are checked against the spaces; the padding of sets is not."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from gymnasium import spaces
 
 from scrubjay.agents.rl.observations import (
     EnvFaultError,
+    check_finite,
     check_indices,
-    check_numbers,
+    check_observation,
     check_rewards,
-    check_shown,
     leaf_spaces,
 )
 
@@ -26,15 +26,15 @@ SPACE = spaces.Dict(
 
 
 def batch(rows: int = 4) -> dict[str, np.ndarray]:
-    shown = {
+    observation = {
         "marks": np.zeros((rows, 2, 2), np.int64),
         "marks_mask": np.ones((rows, 2), np.int8),
         "place": np.array([-1, 0, 1, 1]),
         "speed": np.ones((rows, 2)),
     }
-    shown["marks"][:, 0] = -7
-    shown["marks_mask"][:, 0] = 0
-    return shown
+    observation["marks"][:, 0] = -7
+    observation["marks_mask"][:, 0] = 0
+    return observation
 
 
 @pytest.mark.parametrize(
@@ -42,31 +42,33 @@ def batch(rows: int = 4) -> dict[str, np.ndarray]:
     [("place", 2, 2), ("place", 0, -2), ("marks", (1, 1, 0), 2), ("marks", (3, 1, 1), -1)],
 )
 def test_an_index_of_no_category_is_named(key, place, value):
-    leaves, shown = leaf_spaces(SPACE), batch()
-    check_indices(leaves, shown)
-    shown[key][place] = value
-    with pytest.raises(EnvFaultError, match=f"observation '{key}' holds {value}, which is not of its space"):
-        check_indices(leaves, shown)
+    leaves, observation = leaf_spaces(SPACE), batch()
+    check_indices(leaves, observation)
+    observation[key][place] = value
+    with pytest.raises(
+        EnvFaultError, match=f"observation '{key}' contains {value}, which is not in its space"
+    ):
+        check_indices(leaves, observation)
 
 
 def test_numbers_and_rewards_are_finite():
-    leaves, shown = leaf_spaces(SPACE), batch()
-    check_numbers(leaves, shown)
-    shown["speed"][1, 1] = -np.inf
-    with pytest.raises(EnvFaultError, match="observation 'speed' holds -inf: a policy sees finite numbers"):
-        check_numbers(leaves, shown)
+    leaves, observation = leaf_spaces(SPACE), batch()
+    check_finite(leaves, observation)
+    observation["speed"][1, 1] = -np.inf
+    with pytest.raises(EnvFaultError, match="observation 'speed' contains -inf; observations must be finite"):
+        check_finite(leaves, observation)
     rewards = np.zeros((5, 3, 2), np.float32)
     check_rewards(rewards)
     rewards[2, 1, 0] = np.nan
-    with pytest.raises(EnvFaultError, match="row 1 was paid nan"):
+    with pytest.raises(EnvFaultError, match="environment 1 returned the reward nan"):
         check_rewards(rewards)
 
 
 def test_one_observation_has_the_shapes_of_its_space():
     plain = spaces.Box(0, 1, (2, 3))
-    check_shown(plain, [[0, 1, 0], [1, 0, 1]])
-    for shown, shape in ((np.zeros(6), r"\(6,\)"), ([[0], [1, 0]], "None"), (None, r"\(\)")):
+    check_observation(plain, [[0, 1, 0], [1, 0, 1]])
+    for observation, shape in ((np.zeros(6), r"\(6,\)"), ([[0], [1, 0]], "None"), (None, r"\(\)")):
         with pytest.raises(
-            EnvFaultError, match=rf"an observation has shape {shape}, and \(2, 3\) by its space"
+            EnvFaultError, match=rf"observation has shape {shape}; expected \(2, 3\), as its space is"
         ):
-            check_shown(plain, shown)
+            check_observation(plain, observation)

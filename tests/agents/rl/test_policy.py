@@ -23,7 +23,7 @@ ACTION_SPACES = {
 
 
 def walk(policy: Policy, batch: int, time: int, seed: int = 0) -> Segment:
-    """Return what `policy.step` does with random observations, with starts strewn in."""
+    """Return a segment of `policy.step` on random observations with random episode starts."""
     space = policy.observation_space
     space.seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -32,16 +32,20 @@ def walk(policy: Policy, batch: int, time: int, seed: int = 0) -> Segment:
         key: torch.randn(value.shape, generator=generator) if value.is_floating_point() else value
         for key, value in policy.initial_state(batch).items()
     }
-    seen, steps = [], []
+    observation_leaves, steps = [], []
     for t in range(time):
         samples = [to_leaves(to_tensors(space, space.sample(), policy.device)) for _ in range(batch)]
-        seen.append({key: torch.stack([sample[key] for sample in samples]) for key in samples[0]})
-        step = policy.step(from_leaves(seen[-1]), state, starts[:, t], generator)
+        observation_leaves.append(
+            {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+        )
+        step = policy.step(from_leaves(observation_leaves[-1]), state, starts[:, t], generator)
         steps.append(step)
         state = step.state
     zeros = torch.zeros(batch, time)
     return Segment(
-        observations=from_leaves({key: torch.stack([s[key] for s in seen], dim=1) for key in seen[0]}),
+        observations=from_leaves(
+            {key: torch.stack([s[key] for s in observation_leaves], dim=1) for key in observation_leaves[0]}
+        ),
         actions=torch.stack([step.action for step in steps], dim=1),
         log_probs=torch.stack([step.log_prob for step in steps], dim=1),
         values=torch.stack([step.value for step in steps], dim=1),
@@ -105,8 +109,10 @@ def test_steps_and_a_segment_agree_where_sets_are_seen_beside_memory(pooling: Po
     with torch.no_grad():
         rows = policy.memory.stepper(segment.state)
         for t in range(11):
-            seen = from_leaves({key: leaf[:, t] for key, leaf in to_leaves(segment.observations).items()})
-            value = policy.advance(seen, rows, segment.starts[:, t]).value
+            observation = from_leaves(
+                {key: leaf[:, t] for key, leaf in to_leaves(segment.observations).items()}
+            )
+            value = policy.advance(observation, rows, segment.starts[:, t]).value
             torch.testing.assert_close(value, segment.values[:, t])
 
 
@@ -131,32 +137,39 @@ def test_a_clock_tells_memory_how_old_an_episode_is(name: str) -> None:
     policy = Policy(SET, spaces.Discrete(3), PolicyConfig(make_config(name, dim=8), clock=True))
     segment = walk(policy, batch=3, time=11)
     torch.testing.assert_close(policy.evaluate(segment).values, segment.values)
-    young = policy.initial_state(3)
-    seen = from_leaves({key: leaf[:, 0] for key, leaf in to_leaves(segment.observations).items()})
-    old = {key: value + 9 if key == "0.time" else value for key, value in young.items()}
-    at_birth, later = (policy.step(seen, state, deterministic=True).value for state in (young, old))
-    assert not torch.allclose(at_birth, later)
-    born = torch.ones(3, dtype=torch.bool)
-    torch.testing.assert_close(policy.step(seen, old, born, deterministic=True).value, at_birth)
+    initial_state = policy.initial_state(3)
+    observation = from_leaves({key: leaf[:, 0] for key, leaf in to_leaves(segment.observations).items()})
+    later_state = {key: value + 9 if key == "0.time" else value for key, value in initial_state.items()}
+    at_start, later = (
+        policy.step(observation, state, deterministic=True).value for state in (initial_state, later_state)
+    )
+    assert not torch.allclose(at_start, later)
+    all_starts = torch.ones(3, dtype=torch.bool)
+    torch.testing.assert_close(
+        policy.step(observation, later_state, all_starts, deterministic=True).value, at_start
+    )
 
 
 def test_value_looks_and_forgets(make_policy: MakePolicy) -> None:
     policy = make_policy()
     state = policy.initial_state(2)
-    seen = torch.randn(2, 3)
+    observation = torch.randn(2, 3)
     before = {key: value.clone() for key, value in state.items()}
-    torch.testing.assert_close(policy.value(seen, state), policy.step(seen, state).value)
+    torch.testing.assert_close(policy.value(observation, state), policy.step(observation, state).value)
     assert all(torch.equal(value, before[key]) for key, value in state.items())
 
 
 def test_start_forgets_in_its_row_only(make_policy: MakePolicy) -> None:
     policy = make_policy()
-    seen = torch.randn(2, 3)
+    observation = torch.randn(2, 3)
     state = policy.step(torch.randn(2, 3), policy.initial_state(2)).state
-    mixed = policy.value(seen, state, torch.tensor([True, False]))
-    fresh, carried = policy.value(seen, policy.initial_state(2)), policy.value(seen, state)
-    torch.testing.assert_close(mixed, torch.stack([fresh[0], carried[1]]))
-    assert (fresh - carried).abs().min() > 1e-4
+    mixed_values = policy.value(observation, state, torch.tensor([True, False]))
+    fresh_values, continued_values = (
+        policy.value(observation, policy.initial_state(2)),
+        policy.value(observation, state),
+    )
+    torch.testing.assert_close(mixed_values, torch.stack([fresh_values[0], continued_values[1]]))
+    assert (fresh_values - continued_values).abs().min() > 1e-4
 
 
 @pytest.mark.parametrize("action", ACTION_SPACES)
@@ -164,22 +177,22 @@ def test_act_takes_one_observation_or_many_arrays_or_tensors(make_policy: MakePo
     policy = make_policy(action_space=ACTION_SPACES[action])
     observations = np.random.default_rng(0).normal(size=(5, 4, 3)).astype(np.float32)
     state, states = None, None
-    for seen in observations:
-        actions, states = policy.act(seen, states)
-        alone, state = policy.act(torch.from_numpy(seen[2]), state)
+    for observation in observations:
+        actions, states = policy.act(observation, states)
+        alone, state = policy.act(torch.from_numpy(observation[2]), state)
         assert policy.action_space.contains(alone)
         np.testing.assert_allclose(alone, np.asarray(actions)[2], atol=1e-5)
         torch.testing.assert_close(state["hidden"], states["hidden"][2:3])
-    restarted, _ = policy.act(observations[0], states, start=np.ones(4, dtype=bool))
-    np.testing.assert_allclose(restarted, policy.act(observations[0])[0], atol=1e-6)
+    restarted_actions, _ = policy.act(observations[0], states, start=np.ones(4, dtype=bool))
+    np.testing.assert_allclose(restarted_actions, policy.act(observations[0])[0], atol=1e-6)
 
 
 def test_act_is_repeatable_unless_asked_to_sample(make_policy: MakePolicy) -> None:
     policy = make_policy(action_space=spaces.Box(-9, 9, (2,)))
-    seen = np.zeros(3, dtype=np.float32)
-    assert np.array_equal(policy.act(seen)[0], policy.act(seen)[0])
+    observation = np.zeros(3, dtype=np.float32)
+    assert np.array_equal(policy.act(observation)[0], policy.act(observation)[0])
     assert not np.array_equal(
-        policy.act(seen, deterministic=False)[0], policy.act(seen, deterministic=False)[0]
+        policy.act(observation, deterministic=False)[0], policy.act(observation, deterministic=False)[0]
     )
 
 

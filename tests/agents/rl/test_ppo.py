@@ -21,7 +21,7 @@ MakePolicy = Callable[..., Policy]
 
 def segment_of(policy: Policy, envs: SyncVectorEnv, length: int = 12) -> Segment:
     sampler = Sampler(envs, policy, length)
-    sampler.collect()  # so that the next one starts amid episodes, with a state
+    sampler.collect()  # so that the next segment starts within episodes, with a memory state
     return sampler.collect()
 
 
@@ -43,7 +43,7 @@ def test_before_any_step_nothing_has_moved(scripted_envs: Envs, make_policy: Mak
 def test_loss_agrees_with_the_paper_element_by_element(scripted_envs: Envs, make_policy: MakePolicy) -> None:
     policy = make_policy()
     segment = segment_of(policy, scripted_envs(3))
-    with torch.no_grad():  # moved on since it sampled: ratios within the clip and beyond
+    with torch.no_grad():  # changed since sampling: ratios within the clip range and beyond
         for parameter in policy.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     config = PPOConfig(clip=0.1, entropy_coefficient=0.3, barrier_coefficient=0.2, value_coefficient=0.7)
@@ -52,7 +52,7 @@ def test_loss_agrees_with_the_paper_element_by_element(scripted_envs: Envs, make
     loss, metrics = learner.loss(segment, advantages, returns)
     with torch.no_grad():
         evaluation = policy.evaluate(segment)
-    total, clipped = 0.0, 0
+    total, num_clipped = 0.0, 0
     for b in range(3):
         for t in range(12):
             ratio = float((evaluation.log_probs[b, t] - segment.log_probs[b, t]).exp())
@@ -62,10 +62,10 @@ def test_loss_agrees_with_the_paper_element_by_element(scripted_envs: Envs, make
             total += -surrogate + 0.7 * 0.5 * error**2 - 0.3 * float(evaluation.entropy[b, t])
             chances = evaluation.distribution.outputs()[b, t].tolist()
             total -= 0.2 * (sum(chances) / len(chances) + math.log(len(chances)))
-            clipped += abs(ratio - 1) > 0.1
+            num_clipped += abs(ratio - 1) > 0.1
     assert loss.item() == pytest.approx(total / 36, rel=1e-4)
-    assert metrics["losses/clipfrac"].item() == pytest.approx(clipped / 36)
-    assert 0 < clipped < 36
+    assert metrics["losses/clipfrac"].item() == pytest.approx(num_clipped / 36)
+    assert 0 < num_clipped < 36
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_advantages_that_differ_little_are_not_stretched(
     segment = segment_of(policy, scripted_envs(4))
     plain, _ = PPO(policy, PPOConfig(normalize_advantage=False)).advantages(segment)
     deviation = plain.std(correction=0).item()
-    stretched, _ = PPO(policy, PPOConfig(least_deviation=deviation / 2)).advantages(segment)
-    assert torch.equal(stretched, PPO(policy, PPOConfig()).advantages(segment)[0])
-    held, _ = PPO(policy, PPOConfig(least_deviation=2 * deviation)).advantages(segment)
-    torch.testing.assert_close(held, (plain - plain.mean()) / (2 * deviation))
+    normalized, _ = PPO(policy, PPOConfig(least_deviation=deviation / 2)).advantages(segment)
+    assert torch.equal(normalized, PPO(policy, PPOConfig()).advantages(segment)[0])
+    bounded_advantages, _ = PPO(policy, PPOConfig(least_deviation=2 * deviation)).advantages(segment)
+    torch.testing.assert_close(bounded_advantages, (plain - plain.mean()) / (2 * deviation))
     with pytest.raises(ValueError, match=r"least_deviation=0\.1: .* normalize_advantage=True"):
         PPOConfig(least_deviation=0.1, normalize_advantage=False)
     with pytest.raises(ValueError, match="least_deviation=-1"):
@@ -145,19 +145,19 @@ def test_advantages_that_differ_little_are_not_stretched(
 def test_minibatches_are_a_partition_drawn_from_the_learners_own_generator(make_policy: MakePolicy) -> None:
     config = PPOConfig(num_minibatches=3)
     learners = [PPO(make_policy(), config, seed) for seed in (5, 5, 6)]
-    drawn = []
+    minibatches = []
     for number, learner in enumerate(learners):
         torch.manual_seed(number)
-        drawn.append([index.tolist() for _ in range(2) for index in learner.minibatches(7)])
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert [len(index) for index in drawn[0]] == [3, 2, 2, 3, 2, 2]
-    assert sorted(itertools.chain(*drawn[0][:3])) == list(range(7))
-    assert drawn[0][:3] != drawn[0][3:]
+        minibatches.append([index.tolist() for _ in range(2) for index in learner.minibatches(7)])
+    assert minibatches[0] == minibatches[1] != minibatches[2]
+    assert [len(index) for index in minibatches[0]] == [3, 2, 2, 3, 2, 2]
+    assert sorted(itertools.chain(*minibatches[0][:3])) == list(range(7))
+    assert minibatches[0][:3] != minibatches[0][3:]
 
 
 def test_more_minibatches_than_rows_are_refused(make_policy: MakePolicy, scripted_envs: Envs) -> None:
     policy = make_policy()
-    with pytest.raises(ValueError, match="num_minibatches=4 is more than the 3 rows"):
+    with pytest.raises(ValueError, match="num_minibatches=4 is more than the 3 environments"):
         PPO(policy, PPOConfig(num_minibatches=4)).update(segment_of(policy, scripted_envs(3)))
 
 
@@ -214,7 +214,9 @@ def test_the_step_size_falls_in_a_line_and_goes_on_where_it_was(
 ) -> None:
     policy = make_policy()
     segment = segment_of(policy, scripted_envs(4))
-    config = PPOConfig(num_minibatches=2, learning_rate=0.01, anneal=True).over(4 * segment.num_steps)
+    config = PPOConfig(num_minibatches=2, learning_rate=0.01, anneal=True).with_total_steps(
+        4 * segment.num_steps
+    )
     learner = PPO(policy, config)
     rates = [learner.update(segment)["charts/learning_rate"] for _ in range(2)]
     again = PPO(policy, config)
@@ -224,27 +226,27 @@ def test_the_step_size_falls_in_a_line_and_goes_on_where_it_was(
     before = policy.critic.weight.clone()
     again.optimizer.param_groups[0]["lr"] = 0.0
     again.update(segment)
-    assert torch.equal(before, policy.critic.weight), "the rate that is told is the one that is used"
+    assert torch.equal(before, policy.critic.weight), "the reported rate must be the one that is used"
 
 
 def test_a_falling_step_size_needs_a_length(make_policy: MakePolicy) -> None:
-    with pytest.raises(ValueError, match=r"over\(total_steps\)"):
+    with pytest.raises(ValueError, match=r"with_total_steps\(total_steps\)"):
         PPOConfig(anneal=True).build(make_policy())
-    assert PPOConfig().over(100) == PPOConfig()
-    assert PPOConfig(anneal=True, anneal_steps=7).over(100).anneal_steps == 7
-    learner = PPOConfig(anneal=True).over(100).build(make_policy())
+    assert PPOConfig().with_total_steps(100) == PPOConfig()
+    assert PPOConfig(anneal=True, anneal_steps=7).with_total_steps(100).anneal_steps == 7
+    learner = PPOConfig(anneal=True).with_total_steps(100).build(make_policy())
     with pytest.raises(ValueError, match="steps=-1"):
         learner.set_state({**learner.get_state(), "steps": -1})
 
 
 def test_a_barrier_needs_choices(make_policy: MakePolicy) -> None:
     policy = make_policy(spaces.Box(-9, 9, (3,)), spaces.Box(-1, 1, (2,)))
-    with pytest.raises(ValueError, match=r"barrier_coefficient=0\.1 needs actions that are choices, not Box"):
+    with pytest.raises(ValueError, match=r"barrier_coefficient=0\.1 needs a discrete action space, not Box"):
         PPO(policy, PPOConfig(barrier_coefficient=0.1))
 
 
 class Recall(gymnasium.Env):
-    """Shows 0 or 1 once, then 2; pays 1 for answering, at the last step, with what was shown first."""
+    """Environment with a cue of 0 or 1, then 2; the reward is 1 if the last action equals the cue."""
 
     observation_space = spaces.Discrete(3)
     action_space = spaces.Discrete(2)
@@ -271,5 +273,5 @@ def test_a_policy_learns_to_remember() -> None:
     sampler.pop_episodes()
     sampler.collect()
     returns = [episode.episode_return for episode in sampler.pop_episodes()]
-    # Without memory one half; with the loss upside down nothing.
+    # Without memory the mean return is one half; with a wrong sign of the loss it is 0.
     assert np.mean(returns) > 0.9

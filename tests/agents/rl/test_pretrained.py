@@ -1,4 +1,4 @@
-"""Policies in a folder: they act as they did, and nothing else is taken for one."""
+"""Policies in a folder act after loading as before, and other content is refused."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ ACTIONS = [
 
 
 def episode(policy: Policy, seed: int = 0) -> list[np.ndarray]:
-    """Return what a policy does and remembers through an episode."""
+    """Return the actions and memory states of a policy in one episode."""
     env = gymnasium.make(MAZE, corridor_length=6)
     observation, _ = env.reset(seed=seed)
-    state, over, told = None, False, []
+    state, over, outputs = None, False, []
     while not over:
         action, state = policy.act(observation, state)
-        told += [np.asarray(action), *(value.numpy() for value in state.values())]
+        outputs += [np.asarray(action), *(value.numpy() for value in state.values())]
         observation, _, terminated, truncated, _ = env.step(action)
         over = terminated or truncated
     env.close()
-    return told
+    return outputs
 
 
-def shaken(policy: Policy) -> Policy:
-    """Return the policy with weights far from those of the beginning, as after training."""
+def randomize_weights(policy: Policy) -> Policy:
+    """Return the policy with random weights, unlike the initial ones, as after training."""
     for parameter in policy.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return policy.eval()
@@ -49,9 +49,9 @@ def shaken(policy: Policy) -> Policy:
 @pytest.fixture
 def folder(tmp_path):
     """Return a folder with a policy of two layers."""
-    spaces_of = Spaces(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
+    policy_spaces = Spaces(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
     config = PolicyConfig(make_config("hcam", dim=8, num_layers=2, chunk_size=2, num_chunks=3))
-    config.build(spaces_of).save_pretrained(tmp_path / "policy")
+    config.build(policy_spaces).save_pretrained(tmp_path / "policy")
     return tmp_path / "policy"
 
 
@@ -60,27 +60,27 @@ def test_a_loaded_policy_acts_bit_by_bit_as_the_one_that_was_saved(memory, tmp_p
     with gymnasium.make(MAZE) as env:
         of_maze = Spaces(env.observation_space, env.action_space)
     config = PolicyConfig(make_config(memory, dim=8), reconstruction=True)
-    policy = shaken(config.build(of_maze))
+    policy = randomize_weights(config.build(of_maze))
     policy.save_pretrained(tmp_path)
-    drawn = torch.get_rng_state()
-    loaded = Policy.from_pretrained(tmp_path)
-    assert torch.equal(torch.get_rng_state(), drawn), "loading draws from the user's generator"
-    assert loaded.config == config
-    assert not loaded.training
-    for before, after in zip(episode(policy), episode(loaded), strict=True):
+    rng_state = torch.get_rng_state()
+    loaded_policy = Policy.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), rng_state), "loading draws from the user's generator"
+    assert loaded_policy.config == config
+    assert not loaded_policy.training
+    for before, after in zip(episode(policy), episode(loaded_policy), strict=True):
         np.testing.assert_array_equal(before, after)
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=str)
 def test_so_does_one_of_other_spaces(action, tmp_path):
-    policy = shaken(Policy(SEEN, action, PolicyConfig(make_config("gru", dim=8))))
+    policy = randomize_weights(Policy(SEEN, action, PolicyConfig(make_config("gru", dim=8))))
     policy.save_pretrained(tmp_path)
-    loaded = Policy.from_pretrained(tmp_path)
-    assert (loaded.observation_space, loaded.action_space) == (SEEN, action)
+    loaded_policy = Policy.from_pretrained(tmp_path)
+    assert (loaded_policy.observation_space, loaded_policy.action_space) == (SEEN, action)
     SEEN.seed(0)
-    seen = [SEEN.sample() for _ in range(5)]
-    for observation in seen:
-        np.testing.assert_array_equal(policy.act(observation)[0], loaded.act(observation)[0])
+    observations = [SEEN.sample() for _ in range(5)]
+    for observation in observations:
+        np.testing.assert_array_equal(policy.act(observation)[0], loaded_policy.act(observation)[0])
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -89,24 +89,24 @@ def test_so_does_a_team(shared, tmp_path):
     config = TeamPolicyConfig(make_config("gru", dim=8), shared=shared)
     team = config.build(of_team)
     team.save_pretrained(tmp_path)
-    loaded = TeamPolicy.from_pretrained(tmp_path)
-    assert loaded.config == config
+    loaded_policy = TeamPolicy.from_pretrained(tmp_path)
+    assert loaded_policy.config == config
     alive = torch.ones(3, 2, dtype=torch.bool)
     steps = [
         one.step(torch.linspace(-1, 1, 24).view(3, 2, 4), alive, one.initial_state(3), deterministic=True)
-        for one in (team, loaded)
+        for one in (team, loaded_policy)
     ]
     assert torch.equal(steps[0].action, steps[1].action)
     assert torch.equal(steps[0].value, steps[1].value)
-    with pytest.raises(ValueError, match="is of a 'TeamPolicy', not of a Policy"):
+    with pytest.raises(ValueError, match="is the config of a 'TeamPolicy'; expected a Policy"):
         Policy.from_pretrained(tmp_path)
 
 
 def test_a_policy_of_other_numbers_keeps_them(tmp_path):
     policy = Policy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2)).to(torch.float64)
     policy.save_pretrained(tmp_path)
-    loaded = Policy.from_pretrained(tmp_path)
-    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float64}
+    loaded_policy = Policy.from_pretrained(tmp_path)
+    assert {value.dtype for value in loaded_policy.state_dict().values()} == {torch.float64}
 
 
 def test_saving_again_replaces_a_policy_and_nothing_else(folder):
@@ -114,13 +114,13 @@ def test_saving_again_replaces_a_policy_and_nothing_else(folder):
     policy.save_pretrained(folder)
     assert Policy.from_pretrained(folder).config == policy.config
     (folder / "config.json").write_text('{"kind": "train"}')
-    with pytest.raises(ValueError, match="something else than a policy"):
+    with pytest.raises(ValueError, match="is not the config of a policy"):
         policy.save_pretrained(folder)
     assert json.loads((folder / "config.json").read_text()) == {"kind": "train"}
 
 
-def changed(folder, *path, value):
-    """Change a field of config.json, or take it away where the value is `...`."""
+def change_config(folder, *path, value):
+    """Change a field of config.json, or delete it if the value is `...`."""
     fields = inner = json.loads((folder / "config.json").read_text())
     for name in path[:-1]:
         inner = inner[name]
@@ -131,8 +131,8 @@ def changed(folder, *path, value):
     (folder / "config.json").write_text(json.dumps(fields))
 
 
-def tried(folder) -> tuple[Policy | None, str]:
-    """Return the policy in a folder, or why there is none."""
+def try_load(folder) -> tuple[Policy | None, str]:
+    """Return the policy in a folder, or the error message of loading it."""
     try:
         return Policy.from_pretrained(folder), ""
     except ValueError as error:
@@ -168,8 +168,8 @@ SHAPE = ("spaces", "observation", "shape")
     ids=".".join,
 )
 def test_a_strangers_number_is_one_clear_error_or_a_policy_that_acts(path, value, folder):
-    changed(folder, *path, value=value)
-    policy, refusal = tried(folder)
+    change_config(folder, *path, value=value)
+    policy, refusal = try_load(folder)
     if policy is not None:
         policy.act(np.zeros(3, np.float32))
         return
@@ -180,33 +180,33 @@ def test_a_strangers_number_is_one_clear_error_or_a_policy_that_acts(path, value
 
 @pytest.mark.parametrize("name", list_memories())
 def test_no_memory_is_built_larger_than_its_weights(name, folder):
-    """Every number that can be huge is: no room is taken before it is known how much."""
+    """Every integer of the config is huge: sizes are checked before memory is allocated."""
     of_maze = Spaces(spaces.Box(-1, 1, (3,)), spaces.Discrete(2))
     PolicyConfig(make_config(name, dim=8)).build(of_maze).save_pretrained(folder)
     fields = json.loads((folder / "config.json").read_text())["policy"]["memory"]
     for field in [field for field, value in fields.items() if type(value) is int]:
-        changed(folder, *MEMORY, value={**fields, field: 2**40})
-        policy, refusal = tried(folder)
+        change_config(folder, *MEMORY, value={**fields, field: 2**40})
+        policy, refusal = try_load(folder)
         assert str(folder) in refusal if policy is None else policy.memory.state_bytes() < 2**32
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("{", "is not JSON"),
-        ("[" * 100_000, "too deep"),
-        ("[]", "not of a policy"),
-        ("{}", "not of a policy"),
-        ('{"library": "scrubjay"}', "lacks class, policy, spaces"),
+        ("{", "is not valid JSON"),
+        ("[" * 100_000, "too deeply"),
+        ("[]", "not the config of a scrubjay policy"),
+        ("{}", "not the config of a scrubjay policy"),
+        ('{"library": "scrubjay"}', "has no class, policy, spaces"),
         ('{"library": NaN}', "finite"),
         ('{"library": 1e999}', "finite"),
         ("1" * 5000, "digits"),
         (b"\xff", "utf-8"),
     ],
 )
-def test_what_is_no_config_is_named(text, told, folder):
+def test_what_is_no_config_is_named(text, message, folder):
     (folder / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         Policy.from_pretrained(folder)
 
 
@@ -214,32 +214,34 @@ def test_weights_that_are_not_the_configs_are_named(folder):
     file = folder / "model.safetensors"
     weights = load_file(file)
 
-    def refused(told, **change):
+    def check_error(message, **change):
         save_file({**weights, **change}, file)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             Policy.from_pretrained(folder)
 
-    refused("critic.weight has shape \\[1, 4\\], expected \\[1, 8\\]", **{"critic.weight": torch.zeros(1, 4)})
-    refused("wings is not of this policy", wings=torch.zeros(1))
-    refused("NaN or inf in critic.bias", **{"critic.bias": torch.tensor([float("nan")])})
-    refused("F32 and F64", **{"critic.bias": torch.zeros(1, dtype=torch.float64)})
-    refused("I64", **{name: value.long() for name, value in weights.items()})
+    check_error(
+        "critic.weight has shape \\[1, 4\\], expected \\[1, 8\\]", **{"critic.weight": torch.zeros(1, 4)}
+    )
+    check_error("wings is not a weight of this policy", wings=torch.zeros(1))
+    check_error("NaN or inf in critic.bias", **{"critic.bias": torch.tensor([float("nan")])})
+    check_error("F32 and F64", **{"critic.bias": torch.zeros(1, dtype=torch.float64)})
+    check_error("I64", **{name: value.long() for name, value in weights.items()})
     save_file({name: value for name, value in weights.items() if name != "critic.bias"}, file)
     with pytest.raises(ValueError, match=r"critic\.bias is missing"):
         Policy.from_pretrained(folder)
 
 
 def test_files_that_are_missing_cut_or_pickled_are_named(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"lacks config\.json.*snapshot_download"):
+    with pytest.raises(ValueError, match=r"config\.json is missing.*snapshot_download"):
         Policy.from_pretrained("somebody/tmaze-hcam")
     file = folder / "model.safetensors"
     whole = file.read_bytes()
-    for damaged in (b"", whole[:50], whole[:-4], b"\xff" * 64, pickle.dumps({"critic.bias": print})):
-        file.write_bytes(damaged)
+    for content in (b"", whole[:50], whole[:-4], b"\xff" * 64, pickle.dumps({"critic.bias": print})):
+        file.write_bytes(content)
         with pytest.raises(ValueError, match=r"model\.safetensors"):
             Policy.from_pretrained(folder)
     file.unlink()
-    with pytest.raises(ValueError, match=r"lacks model\.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is missing"):
         Policy.from_pretrained(folder)
 
 

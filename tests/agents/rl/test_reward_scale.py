@@ -1,4 +1,4 @@
-"""Rewards' unit does not matter: laws of the scale, and of learning under it."""
+"""Reward scaling: properties of the scale, and learning that does not depend on the unit of rewards."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from scrubjay.agents import PPO, PPOConfig
-from scrubjay.agents.rl.peers import Alone
+from scrubjay.agents.rl.data_parallel import SingleProcess
 from scrubjay.agents.rl.reward_scale import RewardScale
 
-from .test_peers import sampled
+from .test_data_parallel import sample_segment
 
 CONFIG = PPOConfig(epochs=2, num_minibatches=2, scale_rewards=True)
 
@@ -23,49 +23,49 @@ def scaled_by(segment: Any, factor: float) -> Any:
 
 
 def test_it_is_the_root_mean_square_of_discounted_returns() -> None:
-    _, segment = sampled("none")
+    _, segment = sample_segment("none")
     segment = segment.rows(torch.tensor([0]))
     rewards, twice = torch.zeros(1, 12), torch.zeros(1, 12, dtype=torch.bool)
     rewards[0, :3] = torch.tensor([1.0, 0.0, 2.0])
     twice[0, [1, 2]] = True
     never = torch.zeros_like(twice)
-    given = replace(segment, rewards=rewards, terminated=twice, truncated=never)
-    scale = RewardScale(0.5, Alone())
-    # Returns 1, 0 and 2, then nothing: none crosses the end of an episode, and values count nothing.
+    first_segment = replace(segment, rewards=rewards, terminated=twice, truncated=never)
+    scale = RewardScale(0.5, SingleProcess())
+    # Returns 1, 0 and 2, then zeros: none crosses the end of an episode, and values have no influence.
     first = 5 / 12
-    torch.testing.assert_close(scale(given).rewards, rewards / first**0.5)
+    torch.testing.assert_close(scale(first_segment).rewards, rewards / first**0.5)
     # Then 1 + 0 / 2 + 2 / 4, 1 and 2; of both segments alike.
     second = (1.5**2 + 1 + 4) / 12
     torch.testing.assert_close(
-        scale(replace(given, terminated=never)).rewards, rewards / ((first + second) / 2) ** 0.5
+        scale(replace(first_segment, terminated=never)).rewards, rewards / ((first + second) / 2) ** 0.5
     )
 
 
 @pytest.mark.parametrize("factor", [2.0**-20, 64.0])
 def test_the_unit_of_rewards_changes_not_a_bit(factor: float) -> None:
-    learned = {}
+    results = {}
     for unit in (1.0, factor):
-        policy, segment = sampled("gru")
+        policy, segment = sample_segment("gru")
         learner = PPO(policy, CONFIG, seed=1)
         metrics = [learner.update(scaled_by(segment, unit)) for _ in range(3)]
-        learned[unit] = metrics, policy.state_dict()
-    assert learned[1.0][0] == learned[factor][0]
-    assert all(torch.equal(value, learned[factor][1][name]) for name, value in learned[1.0][1].items())
+        results[unit] = metrics, policy.state_dict()
+    assert results[1.0][0] == results[factor][0]
+    assert all(torch.equal(value, results[factor][1][name]) for name, value in results[1.0][1].items())
 
 
 def test_without_a_reward_nothing_is_divided() -> None:
-    policy, segment = sampled("gru")
+    policy, segment = sample_segment("gru")
     silent = scaled_by(segment, 0.0)
     learner = PPO(policy, CONFIG, seed=1)
     assert all(map(math.isfinite, learner.update(silent).values()))
-    assert RewardScale(0.99, Alone())(silent) is silent
+    assert RewardScale(0.99, SingleProcess())(silent) is silent
 
 
 def test_a_restored_learner_goes_on_with_the_same_scale() -> None:
-    policy, segment = sampled("gru")
+    policy, segment = sample_segment("gru")
     learner = PPO(policy, CONFIG, seed=1)
     learner.update(segment)
-    again_policy, _ = sampled("gru")
+    again_policy, _ = sample_segment("gru")
     again_policy.load_state_dict(policy.state_dict())
     again = PPO(again_policy, CONFIG, seed=2)
     again.set_state(learner.get_state())
@@ -84,5 +84,5 @@ def test_a_restored_learner_goes_on_with_the_same_scale() -> None:
     ],
 )
 def test_a_state_that_cannot_be_is_refused(state: Any) -> None:
-    with pytest.raises(ValueError, match="reward scale of"):
-        RewardScale(0.99, Alone()).set_state(state)
+    with pytest.raises(ValueError, match="reward scale: "):
+        RewardScale(0.99, SingleProcess()).set_state(state)

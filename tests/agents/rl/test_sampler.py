@@ -21,7 +21,7 @@ from scrubjay.memory import MemoryConfig, make_config
 Envs = Callable[..., SyncVectorEnv]
 MakePolicy = Callable[..., Policy]
 
-# One whose steps are a function of a state, and some whose rows are overwritten.
+# Memories with functional states, and some with buffers that are overwritten in place.
 remembering = pytest.mark.parametrize(
     "memory",
     [
@@ -36,11 +36,11 @@ remembering = pytest.mark.parametrize(
 
 
 def tensors(segment: Segment) -> dict[str, torch.Tensor]:
-    found = {}
+    fields_by_name = {}
     for field in fields(segment):
         value = getattr(segment, field.name)
-        found |= value if isinstance(value, dict) else {field.name: value}
-    return found
+        fields_by_name |= value if isinstance(value, dict) else {field.name: value}
+    return fields_by_name
 
 
 def assert_same(one: Segment, other: Segment) -> None:
@@ -51,15 +51,15 @@ def assert_same(one: Segment, other: Segment) -> None:
 def test_bookkeeping_agrees_with_a_loop_over_single_environments(
     scripted_envs: Envs, make_policy: MakePolicy
 ) -> None:
-    """Two segments of the sampler, replayed action by action by a loop that keeps one state per row."""
+    """Two segments equal a replay of their actions by a loop with one memory state per environment."""
     rows, length = 4, 9
     policy = make_policy()
     sampler = Sampler(scripted_envs(rows), policy, length, seed=3)
     segments = [sampler.collect(), sampler.collect()]
-    replayed = scripted_envs(rows).envs
-    finished: list[tuple[int, int, EpisodeStats]] = []
-    for b, env in enumerate(replayed):
-        seen, _ = env.reset()
+    single_envs = scripted_envs(rows).envs
+    finished_episodes: list[tuple[int, int, EpisodeStats]] = []
+    for b, env in enumerate(single_envs):
+        current_observation, _ = env.reset()
         state, start, episode_return, steps = policy.initial_state(1), True, 0.0, 0
 
         def observe(array: np.ndarray) -> torch.Tensor:
@@ -70,32 +70,38 @@ def test_bookkeeping_agrees_with_a_loop_over_single_environments(
             assert isinstance(segment.observations, torch.Tensor)
             for t in range(length):
                 at = (b, t)
-                assert torch.equal(segment.observations[at], torch.as_tensor(seen))
+                assert torch.equal(segment.observations[at], torch.as_tensor(current_observation))
                 assert segment.starts[at] == start
                 if start:
                     state = policy.initial_state(1)
-                torch.testing.assert_close(segment.values[at], policy.value(observe(seen), state)[0])
-                state = policy.step(observe(seen), state).state
-                seen, reward, terminated, truncated, info = env.step(int(segment.actions[at]))
+                torch.testing.assert_close(
+                    segment.values[at], policy.value(observe(current_observation), state)[0]
+                )
+                state = policy.step(observe(current_observation), state).state
+                current_observation, reward, terminated, truncated, info = env.step(int(segment.actions[at]))
                 assert segment.rewards[at].item() == pytest.approx(reward)
                 assert segment.terminated[at] == terminated
                 assert segment.truncated[at] == truncated
-                expected = policy.value(observe(seen), state)[0] if truncated else torch.tensor(0.0)
+                expected = (
+                    policy.value(observe(current_observation), state)[0] if truncated else torch.tensor(0.0)
+                )
                 torch.testing.assert_close(segment.bootstrap_values[at], expected)
                 episode_return, steps = episode_return + float(reward), steps + 1
                 start = terminated or truncated
                 if start:
                     stats = EpisodeStats(round(episode_return, 6), steps, float(info["success"]))
-                    finished.append((number * length + t, b, stats))
-                    seen, _ = env.reset()
+                    finished_episodes.append((number * length + t, b, stats))
+                    current_observation, _ = env.reset()
                     episode_return, steps = 0.0, 0
             following = policy.initial_state(1) if start else state
-            torch.testing.assert_close(segment.last_values[b], policy.value(observe(seen), following)[0])
+            torch.testing.assert_close(
+                segment.last_values[b], policy.value(observe(current_observation), following)[0]
+            )
     assert any(segment.bootstrap_values.count_nonzero() for segment in segments)
-    popped = [
+    popped_episodes = [
         replace(stats, episode_return=round(stats.episode_return, 6)) for stats in sampler.pop_episodes()
     ]
-    assert popped == [stats for _, _, stats in sorted(finished, key=lambda item: item[:2])]
+    assert popped_episodes == [stats for _, _, stats in sorted(finished_episodes, key=lambda item: item[:2])]
     assert sampler.pop_episodes() == []
 
 
@@ -106,8 +112,8 @@ def test_whether_a_choice_was_reached_is_kept_beside_success(make_policy: MakePo
     policy = make_policy(observation_space=env.single_observation_space, action_space=spaces.Discrete(4))
     sampler = Sampler(env, policy, 30)
     sampler.collect()
-    told = {(episode.measures["reached"], episode.success) for episode in sampler.pop_episodes()}
-    assert told == {(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)}
+    outcomes = {(episode.measures["reached"], episode.success) for episode in sampler.pop_episodes()}
+    assert outcomes == {(0.0, 0.0), (1.0, 0.0), (1.0, 1.0)}
 
 
 @remembering
@@ -136,9 +142,9 @@ def test_segments_stay_as_they_are_when_the_next_is_collected(
 ) -> None:
     sampler = Sampler(scripted_envs(3), make_policy(memory=memory), 5)
     segment = sampler.collect()
-    kept = Segment.cat([segment])
+    copied_segment = Segment.cat([segment])
     sampler.collect()
-    assert_same(segment, kept)
+    assert_same(segment, copied_segment)
 
 
 @remembering
@@ -153,40 +159,40 @@ def test_a_restored_sampler_goes_on_identically(
     expected = [sampler.collect(), sampler.collect()]
     episodes = sampler.pop_episodes()
     file.seek(0)
-    restored = Sampler(scripted_envs(3), policy, 7, seed=99)
-    assert restored.exact
-    restored.set_state(torch.load(file, weights_only=True))
+    restored_sampler = Sampler(scripted_envs(3), policy, 7, seed=99)
+    assert restored_sampler.restores_env
+    restored_sampler.set_state(torch.load(file, weights_only=True))
     for segment in expected:
-        assert_same(restored.collect(), segment)
-    assert restored.pop_episodes() == episodes
+        assert_same(restored_sampler.collect(), segment)
+    assert restored_sampler.pop_episodes() == episodes
 
 
 def test_time_limits_are_restored_too(make_policy: MakePolicy, scripted_envs: Envs) -> None:
-    def limited() -> SyncVectorEnv:
+    def make_limited_envs() -> SyncVectorEnv:
         factories = [lambda env=env: TimeLimit(env, 3) for env in scripted_envs(2).envs]
         return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
 
     policy = make_policy()
-    sampler = Sampler(limited(), policy, 4)
+    sampler = Sampler(make_limited_envs(), policy, 4)
     sampler.collect()
     state = sampler.get_state()
     expected = sampler.collect()
-    restored = Sampler(limited(), policy, 4)
-    restored.set_state(state)
-    assert_same(restored.collect(), expected)
+    restored_sampler = Sampler(make_limited_envs(), policy, 4)
+    restored_sampler.set_state(state)
+    assert_same(restored_sampler.collect(), expected)
 
 
 def test_environments_that_hide_their_state_begin_anew(make_policy: MakePolicy, scripted_envs: Envs) -> None:
-    def hidden() -> SyncVectorEnv:
+    def make_hidden_envs() -> SyncVectorEnv:
         factories = [lambda env=env: TransformReward(env, lambda r: r) for env in scripted_envs(2).envs]
         return SyncVectorEnv(factories, autoreset_mode=AutoresetMode.SAME_STEP)
 
-    sampler = Sampler(hidden(), make_policy(), 4)
+    sampler = Sampler(make_hidden_envs(), make_policy(), 4)
     sampler.collect()
-    assert not sampler.exact
-    restored = Sampler(hidden(), make_policy(), 4)
-    restored.set_state(sampler.get_state())
-    assert restored.collect().starts[:, 0].all()
+    assert not sampler.restores_env
+    restored_sampler = Sampler(make_hidden_envs(), make_policy(), 4)
+    restored_sampler.set_state(sampler.get_state())
+    assert restored_sampler.collect().starts[:, 0].all()
 
 
 def test_a_state_of_other_rows_is_refused(make_policy: MakePolicy, scripted_envs: Envs) -> None:
@@ -207,12 +213,12 @@ def test_other_kinds_of_autoreset_are_refused(
 def test_the_advice_on_autoreset_is_right(make_policy: MakePolicy, env_id: str, advice: int) -> None:
     envs = gymnasium.make_vec(env_id, num_envs=2)
     policy = make_policy(envs.single_observation_space, envs.single_action_space)
-    with pytest.raises(ValueError, match="autoreset_mode is NextStep") as refused:
+    with pytest.raises(ValueError, match="autoreset_mode=NextStep") as error_info:
         Sampler(envs, policy, 4)
-    calls = re.findall(r"gymnasium\.make_vec\(\.\.\..*?\)", str(refused.value))
+    calls = re.findall(r"gymnasium\.make_vec\(\.\.\..*?\)", str(error_info.value))
     assert len(calls) == 2
-    made = eval(calls[advice].replace("...", f"{env_id!r}, num_envs=2"), {"gymnasium": gymnasium})
-    assert Sampler(made, policy, 4).collect().rewards.shape == (2, 4)
+    new_envs = eval(calls[advice].replace("...", f"{env_id!r}, num_envs=2"), {"gymnasium": gymnasium})
+    assert Sampler(new_envs, policy, 4).collect().rewards.shape == (2, 4)
 
 
 def test_empty_segments_are_refused(make_policy: MakePolicy, scripted_envs: Envs) -> None:
@@ -221,7 +227,7 @@ def test_empty_segments_are_refused(make_policy: MakePolicy, scripted_envs: Envs
 
 
 class RandomEnv(gymnasium.Env):
-    """Shows and takes anything; episodes of three steps, cut off."""
+    """Environment with random observations of any space; episodes are truncated after three steps."""
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         self.observation_space, self.action_space = observation_space, action_space
@@ -241,7 +247,7 @@ class RandomEnv(gymnasium.Env):
 
 
 class BatchedFinals(gymnasium.vector.VectorWrapper):
-    """Hands final observations out as one batch, as batched environments may, instead of one by one."""
+    """Wrapper that returns final observations as one batch, as batched environments may."""
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = self.env.step(actions)
@@ -306,8 +312,8 @@ def test_every_space_is_sampled_and_learned_from(
     metrics = learner.update(segment)
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["losses/reconstruction_loss"] > 0
-    changed = [not torch.equal(*pair) for pair in zip(before, policy.parameters(), strict=True)]
-    assert all(changed)
+    has_changed = [not torch.equal(*pair) for pair in zip(before, policy.parameters(), strict=True)]
+    assert all(has_changed)
 
 
 def test_both_forms_of_final_observations_give_the_same_values(make_policy: MakePolicy) -> None:

@@ -14,11 +14,11 @@ Envs = Callable[[int], SyncVectorEnv]
 
 
 def leaves(segment: Segment) -> dict[str, torch.Tensor]:
-    found = {}
+    fields_by_name = {}
     for field in fields(segment):
         value = getattr(segment, field.name)
-        found |= value if isinstance(value, dict) else {field.name: value}
-    return found
+        fields_by_name |= value if isinstance(value, dict) else {field.name: value}
+    return fields_by_name
 
 
 def test_cat_undoes_rows(scripted_envs: Envs, make_policy: Callable[..., Policy]) -> None:
@@ -26,15 +26,15 @@ def test_cat_undoes_rows(scripted_envs: Envs, make_policy: Callable[..., Policy]
     assert segment.num_rows == 5
     assert segment.num_steps == 35
     parts = [segment.rows(torch.tensor(index)) for index in ([0, 1], [2], [3, 4])]
-    joined, original = leaves(Segment.cat(parts)), leaves(segment)
-    assert joined.keys() == original.keys()
-    assert all(torch.equal(joined[key], original[key]) for key in original)
+    joined_leaves, original = leaves(Segment.cat(parts)), leaves(segment)
+    assert joined_leaves.keys() == original.keys()
+    assert all(torch.equal(joined_leaves[key], original[key]) for key in original)
 
 
 def test_rows_keep_the_given_order(scripted_envs: Envs, make_policy: Callable[..., Policy]) -> None:
     segment = Sampler(scripted_envs(4), make_policy(), 3).collect()
-    chosen, original = leaves(segment.rows(torch.tensor([2, 0]))), leaves(segment)
-    assert all(torch.equal(chosen[key], original[key][[2, 0]]) for key in original)
+    selected_leaves, original = leaves(segment.rows(torch.tensor([2, 0]))), leaves(segment)
+    assert all(torch.equal(selected_leaves[key], original[key][[2, 0]]) for key in original)
 
 
 def test_unequal_lengths_and_nothing_are_refused(

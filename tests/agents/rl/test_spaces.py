@@ -17,10 +17,10 @@ NESTED = spaces.Dict({"b": spaces.Discrete(2), "a": spaces.Tuple([BYTES, spaces.
 @pytest.mark.parametrize("num_agents", [None, 3])
 @pytest.mark.parametrize("observation", [BYTES, NESTED, spaces.MultiDiscrete([2, 3], start=[1, -1])], ids=str)
 def test_they_come_back_as_they_were(observation, num_agents):
-    told = Spaces(observation, spaces.Box(-np.inf, 1, (2,)), num_agents)
-    again = Spaces.from_plain(json.loads(json.dumps(told.to_plain(), allow_nan=False)))
-    assert again == told
-    assert again.observation.dtype == observation.dtype
+    saved_spaces = Spaces(observation, spaces.Box(-np.inf, 1, (2,)), num_agents)
+    loaded_spaces = Spaces.from_dict(json.loads(json.dumps(saved_spaces.to_dict(), allow_nan=False)))
+    assert loaded_spaces == saved_spaces
+    assert loaded_spaces.observation.dtype == observation.dtype
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def test_they_come_back_as_they_were(observation, num_agents):
 )
 def test_no_room_is_made_for_more_choices_than_are_meant(choices):
     """A policy scores as many for each as the most that one has: one large one makes all of them large."""
-    fields = Spaces(BYTES, spaces.MultiDiscrete([2, 3])).to_plain()
+    fields = Spaces(BYTES, spaces.MultiDiscrete([2, 3])).to_dict()
     fields["action"] = {**fields["action"], "n": choices, "start": choices}
     with pytest.raises(ValueError, match=r"numbers or choices|expected|spaces of an environment"):
-        Spaces.from_plain(fields)
+        Spaces.from_dict(fields)
 
 
 @pytest.mark.parametrize("value", [None, [], 3, "x", {}, {"observation": 1}])
 def test_what_is_none_is_refused(value):
-    with pytest.raises(ValueError, match="not the spaces of an environment"):
-        Spaces.from_plain(value)
+    with pytest.raises(ValueError, match="invalid spaces: "):
+        Spaces.from_dict(value)

@@ -25,7 +25,7 @@ from scrubjay.agents.rl.trust_region import (
     flatten,
     mean_kl,
     natural_gradient,
-    place,
+    set_parameters,
     snapshot,
     trust_region_step,
 )
@@ -36,7 +36,7 @@ TIGHT = TrustRegionConfig(cg_iterations=60, cg_tolerance=0.0, damping=0.0)
 
 
 class Actor(nn.Module):
-    """An encoder, a memory and a head, on inputs that stay as they are."""
+    """Policy of an encoder, a memory and a head on fixed inputs."""
 
     def __init__(self, memory: str, kind: str, batch: int = 3, time: int = 5, seed: int = 0) -> None:
         super().__init__()
@@ -64,14 +64,14 @@ class Actor(nn.Module):
         return Categorical(numbers)
 
 
-def moved(parameters: Sequence[Tensor], scale: float = 0.3) -> Tensor:
+def random_direction(parameters: Sequence[Tensor], scale: float = 0.3) -> Tensor:
     generator = torch.Generator().manual_seed(9)
     count = sum(parameter.numel() for parameter in parameters)
     return scale * torch.randn(count, generator=generator, dtype=parameters[0].dtype)
 
 
 def gain(actor: Actor, seed: int = 1) -> tuple[Distribution, Callable[[Distribution], Tensor]]:
-    """Return the policy that sampled, and the surrogate of random advantages of its actions."""
+    """Return the sampling distribution, and a surrogate with random advantages of its actions."""
     generator = torch.Generator().manual_seed(seed)
     old = snapshot(actor())
     actions = old.sample(generator)
@@ -92,7 +92,7 @@ def some_parameters(actor: Actor) -> list[tuple[str, nn.Parameter]]:
 
 @functools.cache
 def hessian_of_divergence(memory: str, kind: str) -> Tensor:
-    """Return the mean divergence's second derivative at the present policy, the memory's weights aside.
+    """Return the Hessian of the mean divergence at the current policy, without the memory's weights.
 
     Those would make it large; all gradients of the encoder pass through them.
     """
@@ -125,7 +125,7 @@ def test_products_are_those_of_the_divergences_hessian(memory: str, kind: str, c
     before = flatten(parameters).detach()
     tolerance = 1e-6 if curvature == "difference" else 1e-10
     for scale in (1e-3, 1.0, 1e3):  # of no influence on the relative error
-        vector = moved(parameters, scale)
+        vector = random_direction(parameters, scale)
         expected = hessian @ vector
         assert (product(vector) - expected).norm() < tolerance * expected.norm()
     assert torch.equal(flatten(parameters), before)
@@ -143,10 +143,10 @@ def test_every_memory_allows_what_the_table_says(memory: str) -> None:
         for out in outputs.flatten()
     ]
     jacobian = torch.stack(rows)
-    vector = moved(parameters, 1.0)
+    vector = random_direction(parameters, 1.0)
     weights = (actor.weights / actor.weights.sum())[..., None]
-    pushed = (jacobian @ vector).view_as(outputs)
-    expected = jacobian.T @ (current.fisher(pushed) * weights).flatten()
+    output_change = (jacobian @ vector).view_as(outputs)
+    expected = jacobian.T @ (current.fisher(output_change) * weights).flatten()
     for curvature in CURVATURES:
         product = fisher_product(parameters, actor, current, actor.weights, curvature)
         error = (product(vector) - expected).norm() / expected.norm()
@@ -172,7 +172,7 @@ def test_single_precision_finds_the_same_direction(memory: str) -> None:
 
 
 class Attentive(nn.Module):
-    """torch's fused attention, which on the CPU has no second derivative."""
+    """Policy with torch's fused attention, which has no second derivative on the CPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,7 +200,7 @@ def test_layers_without_second_derivatives_need_the_difference(curvature: Curvat
             torch.ones(2, 5),
             TrustRegionConfig(curvature=curvature),
             0.01,
-        ).accepted
+        ).is_accepted
 
     if curvature == "difference":
         assert step()
@@ -270,7 +270,7 @@ def test_a_step_on_a_quadratic_problem_is_known_in_closed_form() -> None:
     direction = slope * (2 * log_std).exp()
     length = math.sqrt(2 * 0.999 * limit / float(slope @ direction))
     torch.testing.assert_close(mean.detach() - before, length * direction)
-    assert step.accepted
+    assert step.is_accepted
     assert step.backtracks == 0
     assert float(step.kl) == pytest.approx(0.999 * limit)
     assert step.improvement == pytest.approx(length * float(slope @ direction))
@@ -296,7 +296,7 @@ def test_a_step_keeps_the_limit_and_improves_or_leaves_no_trace(
     config = TrustRegionConfig(curvature=curvature, damping=damping)
     step = trust_region_step(parameters, actor, surrogate, old, actor.weights, config, limit)
     new = snapshot(actor())
-    if step.accepted:
+    if step.is_accepted:
         exact = (old.kl(new) * actor.weights).sum() / actor.weights.sum()
         assert float(exact) <= limit
         assert float(surrogate(new) - surrogate(old)) == pytest.approx(step.improvement)
@@ -311,7 +311,7 @@ def test_small_steps_use_the_whole_limit() -> None:
     step = trust_region_step(
         list(actor.parameters()), actor, surrogate, old, actor.weights, TrustRegionConfig(), 1e-7
     )
-    assert step.accepted
+    assert step.is_accepted
     assert float(step.kl) > 0.9e-7
     assert step.improvement == pytest.approx(step.expected, rel=0.02)
 
@@ -349,7 +349,7 @@ def test_every_agent_keeps_its_own_limit() -> None:
         TrustRegionConfig(),
         limits,
     )
-    assert step.accepted
+    assert step.is_accepted
     expected = (old.kl(actor()) * actor.weights).sum(dim=0) / actor.weights.sum(dim=0)
     torch.testing.assert_close(step.kl, expected.detach())
     assert (step.kl <= limits).all()
@@ -365,7 +365,7 @@ def test_steps_from_moved_weights_measure_from_where_they_began() -> None:
 
     old = snapshot(distribution())
     already = torch.tensor([0.3, 0.1], dtype=torch.float64)
-    place([mean], already)
+    set_parameters([mean], already)
     slope = torch.tensor([0.2, 1.0], dtype=torch.float64)
     limit = 0.5
     step = trust_region_step(
@@ -376,9 +376,9 @@ def test_steps_from_moved_weights_measure_from_where_they_began() -> None:
         weights,
         TIGHT,
         limit,
-        moved=already,
+        displacement=already,
     )
-    assert step.accepted
+    assert step.is_accepted
     torch.testing.assert_close(mean.detach().square().sum() / 2, torch.tensor(0.999 * limit).double())
     change = mean.detach() - already
     torch.testing.assert_close(change / change.norm(), slope / slope.norm())
@@ -397,7 +397,7 @@ def test_nothing_moves_where_nothing_is_to_be_gained() -> None:
         lambda new: math.nan * new.log_prob(actions).mean(),
     ):
         step = trust_region_step(parameters, actor, surrogate, old, actor.weights, TrustRegionConfig(), 0.01)
-        assert not step.accepted
+        assert not step.is_accepted
         assert step.improvement == 0
         assert torch.equal(flatten(parameters), before)
 
@@ -420,7 +420,7 @@ def test_a_policy_that_is_already_certain_stays() -> None:
         TrustRegionConfig(),
         0.01,
     )
-    assert not step.accepted
+    assert not step.is_accepted
     assert torch.equal(logits, before)
 
 
@@ -438,7 +438,7 @@ def test_weights_come_back_bit_for_bit_from_a_failed_search(curvature: Curvature
     step = trust_region_step(
         parameters, actor, surrogate, old, actor.weights, TrustRegionConfig(), 0.01, natural=boastful
     )
-    assert not step.accepted
+    assert not step.is_accepted
     assert step.backtracks == TrustRegionConfig().backtracks
     assert all(torch.equal(now, then) for now, then in zip(parameters, before, strict=True))
 

@@ -1,4 +1,4 @@
-"""Small algorithms of both kinds, for one process."""
+"""Small configs of both algorithms, for one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Algorithms in RLlib's hands, where no cluster is needed to see what they do."""
+"""RLlib algorithms and configs, without a cluster."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ from .configs import ppo_config, team_config
 def test_configs_name_their_algorithm_and_keep_what_is_not_given(algorithm, config):
     assert config.algo_class is algorithm
     assert type(algorithm.get_default_config()) is type(config)
-    changed = config.copy().segments(num_envs=7)
-    assert (changed.num_envs, changed.segment_length, changed.policy) == (7, 8, config.policy)
+    new_config = config.copy().segments(num_envs=7)
+    assert (new_config.num_envs, new_config.segment_length, new_config.policy) == (7, 8, config.policy)

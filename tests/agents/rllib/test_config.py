@@ -1,4 +1,4 @@
-"""Rows are shared out among runners and learners, or the config says why they cannot be."""
+"""Environments are distributed among env runners and learners, or the config raises an error."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from scrubjay.experiments import EnvConfig
 @given(num_envs=st.integers(1, 100), num_runners=st.integers(1, 100))
 def test_every_row_belongs_to_one_runner_and_shares_are_even(num_envs, num_runners):
     config = SegmentPPOConfig().segments(num_envs=num_envs).env_runners(num_env_runners=num_runners)
-    shares = [config.rows_of(index) for index in range(1, num_runners + 1)]
+    shares = [config.get_row_range(index) for index in range(1, num_runners + 1)]
     rows = [row for first, count in shares for row in range(first, first + count)]
     assert rows == list(range(num_envs))
     counts = [count for _, count in shares]
     assert max(counts) - min(counts) <= 1
-    assert config.rows_of(0) == (0, num_envs)
+    assert config.get_row_range(0) == (0, num_envs)
 
 
 def test_more_processes_than_rows_are_refused_by_name():
@@ -41,7 +41,7 @@ def test_what_is_given_says_who_learns_and_in_what_module():
     assert SegmentConfig().learner == SegmentPPOConfig().ppo == PPOConfig()
     team = SegmentConfig().segments(policy=TeamPolicyConfig(), learner=GAMATRConfig(minibatches=3))
     assert team.module_class is SegmentGAMATRConfig().module_class is TeamModule
-    assert team.rows_needed == 3
+    assert team.min_rows == 3
     with pytest.raises(ValueError, match=r"envs is not set; call segments\(envs=\.\.\.\)"):
         team.validate()
 

@@ -1,4 +1,4 @@
-"""RLlib's learner makes our updates."""
+"""RLlib's learner makes the updates of scrubjay's learners."""
 
 from __future__ import annotations
 
@@ -29,21 +29,23 @@ def ours(config, policy) -> Any:
     ids=["ppo", "ppo-in-place", "gamatr", "gamatr-separate", "gamatr-clip"],
 )
 def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
-    """Bit for bit, whole batches and what is remembered of them included, after a way through processes."""
+    """Metrics, weights and learner states are equal bit for bit, with pickled configs and segments."""
     runner = SegmentRunner(config=pickle.loads(pickle.dumps(config)), worker_index=0)
     policy = config.make_policy(runner.envs)
     learner = config.build_learner(spaces=runner.get_spaces())
     local = ours(config, policy)
     learner.set_parts({"policy": policy.state_dict(), "learner": None})
-    born = {name: value.clone() for name, value in policy.state_dict().items()}
+    initial_weights = {name: value.clone() for name, value in policy.state_dict().items()}
     for _ in range(2):
         segment: Any = runner.sample(policy.state_dict()).segment
         expected = local.update(segment)
         rows = torch.arange(4)
-        sent = pickle.loads(pickle.dumps(type(segment).cat([segment.rows(rows[:3]), segment.rows(rows[3:])])))
-        answer = learner.update(training_data=TrainingData(batch=sent), return_state=True)
+        sent_segment = pickle.loads(
+            pickle.dumps(type(segment).cat([segment.rows(rows[:3]), segment.rows(rows[3:])]))
+        )
+        answer = learner.update(training_data=TrainingData(batch=sent_segment), return_state=True)
         assert_equal(answer["metrics"], expected)
         assert_equal(answer["parts"]["policy"], dict(policy.state_dict()))
         assert_equal(answer["parts"]["learner"], local.get_state())
     runner.stop()
-    assert any(not torch.equal(value, born[name]) for name, value in policy.state_dict().items())
+    assert any(not torch.equal(value, initial_weights[name]) for name, value in policy.state_dict().items())

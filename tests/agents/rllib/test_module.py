@@ -1,4 +1,4 @@
-"""Our policies as RLlib's modules: stepped, trained on, drawn from."""
+"""Scrubjay's policies as RLModules: stepping, training and sampling."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def module(memory="gru", action_space=None):
 
 @pytest.mark.parametrize("memory", [name for name in list_memories() if name != "none"])
 def test_module_steps_as_it_learns(memory):
-    """What RLlib samples step by step, with the state it was handed, is what it later trains on at once."""
+    """Stepwise sampling with carried states gives the same outputs as one forward pass in training."""
     one = module(memory)
     observations = torch.rand(2, 9, 3) * 2 - 1
-    born = {
+    initial_state = {
         name: torch.as_tensor(value).expand(2, *value.shape)
         for name, value in one.get_initial_state().items()
     }
-    whole = one.forward_train({Columns.OBS: observations, Columns.STATE_IN: born})
-    state, logits = born, []
+    whole = one.forward_train({Columns.OBS: observations, Columns.STATE_IN: initial_state})
+    state, logits = initial_state, []
     for step in range(9):
         out = one.forward_exploration(
             {Columns.OBS: observations[:, step : step + 1], Columns.STATE_IN: state}
@@ -44,7 +44,7 @@ def test_module_steps_as_it_learns(memory):
     torch.testing.assert_close(
         torch.cat(logits, dim=1), whole[Columns.ACTION_DIST_INPUTS], rtol=1e-4, atol=1e-5
     )
-    values = one.compute_values({Columns.OBS: observations, Columns.STATE_IN: born})
+    values = one.compute_values({Columns.OBS: observations, Columns.STATE_IN: initial_state})
     assert values.shape == (2, 9)
     torch.testing.assert_close(
         values, one.compute_values({}, embeddings=whole[Columns.EMBEDDINGS]), rtol=1e-4, atol=1e-5
@@ -66,14 +66,18 @@ def test_what_is_seen_reaches_the_heads_beside_memory(memory):
     config = PolicyConfig(memory=make_config(memory, dim=16), skip=True)
     model_config = {"policy": config, "max_seq_len": 8}
     one = MemoryModule(observation_space=BOX, action_space=spaces.Discrete(4), model_config=model_config)
-    seen = torch.rand(2, 3)
-    own = one.policy.step(seen, one.policy.initial_state(2))
-    state = {name: value.expand(2, *value.shape) for name, value in _born(one).items()}
-    batch = {Columns.OBS: seen[:, None], Columns.STATE_IN: state} if state else {Columns.OBS: seen}
+    batch_observations = torch.rand(2, 3)
+    own = one.policy.step(batch_observations, one.policy.initial_state(2))
+    state = {name: value.expand(2, *value.shape) for name, value in get_initial_state(one).items()}
+    batch = (
+        {Columns.OBS: batch_observations[:, None], Columns.STATE_IN: state}
+        if state
+        else {Columns.OBS: batch_observations}
+    )
     torch.testing.assert_close(one.compute_values(batch).reshape(2), own.value)
 
 
-def _born(one: MemoryModule) -> dict[str, torch.Tensor]:
+def get_initial_state(one: MemoryModule) -> dict[str, torch.Tensor]:
     return {name: torch.as_tensor(value) for name, value in one.get_initial_state().items()}
 
 
@@ -87,11 +91,11 @@ def test_rllib_draws_from_the_policy_it_is_given(space, numbers):
     out = one.forward_inference({Columns.OBS: torch.zeros(1, 1, 3), Columns.STATE_IN: state})
     inputs = out[Columns.ACTION_DIST_INPUTS]
     assert inputs.shape == (1, 1, numbers)
-    drawn = one.get_exploration_action_dist_cls().from_logits(inputs[:, 0])
+    distribution = one.get_exploration_action_dist_cls().from_logits(inputs[:, 0])
     features = out[Columns.EMBEDDINGS][:, 0]
     ours = one.policy.actor(features)
     action = ours.mode()
-    torch.testing.assert_close(drawn.logp(action), ours.log_prob(action), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(distribution.logp(action), ours.log_prob(action), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_built_is_refused_by_name():
@@ -102,5 +106,5 @@ def test_what_cannot_be_built_is_refused_by_name():
     with pytest.raises(TypeError, match="expected tuples with one part per agent"):
         TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": TeamPolicyConfig()})
     for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
-        with pytest.raises(TypeError, match="RLlib has no distribution"):
+        with pytest.raises(TypeError, match="is not supported by RLlib"):
             module(action_space=space)

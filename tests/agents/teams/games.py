@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from scrubjay.agents import TeamPolicy, TeamPolicyConfig, TeamSegment
-from scrubjay.agents.teams.steps import frozen
+from scrubjay.agents.teams.steps import compute_detached
 from scrubjay.memory import make_config
 
 OBSERVATION = spaces.Box(-1, 1, (3,), np.float32)
@@ -32,7 +32,7 @@ def make_policy(agents: int = 3, seed: int = 0, memory: str = "none", **fields: 
     )
     policy = TeamPolicy(OBSERVATION, ACTION, agents, config)
     for parameter in policy.actor_parameters() if not policy.config.joint else ():
-        if parameter.ndim == 2:  # far from indifferent, so that ratios differ
+        if parameter.ndim == 2:  # far from uniform, so that ratios differ
             torch.nn.init.normal_(parameter, std=0.5)
     return policy
 
@@ -49,7 +49,7 @@ def play(
     seed: int = 1,
     alive: Tensor | None = None,
 ) -> TeamSegment:
-    """Return steps of one-step games: everybody sees one of a few signs, and actions are paid at once."""
+    """Return a segment of one-step games: agents observe the same signs; rewards depend on actions only."""
     generator = torch.Generator().manual_seed(seed)
     agents = policy.num_agents
     signs = torch.randint(0, 2, (rows, time, 1, 3), generator=generator).float() * 2 - 1
@@ -62,8 +62,8 @@ def play(
         start = torch.ones(rows, dtype=torch.bool)
         step = policy.step(signs[:, t], alive[:, t], state, start, generator)
         state = step.state
-        for taken, kept in zip((actions, log_probs, values), step[:3], strict=True):
-            taken.append(kept)
+        for values_list, step_values in zip((actions, log_probs, values), step[:3], strict=True):
+            values_list.append(step_values)
     first = policy.initial_state(rows)
     actions = torch.stack(actions, dim=1)
     return TeamSegment(
@@ -83,7 +83,7 @@ def play(
 
 
 def climbing(actions: Tensor) -> Tensor:
-    """Pay all the same for every action, and for agreement; the only equilibrium is the best there is."""
+    """Return a shared reward for large actions and for agreement; its only equilibrium is optimal."""
     total = actions.sum(dim=2, keepdim=True).float()
     agree = (actions == actions[:, :, :1]).all(dim=2, keepdim=True).float()
     return (total / 2 + agree / 4).expand(actions.shape)
@@ -93,14 +93,14 @@ def expected_reward(policy: TeamPolicy, reward: Callable[[Tensor], Tensor]) -> f
     """Return the exact mean reward over all signs and actions."""
     agents = policy.num_agents
     signs = torch.tensor(list(itertools.product([-1.0, 1.0], repeat=3)))
-    seen = signs[:, None, None].expand(-1, 1, agents, 3)
+    sign_observations = signs[:, None, None].expand(-1, 1, agents, 3)
     segment = play(policy, climbing, rows=len(signs), time=1)
-    segment.observations = seen
+    segment.observations = sign_observations
     joint = torch.tensor(list(itertools.product(range(3), repeat=agents)))
-    distribution = frozen(partial(policy.distribution, segment))
+    distribution = compute_detached(partial(policy.distribution, segment))
     total = torch.zeros(())
     for actions in joint:
-        chosen = actions.expand(len(signs), 1, agents)
-        probability = distribution.log_prob(chosen).sum(dim=2).exp()
-        total = total + (probability * reward(chosen).mean(dim=2)).mean()
+        joint_actions = actions.expand(len(signs), 1, agents)
+        probability = distribution.log_prob(joint_actions).sum(dim=2).exp()
+        total = total + (probability * reward(joint_actions).mean(dim=2)).mean()
     return float(total)

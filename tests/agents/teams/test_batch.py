@@ -1,11 +1,11 @@
-"""Advantages of each agent, and who counts."""
+"""Advantages per agent, and weights of agents that are alive."""
 
 from __future__ import annotations
 
 import torch
 
 from scrubjay.agents import GAMATR, GAMATRConfig, TeamSegment, generalized_advantage
-from scrubjay.agents.teams.batch import normalized, team_advantages
+from scrubjay.agents.teams.batch import normalize_advantages, team_advantages
 
 from .games import climbing, make_policy, play
 
@@ -48,7 +48,7 @@ def test_advantages_are_each_agents_own_and_end_with_it() -> None:
 def test_normalization_is_over_each_agents_life() -> None:
     values = torch.randn(5, 7, 2) * torch.tensor([1.0, 100.0]) + 3
     weights = (torch.rand(5, 7, 2) < 0.6).float()
-    result = normalized(values, weights)
+    result = normalize_advantages(values, weights)
     for agent in range(2):
         living = result[..., agent][weights[..., agent] > 0]
         torch.testing.assert_close(living.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)

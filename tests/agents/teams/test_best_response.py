@@ -39,16 +39,16 @@ def make_policy(**fields: Any) -> TeamPolicy:
 def test_only_one_actor_moves_and_begins_as_the_team_acts(fields: dict[str, bool]) -> None:
     policy = make_policy(**fields)
     apart = separate(policy)
-    collected = [TeamSampler(make_env(), team, LENGTH, seed=3).collect() for team in (policy, apart)]
-    assert torch.equal(collected[0].actions, collected[1].actions)
-    torch.testing.assert_close(collected[0].values, collected[1].values)
+    segments = [TeamSampler(make_env(), team, LENGTH, seed=3).collect() for team in (policy, apart)]
+    assert torch.equal(segments[0].actions, segments[1].actions)
+    torch.testing.assert_close(segments[0].values, segments[1].values)
     before = flatten(list(policy.parameters())).detach()
     team = best_response(policy, 1, make_env, CONFIG, STEPS, LENGTH)
     assert torch.equal(flatten(list(policy.parameters())), before)
-    moved = [
+    has_changed = [
         not torch.equal(flatten(team.actor_parameters(m)), flatten(apart.actor_parameters(m))) for m in (0, 1)
     ]
-    assert moved == [False, True]
+    assert has_changed == [False, True]
 
 
 def test_a_trained_critic_is_heard_in_its_units_and_the_agent_is_selfish() -> None:
@@ -61,7 +61,7 @@ def test_a_trained_critic_is_heard_in_its_units_and_the_agent_is_selfish() -> No
     learner.set_state({**learner.get_state(), "value_moments": first.get_state()["value_moments"]})
     learner.update(TeamSampler(make_env(), expected, LENGTH, seed=0).collect())
     for_all = dataclasses.replace(CONFIG, advantage="team")
-    team = best_response(policy, 1, make_env, for_all, STEPS, LENGTH, learned=first.get_state())
+    team = best_response(policy, 1, make_env, for_all, STEPS, LENGTH, learner_state=first.get_state())
     assert torch.equal(flatten(list(team.parameters())), flatten(list(expected.parameters())))
     deaf = best_response(policy, 1, make_env, CONFIG, STEPS, LENGTH)
     assert not torch.equal(flatten(list(deaf.parameters())), flatten(list(expected.parameters())))

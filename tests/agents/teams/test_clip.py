@@ -1,4 +1,4 @@
-"""Clipped steps: all together, or one agent after another."""
+"""Clipped updates, of all agents together and of one agent after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = GAMATRConfig(mode="clip", epochs=1, minibatches=1)
 
 
 def descend(way, **config):
-    """Return an actor's weights before and after one clipped descent by plain gradients."""
+    """Return the actors' weights before and after one clipped update with SGD, the policy and the batch."""
     policy = make_policy(agents=2)
     batch = GAMATR(policy, CONFIG).batch(play(policy, climbing))
     before = flatten(policy.actor_parameters()).detach()
@@ -51,5 +51,5 @@ def test_a_sequence_moves_every_actor() -> None:
     *_, policy, _ = descend(clipped_sequence)
     start = make_policy(agents=2)
     for agent in range(2):
-        moved = flatten(policy.actor_parameters(agent)) - flatten(start.actor_parameters(agent))
-        assert moved.abs().max() > 0
+        change = flatten(policy.actor_parameters(agent)) - flatten(start.actor_parameters(agent))
+        assert change.abs().max() > 0

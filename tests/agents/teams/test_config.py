@@ -1,4 +1,4 @@
-"""Settings that cannot be."""
+"""Invalid values of GAMATRConfig."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scrubjay.agents import GAMATRConfig
         ({"gamma": 1.5}, "gamma"),
         ({"critic_epochs": 0}, "critic_epochs"),
         ({"entropy_coefficient": -1.0}, "entropy_coefficient"),
-        ({"entropy_coefficient": 0.01, "mode": "consensus"}, "no place for a bonus"),
+        ({"entropy_coefficient": 0.01, "mode": "consensus"}, "has no entropy bonus"),
         ({"consensus_penalty": math.nan}, "consensus_penalty"),
         ({"damping": -1.0}, "damping"),
     ],

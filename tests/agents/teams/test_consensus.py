@@ -1,4 +1,4 @@
-"""Neighbours on a ring that agree on a step."""
+"""Consensus of neighbors on a ring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_consensus_brings_neighbours_together() -> None:
 def test_those_who_never_meet_have_nothing_to_agree_on() -> None:
     alive = torch.zeros(64, 4, 2, dtype=torch.bool)
     alive[::2, :, 0] = alive[1::2, :, 1] = True
-    told = []
+    metrics = []
     for penalty, rounds in ((1e-6, 1), (100.0, 10)):
         config = GAMATRConfig(
             mode="consensus",
@@ -38,9 +38,9 @@ def test_those_who_never_meet_have_nothing_to_agree_on() -> None:
             damping=1e-4,
         )
         policy = policy_for("consensus", agents=2)
-        told.append(GAMATR(policy, config).update(play(policy, climbing, alive=alive)))
+        metrics.append(GAMATR(policy, config).update(play(policy, climbing, alive=alive)))
     for name in ("losses/kl", "losses/improvement"):
-        assert told[1][name] == pytest.approx(told[0][name], rel=0.1)
+        assert metrics[1][name] == pytest.approx(metrics[0][name], rel=0.1)
 
 
 @pytest.mark.parametrize("agents", range(1, 6))
@@ -72,10 +72,10 @@ def test_the_more_neighbours_hold_on_to_it_the_less_a_member_moves() -> None:
     config = GAMATRConfig(mode="consensus")
     batch = GAMATR(policy, config).batch(play(policy, climbing))
     member = Member(policy, batch, config, agent=0)
-    moved = []
+    divergences = []
     for coupling in (0.0, member.multiplier, 8 * member.multiplier):
         member.move(torch.zeros_like(batch.weights), coupling)
-        moved.append(float(member.kl))
+        divergences.append(float(member.kl))
     # The step is divided by 1, 2 and 9, and the divergence goes with its square.
-    assert moved == sorted(moved, reverse=True)
-    assert moved[2] == pytest.approx(moved[0] / 81, rel=0.3)
+    assert divergences == sorted(divergences, reverse=True)
+    assert divergences[2] == pytest.approx(divergences[0] / 81, rel=0.3)

@@ -1,4 +1,4 @@
-"""The learner, in every mode: it climbs within its limits, ignores the dead, goes on where it was."""
+"""GAMATR in every mode: improvement, divergence limits, agents that are not alive, and restoring."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from scrubjay.agents import GAMATR, GAMATRConfig, generalized_advantage
 from scrubjay.agents.rl.trust_region import flatten, mean_kl, snapshot, trust_region_step
-from scrubjay.agents.teams.steps import frozen
+from scrubjay.agents.teams.steps import compute_detached
 
 from .games import TRUST_MODES, climbing, expected_reward, make_policy, play, policy_for
 
@@ -27,7 +27,7 @@ def test_updates_climb_a_game_solved_exactly(mode: str) -> None:
         scores.append(expected_reward(policy, climbing))
     best = 2.25
     assert scores[-1] > scores[0] + 0.75 * (best - scores[0])
-    if mode in TRUST_MODES:  # what a step may lose is what its sample misled it to, no more
+    if mode in TRUST_MODES:  # a step may only lose by sampling error
         assert min(np.diff(scores)) > -0.06
 
 
@@ -44,9 +44,9 @@ def test_every_agent_stays_within_its_limit(mode: str, budget: str, shared: bool
     learner = GAMATR(policy, GAMATRConfig(mode=mode, kl_budget=budget, kl_limit=0.02))  # pyright: ignore[reportArgumentType]
     for turn in range(3):
         segment = play(policy, climbing, seed=turn)
-        old = frozen(partial(policy.distribution, segment))
+        old = compute_detached(partial(policy.distribution, segment))
         metrics = learner.update(segment)
-        kl = mean_kl(old, frozen(partial(policy.distribution, segment)), segment.alive.float())
+        kl = mean_kl(old, compute_detached(partial(policy.distribution, segment)), segment.alive.float())
         if budget == "equal":
             assert (kl <= 0.02 * (1 + 1e-4)).all()
             assert metrics["losses/kl_max"] <= 0.02
@@ -121,10 +121,10 @@ def test_an_agent_that_never_lives_stays_as_it_is() -> None:
         policy = policy_for(mode)
         before = [flatten(policy.actor_parameters(agent)).detach() for agent in range(3)]
         GAMATR(policy, GAMATRConfig(mode=mode)).update(play(policy, climbing, alive=alive))  # pyright: ignore[reportArgumentType]
-        moved = [
+        has_changed = [
             not torch.equal(flatten(policy.actor_parameters(agent)), before[agent]) for agent in range(3)
         ]
-        assert moved == [True, False, True]
+        assert has_changed == [True, False, True]
 
 
 def test_values_are_learned_in_units_of_returns() -> None:
@@ -134,8 +134,8 @@ def test_values_are_learned_in_units_of_returns() -> None:
         metrics = learner.update(play(policy, lambda actions: actions.float() * 0 - 500.0, seed=turn))
         segment = play(policy, climbing, seed=turn)
     assert learner.value_mean == pytest.approx(-500, abs=0.5)
-    judged = policy.values(segment).detach() * learner.value_deviation + learner.value_mean
-    assert (judged + 500).abs().max() < 5
+    reward_values = policy.values(segment).detach() * learner.value_deviation + learner.value_mean
+    assert (reward_values + 500).abs().max() < 5
     assert math.isfinite(metrics["losses/explained_variance"])
 
 
@@ -147,12 +147,12 @@ def test_a_restored_learner_goes_on_as_the_first_does(mode: str) -> None:
     first.update(play(policy, climbing))
     twin.load_state_dict(policy.state_dict())
     second.set_state(first.get_state())
-    kept = first.get_state()
+    saved_state = first.get_state()
     segment = play(policy, climbing, seed=2)
     assert first.update(segment) == second.update(segment)
     assert torch.equal(flatten(list(policy.parameters())), flatten(list(twin.parameters())))
     # What was kept is of then, not of now.
-    assert not torch.equal(kept["value_moments"], first.get_state()["value_moments"])
+    assert not torch.equal(saved_state["value_moments"], first.get_state()["value_moments"])
 
 
 def test_the_same_seed_makes_the_same_updates() -> None:
@@ -174,7 +174,9 @@ def test_any_memory_is_taught(memory: str) -> None:
     old = snapshot(policy.distribution(segment))
     metrics = GAMATR(policy, GAMATRConfig()).update(segment)
     assert metrics["losses/accepted"] > 0
-    assert (mean_kl(old, frozen(partial(policy.distribution, segment)), segment.alive.float()) <= 0.01).all()
+    assert (
+        mean_kl(old, compute_detached(partial(policy.distribution, segment)), segment.alive.float()) <= 0.01
+    ).all()
 
 
 @pytest.mark.parametrize(
@@ -193,5 +195,5 @@ def test_actors_that_do_not_fit_the_mode_are_refused(fields: dict, actors: dict,
 
 def test_too_few_rows_are_refused() -> None:
     policy = make_policy()
-    with pytest.raises(ValueError, match="more than the 2 rows"):
+    with pytest.raises(ValueError, match="more than the 2 environments"):
         GAMATR(policy, GAMATRConfig(minibatches=3)).update(play(policy, climbing, rows=2))

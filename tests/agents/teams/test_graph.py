@@ -10,7 +10,7 @@ from scrubjay.agents.teams.graph import DENSE_NODES, GraphAttention
 def case(
     nodes: int, density: float, seed: int = 0, graphs: tuple[int, ...] = (2, 3)
 ) -> tuple[Tensor, Tensor]:
-    """Random graphs, among their nodes some that hear nobody and some that nobody hears."""
+    """Return random graphs; node 0 hears no other node, and no other node hears node 1."""
     generator = torch.Generator().manual_seed(seed)
     hears = torch.rand(*graphs, nodes, nodes, generator=generator) < density
     hears[..., 0, :] = False
@@ -27,12 +27,12 @@ def layer() -> GraphAttention:
 
 
 def derivatives(path, attention: GraphAttention, x: Tensor, hears: Tensor | None) -> list[Tensor]:
-    """Output, gradient, and the product of the Hessian with a fixed direction, for input and parameters."""
+    """Return outputs, gradients and second derivatives for input and parameters."""
     x = x.clone().requires_grad_()
-    wanted = [x, attention.source.weight, attention.target.weight, attention.score, attention.bias]
+    inputs = [x, attention.source.weight, attention.target.weight, attention.score, attention.bias]
     y = path(x, hears)
-    first = torch.autograd.grad(y.sin().sum(), wanted, create_graph=True)
-    second = torch.autograd.grad(torch.stack([part.cos().sum() for part in first]).sum(), wanted)
+    first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+    second = torch.autograd.grad(torch.stack([part.cos().sum() for part in first]).sum(), inputs)
     return [y, *first, *second]
 
 
@@ -67,10 +67,10 @@ def test_large_graphs_go_over_edges_and_small_ones_over_pairs(monkeypatch: pytes
 
 
 def test_agrees_with_the_equation_written_out() -> None:
-    """Brody et al. 2021, equations 3, 4 and 7, one pair after the other."""
+    """Compare with Brody et al. 2021, equations 3, 4 and 7, for one pair after the other."""
     attention = layer()
     x, hears = case(4, density=0.5, graphs=())
-    heard = torch.zeros(4, 2, 4, dtype=torch.float64)
+    output = torch.zeros(4, 2, 4, dtype=torch.float64)
     for i in range(4):
         for head in range(2):
             part = slice(4 * head, 4 * head + 4)
@@ -81,8 +81,8 @@ def test_agrees_with_the_equation_written_out() -> None:
                     pair = targets + sources
                     scores.append(attention.score[head] @ torch.where(pair > 0, pair, 0.2 * pair))
                     values.append(sources)
-            heard[i, head] = torch.softmax(torch.stack(scores), 0) @ torch.stack(values)
-    torch.testing.assert_close(attention.dense(x, hears), heard.flatten(1) + attention.bias)
+            output[i, head] = torch.softmax(torch.stack(scores), 0) @ torch.stack(values)
+    torch.testing.assert_close(attention.dense(x, hears), output.flatten(1) + attention.bias)
 
 
 def test_second_derivatives_agree_with_differences() -> None:
@@ -95,14 +95,14 @@ def test_who_is_not_heard_has_no_influence() -> None:
     attention = layer()
     x, hears = case(5, density=1.0)  # nobody hears node 1, node 0 hears nobody
     y = attention(x, hears)
-    moved = x.clone()
-    moved[..., 1, :] += 1
+    changed_nodes = x.clone()
+    changed_nodes[..., 1, :] += 1
     others = [0, 2, 3, 4]
-    assert torch.equal(attention(moved, hears)[..., others, :], y[..., others, :])
-    moved = x.clone()
-    moved[..., 1:, :] += 1
-    assert torch.equal(attention(moved, hears)[..., 0, :], y[..., 0, :])
-    assert not torch.equal(attention(moved, hears)[..., 2, :], y[..., 2, :])
+    assert torch.equal(attention(changed_nodes, hears)[..., others, :], y[..., others, :])
+    changed_nodes = x.clone()
+    changed_nodes[..., 1:, :] += 1
+    assert torch.equal(attention(changed_nodes, hears)[..., 0, :], y[..., 0, :])
+    assert not torch.equal(attention(changed_nodes, hears)[..., 2, :], y[..., 2, :])
 
 
 def test_heads_must_divide_the_width() -> None:

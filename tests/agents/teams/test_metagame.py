@@ -1,4 +1,4 @@
-"""The game of old policies against new ones."""
+"""The metagame of old and new policies."""
 
 from __future__ import annotations
 

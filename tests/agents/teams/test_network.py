@@ -1,4 +1,4 @@
-"""What actors and critics of teams have in common: one stream an agent, and who hears whom."""
+"""The shared network of actors and critics: memory streams per agent and graph attention."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from scrubjay.agents.rl.encoders.entities import ADJACENCY
-from scrubjay.agents.teams.network import TeamNetwork, hearing
+from scrubjay.agents.teams.network import TeamNetwork, build_hearing_mask
 from scrubjay.memory import make_config
 
 BATCH, TIME, AGENTS = 2, 4, 3
@@ -23,8 +23,8 @@ def make_network(rounds: int, memory: str = "gru") -> TeamNetwork:
     return TeamNetwork(SPACE, make_config(memory, dim=8), rounds, 2)
 
 
-def seen(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Return leaves, who is alive, and where episodes begin."""
+def make_inputs(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """Return leaves, alive masks and episode starts."""
     generator = torch.Generator().manual_seed(seed)
     leaves = {
         "own": torch.randn(BATCH, TIME, AGENTS, 3, generator=generator),
@@ -40,7 +40,7 @@ def seen(seed: int = 0) -> tuple[dict[str, Tensor], Tensor, Tensor]:
 @pytest.mark.parametrize("memory", ["none", "gru", "hcam"])
 def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str) -> None:
     network = make_network(rounds, memory)
-    leaves, alive, start = seen()
+    leaves, alive, start = make_inputs()
     state = network.initial_state(BATCH, AGENTS)
     whole, last = network(leaves, alive, state, start)
     for t in range(TIME):
@@ -55,7 +55,7 @@ def test_steps_give_what_a_segment_gives_at_once(rounds: int, memory: str) -> No
 @pytest.mark.parametrize("agent", range(AGENTS))
 def test_an_agent_asked_alone_is_its_column_of_all(rounds: int, agent: int) -> None:
     network = make_network(rounds)
-    leaves, alive, start = seen()
+    leaves, alive, start = make_inputs()
     whole, _ = network(leaves, alive, network.initial_state(BATCH, AGENTS), start)
     own, _ = network(leaves, alive, network.initial_state(BATCH), start, agent=agent)
     torch.testing.assert_close(own, whole[:, :, agent], rtol=1e-4, atol=1e-5)
@@ -65,17 +65,17 @@ def test_an_agent_asked_alone_is_its_column_of_all(rounds: int, agent: int) -> N
 
 
 def test_the_living_hear_themselves_and_their_living_neighbours() -> None:
-    leaves, alive, _ = seen()
-    hears = hearing(leaves[ADJACENCY], alive)
+    leaves, alive, _ = make_inputs()
+    hears = build_hearing_mask(leaves[ADJACENCY], alive)
     assert hears is not None
     for place in np.ndindex(BATCH, TIME, AGENTS, AGENTS):
         *where, listener, speaker = place
         lives = bool(alive[*where, listener] and alive[*where, speaker])
         expected = listener == speaker or (lives and bool(leaves[ADJACENCY][place]))
         assert bool(hears[place]) is expected
-    assert hearing(None, None) is None, "everybody hears all"
+    assert build_hearing_mask(None, None) is None, "everybody hears all"
 
 
 def test_a_bit_is_needed_for_each_agent() -> None:
     with pytest.raises(ValueError, match="4 bits in a team of 3"):
-        hearing(torch.ones(1, 3, 4), None)
+        build_hearing_mask(torch.ones(1, 3, 4), None)

@@ -36,17 +36,17 @@ def policy(
     agents: int = 3, action: spaces.Space = DISCRETE, memory: str = "gru", users: int = 4, **config: Any
 ) -> TeamPolicy:
     torch.manual_seed(0)
-    built = TeamPolicy(
+    team_policy = TeamPolicy(
         space(agents, users),
         action,
         agents,
         TeamPolicyConfig(make_config(memory, dim=8), graph_heads=2, **config),
     ).double()
-    for name, parameter in built.named_parameters():
+    for name, parameter in team_policy.named_parameters():
         if ".heads." in name:
             # Far from indifferent, so that a wrong feature shows.
             torch.nn.init.normal_(parameter, std=0.7)
-    return built
+    return team_policy
 
 
 def segment(
@@ -58,7 +58,7 @@ def segment(
     alive: Tensor | None = None,
     seed: int = 0,
 ) -> TeamSegment:
-    """What the policy did, by steps, with made-up observations; values and log-probabilities are its own."""
+    """Return a segment of `policy.step` on random observations, with its values and log-probabilities."""
     generator = torch.Generator().manual_seed(seed)
     shape = (batch, time, policy.num_agents)
     hears = torch.rand(*shape, policy.num_agents, generator=generator) < 0.5
@@ -102,17 +102,17 @@ def segment(
 
 
 def outputs(policy: TeamPolicy, of: TeamSegment) -> Tensor:
-    """All that is computed of a segment, `[batch, time, agents, numbers]`."""
+    """Return all outputs for a segment, `[batch, time, agents, numbers]`."""
     return torch.cat([policy.distribution(of).outputs(), policy.values(of)[..., None]], dim=-1)
 
 
-def changed(of: TeamSegment, **leaves: Tensor) -> TeamSegment:
+def replace_leaves(of: TeamSegment, **leaves: Tensor) -> TeamSegment:
     assert isinstance(of.observations, dict)
     return TeamSegment(**{**vars(of), "observations": {**of.observations, **leaves}})
 
 
 def chain(agents: int) -> Tensor:
-    """Each agent hears the one before it."""
+    """Return the adjacency of a chain: each agent hears the one before it."""
     return torch.eye(agents) + torch.diag(torch.ones(agents - 1), -1)
 
 
@@ -120,10 +120,10 @@ def chain(agents: int) -> Tensor:
 @pytest.mark.parametrize("memory", list_memories())
 def test_a_segment_at_once_is_its_steps_one_by_one(memory: str, shared: bool) -> None:
     acting = policy(memory=memory, shared=shared, graph_rounds=1)
-    lived = segment(acting, time=7)
-    assert not lived.alive.all()
-    torch.testing.assert_close(acting.distribution(lived).log_prob(lived.actions), lived.log_probs)
-    torch.testing.assert_close(acting.values(lived), lived.values)
+    rollout = segment(acting, time=7)
+    assert not rollout.alive.all()
+    torch.testing.assert_close(acting.distribution(rollout).log_prob(rollout.actions), rollout.log_probs)
+    torch.testing.assert_close(acting.values(rollout), rollout.values)
 
 
 @pytest.mark.parametrize("action", ACTIONS, ids=str)
@@ -131,16 +131,16 @@ def test_a_segment_at_once_is_its_steps_one_by_one(memory: str, shared: bool) ->
 def test_one_agents_distribution_is_its_column_of_all(action: spaces.Space, kind: str) -> None:
     joint = kind == "joint"
     acting = policy(action=action, graph_rounds=1, shared=kind == "shared", joint=joint)
-    lived = segment(acting)
-    everybody = acting.distribution(lived)
-    torch.testing.assert_close(everybody.log_prob(lived.actions), lived.log_probs)
+    rollout = segment(acting)
+    everybody = acting.distribution(rollout)
+    torch.testing.assert_close(everybody.log_prob(rollout.actions), rollout.log_probs)
     for agent in range(3):
-        own = acting.distribution(lived, agent)
+        own = acting.distribution(rollout, agent)
         if joint:
-            assert own.log_prob(lived.actions).shape == lived.log_probs.shape
+            assert own.log_prob(rollout.actions).shape == rollout.log_probs.shape
             own = own.agent(agent)
         torch.testing.assert_close(own.outputs(), everybody.agent(agent).outputs())
-    env_actions = acting.env_actions(lived.actions[0])
+    env_actions = acting.env_actions(rollout.actions[0])
     assert all(team_action in action for team_action in env_actions.reshape(-1, *(action.shape or ())))
 
 
@@ -148,42 +148,44 @@ def test_one_agents_distribution_is_its_column_of_all(action: spaces.Space, kind
 def test_a_policy_of_three_acts_for_ten(critic: Any) -> None:
     small, large = policy(3, users=2, critic=critic), policy(10, users=9, critic=critic)
     large.load_state_dict(small.state_dict())
-    lived = segment(large, users=9)
-    torch.testing.assert_close(large.distribution(lived).log_prob(lived.actions), lived.log_probs)
+    rollout = segment(large, users=9)
+    torch.testing.assert_close(large.distribution(rollout).log_prob(rollout.actions), rollout.log_probs)
 
 
 @pytest.mark.parametrize("critic", ["attention", "pooled", "local"])
 def test_renaming_agents_renames_what_is_computed(critic: Any) -> None:
     acting = policy(5, critic=critic)
-    lived = segment(acting)
-    assert isinstance(lived.observations, dict)
+    rollout = segment(acting)
+    assert isinstance(rollout.observations, dict)
     order = torch.tensor([3, 0, 4, 1, 2])
-    renamed = changed(lived, **{key: leaf[:, :, order] for key, leaf in lived.observations.items()})
-    assert isinstance(renamed.observations, dict)
-    renamed.observations["adjacency"] = renamed.observations["adjacency"][..., order]
-    renamed.alive = lived.alive[..., order]
-    renamed.state = {key: value[:, order] for key, value in lived.state.items()}
-    torch.testing.assert_close(outputs(acting, renamed), outputs(acting, lived)[:, :, order])
+    permuted_rollout = replace_leaves(
+        rollout, **{key: leaf[:, :, order] for key, leaf in rollout.observations.items()}
+    )
+    assert isinstance(permuted_rollout.observations, dict)
+    permuted_rollout.observations["adjacency"] = permuted_rollout.observations["adjacency"][..., order]
+    permuted_rollout.alive = rollout.alive[..., order]
+    permuted_rollout.state = {key: value[:, order] for key, value in rollout.state.items()}
+    torch.testing.assert_close(outputs(acting, permuted_rollout), outputs(acting, rollout)[:, :, order])
 
 
 @pytest.mark.parametrize("memory", ["none", "gru", "sink"])
 @pytest.mark.parametrize("critic", ["attention", "pooled", "local"])
 def test_who_has_left_is_as_if_never_there(critic: Any, memory: str) -> None:
-    """A team of four of which one is dead, and sees NaN, is the team of the other three; gradients too."""
+    """A team of four with one agent that is not alive and observes NaN equals a team of the other three."""
     four, three = policy(4, critic=critic, memory=memory), policy(3, critic=critic, memory=memory)
     alive = torch.ones(2, 5, 4, dtype=torch.bool)
     alive[..., 1] = False
     living = torch.tensor([0, 2, 3])
     all_four = segment(four, alive=alive)
     assert isinstance(all_four.observations, dict)
-    kept = {key: leaf[:, :, living] for key, leaf in all_four.observations.items()}
-    kept["adjacency"] = kept["adjacency"][..., living]
+    living_leaves = {key: leaf[:, :, living] for key, leaf in all_four.observations.items()}
+    living_leaves["adjacency"] = living_leaves["adjacency"][..., living]
     for leaf in ("own", "users"):
         all_four.observations[leaf][:, :, 1] = float("nan")
     only_three = TeamSegment(
         **{
             **vars(all_four),
-            "observations": kept,
+            "observations": living_leaves,
             "alive": alive[..., living],
             "state": {key: value[:, living] for key, value in all_four.state.items()},
         }
@@ -201,15 +203,15 @@ def test_who_has_left_is_as_if_never_there(critic: Any, memory: str) -> None:
 
 def test_teams_of_which_nobody_is_left_are_finite() -> None:
     acting = policy()
-    lived = segment(acting, alive=torch.zeros(2, 5, 3, dtype=torch.bool))
-    computed = outputs(acting, lived)
-    first = torch.autograd.grad(computed.square().sum(), list(acting.parameters()), create_graph=True)
+    rollout = segment(acting, alive=torch.zeros(2, 5, 3, dtype=torch.bool))
+    result = outputs(acting, rollout)
+    first = torch.autograd.grad(result.square().sum(), list(acting.parameters()), create_graph=True)
     second = torch.autograd.grad(
         torch.stack([part.square().sum() for part in first]).sum(),
         acting.actor_parameters(),
         allow_unused=True,
     )
-    assert all(torch.isfinite(part).all() for part in (computed, *first))
+    assert all(torch.isfinite(part).all() for part in (result, *first))
     assert all(torch.isfinite(part).all() for part in second if part is not None)
 
 
@@ -217,38 +219,40 @@ def test_teams_of_which_nobody_is_left_are_finite() -> None:
 @pytest.mark.parametrize("rounds", [0, 1, 2])
 def test_nothing_is_heard_from_further_than_there_are_rounds(rounds: int, shared: bool) -> None:
     acting = policy(4, graph_rounds=rounds, shared=shared, critic="local")
-    lived = segment(acting, adjacency=chain(4), alive=torch.ones(2, 5, 4, dtype=torch.bool))
-    assert isinstance(lived.observations, dict)
-    own = lived.observations["own"].requires_grad_()
-    for computed in (acting.distribution(lived).outputs(), acting.values(lived)[..., None]):
+    rollout = segment(acting, adjacency=chain(4), alive=torch.ones(2, 5, 4, dtype=torch.bool))
+    assert isinstance(rollout.observations, dict)
+    own = rollout.observations["own"].requires_grad_()
+    for result in (acting.distribution(rollout).outputs(), acting.values(rollout)[..., None]):
         for listener in range(4):
-            (heard,) = torch.autograd.grad(computed[:, :, listener].square().sum(), own, retain_graph=True)
-            influence = heard.abs().amax(dim=(0, 1, 3)) > 0
+            (input_gradient,) = torch.autograd.grad(
+                result[:, :, listener].square().sum(), own, retain_graph=True
+            )
+            influence = input_gradient.abs().amax(dim=(0, 1, 3)) > 0
             assert influence.tolist() == [0 <= listener - speaker <= rounds for speaker in range(4)]
 
 
 @pytest.mark.parametrize(("critic", "sees"), [("attention", True), ("pooled", True), ("local", False)])
 def test_whom_the_critic_sees(critic: Any, sees: bool) -> None:
     judge = policy(3, critic=critic, graph_rounds=2)
-    lived = segment(judge, adjacency=torch.eye(3), alive=torch.ones(2, 5, 3, dtype=torch.bool))
-    assert isinstance(lived.observations, dict)
-    own = lived.observations["own"].requires_grad_()
-    (seen,) = torch.autograd.grad(judge.values(lived)[:, :, 0].sum(), own)
-    assert (seen.abs().amax(dim=(0, 1, 3)) > 0).tolist() == [True, sees, sees]
+    rollout = segment(judge, adjacency=torch.eye(3), alive=torch.ones(2, 5, 3, dtype=torch.bool))
+    assert isinstance(rollout.observations, dict)
+    own = rollout.observations["own"].requires_grad_()
+    (input_gradient,) = torch.autograd.grad(judge.values(rollout)[:, :, 0].sum(), own)
+    assert (input_gradient.abs().amax(dim=(0, 1, 3)) > 0).tolist() == [True, sees, sees]
 
 
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("rounds", [0, 2])
 def test_separate_actors_share_nothing(rounds: int, joint: bool) -> None:
     acting = policy(3, graph_rounds=rounds, shared=False, joint=joint)
-    lived = segment(acting)
+    rollout = segment(acting)
     for agent in range(3):
         own = acting.actor_parameters(agent)
-        for computed in (
-            acting.distribution(lived, agent).outputs(),
-            acting.distribution(lived).agent(agent).outputs(),
+        for result in (
+            acting.distribution(rollout, agent).outputs(),
+            acting.distribution(rollout).agent(agent).outputs(),
         ):
-            score = computed.square().sum()
+            score = result.square().sum()
             mine = torch.autograd.grad(score, own, retain_graph=True, allow_unused=True)
             assert sum(part is not None and bool(part.abs().max() > 0) for part in mine) > len(own) / 2
             for other in {0, 1, 2} - {agent}:
@@ -257,7 +261,7 @@ def test_separate_actors_share_nothing(rounds: int, joint: bool) -> None:
                 )
                 assert all(part is None or not part.any() for part in others)
         others = torch.autograd.grad(
-            acting.distribution(lived, agent).outputs().sum(),
+            acting.distribution(rollout, agent).outputs().sum(),
             acting.actor_parameters((agent + 1) % 3),
             allow_unused=True,
         )
@@ -276,15 +280,15 @@ def test_actors_and_critic_divide_the_parameters() -> None:
 
 @pytest.mark.parametrize("memory", list_memories())
 def test_second_derivatives_agree_with_differences_under_any_memory(memory: str) -> None:
-    """The actor's Hessian times a direction, twice differentiated, against gradients on both sides."""
+    """The Hessian-vector product of the actor by autograd against a difference of gradients."""
     acting = policy(3, memory=memory, shared=False)
-    lived = segment(acting)
+    rollout = segment(acting)
     parameters = acting.actor_parameters(1)
     generator = torch.Generator().manual_seed(2)
     direction = [torch.randn(part.shape, generator=generator, dtype=torch.float64) for part in parameters]
 
     def gradient(create_graph: bool) -> tuple[Tensor, ...]:
-        outputs = acting.distribution(lived, 1).outputs()
+        outputs = acting.distribution(rollout, 1).outputs()
         return torch.autograd.grad(outputs.square().sum(), parameters, create_graph=create_graph)
 
     products = [(part * toward).sum() for part, toward in zip(gradient(True), direction, strict=True)]

@@ -22,12 +22,12 @@ SCRIPT: tuple[tuple[int, str, dict[str, int]], ...] = (
     (5, "terminated", {"a": 1, "c": 3}),
     (4, "mixed", {"b": 1}),
 )
-"""Length and end of successive episodes, and after which step which agent leaves; mixed: a ends, c is cut
-off."""
+"""Length and end of successive episodes, and the step after which an agent leaves. "mixed": a terminates,
+c is truncated."""
 
 
-class Scripted(ParallelEnv):
-    """Episodes follow SCRIPT from a row-dependent place on; observations and rewards are arithmetic."""
+class ScriptedTeam(ParallelEnv):
+    """Team whose episodes follow SCRIPT from the entry `row` on; all outputs are deterministic."""
 
     metadata = {"name": "scripted"}
     possible_agents = ["a", "b", "c"]
@@ -75,7 +75,7 @@ class Scripted(ParallelEnv):
         }
 
 
-class Restorable(Scripted):
+class Restorable(ScriptedTeam):
     def get_state(self) -> dict[str, Any]:
         return {"episode": self.episode, "time": self.time, "agents": list(self.agents)}
 
@@ -83,14 +83,14 @@ class Restorable(Scripted):
         self.episode, self.time, self.agents = state["episode"], state["time"], list(state["agents"])
 
 
-def teams(rows: int, kind: type[Scripted] = Restorable) -> Any:
+def teams(rows: int, kind: type[ScriptedTeam] = Restorable) -> Any:
     count = itertools.count()
     return ParallelTeams(lambda: kind(next(count)), rows)
 
 
 def make_policy(memory: str = "gru", **config: Any) -> TeamPolicy:
     torch.manual_seed(0)
-    one = Scripted(0)
+    one = ScriptedTeam(0)
     settings = {"graph_rounds": 1, "graph_heads": 2, **config}
     policy = TeamPolicy(
         one.observation_space("a"),
@@ -105,11 +105,11 @@ def make_policy(memory: str = "gru", **config: Any) -> TeamPolicy:
 
 
 def tensors(segment: TeamSegment) -> dict[str, torch.Tensor]:
-    found = {}
+    fields_by_name = {}
     for field in fields(segment):
         value = getattr(segment, field.name)
-        found |= value if isinstance(value, dict) else {field.name: value}
-    return found
+        fields_by_name |= value if isinstance(value, dict) else {field.name: value}
+    return fields_by_name
 
 
 def assert_same(one: TeamSegment, other: TeamSegment) -> None:
@@ -117,37 +117,43 @@ def assert_same(one: TeamSegment, other: TeamSegment) -> None:
     assert all(torch.equal(left[key], right[key]) for key in left | right)
 
 
-class Blurred(Restorable):
+class TeamWithNaN(Restorable):
     def _observe(self, agents: list[str], actions: dict[str, int]) -> dict[str, np.ndarray]:
-        seen = super()._observe(agents, actions)
-        return {name: np.where(self.time == 2, np.nan, value) for name, value in seen.items()}
+        observations = super()._observe(agents, actions)
+        return {name: np.where(self.time == 2, np.nan, value) for name, value in observations.items()}
 
 
 def test_what_is_no_number_is_told_before_it_is_learned_from() -> None:
-    sampler = TeamSampler(teams(2, Blurred), make_policy(), 9, seed=3)
-    with pytest.raises(EnvFaultError, match="holds nan: a policy sees finite numbers"):
+    sampler = TeamSampler(teams(2, TeamWithNaN), make_policy(), 9, seed=3)
+    with pytest.raises(EnvFaultError, match="contains nan; observations must be finite"):
         sampler.collect()
 
 
 @pytest.mark.parametrize("memory", ["gru", "none"])
 @pytest.mark.parametrize("config", [{}, {"shared": False, "critic": "pooled"}], ids=["shared", "separate"])
 def test_bookkeeping_agrees_with_a_loop_over_single_teams(memory: str, config: dict[str, Any]) -> None:
-    """Two segments of the sampler, replayed action by action by a loop that keeps one state per row."""
+    """Two segments equal a replay of their actions by a loop with one memory state per environment."""
     rows, length = 5, 9
     policy = make_policy(memory, **config)
     sampler = TeamSampler(teams(rows), policy, length, seed=3)
     segments = [sampler.collect(), sampler.collect()]
-    finished: list[tuple[int, int, float, int, tuple[float, ...]]] = []
-    names = Scripted.possible_agents
+    finished_episodes: list[tuple[int, int, float, int, tuple[float, ...]]] = []
+    names = ScriptedTeam.possible_agents
     seen_ends = set()
     for b in range(rows):
-        env = Scripted(b)
+        env = ScriptedTeam(b)
 
-        def arrays(seen: dict[str, np.ndarray], agents: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-            stacked = np.stack([seen.get(name, np.zeros(4, np.float32)) for name in names])
-            return torch.as_tensor(stacked)[None], torch.tensor([[name in agents for name in names]])
+        def arrays(
+            agent_observations: dict[str, np.ndarray], agents: list[str]
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            observations_by_agent = np.stack(
+                [agent_observations.get(name, np.zeros(4, np.float32)) for name in names]
+            )
+            return torch.as_tensor(observations_by_agent)[None], torch.tensor(
+                [[name in agents for name in names]]
+            )
 
-        seen, _ = env.reset()
+        agent_observations, _ = env.reset()
         state, start, returns, steps = policy.initial_state(1), True, np.zeros(3), 0
         for number, segment in enumerate(segments):
             for key, value in state.items():
@@ -156,7 +162,7 @@ def test_bookkeeping_agrees_with_a_loop_over_single_teams(memory: str, config: d
             for t in range(length):
                 at = (b, t)
                 acting = list(env.agents)
-                observation, alive = arrays(seen, acting)
+                observation, alive = arrays(agent_observations, acting)
                 assert torch.equal(segment.alive[at], alive[0])
                 assert torch.equal(segment.observations[at][alive[0]], observation[0][alive[0]])
                 assert segment.starts[at] == start
@@ -166,29 +172,31 @@ def test_bookkeeping_agrees_with_a_loop_over_single_teams(memory: str, config: d
                 torch.testing.assert_close(segment.values[at][alive[0]], values[alive[0]])
                 state = policy.step(observation, alive, state).state
                 actions = {name: int(segment.actions[at][names.index(name)]) for name in acting}
-                seen, rewards, terminations, truncations, _ = env.step(actions)
+                agent_observations, rewards, terminations, truncations, _ = env.step(actions)
                 expected = np.array([rewards.get(name, 0.0) for name in names])
                 np.testing.assert_allclose(segment.rewards[at], expected, rtol=1e-6)
                 assert segment.terminated[at].tolist() == [terminations.get(name, False) for name in names]
                 cut = [name for name in acting if truncations[name]]
                 assert bool(segment.truncated[at]) == bool(cut)
-                observation, alive = arrays(seen, cut)
+                observation, alive = arrays(agent_observations, cut)
                 bootstrap = policy.value(observation, alive, state)[0] * alive[0]
                 torch.testing.assert_close(segment.bootstrap_values[at], bootstrap)
                 returns, steps = returns + expected, steps + 1
                 start = not env.agents
                 if start:
                     seen_ends.add((len(acting), len(cut)))
-                    finished.append((number * length + t, b, returns.sum(), steps, tuple(returns)))
-                    seen, _ = env.reset()
+                    finished_episodes.append((number * length + t, b, returns.sum(), steps, tuple(returns)))
+                    agent_observations, _ = env.reset()
                     returns, steps = np.zeros(3), 0
-            observation, alive = arrays(seen, env.agents)
+            observation, alive = arrays(agent_observations, env.agents)
             following = policy.initial_state(1) if start else state
             last = policy.value(observation, alive, following)[0]
             torch.testing.assert_close(segment.last_values[b][alive[0]], last[alive[0]])
     assert seen_ends >= {(3, 0), (2, 2), (3, 3), (1, 0), (2, 1)}
-    popped = sampler.pop_episodes()
-    for episode, (_, _, total, steps, returns) in zip(popped, sorted(finished), strict=True):
+    popped_episodes = sampler.pop_episodes()
+    for episode, (_, _, total, steps, returns) in zip(
+        popped_episodes, sorted(finished_episodes), strict=True
+    ):
         assert (episode.episode_return, episode.length) == (pytest.approx(total), steps)
         assert episode.returns == pytest.approx(returns)
     assert sampler.pop_episodes() == []
@@ -210,7 +218,7 @@ def test_goes_on_exactly_where_it_was() -> None:
     policy = make_policy()
     sampler = TeamSampler(teams(3), policy, 7, seed=1)
     sampler.collect()
-    assert sampler.exact
+    assert sampler.restores_env
     state = sampler.get_state()
     expected = [sampler.collect(), sampler.collect()]
     episodes = sampler.pop_episodes()
@@ -224,9 +232,9 @@ def test_goes_on_exactly_where_it_was() -> None:
 
 def test_without_snapshots_new_episodes_begin() -> None:
     policy = make_policy()
-    sampler = TeamSampler(teams(3, Scripted), policy, 4)
+    sampler = TeamSampler(teams(3, ScriptedTeam), policy, 4)
     sampler.collect()
-    assert not sampler.exact
+    assert not sampler.restores_env
     sampler.set_state(sampler.get_state())
     assert sampler.collect().starts[:, 0].all()
 
@@ -241,8 +249,8 @@ def test_restarting_repeats_everything() -> None:
     assert_same(first, sampler.collect())
 
 
-class Measured(ParallelTeams):
-    """Also says how many are alive after each step, and that all succeed who still are."""
+class TeamsWithMetrics(ParallelTeams):
+    """Teams with infos: the number of agents alive after each step, and success at truncation."""
 
     def step(self, actions: np.ndarray) -> Any:
         step = super().step(actions)
@@ -252,7 +260,7 @@ class Measured(ParallelTeams):
 
 
 def test_measures_are_means_over_episodes() -> None:
-    env: Any = Measured(lambda: Restorable(1), 1)
+    env: Any = TeamsWithMetrics(lambda: Restorable(1), 1)
     sampler = TeamSampler(env, make_policy(), 5)
     sampler.collect()
     state = sampler.get_state()
@@ -269,9 +277,9 @@ def test_measures_are_means_over_episodes() -> None:
 def test_impossible_settings_are_named() -> None:
     with pytest.raises(ValueError, match="segment_length=0"):
         TeamSampler(teams(1), make_policy(), 0)
-    one = Scripted(0)
+    one = ScriptedTeam(0)
     four = TeamPolicy(one.observation_space("a"), one.action_space("a"), 4)
-    with pytest.raises(ValueError, match="teams of 4; the environment's have 3"):
+    with pytest.raises(ValueError, match="num_agents=4; the environment has 3 agents"):
         TeamSampler(teams(1), four, 3)
-    with pytest.raises(ValueError, match="of 2 environments; this sampler has 3"):
+    with pytest.raises(ValueError, match="has 2 environments; this sampler has 3"):
         TeamSampler(teams(3), make_policy(), 3).set_state(TeamSampler(teams(2), make_policy(), 3).get_state())

@@ -1,4 +1,4 @@
-"""Steps one after another, and how a budget of divergence is shared out among them."""
+"""Sequential and independent steps, and the allocation of divergence limits."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from scrubjay.agents.rl.trust_region import flatten, mean_kl
 from scrubjay.agents.teams.steps import (
     agent_step,
     allocate_kl,
-    frozen,
+    compute_detached,
     independent_steps,
     kl_limits,
+    likelihood_ratio,
     natural_gradients,
-    ratio,
     sequential_steps,
 )
 
@@ -34,7 +34,7 @@ def test_a_later_agent_is_taught_by_the_product_of_earlier_ratios() -> None:
     sequential_steps(policy, batch, learner.config, learner.generator)
 
     def chance(agent: int) -> Tensor:
-        log_probs = frozen(partial(twin.distribution, batch.segment, agent)).log_probs  # pyright: ignore[reportAttributeAccessIssue]
+        log_probs = compute_detached(partial(twin.distribution, batch.segment, agent)).log_probs  # pyright: ignore[reportAttributeAccessIssue]
         return log_probs.exp().gather(-1, batch.segment.actions[:, :, agent, None]).squeeze(-1)
 
     before = [chance(agent) for agent in range(3)]
@@ -42,8 +42,8 @@ def test_a_later_agent_is_taught_by_the_product_of_earlier_ratios() -> None:
     for agent in order:
         agent_step(twin, batch, learner.config, agent, 0.01, factor)
         factor = factor * chance(agent) / before[agent]
-    for ours, replayed in zip(policy.actor_parameters(), twin.actor_parameters(), strict=True):
-        torch.testing.assert_close(ours, replayed, rtol=1e-4, atol=1e-5)
+    for ours, replayed_parameter in zip(policy.actor_parameters(), twin.actor_parameters(), strict=True):
+        torch.testing.assert_close(ours, replayed_parameter, rtol=1e-4, atol=1e-5)
 
 
 def test_allocated_limits_are_the_best_split() -> None:
@@ -72,9 +72,9 @@ def test_allocated_budgets_follow_the_gains() -> None:
     gains = [natural.gain for natural in natural_gradients(policy, batch, learner.config, range(3))]
     assert gains[0] > 0
     assert gains[1:] == [0.0, 0.0]
-    old = frozen(partial(policy.distribution, segment))
+    old = compute_detached(partial(policy.distribution, segment))
     learner.update(segment)
-    kl = mean_kl(old, frozen(partial(policy.distribution, segment)), batch.weights)
+    kl = mean_kl(old, compute_detached(partial(policy.distribution, segment)), batch.weights)
     assert 0.02 < float(kl[0]) <= 0.03
     assert (kl[1:] == 0).all()
 
@@ -85,9 +85,9 @@ def test_equal_budgets_are_everybodys_own() -> None:
     batch = learner.batch(play(policy, climbing))
     naturals = natural_gradients(policy, batch, learner.config, range(3))
     assert kl_limits(naturals, learner.config) == [0.02] * 3
-    allocated = kl_limits(naturals, GAMATRConfig(kl_limit=0.02, kl_budget="allocated"))
-    assert sum(allocated) == pytest.approx(0.06)
-    assert len({round(limit, 6) for limit in allocated}) == 3
+    allocated_limits = kl_limits(naturals, GAMATRConfig(kl_limit=0.02, kl_budget="allocated"))
+    assert sum(allocated_limits) == pytest.approx(0.06)
+    assert len({round(limit, 6) for limit in allocated_limits}) == 3
 
 
 def test_independent_steps_do_not_see_each_other() -> None:
@@ -104,8 +104,8 @@ def test_ratios_are_one_where_nothing_moved_or_nobody_lived() -> None:
     policy = make_policy()
     alive = torch.rand(64, 4, 3, generator=torch.Generator().manual_seed(5)) < 0.7
     batch = GAMATR(policy, GAMATRConfig()).batch(play(policy, climbing, alive=alive))
-    torch.testing.assert_close(ratio(policy, batch, 1), torch.ones(64, 4), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(likelihood_ratio(policy, batch, 1), torch.ones(64, 4), rtol=1e-4, atol=1e-5)
     agent_step(policy, batch, GAMATRConfig(), 1, 0.05)
-    moved = ratio(policy, batch, 1)
-    assert (moved[~alive[:, :, 1]] == 1).all()
-    assert (moved[alive[:, :, 1]] - 1).abs().max() > 0.05
+    ratios = likelihood_ratio(policy, batch, 1)
+    assert (ratios[~alive[:, :, 1]] == 1).all()
+    assert (ratios[alive[:, :, 1]] - 1).abs().max() > 0.05

@@ -1,4 +1,4 @@
-"""One question to one tool, at an hour that does not change."""
+"""Helpers that call one tool with a fixed clock."""
 
 from datetime import datetime, timedelta, timezone
 from typing import Any

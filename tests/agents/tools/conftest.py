@@ -1,4 +1,4 @@
-"""A real web server on this machine."""
+"""Local HTTP server and name resolution for the tests of tools."""
 
 import socket
 import threading
@@ -11,11 +11,11 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Say nothing of clients that hang up, as they should."""
+        """Ignore clients that close the connection."""
 
 
 class Site:
-    """A server whose routes map a path to `(content type, body)`, or to a function of the handler."""
+    """Server whose routes map a path to `(content type, body)` or to a function of the handler."""
 
     def __init__(self, routes):
         self.paths, self.hosts = [], []
@@ -72,23 +72,23 @@ def serve():
 
 @pytest.fixture
 def resolve(monkeypatch):
-    """Let names mean what a test says, answer by answer, and lead public addresses to a local server."""
-    asked, connected = [], []
+    """Resolve names to a list of answers in order, and connect public addresses to a local server."""
+    queries, connections = [], []
     real_connect = socket.socket.connect
 
     def start(answers, port):
         def getaddrinfo(host, number, *_, **__):
-            asked.append(host)
-            found = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
-            family = socket.AF_INET6 if ":" in found else socket.AF_INET
-            return [(family, socket.SOCK_STREAM, 6, "", (found, number))]
+            queries.append(host)
+            ip = answers[host].pop(0) if len(answers[host]) > 1 else answers[host][0]
+            family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+            return [(family, socket.SOCK_STREAM, 6, "", (ip, number))]
 
         def connect(self, address):
-            connected.append(address[0])
+            connections.append(address[0])
             real_connect(self, ("127.0.0.1", port))
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
         monkeypatch.setattr(socket.socket, "connect", connect)
-        return asked, connected
+        return queries, connections
 
     return start

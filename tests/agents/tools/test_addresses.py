@@ -1,4 +1,4 @@
-"""Which addresses are public."""
+"""Classification of public addresses."""
 
 import pytest
 from hypothesis import given
@@ -17,8 +17,8 @@ def test_public_addresses_are_public(address):
 @given(st.ip_addresses())
 def test_nothing_is_public_that_python_calls_private(address):
     if address.is_private or address.is_loopback or address.is_link_local or address.is_multicast:
-        mapped = getattr(address, "ipv4_mapped", None)
-        assert not is_public(str(address)) or mapped is not None
+        ipv4_mapped = getattr(address, "ipv4_mapped", None)
+        assert not is_public(str(address)) or ipv4_mapped is not None
 
 
 @given(st.ip_addresses(v=4))

@@ -1,6 +1,6 @@
-"""What browse makes of pages that a real server on this machine gives."""
+"""The browse tool on pages of a local server."""
 
-from scrubjay.agents.tools.browse import choose
+from scrubjay.agents.tools.browse import select_passages
 
 from .asking import ask
 
@@ -37,16 +37,16 @@ def test_a_chinese_page_names_its_own_encoding(serve):
 def test_a_long_page_is_read_on(serve):
     text = "\n".join(f"line {number} " + "word " * 20 for number in range(200)).strip()
     site = serve({"/": ("text/plain", text.encode())})
-    seen, start = "", 0
+    text_so_far, start = "", 0
     while True:
-        shown = ask("browse", url=site.url, start=start).content.removeprefix(site.url + "\n")
-        body, note, rest = shown.rpartition("\n[")
+        content = ask("browse", url=site.url, start=start).content.removeprefix(site.url + "\n")
+        body, note, rest = content.rpartition("\n[")
         if not note:
             break
-        seen += body
+        text_so_far += body
         start = int(rest.partition("start=")[2].removesuffix("]"))
-        assert start == len(seen)
-    assert seen + shown == text
+        assert start == len(text_so_far)
+    assert text_so_far + content == text
     late = ask("browse", url=site.url, start=10**6)
     assert late.status == "error"
     assert f"the page has {len(text)} characters" in late.content
@@ -57,12 +57,14 @@ def test_a_question_chooses_passages_in_order_and_shows_what_is_left_out():
     text = "\n".join(
         [*filler[:25], "The jay hides acorns.", *filler[25:], "An acorn is found again by the jay."]
     )
-    shown = choose(text, "where does the jay hide acorns", 200, "[...]")
-    assert shown == "[...]\nThe jay hides acorns.\n[...]\nAn acorn is found again by the jay."
+    excerpt = select_passages(text, "where does the jay hide acorns", 200, "[...]")
+    assert excerpt == "[...]\nThe jay hides acorns.\n[...]\nAn acorn is found again by the jay."
     beginning = "\n".join(filler[:2]) + "\n"
-    assert choose(text, "松鸦", 100, "[...]") == choose(text, None, 100, "[...]") == beginning
+    assert (
+        select_passages(text, "松鸦", 100, "[...]") == select_passages(text, None, 100, "[...]") == beginning
+    )
     chinese = "\n".join(["天气很好。"] * 30 + ["松鸦把橡子藏起来。"] + ["天气很好。"] * 30)
-    assert "松鸦把橡子藏起来" in choose(chinese, "松鸦藏什么", 60, "[...]")
+    assert "松鸦把橡子藏起来" in select_passages(chinese, "松鸦藏什么", 60, "[...]")
 
 
 def test_a_page_without_text_says_so(serve):

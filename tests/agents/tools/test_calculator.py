@@ -1,4 +1,4 @@
-"""The calculator against Python's own arithmetic, and against those who would break it."""
+"""The calculator compared with Python's arithmetic, and on invalid and malicious expressions."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.agents.tools import make_tools
-from scrubjay.agents.tools.calculator import FUNCTIONS, MOST_BITS, calculate
+from scrubjay.agents.tools.calculator import FUNCTIONS, MAX_BITS, calculate
 
 NUMBERS = st.integers(-1000, 1000) | st.floats(-1e6, 1e6).map(lambda number: float(f"{number:.6f}"))
 EXPRESSIONS = st.recursive(
@@ -122,4 +122,4 @@ def test_every_function_gives_a_number_or_an_explanation(name, arguments):
         value = calculate(expression)
     except ValueError:
         return
-    assert not isinstance(value, int) or value.bit_length() <= MOST_BITS
+    assert not isinstance(value, int) or value.bit_length() <= MAX_BITS

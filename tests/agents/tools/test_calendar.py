@@ -1,4 +1,4 @@
-"""A calendar of days."""
+"""The calendar tool."""
 
 from .asking import ask
 

@@ -1,4 +1,4 @@
-"""Holidays of countries and their regions."""
+"""The holidays tool, for countries and regions."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Lunar dates against ephem's moon and dates that people know."""
+"""Lunar dates compared with ephem's new moons and with well-known dates."""
 
 from datetime import UTC, date, datetime, timedelta
 
@@ -30,7 +30,7 @@ def test_a_lunar_month_begins_on_the_day_of_the_new_moon(day):
     noon = datetime(first.year, first.month, first.day, 12, tzinfo=CHINA).astimezone(UTC)
     moon = ephem.previous_new_moon(noon.replace(tzinfo=None) + timedelta(hours=12)).datetime()
     moment = moon.replace(tzinfo=UTC).astimezone(CHINA)
-    # A new moon within half a minute of midnight is as good as on either day.
+    # A new moon within half a minute of midnight counts for both days.
     assert first in {(moment + timedelta(seconds=shift)).date() for shift in (-30, 0, 30)}
 
 

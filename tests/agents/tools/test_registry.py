@@ -1,4 +1,4 @@
-"""Tools are chosen by their names, in two languages, with a network or without."""
+"""Selection of tools by English and Chinese name, online and offline."""
 
 import subprocess
 import sys

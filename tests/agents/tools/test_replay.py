@@ -1,4 +1,4 @@
-"""Recorded answers: written, read, shared, torn."""
+"""Recorded answers: writing, reading, concurrent writers, incomplete lines."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.agents.tools import Replay, WebConfig, make_tools
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
 
 from .asking import call, clock
 
@@ -23,9 +23,9 @@ DAY = date(2026, 11, 25)
 )
 def test_what_is_recorded_is_found_again(tmp_path_factory, text, arguments):
     path = tmp_path_factory.mktemp("replay") / "answers.jsonl"
-    Replay(path).add("browse", "en", arguments, Answer(text, ("https://a",), {"n": [1]}), DAY)
+    Replay(path).add("browse", "en", arguments, ToolResult(text, ("https://a",), {"n": [1]}), DAY)
     again = Replay(path)
-    assert again.find("browse", "en", dict(reversed(arguments.items()))) == Answer(
+    assert again.find("browse", "en", dict(reversed(arguments.items()))) == ToolResult(
         text, ("https://a",), {"n": [1]}, "2026-11-25"
     )
     assert again.find("browse", "zh", arguments) is None
@@ -35,11 +35,11 @@ def test_what_is_recorded_is_found_again(tmp_path_factory, text, arguments):
 def test_the_last_of_several_answers_holds(tmp_path):
     replay = Replay(tmp_path / "answers.jsonl")
     for text in ("old", "new"):
-        replay.add("browse", "en", {}, Answer(text), DAY)
-    for known in (replay, Replay(replay.path)):
-        assert len(known) == 1
-        assert (found := known.find("browse", "en", {}))
-        assert found.text == "new"
+        replay.add("browse", "en", {}, ToolResult(text), DAY)
+    for reader in (replay, Replay(replay.path)):
+        assert len(reader) == 1
+        assert (answer := reader.find("browse", "en", {}))
+        assert answer.text == "new"
 
 
 def test_many_writers_share_a_file(tmp_path):
@@ -47,19 +47,19 @@ def test_many_writers_share_a_file(tmp_path):
     writers = [Replay(path) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         for number in range(100):
-            pool.submit(writers[number % 4].add, "browse", "en", {"n": number}, Answer("x" * 5000), DAY)
+            pool.submit(writers[number % 4].add, "browse", "en", {"n": number}, ToolResult("x" * 5000), DAY)
     assert len(Replay(path)) == 100
 
 
 def test_a_line_that_was_torn_costs_only_itself(tmp_path):
     path = tmp_path / "answers.jsonl"
-    Replay(path).add("browse", "en", {"n": 1}, Answer("one"), DAY)
+    Replay(path).add("browse", "en", {"n": 1}, ToolResult("one"), DAY)
     whole = path.read_bytes()
     path.write_bytes(whole + whole[: len(whole) // 2])
-    with pytest.warns(UserWarning, match="line 2 is skipped"):
+    with pytest.warns(UserWarning, match="line 2: skipped"):
         replay = Replay(path)
-    replay.add("browse", "en", {"n": 2}, Answer("two"), DAY)
-    with pytest.warns(UserWarning, match="line 2 is skipped"):
+    replay.add("browse", "en", {"n": 2}, ToolResult("two"), DAY)
+    with pytest.warns(UserWarning, match="line 2: skipped"):
         assert len(Replay(path)) == 2
 
 
@@ -69,7 +69,7 @@ def test_a_line_that_was_torn_costs_only_itself(tmp_path):
 def test_a_line_of_something_else_is_skipped(tmp_path, line):
     path = tmp_path / "answers.jsonl"
     path.write_text(line + "\n")
-    with pytest.warns(UserWarning, match="line 1 is skipped"):
+    with pytest.warns(UserWarning, match="line 1: skipped"):
         assert len(Replay(path)) == 0
 
 

@@ -1,4 +1,4 @@
-"""Solar terms against ephem's sun and published instants."""
+"""Solar terms compared with ephem's sun and published instants."""
 
 import itertools
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ def sun_longitude(moment: datetime) -> float:
 
 @pytest.mark.parametrize("year", [1900, 1930, 1950, 1979, 2000, 2012, 2026, 2049, 2075, 2100])
 def test_at_every_solar_term_the_sun_is_where_it_should_be(year):
-    """Within a minute, in which the sun moves by 1/1440 of 0.9856 degrees."""
+    """The tolerance is one minute, in which the sun moves by 1/1440 of 0.9856 degrees."""
     terms = solar_terms(year)
     assert list(terms) == list(TERMS)
     for number, moment in enumerate(terms.values()):
@@ -28,7 +28,7 @@ def test_at_every_solar_term_the_sun_is_where_it_should_be(year):
 
 
 @pytest.mark.parametrize(
-    ("name", "published"),
+    ("name", "published_time"),
     [  # by the United States Naval Observatory, to the minute, in universal time
         ("春分", "2024-03-20 03:06"),
         ("夏至", "2024-06-20 20:51"),
@@ -40,8 +40,8 @@ def test_at_every_solar_term_the_sun_is_where_it_should_be(year):
         ("冬至", "2025-12-21 15:03"),
     ],
 )
-def test_equinoxes_and_solstices_are_those_published(name, published):
-    moment = datetime.fromisoformat(published).replace(tzinfo=UTC)
+def test_equinoxes_and_solstices_are_those_published(name, published_time):
+    moment = datetime.fromisoformat(published_time).replace(tzinfo=UTC)
     assert abs(solar_terms(moment.year)[name] - moment) <= timedelta(minutes=1)
 
 

@@ -1,4 +1,4 @@
-"""What a planner is told when a call cannot be answered."""
+"""Messages for the planner if a call fails."""
 
 import socket
 import sys
@@ -28,12 +28,12 @@ def test_without_network_the_planner_is_told(name, language, no_network):
     assert ("offline" if language == "en" else "离线") in message.content
     assert "Traceback" not in message.content
     tool.handle_tool_error = False
-    with pytest.raises(ToolUnavailable) as caught:
+    with pytest.raises(ToolUnavailable) as raises:
         tool.invoke(EXAMPLES[name])
-    assert isinstance(caught.value, ToolException)
-    assert caught.value.tool == name
-    assert caught.value.offline
-    assert ("could not be resolved" if language == "en" else "无法解析域名") in caught.value.cause
+    assert isinstance(raises.value, ToolException)
+    assert raises.value.tool == name
+    assert raises.value.offline
+    assert ("could not be resolved" if language == "en" else "无法解析域名") in raises.value.cause
 
 
 def test_a_wrong_call_is_answered_with_the_arguments():

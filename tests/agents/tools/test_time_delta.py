@@ -1,4 +1,4 @@
-"""Spans of time against dateutil, which counts them too."""
+"""Spans of time compared with dateutil."""
 
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -67,9 +67,9 @@ def test_the_words_of_a_span():
 def test_time_zones_count_and_are_not_mixed_with_none():
     data = ask("time_delta", start="2026-01-01 00:00+08:00", end="2026-01-01T00:00Z").artifact["data"]
     assert data["total_seconds"] == 8 * 3600
-    mixed = ask("time_delta", start="2026-01-01 00:00", end="2026-01-01 00:00Z")
-    assert mixed.status == "error"
-    assert "both or neither" in mixed.content
+    answer = ask("time_delta", start="2026-01-01 00:00", end="2026-01-01 00:00Z")
+    assert answer.status == "error"
+    assert "both or neither" in answer.content
     assert ask("time_delta", start="2026-11-25", end="now").artifact["data"]["total_seconds"] == 22.5 * 3600
 
 

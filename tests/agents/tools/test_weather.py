@@ -1,4 +1,4 @@
-"""What weather makes of the answers of a real server on this machine."""
+"""The weather tool on answers of a local server."""
 
 import json
 from urllib.parse import parse_qs, urlsplit
@@ -12,18 +12,18 @@ from .asking import ask
 
 @pytest.fixture
 def sky(serve, monkeypatch):
-    """A weather service that knows Paris, and notes what it is asked."""
+    """Return a weather service that knows Paris and records its requests."""
 
     def place(handler):
-        known = "name=Paris" in handler.path
-        found = {"name": "Paris", "country": "France", "latitude": 48.85, "longitude": 2.35}
-        handler.answer("application/json", json.dumps({"results": [found]} if known else {}).encode())
+        is_paris = "name=Paris" in handler.path
+        paris = {"name": "Paris", "country": "France", "latitude": 48.85, "longitude": 2.35}
+        handler.answer("application/json", json.dumps({"results": [paris]} if is_paris else {}).encode())
 
     def days(handler):
-        asked = parse_qs(urlsplit(handler.path).query)
+        query = parse_qs(urlsplit(handler.path).query)
         reply = {
             "daily": {
-                "time": [asked["start_date"][0], asked["end_date"][0]],
+                "time": [query["start_date"][0], query["end_date"][0]],
                 "weather_code": [61, 1234],
                 "temperature_2m_max": [9.5, None],
                 "temperature_2m_min": [3.0, None],
@@ -31,8 +31,8 @@ def sky(serve, monkeypatch):
                 "wind_speed_10m_max": [20.1, None],
             }
         }
-        if "current" in asked:
-            names = asked["current"][0].split(",")
+        if "current" in query:
+            names = query["current"][0].split(",")
             reply["current"] = dict.fromkeys(names, 3) | {"time": "2026-11-25T22:00"}
         handler.answer("application/json", json.dumps(reply).encode())
 

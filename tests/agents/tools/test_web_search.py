@@ -1,4 +1,4 @@
-"""Searching the web."""
+"""The web search tool."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What wikipedia makes of the answers of a real server on this machine."""
+"""The Wikipedia tool on answers of a local server."""
 
 import json
 from urllib.parse import parse_qs, urlsplit
@@ -27,8 +27,8 @@ def test_wikipedia_gives_introductions_and_sources(serve, monkeypatch):
     replies["bad"] = {"error": {"info": "no such action"}}
 
     def api(handler):
-        asked = parse_qs(urlsplit(handler.path).query)["gsrsearch"][0]
-        handler.answer("application/json", json.dumps(replies[asked]).encode())
+        query = parse_qs(urlsplit(handler.path).query)["gsrsearch"][0]
+        handler.answer("application/json", json.dumps(replies[query]).encode())
 
     site = serve({"/api": api, "/page": ("text/html", b"<html>"), "/": ("text/html", b"")})
     monkeypatch.setattr(wikipedia, "API", site.url + "api")

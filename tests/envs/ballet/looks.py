@@ -1,4 +1,4 @@
-"""How a picture is told from any other."""
+"""Digest of images, to compare them with recordings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ballet against recordings of DeepMind's original, and against its rules written sprite by sprite."""
+"""Ballet against recordings of DeepMind's original and a plain-Python reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from scrubjay.envs.ballet import world
-from scrubjay.envs.ballet.env import COLOUR_AT, MOVE_AT, SHAPE_AT, SLOT_SIZE, SLOTS, Ballet, BalletVector
+from scrubjay.envs.ballet.env import (
+    COLOUR_OFFSET,
+    MOVE_OFFSET,
+    SHAPE_OFFSET,
+    SLOT_SIZE,
+    SLOTS,
+    Ballet,
+    BalletVector,
+)
 
 from .looks import digest
 
@@ -21,7 +29,7 @@ STEPS = {0: (-1, 0), 1: (-1, 1), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (1, -1), 6:
 
 
 class SlowBallet:
-    """The original's rules: lists are shuffled, sprites are updated one by one, a countdown starts dances."""
+    """Reference implementation of the original: shuffled lists, one update per sprite, a countdown."""
 
     def __init__(self, num_dancers, delay, max_steps, rng):
         self.n, self.delay, self.max_steps, self.rng = num_dancers, delay, max_steps, rng
@@ -50,7 +58,7 @@ class SlowBallet:
             if index < self.n
         ]
         self.waiting = list(self.dancers)
-        self.agent, self.countdown, self.frame, self.told = (5, 5), 1, 0, "watch"
+        self.agent, self.countdown, self.frame, self.instruction = (5, 5), 1, 0, "watch"
         self.update(None)
         return self.observe()
 
@@ -60,18 +68,18 @@ class SlowBallet:
         return self.observe(), reward, over, self.frame >= self.max_steps and not over
 
     def update(self, action):
-        choosing, reward, over = self.told != "watch", 0.0, False
+        choosing, reward, over = self.instruction != "watch", 0.0, False
         if choosing:
-            self.agent = self.moved(self.agent, action)
+            self.agent = self.next_place(self.agent, action)
         elif self.countdown > 0:
             self.countdown -= 1
             if self.countdown == 0 and self.waiting:
                 self.waiting.pop(0)["dances"] = True
             elif self.countdown == 0:
-                self.told = next(dancer["dance"] for dancer in self.dancers if dancer["pays"])
+                self.instruction = next(dancer["dance"] for dancer in self.dancers if dancer["pays"])
         for dancer in self.dancers:
             if dancer["dances"]:
-                dancer["at"] = self.moved(dancer["at"], dancer["moves"].pop(0))
+                dancer["at"] = self.next_place(dancer["at"], dancer["moves"].pop(0))
                 if not dancer["moves"]:
                     dancer["dances"], self.countdown = False, self.delay
             elif dancer["at"] == self.agent:
@@ -79,7 +87,7 @@ class SlowBallet:
         return reward, over
 
     @staticmethod
-    def moved(at, move):
+    def next_place(at, move):
         row, column = at[0] + STEPS[move][0], at[1] + STEPS[move][1]
         return (row, column) if 0 < row < 10 and 0 < column < 10 else at
 
@@ -99,7 +107,7 @@ class SlowBallet:
                 if cell is not None:
                     image[i * 9 : i * 9 + 9, j * 9 : j * 9 + 9] = cell
         image /= 255.0
-        return image, self.told
+        return image, self.instruction
 
 
 @pytest.mark.parametrize(
@@ -133,12 +141,12 @@ def test_recordings_of_the_original_pixel_by_pixel(
     assert looks(batch.target[0]) == target
     assert digest(images) == at_reset
     actions = np.random.default_rng(1000)
-    ended, paid = False, 0.0
-    while not ended:
-        observation, paid, terminated, truncated, _ = env.step(int(actions.integers(8)))
+    done, last_reward = False, 0.0
+    while not done:
+        observation, last_reward, terminated, truncated, _ = env.step(int(actions.integers(8)))
         images.append(observation["image"])
-        ended = terminated or truncated
-    assert (len(images) - 1, paid, digest(images)) == (steps, reward, all_frames)
+        done = terminated or truncated
+    assert (len(images) - 1, last_reward, digest(images)) == (steps, reward, all_frames)
 
 
 @settings(max_examples=15, deadline=None)
@@ -154,49 +162,49 @@ def test_equals_the_rules_written_sprite_by_sprite(num_dancers, delay, cut, seed
     slow = SlowBallet(num_dancers, delay, max_steps, np.random.default_rng(seed))
     rng = np.random.default_rng(seed + 1)
     observation, info = env.reset(seed=seed)
-    for _ in range(2):  # the second episode shows that the draws of the first left the generator alike
-        image, told = slow.reset()
-        ended = False
-        while not ended:
+    for _ in range(2):  # the second episode checks the generators after the first
+        image, instruction = slow.reset()
+        done = False
+        while not done:
             np.testing.assert_array_equal(observation["image"], image)
-            assert info["instruction"] == told == world.INSTRUCTIONS[observation["instruction"]]
+            assert info["instruction"] == instruction == world.INSTRUCTIONS[observation["instruction"]]
             action = int(rng.integers(8))
             observation, reward, terminated, truncated, info = env.step(action)
-            (image, told), *theirs = slow.step(action)
+            (image, instruction), *theirs = slow.step(action)
             assert [reward, terminated, truncated] == theirs
-            ended = terminated or truncated
+            done = terminated or truncated
         np.testing.assert_array_equal(observation["image"], image)
         assert (info["success"], info["reached"]) == (reward, terminated)
         observation, info = env.reset()
 
 
-def test_bytes_show_the_same_in_the_form_that_libraries_take_as_a_picture():
-    floats, of_bytes = Ballet(4, 2), Ballet(4, 2, dtype="uint8")
-    space: Any = of_bytes.observation_space
-    # By this rule stable-baselines3 knows a picture and which of its axes are the channels.
+def test_uint8_images_equal_float_images_and_pass_as_images():
+    floats, byte_env = Ballet(4, 2), Ballet(4, 2, dtype="uint8")
+    space: Any = byte_env.observation_space
+    # stable-baselines3 recognizes images and their channel axis by this rule.
     assert space["image"] == spaces.Box(0, 255, (99, 99, 3), np.uint8)
     assert np.argmin(space["image"].shape) == 2
-    seen, as_bytes = floats.reset(seed=3)[0], of_bytes.reset(seed=3)[0]
-    rng, shades, ended = np.random.default_rng(0), set(), False
-    while not ended:
+    obs, as_bytes = floats.reset(seed=3)[0], byte_env.reset(seed=3)[0]
+    rng, shades, done = np.random.default_rng(0), set(), False
+    while not done:
         assert as_bytes["image"].dtype == np.uint8
-        np.testing.assert_array_equal(as_bytes["image"] / np.float32(255), seen["image"])
-        assert as_bytes["instruction"] == seen["instruction"]
+        np.testing.assert_array_equal(as_bytes["image"] / np.float32(255), obs["image"])
+        assert as_bytes["instruction"] == obs["instruction"]
         shades |= set(np.unique(as_bytes["image"]).tolist())
         action = int(rng.integers(8))
-        (seen, *result), (as_bytes, *others) = floats.step(action), of_bytes.step(action)
+        (obs, *result), (as_bytes, *others) = floats.step(action), byte_env.step(action)
         assert result == others
-        ended = result[1] or result[2]
+        done = result[1] or result[2]
     assert {0, 40, 255} <= shades
 
 
 def test_a_state_without_dtype_is_of_floats():
-    floats, of_bytes = BalletVector(2, 1, 2), BalletVector(2, 1, 2, dtype="uint8")
-    for env in (floats, of_bytes):
+    floats, byte_env = BalletVector(2, 1, 2), BalletVector(2, 1, 2, dtype="uint8")
+    for env in (floats, byte_env):
         env.reset(seed=0)
     assert "dtype" not in floats.get_state()["settings"]
     with pytest.raises(ValueError, match="'dtype': 'uint8'"):
-        of_bytes.set_state(floats.get_state())
+        byte_env.set_state(floats.get_state())
 
 
 @pytest.mark.parametrize(
@@ -205,12 +213,12 @@ def test_a_state_without_dtype_is_of_floats():
         ({"dtype": "float64"}, "dtype='float64': choose from 'float32', 'uint8'"),
         ({"min_dancers": 3}, "min_dancers=3: expected an integer from 1 to num_dancers=2"),
         ({"min_dancers": 0}, "min_dancers=0: expected an integer"),
-        ({"walk_steps": 2}, "walk_steps=2, max_steps=None: .* at least 3 steps to walk"),
-        ({"walk_steps": 9, "max_steps": 400}, "walk_steps=9, max_steps=400: expected one of them alone"),
+        ({"walk_steps": 2}, "walk_steps=2, max_steps=None: .* walk_steps of at least 3"),
+        ({"walk_steps": 9, "max_steps": 400}, "walk_steps=9, max_steps=400: expected only one of them"),
         ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has none"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(options, message):
+def test_invalid_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Ballet(**options)
 
@@ -220,36 +228,36 @@ def test_settings_that_cannot_be_are_refused(options, message):
 def test_symbols_say_what_the_image_shows(num_dancers, delay, seed):
     pixels, symbols = Ballet(num_dancers, delay), Ballet(num_dancers, delay, "symbolic")
     rng = np.random.default_rng(seed)
-    seen, told = pixels.reset(seed=seed)[0], symbols.reset(seed=seed)[0]
-    taken = None
-    ended = False
-    while not ended:
-        slots, instruction = told[:-14].reshape(SLOTS, SLOT_SIZE), told[-14:]
-        assert np.flatnonzero(instruction).tolist() == [seen["instruction"]]
-        occupied = np.flatnonzero(slots.any(axis=1))
-        assert len(occupied) == num_dancers
-        assert taken is None or taken == occupied.tolist()
-        taken = occupied.tolist()
-        image = np.array(world_without_dancers(seen["image"]))
-        for slot in slots[occupied]:
+    pixel_obs, symbol_obs = pixels.reset(seed=seed)[0], symbols.reset(seed=seed)[0]
+    previous_slots = None
+    done = False
+    while not done:
+        slots, instruction = symbol_obs[:-14].reshape(SLOTS, SLOT_SIZE), symbol_obs[-14:]
+        assert np.flatnonzero(instruction).tolist() == [pixel_obs["instruction"]]
+        used_slots = np.flatnonzero(slots.any(axis=1))
+        assert len(used_slots) == num_dancers
+        assert previous_slots is None or previous_slots == used_slots.tolist()
+        previous_slots = used_slots.tolist()
+        image = np.array(world_without_dancers(pixel_obs["image"]))
+        for slot in slots[used_slots]:
             row, column = (slot[:2] * 8).astype(int) + 5
             (shape,), (colour,) = (
                 np.flatnonzero(slot[part])
-                for part in (slice(SHAPE_AT, COLOUR_AT), slice(COLOUR_AT, SLOT_SIZE))
+                for part in (slice(SHAPE_OFFSET, COLOUR_OFFSET), slice(COLOUR_OFFSET, SLOT_SIZE))
             )
             if 0 <= row < 11 and 0 <= column < 11:
-                image[row * 9 : row * 9 + 9, column * 9 : column * 9 + 9] = world.tile(
+                image[row * 9 : row * 9 + 9, column * 9 : column * 9 + 9] = world.draw_tile(
                     int(shape), int(colour)
                 )
-        np.testing.assert_array_equal(image, seen["image"])
+        np.testing.assert_array_equal(image, pixel_obs["image"])
         action = int(rng.integers(8))
-        seen, _, terminated, truncated, _ = pixels.step(action)
-        told = symbols.step(action)[0]
-        ended = terminated or truncated
+        pixel_obs, _, terminated, truncated, _ = pixels.step(action)
+        symbol_obs = symbols.step(action)[0]
+        done = terminated or truncated
 
 
 def world_without_dancers(image):
-    """The image with every cell black that is neither all wall nor all agent."""
+    """Return the image with all cells black except wall and agent."""
     cells = image.reshape(11, 9, 11, 9, 3).copy()
     low, high = (extreme(axis=(1, 3, 4), keepdims=True) for extreme in (cells.min, cells.max))
     plain = (low == high) & ((low == np.float32(40 / 255)) | (low == 1.0))
@@ -265,70 +273,70 @@ def world_without_dancers(image):
     seed=st.integers(0, 2**40),
 )
 def test_a_set_says_what_the_symbols_say_and_the_move_before(num_dancers, fewer, delay, seed):
-    flat, of_dancers = (
+    flat, set_env = (
         BalletVector(3, num_dancers, delay, kind, min_dancers=max(1, num_dancers - fewer))
         for kind in ("symbolic", "set")
     )
     rng = np.random.default_rng(seed)
-    told, seen = flat.reset(seed=seed)[0], of_dancers.reset(seed=seed)[0]
+    flat_obs, set_obs = flat.reset(seed=seed)[0], set_env.reset(seed=seed)[0]
     before = None
     for _ in range(flat.choice_step + 20):
-        slots, instruction = told[:, :-14].reshape(3, SLOTS, SLOT_SIZE), told[:, -14:]
+        slots, instruction = flat_obs[:, :-14].reshape(3, SLOTS, SLOT_SIZE), flat_obs[:, -14:]
         present = slots.any(axis=2)
-        np.testing.assert_array_equal(seen["dancers_mask"], present)
-        np.testing.assert_array_equal(seen["instruction"], instruction.argmax(axis=1))
-        place, moved, last, shape, colour = np.split(seen["dancers"], [2, 3, 4, 5], axis=2)
+        np.testing.assert_array_equal(set_obs["dancers_mask"], present)
+        np.testing.assert_array_equal(set_obs["instruction"], instruction.argmax(axis=1))
+        place, move, last, shape, colour = np.split(set_obs["dancers"], [2, 3, 4, 5], axis=2)
         np.testing.assert_array_equal(place, np.where(present[..., None], slots[..., :2] * 8 + 8, 0))
         for part, one_hot in (
-            (moved, slots[..., MOVE_AT:SHAPE_AT]),
-            (shape, slots[..., SHAPE_AT:COLOUR_AT]),
-            (colour, slots[..., COLOUR_AT:]),
+            (move, slots[..., MOVE_OFFSET:SHAPE_OFFSET]),
+            (shape, slots[..., SHAPE_OFFSET:COLOUR_OFFSET]),
+            (colour, slots[..., COLOUR_OFFSET:]),
         ):
             np.testing.assert_array_equal(part[..., 0], one_hot.argmax(axis=2))
         expected = np.where(present, world.NO_MOVE, 0)[..., None] if before is None else before
         np.testing.assert_array_equal(last, expected)
-        before = moved
+        before = move
         action = rng.integers(8, size=3)
-        told, _, met, *_ = flat.step(action)
-        seen = of_dancers.step(action)[0]
-        if met.any():
+        flat_obs, _, terminated, *_ = flat.step(action)
+        set_obs = set_env.step(action)[0]
+        if terminated.any():
             break
 
 
-def test_every_episode_may_have_a_number_of_dancers_of_its_own():
+def test_each_episode_may_draw_its_number_of_dancers():
     env = BalletVector(600, 4, 1, "set", min_dancers=2, walk_steps=5, autoreset_mode="SameStep")
-    seen, _ = env.reset(seed=0)
-    count = seen["dancers_mask"].sum(axis=1)
+    obs, _ = env.reset(seed=0)
+    count = obs["dancers_mask"].sum(axis=1)
     assert stats.chisquare(np.bincount(count, minlength=5)[2:]).pvalue > 1e-4
     assert env.success_without_memory == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
-    told, ended = np.zeros(600), np.zeros(600)
+    instruction_step, end_step = np.zeros(600), np.zeros(600)
     for step in range(1, 70):
-        going = ended == 0
-        seen, _, terminated, truncated, _ = env.step(np.zeros(600, dtype=np.int64))
-        told[(seen["instruction"] > 0) & (told == 0) & going] = step
-        ended[truncated & going] = step
-        ended[terminated & going] = -1
-    np.testing.assert_array_equal(told, count * 16)
-    assert set(ended[ended > 0] - told[ended > 0]) == {5}
-    assert (ended < 0).any(), "north of the middle somebody stands at times"
+        going = end_step == 0
+        obs, _, terminated, truncated, _ = env.step(np.zeros(600, dtype=np.int64))
+        instruction_step[(obs["instruction"] > 0) & (instruction_step == 0) & going] = step
+        end_step[truncated & going] = step
+        end_step[terminated & going] = -1
+    np.testing.assert_array_equal(instruction_step, count * 16)
+    assert set(end_step[end_step > 0] - instruction_step[end_step > 0]) == {5}
+    assert (end_step < 0).any(), "some episodes have a dancer north of the middle"
 
 
-def test_a_smaller_ballet_looks_as_if_it_were_made_for_so_many():
+def test_an_episode_with_fewer_dancers_equals_an_environment_of_that_size():
     for dtype in ("float32", "uint8"):
-        mixed = BalletVector(40, 5, 2, dtype=dtype, min_dancers=1, render_mode="ansi")
-        mixed.reset(seed=3)
+        mixed_env = BalletVector(40, 5, 2, dtype=dtype, min_dancers=1, render_mode="ansi")
+        mixed_env.reset(seed=3)
         for row in range(40):
-            count = mixed.count[row]
+            count = mixed_env.count[row]
             alone = BalletVector(1, int(count), 2, dtype=dtype, render_mode="ansi")
             alone.reset(seed=0)
             for name in ("place", "dance", "colour", "shape", "slot"):
-                getattr(alone, name)[0] = getattr(mixed, name)[row, :count]
-            alone.target[0] = mixed.target[row]
-            ours, theirs = (env._observe(slice(None)) for env in (mixed, alone))
+                getattr(alone, name)[0] = getattr(mixed_env, name)[row, :count]
+            alone.target[0] = mixed_env.target[row]
+            ours, theirs = (env._observe(slice(None)) for env in (mixed_env, alone))
             assert isinstance(ours, dict)
             assert isinstance(theirs, dict)
             np.testing.assert_array_equal(ours["image"][row], theirs["image"][0])
-            assert mixed._text(row).split("\n")[1:] == alone._text(0).split("\n")[1:]
+            assert mixed_env._render_text(row).split("\n")[1:] == alone._render_text(0).split("\n")[1:]
 
 
 def test_last_moves_are_the_dances():
@@ -337,7 +345,7 @@ def test_last_moves_are_the_dances():
     for _ in range(env.choice_step):
         observations.append(env.step(np.zeros(32, dtype=np.int64))[0])
     moves = np.stack(observations)[:, :, : SLOTS * SLOT_SIZE].reshape(-1, 32, SLOTS, SLOT_SIZE)
-    moves = moves[..., MOVE_AT:SHAPE_AT]
+    moves = moves[..., MOVE_OFFSET:SHAPE_OFFSET]
     for row in range(32):
         for dancer in range(3):
             own = moves[:, row, env.slot[row, dancer]]
@@ -348,13 +356,13 @@ def test_last_moves_are_the_dances():
             assert (np.delete(own, slice(begin, begin + 16), axis=0)[:, world.NO_MOVE] == 1).all()
 
 
-def test_slots_are_a_random_order_that_tells_nothing():
+def test_slots_are_random_and_carry_no_information():
     rows, count = 4000, 4
     env = BalletVector(rows, count, 16, "symbolic")
     env.reset(seed=0)
     assert all(len(set(slots)) == count for slots in env.slot.tolist())
     every_row = np.arange(rows)
-    of_the_target = {
+    target_attributes = {
         name: values[every_row, env.target]
         for name, values in (("dance", env.dance), ("colour", env.colour), ("shape", env.shape))
     }
@@ -362,7 +370,7 @@ def test_slots_are_a_random_order_that_tells_nothing():
     pairs = [
         (env.slot[every_row, env.target], np.zeros(rows, dtype=np.int64)),
         (env.slot.argsort(axis=1).argsort(axis=1)[every_row, env.target], env.target),
-        *((env.slot[every_row, env.target], told) for told in of_the_target.values()),
+        *((env.slot[every_row, env.target], target_values) for target_values in target_attributes.values()),
         (env.slot.ravel(), order),
         *((env.slot.ravel(), each.ravel()) for each in (env.dance, env.colour, env.shape)),
         (env.slot.ravel(), (env.place[..., 0] * 11 + env.place[..., 1]).ravel()),
@@ -372,7 +380,7 @@ def test_slots_are_a_random_order_that_tells_nothing():
 
 
 def independence(left, right):
-    """p-value of the hypothesis that `left` is uniform over its values whatever `right` is."""
+    """Return the p-value of the hypothesis that `left` is uniform and independent of `right`."""
     values = np.unique(right, return_inverse=True)[1]
     table = np.zeros((left.max() + 1, values.max() + 1))
     np.add.at(table, (left, values), 1)
@@ -393,7 +401,7 @@ def test_longer_delays_than_the_original_allows_leave_room_to_choose():
 def test_a_time_limit_truncates():
     env = Ballet(2, 16, "symbolic")
     env.reset(seed=0)
-    # North and south by turns: never meets a dancer.
+    # Alternating north and south never reaches a dancer.
     steps, reward, terminated, truncated = 0, 0.0, False, False
     while not terminated and not truncated:
         _, reward, terminated, truncated, info = env.step(4 * (steps % 2))
@@ -411,7 +419,7 @@ def test_a_random_policy_does_as_in_the_original(num_dancers, expected):
         _, rewards, terminated, truncated, _ = env.step(rng.integers(0, 8, 400))
         first = (terminated | truncated) & np.isnan(success)
         success[first], lengths[first] = rewards[first], step
-    # The original's numbers are means of 150 episodes, ours of 400: both err.
+    # The original's numbers are means of 150 episodes, these of 400; both have sampling errors.
     share, length = expected
     assert abs(success.mean() - share) < 4 * np.sqrt(share * (1 - share) * (1 / 150 + 1 / 400))
     assert abs(lengths.mean() - length) < 4 * lengths.std() * np.sqrt(1 / 150 + 1 / 400)
@@ -422,7 +430,7 @@ def test_with_memory_success_is_one():
     env.reset(seed=1)
     for _ in range(env.choice_step):
         env.step(np.zeros(200, dtype=np.int64))
-    found = np.zeros(200, dtype=np.bool_)
+    success = np.zeros(200, dtype=np.bool_)
     moves = {step: move for move, step in STEPS.items()}
     goals = env.place[np.arange(200), env.target].copy()
     at = np.full((200, 2), 5)
@@ -430,11 +438,11 @@ def test_with_memory_success_is_one():
         way = np.sign(goals - at)
         _, rewards, *_ = env.step(np.array([moves.get(tuple(step), 0) for step in way.tolist()]))
         at += way
-        found |= rewards == 1.0
-    assert found.all()
+        success |= rewards == 1.0
+    assert success.all()
 
 
-def test_instructions_are_told_in_words():
+def test_info_holds_the_text_of_the_instruction():
     env = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", num_dancers=1, delay=1)
     _, info = env.reset(seed=0)
     words = [info["instruction"]] + [env.step(0)[4]["instruction"] for _ in range(16)]

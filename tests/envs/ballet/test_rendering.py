@@ -1,4 +1,4 @@
-"""Pictures and texts of a ballet: who stands where, what happens, and who is asked for."""
+"""Images and texts of Ballet: places, events and the target."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay.envs.ballet import world
 from scrubjay.envs.ballet.env import Ballet
 
 
-def test_pictures_show_who_stands_where_and_who_was_asked_for():
+def test_images_show_places_and_the_target():
     env = Ballet(2, 2, "symbolic", render_mode="rgb_array")
     env.reset(seed=4)
     batch: Any = env._batch
@@ -20,7 +20,7 @@ def test_pictures_show_who_stands_where_and_who_was_asked_for():
         return frame[-396:].reshape(11, 36, 11, 36, 3).swapaxes(1, 2)
 
     def looks_like_a_dancer(cell, dancer):
-        tile = np.round(world.tile(batch.shape[0, dancer], batch.colour[0, dancer]) * 255)
+        tile = np.round(world.draw_tile(batch.shape[0, dancer], batch.colour[0, dancer]) * 255)
         return (cell[2::4, 2::4] == tile).all(axis=2).mean() > 0.7  # the letter may cover the rest
 
     for step in range(34):
@@ -32,13 +32,13 @@ def test_pictures_show_who_stands_where_and_who_was_asked_for():
             assert looks_like_a_dancer(room[tuple(place)], dancer)
         assert (room[5, 5, 18, 18] == 255).all()
         env.step(0)
-    asked, other = batch.place[0, batch.target[0]], batch.place[0, 1 - batch.target[0]]
+    target, other = batch.place[0, batch.target[0]], batch.place[0, 1 - batch.target[0]]
     green = cells()[..., 1] > cells()[..., 0] + 60
-    assert green[asked[0] - 1, asked[1], 0].all()
+    assert green[target[0] - 1, target[1], 0].all()
     assert not green[other[0] - 1, other[1], 0].any()
 
 
-def test_texts_show_the_room_and_tell_what_happens():
+def test_texts_show_the_room_and_the_event():
     env = Ballet(2, 2, "symbolic", render_mode="ansi")
     env.reset(seed=4)
     batch: Any = env._batch

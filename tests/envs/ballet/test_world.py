@@ -1,4 +1,4 @@
-"""Ballet's dances, colours, shapes and places, and how a cell of each looks."""
+"""Dances, colours, shapes, places and cell images of Ballet."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from .looks import digest
 
 
 def test_tables_are_those_of_the_original():
-    """Digests of what recordings show only in part: dances, colours, shapes and places, in order."""
-    images = [world.tile(shape, 0) for shape in range(15)]
+    """Compare digests of dances, colours, shapes and places, which recordings show only in part."""
+    images = [world.draw_tile(shape, 0) for shape in range(15)]
     tables = [world.DANCE_NAMES, world.DANCE_MOVES.tolist(), list(world.COLOURS.items()), world.SHAPE_NAMES]
-    found = hashlib.sha256(repr([tables, world.PLACES.tolist(), digest(images)]).encode()).hexdigest()[:12]
-    assert found == "a48df482bde1"
+    table_digest = hashlib.sha256(repr([tables, world.PLACES.tolist(), digest(images)]).encode()).hexdigest()[
+        :12
+    ]
+    assert table_digest == "a48df482bde1"
 
 
 def test_every_dance_has_16_moves_stays_in_its_block_and_ends_where_it_began():
@@ -30,16 +32,16 @@ def test_a_dancer_is_its_shape_in_its_colour_on_black():
     for colour, name in enumerate(world.COLOUR_NAMES):
         paint = np.array(world.COLOURS[name], dtype=np.float32) / 255
         for shape in range(len(world.SHAPE_NAMES)):
-            cell = world.tile(shape, colour).reshape(-1, 3)
-            painted = cell.any(axis=1)
-            assert 0 < painted.sum() < len(cell)
-            np.testing.assert_allclose(cell[painted], np.broadcast_to(paint, (painted.sum(), 3)))
-    assert not world.tile(0, 0).flags.writeable
+            cell = world.draw_tile(shape, colour).reshape(-1, 3)
+            is_painted = cell.any(axis=1)
+            assert 0 < is_painted.sum() < len(cell)
+            np.testing.assert_allclose(cell[is_painted], np.broadcast_to(paint, (is_painted.sum(), 3)))
+    assert not world.draw_tile(0, 0).flags.writeable
 
 
 def test_no_two_dancers_look_alike():
     looks = {
-        world.tile(shape, colour).tobytes()
+        world.draw_tile(shape, colour).tobytes()
         for shape in range(len(world.SHAPE_NAMES))
         for colour in range(len(world.COLOUR_NAMES))
     }
@@ -48,7 +50,7 @@ def test_no_two_dancers_look_alike():
 
 def test_an_empty_room_moves_as_the_agent_walks_and_the_agent_stays_in_the_middle():
     def cells(row, column):
-        parts = world.background(row, column).reshape(world.ROOM, world.CELL, world.ROOM, world.CELL, 3)
+        parts = world.draw_background(row, column).reshape(world.ROOM, world.CELL, world.ROOM, world.CELL, 3)
         return parts.max(axis=(1, 3, 4))
 
     centre = cells(world.CENTRE, world.CENTRE)
@@ -56,10 +58,10 @@ def test_an_empty_room_moves_as_the_agent_walks_and_the_agent_stays_in_the_middl
     ring[[0, -1]] = ring[:, [0, -1]] = True
     assert ((centre > 0) == (ring | (np.indices(ring.shape) == world.CENTRE).all(axis=0))).all()
     for row, column in [(1, 1), (5, 9), (9, 4)]:
-        seen = cells(row, column)
-        assert seen[world.CENTRE, world.CENTRE] == 1
-        for place in np.ndindex(seen.shape):
+        view = cells(row, column)
+        assert view[world.CENTRE, world.CENTRE] == 1
+        for place in np.ndindex(view.shape):
             there = place[0] + row - world.CENTRE, place[1] + column - world.CENTRE
             if place != (world.CENTRE, world.CENTRE):
                 inside = all(0 <= cell < world.ROOM for cell in there)
-                assert (seen[place] > 0) == (inside and ring[there])
+                assert (view[place] > 0) == (inside and ring[there])

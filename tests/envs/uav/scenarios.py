@@ -1,4 +1,4 @@
-"""Small scenarios of every kind."""
+"""Hypothesis strategy for small scenarios with all options."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from scrubjay.envs.uav.config import UAVConfig
 
 
 @st.composite
-def configs(draw, **fixed):
+def configs(draw, **overrides):
     uavs = draw(st.integers(1, 6))
     users = draw(st.integers(1, 20))
-    drawn = {
+    values = {
         "num_uavs": uavs,
         "min_uavs": draw(st.none() | st.integers(1, uavs)),
         "drop_probability": draw(st.sampled_from([0.0, 0.05])),
@@ -32,7 +32,7 @@ def configs(draw, **fixed):
         "reward": draw(st.sampled_from(["individual", "team"])),
         "fairness": draw(st.sampled_from(["none", "std", "jain"])),
     }
-    return UAVConfig(**(drawn | fixed))
+    return UAVConfig(**(values | overrides))
 
 
 def random_actions(teams, rng):

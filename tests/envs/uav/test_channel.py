@@ -16,7 +16,7 @@ DISTANCES = np.array([0, 100, 300, 500, 1000.0])
 
 
 @pytest.mark.parametrize(
-    ("environment", "printed"),
+    ("environment", "expected"),
     [
         ("suburban", [0.6494, 0.9999, 1, 1, 1]),
         ("urban", [0.0997, 0.7310, 0.9677, 0.9970, 1]),
@@ -24,12 +24,12 @@ DISTANCES = np.array([0, 100, 300, 500, 1000.0])
         ("highrise", [0.0092, 0.0438, 0.1321, 0.3357, 0.8478]),
     ],
 )
-def test_line_of_sight_table(environment, printed):
-    assert channel.los_probability(ANGLES, environment).round(4).tolist() == printed
+def test_line_of_sight_table(environment, expected):
+    assert channel.los_probability(ANGLES, environment).round(4).tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("environment", "printed"),
+    ("environment", "expected"),
     [
         ("suburban", [80.15, 83.16, 90.44, 99.21, 116.35]),
         ("urban", [81.05, 84.67, 104.36, 111.91, 119.09]),
@@ -37,8 +37,8 @@ def test_line_of_sight_table(environment, printed):
         ("highrise", [87.17, 112.87, 123.48, 127.87, 133.88]),
     ],
 )
-def test_mean_path_loss_table(environment, printed):
-    assert channel.mean_path_loss_db(DISTANCES, 100, 2.4e9, environment).round(2).tolist() == printed
+def test_mean_path_loss_table(environment, expected):
+    assert channel.mean_path_loss_db(DISTANCES, 100, 2.4e9, environment).round(2).tolist() == expected
 
 
 def test_free_space_table():
@@ -48,14 +48,14 @@ def test_free_space_table():
 
 @pytest.mark.parametrize("environment", NAMES)
 def test_angles_are_degrees_from_end_to_end(environment):
-    """Radians anywhere would leave a UAV right overhead out of sight."""
-    a, b, seen_db, blocked_db = channel.SURROUNDINGS[environment]
+    """With radians, a UAV right overhead would have no line of sight."""
+    a, b, los_db, nlos_db = channel.SURROUNDINGS[environment]
     overhead = 1 / (1 + a * math.exp(-b * (90 - a)))
     assert channel.los_probability(90.0, environment) == pytest.approx(overhead)
     assert channel.elevation_deg(100.0, 100.0) == pytest.approx(45)
     excess = channel.mean_path_loss_db(0, 100, 2e9, environment) - channel.free_space_path_loss_db(100.0, 2e9)
-    assert excess == pytest.approx(overhead * seen_db + (1 - overhead) * blocked_db)
-    assert excess < (seen_db + blocked_db) / 2
+    assert excess == pytest.approx(overhead * los_db + (1 - overhead) * nlos_db)
+    assert excess < (los_db + nlos_db) / 2
 
 
 @settings(max_examples=50, deadline=None)
@@ -89,13 +89,13 @@ def test_gain_keeps_single_precision(environment):
 
 
 @pytest.mark.parametrize(
-    ("environment", "published"),
+    ("environment", "expected"),
     [("suburban", 20.34), ("urban", 42.44), ("dense_urban", 54.62), ("highrise", 75.52)],
 )
-def test_best_elevation(environment, published):
-    """The widest cell over a grid of heights, found through the loss alone, is seen under the same angle."""
+def test_best_elevation(environment, expected):
+    """A grid search for the widest cell, based on the path loss alone, gives the same angle."""
     best = channel.max_coverage_elevation_deg(environment)
-    assert round(best, 2) == published
+    assert round(best, 2) == expected
     angles = np.radians(np.arange(0.5, 89.5, 0.01))
     for allowed_db, frequency in ((100.0, 2e9), (115.0, 5e9)):
         low, high = np.full_like(angles, 1e-6), np.full_like(angles, 1e6)
@@ -114,11 +114,11 @@ def test_sinr_against_a_plain_loop():
     gain, power = rng.exponential(size=(3, 4, 5)), rng.exponential(size=(3, 4))
     power[:, 1] = 0
     sub_channel = rng.integers(2, size=(3, 4))
-    found = channel.sinr(power, gain, sub_channel, 0.1)
+    result = channel.sinr(power, gain, sub_channel, 0.1)
     for row, uav, user in np.ndindex(3, 4, 5):
         others = [j for j in range(4) if j != uav and sub_channel[row, j] == sub_channel[row, uav]]
-        unwanted = 0.1 + sum(power[row, j] * gain[row, j, user] for j in others)
-        assert found[row, uav, user] == pytest.approx(power[row, uav] * gain[row, uav, user] / unwanted)
+        interference = 0.1 + sum(power[row, j] * gain[row, j, user] for j in others)
+        assert result[row, uav, user] == pytest.approx(power[row, uav] * gain[row, uav, user] / interference)
 
 
 def test_a_weak_rival_beside_a_strong_signal_counts():
@@ -142,20 +142,22 @@ def test_closed_forms_of_rates_and_units():
 
 
 def test_36777_closed_forms():
-    """A link of each kind, by hand: 100 m up, 900 m away at 2 GHz, the mast's head at the report's height."""
+    """Path loss by hand for each scenario: height 100 m, distance 900 m, 2 GHz, default mast height."""
     carrier, fortieth = 20 * math.log10(2), 20 * math.log10(40 * math.pi * 2 / 3)
-    for scenario, mast, seen, blocked in (
+    for scenario, mast, los_db, nlos_db in (
         ("UMa-AV", 25, lambda d: 28 + 22 * d + carrier, lambda d: -17.5 + 32 * d + fortieth),
         ("UMi-AV", 10, lambda d: 30.9 + 21.25 * d + carrier, lambda d: 32.4 + 28 * d + carrier),
         ("RMa-AV", 35, lambda d: 20.3 * d + fortieth, lambda d: -12 + 24.4 * d + fortieth),
     ):
         decades = math.log10(math.hypot(900, 100 - mast))
-        assert channel.tr36777_path_loss_db(900.0, 100.0, 2e9, scenario, True) == pytest.approx(seen(decades))
+        assert channel.tr36777_path_loss_db(900.0, 100.0, 2e9, scenario, True) == pytest.approx(
+            los_db(decades)
+        )
         # Without line of sight RMa-AV and UMi-AV are never below the loss with one.
-        expected = blocked(decades) if scenario == "UMa-AV" else max(seen(decades), blocked(decades))
+        expected = nlos_db(decades) if scenario == "UMa-AV" else max(los_db(decades), nlos_db(decades))
         assert channel.tr36777_path_loss_db(900.0, 100.0, 2e9, scenario, False) == pytest.approx(expected)
-    swapped = channel.tr36777_path_loss_db(300.0, 101.5, 2e9, "UMa-AV", True, mast_height_m=1.5)
-    assert swapped == pytest.approx(28 + 22 * math.log10(math.hypot(300, 100)) + carrier)
+    user_link_db = channel.tr36777_path_loss_db(300.0, 101.5, 2e9, "UMa-AV", True, mast_height_m=1.5)
+    assert user_link_db == pytest.approx(28 + 22 * math.log10(math.hypot(300, 100)) + carrier)
 
 
 def test_36777_line_of_sight_closed_forms():
@@ -167,8 +169,8 @@ def test_36777_line_of_sight_closed_forms():
     ):
         far = near + 500.0
         expected = near / far + math.exp(-far / scale) * (1 - near / far)
-        seen = channel.tr36777_los_probability(np.array([0, near, far]), height, scenario)
-        np.testing.assert_allclose(seen, [1, 1, expected], rtol=1e-12)
+        probability = channel.tr36777_los_probability(np.array([0, near, far]), height, scenario)
+        np.testing.assert_allclose(probability, [1, 1, expected], rtol=1e-12)
     for scenario, height in (("UMa-AV", 101.0), ("RMa-AV", 41.0)):
         assert channel.tr36777_los_probability(1e4, height, scenario) == 1
 
@@ -177,15 +179,15 @@ def test_36777_line_of_sight_closed_forms():
 @given(st.sampled_from(SCENARIOS), st.floats(0, 4000), st.floats(1, 4000), st.floats(22.6, 100))
 def test_36777_orders(scenario, ground, further, height):
     both = np.array([ground, ground + further])
-    seen, blocked = (
+    los_db, nlos_db = (
         channel.tr36777_path_loss_db(both, height, 2e9, scenario, flag) for flag in (True, False)
     )
-    assert seen[0] <= seen[1]
-    assert blocked[0] <= blocked[1]
+    assert los_db[0] <= los_db[1]
+    assert nlos_db[0] <= nlos_db[1]
     probability = channel.tr36777_los_probability(both, height, scenario)
     assert 0 <= probability[1] <= probability[0] <= 1
-    mixed = channel.tr36777_path_loss_db(both, height, 2e9, scenario, np.array([True, False]))
-    assert mixed.tolist() == [seen[0], blocked[1]]
+    mixed_db = channel.tr36777_path_loss_db(both, height, 2e9, scenario, np.array([True, False]))
+    assert mixed_db.tolist() == [los_db[0], nlos_db[1]]
 
 
 def test_36777_shadowing():
@@ -193,12 +195,12 @@ def test_36777_shadowing():
     assert channel.tr36777_shadowing_db(50.0, "UMi-AV", True) == pytest.approx(5 * math.exp(-0.5))
     assert channel.tr36777_shadowing_db(200.0, "UMi-AV", True) == 2
     assert channel.tr36777_shadowing_db(100.0, "RMa-AV", True) == pytest.approx(4.2 * math.exp(-0.46))
-    blocked = [float(channel.tr36777_shadowing_db(100.0, scenario, False)) for scenario in SCENARIOS]
-    assert blocked == [6, 8, 6]
+    nlos_db = [float(channel.tr36777_shadowing_db(100.0, scenario, False)) for scenario in SCENARIOS]
+    assert nlos_db == [6, 8, 6]
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: channel.los_probability(45, "village"), "village.*suburban"),
         (lambda: channel.los_probability(np.array([10, 91.0]), "urban"), "91.*degrees"),
@@ -215,6 +217,6 @@ def test_36777_shadowing():
         (lambda: channel.tr36777_path_loss_db(1, 100, -1, "UMa-AV", True), "frequency_hz=-1"),
     ],
 )
-def test_errors_name_the_bad_value(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_errors_name_the_bad_value(call, message):
+    with pytest.raises(ValueError, match=message):
         call()

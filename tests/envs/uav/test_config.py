@@ -1,4 +1,4 @@
-"""Scenarios: what is refused, and what three of them are."""
+"""Validation of `UAVConfig` and the three presets."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def test_unknown_presets_are_refused_by_name():
 def test_presets_are_found_by_name_and_changed_by_field(name):
     preset = PRESETS[name]()
     assert resolve_config(name) == resolve_config(preset) == preset
-    changed = resolve_config(name, num_users=7, hot_spots=0)
-    assert changed == dataclasses.replace(preset, num_users=7, hot_spots=0)
+    config = resolve_config(name, num_users=7, hot_spots=0)
+    assert config == dataclasses.replace(preset, num_users=7, hot_spots=0)
 
 
 @given(directions=st.sampled_from([4, 8]), flight_3d=st.booleans())
@@ -63,7 +63,7 @@ def test_moves_are_as_many_as_the_table_has(directions, flight_3d):
     assert config.num_moves == len(move_table_m(config)) == (1 + directions) * (3 if flight_3d else 1)
 
 
-# Floor and ceiling are read in 3-D alone.
+# Minimum and maximum height are validated only with `flight_3d`.
 NUMBERS = [
     field.name
     for field in dataclasses.fields(UAVConfig)

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from scrubjay.envs.uav import teams
 from scrubjay.envs.uav.channel import max_coverage_elevation_deg
-from scrubjay.envs.uav.heuristics import HEURISTICS, colour_channels, k_means, match
+from scrubjay.envs.uav.heuristics import HEURISTICS, assign_channels, k_means, match_centres
 
 
-def episode(name, env, seed=0, steps=None):
-    """Play one episode; return the mean sum rate and everybody's actions."""
+def run_episode(name, env, seed=0, steps=None):
+    """Run one episode; return the mean sum rate and the actions of all UAVs."""
     act = HEURISTICS[name](0)
     observations, alive = env.reset(seed=seed)
     start, rates, actions = np.ones(env.num_envs, dtype=bool), [], []
@@ -23,36 +23,36 @@ def episode(name, env, seed=0, steps=None):
         actions.append(act(env, observations, alive, start))
         step = env.step(actions[-1])
         rates.append(step.infos["sum_rate_bps"].mean())
-        observations, alive, start = step.observations, step.alive, step.ended
+        observations, alive, start = step.observations, step.alive, step.dones
     return np.mean(rates), np.stack(actions)
 
 
 @pytest.fixture(scope="module")
-def at_random():
-    return episode("random", teams(32, "small"))[0]
+def random_rate():
+    return run_episode("random", teams(32, "small"))[0]
 
 
 @pytest.mark.parametrize("name", ["static", "follow"])
-def test_rules_beat_chance(name, at_random):
-    assert episode(name, teams(32, "small"))[0] > 1.8 * at_random
+def test_heuristics_beat_random(name, random_rate):
+    assert run_episode(name, teams(32, "small"))[0] > 1.8 * random_rate
 
 
 @pytest.mark.parametrize("name", list(HEURISTICS))
 @pytest.mark.parametrize("preset", ["small", "city"])
 def test_same_seeds_same_actions_all_of_them_allowed(name, preset):
     changes: dict[str, Any] = {"drop_probability": 0.05} if preset == "city" else {}
-    runs = [episode(name, teams(3, preset, **changes), seed=7, steps=30)[1] for _ in range(2)]
+    runs = [run_episode(name, teams(3, preset, **changes), seed=7, steps=30)[1] for _ in range(2)]
     np.testing.assert_array_equal(runs[0], runs[1])
     assert (runs[0] < teams(1, preset).single_action_space.nvec).all()
     assert (runs[0] >= 0).all()
-    other = episode(name, teams(3, preset, **changes), seed=8, steps=30)[1]
-    # Actions at random come from the heuristic's own seed; only who flies differs.
+    other = run_episode(name, teams(3, preset, **changes), seed=8, steps=30)[1]
+    # `random` uses its own seed, so its actions differ only through the alive mask.
     assert name == "random" or (other != runs[0]).any()
 
 
 @pytest.mark.parametrize("name", ["static", "follow"])
 def test_the_dead_do_nothing_and_matter_to_nobody(name):
-    chosen = []
+    all_actions = []
     for place in (0.0, 900.0):
         env = teams(4, "small", num_uavs=3)
         observations, _ = env.reset(seed=1)
@@ -60,8 +60,8 @@ def test_the_dead_do_nothing_and_matter_to_nobody(name):
         env.world.position_m[:, 1, :2] = place
         actions = HEURISTICS[name](0)(env, observations, env.world.alive, np.ones(4, dtype=bool))
         assert not actions[:, 1].any()
-        chosen.append(actions)
-    np.testing.assert_array_equal(chosen[0], chosen[1])
+        all_actions.append(actions)
+    np.testing.assert_array_equal(all_actions[0], all_actions[1])
     nobody = np.zeros((4, 3), dtype=bool)
     env.world.alive[:] = False
     assert not HEURISTICS[name](0)(env, observations, nobody, np.ones(4, dtype=bool)).any()
@@ -69,7 +69,7 @@ def test_the_dead_do_nothing_and_matter_to_nobody(name):
 
 def test_static_stays_where_k_means_put_it():
     env = teams(8, "small", user_mobility="static", max_steps=100)
-    _, actions = episode("static", env, steps=60)
+    _, actions = run_episode("static", env, steps=60)
     assert not actions[-10:, ..., 0].any()  # everybody hovers
     users, uavs = env.world.user_position_m.astype(float), env.world.position_m[..., :2].astype(float)
     centres = k_means(users, env.world.alive, np.random.default_rng(1))
@@ -81,7 +81,7 @@ def test_static_stays_where_k_means_put_it():
 
 def test_follow_keeps_up_with_its_users():
     env = teams(8, "small", num_uavs=1, hot_spots=1, min_distance_m=0)
-    episode("follow", env, steps=49)
+    run_episode("follow", env, steps=49)
     mean = env.world.user_position_m.mean(axis=1)
     assert np.linalg.norm(env.world.position_m[:, 0, :2] - mean, axis=1).max() < 60
 
@@ -99,7 +99,7 @@ def test_in_three_dimensions_uavs_go_to_the_height_of_widest_coverage(name):
         user_mobility="static",
         max_steps=200,
     )
-    episode(name, env, steps=150)
+    run_episode(name, env, steps=150)
     users, uav = env.world.user_position_m, env.world.position_m[:, 0]
     distance = np.linalg.norm(users - users.mean(axis=1, keepdims=True), axis=2).mean(axis=1)
     best = distance * math.tan(math.radians(max_coverage_elevation_deg("urban")))
@@ -107,7 +107,7 @@ def test_in_three_dimensions_uavs_go_to_the_height_of_widest_coverage(name):
 
 
 def first_moves(name, uavs, users, **changes):
-    """Return the actions in a world of ours: places in metres of a square kilometre, strides of 40 m."""
+    """Return the first actions for given positions in meters, in one square kilometer with moves of 40 m."""
     env = teams(1, "small", num_uavs=len(uavs), num_users=len(users), hot_spots=0, **changes)
     observations, alive = env.reset(seed=0)
     env.world.position_m[0, :, :2], env.world.user_position_m[0] = uavs, users
@@ -141,11 +141,11 @@ def test_channels_by_hand():
     line = np.zeros((1, 4, 3))
     line[0, :, 0] = [0, 10, 100, 12]
     flying = np.ones((1, 4), dtype=bool)
-    assert colour_channels(line, flying, 2).tolist() == [[0, 1, 0, 0]]
-    assert colour_channels(line, flying, 4).tolist() == [[0, 1, 2, 3]]
+    assert assign_channels(line, flying, 2).tolist() == [[0, 1, 0, 0]]
+    assert assign_channels(line, flying, 4).tolist() == [[0, 1, 2, 3]]
     flying[0, 0] = False
-    assert colour_channels(line, flying, 2).tolist() == [[0, 1, 0, 0]]
-    assert colour_channels(line, flying, 1).tolist() == [[0, 0, 0, 0]]
+    assert assign_channels(line, flying, 2).tolist() == [[0, 1, 0, 0]]
+    assert assign_channels(line, flying, 1).tolist() == [[0, 0, 0, 0]]
 
 
 @settings(max_examples=30, deadline=None)
@@ -153,7 +153,7 @@ def test_channels_by_hand():
 def test_each_uav_keeps_farthest_from_those_before_it(uavs, channels, seed):
     rng = np.random.default_rng(seed)
     position, alive = rng.uniform(size=(3, uavs, 3)), rng.random((3, uavs)) < 0.8
-    colours = colour_channels(position, alive, channels)
+    colours = assign_channels(position, alive, channels)
     for row, uav in zip(*np.nonzero(alive), strict=True):
         before = [j for j in range(uav) if alive[row, j]]
         gaps = [
@@ -197,7 +197,7 @@ def test_nearest_pairs_are_matched_first(uavs, seed):
     rng = np.random.default_rng(seed)
     centres, position = rng.uniform(size=(2, uavs, 2)), rng.uniform(size=(2, uavs, 3))
     alive = rng.random((2, uavs)) < 0.7
-    taken = match(centres, position, alive)
+    assigned_m = match_centres(centres, position, alive)
     for row in range(2):
         flying = np.flatnonzero(alive[row])
         pairs = sorted(
@@ -211,4 +211,4 @@ def test_nearest_pairs_are_matched_first(uavs, seed):
                 expected[uav] = centre
         for uav in range(uavs):
             goal = centres[row, expected[uav]] if uav in expected else position[row, uav, :2]
-            np.testing.assert_array_equal(taken[row, uav], goal)
+            np.testing.assert_array_equal(assigned_m[row, uav], goal)

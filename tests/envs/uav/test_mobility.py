@@ -1,4 +1,4 @@
-"""How users walk and what flight costs."""
+"""Mobility of users and propulsion power."""
 
 from __future__ import annotations
 
@@ -9,52 +9,52 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.envs.streams import RowStreams
+from scrubjay.envs.random_streams import RowStreams
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.energy import DISC_AREA_M2, propulsion_power_w
-from scrubjay.envs.uav.mobility import Walk, begin_walk, walk
+from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
 
 ROWS = np.arange(200)
 
 
-def walked(config, steps):
-    """Yield where users are, at the start and after each of some steps."""
+def simulate_users(config, steps):
+    """Yield the motion of users at the start and after each of `steps` steps."""
     streams = RowStreams(len(ROWS), np.random.default_rng(0))
-    users = begin_walk(config, streams, ROWS)
-    yield Walk(users.position_m, users.velocity_m_s, users.goal.copy(), users.hot_spot_m)
+    users = init_users(config, streams, ROWS)
+    yield UserMotion(users.position_m, users.velocity_m_s, users.goal.copy(), users.hot_spot_m)
     for _ in range(steps):
-        walk(config, streams, ROWS, users)
-        yield Walk(users.position_m, users.velocity_m_s, users.goal.copy(), users.hot_spot_m)
+        move_users(config, streams, ROWS, users)
+        yield UserMotion(users.position_m, users.velocity_m_s, users.goal.copy(), users.hot_spot_m)
 
 
-def test_those_who_stand_stand():
-    start, *rest = walked(UAVConfig(user_mobility="static"), 3)
+def test_static_users_do_not_move():
+    start, *rest = simulate_users(UAVConfig(user_mobility="static"), 3)
     assert all((users.position_m == start.position_m).all() for users in rest)
 
 
 @pytest.mark.parametrize("hot_spots", [0, 3])
 def test_waypoints_are_walked_to_straight_at_constant_speed_and_then_replaced(hot_spots):
     config = UAVConfig(user_mobility="waypoint", user_speed_m_s=5.0, hot_spots=hot_spots)
-    moments = list(walked(config, 60))
-    replaced = 0
+    moments = list(simulate_users(config, 60))
+    num_replaced = 0
     for before, after in itertools.pairwise(moments):
         way = np.linalg.norm(before.goal - before.position_m, axis=2)
-        moved = np.linalg.norm(after.position_m - before.position_m, axis=2)
+        distance = np.linalg.norm(after.position_m - before.position_m, axis=2)
         going = way > 10.001
-        np.testing.assert_allclose(moved[going], 10.0, rtol=1e-4)
+        np.testing.assert_allclose(distance[going], 10.0, rtol=1e-4)
         left = np.linalg.norm(before.goal - after.position_m, axis=2)
         np.testing.assert_allclose((way - left)[going], 10.0, rtol=1e-3)
-        arrived = way < 9.999
-        np.testing.assert_array_equal(after.position_m[arrived], before.goal[arrived])
-        changed = (after.goal != before.goal).any(axis=2)
-        assert (changed[arrived]).all()
-        assert not changed[going].any()
-        replaced += changed.sum()
-    assert replaced > 100
+        has_arrived = way < 9.999
+        np.testing.assert_array_equal(after.position_m[has_arrived], before.goal[has_arrived])
+        is_new_goal = (after.goal != before.goal).any(axis=2)
+        assert (is_new_goal[has_arrived]).all()
+        assert not is_new_goal[going].any()
+        num_replaced += is_new_goal.sum()
+    assert num_replaced > 100
 
 
 def test_gauss_markov_has_the_mean_spread_and_memory_it_is_given():
-    # An area so wide that nobody comes near its border.
+    # Wide area, so that no user comes near the border.
     config = UAVConfig(
         user_mobility="gauss_markov",
         area_m=1e5,
@@ -64,7 +64,7 @@ def test_gauss_markov_has_the_mean_spread_and_memory_it_is_given():
         gauss_markov_memory=0.6,
         num_users=40,
     )
-    moments = list(walked(config, 40))
+    moments = list(simulate_users(config, 40))
     excess = np.stack([(users.velocity_m_s - users.goal)[..., 0] for users in moments[20:]])
     assert abs(excess.mean()) < 0.05
     assert excess.std() == pytest.approx(2.0, rel=0.02)
@@ -91,7 +91,7 @@ def test_nobody_leaves_the_area_and_the_border_turns_back(mobility, speed, hot_s
         hot_spot_std_m=150.0,
         gauss_markov_memory=memory,
     )
-    for users in walked(config, 8):
+    for users in simulate_users(config, 8):
         assert np.isfinite(users.position_m).all()
         assert ((users.position_m >= 0) & (users.position_m <= 200)).all()
 
@@ -100,18 +100,18 @@ def test_velocity_turns_at_the_border_and_nowhere_else():
     config = UAVConfig(
         area_m=300.0, user_mobility="gauss_markov", gauss_markov_std_m_s=0.0, gauss_markov_memory=0.0
     )
-    for before, after in itertools.pairwise(walked(config, 40)):
+    for before, after in itertools.pairwise(simulate_users(config, 40)):
         straight = before.position_m + 2 * before.goal
         outside = (straight < 0) | (straight > 300)
         np.testing.assert_array_equal(after.goal, np.where(outside, -before.goal, before.goal))
         np.testing.assert_array_equal(after.velocity_m_s, after.goal)
-        folded = 300 - np.abs(300 - np.abs(straight.astype(float)))
-        np.testing.assert_allclose(after.position_m, folded, atol=1e-3)
+        reflection = 300 - np.abs(300 - np.abs(straight.astype(float)))
+        np.testing.assert_allclose(after.position_m, reflection, atol=1e-3)
 
 
 def test_crowds_are_of_equal_size_and_as_wide_as_said():
     config = UAVConfig(num_users=60, hot_spots=3, hot_spot_std_m=30.0, area_m=4000.0)
-    users = next(walked(config, 0))
+    users = next(simulate_users(config, 0))
     around = users.position_m.reshape(len(ROWS), 20, 3, 2) - users.hot_spot_m[:, None]
     assert around.std() == pytest.approx(30.0, rel=0.02)
     assert np.abs(around.mean(axis=1)).mean() < 10.0
@@ -124,7 +124,7 @@ def test_normals_are_normal_and_uniforms_uniform():
     assert normal.dtype == np.float32
     assert abs(normal.mean()) < 0.01
     assert normal.std() == pytest.approx(1.0, abs=0.01)
-    # 4.55 % lie beyond two standard deviations; pairs come from one word and must not go together.
+    # 4.55 % lie beyond two standard deviations. Pairs come from one random word and must be uncorrelated.
     assert (np.abs(normal) > 2).mean() == pytest.approx(0.0455, abs=0.002)
     assert abs(np.corrcoef(normal[:, :1000].ravel(), normal[:, 1001:].ravel())[0, 1]) < 0.01
     uniform = streams.uniforms(np.arange(100), 2000)
@@ -141,10 +141,10 @@ def test_hovering_costs_blades_and_lift_and_slow_flight_less():
     assert 10 < cheapest < 25
     assert (np.diff(power[: power.argmin()]) < 0).all()
     assert (np.diff(power[power.argmin() :]) > 0).all()
-    # The published form, which cancels at high speed, at a speed where it does not.
-    induced = 79.07 * np.sqrt(np.sqrt(1 + 5.0**4 / (4 * 3.6**4)) - 5.0**2 / (2 * 3.6**2))
-    parasite = 0.5 * 0.012 * 1.225 * 0.05 * DISC_AREA_M2 * 5.0**3
-    assert propulsion_power_w(5.0) == pytest.approx(39.04 * (1 + 3 * 25 / 120**2) + induced + parasite)
+    # The published formula cancels at high speed, so compare at a low speed.
+    induced_w = 79.07 * np.sqrt(np.sqrt(1 + 5.0**4 / (4 * 3.6**4)) - 5.0**2 / (2 * 3.6**2))
+    parasite_w = 0.5 * 0.012 * 1.225 * 0.05 * DISC_AREA_M2 * 5.0**3
+    assert propulsion_power_w(5.0) == pytest.approx(39.04 * (1 + 3 * 25 / 120**2) + induced_w + parasite_w)
 
 
 def test_climbing_costs_the_weight_lifted_and_sinking_gives_nothing_back():

@@ -1,4 +1,4 @@
-"""What is seen, number by number, against loops over UAVs and users."""
+"""Observations, compared value by value with loops over UAVs and users."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ CONFIG = UAVConfig(
 )
 
 
-def flown(config, steps, rows=6):
-    """Return teams after some random steps, and users' rates in each of them."""
+def run_teams(config, steps, rows=6):
+    """Return teams after `steps` random steps, and the user rates of each step."""
     teams, rng = uav.teams(rows, config), np.random.default_rng(4)
     teams.reset(seed=4)
     rates = []
     for _ in range(steps):
         step = teams.step(rng.integers(0, teams.single_action_space.nvec, (rows, config.num_uavs, 3)))
-        assert not step.ended.any()
+        assert not step.dones.any()
         rates.append(teams.world.rate_bps.copy())
     return teams, rates
 
 
 @pytest.fixture(scope="module")
-def seen():
-    teams, rates = flown(CONFIG, 7)
+def rollout():
+    teams, rates = run_teams(CONFIG, 7)
     assert not teams.world.alive.all()
     return teams.world, observe(teams.world, slice(None)), np.mean(rates, axis=0)
 
 
-def shown(efficiency):
+def normalize_efficiency(efficiency):
     return min(efficiency / 20, 1)
 
 
-def test_own(seen):
-    world, observed, _ = seen
+def test_own(rollout):
+    world, observed, _ = rollout
     for row, agent in np.argwhere(world.alive):
         mine = world.association[row] == agent
         x, y, z = world.position_m[row, agent]
@@ -58,7 +58,7 @@ def test_own(seen):
             *(world.displacement_m[row, agent] / [40, 40, 10]),
             (world.power_level[row, agent] + 1) / 4,
             world.battery_j[row, agent] / 5000,
-            shown(world.efficiency[row][mine].mean()) if mine.any() else 0,
+            normalize_efficiency(world.efficiency[row][mine].mean()) if mine.any() else 0,
             mine.sum() / 9,
             7 / 50,
             *np.eye(3)[world.channel[row, agent]],
@@ -66,8 +66,8 @@ def test_own(seen):
         np.testing.assert_allclose(observed["own"][row, agent], expected, atol=1e-5)
 
 
-def test_users(seen):
-    world, observed, mean_rate = seen
+def test_users(rollout):
+    world, observed, mean_rate = rollout
     for row, agent in np.argwhere(world.alive):
         for user in range(CONFIG.num_users):
             offset = world.user_position_m[row, user] - world.position_m[row, agent, :2]
@@ -75,7 +75,7 @@ def test_users(seen):
             assert observed["users_mask"][row, agent, user] == near
             expected = [
                 *(offset / 1000),
-                shown(world.efficiency[row, user]),
+                normalize_efficiency(world.efficiency[row, user]),
                 min(mean_rate[row, user] / mean_rate[row].mean() - 1, 1),
                 world.association[row, user] == agent,
             ]
@@ -85,14 +85,14 @@ def test_users(seen):
     assert 0 < observed["users_mask"].mean() < 1
 
 
-def test_neighbours(seen):
-    world, observed, _ = seen
+def test_neighbours(rollout):
+    world, observed, _ = rollout
     for row, agent in np.argwhere(world.alive):
         for other in range(CONFIG.num_uavs):
             offset = world.position_m[row, other] - world.position_m[row, agent]
-            heard = world.alive[row, other] and np.linalg.norm(offset) <= 500
-            assert observed["adjacency"][row, agent, other] == heard
-            assert observed["neighbours_mask"][row, agent, other] == (heard and other != agent)
+            is_connected = world.alive[row, other] and np.linalg.norm(offset) <= 500
+            assert observed["adjacency"][row, agent, other] == is_connected
+            assert observed["neighbours_mask"][row, agent, other] == (is_connected and other != agent)
             expected = [
                 *(offset / [1000, 1000, 100]),
                 (world.power_level[row, other] + 1) / 4,
@@ -100,15 +100,15 @@ def test_neighbours(seen):
             ]
             np.testing.assert_allclose(
                 observed["neighbours"][row, agent, other],
-                np.multiply(expected, heard and other != agent),
+                np.multiply(expected, is_connected and other != agent),
                 atol=1e-5,
             )
     others = observed["neighbours_mask"].mean()
     assert 0 < others < 1
 
 
-def test_global_state(seen):
-    world, observed, mean_rate = seen
+def test_global_state(rollout):
+    world, observed, mean_rate = rollout
     state = global_state(world, slice(None))
     uavs = state[:, : 4 * 15].reshape(-1, 4, 15)
     np.testing.assert_array_equal(uavs[..., 0], world.alive)
@@ -121,8 +121,8 @@ def test_global_state(seen):
     np.testing.assert_allclose(users[..., 5], np.minimum(relative, 1), atol=1e-5)
 
 
-def test_rows_are_seen_alike_alone_and_in_company(seen):
-    world, observed, _ = seen
+def test_observations_of_some_rows_equal_those_of_all_rows(rollout):
+    world, observed, _ = rollout
     rows = np.array([1, 4])
     for name, values in observe(world, rows).items():
         np.testing.assert_array_equal(values, observed[name][rows])

@@ -1,4 +1,4 @@
-"""The PettingZoo environment and the batched one from outside: their interfaces and what they refuse."""
+"""Interfaces and input validation of the PettingZoo environment and the batched environment."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scrubjay.envs import uav
 from scrubjay.envs.uav.config import PRESETS, UAVConfig
 
 LAYOUT = ("adjacency", "neighbours", "neighbours_mask", "own", "users", "users_mask")
-"""In this order the parts stand in a flat observation."""
+"""Order of the leaves in a flat observation."""
 every_preset = pytest.mark.parametrize("preset", PRESETS)
 
 
@@ -39,14 +39,14 @@ def test_pettingzoos_own_test_of_seeds(preset):
 
 def test_pettingzoos_own_test_of_environments_that_act_in_turn():
     with warnings.catch_warnings():
-        # Observations are dicts of several arrays, which the test was not written for.
+        # `api_test` does not support Dict observations and warns.
         warnings.simplefilter("ignore")
         api_test(uav.env("small"), num_cycles=120)
 
 
 def test_pettingzoos_own_test_of_rendering():
     def make(render_mode: str) -> Any:
-        # It also makes an environment for a window, which it never opens and we do not have.
+        # `render_test` also creates a "human" environment, which it never renders and we lack.
         return uav.env("small", max_steps=3, render_mode=None if render_mode == "human" else render_mode)
 
     render_test(cast(Any, make))
@@ -59,18 +59,18 @@ def test_flat_observations_are_the_parts_one_after_another(preset):
     space = cast(spaces.Dict, parts.observation_space("uav_0"))
     assert flat.observation_space("uav_0") == spaces.flatten_space(space)
     rng = np.random.default_rng(0)
-    (seen, _), (whole, _) = flat.reset(seed=5), parts.reset(seed=5)
+    (flat_observations, _), (whole, _) = flat.reset(seed=5), parts.reset(seed=5)
     for _ in range(30):
-        assert seen.keys() == whole.keys()
-        for agent in seen:
-            assert flat.observation_space(agent).contains(seen[agent])
+        assert flat_observations.keys() == whole.keys()
+        for agent in flat_observations:
+            assert flat.observation_space(agent).contains(flat_observations[agent])
             by_hand = np.concatenate([np.ravel(whole[agent][name]) for name in LAYOUT])
-            np.testing.assert_array_equal(seen[agent], by_hand)
-            np.testing.assert_array_equal(seen[agent], spaces.flatten(space, whole[agent]))
+            np.testing.assert_array_equal(flat_observations[agent], by_hand)
+            np.testing.assert_array_equal(flat_observations[agent], spaces.flatten(space, whole[agent]))
         actions = {agent: rng.integers(parts.action_space(agent).nvec) for agent in parts.agents}
         if not actions:
             break
-        (seen, *others), (whole, *results) = flat.step(actions), parts.step(actions)
+        (flat_observations, *others), (whole, *results) = flat.step(actions), parts.step(actions)
         assert others == results
     assert 1 <= len(flat.agents) < 4 or not flat.agents
 
@@ -80,7 +80,7 @@ def test_pettingzoos_own_tests_of_flat_observations():
     parallel_api_test(uav.parallel_env("small", **options), num_cycles=150)
     parallel_seed_test(lambda: uav.parallel_env("small", **options), num_cycles=60)
     with warnings.catch_warnings():
-        # Actions are three numbers, of which it only says that this is unusual.
+        # `api_test` warns about MultiDiscrete actions as unusual.
         warnings.filterwarnings("ignore", message="Action space for each agent")
         api_test(uav.env("small", observation="flat"), num_cycles=120)
 
@@ -117,7 +117,7 @@ def test_import_loads_nothing_heavy_and_may_be_repeated():
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
-def same(left, right):
+def assert_equal_arrays(left, right):
     assert left.keys() == right.keys()
     for name in left:
         assert left[name].dtype == right[name].dtype
@@ -136,7 +136,7 @@ def test_state_of_the_environment_alone_knows_who_flies():
         one, two = env.step(act), other.step(act)
         assert one[1:] == two[1:]
         np.testing.assert_array_equal(env.state(), other.state())
-    same(env.reset()[0]["uav_0"], other.reset()[0]["uav_0"])
+    assert_equal_arrays(env.reset()[0]["uav_0"], other.reset()[0]["uav_0"])
 
 
 def test_results_and_states_are_copies():
@@ -146,14 +146,19 @@ def test_results_and_states_are_copies():
     rng = np.random.default_rng(0)
     for _ in range(12):
         actions = rng.integers(0, teams.single_action_space.nvec, (3, 2, 3))
-        spoiled, intact = teams.step(actions), twin.step(actions)
-        np.testing.assert_array_equal(spoiled.rewards, intact.rewards)
-        same(spoiled.observations, intact.observations)
-        for values in (spoiled.observations, spoiled.final_observations, spoiled.infos, teams.get_state()):
+        modified_step, intact = teams.step(actions), twin.step(actions)
+        np.testing.assert_array_equal(modified_step.rewards, intact.rewards)
+        assert_equal_arrays(modified_step.observations, intact.observations)
+        for values in (
+            modified_step.observations,
+            modified_step.final_observations,
+            modified_step.infos,
+            teams.get_state(),
+        ):
             for array in values.values():
                 if isinstance(array, np.ndarray):
                     array[...] = 0
-        for array in spoiled:
+        for array in modified_step:
             if isinstance(array, np.ndarray):
                 array[...] = 0
 

@@ -10,8 +10,8 @@ from scrubjay.envs.uav.rendering import Scene, channel_colour, draw, rate_colour
 SIZE = (860, 620)
 
 
-def scene(**changes) -> Scene:
-    given = Scene(
+def make_scene(**changes) -> Scene:
+    default = Scene(
         area_m=1000.0,
         uav_position_m=np.array([[250, 250, 100], [750, 750, 120.0]]),
         alive=np.array([True, True]),
@@ -24,11 +24,11 @@ def scene(**changes) -> Scene:
         step=3,
         episode_steps=50,
     )
-    return dataclasses.replace(given, **changes)
+    return dataclasses.replace(default, **changes)
 
 
 def pixel(place, size=SIZE):
-    """Where the map, whose corner and side follow from the picture's, shows a place."""
+    """Return the pixel (row, column) of a position on the map; its corner and side follow from `size`."""
     side = min(size[0] - 290, size[1] - 52)
     return round(16 + side * (1 - place[1] / 1000)), round(24 + side * place[0] / 1000)
 
@@ -39,14 +39,14 @@ def colours(picture):
 
 @pytest.mark.parametrize("size", [SIZE, (640, 420), (1200, 900)])
 def test_things_are_where_they_are(size):
-    picture = draw(scene(), size)
+    picture = draw(make_scene(), size)
     assert picture.shape == (size[1], size[0], 3)
     assert picture.dtype == np.uint8
     assert tuple(picture[pixel((250, 750), size)]) == rate_colour(0.5)
     assert tuple(picture[pixel((750, 250), size)]) == rate_colour(1.0)
     assert tuple(picture[pixel((500, 500), size)]) == (255, 255, 255)  # a hollow ring
     for uav in (0, 1):
-        row, column = pixel(scene().uav_position_m[uav], size)
+        row, column = pixel(make_scene().uav_position_m[uav], size)
         assert tuple(picture[row, column]) == channel_colour(uav)
 
 
@@ -57,7 +57,10 @@ def differing(one, other):
 def test_interference_shows_only_between_uavs_on_the_same_sub_channel_that_send():
     alarm = (214, 39, 40)
     box = slice(228, 258), slice(350, 380)  # on the line between the UAVs, away from everything else
-    apart, together = scene(server=np.full(3, -1)), scene(server=np.full(3, -1), sub_channel=np.array([1, 1]))
+    apart, together = (
+        make_scene(server=np.full(3, -1)),
+        make_scene(server=np.full(3, -1), sub_channel=np.array([1, 1])),
+    )
     silent = dataclasses.replace(together, power_w=np.array([0.1, 0]))
     dead = dataclasses.replace(together, alive=np.array([True, False]))
 
@@ -69,24 +72,24 @@ def test_interference_shows_only_between_uavs_on_the_same_sub_channel_that_send(
 
 
 def test_dead_uavs_collisions_trails_and_links_are_seen():
-    plain = draw(scene())
+    plain = draw(make_scene())
     trail = np.array([[[100, 250], [700, 900]], [[250, 250], [np.nan, np.nan]]], dtype=float)
     place = pixel((150, 250))
-    with_trail = draw(scene(trail_m=trail))
+    with_trail = draw(make_scene(trail_m=trail))
     assert differing(plain, with_trail)[place[0] - 1 : place[0] + 2, place[1]].any()
-    assert not differing(plain, with_trail)[pixel((725, 830))]  # NaN: it was not there
+    assert not differing(plain, with_trail)[pixel((725, 830))]  # NaN: the UAV was not flying
     for changes in (
         {"alive": np.array([True, False])},
-        {"collided": np.array([True, True])},
+        {"in_collision": np.array([True, True])},
         {"server": np.array([1, 1, -1])},
         {"step": 4},
     ):
-        assert differing(plain, draw(scene(**changes))).sum() > 20
-    assert not differing(plain, draw(scene())).any()
+        assert differing(plain, draw(make_scene(**changes))).sum() > 20
+    assert not differing(plain, draw(make_scene())).any()
 
 
 def test_a_row_that_does_not_fit_is_counted():
-    many = scene(
+    many = make_scene(
         uav_position_m=np.full((40, 3), 500.0),
         alive=np.ones(40, bool),
         sub_channel=np.arange(40),
@@ -98,7 +101,7 @@ def test_a_row_that_does_not_fit_is_counted():
 
 
 def test_no_users_and_no_uavs():
-    empty = scene(
+    empty = make_scene(
         uav_position_m=np.zeros((0, 3)),
         alive=np.zeros(0, bool),
         sub_channel=np.zeros(0, int),
@@ -112,8 +115,8 @@ def test_no_users_and_no_uavs():
 
 def test_errors():
     with pytest.raises(ValueError, match=r"user_position_m.*\(2, 2\).*\(3, 2\)"):
-        scene(user_position_m=np.zeros((2, 2)))
+        make_scene(user_position_m=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="area_m=0"):
-        scene(area_m=0)
+        make_scene(area_m=0)
     with pytest.raises(ValueError, match="100"):
-        draw(scene(), (100, 100))
+        draw(make_scene(), (100, 100))

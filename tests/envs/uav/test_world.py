@@ -1,4 +1,4 @@
-"""Laws of the downlink that hold in every scenario."""
+"""Invariants of the downlink dynamics in every scenario."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .scenarios import configs, random_actions
 ROWS = 3
 
 
-def played(config, seed, steps):
-    """Yield teams and what each of some steps came to."""
+def play_steps(config, seed, steps):
+    """Yield the environments, the alive mask before the step and the result of each random step."""
     teams, rng = uav.teams(ROWS, config), np.random.default_rng(seed)
     teams.reset(seed=seed)
     for _ in range(steps):
@@ -38,7 +38,7 @@ few = settings(max_examples=25, deadline=None)
 @few
 @every_config
 def test_rates_powers_and_shares_stay_within_their_bounds(config, seed):
-    for teams, _, _ in played(config, seed, 6):
+    for teams, _, _ in play_steps(config, seed, 6):
         world = teams.world
         assert (world.rate_bps >= 0).all()
         assert np.isfinite(world.rate_bps).all()
@@ -55,11 +55,11 @@ def test_rates_powers_and_shares_stay_within_their_bounds(config, seed):
 @few
 @given(config=configs(drop_probability=0.0, battery_j=None), seed=st.integers(0, 2**32))
 def test_a_sub_channels_time_is_handed_out_once_or_not_at_all(config, seed):
-    for teams, _, _ in played(config, seed, 4):
+    for teams, _, _ in play_steps(config, seed, 4):
         world = teams.world
         share = world.rate_bps / config.bandwidth_hz / np.maximum(world.efficiency, 1e-30)
-        served = world.association[:, None, :] == np.arange(config.num_uavs)[:, None]
-        used = (share[:, None, :] * served).sum(axis=2)
+        is_served = world.association[:, None, :] == np.arange(config.num_uavs)[:, None]
+        used = (share[:, None, :] * is_served).sum(axis=2)
         np.testing.assert_allclose(used, world.load > 0, atol=1e-5)
         assert (world.load.sum(axis=1) == config.num_users).all()
         assert not world.load[~world.alive].any()
@@ -68,11 +68,11 @@ def test_a_sub_channels_time_is_handed_out_once_or_not_at_all(config, seed):
 @few
 @every_config
 def test_the_dead_see_nothing_do_nothing_and_earn_nothing(config, seed):
-    for teams, before, step in played(config, seed, 8):
+    for teams, before, step in play_steps(config, seed, 8):
         assert not step.rewards[~before].any()
         assert not step.terminated[~before].any()
         assert (step.terminated <= before).all()
-        going = ~step.ended
+        going = ~step.dones
         assert (teams.world.alive[going] == (before & ~step.terminated)[going]).all()
         for values in step.observations.values():
             assert not values[~step.alive].any()
@@ -82,7 +82,7 @@ def test_the_dead_see_nothing_do_nothing_and_earn_nothing(config, seed):
 
 @few
 @given(config=configs(num_uavs=2, min_uavs=None), seed=st.integers(0, 2**32))
-def test_what_the_dead_are_told_to_do_does_not_matter(config, seed):
+def test_actions_of_dead_uavs_do_not_matter(config, seed):
     def play(noise):
         teams, rng = uav.teams(ROWS, config), np.random.default_rng(seed)
         teams.reset(seed=seed)
@@ -92,7 +92,7 @@ def test_what_the_dead_are_told_to_do_does_not_matter(config, seed):
             actions = random_actions(teams, rng)
             actions[:, 0] = noise
             step = teams.step(actions)
-            if step.ended.any():
+            if step.dones.any():
                 break
             result.append(np.concatenate([step.rewards.ravel(), teams.world.rate_bps.ravel()]))
         return np.array(result)
@@ -116,8 +116,8 @@ def test_observations_and_state_lie_in_their_spaces(config, seed):
 @few
 @given(config=configs(min_distance_m=150.0), seed=st.integers(0, 2**32))
 def test_collisions_are_symmetric_and_counted_once(config, seed):
-    for teams, before, step in played(config, seed, 4):
-        if step.ended.any():
+    for teams, before, step in play_steps(config, seed, 4):
+        if step.dones.any():
             continue
         world = teams.world
         for row in range(ROWS):
@@ -133,7 +133,7 @@ def test_collisions_are_symmetric_and_counted_once(config, seed):
 
 @few
 @given(
-    # Wide, lest two UAVs come to the very same corner: of equal gains the first is taken.
+    # Wide area, so that no two UAVs reach the same corner; ties in gain go to the first UAV.
     config=configs(drop_probability=0.0, min_distance_m=100.0, max_steps=12, area_m=1000.0),
     seed=st.integers(0, 2**32),
 )
@@ -161,7 +161,7 @@ def test_permuting_uavs_permutes_everything(config, seed):
     for _ in range(5):
         actions = random_actions(left, rng)
         one, other = left.step(actions), right.step(actions[:, order])
-        if one.ended.any():
+        if one.dones.any():
             break
         np.testing.assert_allclose(one.rewards[:, order], other.rewards, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(one.terminated[:, order], other.terminated)
@@ -175,7 +175,7 @@ def test_permuting_uavs_permutes_everything(config, seed):
 
 
 def test_one_step_by_hand():
-    """Two UAVs, three users, one sub-channel shared: every number from the definitions, in float64."""
+    """Two UAVs, three users, one shared sub-channel: all values computed from the definitions in float64."""
     config = UAVConfig(
         num_uavs=2,
         num_users=3,
@@ -198,11 +198,11 @@ def test_one_step_by_hand():
     power = np.array([0.5, 1.0]) * 10e-3
     ground = np.linalg.norm(world.position_m[0, :, None, :2].astype(float) - world.user_position_m[0], axis=2)
     gain = 10 ** (-mean_path_loss_db(ground, 100.0, 2.4e9, "urban") / 10)
-    received = power[:, None] * gain
+    received_w = power[:, None] * gain
     noise = 10 ** (-170 / 10) * 1e-3 * 180e3
     server = np.array([0, 0, 1])
-    signal = received[server, np.arange(3)]
-    efficiency = np.log2(1 + signal / (received.sum(axis=0) - signal + noise))
+    signal = received_w[server, np.arange(3)]
+    efficiency = np.log2(1 + signal / (received_w.sum(axis=0) - signal + noise))
     rate = 180e3 * efficiency / np.array([2, 2, 1])
     np.testing.assert_array_equal(world.association[0], server)
     np.testing.assert_allclose(world.rate_bps[0], rate, rtol=1e-5)
@@ -259,7 +259,7 @@ def test_an_empty_battery_ends_the_flight_and_hovering_costs_more_than_cruising(
         while True:
             steps += 1
             step = teams.step(np.full((1, 2, 3), [move, 0, 0]))
-            if step.ended[0]:
+            if step.dones[0]:
                 break
         assert step.terminated.all()
         assert not step.truncated.any()

@@ -1,4 +1,4 @@
-"""An agent's own cost: every contestant runs as many tools, and a further step is what steps add."""
+"""Benchmark of agents: all run the same tools; the cost per step is a difference of two answers."""
 
 import sys
 
@@ -13,22 +13,24 @@ from scrubjay.experiments.bench import agent
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_every_contestant_runs_the_same_tools_to_the_same_answer(steps):
-    told = {}
-    for name, answer in agent.contestants(steps).items():
+def test_every_agent_runs_the_same_tools_to_the_same_answer(steps):
+    results = {}
+    for name, answer in agent.build_methods(steps).items():
         messages = answer()["messages"]
-        # Ours stand between marks, as what a tool says is not to be obeyed.
-        said = [str(message.content).splitlines() for message in messages if isinstance(message, ToolMessage)]
-        ran = [lines[len(lines) // 2] for lines in said]
-        told[name] = (ran, messages[-1].content)
-    assert len(told) == 4
-    first = next(iter(told.values()))
+        # Our agent puts tool output between marks, as untrusted text.
+        tool_lines = [
+            str(message.content).splitlines() for message in messages if isinstance(message, ToolMessage)
+        ]
+        outputs = [lines[len(lines) // 2] for lines in tool_lines]
+        results[name] = (outputs, messages[-1].content)
+    assert len(results) == 4
+    first = next(iter(results.values()))
     assert len(first[0]) == steps
-    assert all(one == first for one in told.values())
+    assert all(one == first for one in results.values())
 
 
-def test_a_contestant_that_runs_too_few_tools_is_no_result(monkeypatch):
-    monkeypatch.setattr(agent, "contestants", lambda steps: {"lazy": lambda: {"messages": []}})
+def test_an_agent_that_runs_too_few_tools_raises(monkeypatch):
+    monkeypatch.setattr(agent, "build_methods", lambda steps: {"lazy": lambda: {"messages": []}})
     with pytest.raises(RuntimeError, match="lazy ran 0 tools instead of 2"):
         agent.measure(2, 1)
 

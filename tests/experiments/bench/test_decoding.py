@@ -1,4 +1,4 @@
-"""What is timed of decoding: caches that hold what is said; sinks read by the kernel what they read."""
+"""Benchmark of decoding: caches have the expected length; `sinks` by the kernel gives equal logits."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,14 @@ pytest.importorskip("transformers")
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from scrubjay.experiments.bench.decoding import BY_KERNEL, OWN, SIZES, DecodingBench, contestants, measure
+from scrubjay.experiments.bench.decoding import (
+    DYNAMIC_CACHE,
+    KERNEL_SINKS,
+    SIZES,
+    DecodingBench,
+    list_caches,
+    measure,
+)
 
 TOKENS = 8
 BENCH = DecodingBench(budget=32, policies=("full", "window", "sinks"), turn=4)
@@ -28,18 +35,18 @@ def model():
 def test_sinks_by_the_kernel_read_as_sinks(model):
     ids = torch.randint(0, 512, (1, 3 * BENCH.budget))
     logits = {}
-    for name, (make, seen) in contestants(model, BENCH, TOKENS).items():
+    for name, (make, num_seen) in list_caches(model, BENCH, TOKENS).items():
         cache = make()
-        model(ids[:, :seen], cache=cache)
-        tokens = ids[:, seen : seen + TOKENS].split(1, dim=1)
+        model(ids[:, :num_seen], cache=cache)
+        tokens = ids[:, num_seen : num_seen + TOKENS].split(1, dim=1)
         logits[name] = torch.cat([model(token, cache=cache).logits for token in tokens], dim=1)
-        assert cache.get_seq_length() == seen + TOKENS
-    torch.testing.assert_close(logits[BY_KERNEL], logits["sinks"], atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(logits["full"], logits[OWN], atol=1e-4, rtol=1e-4)
+        assert cache.get_seq_length() == num_seen + TOKENS
+    torch.testing.assert_close(logits[KERNEL_SINKS], logits["sinks"], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits["full"], logits[DYNAMIC_CACHE], atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits["sinks"], logits["window"], atol=1e-2)
 
 
-def test_every_contestant_is_timed_in_every_round(model):
+def test_every_cache_is_timed_in_every_round(model):
     times = measure(model, dataclasses.replace(BENCH, policies=("sinks",)), TOKENS, rounds=3)
-    assert set(times) == {OWN, "sinks", BY_KERNEL}
+    assert set(times) == {DYNAMIC_CACHE, "sinks", KERNEL_SINKS}
     assert all(len(rounds) == 3 for rounds in times.values())

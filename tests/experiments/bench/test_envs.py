@@ -1,4 +1,4 @@
-"""Speed of environments: a row for each environment and size, and rates of what was stepped."""
+"""Benchmark of environments: one row per environment and batch size; rates count all environments."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ SHORT = EnvsBench(rows=(2, 3), single_steps=2, batched_steps=3, repeats=1)
 def test_every_environment_of_ours_is_measured():
     from scrubjay.envs import list_environments
 
-    named = {name.partition(",")[0] for name in envs._contests(SHORT)}
-    assert named >= {name.split("/")[1] for name in list_environments()}
+    names = {name.partition(",")[0] for name in envs._list_measurements(SHORT)}
+    assert names >= {name.split("/")[1] for name in list_environments()}
 
 
 @pytest.mark.parametrize(("only", "peers"), [("CountRecall", 3), ("UAV-v0, small", 2)])
@@ -31,11 +31,13 @@ def test_a_row_has_the_rates_and_their_ratio(only, peers, capsys, monkeypatch):
 def test_a_rate_counts_the_steps_of_all_rows(monkeypatch):
     moments = iter([10.0, 12.0])
     monkeypatch.setattr(envs.time, "perf_counter", lambda: next(moments))
-    stepped = []
-    assert envs._rate(stepped.append, np.zeros((5, 4))) == 5 * 4 / 2
-    assert len(stepped) == 5
+    batches = []
+    assert envs._rate(batches.append, np.zeros((5, 4))) == 5 * 4 / 2
+    assert len(batches) == 5
 
 
 def test_a_name_that_no_environment_has_is_refused():
-    with pytest.raises(ValueError, match="only='Chess' is in none of: TMaze"):
+    with pytest.raises(
+        ValueError, match="only='Chess': no environment's name contains it; choose from TMaze"
+    ):
         main(EnvsBench(only="Chess"))

@@ -1,28 +1,28 @@
-"""The benchmark of pages opens what it names in a browser, and says how each compares with the film alone."""
+"""Benchmark of pages: opens each page in a browser and compares it with the film alone."""
 
 import re
 
 import pytest
 
 from scrubjay.experiments.bench import pages
-from scrubjay.experiments.looking.trace import Trace
+from scrubjay.experiments.viz.trace import Trace
 
 
-def test_each_page_is_told_against_the_film_alone(capsys):
+def test_each_page_is_compared_with_the_film_alone(capsys):
     pytest.importorskip("playwright")
     if pages.chromium() is None:
         pytest.skip("no chromium")
     pages.main(pages.PagesBench(dancers=2, max_steps=5, rounds=1))
-    told = capsys.readouterr().out
-    assert "2 dancers, 5 steps, 5 pictures" in told
+    output = capsys.readouterr().out
+    assert "2 dancers, 5 steps, 5 pictures" in output
     for name in ("the empty page", "the film alone", "the page"):
-        assert re.search(rf"^\| {name} \| \d+ ms \| [\d.]+x \| [\d,]+ \| [\d.]+x \|$", told, re.MULTILINE)
-    assert "1.00x" in told
+        assert re.search(rf"^\| {name} \| \d+ ms \| [\d.]+x \| [\d,]+ \| [\d.]+x \|$", output, re.MULTILINE)
+    assert "1.00x" in output
 
 
 def test_a_film_is_every_picture_once():
     pictures = tuple(f"data:image/png;base64,{letters}" for letters in ("AAAA", "BBBB"))
-    text = pages.film(Trace("policy", "film", (), pictures=pictures))
+    text = pages.render_pictures(Trace("policy", "film", (), pictures=pictures))
     assert re.findall(r'src="([^"]*)"', text) == list(pictures)
 
 
@@ -30,4 +30,4 @@ def test_without_a_browser_the_error_says_what_to_do(monkeypatch):
     pytest.importorskip("playwright")
     monkeypatch.setattr(pages, "chromium", lambda: None)
     with pytest.raises(RuntimeError, match="set CHROMIUM"):
-        pages.opened({"empty": pages.EMPTY}, 1)
+        pages.time_pages({"empty": pages.EMPTY}, 1)

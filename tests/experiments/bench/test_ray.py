@@ -1,4 +1,4 @@
-"""What follows on paper from measured constants: sums of an iteration's parts, by hand."""
+"""Scaling model of the Ray benchmark, checked against sums by hand."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("ray.rllib")
 
-from scrubjay.experiments.bench.ray import Constants, Plan, speed_table, training
+from scrubjay.experiments.bench.ray import Constants, ScalingModel, build_config, speed_table
 
 CONSTANTS = Constants(
     steps=10,
@@ -19,7 +19,7 @@ CONSTANTS = Constants(
 
 
 def test_an_iteration_is_sampling_gathering_and_learning_in_turn():
-    plan = Plan(runners=4, constants=CONSTANTS, rows=8, bytes_per_second=1e5)
+    plan = ScalingModel(runners=4, constants=CONSTANTS, num_envs=8, bytes_per_second=1e5)
     assert plan.sampling == 8 * 0.5  # all runners at once
     assert plan.gathering == pytest.approx(4 * (8 * (0.01 + 0.01) + 0.04))
     learning = 4 * 8 * 0.25
@@ -29,12 +29,12 @@ def test_an_iteration_is_sampling_gathering_and_learning_in_turn():
 
 @pytest.mark.parametrize(("runners", "learners"), [(1, 1), (2, 1), (4, 2), (64, 32)])
 def test_as_many_learners_as_learn_what_all_runners_sample(runners, learners):
-    assert Plan(runners, CONSTANTS, 8, 1e9).learners == learners
+    assert ScalingModel(runners, CONSTANTS, 8, 1e9).learners == learners
 
 
 def test_no_number_of_runners_goes_beyond_what_the_driver_lets_through():
     ceiling = CONSTANTS.ceiling(1e6)
-    speeds = [Plan(n, CONSTANTS, 8, 1e6).steps_per_second(10**6) for n in (1, 10, 1000, 100_000)]
+    speeds = [ScalingModel(n, CONSTANTS, 8, 1e6).steps_per_second(10**6) for n in (1, 10, 1000, 100_000)]
     assert speeds == sorted(speeds)
     assert speeds[-1] < ceiling
     faster = dataclasses.replace(CONSTANTS, gather_seconds=0.0)
@@ -49,7 +49,7 @@ def test_speeds_are_told_beside_the_local_engine_and_rllibs_fastest():
     assert rows["RLlib, 1"] == ["20", "0.20x", "0.5x"]
 
 
-def test_everybody_makes_the_same_run_which_never_ends_by_itself():
-    config = training("lstm")
+def test_the_shared_config_never_ends_by_itself():
+    config = build_config("lstm")
     assert (config.recipe, config.label) == ("key-to-door", "lstm")
     assert config.total_steps >= 10**9

@@ -1,4 +1,4 @@
-"""The benchmark of linear memory runs, and compares all that it names with their peers."""
+"""Benchmark of linear memory: runs and compares every variant with its peer."""
 
 import re
 
@@ -7,9 +7,9 @@ from scrubjay.experiments.bench import recurrences
 
 def test_every_way_is_compared_with_its_peer(capsys):
     recurrences.main(recurrences.RecurrencesBench(lengths=(20,), heads=2, width=4, rows=(1, 3), rounds=1))
-    told = capsys.readouterr().out
-    for name in recurrences.WAYS:
-        assert re.search(rf"^\| {name} \| [\d.]+ ms, [\d.]+x \| [\d.]+ ms, [\d.]+x \|$", told, re.MULTILINE)
+    output = capsys.readouterr().out
+    for name in recurrences.VARIANTS:
+        assert re.search(rf"^\| {name} \| [\d.]+ ms, [\d.]+x \| [\d.]+ ms, [\d.]+x \|$", output, re.MULTILINE)
     for peer in ("attention", "GRU cell"):
-        assert len(re.findall(rf"^\| {peer} \| [\d.]+ ms, 1\.00x", told, re.MULTILINE)) == 1
-    assert "| against GRU cell | 1 rows | 3 rows |" in told
+        assert len(re.findall(rf"^\| {peer} \| [\d.]+ ms, 1\.00x", output, re.MULTILINE)) == 1
+    assert "| against GRU cell | 1 rows | 3 rows |" in output

@@ -1,4 +1,4 @@
-"""The comparison of two commits' speed."""
+"""Benchmark of two commits."""
 
 import os
 import subprocess
@@ -12,10 +12,10 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def _is_checkout() -> bool:
-    """Return whether git knows this folder and may write beside it."""
+    """Check if this folder is a git checkout with a writable git directory."""
     git = ["git", "-C", str(ROOT), "rev-parse", "--git-common-dir"]
-    found = subprocess.run(git, check=False, capture_output=True, text=True)
-    return found.returncode == 0 and os.access(ROOT / found.stdout.strip(), os.W_OK)
+    result = subprocess.run(git, check=False, capture_output=True, text=True)
+    return result.returncode == 0 and os.access(ROOT / result.stdout.strip(), os.W_OK)
 
 
 @pytest.mark.slow

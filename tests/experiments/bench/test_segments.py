@@ -1,17 +1,17 @@
-"""The peer of HCAM's segment is full attention: in pieces as at once, and blind to what comes later."""
+"""Benchmark of segments: the full-attention baseline is causal and gives equal results in pieces."""
 
 import torch
 
-from scrubjay.experiments.bench.segments import FullAttention, _interleaved
+from scrubjay.experiments.bench.segments import FullAttention, _time_in_turns
 
 DIM, HEADS = 8, 2
 
 
-def remembered(block, x):
-    """Return keys and values of steps, `[batch, heads, time, d]`."""
-    normed = block.norm(x)
+def compute_keys_values(block, x):
+    """Compute the keys and values of steps, `[batch, heads, time, d]`."""
+    normalized = block.norm(x)
     return [
-        projection(normed).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+        projection(normalized).unflatten(-1, (HEADS, -1)).transpose(1, 2)
         for projection in (block.key, block.value)
     ]
 
@@ -19,34 +19,34 @@ def remembered(block, x):
 def test_a_segment_after_its_history_is_read_as_the_whole_at_once():
     torch.manual_seed(0)
     block, x = FullAttention(DIM, HEADS), torch.randn(3, 9, DIM)
-    nothing = torch.zeros(3, HEADS, 0, DIM // HEADS)
-    whole = block(x, nothing, nothing)
-    torch.testing.assert_close(block(x[:, 5:], *remembered(block, x[:, :5])), whole[:, 5:])
+    empty = torch.zeros(3, HEADS, 0, DIM // HEADS)
+    whole = block(x, empty, empty)
+    torch.testing.assert_close(block(x[:, 5:], *compute_keys_values(block, x[:, :5])), whole[:, 5:])
 
 
 def test_later_steps_change_nothing_before_them():
     torch.manual_seed(1)
     block, x = FullAttention(DIM, HEADS), torch.randn(2, 6, DIM)
-    nothing = torch.zeros(2, HEADS, 0, DIM // HEADS)
+    empty = torch.zeros(2, HEADS, 0, DIM // HEADS)
     other = torch.cat([x[:, :4], torch.randn(2, 2, DIM)], dim=1)
-    before, after = block(x, nothing, nothing), block(other, nothing, nothing)
+    before, after = block(x, empty, empty), block(other, empty, empty)
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4:], after[:, 4:])
 
 
-def test_contestants_take_turns_and_go_forward_and_back():
-    told = []
+def test_methods_take_turns_and_run_forward_and_backward():
+    calls = []
 
-    def contestant(name):
+    def build_method(name):
         weight = torch.ones(1, requires_grad=True)
 
         def run():
-            told.append((name, torch.is_grad_enabled()))
+            calls.append((name, torch.is_grad_enabled()))
             return weight * 2
 
         return run
 
-    costs = _interleaved({name: contestant(name) for name in "ab"}, repeats=3)
+    costs = _time_in_turns({name: build_method(name) for name in "ab"}, repeats=3)
     assert list(costs) == ["a", "b"]
     once = [("a", False), ("a", True), ("b", False), ("b", True)]
-    assert told == once * (3 + 2)  # two rounds warm up
+    assert calls == once * (3 + 2)  # two rounds warm up

@@ -1,4 +1,4 @@
-"""Speed of teams: a row for each pair of a recipe and a method, and as many bare steps as an update takes."""
+"""Benchmark of teams: one row per recipe and method; the bare loop has as many steps as an update."""
 
 import dataclasses
 
@@ -11,17 +11,17 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 
 def test_a_row_tells_the_rates_of_its_recipe_and_method(monkeypatch, capsys):
-    measured = []
+    measured_cases = []
 
     def measure(config, rounds):
-        measured.append((config.recipe, config.method, rounds))
+        measured_cases.append((config.recipe, config.method, rounds))
         return 2, 4000.0, 3000.0, 1000.0
 
     monkeypatch.setattr(teams, "_measure", measure)
     cases = (("uav-small", "gamatr"), ("uav-paper", "mappo"))
     main(TeamsBench(cases=cases, rounds=3))
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| uav")]
-    assert measured == [(*case, 3) for case in cases]
+    assert measured_cases == [(*case, 3) for case in cases]
     assert rows == [f"| {recipe} | {method} | 2 | 4,000 | 3,000 | 1,000 | 0.25 |" for recipe, method in cases]
 
 
@@ -29,7 +29,7 @@ def test_the_cases_measured_by_default_are_there():
     from scrubjay.experiments.recipes.methods import METHODS
 
     for recipe, method in TeamsBench().cases:
-        assert RECIPES[recipe]().acts == "team"
+        assert RECIPES[recipe]().policy_type == "team"
         assert method in METHODS
 
 
@@ -40,26 +40,26 @@ def config():
 
 
 def test_bare_steps_are_an_updates_whatever_episodes_do(config, monkeypatch):
-    counted = {"step": 0, "reset": 0}
+    call_counts = {"step": 0, "reset": 0}
     make = TeamEnvConfig.make
 
-    def counting(self, **options):
+    def make_counting(self, **options):
         env = make(self, **options)
-        for name in counted:
+        for name in call_counts:
             function = getattr(env, name)
 
-            def called(*words, name=name, function=function, **options):
-                counted[name] += 1
+            def count_call(*words, name=name, function=function, **options):
+                call_counts[name] += 1
                 return function(*words, **options)
 
-            setattr(env, name, called)
+            setattr(env, name, count_call)
         return env
 
-    monkeypatch.setattr(TeamEnvConfig, "make", counting)
-    step_all = teams._bare(config)
+    monkeypatch.setattr(TeamEnvConfig, "make", make_counting)
+    step_all = teams._build_bare_loop(config)
     step_all()
-    assert counted["step"] == config.steps_per_update == 16
-    assert counted["reset"] == 1 + 16 // 3
+    assert call_counts["step"] == config.steps_per_update == 16
+    assert call_counts["reset"] == 1 + 16 // 3
 
 
 def test_what_is_measured_is_the_team_of_the_recipe(config):

@@ -1,4 +1,4 @@
-"""A provider of language models on this machine, for commands that ask one."""
+"""Local server of a language-model provider, for commands that use one."""
 
 import contextlib
 
@@ -9,7 +9,7 @@ from ...agents.kwai.chat_completions import KEY, serve
 
 @pytest.fixture
 def openai(monkeypatch):
-    """Let the environment lead OpenAI's client to a server here that gives these replies."""
+    """Point OpenAI's client at a local server that returns these replies."""
     with contextlib.ExitStack() as running:
 
         def start(*replies):

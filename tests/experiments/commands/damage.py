@@ -1,4 +1,4 @@
-"""Files as a full disk, a cut copy, another program or a stranger may leave them."""
+"""Random damage to files, as by a full disk, an incomplete copy, another program or an attacker."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ VALUES: tuple[Any, ...] = (
     None, True, -1, 0, 1, 2**70, -(2**70), 1e400, -0.5, float("nan"), "", "x", "é\x00", "../..", [], [[]],
     [None], {}, {"kind": []}, {"name": {}}, {"step": "x"}, "9" * 300,
 )  # fmt: skip
-"""What may stand in JSON in another's place."""
+"""Replacement values for JSON."""
 TEXTS = (
     b"", b"{", b"[]", b"null", b"7", b'"x"', b"\xff\xfe\x00", b"[" * 100_000, b"9" * 5000, b'{"a": 1, "a"',
     b"\n\n\n", b"NaN", "{“a”: 1}".encode(), b'{"kind": "train"}', b'{"kind": {}}', b"{}",
 )  # fmt: skip
-"""What may be in a file instead."""
+"""Replacement contents for a file."""
 
 
 def damage(path: Path, draw: random.Random) -> str:
-    """Do something to a file or folder; return what."""
-    ways = [_replaced, _cut, _mutated, _gone, _folder, _unreadable, _circle]
+    """Damage a file or folder; return a description."""
+    ways = [_replace, _cut, _mutate, _delete, _folder, _unreadable, _circle]
     if path.suffix in (".json", ".jsonl"):
         ways += [_json] * 8
     if path.suffix == ".safetensors":
         ways += [_safetensors] * 3
     way = draw.choice(ways)
     try:
-        told = f"{path.name}: {way.__name__.strip('_')}{way(path, draw) or ''}"
-    except (ValueError, IndexError, SafetensorError):  # it is damaged already
-        told = ""
+        description = f"{path.name}: {way.__name__.strip('_')}{way(path, draw) or ''}"
+    except (ValueError, IndexError, SafetensorError):  # the file is already damaged
+        description = ""
     _whole_again(path)
-    return told
+    return description
 
 
-def _replaced(path: Path, draw: random.Random) -> None:
+def _replace(path: Path, draw: random.Random) -> None:
     path.write_bytes(draw.choice(TEXTS))
 
 
@@ -51,7 +51,7 @@ def _cut(path: Path, draw: random.Random) -> None:
     path.write_bytes(whole[: draw.randrange(len(whole) or 1)])
 
 
-def _mutated(path: Path, draw: random.Random) -> None:
+def _mutate(path: Path, draw: random.Random) -> None:
     whole = bytearray(path.read_bytes())
     for _ in range(draw.choice((1, 3, 30))):
         if whole:
@@ -59,7 +59,7 @@ def _mutated(path: Path, draw: random.Random) -> None:
     path.write_bytes(whole)
 
 
-def _gone(path: Path, draw: random.Random) -> None:
+def _delete(path: Path, draw: random.Random) -> None:
     path.unlink()
 
 
@@ -69,7 +69,7 @@ def _folder(path: Path, draw: random.Random) -> None:
 
 
 def _unreadable(path: Path, draw: random.Random) -> None:
-    """Reading it fails for root, too: the process's own memory has nothing at address 0."""
+    """Make reading fail, even for root: /proc/self/mem has no data at address 0."""
     path.unlink()
     path.symlink_to("/proc/self/mem")
 
@@ -85,15 +85,15 @@ def _json(path: Path, draw: random.Random) -> str:
     value = json.loads(lines[at])
     places = list(_places(value, lambda new: None))
     change = draw.choice(places)
-    told = change(draw)
+    description = change(draw)
     lines[at] = json.dumps(value)
     path.write_text("\n".join(lines) + "\n", "utf-8")
-    return f" {told}"
+    return f" {description}"
 
 
 def _places(value: Any, _: Callable[[Any], None]) -> list[Callable[[random.Random], str]]:
-    """Return what could be changed: each place takes another value, goes, or gets a name it does not know."""
-    found: list[Callable[[random.Random], str]] = []
+    """Return possible changes of a JSON value: replace or delete a value, or add an unknown key."""
+    changes: list[Callable[[random.Random], str]] = []
     keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
 
@@ -108,13 +108,13 @@ def _places(value: Any, _: Callable[[Any], None]) -> list[Callable[[random.Rando
             value[key] = draw.choice(VALUES)
             return f"{key}={value[key]!r:.20}"
 
-        found.append(change)
-        found += _places(value[key], lambda new: None)
-    return found
+        changes.append(change)
+        changes += _places(value[key], lambda new: None)
+    return changes
 
 
 def _safetensors(path: Path, draw: random.Random) -> str:
-    """Keep it a file of tensors, but others."""
+    """Change a tensor; the file stays valid safetensors."""
     weights = load_file(path)
     name = draw.choice(sorted(weights))
     way = draw.choice(("without", "nan", "longer", "int8", "renamed"))
@@ -132,16 +132,16 @@ def _safetensors(path: Path, draw: random.Random) -> str:
 
 
 def _whole_again(path: Path) -> None:
-    """Let a checkpoint's manifest say that it is as it was written: so a stranger would do it."""
+    """Update the checksum in a checkpoint's manifest, as an attacker would."""
     manifest = path.parent / "manifest.json"
     if path != manifest and manifest.is_file() and path.is_file() and not path.is_symlink():
-        told = json.loads(manifest.read_text())
-        if path.name in told["sha256"]:
-            told["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-            manifest.write_text(json.dumps(told))
+        fields = json.loads(manifest.read_text())
+        if path.name in fields["sha256"]:
+            fields["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+            manifest.write_text(json.dumps(fields))
 
 
-def copied(source: Path, target: Path) -> Path:
+def copy(source: Path, target: Path) -> Path:
     """Copy a file or folder; return the copy."""
     if source.is_dir():
         shutil.copytree(source, target)
@@ -152,8 +152,8 @@ def copied(source: Path, target: Path) -> Path:
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files in a folder, or the file itself, that hold something of their own still."""
-    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    """Return the regular files in a folder, or the file itself."""
+    paths = sorted(path.rglob("*")) if path.is_dir() else [path]
     return [
-        file for file in found if file.is_file() and not file.is_symlink() and "tfevents" not in file.name
+        file for file in paths if file.is_file() and not file.is_symlink() and "tfevents" not in file.name
     ]

@@ -1,4 +1,4 @@
-"""A grammar of mistakes: for every verb what is right, and what people and disks make of it."""
+"""Generator of faulty command lines: valid forms of every command, and random mistakes in them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .damage import copied, damage, files
+from .damage import copy, damage, files
 
 NUMBERS = (
     "-1", "0", "1", "nan", "inf", "-inf", "1e9", "1e400", str(2**31), str(2**63), str(2**70), str(-(2**70)),
@@ -41,18 +41,18 @@ PATHS = (
 
 @dataclass(frozen=True)
 class Form:
-    """One way to write a verb that works, with `{name}` for a file of the world, and its options."""
+    """Valid form of a command, with `{name}` for files of the test folder, and its options."""
 
     words: str
     numbers: str = ""
-    """Options that take some."""
-    named: str = ""
-    """Options that take a word."""
+    """Options that take a number."""
+    names: str = ""
+    """Options that take a name."""
     paths: str = ""
-    """Options that take a file's name."""
-    typed: bytes = b""
-    fixed: str = ""
-    """Words that keep it short; a mistake comes later, and may overrule them."""
+    """Options that take a path."""
+    stdin: bytes = b""
+    extra_words: str = ""
+    """Arguments that keep the command fast; mistakes come later and may override them."""
 
 
 _MORE = (*WORDS, "--wings", "--help", "-x", "--set")
@@ -66,97 +66,107 @@ _AGENT = (
 _NAMES = "--memory --learner --method --env --set --device --engine --recipe --env.id"
 _LM = "--budget --max-tokens --seed --temperature"
 _LONG_NAMES = "--methods --device --dtype --title --model"
-_ASKED = (
+_INPUT_LINES = (
     b"Hello\n/help\n/policy sinks x\n/policy nine\n/save folder\n/load folder\n/load nowhere\n\xff\n/what\n"
 )
 
 _PLAY = Form(
     "play {run}",
     numbers="--seed --max-steps",
-    named="--set --policy --preset",
+    names="--set --policy --preset",
     paths="--out --coverage",
 )
 FORMS: Mapping[str, tuple[Form, ...]] = {
     "train": (
-        Form("train tmaze-demo", numbers=_AGENT, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
+        Form(
+            "train tmaze-demo", numbers=_AGENT, names=_NAMES, paths="--run-dir --init-from", extra_words=TINY
+        ),
         Form(
             "train ppo --env CartPole-v1",
             numbers=_AGENT,
-            named=_NAMES,
+            names=_NAMES,
             paths="--run-dir --init-from",
-            fixed=TINY,
+            extra_words=TINY,
         ),
-        Form("train uav-small", numbers=_TRAINED, named=_NAMES, paths="--run-dir --init-from", fixed=TINY),
+        Form(
+            "train uav-small", numbers=_TRAINED, names=_NAMES, paths="--run-dir --init-from", extra_words=TINY
+        ),
         Form(
             "train mqar --total-steps 64 --batch-rows 2",
             numbers=(
                 "--total-steps --parameters --num-blocks --eval-rows --eval-items --suite.length "
                 "--suite.num-items --suite.vocab-size --seed --eval-longer"
             ),
-            named=_NAMES,
+            names=_NAMES,
             paths="--run-dir --init-from",
-            fixed="--suite.length 32 --suite.num-items 4 --parameters 20000 --eval-rows 2",
+            extra_words="--suite.length 32 --suite.num-items 4 --parameters 20000 --eval-rows 2",
         ),
         Form(
             "train ballet --total-steps 64",
             numbers="--total-steps --seed",
-            named=_NAMES,
+            names=_NAMES,
             paths="--run-dir --init-from",
         ),
     ),
     "resume": (
-        Form("resume {stopped}", numbers="--num-env-runners --total-steps", named="--engine --address"),
+        Form("resume {stopped}", numbers="--num-env-runners --total-steps", names="--engine --address"),
         Form("resume {run} --total-steps 256", numbers="--total-steps"),
     ),
     "eval": (
-        Form("eval {run}", numbers="--episodes --seed --max-steps", named="--set", fixed="--episodes 2"),
+        Form(
+            "eval {run}", numbers="--episodes --seed --max-steps", names="--set", extra_words="--episodes 2"
+        ),
         Form(
             "eval {team}",
             numbers="--episodes --seed --response-steps",
-            named="--set --best-response",
-            fixed="--episodes 1",
+            names="--set --best-response",
+            extra_words="--episodes 1",
         ),
     ),
     "plot": (
-        Form("plot {run}", named="--metric --against", paths="--out"),
-        Form("plot {run} {stopped}", named="--metric", paths="--out"),
+        Form("plot {run}", names="--metric --against", paths="--out"),
+        Form("plot {run} {stopped}", names="--metric", paths="--out"),
     ),
     "play": (
         _PLAY,
-        Form("play scrubjay/TMaze-v0", numbers="--seed --max-steps", named="--set", paths="--out"),
-        replace(_PLAY, words="play uav", fixed="--max-steps 3"),
+        Form("play scrubjay/TMaze-v0", numbers="--seed --max-steps", names="--set", paths="--out"),
+        replace(_PLAY, words="play uav", extra_words="--max-steps 3"),
         Form(
             "play {team}",
             numbers="--seed --max-steps",
-            named="--set --policy",
+            names="--set --policy",
             paths="--out",
-            fixed="--max-steps 3",
+            extra_words="--max-steps 3",
         ),
     ),
     "look": (
         Form(
             "look {team}",
             numbers="--episode --max-steps --response-steps",
-            named="--set --best-response",
+            names="--set --best-response",
             paths="--out",
-            fixed="--max-steps 3",
+            extra_words="--max-steps 3",
         ),
         Form(
-            "look {run}", numbers="--episode --max-steps", named="--set", paths="--out", fixed="--max-steps 3"
+            "look {run}",
+            numbers="--episode --max-steps",
+            names="--set",
+            paths="--out",
+            extra_words="--max-steps 3",
         ),
     ),
     "list": (Form("list"),),
     "export": (
-        Form("export {run}", named="--onnx", paths="--out"),
+        Form("export {run}", names="--onnx", paths="--out"),
         Form("export {team}"),
     ),
     "demo": (
         Form(
             "demo --out folder",
             numbers="--total-steps --seed --jobs",
-            named="--memory",
+            names="--memory",
             paths="--out",
-            fixed="--total-steps 64",
+            extra_words="--total-steps 64",
         ),
         Form("demo --out {demo} --memory gru --total-steps 64", numbers="--seed"),
     ),
@@ -164,10 +174,10 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "compare --out folder --recipes tmaze-demo --memories gru",
             numbers="--seeds --jobs",
-            named="--memories --recipes --methods",
+            names="--memories --recipes --methods",
             paths="--out",
         ),
-        Form("compare --recipes uav-small", numbers="--seeds --jobs", named="--methods", paths="--out"),
+        Form("compare --recipes uav-small", numbers="--seeds --jobs", names="--methods", paths="--out"),
         Form(
             "compare --out {compared} --recipes tmaze-demo --memories gru --seeds 0 -- --total-steps 64 "
             "--env.num-envs 4 --segment-length 8 --eval-episodes 2"
@@ -177,26 +187,26 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "launch tmaze-demo --address http://127.0.0.1:9",
             numbers=_AGENT,
-            named="--memory --learner --method --env --set --device --engine --recipe --env.id --address",
+            names="--memory --learner --method --env --set --device --engine --recipe --env.id --address",
             paths="--run-dir",
         ),
         Form(
             "launch --resume x --address http://127.0.0.1:9",
             numbers="--num-env-runners --num-learners --total-steps",
-            named="--address",
+            names="--address",
         ),
     ),
     "sweep": (
-        Form("sweep tmaze-demo --param seed=0,0", numbers=_AGENT, named=_NAMES, paths="--out"),
-        Form("sweep tmaze-demo --param ppo.gamma=0.9,{word}", numbers="--jobs", named=_NAMES, paths="--out"),
-        Form("sweep tmaze-demo --param seed=1,2 --out {sweep}", numbers="--jobs", named="--param"),
+        Form("sweep tmaze-demo --param seed=0,0", numbers=_AGENT, names=_NAMES, paths="--out"),
+        Form("sweep tmaze-demo --param ppo.gamma=0.9,{word}", numbers="--jobs", names=_NAMES, paths="--out"),
+        Form("sweep tmaze-demo --param seed=1,2 --out {sweep}", numbers="--jobs", names="--param"),
     ),
     "inspect": (Form("inspect {model} --text {text}", numbers="--layers --tokens", paths="--text --out"),),
     "longcontext": (
         Form(
             "longcontext perplexity {text} --model {model} --tokens 40 --budget 16 --block 8",
             numbers="--budget --block --seed --tokens --recompute --save-every",
-            named=_LONG_NAMES,
+            names=_LONG_NAMES,
             paths="--out",
         ),
         Form(
@@ -212,13 +222,13 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
                 "--depths 0"
             ),
             numbers="--budget --block --seed --lengths --depths --samples",
-            named="--methods --device --dtype --title --model --tasks",
+            names="--methods --device --dtype --title --model --tasks",
             paths="--out",
         ),
         Form(
             ("longcontext speed {text} --model {model} --contexts 32 --repeats 1 --steps 2 --budget 16"),
             numbers="--budget --block --seed --contexts --steps --repeats --full-until",
-            named=_LONG_NAMES,
+            names=_LONG_NAMES,
             paths="--out",
         ),
         Form(
@@ -227,7 +237,7 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
                 "--methods sinks --budget 16"
             ),
             numbers="--budget --block --seed --prompts --length --new-tokens",
-            named=_LONG_NAMES,
+            names=_LONG_NAMES,
             paths="--out",
         ),
     ),
@@ -235,10 +245,10 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         Form(
             "chat --model {model}",
             numbers="--budget --max-tokens --seed --temperature --top-p",
-            named="--policy --device --system",
+            names="--policy --device --system",
             paths="--model",
-            fixed="--max-tokens 3 --budget 64",
-            typed=_ASKED,
+            extra_words="--max-tokens 3 --budget 64",
+            stdin=_INPUT_LINES,
         ),
     ),
     "agent": (
@@ -248,80 +258,80 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
                 "--budget --max-tokens --seed --temperature --max-steps --max-seconds --call-bias "
                 "--export-templates"
             ),
-            named="--tools --policy --planning --language --device --embeddings --namespace --name",
+            names="--tools --policy --planning --language --device --embeddings --namespace --name",
             paths="--memory --knowledge --record --replay --export --model",
-            fixed="--max-tokens 3 --tools none --budget 2048",
+            extra_words="--max-tokens 3 --tools none --budget 2048",
         ),
         Form(
             "agent --model {model} --memory {bank} --tools none",
             numbers=_LM,
-            named="--tools",
+            names="--tools",
             paths="--knowledge",
-            fixed="--max-tokens 3",
-            typed=b"Hello\n\xff\n",
+            extra_words="--max-tokens 3",
+            stdin=b"Hello\n\xff\n",
         ),
-        Form("agent Hello --model {model} --replay {replay} --tools auto", fixed="--max-tokens 3"),
+        Form("agent Hello --model {model} --replay {replay} --tools auto", extra_words="--max-tokens 3"),
         Form("agent {word} --model {word}"),
     ),
     "memory": (
         Form(
             "memory add {bank} 'Ada wrote of engines.'",
             numbers="--importance",
-            named="--kind --namespace --trust --supersedes --embeddings --consolidate",
+            names="--kind --namespace --trust --supersedes --embeddings --consolidate",
         ),
-        Form("memory add {bank} -", typed=b"\xe9t\xe9"),
+        Form("memory add {bank} -", stdin=b"\xe9t\xe9"),
         Form(
             "memory search {bank} engines",
             numbers="--k",
-            named="--kinds --namespace --trusts --at --by --explain --json --embeddings",
+            names="--kinds --namespace --trusts --at --by --explain --json --embeddings",
         ),
-        Form("memory show {bank}", numbers="--last", named="--kind --namespace --json"),
+        Form("memory show {bank}", numbers="--last", names="--kind --namespace --json"),
         Form("memory forget {bank} {word}"),
-        Form("memory decisions {bank}", numbers="--last", named="--json"),
+        Form("memory decisions {bank}", numbers="--last", names="--json"),
         Form("memory undo {bank} {word}"),
         Form("memory export {bank}", paths="--out"),
-        Form("memory page {bank}", paths="--out", numbers="--most --k", named="--query --embeddings"),
-        Form("memory import new.db {records}", named="--kind --namespace --trust --embeddings"),
-        Form("memory import {bank} {records} {text} -", typed=b'{"id": 1}\n[1]\n'),
+        Form("memory page {bank}", paths="--out", numbers="--max-records --k", names="--query --embeddings"),
+        Form("memory import new.db {records}", names="--kind --namespace --trust --embeddings"),
+        Form("memory import {bank} {records} {text} -", stdin=b'{"id": 1}\n[1]\n'),
         Form(
             "memory bench {facts} --out folder",
             numbers="--k --window --questions --max-tokens --max-seconds",
-            named="--form --arms --model --judge --embeddings --device",
+            names="--format --arms --model --judge --embeddings --device",
             paths="--out --model",
-            fixed="--questions 1 --arms bank full",
+            extra_words="--questions 1 --arms bank full",
         ),
-        Form("memory facts made.jsonl", numbers="--seeds --facts --questions", named="--part"),
+        Form("memory facts made.jsonl", numbers="--seeds --facts --questions", names="--part"),
     ),
     "kagentbench": (
-        Form("kagentbench {benchmark}", named="--json"),
-        Form("kagentbench {benchmark} {predictions}", named="--json"),
+        Form("kagentbench {benchmark}", names="--json"),
+        Form("kagentbench {benchmark} {predictions}", names="--json"),
     ),
 }
 
 
 @dataclass
 class Case:
-    """A command to try, made of a form by one mistake or two."""
+    """Command to try: a form with one or two mistakes."""
 
     words: list[str]
-    typed: bytes = b""
+    stdin: bytes = b""
     output: str | None = None
-    told: list[str] = field(default_factory=list)
-    """What was done to files."""
+    damages: list[str] = field(default_factory=list)
+    """Descriptions of damage to files."""
 
 
 def make_case(number: int, world: Path, folder: Path) -> Case:
-    """Make the mistakes of this number, with files of `world` copied into `folder`."""
+    """Return the case of this number, with files of `world` copied into `folder`."""
     draw = random.Random(number)
     verb = sorted(FORMS)[number % len(FORMS)]
     form = draw.choice(FORMS[verb])
-    words = shlex.split(f"{form.words} {form.fixed}")
-    case = Case([], form.typed)
+    words = shlex.split(f"{form.words} {form.extra_words}")
+    case = Case([], form.stdin)
     kinds = ["option"] * 5 + ["word", "output", "again", "gone", "more"]
     if any(_FILE.fullmatch(word) for word in words):
         kinds += ["damage"] * 6
     mistakes = draw.choices(kinds, k=draw.choice((1, 1, 2)))
-    damaged = False
+    has_damage = False
     for mistake in mistakes:
         if mistake == "option":
             words += _option(form, draw)
@@ -335,17 +345,17 @@ def make_case(number: int, world: Path, folder: Path) -> Case:
             del words[draw.randrange(len(words))]
         elif mistake == "more":
             words.insert(draw.randrange(1, len(words) + 1), draw.choice(_MORE))
-        damaged |= mistake == "damage"
+        has_damage |= mistake == "damage"
     if not words:
         words = [verb]
-    case.words = [_placed(word, world, folder, draw, damaged, case) for word in words]
-    if not damaged and draw.random() < 0.1:
-        case.typed = draw.choice((b"", b"\xff\xfe", b"\x00", b"{" * 1000, "é\n".encode("latin-1")))
+    case.words = [_place(word, world, folder, draw, has_damage, case) for word in words]
+    if not has_damage and draw.random() < 0.1:
+        case.stdin = draw.choice((b"", b"\xff\xfe", b"\x00", b"{" * 1000, "é\n".encode("latin-1")))
     return case
 
 
 def furnish(folder: Path) -> None:
-    """Put into a folder what stands about in one."""
+    """Create typical files in a folder."""
     folder.mkdir()
     (folder / "folder").mkdir()
     (folder / "note.txt").write_text("A note.\n")
@@ -355,7 +365,7 @@ def furnish(folder: Path) -> None:
 def _option(form: Form, draw: random.Random) -> list[str]:
     values = {
         "numbers": (NUMBERS, NUMBERS, WORDS),
-        "named": (WORDS, WORDS, NUMBERS),
+        "names": (WORDS, WORDS, NUMBERS),
         "paths": (PATHS, PATHS, WORDS),
     }
     options = [(name, kind) for kind in values for name in getattr(form, kind).split()]
@@ -363,29 +373,29 @@ def _option(form: Form, draw: random.Random) -> list[str]:
         return ["--wings", draw.choice(WORDS)]
     name, kind = draw.choice(options)
     value = draw.choice(draw.choice(values[kind]))
-    written = draw.randrange(8)
-    if written == 0:
+    text = draw.randrange(8)
+    if text == 0:
         return [name]
-    if written == 1:
+    if text == 1:
         return [f"{name}={value}"]
-    if written == 2:
+    if text == 2:
         return [name[:-1], value]
     return [name, value]
 
 
-def _placed(word: str, world: Path, folder: Path, draw: random.Random, damaged: bool, case: Case) -> str:
-    """Return a word with what it stands for: a file, perhaps damaged, or any word."""
+def _place(word: str, world: Path, folder: Path, draw: random.Random, has_damage: bool, case: Case) -> str:
+    """Replace a placeholder word by a file, perhaps damaged, or by a random word."""
     if word == "{word}" or word.endswith(",{word}"):
         return word.replace("{word}", draw.choice(WORDS + NUMBERS + PATHS))
-    found = _FILE.fullmatch(word)
-    if not found:
+    matches = _FILE.fullmatch(word)
+    if not matches:
         return word
-    (source,) = world.glob(f"{found[1]}*")
+    (source,) = world.glob(f"{matches[1]}*")
     target = folder / source.name
     if not target.exists():
-        copied(source, target)
-        if damaged:
+        copy(source, target)
+        if has_damage:
             for _ in range(draw.choice((1, 1, 2))):
                 if present := files(target):
-                    case.told.append(damage(draw.choice(present), draw))
+                    case.damages.append(damage(draw.choice(present), draw))
     return source.name

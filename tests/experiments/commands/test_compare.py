@@ -1,4 +1,4 @@
-"""Processes that `scrubjay compare` starts make what its words name, and read no more than they do."""
+"""Trust in processes that `scrubjay compare` starts: they may create only the environments that it names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_an_environment_of_ones_own_is_trained_in_processes_and_found_only_by_na
     code, _, err = here("compare", *WORDS, "--", *FLAGS)
     assert code == 0, err
     path = tmp_path / "out" / "ppo-none-s0"
-    assert Run.load(path).finished
+    assert Run.load(path).is_finished
     assert json.loads((path / "environment.json").read_text())["num_agents"] is None
     assert here("compare", *WORDS, "--", *FLAGS)[0] == 0
 
@@ -30,7 +30,7 @@ def test_an_environment_of_ones_own_is_trained_in_processes_and_found_only_by_na
 @pytest.mark.parametrize(
     "words", [["--seeds", "0", "1", "0"], ["--search-seeds", "7", "7"], ["--memories", "gru", "gru"]]
 )
-def test_what_is_named_twice_is_refused(words, refused):
-    """A seed that counts twice would narrow the interval, and two processes would write one folder."""
-    said = refused("compare", "--recipes", "tmaze-demo", *words, "--search", "ppo.epochs=1,2")
-    assert f"{' '.join(words)}: name each once" in said
+def test_what_is_named_twice_is_refused(words, usage_error):
+    """A repeated seed would narrow the interval, and two processes would write to the same folder."""
+    output = usage_error("compare", "--recipes", "tmaze-demo", *words, "--search", "ppo.epochs=1,2")
+    assert f"{' '.join(words)}: give each value once" in output

@@ -1,4 +1,4 @@
-"""Completion: what a real bash offers after some words, and that it knows what the command's help tells."""
+"""Completion in a real bash, and agreement of its options with --help."""
 
 import argparse
 import contextlib
@@ -9,17 +9,17 @@ import sys
 
 import pytest
 
-from scrubjay.experiments.cli import main
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.commands.completion import SHELLS, parser_after
+from scrubjay.experiments.commands.main import main
 
 _BY_PATTERN = {"--any.field", "--memory.parts", "--help"}
-"""Options that help names as an example of many, or that all have."""
+"""Options in help texts that are placeholders or common to all commands."""
 
 
 @pytest.fixture
 def bash(tmp_path):
-    """Return what bash offers for each of several lines, once the script is evaluated there."""
+    """Return a function that returns bash's completions for each of several lines."""
     program = tmp_path / "bin" / "scrubjay"
     program.parent.mkdir()
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -P -m scrubjay "$@"\n')
@@ -34,7 +34,7 @@ def bash(tmp_path):
         done
     """
 
-    def offered(*lines: str) -> list[set[str]]:
+    def complete_lines(*lines: str) -> list[set[str]]:
         done = subprocess.run(
             ["bash", "--norc", "-c", ask, "bash", *lines],
             env={**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}"},
@@ -44,11 +44,11 @@ def bash(tmp_path):
             timeout=120,
             cwd=tmp_path,
         )
-        registered, *told = done.stdout.splitlines()
-        assert registered.endswith("_python_argcomplete scrubjay"), done.stderr
-        return [{word.rstrip(" ") for word in line.split("|") if word} for line in told]
+        registration, *completions = done.stdout.splitlines()
+        assert registration.endswith("_python_argcomplete scrubjay"), done.stderr
+        return [{word.rstrip(" ") for word in line.split("|") if word} for line in completions]
 
-    return offered
+    return complete_lines
 
 
 def test_bash_completes_verbs_and_names(bash):
@@ -105,8 +105,8 @@ def test_bash_completes_run_directories(bash, tmp_path):
 def test_a_run_that_a_stranger_named_runs_nothing_and_steers_nothing(bash, tmp_path):
     for name in ("$(touch caught)", "red\x1b[31m", "one\x0btwo", "good"):
         (tmp_path / "runs" / name).mkdir(parents=True)
-    (offered,) = bash("scrubjay eval runs/")
-    assert offered == {"runs/good/", r"runs/\$\(touch\ caught\)/"}
+    (choices,) = bash("scrubjay eval runs/")
+    assert choices == {"runs/good/", r"runs/\$\(touch\ caught\)/"}
     assert not (tmp_path / "caught").exists()
 
 
@@ -120,14 +120,14 @@ def test_every_shell_has_a_script_and_help_says_where_it_goes(shell, capsys):
     assert SHELLS[shell] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("words", "told"), [(["tcsh"], "bash, zsh, fish"), (["bash", "zsh"], "'zsh'")])
-def test_another_shell_is_one_line(words, told, capsys):
+@pytest.mark.parametrize(("words", "message"), [(["tcsh"], "bash, zsh, fish"), (["bash", "zsh"], "'zsh'")])
+def test_another_shell_is_one_line(words, message, capsys):
     assert main(["completion", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def options(verb: str, *words: str) -> set[str]:
-    """Return the options that completion knows of a verb."""
+    """Return the options that completion offers for a command."""
     parser: argparse.ArgumentParser = parser_after([verb, *words])
     for word in (verb, *words[:1]):
         (choices,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
@@ -141,11 +141,11 @@ def test_completion_knows_the_options_that_help_tells(verb, capsys, monkeypatch)
     with contextlib.suppress(SystemExit):
         main([verb, "--help"])
     text = capsys.readouterr().out
-    told = set(re.findall(r"^(?:│ )?(--[a-z][\w.-]*)", text, re.MULTILINE))
-    told |= set(re.findall(r"(?<=\[)--[a-z][\w.-]*", text))
-    assert told - _BY_PATTERN <= options(verb)
+    help_options = set(re.findall(r"^(?:│ )?(--[a-z][\w.-]*)", text, re.MULTILINE))
+    help_options |= set(re.findall(r"(?<=\[)--[a-z][\w.-]*", text))
+    assert help_options - _BY_PATTERN <= options(verb)
     if "╭" in text:
-        assert told, "its help was not understood"
+        assert help_options, "its help was not understood"
 
 
 @pytest.mark.parametrize("words", ["memory add", "longcontext speed"])
@@ -154,8 +154,8 @@ def test_completion_knows_the_options_of_words_below_a_verb(words):
 
 
 def test_a_shell_that_asks_does_not_wait_for_torch(modules_after):
-    loaded = modules_after(
+    modules = modules_after(
         "from scrubjay.experiments.commands import COMMANDS, completion\n"
         "for verb in COMMANDS: completion.parser_after([verb, 'tmaze'])"
     )
-    assert loaded.isdisjoint({"torch", "ray", "gymnasium", "transformers", "langchain_core", "matplotlib"})
+    assert modules.isdisjoint({"torch", "ray", "gymnasium", "transformers", "langchain_core", "matplotlib"})

@@ -1,4 +1,4 @@
-"""The doctor finds what is there and names what is missing."""
+"""`scrubjay doctor` reports versions and missing packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_it_says_what_is_here(here):
     lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
     assert scrubjay.__version__ in lines["scrubjay"]
     assert importlib.metadata.version("torch") in lines["torch"]
-    assert f"{torch.get_num_threads()} of torch" in lines["threads"]
+    assert f"{torch.get_num_threads()} in torch" in lines["threads"]
     assert lines["dev"].endswith("installed")
 
 
@@ -28,22 +28,26 @@ def test_every_extra_is_explained():
 
 
 def test_what_an_extra_lacks_is_named_with_the_words_that_bring_it(here, monkeypatch):
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "usearch" else known(name))
+    original = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "usearch" else original(name))
     code, out, _ = here("doctor")
     assert code == 0
-    assert "pip install 'scrubjay[ann]' (lacks usearch)" in out
+    assert "pip install 'scrubjay[ann]' (missing: usearch)" in out
 
 
-@pytest.mark.parametrize(("found", "said"), [(None, "missing: gymnasium;"), ("0.29.1", "not 0.29.1;")])
-def test_what_every_installation_needs_is_an_error(found, said, here, monkeypatch):
-    known = doctor._version
-    monkeypatch.setattr(doctor, "_version", lambda name: found if name == "gymnasium" else known(name))
+@pytest.mark.parametrize(
+    ("installed_version", "message"), [(None, "missing: gymnasium;"), ("0.29.1", "found 0.29.1;")]
+)
+def test_what_every_installation_needs_is_an_error(installed_version, message, here, monkeypatch):
+    original = doctor._version
+    monkeypatch.setattr(
+        doctor, "_version", lambda name: installed_version if name == "gymnasium" else original(name)
+    )
     code, _, err = here("doctor")
     assert code == 1
-    assert said in err
+    assert message in err
     assert err.strip().endswith("pip install scrubjay")
 
 
-def test_it_takes_no_words(refused):
-    assert "unexpected argument 'now'" in refused("doctor", "now")
+def test_it_takes_no_words(usage_error):
+    assert "unexpected argument 'now'" in usage_error("doctor", "now")

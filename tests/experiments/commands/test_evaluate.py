@@ -1,4 +1,4 @@
-"""`scrubjay eval` where episodes are long: most steps, what had not ended, and how far it is."""
+"""`scrubjay eval`: maximum steps, unfinished episodes, progress, and supervised runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
+from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs import progress
 from scrubjay.experiments.tasks.suites import MQAR
@@ -25,10 +25,10 @@ def test_a_policy_plays_no_more_steps_than_it_is_told(finished_run, here):
 
 
 def test_episodes_that_went_on_are_not_counted_as_played(finished_run, here):
-    """70 episodes in 64 copies: 6 play twice, and are stopped in the second."""
+    """Only 6 of the 64 environments play a second episode; it is discarded."""
     code, out, _ = here("eval", finished_run.path, "--episodes", 70, "--max-steps", 6)
     assert code == 0
-    assert out.rstrip().endswith("64 of 70 episodes: the others went on after 6 steps (--max-steps)")
+    assert out.rstrip().endswith("64 of 70 episodes; the others did not end within 6 steps (--max-steps)")
 
 
 def test_who_waits_is_told_how_far_it_is(finished_run, here, monkeypatch):
@@ -37,19 +37,19 @@ def test_who_waits_is_told_how_far_it_is(finished_run, here, monkeypatch):
     assert code == 0
     assert "2 episodes" in out
     lines = err.splitlines()
-    assert lines[0] == "1 steps each, 0 of 2 episodes over"
-    assert lines[-1].endswith("2 of 2 episodes over")
+    assert lines[0] == "1 steps per environment, 0 of 2 episodes finished"
+    assert lines[-1].endswith("2 of 2 episodes finished")
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_number_of_steps_that_is_none_is_named(number, finished_run, here):
     code, _, err = here("eval", finished_run.path, "--max-steps", number)
-    assert (code, err) == (2, f"scrubjay: max_steps={number}: at least 1 is needed\n")
+    assert (code, err) == (2, f"scrubjay: max_steps={number}: must be at least 1\n")
 
 
 @pytest.fixture(scope="module")
 def supervised(tmp_path_factory) -> Run:
-    """Return a sequence model that has chosen among all its chunks in training."""
+    """Return a run of a sequence model trained with top_k of all chunks."""
     memory = make_config("landmark", dim=8, chunk_size=2, num_chunks=16, top_k=16)
     task = SequenceTaskConfig(
         suite=MQAR(vocab_size=20, length=16, num_items=2),
@@ -67,9 +67,9 @@ def supervised(tmp_path_factory) -> Run:
 
 def test_a_supervised_run_is_asked_the_questions_of_its_test(supervised, here):
     code, out, _ = here("eval", supervised.path, "--seed", 4)
-    told = [test["right"] / test["asked"] for test in supervised.result["tests"]]
+    accuracies = [test["right"] / test["asked"] for test in supervised.result["tests"]]
     assert code == 0
-    assert out.splitlines()[-1].split() == ["2", *(f"{share:.3f}" for share in told)]
+    assert out.splitlines()[-1].split() == ["2", *(f"{share:.3f}" for share in accuracies)]
     others = here("eval", supervised.path, "--seed", 5)[1]
     assert others.splitlines()[-1] != out.splitlines()[-1]
 
@@ -93,14 +93,14 @@ def test_an_agents_memory_is_too(tiny, here, tmp_path):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("--episodes", 3), "--episodes is of what acts; .* is a run of kind 'sequence-task'"),
-        (("--set", "length=4"), "--set is of what acts"),
-        (("--memory", "num_layers=2"), "are not of the model with these settings of its memory"),
+        (("--episodes", 3), "--episodes requires a run with a policy; .* is a run of kind 'sequence-task'"),
+        (("--set", "length=4"), "--set requires a run with a policy"),
+        (("--memory", "num_layers=2"), "do not match the model with these memory settings"),
         (("--memory", "chunks=2"), "memory has no field chunks; its fields are"),
         (("--memory", "top_k=many"), "memory.top_k='many': expected int"),
         (("--memory", "top_k=0"), "top_k=0: must be at least 1"),
-        (("--memory", "name=gru"), "name: no field of the memory 'landmark'"),
-        (("--memory", "parts.0.top_k=1"), "parts.0.top_k: no field of the memory 'landmark'"),
+        (("--memory", "name=gru"), "name: memory 'landmark' has no such field"),
+        (("--memory", "parts.0.top_k=1"), "parts.0.top_k: memory 'landmark' has no such field"),
         (("--memory", "top_k"), "setting 'top_k': write it as name=value"),
     ],
 )
@@ -115,4 +115,7 @@ def test_parts_of_a_stack_have_settings_of_their_own(tiny, here, tmp_path):
     run = train(tiny().with_memory(stack), tmp_path / "run", progress=False)
     assert here("eval", run.path, "--episodes", 2, "--memory", "parts.0.top_k=1")[0] == 0
     for place in ("parts.2", "parts.x", "parts"):
-        assert f"{place}.top_k: no field" in here("eval", run.path, "--memory", f"{place}.top_k=1")[2]
+        assert (
+            f"{place}.top_k: memory 'stack' has no such field"
+            in here("eval", run.path, "--memory", f"{place}.top_k=1")[2]
+        )

@@ -1,16 +1,23 @@
-"""`scrubjay export --pretrained`: the run's policy in a folder, and its card tells of the run."""
+"""`scrubjay export --pretrained`: the run's policy as a folder with a model card."""
 
 import logging
-from pathlib import Path
 
+import pytest
 import torch
 from huggingface_hub import ModelCard
 
 from scrubjay.agents import Policy, TeamPolicy
-from scrubjay.experiments import Run
+from scrubjay.experiments import RECIPES, Run, train
+from scrubjay.experiments.recipes.overrides import override
 
-KEPT = Path(__file__).parents[2] / "compatibility" / "d9e860e"
-"""Runs of an older version."""
+from .mistakes import TINY
+
+
+@pytest.fixture(scope="module")
+def team_run(tmp_path_factory):
+    """Return a run of a small team after a short training."""
+    config = override("uav-small", TINY.split())
+    return train(config, tmp_path_factory.mktemp("export") / "team")
 
 
 def assert_alike(left, right):
@@ -23,37 +30,42 @@ def test_a_run_becomes_a_folder_that_loads_and_tells_of_it(here, finished_run, t
     code, out, err = here("export", finished_run.path, "--pretrained", "--out", "shared/policy")
     assert (code, err) == (0, "")
     assert "Policy.from_pretrained('shared/policy')" in out
-    loaded = Policy.from_pretrained(tmp_path / "shared" / "policy")
-    assert_alike(finished_run.policy.state_dict(), loaded.state_dict())
+    policy = Policy.from_pretrained(tmp_path / "shared" / "policy")
+    assert_alike(finished_run.policy.state_dict(), policy.state_dict())
     data = ModelCard.load(tmp_path / "shared" / "policy" / "README.md").data.to_dict()
     config = finished_run.config
     assert data["environment"] == f"scrubjay.envs:{config.env.id}"
     assert (data["steps"], data["seeds"]) == (finished_run.step, [config.seed])
     (result,) = data["model-index"][0]["results"]
-    told = {metric["type"]: metric["value"] for metric in result["metrics"]}
-    assert told["mean_reward"] == finished_run.result["episodic_return"]
+    metrics = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert metrics["mean_reward"] == finished_run.result["episodic_return"]
 
 
-def test_so_does_a_team_of_an_older_version(here, tmp_path):
-    code, out, err = here("export", KEPT / "team", "--pretrained", "--out", "team")
+def test_so_does_a_team(here, team_run, tmp_path):
+    code, out, err = here("export", team_run.path, "--pretrained", "--out", "team")
     assert (code, err) == (0, "")
     assert "TeamPolicy.from_pretrained('team')" in out
-    loaded = TeamPolicy.from_pretrained(tmp_path / "team")
-    assert_alike(Run.load(KEPT / "team").team_policy.state_dict(), loaded.state_dict())
+    policy = TeamPolicy.from_pretrained(tmp_path / "team")
+    assert_alike(Run.load(team_run.path).team_policy.state_dict(), policy.state_dict())
 
 
 def test_a_step_goes_into_a_file_of_any_name(here, finished_run, tmp_path, caplog):
     code, out, err = here("export", finished_run.path, "--out", "shared/step")
     assert (code, err) == (0, "")
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
-    assert "reloaded, and equal to the policy" in out
+    assert "reloaded; outputs match the policy" in out
     assert (tmp_path / "shared" / "step").exists()
 
 
-def test_what_cannot_be_exported_is_one_line_and_nothing_is_overwritten(refused, finished_run):
+def test_what_cannot_be_exported_is_one_line_and_nothing_is_overwritten(
+    usage_error, finished_run, tmp_path_factory
+):
     config = (finished_run.path / "config.json").read_text()
-    told = refused("export", finished_run.path, "--pretrained", "--out", finished_run.path)
-    assert "something else than a policy" in told
+    message = usage_error("export", finished_run.path, "--pretrained", "--out", finished_run.path)
+    assert "is not the config of a policy" in message
     assert (finished_run.path / "config.json").read_text() == config
-    assert "give one of them" in refused("export", finished_run.path, "--pretrained", "--onnx")
-    assert "ballet-probe" in refused("export", KEPT / "probe", "--pretrained", "--out", "x")
+    assert "--onnx and --pretrained cannot be combined" in usage_error(
+        "export", finished_run.path, "--pretrained", "--onnx"
+    )
+    probe = Run.create(RECIPES["ballet-probe"](), tmp_path_factory.mktemp("export") / "probe")
+    assert "ballet-probe" in usage_error("export", probe.path, "--pretrained", "--out", "x")

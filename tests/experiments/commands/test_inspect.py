@@ -1,23 +1,23 @@
-"""`scrubjay inspect` with a question: what cannot be is refused, and the real model finds its sentence."""
+"""`scrubjay inspect` with a question: invalid options, and retrieval by the real model."""
 
 import pytest
 
 pytest.importorskip("transformers")
 
-from scrubjay.experiments.cli import main
-from scrubjay.experiments.looking.trace import read_trace
+from scrubjay.experiments.commands.main import main
+from scrubjay.experiments.viz.trace import read_trace
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["--question", "Who?"], "question='Who?': its page needs a file"),
-        (["--question", "Who?", "--policy", "sinks", "--look", "a.html"], "a page is of one of them"),
+        (["--question", "Who?"], "question='Who?': requires a file for the page"),
+        (["--question", "Who?", "--policy", "sinks", "--look", "a.html"], "cannot be combined"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_read(words, told, capsys):
+def test_what_cannot_be_is_refused_before_anything_is_read(words, message, capsys):
     assert main(["inspect", "nowhere", "--text", "nowhere.txt", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -29,6 +29,6 @@ def test_inspect_finds_the_sentence_and_shows_it(smollm2, tmp_path, capsys):
     words += ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
     assert main([*words, "--question", "What is the secret word of the jay?", "--chunk", "256"]) == 0
     trace = read_trace(tmp_path / "read.json")
-    kept = trace.steps[-1].recalled[0]
-    assert "marmalade" in trace.steps[kept.steps[kept.weights.argmax()]].text
+    recall = trace.steps[-1].recalls[0]
+    assert "marmalade" in trace.steps[recall.steps[recall.weights.argmax()]].text
     assert "marmalade" in capsys.readouterr().out.lower()

@@ -1,4 +1,4 @@
-"""`scrubjay kagentbench`: files in, scores or one line about what is wrong out."""
+"""`scrubjay kagentbench`: scores, or one line on an invalid file."""
 
 import json
 
@@ -11,32 +11,32 @@ from ..language.records import HAND, TREE, record
 
 def complete(tmp_path, name="bench.jsonl"):
     kinds = {"plantooluse": 0, "reflextion": 8, "conclusion": 10, "profile": 12}
-    made = [{**HAND[place][0], "id": kind, "type": kind} for kind, place in kinds.items()]
-    (tmp_path / name).write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in made) + "\n")
-    return made, {place: HAND[place][1] for place in kinds.values()}
+    records = [{**HAND[place][0], "id": kind, "type": kind} for kind, place in kinds.items()]
+    (tmp_path / name).write_text("\n".join(json.dumps(one, ensure_ascii=False) for one in records) + "\n")
+    return records, {place: HAND[place][1] for place in kinds.values()}
 
 
 def test_a_file_is_scored_by_the_command(here, tmp_path):
     _, expected = complete(tmp_path)
     code, out, _ = here("kagentbench", "bench.jsonl")
     assert code == 0
-    shown = {line.split()[0]: line.split()[-1] for line in out.splitlines()}
+    printed_scores = {line.split()[0]: line.split()[-1] for line in out.splitlines()}
     values = {name: float(value) for scores in expected.values() for name, value in scores.items()}
-    assert shown == {
+    assert printed_scores == {
         "ability": "score",
         **{name: f"{100 * values[name]:.2f}" for name in WEIGHTS},
         "overall": f"{100 * sum(WEIGHTS[name] * values[name] for name in WEIGHTS):.2f}",
     }
-    told = json.loads(here("kagentbench", "bench.jsonl", "--json")[1])
-    assert told["scores"] == pytest.approx({name: 100 * value for name, value in values.items()})
-    assert told["queries"] == dict.fromkeys(WEIGHTS, 1)
+    message = json.loads(here("kagentbench", "bench.jsonl", "--json")[1])
+    assert message["scores"] == pytest.approx({name: 100 * value for name, value in values.items()})
+    assert message["queries"] == dict.fromkeys(WEIGHTS, 1)
 
 
 def test_predictions_may_be_in_a_file_of_their_own(here, tmp_path):
-    made, _ = complete(tmp_path)
+    records, _ = complete(tmp_path)
     whole = here("kagentbench", "bench.jsonl")
-    guesses = [{"id": one["id"], "model_predict": one.pop("model_predict")} for one in made]
-    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, made)))
+    guesses = [{"id": one["id"], "model_predict": one.pop("model_predict")} for one in records]
+    (tmp_path / "bench.jsonl").write_text("\n".join(map(json.dumps, records)))
     (tmp_path / "guesses.jsonl").write_text("\n".join(map(json.dumps, reversed(guesses))))
     assert here("kagentbench", "bench.jsonl", "guesses.jsonl") == whole
     (tmp_path / "guesses.jsonl").write_text("\n".join(map(json.dumps, guesses[1:])))
@@ -52,19 +52,19 @@ def test_a_part_of_the_benchmark_has_no_overall_score(here, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("{", "line 1 is not JSON"),
-        ("[]", "line 1 is no record"),
+        ("[]", "line 1: not a valid record"),
         ("", "no records"),
-        (json.dumps(record("plans", [], {})), "'q1' has type 'plans'"),
+        (json.dumps(record("plans", [], {})), "'q1' has unknown type 'plans'"),
         (json.dumps(record("conclusion", [], "x")), "'q1' has no predictions"),
         (json.dumps(record("plantooluse", [{}], {"KuaiAgent": "x"})), "'q1' lacks 'thought'"),
         (json.dumps(record("plantooluse", [TREE], {"MyOwn": "x"})), "prompt template 'MyOwn'"),
     ],
 )
-def test_what_cannot_be_scored_is_named(here, tmp_path, line, told):
+def test_what_cannot_be_scored_is_named(here, tmp_path, line, message):
     (tmp_path / "bad.jsonl").write_text(line)
     code, out, err = here("kagentbench", "bad.jsonl")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert told in err
+    assert message in err

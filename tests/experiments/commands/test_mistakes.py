@@ -1,4 +1,4 @@
-"""No verb of the command shows a traceback, whatever it is told and whatever it finds."""
+"""No command shows a traceback, whatever its arguments and files."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ import pytest
 pytest.importorskip("transformers")
 
 from scrubjay.experiments import RECIPES, Run, train, with_memory
-from scrubjay.experiments.quality.sets.facts import make_rows
+from scrubjay.experiments.quality.datasets.facts import make_rows
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.memory import MemoryBank
 
-from .forked import complaint, run
+from .fork_runner import complaint, run
 from .mistakes import TINY, furnish, make_case
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory, finished_run, tiny, tiny_chat):
-    """Return a folder with one whole thing of each kind that a verb reads."""
+    """Return a folder with one valid file or folder of each kind that a command reads."""
     world = tmp_path_factory.mktemp("world")
     shutil.copytree(finished_run.path, world / "run")
-    stopped = Run.create(tiny(), world / "stopped")
-    shutil.copytree(finished_run.path / "checkpoints", stopped.path / "checkpoints")
-    shutil.copy(finished_run.path / "metrics.jsonl", stopped.path / "metrics.jsonl")
+    stopped_run = Run.create(tiny(), world / "stopped")
+    shutil.copytree(finished_run.path / "checkpoints", stopped_run.path / "checkpoints")
+    shutil.copy(finished_run.path / "metrics.jsonl", stopped_run.path / "metrics.jsonl")
     train(override("uav-small", TINY.split()), world / "team")
     train(
         override("tmaze-demo", ["--memory", "gru", "--seed", "0", *TINY.split()]),
         world / "compared" / "tmaze-demo-gru-s0",
     )
     for name in ("none", "gru"):
-        shown = with_memory(dataclasses.replace(RECIPES["recall-demo"].make(), total_steps=64), name)
-        done = Run.create(shown, world / "demo" / f"{name}-s0")
+        config = with_memory(dataclasses.replace(RECIPES["recall-demo"].make(), total_steps=64), name)
+        done = Run.create(config, world / "demo" / f"{name}-s0")
         for file in ("metrics.jsonl", "result.json"):
             shutil.copy(finished_run.path / file, done.path / file)
     for part in tiny_chat:
@@ -58,21 +58,23 @@ def world(tmp_path_factory, finished_run, tiny, tiny_chat):
     folder = world.with_name("first")
     furnish(folder)
     text, model = str(world / "text.txt"), str(world / "model")
-    ended = run(["longcontext", "perplexity", text, "--model", model, "--tokens", "40", "--budget", "16",
+    result = run(["longcontext", "perplexity", text, "--model", model, "--tokens", "40", "--budget", "16",
                  "--block", "8", "--out", str(world / "longcontext")], folder, seconds=60)  # fmt: skip
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
     return world
 
 
 def try_out(number: int, world: Path, folder: Path) -> str | None:
     furnish(folder)
     case = make_case(number, world, folder)
-    ended = run([os.fsdecode(word) for word in case.words], folder, case.typed, case.output)
-    wrong = complaint(ended)
+    result = run([os.fsdecode(word) for word in case.words], folder, case.stdin, case.output)
+    wrong = complaint(result)
     if wrong is None:
         return None
-    shown = " ".join(repr(word)[:60] for word in case.words)
-    return f"{wrong}: {shown}\n  {case.output or ''} {case.told}\n  {ended.code} {ended.err[-1500:]}"
+    command_line = " ".join(repr(word)[:60] for word in case.words)
+    return (
+        f"{wrong}: {command_line}\n  {case.output or ''} {case.damages}\n  {result.code} {result.err[-1500:]}"
+    )
 
 
 @pytest.mark.parametrize("number", range(60))
@@ -83,5 +85,5 @@ def test_a_mistake_is_told_in_one_line(number, world, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(60, 660, 20))
 def test_many_mistakes_are_told_in_one_line_each(first, world, tmp_path):
-    found = [try_out(number, world, tmp_path / str(number)) for number in range(first, first + 20)]
-    assert not [wrong for wrong in found if wrong]
+    complaints = [try_out(number, world, tmp_path / str(number)) for number in range(first, first + 20)]
+    assert not [wrong for wrong in complaints if wrong]

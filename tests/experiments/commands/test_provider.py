@@ -1,4 +1,4 @@
-"""`scrubjay agent --model openai:...` over the wire: answers, and one line on whatever goes wrong there."""
+"""`scrubjay agent --model openai:...` with a local server: answers, and one line per failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ADD = [calls("calculator", expression="2 + 3"), "I have it."]
 def test_the_command_answers_with_a_tool(openai, scrubjay):
     server = openai(*ADD, "It is 5.")
     code, out, err = scrubjay("agent", "What is 2 + 3?", *MODEL, "--tools", "calculator,time_delta")
-    assert (code, out, server.refused) == (0, "It is 5.\n", [])
+    assert (code, out, server.rejections) == (0, "It is 5.\n", [])
     assert '→ calculator({"expression": "2 + 3"})\n← 2 + 3 = 5\n' in err
     assert [len(request.get("tools", [])) for request in server.requests] == [2, 2, 0]
     assert [request["stream"] for request in server.requests] == [False, False, True]
@@ -31,7 +31,7 @@ def test_a_conversation_with_a_memory(openai, here, monkeypatch):
     server = openai("Noted.", *ADD, "5 for Ada.")
     monkeypatch.setattr("sys.stdin", io.StringIO("I am Ada.\nWhat is 2 + 3?\n"))
     code, out, _ = here("agent", *MODEL, "--tools", "calculator", "--memory", "m.db", "--json")
-    assert (code, server.refused) == (0, [])
+    assert (code, server.rejections) == (0, [])
     assert [json.loads(line)["answer"] for line in out.splitlines()] == ["Noted.", "5 for Ada."]
     assert {"role": "user", "content": "I am Ada."} in server.prompts[1]
     with MemoryBank("m.db") as bank:
@@ -53,7 +53,7 @@ SOON = {"retry-after-ms": "1"}
 
 
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "message"),
     [
         (Fails(401, "Incorrect API key provided: sk-wr***ng."), "401 - Incorrect API key provided"),
         (Fails(404, "The model `small` does not exist"), "The model `small` does not exist"),
@@ -64,19 +64,19 @@ SOON = {"retry-after-ms": "1"}
     ],
     ids=["401", "404", "429", "500", "drop", "hang"],
 )
-def test_a_failure_is_one_line(openai, here, failure, told):
+def test_a_failure_is_one_line(openai, here, failure, message):
     server = openai(*ADD, failure)
-    seconds = "2" if isinstance(failure, Hangs) else "60"  # long enough for what does answer
+    seconds = "2" if isinstance(failure, Hangs) else "60"  # long enough for servers that answer
     words = ["--tools", "calculator", "--memory", "m.db", "--max-seconds", seconds]
     code, out, err = here("agent", "What is 2 + 3?", *MODEL, *words)
     last = err.splitlines()[-1]
     assert code == 1
     assert out in ("", "some words that \n")
     assert last.startswith("scrubjay: model='openai:small' failed: ")
-    assert told in last
+    assert message in last
     assert "Traceback" not in err
-    assert server.refused == []
-    with MemoryBank("m.db") as bank:  # what was found out is kept
+    assert server.rejections == []
+    with MemoryBank("m.db") as bank:  # results of the failed question are kept
         assert "2 + 3 = 5" in bank.recent(9)[-1].text
 
 
@@ -88,9 +88,9 @@ def test_a_server_that_is_not_there_is_one_line(openai, here, monkeypatch):
     assert "Connection refused" in err
 
 
-def test_a_missing_key_is_told_before_anything_happens(refused, monkeypatch):
+def test_a_missing_key_is_told_before_anything_happens(usage_error, monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert "OPENAI_API_KEY" in refused("agent", "Hi", *MODEL, "--tools", "none", "--memory", "m.db")
+    assert "OPENAI_API_KEY" in usage_error("agent", "Hi", *MODEL, "--tools", "none", "--memory", "m.db")
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -104,9 +104,12 @@ def test_after_a_failure_a_conversation_on_a_terminal_goes_on(openai, here, monk
     if not terminal:
         assert (code, out) == (1, "Hello, Ada.\n")
         return
-    assert (code, out, server.refused) == (0, "Hello, Ada.\nYou are Ada.\n", [])
-    spoken = [message["content"] for message in server.prompts[-1][1:-1]]
-    assert spoken == ["I am Ada.", "Hello, Ada."]  # a question without an answer is not gone on from
+    assert (code, out, server.rejections) == (0, "Hello, Ada.\nYou are Ada.\n", [])
+    texts = [message["content"] for message in server.prompts[-1][1:-1]]
+    assert texts == [
+        "I am Ada.",
+        "Hello, Ada.",
+    ]  # a question without an answer is not part of the conversation
 
 
 @pytest.mark.parametrize("last", [Says("It is a long", finish_reason="length"), Says(finish_reason="length")])
@@ -115,4 +118,4 @@ def test_an_answer_that_is_cut_says_so(openai, here, last):
     code, out, err = here("agent", "What is 2 + 3?", *MODEL, "--tools", "calculator")
     assert code == 0
     assert out == f"{last.text or 'I could not write an answer to this question.'}\n"
-    assert err.splitlines()[-1].startswith("the answer ends at the model's limit of tokens")
+    assert err.splitlines()[-1].startswith("the answer was cut at the token limit")

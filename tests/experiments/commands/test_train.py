@@ -1,4 +1,4 @@
-"""`scrubjay train --init-from` and `resume --total-steps` as a user types them; and where others began."""
+"""`scrubjay train --init-from` and `resume --total-steps`, and directories that already hold files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from scrubjay.experiments import Run, resume
 from scrubjay.experiments.runs.checkpoint import load_weights
 
-from .forked import run
+from .fork_runner import run
 
 WORDS = (
     *("--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2", "--device", "cpu", "--quiet"),
@@ -23,7 +23,7 @@ WORDS = (
 
 @pytest.fixture
 def copy(finished_run, tmp_path) -> Path:
-    """A directory of a finished run of 192 steps, to be extended."""
+    """Directory of a finished run of 192 steps, to be extended."""
     return shutil.copytree(finished_run.path, tmp_path / "extended")
 
 
@@ -32,14 +32,14 @@ def test_a_total_that_is_done_already_names_both_numbers_and_changes_nothing(tot
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     code, out, err = here("resume", copy, "--total-steps", total)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"total_steps={total}: 192 steps are done already" in err
-    with pytest.raises(ValueError, match=f"total_steps={total}: 192 steps"):
+    assert f"total_steps={total}: the run has completed 192 steps" in err
+    with pytest.raises(ValueError, match=f"total_steps={total}: the run has completed 192 steps"):
         resume(copy, total_steps=total)
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
 
 
 def test_every_verb_tells_of_the_new_end(copy, here, tmp_path):
-    (copy / "longer.json").write_text('{"4": 0.5}')  # what a report kept of the weights before
+    (copy / "longer.json").write_text('{"4": 0.5}')  # a report's scores of the previous weights
     code, out, _ = here("resume", copy, "--total-steps", 256, "--quiet")
     assert code == 0
     assert "done: return" in out
@@ -53,15 +53,15 @@ def test_a_run_that_came_to_nan_says_so_at_its_end(here):
     words = ["train", "tmaze-demo", *WORDS, "--learner.learning-rate", "1e30"]
     code, out, err = here(*words, "--run-dir", "lost")
     assert code == 0, err
-    assert out.rstrip().endswith("LOST: its losses are no numbers any more")
+    assert out.rstrip().endswith("LOST: its losses are not finite")
     assert "LOST" not in here("train", "tmaze-demo", *WORDS, "--run-dir", "well")[1]
 
 
-def test_no_flag_sets_what_a_run_records_of_itself(refused):
+def test_no_flag_sets_what_a_run_records_of_itself(usage_error):
     for flag in ("--extensions", "--init-step"):
-        told = refused("train", "tmaze-demo", flag, "3")
-        assert f"unknown option '{flag}'" in told
-        assert f"did you mean '{flag}'" not in told
+        message = usage_error("train", "tmaze-demo", flag, "3")
+        assert f"unknown option '{flag}'" in message
+        assert f"did you mean '{flag}'" not in message
 
 
 def test_at_the_command_line_in_another_corridor(here, tmp_path, assert_equal):
@@ -84,7 +84,7 @@ TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "
 
 @pytest.fixture
 def stranger(finished_run, tmp_path):
-    """A run as a stranger may send it, not finished."""
+    """Unfinished run from an untrusted source."""
     path = shutil.copytree(finished_run.path, tmp_path / "run")
     (path / "result.json").unlink()
     return path
@@ -92,15 +92,15 @@ def stranger(finished_run, tmp_path):
 
 @pytest.mark.parametrize("left", ["checkpoints", "metrics.jsonl", "result.json"])
 def test_training_begins_in_no_directory_that_holds_what_another_left(left, stranger, tmp_path):
-    """It would go on from a stranger's weights, or take a stranger's result for its own."""
+    """Otherwise it would continue from untrusted weights, or take another run's result as its own."""
     if left == "result.json":
         (stranger / left).write_text('{"success": 1}')
     for path in list(stranger.iterdir()):
         if path.name not in (left, ".lock"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    ended = run(["train", "tmaze-demo", "--run-dir", "run", *TINY], tmp_path, seconds=30)
-    assert ended.code == 2
-    assert f"run holds {left} of a run without its config.json" in ended.err
+    result = run(["train", "tmaze-demo", "--run-dir", "run", *TINY], tmp_path, seconds=30)
+    assert result.code == 2
+    assert f"run holds {left} of a run but no config.json" in result.err
     assert sorted(path.name for path in stranger.iterdir()) == sorted({left, ".lock"})
 
 
@@ -121,8 +121,8 @@ def test_nor_where_a_run_is(stranger, tmp_path):
     (tmp_path / "evilmod.py").write_text("import pathlib; pathlib.Path('harm').touch()")
     before = {path: path.read_bytes() for path in stranger.rglob("*.json*")}
     for more in ([], ["--trust"]):
-        ended = run(["train", "tmaze-demo", "--run-dir", "run", *more], tmp_path, seconds=30)
-        assert ended.code == 2
-        assert "already holds a run" in ended.err or "unknown option '--trust'" in ended.err
+        result = run(["train", "tmaze-demo", "--run-dir", "run", *more], tmp_path, seconds=30)
+        assert result.code == 2
+        assert "already holds a run" in result.err or "unknown option '--trust'" in result.err
     assert not (tmp_path / "harm").exists()
     assert {path: path.read_bytes() for path in stranger.rglob("*.json*")} == before

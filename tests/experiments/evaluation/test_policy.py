@@ -7,7 +7,7 @@ import torch
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments import EnvConfig, evaluate
-from scrubjay.experiments.evaluation.policy import MAX_COPIES, EpisodeScores, share_out
+from scrubjay.experiments.evaluation.policy import MAX_ENVS, EpisodeScores, split_episodes
 from scrubjay.memory import make_config
 
 
@@ -30,7 +30,7 @@ def test_what_is_played_is_what_the_policy_does_by_single_acts(name):
     """By steps in place, though, which are quicker."""
     env = EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 2}, num_envs=3)
     envs = env.make_vector(3)
-    policy = PolicyConfig(memory=make_config(name, dim=16)).build(Spaces.of(envs)).eval()
+    policy = PolicyConfig(memory=make_config(name, dim=16)).build(Spaces.from_env(envs)).eval()
     observations, _ = envs.reset(seed=5)
     state, returns, over = None, np.zeros(3), False
     while not over:  # all episodes of the task are of one length
@@ -45,12 +45,12 @@ def test_what_is_played_is_what_the_policy_does_by_single_acts(name):
 def test_reaching_a_choice_is_told_apart_from_choosing_right(finished_run):
     short = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2})
     scores = evaluate(finished_run.policy, short, 200, deterministic=False)
-    reached, right = scores.measures["reached"], scores.successes
-    assert all(arrived >= chosen for arrived, chosen in zip(reached, right, strict=True))
-    # Arriving pays 1 where the choice is right; whoever arrives without lagging behind and fails has 0.
-    wrong = [arrived - chosen for arrived, chosen in zip(reached, right, strict=True)]
+    arrivals, successes = scores.measures["reached"], scores.successes
+    assert all(arrival >= success for arrival, success in zip(arrivals, successes, strict=True))
+    # A right choice pays 1. A wrong choice after an arrival without delay pays 0.
+    wrong = [arrival - success for arrival, success in zip(arrivals, successes, strict=True)]
     assert 0 < sum(wrong) < 200
-    assert scores.summary()["reached"] == sum(reached) / 200
+    assert scores.summary()["reached"] == sum(arrivals) / 200
     assert "reached" not in EpisodeScores((0.0,), (1,), ()).summary()
 
 
@@ -59,16 +59,16 @@ def test_evaluation_summary_by_hand():
     assert summary["episodic_return"] == summary["success"] == 0.5
     assert summary["episodic_length"] == 3
     assert summary["success_low"] + summary["success_high"] == pytest.approx(1)
-    graded = EpisodeScores((0.0, 0.0), (1, 1), (0.25, 0.75)).summary()
-    assert graded["success"] == 0.5
+    summary = EpisodeScores((0.0, 0.0), (1, 1), (0.25, 0.75)).summary()
+    assert summary["success"] == 0.5
     assert "success" not in EpisodeScores((0.0,), (1,), ()).summary()
 
 
-@pytest.mark.parametrize("episodes", [1, MAX_COPIES - 1, MAX_COPIES, MAX_COPIES + 1, 3 * MAX_COPIES + 5])
+@pytest.mark.parametrize("episodes", [1, MAX_ENVS - 1, MAX_ENVS, MAX_ENVS + 1, 3 * MAX_ENVS + 5])
 def test_episodes_are_shared_out_evenly_to_the_last(episodes):
-    shares = share_out(episodes)
+    shares = split_episodes(episodes)
     assert sum(shares) == episodes
-    assert len(shares) == min(episodes, MAX_COPIES)
+    assert len(shares) == min(episodes, MAX_ENVS)
     assert shares == sorted(shares, reverse=True)
     assert shares[0] - shares[-1] <= 1
 

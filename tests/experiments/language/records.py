@@ -3,7 +3,7 @@
 import json
 from fractions import Fraction
 
-from scrubjay.experiments.language.forms import Plan, write_form
+from scrubjay.experiments.language.prompt_formats import StepPlan, format_plan
 
 SEARCH = {"name": "web_search", "parameters": {"properties": {"text": {}, "count": {}}}}
 TIME = {"name": "time_delta", "parameters": {"properties": {"start": {}, "end": {}}}}
@@ -11,13 +11,13 @@ TREE = {"thought": "find the tallest tree", "tool_name": "web_search", "tool_arg
 GAP = {"thought": "算出年龄差", "tool_name": "time_delta", "tool_args": {"start": "1815", "end": "1912"}}
 
 
-def record(kind, references, predicted, **more):
+def record(kind, references, predictions, **more):
     return {
         "id": "q1",
         "type": kind,
         "golden_result_list": references,
         "funcs": [SEARCH, TIME],
-        "model_predict": predicted,
+        "model_predict": predictions,
         **more,
     }
 
@@ -46,7 +46,7 @@ HAND = [
         record(
             "plantooluse",
             [TREE, GAP],
-            {"AutoGPT": write_form("AutoGPT", Plan("算年龄差", "time_delta", {"end": "1912"}))},
+            {"AutoGPT": format_plan("AutoGPT", StepPlan("算年龄差", "time_delta", {"end": "1912"}))},
         ),
         {"plan": Fraction(8, 9), "tool": Fraction(1, 2)},
     ),
@@ -91,8 +91,8 @@ HAND = [
             "plantooluse",
             [TREE],
             {
-                "ModelScope": write_form(
-                    "ModelScope", Plan("find the tallest tree", "web_search", {"text": "tallest tree"})
+                "ModelScope": format_plan(
+                    "ModelScope", StepPlan("find the tallest tree", "web_search", {"text": "tallest tree"})
                 )
             },
         ),

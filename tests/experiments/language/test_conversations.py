@@ -1,22 +1,22 @@
 import pytest
 
-from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, converse
+from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, generate_conversation
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_questions_know_the_turns_that_answer_them(language):
-    conversation = converse(language, seed=7)
-    assert conversation == converse(language, seed=7) != converse(language, seed=8)
+    conversation = generate_conversation(language, seed=7)
+    assert conversation == generate_conversation(language, seed=7) != generate_conversation(language, seed=8)
     turns = conversation.turns
     assert [turn.observed for turn in turns] == sorted(turn.observed for turn in turns)
     assert {question.ability for question in conversation.questions} == set(ABILITIES)
-    replaced = {turn.replaces for turn in turns} - {None}
+    replaced_turns = {turn.replaces for turn in turns} - {None}
     for question in conversation.questions:
         assert question.answers <= set(range(len(turns)))
         if question.ability == "updated":
             (newest,) = question.answers
-            assert newest not in replaced
-            assert all(place < newest and place in replaced for place in question.outdated)
+            assert newest not in replaced_turns
+            assert all(place < newest and place in replaced_turns for place in question.outdated_answers)
         if question.ability == "past":
             (place,) = question.answers
             (end,) = [turn.observed for turn in turns if turn.replaces == place]
@@ -38,8 +38,8 @@ def _names(language):
 
 def test_wrong_input_is_named():
     with pytest.raises(ValueError, match="choose from en"):
-        converse("fr", 0)
+        generate_conversation("fr", 0)
     with pytest.raises(ValueError, match="people=21"):
-        converse("en", 0, 1000, 21)
+        generate_conversation("en", 0, 1000, 21)
     with pytest.raises(ValueError, match="need"):
-        converse("en", 0, 50)
+        generate_conversation("en", 0, 50)

@@ -4,15 +4,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.experiments.language.forms import Plan, write_form
+from scrubjay.experiments.language.prompt_formats import StepPlan, format_plan
 from scrubjay.experiments.language.scores import WEIGHTS, Result, arguments_score, score, score_record
 
 from .records import HAND, TREE, kuai, record
 
 
-@pytest.mark.parametrize(("made", "expected"), HAND)
-def test_records_made_by_hand(made, expected):
-    assert score_record(made) == pytest.approx({name: float(value) for name, value in expected.items()})
+@pytest.mark.parametrize(("example", "expected"), HAND)
+def test_records_made_by_hand(example, expected):
+    assert score_record(example) == pytest.approx({name: float(value) for name, value in expected.items()})
 
 
 def likeness(left, right):
@@ -36,23 +36,27 @@ def by_the_book(references, plans, last):
         best = [0.0, 0.0, 0.0]
         for reference in references:
             exact = 1 if plan.tool == reference["tool_name"] else 0
-            wanted = reference["tool_args"]
-            if wanted == {} and plan.arguments == {}:
+            target_arguments = reference["tool_args"]
+            if target_arguments == {} and plan.arguments == {}:
                 arguments = 1.0
-            elif plan.arguments == {} or wanted == {}:
+            elif plan.arguments == {} or target_arguments == {}:
                 arguments = 0.0
             else:
                 arguments = 0.0
-                for name in wanted:
+                for name in target_arguments:
                     if name in plan.arguments:
-                        arguments += likeness(wanted[name], plan.arguments[name])
-                arguments /= len(wanted)
-            thought = likeness(reference["thought"], plan.thought)
-            penalty = 1 if (reference["tool_name"], wanted) == (last["tool_name"], last["tool_args"]) else 0
+                        arguments += likeness(target_arguments[name], plan.arguments[name])
+                arguments /= len(target_arguments)
+            thought_score = likeness(reference["thought"], plan.thought)
+            penalty = (
+                1
+                if (reference["tool_name"], target_arguments) == (last["tool_name"], last["tool_args"])
+                else 0
+            )
             values = (
-                exact * thought,
+                exact * thought_score,
                 exact * arguments,
-                (1 - penalty) * exact * (0.3 * thought + 0.7 * arguments),
+                (1 - penalty) * exact * (0.3 * thought_score + 0.7 * arguments),
             )
             best = [max(old, new) for old, new in zip(best, values, strict=True)]
         sums = [total + value / len(plans) for total, value in zip(sums, best, strict=True)]
@@ -63,17 +67,19 @@ words = st.lists(st.sampled_from("abcd"), max_size=5).map(" ".join)
 arguments = st.dictionaries(st.sampled_from(["x", "y", "z"]), words, max_size=3)
 tool_names = st.sampled_from(["look", "ask"])
 golden = st.fixed_dictionaries({"thought": words, "tool_name": tool_names, "tool_args": arguments})
-plans = st.builds(Plan, words, tool_names, arguments)
+plans = st.builds(StepPlan, words, tool_names, arguments)
 
 
 @settings(max_examples=150)
 @given(st.lists(golden, min_size=1, max_size=3), plans, plans, golden)
 def test_plan_tool_and_reflection_are_by_the_book(references, first, second, last):
-    predicted = {"KuaiAgent": write_form("KuaiAgent", first), "AutoGPT": write_form("AutoGPT", second)}
+    predictions = {"KuaiAgent": format_plan("KuaiAgent", first), "AutoGPT": format_plan("AutoGPT", second)}
     expected = by_the_book(references, [first, second], last)
-    planned = score_record(record("plantooluse", references, predicted))
-    reflected = score_record(record("reflextion", references, predicted, memory_last_task=last))
-    assert [planned["plan"], planned["tool"], reflected["reflection"]] == pytest.approx(expected)
+    plan_scores = score_record(record("plantooluse", references, predictions))
+    reflection_scores = score_record(record("reflextion", references, predictions, memory_last_task=last))
+    assert [plan_scores["plan"], plan_scores["tool"], reflection_scores["reflection"]] == pytest.approx(
+        expected
+    )
 
 
 @given(arguments, arguments)

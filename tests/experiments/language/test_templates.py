@@ -18,11 +18,16 @@ def task(done=()):
 @given(st.integers(0, 2**32), st.integers(1, 40), st.sampled_from(["en", "zh"]))
 @settings(max_examples=20, deadline=None)
 def test_templates_are_all_different_and_the_same_again(seed, count, language):
-    made = generate_templates(count, language, seed)
-    assert made == generate_templates(count, language, seed)
-    assert len({template.id for template in made}) == len(made) == count
-    assert {template.form for template in made[:4]} <= {"KuaiAgent", "AutoGPT", "ToolLlama", "ModelScope"}
-    assert len({template.form for template in made}) == min(count, 4)
+    templates = generate_templates(count, language, seed)
+    assert templates == generate_templates(count, language, seed)
+    assert len({template.id for template in templates}) == len(templates) == count
+    assert {template.form for template in templates[:4]} <= {
+        "KuaiAgent",
+        "AutoGPT",
+        "ToolLlama",
+        "ModelScope",
+    }
+    assert len({template.form for template in templates}) == min(count, 4)
 
 
 def test_there_are_thousands_of_templates_and_both_languages_have_the_same_parts():

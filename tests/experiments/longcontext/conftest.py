@@ -1,4 +1,4 @@
-"""A tiny random model in a folder, as transformers saves one; its tokens are words and marks."""
+"""Fixtures: a tiny random transformers model in a folder, and a text of its words."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scrubjay.experiments import cli
+from scrubjay.experiments.commands import main
 
 WORDS = [f"w{number}" for number in range(90)]
 
@@ -54,9 +54,9 @@ def model(model_folder):
 def text(tmp_path_factory):
     """A file of 300 words in sentences of six."""
     generator = torch.Generator().manual_seed(1)
-    drawn = [WORDS[i] for i in torch.randint(90, (300,), generator=generator).tolist()]
+    words = [WORDS[i] for i in torch.randint(90, (300,), generator=generator).tolist()]
     path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text(re.sub(r"((?:\w+ ){6})", r"\1. ", " ".join(drawn)))
+    path.write_text(re.sub(r"((?:\w+ ){6})", r"\1. ", " ".join(words)))
     return path
 
 
@@ -66,7 +66,7 @@ def run(text, model_folder, tmp_path, capsys):
 
     def call(what, *words, out="out"):
         common = ["--model", str(model_folder), "--out", str(tmp_path / out), "--quiet"]
-        assert cli.main(["longcontext", what, str(text), *common, *map(str, words)]) == 0
+        assert main.main(["longcontext", what, str(text), *common, *map(str, words)]) == 0
         assert all(Path(line).exists() for line in capsys.readouterr().out.splitlines())
         return tmp_path / out
 

@@ -1,4 +1,4 @@
-"""How far a policy's words and chances are from those of the whole context."""
+"""Tests of the agreement of policies with the full cache."""
 
 import random
 
@@ -18,10 +18,10 @@ def test_a_policy_that_drops_nothing_agrees_with_full(run, rows):
         *("agreement", "--methods", "sinks", "window", "--budget", 128, "--length", 60, "--prompts", 2),
         *("--new-tokens", 6, "--block", 16),
     )
-    found = rows(out / "stretches.jsonl")
-    assert len(found) == 2 * 3
-    assert {row["agreement"] for row in found} == {1.0}
-    assert max(abs(row["divergence"]) for row in found) < 1e-5
+    excerpts = rows(out / "stretches.jsonl")
+    assert len(excerpts) == 2 * 3
+    assert {row["agreement"] for row in excerpts} == {1.0}
+    assert max(abs(row["divergence"]) for row in excerpts) < 1e-5
 
 
 def test_divergence_is_that_of_the_two_distributions(run, model, text, rows):

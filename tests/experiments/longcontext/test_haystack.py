@@ -1,4 +1,4 @@
-"""A needle at every depth of every length: each cell is asked once, and has its needle where it says."""
+"""Tests of the haystack grid: each cell runs once, with its needle at the right depth."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def test_cells_have_needles_where_they_say_and_differ_by_sample(model, text):
         text=(text,), lengths=(300,), depths=(0.0, 50.0, 100.0), tasks=("needle", "single_1"), samples=2
     )
     sentences, count = split_sentences(text.read_text()), token_counter(tokenizer)
-    seen = set()
+    examples = set()
     for cell in cells(options):
         example = make_cell(cell, sentences, count, seed=0)
         assert count(example) <= 300
@@ -51,5 +51,5 @@ def test_cells_have_needles_where_they_say_and_differ_by_sample(model, text):
             pieces = split_sentences(example.context)
             (place,) = [i for i, piece in enumerate(pieces) if "secret" in piece]
             assert place == round((len(pieces) - 1) * cell.depth / 100)
-        seen.add((cell.task, cell.sample, example.references))
-    assert len({references for _, _, references in seen}) == (3 + 1) * 2
+        examples.add((cell.task, cell.sample, example.references))
+    assert len({references for _, _, references in examples}) == (3 + 1) * 2

@@ -1,4 +1,4 @@
-"""Needles: where they stand in their hay, how they are named, and that the largest that fits is found."""
+"""Tests of needle tasks: needle positions, unique keys, and the largest size that fits."""
 
 import random
 import re
@@ -33,25 +33,25 @@ def test_a_needle_stands_at_its_depth(size, depth, seed):
 def test_insertion_keeps_the_hay_and_the_order(hay, places):
     places = [place % (len(hay) + 1) for place in places]
     needles = [str(number) for number in range(len(places))]
-    mixed = insert(hay, needles, places)
-    assert [piece for piece in mixed if piece == NOISE] == hay
+    pieces = insert(hay, needles, places)
+    assert [piece for piece in pieces if piece == NOISE] == hay
     for needle, place in zip(needles, places, strict=True):
-        assert mixed[: mixed.index(needle)].count(NOISE) == place
+        assert pieces[: pieces.index(needle)].count(NOISE) == place
     stable = sorted(needles, key=lambda needle: places[int(needle)])
-    assert [piece for piece in mixed if piece != NOISE] == stable
+    assert [piece for piece in pieces if piece != NOISE] == stable
 
 
-@given(length=st.integers(20, 400), fixed=st.integers(1, 19), per_unit=st.integers(1, 7))
-def test_the_largest_that_fits_is_found(length, fixed, per_unit):
+@given(length=st.integers(20, 400), fixed_tokens=st.integers(1, 19), per_unit=st.integers(1, 7))
+def test_the_largest_that_fits_is_found(length, fixed_tokens, per_unit):
     def build(size):
         return Example("", " ".join(["word"] * size), "", "", ("word",), 1)
 
-    def needed(example):
-        return fixed + per_unit * (len(example.context.split()) - 1)
+    def count_tokens(example):
+        return fixed_tokens + per_unit * (len(example.context.split()) - 1)
 
-    size = len(fit(build, length, needed).context.split())
-    assert fixed + per_unit * (size - 1) <= length
-    assert fixed + per_unit * size > length - length // 200
+    size = len(fit(build, length, count_tokens).context.split())
+    assert fixed_tokens + per_unit * (size - 1) <= length
+    assert fixed_tokens + per_unit * size > length - length // 200
 
 
 def test_what_cannot_be_hidden_is_refused():

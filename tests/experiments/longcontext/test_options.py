@@ -1,4 +1,4 @@
-"""Options of measurements: what cannot work is told before a model is loaded, and what may be added later."""
+"""Tests of the measurement options: checks before a model is loaded, and fields that may change."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def test_the_defaults_of_every_measurement_can_work(name, text):
 
 @pytest.mark.parametrize("name", MEASUREMENTS)
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "message"),
     [
         ({"text": ()}, "no text is given"),
         ({"methods": ()}, "--methods is empty"),
@@ -38,25 +38,25 @@ def test_the_defaults_of_every_measurement_can_work(name, text):
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
-def test_what_no_measurement_can_do_is_named(name, fields, told, text):
-    with pytest.raises(ValueError, match=told):
+def test_what_no_measurement_can_do_is_named(name, fields, message, text):
+    with pytest.raises(ValueError, match=message):
         dataclasses.replace(MEASUREMENTS[name][1](text=text), **fields).check()  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [("blank.txt", " \n", "no text in it"), ("page.md", "It was dark.", "give a .txt file")],
 )
-def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, told, tmp_path):
+def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, message, tmp_path):
     file = tmp_path / name
     file.write_text(content)
     for measurement in MEASUREMENTS:
-        with pytest.raises(ValueError, match=rf"{name}: .*{told}"):
+        with pytest.raises(ValueError, match=rf"{name}: .*{message}"):
             MEASUREMENTS[measurement][1](text=(file,)).check()  # pyright: ignore[reportCallIssue]
 
 
 @pytest.mark.parametrize(
-    ("options", "fields", "told"),
+    ("options", "fields", "message"),
     [
         (AgreementOptions, {"prompts": 0}, "prompts=0"),
         (HaystackOptions, {"tasks": ("singel_1",)}, "singel_1.*single_1"),
@@ -67,8 +67,8 @@ def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, told, 
         (SpeedOptions, {"contexts": (128,)}, "budget=256"),
     ],
 )
-def test_what_one_measurement_cannot_do_is_named(options, fields, told, text):
-    with pytest.raises(ValueError, match=told):
+def test_what_one_measurement_cannot_do_is_named(options, fields, message, text):
+    with pytest.raises(ValueError, match=message):
         options(text=text, **fields).check()
 
 
@@ -80,5 +80,5 @@ def test_results_depend_on_the_text_and_not_on_how_many_are_wanted(text):
 
 def test_the_full_cache_is_timed_only_as_far_as_it_fits(text):
     options = SpeedOptions(text=text, full_until=2048)
-    assert options.contestants(2048) == [RECOMPUTE, "full", "sinks"]
-    assert options.contestants(2049) == [RECOMPUTE, "sinks"]
+    assert options.list_methods(2048) == [RECOMPUTE, "full", "sinks"]
+    assert options.list_methods(2049) == [RECOMPUTE, "sinks"]

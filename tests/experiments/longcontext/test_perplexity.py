@@ -1,4 +1,4 @@
-"""Perplexity over a long text: what is written is what the model computes, and stopping changes nothing."""
+"""Tests of streamed perplexity: losses equal those of the model, and resumption changes nothing."""
 
 import json
 
@@ -8,11 +8,11 @@ pytest.importorskip("transformers")
 
 import torch
 
-from scrubjay.experiments import cli
+from scrubjay.experiments.commands import main
 from scrubjay.experiments.longcontext.curve import Curve
 from scrubjay.experiments.longcontext.perplexity import PerplexityOptions, run_perplexity
 from scrubjay.experiments.longcontext.reading import recompute, tokenize
-from scrubjay.experiments.runs.stopping import Interrupted, StopRequest
+from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
 
 
 def test_losses_are_those_of_the_model_in_one_pass(run, model, text, rows):
@@ -53,7 +53,7 @@ def test_a_stopped_stream_goes_on_to_the_same_end(run, text, model_folder, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "__enter__", lambda self: setattr(self, "signal_number", 2) or self)
         for _ in range(3):
-            with pytest.raises(Interrupted):
+            with pytest.raises(GracefulInterrupt):
                 run_perplexity(options, "")
     assert len(rows(options.out / "sinks.jsonl")) == 3
     # And as if it were killed with blocks written since the cache was saved, the last of them half.
@@ -74,27 +74,27 @@ def test_more_tokens_go_on_where_fewer_ended(run, rows):
 
 
 def test_half_precision_halves_the_cache(run, text, capsys, rows):
-    held = {}
+    cache_bytes = {}
     for dtype in ("float32", "bfloat16"):
         flags = ("--methods", "sinks", "--budget", 16, "--tokens", 60, "--block", 16, "--dtype", dtype)
-        held[dtype] = rows(run("perplexity", *flags, out=dtype) / "sinks.jsonl")[-1]["cache_bytes"]
-    assert held["float32"] == 2 * held["bfloat16"]
-    assert cli.main(["longcontext", "perplexity", str(text), "--dtype", "int8"]) == 2
+        cache_bytes[dtype] = rows(run("perplexity", *flags, out=dtype) / "sinks.jsonl")[-1]["cache_bytes"]
+    assert cache_bytes["float32"] == 2 * cache_bytes["bfloat16"]
+    assert main.main(["longcontext", "perplexity", str(text), "--dtype", "int8"]) == 2
     assert "dtype='int8'" in capsys.readouterr().err
 
 
 def test_results_of_other_settings_are_not_mixed(run, text, model_folder, capsys, tmp_path):
     out = run("perplexity", "--methods", "full", "--tokens", 40, "--budget", 16)
     words = ["longcontext", "perplexity", str(text), "--out", str(out), "--budget", "8", "--methods", "full"]
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "choose another --out" in capsys.readouterr().err
-    for flags, told in (
+    for flags, message in (
         (["--tokens", "900", "--model", str(model_folder)], "901 tokens are needed, "),
         (["--methods", "sink"], "did you mean 'sinks'"),
         (["--tokens", "0"], "tokens=0"),
         (["--recompute", "9", "--tokens", "12"], "recompute=9"),
     ):
-        assert cli.main(["longcontext", "perplexity", str(text), "--out", str(tmp_path / "n"), *flags]) == 2
-        assert told in capsys.readouterr().err
-    assert cli.main(["longcontext", "perplexity", str(tmp_path / "none.txt")]) == 2
+        assert main.main(["longcontext", "perplexity", str(text), "--out", str(tmp_path / "n"), *flags]) == 2
+        assert message in capsys.readouterr().err
+    assert main.main(["longcontext", "perplexity", str(tmp_path / "none.txt")]) == 2
     assert "no file" in capsys.readouterr().err

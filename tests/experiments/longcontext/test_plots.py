@@ -1,4 +1,4 @@
-"""Pictures of long contexts: what stands in them is what was measured."""
+"""Tests of the long-context plots."""
 
 import numpy as np
 import pytest
@@ -10,14 +10,14 @@ from scrubjay.experiments.longcontext.curve import Curve
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draw, and return the figure instead of its file."""
-    kept = []
-    monkeypatch.setattr(plots, "save_figure", lambda figure, out: kept.append(figure) or out)
+def make_figure(monkeypatch, tmp_path):
+    """Plot, and return the figure instead of its file."""
+    figures = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, out: figures.append(figure) or out)
 
     def draw(plot, *arguments):
         assert plot(*arguments, tmp_path / "x.png") == tmp_path / "x.png"
-        return kept.pop()
+        return figures.pop()
 
     return draw
 
@@ -26,8 +26,8 @@ def blocks(*nats):
     return [{"nats": [value] * 8, "cpu": 0.4, "resident": 2**30 * (1 + i)} for i, value in enumerate(nats)]
 
 
-def test_perplexity_is_drawn_where_it_was_measured(drawn):
-    figure = drawn(plots.plot_perplexity, {"steady": Curve(blocks(1.0, 1.0, 1.0))})
+def test_perplexity_is_drawn_where_it_was_measured(make_figure):
+    figure = make_figure(plots.plot_perplexity, {"steady": Curve(blocks(1.0, 1.0, 1.0))})
     quality, speed, memory = figure.axes
     (line,) = quality.lines
     np.testing.assert_allclose(line.get_ydata(), np.e)
@@ -37,19 +37,19 @@ def test_perplexity_is_drawn_where_it_was_measured(drawn):
     assert list(memory.lines[0].get_ydata()) == [1, 2, 3]
 
 
-def test_a_short_last_block_tells_nothing_of_speed(drawn):
+def test_a_short_last_block_tells_nothing_of_speed(make_figure):
     short = {"nats": [1.0], "cpu": 9.0, "resident": 2**30}
-    figure = drawn(plots.plot_perplexity, {"cut": Curve([*blocks(1.0, 1.0), short])})
+    figure = make_figure(plots.plot_perplexity, {"cut": Curve([*blocks(1.0, 1.0), short])})
     assert list(figure.axes[1].lines[0].get_xdata()) == [8, 16]
 
 
-def test_a_map_has_each_cells_mean_and_leaves_out_what_is_not_there(drawn):
+def test_a_map_has_each_cells_mean_and_leaves_out_what_is_not_there(make_figure):
     rows = [
         {"task": "needle", "depth": depth, "length": length, "method": "full", "score": score}
         for depth, length, score in ((0.0, 1024, 1.0), (0.0, 1024, 0.5), (50.0, 2048, 0.0))
     ]
     rows.append({"task": "single_1", "depth": None, "length": 2048, "method": "sinks", "score": 1.0})
-    axes = drawn(plots.plot_haystack, rows, ["full", "sinks"]).axes
+    axes = make_figure(plots.plot_haystack, rows, ["full", "sinks"]).axes
     scores = np.ma.filled(np.ma.masked_invalid(axes[0].images[0].get_array()), -1.0)
     assert scores.tolist() == [[75, -1], [-1, 0], [-1, -1]]
     assert [text.get_text() for text in axes[0].texts] == ["75", "0"]
@@ -58,10 +58,10 @@ def test_a_map_has_each_cells_mean_and_leaves_out_what_is_not_there(drawn):
     assert [axis.get_title() for axis in axes[:2]] == ["full", "sinks"]
 
 
-def test_speed_shows_the_median_and_the_extremes(drawn):
+def test_speed_shows_the_median_and_the_extremes(make_figure):
     rows = [{"method": "full", "context": 256, "cpu": cpu} for cpu in (0.003, 0.001, 0.002)]
     rows.append({"method": "full", "context": 1024, "cpu": 0.004})
-    (axes,) = drawn(plots.plot_speed, rows).axes
+    (axes,) = make_figure(plots.plot_speed, rows).axes
     ((line, _, (bars,)),) = axes.containers
     assert list(line.get_xdata()) == [256, 1024]
     np.testing.assert_allclose(line.get_ydata(), [2, 4])
@@ -70,7 +70,7 @@ def test_speed_shows_the_median_and_the_extremes(drawn):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "label"),
     [
         (999, "999"),
         (1000, "1k"),
@@ -81,5 +81,5 @@ def test_speed_shows_the_median_and_the_extremes(drawn):
         (10**6, "1000k"),
     ],
 )
-def test_numbers_of_tokens_are_short(number, said):
-    assert plots._short(number) == said
+def test_numbers_of_tokens_are_short(number, label):
+    assert plots._short(number) == label

@@ -1,4 +1,4 @@
-"""Reading in blocks, or at once where a prompt's end chooses what is kept."""
+"""Tests of reading in blocks, or at once if a policy selects keys at the end of a prompt."""
 
 import pytest
 

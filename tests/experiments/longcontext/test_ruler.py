@@ -28,8 +28,8 @@ def solve(task, example):
             names += follower
         return " ".join(names)
     if task == "common_words":
-        listed = collections.Counter(re.findall(r"\d+\. (\S+)", example.context))
-        return " ".join(word for word, _ in listed.most_common(10))
+        entries = collections.Counter(re.findall(r"\d+\. (\S+)", example.context))
+        return " ".join(word for word, _ in entries.most_common(10))
     if task == "frequent_words":
         return " ".join(word for word, _ in collections.Counter(example.context.split()).most_common(4))
     values = collections.defaultdict(list)
@@ -55,14 +55,14 @@ def test_every_task_fits_its_length_and_can_be_solved(task, length):
 
 
 def test_tasks_have_the_sizes_of_the_paper():
-    def found(task, pattern, length=6000):
+    def count_matches(task, pattern, length=6000):
         return len(re.findall(pattern, make_example(task, length, count, SENTENCES, 0).context))
 
     needle = r"The secret number of \S+ is \d{7}\."
     tasks = ("single_1", "single_2", "multikey_1", "multivalue", "multiquery")
-    assert [found(task, needle) for task in tasks] == [1, 1, 4, 4, 4]
-    assert found("single_3", r"is [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.") == 1
-    assert found("variable_tracking", r"VAR [A-Z]{5} = ") == 5
+    assert [count_matches(task, needle) for task in tasks] == [1, 1, 4, 4, 4]
+    assert count_matches("single_3", r"is [0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.") == 1
+    assert count_matches("variable_tracking", r"VAR [A-Z]{5} = ") == 5
     for length, often, seldom in ((6000, 30, 3), (2000, 6, 1)):
         example = make_example("common_words", length, count, SENTENCES, 0)
         counts = collections.Counter(re.findall(r"\d+\. (\S+)", example.context))

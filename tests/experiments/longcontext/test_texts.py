@@ -1,4 +1,4 @@
-"""Texts: what R's package holds comes out as it went in, and damage is named."""
+"""Tests of the text readers: novels of R's package, and errors on damaged files."""
 
 import io
 import struct
@@ -60,15 +60,15 @@ def test_a_plain_file_is_read_as_it_is(tmp_path):
 
 def test_what_cannot_be_read_is_named(tmp_path):
     whole = database(NOVELS)
-    for name, content, told in (
+    for name, content, message in (
         ("cut.rdb", whole[:-9], "damaged"),
         ("no.rdb", struct.pack(">I", 3) + zlib.compress(b"abc"), "XDR"),
         ("empty.rdb", b"", "empty"),
-        ("no.deb", b"odd", "no Debian package"),
+        ("no.deb", b"odd", "not a Debian package"),
         ("no.pdf", b"odd", "give a .txt"),
     ):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             read_text(tmp_path / name)
     (tmp_path / "novels.rdb").write_bytes(whole)
     with pytest.raises(ValueError, match="The Heron, Mud And Patience"):

@@ -25,25 +25,25 @@ def rows(out):
 
 
 def test_all_answer_the_same_and_who_fails_is_told(monkeypatch, tmp_path, capsys):
-    asked = {"reader": [], "guesser": []}
+    examples = {"reader": [], "guesser": []}
 
     def reader(model, tokenizer, example):
-        asked["reader"].append(example)
+        examples["reader"].append(example)
         return example.context, string_match_all(example.context, example.references)
 
     def guesser(model, tokenizer, example):
-        asked["guesser"].append(example)
+        examples["guesser"].append(example)
         return "", 0.0
 
-    def broken(model, tokenizer, example):
+    def failing(model, tokenizer, example):
         raise RuntimeError("it  has\nrotted")
 
-    contestants = {
+    methods = {
         "reader": ("scrubjay", reader),
         "guesser": ("torch", guesser),
-        "broken": ("no-such-package", broken),
+        "broken": ("no-such-package", failing),
     }
-    monkeypatch.setattr(context_peers, "CONTESTANTS", contestants)
+    monkeypatch.setattr(context_peers, "METHODS", methods)
     monkeypatch.setattr(context_peers.context, "load_model", lambda name: (None, Words()))
     monkeypatch.setattr(
         context_peers, "token_counter", lambda _: lambda example: len(example.context.split()) + 60
@@ -51,21 +51,21 @@ def test_all_answer_the_same_and_who_fails_is_told(monkeypatch, tmp_path, capsys
     text = tmp_path / "novel.txt"
     text.write_text("It rained all day. Nobody came. " * 60)
     main(PeersBench(text, None, length=300, depths=(10.0, 90.0)))
-    found = {row[0]: row for row in rows(capsys.readouterr().out)}
-    assert found["reader"][2] == "2 of 2"
-    assert found["guesser"][2] == "0 of 2"
-    assert asked["reader"] == asked["guesser"]
-    assert len({example.context for example in asked["reader"]}) == 2
-    assert "no-such-package (not installed)" in found["broken"][1]
-    assert "RuntimeError: it has rotted, in " in found["broken"][-1]
-    assert "test_context_peers.py:" in found["broken"][-1]
+    results = {row[0]: row for row in rows(capsys.readouterr().out)}
+    assert results["reader"][2] == "2 of 2"
+    assert results["guesser"][2] == "0 of 2"
+    assert examples["reader"] == examples["guesser"]
+    assert len({example.context for example in examples["reader"]}) == 2
+    assert "no-such-package (not installed)" in results["broken"][1]
+    assert "RuntimeError: it has rotted, in " in results["broken"][-1]
+    assert "test_context_peers.py:" in results["broken"][-1]
 
 
 def test_what_was_raised_names_no_folder_of_the_machine():
     try:
         raise ImportError("cannot import name 'SinkCache' from 'transformers' (/home/ada/lib/x.py)")
     except ImportError as error:
-        told = context_peers._told(error)
-    assert told.startswith("ImportError: cannot import name 'SinkCache' from 'transformers', in ")
-    assert "/home/ada" not in told
-    assert told.rpartition(" in ")[2].startswith("experiments/quality/test_context_peers.py:")
+        message = context_peers._describe_error(error)
+    assert message.startswith("ImportError: cannot import name 'SinkCache' from 'transformers', in ")
+    assert "/home/ada" not in message
+    assert message.rpartition(" in ")[2].startswith("experiments/quality/test_context_peers.py:")

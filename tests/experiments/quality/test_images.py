@@ -5,7 +5,7 @@ import json
 import torch
 
 from scrubjay.envs.ballet.world import COLOUR_NAMES, COLOURS, MOVES
-from scrubjay.experiments.quality.images import ImagesProbe, Probe, run, watch
+from scrubjay.experiments.quality.images import ImageProbe, ImagesProbe, iterate_ballets, run
 
 
 def cells(frames):
@@ -14,20 +14,20 @@ def cells(frames):
 
 
 def test_the_one_who_moves_is_of_the_colour_and_goes_where_it_is_said():
-    ballets = watch(16, 3, 5)
+    ballets = iterate_ballets(16, 3, 5)
     for _, moment in zip(range(20), ballets, strict=False):
         before, now = cells(moment.frames[..., :3]), cells(moment.frames[..., 3:])
         # Of every pair of frames one cell at least has changed: the mover's old or new one.
-        changed = (before != now).any(dim=3)
-        assert changed.flatten(1).any(dim=1).all()
+        has_changed = (before != now).any(dim=3)
+        assert has_changed.flatten(1).any(dim=1).all()
         for row in range(16):
             colour = torch.tensor(COLOURS[COLOUR_NAMES[int(moment.colour[row])]]).float()
-            seen = (now[row] == colour).all(dim=2) | (before[row] == colour).all(dim=2)
-            assert (seen & changed[row]).any()
+            is_mover = (now[row] == colour).all(dim=2) | (before[row] == colour).all(dim=2)
+            assert (is_mover & has_changed[row]).any()
 
 
 def test_ballets_never_end_and_are_drawn_by_their_seed():
-    first, again, other = (watch(2, 1, seed) for seed in (1, 1, 2))
+    first, again, other = (iterate_ballets(2, 1, seed) for seed in (1, 1, 2))
     for _ in range(20):
         one, same, another = next(first), next(again), next(other)
         assert torch.equal(one.frames, same.frames)
@@ -51,6 +51,6 @@ def test_the_same_command_goes_on(tmp_path):
 
 
 def test_a_probe_answers_both_questions():
-    colour, move = Probe("routing", 16)(torch.zeros(2, 99, 99, 6, dtype=torch.uint8))
+    colour, move = ImageProbe("routing", 16)(torch.zeros(2, 99, 99, 6, dtype=torch.uint8))
     assert colour.shape == (2, 19)
     assert move.shape == (2, len(MOVES))

@@ -27,7 +27,7 @@ def test_all_functions_become_tools_that_take_what_their_schema_says():
 
 def test_cases_are_drawn_by_seed():
     assert read_cases(9, 1) == read_cases(9, 1) != read_cases(9, 2)
-    with pytest.raises(ValueError, match="there are 240"):
+    with pytest.raises(ValueError, match="from 1 to 240"):
         read_cases(241, 0)
 
 
@@ -71,15 +71,15 @@ def test_a_random_model_harms_nothing_and_a_killed_run_goes_on(tiny_chat, tmp_pa
     table = run(options("whole"), "command", tiny_chat).read_text()
     assert all(row.get("ran") == 0 and row["in_order"] for row in rows("whole")), rows("whole")
     assert "| native | 3 |" in table
-    asked = irrelevance.ask
+    original_ask = irrelevance.ask
 
-    def killed(model, case, planning):
+    def interrupt_json(model, case, planning):
         if planning == "json":
             raise KeyboardInterrupt
-        return asked(model, case, planning)
+        return original_ask(model, case, planning)
 
     with monkeypatch.context() as patch:
-        patch.setattr(irrelevance, "ask", killed)
+        patch.setattr(irrelevance, "ask", interrupt_json)
         with pytest.raises(KeyboardInterrupt):
             run(options("killed"), "command", tiny_chat)
     run(options("killed"), "command", tiny_chat)

@@ -6,7 +6,13 @@ import dataclasses
 
 import pytest
 
-from scrubjay.experiments.quality.outliers import CONTESTANTS, OutliersBench, config_of, run, share_right
+from scrubjay.experiments.quality.outliers import (
+    METHODS,
+    OutliersBench,
+    make_memory_config,
+    recall_accuracy,
+    run,
+)
 
 
 def sizes(**changes):
@@ -15,37 +21,37 @@ def sizes(**changes):
     )
 
 
-@pytest.mark.parametrize("contestant", ["titans", "yaad", "yaad, by coordinate"])
-def test_of_few_pairs_all_are_recalled(contestant):
-    assert share_right(sizes(), config_of(sizes(), contestant), 1, 0) == 1
+@pytest.mark.parametrize("method", ["titans", "yaad", "yaad, by coordinate"])
+def test_of_few_pairs_all_are_recalled(method):
+    assert recall_accuracy(sizes(), make_memory_config(sizes(), method), 1, 0) == 1
 
 
 def test_an_outlier_drowns_squared_errors_and_is_held_by_a_threshold():
     bench = sizes(share=0.25)
-    right = {name: share_right(bench, config_of(bench, name), 1e6, 0) for name in CONTESTANTS}
+    right = {name: recall_accuracy(bench, make_memory_config(bench, name), 1e6, 0) for name in METHODS}
     assert right["yaad"] == 1
     assert right["titans"] < 0.5
 
 
 def test_where_none_is_an_outlier_length_changes_nothing():
     bench = sizes(share=0.0)
-    for name in CONTESTANTS:
-        config = config_of(bench, name)
-        assert share_right(bench, config, 1e6, 0) == share_right(bench, config, 1, 0)
+    for name in METHODS:
+        config = make_memory_config(bench, name)
+        assert recall_accuracy(bench, config, 1e6, 0) == recall_accuracy(bench, config, 1, 0)
 
 
-@pytest.mark.parametrize(("changes", "told"), [({"share": 1.0}, "share=1.0"), ({"pairs": 9}, "pairs=9")])
-def test_sizes_that_cannot_work_are_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+@pytest.mark.parametrize(("changes", "message"), [({"share": 1.0}, "share=1.0"), ({"pairs": 9}, "pairs=9")])
+def test_sizes_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         sizes(**changes)
 
 
 def test_scores_are_kept_and_not_measured_again(tmp_path):
     bench = sizes(out=tmp_path)
     table = run(bench, "outliers").read_text()
-    assert all(f"| {name} |" in table for name in CONTESTANTS)
+    assert all(f"| {name} |" in table for name in METHODS)
     rows = (tmp_path / "scores.jsonl").read_text()
-    assert len(rows.splitlines()) == 2 * len(CONTESTANTS)
+    assert len(rows.splitlines()) == 2 * len(METHODS)
     assert run(bench, "outliers").read_text() == table
     assert (tmp_path / "scores.jsonl").read_text() == rows
     with pytest.raises(ValueError, match="rows=4, now 5"):

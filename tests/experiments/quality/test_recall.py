@@ -13,34 +13,36 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, Conversation, Question, Turn
 from scrubjay.experiments.quality import recall
+from scrubjay.experiments.quality.datasets.splits import PARTS
 from scrubjay.experiments.quality.recall import (
-    Answered,
     RecallBench,
+    Retrieval,
     ask,
     details,
     margins,
     mean_recall,
     overview,
 )
-from scrubjay.experiments.quality.sets.parts import PARTS
 
 
-def answered(places, answers=(1,), outdated=(), ability=ABILITIES[0]):
-    return Answered(Question("?", frozenset(answers), ability, outdated=frozenset(outdated)), list(places))
+def retrieval(places, answers=(1,), outdated_places=(), ability=ABILITIES[0]):
+    return Retrieval(
+        Question("?", frozenset(answers), ability, outdated_answers=frozenset(outdated_places)), list(places)
+    )
 
 
 def test_recall_is_the_share_of_needed_records_so_far_down():
-    one = answered([7, 1, 8, 2], answers=(1, 2, 3, 4))
+    one = retrieval([7, 1, 8, 2], answers=(1, 2, 3, 4))
     assert [one.recall(depth) for depth in (1, 2, 3, 4, 20)] == [0, 0.25, 0.25, 0.5, 0.5]
-    assert mean_recall([one, answered([1])], 2) == pytest.approx((0.25 + 1) / 2)
+    assert mean_recall([one, retrieval([1])], 2) == pytest.approx((0.25 + 1) / 2)
 
 
 @pytest.mark.parametrize(
-    ("places", "misled"),
+    ("places", "misleads"),
     [([5, 1], True), ([1, 5], False), ([9, 5], True), ([9, 8], False), ([], False)],
 )
-def test_an_outdated_record_misleads_if_none_that_holds_stands_above_it(places, misled):
-    assert answered(places, answers=(1,), outdated=(5,)).misleads is misled
+def test_an_outdated_record_misleads_if_none_that_holds_stands_above_it(places, misleads):
+    assert retrieval(places, answers=(1,), outdated_places=(5,)).misleads is misleads
 
 
 def test_every_question_is_asked_as_deep_as_the_deepest_table():
@@ -50,27 +52,27 @@ def test_every_question_is_asked_as_deep_as_the_deepest_table():
         return lambda question, k: depths.append(k) or list(range(k))
 
     question = Question("?", frozenset({3}), "stated")
-    found = ask(arm, [Conversation((), (question,) * 2), Conversation((), (question,))], None)  # pyright: ignore[reportArgumentType]
-    assert [len(one) for one in found] == [2, 1]
+    retrievals = ask(arm, [Conversation((), (question,) * 2), Conversation((), (question,))], None)  # pyright: ignore[reportArgumentType]
+    assert [len(one) for one in retrievals] == [2, 1]
     assert set(depths) == {max(recall.DEPTHS)}
-    assert found[0][0].recall(5) == 1
+    assert retrievals[0][0].recall(5) == 1
 
 
 def test_tables_have_a_row_for_each_way_and_means_by_hand():
-    found = [[answered([1]), answered([5, 1], outdated=(5,))], [answered([9])]]
-    results = {"ours": {"made": found, "BFCL": [[answered([1], ability="customer")]]}}
+    retrievals = [[retrieval([1]), retrieval([5, 1], outdated_places=(5,))], [retrieval([9])]]
+    results = {"ours": {"made": retrievals, "BFCL": [[retrieval([1], ability="customer")]]}}
     head, _, row = overview(results).splitlines()
     assert head == "| recall @5, @10, @20 | made | BFCL | mean |"
     assert row == "| ours | 0.667 0.667 0.667 | 1.000 1.000 1.000 | 0.833 0.833 0.833 |"
 
 
 def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
-    right, wrong = [answered([1])] * 30, [answered([9])] * 30
-    half = [answered([1 if number % 2 else 9]) for number in range(30)]
+    right, wrong = [retrieval([1])] * 30, [retrieval([9])] * 30
+    half = [retrieval([1 if number % 2 else 9]) for number in range(30)]
     names = "cosine", "bm25s"
     # Where it counts, cosine is ahead; on the test part the other one would be.
     development = {names[0]: {"talk": [right]}, names[1]: {"talk": [half]}}
-    results = {names[0]: {"talk": [half]}, names[1]: {"talk": [right]}, recall.OURS: {"talk": [right]}}
+    results = {names[0]: {"talk": [half]}, names[1]: {"talk": [right]}, recall.BANK: {"talk": [right]}}
     *_, row = margins(results, development).splitlines()
     cells = row.strip("| ").split(" | ")
     assert cells[0] == "talk: cosine"
@@ -78,7 +80,7 @@ def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
     assert mean == 0.5
     assert 0.2 < low < 0.4
     assert 0.6 < high < 0.8
-    results[recall.OURS] = {"talk": [wrong]}
+    results[recall.BANK] = {"talk": [wrong]}
     assert (
         margins(results, {names[1]: {"talk": [right]}})
         .splitlines()[-1]
@@ -88,10 +90,10 @@ def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
 
 def test_details_tell_the_range_over_seeds_and_how_often_one_is_misled():
     def conversation(right):
-        return [answered([1] if right else [9], ability=ability) for ability in ABILITIES]
+        return [retrieval([1] if right else [9], ability=ability) for ability in ABILITIES]
 
-    found = [conversation(True), [*conversation(False), answered([5, 1], outdated=(5,))]]
-    *_, row = details({"ours": {"made": found}}, "made").splitlines()
+    retrievals = [conversation(True), [*conversation(False), retrieval([5, 1], outdated_places=(5,))]]
+    *_, row = details({"ours": {"made": retrievals}}, "made").splitlines()
     cells = row.strip("| ").split(" | ")
     share = 1 / (len(ABILITIES) + 1)
     assert cells[:2] == ["ours", f"{share:.3f} to 1.000"]
@@ -115,8 +117,10 @@ def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypat
     read = []
 
     def reader(name, set):
-        named = recall.names_of(set, part)[0] if set in ("BFCL", "LoCoMo", "REALTALK", "BEAM-100K") else ""
-        names = [named] if named else [f"q{number}" for number in range(9)]
+        listed_name = (
+            recall.part_names(set, part)[0] if set in ("BFCL", "LoCoMo", "REALTALK", "BEAM-100K") else ""
+        )
+        names = [listed_name] if listed_name else [f"q{number}" for number in range(9)]
 
         def reads(*paths):
             read.append((name, *paths))
@@ -127,22 +131,22 @@ def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypat
     for name, set in READERS.items():
         monkeypatch.setattr(recall, name, reader(name, set))
     plain = [corpus.name for corpus in recall.corpora(RecallBench(turns=400), part)]
-    made = [f"made, {language}" for language in LANGUAGES]
-    assert plain == [*made, *(f"{name}, in one bank" for name in made), "BFCL"]
+    synthetic = [f"made, {language}" for language in LANGUAGES]
+    assert plain == [*synthetic, *(f"{name}, in one bank" for name in synthetic), "BFCL"]
     assert read == [("read_bfcl",)]
     paths = {name.removeprefix("read_"): Path(name) for name in READERS if name != "read_bfcl"}
     bench = RecallBench(turns=400, **{**paths, "agentbench": (Path("a"), Path("b"))})
-    found = recall.corpora(bench, part)[len(plain) :]
-    assert [corpus.name for corpus in found] == [
+    retrievals = recall.corpora(bench, part)[len(plain) :]
+    assert [corpus.name for corpus in retrievals] == [
         "MemDaily, zh", "LoCoMo", "REALTALK", "BEAM-100K", "LongMemEval", "MemoryAgentBench",
     ]  # fmt: skip
-    assert read[2] == ("read_memdaily", Path("read_memdaily"), recall.names_of("MemDaily", part))
+    assert read[2] == ("read_memdaily", Path("read_memdaily"), recall.part_names("MemDaily", part))
     assert read[-2:] == [("read_agentbench", Path("a")), ("read_agentbench", Path("b"))]
-    hashed = [{one.name for one in corpus.conversations} for corpus in found[-2:]]
-    assert all(0 < len(names) < 9 for names in hashed)
+    names_by_set = [{one.name for one in corpus.conversations} for corpus in retrievals[-2:]]
+    assert all(0 < len(names) < 9 for names in names_by_set)
 
 
-def test_the_command_measures_the_contestants_and_names_what_is_amiss(tmp_path, monkeypatch, capsys):
+def test_the_command_measures_the_baselines_and_names_what_is_amiss(tmp_path, monkeypatch, capsys):
     sample = {
         "conversation": {
             "session_1_date_time": "1:30 pm on 8 May, 2023",
@@ -155,19 +159,22 @@ def test_the_command_measures_the_contestants_and_names_what_is_amiss(tmp_path, 
     }
     samples = [{**sample, "sample_id": f"conv-{name}"} for name in ("26", "30")]
     (tmp_path / "locomo.json").write_text(json.dumps(samples))
-    made = Conversation(
+    synthetic = Conversation(
         tuple(Turn(text, datetime(2025, 1, 1, tzinfo=UTC)) for text in ("A kite.", "A car.")),
-        tuple(Question("kite", frozenset({0}), ability, outdated=frozenset({1})) for ability in ABILITIES),
+        tuple(
+            Question("kite", frozenset({0}), ability, outdated_answers=frozenset({1}))
+            for ability in ABILITIES
+        ),
         "customer",
     )
-    monkeypatch.setattr(recall, "converse", lambda *_: made)
-    monkeypatch.setattr(recall, "read_bfcl", lambda: [made, replace(made, name="finance")])
+    monkeypatch.setattr(recall, "generate_conversation", lambda *_: synthetic)
+    monkeypatch.setattr(recall, "read_bfcl", lambda: [synthetic, replace(synthetic, name="finance")])
     monkeypatch.setattr(recall, "make_embeddings", lambda name: DeterministicFakeEmbedding(size=8))
     words = ["--cache", str(tmp_path / "v.db"), "--part", "test", "--locomo"]
     assert recall.main([*words, str(tmp_path / "locomo.json")]) == 0
     out = capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| ") for line in out.splitlines() if line.startswith("|")}
-    assert {*recall.CONTESTANTS, recall.OURS} - {"bm25s"} <= rows
+    assert {*recall.BASELINES, recall.BANK} - {"bm25s"} <= rows
     assert any(row.startswith("LoCoMo: ") for row in rows)
     assert recall.main([*words, str(tmp_path / "missing.json")]) == 2
     assert "missing.json" in capsys.readouterr().err

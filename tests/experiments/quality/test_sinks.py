@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from scrubjay.experiments.quality.sinks import SinksBench, run, task, to_first
+from scrubjay.experiments.quality.sinks import SinksBench, first_token_attention, run, task
 from scrubjay.memory.parts.window import WindowAttention
 
 
@@ -19,7 +19,7 @@ def test_the_first_token_gets_what_all_do_where_scores_are_alike(memory):
         if ".query." in name or "_bias" in name:
             torch.nn.init.zeros_(parameter)
     (tokens, _) = config.suite.draw(3, 0, 0)
-    for first in to_first(model, tokens).values():
+    for first in first_token_attention(model, tokens).values():
         expected = sum(1 / count for count in range(1, 65)) / 64
         assert first.shape == (3, 2, 4)
         torch.testing.assert_close(first, torch.full_like(first, expected))
@@ -32,9 +32,9 @@ def test_a_head_of_sigmoids_may_give_nothing_to_anyone():
         if isinstance(module, WindowAttention):
             module.offset = -20.0
     (tokens, _) = config.suite.draw(3, 0, 0)
-    found = to_first(model, tokens)
-    assert found["attention"].max() < 1e-6
-    assert found["share"].min() > 0.01
+    attention = first_token_attention(model, tokens)
+    assert attention["attention"].max() < 1e-6
+    assert attention["share"].min() > 0.01
 
 
 def test_results_are_kept_and_gone_on_from(tmp_path):

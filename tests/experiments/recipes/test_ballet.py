@@ -1,4 +1,4 @@
-"""Recipes of Ballet: their sizes fit the ballets they train on, and other ballets can be played, too."""
+"""Recipes of Ballet: sizes match the episodes, and other settings can be played."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.recipes.registry import with_memory
 
 BY_REWARD = ("ballet", "ballet-4", "ballet-8")
 
 
 def longest(env) -> int:
-    """Return the steps of the longest ballet: all dancers, every wait, and the walk."""
+    """Return the steps of the longest episode: all dancers, all delays and the walk."""
     kwargs = env.kwargs
     return kwargs["num_dancers"] * (16 + kwargs["delay"]) + kwargs["walk_steps"]
 
@@ -36,8 +36,8 @@ def test_a_first_update_learns_something(name, tmp_path):
     with LocalEngine(config, tmp_path) as engine:
         before = [parameter.clone() for parameter in engine.model.parameters()]
         engine.update()
-        changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
-        assert all(changed)
+        is_changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
+        assert all(is_changed)
 
 
 def test_more_dancers_leave_less_to_chance():

@@ -1,4 +1,4 @@
-"""Environments of one's own, by the command: a team's from training to a film, and what no team is."""
+"""User-defined environments by the command: a team from training to a GIF, and invalid teams."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ TINY = ["--env.num-envs", "4", "--segment-length", "10", "--quiet"]
 
 @pytest.fixture(autouse=True)
 def _mine(tmp_path, monkeypatch):
-    """Put the environments beside the user, as in a process of its own."""
+    """Write the environments to the current folder, as in a new process."""
     folder = tmp_path.parent / f"{tmp_path.name}-mine"
     folder.mkdir()
     (folder / "mine.py").write_text(MINE)
-    monkeypatch.setattr(names, "_NAMED", set())
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # of another test
+    monkeypatch.setattr(names, "_USER_NAMES", set())
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # from another test
     monkeypatch.syspath_prepend(str(folder))
     yield
     sys.modules.pop("mine", None)
@@ -162,7 +162,7 @@ def test_a_team_of_ones_own_learns(here, tmp_path):
     assert (code, err) == (0, "")
     run = Run.load(tmp_path / "run")
     assert (run.config.recipe, run.config.label) == ("team", "gamatr")
-    # At random they are together for a fifth of the time or so; two steps away is the best there is.
+    # A random team is together about a fifth of the time; the best possible is always after two steps.
     assert run.metrics()[0]["charts/episodic_return"] < 9
     assert run.result["episodic_return"] > 12
 
@@ -172,12 +172,12 @@ def test_a_run_of_it_is_judged_played_drawn_and_resumed(here, tmp_path, monkeypa
     code, _, err = here("train", "team", "--env", "mine:Meet", *short, "--run-dir", "run")
     assert (code, err) == (0, "")
     assert Run.load(tmp_path / "run").result["episodic_length"] == 10
-    monkeypatch.setattr(names, "_NAMED", set())  # in another process
+    monkeypatch.setattr(names, "_USER_NAMES", set())  # in another process
     for verb in (["eval", "run", "--episodes", 3], ["play", "run"]):
         code, _, err = here(*verb)
         assert (code, err.count("\n")) == (2, 1)
         assert "add --trust" in err
-    for words, told in (
+    for words, message in (
         (["eval", "run", "--episodes", 3, "--trust"], "length  10.0 steps, 3 episodes"),
         (["eval", "run", "--episodes", 2, "--trust", "--set", "size=7"], "mine:Meet nested=True, size=7"),
         (["play", "run", "--trust"], "episode.gif: 11 frames"),
@@ -185,81 +185,90 @@ def test_a_run_of_it_is_judged_played_drawn_and_resumed(here, tmp_path, monkeypa
         (["plot", "run"], "curve.png"),
         (["resume", "run", "--trust"], "is finished"),
     ):
-        monkeypatch.setattr(names, "_NAMED", set())
+        monkeypatch.setattr(names, "_USER_NAMES", set())
         code, out, err = here(*words)
         assert (code, err) == (0, ""), words
-        assert told in out
+        assert message in out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     (tmp_path / "run" / "config.json").write_text(json.dumps({**config, "total_steps": 240}))
     (tmp_path / "run" / "result.json").unlink()
-    monkeypatch.setattr(names, "_NAMED", set())
+    monkeypatch.setattr(names, "_USER_NAMES", set())
     assert "add --trust" in here("resume", "run", "--quiet")[2]
     code, out, err = here("resume", "run", "--quiet", "--env", "mine:Meet")
     assert code == 0, err
     assert Run.load(tmp_path / "run").step == 240
 
 
-def test_the_recipe_alone_asks_for_its_environment(refused):
-    assert "recipe 'team' needs --env: module:callable of a PettingZoo ParallelEnv" in refused(
+def test_the_recipe_alone_asks_for_its_environment(usage_error):
+    assert "recipe 'team' needs --env: module:callable of a PettingZoo ParallelEnv" in usage_error(
         "train", "team"
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("mine:in_turn", r"its agents take turns \(an AECEnv\): let a function .*aec_to_parallel"),
-        ("mine:alone", "this is of one agent, not a team: use scrubjay train ppo --env mine:alone$"),
-        ("mine:rows", "this is of one agent"),
+        ("mine:in_turn", r"its agents take turns \(an AECEnv\): name your own function .*aec_to_parallel"),
+        (
+            "mine:alone",
+            "it returned a single-agent environment, not a team: use scrubjay train ppo --env mine:alone$",
+        ),
+        ("mine:rows", "it returned a single-agent environment"),
         (
             "CartPole-v1",
-            "ids of gymnasium are of one agent .scrubjay train ppo --env CartPole-v1.; for a team write",
+            "gymnasium ids are for single agents .scrubjay train ppo --env CartPole-v1.; for a team write",
         ),
         ("mine:nothing", "it returned a int, not a PettingZoo ParallelEnv"),
-        ("mine:Unnamed", "Unnamed names no possible_agents: set it"),
-        ("mine:Newcomer", "agent 'third' came, and possible_agents are .'left', 'right'."),
-        ("mine:Larger", "the agents of a team must stay the same"),
+        ("mine:Unnamed", "Unnamed has no possible_agents: set it"),
+        ("mine:Newcomer", "unknown agent 'third'; possible_agents must list .* but is .'left', 'right'."),
+        ("mine:Larger", "the possible_agents of a team must stay the same"),
         ("mine:Unlike", "observation_space of 'right' .* pad them .supersuit.pad_observations_v0"),
         ("mine:Unable", "action_space of 'right' .* pad_action_space_v0"),
         ("mine:Words", r"observation space Text.* use Box, .* or a Dict or Tuple of these"),
         ("mine:Counted", "action space Box.* is not supported; use Discrete"),
         ("mine:Acting", "action space Tuple.* is not supported; use Discrete"),
-        ("mine:Short", r"'left' sees \[0.\], which is not of its observation_space, Box"),
-        ("mine:Lacking", "'left' sees {'at': .* which is not of its observation_space, Dict"),
+        ("mine:Short", r"observation of 'left' is \[0.\], which does not match its observation_space, Box"),
+        (
+            "mine:Lacking",
+            "observation of 'left' is {'at': .* which does not match its observation_space, Dict",
+        ),
         ("mine:Blind", "no observation of 'right'"),
         ("mine:Unpaid", "no reward of 'right'"),
-        ("mine:Listed", r"'left' earned \[0.0\], which is no number"),
+        ("mine:Listed", r"reward of 'left' is \[0.0\]; expected a number"),
         ("mine:Seedless", "environment 'mine:Seedless': .*unexpected keyword argument 'seed'"),
     ],
 )
-def test_what_is_no_team_is_told_before_a_run_is_begun(name, told, refused):
+def test_what_is_no_team_is_told_before_a_run_is_begun(name, message, usage_error):
     more = ["--set", "nested=true"] if name == "mine:Lacking" else []
-    said = refused("train", "team", "--env", name, *more)
-    assert re.search(told, said), said
+    output = usage_error("train", "team", "--env", name, *more)
+    assert re.search(message, output), output
 
 
 def test_what_is_seen_later_is_told_with_the_way_to_go_on(here, tmp_path):
     words = ["--env", "mine:Late", *TINY, "--total-steps", "4000", "--run-dir", "run"]
     code, _, err = here("train", "team", *words)
     assert code == 1
-    assert err.startswith("scrubjay: environment 'mine:Late': agent 'third' came")
-    assert err.endswith("once it is mended: scrubjay resume run --env mine:Late\n")
+    assert err.startswith("scrubjay: environment 'mine:Late': unknown agent 'third'")
+    assert err.endswith("after fixing it, continue with: scrubjay resume run --env mine:Late\n")
     assert err.count("\n") == 1
     assert Run.load(tmp_path / "run").metrics()
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
-        ("mine:Meet", "this is a team, a PettingZoo ParallelEnv: use scrubjay train team --env mine:Meet"),
-        ("mine:in_turn", "this is a team whose agents take turns"),
-        ("mine:rows", "this is a VectorEnv; name what returns one environment"),
+        (
+            "mine:Meet",
+            "it returned a PettingZoo ParallelEnv, a team: use scrubjay train team --env mine:Meet",
+        ),
+        ("mine:in_turn", "it returned a PettingZoo AECEnv, a team whose agents take turns"),
+        ("mine:rows", "it returned a VectorEnv; name a callable that returns a single environment"),
         ("mine:nothing", "it returned a int, not a gymnasium.Env"),
     ],
 )
-def test_what_is_not_of_one_agent_is_told_where_to_go(name, told, refused):
+def test_what_is_not_of_one_agent_is_told_where_to_go(name, message, usage_error):
     for words in (["train", "ppo", "--env", name], ["play", name]):
-        assert f"environment {name!r}: {told}" in refused(*words)
+        assert f"environment {name!r}: {message}" in usage_error(*words)
 
 
 def test_every_method_is_for_any_team(here):

@@ -1,4 +1,4 @@
-"""A stack of memories named in words: what they make, what they refuse, and a run from first to last."""
+"""Command-line flags of a stack of memories: configs, errors, and a complete run."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from scrubjay.experiments import Run, train
-from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.cli.arguments import UsageError
+from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.words.arguments import UsageError
 from scrubjay.memory import make_config
 from scrubjay.memory.stack import StackConfig
 
@@ -40,7 +40,7 @@ def test_a_stack_by_name_alone_has_the_recipes_width_or_the_one_given():
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["--memory.parts", "gru+hcamm"], "'hcamm'.*did you mean 'hcam'"),
         (["--memory.parts", ""], "unknown memory ''"),
@@ -52,8 +52,8 @@ def test_a_stack_by_name_alone_has_the_recipes_width_or_the_one_given():
     ],
     ids=" ".join,
 )
-def test_what_cannot_be_is_said_in_one_line(words, told):
-    with pytest.raises(UsageError, match=told):
+def test_what_cannot_be_is_said_in_one_line(words, message):
+    with pytest.raises(UsageError, match=message):
         override("tmaze", ["--memory", "stack", *words])
 
 
@@ -66,20 +66,20 @@ def test_a_stack_is_trained_stopped_resumed_evaluated_and_exported(here, tmp_pat
     assert (code, err) == (0, "")
     whole = Run.load(tmp_path / "whole")
     assert whole.config == config
-    stopped = Run.create(config, tmp_path / "stopped")
-    with LocalEngine(config, stopped.path) as engine:
+    stopped_run = Run.create(config, tmp_path / "stopped")
+    with LocalEngine(config, stopped_run.path) as engine:
         engine.update()
         engine.save()
     code, out, err = here("resume", "stopped")
     assert (code, err) == (0, "")
-    assert_same(stopped, whole)
+    assert_same(stopped_run, whole)
     code, out, err = here("eval", "stopped", "--episodes", 4)
     assert (code, err) == (0, "")
     assert "4 episodes" in out
     code, out, err = here("export", "stopped", "--out", "policy.pt2")
     assert code == 0, err
     program = torch.export.load(tmp_path / "policy.pt2").module()
-    policy = stopped.policy
+    policy = stopped_run.policy
     observation = torch.as_tensor(policy.observation_space.sample())[None].float()
     action, _, state = program(observation, policy.initial_state(1), torch.ones(1, dtype=torch.bool))
     expected, expected_state = policy.act(observation)

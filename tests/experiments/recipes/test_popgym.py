@@ -1,4 +1,4 @@
-"""Recipes of POPGym's easy tasks: the same tasks, of one shape for all memories."""
+"""Recipes of POPGym's easy tasks: the same tasks with one config for all memories."""
 
 import dataclasses
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.experiment_types.local import LocalEngine
 
 popgym_envs = pytest.importorskip("popgym.envs")
 
@@ -41,10 +41,10 @@ def test_the_task_is_theirs(name):
         ends = []
         for env in (ours, theirs):
             env.reset(seed=0)
-            ended = length = 0
-            while not ended:
+            is_over = length = 0
+            while not is_over:
                 _, _, terminated, truncated, _ = env.step(0)
-                ended, length = terminated or truncated, length + 1
+                is_over, length = terminated or truncated, length + 1
             ends.append((length, terminated, truncated))
     assert ends[0] == ends[1]
 
@@ -65,5 +65,5 @@ def test_a_first_update_learns_something(name, tmp_path):
         before = [parameter.clone() for parameter in engine.model.parameters()]
         engine.update()
         assert engine.step == config.env.num_envs * config.segment_length
-        changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
-        assert all(changed)
+        is_changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
+        assert all(is_changed)

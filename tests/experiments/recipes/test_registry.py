@@ -1,4 +1,4 @@
-"""Laws of recipes: what each of them says of itself is so, and a new one is known once it is declared."""
+"""Recipes: their descriptions and settings are correct, and new ones are registered."""
 
 import dataclasses
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import RECIPES, TrainConfig, with_memory
-from scrubjay.experiments.kinds import from_json, to_json
-from scrubjay.experiments.kinds.base import Experiment
+from scrubjay.experiments.experiment_types import from_json, to_json
+from scrubjay.experiments.experiment_types.base import Experiment
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.recipes.registry import longer_of, recipe, sizes_of
+from scrubjay.experiments.recipes.registry import longer_range, recipe, size_range
 from scrubjay.memory import list_memories, make_config
 
 NEEDS = {
@@ -17,7 +17,7 @@ NEEDS = {
     "team": "a ParallelEnv's name",
     "spread": "the extra mpe",
 }
-"""What recipes need that is not always there."""
+"""Requirements of recipes that may be missing."""
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -41,14 +41,14 @@ def test_a_recipe_that_lacks_something_says_what(name):
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].longer or RECIPES[name].sizes])
 def test_what_is_said_to_make_a_task_longer_or_larger_does(name):
-    declared, config = RECIPES[name], RECIPES[name]()
-    for setting, values in filter(None, (declared.longer, declared.sizes)):
-        trained = config.env.kwargs[setting]
-        assert type(trained) is int
+    entry, config = RECIPES[name], RECIPES[name]()
+    for setting, values in filter(None, (entry.longer, entry.sizes)):
+        trained_value = config.env.kwargs[setting]
+        assert type(trained_value) is int
         assert list(values) == sorted(set(values))
-        # Longer tasks are multiples of the trained one, itself first; teams are told by their numbers.
-        assert values[0] == 1 if setting == (declared.longer or [None])[0] else trained in values
-        most = trained * values[-1] if values[0] == 1 else values[-1]
+        # Longer tasks are multiples of the trained length, starting at 1; teams are listed by size.
+        assert values[0] == 1 if setting == (entry.longer or [None])[0] else trained_value in values
+        most = trained_value * values[-1] if values[0] == 1 else values[-1]
         env = dataclasses.replace(config.env, kwargs={**config.env.kwargs, setting: most})
         env.make().close()
 
@@ -56,9 +56,9 @@ def test_what_is_said_to_make_a_task_longer_or_larger_does(name):
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].settings])
 def test_memories_have_the_settings_that_a_recipe_gives_them(name):
     for memory, settings in RECIPES[name].settings.items():
-        given = vars(with_memory(RECIPES[name](), memory).memory)
-        assert given.items() >= settings.items()
-        assert given != vars(make_config(memory, dim=given["dim"])), "the defaults would do"
+        fields = vars(with_memory(RECIPES[name](), memory).memory)
+        assert fields.items() >= settings.items()
+        assert fields != vars(make_config(memory, dim=fields["dim"])), "the defaults would do"
 
 
 def test_a_config_of_no_recipe_gets_defaults(tiny):
@@ -74,14 +74,14 @@ def test_with_memory_keeps_the_width_unless_a_whole_config_is_given(tiny):
 
 
 @pytest.fixture
-def declared(tiny):
+def short_recipe(tiny):
     before = dict(RECIPES)
 
     @recipe("short", longer=("corridor_length", (1, 3)), settings={"hcam": {"chunk_size": 2}, "gru": {}})
     def make() -> TrainConfig:
         """A short corridor.
 
-        Not told in lists.
+        Not shown in lists.
         """
         return tiny(recipe="of no consequence")
 
@@ -90,24 +90,24 @@ def declared(tiny):
     RECIPES.update(before)
 
 
-def test_what_is_declared_is_known(declared, tiny):
-    assert RECIPES["short"] is declared
+def test_what_is_declared_is_known(short_recipe, tiny):
+    assert RECIPES["short"] is short_recipe
     assert list(RECIPES)[-1] == "short"
-    assert declared.description == "A short corridor."
-    assert declared() == tiny(recipe="short")
-    assert longer_of("short") == ("corridor_length", (1, 3))
-    assert sizes_of("short") is None
-    assert vars(with_memory(declared(), "hcam").memory)["chunk_size"] == 2
+    assert short_recipe.description == "A short corridor."
+    assert short_recipe() == tiny(recipe="short")
+    assert longer_range("short") == ("corridor_length", (1, 3))
+    assert size_range("short") is None
+    assert vars(with_memory(short_recipe(), "hcam").memory)["chunk_size"] == 2
     config: Experiment = override("short", ["--memory", "hcam", "--seed", "3"])
     assert (config.recipe, config.label, config.seed) == ("short", "hcam", 3)
 
 
-def test_a_name_is_given_once(declared):
-    with pytest.raises(ValueError, match="a recipe 'short' already: A short corridor"):
-        recipe("short")(declared.make)
-    assert RECIPES["short"] is declared
+def test_a_name_is_given_once(short_recipe):
+    with pytest.raises(ValueError, match="recipe 'short' is already registered: A short corridor"):
+        recipe("short")(short_recipe.make)
+    assert RECIPES["short"] is short_recipe
 
 
 def test_runs_of_recipes_that_are_no_more_are_read_without_them():
-    assert longer_of("abolished") is None
-    assert sizes_of("abolished") is None
+    assert longer_range("abolished") is None
+    assert size_range("abolished") is None

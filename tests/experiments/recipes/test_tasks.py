@@ -1,11 +1,11 @@
-"""Recipes of small tasks: each asks for memory, and tells how far one comes without."""
+"""Recipes of small tasks: each requires memory and states the best success without it."""
 
 import dataclasses
 
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.kinds.local import LocalEngine
+from scrubjay.experiments.experiment_types.local import LocalEngine
 
 TASKS = [name for name in RECIPES if RECIPES[name].make.__module__.endswith("recipes.tasks")]
 
@@ -17,21 +17,21 @@ def test_small_tasks_are_listed_first_and_others_lie_elsewhere():
 
 def test_without_memory_one_comes_not_far():
     alone = {name: RECIPES[name]().success_without_memory for name in TASKS}
-    # A torus is learned as one walks, and only its returns tell how well.
+    # The torus task has no success rate, only returns.
     assert alone.pop("memory-planning") is None
     assert all(0 < success < 0.9 for success in alone.values())
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_first_update_learns_something(name, tmp_path):
-    """Sizes fit each other: minibatches divide rows, segments fit episodes."""
+    """Minibatches divide the number of environments, and segments cover episodes."""
     config = dataclasses.replace(RECIPES[name](), device="cpu", seed=1)
     with LocalEngine(config, tmp_path) as engine:
         before = [parameter.clone() for parameter in engine.model.parameters()]
         engine.update()
         assert engine.step == config.env.num_envs * config.segment_length
-        changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
-        assert all(changed)
+        is_changed = [not old.equal(new) for old, new in zip(before, engine.model.parameters(), strict=True)]
+        assert all(is_changed)
 
 
 def test_the_demos_are_shorter_trainings_of_the_same_tasks():
@@ -44,4 +44,4 @@ def test_the_demos_are_shorter_trainings_of_the_same_tasks():
 def test_what_is_given_to_a_memory_on_one_task_is_not_shared_with_the_next():
     longer = {name: RECIPES[name].longer for name in TASKS}
     assert longer["repeat-previous"] == ("num_decks", (1, 2, 5, 10))
-    assert longer["recall-demo"] is None  # a demo is not tested beyond what it was trained for
+    assert longer["recall-demo"] is None  # a demo is not tested on longer tasks

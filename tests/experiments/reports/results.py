@@ -1,4 +1,4 @@
-"""Runs that were never trained: a config, and a result that is made up."""
+"""Runs with synthetic results, without training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments import Run
-from scrubjay.experiments.kinds.sequence import SequenceTaskConfig
+from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
 from scrubjay.experiments.tasks.suites import MQAR
 from scrubjay.memory import make_config
 
@@ -20,8 +20,8 @@ CONFIG = SequenceTaskConfig(
 )
 
 
-def finished(path: Path, config: Any, **result: Any) -> Run:
-    """Return a run with that result."""
+def create_finished_run(path: Path, config: Any, **result: Any) -> Run:
+    """Create a run with this result."""
     run = Run.create(config, path)
     (run.path / "result.json").write_text(json.dumps({"step": 100, "seconds": 4.0, **result}))
     row = {"step": 100, "charts/success": 0.5, "charts/episodic_return": 0.5}
@@ -29,14 +29,16 @@ def finished(path: Path, config: Any, **result: Any) -> Run:
     return run
 
 
-def answered(folder: Path, memory: str, seed: int, right: dict[tuple[int, int], int], state: int) -> Run:
-    """Return a run that answered so many questions of ten, by things to remember and length."""
+def create_answer_run(
+    folder: Path, memory: str, seed: int, right: dict[tuple[int, int], int], state: int
+) -> Run:
+    """Create a run with the number of right answers out of ten by number of items and length."""
     count, span = CONFIG.axes
     tests = [
         {count: items, span: length, "right": hits, "asked": 10} for (items, length), hits in right.items()
     ]
     config = dataclasses.replace(CONFIG, memory=make_config(memory, dim=8), seed=seed)
-    success = right[CONFIG.trained] / 10
-    return finished(
+    success = right[CONFIG.train_sizes] / 10
+    return create_finished_run(
         folder / f"{memory}-{seed}", config, tests=tests, success=success, parameters=1234, state_bytes=state
     )

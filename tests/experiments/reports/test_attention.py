@@ -1,4 +1,4 @@
-"""`scrubjay inspect` on a small random model: numbers add up, the picture is there, bad input is named."""
+"""`scrubjay inspect` on a small random model: statistics, figure, and errors for bad input."""
 
 import json
 import math
@@ -7,7 +7,7 @@ import matplotlib.image
 import pytest
 import torch
 
-from scrubjay.experiments.cli import main
+from scrubjay.experiments.commands.main import main
 
 pytest.importorskip("transformers")
 
@@ -52,15 +52,15 @@ def test_numbers_and_picture(folder, tmp_path, capsys):
         str(picture),
     ]
     assert main(words) == 0
-    told = capsys.readouterr().out
-    assert "sink rate 0.00" in told  # random heads attend evenly: to each of 64 tokens at most 1/n
-    assert "in 3 sequences of 64 tokens" in told
-    assert "retrieval heads" in told
+    output = capsys.readouterr().out
+    assert "sink rate 0.00" in output  # random heads attend evenly: to each of 64 tokens at most 1/n
+    assert "in 3 sequences of 64 tokens" in output
+    assert "retrieval heads" in output
     assert matplotlib.image.imread(picture).shape[1] > 1000
     numbers = json.loads(picture.with_suffix(".json").read_text())
     assert (numbers["sequences"], numbers["sink_rate"]) == (3, 0)
     assert [layer["layer"] for layer in numbers["layers"]] == [0, 1, 2]
-    # Of n keys no more than log n, and random heads attend evenly.
+    # The entropy of n keys is at most log n, and random heads attend evenly.
     even = sum(math.log(n) for n in range(1, 65)) / 64
     assert all(0.9 * even < nats <= even for layer in numbers["layers"] for nats in layer["entropy"])
 

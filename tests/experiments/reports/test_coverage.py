@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from scrubjay.envs.uav import teams
-from scrubjay.experiments.reports.coverage import coverage, plot_coverage
+from scrubjay.experiments.reports.coverage import compute_coverage, plot_coverage
 
 
 @pytest.fixture
@@ -17,19 +17,21 @@ def city():
 
 
 def test_users_get_what_the_map_says(city):
-    """Users put into the middle of cells measure in the next slot what the map of it says afterwards."""
+    """Users at cell centers measure the SINR and rate of the map in the next slot."""
     cells, config = 30, city.config
     place = np.random.default_rng(0).integers(cells, size=(2, config.num_users, 2))
     city.world.user_position_m = ((place + 0.5) * (config.area_m / cells)).astype(np.float32)
     city.step(np.zeros((2, config.num_uavs, 3), dtype=np.int64) + np.array([1, 0, 1]))
     for row in range(2):
-        found, server = coverage(city.world, row, cells), city.world.association[row]
+        coverage_map, server = compute_coverage(city.world, row, cells), city.world.association[row]
         east, north = place[row].T
-        np.testing.assert_array_equal(found.server[north, east], server)
-        np.testing.assert_allclose(found.sinr_db[north, east], _db(city.world.efficiency[row]), atol=0.02)
+        np.testing.assert_array_equal(coverage_map.server[north, east], server)
+        np.testing.assert_allclose(
+            coverage_map.sinr_db[north, east], _db(city.world.efficiency[row]), atol=0.02
+        )
         load = np.bincount(server, minlength=config.num_uavs)[server]
         np.testing.assert_allclose(
-            found.rate_bps[north, east] * (load + 1) / load, city.world.rate_bps[row], rtol=1e-3
+            coverage_map.rate_bps[north, east] * (load + 1) / load, city.world.rate_bps[row], rtol=1e-3
         )
 
 
@@ -39,10 +41,10 @@ def _db(efficiency):
 
 def test_nobody_flies_nobody_gets_anything(city, tmp_path):
     city.world.alive[0] = False
-    found = coverage(city.world, 0, 5)
-    assert (found.sinr_db == -np.inf).all()
-    assert (found.rate_bps == 0).all()
-    assert (found.server == -1).all()
+    coverage_map = compute_coverage(city.world, 0, 5)
+    assert (coverage_map.sinr_db == -np.inf).all()
+    assert (coverage_map.rate_bps == 0).all()
+    assert (coverage_map.server == -1).all()
     plot_coverage(city.world, tmp_path / "nobody.png")
 
 
@@ -57,4 +59,4 @@ def test_a_picture_of_each_row(city, tmp_path):
 
 def test_a_map_has_cells(city):
     with pytest.raises(ValueError, match="cells=1"):
-        coverage(city.world, cells=1)
+        compute_coverage(city.world, cells=1)

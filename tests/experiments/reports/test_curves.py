@@ -1,4 +1,4 @@
-"""Learning curves, and how contenders are named and coloured in all plots."""
+"""Learning curves, and labels and legends of plots."""
 
 import dataclasses
 import json
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.reports import curves
-from scrubjay.experiments.reports.curves import contenders, plot_longer, plot_runs
+from scrubjay.experiments.reports.curves import label_runs, plot_longer, plot_runs
 from scrubjay.memory import make_config
 
 from ..pictures import assert_picture
@@ -19,9 +19,9 @@ def test_plot_of_several_runs(finished_run, tiny, tmp_path):
     other = train(tiny("none", seed=1), tmp_path / "other")
     again = train(tiny("none", seed=2), tmp_path / "again")
     assert_picture(plot_runs([finished_run, other, again], tmp_path / "new" / "plot.png"))
-    named = plot_runs([finished_run], tmp_path / "new" / "plot of one")
-    assert (named.name, named.exists()) == ("plot of one.png", True)
-    assert contenders([finished_run, other, again]) == {finished_run: "gru", other: "none", again: "none"}
+    single_plot = plot_runs([finished_run], tmp_path / "new" / "plot of one")
+    assert (single_plot.name, single_plot.exists()) == ("plot of one.png", True)
+    assert label_runs([finished_run, other, again]) == {finished_run: "gru", other: "none", again: "none"}
     with pytest.raises(ValueError, match=r"no metric 'charts/joy'; it has .*charts/success"):
         plot_runs([finished_run], tmp_path / "x.png", metric="charts/joy")
 
@@ -33,38 +33,38 @@ def test_memories_of_one_name_are_told_apart_by_the_sizes_they_differ_in(finishe
         return Run(finished_run.path, dataclasses.replace(finished_run.config, policy=policy, seed=seed))
 
     runs = [with_sinks(0, 0), with_sinks(4, 0), with_sinks(4, 1)]
-    assert list(contenders(runs).values()) == ["sink, num sinks 0", "sink, num sinks 4", "sink, num sinks 4"]
-    assert list(contenders(runs[1:]).values()) == ["sink", "sink"]
+    assert list(label_runs(runs).values()) == ["sink, num sinks 0", "sink, num sinks 4", "sink, num sinks 4"]
+    assert list(label_runs(runs[1:]).values()) == ["sink", "sink"]
 
 
 def test_runs_of_one_memory_are_told_apart_by_what_else_was_asked_of_them(finished_run):
     config = finished_run.config
 
-    def of(seed, **fields):
+    def make_run(seed, **fields):
         return Run(finished_run.path, dataclasses.replace(config, seed=seed, **fields))
 
-    told = dataclasses.replace(config.policy, clock=True)
-    assert list(contenders([of(0), of(1), of(0, policy=told)]).values()) == [
+    with_clock = dataclasses.replace(config.policy, clock=True)
+    assert list(label_runs([make_run(0), make_run(1), make_run(0, policy=with_clock)]).values()) == [
         "gru, clock False",
         "gru, clock False",
         "gru, clock True",
     ]
     faster = dataclasses.replace(config.ppo, learning_rate=0.5)
-    assert contenders([of(0), of(0, ppo=faster)]).popitem()[1] == "gru, learning rate 0.5"
+    assert label_runs([make_run(0), make_run(0, ppo=faster)]).popitem()[1] == "gru, learning rate 0.5"
     longer = dataclasses.replace(config.env, kwargs={**config.env.kwargs, "num_decks": 3})
-    assert contenders([of(0), of(0, env=longer)]).popitem()[1] == "gru, num decks 3"
-    # Of other tasks nothing is drawn beside it; and what was asked for longer is the same.
-    assert set(contenders([of(0), of(0, env=longer, recipe="another")]).values()) == {"gru"}
-    assert set(contenders([of(0), of(1, total_steps=2 * config.total_steps)]).values()) == {"gru"}
+    assert label_runs([make_run(0), make_run(0, env=longer)]).popitem()[1] == "gru, num decks 3"
+    # Runs of other tasks have their own panel, and the number of steps makes no difference.
+    assert set(label_runs([make_run(0), make_run(0, env=longer, recipe="another")]).values()) == {"gru"}
+    assert set(label_runs([make_run(0), make_run(1, total_steps=2 * config.total_steps)]).values()) == {"gru"}
 
 
 @pytest.mark.parametrize("names", [1, 18, 19, 40])
 def test_a_legend_of_many_names_stays_in_the_picture(names, tmp_path):
-    figure = curves.figure_of(1)
+    figure = curves.make_figure(1)
     axes = figure.subplots()
     for name in range(names):
         axes.plot([0, 1], [0, 1], label=f"gated_delta {name} (3 seeds)")
-    curves.beside(axes)
+    curves.place_legend(axes)
     curves.save_figure(figure, tmp_path / "picture.png")
     legend = axes.get_legend()
     assert legend is not None
@@ -82,48 +82,48 @@ def row(step, **charts):
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Draw, and return the figure instead of its file."""
-    kept: list[Figure] = []
-    monkeypatch.setattr(curves, "save_figure", lambda figure, out: kept.append(figure) or out)
+def draw_figure(monkeypatch, tmp_path):
+    """Return a function that plots and returns the figure."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(curves, "save_figure", lambda figure, out: figures.append(figure) or out)
 
     def draw(plot, *arguments):
         plot(*arguments, tmp_path / "x.png")
-        return kept.pop()
+        return figures.pop()
 
     return draw
 
 
-def test_a_curve_is_the_mean_over_seeds_where_all_have_points(tiny, tmp_path, drawn):
+def test_a_curve_is_the_mean_over_seeds_where_all_have_points(tiny, tmp_path, draw_figure):
     runs = []
     for seed, (last, success) in enumerate(((100, 0.2), (60, 0.6))):
         run = Run.create(tiny(seed=seed), tmp_path / str(seed))
         rows = [row(20, success=success, episodic_return=0), row(last, success=success, episodic_return=9)]
         (run.path / "metrics.jsonl").write_text("".join(rows))
         runs.append(run)
-    (axes,) = drawn(plot_runs, runs).axes
+    (axes,) = draw_figure(plot_runs, runs).axes
     curve = next(line for line in axes.lines if line.get_label() == "gru (2 seeds)")
     assert (curve.get_xdata()[0], curve.get_xdata()[-1]) == (20, 60)
     np.testing.assert_allclose(curve.get_ydata(), 0.4)
     assert axes.get_title() == "tiny"
 
 
-def test_settings_of_one_seed_are_runs_and_no_seeds(tiny, tmp_path, drawn):
+def test_settings_of_one_seed_are_runs_and_no_seeds(tiny, tmp_path, draw_figure):
     runs = []
     for number, seed in enumerate((0, 0, 1)):
         run = Run.create(tiny(seed=seed), tmp_path / str(number))
         (run.path / "metrics.jsonl").write_text(row(20, success=0.5, episodic_return=0) * 2)
         runs.append(run)
-    for count, told in ((1, "gru"), (2, "gru (2 runs of 1 seed)"), (3, "gru (3 runs of 2 seeds)")):
-        (axes,) = drawn(plot_runs, runs[:count]).axes
-        assert told in [line.get_label() for line in axes.lines]
+    for count, label in ((1, "gru"), (2, "gru (2 runs of 1 seed)"), (3, "gru (3 runs of 2 seeds)")):
+        (axes,) = draw_figure(plot_runs, runs[:count]).axes
+        assert label in [line.get_label() for line in axes.lines]
 
 
-def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tmp_path, drawn):
+def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tmp_path, draw_figure):
     runs = [Run(tmp_path, tiny(recipe="repeat-previous", seed=seed)) for seed in (0, 1)]
     scores = [(runs[0], {1: 1.0, 5: 0.5}), (runs[1], {1: 0.8, 5: 0.1})]
-    (axes,) = drawn(plot_longer, scores).axes
-    assert axes.get_xlabel() == "num decks in the test"
-    (curve, trained) = axes.lines
+    (axes,) = draw_figure(plot_longer, scores).axes
+    assert axes.get_xlabel() == "num decks (test)"
+    (curve, trained_line) = axes.lines
     np.testing.assert_allclose(curve.get_ydata(), [0.9, 0.3])
-    assert set(trained.get_xdata()) == {1}
+    assert set(trained_line.get_xdata()) == {1}

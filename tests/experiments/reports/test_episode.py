@@ -1,10 +1,10 @@
-"""One episode as an animated picture."""
+"""Recording of an episode as a GIF."""
 
 import pytest
 from PIL import Image
 
 from scrubjay.experiments import EnvConfig
-from scrubjay.experiments.reports.episode import picture, play, write_gif
+from scrubjay.experiments.reports.episode import play, render_frame, write_gif
 
 
 def test_play_writes_the_episode(finished_run, tmp_path):
@@ -28,8 +28,8 @@ def test_the_last_picture_rests_and_none_is_too_short(tmp_path):
 
 def test_one_seed_plays_one_episode(tmp_path):
     env = EnvConfig("scrubjay/RepeatPrevious-v0")
-    told = [play(env, tmp_path / name, seed=seed, max_steps=20) for name, seed in (("a", 3), ("b", 3))]
-    assert told[0] == told[1]
+    results = [play(env, tmp_path / name, seed=seed, max_steps=20) for name, seed in (("a", 3), ("b", 3))]
+    assert results[0] == results[1]
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     play(env, tmp_path / "c", seed=4, max_steps=20)
     assert (tmp_path / "c").read_bytes() != (tmp_path / "a").read_bytes()
@@ -40,5 +40,5 @@ def test_an_environment_without_pictures_is_named(tmp_path):
         def render(self):
             raise NotImplementedError
 
-    with pytest.raises(ValueError, match="environment 'dark' renders no pictures"):
-        picture(Dark(), "dark")
+    with pytest.raises(ValueError, match="environment 'dark' does not render pictures"):
+        render_frame(Dark(), "dark")

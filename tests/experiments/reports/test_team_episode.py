@@ -13,14 +13,14 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
 from scrubjay.envs import uav
 from scrubjay.experiments import train
-from scrubjay.experiments.cli import main
-from scrubjay.experiments.kinds.team import TeamTaskConfig
+from scrubjay.experiments.commands.main import main
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.reports.team_episode import play_team
-from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeams, TeamEnvConfig
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig
 
 
 class Relay(ParallelEnv):
-    """Each agent sees the time and its number, and is paid its action.
+    """Each agent observes the time and its number, and its reward is its action.
 
     The second leaves after two of four steps.
     """
@@ -42,12 +42,12 @@ class Relay(ParallelEnv):
     def step(self, actions):
         assert list(actions) == self.agents
         self.time += 1
-        acted, over = self.agents, self.time == self.last
+        acting_agents, over = self.agents, self.time == self.last
         observations = self._see()
-        gone = {agent: self.time == 2 and agent == "second" for agent in acted}
-        self.agents = [agent for agent in acted if not over and not gone[agent]]
-        infos = {agent: {"double": 2.0 * self.time, "name": "relay"} for agent in acted}
-        return observations, dict(actions), gone, dict.fromkeys(acted, over), infos
+        terminations = {agent: self.time == 2 and agent == "second" for agent in acting_agents}
+        self.agents = [agent for agent in acting_agents if not over and not terminations[agent]]
+        infos = {agent: {"double": 2.0 * self.time, "name": "relay"} for agent in acting_agents}
+        return observations, dict(actions), terminations, dict.fromkeys(acting_agents, over), infos
 
     def render(self):
         return np.full((8, 8, 3), 50 * self.time, dtype=np.uint8)
@@ -60,10 +60,10 @@ class Relay(ParallelEnv):
 
 
 def test_a_team_is_played_to_its_end(tmp_path):
-    seen = []
+    actor_calls = []
 
     def actor(env, observations, alive, start):
-        seen.append((observations[""][0].tolist(), alive[0].tolist(), start.tolist()))
+        actor_calls.append((observations[""][0].tolist(), alive[0].tolist(), start.tolist()))
         return np.array([[1, 3]])
 
     env = Relay()
@@ -72,7 +72,7 @@ def test_a_team_is_played_to_its_end(tmp_path):
     assert episode.frames == 5
     assert episode.returns == {"first": 4, "second": 6}
     assert episode.measures == {"double": 5.0}
-    assert seen == [
+    assert actor_calls == [
         ([[0, 1], [0, 2]], [True, True], [True]),
         ([[1, 1], [1, 2]], [True, True], [False]),
         ([[2, 1], [2, 2]], [True, False], [False]),
@@ -119,15 +119,15 @@ def test_a_policy_that_remembers_is_played(tmp_path):
 @pytest.mark.parametrize(("policy", "preset"), [("random", "small"), ("static", "city"), ("follow", "paper")])
 def test_rules_of_thumb_are_played_from_the_command_line(policy, preset, tmp_path, capsys):
     words = ["play", "uav", "--policy", policy, "--preset", preset, "--set", "max_steps=3"]
-    out, covered = tmp_path / "uav.gif", tmp_path / "map.png"
-    assert main([*words, "--out", str(out), "--coverage", str(covered)]) == 0
-    told = capsys.readouterr().out
-    assert "4 frames, return" in told
-    assert "sum_rate_bps" in told
-    assert str(covered) in told
+    out, map_file = tmp_path / "uav.gif", tmp_path / "map.png"
+    assert main([*words, "--out", str(out), "--coverage", str(map_file)]) == 0
+    message = capsys.readouterr().out
+    assert "4 frames, return" in message
+    assert "sum_rate_bps" in message
+    assert str(map_file) in message
     with Image.open(out) as gif:
         assert len(list(ImageSequence.Iterator(gif))) == 4
-    assert covered.stat().st_size > 1000
+    assert map_file.stat().st_size > 1000
 
 
 def relay(preset="short", render_mode=None):
@@ -146,16 +146,16 @@ def test_an_environment_made_known_plays_by_its_short_name(tmp_path, monkeypatch
     module = types.ModuleType("scrubjay_relay")
     vars(module).update(relay=relay, RULES={"greedy": first_to_act})
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    known = KnownTeams("scrubjay_relay:relay", True, "scrubjay_relay:RULES", "greedy")
-    monkeypatch.setitem(KNOWN_TEAMS, "relay", known)
+    known_env = KnownTeamEnv("scrubjay_relay:relay", True, "scrubjay_relay:RULES", "greedy")
+    monkeypatch.setitem(KNOWN_TEAMS, "relay", known_env)
     out = tmp_path / "relay.gif"
-    for flags, told in (
+    for flags, message in (
         ([], "3 frames, return 8"),
         (["--preset", "long"], "5 frames, return 14"),
         (["--policy", "random"], "3 frames, return"),
     ):
         assert main(["play", "relay", *flags, "--out", str(out)]) == 0
-        assert f"{out}: {told}" in capsys.readouterr().out
+        assert f"{out}: {message}" in capsys.readouterr().out
     assert main(["play", "relay", "--policy", "follow"]) == 2
     assert "choose from random, greedy, or the directory" in capsys.readouterr().err
     assert main(["play", "relay", "--preset", "city"]) == 2
@@ -164,7 +164,7 @@ def test_an_environment_made_known_plays_by_its_short_name(tmp_path, monkeypatch
 
 @pytest.fixture(scope="module")
 def team_run(tmp_path_factory):
-    """A run of two base stations over four users, as soon as it has weights."""
+    """Directory of a minimally trained run with two base stations and four users."""
     config = TeamTaskConfig(
         env=TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 3}, num_envs=2),
         learner=GAMATRConfig(minibatches=2),
@@ -187,7 +187,7 @@ def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypa
     assert main(["play", team_run, "--policy", "static", "--out", "static.gif"]) == 0
     assert "static.gif: 4 frames" in capsys.readouterr().out
     assert main(["play", "uav", "--policy", team_run, "--preset", "city"]) == 2
-    assert "does not fit" in capsys.readouterr().err
+    assert "does not match" in capsys.readouterr().err
 
 
 def test_teams_without_rules_play_at_random(tmp_path, capsys):
@@ -196,21 +196,21 @@ def test_teams_without_rules_play_at_random(tmp_path, capsys):
     assert main(words) == 0
     assert "3 frames" in capsys.readouterr().out
     assert main([*words, "--coverage", str(tmp_path / "map.png")]) == 2
-    assert "--coverage is of uav" in capsys.readouterr().err
+    assert "--coverage requires uav" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["uav", "--policy", "runs/none"], "or the directory of a team's run"),
+        (["uav", "--policy", "runs/none"], "or the directory of a team run"),
         (["uav", "--set", "num_uavs"], "name=value"),
         (["uav", "--policy", "statik"], "did you mean 'static'"),
         (["uav", "--preset", "village"], "village"),
-        (["spread", "--preset", "small"], "--preset is of uav"),
+        (["spread", "--preset", "small"], "--preset is supported only by uav"),
         (["uav", "--set", "num_uav=3"], "did you mean 'num_uavs'"),
-        (["scrubjay/TMaze-v0", "--policy", "static"], "--policy is of teams"),
+        (["scrubjay/TMaze-v0", "--policy", "static"], "--policy requires a team"),
     ],
 )
-def test_errors_name_the_fix(words, told, capsys):
+def test_errors_name_the_fix(words, message, capsys):
     assert main(["play", *words]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Comparisons of teams: methods beside rules, also in teams of other sizes."""
+"""Comparisons of team methods and rules, also at other team sizes."""
 
 import dataclasses
 import json
@@ -36,9 +36,11 @@ def test_a_shared_actor_is_compared_with_rules_in_teams_of_other_sizes(tmp_path,
     assert code == 0, err
     assert out.endswith("out/uav-three-sizes.png\n")
     table = (tmp_path / "out" / "table.md").read_text()
-    returns = table.partition("trained at num_uavs 3, episodic_return at:")[2].partition("\n\nuav-three")[0]
+    returns = table.partition("trained with num_uavs 3, episodic_return with num_uavs:")[2].partition(
+        "\n\nuav-three"
+    )[0]
     labels = [line.split(" | ")[0].removeprefix("| ") for line in returns.strip().splitlines()]
-    # HATRPO has an actor for each of three, and none for others.
+    # HATRPO has one actor per agent, so it cannot play at other team sizes.
     assert labels == ["method", "---", "gamatr-shared", "rule: random", "rule: static", "rule: follow"]
     png = (tmp_path / "out" / "uav-three-sizes.png").read_bytes()
     assert png.startswith(b"\x89PNG")

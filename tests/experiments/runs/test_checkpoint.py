@@ -25,35 +25,35 @@ def test_round_trip(tmp_path):
     assert load_training(path) == {"x": [1, 2.5]}
 
 
-def test_only_the_newest_are_kept_in_order_of_steps(tmp_path):
+def test_only_the_latest_checkpoints_are_kept_by_step(tmp_path):
     for step in (99_999_999, 5, 100_000_000, 300_000_000):
         save_checkpoint(tmp_path, step, WEIGHTS, {}, keep=2)
-    kept = sorted(checkpoint_step(path) for path in tmp_path.glob("step_*"))
-    assert kept == [100_000_000, 300_000_000]
+    retained_steps = sorted(checkpoint_step(path) for path in tmp_path.glob("step_*"))
+    assert retained_steps == [100_000_000, 300_000_000]
     assert checkpoint_step(latest_checkpoint(tmp_path) or tmp_path) == 300_000_000
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "training.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["missing", "short", "altered"])
-def test_a_torn_checkpoint_is_passed_over(tmp_path, file, damage):
+def test_a_damaged_checkpoint_is_skipped(tmp_path, file, damage):
     older = save_checkpoint(tmp_path, 1, WEIGHTS, {})
-    torn = save_checkpoint(tmp_path, 2, WEIGHTS, {}) / file
-    content = torn.read_bytes()
+    damaged_file = save_checkpoint(tmp_path, 2, WEIGHTS, {}) / file
+    content = damaged_file.read_bytes()
     if damage == "missing":
-        torn.unlink()
+        damaged_file.unlink()
     elif damage == "short":
-        torn.write_bytes(content[: len(content) // 2])
+        damaged_file.write_bytes(content[: len(content) // 2])
     else:
-        torn.write_bytes(content[:-9] + bytes(9))
+        damaged_file.write_bytes(content[:-9] + bytes(9))
     assert latest_checkpoint(tmp_path) == older
     assert save_checkpoint(tmp_path, 2, WEIGHTS, {}) == latest_checkpoint(tmp_path)
 
 
-def test_torn_newer_ones_do_not_push_out_the_one_just_written(tmp_path):
+def test_damaged_newer_checkpoints_do_not_remove_the_one_just_saved(tmp_path):
     for step in (500, 600, 700, 800):
         (tmp_path / f"step_{step:08d}").mkdir()
-    written = save_checkpoint(tmp_path, 100, {"w": torch.ones(1)}, {})
-    assert latest_checkpoint(tmp_path) == written
+    checkpoint = save_checkpoint(tmp_path, 100, {"w": torch.ones(1)}, {})
+    assert latest_checkpoint(tmp_path) == checkpoint
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000100"]
 
 
@@ -64,30 +64,32 @@ def test_an_unfinished_write_is_invisible_and_cleared_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000008"]
 
 
-def rewritten(path, training):
-    """Replace a checkpoint's training state; return what reading it says."""
+def replace_training_state(path, training):
+    """Replace the training state of a checkpoint; return the message of the error on loading it."""
     torch.save(training, path / "training.pt")
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as error:
         load_training(path)
-    assert "\n" not in str(refused.value)
-    return str(refused.value.__cause__)
+    assert "\n" not in str(error.value)
+    return str(error.value.__cause__)
 
 
-def test_a_few_bytes_that_tell_of_more_than_memory_holds_are_refused(tmp_path):
+def test_training_state_that_expands_in_memory_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"w": torch.zeros(2)}, {"a": [1, (2, 3)]})
     assert load_training(path) == {"a": [1, (2, 3)]}
     tree: list = [1]
     for _ in range(60):
         tree = [tree, tree]
-    assert "stands in two places" in rewritten(path, {"a": tree})
+    assert "occurs in two places" in replace_training_state(path, {"a": tree})
     circle: dict = {}
     circle["a"] = circle
-    assert "stands in two places" in rewritten(path, circle)
+    assert "occurs in two places" in replace_training_state(path, circle)
     wide = torch.zeros(1).expand(10**12)
-    assert "a tensor of shape [1000000000000] is larger than the file" in rewritten(path, {"a": [wide]})
+    assert "a tensor of shape [1000000000000] is larger than the file" in replace_training_state(
+        path, {"a": [wide]}
+    )
 
 
-def test_training_state_that_unpacks_to_more_is_refused(tmp_path):
+def test_compressed_training_state_is_refused(tmp_path):
     path = save_checkpoint(tmp_path, 1, {"w": torch.zeros(2)}, {"a": torch.zeros(10**6)})
     with zipfile.ZipFile(path / "training.pt") as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
@@ -95,6 +97,6 @@ def test_training_state_that_unpacks_to_more_is_refused(tmp_path):
         for name, data in parts.items():
             archive.writestr(name, data)
     assert (path / "training.pt").stat().st_size < 10**5
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(CheckpointError) as error:
         load_training(path)
-    assert "packed" in str(refused.value.__cause__)
+    assert "parts are compressed" in str(error.value.__cause__)

@@ -1,4 +1,4 @@
-"""What the Ray engine refuses before any cluster is started or joined."""
+"""Errors of the Ray engine before it starts or joins a cluster, and access to a local cluster."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _no_cluster():
     assert not ray.is_initialized()
 
 
-def test_workers_have_one_thread_unless_told_otherwise(monkeypatch):
+def test_workers_have_one_thread_by_default(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert cluster.worker_variables() == {"OMP_NUM_THREADS": "3"}
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -32,33 +32,33 @@ def test_workers_have_one_thread_unless_told_otherwise(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["--engine", "rya"], "unknown engine 'rya'; choose from local, ray; did you mean 'ray'?"),
-        (["--num-env-runners", "2"], "--num-env-runners belongs to --engine ray"),
+        (["--num-env-runners", "2"], "--num-env-runners requires --engine ray"),
         (["--engine", "ray", "--num-learners", "two"], "num_learners='two': expected a whole number"),
         (["--engine", "ray", "--num-env-runners", "-1"], "num_env_runners=-1: must not be negative"),
         (["--engine", "ray", "--address", "nowhere"], "address='nowhere': write it as host:port"),
         (
             ["--engine", "ray", "--num-env-runners", "65"],
-            "num_env_runners=65, num_learners=0: at most env.num_envs=64",
+            "num_env_runners=65, num_learners=0: must be at most env.num_envs=64",
         ),
     ],
 )
-def test_wrong_flags_are_one_line(words, message, refused):
-    assert message in refused("train", "tmaze-demo", "--run-dir", "run", *words)
+def test_wrong_flags_are_one_line(arguments, message, usage_error):
+    assert message in usage_error("train", "tmaze-demo", "--run-dir", "run", *arguments)
 
 
-def test_an_address_where_nothing_listens_is_one_line(refused):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        words = ["--engine", "ray", "--address", address, "--run-dir", "run"]
-        assert f"no Ray cluster at {address}" in refused("train", "tmaze-demo", *words)
+def test_an_address_where_nothing_listens_is_one_line(usage_error):
+    with socket.socket() as bound_socket:
+        bound_socket.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
+        address = f"127.0.0.1:{bound_socket.getsockname()[1]}"
+        arguments = ["--engine", "ray", "--address", address, "--run-dir", "run"]
+        assert f"no Ray cluster at {address}" in usage_error("train", "tmaze-demo", *arguments)
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is no Ray head")]
+    ("answer", "message"), [(b"", "timed out"), (b"HTTP/1.1 400 Bad Request\r\n\r\n", "is not a Ray head")]
 )
 def test_an_address_where_something_else_listens_is_refused(answer, message, monkeypatch):
     monkeypatch.setattr(cluster, "_REACH_SECONDS", 0.5)
@@ -73,15 +73,15 @@ def test_an_address_where_something_else_listens_is_refused(answer, message, mon
 
         threading.Thread(target=talk, daemon=True).start()
         with pytest.raises(ValueError, match=message):
-            cluster._reach(f"127.0.0.1:{server.getsockname()[1]}")
+            cluster._check_address(f"127.0.0.1:{server.getsockname()[1]}")
 
 
-def test_a_probe_is_not_for_ray(refused):
-    words = ["--engine", "ray", "--run-dir", "run"]
-    assert "ballet-probe is trained in one process" in refused("train", "ballet-probe", *words)
+def test_a_probe_does_not_support_ray(usage_error):
+    arguments = ["--engine", "ray", "--run-dir", "run"]
+    assert "ballet-probe is trained in one process" in usage_error("train", "ballet-probe", *arguments)
 
 
-STRANGER = r"""
+PORT_SCAN = r"""
 import contextlib, pathlib, re, urllib.error, urllib.request
 import grpc, psutil, ray
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
@@ -95,49 +95,51 @@ stubs = (pathlib.Path(ray.__file__).parent / "core/generated").glob("*_grpc.py")
 calls = {call for stub in stubs for call in re.findall(r"'(/ray\.rpc[\w.]*/\w+)'", stub.read_text())}
 calls |= {f"/ray.rpc.ObjectManagerService/{name}" for name in ("Push", "Pull", "FreeObjects")}
 assert len(calls) > 100
-ours = [psutil.Process(), *psutil.Process().children(recursive=True)]
+processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
 listening = set()
-for process in ours:
+for process in processes:
     with contextlib.suppress(psutil.NoSuchProcess):  # Ray's helpers come and go
         listening |= {c.laddr for c in process.net_connections("inet") if c.status == "LISTEN"}
 assert len(listening) > 5
-refused = 0
+num_refused = 0
 for address in listening:
     host = address.ip if address.ip not in ("::", "0.0.0.0") else "127.0.0.1"
     with grpc.insecure_channel(f"{host}:{address.port}") as channel:
         for call in sorted(calls):
             try:
                 channel.unary_unary(call, bytes, bytes)(b"", timeout=5)
-                raise AssertionError(f"{call} at {address} answered a stranger")
+                raise AssertionError(f"{call} at {address} answered without a token")
             except grpc.RpcError as error:
                 if error.code() is grpc.StatusCode.UNAVAILABLE:  # speaks HTTP/1
                     break
                 assert error.code().name in ("UNAUTHENTICATED", "UNIMPLEMENTED"), (call, address)
-                refused += error.code() is grpc.StatusCode.UNAUTHENTICATED
+                num_refused += error.code() is grpc.StatusCode.UNAUTHENTICATED
         else:
             continue
     for path in ("/api/jobs/", "/api/job_agent/jobs/", "/get_or_create_runtime_env"):
         try:
             urllib.request.urlopen(f"http://{host}:{address.port}{path}", data=b"{}", timeout=5)
-            raise AssertionError(f"{path} at {address} answered a stranger")
+            raise AssertionError(f"{path} at {address} answered without a token")
         except urllib.error.HTTPError as error:
             assert error.code in (401, 405), (path, address, error.code)
-assert refused > 100
+assert num_refused > 100
 assert ray.get(double.remote(4)) == 8
 """
 
 
 @pytest.mark.slow
-def test_who_has_no_token_is_refused_at_every_port_of_a_local_cluster(tmp_path):
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment = kept | {"HOME": str(tmp_path)}
-    words = [sys.executable, "-c", STRANGER]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240, check=False)
+def test_every_port_of_a_local_cluster_requires_the_token(tmp_path):
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = variables | {"HOME": str(tmp_path)}
+    arguments = [sys.executable, "-c", PORT_SCAN]
+    done = subprocess.run(
+        arguments, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert "open to all interfaces, for who has the token" in done.stdout
+    assert "open to all interfaces, protected by a token" in done.stdout
 
 
-def test_a_token_that_others_could_read_is_closed_and_one_that_is_named_is_left(tmp_path, monkeypatch):
+def test_the_token_file_is_made_private_and_none_is_written_without_authentication(tmp_path, monkeypatch):
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

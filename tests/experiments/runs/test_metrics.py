@@ -1,4 +1,4 @@
-"""Rows of metrics: which depend on the machine, and what episodes come to."""
+"""Metrics rows: timing columns, means over episodes, and resumption of the log."""
 
 import json
 
@@ -30,14 +30,14 @@ def test_charts_are_means_over_the_last_episodes_alone():
     }
 
 
-def test_what_was_measured_has_a_chart_and_success_that_nobody_tells_has_none():
+def test_measures_have_a_chart_and_unknown_success_has_none():
     window = EpisodeWindow()
     window.extend([episode(0.0, jain=0.5), episode(0.0, jain=1.0)])
     assert window.means()["charts/jain"] == 0.75
     assert "charts/success" not in window.means()
 
 
-def test_a_window_goes_on_from_its_state_which_is_plain_data():
+def test_a_window_is_restored_from_its_state_which_is_plain_data():
     window, again = EpisodeWindow(), EpisodeWindow()
     window.extend(episode(float(number), number % 2 == 0, load=number) for number in range(WINDOW + 3))
     again.set_state(json.loads(json.dumps(window.get_state())))
@@ -46,17 +46,17 @@ def test_a_window_goes_on_from_its_state_which_is_plain_data():
     assert window.means() == again.means()
 
 
-def test_a_log_goes_on_from_its_checkpoint_without_what_came_after(tmp_path):
+def test_a_resumed_log_drops_rows_after_its_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     log = MetricsLog(path)
     log.write(1, {"a": 0.5})
-    kept = log.sync()
+    synced_bytes = log.sync()
     log.write(2, {"a": 9.0})
     log.close()
-    log = MetricsLog(path, kept, 1)
+    log = MetricsLog(path, synced_bytes, 1)
     log.write(2, {"a": 0.25})
     log.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert rows == [{"step": 1, "a": 0.5}, {"step": 2, "a": 0.25}]
-    with pytest.raises(ValueError, match="is shorter than its checkpoint says"):
+    with pytest.raises(ValueError, match="is shorter than the checkpoint says"):
         MetricsLog(path, 10_000, 1)

@@ -1,8 +1,8 @@
-"""What a person reads of the newest row of metrics."""
+"""The progress line of the latest metrics."""
 
 import pytest
 
-from scrubjay.experiments.runs.progress import describe_row, lost
+from scrubjay.experiments.runs.progress import describe_row, loss_warnings
 
 ROW = {
     "charts/success": 0.5,
@@ -16,7 +16,7 @@ ROW = {
 }
 
 
-def test_the_numbers_that_a_person_watches_are_on_one_line():
+def test_the_main_metrics_are_on_one_line():
     assert describe_row(ROW) == (
         "success 0.50  return 0.25  1,200 steps/s (env/policy/learner alone 9.0k/4.0k/2.0k)"
     )
@@ -25,8 +25,8 @@ def test_the_numbers_that_a_person_watches_are_on_one_line():
 
 @pytest.mark.parametrize("name", ["policy_loss", "cross_entropy"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_run_whose_losses_are_no_numbers_is_told(name, value):
+def test_losses_that_are_not_finite_are_reported(name, value):
     row = ROW | {f"losses/{name}": value}
-    assert lost(row) == ["LOST: its losses are no numbers any more"]
-    assert describe_row(row).endswith(lost(row)[0])
-    assert lost(ROW) == []
+    assert loss_warnings(row) == ["LOST: its losses are not finite"]
+    assert describe_row(row).endswith(loss_warnings(row)[0])
+    assert loss_warnings(ROW) == []

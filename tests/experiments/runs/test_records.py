@@ -1,8 +1,8 @@
-"""Rows and settings kept in a file, whole after a kill."""
+"""Rows and settings in files that stay complete after a kill."""
 
 import pytest
 
-from scrubjay.experiments.runs.records import Records, settle
+from scrubjay.experiments.runs.records import Records, prepare_results_dir
 
 
 def test_a_line_cut_off_is_dropped(tmp_path):
@@ -19,23 +19,23 @@ def test_a_line_cut_off_is_dropped(tmp_path):
 
 
 def test_settings_are_kept_and_compared(tmp_path):
-    settle(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
+    prepare_results_dir(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
     (tmp_path / "x" / "sinks.jsonl").write_text("{}\n")
-    settle(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
+    prepare_results_dir(tmp_path / "x", {"budget": 8, "lengths": (1, 2)})
     with pytest.raises(ValueError, match="budget=8, now 9"):
-        settle(tmp_path / "x", {"budget": 9, "lengths": (1, 2)})
+        prepare_results_dir(tmp_path / "x", {"budget": 9, "lengths": (1, 2)})
 
 
-def test_settings_that_nothing_came_of_do_not_bind(tmp_path):
-    settle(tmp_path, {"model": "smolm2"})
-    settle(tmp_path, {"model": "smollm2"})
+def test_settings_without_results_may_change(tmp_path):
+    prepare_results_dir(tmp_path, {"model": "smolm2"})
+    prepare_results_dir(tmp_path, {"model": "smollm2"})
     (tmp_path / "sinks.jsonl").write_text("{}\n")
     with pytest.raises(ValueError, match="model='smollm2', now 'smolm2'"):
-        settle(tmp_path, {"model": "smolm2"})
+        prepare_results_dir(tmp_path, {"model": "smolm2"})
 
 
 @pytest.mark.parametrize(
-    ("line", "named"),
+    ("line", "message"),
     [
         ('{"a": "x", "b": 1}', "expected int"),
         ('{"b": 1}', "lacks a"),
@@ -43,16 +43,16 @@ def test_settings_that_nothing_came_of_do_not_bind(tmp_path):
         ('{"a": 1', "is not JSON"),
         ("[" * 100_000, "too deep"),
         ('{"a": ' + "9" * 5000 + "}", "5000 digits"),
-        ("\udcff", "no text in UTF-8"),
+        ("\udcff", "not valid UTF-8"),
     ],
     ids=["kind", "lacking", "list", "cut", "deep", "long", "bytes"],
 )
-def test_a_damaged_row_is_named_and_kept(line, named, tmp_path):
-    """No measurement is dropped for one that cannot be read: who measured it decides."""
+def test_a_damaged_row_is_named_and_kept(line, message, tmp_path):
+    """A damaged row is an error for the user to resolve; no row is dropped."""
     path = tmp_path / "r.jsonl"
     path.write_bytes(f'{{"a": 1}}\n{line}\n{{"a": 2}}\n'.encode(errors="surrogateescape"))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=named) as caught:
+    with pytest.raises(ValueError, match=message) as error:
         Records(path, {"a": int})
-    assert str(path) in str(caught.value)
+    assert str(path) in str(error.value)
     assert path.read_bytes() == before

@@ -1,4 +1,4 @@
-"""No two parts of an experiment, and no two experiments, share their episodes."""
+"""Parts of an experiment, and different experiments, have seeds of their own."""
 
 from itertools import combinations
 
@@ -9,16 +9,16 @@ from scrubjay.experiments.runs.seeding import derive_seed
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))
-def test_rows_of_neighbouring_experiments_and_of_evaluation_do_not_meet(seed, apart):
-    rows = 1024
+def test_environments_of_other_experiments_and_of_evaluation_share_no_seeds(seed, apart):
+    num_envs = 1024
     firsts = [
         derive_seed(s, purpose)
         for s in (seed, seed + apart)
         for purpose in ("weights", "sampling", "evaluation")
     ]
     assert all(0 <= first < 2**31 for first in firsts)
-    # Rows are seeded first, first + 1, ...: two batches meet only if their firsts are closer than that.
-    close = sum(abs(a - b) < rows for a, b in combinations(firsts, 2))
+    # Environments have seeds first, first + 1, ...: two batches share seeds only if their firsts are close.
+    close = sum(abs(a - b) < num_envs for a, b in combinations(firsts, 2))
     assert close <= 1
 
 

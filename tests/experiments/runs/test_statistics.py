@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from scrubjay.experiments.runs.statistics import (
     bootstrap_interval,
+    format_spread,
     interquartile_mean,
     normal_interval,
-    spread_in_words,
     wilson_interval,
 )
 
@@ -22,13 +22,13 @@ def test_interquartile_mean_by_hand():
 
 
 def test_a_spread_in_words_is_the_mean_of_few_with_the_least_and_the_most():
-    assert spread_in_words([0.25, 1.0, 0.5]) == "0.583 [0.250, 1.000]"
+    assert format_spread([0.25, 1.0, 0.5]) == "0.583 [0.250, 1.000]"
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=4, max_size=40), st.floats(-10, 10), st.floats(0.1, 10))
 def test_interquartile_mean_moves_and_scales_with_its_scores(scores, shift, scale):
-    moved = interquartile_mean(np.array(scores) * scale + shift)
-    assert moved == pytest.approx(interquartile_mean(scores) * scale + shift, abs=1e-6)
+    scaled_mean = interquartile_mean(np.array(scores) * scale + shift)
+    assert scaled_mean == pytest.approx(interquartile_mean(scores) * scale + shift, abs=1e-6)
 
 
 def test_bootstrap_of_the_mean_has_the_standard_error_of_the_mean():

@@ -42,7 +42,7 @@ def test_every_way_to_name_an_environment(name, inside):
 
 def test_the_batched_version_is_used_where_there_is_one():
     assert type(EnvConfig("scrubjay/TMaze-v0").make_vector().unwrapped).__name__ == "TMazeVector"
-    # CartPole's own resets one step too late for our sampler.
+    # CartPole's own vector environment resets one step too late for our sampler.
     assert isinstance(EnvConfig("CartPole-v1").make_vector(), SyncVectorEnv)
 
 
@@ -69,7 +69,7 @@ def test_settings_reach_the_environment():
         ("nowhere:make", {}, "No module named 'nowhere'"),
         ("my_environments:absent", {}, "has no attribute 'absent'"),
         ("my_environments:NOT_CALLABLE", {}, "NOT_CALLABLE is a int, not a callable"),
-        ("scrubjay/TMaze-v0", {"wings": 2}, "refuses .*wings"),
+        ("scrubjay/TMaze-v0", {"wings": 2}, "rejects .*wings"),
         ("scrubjay/TMaze-v0", {"corridor_length": 0}, "corridor_length=0"),
     ],
 )

@@ -1,11 +1,11 @@
-"""Environments of another benchmark, POPGym, through the command as it is."""
+"""POPGym environments with the unmodified command."""
 
 from __future__ import annotations
 
 import pytest
 
 from scrubjay.experiments import Run
-from scrubjay.experiments.cli import main
+from scrubjay.experiments.commands.main import main
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Suites: each is solved exactly from its tokens alone, and is distributed as its definition says."""
+"""Suites: each is exactly solvable from its tokens and has the distribution of its definition."""
 
 from __future__ import annotations
 
@@ -38,32 +38,32 @@ SUITES = [
 ]
 
 
-def solve_mqar(suite: Suite, tokens: list[int], asked: list[int]) -> dict[int, int]:
+def solve_mqar(suite: Suite, tokens: list[int], positions: list[int]) -> dict[int, int]:
     pairs = dict(zip(tokens[0 : 2 * suite.num_items : 2], tokens[1 : 2 * suite.num_items : 2], strict=True))
-    return {place: pairs[tokens[place]] for place in asked}
+    return {place: pairs[tokens[place]] for place in positions}
 
 
-def solve_needle(suite: Suite, tokens: list[int], asked: list[int]) -> dict[int, int]:
+def solve_needle(suite: Suite, tokens: list[int], positions: list[int]) -> dict[int, int]:
     return {len(tokens) - 1: tokens[tokens.index(tokens[-1]) + 1]}
 
 
-def solve_selective_copy(suite: Suite, tokens: list[int], asked: list[int]) -> dict[int, int]:
+def solve_selective_copy(suite: Suite, tokens: list[int], positions: list[int]) -> dict[int, int]:
     markers = [place for place, token in enumerate(tokens) if token == 1]
     return dict(zip(markers, [token for token in tokens if token > 1], strict=True))
 
 
-def solve_state_tracking(suite: Suite, tokens: list[int], asked: list[int]) -> dict[int, int]:
-    """Add numbers up, or move things about as each permutation says."""
+def solve_state_tracking(suite: Suite, tokens: list[int], positions: list[int]) -> dict[int, int]:
+    """Solve state tracking: add numbers, or compose permutations."""
     assert isinstance(suite, StateTracking)
     kind, size = suite.group[0], int(suite.group[1:])
     if kind == "Z":
-        return {t: sum(tokens[: t + 1]) % size for t in asked}
+        return {t: sum(tokens[: t + 1]) % size for t in positions}
     moves = list(itertools.permutations(range(size)))
-    things, found = tuple(range(size)), {}
+    things, answers = tuple(range(size)), {}
     for t, token in enumerate(tokens):
         things = tuple(things[place] for place in moves[token])
-        found[t] = moves.index(things)
-    return found
+        answers[t] = moves.index(things)
+    return answers
 
 
 SOLVERS = {
@@ -71,7 +71,7 @@ SOLVERS = {
     "mqar": solve_mqar,
     "needle": solve_needle,
     "selective-copy": solve_selective_copy,
-    "induction": solve_needle,  # in both, what follows the first token that is like the last
+    "induction": solve_needle,  # both: the token after the first occurrence of the last token
 }
 
 
@@ -82,8 +82,8 @@ def test_an_exact_reader_answers_everything(suite):
     assert tokens.dtype == labels.dtype == torch.int64
     assert 0 <= tokens.min() <= tokens.max() < suite.vocab_size
     for row, label in zip(tokens.tolist(), labels.tolist(), strict=True):
-        wanted = {place: value for place, value in enumerate(label) if value != IGNORED}
-        assert SOLVERS[suite.kind](suite, row, list(wanted)) == wanted
+        targets = {place: value for place, value in enumerate(label) if value != IGNORED}
+        assert SOLVERS[suite.kind](suite, row, list(targets)) == targets
 
 
 @pytest.mark.parametrize("suite", SUITES, ids=repr)
@@ -102,7 +102,7 @@ def test_chance_is_the_share_of_the_likeliest_answer(suite):
     shares = torch.bincount(answers).double() / len(answers)
     shares = shares[shares > 0]
     assert len(shares) == round(1 / suite.chance)
-    # Answers of one row may exclude each other, which only narrows their spread.
+    # Answers within a row may be dependent, which only reduces their variance.
     assert (shares - suite.chance).abs().max() < 5 * np.sqrt(suite.chance / len(answers))
 
 
@@ -112,7 +112,7 @@ def test_products_are_those_of_a_group(group, order):
     every = np.arange(order)
     assert (table[0] == every).all()
     assert (table[:, 0] == every).all()
-    for axis in (0, 1):  # each element has one inverse, on either side
+    for axis in (0, 1):  # each row and column is a permutation
         assert (np.sort(table, axis=axis) == np.expand_dims(every, 1 - axis)).all()
     assert (table[table] == table[every[:, None, None], table[None]]).all()
     assert (table == table.T).all() == (group[0] == "Z")
@@ -120,30 +120,30 @@ def test_products_are_those_of_a_group(group, order):
 
 @pytest.mark.parametrize("power", [0.01, 1.0])
 def test_gaps_follow_the_power_law(power):
-    """The first key's gap is a single draw, so its distribution is the law itself."""
+    """The gap of the first key is a single sample, so it follows the power law exactly."""
     suite = MQAR(vocab_size=64, length=40, num_items=1, power=power)
     labels = suite.draw(20_000, seed=0).labels
     slots = (labels != IGNORED).nonzero()[:, 1] - 2
     assert (slots % 2 == 0).all()
     expected = power * np.arange(1, 20) ** (power - 1)
     expected /= expected.sum()
-    seen = np.bincount(slots // 2, minlength=19) / 20_000
-    assert np.abs(seen - expected).max() < 5 * np.sqrt(expected.max() / 20_000)
+    frequencies = np.bincount(slots // 2, minlength=19) / 20_000
+    assert np.abs(frequencies - expected).max() < 5 * np.sqrt(expected.max() / 20_000)
 
 
 def test_gaps_are_drawn_without_replacement_one_after_the_other():
-    """Of two keys with three places, each ordered pair is as likely as two draws in sequence make it."""
+    """For two keys and three positions, ordered pairs have the probabilities of two successive draws."""
     suite = MQAR(vocab_size=16, length=10, num_items=2)
     tokens, labels = suite.draw(20_000, seed=0)
     weights = np.arange(1, 4) ** (0.01 - 1)
     weights /= weights.sum()
-    scored = labels != IGNORED
+    is_scored = labels != IGNORED
     for first in range(3):
         for second in {0, 1, 2} - {first}:
             expected = weights[first] * weights[second] / (1 - weights[first])
             hits = (labels[:, 4 + 2 * first] == tokens[:, 1]) & (labels[:, 4 + 2 * second] == tokens[:, 3])
             assert abs(hits.double().mean() - expected) < 5 * np.sqrt(expected / 20_000)
-    assert (scored.sum(dim=1) == 2).all()
+    assert (is_scored.sum(dim=1) == 2).all()
 
 
 def test_pairs_are_of_their_halves_and_filler_is_what_was_asked_for():
@@ -165,10 +165,10 @@ def test_needles_lie_anywhere_and_any_is_asked_for():
     is_key = (tokens[:, :-1] < 8).numpy()
     assert (is_key.sum(axis=1) == 3).all()
     arrangements, counts = np.unique(is_key, axis=0, return_counts=True)
-    assert len(arrangements) == 10  # 5 shrunk places choose 3
+    assert len(arrangements) == 10  # 5 choose 3, with needles shrunk to one token
     assert np.abs(counts / 20_000 - 0.1).max() < 5 * np.sqrt(0.1 / 20_000)
-    asked = (tokens[:, :-1] == tokens[:, -1:]).long().argmax(dim=1)
-    order = np.take_along_axis(is_key.cumsum(axis=1), asked.numpy()[:, None], axis=1)[:, 0]
+    positions = (tokens[:, :-1] == tokens[:, -1:]).long().argmax(dim=1)
+    order = np.take_along_axis(is_key.cumsum(axis=1), positions.numpy()[:, None], axis=1)[:, 0]
     assert np.abs(np.bincount(order)[1:] / 20_000 - 1 / 3).max() < 5 * np.sqrt(1 / 3 / 20_000)
 
 
@@ -186,7 +186,7 @@ def test_needles_lie_anywhere_and_any_is_asked_for():
         (lambda: Induction(length=2), "length=2: must be at least 3"),
         (lambda: StateTracking(group=cast(Any, "A5")), "group='A5'; choose from Z2, Z3, Z5, S3, S4, S5"),
         (lambda: StateTracking(group="S5"), "vocab_size=6: must be at least 120, the elements of S5"),
-        (lambda: Induction().resized(2, 64), "num_items=2: induction has always 1 of triggers"),
+        (lambda: Induction().with_sizes(2, 64), "num_items=2: induction always has 1 triggers"),
     ],
 )
 def test_impossible_sizes_are_named(make, message):

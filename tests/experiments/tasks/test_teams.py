@@ -1,4 +1,4 @@
-"""Multi-agent environments from their names, and the few that are known by a short one."""
+"""Multi-agent environments by name, and known ones by short name."""
 
 import inspect
 
@@ -8,31 +8,31 @@ import pytest
 from scrubjay.envs import uav
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.envs.uav.batch import UAVTeams
-from scrubjay.experiments.evaluation.team import rules
-from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeams, TeamEnvConfig, known_by
+from scrubjay.experiments.evaluation.team import list_rules
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig, find_known_team
 
 UAV = "scrubjay.envs.uav:parallel_env"
 
 
 @pytest.mark.parametrize("name", KNOWN_TEAMS)
 def test_what_is_known_of_an_environment_is_so(name):
-    known = KNOWN_TEAMS[name]
-    assert known_by(known.id) is known
-    env = TeamEnvConfig(known.id).make(render_mode="rgb_array")
+    entry = KNOWN_TEAMS[name]
+    assert find_known_team(entry.id) is entry
+    env = TeamEnvConfig(entry.id).make(render_mode="rgb_array")
     observations, _ = env.reset(seed=1)
     assert set(observations) == set(env.possible_agents)
     env.close()
-    assert known.usual_rule in {"random", *known.rules()}
-    module, _, function = known.id.partition(":")
-    taken = inspect.signature(getattr(__import__(module, fromlist=[function]), function)).parameters
-    assert ("preset" in taken) == known.presets
+    assert entry.default_rule in {"random", *entry.rules()}
+    module, _, function = entry.id.partition(":")
+    parameters = inspect.signature(getattr(__import__(module, fromlist=[function]), function)).parameters
+    assert ("preset" in parameters) == entry.presets
 
 
-@pytest.mark.parametrize("name", [name for name, known in KNOWN_TEAMS.items() if known.rules_at])
+@pytest.mark.parametrize("name", [name for name, entry in KNOWN_TEAMS.items() if entry.rules_path])
 def test_rules_act_in_as_many_rows_as_there_are(name):
     config = TeamEnvConfig(KNOWN_TEAMS[name].id, num_envs=3)
     teams = config.make_teams()
-    for make in rules(config).values():
+    for make in list_rules(config).values():
         observations, alive = teams.reset(seed=2)
         actions = make(0)(teams, observations, alive, np.ones(3, dtype=bool))
         assert actions.shape[:2] == alive.shape
@@ -40,10 +40,10 @@ def test_rules_act_in_as_many_rows_as_there_are(name):
 
 
 def test_a_stranger_offers_nothing():
-    stranger = known_by("mpe2.simple_spread_v3:parallel_env")
-    assert stranger == KnownTeams("mpe2.simple_spread_v3:parallel_env")
+    stranger = find_known_team("mpe2.simple_spread_v3:parallel_env")
+    assert stranger == KnownTeamEnv("mpe2.simple_spread_v3:parallel_env")
     assert stranger.rules() == {}
-    assert (stranger.presets, stranger.usual_rule) == (False, "random")
+    assert (stranger.presets, stranger.default_rule) == (False, "random")
 
 
 def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
@@ -51,15 +51,15 @@ def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
     own = config.make_teams(5)
     assert isinstance(own, UAVTeams)
     monkeypatch.delattr(uav, "teams")
-    wrapped = config.make_teams()
-    assert isinstance(wrapped, ParallelTeams)
-    assert own.possible_agents == wrapped.possible_agents
+    parallel_teams = config.make_teams()
+    assert isinstance(parallel_teams, ParallelTeams)
+    assert own.possible_agents == parallel_teams.possible_agents
     assert own.reset(seed=0)[1].shape == (5, 2)
-    assert wrapped.reset(seed=0)[1].shape == (2, 2)
+    assert parallel_teams.reset(seed=0)[1].shape == (2, 2)
 
 
 @pytest.mark.parametrize(
-    ("id", "kwargs", "told"),
+    ("id", "kwargs", "message"),
     [
         ("scrubjay/UAV-v0", {}, "write module:callable, as in 'scrubjay.envs.uav:parallel_env'"),
         ("scrubjay.envs.uavs:env", {}, "No module named 'scrubjay.envs.uavs'"),
@@ -67,14 +67,14 @@ def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
         (UAV, {"num_uavs": 0}, "num_uavs=0"),
     ],
 )
-def test_what_cannot_be_made_is_refused_by_name(id, kwargs, told):
+def test_what_cannot_be_made_is_refused_by_name(id, kwargs, message):
     config = TeamEnvConfig(id, kwargs)
     for make in (config.make, config.make_teams):
-        with pytest.raises(ValueError, match=told) as refused:
+        with pytest.raises(ValueError, match=message) as error_info:
             make()
-        assert id in str(refused.value)
+        assert id in str(error_info.value)
 
 
 def test_there_is_a_team_at_least():
-    with pytest.raises(ValueError, match="num_envs=0: at least 1"):
+    with pytest.raises(ValueError, match="num_envs=0: must be at least 1"):
         TeamEnvConfig(num_envs=0)

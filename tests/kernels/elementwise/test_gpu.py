@@ -1,4 +1,4 @@
-"""What hosts of the kernels of a scan ask for; results are tested under the interpreter."""
+"""Launches of the scan kernels; the results are tested under the interpreter."""
 
 import importlib.util
 import inspect
@@ -14,7 +14,7 @@ LAUNCHES = configurations()
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_a_launch_gives_its_kernel_all_that_it_takes_and_reaches_every_channel(name):
+def test_a_launch_passes_all_kernel_arguments_and_covers_every_channel(name):
     launch = LAUNCHES[name]
     names = list(inspect.signature(launch.kernel.fn).parameters)
     assert {*launch.arguments, *launch.constants} == set(names)
@@ -28,6 +28,6 @@ def test_a_launch_gives_its_kernel_all_that_it_takes_and_reaches_every_channel(n
     assert (launch.arguments["start_ptr"] is not None) == ("starts" in name)
 
 
-def test_numbers_and_pairs_with_and_without_starts_are_compiled_both_ways():
+def test_configurations_cover_numbers_and_pairs_forward_and_backward():
     assert {launch.constants["STEP"] for launch in LAUNCHES.values()} == {1, 2}
     assert sum(name.startswith("forward") for name in LAUNCHES) * 2 == len(LAUNCHES)

@@ -1,4 +1,4 @@
-"""Scan against its definition: values, gradients of any order, episodes, and numbers that are not finite."""
+"""Scan compared with its reference: values, gradients of any order, episodes, and non-finite numbers."""
 
 import math
 from typing import Any
@@ -16,7 +16,7 @@ NAMES = ("decay", "value", "state")
 def draw(
     time=13, batch=2, width=(3,), starts=0.2, seed=0, pairs=False, dtype=torch.float64, largest=1.0
 ) -> dict[str, Any]:
-    """Return arguments of a scan; decays of up to `largest` in size."""
+    """Return random arguments of a scan, with decays of at most `largest` in size."""
     generator = torch.Generator().manual_seed(seed)
     ends = (*width, 2) if pairs else width
 
@@ -35,12 +35,12 @@ def draw(
 
 
 def outcome(arguments, implementation):
-    """Return states, the last one, and the gradients of a functional of both."""
+    """Return all states, the last one, and the gradients of a weighted sum of both."""
     fresh = arguments | {name: arguments[name].detach().requires_grad_() for name in NAMES}
-    found = dict(zip(("states", "after"), scan(**fresh, implementation=implementation), strict=True))
-    along = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for x in found.values()]
-    grads = torch.autograd.grad(list(found.values()), [fresh[name] for name in NAMES], along)
-    return {name: x.detach() for name, x in found.items()} | dict(zip(NAMES, grads, strict=True))
+    result = dict(zip(("states", "after"), scan(**fresh, implementation=implementation), strict=True))
+    output_grads = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x) for x in result.values()]
+    grads = torch.autograd.grad(list(result.values()), [fresh[name] for name in NAMES], output_grads)
+    return {name: x.detach() for name, x in result.items()} | dict(zip(NAMES, grads, strict=True))
 
 
 def assert_near(arguments, **tolerance):
@@ -64,10 +64,10 @@ def test_blocks_equal_the_definition(**sizes):
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_long_scan_in_float32_is_near_one_in_float64(pairs):
     arguments = draw(2000, pairs=pairs, width=(5,), starts=0.001)
-    half = {n: x.float() if n in NAMES else x for n, x in arguments.items()}
-    found, right = outcome(half, "torch"), outcome(arguments, "reference")
+    single = {n: x.float() if n in NAMES else x for n, x in arguments.items()}
+    result, right = outcome(single, "torch"), outcome(arguments, "reference")
     for name, x in right.items():
-        assert float((found[name] - x).norm() / x.norm()) < 1e-6, name
+        assert float((result[name] - x).norm() / x.norm()) < 1e-6, name
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -97,8 +97,8 @@ def test_constant_input_has_a_closed_form(pairs):
     a, b = (complex(*decay.tolist()), 1 + 1j) if pairs else (decay.item(), 1)
     for t in range(50):
         right = b * (1 - a ** (t + 1)) / (1 - a)
-        found = complex(*states[0, t].tolist()) if pairs else states[0, t].item()
-        assert found == pytest.approx(right)
+        result = complex(*states[0, t].tolist()) if pairs else states[0, t].item()
+        assert result == pytest.approx(right)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -109,26 +109,26 @@ def test_poison_ends_with_its_episode_in_both_directions(where, poison, pairs):
     arguments["start"][:, 9] = True
     right = outcome(arguments, "torch")
     arguments[where][(0,) if where == "state" else (0, 4)] = poison
-    found = outcome(arguments, "torch")
-    torch.testing.assert_close(found["states"][:, 9:], right["states"][:, 9:])
-    torch.testing.assert_close(found["after"], right["after"])
+    result = outcome(arguments, "torch")
+    torch.testing.assert_close(result["states"][:, 9:], right["states"][:, 9:])
+    torch.testing.assert_close(result["after"], right["after"])
     for name in ("decay", "value"):
-        torch.testing.assert_close(found[name][:, 9:], right[name][:, 9:])
-    torch.testing.assert_close(found["states"][1], right["states"][1])
-    assert not found["states"][0, 4:9].isfinite().all()
-    # And none of what comes behind a start goes back over it.
+        torch.testing.assert_close(result[name][:, 9:], right[name][:, 9:])
+    torch.testing.assert_close(result["states"][1], right["states"][1])
+    assert not result["states"][0, 4:9].isfinite().all()
+    # No gradient flows back across a start.
     arguments = draw(16, starts=0.0, pairs=pairs)
     arguments["start"][:, 9] = True
-    given = {name: arguments[name].requires_grad_() for name in NAMES}
+    leaves = {name: arguments[name].requires_grad_() for name in NAMES}
     states, _ = scan(**arguments)
-    along = torch.zeros_like(states)
-    along[:, 12] = math.nan
-    grads = torch.autograd.grad(states, list(given.values()), along)
+    output_grads = torch.zeros_like(states)
+    output_grads[:, 12] = math.nan
+    grads = torch.autograd.grad(states, list(leaves.values()), output_grads)
     assert not grads[2].any()
     assert all(not x[:, :9].any() for x in grads[:2])
 
 
-def test_decays_beyond_one_leave_no_numbers_where_no_state_does():
+def test_decays_above_one_do_not_overflow_where_no_state_does():
     arguments = draw(60, batch=1, starts=0.0, largest=1.0, dtype=torch.float32)
     arguments["decay"] = torch.full_like(arguments["decay"], 1e20)
     arguments["value"], arguments["state"] = (torch.zeros_like(arguments[n]) for n in ("value", "state"))
@@ -149,7 +149,7 @@ def test_gradients_of_any_order_are_those_of_finite_differences(pairs):
     assert torch.autograd.gradgradcheck(run, leaves)
 
 
-def test_functions_of_functions_take_it():
+def test_vmap_works():
     arguments = draw(dtype=torch.float32)
     start, leaves = arguments["start"], tuple(arguments[name] for name in NAMES)
 
@@ -157,8 +157,8 @@ def test_functions_of_functions_take_it():
         return scan(*leaves, start=start)[0]
 
     many = tuple(torch.stack([x, 2 * x]) for x in leaves)
-    found = torch.func.vmap(run)(*many)
-    torch.testing.assert_close(found, torch.stack([run(*(x[i] for x in many)) for i in range(2)]))
+    result = torch.func.vmap(run)(*many)
+    torch.testing.assert_close(result, torch.stack([run(*(x[i] for x in many)) for i in range(2)]))
 
 
 def test_it_compiles_as_one_graph():
@@ -168,8 +168,8 @@ def test_it_compiles_as_one_graph():
     def run(*leaves):
         return scan(*leaves, start=arguments["start"])[0]
 
-    compiled = torch.compile(run, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(*leaves), run(*leaves))
+    compiled_run = torch.compile(run, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled_run(*leaves), run(*leaves))
 
 
 def test_states_are_kept_in_float32_at_least_and_autocast_changes_nothing():
@@ -180,8 +180,8 @@ def test_states_are_kept_in_float32_at_least_and_autocast_changes_nothing():
     assert scan(**arguments)[1].dtype == torch.float64
     arguments = draw(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = scan(**arguments)
-    torch.testing.assert_close(found, scan(**arguments), rtol=0, atol=0)
+        result = scan(**arguments)
+    torch.testing.assert_close(result, scan(**arguments), rtol=0, atol=0)
 
 
 def test_no_steps_and_no_rows():
@@ -198,11 +198,11 @@ def test_no_steps_and_no_rows():
         ({"decay": torch.zeros(2, 12, 3)}, r"decay has shape \(2, 12, 3\); expected \(2, 13, 3\)"),
         ({"state": torch.zeros(3)}, r"state has shape \(3,\); expected \(2, 3\)"),
         ({"start": torch.zeros(2, 13)}, "start has dtype torch.float32; expected torch.bool"),
-        ({"pairs": True}, "expected pairs, so 2 at its end"),
+        ({"pairs": True}, "expected a last dim of 2 with pairs=True"),
         ({"implementation": "best"}, "implementation='best'; choose from"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_invalid_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         scan(**draw() | change)
 
@@ -217,13 +217,13 @@ def test_what_does_not_fit_is_named(change, message):
 )
 @settings(max_examples=60, deadline=None)
 def test_a_decay_of_all_steps_is_that_of_each(time, width, starts, pairs, largest, seed):
-    """Narrow and wide ones, of which only the latter are walked through."""
+    """Cover narrow inputs (run by blocks) and wide ones (run step by step)."""
     arguments = draw(time, 2, width, starts, seed, pairs, largest=largest)
     one = arguments["decay"][0, 0]
-    found = outcome(arguments | {"decay": one}, "torch")
+    result = outcome(arguments | {"decay": one}, "torch")
     right = outcome(arguments | {"decay": one.expand_as(arguments["value"])}, "reference")
-    torch.testing.assert_close(found.pop("decay"), right.pop("decay").sum((0, 1)))
-    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(result.pop("decay"), right.pop("decay").sum((0, 1)))
+    torch.testing.assert_close(result, right)
 
 
 @pytest.mark.parametrize("pairs", [False, True])
@@ -248,8 +248,8 @@ def test_poison_ends_with_its_episode_where_decays_are_those_of_all_steps(where,
     arguments["decay"] = arguments["decay"][0, 0]
     right = outcome(arguments, "torch")
     arguments[where][(0,) if where == "state" else (0, 4)] = poison
-    found = outcome(arguments, "torch")
-    torch.testing.assert_close(found["states"][:, 9:], right["states"][:, 9:])
-    torch.testing.assert_close(found["states"][1], right["states"][1])
-    torch.testing.assert_close(found["value"][:, 9:], right["value"][:, 9:])
-    assert not found["states"][0, 4:9].isfinite().all()
+    result = outcome(arguments, "torch")
+    torch.testing.assert_close(result["states"][:, 9:], right["states"][:, 9:])
+    torch.testing.assert_close(result["states"][1], right["states"][1])
+    torch.testing.assert_close(result["value"][:, 9:], right["value"][:, 9:])
+    assert not result["states"][0, 4:9].isfinite().all()

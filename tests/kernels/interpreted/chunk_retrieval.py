@@ -1,4 +1,4 @@
-"""The Triton kernels of chunk retrieval under the interpreter, against the definition."""
+"""The Triton kernels of chunk retrieval under the interpreter, compared with the reference."""
 
 import functools
 import math
@@ -23,7 +23,7 @@ SHAPES = {
     "long-chunk": (1, 2, 3, 70, 2, 2, None, 8, 2),
     "k-beyond-chunks": (1, 3, 3, 4, 2, 2, 2, 12, 9),
 }
-# Of options: with a first chunk and a last one kept, there is one for its score.
+# Shape for the options: besides a sink and a local chunk, one chunk is chosen by its score.
 OPTIONAL = (2, 3, 5, 7, 4, 2, None, 12, 3)
 
 
@@ -49,7 +49,7 @@ def draw(shape, seed=0, dtype=torch.float32, **options) -> dict[str, Any]:
         arguments["summaries"] = normal(batch, chunks, 1, 5)
     if options.pop("positional", False):
         arguments["positions"] = normal(length, width)
-    if options.pop("ragged", False):
+    if options.pop("with_lengths", False):
         arguments["lengths"] = torch.randint(0, length + 1, (batch, chunks), generator=generator)
         beyond = torch.arange(length) >= arguments["lengths"][..., None]
         for name in ("keys", "values"):
@@ -70,15 +70,15 @@ def outcome(arguments, run) -> dict[str, Any]:
     }
     out = run(**fresh)
     out, lse = out if isinstance(out, tuple) else (out, None)
-    if not out.requires_grad:  # the definition, where no query reads anything
+    if not out.requires_grad:  # the reference, if no query reads anything
         return {"out": out} | {n: torch.zeros_like(fresh[n]) for n in floating(arguments)}
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view_as(out)
     loss = (out.double() * weights).sum()
     normaliser = {}
     if lse is not None:
-        there = lse.double().masked_fill(lse.isinf(), 0)
-        loss = loss + (there * weights[..., -1]).sum()
-        normaliser = {"lse": there.detach()}
+        finite_lse = lse.double().masked_fill(lse.isinf(), 0)
+        loss = loss + (finite_lse * weights[..., -1]).sum()
+        normaliser = {"lse": finite_lse.detach()}
     loss.backward()
     grads = {
         n: fresh[n].grad if fresh[n].grad is not None else torch.zeros_like(fresh[n])
@@ -92,12 +92,12 @@ def definition(arguments) -> dict[str, torch.Tensor]:
     return outcome(upcast, functools.partial(chunk_retrieval, implementation="reference"))
 
 
-def distance(found, exact) -> dict[str, float]:
-    """Root mean square error over the root mean square of what is right, per tensor."""
+def distance(result, exact) -> dict[str, float]:
+    """Return the root mean square error relative to the expected root mean square, per tensor."""
     errors = {}
     for name, right in exact.items():
         scale = right.square().mean().sqrt().clamp_min(1e-6)
-        errors[name] = float((found[name].double() - right).square().mean().sqrt() / scale)
+        errors[name] = float((result[name].double() - right).square().mean().sqrt() / scale)
     return errors
 
 
@@ -109,17 +109,17 @@ def assert_near(arguments, run, bound):
 triton_path = functools.partial(chunk_retrieval, implementation="triton")
 
 
-def in_halves(
+def choose_and_attend(
     query, keys, values, summaries, valid, top_k, combine: Any = "hierarchical", summary_query=None, **options
 ):
-    """Choose by one kernel, read by the other."""
+    """Select chunks by one kernel and attend to them by the other."""
     lengths, positions = options.pop("lengths", None), options.pop("positions", None)
     return_lse = options.pop("return_lse", False)
     if lengths is not None:
         chunks = torch.arange(keys.shape[1])
         valid = valid if valid.dtype == torch.bool else chunks < valid[..., None]
         valid = valid & (lengths > 0)[:, None]
-    chosen = choose_chunks(
+    choice = choose_chunks(
         valid,
         top_k=top_k,
         summary_query=query if summary_query is None else summary_query,
@@ -131,8 +131,8 @@ def in_halves(
         query,
         keys,
         values,
-        chosen.chunks,
-        chosen.scores,
+        choice.chunks,
+        choice.scores,
         combine=combine,
         lengths=lengths,
         positions=positions,
@@ -141,35 +141,35 @@ def in_halves(
     )
 
 
-# Alone as well, since who asks for no normaliser gives it no gradient.
-@pytest.mark.usefixtures("poisoned")
+# Without `return_lse`, so that the lse gets no gradient.
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize("shape", ["decode", "one-selection", "selections-and-key-heads-cross"])
 def test_values_and_gradients_equal_the_definition(shape, combine):
     assert_near(draw(SHAPES[shape], combine=combine), triton_path, 2e-6)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_the_normaliser_and_its_gradients_equal_the_definition(shape, combine):
     assert_near(draw(shape, combine=combine, return_lse=True), triton_path, 2e-6)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize(
     "option",
     [
         {},
         {"positional": True},
-        {"ragged": True, "masked": True},
+        {"with_lengths": True, "masked": True},
         {"num_sink_chunks": 1, "num_local_chunks": 1},
     ],
 )
 def test_choosing_and_attending_equal_the_definition(option, combine):
     for shape in (OPTIONAL, SHAPES["selections-and-key-heads-cross"]):
-        assert_near(draw(shape, 1, combine=combine, return_lse=True, **option), in_halves, 4e-6)
+        assert_near(draw(shape, 1, combine=combine, return_lse=True, **option), choose_and_attend, 4e-6)
 
 
 @settings(
@@ -187,28 +187,45 @@ def test_choosing_and_attending_equal_the_definition(option, combine):
     width=st.integers(1, 20),
     top_k=st.integers(1, 7),
     combine=st.sampled_from(["hierarchical", "joint"]),
-    ragged=st.booleans(),
+    with_lengths=st.booleans(),
     masked=st.booleans(),
 )
 def test_any_sizes_equal_the_definition(
-    poisoned, seed, time, chunks, length, heads_groups_coarse, width, top_k, combine, ragged, masked
+    poison_memory,
+    seed,
+    time,
+    chunks,
+    length,
+    heads_groups_coarse,
+    width,
+    top_k,
+    combine,
+    with_lengths,
+    masked,
 ):
     shape = (1, time, chunks, length, *heads_groups_coarse, width, top_k)
-    assert_near(draw(shape, seed, combine=combine, ragged=ragged, masked=masked), triton_path, 5e-6)
+    assert_near(
+        draw(shape, seed, combine=combine, with_lengths=with_lengths, masked=masked), triton_path, 5e-6
+    )
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 def test_half_precision_stays_near_the_definition(combine):
     assert_near(draw(SHAPES["decode"], dtype=torch.float16, combine=combine), triton_path, 3e-3)
     assert_near(draw(SHAPES["one-selection"], dtype=torch.float16, combine=combine), triton_path, 3e-3)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("combine", ["hierarchical", "joint"])
 @pytest.mark.parametrize(
     "option",
-    [{"positional": True}, {"ragged": True}, {"masked": True}, {"num_sink_chunks": 1, "num_local_chunks": 1}],
+    [
+        {"positional": True},
+        {"with_lengths": True},
+        {"masked": True},
+        {"num_sink_chunks": 1, "num_local_chunks": 1},
+    ],
 )
 def test_options_equal_the_definition(option, combine):
     assert_near(draw(OPTIONAL, 1, combine=combine, **option), triton_path, 2e-6)
@@ -220,34 +237,34 @@ def test_lengths_beyond_the_chunk_are_the_chunk():
     assert_near(arguments, triton_path, 2e-6)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 def test_a_row_that_may_read_nothing_gets_zeros_and_gives_no_gradient():
     arguments = draw(SHAPES["decode"])
     arguments["valid"] = torch.tensor([[0], [2]])
     for name in ("query", "keys", "values", "summaries"):
         arguments[name][0] = float("nan")
-    found = outcome(arguments, triton_path)
-    assert (found["out"][0] == 0).all()
+    result = outcome(arguments, triton_path)
+    assert (result["out"][0] == 0).all()
     for name in ("query", "keys", "values", "summaries"):
-        assert (found[name][0] == 0).all()
-        assert found[name].isfinite().all()
+        assert (result[name][0] == 0).all()
+        assert result[name].isfinite().all()
 
 
 def test_keys_that_are_values_are_loaded_once_and_get_both_gradients():
     arguments = draw(SHAPES["one-selection"], positional=True)
     del arguments["values"]
-    found = outcome(arguments, lambda keys, **rest: triton_path(keys=keys, values=keys, **rest))
+    result = outcome(arguments, lambda keys, **rest: triton_path(keys=keys, values=keys, **rest))
     upcast = {n: v.double() if n in floating(arguments) else v for n, v in arguments.items()}
     exact = outcome(
         upcast,
         lambda keys, **rest: chunk_retrieval(keys=keys, values=keys, implementation="reference", **rest),
     )
-    errors = distance(found, exact)
+    errors = distance(result, exact)
     assert all(error < 2e-6 for error in errors.values()), errors
 
 
 def test_of_equal_scores_the_earlier_chunk_wins_across_blocks_of_chunks():
-    arguments = tied(draw((1, 2, 40, 2, 2, 1, None, 6, 2)))
+    arguments = equalize_scores(draw((1, 2, 40, 2, 2, 1, None, 6, 2)))
     out = triton_path(**arguments)
     for name in ("keys", "values", "summaries"):
         arguments[name] = arguments[name][:, :2]
@@ -280,14 +297,14 @@ def test_addresses_beyond_two_billion_elements():
         tensor = arguments[name]
         storage = torch.empty(
             far + tensor[0].numel(), dtype=torch.float16
-        )  # only what is touched is resident
-        spread = storage.as_strided(tensor.shape, (far, *tensor.stride()[1:]))
-        spread.copy_(tensor)
-        arguments[name] = spread
+        )  # only accessed pages are resident
+        strided_tensor = storage.as_strided(tensor.shape, (far, *tensor.stride()[1:]))
+        strided_tensor.copy_(tensor)
+        arguments[name] = strided_tensor
     assert torch.equal(triton_path(**arguments), exact)
 
 
-def test_one_derivative_in_reverse_mode_is_all_there_is():
+def test_only_one_derivative_in_reverse_mode_is_supported():
     arguments = draw(SHAPES["one-selection"])
     query = arguments.pop("query")
     with pytest.raises(NotImplementedError, match="forward-mode"):
@@ -298,7 +315,7 @@ def test_one_derivative_in_reverse_mode_is_all_there_is():
         grad.sum().backward()
 
 
-def test_what_does_not_fit_is_explained():
+def test_unsupported_sizes_are_explained():
     wide = draw((1, 1, 2, 2, 1, 1, None, 300, 1))
     with pytest.raises(ValueError, match="head width of 300"):
         triton_path(**wide)
@@ -329,31 +346,31 @@ MUTATIONS = [
 ]
 
 
-def tied(arguments) -> dict[str, Any]:
-    """Make all scores of a query equal, in any order of summation: products of whole numbers are exact."""
+def equalize_scores(arguments) -> dict[str, Any]:
+    """Return arguments whose scores are exactly equal in any order of summation, by integer factors."""
     summaries = arguments["summaries"][:, :1].round().expand_as(arguments["summaries"]).clone()
     valid = torch.full(arguments["valid"].shape, summaries.shape[1])
     return arguments | {"query": arguments["query"].round(), "summaries": summaries, "valid": valid}
 
 
 @functools.cache
-def spoilt() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-    """Return calls that give each mutation something to break, the telling ones first, and what is right."""
-    drawn = (
-        tied(draw((1, 2, 4, 3, 4, 2, None, 8, 2), 3)),
+def reference_calls() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Return calls on which every mutation fails, the most sensitive first, and their expected results."""
+    cases = (
+        equalize_scores(draw((1, 2, 4, 3, 4, 2, None, 8, 2), 3)),
         draw(SHAPES["long-chunk"], 3),
         draw(SHAPES["selections-and-key-heads-cross"], 3),
     )
     calls = [
         arguments | {"combine": combine, "return_lse": True}
-        for arguments in drawn
+        for arguments in cases
         for combine in ("hierarchical", "joint")
     ]
     return [(call, definition(call)) for call in calls]
 
 
 def errors() -> Iterator[float]:
-    for call, right in spoilt():
+    for call, right in reference_calls():
         yield from distance(outcome(call, triton_path), right).values()
 
 
@@ -362,8 +379,8 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 
 
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
-def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
-    monkeypatch.setattr(retrieval, "gpu", mutated(gpu, right, wrong))
+def test_a_wrong_kernel_is_caught(right, wrong, mutate_module, monkeypatch):
+    monkeypatch.setattr(retrieval, "gpu", mutate_module(gpu, right, wrong))
     assert any(math.isnan(error) or error > 1e-3 for error in errors())
 
 
@@ -378,13 +395,13 @@ def test_the_operators_are_registered_as_torch_expects():
         torch.ops.scrubjay.chunk_retrieval.default, (*problem, *choice, "triton"), test_utils=tests
     )
     with torch.no_grad():
-        out, *saved = torch.ops.scrubjay.chunk_retrieval(*problem, *choice, "triton")
-    detached = [None if tensor is None else tensor.detach() for tensor in problem]
-    wanted = [True, True, True, True, False, True, False, False]
+        out, *saved_tensors = torch.ops.scrubjay.chunk_retrieval(*problem, *choice, "triton")
+    detached_inputs = [None if tensor is None else tensor.detach() for tensor in problem]
+    needs_gradient = [True, True, True, True, False, True, False, False]
     backward = torch.ops.scrubjay.chunk_retrieval_backward.default
-    for lse_grad in (None, saved[-1]):
-        given = (*detached, *choice, out, lse_grad, out, *saved, wanted)
-        torch.library.opcheck(backward, given, test_utils=tests)
+    for lse_grad in (None, saved_tensors[-1]):
+        inputs = (*detached_inputs, *choice, out, lse_grad, out, *saved_tensors, needs_gradient)
+        torch.library.opcheck(backward, inputs, test_utils=tests)
 
 
 def test_problem_and_choice_are_the_ops_own_arguments():

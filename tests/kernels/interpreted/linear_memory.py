@@ -1,4 +1,4 @@
-"""The Triton kernels of linear memory under the interpreter, against the definition."""
+"""The Triton kernels of linear memory under the interpreter, compared with the reference."""
 
 import functools
 import math
@@ -48,22 +48,22 @@ def draw(
 
 
 def outcome(arguments: dict[str, Any], implementation: Any) -> dict[str, torch.Tensor]:
-    """Return what is read, the state after, and the gradients of a functional of both."""
-    kind = None if implementation == "triton" else torch.float64
+    """Return the outputs, the state after, and the gradients of a weighted sum of both."""
+    dtype = None if implementation == "triton" else torch.float64
     fresh = dict(arguments)
     for name in TENSORS:
-        fresh[name] = arguments[name].detach().to(kind or arguments[name].dtype).requires_grad_()
-    found = dict(zip(("y", "after"), linear_memory(**fresh, implementation=implementation), strict=True))
-    along = [torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype) for x in found.values()]
-    grads = torch.autograd.grad(list(found.values()), [fresh[name] for name in TENSORS], along)
-    return {name: x.detach() for name, x in found.items()} | dict(zip(TENSORS, grads, strict=True))
+        fresh[name] = arguments[name].detach().to(dtype or arguments[name].dtype).requires_grad_()
+    result = dict(zip(("y", "after"), linear_memory(**fresh, implementation=implementation), strict=True))
+    output_grads = [torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype) for x in result.values()]
+    grads = torch.autograd.grad(list(result.values()), [fresh[name] for name in TENSORS], output_grads)
+    return {name: x.detach() for name, x in result.items()} | dict(zip(TENSORS, grads, strict=True))
 
 
-def distances(found: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Root mean square errors over the root mean square of what is right."""
+def distances(result: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Return the root mean square errors relative to the root mean square of the expected values."""
     return {
         name: float(
-            (found[name].double() - x).square().mean().sqrt() / x.square().mean().sqrt().clamp_min(1e-6)
+            (result[name].double() - x).square().mean().sqrt() / x.square().mean().sqrt().clamp_min(1e-6)
         )
         for name, x in right.items()
     }
@@ -74,7 +74,7 @@ def assert_near(arguments: dict[str, Any], bound: float) -> None:
     assert max(errors.values()) < bound, errors
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("rule", ["hebbian", "delta"])
 @pytest.mark.parametrize("channel", [False, True])
 @pytest.mark.parametrize("read_before_write", [False, True])
@@ -82,7 +82,7 @@ def test_values_and_gradients_equal_the_definition(rule, channel, read_before_wr
     assert_near(draw(19, channel=channel, rule=rule, read_before_write=read_before_write), 3e-6)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -102,16 +102,16 @@ def test_half_precision_stays_near_the_definition():
     assert_near(draw(dtype=torch.bfloat16, channel=True), 2e-2)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("channel", [False, True])
-def test_decays_shut_and_open_to_the_end(channel):
+def test_decays_of_zero_and_one(channel):
     arguments = draw(20, channel=channel)
-    shut = torch.rand(arguments["log_decay"].shape, generator=torch.Generator().manual_seed(1))
-    strong = torch.where(shut < 0.3, -70.0, arguments["log_decay"])
-    arguments["log_decay"] = torch.where(shut > 0.9, -math.inf, torch.where(shut > 0.7, 0, strong))
-    found = outcome(arguments, "triton")
-    assert all(x.isfinite().all() for x in found.values())
-    assert max(distances(found, outcome(arguments, "reference")).values()) < 5e-6
+    noise = torch.rand(arguments["log_decay"].shape, generator=torch.Generator().manual_seed(1))
+    strong = torch.where(noise < 0.3, -70.0, arguments["log_decay"])
+    arguments["log_decay"] = torch.where(noise > 0.9, -math.inf, torch.where(noise > 0.7, 0, strong))
+    result = outcome(arguments, "triton")
+    assert all(x.isfinite().all() for x in result.values())
+    assert max(distances(result, outcome(arguments, "reference")).values()) < 5e-6
 
 
 def test_poison_ends_with_its_episode():
@@ -119,25 +119,25 @@ def test_poison_ends_with_its_episode():
     arguments["start"][:, 7] = True
     y, after = linear_memory(**arguments, implementation="triton")
     arguments["value"][0, 3] = math.nan
-    found, last = linear_memory(**arguments, implementation="triton")
-    torch.testing.assert_close(found[:, 7:], y[:, 7:])
-    torch.testing.assert_close(found[1], y[1])
+    result, last = linear_memory(**arguments, implementation="triton")
+    torch.testing.assert_close(result[:, 7:], y[:, 7:])
+    torch.testing.assert_close(result[1], y[1])
     torch.testing.assert_close(last, after)
-    assert found[0, 3:7].isnan().all()
+    assert result[0, 3:7].isnan().all()
 
 
-@pytest.mark.usefixtures("poisoned")
-def test_strided_tokens_are_taken():
+@pytest.mark.usefixtures("poison_memory")
+def test_strided_tokens_are_supported():
     arguments = draw(batch=2, heads=2)
     exact = outcome(arguments, "triton")
     for name in ("query", "key", "value"):
         arguments[name] = arguments[name].permute(2, 1, 0, 3).contiguous().permute(2, 1, 0, 3)
         assert not arguments[name].is_contiguous()
-    found = outcome(arguments, "triton")
-    assert all(torch.equal(found[name], exact[name]) for name in exact)
+    result = outcome(arguments, "triton")
+    assert all(torch.equal(result[name], exact[name]) for name in exact)
 
 
-def test_what_has_faded_is_exactly_zero():
+def test_a_decayed_state_is_exactly_zero():
     arguments = draw(70, starts=0.0)
     for name, value in (("step", 0.0), ("log_decay", -2.0)):
         arguments[name] = torch.full_like(arguments[name], value)
@@ -145,7 +145,7 @@ def test_what_has_faded_is_exactly_zero():
     assert not after.any()
 
 
-def test_one_derivative_in_reverse_mode_is_all_there_is():
+def test_only_one_derivative_in_reverse_mode_is_supported():
     arguments = draw()
     query = arguments.pop("query").requires_grad_()
 
@@ -160,7 +160,7 @@ def test_one_derivative_in_reverse_mode_is_all_there_is():
         torch.func.vmap(run)(query[None].detach())
 
 
-def test_what_has_no_kernel_is_explained():
+def test_unsupported_inputs_are_explained():
     with pytest.raises(ValueError, match="width 129"):
         linear_memory(**draw(width=129), implementation="triton")
     with pytest.raises(ValueError, match="float64"):
@@ -176,32 +176,34 @@ def test_no_tokens_and_no_rows():
 
 
 @functools.cache
-def spoilt() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-    """Return calls that give each mutation something to break, and what is right."""
+def reference_calls() -> list[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+    """Return calls on which every mutation gives a wrong result, and their expected results."""
     calls = [draw(18, seed=7, starts=0.1, channel=channel) for channel in (False, True)]
     return [(call, outcome(call, "reference")) for call in calls]
 
 
 def errors() -> list[float]:
     """Return the errors of these calls."""
-    return [e for call, right in spoilt() for e in distances(outcome(call, "triton"), right).values()]
+    return [
+        e for call, right in reference_calls() for e in distances(outcome(call, "triton"), right).values()
+    ]
 
 
 MUTATIONS = [
     ("((i >> 1) == (j >> 1)) & (i > j)", "(i >> 1) == (j >> 1)"),
     ("(c[None, :] == i) & (c[:, None] < i)", "(c[None, :] == i) & (c[:, None] < i - 1)"),
-    ("errors -= dot(get(reached_ptr", "errors += dot(get(reached_ptr"),
-    ("state = kept(since_ptr + chunk * (C * F), d, C, F) * state", "state = 1.0 * state"),
-    ("written = written * factors(until_ptr + chunk * (C * F), c, d, C, F)", "written = 1.0 * written"),
-    ("looked = looked * factors(since_ptr", "looked = looked + 0 * factors(since_ptr"),
-    ("owed -= dot(tl.trans(reached), of_errors", "owed += dot(tl.trans(reached), of_errors"),
-    ("tl.where(c[:, None] > c[None, :], alike, 0.0)", "tl.where(c[:, None] > c[None, :] + 1, alike, 0.0)"),
-    ("tl.where(c[:, None] > c[None, :], -alike, 0.0)", "tl.where(c[:, None] > c[None, :], alike, 0.0)"),
-    ("left += tl.sum(key * step[:, None] * found", "left -= tl.sum(key * step[:, None] * found"),
-    ("C - 1, left[None, :], 0.0) - key * found", "C - 1, left[None, :], 0.0)"),
-    ("found += fade * dot(tl.trans(here), x * fade", "found += dot(tl.trans(here), x * fade"),
-    ("found = own[:, None] * y", "found = 0 * y"),
-    ("found = found * step[:, None]", "found = found + 0 * step[:, None]"),
+    ("errors -= dot(get(inverse_keys_ptr", "errors += dot(get(inverse_keys_ptr"),
+    ("load_chunk_decay(from_start_ptr + chunk * (C * F), d, C, F) * state", "1.0 * state"),
+    ("decayed_key * load_decays(to_end_ptr + chunk * (C * F), c, d, C, F)", "1.0 * decayed_key"),
+    ("decayed_query * load_decays(from_start_ptr", "decayed_query + 0 * load_decays(from_start_ptr"),
+    ("grad_state -= dot(tl.trans(inverse_keys)", "grad_state += dot(tl.trans(inverse_keys)"),
+    ("c[None, :], grad_products, 0.0)", "c[None, :] + 1, grad_products, 0.0)"),
+    ("c[None, :], -grad_products, 0.0)", "c[None, :], grad_products, 0.0)"),
+    ("grad_chunk_decay += tl.sum(key * step[:, None]", "grad_chunk_decay -= tl.sum(key * step[:, None]"),
+    ("grad_chunk_decay[None, :], 0.0) - key * grad_key", "grad_chunk_decay[None, :], 0.0)"),
+    ("decays * dot(tl.trans(level_grad), x * decays", "dot(tl.trans(level_grad), x * decays"),
+    ("result = own[:, None] * y", "result = 0 * y"),
+    ("grad_key = grad_key * step[:, None]", "grad_key = grad_key + 0 * step[:, None]"),
 ]  # fmt: skip
 
 
@@ -210,6 +212,6 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 
 
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
-def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
-    monkeypatch.setattr(linear, "gpu", mutated(gpu, right, wrong))
+def test_a_wrong_kernel_is_caught(right, wrong, mutate_module, monkeypatch):
+    monkeypatch.setattr(linear, "gpu", mutate_module(gpu, right, wrong))
     assert any(math.isnan(error) or error > 1e-3 for error in errors())

@@ -1,4 +1,4 @@
-"""The Triton kernel of the scan for the nearest rows under the interpreter, against the definition."""
+"""The Triton kernel of the nearest-row search under the interpreter, compared with the reference."""
 
 import pytest
 import torch
@@ -23,23 +23,23 @@ def draw(shape, dtype, whole=False):
     return numbers(queries), numbers(rows), norms, torch.rand(rows, generator=generator) < 0.6
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_kernel_finds_what_the_definition_does(shape, masked):
     # Whole numbers: their products are exact, and many are equal.
-    query, keys, norms, allowed = draw(shape, torch.float32, whole=True)
-    options = {"norms": norms, "allowed": allowed} if masked else {}
+    query, keys, norms, allowed_rows = draw(shape, torch.float32, whole=True)
+    options = {"norms": norms, "row_mask": allowed_rows} if masked else {}
     if masked:
-        keys[~allowed] = float("nan")
+        keys[~allowed_rows] = float("nan")
     for count in (1, 9, 80):
-        ours = nearest(query, keys, count, **options, implementation="triton")
+        actual = nearest(query, keys, count, **options, implementation="triton")
         right = nearest(query, keys, count, **options, implementation="reference")
-        assert torch.equal(ours.rows, right.rows)
-        assert torch.equal(ours.scores, right.scores)
+        assert torch.equal(actual.rows, right.rows)
+        assert torch.equal(actual.scores, right.scores)
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_half_precision_and_strided_rows_are_summed_in_full(dtype):
     query, keys, *_ = draw((2, 40, 300), dtype)
@@ -47,12 +47,12 @@ def test_half_precision_and_strided_rows_are_summed_in_full(dtype):
     wide = torch.full((40, 2, 300), float("nan"), dtype=dtype)
     wide[:, 1] = keys
     rows = torch.tensor([39, 0, 0, 7])
-    for given in (keys, wide[:, 1], keys.T.contiguous().T):
-        found = nearest(query, given, 5, implementation="triton")
-        assert torch.equal(found.rows, exact.topk(5).indices)
-        assert torch.allclose(found.scores.double(), exact.topk(5).values, atol=1e-4)
-        listed = row_scores(query, given, rows, implementation="triton")
-        assert torch.allclose(listed.double(), exact[:, rows], atol=1e-4)
+    for layout in (keys, wide[:, 1], keys.T.contiguous().T):
+        result = nearest(query, layout, 5, implementation="triton")
+        assert torch.equal(result.rows, exact.topk(5).indices)
+        assert torch.allclose(result.scores.double(), exact.topk(5).values, atol=1e-4)
+        listed_scores = row_scores(query, layout, rows, implementation="triton")
+        assert torch.allclose(listed_scores.double(), exact[:, rows], atol=1e-4)
 
 
 def test_scores_of_every_sign_and_none_keep_their_order():
@@ -73,10 +73,10 @@ def test_scores_of_every_sign_and_none_keep_their_order():
         ('tl.where(readable, scores, float("-inf"))', "scores"),
     ],
 )
-def test_broken_kernels_are_caught(mutated, monkeypatch, old, new):
-    query, keys, norms, allowed = draw((2, 40, 200), torch.float32)
-    right = nearest(query, keys, 40, norms=norms, allowed=allowed, implementation="reference")
-    wrong = mutated(gpu, old, new)
+def test_broken_kernels_are_caught(mutate_module, monkeypatch, old, new):
+    query, keys, norms, allowed_rows = draw((2, 40, 200), torch.float32)
+    right = nearest(query, keys, 40, norms=norms, row_mask=allowed_rows, implementation="reference")
+    wrong = mutate_module(gpu, old, new)
     monkeypatch.setattr(gpu, "scores", wrong.scores)
-    ours = tensors.nearest(query, keys, 40, norms, allowed, "triton")
-    assert not torch.allclose(ours.scores, right.scores, atol=1e-3)
+    actual = tensors.nearest(query, keys, 40, norms, allowed_rows, "triton")
+    assert not torch.allclose(actual.scores, right.scores, atol=1e-3)

@@ -1,4 +1,4 @@
-"""The Triton kernels of neural memory under the interpreter, against the definition."""
+"""The Triton kernels of neural memory under the interpreter, compared with the reference."""
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ def draw(
     hidden=5,
     dtype=torch.float32,
 ) -> dict[str, Any]:
-    """Return arguments of neural_memory in float32, of which about half the tokens' steps are clipped."""
+    """Return random arguments of neural_memory in float32; about half of the steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -57,13 +57,13 @@ def draw(
 
 
 def outcome(arguments: dict[str, Any], implementation: Any) -> list[torch.Tensor]:
-    """Return outputs where tokens are valid, and the gradients of a functional of them and of the state."""
-    kind = None if implementation == "triton" else torch.float64
-    named = ("query", "key", "value", "gates", "weights", "state")
-    rest = {name: value for name, value in arguments.items() if name not in named}
+    """Return the outputs of valid tokens, the state, and the gradients of a weighted sum of both."""
+    dtype = None if implementation == "triton" else torch.float64
+    leaf_names = ("query", "key", "value", "gates", "weights", "state")
+    rest = {name: value for name, value in arguments.items() if name not in leaf_names}
 
     def leaf(x: torch.Tensor) -> torch.Tensor:
-        return (x if kind is None else x.to(kind)).detach().requires_grad_()
+        return (x if dtype is None else x.to(dtype)).detach().requires_grad_()
 
     query, key, value = (leaf(arguments[name]) for name in ("query", "key", "value"))
     gates, state = Gates(*map(leaf, arguments["gates"])), NeuralState(*map(leaf, arguments["state"]))
@@ -78,8 +78,8 @@ def outcome(arguments: dict[str, Any], implementation: Any) -> list[torch.Tensor
         [x for x in (y, *after) if x.requires_grad],
         [query, key, value, *gates, *weights, *state],
     )
-    along = [torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype) for x in outputs]
-    grads = torch.autograd.grad(outputs, inputs, along, allow_unused=True, materialize_grads=True)
+    output_grads = [torch.linspace(-1, 1, x.numel()).view_as(x).to(x.dtype) for x in outputs]
+    grads = torch.autograd.grad(outputs, inputs, output_grads, allow_unused=True, materialize_grads=True)
     return [x.detach() for x in (y, surprise, *after, *grads)]
 
 
@@ -87,15 +87,15 @@ def errors(arguments: dict[str, Any], implementation="reference") -> list[float]
     return distances(outcome(arguments, "triton"), outcome(arguments, implementation))
 
 
-def distances(found: list[torch.Tensor], right: list[torch.Tensor]) -> list[float]:
-    """Root mean square errors over the root mean square of what is right, of outputs and gradients."""
+def distances(result: list[torch.Tensor], right: list[torch.Tensor]) -> list[float]:
+    """Return the root mean square errors relative to the root mean square of the expected values."""
     return [
-        float((ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-6))
-        for ours, exact in zip(found, right, strict=True)
+        float((actual.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt().clamp_min(1e-6))
+        for actual, exact in zip(result, right, strict=True)
     ]
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize(
     "options",
@@ -111,7 +111,7 @@ def test_values_and_gradients_equal_the_definition(options, depth):
     assert max(errors(arguments)) < 2e-6
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -136,9 +136,9 @@ def test_many_borders(depth, seed):
         assert max(errors(arguments)) < 5e-6
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 def test_every_border_meets_every_other():
-    """Behind an incomplete chunk: none, a fresh, a cut and another incomplete one, first and last too."""
+    """Cover a plain, a fresh, a cut and another incomplete chunk after an incomplete one."""
     arguments = draw(chunks=8, chunk_size=1, batch=1, heads=1)
     no, yes = False, True
     arguments["valid"] = torch.tensor([[no, no, yes, no, yes, no, no, no]])
@@ -151,7 +151,7 @@ def test_half_precision_stays_near_the_definition():
     assert max(errors(draw(chunks=2, heads=1, dtype=torch.float16))) < 2e-3
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 def test_strided_tokens_are_read_in_place():
     arguments = draw(depth=1)
     exact = outcome(arguments, "triton")
@@ -163,32 +163,32 @@ def test_strided_tokens_are_read_in_place():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("poisoned")
-def test_gates_shut_and_open_to_the_end():
+@pytest.mark.usefixtures("poison_memory")
+def test_gates_of_zero_and_one():
     arguments = draw(borders=False)
     step, momentum, retention = arguments["gates"]
-    shut = torch.rand(step.shape, generator=torch.Generator().manual_seed(3))
+    noise = torch.rand(step.shape, generator=torch.Generator().manual_seed(3))
     arguments["gates"] = Gates(
-        torch.where(shut < 0.2, 0, step),
-        torch.where(shut < 0.4, -math.inf, torch.where(shut > 0.8, 0, momentum)),
-        torch.where(shut > 0.6, -math.inf, torch.where(shut < 0.3, 0, retention)),
+        torch.where(noise < 0.2, 0, step),
+        torch.where(noise < 0.4, -math.inf, torch.where(noise > 0.8, 0, momentum)),
+        torch.where(noise > 0.6, -math.inf, torch.where(noise < 0.3, 0, retention)),
     )
-    found, right = outcome(arguments, "triton"), outcome(arguments, "closed")
-    assert all(x.isfinite().all() for x in found)
-    for x, y in zip(found, right, strict=True):
+    result, right = outcome(arguments, "triton"), outcome(arguments, "closed")
+    assert all(x.isfinite().all() for x in result)
+    for x, y in zip(result, right, strict=True):
         torch.testing.assert_close(x.double(), y, rtol=1e-4, atol=1e-5)
 
 
-def test_what_has_faded_is_exactly_zero():
+def test_a_decayed_state_is_exactly_zero():
     arguments = draw(1, chunks=20, chunk_size=2, borders=False, heads=1)
-    none = torch.zeros_like(arguments["gates"].step_size)
-    arguments["gates"] = Gates(none, none - 2, none - 2)
+    zeros = torch.zeros_like(arguments["gates"].step_size)
+    arguments["gates"] = Gates(zeros, zeros - 2, zeros - 2)
     with torch.no_grad():
         _, _, after = neural_memory(**arguments, implementation="triton")
     assert not any(part.any() for part in after)
 
 
-def test_one_derivative_in_reverse_mode_is_all_there_is():
+def test_only_one_derivative_in_reverse_mode_is_supported():
     arguments = draw(depth=1, batch=1, heads=1, borders=False)
     query = arguments.pop("query").requires_grad_()
 
@@ -203,7 +203,7 @@ def test_one_derivative_in_reverse_mode_is_all_there_is():
         torch.func.vmap(run)(query[None].detach())
 
 
-def test_what_has_no_kernel_is_explained():
+def test_unsupported_inputs_are_explained():
     with pytest.raises(ValueError, match="65"):
         neural_memory(**draw(chunk_size=65, chunks=1), implementation="triton")
     with pytest.raises(ValueError, match="norm"):
@@ -229,8 +229,8 @@ def test_no_tokens():
 
 
 @functools.cache
-def spoilt() -> tuple[dict[str, Any], list[torch.Tensor]]:
-    """Return a call that gives each mutation something to break, and what is right."""
+def reference_call() -> tuple[dict[str, Any], list[torch.Tensor]]:
+    """Return a call on which every mutation gives a wrong result, and its expected results."""
     arguments = draw(chunks=4, chunk_size=2, heads=1, seed=7)
     no, yes = False, True
     arguments["valid"] = torch.tensor([[yes, no, yes, yes, yes, no, yes, yes]])
@@ -241,38 +241,38 @@ def spoilt() -> tuple[dict[str, Any], list[torch.Tensor]]:
     return arguments, outcome(arguments, "closed")
 
 
-def mutants() -> list[float]:
-    """Return the errors of a call that gives each mutation something to break."""
-    arguments, right = spoilt()
+def mutation_errors() -> list[float]:
+    """Return the errors of that call."""
+    arguments, right = reference_call()
     return distances(outcome(arguments, "triton"), right)
 
 
 MUTATIONS = [
-    ("step = tl.where(step * squared > most", "step = tl.where(squared > most"),
-    ("stays = (flags & 32) == 0", "stays = flags >= 0"),
-    ("if (flags & 8) != 0:", "if (flags & 8) == 99:"),
-    ("out += built[:, None]", "out += 0 * built[:, None]"),
-    ("per_square * x_squares + owed * share", "per_square * x_squares"),
-    ("grad_share = 0.5 * owed", "grad_share = owed"),
-    ("if (flags & 10) == 0:", "if (flags & 2) == 0:"),
-    ("grad_built += tl.sum(momentum * to_delta", "grad_built += tl.sum(momentum * to_momentum"),
-    ("if (flags & 2) != 0:", "if (flags & 1) != 0:"),
-    ("end_built * momentum", "0 * momentum"),
-    ("squared += squares(get(p_key", "squared += 0 * squares(get(p_key"),
-    ("gate * shut * (2 + x * (shut - gate))", "gate * shut * (2 + x)"),
+    ("step = tl.where(step * squared_norm > bound", "step = tl.where(squared_norm > bound"),
+    ("keep_state = (flags & FRESH_NEXT) == 0", "keep_state = flags >= 0"),
+    ("if (flags & OLD_ANCHOR) != 0:", "if (flags & OLD_ANCHOR) == 99:"),
+    ("out += buildup[:, None]", "out += 0 * buildup[:, None]"),
+    ("per_square * x_squares + clip_grad * share", "per_square * x_squares"),
+    ("grad_share = 0.5 * clip_grad", "grad_share = clip_grad"),
+    ("if (flags & (FRESH_OR_CUT | OLD_ANCHOR)) == 0:", "if (flags & FRESH_OR_CUT) == 0:"),
+    ("grad_buildup += tl.sum(momentum * grad_delta", "grad_buildup += tl.sum(momentum * grad_momentum"),
+    ("if (flags & FRESH_OR_CUT) != 0:", "if (flags & 1) != 0:"),
+    ("end_buildup * momentum", "0 * momentum"),
+    ("squared_norm += squares(get(p_key", "squared_norm += 0 * squares(get(p_key"),
+    ("gate * complement * (2 + x * (complement - gate))", "gate * complement * (2 + x)"),
     ("if source >= 0:", "if source >= 99:"),
-    ('product(of(owed, "slope_grad"), of(kept.chunks, "error"))', "0"),
+    ('product(view_tokens(grads, "slope_grad"), view_tokens(trace.chunks, "error"))', "0"),
 ]
 
 
 def test_the_right_kernel_passes_where_wrong_ones_are_caught():
-    assert max(mutants()) < 2e-6
+    assert max(mutation_errors()) < 2e-6
 
 
 @pytest.mark.parametrize(
     ("right", "wrong"),
     [*MUTATIONS[:8], *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MUTATIONS[8:])],
 )
-def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
-    monkeypatch.setattr(neural, "gpu", mutated(gpu, right, wrong))
-    assert any(math.isnan(error) or error > 1e-3 for error in mutants())
+def test_a_wrong_kernel_is_caught(right, wrong, mutate_module, monkeypatch):
+    monkeypatch.setattr(neural, "gpu", mutate_module(gpu, right, wrong))
+    assert any(math.isnan(error) or error > 1e-3 for error in mutation_errors())

@@ -1,4 +1,4 @@
-"""The Triton kernels of a scan under the interpreter, against the definition."""
+"""The Triton kernels of the scan under the interpreter, compared with the reference."""
 
 import functools
 import math
@@ -27,15 +27,15 @@ def draw(time=9, batch=2, width=3, starts=0.2, seed=0, pairs=False) -> dict[str,
 
 
 def outcome(arguments: dict[str, Any], implementation: Any) -> list[torch.Tensor]:
-    """Return states, the last one, and the gradients of a functional of both."""
+    """Return all states, the last one, and the gradients of a weighted sum of both."""
     fresh = arguments | {name: arguments[name].detach().requires_grad_() for name in TENSORS}
-    found = scan(**fresh, implementation=implementation)
-    along = [torch.linspace(-1, 1, x.numel()).view_as(x) for x in found]
-    grads = torch.autograd.grad(found, [fresh[name] for name in TENSORS], along)
-    return [*(x.detach() for x in found), *grads]
+    result = scan(**fresh, implementation=implementation)
+    output_grads = [torch.linspace(-1, 1, x.numel()).view_as(x) for x in result]
+    grads = torch.autograd.grad(result, [fresh[name] for name in TENSORS], output_grads)
+    return [*(x.detach() for x in result), *grads]
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize(
     "sizes", [{}, {"starts": 0.0}, {"time": 1}, {"time": 4, "width": 130, "batch": 1}, {"starts": 0.7}]
@@ -47,7 +47,7 @@ def test_values_and_gradients_equal_the_definition(sizes, pairs):
     torch.testing.assert_close(outcome(arguments, "triton"), outcome(arguments, "reference"))
 
 
-@pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("poison_memory")
 @pytest.mark.parametrize("pairs", [False, True])
 def test_a_decay_of_all_steps_is_that_of_each(pairs):
     arguments = draw(pairs=pairs)
@@ -61,14 +61,14 @@ def test_poison_ends_with_its_episode(pairs):
     arguments["start"][:, 7] = True
     right = outcome(arguments, "triton")
     arguments["value"][0, 3] = math.nan
-    found = outcome(arguments, "triton")
-    torch.testing.assert_close(found[0][:, 7:], right[0][:, 7:])
-    torch.testing.assert_close(found[1], right[1])
-    torch.testing.assert_close(found[2][:, 7:], right[2][:, 7:])
-    assert found[0][0, 3:7].isnan().all()
+    result = outcome(arguments, "triton")
+    torch.testing.assert_close(result[0][:, 7:], right[0][:, 7:])
+    torch.testing.assert_close(result[1], right[1])
+    torch.testing.assert_close(result[2][:, 7:], right[2][:, 7:])
+    assert result[0][0, 3:7].isnan().all()
 
 
-def test_one_derivative_in_reverse_mode_is_all_there_is():
+def test_only_one_derivative_in_reverse_mode_is_supported():
     arguments = draw()
     value = arguments.pop("value").requires_grad_()
 
@@ -81,43 +81,48 @@ def test_one_derivative_in_reverse_mode_is_all_there_is():
         torch.func.vmap(run)(value[None].detach())
 
 
-def test_what_is_strided_or_of_half_precision_is_taken():
+def test_strided_and_half_precision_inputs_are_supported():
     arguments = draw()
     right = outcome(arguments, "triton")
-    turned = {n: arguments[n].transpose(0, 1).contiguous().transpose(0, 1) for n in ("decay", "value")}
-    torch.testing.assert_close(outcome(arguments | turned, "triton"), right)
+    strided_tensors = {
+        n: arguments[n].transpose(0, 1).contiguous().transpose(0, 1) for n in ("decay", "value")
+    }
+    torch.testing.assert_close(outcome(arguments | strided_tensors, "triton"), right)
     half = {name: arguments[name].bfloat16() for name in TENSORS}
     states, _ = scan(**arguments | half, implementation="triton")
     assert states.dtype == torch.float32
 
 
 @functools.cache
-def spoilt() -> list[tuple[dict[str, Any], list[torch.Tensor]]]:
-    """Return calls that give each mutation something to break, and what is right."""
+def reference_calls() -> list[tuple[dict[str, Any], list[torch.Tensor]]]:
+    """Return calls on which every mutation gives a wrong result, and their expected results."""
     calls = [draw(7, seed=7, pairs=pairs) for pairs in (False, True)]
     return [(call, outcome(call, "reference")) for call in calls]
 
 
 def errors() -> list[float]:
-    """Return the largest errors of these calls."""
+    """Return the largest error of every tensor of these calls."""
     return [
         float((x - y).abs().max())
-        for call, right in spoilt()
+        for call, right in reference_calls()
         for x, y in zip(outcome(call, "triton"), right, strict=True)
     ]
 
 
 MUTATIONS = [
-    ("tl.where(begins, value, decay * real + value)", "decay * real + value"),
-    ("went = decay * real - turn * imaginary + value", "went = decay * real + turn * imaginary + value"),
-    ("tl.where(begins, other, turn * real", "tl.where(begins, other, -turn * real"),
-    ("tl.where(begins, 0.0, real * known)", "real * known"),
-    ("real = tl.where(begins, 0.0, real * decay)", "real = real * decay"),
-    ("before = states_ptr + here - D * STEP", "before = states_ptr + here"),
-    ("of_decay = real * known + imaginary * other", "of_decay = real * known - imaginary * other"),
-    ("of_turn = imaginary * known - real * other", "of_turn = imaginary * known + real * other"),
-    ("owed = real * decay + imaginary * turn", "owed = real * decay - imaginary * turn"),
-    ("imaginary * decay - real * turn)", "imaginary * decay + real * turn)"),
+    ("tl.where(is_start, value, decay * real + value)", "decay * real + value"),
+    (
+        "decay * real - decay_imaginary * imaginary + value",
+        "decay * real + decay_imaginary * imaginary + value",
+    ),
+    ("value_imaginary, decay_imaginary * real", "value_imaginary, -decay_imaginary * real"),
+    ("tl.where(is_start, 0.0, real * previous)", "real * previous"),
+    ("real = tl.where(is_start, 0.0, real * decay)", "real = real * decay"),
+    ("before = states_ptr + offset - D * STEP", "before = states_ptr + offset"),
+    ("real * previous + imaginary * previous_imaginary", "real * previous - imaginary * previous_imaginary"),
+    ("imaginary * previous - real * previous_imaginary", "imaginary * previous + real * previous_imaginary"),
+    ("real * decay + imaginary * decay_imaginary", "real * decay - imaginary * decay_imaginary"),
+    ("imaginary * decay - real * decay_imaginary)", "imaginary * decay + real * decay_imaginary)"),
 ]
 
 
@@ -126,6 +131,6 @@ def test_the_right_kernel_passes_where_wrong_ones_are_caught():
 
 
 @pytest.mark.parametrize(("right", "wrong"), MUTATIONS)
-def test_a_wrong_kernel_is_caught(right, wrong, mutated, monkeypatch):
-    monkeypatch.setattr(elementwise, "gpu", mutated(gpu, right, wrong))
+def test_a_wrong_kernel_is_caught(right, wrong, mutate_module, monkeypatch):
+    monkeypatch.setattr(elementwise, "gpu", mutate_module(gpu, right, wrong))
     assert any(math.isnan(error) or error > 1e-3 for error in errors())

@@ -1,4 +1,4 @@
-"""What tests of linear memory share: arguments, and what comes of them."""
+"""Fixtures of the tests of linear memory: random arguments, and their outputs and gradients."""
 
 from typing import Any
 
@@ -36,20 +36,24 @@ def _draw(
 
 
 def _outcome(arguments: dict[str, Any], **options) -> dict[str, torch.Tensor]:
-    """Return what is read, the state after, and the gradients of a functional of both."""
+    """Return the outputs, the state after, and the gradients of a weighted sum of both."""
     fresh = arguments | {name: arguments[name].detach().clone().requires_grad_() for name in TENSORS}
-    found = dict(zip(("y", "after"), linear_memory(**fresh, **options), strict=True))
-    weighed = [(x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in found.values()]
+    result = dict(zip(("y", "after"), linear_memory(**fresh, **options), strict=True))
+    weighted_sums = [
+        (x * torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)).sum() for x in result.values()
+    ]
     leaves = [fresh[name] for name in TENSORS]
-    grads = torch.autograd.grad(weighed[0] + weighed[1], leaves, allow_unused=True, materialize_grads=True)
-    return {name: x.detach() for name, x in found.items()} | dict(zip(TENSORS, grads, strict=True))
+    grads = torch.autograd.grad(
+        weighted_sums[0] + weighted_sums[1], leaves, allow_unused=True, materialize_grads=True
+    )
+    return {name: x.detach() for name, x in result.items()} | dict(zip(TENSORS, grads, strict=True))
 
 
-def _assert_same(found, expected, tolerance=1e-11):
-    assert found.keys() == expected.keys()
+def _assert_same(result, expected, tolerance=1e-11):
+    assert result.keys() == expected.keys()
     for name in expected:
         torch.testing.assert_close(
-            found[name], expected[name], rtol=tolerance, atol=tolerance, equal_nan=True, msg=name
+            result[name], expected[name], rtol=tolerance, atol=tolerance, equal_nan=True, msg=name
         )
 
 

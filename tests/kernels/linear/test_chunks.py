@@ -1,10 +1,17 @@
-"""How tokens are cut into chunks, and what goes from chunk to chunk."""
+"""Splitting of tokens into chunks, and the state passed between chunks."""
 
 import pytest
 import torch
 
-from scrubjay.kernels.linear.chunks import decays, in_chunks, in_time, length_of_chunks, run, tokens_of
-from scrubjay.kernels.linear.reference import Given
+from scrubjay.kernels.linear.chunks import (
+    choose_chunk_length,
+    compute_decays,
+    from_chunks,
+    run,
+    split_tokens,
+    to_chunks,
+)
+from scrubjay.kernels.linear.reference import LinearInputs
 
 
 @pytest.mark.parametrize(
@@ -18,36 +25,36 @@ from scrubjay.kernels.linear.reference import Given
         (1, 64, 8, 1),
     ],
 )
-def test_chunks_are_powers_of_two_that_waste_little(time, chunk_size, width, length):
-    assert length_of_chunks(time, chunk_size, width) == length
+def test_chunk_lengths_are_powers_of_two_with_little_padding(time, chunk_size, width, length):
+    assert choose_chunk_length(time, chunk_size, width) == length
 
 
-def test_what_is_cut_can_be_joined():
+def test_chunks_join_to_the_original():
     x = torch.randn(2, 11, 3, 5)
-    chunks = in_chunks(x, 4)
+    chunks = to_chunks(x, 4)
     assert chunks.shape == (3, 6, 4, 5)
-    assert torch.equal(in_time(chunks, 2, 11), x)
+    assert torch.equal(from_chunks(chunks, 2, 11), x)
     assert torch.equal(chunks[1, 4], x[1, 4:8, 1])
     assert not chunks[2, :, 3].any()
 
 
-def test_a_decay_is_zero_where_an_episode_begins_and_beyond_all_digits():
+def test_a_decay_is_zero_at_episode_starts_and_if_negligible():
     log = torch.tensor([[[0.0], [-1.0], [-81.0], [-torch.inf], [torch.nan]]], requires_grad=True)
     start = torch.tensor([[False, False, False, False, True]])
-    found = decays(log, start)
-    assert found.shape == (1, 5, 1, 1)
-    torch.testing.assert_close(found.flatten(), torch.tensor([1, 1 / torch.e, 0, 0, 0]))
-    (grad,) = torch.autograd.grad(found.sum(), log)
+    result = compute_decays(log, start)
+    assert result.shape == (1, 5, 1, 1)
+    torch.testing.assert_close(result.flatten(), torch.tensor([1, 1 / torch.e, 0, 0, 0]))
+    (grad,) = torch.autograd.grad(result.sum(), log)
     torch.testing.assert_close(grad.flatten(), torch.tensor([1, 1 / torch.e, 0, 0, 0]))
 
 
-def test_what_lies_behind_the_last_token_changes_no_state():
+def test_padding_does_not_change_the_state():
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    given = (
+    inputs = (
         normal(1, 5, 1, 3),
         normal(1, 5, 1, 3),
         normal(1, 5, 1, 2),
@@ -55,6 +62,8 @@ def test_what_lies_behind_the_last_token_changes_no_state():
         normal(1, 5, 1),
     )
     state = normal(1, 3, 2)
-    found = [run(tokens_of(Given(*given, state), None, length), state, "delta")[:2] for length in (1, 8)]
-    torch.testing.assert_close(found[0][1], found[1][1])
-    torch.testing.assert_close(found[0][0].flatten(), found[1][0][:, :, :5].flatten())
+    result = [
+        run(split_tokens(LinearInputs(*inputs, state), None, length), state, "delta")[:2] for length in (1, 8)
+    ]
+    torch.testing.assert_close(result[0][1], result[1][1])
+    torch.testing.assert_close(result[0][0].flatten(), result[1][0][:, :, :5].flatten())

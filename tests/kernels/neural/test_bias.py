@@ -1,11 +1,11 @@
-"""What neural memories minimise: gradients of losses written out, and their limits."""
+"""Losses of neural memories: their gradients compared with autograd, and their limits."""
 
 from typing import Any
 
 import pytest
 import torch
 
-from scrubjay.kernels.neural.bias import Huber, Power, Squared
+from scrubjay.kernels.neural.bias import Huber, Power, SquaredError
 
 
 def errors(*shape, seed=0):
@@ -13,12 +13,12 @@ def errors(*shape, seed=0):
 
 
 def huber(size, threshold):
-    """Return the loss of what is `size` large: half its square, then linear with the same slope."""
+    """Return the Huber loss: half the square of `size` up to the threshold, then linear with equal slope."""
     return torch.where(size <= threshold, size.square() / 2, threshold * (size - threshold / 2))
 
 
 LOSSES: dict[Any, Any] = {
-    Squared(): lambda e, d: e.square().sum() / 2,
+    SquaredError(): lambda e, d: e.square().sum() / 2,
     Power(2.0): lambda e, d: e.square().sum(),
     Huber(): lambda e, d: huber(torch.linalg.vector_norm(e, dim=-1, keepdim=True), d).sum(),
     Huber("coordinate"): lambda e, d: huber(e.abs(), d).sum(),
@@ -28,8 +28,10 @@ LOSSES: dict[Any, Any] = {
 @pytest.mark.parametrize("bias", LOSSES, ids=str)
 def test_the_gradient_is_that_of_the_loss(bias):
     error, threshold = errors(50, 3), errors(50, 1, seed=1).abs() + 0.5
-    found = bias.gradient(error, threshold)
-    torch.testing.assert_close(found, torch.func.grad(LOSSES[bias])(error, threshold), rtol=1e-12, atol=1e-12)
+    gradient = bias.gradient(error, threshold)
+    torch.testing.assert_close(
+        gradient, torch.func.grad(LOSSES[bias])(error, threshold), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("exponent", [1.0, 1.5, 3.0, 4.0])
@@ -45,7 +47,7 @@ def test_a_power_is_smooth_and_exact_away_from_zero(exponent):
 
 
 @pytest.mark.parametrize("measure", ["norm", "coordinate"])
-def test_no_error_pulls_harder_than_its_threshold(measure):
+def test_no_gradient_exceeds_its_threshold(measure):
     error, threshold = errors(50, 3) * 1e6, errors(50, 1, seed=1).abs()
     pull = Huber(measure).gradient(error, threshold)
     if measure == "norm":
@@ -57,12 +59,12 @@ def test_no_error_pulls_harder_than_its_threshold(measure):
 
 
 @pytest.mark.parametrize("measure", ["norm", "coordinate"])
-def test_without_a_bound_nothing_is_shortened_and_gradients_are_finite(measure):
+def test_an_infinite_threshold_changes_nothing_and_gradients_are_finite(measure):
     error = torch.cat([errors(5, 3), torch.zeros(1, 3, dtype=torch.float64)]).requires_grad_()
-    endless = torch.full((6, 1), torch.inf, dtype=torch.float64, requires_grad=True)
-    pull = Huber(measure).gradient(error, endless)
+    infinite = torch.full((6, 1), torch.inf, dtype=torch.float64, requires_grad=True)
+    pull = Huber(measure).gradient(error, infinite)
     assert torch.equal(pull, error)
-    gradients = torch.autograd.grad(pull.square().sum() / 2, [error, endless])
+    gradients = torch.autograd.grad(pull.square().sum() / 2, [error, infinite])
     assert torch.equal(gradients[0], error)
     assert not gradients[1].any()
 
@@ -76,10 +78,10 @@ def test_derivatives_of_huber_equal_finite_differences_twice():
 
 def test_impossible_biases_are_named():
     for exponent in (0.5, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"exponent={exponent}: must be at least 1, and finite"):
+        with pytest.raises(ValueError, match=f"exponent={exponent}: must be at least 1 and finite"):
             Power(exponent)
     for sharpness in (0.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match=f"sharpness={sharpness}: must be positive, and finite"):
+        with pytest.raises(ValueError, match=f"sharpness={sharpness}: must be positive and finite"):
             Power(sharpness=sharpness)
     with pytest.raises(ValueError, match="measure='max'; choose from norm, coordinate"):
         Huber("max")  # pyright: ignore[reportArgumentType]

@@ -1,4 +1,4 @@
-"""Neural memories that learn otherwise than Titans: every path against the definition, and their laws."""
+"""Neural memories with other learning rules than Titans: every path compared with the reference."""
 
 import itertools
 from typing import Any
@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.kernels.neural.bias import Huber, Power
-from scrubjay.kernels.neural.mirror import QNorm, Simplex
-from scrubjay.kernels.neural.network import Learning, NetworkShape, mirrored, unpack
+from scrubjay.kernels.neural.mirror_map import QNorm, Simplex
+from scrubjay.kernels.neural.network import Learning, NetworkShape, mirror_weights, unpack
 
 LEARNINGS = {
     "gelu": Learning("gelu"),
@@ -36,7 +36,7 @@ def draw(
     width=3,
     dtype=torch.float64,
 ) -> dict[str, Any]:
-    """Return arguments of neural_memory without momentum, about half the tokens' steps to be clipped."""
+    """Return random arguments of neural_memory without momentum; about half of the steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -71,41 +71,43 @@ def draw(
     return arguments
 
 
-def but(arguments: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    return {**arguments, **changed}
+def replace_arguments(arguments: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {**arguments, **changes}
 
 
-def of_titans(arguments: dict[str, Any], **changed: Any) -> dict[str, Any]:
-    """Return what Titans is given in the place of another member."""
-    kept = {name: part for name, part in arguments.items() if name not in ("learning", "threshold")}
-    return {**kept, **changed}
+def as_titans(arguments: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Return the arguments without those of other learning rules than Titans."""
+    titans_arguments = {
+        name: part for name, part in arguments.items() if name not in ("learning", "threshold")
+    }
+    return {**titans_arguments, **changes}
 
 
 def leaves(arguments: dict[str, Any]) -> list[torch.Tensor]:
     step, _, retention = arguments["gates"]
     delta, _, anchor = arguments["state"]
-    named = [arguments[name] for name in ("query", "key", "value", "threshold") if name in arguments]
-    return [*named, step, retention, *arguments["weights"], delta, anchor]
+    tokens = [arguments[name] for name in ("query", "key", "value", "threshold") if name in arguments]
+    return [*tokens, step, retention, *arguments["weights"], delta, anchor]
 
 
 def run(arguments: dict[str, Any], implementation: Any, **options):
-    """Return outputs where tokens are valid, and the gradients of a functional of them and of the state."""
+    """Return the outputs of valid tokens, the state, and the gradients of a weighted sum of both."""
     inputs = [x.requires_grad_() for x in leaves(arguments)]
     y, surprise, (delta, _, anchor) = neural_memory(**arguments, **options, implementation=implementation)
     if "valid" in arguments:
         y = torch.where(arguments["valid"][..., None, None], y, 0)
         surprise = torch.where(arguments["valid"][..., None], surprise, 0)
-    found = [y, delta, anchor]
-    weights = [torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out) for out in found]
-    live = [(out, w) for out, w in zip(found, weights, strict=True) if out.requires_grad]
+    outputs = [y, delta, anchor]
+    weights = [torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out) for out in outputs]
+    differentiable = [(out, w) for out, w in zip(outputs, weights, strict=True) if out.requires_grad]
     gradients = torch.autograd.grad(
-        [out for out, _ in live],
+        [out for out, _ in differentiable],
         inputs,
-        [w for _, w in live],
+        [w for _, w in differentiable],
         allow_unused=True,
         materialize_grads=True,
     )
-    return [*found, surprise], list(gradients)
+    return [*outputs, surprise], list(gradients)
 
 
 @pytest.mark.parametrize("name", LEARNINGS)
@@ -124,11 +126,11 @@ def run(arguments: dict[str, Any], implementation: Any, **options):
 def test_values_and_gradients_equal_the_definition(name, options, **case):
     learning = LEARNINGS[name]
     expected = run(draw(learning, **case), "reference", **options)
-    found = run(draw(learning, **case), "torch", **options)
-    bound: dict[str, Any] = (
+    result = run(draw(learning, **case), "torch", **options)
+    tolerance: dict[str, Any] = (
         {"rtol": 1e-7, "atol": 1e-7} if options["norm"] else {"rtol": 1e-10, "atol": 1e-10}
     )
-    torch.testing.assert_close(found, expected, **bound)
+    torch.testing.assert_close(result, expected, **tolerance)
 
 
 @pytest.mark.parametrize("name", LEARNINGS)
@@ -141,7 +143,7 @@ def test_steps_equal_chunks(name, options):
     state = arguments["state"]
     tokens = {name: arguments[name] for name in ("query", "key", "value", "threshold") if name in arguments}
     for t in range(y.shape[1]):
-        one, surprised, state = neural_memory_step(
+        one, step_surprise, state = neural_memory_step(
             **{name: whole[:, t] for name, whole in tokens.items()},
             gates=Gates(*(gate[:, t] for gate in arguments["gates"])),
             weights=arguments["weights"],
@@ -152,7 +154,7 @@ def test_steps_equal_chunks(name, options):
             **options,
         )
         torch.testing.assert_close(one, y[:, t], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(surprised, surprise[:, t], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step_surprise, surprise[:, t], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state[::2], after[::2], rtol=1e-9, atol=1e-9)
 
 
@@ -199,23 +201,23 @@ def test_in_their_limits_they_are_titans_without_momentum(learning, factor, dept
     arguments = draw(learning, depth=depth)
     if learning.has_threshold:
         arguments["threshold"] = torch.full_like(arguments["threshold"], torch.inf)
-    found = neural_memory(**arguments, clip=False)
+    result = neural_memory(**arguments, clip=False)
     step, *logs = arguments["gates"]
-    expected = neural_memory(**of_titans(arguments, gates=Gates(factor * step, *logs)), clip=False)
-    torch.testing.assert_close((found[0], *found[2][::2]), (expected[0], *expected[2][::2]))
-    # A clipped step is the one that removes a share of the error, however steep the loss.
+    expected = neural_memory(**as_titans(arguments, gates=Gates(factor * step, *logs)), clip=False)
+    torch.testing.assert_close((result[0], *result[2][::2]), (expected[0], *expected[2][::2]))
+    # The clipped step removes a fixed share of the error and does not depend on the scale of the loss.
     hard = Gates(1e3 + step, *logs)
     if depth == 2:
-        clipped, bound = (
-            neural_memory(**given)[2]
-            for given in (but(arguments, gates=hard), of_titans(arguments, gates=hard))
+        member_state, titans_state = (
+            neural_memory(**case)[2]
+            for case in (replace_arguments(arguments, gates=hard), as_titans(arguments, gates=hard))
         )
-        torch.testing.assert_close(clipped[::2], bound[::2])
+        torch.testing.assert_close(member_state[::2], titans_state[::2])
 
 
 @pytest.mark.parametrize("measure", ["norm", "coordinate"])
 @pytest.mark.parametrize("clip", [False, True])
-def test_one_outlier_moves_a_matrix_no_further_than_its_step_and_threshold_say(measure, clip):
+def test_one_outlier_changes_a_matrix_by_at_most_step_times_threshold(measure, clip):
     arguments = draw(Learning(bias=Huber(measure)), chunks=1, depth=1, borders=False, dtype=torch.float32)
     step, momentum, _ = arguments["gates"]
     outlier = torch.arange(4) == 2
@@ -224,42 +226,44 @@ def test_one_outlier_moves_a_matrix_no_further_than_its_step_and_threshold_say(m
     arguments["value"] = torch.where(outlier[:, None, None], 1e6, arguments["value"])
     before = arguments["state"].delta
     _, _, after = neural_memory(**arguments, clip=clip)
-    moved = torch.linalg.vector_norm(after.delta - before, dim=-1)
-    # A sphere of coordinates' thresholds is as wide as their number's root.
+    distance = torch.linalg.vector_norm(after.delta - before, dim=-1)
+    # Clipped by coordinate, the norm is at most the threshold times the root of their number.
     reach = arguments["threshold"] * (1 if measure == "norm" else 3**0.5)
     farthest = (step * reach)[:, 2]
-    assert (moved <= farthest * (1 + 1e-4) + 1e-6).all()
-    assert (moved > 0.9 * farthest).all()
-    _, _, thrown = neural_memory(**of_titans(arguments), clip=clip)
-    assert (torch.linalg.vector_norm(thrown.delta - before, dim=-1) > 1e3 * farthest).all()
+    assert (distance <= farthest * (1 + 1e-4) + 1e-6).all()
+    assert (distance > 0.9 * farthest).all()
+    _, _, titans_after = neural_memory(**as_titans(arguments), clip=clip)
+    assert (torch.linalg.vector_norm(titans_after.delta - before, dim=-1) > 1e3 * farthest).all()
 
 
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
 def test_a_token_of_memora_is_its_closed_form(forgets_to):
-    """W = c softmax(alpha log W - n / c eta gradient), a matrix, weights those to one output."""
+    """Check W = c softmax(alpha log W - n / c eta gradient) for a matrix, over the inputs of each output."""
     learning = Learning(mirror=Simplex(2.0, forgets_to))
     arguments = draw(learning, chunks=1, chunk_size=1, depth=1, borders=False)
     zeros = torch.zeros_like(arguments["state"].delta)
     arguments["state"] = NeuralState(zeros, zeros, zeros)
-    born = arguments["weights"][0]
-    weights = 2 * torch.softmax(3 / 2 * born, dim=-2)
+    initial = arguments["weights"][0]
+    weights = 2 * torch.softmax(3 / 2 * initial, dim=-2)
     step, _, log_retention = (gate[:, 0, :, None, None] for gate in arguments["gates"])
     key, value = (arguments[name][:, 0, :, None] for name in ("key", "value"))
     gradient = key.mT @ (key @ weights - value)
     _, _, after = neural_memory(**arguments, clip=False)
-    found = 2 * torch.softmax(3 / 2 * (born + after.anchor.unflatten(-1, born.shape[-2:])), dim=-2)
-    kept = weights.log() if forgets_to == "uniform" else weights.log() * 0
-    rest = 0 if forgets_to == "uniform" else weights.log()
-    expected = 2 * torch.softmax(log_retention.exp() * kept + rest - 3 / 2 * step * gradient, dim=-2)
-    torch.testing.assert_close(found, expected)
-    assert (found > 0).all()
+    result = 2 * torch.softmax(3 / 2 * (initial + after.anchor.unflatten(-1, initial.shape[-2:])), dim=-2)
+    decayed_logs = weights.log() if forgets_to == "uniform" else weights.log() * 0
+    other_logs = 0 if forgets_to == "uniform" else weights.log()
+    expected = 2 * torch.softmax(
+        log_retention.exp() * decayed_logs + other_logs - 3 / 2 * step * gradient, dim=-2
+    )
+    torch.testing.assert_close(result, expected)
+    assert (result > 0).all()
 
 
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
 def test_weights_stay_distributions_for_a_hundred_thousand_steps(forgets_to):
     learning = Learning("gelu", mirror=Simplex(2.0, forgets_to))
     arguments = draw(learning, batch=1, chunks=20, chunk_size=50, heads=1, borders=False, dtype=torch.float32)
-    shape = NetworkShape.of(arguments["weights"], True, True, learning=learning)
+    shape = NetworkShape.from_weights(arguments["weights"], True, True, learning=learning)
     step, *_ = arguments["gates"]
     arguments["gates"] = Gates(step + 0.1, step - torch.inf, -step * 0.01)
     state = arguments.pop("state")
@@ -267,7 +271,7 @@ def test_weights_stay_distributions_for_a_hundred_thousand_steps(forgets_to):
         for _ in range(100):
             y, _, state = neural_memory(state=state, **arguments, residual=True, norm=True)
             assert y.isfinite().all()
-        for weights in mirrored(arguments["weights"], unpack(state.anchor, shape), shape):
+        for weights in mirror_weights(arguments["weights"], unpack(state.anchor, shape), shape):
             assert (weights >= 0).all()
             torch.testing.assert_close(
                 weights.sum(-2), torch.full_like(weights.sum(-2), 2.0), rtol=1e-6, atol=0
@@ -276,39 +280,39 @@ def test_weights_stay_distributions_for_a_hundred_thousand_steps(forgets_to):
 
 
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
-def test_without_a_gradient_weights_go_where_they_are_forgotten_to(forgets_to):
+def test_without_a_gradient_weights_approach_their_limit(forgets_to):
     learning = Learning(mirror=Simplex(2.0, forgets_to))
     arguments = draw(learning, borders=False)
     arguments["state"] = arguments["state"]._replace(anchor=arguments["state"].delta)
-    shape = NetworkShape.of(arguments["weights"], False, False, learning=learning)
-    none = torch.zeros_like(arguments["gates"].step_size)
+    shape = NetworkShape.from_weights(arguments["weights"], False, False, learning=learning)
+    zeros = torch.zeros_like(arguments["gates"].step_size)
 
-    def distance(learned):
-        found = mirrored(arguments["weights"], unpack(learned, shape), shape)
-        born = mirrored(arguments["weights"], unpack(torch.zeros_like(learned), shape), shape)
-        to = [torch.full_like(w, 2 / w.shape[-2]) for w in born] if forgets_to == "uniform" else born
-        return sum((a - b).abs().sum() for a, b in zip(found, to, strict=True))
+    def distance(delta):
+        weights = mirror_weights(arguments["weights"], unpack(delta, shape), shape)
+        initial = mirror_weights(arguments["weights"], unpack(torch.zeros_like(delta), shape), shape)
+        limit = [torch.full_like(w, 2 / w.shape[-2]) for w in initial] if forgets_to == "uniform" else initial
+        return sum((a - b).abs().sum() for a, b in zip(weights, limit, strict=True))
 
     distances = []
     for _ in range(6):
         distances.append(distance(arguments["state"].delta))
-        gates = Gates(none, none - torch.inf, none - 0.02)
-        _, _, arguments["state"] = neural_memory(**but(arguments, gates=gates))
+        gates = Gates(zeros, zeros - torch.inf, zeros - 0.02)
+        _, _, arguments["state"] = neural_memory(**replace_arguments(arguments, gates=gates))
     assert all(b < 0.95 * a for a, b in itertools.pairwise(distances))
-    gates = Gates(none, none - torch.inf, none - 80)
-    _, _, after = neural_memory(**but(arguments, gates=gates))
+    gates = Gates(zeros, zeros - torch.inf, zeros - 80)
+    _, _, after = neural_memory(**replace_arguments(arguments, gates=gates))
     assert distance(after.delta) < 1e-12
 
 
-def test_recall_is_by_mirrored_weights():
+def test_recall_uses_mirrored_weights():
     arguments = draw(LEARNINGS["memora"], borders=False)
-    learned = arguments["state"].delta
-    y = neural_recall(arguments["query"], arguments["weights"], learned, learning=LEARNINGS["memora"])
+    delta = arguments["state"].delta
+    y = neural_recall(arguments["query"], arguments["weights"], delta, learning=LEARNINGS["memora"])
     first, second = (
         2 * torch.softmax(w.shape[-2] / 2 * (w + x), dim=-2)
         for w, x in zip(
             arguments["weights"],
-            unpack(learned, NetworkShape.of(arguments["weights"], False, False)),
+            unpack(delta, NetworkShape.from_weights(arguments["weights"], False, False)),
             strict=True,
         )
     )
@@ -316,19 +320,21 @@ def test_recall_is_by_mirrored_weights():
     torch.testing.assert_close(y, expected.transpose(1, 2))
 
 
-def test_thresholds_that_do_not_fit_and_unknown_activations_are_named():
+def test_invalid_thresholds_and_activations_are_named():
     arguments = draw(LEARNINGS["yaad"])
     with pytest.raises(ValueError, match=r"threshold has shape \(2, 12\); expected \(2, 12, 2\)"):
-        neural_memory(**but(arguments, threshold=arguments["threshold"][..., 0]))
-    with pytest.raises(ValueError, match=r"threshold=None: Huber\(measure='norm'\) asks for one"):
-        neural_memory(**but(arguments, threshold=None))
-    with pytest.raises(ValueError, match=r"threshold is of no use to Squared\(\); leave it out"):
-        neural_memory(**but(arguments, learning=Learning()))
+        neural_memory(**replace_arguments(arguments, threshold=arguments["threshold"][..., 0]))
+    with pytest.raises(ValueError, match=r"threshold=None: Huber\(measure='norm'\) requires a threshold"):
+        neural_memory(**replace_arguments(arguments, threshold=None))
+    with pytest.raises(
+        ValueError, match=r"threshold is not supported by SquaredError\(\); pass threshold=None"
+    ):
+        neural_memory(**replace_arguments(arguments, learning=Learning()))
     with pytest.raises(ValueError, match="activation='relu'; choose from silu, gelu"):
         Learning("relu")  # pyright: ignore[reportArgumentType]
 
 
-def test_kernels_refuse_what_they_do_not_know_with_its_name():
+def test_kernels_name_an_unsupported_learning_rule():
     arguments = draw(LEARNINGS["memora"], dtype=torch.float32)
     with pytest.raises(ValueError, match=r"no kernel for Learning\(activation='gelu', .*total=2\.0"):
         neural_memory(**arguments, implementation="triton")

@@ -1,4 +1,4 @@
-"""Neural memory: every path against the definition, differentiated token by token, and its limits."""
+"""Neural memory: every path compared with the reference, and limit cases."""
 
 import itertools
 from typing import Any
@@ -27,7 +27,7 @@ OPTIONS = dict.fromkeys(("read_before_write", "residual", "norm", "clip"), st.bo
 def draw(
     batch=2, chunks=3, chunk_size=4, heads=2, depth=2, borders=True, seed=0, width=3, dtype=torch.float64
 ) -> dict[str, Any]:
-    """Return arguments of neural_memory, of which about half the tokens' steps are clipped."""
+    """Return random arguments of neural_memory; about half of the steps are clipped."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -61,19 +61,19 @@ def draw(
     return arguments
 
 
-def but(arguments: dict[str, Any], **changed) -> dict[str, Any]:
-    return {**arguments, **changed}
+def replace_arguments(arguments: dict[str, Any], **changes) -> dict[str, Any]:
+    return {**arguments, **changes}
 
 
 def leaves(arguments: dict[str, Any]) -> list[torch.Tensor]:
-    named = [arguments[name] for name in ("query", "key", "value")]
-    return [*named, *arguments["gates"], *arguments["weights"], *arguments["state"]]
+    tokens = [arguments[name] for name in ("query", "key", "value")]
+    return [*tokens, *arguments["gates"], *arguments["weights"], *arguments["state"]]
 
 
 def run(
     arguments: dict[str, Any], implementation: Any, **options
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return outputs where tokens are valid, and the gradients of a functional of them and of the state."""
+    """Return the outputs of valid tokens, the state, and the gradients of a weighted sum of both."""
     inputs = [x.requires_grad_() for x in leaves(arguments)]
     y, surprise, after = neural_memory(**arguments, **options, implementation=implementation)
     if "valid" in arguments:
@@ -126,26 +126,26 @@ def test_values_and_gradients_equal_the_definition(
     options: Any = {"read_before_write": read_before_write, "residual": residual, "norm": norm, "clip": clip}
     expected, expected_gradients = run(draw(**case), "reference", **options)
     values, gradients = run(draw(**case), implementation, **options)
-    # With `norm` a network of nearly equal outputs is divided by almost nothing.
-    bound: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-7} if norm else {"rtol": 1e-10, "atol": 1e-10}
-    torch.testing.assert_close(values, expected, **bound)
-    torch.testing.assert_close(gradients, expected_gradients, **bound)
+    # With `norm` nearly equal outputs are divided by a value near zero.
+    tolerance: dict[str, Any] = {"rtol": 1e-7, "atol": 1e-7} if norm else {"rtol": 1e-10, "atol": 1e-10}
+    torch.testing.assert_close(values, expected, **tolerance)
+    torch.testing.assert_close(gradients, expected_gradients, **tolerance)
 
 
-def test_the_clip_is_met_and_missed_in_these_tests():
+def test_some_but_not_all_steps_are_clipped_in_these_tests():
     arguments = draw(borders=False, seed=1)
-    seen = []
-    step = torch_path.clipped_step
+    clipped_shares = []
+    clip_step = torch_path.clip_step
 
     def spy(step_size, *rest):
-        taken, squared = step(step_size, *rest)
-        seen.append((taken < step_size).double().mean().item())
-        return taken, squared
+        step, squared_norm = clip_step(step_size, *rest)
+        clipped_shares.append((step < step_size).double().mean().item())
+        return step, squared_norm
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_path, "clipped_step", spy)
+        patch.setattr(torch_path, "clip_step", spy)
         run(arguments, "closed")
-    assert 0.1 < sum(seen) / len(seen) < 0.9
+    assert 0.1 < sum(clipped_shares) / len(clipped_shares) < 0.9
 
 
 @pytest.mark.parametrize("depth", [1, 2])
@@ -162,7 +162,7 @@ def test_steps_equal_chunks(depth, options):
         tokens = {name: arguments[name][:, t] for name in ("query", "key", "value")}
         gates = Gates(*(gate[:, t] for gate in arguments["gates"]))
         completes = torch.full((2,), t % chunk_size == chunk_size - 1)
-        one, surprised, state = neural_memory_step(
+        one, step_surprise, state = neural_memory_step(
             **tokens,
             gates=gates,
             weights=arguments["weights"],
@@ -172,7 +172,7 @@ def test_steps_equal_chunks(depth, options):
             **options,
         )
         torch.testing.assert_close(one, y[:, t], rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(surprised, surprise[:, t], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(step_surprise, surprise[:, t], rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(list(state), list(after), rtol=1e-9, atol=1e-9)
 
 
@@ -199,33 +199,33 @@ def test_derivatives_equal_finite_differences_twice(depth):
     assert torch.autograd.gradgradcheck(function, inputs)
 
 
-@pytest.mark.parametrize("every", [2, 3, 20])
+@pytest.mark.parametrize("interval", [2, 3, 20])
 @pytest.mark.parametrize("depth", [2, 3])
 @pytest.mark.parametrize("borders", [False, True])
-def test_chunks_gone_through_a_second_time_have_the_same_gradients(every, depth, borders, monkeypatch):
+def test_recomputed_states_give_the_same_gradients(interval, depth, borders, monkeypatch):
     case: dict[str, Any] = {"depth": depth, "borders": borders, "chunks": 19}
     expected = run(draw(**case), "torch")
-    # Groups of chunks whose rule is formed at once end inside the segment, too.
-    monkeypatch.setattr(torch_path, "_MOST_TIES", 6 * 4 * 4**2)
-    monkeypatch.setattr(torch_path, "_interval", lambda *_: every)
-    found = run(draw(**case), "torch")
-    torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13)
+    # Groups of chunks whose coefficients are computed at once also end inside the segment.
+    monkeypatch.setattr(torch_path, "_MAX_PAIR_NUMBERS", 6 * 4 * 4**2)
+    monkeypatch.setattr(torch_path, "_choose_interval", lambda *_: interval)
+    result = run(draw(**case), "torch")
+    torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-13)
 
 
-def test_states_of_many_bytes_are_kept_at_some_borders_alone(monkeypatch):
-    def saved_and_gradients():
-        arguments, saved = draw(borders=False, width=80, chunks=25, chunk_size=2, heads=4), []
+def test_large_states_are_saved_at_some_borders_only(monkeypatch):
+    def count_saved():
+        arguments, sizes = draw(borders=False, width=80, chunks=25, chunk_size=2, heads=4), []
         arguments["weights"] = [weight / 10 for weight in arguments["weights"]]
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.numel()) or x, lambda x: x):
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
             _, gradients = run(arguments, "torch")
-        return sum(saved), gradients
+        return sum(sizes), gradients
 
-    few, found = saved_and_gradients()
-    monkeypatch.setattr(torch_path, "_MOST_KEPT", 2**40)
-    all_of_them, expected = saved_and_gradients()
+    few_numbers, result = count_saved()
+    monkeypatch.setattr(torch_path, "_MAX_SAVED_BYTES", 2**40)
+    all_numbers, expected = count_saved()
     states = 25 * 2 * 2 * 4 * 2 * 80 * 82
-    assert all_of_them - few > 0.4 * states
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    assert all_numbers - few_numbers > 0.4 * states
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_a_matrix_with_chunks_of_one_and_no_momentum_is_the_delta_rule():
@@ -242,15 +242,19 @@ def test_a_matrix_with_chunks_of_one_and_no_momentum_is_the_delta_rule():
 
 
 @pytest.mark.parametrize("implementation", ["torch", "closed"])
-def test_gates_shut_and_open_to_the_end(implementation):
+def test_gates_of_zero_and_one(implementation):
     arguments = draw(borders=False, depth=2)
     generator = torch.Generator().manual_seed(3)
-    shut = torch.rand(arguments["gates"].step_size.shape, generator=generator)
-    nothing = torch.tensor(-torch.inf, dtype=torch.float64)
+    noise = torch.rand(arguments["gates"].step_size.shape, generator=generator)
+    minus_infinity = torch.tensor(-torch.inf, dtype=torch.float64)
     arguments["gates"] = Gates(
-        torch.where(shut < 0.2, 0, arguments["gates"].step_size),
-        torch.where(shut < 0.4, nothing, torch.where(shut > 0.8, 0, arguments["gates"].log_momentum)),
-        torch.where(shut > 0.6, nothing, torch.where(shut < 0.3, 0, arguments["gates"].log_retention)),
+        torch.where(noise < 0.2, 0, arguments["gates"].step_size),
+        torch.where(
+            noise < 0.4, minus_infinity, torch.where(noise > 0.8, 0, arguments["gates"].log_momentum)
+        ),
+        torch.where(
+            noise > 0.6, minus_infinity, torch.where(noise < 0.3, 0, arguments["gates"].log_retention)
+        ),
     )
     expected, _ = run(arguments, "reference")
     values, gradients = run(arguments, implementation)
@@ -258,10 +262,10 @@ def test_gates_shut_and_open_to_the_end(implementation):
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_what_has_faded_is_exactly_zero():
+def test_a_decayed_state_is_exactly_zero():
     arguments = draw(chunks=40, borders=False, dtype=torch.float32)
-    none = torch.zeros_like(arguments["gates"].step_size)
-    arguments["gates"] = Gates(none, none - 1, none - 1)
+    zeros = torch.zeros_like(arguments["gates"].step_size)
+    arguments["gates"] = Gates(zeros, zeros - 1, zeros - 1)
     _, _, after = neural_memory(**arguments)
     assert not any(part.any() for part in after)
     state = NeuralState(*(part * 1e-31 for part in arguments["state"]))
@@ -280,33 +284,33 @@ def test_what_has_faded_is_exactly_zero():
 
 def test_no_tokens_and_no_rows():
     arguments = draw(borders=False)
-    nothing: dict[str, Any] = {name: arguments[name][:, :0] for name in ("query", "key", "value")}
+    no_tokens: dict[str, Any] = {name: arguments[name][:, :0] for name in ("query", "key", "value")}
     gates = Gates(*(gate[:, :0] for gate in arguments["gates"]))
-    y, surprise, after = neural_memory(**but(arguments, gates=gates, **nothing))
+    y, surprise, after = neural_memory(**replace_arguments(arguments, gates=gates, **no_tokens))
     assert y.shape == (2, 0, 2, 3)
     assert surprise.shape == (2, 0, 2)
     torch.testing.assert_close(list(after), list(arguments["state"]))
-    nobody: dict[str, Any] = {name: arguments[name][:0] for name in ("query", "key", "value")}
+    no_rows: dict[str, Any] = {name: arguments[name][:0] for name in ("query", "key", "value")}
     gates = Gates(*(gate[:0] for gate in arguments["gates"]))
     state = NeuralState(*(part[:0] for part in arguments["state"]))
-    y, _, _ = neural_memory(**but(arguments, gates=gates, state=state, **nobody))
+    y, _, _ = neural_memory(**replace_arguments(arguments, gates=gates, state=state, **no_rows))
     assert y.shape == (0, 12, 2, 3)
 
 
-def test_sizes_that_disagree_are_named():
+def test_invalid_arguments_are_named():
     arguments = draw()
-    with pytest.raises(ValueError, match="chunk_size=5 must be at least 1 and divide the 12 tokens"):
-        neural_memory(**but(arguments, chunk_size=5))
+    with pytest.raises(ValueError, match="chunk_size=5: must be at least 1 and divide the 12 tokens"):
+        neural_memory(**replace_arguments(arguments, chunk_size=5))
     with pytest.raises(ValueError, match=r"fresh has shape \(2, 4\); expected \(2, 3\)"):
-        neural_memory(**but(arguments, fresh=torch.zeros(2, 4, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="do not make a network"):
-        neural_memory(**but(arguments, weights=arguments["weights"][:1] * 2))
+        neural_memory(**replace_arguments(arguments, fresh=torch.zeros(2, 4, dtype=torch.bool)))
+    with pytest.raises(ValueError, match="do not form a network"):
+        neural_memory(**replace_arguments(arguments, weights=arguments["weights"][:1] * 2))
     with pytest.raises(ValueError, match="weights map 3 to 5"):
-        neural_memory(**but(arguments, weights=arguments["weights"][:1]))
+        neural_memory(**replace_arguments(arguments, weights=arguments["weights"][:1]))
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_whole_numbers_are_refused_and_not_answered_in_kind(name):
-    given = draw()
+def test_integer_tensors_raise(name):
+    arguments = draw()
     with pytest.raises(TypeError, match=f"{name} has dtype torch.int64"):
-        neural_memory(**but(given, **{name: given[name].long()}))
+        neural_memory(**replace_arguments(arguments, **{name: arguments[name].long()}))

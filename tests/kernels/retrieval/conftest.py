@@ -1,4 +1,4 @@
-"""What tests of chunk retrieval share: arguments, and a comparison with the definition."""
+"""Shared fixtures of the chunk retrieval tests: arguments and a comparison with the definition."""
 
 from typing import Any
 

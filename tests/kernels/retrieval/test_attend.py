@@ -1,4 +1,4 @@
-"""Attention inside chunks that are chosen, its normaliser, and what both are good for."""
+"""Attention inside selected chunks, its normaliser, and merges of several read-outs."""
 
 import math
 from typing import Any
@@ -14,38 +14,38 @@ PATHS: list[Any] = ["dense", "gather", "listed"]
 COMBINES: list[Any] = ["hierarchical", "joint"]
 
 
-def halves(arguments, path, **options):
-    """Choose, then read: what `chunk_retrieval` does in one."""
+def choose_and_attend(arguments, path, **options):
+    """Select chunks and attend to them in two calls, as `chunk_retrieval` does in one."""
     positions, lengths = options.pop("positions", None), options.pop("lengths", None)
-    combine, choosing = options.pop("combine"), options
+    combine, choose_options = options.pop("combine"), options
     valid = arguments["valid"]
     if lengths is not None:
         chunks = arguments["keys"].shape[1]
         valid = valid if valid.dtype == torch.bool else torch.arange(chunks) < valid[..., None]
         valid = valid & (lengths > 0)[:, None]
-    chosen = choose_chunks(
+    selection = choose_chunks(
         valid,
         summary_query=arguments.get("summary_query", arguments["query"]),
         summaries=arguments["summaries"],
         return_lse=True,
-        **choosing,
+        **choose_options,
     )
     out, lse = attend_chosen(
         arguments["query"],
         arguments["keys"],
         arguments["values"],
-        chosen.chunks,
-        chosen.scores,
+        selection.chunks,
+        selection.scores,
         combine=combine,
         positions=positions,
         lengths=lengths,
         return_lse=True,
         implementation=path,
     )
-    if combine == "hierarchical":  # what is read is weighed by the choice's own softmax
-        assert chosen.lse is not None
-        shared = lse.shape[2] // chosen.lse.shape[2]
-        torch.testing.assert_close(lse, chosen.lse.repeat_interleave(shared, dim=2))
+    if combine == "hierarchical":  # the selection's softmax weights the chunks
+        assert selection.lse is not None
+        shared = lse.shape[2] // selection.lse.shape[2]
+        torch.testing.assert_close(lse, selection.lse.repeat_interleave(shared, dim=2))
     return out, lse
 
 
@@ -60,11 +60,11 @@ def halves(arguments, path, **options):
     top_k=st.integers(1, 9),
     combine=st.sampled_from(["hierarchical", "joint"]),
     positional=st.booleans(),
-    ragged=st.booleans(),
+    with_lengths=st.booleans(),
     always=st.sampled_from([(0, 0), (1, 2)]),
 )
 def test_choosing_and_attending_are_retrieval(
-    draw, seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, ragged, always
+    draw, seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, with_lengths, always
 ):
     heads, groups = heads_groups
     coarse = coarse if coarse is None or heads % coarse == 0 else 1
@@ -73,7 +73,7 @@ def test_choosing_and_attending_are_retrieval(
     options |= {"num_sink_chunks": always[0], "num_local_chunks": always[1]}
     if positional:
         options["positions"] = torch.randn(length, 6, dtype=torch.float64)
-    if ragged:
+    if with_lengths:
         generator = torch.Generator().manual_seed(seed)
         options["lengths"] = torch.randint(0, length + 1, (2, chunks), generator=generator)
     names = [name for name, value in arguments.items() if value.is_floating_point()]
@@ -84,31 +84,33 @@ def test_choosing_and_attending_are_retrieval(
         for path in ["reference", *PATHS]
     }
     for path in [*PATHS, "reference"]:
-        runs[f"halves by {path}"] = lambda fresh, path=path: halves(fresh, path, **options)
+        runs[f"halves by {path}"] = lambda fresh, path=path: choose_and_attend(fresh, path, **options)
     results = {}
     for name, run in runs.items():
         fresh: dict[str, Any] = {
             key: value.clone().requires_grad_(key in names) for key, value in arguments.items()
         }
         out, lse = run(fresh)
-        there = lse > -math.inf
+        non_empty = lse > -math.inf
         weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-        loss = (out * weights).sum() + (torch.where(there, lse, 0) * weights[..., 0]).sum()
-        if loss.requires_grad:  # the definition, where no query reads anything
+        loss = (out * weights).sum() + (torch.where(non_empty, lse, 0) * weights[..., 0]).sum()
+        if loss.requires_grad:  # false for the definition if no query reads anything
             loss.backward()
         grads = [torch.zeros_like(fresh[n]) if fresh[n].grad is None else fresh[n].grad for n in names]
         results[name] = [out.detach(), lse.detach(), *grads]
-    for name, found in results.items():
-        for what, value, right in zip(["out", "lse", *names], found, results["reference"], strict=True):
+    for name, result in results.items():
+        for tensor_name, value, right in zip(
+            ["out", "lse", *names], result, results["reference"], strict=True
+        ):
             torch.testing.assert_close(
-                value, right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name, w=what: f"{n}, {w}: {m}"
+                value, right, rtol=1e-9, atol=1e-9, msg=lambda m, n=name, w=tensor_name: f"{n}, {w}: {m}"
             )
 
 
 @pytest.mark.parametrize("path", ["reference", *PATHS, "auto"])
 @pytest.mark.parametrize("combine", COMBINES)
 @pytest.mark.parametrize("time", [1, 3])
-def test_chunks_that_nobody_chose_may_hold_nan(draw, path, combine, time):
+def test_unselected_chunks_may_hold_nan(draw, path, combine, time):
     arguments = draw(5, time=time)
     chunks = torch.tensor([[0, -1], [2, 0]])[:, None, None].expand(-1, time, 1, -1).clone()
     chunks[1, -1] = -1
@@ -131,7 +133,7 @@ def test_chunks_that_nobody_chose_may_hold_nan(draw, path, combine, time):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_no_chunk_for_anybody_is_zeros_that_hang_on_the_inputs(draw, path):
+def test_without_readable_chunks_outputs_are_zeros_with_a_gradient_graph(draw, path):
     arguments = draw(5)
     chunks = torch.full((2, 5, 2, 3), -1)
     query = arguments["query"].requires_grad_()
@@ -178,7 +180,7 @@ def test_a_set_of_keys_in_three_parts_merges_to_attention_over_all(draw):
 
 
 def test_landmark_attention_is_a_merge_of_retrieval_and_local_attention():
-    """Mohtashami & Jaggi 2023, section 3.1: a softmax in groups, written out below token by token."""
+    """The grouped softmax of Mohtashami & Jaggi 2023, section 3.1, computed below token by token."""
     generator = torch.Generator().manual_seed(0)
     chunks, length, width, local = 4, 3, 8, 5
 
@@ -189,8 +191,8 @@ def test_landmark_attention_is_a_merge_of_retrieval_and_local_attention():
     keys, values = normal(chunks, length, width), normal(chunks, length, width)
     local_keys, local_values = normal(local, width), normal(local, width)
     scale = width**-0.5
-    # The query's own group holds the local tokens and one landmark for each chunk, which passes on its
-    # weight to the chunk's tokens.
+    # The query's own group holds the local tokens and one landmark per chunk. A landmark distributes its
+    # weight over the tokens of its chunk.
     own = torch.softmax(torch.cat([local_keys, landmarks]) @ query * scale, dim=0)
     expected = own[:local] @ local_values
     for m in range(chunks):
@@ -229,26 +231,26 @@ def test_merged_read_outs_have_the_gradients_of_finite_differences(draw, path, c
     names = ["query", "keys", "values", "summaries"]
     local = (torch.randn(1, 2, 2, 2, dtype=torch.float64), torch.randn(1, 2, 2, dtype=torch.float64))
 
-    def merged(*tensors):
+    def merge_read_outs(*tensors):
         fresh = arguments | dict(zip(names, tensors, strict=True))
         part = chunk_retrieval(**fresh, top_k=2, combine=combine, return_lse=True, implementation=path)
         assert isinstance(part, tuple)
         return merge([part, local])
 
     leaves = [arguments[name].requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(merged, leaves)
+    assert torch.autograd.gradcheck(merge_read_outs, leaves)
     if path != "reference":
-        assert torch.autograd.gradgradcheck(merged, leaves)
+        assert torch.autograd.gradgradcheck(merge_read_outs, leaves)
 
 
 def test_blocks_of_queries_change_nothing(draw, monkeypatch):
-    from scrubjay.kernels.retrieval import vectorised
+    from scrubjay.kernels.retrieval import vectorized
 
     arguments = draw(2, batch=3, time=9)
     for path in PATHS:
-        whole = halves(arguments, path, top_k=2, combine="joint")
-        monkeypatch.setattr(vectorised, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 200))
-        pieces = halves(arguments, path, top_k=2, combine="joint")
+        whole = choose_and_attend(arguments, path, top_k=2, combine="joint")
+        monkeypatch.setattr(vectorized, "_BLOCK_SCALARS", dict.fromkeys(PATHS, 200))
+        pieces = choose_and_attend(arguments, path, top_k=2, combine="joint")
         monkeypatch.undo()
         for value, right in zip(pieces, whole, strict=True):
             torch.testing.assert_close(value, right, rtol=1e-12, atol=1e-12)
@@ -258,19 +260,19 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw):
     arguments = draw(14, time=3, dtype=torch.float32)
 
     def loss(query, keys, values, summaries, valid):
-        chosen = choose_chunks(valid, summary_query=query, summaries=summaries, top_k=2)
-        out, lse = attend_chosen(query, keys, values, chosen.chunks, chosen.scores, return_lse=True)
+        selection = choose_chunks(valid, summary_query=query, summaries=summaries, top_k=2)
+        out, lse = attend_chosen(query, keys, values, selection.chunks, selection.scores, return_lse=True)
         return merge([(out, lse), (torch.ones_like(out), torch.zeros_like(lse))]).square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled_loss = torch.compile(loss, fullgraph=True, backend="aot_eager")
     results = []
-    for run in (loss, compiled):
+    for run in (loss, compiled_loss):
         fresh = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in arguments.items()}
         value = run(**fresh)
         value.backward()
         results.append([value.detach(), *(v.grad for v in fresh.values() if v.requires_grad)])
-    for found, right in zip(*results, strict=True):
-        torch.testing.assert_close(found, right)
+    for value_, right in zip(*results, strict=True):
+        torch.testing.assert_close(value_, right)
 
 
 @pytest.mark.parametrize(
@@ -279,8 +281,8 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw):
         ({"chunks": torch.zeros(2, 5, 2)}, TypeError, "chunks have dtype"),
         ({"chunks": torch.zeros(2, 4, 2, 1, dtype=torch.long)}, ValueError, "chunks have shape"),
         ({"chunks": torch.zeros(2, 5, 3, 1, dtype=torch.long)}, ValueError, "3 coarse heads do not divide"),
-        ({"chunks": torch.full((2, 5, 2, 3), 6)}, ValueError, "chunk 6 is chosen, but there are 6"),
-        ({"scores": None}, ValueError, "give them, or combine='joint'"),
+        ({"chunks": torch.full((2, 5, 2, 3), 6)}, ValueError, "chunk 6 is out of range; there are 6 chunks"),
+        ({"scores": None}, ValueError, "pass scores or use combine='joint'"),
         ({"scores": torch.zeros(2, 5, 2, 2)}, ValueError, "scores have shape"),
         ({"scores": torch.zeros(2, 5, 2, 3, dtype=torch.long)}, TypeError, "scores have dtype"),
         ({"combine": "sum"}, ValueError, "combine='sum'"),
@@ -289,7 +291,7 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw):
 )
 def test_mistakes_are_named(draw, change, error, message):
     arguments = draw(0)
-    given_: dict[str, Any] = {name: arguments[name] for name in ("query", "keys", "values")}
-    given_ |= {"chunks": torch.zeros(2, 5, 2, 3, dtype=torch.long), "scores": torch.zeros(2, 5, 2, 3)}
+    inputs: dict[str, Any] = {name: arguments[name] for name in ("query", "keys", "values")}
+    inputs |= {"chunks": torch.zeros(2, 5, 2, 3, dtype=torch.long), "scores": torch.zeros(2, 5, 2, 3)}
     with pytest.raises(error, match=message):
-        attend_chosen(**given_ | change)
+        attend_chosen(**inputs | change)

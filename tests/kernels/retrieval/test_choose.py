@@ -1,4 +1,4 @@
-"""The choice of chunks: every path against the definition, arrays against tensors."""
+"""Selection of chunks: every path against the definition, and arrays against tensors."""
 
 import math
 from typing import Any
@@ -21,13 +21,13 @@ SIZES = st.fixed_dictionaries(
 )
 
 
-def draw(seed, batch, time, heads, chunks, masked, whole=False) -> dict[str, Any]:
-    """Return products to choose by; of `whole` numbers many are equal, and none is rounded."""
+def draw_inputs(seed, batch, time, heads, chunks, masked, integers=False) -> dict[str, Any]:
+    """Return inputs for `choose_chunks`; with `integers`, many scores are equal and all are exact."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
         numbers = torch.randn(*shape, generator=generator, dtype=torch.float64)
-        return numbers.round() if whole else numbers
+        return numbers.round() if integers else numbers
 
     valid = torch.randint(0, chunks + 1, (batch, time), generator=generator)
     if masked:
@@ -44,65 +44,69 @@ def draw(seed, batch, time, heads, chunks, masked, whole=False) -> dict[str, Any
     seed=st.integers(0, 1000),
     sizes=SIZES,
     masked=st.booleans(),
-    whole=st.booleans(),
+    integers=st.booleans(),
     top_k=st.integers(1, 10),
-    always=st.sampled_from([(0, 0), (1, 0), (0, 2), (1, 1)]),
+    forced_counts=st.sampled_from([(0, 0), (1, 0), (0, 2), (1, 1)]),
 )
-def test_paths_and_arrays_choose_as_the_definition(seed, sizes, masked, whole, top_k, always):
-    given_ = draw(seed, **sizes, masked=masked, whole=whole)
-    options = {"num_sink_chunks": always[0], "num_local_chunks": always[1], "summary_scale": 0.5}
-    options["top_k"] = max(top_k, sum(always))
+def test_paths_and_arrays_choose_as_the_definition(seed, sizes, masked, integers, top_k, forced_counts):
+    inputs = draw_inputs(seed, **sizes, masked=masked, integers=integers)
+    options = {
+        "num_sink_chunks": forced_counts[0],
+        "num_local_chunks": forced_counts[1],
+        "summary_scale": 0.5,
+    }
+    options["top_k"] = max(top_k, sum(forced_counts))
     options["return_lse"] = True
-    expected = choose_chunks(**given_, **options, implementation="reference")
-    found = choose_chunks(**given_, **options)
-    of_arrays = choose_chunks(**{name: tensor.numpy() for name, tensor in given_.items()}, **options)
-    assert torch.equal(found.chunks, expected.chunks)
-    assert (of_arrays.chunks == expected.chunks.numpy()).all()
-    torch.testing.assert_close(found.scores, expected.scores)
-    torch.testing.assert_close(torch.tensor(of_arrays.scores), expected.scores)
+    expected = choose_chunks(**inputs, **options, implementation="reference")
+    selection = choose_chunks(**inputs, **options)
+    array_selection = choose_chunks(**{name: tensor.numpy() for name, tensor in inputs.items()}, **options)
+    assert torch.equal(selection.chunks, expected.chunks)
+    assert (array_selection.chunks == expected.chunks.numpy()).all()
+    torch.testing.assert_close(selection.scores, expected.scores)
+    torch.testing.assert_close(torch.tensor(array_selection.scores), expected.scores)
     right = torch.logsumexp(expected.scores, dim=-1)
-    for lse in (expected.lse, found.lse, torch.tensor(of_arrays.lse)):
+    for lse in (expected.lse, selection.lse, torch.tensor(array_selection.lse)):
         torch.testing.assert_close(lse, right)
-    heads = given_["summary_query"].shape[2]
-    per_head = given_["summaries"].repeat_interleave(heads // given_["summaries"].shape[2], dim=2)
-    scores = torch.einsum("btsd,bmsd->btsm", given_["summary_query"], per_head) * 0.5
+    heads = inputs["summary_query"].shape[2]
+    per_head = inputs["summaries"].repeat_interleave(heads // inputs["summaries"].shape[2], dim=2)
+    scores = torch.einsum("btsd,bmsd->btsm", inputs["summary_query"], per_head) * 0.5
     del options["summary_scale"]
-    by_scores = choose_chunks(given_["valid"], scores=scores, **options)
-    if whole:  # else one product may round as another does not
+    by_scores = choose_chunks(inputs["valid"], scores=scores, **options)
+    if integers:  # otherwise the two products may round differently
         assert torch.equal(by_scores.chunks, expected.chunks)
     torch.testing.assert_close(by_scores.scores, expected.scores)
 
 
-def test_what_is_always_kept_comes_first_and_counts():
+def test_forced_chunks_come_first_and_count():
     scores = np.array([0.0, 5.0, 1.0, 4.0, 2.0, 3.0], dtype=np.float32)[None, None, None]
-    found = choose_chunks(np.array([[6]]), scores=scores, top_k=4, num_sink_chunks=1, num_local_chunks=2)
-    assert found.chunks.tolist() == [[[[0, 4, 5, 1]]]]
-    assert found.scores.tolist() == [[[[0.0, 2.0, 3.0, 5.0]]]]
+    selection = choose_chunks(np.array([[6]]), scores=scores, top_k=4, num_sink_chunks=1, num_local_chunks=2)
+    assert selection.chunks.tolist() == [[[[0, 4, 5, 1]]]]
+    assert selection.scores.tolist() == [[[[0.0, 2.0, 3.0, 5.0]]]]
     few = choose_chunks(np.array([[2]]), scores=scores, top_k=4, num_sink_chunks=1, num_local_chunks=2)
     assert few.chunks.tolist() == [[[[0, 1, -1, -1]]]]
     assert few.scores.tolist() == [[[[0.0, 5.0, -math.inf, -math.inf]]]]
 
 
 @pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
-def test_a_score_of_nothing_is_kept_for_its_place_alone(convert):
+def test_a_chunk_without_a_finite_score_is_selected_only_if_forced(convert):
     scores = convert([[[[math.nan, -math.inf, 1.0, math.nan]]]])
     valid = convert([[True, True, True, True]])[None]
-    found = choose_chunks(valid, scores=scores, top_k=4, num_sink_chunks=1)
-    assert found.chunks.tolist() == [[[[0, 2, -1, -1]]]]
-    assert found.scores.tolist() == [[[[-math.inf, 1.0, -math.inf, -math.inf]]]]
+    selection = choose_chunks(valid, scores=scores, top_k=4, num_sink_chunks=1)
+    assert selection.chunks.tolist() == [[[[0, 2, -1, -1]]]]
+    assert selection.scores.tolist() == [[[[-math.inf, 1.0, -math.inf, -math.inf]]]]
 
 
-def test_gradients_reach_what_was_chosen_and_nothing_that_nobody_may_read():
-    given_ = draw(3, 2, 3, 4, 5, masked=False)
-    given_["valid"] = torch.tensor([[2, 3, 0], [1, 2, 2]])
-    query, summaries = given_["summary_query"], given_["summaries"]
+def test_gradients_reach_selected_chunks_and_no_unreadable_chunk():
+    inputs = draw_inputs(3, 2, 3, 4, 5, masked=False)
+    inputs["valid"] = torch.tensor([[2, 3, 0], [1, 2, 2]])
+    query, summaries = inputs["summary_query"], inputs["summaries"]
     summaries[:, 3:] = math.nan
     query[0, 2] = math.nan
     query.requires_grad_()
     summaries.requires_grad_()
-    found = choose_chunks(**given_, top_k=2, return_lse=True)
-    assert found.lse is not None
-    (found.scores.exp().sum() + torch.where(found.lse.isinf(), 0, found.lse).sum()).backward()
+    selection = choose_chunks(**inputs, top_k=2, return_lse=True)
+    assert selection.lse is not None
+    (selection.scores.exp().sum() + torch.where(selection.lse.isinf(), 0, selection.lse).sum()).backward()
     assert query.grad is not None
     assert summaries.grad is not None
     assert query.grad.isfinite().all()
@@ -112,14 +116,14 @@ def test_gradients_reach_what_was_chosen_and_nothing_that_nobody_may_read():
 
 
 def test_a_compiled_call_is_one_graph():
-    given_ = draw(1, 2, 3, 2, 6, masked=False, whole=True)
-    expected = choose_chunks(**given_, top_k=3)
-    compiled = torch.compile(
+    inputs = draw_inputs(1, 2, 3, 2, 6, masked=False, integers=True)
+    expected = choose_chunks(**inputs, top_k=3)
+    compiled_choose = torch.compile(
         lambda **tensors: choose_chunks(**tensors, top_k=3), fullgraph=True, backend="aot_eager"
     )
-    found = compiled(**given_)
-    assert torch.equal(found.chunks, expected.chunks)
-    torch.testing.assert_close(found.scores, expected.scores)
+    selection = compiled_choose(**inputs)
+    assert torch.equal(selection.chunks, expected.chunks)
+    torch.testing.assert_close(selection.scores, expected.scores)
 
 
 def test_arrays_need_no_torch(modules_after):
@@ -165,19 +169,19 @@ def test_arrays_need_no_torch(modules_after):
     ],
 )
 def test_mistakes_are_named(convert, change, error, message):
-    given_: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "valid": np.full((2, 3), 4),
         "scores": np.zeros((2, 3, 1, 4)),
         "top_k": 2,
     } | change
-    given_ = {name: convert(v) if isinstance(v, np.ndarray) else v for name, v in given_.items()}
+    inputs = {name: convert(v) if isinstance(v, np.ndarray) else v for name, v in inputs.items()}
     with pytest.raises(error, match=message):
-        choose_chunks(**given_)
+        choose_chunks(**inputs)
 
 
 def test_arrays_have_one_implementation_and_scores_no_kernel():
     scores = np.zeros((1, 1, 1, 2))
     with pytest.raises(ValueError, match="is for tensors"):
         choose_chunks(np.array([[2]]), scores=scores, top_k=1, implementation="torch")
-    with pytest.raises(ValueError, match="computes scores"):
+    with pytest.raises(ValueError, match="computes scores from summaries"):
         choose_chunks(torch.tensor([[2]]), scores=torch.tensor(scores), top_k=1, implementation="triton")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.kernels import chunk_retrieval
-from scrubjay.kernels.retrieval import vectorised
+from scrubjay.kernels.retrieval import vectorized
 
 PATHS: list[Any] = ["dense", "gather", "listed"]
 TENSORS = ["query", "keys", "values", "summaries"]
@@ -26,11 +26,23 @@ TENSORS = ["query", "keys", "values", "summaries"]
     combine=st.sampled_from(["hierarchical", "joint"]),
     positional=st.booleans(),
     masked=st.booleans(),
-    ragged=st.booleans(),
+    with_lengths=st.booleans(),
     always=st.sampled_from([(0, 0), (1, 0), (0, 1), (1, 2)]),
 )
 def test_paths_equal_the_definition_in_value_and_gradient(
-    draw, seed, time, chunks, length, heads_groups, coarse, top_k, combine, positional, masked, ragged, always
+    draw,
+    seed,
+    time,
+    chunks,
+    length,
+    heads_groups,
+    coarse,
+    top_k,
+    combine,
+    positional,
+    masked,
+    with_lengths,
+    always,
 ):
     heads, groups = heads_groups
     coarse = coarse if coarse is None or heads % coarse == 0 else 1
@@ -39,7 +51,7 @@ def test_paths_equal_the_definition_in_value_and_gradient(
         arguments["valid"] = torch.rand(2, time, chunks, generator=torch.Generator().manual_seed(seed)) < 0.5
     positions = torch.randn(length, 6, dtype=torch.float64) if positional else None
     lengths = None
-    if ragged:
+    if with_lengths:
         lengths = torch.randint(0, length + 1, (2, chunks), generator=torch.Generator().manual_seed(seed))
         beyond = torch.arange(length) >= lengths[..., None]
         for name in ("keys", "values"):
@@ -132,10 +144,10 @@ def test_autocast_and_mixed_dtypes_are_the_widest_dtype(draw, path):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(chunk_retrieval(**arguments, top_k=2, implementation=path), expected)
     arguments["query"] = arguments["query"].to(torch.bfloat16)
-    mixed = chunk_retrieval(**arguments, top_k=2, implementation=path)
+    mixed_out = chunk_retrieval(**arguments, top_k=2, implementation=path)
     exact = chunk_retrieval(**(arguments | {"query": arguments["query"].float()}), top_k=2)
-    assert mixed.dtype == torch.float32
-    torch.testing.assert_close(mixed, exact)
+    assert mixed_out.dtype == torch.float32
+    torch.testing.assert_close(mixed_out, exact)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -194,8 +206,8 @@ def test_second_derivatives_match_finite_differences(draw, path, combine):
     arguments["valid"] = torch.tensor([[2, 3]])
 
     def readout(*tensors):
-        given = arguments | dict(zip(TENSORS, tensors, strict=True))
-        return chunk_retrieval(**given, top_k=2, combine=combine, implementation=path)
+        inputs = arguments | dict(zip(TENSORS, tensors, strict=True))
+        return chunk_retrieval(**inputs, top_k=2, combine=combine, implementation=path)
 
     assert torch.autograd.gradgradcheck(readout, [arguments[n].requires_grad_() for n in TENSORS])
 
@@ -205,8 +217,8 @@ def test_forward_mode_equals_reverse_mode(draw, path):
     arguments = draw(12)
     tangents = {name: torch.randn_like(arguments[name]) for name in TENSORS}
 
-    def readout(given):
-        return chunk_retrieval(**(arguments | given), top_k=2, implementation=path)
+    def readout(tensors):
+        return chunk_retrieval(**(arguments | tensors), top_k=2, implementation=path)
 
     primals = {name: arguments[name] for name in TENSORS}
     forward = torch.func.jvp(readout, (primals,), (tangents,))[1]
@@ -217,8 +229,8 @@ def test_forward_mode_equals_reverse_mode(draw, path):
     torch.testing.assert_close((forward * weights).sum(), reverse)
 
 
-def as_op(arguments, **options):
-    """The operator's own arguments, as the public function passes them."""
+def operator_arguments(arguments, **options):
+    """Return the arguments of the operator, as the public function passes them."""
     valid = torch.arange(arguments["keys"].shape[1]) < arguments["valid"][..., None]
     width = arguments["query"].shape[-1]
     return (
@@ -251,7 +263,9 @@ def test_the_operator_is_registered_as_torch_expects(draw, options):
     arguments = draw(13, dtype=torch.float32)
     for name in TENSORS:
         arguments[name].requires_grad_()
-    torch.library.opcheck(torch.ops.scrubjay.chunk_retrieval.default, as_op(arguments, **options))
+    torch.library.opcheck(
+        torch.ops.scrubjay.chunk_retrieval.default, operator_arguments(arguments, **options)
+    )
 
 
 @pytest.mark.parametrize(
@@ -263,13 +277,13 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw, t
     for name in TENSORS:
         arguments[name].requires_grad_()
 
-    def loss(**given):
-        return chunk_retrieval(**given, top_k=2).square().sum()
+    def loss(**inputs):
+        return chunk_retrieval(**inputs, top_k=2).square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True, backend=backend)
+    compiled_loss = torch.compile(loss, fullgraph=True, backend=backend)
     expected = torch.autograd.grad(loss(**arguments), [arguments[n] for n in TENSORS])
-    found = torch.autograd.grad(compiled(**arguments), [arguments[n] for n in TENSORS])
-    torch.testing.assert_close(found, expected)
+    grads = torch.autograd.grad(compiled_loss(**arguments), [arguments[n] for n in TENSORS])
+    torch.testing.assert_close(grads, expected)
 
 
 def test_the_operator_is_differentiable_again_on_the_cpu(draw):
@@ -277,8 +291,8 @@ def test_the_operator_is_differentiable_again_on_the_cpu(draw):
     leaves = [arguments[n].requires_grad_() for n in TENSORS]
 
     def readout(*tensors):
-        given = as_op(arguments | dict(zip(TENSORS, tensors, strict=True)), return_lse=True)
-        out, *_, lse = torch.ops.scrubjay.chunk_retrieval(*given)
+        inputs = operator_arguments(arguments | dict(zip(TENSORS, tensors, strict=True)), return_lse=True)
+        out, *_, lse = torch.ops.scrubjay.chunk_retrieval(*inputs)
         return out, lse.masked_fill(lse.isinf(), 0)
 
     assert torch.autograd.gradcheck(readout, leaves)
@@ -305,7 +319,7 @@ def test_an_exported_call_takes_more_rows_than_go_at_once(draw, time, monkeypatc
         def forward(self, query, keys, values, summaries, valid):
             return chunk_retrieval(query, keys, values, summaries, valid, top_k=2)
 
-    monkeypatch.setattr(vectorised, "_BLOCK_SCALARS", dict.fromkeys(vectorised._BLOCK_SCALARS, 400))
+    monkeypatch.setattr(vectorized, "_BLOCK_SCALARS", dict.fromkeys(vectorized._BLOCK_SCALARS, 400))
     shapes = {name: {0: torch.export.Dim.DYNAMIC} for name in (*TENSORS, "valid")}
     arguments = draw(16, batch=2, time=time, dtype=torch.float32)
     program = torch.export.export(Readout(), (), arguments, dynamic_shapes=shapes)
@@ -318,15 +332,15 @@ def test_second_derivatives_through_a_compiled_call_count_a_shared_tensor_once(d
     keys = arguments["keys"].requires_grad_()
 
     def loss(keys):
-        given = arguments | {"keys": keys, "values": keys, "summaries": keys.mean(dim=2)}
-        return chunk_retrieval(**given, top_k=2).square().sum()
+        inputs = arguments | {"keys": keys, "values": keys, "summaries": keys.mean(dim=2)}
+        return chunk_retrieval(**inputs, top_k=2).square().sum()
 
-    compiled = torch.compile(loss, backend="eager")
+    compiled_loss = torch.compile(loss, backend="eager")
     (expected,) = torch.autograd.grad(loss(keys), keys)
-    (found,) = torch.autograd.grad(compiled(keys), keys, create_graph=True)
-    torch.testing.assert_close(found, expected)
+    (grad,) = torch.autograd.grad(compiled_loss(keys), keys, create_graph=True)
+    torch.testing.assert_close(grad, expected)
     torch.testing.assert_close(
-        torch.autograd.grad(found.square().sum(), keys)[0],
+        torch.autograd.grad(grad.square().sum(), keys)[0],
         torch.autograd.grad(torch.autograd.grad(loss(keys), keys, create_graph=True)[0].square().sum(), keys)[
             0
         ],

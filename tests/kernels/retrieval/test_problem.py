@@ -1,9 +1,9 @@
-"""Masks that are looked at as bytes say what masks say."""
+"""Reductions of masks that are computed on bytes equal those on booleans."""
 
 import pytest
 import torch
 
-from scrubjay.kernels.retrieval.problem import every, some
+from scrubjay.kernels.retrieval.problem import all_true, any_along
 
 
 def masks() -> list[torch.Tensor]:
@@ -23,14 +23,14 @@ def masks() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("mask", masks())
-def test_some_and_every_of_any_layout(mask):
+def test_any_and_all_of_any_layout(mask):
     for dim in (-1, 0, 1, (0, 1), (1, 2)):
-        assert torch.equal(some(mask, dim), mask.any(dim=dim))
-    assert every(mask) == bool(mask.all())
-    assert every(~mask) == bool((~mask).all())
+        assert torch.equal(any_along(mask, dim), mask.any(dim=dim))
+    assert all_true(mask) == bool(mask.all())
+    assert all_true(~mask) == bool((~mask).all())
 
 
-def test_a_graph_that_is_recorded_holds_the_plain_question():
-    compiled = torch.compile(lambda mask: some(mask, 1), fullgraph=True, backend="eager")
+def test_a_compiled_graph_uses_the_plain_reduction():
+    compiled_any = torch.compile(lambda mask: any_along(mask, 1), fullgraph=True, backend="eager")
     mask = masks()[0]
-    assert torch.equal(compiled(mask), mask.any(dim=1))
+    assert torch.equal(compiled_any(mask), mask.any(dim=1))

@@ -1,4 +1,4 @@
-"""Ties and rounding in the choice of chunks over tensors."""
+"""Ties and rounding in the selection of chunks over tensors."""
 
 import math
 
@@ -22,7 +22,7 @@ def choice(top_k, **options) -> Choice:
 
 @pytest.mark.parametrize("pieces", [1 << 21, 100])
 def test_equal_summaries_score_alike_in_a_large_product(pieces, monkeypatch):
-    """One large product may round rows apart that are equal; the earlier must win all the same."""
+    """A large product may round equal rows differently; the earlier chunk must still win."""
     monkeypatch.setattr(ranking, "_PIECE_SCALARS", pieces)
     generator = torch.Generator().manual_seed(0)
     summaries = torch.randn(1, 1, 1, 64, generator=generator).expand(1, 200, 1, 64).clone()
@@ -35,8 +35,8 @@ def test_equal_summaries_score_alike_in_a_large_product(pieces, monkeypatch):
     assert (chunks == torch.tensor([0, 198, 199, 1, 2])).all()
 
 
-def test_equal_summaries_inside_the_kept_come_in_order():
-    """Rounding may part them there, too, where nothing is dropped between them."""
+def test_equal_summaries_among_the_selected_chunks_are_in_order():
+    """Rounding may also separate equal chunks if all chunks are selected."""
     generator = torch.Generator().manual_seed(1)
     one, two = torch.randn(2, 1, 1, 1, 64, generator=generator)
     summaries = torch.cat([two, one, one, two, one, torch.zeros_like(one)], dim=1)
@@ -57,9 +57,9 @@ def test_scores_of_chosen_chunks_are_the_scores_by_which_they_were_chosen():
     valid = torch.rand(2, 3, 6, generator=generator) < 0.5
     valid[0, 0] = False
     summaries[~valid.any(dim=1)] = math.nan
-    given = problem(query, summaries, valid)
-    chunks, scores = ranking.select_in_order(given, choice(3))
-    again = ranking.scores_of(given, choice(3), chunks)
+    inputs = problem(query, summaries, valid)
+    chunks, scores = ranking.select_in_order(inputs, choice(3))
+    again = ranking.score_chunks(inputs, choice(3), chunks)
     torch.testing.assert_close(again, scores)
 
 
@@ -67,23 +67,23 @@ def test_idle_queries_and_unread_summaries_are_blanked_and_no_other():
     generator = torch.Generator().manual_seed(3)
     query, summaries = torch.randn(1, 2, 1, 4, generator=generator), torch.ones(1, 3, 1, 4)
     valid = torch.tensor([[[True, False, True], [False, False, False]]])
-    given = problem(query, summaries.requires_grad_(), valid)
-    blanked = ranking.blank_summaries(ranking.blank_idle(given))
-    assert torch.equal(blanked.query[0, 0], query[0, 0])
-    assert (blanked.query[0, 1] == 0).all()
-    assert blanked.summary_query is blanked.query
-    assert blanked.summaries[0, :, 0, 0].tolist() == [1, 0, 1]
+    inputs = problem(query, summaries.requires_grad_(), valid)
+    zeroed_inputs = ranking.zero_unread_summaries(ranking.zero_idle_queries(inputs))
+    assert torch.equal(zeroed_inputs.query[0, 0], query[0, 0])
+    assert (zeroed_inputs.query[0, 1] == 0).all()
+    assert zeroed_inputs.summary_query is zeroed_inputs.query
+    assert zeroed_inputs.summaries[0, :, 0, 0].tolist() == [1, 0, 1]
     whole = problem(query, summaries)
-    assert ranking.blank_summaries(ranking.blank_idle(whole)) is whole
+    assert ranking.zero_unread_summaries(ranking.zero_idle_queries(whole)) is whole
 
 
 @pytest.mark.parametrize("twins", [2, 90])
 def test_of_many_chunks_the_earlier_of_equals_wins_however_many_there_are(twins):
-    """Few neighbours suffice to tell two twins apart, and do not for ninety."""
+    """A few neighbours resolve a tie of two chunks, but not a tie of ninety."""
     generator = torch.Generator().manual_seed(4)
     summaries = torch.randn(1, 100, 1, 64, generator=generator) * 0.01
     query = torch.randn(1, 40, 1, 64, generator=generator)
-    # Alike for every query, and the best for half of them.
+    # Equal chunks for every query, which have the best score for about half of the queries.
     places = torch.randperm(100, generator=generator)[:twins].sort().values
     summaries[:, places] = query[:, :1] * 3
     chunks, _ = ranking.select_in_order(problem(query, summaries), choice(3))
@@ -93,9 +93,9 @@ def test_of_many_chunks_the_earlier_of_equals_wins_however_many_there_are(twins)
         assert row[: min(3, twins)].tolist() == places[: min(3, twins)].tolist()
 
 
-def test_scores_of_the_kept_alone_carry_the_gradient_of_all(monkeypatch):
-    """Of very many chunks the few that are kept are scored again, under a mask of rows or of queries."""
-    monkeypatch.setattr(ranking, "_MANY_FOR_ONE", 16)
+def test_scores_of_the_selected_chunks_alone_have_the_full_gradient(monkeypatch):
+    """With many chunks only the selected ones are rescored, under a mask per sequence or per query."""
+    monkeypatch.setattr(ranking, "_RESCORE_RATIO", 16)
     generator = torch.Generator().manual_seed(5)
     summaries = torch.randn(2, 64, 2, 8, generator=generator, dtype=torch.float64)
     query = torch.randn(2, 6, 4, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -103,16 +103,16 @@ def test_scores_of_the_kept_alone_carry_the_gradient_of_all(monkeypatch):
     each = torch.rand(2, 6, 64, generator=generator) < 0.03
     each[0, 0] = False
     for valid in (row.expand(2, 6, 64), each):
-        given = problem(query, summaries, valid)
-        found = []
-        for inputs in (given, given._replace(summaries=summaries.clone().requires_grad_())):
+        problem_inputs = problem(query, summaries, valid)
+        results = []
+        for inputs in (problem_inputs, problem_inputs._replace(summaries=summaries.clone().requires_grad_())):
             chunks, scores = ranking.select(inputs, choice(2))
             assert scores.requires_grad
             (grad,) = torch.autograd.grad(scores.nan_to_num(neginf=0).square().sum(), query)
             order = scores.argsort(dim=-1, descending=True)
-            found.append((chunks.gather(3, order), scores.gather(3, order), grad))
-        (one, score, grad), (other, its, by_all) = found
-        there = its > -math.inf
+            results.append((chunks.gather(3, order), scores.gather(3, order), grad))
+        (one, score, grad), (other, other_score, by_all) = results
+        there = other_score > -math.inf
         assert (one == other)[there].all()
-        torch.testing.assert_close(score, its)
+        torch.testing.assert_close(score, other_score)
         torch.testing.assert_close(grad, by_all)

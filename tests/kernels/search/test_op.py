@@ -18,10 +18,10 @@ def draw(seed, queries, rows, width, with_norms, with_mask) -> dict[str, Any]:
         "query": random.integers(-1, 2, (queries, width)).astype(np.float32),
         "keys": random.integers(-1, 2, (rows, width)).astype(np.float32),
         "norms": 2.0 ** random.integers(0, 3, rows).astype(np.float32) if with_norms else None,
-        "allowed": random.random(rows) < 0.6 if with_mask else None,
+        "row_mask": random.random(rows) < 0.6 if with_mask else None,
     }
     if with_mask:
-        arrays["keys"][~arrays["allowed"]] = np.nan
+        arrays["keys"][~arrays["row_mask"]] = np.nan
     return arrays
 
 
@@ -63,13 +63,13 @@ def test_half_precision_is_summed_in_full(dtype, implementation):
     exact = query.double() @ keys.double().T
     rows = torch.tensor([7, 7, 0, 29])
     with torch.autocast("cpu", torch.bfloat16):
-        found = nearest(query, keys, 30, implementation=implementation)
-        listed = row_scores(query, keys, rows, implementation=implementation)
+        results = nearest(query, keys, 30, implementation=implementation)
+        selected_scores = row_scores(query, keys, rows, implementation=implementation)
     right = exact.sort(dim=1, descending=True)
-    assert torch.equal(found.rows, right.indices)
-    assert torch.allclose(found.scores.double(), right.values, atol=1e-4)
-    assert torch.allclose(listed.double(), exact[:, rows], atol=1e-4)
-    assert found.scores.dtype == listed.dtype == torch.float32
+    assert torch.equal(results.rows, right.indices)
+    assert torch.allclose(results.scores.double(), right.values, atol=1e-4)
+    assert torch.allclose(selected_scores.double(), exact[:, rows], atol=1e-4)
+    assert results.scores.dtype == selected_scores.dtype == torch.float32
 
 
 @pytest.mark.parametrize("queries", [1, 3])
@@ -111,9 +111,9 @@ def test_gradients_are_not_recorded_and_arguments_stay_as_they_are():
         ({"query": np.zeros(3, "f")}, ValueError, r"query has shape \(3,\), keys \(5, 3\)"),
         ({"query": np.zeros((1, 4), "f")}, ValueError, r"they must be \[Q, D\] and \[N, D\]"),
         ({"norms": np.ones(4, "f")}, ValueError, r"norms has shape \(4,\); it must have 5"),
-        ({"allowed": np.ones(5)}, TypeError, "allowed has dtype float64; it must be bool"),
+        ({"row_mask": np.ones(5)}, TypeError, "row_mask has dtype float64; it must be bool"),
         ({"keys": np.zeros((5, 3))}, TypeError, "keys float64; arrays must be float32"),
-        ({"implementation": "torch"}, ValueError, "implementation='torch' is for tensors"),
+        ({"implementation": "torch"}, ValueError, "implementation='torch': numpy arrays support only 'auto'"),
     ],
 )
 def test_wrong_arguments_are_named(arguments, error, message):

@@ -1,4 +1,4 @@
-"""What tests of sink attention share: arguments, what comes of them, and a comparison."""
+"""Shared fixtures of sink attention's tests: random arguments, outputs with gradients, a comparison."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def _draw(
     seed,
     batch=2,
     time=7,
-    cached=5,
+    cache_size=5,
     heads=4,
     groups=2,
     width=6,
@@ -24,7 +24,7 @@ def _draw(
     sink_logit=True,
     dtype=torch.float64,
 ) -> dict[str, Any]:
-    """Return a segment of a stream behind some of its earlier steps, in any order, and empty slots."""
+    """Return the arguments of a segment after a shuffled cache of earlier steps and empty slots."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -34,14 +34,14 @@ def _draw(
     starts = torch.rand(batch, age + time, generator=generator) < reset
     episode_start = torch.where(starts, torch.arange(age + time), 0).cummax(dim=1).values
     query_step = first[:, None] + torch.arange(time)
-    cache = torch.full((batch, cached), -1)
+    cache = torch.full((batch, cache_size), -1)
     for row, before in enumerate(first.tolist()):
-        held = torch.randperm(before, generator=generator)[:cached]
-        cache[row, torch.randperm(cached, generator=generator)[: len(held)]] = held
+        cached_steps = torch.randperm(before, generator=generator)[:cache_size]
+        cache[row, torch.randperm(cache_size, generator=generator)[: len(cached_steps)]] = cached_steps
     return {
         "query": normal(batch, time, heads, width),
-        "keys": normal(batch, cached + time, groups, width),
-        "values": normal(batch, cached + time, groups, value_width),
+        "keys": normal(batch, cache_size + time, groups, width),
+        "values": normal(batch, cache_size + time, groups, value_width),
         "query_step": query_step,
         "key_step": torch.cat([cache, query_step], dim=1),
         "episode_start": episode_start.gather(1, query_step),
@@ -66,20 +66,20 @@ def _readout_and_gradients(arguments, **options) -> dict[str, torch.Tensor]:
     return results | {name: fresh[name].grad for name in names}
 
 
-def _assert_same(found, expected, tolerance=1e-9):
-    assert found.keys() == expected.keys()
+def _assert_same(results, expected, tolerance=1e-9):
+    assert results.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
+        torch.testing.assert_close(results[name], expected[name], rtol=tolerance, atol=tolerance, msg=name)
 
 
-def _permuted(arguments, seed=0) -> dict[str, Any]:
+def _permute_slots(arguments, seed=0) -> dict[str, Any]:
     order = torch.randperm(arguments["keys"].shape[1], generator=torch.Generator().manual_seed(seed))
     return arguments | {name: arguments[name][:, order] for name in ("keys", "values", "key_step")}
 
 
 def _tiny(**options) -> dict[str, Any]:
     return _draw(
-        11, batch=1, time=5, cached=3, heads=2, groups=1, width=2, value_width=2, reset=0.2, **options
+        11, batch=1, time=5, cache_size=3, heads=2, groups=1, width=2, value_width=2, reset=0.2, **options
     )
 
 
@@ -99,8 +99,8 @@ def assert_same():
 
 
 @pytest.fixture(scope="session")
-def permuted():
-    return _permuted
+def permute_slots():
+    return _permute_slots
 
 
 @pytest.fixture(scope="session")

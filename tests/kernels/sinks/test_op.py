@@ -1,4 +1,4 @@
-"""Every path of sink attention against its definition, forward and backward, and the laws it must obey."""
+"""Paths of sink attention against its reference, forward and backward, and their invariants."""
 
 import itertools
 from typing import Any
@@ -20,7 +20,7 @@ TENSORS = ["query", "keys", "values", "sink_logit"]
 @given(
     seed=st.integers(0, 10_000),
     time=st.sampled_from([1, 2, 5, 17, 33, 63]),
-    cached=st.sampled_from([0, 1, 7, 20]),
+    cache_size=st.sampled_from([0, 1, 7, 20]),
     heads_groups=st.sampled_from([(1, 1), (4, 1), (4, 2), (6, 3)]),
     window=st.sampled_from([1, 2, 3, 8, 20, 100]),
     num_sinks=st.sampled_from([0, 1, 4, 12]),
@@ -33,14 +33,14 @@ def test_paths_equal_the_definition_in_value_and_gradient(
     assert_same,
     seed,
     time,
-    cached,
+    cache_size,
     heads_groups,
     window,
     num_sinks,
     reset,
     sink_logit,
 ):
-    arguments = draw(seed, 2, time, cached, *heads_groups, width=5, reset=reset, sink_logit=sink_logit)
+    arguments = draw(seed, 2, time, cache_size, *heads_groups, width=5, reset=reset, sink_logit=sink_logit)
     options = {"window": window, "num_sinks": num_sinks}
     expected = readout_and_gradients(arguments, **options, implementation="reference")
     paths: list[Any] = [*PATHS, "torch"]
@@ -49,17 +49,17 @@ def test_paths_equal_the_definition_in_value_and_gradient(
 
 
 def test_wide_heads_and_int32_steps(draw, readout_and_gradients, assert_same):
-    arguments = draw(1, time=63, width=40, value_width=24, cached=9)
+    arguments = draw(1, time=63, width=40, value_width=24, cache_size=9)
     expected = readout_and_gradients(arguments, window=10, num_sinks=2, implementation="reference")
     for name in ("query_step", "key_step", "episode_start"):
         arguments[name] = arguments[name].int()
     for path in PATHS:
-        found = readout_and_gradients(arguments, window=10, num_sinks=2, implementation=path)
-        assert_same(found, expected)
+        results = readout_and_gradients(arguments, window=10, num_sinks=2, implementation=path)
+        assert_same(results, expected)
 
 
 def test_queries_may_be_any_steps_in_any_order(draw, readout_and_gradients, assert_same):
-    arguments = draw(2, time=6, cached=4)
+    arguments = draw(2, time=6, cache_size=4)
     for name in ("query", "query_step", "episode_start"):
         arguments[name] = arguments[name][:, [3, 0, 5]]
     expected = readout_and_gradients(arguments, window=3, num_sinks=1, implementation="reference")
@@ -77,7 +77,9 @@ def test_there_may_be_no_slots_or_no_queries(draw, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_window_over_everything_is_causal_attention(draw, path):
-    arguments = draw(4, time=33, cached=0, age=0, reset=0, heads=4, groups=4, value_width=6, sink_logit=False)
+    arguments = draw(
+        4, time=33, cache_size=0, age=0, reset=0, heads=4, groups=4, value_width=6, sink_logit=False
+    )
     out = sink_attention(**arguments, window=33, implementation=path)
     query, keys, values = (arguments[name].transpose(1, 2) for name in ("query", "keys", "values"))
     full = functional.scaled_dot_product_attention(query, keys, values, is_causal=True)
@@ -85,29 +87,29 @@ def test_a_window_over_everything_is_causal_attention(draw, path):
 
 
 def ring_states(start, num_sinks, window) -> list[torch.Tensor]:
-    """Return which step each slot of the cache holds before every step of a stream, and after the last."""
+    """Return the step in each cache slot, before every step of a stream and after the last one."""
     batch, total = start.shape
-    held = torch.full((batch, num_sinks + window), -1)
-    states = [held.clone()]
+    cached_steps = torch.full((batch, num_sinks + window), -1)
+    states = [cached_steps.clone()]
     for step in range(total):
         slot = sink_slot(step - start[:, step], num_sinks, window)
-        held[torch.arange(batch), slot] = step
-        states.append(held.clone())
+        cached_steps[torch.arange(batch), slot] = step
+        states.append(cached_steps.clone())
     return states
 
 
 def whole_stream(draw, seed, num_sinks, window, total=40):
-    arguments = draw(seed, batch=3, time=total, cached=0, age=0, reset=0.0)
+    arguments = draw(seed, batch=3, time=total, cache_size=0, age=0, reset=0.0)
     starts = torch.rand(3, total, generator=torch.Generator().manual_seed(seed)) < 0.08
     arguments["episode_start"] = torch.where(starts, torch.arange(total), 0).cummax(dim=1).values
     return arguments, ring_states(arguments["episode_start"], num_sinks, window)
 
 
-def part(arguments, first, last, held, with_own):
-    """Return the arguments of the steps `first` to `last` behind a cache that holds the steps `held`."""
-    own = torch.arange(first, last if with_own else first).expand(len(held), -1)
-    slots = torch.cat([held, own], dim=1)
-    row = torch.arange(len(held))[:, None]
+def part(arguments, first, last, cached_steps, with_own):
+    """Return the arguments of the steps `first` to `last` with a cache of `cached_steps`."""
+    own = torch.arange(first, last if with_own else first).expand(len(cached_steps), -1)
+    slots = torch.cat([cached_steps, own], dim=1)
+    row = torch.arange(len(cached_steps))[:, None]
     return arguments | {
         "query": arguments["query"][:, first:last],
         "query_step": arguments["query_step"][:, first:last],
@@ -157,11 +159,11 @@ def test_cutting_a_stream_anywhere_changes_nothing(
         assert_same({"out": out.detach()} | {name: fresh[name].grad for name in TENSORS}, expected)
 
 
-def test_the_order_of_slots_changes_nothing(permuted, draw):
-    arguments = draw(7, time=11, cached=9)
+def test_the_order_of_slots_changes_nothing(permute_slots, draw):
+    arguments = draw(7, time=11, cache_size=9)
     out = sink_attention(**arguments, window=4, num_sinks=2)
     for seed in range(5):
-        other = sink_attention(**permuted(arguments, seed), window=4, num_sinks=2)
+        other = sink_attention(**permute_slots(arguments, seed), window=4, num_sinks=2)
         torch.testing.assert_close(other, out, rtol=1e-12, atol=1e-12)
 
 
@@ -174,27 +176,27 @@ def test_a_step_is_written_to_a_sink_or_around_the_ring():
 def test_a_query_that_sees_nothing_reads_exact_zeros(draw, readout_and_gradients, path):
     arguments = draw(8, time=6, sink_logit=False)
     arguments["episode_start"] = arguments["query_step"][:, -1:].expand(-1, 6) + 1
-    found = readout_and_gradients(arguments, window=4, num_sinks=2, implementation=path)
-    assert all((tensor == 0).all() for tensor in found.values())
+    results = readout_and_gradients(arguments, window=4, num_sinks=2, implementation=path)
+    assert all((tensor == 0).all() for tensor in results.values())
 
 
 @pytest.mark.parametrize("path", ["reference", *PATHS])
 def test_negative_steps_are_never_seen(draw, readout_and_gradients, assert_same, path):
-    arguments = draw(9, time=6, cached=4, age=0, reset=0)
+    arguments = draw(9, time=6, cache_size=4, age=0, reset=0)
     for name in ("query_step", "key_step", "episode_start"):
         arguments[name] = arguments[name] - 3
     arguments["key_step"][:, :4] = -1
-    found = readout_and_gradients(arguments, window=4, num_sinks=2, implementation=path)
-    assert (found["out"][:, :3] == 0).all()
-    assert (found["keys"][:, :7] == 0).all()
+    results = readout_and_gradients(arguments, window=4, num_sinks=2, implementation=path)
+    assert (results["out"][:, :3] == 0).all()
+    assert (results["keys"][:, :7] == 0).all()
     expected = readout_and_gradients(arguments, window=4, num_sinks=2, implementation="reference")
-    assert_same(found, expected)
+    assert_same(results, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("path", PATHS)
 def test_half_precision_stays_near_the_definition(draw, path, dtype):
-    low = draw(13, time=33, cached=8, dtype=dtype)
+    low = draw(13, time=33, cache_size=8, dtype=dtype)
     exact = {n: v.double() if n in TENSORS else v for n, v in low.items()}
     out = sink_attention(**low, window=6, num_sinks=2, implementation=path)
     expected = sink_attention(**exact, window=6, num_sinks=2, implementation="reference")
@@ -213,17 +215,17 @@ def test_the_op_is_registered_soundly(tiny):
         backward = (torch.ones(1, 5, 2, 2), *floats, sink_logit, *[floats[0].new_empty(0)] * 2, *inputs[4:])
         op = torch.ops.scrubjay.sink_attention_backward.default
         torch.library.opcheck(op, backward, test_utils="test_autograd_registration")
-        # The other checks look into storages, which tensors of torch.func, used inside, do not have.
+        # The other checks access storages, which the torch.func tensors used inside do not have.
         with FakeTensorMode(allow_non_fake_inputs=True):
-            promised = op(*backward)
-        for real, fake in zip(op(*backward), promised, strict=True):
+            fake_grads = op(*backward)
+        for real, fake in zip(op(*backward), fake_grads, strict=True):
             assert (real.shape, real.dtype) == (fake.shape, fake.dtype)
             assert real.is_contiguous() == fake.is_contiguous()
 
 
 @pytest.mark.parametrize("path", ["auto", "banded"])
 def test_it_compiles_as_one_graph_forward_and_backward(draw, assert_same, path):
-    arguments = draw(14, time=40, cached=6, dtype=torch.float32)
+    arguments = draw(14, time=40, cache_size=6, dtype=torch.float32)
 
     def loss(tensors):
         out = sink_attention(**tensors, window=4, num_sinks=2, implementation=path)
@@ -246,7 +248,7 @@ class Reader(torch.nn.Module):
 @pytest.mark.parametrize("time", [1, 40])
 def test_it_exports_with_any_batch_size(draw, time):
     names = ["query", "keys", "values", "query_step", "key_step", "episode_start"]
-    sample, other = (draw(15, batch=b, time=time, cached=6, dtype=torch.float32) for b in (2, 5))
+    sample, other = (draw(15, batch=b, time=time, cache_size=6, dtype=torch.float32) for b in (2, 5))
     dims = {name: {0: torch.export.Dim("batch")} for name in names}
     program = torch.export.export(Reader(), tuple(sample[n] for n in names), dynamic_shapes=dims)
     inputs = tuple(other[name] for name in names)
@@ -300,31 +302,31 @@ def test_sizes_without_a_kernel_are_named(draw, change, message):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("sink_logit", [True, False])
-def test_the_normaliser_and_its_gradients_equal_the_definition(
+def test_the_log_sum_exp_and_its_gradients_equal_the_definition(
     draw, readout_and_gradients, assert_same, path, sink_logit
 ):
     for seed, sizes in enumerate([(0, 4), (2, 5), (4, 1), (3, 50)]):
-        arguments = draw(seed, time=23, cached=0, age=0, reset=0.2, sink_logit=sink_logit)
+        arguments = draw(seed, time=23, cache_size=0, age=0, reset=0.2, sink_logit=sink_logit)
         options = {"num_sinks": sizes[0], "window": sizes[1], "return_lse": True}
         expected = readout_and_gradients(arguments, **options, implementation="reference")
         assert_same(readout_and_gradients(arguments, **options, implementation=path), expected)
 
 
-def test_a_query_that_sees_nothing_has_no_normaliser(draw):
+def test_a_query_that_sees_nothing_has_a_log_sum_exp_of_minus_infinity(draw):
     arguments = draw(3, sink_logit=False)
-    unborn = arguments["query_step"] + 1
+    later_start = arguments["query_step"] + 1
     query = arguments["query"].requires_grad_()
-    out, lse = sink_attention(**arguments | {"episode_start": unborn}, window=3, return_lse=True)
+    out, lse = sink_attention(**arguments | {"episode_start": later_start}, window=3, return_lse=True)
     assert (lse == -torch.inf).all()
-    joined = merge([(out, lse), (torch.ones_like(out), torch.zeros_like(lse))])
-    assert (joined == 1).all()
-    joined.sum().backward()
+    total = merge([(out, lse), (torch.ones_like(out), torch.zeros_like(lse))])
+    assert (total == 1).all()
+    total.sum().backward()
     assert (query.grad == 0).all()
 
 
 def test_keys_in_two_calls_merge_to_those_in_one(draw):
-    """As a window on a device and sinks elsewhere: no step is in both."""
-    arguments = draw(8, time=9, cached=12, sink_logit=False)
+    """Models a window on a device and sinks elsewhere; no step is in both parts."""
+    arguments = draw(8, time=9, cache_size=12, sink_logit=False)
     options = {"window": 7, "num_sinks": 3, "return_lse": True}
     whole, lse = sink_attention(**arguments, **options)
     names = ("keys", "values", "key_step")
@@ -343,23 +345,23 @@ def test_merged_read_outs_have_the_gradients_of_finite_differences(tiny, path):
     names = ["query", "keys", "values", "sink_logit"]
     other = (torch.ones(1, 5, 2, 2, dtype=torch.float64), torch.zeros(1, 5, 2, dtype=torch.float64))
 
-    def merged(*tensors):
+    def merge_with_other(*tensors):
         fresh = arguments | dict(zip(names, tensors, strict=True))
         return merge(
             [sink_attention(**fresh, window=2, num_sinks=1, return_lse=True, implementation=path), other]
         )
 
     leaves = [arguments[name].requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(merged, leaves)
-    assert torch.autograd.gradgradcheck(merged, leaves)
+    assert torch.autograd.gradcheck(merge_with_other, leaves)
+    assert torch.autograd.gradgradcheck(merge_with_other, leaves)
 
 
-def test_a_compiled_call_with_its_normaliser_is_one_graph(draw):
+def test_a_compiled_call_with_its_log_sum_exp_is_one_graph(draw):
     arguments = draw(9, time=6, dtype=torch.float32)
 
-    def read(**given):
-        return sink_attention(**given, window=4, num_sinks=1, return_lse=True)
+    def read(**inputs):
+        return sink_attention(**inputs, window=4, num_sinks=1, return_lse=True)
 
-    compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
-    for found, right in zip(compiled(**arguments), read(**arguments), strict=True):
-        torch.testing.assert_close(found, right)
+    compiled_read = torch.compile(read, fullgraph=True, backend="aot_eager")
+    for results, right in zip(compiled_read(**arguments), read(**arguments), strict=True):
+        torch.testing.assert_close(results, right)

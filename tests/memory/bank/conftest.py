@@ -1,4 +1,4 @@
-"""A bank whose clock stands still until it is moved, and embeddings that need no model."""
+"""Fixtures: a bank with a clock that tests set by hand, and embeddings that need no model."""
 
 from datetime import UTC, datetime
 
@@ -15,8 +15,8 @@ class Clock:
         return self.now
 
 
-class Letters:
-    """Embeddings by counts of letters: texts of the same letters are alike."""
+class LetterCountEmbeddings:
+    """Embeddings by letter counts: texts with the same letters are similar."""
 
     def embed_query(self, text):
         return [0.01, *(float(text.lower().count(letter)) for letter in "abcdefghijklmnopqrstuvwxyz")]
@@ -38,4 +38,4 @@ def bank(clock):
 
 @pytest.fixture(scope="session")
 def letters():
-    return Letters()
+    return LetterCountEmbeddings()

@@ -1,4 +1,4 @@
-"""What a bank keeps, corrects, hides and forgets."""
+"""Storing, superseding, filtering and deleting records of a bank."""
 
 import math
 import sqlite3
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import LONGEST_TEXT
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -30,11 +30,11 @@ def test_a_record_comes_back_as_it_was_written(bank):
     )
     (hit,) = bank.search("When was Ada born?")
     record = bank.get(id)
-    for found in (hit, record):
-        assert (found.id, found.text, found.kind) == (id, "Ada was born in 1815.", "knowledge")
-        assert (found.namespace, found.trust, found.importance) == (("user", "ada"), "tool", 0.9)
-        assert (found.created, found.observed) == (START, START - DAY)
-        assert found.provenance == {"url": "https://x.org", "n": [1]}
+    for result in (hit, record):
+        assert (result.id, result.text, result.kind) == (id, "Ada was born in 1815.", "knowledge")
+        assert (result.namespace, result.trust, result.importance) == (("user", "ada"), "tool", 0.9)
+        assert (result.created, result.observed) == (START, START - DAY)
+        assert result.provenance == {"url": "https://x.org", "n": [1]}
     assert bank.recent(1) == [record]
     assert bank.get("nothing") is None
 
@@ -79,19 +79,19 @@ def test_namespaces_contain_and_never_leak(bank):
     assert len(bank.search("tea", namespace=())) == len(bank.search("tea")) == 3
 
 
-@pytest.mark.parametrize("embedded", [False, True])
-def test_what_is_forgotten_is_gone_from_the_file(tmp_path, embedded, letters):
-    embeddings = letters if embedded else None
+@pytest.mark.parametrize("with_embeddings", [False, True])
+def test_what_is_forgotten_is_gone_from_the_file(tmp_path, with_embeddings, letters):
+    embeddings = letters if with_embeddings else None
     path = tmp_path / "bank.db"
     bank, reader = MemoryBank(path, embeddings), MemoryBank(path, embeddings)
     secret = bank.add("The xylophonist waltzes.", note="quixotic")
     bank.add("the xylophonist waltzed")
-    kept = bank.add("A plain fact.")
+    plain_id = bank.add("A plain fact.")
     assert secret in [hit.id for hit in reader.search("xylophonist")]
     assert bank.forget(secret)
     assert not bank.forget(secret)
     assert secret not in [hit.id for hit in reader.search("xylophonist")]
-    assert bank.search("fact")[0].id == kept
+    assert bank.search("fact")[0].id == plain_id
     left = b"".join(file.read_bytes() for file in tmp_path.iterdir()).lower()
     for trace in (b"xylophonist", b"waltz", b"quixotic"):
         assert trace not in left
@@ -116,7 +116,7 @@ def test_wrong_input_is_named(bank):
         (TypeError, "observed='now'", lambda: bank.add("x", observed="now")),
         (TypeError, "provenance", lambda: bank.add("x", who=object())),
         (ValueError, "provenance=.'page': nan", lambda: bank.add("x", page=math.nan)),
-        (ValueError, "half a character", lambda: bank.add("\ud800")),
+        (ValueError, "lone surrogate", lambda: bank.add("\ud800")),
         (TypeError, "text=None", lambda: bank.add_document(None)),
         (TypeError, "query=None", lambda: bank.search(None)),
         (TypeError, "k=1.5", lambda: bank.search("x", k=1.5)),
@@ -131,7 +131,7 @@ def test_wrong_input_is_named(bank):
 
 
 def test_the_ends_of_the_calendar_are_moments_like_others(bank):
-    """Python rounds the last one, as a number of seconds, into the year 10000, which no calendar has."""
+    """Python rounds `datetime.max`, as a number of seconds, into the year 10000."""
     zones = UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-14))
     for hours, zone in enumerate(zones):
         bank.add(f"from {hours}", observed=datetime.min.replace(tzinfo=zone), merge=False)
@@ -158,7 +158,7 @@ def test_embeddings_of_another_length_and_files_of_the_future_are_refused(letter
         bank.add("a fact")
     with MemoryBank(path, Two()) as bank:
         for call in (lambda: bank.add("another"), lambda: bank.search("a")):
-            with pytest.raises(ValueError, match="27 numbers, these give 2"):
+            with pytest.raises(ValueError, match="dimension 27, the model's have 2"):
                 call()
     with MemoryBank(path) as bank:
         assert texts(bank.search("fact")) == ["a fact"]
@@ -170,11 +170,11 @@ def test_embeddings_of_another_length_and_files_of_the_future_are_refused(letter
 
 
 def test_a_text_longer_than_a_bank_takes_is_refused_and_the_longest_is_found(bank):
-    longest = f"needle {'hay ' * (LONGEST_TEXT // 4)}"[:LONGEST_TEXT]
+    longest = f"needle {'hay ' * (MAX_TEXT_LENGTH // 4)}"[:MAX_TEXT_LENGTH]
     id = bank.add(longest)
     assert bank.search("needle")[0].id == id
     assert bank.search(longest)[0].text == longest
-    for refused in (bank.add, bank.draft, bank.search):
-        with pytest.raises(ValueError, match=r"has 1,048,577 characters, a bank takes 1,048,576; cut it"):
-            refused(longest + "!")
+    for method in (bank.add, bank.draft, bank.search):
+        with pytest.raises(ValueError, match=r"has 1,048,577 characters, the maximum is 1,048,576; cut it"):
+            method(longest + "!")
     assert len(bank) == 1

@@ -1,4 +1,4 @@
-"""A document becomes sections of whole sentences."""
+"""Splitting of documents into sections of whole sentences."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What is said twice is stored once, and what differs in what it says stays apart."""
+"""Near-duplicates are merged; texts that differ in content are not."""
 
 from datetime import UTC, datetime
 
@@ -100,20 +100,20 @@ def test_near_embeddings_join_what_words_do_not(letters):
 
 
 def test_near_embeddings_are_found_among_many_that_share_marks_by_chance():
-    class Meant:
-        """A direction for each subject, which a wording moves by about 7 degrees."""
+    class SubjectEmbeddings:
+        """Embeddings with one direction per subject; the wording rotates it by about 7 degrees."""
 
         def embed_query(self, text):
             subject, _, wording = text.partition(" ")
             centre = np.random.default_rng(list(subject.encode())).standard_normal(64)
-            moved = np.random.default_rng(list(wording.encode())).standard_normal(64)
-            return (centre + 0.12 * moved).tolist()
+            offset = np.random.default_rng(list(wording.encode())).standard_normal(64)
+            return (centre + 0.12 * offset).tolist()
 
         def embed_documents(self, texts):
             return [self.embed_query(text) for text in texts]
 
     subjects = [f"{first}{second}" for first in "abcde" for second in "fghijk"]
-    with MemoryBank(":memory:", Meant()) as bank:
+    with MemoryBank(":memory:", SubjectEmbeddings()) as bank:
         for subject in subjects:
             bank.add(f"{subject} seen")
         assert len(bank) == len(subjects)

@@ -1,4 +1,4 @@
-"""What a bank does with a text takes time in proportion to its length, whatever the text is."""
+"""Runtime of a bank's operations is linear in the length of a text, for any text."""
 
 import contextlib
 import random
@@ -10,7 +10,7 @@ import pytest
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import duplicates
 from scrubjay.memory.bank.document import split_document
-from scrubjay.memory.bank.duplicates import marks_of, meaning_of
+from scrubjay.memory.bank.duplicates import compute_marks, extract_features
 from scrubjay.memory.bank.file import words
 from scrubjay.memory.bank.file.words import index_text, match_terms, normalise
 
@@ -30,7 +30,7 @@ def _search(text):
 
 
 WORK = {
-    "meaning": lambda text: marks_of("", meaning_of(text, None)),
+    "features": lambda text: compute_marks("", extract_features(text, None)),
     "index": index_text,
     "query": match_terms,
     "document": split_document,
@@ -50,12 +50,12 @@ def test_four_times_the_text_takes_about_four_times_as_long(work, unit):
 def test_what_is_matched_is_what_the_plain_patterns_match(unit):
 
     plain = re.compile(r"(?:^|[.!?:;\n]\s*)[A-Z](?=[a-z'’ ])")
-    drawn = random.Random(unit)
+    random_text = random.Random(unit)
     for _ in range(300):
-        text = "".join(drawn.choices([unit, unit[:1], "A", "b", " ", "\n", ".", "1", "_", "é"], k=12))
+        text = "".join(random_text.choices([unit, unit[:1], "A", "b", " ", "\n", ".", "1", "_", "é"], k=12))
         assert duplicates._SENTENCE_START.findall(text) == plain.findall(text) or [
-            found.end() for found in duplicates._SENTENCE_START.finditer(text)
-        ] == [found.end() for found in plain.finditer(text)]
+            match.end() for match in duplicates._SENTENCE_START.finditer(text)
+        ] == [match.end() for match in plain.finditer(text)]
         assert duplicates._NAME.findall(text) == re.findall(r"\b[A-Z]\w*|\w*\d\w*", text)
 
 
@@ -69,24 +69,24 @@ def test_marks_beyond_thirty_on_one_letter_change_no_other_text():
 
 @pytest.mark.parametrize("merge", [True, False])
 def test_nothing_is_read_of_a_text_while_the_file_waits_for_its_writer(letters, tmp_path, monkeypatch, merge):
-    paths, read = (tmp_path / "bank.db", tmp_path / "new.db"), []
+    paths, read_texts = (tmp_path / "bank.db", tmp_path / "new.db"), []
 
-    def seen(text):
+    def normalise_and_check(text):
         for path in paths:
             with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")  # fails while another writes
                 other.execute("ROLLBACK")
-        read.append(text)
+        read_texts.append(text)
         return normalise(text)
 
     with MemoryBank(paths[0], letters) as bank, MemoryBank(paths[1], letters) as new:
         bank.add("Ada lives in Berlin since May.")
         for module in (duplicates, words):
-            monkeypatch.setattr(module, "normalise", seen)
+            monkeypatch.setattr(module, "normalise", normalise_and_check)
         bank.add("Since May Ada lives in Berlin.", merge=merge)
         drafts = [bank.draft(text, merge=merge) for text in ("Bob has a cat.", "A cat Bob has.")]
-        bank.write(bank.embedded(drafts))
+        bank.write(bank.embed_drafts(drafts))
         bank.add_document("# Cats\nThey purr.\n# Dogs\nThey bark.")
         list(new.restore(bank.export()))
         assert len(bank) == len(new) == (4 if merge else 6)
-    assert "Ada lives in Berlin since May." in read
+    assert "Ada lives in Berlin since May." in read_texts

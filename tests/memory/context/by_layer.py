@@ -1,4 +1,4 @@
-"""Policies whose layers differ, and how the tests of policies read."""
+"""Policies with different layers, and shared helpers of the policy tests."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
-from scrubjay.memory.context.parts.budgets import share
+from scrubjay.memory.context.parts.budgets import split_budget
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 
@@ -30,54 +30,54 @@ class AlternatingPolicy(SinksPolicy):
 
 @dataclass(frozen=True)
 class SpreadPolicy(SnapKVPolicy):
-    """SnapKV whose layers keep more of a prompt the wider the prompt's window spreads its attention."""
+    """SnapKV whose layers keep more of a prompt the wider its window's attention is spread."""
 
     def prefer(self, weights: Tensor) -> Tensor:
-        given = weights.sum(dim=2)
-        given = given / given.sum(dim=-1, keepdim=True)
-        return torch.special.entr(given).sum(dim=-1).exp().mean(dim=1)
+        spread = weights.sum(dim=2)
+        spread = spread / spread.sum(dim=-1, keepdim=True)
+        return torch.special.entr(spread).sum(dim=-1).exp().mean(dim=1)
 
-    def allocate(self, seen: Sequence[LayerStats], shape: CacheShape) -> Sequence[int]:
-        columns, preferences = zip(*seen, strict=True)
-        return share(self.budget * shape.layers, preferences, columns, self.window + self.num_sinks)
+    def allocate(self, stats: Sequence[LayerStats], shape: CacheShape) -> Sequence[int]:
+        columns, preferences = zip(*stats, strict=True)
+        return split_budget(self.budget * shape.layers, preferences, columns, self.window + self.num_sinks)
 
 
 BY_LAYER = {"alternating": AlternatingPolicy, "spread": SpreadPolicy}
 
 
 @contextmanager
-def recorded() -> Iterator[list[Sequence[int]]]:
-    """Yield the budgets that spread policies have set, one list after each layer that has read."""
+def record_budgets() -> Iterator[list[Sequence[int]]]:
+    """Record the budgets that `SpreadPolicy` sets, one list per layer and call."""
     budgets, allocate = [], SpreadPolicy.allocate
 
-    def noted(self, seen, shape):
-        budgets.append(allocate(self, seen, shape))
+    def record(self, stats, shape):
+        budgets.append(allocate(self, stats, shape))
         return budgets[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpreadPolicy, "allocate", noted)
+        patch.setattr(SpreadPolicy, "allocate", record)
         yield budgets
 
 
 @contextmanager
-def replayed(budgets: list[Sequence[int]]) -> Iterator[None]:
-    """Set these budgets, and then those that policies set themselves.
+def replay_budgets(budgets: list[Sequence[int]]) -> Iterator[None]:
+    """Use these budgets first, and then those of the policy.
 
-    The rows of a batch share budgets: what one reads alone compares to what it reads there under the batch's.
+    The rows of a batch share budgets, so a row read alone must use the budgets of the batch.
     """
-    left, allocate = iter(budgets), SpreadPolicy.allocate
+    pending, allocate = iter(budgets), SpreadPolicy.allocate
 
-    def given(self, seen, shape):
-        return next(left, None) or allocate(self, seen, shape)
+    def replay(self, stats, shape):
+        return next(pending, None) or allocate(self, stats, shape)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpreadPolicy, "allocate", given)
+        patch.setattr(SpreadPolicy, "allocate", replay)
         yield
 
 
 @torch.no_grad()
 def read(model, cache, ids, cuts=None, mask=None):
-    """Return the logits of a text fed in pieces that end at `cuts`."""
+    """Return the logits of a text read in pieces that end at `cuts`."""
     ends = [*(cuts or []), ids.shape[1]]
     out, begin = [], cache.get_seq_length() if mask is not None else 0
     for end in ends:

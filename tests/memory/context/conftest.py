@@ -1,4 +1,4 @@
-"""Lets this folder's tests import the module that they share, `by_layer`."""
+"""Shared fixtures; the tests of this folder may import `by_layer` and `families`."""
 
 import sys
 from pathlib import Path
@@ -11,14 +11,14 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(scope="module")
 def text():
-    # No token twice, lest two chunks of the same tokens score alike and rounding choose.
+    # Every token occurs once, so that no two chunks have equal scores and rounding decides nothing.
     generator = torch.Generator().manual_seed(0)
     return torch.stack([2 + torch.randperm(62, generator=generator)[:40] for _ in range(2)])
 
 
 @pytest.fixture(scope="module")
-def registered():
-    """Register the policies of `by_layer` while a module's tests run."""
+def register_test_policies():
+    """Register the policies of `by_layer` for the tests of a module."""
     from by_layer import BY_LAYER
 
     from scrubjay.memory.context import registry

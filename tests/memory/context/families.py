@@ -1,4 +1,4 @@
-"""Tiny random models of the families of today, by name."""
+"""Tiny random models of current model families, by name."""
 
 import sys
 from typing import Any
@@ -8,8 +8,8 @@ import transformers
 from transformers import PreTrainedModel
 
 from scrubjay.memory import context
-from scrubjay.memory.context.layers.kinds import kinds_of
-from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.layers.layer_types import get_layer_types
+from scrubjay.memory.context.layers.rotation import find_rotation
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -122,7 +122,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "ssm_state_size": 8,
             "n_groups": 1,
             "chunk_size": 8,
-            # Below it the model's own steps are others than its scan's.
+            # With larger values the model's steps differ from its scan.
             "time_step_min": 1e-9,
             "time_step_floor": 1e-9,
         },
@@ -130,7 +130,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe": ("Afmoe", {"sliding_window": 7, "head_dim": 8, "layer_types": [SLIDING, FULL]} | _EXPERTS),
     "modernbert-decoder": ("ModernBertDecoder", {"layer_types": [FULL, FULL]}),
 }
-"""Families that every policy serves: the class's name, and what differs from a small Llama's config."""
+"""Families that every policy supports: class name, and differences from a small Llama config."""
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "bloom": ("Bloom", {"n_layer": 1, "n_head": 2}, "ALiBi"),
@@ -149,21 +149,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "recurrent_gemma": ("RecurrentGemma", {"num_hidden_layers": 3}, "states in its modules"),
     "dory": ("Dory", {}, "times in a call"),
-    "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 16}, "attends in no layer"),
+    "mamba2": ("Mamba2", {"num_heads": 4, "head_dim": 16}, "no attention layer"),
 }
-"""Families that no policy serves: as above, and a word of the reason."""
+"""Families that no policy supports: as above, with a part of the error message."""
 
 
 def config_of(name: str, options: dict[str, Any]) -> Any:
-    """Return a config of a class's name."""
-    kind = f"{name}TextConfig" if name in ("Gemma3", "Gemma3n", "Llama4") else f"{name}Config"
-    return getattr(transformers, kind)(**{**_SIZES, **options})
+    """Build the config of a model class."""
+    class_name = f"{name}TextConfig" if name in ("Gemma3", "Gemma3n", "Llama4") else f"{name}Config"
+    return getattr(transformers, class_name)(**{**_SIZES, **options})
 
 
 def make(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
-    """Return a tiny random model of a family, in float64 where its experts can."""
-    name, own = FAMILIES[family]
-    config = config_of(name, own | options)
+    """Build a tiny random model of a family, in float64 unless it has experts."""
+    name, family_options = FAMILIES[family]
+    config = config_of(name, family_options | options)
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
     if family == "gpt_oss":
@@ -173,24 +173,25 @@ def make(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
 
 
 def table() -> str:
-    """Return what experiments/results/families.md says: `python tests/memory/context/families.py > ...`."""
+    """Return the text of experiments/results/families.md: `python tests/memory/context/families.py > ...`."""
     policies = ", ".join(f"`{name}`" for name in context.list_policies())
-    about = (
-        f"Tiny random models of each family read three times the budget under every policy ({policies}) as\n"
-        "their own layers do of what is kept, and `full` is their own cache:\n"
-        "`pytest tests/memory/context/test_families.py -m ''`. Layers that see a window or a chunk keep\n"
-        "what they see; a policy has no say there."
+    introduction = (
+        f"Tiny random models of each family read texts of three times the budget under every policy\n"
+        f"({policies}). The results equal those of their own layers\n"
+        "on the retained tokens, and `full` equals their own cache:\n"
+        "`pytest tests/memory/context/test_families.py -m ''`. Layers with a sliding window or chunked\n"
+        "attention keep the tokens in view; policies do not apply to them."
     )
     lines = [
         "# Families of language models under context policies",
         "",
-        about,
+        introduction,
         "",
-        "| family | layers tried | scores |",
+        "| family | layers tested | scores |",
         "| --- | --- | --- |",
         *(f"| {family} | {_layers(family)} | {_scores(family)} |" for family in FAMILIES),
         "",
-        "Refused, with the reason, before weights are read:",
+        "Unsupported families, refused with this reason before weights are read:",
         "",
         "| family | reason |",
         "| --- | --- |",
@@ -201,33 +202,35 @@ def table() -> str:
 
 def _layers(family: str) -> str:
     model = make(family)
-    kinds, turns = kinds_of(model.config.get_text_config(decoder=True)), turns_of(model)
-    told = []
-    for index, kind in enumerate(kinds):
+    layer_types, rotation = get_layer_types(model.config.get_text_config(decoder=True)), find_rotation(model)
+    descriptions = []
+    for index, layer_type in enumerate(layer_types):
         sees = (
-            "all" if kind.window is None else f"{'its chunk' if kind.chunked else 'the last'} {kind.window}"
+            "all"
+            if layer_type.window is None
+            else f"{'its chunk' if layer_type.is_chunked else 'the last'} {layer_type.window}"
         )
-        rotary = turns.by_layer[index]
+        rotary = rotation.by_layer[index]
         where = ""
         if rotary is not None:
             layout = rotary.layout
-            pairs = f"{layout.pairs} {'neighbouring ' if layout.neighbours else ''}pairs turned"
+            pairs = f"{layout.pairs} {'interleaved ' if layout.is_interleaved else ''}rotary pairs"
             where = f", {pairs}" if layout.pairs else ", without positions"
-        parts = [f"sees {sees}{where}"] if kind.attends else []
-        told.append(" and ".join(parts + ["a state of its own"] * (kind.states > 0)) or "keeps nothing")
-    return "; ".join(dict.fromkeys(told))
+        parts = [f"sees {sees}{where}"] if layer_type.attends else []
+        descriptions.append(" and ".join(parts + ["has a state"] * (layer_type.states > 0)) or "no state")
+    return "; ".join(dict.fromkeys(descriptions))
 
 
 def _scores(family: str) -> str:
     config = make(family).config
-    capped = getattr(config, "attn_logit_softcapping", None)
-    return "learned sinks" if family == "gpt_oss" else "capped" if capped else "plain"
+    softcap = getattr(config, "attn_logit_softcapping", None)
+    return "learned sinks" if family == "gpt_oss" else "soft cap" if softcap else "plain"
 
 
 def _reason(family: str) -> str:
     name, options, _ = REFUSED[family]
     try:
-        kinds_of(config_of(name, options))
+        get_layer_types(config_of(name, options))
     except ValueError as error:
         return str(error).partition(": use")[0].partition("; use")[0]
     raise AssertionError(family)

@@ -1,4 +1,4 @@
-"""A model that attends as no policy knows is refused by the first call that shows it, not served wrongly."""
+"""A model with unsupported attention is refused by its first call, instead of giving wrong results."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def full(model):
     return PolicyCache(context.make("full"), model)
 
 
-def made(name, **options):
+def make_model(name, **options):
     return AutoModelForCausalLM.from_config(config_of(name, options)).eval()
 
 
@@ -36,20 +36,20 @@ def made(name, **options):
     [
         ("DiffLlama", {}, "twice"),
         ("InklingText", INKLING, "position_bias"),
-        ("Bert", {}, "read later ones"),
-        ("Llama", {"is_causal": False}, "read later ones"),
-        ("Doge", {}, "a mask of its own"),
+        ("Bert", {}, "non-causal attention mask"),
+        ("Llama", {"is_causal": False}, "non-causal attention mask"),
+        ("Doge", {}, "uses a custom"),
         ("Bart", {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4}, "attends in layer 2"),
     ],
 )
-def test_what_no_policy_knows_is_refused(name, options, reason):
-    model = made(name, **options)
+def test_unsupported_attention_is_refused(name, options, reason):
+    model = make_model(name, **options)
     with pytest.raises(ValueError, match=reason) as refusal:
         read(model, full(model), IDS)
     assert "\n" not in str(refusal.value)
 
 
-def test_a_thread_that_reads_into_no_cache_of_ours_attends_as_ever():
+def test_a_call_without_a_policy_cache_uses_the_models_attention():
     model = make("llama")
     cache = full(model)
     expected = read(model, DynamicCache(config=model.config), IDS)
@@ -58,8 +58,8 @@ def test_a_thread_that_reads_into_no_cache_of_ours_attends_as_ever():
 
 
 @pytest.mark.parametrize("name", context.list_policies())
-def test_tokens_stand_where_they_stand_in_the_text_whatever_a_model_counts(name):
-    """Bamba counts from 0 in every call that does not say where its tokens stand."""
+def test_positions_are_those_of_the_text_in_every_call(name):
+    """Bamba counts positions from 0 in every call without position ids."""
     model = make("bamba")
     text = torch.arange(2, 42)[None]
     with torch.no_grad():
@@ -81,9 +81,9 @@ ONE_BY_ONE = {
 
 
 @pytest.mark.parametrize("family", ONE_BY_ONE)
-def test_what_starts_its_states_anew_is_read_at_once_and_then_one_by_one(family):
-    """Several tokens after others would be read as the beginning of a text."""
-    model = made(family, **ONE_BY_ONE[family])
+def test_models_that_reset_their_states_are_read_at_once_and_then_one_by_one(family):
+    """Several tokens in a later call would be read as the beginning of a text."""
+    model = make_model(family, **ONE_BY_ONE[family])
     with torch.no_grad():
         expected = model(IDS, use_cache=False).logits
     for name in ("full", "sinks"):
@@ -98,8 +98,8 @@ def test_what_starts_its_states_anew_is_read_at_once_and_then_one_by_one(family)
 
 
 def test_a_layer_that_is_read_twice_in_a_call_is_refused():
-    """As in a looped model, whose second loop would be taken for new tokens."""
-    model = made("Llama")
+    """A looped model does so; its second loop would count as new tokens."""
+    model = make_model("Llama")
     model.model.layers[1] = model.model.layers[0]
     with pytest.raises(ValueError, match="reads layer 0 twice in one call"):
         read(model, full(model), IDS)

@@ -1,4 +1,4 @@
-"""Caches whose layers differ: by their policies, by budgets that are set while a prompt is read."""
+"""Caches with different policies per layer, and with budgets set while a prompt is read."""
 
 import copy
 import itertools
@@ -28,12 +28,12 @@ SMALL = {
 }
 SPREAD = SpreadPolicy(budget=12, window=4, num_sinks=2, kernel=5)
 
-pytestmark = pytest.mark.usefixtures("registered")
+pytestmark = pytest.mark.usefixtures("register_test_policies")
 
 
 @dataclass(frozen=True)
-class InTurnPolicy(ContextPolicy):
-    """One policy after another, and again from the first."""
+class CyclicPolicy(ContextPolicy):
+    """Several policies, assigned to the layers in turn."""
 
     parts: tuple[ContextPolicy, ...]
 
@@ -41,7 +41,7 @@ class InTurnPolicy(ContextPolicy):
         return self.parts[index % len(self.parts)]
 
     def build(self):
-        raise AssertionError("layers build their own")
+        raise AssertionError("each layer builds its own policy")
 
     def nbytes(self, tokens, shape, at_once=True):
         raise AssertionError
@@ -49,20 +49,20 @@ class InTurnPolicy(ContextPolicy):
 
 @pytest.fixture
 def model(tiny_llama):
-    """Return a model of four layers that attend to some things much and to others little."""
+    """Return a model of four layers with uneven attention."""
     return tiny_llama(num_hidden_layers=4, initializer_range=0.6)
 
 
 def columns(cache):
-    return [layer.memory.state["keys"].shape[2] for layer in cache.attending]
+    return [layer.memory.state["keys"].shape[2] for layer in cache.attention_layers]
 
 
 def budgets(cache) -> list[Any]:
-    return [layer.budget for layer in cache.attending]
+    return [layer.budget for layer in cache.attention_layers]
 
 
 def states(cache):
-    return [layer.memory.state for layer in cache.attending]
+    return [layer.memory.state for layer in cache.attention_layers]
 
 
 def test_even_layers_keep_64_keys_and_odd_ones_128(model):
@@ -74,13 +74,13 @@ def test_even_layers_keep_64_keys_and_odd_ones_128(model):
 
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize("names", itertools.permutations(SMALL, 2), ids="-".join)
-def test_what_layers_share_is_of_their_own_policy(names, padding, model, text, monkeypatch):
-    """All reads as it does when nothing is shared: two policies, each in two layers."""
-    policy = InTurnPolicy(tuple(context.make(name, **SMALL[name]) for name in names))
+def test_layers_only_share_values_of_their_own_policy(names, padding, model, text, monkeypatch):
+    """Results equal those without sharing, for two policies in two layers each."""
+    policy = CyclicPolicy(tuple(context.make(name, **SMALL[name]) for name in names))
     ids, mask = pad(text, padding)
     cuts = [30, 31, 32, 36]
     shared = read(model, PolicyCache(policy, model), ids, cuts, mask)
-    monkeypatch.setattr(Step, "once", lambda step, name, make: make())
+    monkeypatch.setattr(Step, "compute_once", lambda step, name, make: make())
     assert torch.equal(read(model, PolicyCache(policy, model), ids, cuts, mask), shared)
 
 
@@ -90,145 +90,151 @@ def test_sizes_of_one_policy_do_not_leak_into_layers_of_others(name, model, text
     other = context.make(name, **SMALL[name] | {"budget": 20})
     ids, mask = pad(text, 5)
     cuts = [14, 30, 31, 32, 36]
-    mixed = InTurnPolicy((other, policy))
-    shared = read(model, PolicyCache(mixed, model), ids, cuts, mask)
+    mixed_policy = CyclicPolicy((other, policy))
+    shared = read(model, PolicyCache(mixed_policy, model), ids, cuts, mask)
     with monkeypatch.context() as patch:
-        patch.setattr(Step, "once", lambda step, name, make: make())
-        assert torch.equal(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
-    # And it would tell: in one drawer for all, layers of the second policy take what is the first's.
-    under = Step.under
-    monkeypatch.setattr(Step, "under", lambda step, policy, rotary: under(step, "one for all", rotary))
+        patch.setattr(Step, "compute_once", lambda step, name, make: make())
+        assert torch.equal(read(model, PolicyCache(mixed_policy, model), ids, cuts, mask), shared)
+    # The test detects errors: with one store for all, layers of the second policy get values of the first.
+    for_policy = Step.for_policy
+    monkeypatch.setattr(
+        Step, "for_policy", lambda step, policy, rotary: for_policy(step, "one for all", rotary)
+    )
     with pytest.raises((AssertionError, RuntimeError, IndexError)):
-        close(read(model, PolicyCache(mixed, model), ids, cuts, mask), shared)
+        close(read(model, PolicyCache(mixed_policy, model), ids, cuts, mask), shared)
 
 
 def test_layers_under_equal_policies_compute_what_they_share_once(tiny_llama, text, monkeypatch):
-    turned = []
-    turn = Rotary.turn
-    monkeypatch.setattr(Rotary, "turn", lambda *args: turned.append(args) or turn(*args))
+    calls = []
+    make_rotation = Rotary.make_rotation
+    monkeypatch.setattr(Rotary, "make_rotation", lambda *args: calls.append(args) or make_rotation(*args))
 
-    def turns(policy, layers):
-        turned.clear()
+    def count_calls(policy, layers):
+        calls.clear()
         model = tiny_llama(num_hidden_layers=layers)
         read(model, PolicyCache(policy, model), text, [30, 31])
-        return len(turned)
+        return len(calls)
 
     sinks = SinksPolicy(budget=8, num_sinks=2)
-    once = turns(sinks, 1)
-    assert once == turns(sinks, 6)
-    # Equal, and not the same object.
-    assert once == turns(InTurnPolicy((sinks, replace(sinks))), 6)
-    assert 2 * once == turns(AlternatingPolicy(budget=8, num_sinks=2), 6)
+    count = count_calls(sinks, 1)
+    assert count == count_calls(sinks, 6)
+    # Equal, but not the same object.
+    assert count == count_calls(CyclicPolicy((sinks, replace(sinks))), 6)
+    assert 2 * count == count_calls(AlternatingPolicy(budget=8, num_sinks=2), 6)
 
 
 def test_a_mixed_cache_is_cropped_whole_or_not_at_all(model, text):
     wide, narrow = SinksPolicy(budget=30), SinksPolicy(budget=10)
-    policy = InTurnPolicy((FullPolicy(), wide, narrow))
+    policy = CyclicPolicy((FullPolicy(), wide, narrow))
     cache = PolicyCache(policy, model)
     assert not cache.is_croppable
     read(model, cache, text[:, :9])
     cache.crop(-3)
     read(model, cache, text[:, 20:23])
-    joined = torch.cat([text[:, :6], text[:, 20:23], text[:, 9:]], dim=1)
+    whole_text = torch.cat([text[:, :6], text[:, 20:23], text[:, 9:]], dim=1)
     read(model, cache, text[:, 9:20])
-    # Only the narrow layers have dropped what they would need.
+    # Only the narrow layers have evicted tokens that they would need.
     with pytest.raises(ValueError, match="budget of 10"):
         cache.crop(-3)
     assert cache.get_seq_length() == 20
     alone = PolicyCache(policy, model)
-    close(read(model, cache, text[:, 20:]), read(model, alone, joined, [6, 9, 20])[:, 20:])
+    close(read(model, cache, text[:, 20:]), read(model, alone, whole_text, [6, 9, 20])[:, 20:])
 
 
 def test_decoding_with_an_assistant_asks_all_layers(model, text):
     options = {"do_sample": False, "max_new_tokens": 8}
     ids = text[:1].repeat(1, 2)
-    for policy in (InTurnPolicy((FullPolicy(), SinksPolicy(budget=30))), AlternatingPolicy(), SPREAD):
+    for policy in (CyclicPolicy((FullPolicy(), SinksPolicy(budget=30))), AlternatingPolicy(), SPREAD):
         with pytest.raises(ValueError, match="requires a cache that can be cropped"):
             model.generate(ids, cache=PolicyCache(policy, model), prompt_lookup_num_tokens=3, **options)
-    policy = InTurnPolicy((FullPolicy(), FullPolicy()))
+    policy = CyclicPolicy((FullPolicy(), FullPolicy()))
     looked_up = model.generate(ids, cache=PolicyCache(policy, model), prompt_lookup_num_tokens=3, **options)
     assert torch.equal(looked_up, model.generate(ids, cache=PolicyCache(policy, model), **options))
 
 
-def test_budgets_follow_what_layers_measure_and_sum_to_what_was_given(model, text):
+def test_budgets_follow_measurements_and_sum_to_the_total(model, text):
     cache = PolicyCache(SPREAD, model)
     read(model, cache, text)
     assert columns(cache) == budgets(cache)
     assert sum(budgets(cache)) == 4 * SPREAD.budget
     assert len({*budgets(cache)}) > 1
-    # Against the definition: the attention of the last 4 tokens, layer by layer, as the model itself has it.
+    # The definition: the model's own attention of the last 4 tokens, layer by layer.
     model.set_attn_implementation("eager")
-    wide = [
+    spreads = [
         torch.special.entr(weights[:, :, -4:].mean(dim=2)).sum(dim=-1).exp().mean().item()
         for weights in model(text, output_attentions=True).attentions
     ]
-    shares = [48 * each / sum(wide) for each in wide]
+    shares = [48 * each / sum(spreads) for each in spreads]
     assert min(shares) > SPREAD.window + SPREAD.num_sinks
     assert all(abs(budget - share) < 1 for budget, share in zip(budgets(cache), shares, strict=True))
 
 
 @pytest.mark.parametrize("padding", [0, 5, 33, 35])
-def test_layer_after_layer_keeps_what_all_at_hand_would(padding, model, text, monkeypatch):
+def test_allocation_layer_by_layer_equals_allocation_at_the_end(padding, model, text, monkeypatch):
     ids, mask = pad(text, padding)
     cache = PolicyCache(SPREAD, model)
     logits = read(model, cache, ids, [36], mask)
-    last, allocate = len(cache.attending), SpreadPolicy.allocate
+    last, allocate = len(cache.attention_layers), SpreadPolicy.allocate
 
-    def late(policy, seen, shape):
-        return allocate(policy, seen, shape) if len(seen) == last else [stats.columns for stats in seen]
+    def allocate_last(policy, all_stats, shape):
+        return (
+            allocate(policy, all_stats, shape)
+            if len(all_stats) == last
+            else [stats.columns for stats in all_stats]
+        )
 
-    monkeypatch.setattr(SpreadPolicy, "allocate", late)
-    at_hand = PolicyCache(SPREAD, model)
-    assert torch.equal(read(model, at_hand, ids, [36], mask), logits)
-    assert budgets(at_hand) == budgets(cache)
+    monkeypatch.setattr(SpreadPolicy, "allocate", allocate_last)
+    reference = PolicyCache(SPREAD, model)
+    assert torch.equal(read(model, reference, ids, [36], mask), logits)
+    assert budgets(reference) == budgets(cache)
 
 
-def test_a_prompt_is_kept_as_by_layers_that_knew_their_budgets_before(model, text):
+def test_a_prompt_is_retained_as_with_fixed_budgets(model, text):
     cache = PolicyCache(SPREAD, model)
     read(model, cache, text[:, :36])
-    known = InTurnPolicy(tuple(SnapKVPolicy(budget, 4, 5, 2) for budget in budgets(cache)))
-    other = PolicyCache(known, model)
+    fixed_policy = CyclicPolicy(tuple(SnapKVPolicy(budget, 4, 5, 2) for budget in budgets(cache)))
+    other = PolicyCache(fixed_policy, model)
     read(model, other, text[:, :36])
     for ours, theirs in zip(states(cache), states(other), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    # And what is generated piles up and is compressed alike.
+    # Generated tokens are compressed alike.
     cuts = range(1, 12)
     assert torch.equal(read(model, cache, text[:, :12], cuts), read(model, other, text[:, :12], cuts))
 
 
-def test_no_more_is_held_than_the_budgets_and_one_layers_prompt(tiny_llama, monkeypatch):
+def test_the_cache_never_exceeds_the_budgets_and_one_layers_prompt(tiny_llama, monkeypatch):
     model = tiny_llama(num_hidden_layers=8, initializer_range=0.6)
     ids = torch.randint(2, 64, (2, 300))
-    held, allocate = [], PolicyCache.allocate
+    counts, allocate = [], PolicyCache.allocate
 
-    def watched(cache, index, length):
-        seen = cache.attending[: index + 1]
-        before = sum(layer.memory.state["keys"].shape[2] for layer in seen)
+    def record(cache, index, length):
+        layers = cache.attention_layers[: index + 1]
+        before = sum(layer.memory.state["keys"].shape[2] for layer in layers)
         allocate(cache, index, length)
-        held.append((before, sum(layer.memory.state["keys"].shape[2] for layer in seen)))
+        counts.append((before, sum(layer.memory.state["keys"].shape[2] for layer in layers)))
 
-    monkeypatch.setattr(PolicyCache, "allocate", watched)
+    monkeypatch.setattr(PolicyCache, "allocate", record)
     cache = PolicyCache(SPREAD, model)
     read(model, cache, ids)
-    room = 8 * SPREAD.budget
-    assert len(held) == 8
-    assert all(before <= room + 300 and after <= room for before, after in held)
+    limit = 8 * SPREAD.budget
+    assert len(counts) == 8
+    assert all(before <= limit + 300 and after <= limit for before, after in counts)
     assert cache.nbytes() == SPREAD.nbytes(300, cache.shape())
-    # Further prompts and answers add up to no more.
+    # Further prompts and answers do not exceed the budgets.
     read(model, cache, ids[:, :50], [20, 21, 22])
     assert cache.nbytes() == SPREAD.nbytes(400, cache.shape())
-    assert sum(budgets(cache)) == room
+    assert sum(budgets(cache)) == limit
 
 
 def test_equal_preferences_are_the_policy_without_allocation(model, text):
     @dataclass(frozen=True)
-    class Alike(SpreadPolicy):
+    class EqualPreferences(SpreadPolicy):
         prefer = SnapKVPolicy.prefer
 
     ids, mask = pad(text, 5)
     cuts = [30, 31, 32, 36]
-    cache = PolicyCache(Alike(12, 4, 5, 2), model)
+    cache = PolicyCache(EqualPreferences(12, 4, 5, 2), model)
     logits = read(model, cache, ids, cuts, mask)
     assert budgets(cache) == [12] * 4
     assert torch.equal(logits, read(model, PolicyCache(SnapKVPolicy(12, 4, 5, 2), model), ids, cuts, mask))
@@ -238,13 +244,13 @@ def test_none_leaves_layers_as_they_are_configured(model, text):
     caches = []
 
     @dataclass(frozen=True)
-    class Silent(SnapKVPolicy):
-        def allocate(self, seen, shape):
-            # Each at once, not all at the end.
-            before = caches[0].attending[: len(seen) - 1]
+    class NoneAllocatePolicy(SnapKVPolicy):
+        def allocate(self, stats, shape):
+            # Each layer is compressed at once, not all at the end.
+            before = caches[0].attention_layers[: len(stats) - 1]
             assert all(layer.memory.state["keys"].shape[2] == 12 for layer in before)
 
-    cache = PolicyCache(Silent(12, 4, 5, 2), model)
+    cache = PolicyCache(NoneAllocatePolicy(12, 4, 5, 2), model)
     caches.append(cache)
     logits = read(model, cache, text, [30, 31])
     assert budgets(cache) == [None] * 4
@@ -252,31 +258,31 @@ def test_none_leaves_layers_as_they_are_configured(model, text):
 
 
 def test_rows_of_a_batch_share_the_budgets_of_their_mean(model, text, monkeypatch):
-    seen = []
+    records = []
     allocate = SpreadPolicy.allocate
     monkeypatch.setattr(
         SpreadPolicy,
         "allocate",
-        lambda policy, stats, shape: seen.append(stats) or allocate(policy, stats, shape),
+        lambda policy, stats, shape: records.append(stats) or allocate(policy, stats, shape),
     )
     for ids in (text, text[:1], text[1:]):
         read(model, PolicyCache(SPREAD, model), ids)
-    both, one, other = (torch.tensor(seen[last]) for last in (3, 7, 11))
+    both, one, other = (torch.tensor(records[last]) for last in (3, 7, 11))
     torch.testing.assert_close(both, (one + other) / 2)
 
 
-def test_budgets_are_saved_copied_and_forgotten(model, text, tmp_path):
+def test_budgets_are_saved_copied_and_reset(model, text, tmp_path):
     cache = PolicyCache(SPREAD, model)
     read(model, cache, text[:, :30], [25])
-    kept = budgets(cache)
-    assert len({*kept}) > 1
+    expected_budgets = budgets(cache)
+    assert len({*expected_budgets}) > 1
     cache.save(tmp_path / "cache.safetensors")
-    loaded = PolicyCache.load(tmp_path / "cache.safetensors", SPREAD, model)
-    twin = copy.deepcopy(cache)
-    assert kept == budgets(loaded) == budgets(twin)
-    # One by one until all are compressed anew, and a further prompt.
+    loaded_cache = PolicyCache.load(tmp_path / "cache.safetensors", SPREAD, model)
+    clone = copy.deepcopy(cache)
+    assert expected_budgets == budgets(loaded_cache) == budgets(clone)
+    # Single tokens until all layers compress again, and then a further prompt.
     expected = read(model, cache, text[:, 24:], range(1, 7))
-    for other in (loaded, twin):
+    for other in (loaded_cache, clone):
         assert torch.equal(read(model, other, text[:, 24:], range(1, 7)), expected)
         assert budgets(other) == budgets(cache)
     cache.reset()
@@ -286,24 +292,26 @@ def test_budgets_are_saved_copied_and_forgotten(model, text, tmp_path):
     assert budgets(cache) == budgets(again)
 
 
-def test_budgets_that_cannot_be_are_told(model, text):
+def test_invalid_budgets_are_reported(model, text):
     @dataclass(frozen=True)
-    class Wrong(SnapKVPolicy):
-        def allocate(self, seen, shape):
-            return [5] * len(seen) if shape.batch == 1 else [12]
+    class WrongPolicy(SnapKVPolicy):
+        def allocate(self, stats, shape):
+            return [5] * len(stats) if shape.batch == 1 else [12]
 
-    cache = PolicyCache(Wrong(12, 4, 5, 2), model)
+    cache = PolicyCache(WrongPolicy(12, 4, 5, 2), model)
     with pytest.raises(ValueError, match=r"budget=5: must be at least 6"):
         read(model, cache, text[:1])
-    with pytest.raises(RuntimeError, match="broken off"):
+    with pytest.raises(RuntimeError, match="was interrupted"):
         read(model, cache, text[:1])
-    with pytest.raises(ValueError, match=r"Wrong.allocate returned 1 budgets; return one for each of the 2"):
-        read(model, PolicyCache(Wrong(12, 4, 5, 2), model), text)
+    with pytest.raises(
+        ValueError, match=r"WrongPolicy.allocate returned 1 budgets; return one for each of the 2"
+    ):
+        read(model, PolicyCache(WrongPolicy(12, 4, 5, 2), model), text)
 
     @dataclass(frozen=True)
-    class Unmeasured(SinksPolicy):
-        def allocate(self, seen, shape):
-            return [12] * len(seen)
+    class SinksWithAllocate(SinksPolicy):
+        def allocate(self, stats, shape):
+            return [12] * len(stats)
 
-    with pytest.raises(NotImplementedError, match="StreamMemory measures nothing"):
-        read(model, PolicyCache(Unmeasured(12), model), text)
+    with pytest.raises(NotImplementedError, match="StreamMemory does not measure prompts"):
+        read(model, PolicyCache(SinksWithAllocate(12), model), text)

@@ -1,18 +1,18 @@
-"""The laws of context policies, on every one registered, and on two whose layers differ."""
+"""Contract tests of every registered context policy, and of two with different layers."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from by_layer import BY_LAYER, close, pad, read, recorded, replayed
+from by_layer import BY_LAYER, close, pad, read, record_budgets, replay_budgets
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.full import FullPolicy
 
-# Sizes that have dropped much after 40 tokens, and sizes that have dropped nothing.
+# Sizes at which much is evicted after 40 tokens, and sizes at which nothing is.
 SMALL = {
     "alternating": {"budget": 8, "num_sinks": 2},
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
@@ -35,11 +35,11 @@ LARGE = {
     "spread": {"budget": 64},
     "window": {"budget": 64},
 }
-# What tokens have done to these cannot be undone.
+# Policies whose memories cannot be cropped.
 CROP_NOTHING = {"h2o", "snapkv", "spread"}
 POLICIES = [*context.list_policies(), *BY_LAYER]
 
-pytestmark = pytest.mark.usefixtures("registered")
+pytestmark = pytest.mark.usefixtures("register_test_policies")
 
 
 @pytest.fixture
@@ -73,9 +73,9 @@ def test_half_precision_is_as_near_as_the_models_own_cache(name, tiny_llama, tex
     own = read(model, DynamicCache(config=model.config), text, cuts)
     exact = model.float()
     truth = read(exact, DynamicCache(config=exact.config), text, cuts)
-    error, allowed = ((given - truth).abs() for given in (logits, own))
-    assert error.max() <= 1.5 * allowed.max()
-    assert error.square().mean() <= 1.2 * allowed.square().mean()
+    error, own_error = ((output - truth).abs() for output in (logits, own))
+    assert error.max() <= 1.5 * own_error.max()
+    assert error.square().mean() <= 1.2 * own_error.square().mean()
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -104,8 +104,8 @@ def test_bytes_are_as_stated(name, model, text):
 @pytest.mark.parametrize("name", POLICIES)
 def test_token_by_token_is_all_at_once(name, model, text):
     policy = small(name)
-    if not policy.any_cut:
-        pytest.skip(f"{name} treats a prompt differently, as it says")
+    if not policy.split_invariant:
+        pytest.skip(f"{name} treats a prompt differently")
     expected = read(model, context.PolicyCache(policy, model), text)
     for cuts in (list(range(1, 40)), [3, 4, 5, 25, 26], [20]):
         close(read(model, context.PolicyCache(policy, model), text, cuts), expected)
@@ -113,17 +113,17 @@ def test_token_by_token_is_all_at_once(name, model, text):
 
 @pytest.mark.parametrize("by", [1, 7, 30])
 @pytest.mark.parametrize("name", POLICIES)
-def test_rows_are_strangers(name, by, model, text):
+def test_rows_are_independent(name, by, model, text):
     policy = small(name)
     ids, mask = pad(text, by)
     cuts = [32, 33, 34, 35, 38]
-    with recorded() as budgets:
+    with record_budgets() as budgets:
         logits = read(model, context.PolicyCache(policy, model), ids, cuts, mask)
-    with replayed(budgets):
+    with replay_budgets(budgets):
         alone = read(model, context.PolicyCache(policy, model), text[1:2], cuts)
     close(logits[1:], alone)
     short = text[:1, : 40 - by]
-    with replayed(budgets):
+    with replay_budgets(budgets):
         alone = read(model, context.PolicyCache(policy, model), short, [cut - by for cut in cuts])
     close(logits[:1, by:], alone)
 
@@ -136,15 +136,15 @@ def test_padding_between_turns(name, model, text):
     mask[0, 20:24] = 0
     positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
     cache = context.PolicyCache(policy, model)
-    with torch.no_grad(), recorded() as budgets:
+    with torch.no_grad(), record_budgets() as budgets:
         out = [
             model(ids[:, a:b], attention_mask=mask[:, :b], position_ids=positions[:, a:b], cache=cache).logits
             for a, b in ((0, 20), (20, 36), (36, 37), (37, 40))
         ]
     logits = torch.cat(out, dim=1)
-    seen = torch.cat([ids[:1, :20], ids[:1, 24:]], dim=1)
-    with replayed(budgets):
-        alone = read(model, context.PolicyCache(policy, model), seen, [20, 32, 33])
+    real_tokens = torch.cat([ids[:1, :20], ids[:1, 24:]], dim=1)
+    with replay_budgets(budgets):
+        alone = read(model, context.PolicyCache(policy, model), real_tokens, [20, 32, 33])
     close(torch.cat([logits[:1, :20], logits[:1, 24:]], dim=1), alone)
 
 
@@ -154,24 +154,28 @@ def test_generate_in_a_padded_batch_and_turn_after_turn(name, model, text):
     options = {"do_sample": False, "max_new_tokens": 6}
     ids, mask = pad(text, 9)
     cache = context.PolicyCache(policy, model)
-    with recorded() as budgets:
+    with record_budgets() as budgets:
         together = model.generate(ids, attention_mask=mask, cache=cache, **options)
     for row, prompt in enumerate((text[:1, :31], text[1:])):
         cache = context.PolicyCache(policy, model)
-        with replayed(budgets):
+        with replay_budgets(budgets):
             first = model.generate(prompt, cache=cache, **options)
         assert torch.equal(first[0, -6:], together[row, -6:])
         assert cache.get_seq_length() == first.shape[1] - 1
-        # The next turn feeds what is new, and goes on as one who has read it all in these pieces.
-        turn = torch.cat([first, text[:1, :5]], dim=1)
-        # Told, since the model may have said the padding's token.
-        second = model.generate(turn, attention_mask=torch.ones_like(turn), cache=cache, **options)
+        # The next turn only reads the new tokens; the result equals reading all in these pieces.
+        conversation = torch.cat([first, text[:1, :5]], dim=1)
+        # The mask is explicit, since the model may have generated the padding token.
+        second = model.generate(
+            conversation, attention_mask=torch.ones_like(conversation), cache=cache, **options
+        )
         again = context.PolicyCache(policy, model)
         length = prompt.shape[1]
-        cuts = [*range(length, length + 6), turn.shape[1]]
-        with replayed(budgets):
+        cuts = [*range(length, length + 6), conversation.shape[1]]
+        with replay_budgets(budgets):
             logits = read(model, again, second[:, :-1], [*cuts, *range(cuts[-1] + 1, second.shape[1] - 1)])
-        assert torch.equal(logits[0, turn.shape[1] - 1 :].argmax(dim=-1), second[0, turn.shape[1] :])
+        assert torch.equal(
+            logits[0, conversation.shape[1] - 1 :].argmax(dim=-1), second[0, conversation.shape[1] :]
+        )
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -180,7 +184,7 @@ def test_assisted_decoding_gives_the_same_text_or_is_refused_by_name(name, model
     options = {"do_sample": False, "max_new_tokens": 12}
     drafts = {
         "itself": {"assistant_model": copy.deepcopy(model)},
-        "a stranger": {"assistant_model": tiny_llama(num_hidden_layers=1)},
+        "another model": {"assistant_model": tiny_llama(num_hidden_layers=1)},
         "the prompt": {"prompt_lookup_num_tokens": 3},
     }
     for row in range(2):
@@ -194,13 +198,13 @@ def test_assisted_decoding_gives_the_same_text_or_is_refused_by_name(name, model
                 continue
             with pytest.raises(ValueError, match=f"assisted decoding .* {type(policy).__name__}"):
                 model.generate(prompt, cache=cache, **options, **draft)
-            # Before anything was read, so that it can be used without.
+            # The error comes before anything is read, so the cache stays usable.
             assert cache.get_seq_length() == 0
             assert torch.equal(model.generate(prompt, cache=cache, **options), expected)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
+def test_crop_removes_tokens_or_raises(name, model, text):
     policy = small(name)
     cache = context.PolicyCache(policy, model)
     read(model, cache, text[:, :5])
@@ -215,7 +219,7 @@ def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
     close(read(model, cache, text[:, 5:]), read(model, context.PolicyCache(policy, model), text, [5])[:, 5:])
     if policy.can_crop:
         cache.crop(-30)
-        cuts = [1, 2] if policy.any_cut else []
+        cuts = [1, 2] if policy.split_invariant else []
         rest = read(model, cache, text[:, 10:], cuts)
         again = read(model, context.PolicyCache(policy, model), text, [5, 10, *(10 + cut for cut in cuts)])
         close(rest, again[:, 10:])
@@ -230,7 +234,7 @@ def test_crop_takes_back_tokens_or_says_that_it_cannot(name, model, text):
 
 
 @pytest.mark.parametrize("name", [name for name in POLICIES if name not in CROP_NOTHING])
-def test_crop_takes_back_a_rows_padding_too(name, model, text):
+def test_crop_also_removes_padding(name, model, text):
     policy = context.make(name, **LARGE[name])
     ids, mask = pad(text[:, :10], 8)
     cache = context.PolicyCache(policy, model)
@@ -245,45 +249,45 @@ def test_crop_takes_back_a_rows_padding_too(name, model, text):
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_call_that_was_broken_off_is_told(layer, model, text):
+def test_an_interrupted_call_is_reported(layer, model, text):
     cache = context.PolicyCache(small("sinks"), model)
     read(model, cache, text[:, :10])
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    # After the layer has attended, or while it does.
+    # Interrupt after the layer's attention, or during it.
     hook = model.model.layers[layer].mlp.register_forward_pre_hook(stop)
     if layer == 1:
         hook.remove()
-        generate = cache.attending[1].memory.generate
-        cache.attending[1].memory.generate = stop  # pyright: ignore[reportAttributeAccessIssue]
+        generate = cache.attention_layers[1].memory.generate
+        cache.attention_layers[1].memory.generate = stop  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(KeyboardInterrupt):
         read(model, cache, text[:, 10:20])
     hook.remove()
     if layer == 1:
-        cache.attending[1].memory.generate = generate
+        cache.attention_layers[1].memory.generate = generate
     for length in (10, 1):
-        with pytest.raises(RuntimeError, match="broken off"):
+        with pytest.raises(RuntimeError, match="was interrupted"):
             read(model, cache, text[:, 10 : 10 + length])
     cache.reset()
     close(read(model, cache, text), read(model, context.PolicyCache(cache.policy, model), text))
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_copy_goes_its_own_way(name, model, text):
+def test_a_copy_is_independent(name, model, text):
     cache = context.PolicyCache(small(name), model)
     read(model, cache, text[:, :20])
-    twin = copy.deepcopy(cache)
-    # One after the other outgrow their room.
-    there = read(model, twin, text.flip(1)[:, :20])
-    here = read(model, cache, text[:, 20:])
-    for more, logits in ((text[:, 20:], here), (text.flip(1)[:, :20], there)):
+    clone = copy.deepcopy(cache)
+    # Both outgrow their capacity, one after the other.
+    clone_logits = read(model, clone, text.flip(1)[:, :20])
+    cache_logits = read(model, cache, text[:, 20:])
+    for more, logits in ((text[:, 20:], cache_logits), (text.flip(1)[:, :20], clone_logits)):
         alone = context.PolicyCache(cache.policy, model)
-        joined = torch.cat([text[:, :20], more, text[:, :3]], dim=1)
-        expected = read(model, alone, joined, [20, 40, 41, 42])
+        whole_text = torch.cat([text[:, :20], more, text[:, :3]], dim=1)
+        expected = read(model, alone, whole_text, [20, 40, 41, 42])
         close(logits, expected[:, 20:40])
-        own = cache if logits is here else twin
+        own = cache if logits is cache_logits else clone
         close(read(model, own, text[:, :3], [1, 2]), expected[:, 40:])
 
 
@@ -296,14 +300,14 @@ def test_read_in_inference_mode_and_outside_of_it(name, model, text):
     close(torch.cat([begin, read(model, cache, text[:, 19:], [1, 2])], dim=1), expected)
 
 
-def test_a_file_somebody_tidied_away_takes_nothing_along(model, text, tmp_path):
+def test_a_deleted_store_file_loses_nothing(model, text, tmp_path):
     policy = context.make("chunks", **SMALL["chunks"], folder=str(tmp_path))
     cache, whole = (context.PolicyCache(policy, model) for _ in range(2))
     read(model, whole, text, [20])
     expected = read(model, whole, text[:, :1])
-    kept = set(tmp_path.iterdir())
+    other_files = set(tmp_path.iterdir())
     read(model, cache, text[:, :20])
-    for file in set(tmp_path.iterdir()) - kept:
+    for file in set(tmp_path.iterdir()) - other_files:
         file.unlink()
     read(model, cache, text[:, 20:])
     close(read(model, cache, text[:, :1]), expected)
@@ -324,11 +328,11 @@ def test_rows_are_reordered_and_repeated(name, padding, model, text):
     ids, mask = pad(text, padding)
     rows = torch.tensor([1, 0, 0])
     cache = context.PolicyCache(small(name), model)
-    with recorded() as budgets:
+    with record_budgets() as budgets:
         read(model, cache, ids[:, :30], mask=mask[:, :30])
         cache.reorder_cache(rows)
         logits = read(model, cache, ids[rows], [31], mask[rows])
-    with replayed(budgets):
+    with replay_budgets(budgets):
         again = read(model, context.PolicyCache(cache.policy, model), ids[rows], [30, 31], mask[rows])
     close(logits, again[:, 30:])
 
@@ -342,10 +346,10 @@ def test_a_conversation_is_saved_and_goes_on(name, padding, model, tiny_llama, t
     read(model, cache, ids[:, :30], [20, 21], mask[:, :30])
     cache.save(tmp_path / "cache.safetensors")
     expected = read(model, cache, ids, [31, 32], mask)
-    loaded = context.PolicyCache.load(tmp_path / "cache.safetensors", policy, model)
-    assert loaded.get_seq_length() == 30
-    assert torch.equal(read(model, loaded, ids, [31, 32], mask), expected)
-    assert loaded.nbytes() == cache.nbytes()
+    loaded_cache = context.PolicyCache.load(tmp_path / "cache.safetensors", policy, model)
+    assert loaded_cache.get_seq_length() == 30
+    assert torch.equal(read(model, loaded_cache, ids, [31, 32], mask), expected)
+    assert loaded_cache.nbytes() == cache.nbytes()
     other = context.make("sinks", budget=9)
     with pytest.raises(ValueError, match="saved with"):
         context.PolicyCache.load(tmp_path / "cache.safetensors", other, model)
@@ -363,9 +367,9 @@ def test_a_conversation_is_saved_and_goes_on(name, padding, model, tiny_llama, t
 def test_beams(name, model, text):
     options = {"do_sample": False, "max_new_tokens": 5, "num_beams": 3}
     cache = context.PolicyCache(small(name), model)
-    with recorded() as budgets:
+    with record_budgets() as budgets:
         out = model.generate(text, cache=cache, **options)
-    with replayed(budgets):
+    with replay_budgets(budgets):
         alone = model.generate(text[1:], cache=context.PolicyCache(small(name), model), **options)
     assert torch.equal(out[1:], alone)
 
@@ -377,7 +381,7 @@ def test_gradients_reach_every_parameter(name, model, text):
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in model.parameters())
 
 
-def test_sizes_that_cannot_work_are_told():
+def test_invalid_sizes_are_reported():
     with pytest.raises(ValueError, match="choose from"):
         context.make("sink")
     with pytest.raises(ValueError, match="its fields are budget, num_sinks"):
@@ -391,22 +395,22 @@ def test_sizes_that_cannot_work_are_told():
 
 
 def test_a_package_that_wraps_every_attention_function_may_stay(model, text, monkeypatch):
-    """Kvpress, imported, calls them with dropout as the sixth argument, as transformers' SDPA has it."""
-    wanted = {}
-    for wrapped in (False, True):
+    """Importing kvpress wraps them; it passes dropout as the sixth argument, as for transformers' SDPA."""
+    outputs = {}
+    for use_wrapper in (False, True):
         cache = context.PolicyCache(context.make("sinks", budget=24), model)
-        if wrapped:
+        if use_wrapper:
             before = ALL_ATTENTION_FUNCTIONS["scrubjay"]
 
             def wrapper(module, query, key, value, attention_mask, dropout, before=before, **options):
                 return before(module, query, key, value, attention_mask, dropout, **options)
 
             monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "scrubjay", wrapper)
-        wanted[wrapped] = model(text[:, :40], cache=cache).logits
-    assert torch.equal(wanted[True], wanted[False])
+        outputs[use_wrapper] = model(text[:, :40], cache=cache).logits
+    assert torch.equal(outputs[True], outputs[False])
 
 
-def test_a_policy_of_ones_own(model, text):
+def test_a_custom_policy_can_be_registered(model, text):
     class Mine(FullPolicy):
         pass
 
@@ -430,7 +434,7 @@ def test_a_mask_of_the_new_tokens_alone_is_refused(model, text):
         model(text[:, 30:], attention_mask=torch.ones(2, 10), cache=cache)
 
 
-def test_a_model_that_went_back_to_other_attention_is_told(model, text):
+def test_a_change_of_the_attention_implementation_is_reported(model, text):
     cache = context.PolicyCache(context.make("full"), model)
     model.set_attn_implementation("eager")
     with pytest.raises(RuntimeError, match="does not call the policy"):
@@ -451,23 +455,23 @@ def test_the_models_config_is_as_it_was(model, text):
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_call_of_other_rows_is_refused_and_the_cache_goes_on(name, model, text):
-    cache, undisturbed = (context.PolicyCache(small(name), model) for _ in range(2))
-    for each in (cache, undisturbed):
+    cache, reference = (context.PolicyCache(small(name), model) for _ in range(2))
+    for each in (cache, reference):
         read(model, each, text[:, :30])
-    with pytest.raises(ValueError, match="the call has 1 rows, the cache 2; begin a new cache"):
+    with pytest.raises(ValueError, match="the call has batch size 1, the cache 2; build a new cache"):
         model(text[:1, 30:31], cache=cache)
     cache.batch_select_indices(torch.tensor([1]))
-    undisturbed.reorder_cache(torch.tensor([1]))
+    reference.reorder_cache(torch.tensor([1]))
     rest = text[1:, 30:]
-    assert torch.equal(read(model, cache, rest, range(1, 10)), read(model, undisturbed, rest, range(1, 10)))
+    assert torch.equal(read(model, cache, rest, range(1, 10)), read(model, reference, rest, range(1, 10)))
 
 
-def test_what_is_no_policy_and_no_model_is_refused_by_name(model):
+def test_invalid_policies_and_models_are_named(model):
     with pytest.raises(TypeError, match=r"policy='sinks': pass a policy, such as make\('sinks'"):
         context.PolicyCache("sinks", model)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"model=.*LlamaForCausalLM.*: pass a loaded model"):
         context.PolicyCache(context.make("full"), type(model))  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"policy 'sinks' has budget=1\.5: must be a whole number"):
+    with pytest.raises(ValueError, match=r"policy 'sinks' has budget=1\.5: must be an integer"):
         context.make("sinks", budget=1.5)
 
 
@@ -485,10 +489,10 @@ def test_without_a_cache_of_ours_the_model_is_as_before(model, text):
     ids, mask = pad(text, 7)
     with torch.no_grad():
         expected = model(ids, attention_mask=mask).logits
-        generated = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5)
+        expected_text = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5)
         context.PolicyCache(context.make("full"), model)
         logits = model(ids, attention_mask=mask).logits
         assert torch.equal(
-            model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5), generated
+            model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=5), expected_text
         )
     close(logits[mask.bool()], expected[mask.bool()])

@@ -1,4 +1,4 @@
-"""H2O, SnapKV and chunks against their definitions, done by hand in a model of one layer and one key head."""
+"""H2O, SnapKV and chunks against their definitions, in a model with one layer and one key head."""
 
 import re
 
@@ -15,7 +15,7 @@ def model(tiny_llama):
 
 
 def weights_of(model, ids, positions=None):
-    """Return the logits of the last token, and what all heads attend to."""
+    """Return the logits of the last token, and the attention weights summed over heads."""
     model.set_attn_implementation("eager")
     out = model(ids, position_ids=positions, cache=DynamicCache(config=model.config), output_attentions=True)
     return out.logits[:, -1], out.attentions[0][0].sum(dim=0)
@@ -25,15 +25,15 @@ def weights_of(model, ids, positions=None):
 def test_h2o_drops_what_received_least(model):
     ids = torch.randint(2, 64, (1, 40))
     budget, recent, num_sinks = 10, 4, 1
-    kept, sums, expected = [], torch.zeros(0, dtype=torch.float64), []
+    tokens, sums, expected = [], torch.zeros(0, dtype=torch.float64), []
     for t in range(40):
-        kept, sums = [*kept, t], torch.cat([sums, sums.new_zeros(1)])
-        logits, weights = weights_of(model, ids[:, kept])
+        tokens, sums = [*tokens, t], torch.cat([sums, sums.new_zeros(1)])
+        logits, weights = weights_of(model, ids[:, tokens])
         expected.append(logits)
         sums += weights[-1]
-        if len(kept) == budget:
+        if len(tokens) == budget:
             worst = num_sinks + int(sums[num_sinks : budget - recent].argmin())
-            kept.pop(worst)
+            tokens.pop(worst)
             sums = torch.cat([sums[:worst], sums[worst + 1 :]])
     policy = context.make("h2o", budget=budget, recent=recent, num_sinks=num_sinks, interval=1)
     logits = model(ids, cache=context.PolicyCache(policy, model)).logits
@@ -46,10 +46,10 @@ def test_snapkv_keeps_what_the_window_attends_to(model):
     budget, window, num_sinks = 14, 4, 2
     _, weights = weights_of(model, ids[:, :40])
     score = weights[36:, num_sinks:36].sum(dim=0)
-    pooled = torch.nn.functional.avg_pool1d(score[None, None], 3, 1, 1)[0, 0]
-    best = num_sinks + pooled.topk(budget - window - num_sinks).indices
-    kept = torch.tensor([0, 1, *sorted(best.tolist()), 36, 37, 38, 39, 40])
-    expected, _ = weights_of(model, ids[:, kept], kept[None])
+    pooled_scores = torch.nn.functional.avg_pool1d(score[None, None], 3, 1, 1)[0, 0]
+    best = num_sinks + pooled_scores.topk(budget - window - num_sinks).indices
+    tokens = torch.tensor([0, 1, *sorted(best.tolist()), 36, 37, 38, 39, 40])
+    expected, _ = weights_of(model, ids[:, tokens], tokens[None])
     cache = context.PolicyCache(
         context.make("snapkv", budget=budget, window=window, num_sinks=num_sinks, kernel=3), model
     )
@@ -60,20 +60,20 @@ def test_snapkv_keeps_what_the_window_attends_to(model):
 
 @torch.no_grad()
 def test_chunks_reads_those_whose_mean_key_suits(model):
-    """The first chunk, three chosen, two local and the present one, moved together."""
+    """The first chunk, three selected, two local and the current one, at consecutive positions."""
     ids = torch.randint(2, 64, (1, 50))
     layer = model.model.layers[0]
-    inward = layer.input_layernorm(model.model.embed_tokens(ids[0]))
-    keys = layer.self_attn.k_proj(inward)
-    query = layer.self_attn.q_proj(inward[-1]).view(-1, keys.shape[-1])
+    hidden = layer.input_layernorm(model.model.embed_tokens(ids[0]))
+    keys = layer.self_attn.k_proj(hidden)
+    query = layer.self_attn.q_proj(hidden[-1]).view(-1, keys.shape[-1])
     means = keys[:48].view(12, 4, -1).mean(dim=1)
     votes = (query @ means[1:10].T * layer.self_attn.scaling).softmax(dim=-1).sum(dim=0)
     best = 1 + votes.topk(3).indices
-    kept = torch.tensor(
+    tokens = torch.tensor(
         [t for chunk in (0, *best.sort().values.tolist(), 10, 11) for t in range(4 * chunk, 4 * chunk + 4)]
     )
-    kept = torch.cat([kept, torch.tensor([48, 49])])
-    expected, _ = weights_of(model, ids[:, kept])
+    tokens = torch.cat([tokens, torch.tensor([48, 49])])
+    expected, _ = weights_of(model, ids[:, tokens])
     cache = context.PolicyCache(context.make("chunks", budget=28, chunk_size=4, local_chunks=2), model)
     model(ids[:, :49], cache=cache)
     logits = model(ids[:, 49:], cache=cache).logits[:, -1]
@@ -90,13 +90,13 @@ def test_chunks_reads_those_whose_mean_key_suits(model):
 @torch.no_grad()
 def test_heads_keep_different_tokens_and_all_the_sink(name, fields, tiny_llama):
     model = tiny_llama(num_hidden_layers=1)
-    ids = 2 + torch.randperm(60)[None]  # so that a value tells its token
+    ids = 2 + torch.randperm(60)[None]  # so that a value identifies its token
     full = context.PolicyCache(context.make("full"), model)
     model(ids, cache=full)
     cache = context.PolicyCache(context.make(name, **fields), model)
     model(ids, cache=cache)
     sets = []
-    values, all_values = (c.attending[0].memory.saved()["values"][0] for c in (cache, full))
+    values, all_values = (c.attention_layers[0].memory.state_dict()["values"][0] for c in (cache, full))
     for head in range(2):
         place = torch.cdist(values[head], all_values[head]).argmin(dim=1).tolist()
         assert place == sorted(place)
@@ -106,7 +106,7 @@ def test_heads_keep_different_tokens_and_all_the_sink(name, fields, tiny_llama):
     assert sets[0] != sets[1]
 
 
-def test_sizes_that_cannot_work_are_told():
+def test_invalid_sizes_are_reported():
     with pytest.raises(ValueError, match="budget=8: too small"):
         context.make("h2o", budget=8)
     with pytest.raises(ValueError, match="interval=0"):
@@ -135,13 +135,13 @@ def test_sizes_that_cannot_work_are_told():
         ("snapkv", {}),
     ],
 )
-def test_the_budget_that_an_error_advises_is_the_least_that_works(name, sizes, budget):
+def test_the_budget_in_an_error_message_is_the_smallest_valid_one(name, sizes, budget):
     try:
         context.make(name, budget=budget, **sizes)
     except ValueError as error:
-        advised = re.search(r"at least (\d+)", str(error))
-        assert advised is not None
-        least = int(advised[1])
+        match = re.search(r"at least (\d+)", str(error))
+        assert match is not None
+        least = int(match[1])
         context.make(name, budget=least, **sizes)
         with pytest.raises(ValueError, match=f"at least {least}"):
             context.make(name, budget=least - 1, **sizes)

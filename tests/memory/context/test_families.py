@@ -1,4 +1,4 @@
-"""Every family under every policy at three times the budget, against the model's own layers, naively run."""
+"""Every family under every policy at three times the budget, against a naive run of the model's layers."""
 
 import copy
 from collections.abc import Callable
@@ -30,7 +30,7 @@ POLICIES = {
     "chunks": {"budget": BUDGET, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
 QUICK = ("gpt_oss", "smollm3", "cohere", "falcon_h1", "gemma2")
-"""Families that the default suite tries: learned sinks, no positions, neighbouring pairs, states, a cap."""
+"""Families in the default suite: learned sinks, no positions, interleaved pairs, states, a soft cap."""
 WITHOUT_POSITIONS = {
     "cohere2": 1,
     "llama4": 1,
@@ -39,25 +39,25 @@ WITHOUT_POSITIONS = {
     "granitemoehybrid-still": 1,
     "nemotron_h": 2,
 }
-"""Families and which of their layers has no positions."""
+"""Index of the layer without positions, by family."""
 
 
 @pytest.fixture(scope="module")
 def models():
-    """Return a maker of models of one key head, made once."""
-    made = {}
+    """Return a cached builder of models with one key head."""
+    models_by_family = {}
 
-    def get(family):
-        if family not in made:
+    def get_model(family):
+        if family not in models_by_family:
             one = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
             alone = {"num_attention_heads": 1, "num_key_value_heads": 1}
             options = alone if family in ("gpt_neox", "falcon", "falcon-new", "modernbert-decoder") else one
             if family == "falcon-new":
                 options = alone | {"num_kv_heads": 1}
-            made[family] = make(family, **options)
-        return made[family]
+            models_by_family[family] = make(family, **options)
+        return models_by_family[family]
 
-    return get
+    return get_model
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def read(model, cache, ids, cuts, mask=None):
     with torch.no_grad():
         for end in [*cuts, ids.shape[1]]:
             options = {} if mask is None else {"attention_mask": mask[:, :end]}
-            if isinstance(cache, DynamicCache):  # as `generate` tells them: Bamba would count from 0 again
+            if isinstance(cache, DynamicCache):  # as `generate` does; Bamba would count from 0 again
                 options |= {"position_ids": torch.arange(begin, end)[None]}
             out.append(model(ids[:, begin:end], cache=cache, **options).logits)
             begin = end
@@ -90,7 +90,7 @@ def decode(length, first=0):
 def test_the_full_policy_is_the_models_own_cache(family):
     model = make(family)
     generator = torch.Generator().manual_seed(1)
-    # Llama 4 scales queries by how many columns it has seen, those of padding too.
+    # Llama 4 scales queries by the number of columns seen, padding included.
     padding = 0 if family == "llama4" else 5
     ids, mask = pad(torch.randint(2, 128, (2, LENGTH), generator=generator), padding)
     cuts = [20, 27, *decode(LENGTH, 27)]
@@ -113,21 +113,21 @@ def layers_of(model):
 
 
 class Naive:
-    """A model whose layers read, token by token, what they are told; without any cache."""
+    """Reference model without a cache whose layers read, token by token, given sets of tokens."""
 
     def __init__(self, model, ids):
         self.model, self.ids = model, ids
 
-    def logits(self, kept: Callable[[int, int], list[int] | None], slots: bool, without: int | None):
-        """Return logits where in layer `l` token `t` reads the tokens `kept(l, t)`, None for all up to it.
+    def logits(self, select_tokens: Callable[[int, int], list[int] | None], slots: bool, without: int | None):
+        """Return the logits if token `t` in layer `l` reads the tokens `select_tokens(l, t)`, None for all.
 
-        They stand at positions without gaps, or at their own; in layer `without` at none, so that a mask says
-        all that is read there.
+        With `slots` the tokens have consecutive positions, otherwise their own. Layer `without` has no
+        positions, so a mask is enough there.
         """
         hidden = self._run(0, None, torch.arange(LENGTH)[None])[0]
         for layer in range(len(layers_of(self.model))):
             whole = self._run(layer, hidden, torch.arange(LENGTH)[None])
-            reads = [kept(layer, t) for t in range(LENGTH)]
+            reads = [select_tokens(layer, t) for t in range(LENGTH)]
             if all(tokens is None for tokens in reads):
                 hidden = whole[1]
             elif layer == without:
@@ -136,7 +136,7 @@ class Naive:
                 hidden = self._read(layer, hidden, reads, slots, whole[2])
         last = layers_of(self.model)[-1]
         with torch.no_grad(), ExitStack() as stack:
-            stack.callback(last.register_forward_hook(lambda *_: _as(_[-1], hidden)).remove)
+            stack.callback(last.register_forward_hook(lambda *_: _replace_hidden(_[-1], hidden)).remove)
             return self.model(self.ids, use_cache=False).logits
 
     def _read(self, layer, hidden, reads, slots, state):
@@ -156,8 +156,8 @@ class Naive:
         return self._run(layer, hidden, torch.arange(LENGTH)[None], mask=additive.to(hidden.dtype))[1]
 
     def _run(self, layer, hidden, positions, tokens=None, mamba=None, mask=None):
-        """Return what a layer was given, what it made of it, and what its state made of it, if it has one."""
-        module, seen = layers_of(self.model)[layer], {}
+        """Return the input and output of a layer, and the output of its state module, if it has one."""
+        module, records = layers_of(self.model)[layer], {}
 
         def before(_, args, options):
             if hidden is not None:
@@ -165,20 +165,20 @@ class Naive:
                     args = (hidden, *args[1:])
                 else:
                     options = options | {"hidden_states": hidden}
-            seen["in"] = args[0] if args else options["hidden_states"]
+            records["in"] = args[0] if args else options["hidden_states"]
             return args, options
 
         def state(_, __, out):
-            seen["state"] = out
+            records["state"] = out
             return out if mamba is None else mamba[:, tokens]
 
         with torch.no_grad(), ExitStack() as stack:
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-            after = module.register_forward_hook(lambda *_: seen.update(out=_[-1]))
+            after = module.register_forward_hook(lambda *_: records.update(out=_[-1]))
             stack.callback(after.remove)
             if getattr(module, "mamba", None) is not None and hasattr(module, "self_attn"):
                 stack.callback(module.mamba.register_forward_hook(state).remove)
-            # Without a mask, positions with gaps would be taken for several texts.
+            # Without a mask, the model treats positions with gaps as several texts.
             mask = torch.ones_like(positions) if mask is None else mask
             decoder_of(self.model)(
                 self.ids[:, : positions.shape[1]],
@@ -186,25 +186,25 @@ class Naive:
                 use_cache=False,
                 attention_mask=mask,
             )
-        out = seen["out"]
-        return seen["in"], out[0] if isinstance(out, tuple) else out, seen.get("state")
+        out = records["out"]
+        return records["in"], out[0] if isinstance(out, tuple) else out, records.get("state")
 
 
-def _as(like, hidden):
+def _replace_hidden(like, hidden):
     return (hidden, *like[1:]) if isinstance(like, tuple) else hidden
 
 
-def recorded(model, cache, ids, cuts, monkeypatch):
-    """Return logits, and by layer under the policy which tokens each one read that came in a call alone."""
-    values = {layer.index: [] for layer in cache.attending}
-    kept, attend, reach = {}, PolicyLayer.attend, ChunksMemory._reach
-    held = []
+def read_and_record(model, cache, ids, cuts, monkeypatch):
+    """Return logits, and for each layer under the policy the tokens read by each single-token call."""
+    values = {layer.index: [] for layer in cache.attention_layers}
+    tokens_read, attend, reach = {}, PolicyLayer.attend, ChunksMemory._reach
+    chunk_values = []
 
-    def noted(self, query, keys, new, mask, scoring):
+    def record_attend(self, query, keys, new, mask, scoring):
         memory, length = self.memory, new.shape[2]
-        held.clear()
-        # Copies, for what there is room behind is written in place.
-        before = {part: tensor.clone() for part, tensor in memory.saved().items()}
+        chunk_values.clear()
+        # Copies, since preallocated tensors are written in place.
+        before = {part: tensor.clone() for part, tensor in memory.state_dict().items()}
         whole = name == "recycled" and self.sees_everything
         whole = whole and (length > 1 or memory._since in (0, memory.policy.stride))
         out = attend(self, query, keys, new, mask, scoring)
@@ -214,27 +214,27 @@ def recorded(model, cache, ids, cuts, monkeypatch):
         if name in ("sinks", "window"):
             read = memory.state["values"][0, 0]
         elif name == "recycled":
-            # As it was read, before the next full step renews it.
+            # The copy as it was read, before the next full step refreshes it.
             read = memory.state["copied_values"][0, 0]
         elif name == "chunks":
-            read = held[0]
+            read = chunk_values[0]
         else:
             read = torch.cat([before["values"][0, 0], new[0, 0]]) if before else new[0, 0]
-        known = torch.cat(values[self.index])
-        equal = (read[:, None] == known[None]).all(dim=-1)
+        all_values = torch.cat(values[self.index])
+        equal = (read[:, None] == all_values[None]).all(dim=-1)
         assert equal.sum(dim=1).eq(1).all()
-        kept[self.index, len(known) - 1] = sorted(equal.int().argmax(dim=1).tolist())
+        tokens_read[self.index, len(all_values) - 1] = sorted(equal.int().argmax(dim=1).tolist())
         return out
 
-    def reached(self, at_origin, alone, scoring):
+    def record_reach(self, at_origin, alone, scoring):
         far, near = reach(self, at_origin, alone, scoring)
-        held.append(torch.cat([*([] if far is None else [far[0]]), near[0]])[:, self._width :])
+        chunk_values.append(torch.cat([*([] if far is None else [far[0]]), near[0]])[:, self._width :])
         return far, near
 
     name = context.name_of(cache.policy)
-    monkeypatch.setattr(PolicyLayer, "attend", noted)
-    monkeypatch.setattr(ChunksMemory, "_reach", reached)
-    return read(model, cache, ids, cuts), kept
+    monkeypatch.setattr(PolicyLayer, "attend", record_attend)
+    monkeypatch.setattr(ChunksMemory, "_reach", record_reach)
+    return read(model, cache, ids, cuts), tokens_read
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -242,33 +242,33 @@ def recorded(model, cache, ids, cuts, monkeypatch):
     "family",
     [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
 )
-def test_policies_read_as_the_models_layers_do_of_what_is_kept(family, name, models, ids, monkeypatch):
+def test_policies_equal_the_models_layers_on_the_retained_tokens(family, name, models, ids, monkeypatch):
     model, policy = models(family), context.make(name, **POLICIES[name])
-    first = 0 if policy.any_cut else PROMPT
+    first = 0 if policy.split_invariant else PROMPT
     cuts = decode(LENGTH, first) if first == 0 else [first, *decode(LENGTH, first)]
-    logits, kept = recorded(model, PolicyCache(policy, model), ids, cuts, monkeypatch)
-    under = {layer for layer, _ in kept}
-    assert all(len(tokens) < LENGTH // 2 for (_, t), tokens in kept.items() if t > 3 * BUDGET - 1)
+    logits, tokens_read = read_and_record(model, PolicyCache(policy, model), ids, cuts, monkeypatch)
+    policy_layers = {layer for layer, _ in tokens_read}
+    assert all(len(tokens) < LENGTH // 2 for (_, t), tokens in tokens_read.items() if t > 3 * BUDGET - 1)
     if name in ("sinks", "window"):
         sinks = SINKS if name == "sinks" else 0
-        for (_, t), tokens in kept.items():
+        for (_, t), tokens in tokens_read.items():
             window = range(max(sinks, t + 1 - BUDGET + sinks), t + 1)
             assert tokens == [*range(min(sinks, t + 1)), *(j for j in window if j >= sinks)]
-    if policy.any_cut:
+    if policy.split_invariant:
         monkeypatch.undo()
         close(read(model, PolicyCache(policy, model), ids, [20, 27, 28]), logits)
-    if not under:
+    if not policy_layers:
         assert family == "mistral-window"
         close(logits, read(model, DynamicCache(config=model.config), ids, cuts))
         return
     naive = Naive(model, ids).logits(
-        lambda layer, t: kept.get((layer, t)), policy.moves_positions, WITHOUT_POSITIONS.get(family)
+        lambda layer, t: tokens_read.get((layer, t)), policy.moves_positions, WITHOUT_POSITIONS.get(family)
     )
     close(logits, naive)
 
 
 @pytest.mark.parametrize("family", REFUSED)
-def test_what_cannot_be_served_is_refused_with_the_reason(family):
+def test_unsupported_families_are_refused_with_the_reason(family):
     name, options, reason = REFUSED[family]
     model = AutoModelForCausalLM.from_config(config_of(name, options))
     with pytest.raises(ValueError, match=reason) as refusal:
@@ -277,26 +277,26 @@ def test_what_cannot_be_served_is_refused_with_the_reason(family):
 
 
 MIXED = ["gemma3", "gpt_oss", "llama4", "qwen3_next", "lfm2", "falcon_h1", "falcon", "gpt_neox"]
-"""One family or more for every kind of layer."""
+"""At least one family for every layer type."""
 
 
 @pytest.mark.parametrize("name", ["full", "sinks"])
 @pytest.mark.parametrize("family", MIXED)
-def test_what_is_saved_copied_or_reordered_goes_on_alike(family, name, tmp_path):
+def test_saved_copied_and_reordered_caches_continue_alike(family, name, tmp_path):
     model, policy = make(family), context.make(name, **POLICIES.get(name, {}))
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(2, 128, (2, LENGTH), generator=generator)
     cache = PolicyCache(policy, model)
     read(model, cache, ids[:, :30], [20, 29])
-    cache.save(tmp_path / "kept")
-    twin = copy.deepcopy(cache)
-    swapped = copy.deepcopy(cache)
-    swapped.reorder_cache(torch.tensor([1, 0]))
+    cache.save(tmp_path / "cache")
+    clone = copy.deepcopy(cache)
+    reordered_cache = copy.deepcopy(cache)
+    reordered_cache.reorder_cache(torch.tensor([1, 0]))
     expected = read(model, cache, ids[:, 30:], decode(10))
-    close(read(model, twin, ids[:, 30:], decode(10)), expected)
-    close(read(model, swapped, ids[:, 30:].flip(0), decode(10)).flip(0), expected)
-    loaded = PolicyCache.load(tmp_path / "kept", policy, model)
-    close(read(model, loaded, ids[:, 30:], decode(10)), expected)
+    close(read(model, clone, ids[:, 30:], decode(10)), expected)
+    close(read(model, reordered_cache, ids[:, 30:].flip(0), decode(10)).flip(0), expected)
+    loaded_cache = PolicyCache.load(tmp_path / "cache", policy, model)
+    close(read(model, loaded_cache, ids[:, 30:], decode(10)), expected)
     cache.reset()
     read(model, cache, ids[:, :30], [20, 29])
     close(read(model, cache, ids[:, 30:], decode(10)), expected)
@@ -311,19 +311,23 @@ def test_bytes_are_those_of_the_models_own_cache(family):
     for each in (own, cache):
         read(model, each, ids, decode(LENGTH, 30))
     shape = cache.shape()
-    states = seen = 0
+    states = window_bytes = 0
     theirs: Any
     for layer, theirs in zip(cache.layers, own.layers, strict=True):
         if isinstance(layer, StateLayer):
-            kinds = (theirs.conv_states, theirs.recurrent_states)
-            states += sum(x.nbytes for kind in kinds for x in kind.values() if x is not None)
+            state_dicts = (theirs.conv_states, theirs.recurrent_states)
+            states += sum(
+                x.nbytes for states_by_index in state_dicts for x in states_by_index.values() if x is not None
+            )
         if isinstance(layer, PolicyLayer) and layer.sees_everything:
             assert theirs.keys.nbytes + theirs.values.nbytes == LENGTH * shape.token_bytes // shape.layers
         elif isinstance(layer, PolicyLayer):
-            # One column more than theirs, so that a token is written in its place, and a time for each.
+            # One more column than the model's cache, for writing in place, and a time per column.
             columns = theirs.keys.shape[2] + 1
-            seen += (theirs.keys.nbytes + theirs.values.nbytes) // (columns - 1) * columns + 8 * columns
-    assert cache.nbytes() == cache.policy.nbytes(LENGTH, shape) + seen + states
+            window_bytes += (theirs.keys.nbytes + theirs.values.nbytes) // (
+                columns - 1
+            ) * columns + 8 * columns
+    assert cache.nbytes() == cache.policy.nbytes(LENGTH, shape) + window_bytes + states
 
 
 @pytest.mark.parametrize("family", MIXED)
@@ -333,22 +337,22 @@ def test_generation_by_beams_and_of_padded_batches_is_the_models_own(family):
     padding = 0 if family == "llama4" else 5
     ids, mask = pad(torch.randint(2, 128, (2, 20), generator=generator), padding)
     for options in ({"num_beams": 3}, {"do_sample": False}):
-        asked = options | {"max_new_tokens": 12, "pad_token_id": 0, "attention_mask": mask}
-        own = model.generate(ids, **asked)
-        ours = model.generate(ids, cache=PolicyCache(context.make("full"), model), **asked)
+        arguments = options | {"max_new_tokens": 12, "pad_token_id": 0, "attention_mask": mask}
+        own = model.generate(ids, **arguments)
+        ours = model.generate(ids, cache=PolicyCache(context.make("full"), model), **arguments)
         assert own.tolist() == ours.tolist()
 
 
-def test_states_cannot_be_taken_back_and_drafts_are_refused():
+def test_states_cannot_be_cropped_and_drafts_are_refused():
     model = make("lfm2")
     cache = PolicyCache(context.make("full"), model)
     read(model, cache, torch.randint(2, 128, (1, 20)), [])
     with pytest.raises(ValueError, match="states of their own"):
         cache.crop(-1)
     assert not cache.is_croppable
-    with pytest.raises(ValueError, match=r"assisted decoding .* the model's own making cannot be; leave the"):
+    with pytest.raises(ValueError, match=r"assisted decoding .* do not support this; leave the"):
         cache.activate_past_recording()
-    # Of windows nothing is lost before they are full.
+    # Windows can be cropped until they are full.
     model = make("gemma3", sliding_window=32)
     ids = torch.randint(2, 128, (1, LENGTH))
     cache = PolicyCache(context.make("full"), model)
@@ -362,7 +366,7 @@ def test_states_cannot_be_taken_back_and_drafts_are_refused():
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_call_that_broke_off_in_a_layer_with_a_state_is_known(layer):
+def test_a_call_interrupted_in_a_layer_with_a_state_is_known(layer):
     model = make("lfm2")
     cache = PolicyCache(context.make("full"), model)
     ids = torch.randint(2, 128, (1, 20))
@@ -375,28 +379,28 @@ def test_a_call_that_broke_off_in_a_layer_with_a_state_is_known(layer):
     with pytest.raises(KeyboardInterrupt):
         read(model, cache, ids[:, :3], [])
     hook.remove()
-    with pytest.raises(RuntimeError, match="broken off"):
+    with pytest.raises(RuntimeError, match="was interrupted"):
         read(model, cache, ids[:, :3], [])
     cache.reset()
     close(read(model, cache, ids, []), read(model, DynamicCache(config=model.config), ids, []))
 
 
-def test_the_table_of_families_is_of_today():
+def test_the_table_of_families_is_up_to_date():
     results = Path(__file__).parents[3] / "experiments" / "results" / "families.md"
     assert results.read_text() == table()
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gpt_oss", "qwen3_next", "cohere2"])
-def test_what_is_looked_at_is_what_the_model_does(family):
+def test_captured_weights_are_those_of_the_model(family):
     model = make(family)
     ids = torch.randint(2, 128, (2, 20))
     layers = attention_modules(model)
     model.set_attn_implementation("eager")
     with torch.no_grad():
         expected = model(ids, output_attentions=True, use_cache=False)
-        with capture_attention(model, dict.fromkeys(layers)) as captured:
+        with capture_attention(model, dict.fromkeys(layers)) as recorded_weights:
             logits = model(ids, use_cache=False).logits
     close(logits, expected.logits)
     theirs = [weights for weights in expected.attentions if weights is not None]
     for layer, weights in zip(layers, theirs[-len(layers) :], strict=True):
-        close(captured[layer][0], weights)
+        close(recorded_weights[layer][0], weights)

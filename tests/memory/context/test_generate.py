@@ -1,4 +1,4 @@
-"""What of transformers writes text writes it through a policy's cache: beams, drafts, batches, pipelines."""
+"""Generation of transformers with a policy cache: beams, assisted decoding, batches, pipelines."""
 
 import copy
 from typing import Any
@@ -14,7 +14,7 @@ from scrubjay.memory.context import PolicyCache
 
 NEW = 10
 WIDE = {name: {} if name == "full" else {"budget": 64} for name in context.list_policies()}
-"""Policies that drop nothing yet."""
+"""Sizes at which nothing is evicted yet."""
 TIGHT: dict[str, dict[str, Any]] = {
     "window": {"budget": 12},
     "sinks": {"budget": 12, "num_sinks": 2},
@@ -23,7 +23,7 @@ TIGHT: dict[str, dict[str, Any]] = {
     "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
     "chunks": {"budget": 12, "chunk_size": 2, "local_chunks": 2, "store": "model"},
 }
-"""Policies that drop or leave unread most of a prompt."""
+"""Sizes at which most of a prompt is evicted or not read."""
 QUICK = ("gpt_oss", "falcon", "falcon_h1", "gemma3")
 
 
@@ -39,12 +39,12 @@ def prompt(length, rows=1, seed=4):
 @pytest.mark.parametrize("family", quick(FAMILIES))
 def test_beams_are_the_models_own_while_nothing_is_dropped(family, name):
     model: Any = make(family)
-    # Llama 4 scales queries by columns seen, of padding too; what Gemma 2 makes of padding is no number.
+    # Llama 4 scales queries by columns seen, padding included; Gemma 2 outputs NaN for padding.
     padding = 0 if family in ("llama4", "gemma2") else 5
     ids, mask = pad(prompt(20, 2), padding)
-    asked = {"max_new_tokens": NEW, "pad_token_id": 0, "attention_mask": mask, "num_beams": 3}
-    own = model.generate(ids, **asked)
-    ours = model.generate(ids, cache=PolicyCache(context.make(name, **WIDE[name]), model), **asked)
+    arguments = {"max_new_tokens": NEW, "pad_token_id": 0, "attention_mask": mask, "num_beams": 3}
+    own = model.generate(ids, **arguments)
+    ours = model.generate(ids, cache=PolicyCache(context.make(name, **WIDE[name]), model), **arguments)
     assert own.tolist() == ours.tolist()
 
 
@@ -53,32 +53,32 @@ def test_beams_are_the_models_own_while_nothing_is_dropped(family, name):
 def test_a_padded_row_is_written_as_alone_under_a_tight_policy(family, name):
     model: Any = make(family)
     ids, mask = pad(prompt(30, 2), 5)
-    asked = {"max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
+    arguments = {"max_new_tokens": NEW, "pad_token_id": 0, "eos_token_id": None, "do_sample": False}
 
-    def write(ids, mask):
+    def generate(ids, mask):
         cache = PolicyCache(context.make(name, **TIGHT[name]), model)
-        return model.generate(ids, cache=cache, attention_mask=mask, **asked)[:, -NEW:].tolist()
+        return model.generate(ids, cache=cache, attention_mask=mask, **arguments)[:, -NEW:].tolist()
 
-    both = write(ids, mask)
+    both = generate(ids, mask)
     for row, first in enumerate((5, 0)):
-        assert write(ids[row : row + 1, first:], mask[row : row + 1, first:]) == both[row : row + 1]
+        assert generate(ids[row : row + 1, first:], mask[row : row + 1, first:]) == both[row : row + 1]
 
 
 @pytest.mark.parametrize("family", quick(FAMILIES))
 def test_drafts_change_no_text_or_are_refused(family):
     model: Any = make(family)
     ids = prompt(20)
-    asked = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    arguments = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
     cache = PolicyCache(context.make("full"), model)
     if not cache.is_croppable:
         with pytest.raises(
-            ValueError, match=r"assisted (decoding .* the model's own making|generation is not supported)"
+            ValueError, match=r"assisted (decoding .* do not support this|generation is not supported)"
         ):
-            model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **asked)
+            model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **arguments)
         assert cache.get_seq_length() == 0
         return
-    own = model.generate(ids, **asked)
-    ours = model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **asked)
+    own = model.generate(ids, **arguments)
+    ours = model.generate(ids, cache=cache, assistant_model=copy.deepcopy(model), **arguments)
     assert own.tolist() == ours.tolist()
 
 
@@ -88,20 +88,20 @@ def test_pipelines_write_through_a_policy(name, tiny_chat):
     tokenizer.padding_side = "left"
     policy = context.make(name, **TIGHT.get(name, {}))
     pipe: Any = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer)
-    asked = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
+    arguments = {"max_new_tokens": NEW, "do_sample": False, "return_full_text": False}
     texts = ["The jay hides what it will want in winter.", "It remembers where."]
 
-    def write(texts, **options):
+    def generate(texts, **options):
         cache = PolicyCache(policy, model)
-        written = pipe(texts, cache=cache, **asked, **options)
-        return [each[0]["generated_text"] for each in written], cache
+        outputs = pipe(texts, cache=cache, **arguments, **options)
+        return [each[0]["generated_text"] for each in outputs], cache
 
-    alone = [write([text])[0][0] for text in texts]
-    together, cache = write(texts, batch_size=2)
+    alone = [generate([text])[0][0] for text in texts]
+    together, cache = generate(texts, batch_size=2)
     assert together == alone
     tokens = max(len(tokenizer(text).input_ids) for text in texts) + NEW - 1
     assert cache.get_seq_length() == tokens
     if name == "full":
-        assert alone == [pipe(text, **asked)[0]["generated_text"] for text in texts]
-    elif policy.any_cut:
+        assert alone == [pipe(text, **arguments)[0]["generated_text"] for text in texts]
+    elif policy.split_invariant:
         assert cache.nbytes() < PolicyCache(context.make("full"), model).policy.nbytes(tokens, cache.shape())

@@ -1,4 +1,4 @@
-"""A stranger's model folder runs no code and nothing is unpickled; an honest one loads."""
+"""An untrusted model folder runs no code and is not unpickled; a harmless one loads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class T(PreTrainedTokenizerFast):
 
 
 class Runs:
-    """A pickle that runs a command when it is loaded."""
+    """Pickle that runs a command when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -104,10 +104,10 @@ def test_the_command_runs_none_either_whatever_is_typed(folder, tmp_path):
     with_model_code(folder, mark)
     for words in (["chat", "--model", folder], ["agent", "hi?", "--model", folder, "--tools", "none"]):
         command = [sys.executable, "-P", "-m", "scrubjay", *map(str, words)]
-        done = subprocess.run(command, input="y\ny\nhello\n", capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        assert "Do you wish to run" not in done.stdout + done.stderr
-        assert "needs Python code from its own folder, which is never run" in done.stderr
+        result = subprocess.run(command, input="y\ny\nhello\n", capture_output=True, text=True, check=False)
+        assert result.returncode == 2
+        assert "Do you wish to run" not in result.stdout + result.stderr
+        assert "needs Python code from its own folder, which is never run" in result.stderr
         assert not mark.exists()
 
 
@@ -115,36 +115,36 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def pickled(folder: Path, mark: Path | None = None) -> None:
+def pickle_weights(folder: Path, mark: Path | None = None) -> None:
     """Replace a folder's weights by a pickle, which runs a command if `mark` is given."""
     weights: dict[str, Any] = dict(weights_of(folder))
     (folder / "model.safetensors").unlink()
     torch.save(weights if mark is None else {**weights, "x": Runs(mark)}, folder / "pytorch_model.bin")
 
 
-def pickled_in_parts(folder: Path) -> None:
-    pickled(folder)
+def pickle_in_shards(folder: Path) -> None:
+    pickle_weights(folder)
     (folder / "pytorch_model.bin").rename(folder / "pytorch_model-00001-of-00001.bin")
     names = torch.load(folder / "pytorch_model-00001-of-00001.bin", weights_only=True)
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, "pytorch_model-00001-of-00001.bin")}
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
 
 
-def pickled_under_a_safe_name(folder: Path) -> None:
-    pickled_in_parts(folder)
+def pickle_under_a_safetensors_name(folder: Path) -> None:
+    pickle_in_shards(folder)
     (folder / "pytorch_model.bin.index.json").rename(folder / "model.safetensors.index.json")
 
 
-def pickled_and_named_in_the_config(folder: Path) -> None:
-    shutil.copy(folder / "model.safetensors", folder / "kept")
-    pickled(folder)
+def pickle_with_name_in_config(folder: Path) -> None:
+    shutil.copy(folder / "model.safetensors", folder / "backup")
+    pickle_weights(folder)
     (folder / "pytorch_model.bin").rename(folder / "adapter_model.bin")
-    (folder / "kept").rename(folder / "model.safetensors")
+    (folder / "backup").rename(folder / "model.safetensors")
     change(folder / "config.json", transformers_weights="adapter_model.bin")
 
 
 @pytest.mark.parametrize(
-    "write", [pickled, pickled_in_parts, pickled_under_a_safe_name, pickled_and_named_in_the_config]
+    "write", [pickle_weights, pickle_in_shards, pickle_under_a_safetensors_name, pickle_with_name_in_config]
 )
 def test_pickled_weights_are_refused_unless_trusted(folder, tiny_chat, write):
     write(folder)
@@ -158,30 +158,30 @@ def test_pickled_weights_are_refused_unless_trusted(folder, tiny_chat, write):
 
 
 def test_the_advice_converts_pickled_weights(folder, tiny_chat):
-    pickled(folder)
-    with pytest.raises(ValueError, match="convert it once") as refused:
+    pickle_weights(folder)
+    with pytest.raises(ValueError, match="convert it once") as error:
         context.load_model(folder)
-    exec(str(refused.value).partition("convert it once: ")[2], {})  # noqa: S102
+    exec(str(error.value).partition("convert it once: ")[2], {})  # noqa: S102
     ids = torch.tensor([[2, 3, 4]])
     with torch.no_grad():
         assert torch.equal(context.load_model(folder)[0](ids).logits, tiny_chat[0](ids).logits)
 
 
 def test_a_trusted_pickle_of_code_is_an_error_and_runs_nothing(folder, tmp_path):
-    pickled(folder, tmp_path / "ran")
+    pickle_weights(folder, tmp_path / "ran")
     with pytest.raises(ValueError, match="cannot be read"):
         context.load_model(folder, trust=True)
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_chat_model_refuses_pickles_and_admits_them_if_told(folder):
-    pickled(folder)
+def test_a_chat_model_refuses_pickles_unless_trust_is_set(folder):
+    pickle_weights(folder)
     model = LocalChatModel(model=folder, max_tokens=3)
     with pytest.raises(ValueError, match="are pickled"):
         model.invoke("hi")
     trusting = LocalChatModel(model=folder, max_tokens=3, trust=True)
     assert isinstance(trusting.invoke("hi").content, str)
-    with pytest.raises(ValueError, match="are pickled"):  # while the other holds the model
+    with pytest.raises(ValueError, match="are pickled"):  # while the other has the model loaded
         model.invoke("hi")
 
 
@@ -212,18 +212,18 @@ def test_a_config_that_refers_to_others_hides_nothing(folder):
 
 
 def test_an_index_that_cannot_be_read_is_not_taken_for_safe(folder):
-    pickled_under_a_safe_name(folder)
+    pickle_under_a_safetensors_name(folder)
     (folder / "model.safetensors.index.json").write_text("[]")
     with pytest.raises(ValueError, match=r"are pickled \(model.safetensors.index.json\)"):
         context.load_model(folder)
 
 
 def test_the_advice_keeps_the_precision(folder):
-    pickled(folder)
+    pickle_weights(folder)
     change(folder / "config.json", dtype="bfloat16")
-    with pytest.raises(ValueError, match="convert it once") as refused:
+    with pytest.raises(ValueError, match="convert it once") as error:
         context.load_model(folder)
-    exec(str(refused.value).partition("convert it once: ")[2], {})  # noqa: S102
+    exec(str(error.value).partition("convert it once: ")[2], {})  # noqa: S102
     assert {weight.dtype for weight in weights_of(folder).values()} == {torch.bfloat16}
 
 

@@ -1,4 +1,4 @@
-"""Models are loaded without a word where nobody sees it."""
+"""Loading of models: no progress bars in logs, and unsupported models are refused early."""
 
 import importlib
 from typing import Any
@@ -26,17 +26,17 @@ def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):
     assert logging.is_progress_bar_enabled()
 
 
-def test_a_model_that_no_policy_serves_is_refused_before_its_weights_are_read(tmp_path):
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(tmp_path):
     from transformers import Mamba2Config
 
     Mamba2Config(num_heads=4, head_dim=16, hidden_size=32).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="attends in no layer"):  # there are no weights
+    with pytest.raises(ValueError, match="has no attention layer"):  # there are no weights
         context.load_model(tmp_path, under_policy=True)
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "abacus"])
-def test_a_device_that_is_not_there_is_named_before_anything_is_read(tmp_path, device):
-    with pytest.raises(ValueError, match=f"device='{device}': torch cannot compute there"):
+def test_an_unavailable_device_is_named_before_anything_is_read(tmp_path, device):
+    with pytest.raises(ValueError, match=f"device='{device}': torch cannot compute on this device"):
         context.load_model(tmp_path, device=device)  # an empty folder
 
 
@@ -44,15 +44,15 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_read(tmp_path, d
     ("name", "reason"),
     [
         ("DiffLlama", "DiffLlamaAttention attends .* twice"),
-        ("Doge", "DogeAttention attends by a mask of its own"),
-        ("GPTNeo", "does not take attention functions"),
-        ("Dory", "reads layers 2 times in a call"),
+        ("Doge", "DogeAttention uses a custom"),
+        ("GPTNeo", "does not support transformers' AttentionInterface"),
+        ("Dory", "runs its layers 2 times in a call"),
         ("RecurrentGemma", "keeps states in its modules"),
-        ("xLSTM", "cannot be served: AttributeError: 'PolicyCache' object has no"),
-        ("Blt", "cannot be served: AttributeError: 'BltConfig' object has no"),
+        ("xLSTM", "is not supported: AttributeError: 'PolicyCache' object has no"),
+        ("Blt", "is not supported: AttributeError: 'BltConfig' object has no"),
     ],
 )
-def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
+def test_unsupported_models_are_refused_by_a_test_call(tmp_path, name, reason):
     getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=reason):
         context.load_model(tmp_path, under_policy=True)
@@ -62,12 +62,12 @@ def test_so_is_one_of_which_only_a_call_tells_it(tmp_path, name, reason):
 def test_a_mixture_of_experts_is_called_to_its_last_layer(tmp_path, monkeypatch, family):
     caches = []
 
-    class Noted(PolicyCache):
+    class RecordingCache(PolicyCache):
         def __init__(self, *args, **options):
             super().__init__(*args, **options)
             caches.append(self)
 
-    monkeypatch.setattr("scrubjay.memory.context.models.PolicyCache", Noted)
+    monkeypatch.setattr("scrubjay.memory.context.models.PolicyCache", RecordingCache)
     config = config_of(*FAMILIES[family])
     config.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):  # there are no weights
@@ -76,14 +76,14 @@ def test_a_mixture_of_experts_is_called_to_its_last_layer(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_one_that_policies_serve_is_read(tmp_path, family):
+def test_supported_models_pass_the_test_call(tmp_path, family):
     config_of(*FAMILIES[family]).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):  # there are no weights
         context.load_model(tmp_path, under_policy=True)
 
 
-def test_so_do_those_of_gguf_files(smollm2_and_what_it_said):
+def test_progress_bars_of_gguf_files_stay_out_of_logs(smollm2_and_stderr):
     gguf: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
 
-    assert smollm2_and_what_it_said[2] == ""
+    assert smollm2_and_stderr[2] == ""
     assert gguf.tqdm is tqdm

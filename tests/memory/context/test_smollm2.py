@@ -1,4 +1,4 @@
-"""A real model, in short: what the policies promise holds for trained weights and trained sinks."""
+"""Policies on a real model, with trained weights and trained sinks."""
 
 import copy
 
@@ -7,8 +7,8 @@ import torch
 from transformers import DynamicCache
 
 from scrubjay.memory import context
-from scrubjay.memory.context.layers.turned import turns_of
-from scrubjay.memory.context.parts.rotary import Layout
+from scrubjay.memory.context.layers.rotation import find_rotation
+from scrubjay.memory.context.parts.rotary import PairLayout
 
 TEXT = (
     "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in "
@@ -32,7 +32,7 @@ def loss(model, ids, cache):
     return torch.nn.functional.cross_entropy(logits[0, 40:], ids[0, 41:]).item()
 
 
-@pytest.mark.slow  # unpacking the model takes a quarter of a minute
+@pytest.mark.slow  # dequantizing the model takes 15 seconds
 def test_sinks_save_the_window(smollm2, ids):
     model, _ = smollm2
     full = loss(model, ids, DynamicCache(config=model.config))
@@ -46,9 +46,9 @@ def test_sinks_save_the_window(smollm2, ids):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_policy_serves_half_precision_as_float32(smollm2, ids, dtype):
-    """Its keys have channels of outliers, beside which other pairs' rotation looks like rounding."""
+    """Keys have outlier channels, next to which the rotation of other pairs looks like rounding."""
     model = copy.deepcopy(smollm2[0]).to(dtype)
-    assert {rotary and rotary.layout for rotary in turns_of(model).by_layer} == {Layout(32)}
+    assert {rotary and rotary.layout for rotary in find_rotation(model).by_layer} == {PairLayout(32)}
     for name in context.list_policies():
         policy = context.make(name, **({} if name == "full" else {"budget": 48}))
         exact, half = (loss(each, ids, context.PolicyCache(policy, each)) for each in (smollm2[0], model))

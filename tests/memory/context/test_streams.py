@@ -1,16 +1,16 @@
-"""Sinks and windows against texts cut by hand, and over texts that do not end."""
+"""Sinks and windows against texts cut by hand, and on very long texts."""
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 from scrubjay.memory import context
-from scrubjay.memory.context.layers.turned import turns_of
+from scrubjay.memory.context.layers.rotation import find_rotation
 
 
 @pytest.mark.parametrize(("num_sinks", "budget"), [(0, 1), (0, 6), (1, 2), (3, 9)])
 def test_a_query_reads_the_text_that_is_left_at_its_slots(num_sinks, budget, tiny_llama):
-    # With one layer a key is of its token alone: what is left can be read by the model itself, afresh.
+    # With one layer a key depends on its token alone, so the model can read the retained tokens directly.
     model = tiny_llama(dtype=torch.float64, num_hidden_layers=1)
     ids = torch.randint(2, 64, (1, 30))
     policy = context.make("sinks", budget=budget, num_sinks=num_sinks)
@@ -41,7 +41,7 @@ def test_gradients_are_those_of_the_texts_cut_by_hand(tiny_llama):
 
 @pytest.mark.parametrize("begin", [1_000_000, 16_000_000])
 def test_a_window_is_the_same_after_millions_of_tokens(begin, tiny_llama):
-    # The model's own float32 angles are off by up to 0.06 there; moved to exact places nothing is lost.
+    # The model's float32 angles are off by up to 0.06 there; moving to exact positions corrects this.
     model = tiny_llama()
     ids = torch.randint(2, 64, (1, 60))
     policy = context.make("window", budget=8)
@@ -59,7 +59,7 @@ def test_a_window_is_the_same_after_millions_of_tokens(begin, tiny_llama):
     torch.testing.assert_close(far[:, 20:], expected[:, 20:], atol=1e-4, rtol=1e-4)
 
 
-def test_sinks_stand_at_slots_however_far(tiny_llama):
+def test_sinks_are_at_slots_after_any_number_of_tokens(tiny_llama):
     model = tiny_llama()
     sinks, ids = torch.randint(2, 64, (1, 4)), torch.randint(2, 64, (1, 40))
     policy = context.make("sinks", budget=12)
@@ -70,8 +70,8 @@ def test_sinks_stand_at_slots_however_far(tiny_llama):
         far = context.PolicyCache(policy, model)
         model(sinks, cache=far)
         far.count = 3_000_000
-        for layer in far.attending:
-            layer.seen = 3_000_000
+        for layer in far.attention_layers:
+            layer.past_length = 3_000_000
             layer.memory.state = {
                 name: torch.nn.functional.pad(x, (0, 0, 0, 8)) for name, x in layer.memory.state.items()
             }
@@ -94,9 +94,9 @@ def test_rotary_positions_that_cannot_be_moved_are_refused(tiny_llama):
 
 def test_positions_are_exact(tiny_llama):
     model = tiny_llama()
-    rotary = turns_of(model).by_layer[0]
+    rotary = find_rotation(model).by_layer[0]
     assert rotary is not None
-    turn = rotary.turn(torch.tensor([[5_000_003]]), torch.tensor([[5_000_003]]))
+    rotation = rotary.make_rotation(torch.tensor([[5_000_003]]), torch.tensor([[5_000_003]]))
     cos, sin = model.model.rotary_emb(torch.zeros(1, 1, dtype=torch.float64), torch.tensor([[5_000_003]]))
     angle = 5_000_003 * model.model.rotary_emb.inv_freq.double()
     x = torch.ones(1, 1, 1, 8, dtype=torch.float64)
@@ -105,4 +105,4 @@ def test_positions_are_exact(tiny_llama):
     theirs = torch.cat([left * cos - right * sin, right * cos + left * sin], dim=-1)
     exact = torch.cat([angle.cos() - angle.sin(), angle.cos() + angle.sin()])
     assert (theirs[0, 0, 0] - exact).abs().max() > 1e-3
-    torch.testing.assert_close(turn(theirs)[0, 0, 0], exact, atol=1e-6, rtol=0)
+    torch.testing.assert_close(rotation(theirs)[0, 0, 0], exact, atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""What all memories have of their base: what is learned beside weights, and what is handed in wrong."""
+"""Checks of the base class on all memories: parametrized weights, and invalid inputs."""
 
 import re
 
@@ -10,8 +10,8 @@ from torch.nn.utils import parametrize
 from scrubjay import memory
 
 
-class Scaled(nn.Module):
-    """A weight times a number that is learned."""
+class ScaledWeight(nn.Module):
+    """Parametrization of a weight by a learned scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,14 +22,14 @@ class Scaled(nn.Module):
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
-def test_what_a_weight_is_made_of_learns_by_segments_as_by_steps(name):
+def test_parametrized_weights_get_the_same_gradients_from_segments_and_steps(name):
     torch.manual_seed(0)
     module = memory.make(name, dim=16).double()
     scales = []
     for layer in [layer for layer in module.modules() if isinstance(layer, nn.Linear)]:
-        scaled = Scaled().double()
-        parametrize.register_parametrization(layer, "weight", scaled)
-        scales.append(scaled.scale)
+        parametrization = ScaledWeight().double()
+        parametrize.register_parametrization(layer, "weight", parametrization)
+        scales.append(parametrization.scale)
     x, weights = torch.randn(2, 2, 21, 16, dtype=torch.float64)
     start = torch.zeros(2, 21, dtype=torch.bool)
     start[1, 9] = True
@@ -43,10 +43,10 @@ def test_what_a_weight_is_made_of_learns_by_segments_as_by_steps(name):
         y, state = module(x[:, at : at + 1], state, start[:, at : at + 1])
         single.append(y)
     torch.testing.assert_close(whole, torch.cat(single, dim=1), rtol=1e-7, atol=1e-9)
-    for found, wanted in zip(gradients(whole), gradients(torch.cat(single, dim=1)), strict=True):
-        assert (found is None) == (wanted is None)
-        if found is not None:
-            torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-9)
+    for actual, expected in zip(gradients(whole), gradients(torch.cat(single, dim=1)), strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("time", [1, 3])
@@ -56,15 +56,15 @@ def test_a_state_of_another_memory_or_width_is_refused(name, time):
     x, state, other = torch.zeros(2, time, 8), module.initial_state(2), wide.initial_state(2)
     for entry in state:
         less = {key: value for key, value in state.items() if key != entry}
-        with pytest.raises(ValueError, match=rf"state has .*, and no '{re.escape(entry)}': begin with"):
+        with pytest.raises(ValueError, match=rf"state has .*, but no '{re.escape(entry)}': start from"):
             module(x, less)
         if other[entry].shape != state[entry].shape:
-            found, wanted = (re.escape(str(tuple(value.shape))) for value in (other[entry], state[entry]))
-            with pytest.raises(ValueError, match=rf"state '.*' has shape {found}; expected {wanted}"):
+            actual, expected = (re.escape(str(tuple(value.shape))) for value in (other[entry], state[entry]))
+            with pytest.raises(ValueError, match=rf"state '.*' has shape {actual}; expected {expected}"):
                 module(x, state | {entry: other[entry]})
-            with pytest.raises(ValueError, match=rf"has shape {found}; expected {wanted}"):
+            with pytest.raises(ValueError, match=rf"has shape {actual}; expected {expected}"):
                 module.stepper(state | {entry: other[entry]}).step(x[:, 0])
-    # What lies beside is nobody's business: a policy's own entries, say.
+    # Other entries, such as those of a policy, are ignored.
     y, after = module(x, state | {"beside": torch.zeros(2, 1)})
     torch.testing.assert_close(y, module(x, state)[0])
     assert after.keys() == state.keys()

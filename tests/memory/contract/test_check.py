@@ -1,4 +1,4 @@
-"""The checker can fail: for each law a small broken memory that it catches, by number."""
+"""The checker finds violations: for each law there is a small broken memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +13,20 @@ DIM = 8
 
 
 class Sound(nn.Module):
-    """A user's own memory, no base class: h' = tanh(W x + U h)."""
+    """Valid user-defined memory without a base class: h' = tanh(W x + U h)."""
 
     dim = DIM
     retrieves = False
 
     def __init__(self):
         super().__init__()
-        self.inward, self.across = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM, bias=False)
+        self.inward, self.recurrent = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM, bias=False)
 
     def initial_state(self, batch_size):
         return {"hidden": self.inward.weight.new_zeros(batch_size, DIM)}
 
     def update(self, x, hidden):
-        return torch.tanh(self.inward(x) + self.across(hidden))
+        return torch.tanh(self.inward(x) + self.recurrent(hidden))
 
     def reset(self, hidden, start):
         return torch.where(start[:, None], 0, hidden)
@@ -52,20 +52,20 @@ class GradientCutAtSegments(Sound):
 
 
 class LetsRoundingDecide(Sound):
-    """Bounds by 1 what inputs that stay the same make 1, or in single steps a rounding less."""
+    """Memory clipped at 1, whose value under constant inputs is 1, or one rounding less in single steps."""
 
     def forward(self, x, state, start=None):
         before, outputs = state["hidden"], []
         for t in range(x.shape[1]):
             before = before if start is None else self.reset(before, start[:, t])
-            grown = torch.exp(x[:, t] - before) * (1 if x.shape[1] > 1 else 1 - 2**-23)
-            outputs.append(torch.where(grown < 1, grown, 1))
+            growth = torch.exp(x[:, t] - before) * (1 if x.shape[1] > 1 else 1 - 2**-23)
+            outputs.append(torch.where(growth < 1, growth, 1))
             before = x[:, t].clone()
         return torch.stack(outputs, dim=1), {"hidden": before}
 
 
 class TurnsByTheClock(Sound):
-    """Adds up an angle that single steps multiply out, which in float32 is another after a million steps."""
+    """Memory with an angle that segments add and single steps multiply; float32 differs at high ages."""
 
     def initial_state(self, batch_size):
         return super().initial_state(batch_size) | {"time": torch.zeros(batch_size, dtype=torch.int64)}
@@ -77,9 +77,9 @@ class TurnsByTheClock(Sound):
             times.append(time)
             time = time + 1
         y, after = super().forward(x, state, start)
-        begun = 0.3 * times[0].to(x.dtype)
+        first_angle = 0.3 * times[0].to(x.dtype)
         for t, now in enumerate(times):
-            later = begun + 0.3 * t
+            later = first_angle + 0.3 * t
             outputs.append(
                 y[:, t] * torch.where(now == times[0] + t, later, 0.3 * now).to(x.dtype).cos()[:, None]
             )
@@ -92,7 +92,7 @@ class MultipliesByZero(Sound):
 
 
 class OverflowsBeforeIt(Sound):
-    """Takes no NaN and no inf, but a square that overflows, times zero."""
+    """Memory that ignores NaN and inf, but adds 0 times a square that overflows."""
 
     def forward(self, x, state, start=None):
         y, after = super().forward(x, state, start)
@@ -139,11 +139,11 @@ class HidesALog(Sound):
 
 class Explodes(Sound):
     def update(self, x, hidden):
-        return self.inward(x) + 1.1 * self.across(hidden) + 1.1 * hidden
+        return self.inward(x) + 1.1 * self.recurrent(hidden) + 1.1 * hidden
 
 
 class Resonates(Sound):
-    """Doubles what it holds with every input that is `factor` times the one before."""
+    """Memory that doubles its state at every input that is `factor` times the one before."""
 
     factor = 1.0
 
@@ -189,7 +189,7 @@ class WritesInPlace(Sound):
 
 
 class FadesInPlace(Sound):
-    """Writes into the state it was given, unless a start put a copy in its place."""
+    """Memory that modifies its input state in place, unless a start replaces it with a copy."""
 
     def forward(self, x, state, start=None):
         if start is None or not start[:, 0].any():
@@ -211,7 +211,7 @@ class NoiseConfig(MemoryConfig):
 
 
 class HidesNoise(Memory):
-    """Draws what is not saved."""
+    """Memory with a random buffer that is not saved."""
 
     def __init__(self, config=NoiseConfig()):
         super().__init__(config)
@@ -243,7 +243,7 @@ class SpeaksWhenEmpty(Sound):
 
 
 class MultipliesEmptySlots(Sound):
-    """Reads zero while empty, but lets NaN through slots that were never written."""
+    """Memory that reads zero while empty, but passes on NaN from unwritten slots."""
 
     retrieves = True
 
@@ -310,7 +310,7 @@ class Raises(Sound):
 class DeadParameter(Sound):
     def __init__(self):
         super().__init__()
-        self.unused = nn.Parameter(torch.ones(3))
+        self.unused_weight = nn.Parameter(torch.ones(3))
 
 
 class InfiniteGradient(Sound):
@@ -327,58 +327,58 @@ BROKEN = [
     (2, OverflowsBeforeIt, r"with 1e\+20 before it, in one segment is not finite"),
     (3, LooksAhead, "output up to step"),
     (4, MixesRows, "a row removed|rows permuted|one row alone"),
-    (4, LeaksANeighboursState, "beside a (row|state) of NaN"),
-    (5, Grows, "state went from"),
+    (4, LeaksANeighboursState, "next to a (row|state) of NaN"),
+    (5, Grows, "the state changed from"),
     (5, KeepsTheSegmentAlive, "keeps [0-9]+ bytes alive"),
     (5, WideOutput, "output has dtype torch.float64"),
     (7, Raises, "the memory raised IndexError: selected index k out of range"),
-    (5, RoundsToFloat32, "in less than float64, is off by"),
-    (6, FadesInPlace, "state 'hidden', which the memory changed in place"),
+    (5, RoundsToFloat32, r"in less than float64 \(.*\), is off by"),
+    (6, FadesInPlace, "state 'hidden', which the memory modified in place"),
     (6, HidesNoise, "neither in `config` nor in `state_dict"),
-    (7, CannotRead, r"it needs `read\(x, state\)`"),
+    (7, CannotRead, r"it needs a method `read\(x, state\)`"),
     (9, CutsItsOutput, "no finite gradient reaches x"),
     (9, DetachesInput, "no finite gradient reaches x"),
     (9, DetachesInputInSegments, "no finite gradient reaches x over"),
-    (5, Miscounts, r"state_bytes\(1\) says 4"),
-    (6, HidesState, "same call made twice"),
-    (6, WritesInPlace, "changed in place"),
+    (5, Miscounts, r"state_bytes\(1\) returns 4"),
+    (6, HidesState, "same call repeated"),
+    (6, WritesInPlace, "modified in place"),
     (7, SpeaksWhenEmpty, "read-out of an empty store"),
     (7, MultipliesEmptySlots, "unwritten slots"),
     (8, BranchesOnValues, "torch.compile"),
-    (9, DeadParameter, "no gradient reaches parameter unused"),
+    (9, DeadParameter, "no gradient reaches parameter unused_weight"),
     (9, InfiniteGradient, "not finite"),
 ]
 
 
-def test_a_sound_module_passes_and_is_told_its_exemption():
+def test_a_valid_module_passes_and_its_exemption_is_returned():
     assert check_memory(Sound()) == [
-        "law 7 (empty is silent): the memory retrieves nothing, `retrieves` is False"
+        "law 7 (empty store reads zero): the memory does not retrieve, `retrieves` is False"
     ]
 
 
 @pytest.mark.parametrize(("law", "kind", "message"), BROKEN, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_broken_module_is_caught(law, kind, message):
     torch.manual_seed(0)
-    with pytest.raises(MemoryLawError, match=message) as caught:
+    with pytest.raises(MemoryLawError, match=message) as error_info:
         check_memory(kind(), laws=[law])
-    assert caught.value.law == law
-    assert str(caught.value).startswith(f"law {law} (")
+    assert error_info.value.law == law
+    assert str(error_info.value).startswith(f"law {law} (")
 
 
-def test_writing_in_place_is_called_that_and_not_what_comes_of_it():
-    with pytest.raises(MemoryLawError, match="changed in place") as caught:
+def test_writing_in_place_is_reported_itself_and_not_its_consequences():
+    with pytest.raises(MemoryLawError, match="modified in place") as error_info:
         check_memory(FadesInPlace())
-    assert caught.value.law == 6
+    assert error_info.value.law == 6
 
 
 def test_cut_gradients_are_law_9_and_no_error_of_torch():
-    with pytest.raises(MemoryLawError, match="no finite gradient reaches x") as caught:
+    with pytest.raises(MemoryLawError, match="no finite gradient reaches x") as error_info:
         check_memory(CutsItsOutput())
-    assert caught.value.law == 9
+    assert error_info.value.law == 9
 
 
 class KeepsItsState(Sound):
-    """As `Sound`, and its state and output have their dtypes under autocast, too."""
+    """Valid memory whose state and output keep their dtypes under autocast."""
 
     def update(self, x, hidden):
         return super().update(x, hidden).to(hidden.dtype)
@@ -398,10 +398,10 @@ UNDER_AUTOCAST = [
     (1, ForgetsBetweenSegments, "output.*one step at a time.* under autocast"),
     (2, IgnoresStart, "output after a start"),
     (4, MixesRows, "a row removed|rows permuted|one row alone"),
-    (5, Sound, "under autocast, given torch.float32"),
-    (5, WidensUnderAutocast, "output has dtype torch.float32.* under autocast, given torch.bfloat16"),
-    (6, HidesState, "same call made twice"),
-    (9, DeadParameter, "no gradient reaches parameter unused"),
+    (5, Sound, "under autocast, with torch.float32 inputs"),
+    (5, WidensUnderAutocast, "output has dtype torch.float32.* under autocast, with torch.bfloat16 inputs"),
+    (6, HidesState, "same call repeated"),
+    (9, DeadParameter, "no gradient reaches parameter unused_weight"),
 ]
 
 
@@ -412,13 +412,13 @@ def test_a_memory_that_keeps_its_dtypes_under_autocast_passes():
 @pytest.mark.parametrize(("law", "kind", "message"), UNDER_AUTOCAST)
 def test_a_module_that_is_broken_under_autocast_is_caught(law, kind, message):
     torch.manual_seed(0)
-    with pytest.raises(MemoryLawError, match=message) as caught:
+    with pytest.raises(MemoryLawError, match=message) as error_info:
         check_memory(kind(), laws=[law], dtypes=(), autocast=True)
-    assert caught.value.law == law
+    assert error_info.value.law == law
 
 
 class KeepsOneVectorMore(MultipliesEmptySlots):
-    """Its `hidden` is no store and speaks through NaN; `written` is named and holds no float."""
+    """Memory whose `hidden` is not in `stores` and passes on NaN; `written` is, and has no floats."""
 
     stores = ("written",)
 
@@ -427,9 +427,9 @@ class NamesItsLeak(MultipliesEmptySlots):
     stores = ("hidden", "written")
 
 
-def test_law_7_asks_for_the_stores_and_is_told_what_is_none():
+def test_law_7_tests_the_stores_and_returns_the_other_entries():
     assert check_memory(KeepsOneVectorMore(), laws=[7]) == [
-        "law 7 (empty is silent): by its own word no stores are hidden"
+        "law 7 (empty store reads zero): entries not in `stores`: hidden"
     ]
     with pytest.raises(MemoryLawError, match="unwritten slots"):
         check_memory(NamesItsLeak(), laws=[7])
@@ -442,28 +442,28 @@ def test_a_state_that_is_not_flat_is_caught():
 
 ENDLESS = [
     (HidesALog, "grew from"),
-    (Explodes, "not finite within [0-9]+ steps of drawn inputs"),
+    (Explodes, "not finite within [0-9]+ steps of random inputs"),
     (Resonates, "not finite within 1000 steps of constant inputs"),
     (TurnsByTheClock, "output, one step at a time .* after 6000 steps is off by"),
     (DividesByTheInput, "not finite within 1000 steps of zero inputs"),
     (ResonatesWithAlternation, "not finite within 1000 steps of alternating inputs"),
-    (LetsRoundingDecide, "gradient of x, one step at a time .*, of the same inputs again is off by"),
+    (LetsRoundingDecide, "gradient of x, one step at a time .*, with the same inputs is off by"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "message"), ENDLESS)
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.long_run._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):
         check_memory(kind(), laws=[5], long=True)
 
 
 def test_a_long_run_of_a_sound_module_passes(monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.laws._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.long_run._LONG_STEPS", 6000)
     check_memory(Sound(), laws=[5], long=True)
 
 
-def test_the_message_says_how_far_off_and_where():
+def test_the_message_names_the_size_and_place_of_the_difference():
     with pytest.raises(MemoryLawError, match=r"off by [\d.e+-]+ at step \d+, row \d+ \(allowed 1e-06\)"):
         check_memory(LooksAhead(), laws=[3])
 

@@ -1,10 +1,10 @@
-"""States of parts keep their names, whatever part and pattern, and come back whole."""
+"""Entries of parts keep their names through `add_affixes` and `select_part`."""
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.contract.nested import named, part_of
+from scrubjay.memory.contract.nested import add_affixes, select_part
 
 WORDS = st.text("ab01", min_size=1, max_size=3)
 PATTERNS = st.sampled_from([("{}.", ""), ("{}/", ""), ("block_{}.", ""), ("", "_{}")])
@@ -20,17 +20,20 @@ def test_parts_come_back_out_of_the_whole(parts, pattern):
     parts = {part: {name: torch.tensor(v % 97) for name, v in own.items()} for part, own in parts.items()}
     whole = {"time": torch.tensor(0)}
     for part, own in parts.items():
-        whole |= named(own, **affixes[part])
+        whole |= add_affixes(own, **affixes[part])
     assert len(whole) == 1 + sum(map(len, parts.values()))
     for part, own in parts.items():
-        found = part_of(whole, **affixes[part])
-        assert list(found) == list(own)
-        assert all(found[name] is own[name] for name in own)
+        part_state = select_part(whole, **affixes[part])
+        assert list(part_state) == list(own)
+        assert all(part_state[name] is own[name] for name in own)
 
 
 def test_names_are_those_of_older_checkpoints():
     state = {"keys": torch.zeros(1), "a.b": torch.ones(1)}
-    assert list(named(state, prefix="actor/")) == ["actor/keys", "actor/a.b"]
-    assert list(named(state, suffix="_11")) == ["keys_11", "a.b_11"]
-    assert part_of(named(state, suffix="_11"), suffix="_1") == {}
-    assert list(part_of(named(named(state, prefix="0."), prefix="0."), prefix="0.")) == ["0.keys", "0.a.b"]
+    assert list(add_affixes(state, prefix="actor/")) == ["actor/keys", "actor/a.b"]
+    assert list(add_affixes(state, suffix="_11")) == ["keys_11", "a.b_11"]
+    assert select_part(add_affixes(state, suffix="_11"), suffix="_1") == {}
+    assert list(select_part(add_affixes(add_affixes(state, prefix="0."), prefix="0."), prefix="0.")) == [
+        "0.keys",
+        "0.a.b",
+    ]

@@ -1,4 +1,4 @@
-"""A law that breaks in float32 alone says that it is rounding; one that breaks in float64, too, does not."""
+"""The error names rounding as the cause if a law fails in float32 alone."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from scrubjay.memory.gru import GRU
 
 
 class AddsMuchAndTakesItAway(GRU):
-    """In segments alone, by which float32 loses three digits."""
+    """GRU that loses three digits of float32 in segments."""
 
     def segment(self, x, state, start):
         y, after = super().segment(x, state, start)
@@ -16,7 +16,7 @@ class AddsMuchAndTakesItAway(GRU):
 
 
 class ForgetsBetweenSegments(GRU):
-    """Begins every segment with nothing."""
+    """GRU that starts every segment with a zero state."""
 
     def segment(self, x, state, start):
         return super().segment(x, {name: torch.zeros_like(value) for name, value in state.items()}, start)
@@ -25,11 +25,14 @@ class ForgetsBetweenSegments(GRU):
 @pytest.mark.parametrize(
     ("kind", "ending"),
     [
-        (AddsMuchAndTakesItAway, r"\(allowed 1e-05\); in float64 it holds, so what grows here is rounding"),
+        (
+            AddsMuchAndTakesItAway,
+            r"\(allowed 1e-05\); the law holds in float64, so the cause is rounding error",
+        ),
         (ForgetsBetweenSegments, r"\(allowed 1e-05\)"),
     ],
 )
-def test_what_holds_in_float64_is_told_as_rounding(kind, ending):
+def test_a_law_that_holds_in_float64_is_reported_as_rounding(kind, ending):
     torch.manual_seed(0)
     with pytest.raises(MemoryLawError, match=f"{ending}$"):
         check_memory(kind(make_config("gru", dim=8)), laws=[1])

@@ -1,4 +1,4 @@
-"""What the laws are tested with: equal draws, any cut, autocast, and a comparison that takes no excuse."""
+"""The test fixture of the laws: reproducible data, cuts, autocast and the comparison."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_equal_trials_draw_equal_data_whatever_the_dtype():
 
 def test_a_run_that_is_cut_is_the_run():
     ours = trial()
-    x, start, state = ours.draw(), ours.draw_starts(), ours.lived_in()
+    x, start, state = ours.draw(), ours.draw_starts(), ours.draw_state()
     whole, after = ours.memory(x, state, start)
     y, end = ours.run(x, state, start, cuts=[1, 5])
     torch.testing.assert_close(y, whole)
@@ -38,18 +38,18 @@ def test_with_autocast_the_memory_and_nothing_else_runs_under_it():
 
 @pytest.mark.parametrize(("name", "clock"), [("hcam", "time"), ("gtrxl", "age"), ("stack", "0.time")])
 def test_an_aged_state_has_counted_a_million_steps_and_more(name, clock):
-    aged = Trial(memory.make(name, dim=8), 8, 12, torch.float32, seed=3).aged()
-    assert aged is not None
-    assert (aged[clock] >= 1_000_000 + 24).all()
-    assert (aged[clock] < 1_000_000 + 37).all()
+    aged_state = Trial(memory.make(name, dim=8), 8, 12, torch.float32, seed=3).draw_aged_state()
+    assert aged_state is not None
+    assert (aged_state[clock] >= 1_000_000 + 24).all()
+    assert (aged_state[clock] < 1_000_000 + 37).all()
 
 
-def test_what_counts_no_steps_does_not_age():
-    assert trial().aged() is None
+def test_a_memory_without_a_clock_has_no_aged_state():
+    assert trial().draw_aged_state() is None
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("actual", "message"),
     [
         (torch.zeros(2, 2), "has shape"),
         (torch.zeros(2, 3).double(), "has dtype torch.float64, expected torch.float32"),
@@ -57,8 +57,8 @@ def test_what_counts_no_steps_does_not_age():
         (torch.full((2, 3), float("nan")), "not finite"),
     ],
 )
-def test_shape_dtype_and_values_are_compared(found, message):
-    with pytest.raises(MemoryLawError, match=message) as caught:
-        compare(4, "state", found, torch.zeros(2, 3), 0.1)
-    assert caught.value.law == 4
+def test_shape_dtype_and_values_are_compared(actual, message):
+    with pytest.raises(MemoryLawError, match=message) as error_info:
+        compare(4, "state", actual, torch.zeros(2, 3), 0.1)
+    assert error_info.value.law == 4
     compare(4, "state", torch.full((2, 3), 0.05), torch.zeros(2, 3), 0.1)

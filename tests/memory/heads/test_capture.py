@@ -1,4 +1,4 @@
-"""Captured attention against eager attention, and the model untouched by it."""
+"""Captured attention weights match eager attention, and the model stays unchanged."""
 
 import copy
 from typing import Any
@@ -41,10 +41,10 @@ def test_weights_are_those_of_eager_attention(model, mask):
     ids = tokens()
     expected = eager(model, ids, attention_mask=mask)
     plain = model(ids, attention_mask=mask).logits
-    with capture_attention(model, {0: None, 2: [3, 1]}, slice(-3, None)) as captured:
+    with capture_attention(model, {0: None, 2: [3, 1]}, slice(-3, None)) as weights:
         logits = model(ids, attention_mask=mask).logits
-    torch.testing.assert_close(captured[0][0], expected[0][:, :, -3:], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(captured[2][0], expected[2][:, [3, 1], -3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights[0][0], expected[0][:, :, -3:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(weights[2][0], expected[2][:, [3, 1], -3:], atol=1e-5, rtol=1e-5)
     assert torch.equal(logits, plain)
     early = attention_weights(model, ids, {1: None}, slice(5, 7), attention_mask=mask)
     torch.testing.assert_close(early[1][1], expected[1][1, :, 5:7], atol=1e-5, rtol=1e-5)
@@ -69,10 +69,10 @@ def test_the_model_has_its_own_attention_back_even_after_an_error(model, before)
     ids = tokens()
     attention_weights(model, ids, {0: None})
     assert model.config._attn_implementation == before
-    with capture_attention(model, {0: None}) as captured:
+    with capture_attention(model, {0: None}) as weights:
         pass
     model(ids)
-    assert captured == {0: []}
+    assert weights == {0: []}
 
 
 @torch.no_grad()
@@ -86,12 +86,12 @@ def test_nothing_above_the_layer_runs(model):
 
 def test_other_models_are_left_alone(model, tiny_llama):
     other = tiny_llama()
-    with capture_attention(model, {0: None}) as captured, torch.no_grad():
+    with capture_attention(model, {0: None}) as weights, torch.no_grad():
         other(tokens())
-    assert captured[0] == []
+    assert weights[0] == []
 
 
-def test_what_is_not_there_is_named(model):
+def test_missing_layers_and_heads_are_named(model):
     with pytest.raises(ValueError, match=r"layers \[7\]"):
         attention_weights(model, tokens(), {7: None})
     with pytest.raises(ValueError, match="heads \\[4\\] of layer 1"):
@@ -122,33 +122,35 @@ SIZES: dict[str, Any] = {
     ],
     ids=["one head of keys", "two"],
 )
-@pytest.mark.parametrize("served", [False, True], ids=["as it came", "served by a policy before"])
+@pytest.mark.parametrize("use_policy", [False, True], ids=["new model", "used with a policy before"])
 @torch.no_grad()
-def test_falcon_attends_past_the_interface_and_is_seen_all_the_same(kind: dict[str, Any], served):
+def test_weights_of_falcon_are_those_of_eager_attention(kind: dict[str, Any], use_policy):
     torch.manual_seed(0)
     model = FalconForCausalLM(FalconConfig(**SIZES, **kind, alibi=False)).eval()
     plain = model(tokens()).logits
-    if served:
+    if use_policy:
         model(tokens(), cache=context.PolicyCache(context.make("window", budget=8), model))
-    open_one = FalconForCausalLM._from_config(copy.deepcopy(model.config), attn_implementation="eager").eval()
-    open_one.load_state_dict(model.state_dict())
+    eager_model = FalconForCausalLM._from_config(
+        copy.deepcopy(model.config), attn_implementation="eager"
+    ).eval()
+    eager_model.load_state_dict(model.state_dict())
     for mask in (None, padded()):
-        expected = open_one(tokens(), attention_mask=mask, output_attentions=True).attentions
+        expected = eager_model(tokens(), attention_mask=mask, output_attentions=True).attentions
         weights = attention_weights(model, tokens(), {0: None, 1: [2]}, attention_mask=mask)
-        seen = torch.ones(2, 11, dtype=torch.bool) if mask is None else mask.bool()
+        visible = torch.ones(2, 11, dtype=torch.bool) if mask is None else mask.bool()
         for layer, heads in ((0, slice(None)), (1, [2])):
-            found, wanted = (x.transpose(1, 2)[seen] for x in (weights[layer], expected[layer][:, heads]))
-            torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
-    with capture_attention(model, {1: None}) as captured:
+            actual, target = (x.transpose(1, 2)[visible] for x in (weights[layer], expected[layer][:, heads]))
+            torch.testing.assert_close(actual, target, atol=1e-5, rtol=1e-4)
+    with capture_attention(model, {1: None}) as recorded_weights:
         torch.testing.assert_close(model(tokens()).logits, plain)
-    assert len(captured[1]) == 1
+    assert len(recorded_weights[1]) == 1
     assert torch.equal(model(tokens()).logits, plain)
     assert model.config._attn_implementation == "sdpa"
 
 
-def test_what_of_falcon_cannot_be_seen_is_said():
+def test_falcon_with_alibi_is_refused():
     model = FalconForCausalLM(FalconConfig(**SIZES, alibi=True)).eval()
-    with pytest.raises(ValueError, match="adds ALiBi's bias to its scores where nobody sees them"):
+    with pytest.raises(ValueError, match="adds an ALiBi bias inside its attention module"):
         attention_weights(model, tokens(), {0: None})
     assert model.config._attn_implementation == "sdpa"
     rotary = FalconForCausalLM(FalconConfig(**SIZES, alibi=False)).eval()

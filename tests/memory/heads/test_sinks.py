@@ -1,4 +1,4 @@
-"""Sink rate and sink bias: closed forms."""
+"""Sink rate and sink bias against closed forms."""
 
 import math
 import threading
@@ -25,26 +25,26 @@ def test_bias_multiplies_token_0_and_renormalises(tiny_llama):
     expected[..., 0] *= gammas[:, None]
     expected /= expected.sum(dim=-1, keepdim=True)
     with sink_bias(model, {0: gammas.tolist()}):
-        biased = attention_weights(model, ids, {0: None})[0]
-    torch.testing.assert_close(biased, expected)
+        weights = attention_weights(model, ids, {0: None})[0]
+    torch.testing.assert_close(weights, expected)
 
 
 def test_bias_reaches_the_output_and_ends(tiny_llama):
-    """A model of one layer whose sink takes all reads only token 0.
+    """With all attention on the sink, a one-layer model reads only token 0.
 
-    All later tokens that are alike say the same.
+    Equal later tokens then have equal outputs.
     """
     model = tiny_llama(torch.float64, num_hidden_layers=1)
     ids = torch.tensor([[5, 9, 4, 9, 7, 9]])
     with torch.no_grad():
         plain = model(ids).logits
         with sink_bias(model, {0: 1e30}):
-            drawn = model(ids).logits
+            logits = model(ids).logits
         with sink_bias(model, {0: 1.0}):
             torch.testing.assert_close(model(ids).logits, plain)
         assert torch.equal(model(ids).logits, plain)
-    torch.testing.assert_close(drawn[0, 1], drawn[0, 3])
-    torch.testing.assert_close(drawn[0, 1], drawn[0, 5])
+    torch.testing.assert_close(logits[0, 1], logits[0, 3])
+    torch.testing.assert_close(logits[0, 1], logits[0, 5])
     assert not torch.allclose(plain[0, 1], plain[0, 5])
 
 
@@ -87,9 +87,9 @@ def test_one_gamma_per_head_or_one_for_all(tiny_llama):
 
 @torch.no_grad()
 def test_rate_of_no_sink_and_of_a_forced_one(tiny_llama):
-    """Equal logits give token 0 a weight of 1/n in row n, on average the harmonic number over n.
+    """With equal logits, token 0 has the weight 1/n in row n; the mean is the harmonic number over n.
 
-    A sink takes all.
+    A strong bias gives all attention to the sink.
     """
     model = tiny_llama(torch.float64)
     for layer in model.model.layers:
@@ -111,7 +111,7 @@ BLOCKS = {
 @pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("policy", list_policies())
 @torch.no_grad()
-def test_no_policy_is_read_by_inside_a_block_that_it_would_leave_without_effect(tiny_llama, policy, block):
+def test_a_policy_cache_is_refused_inside_a_block(tiny_llama, policy, block):
     model, ids = tiny_llama(torch.float64), tokens()
     before = PolicyCache(make(policy), model)
     expected = model(ids, cache=PolicyCache(make(policy), model)).logits
@@ -125,8 +125,8 @@ def test_no_policy_is_read_by_inside_a_block_that_it_would_leave_without_effect(
 
 
 @torch.no_grad()
-def test_a_block_is_not_entered_while_another_thread_reads_by_a_policy(tiny_llama):
-    """It would restore the policy's function at its end, for good."""
+def test_a_block_cannot_start_while_another_thread_uses_a_policy_cache(tiny_llama):
+    """At its end the block would restore the policy's attention function permanently."""
     model, errors = tiny_llama(torch.float64), []
 
     def enter(*_):
@@ -136,20 +136,20 @@ def test_a_block_is_not_entered_while_another_thread_reads_by_a_policy(tiny_llam
         except RuntimeError as error:
             errors.append(str(error))
 
-    def enter_elsewhere(*_):
+    def enter_in_thread(*_):
         thread = threading.Thread(target=enter)
         thread.start()
         thread.join()
 
-    hook = model.model.layers[0].register_forward_hook(enter_elsewhere)
+    hook = model.model.layers[0].register_forward_hook(enter_in_thread)
     before = model.config._attn_implementation
     model(tokens(), cache=PolicyCache(make("full"), model))
     hook.remove()
-    assert [error[:41] for error in errors] == ["another thread reads into a PolicyCache o"]
+    assert [error[:41] for error in errors] == ["another thread runs this model with a Pol"]
     assert model.config._attn_implementation == before
 
 
-def test_a_chat_model_says_so_too(tiny_chat):
+def test_a_chat_model_is_refused_inside_a_block(tiny_chat):
     chat = LocalChatModel(model=tiny_chat, max_tokens=3)
     chat.invoke("hi", {"configurable": {"thread_id": "t"}})
     with sink_bias(tiny_chat[0], {0: 0.02}), pytest.raises(ValueError, match="would have no effect"):

@@ -1,4 +1,4 @@
-"""Flowformer against sums over whole episodes, and what running means owe to long ones."""
+"""Tests of Flowformer: sums over whole episodes, and running means in long episodes."""
 
 import itertools
 from typing import Any
@@ -12,7 +12,7 @@ OPTIONS: list[dict[str, Any]] = [{}, {"num_heads": 4, "num_layers": 2}, {"num_he
 
 
 def oracle(layer, x):
-    """Return a layer's outputs of one episode, every sum over the past anew."""
+    """Return a layer's outputs of one episode, recomputing every sum over the past."""
     heads, width = layer.heads, layer.width
     tokens = layer.project_in(layer.norm(x)).view(len(x), 3, heads, width)
     queries, keys, values = tokens[:, 0].sigmoid(), tokens[:, 1].sigmoid(), tokens[:, 2]
@@ -25,9 +25,9 @@ def oracle(layer, x):
             arriving[t, h] = n / ((a[t] + e) @ (c.sum(0) + e))
             leaving[t, h] = n / ((c[t] + e) @ (a.sum(0) + e))
             sink = (a[t] + e) @ ((c * leaving[past, h, None]).sum(0) + e) / n
-            poured = (c[t] + e) @ ((a * arriving[past, h, None]).sum(0) + e) / n
-            source[t, h] = poured.clamp(-1, 1).exp()
-            # Each step competed against those before it alone.
+            source_flow = (c[t] + e) @ ((a * arriving[past, h, None]).sum(0) + e) / n
+            source[t, h] = source_flow.clamp(-1, 1).exp()
+            # Each step competes only against earlier steps.
             shares = [source[i, h] / source[: i + 1, h].sum() * (i + 1) for i in range(n)]
             flows = (c @ a[t]) * arriving[t, h] / n * torch.stack(shares)
             read.append(sink.sigmoid() * (flows @ values[past, h]))
@@ -55,22 +55,22 @@ def test_outputs_are_those_of_the_papers_sums(options):
 
 @torch.no_grad()
 def test_a_mean_stays_where_its_inputs_are():
-    """What comes again and again is its own mean: in float32 for as long as there are numbers for steps.
+    """The mean of a constant input is the input itself, in float32 as long as step counts are exact.
 
-    A decay of 1 - 1/n would move the mean, in 2,000 steps from the millionth on, by 2.6e-5 of it.
+    A decay of 1 - 1/n would change the mean by a relative 2.6e-5 in 2,000 steps from the millionth on.
     """
     torch.manual_seed(0)
     module = FlowConfig(16).build()
     x = torch.randn(1, 1, 16)
-    _, born = module(x, module.initial_state(1))
-    old = born | {"time_0": torch.tensor([1_000_000])}
+    _, first_state = module(x, module.initial_state(1))
+    old = first_state | {"time_0": torch.tensor([1_000_000])}
     for pieces in (1, 4, 2000):
         state = old
         for piece in x.expand(1, 2000, 16).chunk(pieces, dim=1):
             _, state = module(piece, state)
         assert state["time_0"].item() == 1_002_000
-        for name in born.keys() - {"time_0", "mean_out", "mean_in"}:
-            torch.testing.assert_close(state[name], born[name], rtol=5e-6, atol=5e-6)
+        for name in first_state.keys() - {"time_0", "mean_out", "mean_in"}:
+            torch.testing.assert_close(state[name], first_state[name], rtol=5e-6, atol=5e-6)
 
 
 @torch.no_grad()
@@ -90,7 +90,7 @@ def test_a_long_episode_is_that_of_wider_numbers():
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_gradients_of_inputs_that_stay_the_same_are_those_of_wider_numbers(stays):
-    """What is clamped is then its bound, at which rounding would choose between two gradients."""
+    """The clamped value then equals its bound, where rounding would decide between two gradients."""
     torch.manual_seed(0)
     module = FlowConfig(16).build()
     first = torch.randn(2, 1, 16)
@@ -102,17 +102,17 @@ def test_gradients_of_inputs_that_stay_the_same_are_those_of_wider_numbers(stays
             y, state = module(piece, state)
             outputs.append(y)
         y = torch.cat(outputs, dim=1)
-        (found,) = torch.autograd.grad((y * torch.arange(16, dtype=y.dtype).cos()).sum(), x)
-        return found
+        (grad,) = torch.autograd.grad((y * torch.arange(16, dtype=y.dtype).cos()).sum(), x)
+        return grad
 
-    found = [gradient(module, x, cuts) for cuts in ([], [7], list(range(1, 41)))]
+    results = [gradient(module, x, cuts) for cuts in ([], [7], list(range(1, 41)))]
     expected = gradient(module.double(), x.double(), [])
-    for one in found:
+    for one in results:
         torch.testing.assert_close(one.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
         ({"num_heads": 0}, "num_heads=0 does not divide dim=16"),
@@ -120,6 +120,6 @@ def test_gradients_of_inputs_that_stay_the_same_are_those_of_wider_numbers(stays
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        FlowConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        FlowConfig(16, **fields)

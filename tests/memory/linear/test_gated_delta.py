@@ -1,4 +1,4 @@
-"""Gated DeltaNet against an oracle of the papers' equations, and what its options are for."""
+"""Tests of Gated DeltaNet against the papers' equations, and of its options."""
 
 from typing import Any
 
@@ -19,29 +19,29 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def oracle(layer, x, start):
-    """Return a layer's outputs of one row, token by token."""
+    """Return a layer's outputs of one batch row, step by step."""
     heads, width, taps = layer.heads, layer.width, layer.convolution.weight
     outputs, history = [], []
     for t in range(len(x)):
         if start[t] or t == 0:
             history, matrices = [], [torch.zeros(width, width).double() for _ in range(heads)]
-        normed = layer.norm(x[t])
-        history = [layer.project_in(normed), *history][: len(taps)]
-        mixed = torch.stack([tap * old for tap, old in zip(taps, history, strict=False)]).sum(0)
-        queries, keys, values = functional.silu(mixed).view(3, heads, width)
-        steps = layer.most * torch.sigmoid(layer.step_size(normed))
+        normed_x = layer.norm(x[t])
+        history = [layer.project_in(normed_x), *history][: len(taps)]
+        convolved_qkv = torch.stack([tap * old for tap, old in zip(taps, history, strict=False)]).sum(0)
+        queries, keys, values = functional.silu(convolved_qkv).view(3, heads, width)
+        steps = layer.max_step * torch.sigmoid(layer.step_size(normed_x))
         read = []
         for h in range(heads):
             query, key = (part / (part.square().sum() + 1e-6).sqrt() for part in (queries[h], keys[h]))
-            kept = torch.ones(width).double()
+            decay = torch.ones(width).double()
             if layer.decay != "none":
-                amount = functional.softplus(layer.forgetting(normed)).view(heads, -1)[h]
-                kept = (-layer.rate[h].exp() * amount).exp().expand(width)
-            before, faded = matrices[h], torch.diag(kept) @ matrices[h]
-            matrices[h] = faded + steps[h] * torch.outer(key, values[h] - faded.T @ key)
+                amount = functional.softplus(layer.forgetting(normed_x)).view(heads, -1)[h]
+                decay = (-layer.rate[h].exp() * amount).exp().expand(width)
+            before, old_matrix = matrices[h], torch.diag(decay) @ matrices[h]
+            matrices[h] = old_matrix + steps[h] * torch.outer(key, values[h] - old_matrix.T @ key)
             read.append((before if layer.read_before_write else matrices[h]).T @ query)
         normal = torch.stack([layer.out_norm(part) for part in read]).flatten()
-        y = x[t] + layer.out(normal * functional.silu(layer.output_gate(normed)))
+        y = x[t] + layer.out(normal * functional.silu(layer.output_gate(normed_x)))
         outputs.append(y + layer.feed_forward(y))
     return torch.stack(outputs)
 
@@ -62,48 +62,50 @@ def test_outputs_are_those_of_the_papers(options):
 
 def test_steps_go_up_to_two_where_eigenvalues_may_be_negative():
     torch.manual_seed(0)
-    for negative, most in ((False, 1.0), (True, 2.0)):
+    for negative, max_step in ((False, 1.0), (True, 2.0)):
         layer = GatedDeltaConfig(16, negative_eigenvalues=negative).build().layers[0]
         with torch.no_grad():
             layer.step_size.bias.fill_(50)
-        tokens, _, _ = layer.tokens(
+        tokens, _, _ = layer.project_tokens(
             torch.randn(1, 5, 16), layer.initial_state(1, torch.float32)["tail"], None
         )
-        torch.testing.assert_close(tokens.step, torch.full_like(tokens.step, most))
+        torch.testing.assert_close(tokens.step, torch.full_like(tokens.step, max_step))
 
 
 @pytest.mark.parametrize("decay", ["head", "channel"])
 def test_decays_begin_as_the_published_code_has_them(decay):
-    """Rates below 16, times softplus of a bias between 0.001 and 0.1, of each head or channel its own."""
+    """Rates are below 16 and biases have a softplus between 0.001 and 0.1, one per head or channel."""
     torch.manual_seed(0)
     layer = GatedDeltaConfig(64, num_heads=4, decay=decay).build().layers[0]
     amounts = functional.softplus(layer.forgetting.bias)
     assert len(amounts) == (4 if decay == "head" else 64)
     assert ((amounts > 9e-4) & (amounts < 0.11)).all()
     assert ((layer.rate.exp() > 0) & (layer.rate.exp() < 16)).all()
-    tokens, _, _ = layer.tokens(torch.randn(2, 5, 64), layer.initial_state(2, torch.float32)["tail"], None)
+    tokens, _, _ = layer.project_tokens(
+        torch.randn(2, 5, 64), layer.initial_state(2, torch.float32)["tail"], None
+    )
     assert tokens.log_decay.shape == ((2, 5, 4) if decay == "head" else (2, 5, 4, 16))
     assert (tokens.log_decay < 0).all()
 
 
 def test_a_sign_is_kept_for_ever_only_by_negative_eigenvalues():
-    """A key that comes with a step of two and no value turns what is known into its opposite."""
+    """A key with write strength 2 and a zero value flips the sign of the stored value."""
     matrix = torch.zeros(1, 1, 8, 8)
     matrix[0, 0, 0, 1] = 1.0
     key = functional.one_hot(torch.zeros(1, 6, 1, dtype=torch.int64), 8).float()
-    zeros, shut = torch.zeros(1, 6, 1, 8), torch.zeros(1, 6, 1)
-    found = []
+    zeros, log_decay = torch.zeros(1, 6, 1, 8), torch.zeros(1, 6, 1)
+    results = []
     for step in (1.0, 2.0):
-        given = (key, key, zeros, shut, torch.full((1, 6, 1), step), matrix)
-        y, _ = linear_memory(*given, rule="delta")
-        found.append(y[0, :, 0, 1].tolist())
-    assert found == [[0.0] * 6, [-1.0, 1.0] * 3]
+        arguments = (key, key, zeros, log_decay, torch.full((1, 6, 1), step), matrix)
+        y, _ = linear_memory(*arguments, rule="delta")
+        results.append(y[0, :, 0, 1].tolist())
+    assert results == [[0.0] * 6, [-1.0, 1.0] * 3]
 
 
-def counted(draw, modulus, negative, steps):
-    """Return how often a model is right at steps in the second half of sequences twice as long as it learned.
+def count_accuracy(draw, modulus, negative, steps):
+    """Return the accuracy in the second half of sequences twice as long as those in training.
 
-    `draw` gives tokens, whose last of each count is asked for, and what was counted up to it.
+    `draw` returns tokens and the counts so far; the model predicts each count at its last token.
     """
     torch.manual_seed(0)
     sizes = {"num_heads": 1, "decay": "none", "convolution": 1, "read_before_write": False}
@@ -128,15 +130,15 @@ def counted(draw, modulus, negative, steps):
 
 
 def ones(rows, length):
-    """Return bits, and how many of them were ones."""
+    """Return random bits and the running count of ones."""
     bits = torch.randint(2, (rows, length))
     return bits, bits.cumsum(1)
 
 
 def turns(rows, length):
-    """Return words of two tokens, and how many of them were not the blank one.
+    """Return words of two tokens and the running count of non-blank words.
 
-    A step mirrors what a memory knows at most, and to turn it by a third takes two mirrors.
+    One step is at most a reflection, and a rotation by a third takes two reflections.
     """
     bits = torch.randint(2, (rows, length))
     return torch.stack([bits, 2 * bits], dim=2).flatten(1), bits.cumsum(1)
@@ -146,12 +148,12 @@ def turns(rows, length):
     ("draw", "modulus", "steps"), [(ones, 2, 150), pytest.param(turns, 3, 400, marks=pytest.mark.slow)]
 )
 def test_counting_is_learned_with_negative_eigenvalues_alone(draw, modulus, steps):
-    assert counted(draw, modulus, negative=True, steps=steps) > 0.8
-    assert counted(draw, modulus, negative=False, steps=steps) < 0.6
+    assert count_accuracy(draw, modulus, negative=True, steps=steps) > 0.8
+    assert count_accuracy(draw, modulus, negative=False, steps=steps) < 0.6
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"decay": "row"}, "decay='row'; choose from head, channel, none"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
@@ -159,6 +161,6 @@ def test_counting_is_learned_with_negative_eigenvalues_alone(draw, modulus, step
         ({"num_layers": 0}, "num_layers=0: must be at least 1"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        GatedDeltaConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        GatedDeltaConfig(16, **fields)

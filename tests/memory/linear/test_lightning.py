@@ -1,4 +1,4 @@
-"""Lightning Attention against an oracle of the papers' equations, and in closed form."""
+"""Tests of Lightning Attention against the papers' equations and in closed form."""
 
 import math
 from typing import Any
@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from scrubjay.memory.linear.lightning import LightningConfig, unscaled
+from scrubjay.memory.linear.lightning import LightningConfig, rms_normalize
 
 OPTIONS: list[dict[str, Any]] = [{}, {"num_heads": 8, "num_layers": 3}, {"slopes": "geometric"}]
 
 
 def oracle(layer, decays, x):
-    """Return a layer's outputs of one episode, token by token."""
+    """Return a layer's outputs of one episode, step by step."""
     heads, width = len(decays), x.shape[1] // len(decays)
     matrices, outputs = [torch.zeros(width, width).double() for _ in decays], []
-    for now in x:
-        normed = now / (now.norm() / now.numel() ** 0.5)
-        query, key, value, gate = layer.project_in(normed).chunk(4)
+    for token in x:
+        normed_x = token / (token.norm() / token.numel() ** 0.5)
+        query, key, value, gate = layer.project_in(normed_x).chunk(4)
         query, key = functional.silu(query), functional.silu(key)
         read = []
         for h in range(heads):
@@ -26,9 +26,9 @@ def oracle(layer, decays, x):
             matrices[h] = decays[h] * matrices[h] + torch.outer(k, v)
             y = matrices[h].T @ q
             read.append(y / (y.square().mean() + 1e-4).sqrt())
-        now = now + layer.out(torch.cat(read) * gate)
-        left, right = layer.feed_in(now / (now.norm() / now.numel() ** 0.5)).chunk(2)
-        outputs.append(now + layer.feed_out(left * right))
+        token = token + layer.out(torch.cat(read) * gate)
+        left, right = layer.feed_in(token / (token.norm() / token.numel() ** 0.5)).chunk(2)
+        outputs.append(token + layer.feed_out(left * right))
     return torch.stack(outputs)
 
 
@@ -51,13 +51,13 @@ def test_outputs_are_those_of_the_papers(options):
                     rates = [2 ** (-8 * h / heads) for h in range(1, heads + 1)]
                 decays = [math.exp(-rate * (1 - index / config.num_layers)) for rate in rates]
                 expected = oracle(layer, decays, expected)
-            # The paper's norm divides by the length itself, ours by the root of its square and 1e-6.
+            # The paper's norm divides by the length, this one by the root of its square plus 1e-6.
             torch.testing.assert_close(y[row, part], expected, rtol=2e-5, atol=2e-5)
 
 
 @torch.no_grad()
 def test_a_constant_input_is_written_as_a_geometric_series():
-    """S_t = k v^T (1 - d^t) / (1 - d), and t k v^T where nothing fades."""
+    """The state is S_t = k v^T (1 - d^t) / (1 - d), or t k v^T without decay."""
     torch.manual_seed(0)
     config = LightningConfig(16, num_layers=1)
     module = config.build().double()
@@ -65,10 +65,10 @@ def test_a_constant_input_is_written_as_a_geometric_series():
     for time in (1, 2, 7, 100, 1000):
         _, state = module(x.expand(1, time, 16), module.initial_state(1))
         layer = module.layers[0]
-        _, key, value, _ = layer.project_in(unscaled(x, 1e-6)).view(4, 4, 4)
+        _, key, value, _ = layer.project_in(rms_normalize(x, 1e-6)).view(4, 4, 4)
         for head, log_decay in enumerate(config.log_decays(0)):
-            kept = math.exp(log_decay)
-            total = time if kept == 1 else (1 - kept**time) / (1 - kept)
+            decay = math.exp(log_decay)
+            total = time if decay == 1 else (1 - decay**time) / (1 - decay)
             expected = total * torch.outer(functional.silu(key[head]), value[head])
             torch.testing.assert_close(state["matrix_0"][0, head], expected, rtol=1e-6, atol=1e-6)
 
@@ -84,19 +84,19 @@ def test_heads_fade_from_never_to_at_once_and_later_layers_less():
 
 @torch.no_grad()
 def test_what_no_head_forgets_is_there_after_a_thousand_steps():
-    """Two first inputs, and the same after both: the head that never fades tells which it was."""
+    """Two episodes differ in their first input only; the head that never decays tells them apart."""
     torch.manual_seed(0)
     module = LightningConfig(16, num_layers=1).build().double()
     first, rest = torch.randn(2, 1, 16).double(), torch.randn(1, 1000, 16).double().expand(2, -1, -1)
     y, state = module(torch.cat([10 * first, rest], dim=1), module.initial_state(2))
-    apart = (state["matrix_0"][0] - state["matrix_0"][1]).abs().amax(dim=(1, 2))
-    assert apart[0] > 1e-3
-    assert apart[1:].max() < 1e-12
+    difference = (state["matrix_0"][0] - state["matrix_0"][1]).abs().amax(dim=(1, 2))
+    assert difference[0] > 1e-3
+    assert difference[1:].max() < 1e-12
     assert (y[0, -1] - y[1, -1]).abs().max() > 1e-6
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"slopes": "steep"}, "slopes='steep'; choose from linear, geometric"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
@@ -104,6 +104,6 @@ def test_what_no_head_forgets_is_there_after_a_thousand_steps():
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        LightningConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LightningConfig(16, **fields)

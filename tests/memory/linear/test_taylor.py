@@ -1,4 +1,4 @@
-"""Linear attention by the series against attention over all that came."""
+"""Tests of linear attention by the Taylor series against full attention."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from scrubjay.memory.linear.taylor import TaylorConfig
 
 
 def oracle(layer, x):
-    """Return a layer's outputs of one episode: attention with 1 + s + s^2 / 2 for the exponential."""
-    normed, time = layer.norm(x), len(x)
-    query, key = layer.compared(normed).view(time, 2, layer.heads, -1).unbind(1)
-    value = layer.value(normed).view(time, layer.heads, -1)
+    """Return a layer's outputs of one episode: attention with 1 + s + s^2 / 2 instead of exp."""
+    normed_x, time = layer.norm(x), len(x)
+    query, key = layer.query_key(normed_x).view(time, 2, layer.heads, -1).unbind(1)
+    value = layer.value(normed_x).view(time, layer.heads, -1)
     s = torch.einsum("thd,ihd->hti", query, key) / query.shape[-1] ** 0.5
     weights = (1 + s + s.square() / 2).tril()
     weights = weights / (weights.sum(-1, keepdim=True) + 1e-6)
@@ -35,12 +35,12 @@ def test_the_linear_part_is_attention_by_the_series(sizes):
 
 @torch.no_grad()
 def test_weights_are_positive_so_that_what_is_read_lies_among_the_values():
-    """However large queries and keys are: no denominator is near zero."""
+    """No denominator is near zero, however large queries and keys are."""
     torch.manual_seed(0)
     module = TaylorConfig(16, num_heads=1).build().double()
     layer = module.layers[0]
     for scale in (0.0, 1.0, 10.0):
-        layer.compared.weight.normal_(std=scale)
+        layer.query_key.weight.normal_(std=scale)
         x = torch.randn(1, 300, 16, dtype=torch.float64)
         tokens = layer._tokens(x, torch.float64)
         weights = tokens.query[0, :, 0] @ tokens.key[0, :, 0].T
@@ -51,13 +51,13 @@ def test_weights_are_positive_so_that_what_is_read_lies_among_the_values():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"feature_width": 0}, "feature_width=0: must be at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        TaylorConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        TaylorConfig(16, **fields)

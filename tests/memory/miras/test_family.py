@@ -1,4 +1,4 @@
-"""What the memories of Miras have in common: their limits, what they keep, and a life after forgetting."""
+"""Tests of all Miras memories: limiting cases, state entries, and learning after complete forgetting."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ def build(name, seed=0, **fields) -> Any:
 
 
 def gates(module, index=0):
-    """Return the gates of a layer, with names."""
+    """Return the gate projection of a layer, and its biases by gate name."""
     layer = module.layers[index].memory
     return layer.gates, dict(zip(layer.gate_names, layer.gates.bias.view(-1, layer.heads), strict=True))
 
 
 def as_titans(module, **fields) -> Any:
-    """Return Titans without momentum of a memory's weights."""
+    """Return a Titans memory without momentum that has the weights of `module`."""
     titans = build("titans", **fields)
-    theirs = module.state_dict()
+    weights = module.state_dict()
     for name in ("weight", "bias"):
-        given = theirs.pop(f"layers.0.memory.gates.{name}").unflatten(0, (-1, module.layers[0].memory.heads))
-        step, forgetting = given[:2]
-        theirs[f"layers.0.memory.gates.{name}"] = torch.cat([step, torch.zeros_like(step), forgetting])
-    titans.load_state_dict(theirs)
+        gate = weights.pop(f"layers.0.memory.gates.{name}").unflatten(0, (-1, module.layers[0].memory.heads))
+        step, forgetting = gate[:2]
+        weights[f"layers.0.memory.gates.{name}"] = torch.cat([step, torch.zeros_like(step), forgetting])
+    titans.load_state_dict(weights)
     with torch.no_grad():
         gates(titans)[1]["momentum"].fill_(-1e4)
     return titans.to(next(module.parameters()).dtype)
@@ -45,9 +45,9 @@ def test_yaad_with_no_error_beyond_its_threshold_is_titans_without_momentum(boun
     x = torch.randn(2, 50, 8, dtype=torch.float64)
     y, state = module(x, module.initial_state(2))
     titans = as_titans(module, bound_steps=bound_steps, chunk_size=4)
-    expected, learned = titans(x, titans.initial_state(2))
+    expected, titans_state = titans(x, titans.initial_state(2))
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(state["delta_0"], learned["delta_0"])
+    torch.testing.assert_close(state["delta_0"], titans_state["delta_0"])
     assert state["delta_0"].any()
 
 
@@ -57,9 +57,9 @@ def test_moneta_with_squares_and_a_norm_of_two_is_titans_without_momentum_with_h
     x = torch.randn(2, 50, 8, dtype=torch.float64)
     y, state = module(x, module.initial_state(2))
     titans = as_titans(module, max_step=0.2, **fields)
-    expected, learned = titans(x, titans.initial_state(2))
+    expected, titans_state = titans(x, titans.initial_state(2))
     torch.testing.assert_close(y, expected)
-    torch.testing.assert_close(state["delta_0"], learned["delta_0"])
+    torch.testing.assert_close(state["delta_0"], titans_state["delta_0"])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -72,9 +72,9 @@ def test_no_momentum_is_kept(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("net", "least"), [({}, 0.8), (PAPER, 0.3)], ids=["matrix", "paper"])
 def test_a_key_is_recalled_by_what_was_written_with_it(name, net, least):
-    """The newest of two values of a key, by a memory that nothing but its steps has taught.
+    """An untrained memory recalls the newest of two values written with a key.
 
-    An output of the paper's network has one length, and few values have it.
+    The paper's network has outputs of one length, which few values have; its limit is lower.
     """
     module = build(name, chunk_size=4, convolution=1, num_heads=1, **net)
     layer = module.layers[0].memory
@@ -83,21 +83,21 @@ def test_a_key_is_recalled_by_what_was_written_with_it(name, net, least):
         gates(module)[1]["step"].fill_(4.0)
         _, _, values = layer.project_in.weight.view(3, 8, 8)
         key, noise = torch.randn(1, 1, 8), torch.randn(1, 160, 8)
-        seen = key.expand(1, 160, 8) + 0.05 * noise
+        noisy_key = key.expand(1, 160, 8) + 0.05 * noise
         state = layer.initial_state(1, torch.float32, torch.device("cpu"))
 
-        def recalled(state):
-            asked = layer.asked(key @ layer.project_in.weight.view(3, 8, 8)[1].T)
+        def recall_value(state):
+            queries = layer.normalize_queries(key @ layer.project_in.weight.view(3, 8, 8)[1].T)
             options = {name: getattr(layer.config, name) for name in ("residual", "norm", "learning")}
-            return neural_recall(asked, list(layer.weights), state["anchor"], **options)[0, 0, 0]
+            return neural_recall(queries, list(layer.weights), state["anchor"], **options)[0, 0, 0]
 
         cosines = []
         for sign in (1, -1):
             values.mul_(sign)
             value = torch.nn.functional.silu(key @ values.T)[0, 0]
             for t in range(160):
-                _, _, state = layer.step(seen[:, t], state, torch.tensor([t]))
-            cosines.append(torch.cosine_similarity(recalled(state), value, dim=0).item())
+                _, _, state = layer.step(noisy_key[:, t], state, torch.tensor([t]))
+            cosines.append(torch.cosine_similarity(recall_value(state), value, dim=0).item())
     assert min(cosines) > least
 
 
@@ -110,17 +110,17 @@ def test_a_memory_that_forgot_for_long_learns_like_a_newborn(name):
         biases["forgetting"].fill_(-2.0)
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(1, 40, 8, generator=generator)
-        expected, learned = module(x, module.initial_state(1))
-        assert learned["delta_0"].any()
-        # Nothing is learned from now on, all is forgotten: a network that decayed to zero would be dead.
+        expected, expected_state = module(x, module.initial_state(1))
+        assert expected_state["delta_0"].any()
+        # From here on the memory only forgets: a network that decayed to zero could not learn again.
         biases["step"].fill_(-200.0)
         state = module.initial_state(1)
         for _ in range(16):
             _, state = module(torch.randn(1, 1024, 8, generator=generator), state)
         biases["step"].fill_(0.0)
         assert not state["delta_0"].any()
-        found, _ = module(x, state | {"tail_0": torch.zeros_like(state["tail_0"])})
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        result, _ = module(x, state | {"tail_0": torch.zeros_like(state["tail_0"])})
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -150,7 +150,7 @@ def test_impossible_sizes_are_named():
         ("yaad", {"measure": "mean"}, "measure='mean'; choose from norm, coordinate"),
         ("memora", {"total": 0.0}, r"total=0\.0: must be positive"),
         ("memora", {"forgets_to": "zero"}, "forgets_to='zero'; choose from born, uniform"),
-        ("memora", {"depth": 0}, "depth=0: must be a whole number, at least 1"),
+        ("memora", {"depth": 0}, "depth=0: must be an integer of at least 1"),
         ("yaad", {"num_heads": 3}, "num_heads=3 does not divide dim=8"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""Memora: weights are distributions, and where they go that are not written."""
+"""Tests of Memora: weights are distributions, and decay to the configured target."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from scrubjay import memory
-from scrubjay.kernels.neural.network import NetworkShape, mirrored, unpack
+from scrubjay.kernels.neural.network import NetworkShape, mirror_weights, unpack
 
 
 def weights_of(module, state):
     layer = module.layers[0].memory
     weights = list(layer.weights)
-    shape = NetworkShape.of(weights, False, False, learning=layer.learning)
-    return mirrored(weights, unpack(state["anchor_0"], shape), shape)
+    shape = NetworkShape.from_weights(weights, False, False, learning=layer.learning)
+    return mirror_weights(weights, unpack(state["anchor_0"], shape), shape)
 
 
 @pytest.mark.parametrize("forgets_to", ["born", "uniform"])
@@ -36,7 +36,7 @@ def test_weights_to_an_output_are_positive_and_sum_up_to_the_root_of_the_width(n
 @pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
 @torch.no_grad()
 def test_weights_are_distributions_after_100_000_steps(net, forgets_to):
-    """Of inputs that are drawn large, stay the same, and turn their sign."""
+    """Inputs are large and random, constant, or of alternating sign."""
     torch.manual_seed(0)
     module: Any = memory.make("memora", dim=8, num_heads=1, forgets_to=forgets_to, **net)
     state, constant = module.initial_state(3), torch.randn(1, 1, 8).expand(1, 1000, 8)
@@ -55,17 +55,17 @@ def test_what_is_not_written_goes_where_the_config_says(forgets_to):
     module: Any = memory.make("memora", dim=16, num_heads=1, forgets_to=forgets_to)
     with torch.no_grad():
         torch.nn.init.normal_(module.layers[0].memory.weights[0])
-        born = weights_of(module, module.initial_state(1))[0]
+        initial = weights_of(module, module.initial_state(1))[0]
         _, state = module(torch.randn(1, 64, 16), module.initial_state(1))
         gates = module.layers[0].memory.gates
         gates.weight.zero_()
         gates.bias.copy_(torch.tensor([-200.0, -2.0]))
         for _ in range(4):
             _, state = module(torch.randn(1, 128, 16), state)
-        found = weights_of(module, state)[0]
-    expected = born if forgets_to == "born" else torch.full_like(born, 1 / 4)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert (born - 1 / 4).abs().max() > 0.1
+        final = weights_of(module, state)[0]
+    expected = initial if forgets_to == "born" else torch.full_like(initial, 1 / 4)
+    torch.testing.assert_close(final, expected, rtol=1e-5, atol=1e-6)
+    assert (initial - 1 / 4).abs().max() > 0.1
 
 
 def test_a_matrix_is_born_with_equal_weights():

@@ -1,4 +1,4 @@
-"""Yaad: no token moves its memory further than step and threshold say."""
+"""Tests of Yaad: a token moves the memory by at most step size times threshold."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ def test_one_outlier_of_a_million_moves_weights_no_further_than_its_threshold(me
     layer = module.layers[0].memory
     with torch.no_grad():
         layer.gates.weight.zero_()
-        # Nothing is forgotten meanwhile.
+        # Disable forgetting.
         layer.gates.bias.view(3, 2)[1] = -200.0
         state = layer.initial_state(3, torch.float32, torch.device("cpu"))
         for t in range(20):
@@ -26,9 +26,9 @@ def test_one_outlier_of_a_million_moves_weights_no_further_than_its_threshold(me
     step, _, threshold = layer.gates.bias.view(3, 2)
     step = torch.sigmoid(step) / (layer.chunk_size if bound_steps else 1)
     threshold = torch.nn.functional.softplus(threshold) * (1 if measure == "norm" else 8**0.5)
-    moved = torch.linalg.vector_norm(after["delta"] - state["delta"], dim=-1)
-    assert (moved <= step * threshold * (1 + 1e-4)).all()
-    assert (moved > 0.5 * step * threshold).all()
+    change = torch.linalg.vector_norm(after["delta"] - state["delta"], dim=-1)
+    assert (change <= step * threshold * (1 + 1e-4)).all()
+    assert (change > 0.5 * step * threshold).all()
     assert (surprise <= threshold.mean() * (1 + 1e-4)).all()
 
 

@@ -1,87 +1,89 @@
-"""Attention under a bias: the gradient by hand against torch's own, and against finite differences."""
+"""Attention with biases: the custom backward pass against torch's attention and finite differences."""
 
 import pytest
 import torch
 from torch.nn import functional
 
-from scrubjay.memory.parts.attention import Asked, attend
+from scrubjay.memory.parts.attention import AttentionInputs, attend
 
 NEVER = float("-inf")
 
 
-def drawn(stored=5, time=4, heads=2, last=6, batch=3, needs_stored=True):
-    torch.manual_seed(stored + time)
+def draw_inputs(num_stored=5, time=4, heads=2, last=6, batch=3, needs_stored=True):
+    torch.manual_seed(num_stored + time)
     dim = 4 * heads
 
     def some(*shape):
         return torch.randn(*shape, dtype=torch.float64)
 
-    hidden = torch.where(
-        torch.rand(batch, time, stored + time) < 0.4, NEVER, some(batch, time, stored + time)
+    mask = torch.where(
+        torch.rand(batch, time, num_stored + time) < 0.4, NEVER, some(batch, time, num_stored + time)
     )
-    hidden[..., stored:].diagonal(dim1=1, dim2=2).zero_()
-    asked = Asked(
+    mask[..., num_stored:].diagonal(dim1=1, dim2=2).zero_()
+    inputs = AttentionInputs(
         some(batch, time, dim),
         some(batch, time, dim),
         some(batch, time, dim),
-        some(batch, stored, dim),
-        some(batch, stored, dim),
-        hidden,
+        some(batch, num_stored, dim),
+        some(batch, num_stored, dim),
+        mask,
         some(batch, time, last),
         some(heads, time, last),
     )
-    constant = ["hidden"] if needs_stored else ["hidden", "stored_keys", "stored_values"]
-    return asked._replace(**{n: x.requires_grad_() for n, x in asked._asdict().items() if n not in constant})
+    constant = ["mask"] if needs_stored else ["mask", "stored_keys", "stored_values"]
+    return inputs._replace(
+        **{n: x.requires_grad_() for n, x in inputs._asdict().items() if n not in constant}
+    )
 
 
-def by_torch(asked):
-    """One head at a time, by torch's own attention."""
-    query, keys, values, stored_keys, stored_values, hidden, bias, places = asked
+def by_torch(inputs):
+    """Return the output of torch's attention, one head at a time."""
+    query, keys, values, stored_keys, stored_values, mask, bias, head_bias = inputs
     keys, values = torch.cat([stored_keys, keys], dim=1), torch.cat([stored_values, values], dim=1)
-    width = query.shape[2] // len(places)
+    width = query.shape[2] // len(head_bias)
     read = []
-    for head, place in enumerate(places):
+    for head, bias_of_head in enumerate(head_bias):
         part = slice(head * width, (head + 1) * width)
-        mask = hidden + functional.pad(bias + place, (hidden.shape[2] - place.shape[1], 0))
+        full_mask = mask + functional.pad(bias + bias_of_head, (mask.shape[2] - bias_of_head.shape[1], 0))
         read.append(
             functional.scaled_dot_product_attention(
-                query[..., part], keys[..., part], values[..., part], mask
+                query[..., part], keys[..., part], values[..., part], full_mask
             )
         )
     return torch.cat(read, dim=2)
 
 
-@pytest.mark.parametrize(("stored", "time", "last"), [(5, 4, 6), (0, 3, 3), (7, 1, 1), (2, 5, 7)])
+@pytest.mark.parametrize(("num_stored", "time", "last"), [(5, 4, 6), (0, 3, 3), (7, 1, 1), (2, 5, 7)])
 @pytest.mark.parametrize("needs_stored", [True, False])
-def test_values_and_gradients_are_those_of_torch(stored, time, last, needs_stored):
-    asked = drawn(stored, time, last=last, needs_stored=needs_stored)
-    read, expected = attend(asked), by_torch(asked)
+def test_values_and_gradients_are_those_of_torch(num_stored, time, last, needs_stored):
+    inputs = draw_inputs(num_stored, time, last=last, needs_stored=needs_stored)
+    read, expected = attend(inputs), by_torch(inputs)
     torch.testing.assert_close(read, expected)
     along = torch.randn_like(read)
-    leaves = [x for x in asked if x.requires_grad]
-    for found, wanted in zip(
+    leaves = [x for x in inputs if x.requires_grad]
+    for actual, expected_gradient in zip(
         torch.autograd.grad(read, leaves, along), torch.autograd.grad(expected, leaves, along), strict=True
     ):
-        torch.testing.assert_close(found, torch.nan_to_num(wanted))
+        torch.testing.assert_close(actual, torch.nan_to_num(expected_gradient))
 
 
 def test_the_gradient_is_that_of_finite_differences_and_has_a_gradient():
-    asked = drawn(batch=1)
+    inputs = draw_inputs(batch=1)
 
     def read(*parts):
-        return attend(Asked._make([*parts[:5], asked.hidden, *parts[5:]]))
+        return attend(AttentionInputs._make([*parts[:5], inputs.mask, *parts[5:]]))
 
-    parts = [x for x in asked if x is not asked.hidden]
+    parts = [x for x in inputs if x is not inputs.mask]
     assert torch.autograd.gradcheck(read, parts)
     assert torch.autograd.gradgradcheck(read, parts)
 
 
-def test_what_is_not_to_be_seen_counts_nothing():
-    asked = drawn()
-    asked.hidden[:, :, 0] = NEVER
-    hidden = (asked.hidden == NEVER).all(dim=1)[:, :5]
+def test_masked_columns_do_not_change_the_output():
+    inputs = draw_inputs()
+    inputs.mask[:, :, 0] = NEVER
+    mask = (inputs.mask == NEVER).all(dim=1)[:, :5]
     with torch.no_grad():
-        keys = torch.where(hidden[..., None], 1e6, asked.stored_keys)
-        values = torch.where(hidden[..., None], 1e6, asked.stored_values)
-        read = attend(asked._replace(stored_keys=keys, stored_values=values))
-        assert torch.equal(read, attend(asked))
+        keys = torch.where(mask[..., None], 1e6, inputs.stored_keys)
+        values = torch.where(mask[..., None], 1e6, inputs.stored_values)
+        read = attend(inputs._replace(stored_keys=keys, stored_values=values))
+        assert torch.equal(read, attend(inputs))

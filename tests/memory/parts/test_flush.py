@@ -1,4 +1,4 @@
-"""A plan to flush between episodes keeps every step and mixes none."""
+"""A flush plan keeps every step and separates episodes."""
 
 import torch
 from hypothesis import given, settings
@@ -12,7 +12,7 @@ from scrubjay.memory.parts.flush import FlushPlan
 def test_a_plan_flushes_right_before_every_start_and_loses_no_step(batch, time, rate, seed):
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(batch, time, generator=generator) < rate
-    plan = FlushPlan.of(start)
+    plan = FlushPlan.from_starts(start)
     flushes = start[:, 1:].sum(dim=1)
     if plan is None:
         assert not flushes.any()
@@ -30,5 +30,5 @@ def test_a_plan_flushes_right_before_every_start_and_loses_no_step(batch, time, 
             place += 1
         expected[place:, b, 3] = 1
     x = 1 + torch.arange(batch * time, dtype=torch.float32).view(batch, time, 1)
-    assert torch.equal(plan.stretch(x), expected)
+    assert torch.equal(plan.expand(x), expected)
     assert torch.equal(plan.collect(expected[..., :1]), x)

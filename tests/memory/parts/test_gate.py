@@ -1,4 +1,4 @@
-"""The gate by hand against its plain operations."""
+"""The gate's custom backward pass against torch's autograd."""
 
 import pytest
 import torch
@@ -15,40 +15,40 @@ def draw(dtype=torch.float64, *lead):
 
 
 def test_value_and_gradients_of_two_orders_are_those_of_finite_differences():
-    given = draw(torch.float64, 2, 3)
-    torch.testing.assert_close(gate.gated(*given), gate._by_torch(*given), rtol=1e-12, atol=1e-12)
-    assert torch.autograd.gradcheck(gate.gated, given)
-    assert torch.autograd.gradgradcheck(gate.gated, given)
+    inputs = draw(torch.float64, 2, 3)
+    torch.testing.assert_close(gate.apply_gate(*inputs), gate._run_torch(*inputs), rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradcheck(gate.apply_gate, inputs)
+    assert torch.autograd.gradgradcheck(gate.apply_gate, inputs)
 
 
 @pytest.mark.parametrize("lead", [(), (4,), (2, 3, 4), (0, 3)])
 def test_any_leading_dimensions_pass(lead):
-    given = draw(torch.float32, *lead)
-    found, expected = gate.gated(*given), gate._by_torch(*given)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    each = (torch.autograd.grad(y.square().sum(), given) for y in (found, expected))
+    inputs = draw(torch.float32, *lead)
+    actual, expected = gate.apply_gate(*inputs), gate._run_torch(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+    each = (torch.autograd.grad(y.square().sum(), inputs) for y in (actual, expected))
     for one, other in zip(*each, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [30.0, 1e12])
-def test_what_is_large_shuts_or_opens_the_gate_and_stays_finite(size):
-    given = draw(torch.float32, 4)
+def test_large_inputs_saturate_the_gate_and_stay_finite(size):
+    inputs = draw(torch.float32, 4)
     with torch.no_grad():
-        for value in given[:2]:
+        for value in inputs[:2]:
             value.mul_(size)
-    found, expected = gate.gated(*given), gate._by_torch(*given)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-    assert all(g.isfinite().all() for g in torch.autograd.grad(found.sum() / size, given))
+    actual, expected = gate.apply_gate(*inputs), gate._run_torch(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(actual.sum() / size, inputs))
 
 
 def test_gradients_come_in_batches_and_tangents_pass():
-    given = draw(torch.float64, 3)
-    y = gate.gated(*given)
+    inputs = draw(torch.float64, 3)
+    y = gate.apply_gate(*inputs)
     ways = torch.stack([torch.ones_like(y), y.detach()])
-    each = [torch.autograd.grad(y, given[0], way, retain_graph=True)[0] for way in ways]
-    (batched,) = torch.autograd.grad(y, given[0], ways, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(y, inputs[0], way, retain_graph=True)[0] for way in ways]
+    (batched,) = torch.autograd.grad(y, inputs[0], ways, is_grads_batched=True, retain_graph=True)
     torch.testing.assert_close(batched, torch.stack(each))
-    plain = [value.detach() for value in given]
-    along = torch.func.jvp(lambda x: gate.gated(x, *plain[1:]).sum(), (plain[0],), (torch.ones_like(y),))
+    plain = [value.detach() for value in inputs]
+    along = torch.func.jvp(lambda x: gate.apply_gate(x, *plain[1:]).sum(), (plain[0],), (torch.ones_like(y),))
     torch.testing.assert_close(along[1], each[0].sum())

@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from scrubjay.memory.parts.heap import keep_freed
+from scrubjay.memory.parts.heap import retain_freed_memory
 
 def faults():
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,14 +18,14 @@ def faults():
 torch.set_num_threads(1)
 faults()
 before = faults()
-keep_freed()
+retain_freed_memory()
 faults()
 print(before, faults())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own")
-def test_what_was_freed_is_asked_for_again_without_a_page_fault():
-    words = subprocess.run([sys.executable, "-P", "-c", PROGRAM], capture_output=True, text=True, check=True)
-    before, after = map(int, words.stdout.split())
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_allocated_again_without_page_faults():
+    result = subprocess.run([sys.executable, "-P", "-c", PROGRAM], capture_output=True, text=True, check=True)
+    before, after = map(int, result.stdout.split())
     assert after * 10 < before

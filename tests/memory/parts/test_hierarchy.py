@@ -1,4 +1,4 @@
-"""HCAM's read against published reference numbers, and one way of reading against the other."""
+"""HCAM's read against published reference numbers, and the dense read against the selective one."""
 
 import math
 
@@ -11,7 +11,7 @@ from scrubjay.memory.parts.sinusoids import sinusoids
 
 
 def golden():
-    """Inputs and weights of a published run of the reference read path (values are data)."""
+    """Return inputs and weights of a published run of the reference read path."""
 
     def wave(shape, offset):
         count = math.prod(shape)
@@ -52,9 +52,9 @@ def test_read_path_agrees_with_the_reference_implementation():
         (1, 1): [0.466612, 0.614794, 0.679765, 0.652734],
     }
     for place, values in expected.items():
-        wanted = torch.tensor(values, dtype=torch.float64)
-        torch.testing.assert_close(out[place][: len(values)], wanted, rtol=0, atol=1e-5)
-    # Where the reference leaks through a fully masked row, ours says nothing.
+        expected_values = torch.tensor(values, dtype=torch.float64)
+        torch.testing.assert_close(out[place][: len(values)], expected_values, rtol=0, atol=1e-5)
+    # The reference leaks through a fully masked row; ours returns zeros.
     assert (out[1, 2] == 0).all()
 
 
@@ -62,10 +62,10 @@ def test_read_ignores_the_order_of_chunks_and_position_matters():
     queries, keys, contents, mask, weights = golden()
     order = torch.tensor([3, 0, 4, 1, 2])
     out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=5)
-    shuffled = hierarchical_attention(
+    other_out = hierarchical_attention(
         queries, keys[:, order], contents[:, order], mask[..., order], weights, top_k=5
     )
-    torch.testing.assert_close(shuffled, out)
+    torch.testing.assert_close(other_out, out)
     flat = hierarchical_attention(queries, keys, contents, mask, weights, position=False, top_k=5)
     assert (flat - out).abs().max() > 1e-2
     within = contents.flip(2)
@@ -77,30 +77,30 @@ def test_read_ignores_the_order_of_chunks_and_position_matters():
 @pytest.mark.parametrize("top_k", [2, 5])
 @pytest.mark.parametrize("position", [False, True])
 def test_few_chunks_and_many_are_read_alike(top_k, position, monkeypatch):
-    """All steps projected at once, or the kept ones as they are; forwards, back and into what is stored."""
+    """Compare outputs and gradients, also into the store, of the dense read and the selective read."""
     queries, keys, contents, mask, weights = golden()
     queries = torch.cat([queries, queries.flip(1) * 2], dim=1)
     mask = torch.cat([mask, ~mask], dim=1)
     tensors = [queries, keys, contents, *weights]
-    given = [tensor.clone().requires_grad_() for tensor in tensors]
-    found = []
+    arguments = [tensor.clone().requires_grad_() for tensor in tensors]
+    results = []
     for few in (True, False):
-        monkeypatch.setattr(hierarchy, "_are_few", lambda *_, few=few: few)
+        monkeypatch.setattr(hierarchy, "_is_dense_cheaper", lambda *_, few=few: few)
         out = hierarchical_attention(
-            given[0],
-            given[1],
-            given[2],
+            arguments[0],
+            arguments[1],
+            arguments[2],
             mask,
-            ReadWeights(*given[3:]),
+            ReadWeights(*arguments[3:]),
             position,
             top_k=top_k,
             num_heads=2,
             stop_memory_gradient=False,
         )
         slope = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
-        found.append([out, *torch.autograd.grad(out, given, slope, allow_unused=True)])
-    assert sum(tensor is None for tensor in found[0]) == 1  # the key bias
-    for one, other in zip(*found, strict=True):
+        results.append([out, *torch.autograd.grad(out, arguments, slope, allow_unused=True)])
+    assert sum(tensor is None for tensor in results[0]) == 1  # the key bias
+    for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -112,8 +112,8 @@ def test_position_table_matches_the_reference_layout():
 
 
 @pytest.mark.parametrize("top_k", [1, 3, 9])
-def test_what_is_weighed_is_what_is_read(top_k):
-    """With all projections of values the identity, the read is the sum of steps by their weights."""
+def test_weights_give_the_read_output(top_k):
+    """With identity value projections the read is the weighted sum of the steps."""
     generator = torch.Generator().manual_seed(top_k)
     queries, keys, contents = (
         torch.randn(*shape, 8, generator=generator, dtype=torch.float64)
@@ -126,9 +126,9 @@ def test_what_is_weighed_is_what_is_read(top_k):
     summary_key, summary_query, key, query = square
     weights = ReadWeights(summary_key, summary_query, key, query, identity, identity, query_bias=key[0])
     for heads in (1, 2):
-        given = queries, keys, contents, mask, weights, None, top_k, heads
-        shares = weigh(*given).unflatten(-2, (6,))
-        stored = contents.unflatten(-1, (heads, -1))
-        read = torch.einsum("bthmc,bmche->bthe", shares, stored).flatten(2)
-        torch.testing.assert_close(read, attend(*given, False))
+        arguments = queries, keys, contents, mask, weights, None, top_k, heads
+        shares = weigh(*arguments).unflatten(-2, (6,))
+        by_head = contents.unflatten(-1, (heads, -1))
+        read = torch.einsum("bthmc,bmche->bthe", shares, by_head).flatten(2)
+        torch.testing.assert_close(read, attend(*arguments, False))
         assert int((shares.sum(dim=(2, 4)) > 0).sum(-1).max()) == min(top_k, 6)

@@ -1,4 +1,4 @@
-"""Window attention by hand against its plain operations, over many layouts and of two orders."""
+"""Window attention's custom backward pass against autograd, over many layouts, up to second order."""
 
 import pytest
 import torch
@@ -24,11 +24,11 @@ def draw(module: WindowAttention, dim: int, time: int, rate: float, seed: int):
     x = torch.randn(3, time, dim, dtype=torch.float64, generator=generator, requires_grad=True)
     recent = torch.randn(3, module.window, dim, dtype=torch.float64, generator=generator, requires_grad=True)
     age = torch.tensor([0, module.window // 2, module.window + 5])
-    return x, recent, Clock.of(age, torch.rand(3, time, generator=generator) < rate)
+    return x, recent, Clock.from_starts(age, torch.rand(3, time, generator=generator) < rate)
 
 
 def both_ways(module, x, recent, clock):
-    return module(x, recent, clock), module._by_torch(clock, x, recent, *module._weights())
+    return module(x, recent, clock), module._run_torch(clock, x, recent, *module._weights())
 
 
 def gradients(y, leaves, **options):
@@ -47,14 +47,14 @@ def gradients(y, leaves, **options):
 def test_outputs_and_gradients_are_those_of_plain_operations(sizes, window, time, rate, seed):
     module = build(sizes[0], sizes[1], window)
     x, recent, clock = draw(module, sizes[0], time, rate, seed)
-    found, expected = both_ways(module, x, recent, clock)
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    actual, expected = both_ways(module, x, recent, clock)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
     leaves = [x, recent, *module.parameters()]
-    for one, other in zip(gradients(found, leaves), gradients(expected, leaves), strict=True):
+    for one, other in zip(gradients(actual, leaves), gradients(expected, leaves), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
-def test_short_segments_are_taken_by_hand_and_long_ones_of_a_narrow_window_are_not(monkeypatch):
+def test_short_segments_use_the_custom_backward_and_long_ones_of_a_narrow_window_do_not(monkeypatch):
     module, calls = build(8, 2, 4), []
     by_hand = relative._forward
     monkeypatch.setattr(relative, "_forward", lambda *args: (calls.append(args), by_hand(*args))[1])
@@ -64,7 +64,7 @@ def test_short_segments_are_taken_by_hand_and_long_ones_of_a_narrow_window_are_n
         assert len(calls) == count
 
 
-def test_second_derivatives_go_the_plain_way():
+def test_second_derivatives_use_autograd():
     module = build(8, 2, 5)
     x, recent, clock = draw(module, 8, 20, 0.1, 1)
     leaves = [x, recent, *module.parameters()]
@@ -77,7 +77,7 @@ def test_second_derivatives_go_the_plain_way():
         torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)
 
 
-def test_gradients_come_in_batches_and_only_where_they_are_asked_for():
+def test_gradients_come_in_batches_and_only_where_they_are_needed():
     module = build(8, 2, 5)
     x, recent, clock = draw(module, 8, 20, 0.1, 2)
     y = module(x, recent.detach(), clock)

@@ -1,4 +1,4 @@
-"""Gradients by hand against those of plain operations, of every order."""
+"""The custom backward pass of `Sink` against autograd, up to third order."""
 
 from typing import cast
 
@@ -20,8 +20,8 @@ def build(**fields) -> Sink:
     return module
 
 
-def lived_in(module: Sink, lengths: list[int], rate: float, seed: int) -> dict[str, torch.Tensor]:
-    """Return the state of rows that have seen segments of these lengths, episodes beginning at `rate`."""
+def draw_state(module: Sink, lengths: list[int], rate: float, seed: int) -> dict[str, torch.Tensor]:
+    """Return the state after segments of these lengths, with episode starts at `rate`."""
     generator = torch.Generator().manual_seed(seed)
     state = module.initial_state(3)
     with torch.no_grad():
@@ -38,7 +38,7 @@ def draw(module: Sink, time: int, rate: float, seed: int) -> tuple[torch.Tensor,
 
 
 def run(module: Sink, x, state, start, order=1):
-    """Return outputs, the state after, and gradients of `order` of x, the state and all parameters."""
+    """Return outputs, the final state, and gradients of `order` of x, the state and all parameters."""
     x = x.clone().requires_grad_()
     state = {n: v.clone().requires_grad_() if v.is_floating_point() else v for n, v in state.items()}
     y, after = module(x, state, start)
@@ -52,10 +52,10 @@ def run(module: Sink, x, state, start, order=1):
     return [y, *after.values(), *grads]
 
 
-def plainly(monkeypatch, *args, **options):
-    """Do as `run`, by plain operations."""
+def run_by_autograd(monkeypatch, *args, **options):
+    """Run `run` with torch's autograd."""
     with monkeypatch.context() as patch:
-        patch.setattr(Sink, "_has_own_gradient", lambda *_: False)
+        patch.setattr(Sink, "_supports_custom_backward", lambda *_: False)
         return run(*args, **options)
 
 
@@ -73,19 +73,19 @@ def test_outputs_and_gradients_are_those_of_plain_operations(
     dim, window, num_sinks, time, lengths, rate, seed
 ):
     module = build(dim=dim, window=window, num_sinks=num_sinks)
-    state, (x, start) = lived_in(module, lengths, rate, seed), draw(module, time, rate, seed)
-    expected = plainly(pytest.MonkeyPatch(), module, x, state, start)
-    for found, right in zip(run(module, x, state, start), expected, strict=True):
-        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-9)
+    state, (x, start) = draw_state(module, lengths, rate, seed), draw(module, time, rate, seed)
+    expected = run_by_autograd(pytest.MonkeyPatch(), module, x, state, start)
+    for actual, expected_value in zip(run(module, x, state, start), expected, strict=True):
+        torch.testing.assert_close(actual, expected_value, rtol=1e-9, atol=1e-9)
 
 
-def test_the_hand_is_asked_and_only_where_it_has_an_answer(monkeypatch):
+def test_the_custom_backward_is_used_only_where_it_is_supported(monkeypatch):
     module = build(dim=16, window=8)
     calls = []
     by_hand = streaming._forward
     monkeypatch.setattr(streaming, "_forward", lambda *args: (calls.append(args), by_hand(*args))[1])
     x, start = draw(module, 20, 0.1, 0)
-    state = lived_in(module, [], 0.1, 0)
+    state = draw_state(module, [], 0.1, 0)
     module(x, state, start)
     assert len(calls) == len(module.layers)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -94,18 +94,18 @@ def test_the_hand_is_asked_and_only_where_it_has_an_answer(monkeypatch):
     assert len(calls) == len(module.layers)
 
 
-def test_second_and_third_derivatives_go_the_plain_way(monkeypatch):
+def test_second_and_third_derivatives_use_autograd(monkeypatch):
     module = build(dim=8, window=4, num_sinks=2)
-    state, (x, start) = lived_in(module, [9], 0.1, 3), draw(module, 12, 0.1, 3)
+    state, (x, start) = draw_state(module, [9], 0.1, 3), draw(module, 12, 0.1, 3)
     for order in (2, 3):
-        expected = plainly(monkeypatch, module, x, state, start, order)
-        for found, right in zip(run(module, x, state, start, order), expected, strict=True):
-            torch.testing.assert_close(found, right, rtol=1e-8, atol=1e-8)
+        expected = run_by_autograd(monkeypatch, module, x, state, start, order)
+        for actual, expected_value in zip(run(module, x, state, start, order), expected, strict=True):
+            torch.testing.assert_close(actual, expected_value, rtol=1e-8, atol=1e-8)
 
 
 def test_gradients_come_again_and_in_batches():
     module = build(dim=8, window=4)
-    state, (x, start) = lived_in(module, [9], 0.1, 4), draw(module, 12, 0.1, 4)
+    state, (x, start) = draw_state(module, [9], 0.1, 4), draw(module, 12, 0.1, 4)
     x.requires_grad_()
     y, _ = module(x, state, start)
     ways = torch.stack([torch.ones_like(y), y.detach()])
@@ -118,7 +118,7 @@ def test_gradients_come_again_and_in_batches():
 
 def test_transforms_of_functions_pass():
     module = build(dim=8, window=4)
-    state, (x, start) = lived_in(module, [9], 0.1, 5), draw(module, 12, 0.1, 5)
+    state, (x, start) = draw_state(module, [9], 0.1, 5), draw(module, 12, 0.1, 5)
 
     def loss(x):
         return module(x, state, start)[0].square().sum()
@@ -127,14 +127,14 @@ def test_transforms_of_functions_pass():
     x = x.detach()
     torch.testing.assert_close(torch.func.grad(loss)(x), expected)
     direction = torch.ones_like(x)
-    pushed = torch.func.jvp(loss, (x,), (direction,))
-    torch.testing.assert_close(pushed[1], (expected * direction).sum())
+    tangent = torch.func.jvp(loss, (x,), (direction,))
+    torch.testing.assert_close(tangent[1], (expected * direction).sum())
 
 
-def test_what_was_made_in_inference_mode_serves_learning():
+def test_tensors_cached_in_inference_mode_serve_training():
     module = build(dim=8, window=6)
     x, start = draw(module, 21, 0.1, 6)
-    streaming._plan.cache_clear()
+    streaming._plan_sizes.cache_clear()
     with torch.inference_mode():
         expected, _ = module(x, module.initial_state(3), start)
     y, _ = module(x.requires_grad_(), module.initial_state(3), start)

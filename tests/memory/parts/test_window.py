@@ -36,31 +36,31 @@ def sinusoid(distance: int) -> Tensor:
 
 
 def naive(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor, start: Tensor) -> Tensor:
-    """One query at a time, over a list of what its episode has brought so far."""
+    """Return the output one query at a time, from a list of its episode's inputs so far."""
     width = DIM // HEADS
     rows = []
     for b in range(x.shape[0]):
-        known = min(int(age[b]), module.window)
-        history = list(recent[b, module.window - known :])
+        num_recent = min(int(age[b]), module.window)
+        history = list(recent[b, module.window - num_recent :])
         outputs = []
         for t in range(x.shape[1]):
             if start[b, t]:
                 history = []
             history.append(x[b, t])
-            seen = list(enumerate(reversed(history)))[: module.window + 1]
+            visible = list(enumerate(reversed(history)))[: module.window + 1]
             reads = []
             for h in range(HEADS):
                 rows_of_head = slice(h * width, (h + 1) * width)
                 query = module.query.weight[rows_of_head] @ x[b, t]
                 scores = []
-                for distance, item in seen:
+                for distance, item in visible:
                     key = module.key.weight[rows_of_head] @ item
                     position = module.position.weight[rows_of_head] @ sinusoid(distance)
                     content_score = (query + module.content_bias[h]) @ key
                     position_score = (query + module.position_bias[h]) @ position
                     scores.append((content_score + position_score) / math.sqrt(width))
                 weights = torch.stack(scores).softmax(0)
-                values = [module.value.weight[rows_of_head] @ item for _, item in seen]
+                values = [module.value.weight[rows_of_head] @ item for _, item in visible]
                 reads.append(sum(w * v for w, v in zip(weights, values, strict=True)))
             outputs.append(module.output.weight @ torch.cat(reads))
         rows.append(torch.stack(outputs))
@@ -103,7 +103,9 @@ def test_segment_agrees_with_one_query_at_a_time(window, time, rate, seed):
     module, (x, recent, age, start) = attention(window), random_case(window, min(time, 40), rate, seed)
     with torch.no_grad():
         expected = naive(module, x, recent, age, start)
-        torch.testing.assert_close(module(x, recent, Clock.of(age, start)), expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(
+            module(x, recent, Clock.from_starts(age, start)), expected, atol=1e-10, rtol=1e-10
+        )
 
 
 @cases
@@ -116,13 +118,16 @@ def test_steps_agree_with_segment_and_so_do_gradients(window, time, rate, seed):
     results = []
     for output, window_after in (
         (y, recent_after),
-        (module(x, recent, Clock.of(age, start)), shift_window(recent, x, Clock.of(age, start))),
+        (
+            module(x, recent, Clock.from_starts(age, start)),
+            shift_window(recent, x, Clock.from_starts(age, start)),
+        ),
     ):
         loss = (output * torch.arange(DIM)).sum() + window_after.square().sum()
         grads = torch.autograd.grad(loss, [x, recent, *module.parameters()])
         results.append((output, window_after, *grads))
     torch.testing.assert_close(results[1], results[0], atol=1e-10, rtol=1e-10)
-    assert torch.equal(Clock.of(age, start).after, age_after)
+    assert torch.equal(Clock.from_starts(age, start).age_after, age_after)
 
 
 def test_float32_steps_agree_with_segment():
@@ -130,7 +135,9 @@ def test_float32_steps_agree_with_segment():
     x, recent, age, start = random_case(9, 100, 0.05, 1)
     x, recent = x.float(), recent.float()
     expected = stepwise(module, x, recent, age, start)[0]
-    torch.testing.assert_close(module(x, recent, Clock.of(age, start)), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        module(x, recent, Clock.from_starts(age, start)), expected, atol=1e-5, rtol=1e-5
+    )
 
 
 def test_position_term_alone_decides_when_queries_and_contents_are_blind():
@@ -141,7 +148,7 @@ def test_position_term_alone_decides_when_queries_and_contents_are_blind():
         module.value.weight.copy_(torch.eye(DIM))
         module.output.weight.copy_(torch.eye(DIM))
     x, recent, age, start = random_case(4, 30, 0.0, 2)
-    y = module(x, recent, Clock.of(age, start))
+    y = module(x, recent, Clock.from_starts(age, start))
     for h in range(HEADS):
         head = slice(h * DIM // HEADS, (h + 1) * DIM // HEADS)
         scores = [
@@ -165,7 +172,7 @@ def test_cost_is_linear_in_time(window):
     def flops(time: int) -> int:
         x, recent, age, start = random_case(window, time, 0.02, 0)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module(x.float(), recent.float(), Clock.of(age, start))
+            module(x.float(), recent.float(), Clock.from_starts(age, start))
         return counter.get_total_flops()
 
     assert flops(1280) < 2.05 * flops(640)
@@ -174,20 +181,20 @@ def test_cost_is_linear_in_time(window):
 def test_window_after_a_segment_is_that_of_a_fresh_state_fed_from_the_start():
     x, recent, age, start = random_case(6, 10, 0.0, 3)
     start[:, 7] = True
-    after = shift_window(recent, x, Clock.of(age, start))
-    newborn = Clock.of(torch.zeros_like(age), start[:, 7:])
-    fresh = shift_window(torch.zeros_like(recent), x[:, 7:], newborn)
+    after = shift_window(recent, x, Clock.from_starts(age, start))
+    fresh_clock = Clock.from_starts(torch.zeros_like(age), start[:, 7:])
+    fresh = shift_window(torch.zeros_like(recent), x[:, 7:], fresh_clock)
     assert torch.equal(after, fresh)
     assert torch.equal(after[:, :3], torch.zeros(3, 3, DIM, dtype=torch.float64))
     assert torch.equal(after[:, 3:], x[:, 7:])
 
 
-def test_a_step_ignores_what_an_empty_place_holds():
+def test_a_step_ignores_the_values_in_empty_slots():
     module = attention(5)
     x, recent, age, _ = random_case(5, 1, 0.0, 4)
     empty = (torch.arange(5) < 5 - age[:, None])[..., None]
-    poisoned = torch.where(empty, float("nan"), recent)
-    assert torch.equal(module.step(x[:, 0], poisoned, age), module.step(x[:, 0], recent, age))
+    with_nan = torch.where(empty, float("nan"), recent)
+    assert torch.equal(module.step(x[:, 0], with_nan, age), module.step(x[:, 0], recent, age))
 
 
 @pytest.mark.slow  # the memories built on it compile and export in test_conformance.py
@@ -205,12 +212,14 @@ def test_step_compiles_and_exports_with_dynamic_batch():
     args = (x[:, 0], recent, age)
     fewer = tuple(a[:2] for a in args)
     batch = torch.export.Dim("batch", min=1)
-    exported = torch.export.export(module, args, dynamic_shapes=({0: batch}, {0: batch}, {0: batch})).module()
+    exported_step = torch.export.export(
+        module, args, dynamic_shapes=({0: batch}, {0: batch}, {0: batch})
+    ).module()
     torch.compiler.reset()  # dynamo counts recompilations of shared code over a whole process
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    compiled_step = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     for case in (args, fewer):
-        torch.testing.assert_close(exported(*case), module(*case), atol=1e-12, rtol=0)
-        torch.testing.assert_close(compiled(*case), module(*case), atol=1e-12, rtol=0)
+        torch.testing.assert_close(exported_step(*case), module(*case), atol=1e-12, rtol=0)
+        torch.testing.assert_close(compiled_step(*case), module(*case), atol=1e-12, rtol=0)
 
 
 def test_heads_by_default_are_the_largest_divisor_up_to_four():
@@ -233,7 +242,7 @@ def test_bad_sizes_are_refused():
 
 @pytest.mark.parametrize("num_heads", [None, 3])
 def test_a_width_may_be_any_number(num_heads):
-    """It may be mistyped, or a stranger's: who looks for its heads must not count as far."""
+    """A width may be mistyped or from an untrusted file, so the search for divisors must stay short."""
     if num_heads is None:
         assert resolve_heads(10**30, None) == 4
     else:

@@ -1,4 +1,4 @@
-"""Options of the window's attention against written-out loops, and in the memories that have them."""
+"""Options of the window attention against explicit loops, and in the memories that have them."""
 
 import dataclasses
 import math
@@ -24,7 +24,7 @@ FOLDED = [
     {"positions": "only"},
     {"positions": "only", "activation": "sigmoid"},
 ]
-"""Those whose steps are taken in place."""
+"""Options with a stepper that works in place."""
 CHOICES = [
     *FOLDED,
     {"convolution": 3},
@@ -41,7 +41,7 @@ def attention(window: int, **options) -> WindowAttention:
 
 
 def draw(module: WindowAttention, time: int, rate: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Inputs, those before of rows of three ages, the ages, and starts."""
+    """Return inputs, recent inputs of rows with three ages, the ages, and starts."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, time, DIM, dtype=torch.float64, generator=generator)
     age = torch.tensor([0, module.window // 2, module.window + 9])
@@ -54,22 +54,22 @@ def by_head(module: nn.Linear, inputs: Tensor) -> Tensor:
     return (inputs @ module.weight.T).unflatten(-1, (HEADS, WIDTH))
 
 
-def filtered(module: WindowAttention, part: int, projected: Tensor) -> Tensor:
-    """Sum over steps, one by one."""
+def apply_filter(module: WindowAttention, part: int, projection: Tensor) -> Tensor:
+    """Apply the causal filter step by step."""
     if module.filters is None:
-        return projected
+        return projection
     weight = module.filters.weight[:, part * DIM : (part + 1) * DIM].unflatten(1, (HEADS, WIDTH))
-    sums = torch.zeros_like(projected)
-    for lag, each in enumerate(weight[: len(projected)]):
-        sums[lag:] += each * projected[: len(projected) - lag]
+    sums = torch.zeros_like(projection)
+    for lag, each in enumerate(weight[: len(projection)]):
+        sums[lag:] += each * projection[: len(projection) - lag]
     return sums
 
 
-def scored(module: WindowAttention, options: WindowOptions, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the last of the inputs scores those it sees, and their values."""
+def compute_scores(module: WindowAttention, options: WindowOptions, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the scores of the last input for the visible inputs, and their values."""
     query, key, value = (
-        filtered(module, part, by_head(projection, inputs))[-module.window - 1 :]
-        for part, projection in enumerate((module.query, module.key, module.value))
+        apply_filter(module, part, by_head(layer, inputs))[-module.window - 1 :]
+        for part, layer in enumerate((module.query, module.key, module.value))
     )
     query = query[-1]
     if options.positions == "music":
@@ -81,10 +81,10 @@ def scored(module: WindowAttention, options: WindowOptions, inputs: Tensor) -> t
     return scores / math.sqrt(WIDTH), value
 
 
-def written_out(
+def compute_by_loop(
     module: WindowAttention, options: WindowOptions, x: Tensor, recent: Tensor, age: Tensor, start: Tensor
 ) -> Tensor:
-    """One query at a time, over a list of what its episode has brought so far."""
+    """Return the output one query at a time, from a list of its episode's inputs so far."""
     rows = []
     for b in range(len(x)):
         history = list(recent[b, module.before - min(int(age[b]), module.before) :])
@@ -97,7 +97,7 @@ def written_out(
                 value = by_head(module.value, inputs)
                 scores = module.distance_scores[:, -len(inputs) :]
             else:
-                scores, value = scored(module, options, inputs)
+                scores, value = compute_scores(module, options, inputs)
             sigmoid = options.activation == "sigmoid"
             weights = 1 / (1 + module.window * (-scores).exp()) if sigmoid else scores.softmax(-1)
             outputs.append(module.output.weight @ torch.einsum("hk,khw->hw", weights, value).flatten())
@@ -105,7 +105,7 @@ def written_out(
     return torch.stack(rows)
 
 
-def stepped(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor, start: Tensor) -> Tensor:
+def run_steps(module: WindowAttention, x: Tensor, recent: Tensor, age: Tensor, start: Tensor) -> Tensor:
     outputs = []
     for t in range(x.shape[1]):
         recent = torch.where(start[:, t, None, None], 0, recent)
@@ -128,18 +128,18 @@ def test_segments_and_steps_agree_with_one_query_at_a_time(options, window, time
     x, recent, age, start = draw(module, time, rate, seed)
     x.requires_grad_()
     leaves = [x, *module.parameters()]
-    expected = written_out(module, WindowOptions(**options), x, recent, age, start)
+    expected = compute_by_loop(module, WindowOptions(**options), x, recent, age, start)
     weights = torch.randn(expected.shape, dtype=torch.float64)
     gradients = torch.autograd.grad((expected * weights).sum(), leaves)
-    clock = Clock.of(age, start)
+    clock = Clock.from_starts(age, start)
     ways = (
         module(x, recent, clock),
-        module._by_torch(clock, x, recent, *module._weights()),
-        stepped(module, x, recent, age, start),
+        module._run_torch(clock, x, recent, *module._weights()),
+        run_steps(module, x, recent, age, start),
     )
-    for found in ways:
-        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
-        torch.testing.assert_close(torch.autograd.grad((found * weights).sum(), leaves), gradients)
+    for actual in ways:
+        torch.testing.assert_close(actual, expected, atol=1e-10, rtol=0)
+        torch.testing.assert_close(torch.autograd.grad((actual * weights).sum(), leaves), gradients)
 
 
 def test_music_with_embeddings_of_sinusoids_and_without_biases_is_transformer_xl():
@@ -152,7 +152,10 @@ def test_music_with_embeddings_of_sinusoids_and_without_biases_is_transformer_xl
         music.embedding.copy_(by_head(usual.position, usual.distances).transpose(0, 1))
     x, recent, age, start = draw(usual, 20, 0.1, 0)
     torch.testing.assert_close(
-        music(x, recent, Clock.of(age, start)), usual(x, recent, Clock.of(age, start)), atol=1e-12, rtol=0
+        music(x, recent, Clock.from_starts(age, start)),
+        usual(x, recent, Clock.from_starts(age, start)),
+        atol=1e-12,
+        rtol=0,
     )
 
 
@@ -164,12 +167,12 @@ def test_sigmoids_of_small_scores_read_nothing_and_of_zeros_the_mean():
         module.content_bias.zero_()
         module.query.weight.zero_()
         recent, age = torch.ones_like(recent), torch.full_like(age, 8)
-        mean = module(torch.ones_like(x), recent, Clock.of(age, start))
+        mean = module(torch.ones_like(x), recent, Clock.from_starts(age, start))
         expected = module.output.weight @ module.value.weight.sum(dim=1)
         # Nine weights of 1 / (1 + 8).
         torch.testing.assert_close(mean[0, -1], expected, atol=1e-12, rtol=0)
         module.offset = -1e4
-        assert not module(x, recent, Clock.of(age, start)).any()
+        assert not module(x, recent, Clock.from_starts(age, start)).any()
         assert not module.step(x[:, 0], recent, age).any()
 
 
@@ -181,22 +184,24 @@ def test_a_filter_that_lets_the_present_through_filters_nothing():
     with torch.no_grad():
         module.filters.weight.zero_()[0] = 1
     x, recent, age, start = draw(module, 20, 0.1, 0)
-    clock = Clock.of(age, start)
+    clock = Clock.from_starts(age, start)
     torch.testing.assert_close(module(x, recent, clock), plain(x, recent[:, 3:], clock), atol=1e-12, rtol=0)
 
 
 def test_with_positions_only_contents_change_no_weight():
     module = attention(6, positions="only")
     x, recent, age, start = draw(module, 20, 0.1, 0)
-    clock = Clock.of(age, start)
-    weights = module.attended(x, recent, clock)
-    assert torch.equal(module.attended(torch.randn_like(x) * 1e6, torch.randn_like(recent), clock), weights)
+    clock = Clock.from_starts(age, start)
+    weights = module.segment_weights(x, recent, clock)
+    assert torch.equal(
+        module.segment_weights(torch.randn_like(x) * 1e6, torch.randn_like(recent), clock), weights
+    )
     # Twice the values are read twice.
     assert torch.equal(module(2 * x, 2 * recent, clock), 2 * module(x, recent, clock))
     with torch.no_grad():
         module.distance_scores.fill_(-math.inf)[:, -3] = 0
         torch.testing.assert_close(
-            module(x, recent, Clock.of(age + 9, torch.zeros_like(start)))[:, 2:],
+            module(x, recent, Clock.from_starts(age + 9, torch.zeros_like(start)))[:, 2:],
             x[:, :-2] @ (module.output.weight @ module.value.weight).T,
             atol=1e-12,
             rtol=0,
@@ -204,19 +209,19 @@ def test_with_positions_only_contents_change_no_weight():
 
 
 @pytest.mark.parametrize("options", CHOICES, ids=str)
-def test_what_is_attended_to_is_what_is_read(options):
+def test_segment_weights_give_the_output(options):
     module = attention(5, **options)
     x, recent, age, start = draw(module, 30, 0.1, 0)
-    weights = module.attended(x, recent, Clock.of(age, start))
+    weights = module.segment_weights(x, recent, Clock.from_starts(age, start))
     if module.filters is not None:
         return
     inputs = torch.cat([recent, x], dim=1).unfold(1, 6, 1)
     value = by_head(module.value, inputs.mT)
     read = torch.einsum("bhtk,btkhw->bthw", weights, value).flatten(2)
     torch.testing.assert_close(
-        read @ module.output.weight.T, module(x, recent, Clock.of(age, start)), atol=1e-12, rtol=0
+        read @ module.output.weight.T, module(x, recent, Clock.from_starts(age, start)), atol=1e-12, rtol=0
     )
-    behind = torch.arange(5, -1, -1) > Clock.of(age, start).step[..., None]
+    behind = torch.arange(5, -1, -1) > Clock.from_starts(age, start).step[..., None]
     assert not weights.masked_select(behind[:, None]).any()
 
 
@@ -249,12 +254,12 @@ def test_steps_in_place_are_the_steps(name, options, check_stepper):
     check_stepper(module, torch.randn(3, 40, 12, dtype=torch.float64))
 
 
-def test_a_config_of_before_is_read_and_written_as_ever():
+def test_a_config_without_the_options_is_read_and_written_unchanged():
     for name in ("gtrxl", "hcam"):
         config = memory.make_config(name, dim=12)
-        written = encode(config)
-        assert not written.keys() & {field.name for field in dataclasses.fields(WindowOptions)}
-        assert decode(MemoryConfig, written) == config
+        encoded_config = encode(config)
+        assert not encoded_config.keys() & {field.name for field in dataclasses.fields(WindowOptions)}
+        assert decode(MemoryConfig, encoded_config) == config
         for options in CHOICES:
             other = memory.make_config(name, dim=12, **options)
             assert options.items() <= encode(other).items()
@@ -268,12 +273,12 @@ def test_a_config_of_before_is_read_and_written_as_ever():
         ({"convolution": 0}, "convolution=0: must be at least 1"),
         (
             {"positions": "only", "convolution": 2},
-            "convolution=2: with positions='only' there are no queries",
+            "convolution=2: positions='only' has no queries",
         ),
         ({"activation": "relu"}, "activation='relu'; choose from softmax, sigmoid"),
     ],
 )
-def test_what_there_is_not_is_refused_by_name(options, message):
+def test_unknown_options_are_refused_by_name(options, message):
     for name in ("gtrxl", "hcam"):
         with pytest.raises(ValueError, match=message):
             memory.make_config(name, dim=12, **options)

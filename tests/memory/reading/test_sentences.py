@@ -1,4 +1,4 @@
-"""Sentences: nothing lost, cut where a reader would, the same however the text arrives."""
+"""Sentences: nothing is lost, the ends are right, and pieces of the text do not matter."""
 
 import pytest
 from hypothesis import given
@@ -46,7 +46,7 @@ def test_pieces_do_not_matter_and_nothing_is_lost(text, cuts):
         (("word " * 50 + "\n") * 20, 752),
     ],
 )
-def test_what_has_no_end_is_cut(text, first):
+def test_a_text_without_sentence_ends_is_split(text, first):
     sentences = list(split_sentences(text[i : i + 7] for i in range(0, len(text), 7)))
     assert len(sentences[0]) == first
     assert max(map(len, sentences)) <= LONGEST

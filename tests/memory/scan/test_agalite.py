@@ -1,4 +1,4 @@
-"""AGaLiTe against published numbers, its cosines after any number of steps, and sums in closed form."""
+"""Tests of AGaLiTe: reference outputs, cosines after any number of steps, and sums in closed form."""
 
 import math
 
@@ -7,23 +7,23 @@ import torch
 
 from scrubjay.memory.scan.agalite import AGaLiTeConfig
 
-from .published import outputs, set_weights, wave
+from .published_results import outputs, set_weights, wave
 
 
 def weight(number, *shape):
-    """Return the weights that published code was given, by their number in its own order."""
+    """Return weights of the published code by their number in its own order."""
     return wave(*shape, offset=0.3 + 0.2 * number)
 
 
 def gate(name, first):
-    """Return a gate's weights: published code has its six matrices one by one, each to be turned."""
-    of_candidate, reset, update, candidate, of_reset, of_update = (
+    """Return the weights of a gate; the published code has six separate, transposed matrices."""
+    candidate_state, reset, update, candidate, reset_state, update_state = (
         weight(first + i, 8, 8).T for i in range(6)
     )
     return {
-        f"{name}.update.weight": torch.cat([of_reset, of_update, candidate]),
+        f"{name}.update.weight": torch.cat([reset_state, update_state, candidate]),
         f"{name}.stream.weight": torch.cat([reset, update]),
-        f"{name}.reset_stream.weight": of_candidate,
+        f"{name}.reset_stream.weight": candidate_state,
         f"{name}.bias": weight(first + 6, 8),
     }
 
@@ -62,36 +62,36 @@ def test_cosines_are_those_of_all_frequencies_after_any_number_of_steps(count):
     module = AGaLiTeConfig(8, num_frequencies=count).build().double()
     all_of_them = torch.linspace(-math.pi, math.pi, count, dtype=torch.float64)
     time = torch.arange(100)
-    found = module._cosines(time)
+    cosines = module._cosines(time)
     assert len(module.multiples) == (count + 1) // 2
     assert module.counts.sum() == count
-    # Each stands for as many as it counts.
-    right = torch.cos(time[:, None] * all_of_them).sort(dim=1).values
-    spread = found.repeat_interleave(module.counts, dim=1).sort(dim=1).values
-    torch.testing.assert_close(spread, right, rtol=0, atol=1e-12)
+    # Each channel counts as many frequencies as it represents.
+    expected = torch.cos(time[:, None] * all_of_them).sort(dim=1).values
+    spread = cosines.repeat_interleave(module.counts, dim=1).sort(dim=1).values
+    torch.testing.assert_close(spread, expected, rtol=0, atol=1e-12)
     for later in (10**6, 2**40):
         period = 2 * max(1, count - 1)
-        assert torch.equal(module._cosines(time + later * period), found)
+        assert torch.equal(module._cosines(time + later * period), cosines)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("time", [1, 2, 9, 1000])
 def test_a_constant_input_is_written_as_geometric_series(time):
-    """s = k (1 - d^t) with d = 1 - g; where signs alternate, K = g k ((-1)^t - d^t) / (1 + d)."""
+    """The sum is s = k (1 - d^t) with d = 1 - g; with alternating signs, K = g k ((-1)^t - d^t) / (1 + d)."""
     torch.manual_seed(0)
     module = AGaLiTeConfig(8, num_heads=2, num_features=2).build().double()
     x = torch.randn(8, dtype=torch.float64)
     _, state = module(x.expand(1, time, 8), module.initial_state(1))
-    normed = module.attention_norm(x)
-    key, _, value, value_gate, key_gate = module.project_in(normed).view(2, 5, 4).unbind(1)
-    of_key, _, of_gate = module.project_features(normed).view(2, 3, 2).unbind(1)
+    normed_x = module.attention_norm(x)
+    key, _, value, value_gate, key_gate = module.project_in(normed_x).view(2, 5, 4).unbind(1)
+    of_key, _, of_gate = module.project_features(normed_x).view(2, 3, 2).unbind(1)
     key = torch.einsum("hf,hw->hfw", of_key.relu(), key.relu()).flatten(1)
     gates = torch.einsum("hf,hw->hfw", of_gate.sigmoid(), key_gate.sigmoid()).flatten(1)
     torch.testing.assert_close(state["keys"][0, 0], key * (1 - (1 - gates) ** time))
 
     def alternating(gate):
-        kept, signs = (1 - gate) ** time, (-1) ** time
-        return gate * (signs - kept) / (2 - gate)
+        decay, signs = (1 - gate) ** time, (-1) ** time
+        return gate * (signs - decay) / (2 - gate)
 
     torch.testing.assert_close(state["keys"][0, 1], key * alternating(gates))
     torch.testing.assert_close(state["values"][0, 0], value * alternating(value_gate.sigmoid()))
@@ -109,15 +109,15 @@ def test_gradients_are_those_of_finite_differences():
 
     def run(x, keys, values, *weights):
         state = {"keys": keys, "values": values, "time": torch.tensor([3, 0])}
-        given = dict(zip(names, weights, strict=True))
-        y, after = torch.func.functional_call(module, given, (x, state, start))
+        parameters = dict(zip(names, weights, strict=True))
+        y, after = torch.func.functional_call(module, parameters, (x, state, start))
         return y, after["keys"], after["values"]
 
     assert torch.autograd.gradcheck(run, (x, keys, values, *module.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
         ({"num_features": 0}, "num_features=0: must be at least 1"),
@@ -127,6 +127,6 @@ def test_gradients_are_those_of_finite_differences():
         ({"gate_bias": math.nan}, "gate_bias=nan: must be finite"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        AGaLiTeConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        AGaLiTeConfig(16, **fields)

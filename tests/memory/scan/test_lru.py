@@ -1,4 +1,4 @@
-"""LRU against published numbers, in closed form, and as long as its rates last."""
+"""Tests of LRU: reference outputs, closed forms, and decay over long segments."""
 
 import cmath
 import math
@@ -8,7 +8,7 @@ import torch
 
 from scrubjay.memory.scan.lru import LRUConfig
 
-from .published import outputs, set_weights, wave
+from .published_results import outputs, set_weights, wave
 
 
 def test_outputs_are_those_of_published_code():
@@ -38,12 +38,12 @@ def test_a_constant_input_is_written_as_a_geometric_series():
     torch.manual_seed(0)
     module = LRUConfig(8, num_channels=5).build().double()
     x = torch.randn(8, dtype=torch.float64)
-    written = torch.view_as_complex(module.write(x, module.folded()).value)
+    write = torch.view_as_complex(module.write(x, module.fold_weights()).value)
     for time in (1, 2, 7, 1000):
         _, state = module(x.expand(1, time, 8), module.initial_state(1))
         for n in range(5):
-            kept = cmath.exp(complex(-module.log_rate[n].exp(), module.log_phase[n].exp()))
-            expected = complex(written[n]) * (1 - kept**time) / (1 - kept)
+            factor = cmath.exp(complex(-module.log_rate[n].exp(), module.log_phase[n].exp()))
+            expected = complex(write[n]) * (1 - factor**time) / (1 - factor)
             assert complex(*state["hidden"][0, n].tolist()) == pytest.approx(expected)
 
 
@@ -51,21 +51,21 @@ def test_a_constant_input_is_written_as_a_geometric_series():
 def test_no_channel_grows_whatever_its_rate():
     module = LRUConfig(16).build()
     module.log_rate.copy_(torch.linspace(-12, 3, 8))
-    moduli = torch.view_as_complex(module.folded().decay).abs()
+    moduli = torch.view_as_complex(module.fold_weights().decay).abs()
     assert (moduli[1:] < moduli[:-1]).all()
     assert moduli[0] < 1
-    # What was there fades by their rates alone, through a hundred segments.
+    # The initial state decays by the rates alone, over a hundred segments.
     module.inward.zero_()
     state = {"hidden": torch.tensor([1.0, 0.0]).expand(1, 8, 2)}
     for _ in range(100):
         _, state = module(torch.ones(1, 1000, 16), state)
-    left = torch.exp(-1e5 * module.log_rate.exp())
-    torch.testing.assert_close(state["hidden"].norm(dim=-1)[0], left, rtol=0.02, atol=1e-6)
+    remaining = torch.exp(-1e5 * module.log_rate.exp())
+    torch.testing.assert_close(state["hidden"].norm(dim=-1)[0], remaining, rtol=0.02, atol=1e-6)
 
 
 def test_new_channels_lie_in_the_ring_that_is_asked_for_and_write_as_much_as_they_forget():
     module = LRUConfig(64, num_channels=4000, min_modulus=0.5, max_modulus=0.8, max_phase=1.0).build()
-    decay = torch.view_as_complex(module.folded().decay.detach())
+    decay = torch.view_as_complex(module.fold_weights().decay.detach())
     moduli, phases = decay.abs(), decay.angle()
     assert 0.5 < moduli.min() < 0.51
     assert 0.79 < moduli.max() < 0.8
@@ -87,23 +87,26 @@ def test_gradients_are_those_of_finite_differences():
     names = [name for name, _ in module.named_parameters()]
 
     def run(x, hidden, *values):
-        given = (x, {"hidden": hidden}, start)
-        y, after = torch.func.functional_call(module, dict(zip(names, values, strict=True)), given)
+        inputs = (x, {"hidden": hidden}, start)
+        y, after = torch.func.functional_call(module, dict(zip(names, values, strict=True)), inputs)
         return y, after["hidden"]
 
     assert torch.autograd.gradcheck(run, (x, hidden, *module.parameters()), fast_mode=True)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("fields", "message"),
     [
         ({"num_channels": 0}, "num_channels=0: must be at least 1"),
-        ({"min_modulus": 0.9, "max_modulus": 0.9}, "min_modulus=0.9, max_modulus=0.9: the former must be"),
+        (
+            {"min_modulus": 0.9, "max_modulus": 0.9},
+            "min_modulus=0.9, max_modulus=0.9: min_modulus must be less",
+        ),
         ({"max_modulus": 1.5}, "max_modulus=1.5: .* between 0 and 1"),
         ({"min_modulus": float("nan")}, "min_modulus=nan"),
         ({"max_phase": 0.0}, "max_phase=0.0: must be more than 0"),
     ],
 )
-def test_sizes_that_cannot_work_are_named(wrong, told):
-    with pytest.raises(ValueError, match=told):
-        LRUConfig(16, **wrong)
+def test_sizes_that_cannot_work_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LRUConfig(16, **fields)

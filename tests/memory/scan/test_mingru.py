@@ -1,11 +1,11 @@
-"""MinGRU against published numbers and its closed form; what it remembers is a mean of what was written."""
+"""Tests of MinGRU: reference outputs, closed form, and states as means of candidates."""
 
 import pytest
 import torch
 
 from scrubjay.memory.scan.mingru import MinGRUConfig
 
-from .published import outputs, set_weights, wave
+from .published_results import outputs, set_weights, wave
 
 
 def test_outputs_are_those_of_published_code():
@@ -18,7 +18,7 @@ def test_outputs_are_those_of_published_code():
 
 @torch.no_grad()
 def test_states_lie_within_the_hull_of_what_was_written():
-    """Each number between the least and the largest candidate so far, and its beginning, 0."""
+    """Every state entry lies between the smallest and the largest of 0 and its candidates so far."""
     torch.manual_seed(0)
     module = MinGRUConfig(8).build().double()
     x = 5 * torch.randn(4, 200, 8, dtype=torch.float64)
@@ -27,24 +27,24 @@ def test_states_lie_within_the_hull_of_what_was_written():
     candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
     assert (y > 0).all()
     assert (y <= candidate.cummax(dim=1).values + 1e-12).all()
-    begun = torch.cat([torch.full_like(y[:, :1], 3.0), candidate], dim=1)
-    y, _ = module(x, {"hidden": begun[:, 0]})
-    assert (y <= begun.cummax(dim=1).values[:, 1:] + 1e-12).all()
-    assert (y >= begun.cummin(dim=1).values[:, 1:] - 1e-12).all()
+    candidates = torch.cat([torch.full_like(y[:, :1], 3.0), candidate], dim=1)
+    y, _ = module(x, {"hidden": candidates[:, 0]})
+    assert (y <= candidates.cummax(dim=1).values[:, 1:] + 1e-12).all()
+    assert (y >= candidates.cummin(dim=1).values[:, 1:] - 1e-12).all()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("time", [1, 2, 7, 100_000])
 def test_a_constant_input_is_approached_at_one_rate(time):
-    """h_t = h_0 (1 - z)^t + c (1 - (1 - z)^t)."""
+    """The state is h_t = h_0 (1 - z)^t + c (1 - (1 - z)^t)."""
     torch.manual_seed(0)
     module = MinGRUConfig(8).build().double()
-    x, begun = torch.randn(8, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
-    _, state = module(x.expand(1, time, 8), {"hidden": begun})
+    x, initial = torch.randn(8, dtype=torch.float64), torch.randn(1, 8, dtype=torch.float64)
+    _, state = module(x.expand(1, time, 8), {"hidden": initial})
     gate, candidate = module.inward(x).chunk(2)
     candidate = torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
     left = (1 - gate.sigmoid()) ** time
-    torch.testing.assert_close(state["hidden"], begun * left + candidate * (1 - left))
+    torch.testing.assert_close(state["hidden"], initial * left + candidate * (1 - left))
 
 
 def test_gradients_are_those_of_finite_differences():

@@ -1,4 +1,4 @@
-"""What a `ScanMemory` is made of, one that a user would write obeys the laws, steps and starts included."""
+"""Tests of a user-defined `ScanMemory`: laws, steps and starts."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from scrubjay.memory import MemoryConfig, check_memory
 from scrubjay.memory.contract.stepper import PlainStepper
-from scrubjay.memory.scan.recurrence import ScanMemory, Written, advance
+from scrubjay.memory.scan.recurrence import ScanMemory, ScanUpdate, advance
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class TurningConfig(MemoryConfig):
 
 
 class Turning(ScanMemory[torch.Tensor]):
-    """Channels that are written to and read as they are: two numbers of an input each if in pairs."""
+    """Memory whose channels add and return the raw input; with `pairs`, a channel takes two numbers."""
 
     def __init__(self, config):
         shape = (config.dim // 2, 2) if config.pairs else (config.dim,)
@@ -29,16 +29,16 @@ class Turning(ScanMemory[torch.Tensor]):
         self.steady = config.steady
         self.decay = nn.Parameter(0.5 * torch.rand(shape))
 
-    def folded(self):
+    def fold_weights(self):
         return self.decay.tanh()
 
     def write(self, x, weights):
         value = x.to(self.state_dtype).unflatten(-1, self.shape)
         decay = weights.to(self.state_dtype)
-        return Written(decay if self.steady else decay * value.sigmoid(), value, (x,))
+        return ScanUpdate(decay if self.steady else decay * value.sigmoid(), value, (x,))
 
-    def read(self, hidden, aside, weights):
-        return hidden.flatten(-len(self.shape)).to(aside[0].dtype)
+    def read(self, hidden, read_inputs, weights):
+        return hidden.flatten(-len(self.shape)).to(read_inputs[0].dtype)
 
 
 KINDS = [TurningConfig(10, pairs, steady) for pairs in (False, True) for steady in (False, True)]
@@ -58,14 +58,14 @@ def test_outputs_that_are_the_state_itself_are_not_written_over(config, check_st
     stepper = module.stepper(module.initial_state(4))
     assert not isinstance(stepper, PlainStepper)
     first = stepper.step(x[:, 0])
-    kept = first.clone()
+    copy = first.clone()
     stepper.step(x[:, 1], torch.tensor([True, False, False, True]))
-    assert torch.equal(first, kept)
+    assert torch.equal(first, copy)
 
 
 def test_a_step_of_pairs_is_that_of_complex_numbers():
     decay, value, hidden = torch.randn(3, 5, 4, 2, dtype=torch.float64)
-    given = (torch.view_as_complex(x) for x in (value, decay, hidden))
-    expected = torch.view_as_real(torch.addcmul(*given))
+    complex_numbers = (torch.view_as_complex(x) for x in (value, decay, hidden))
+    expected = torch.view_as_real(torch.addcmul(*complex_numbers))
     torch.testing.assert_close(advance(decay, value, hidden, pairs=True), expected)
     torch.testing.assert_close(advance(decay, value, hidden, pairs=False), value + decay * hidden)

@@ -1,17 +1,17 @@
-"""SHM against published numbers; one observation for ever; and gates that are products in closed form."""
+"""Tests of SHM: reference outputs, a constant observation, and products of gates in closed form."""
 
 import pytest
 import torch
 
 from scrubjay.kernels import scan
-from scrubjay.memory.scan.hadamard import BOUND, Written
+from scrubjay.memory.scan.hadamard import BOUND, HadamardUpdate
 from scrubjay.memory.scan.shm import SHMConfig
 
-from .published import outputs, set_weights, wave
+from .published_results import outputs, set_weights, wave
 
 
-def published():
-    """Return the memory with the weights that published code was given."""
+def build_published():
+    """Return the memory with the weights of the published code."""
     module = SHMConfig(8, memory_size=24).build().double()
     names = ("key", "query", "value", "gate", "through")
     parts = dict(zip(names, (0.5, 0.7, 0.9, 1.1, 1.5), strict=True))
@@ -31,14 +31,14 @@ def published():
 
 
 def test_outputs_are_those_of_published_code():
-    module = published()
+    module = build_published()
     y, _ = module(wave(1, 11, 8, offset=0.1), module.initial_state(1))
     torch.testing.assert_close(y[0], outputs("shm"), rtol=0, atol=2e-7)
 
 
 @torch.no_grad()
 def test_entries_stop_where_those_of_published_code_do():
-    module = published()
+    module = build_published()
     state = module.initial_state(1)
     for _ in range(20):
         y, state = module(wave(8, offset=0.1).expand(1, 100, 8), state)
@@ -49,41 +49,43 @@ def test_entries_stop_where_those_of_published_code_do():
 @pytest.mark.slow
 @torch.no_grad()
 def test_an_observation_that_lasts_for_100_000_steps_fills_no_entry_beyond_its_bound():
-    """Without bounds the same weights leave all numbers, as the equation has it."""
+    """Without the bound, the same weights overflow under the paper's equation."""
     torch.manual_seed(0)
     module = SHMConfig(8, memory_size=4).build()
     module.table.mul_(5)
     x = torch.randn(1, 1, 8).expand(1, 1000, 8)
-    state, unbounded = module.initial_state(1), torch.zeros(1, 4, 4)
+    state, free_matrix = module.initial_state(1), torch.zeros(1, 4, 4)
     for _ in range(100):
-        written = Written.of(*module._write(x, state["time"][:, None] + torch.arange(1000)))
-        _, unbounded = scan(written.gate, written.value, unbounded)
+        update = HadamardUpdate.from_projections(
+            *module._write(x, state["time"][:, None] + torch.arange(1000))
+        )
+        _, free_matrix = scan(update.gate, update.value, free_matrix)
         y, state = module(x, state)
         assert y.isfinite().all()
         assert state["matrix"].abs().max() <= BOUND
-    assert not unbounded.isfinite().all()
+    assert not free_matrix.isfinite().all()
     assert state["time"].item() == 100_000
 
 
 def test_gates_multiply_what_was_written():
-    """M_t is the sum of all that was written, each times all gates since."""
+    """M_t is the sum of all writes, each times the product of all later gates."""
     torch.manual_seed(0)
     module = SHMConfig(8, memory_size=3, table_size=4).build().double()
     x = torch.randn(1, 9, 8, dtype=torch.float64)
     _, state = module(x, module.initial_state(1))
-    normed = module.norm(x[0])
-    key, _, value, gate, _, strength = module.project(normed).split([3, 3, 3, 3, 3, 1], dim=-1)
+    normed_x = module.norm(x[0])
+    key, _, value, gate, _, strength = module.project(normed_x).split([3, 3, 3, 3, 3, 1], dim=-1)
     theta = module.table[torch.arange(9) % 4]
     gates = 1 + torch.tanh(theta[:, :, None] * gate[:, None, :])
     key = key.relu() / (1e-5 + key.relu().sum(-1, keepdim=True))
-    written = (strength.sigmoid() * value)[:, :, None] * key[:, None, :]
-    expected = sum(written[t] * gates[t + 1 :].prod(0) for t in range(9))
+    writes = (strength.sigmoid() * value)[:, :, None] * key[:, None, :]
+    expected = sum(writes[t] * gates[t + 1 :].prod(0) for t in range(9))
     torch.testing.assert_close(state["matrix"][0], expected)
 
 
 @torch.no_grad()
 def test_a_step_takes_the_row_of_its_number_in_its_episode():
-    """Episodes that begin at different times are alike, and a table of other rows is another memory."""
+    """Outputs do not depend on when an episode starts, but they do depend on the order of the table rows."""
     torch.manual_seed(0)
     module = SHMConfig(8, memory_size=3, table_size=5).build()
     x = torch.randn(1, 12, 8)
@@ -108,8 +110,8 @@ def test_gradients_are_those_of_finite_differences():
     names = [name for name, _ in module.named_parameters()]
 
     def run(x, matrix, *values):
-        given = (x, {"matrix": matrix, "time": torch.tensor([3, 0])}, start)
-        y, after = torch.func.functional_call(module, dict(zip(names, values, strict=True)), given)
+        inputs = (x, {"matrix": matrix, "time": torch.tensor([3, 0])}, start)
+        y, after = torch.func.functional_call(module, dict(zip(names, values, strict=True)), inputs)
         return y, after["matrix"]
 
     assert torch.autograd.gradcheck(run, (x, matrix, *module.parameters()), fast_mode=True)

@@ -1,4 +1,4 @@
-"""Segments of Titans' architectures in float64, gone through by hand and by plain operations."""
+"""Fixtures that run segments of Titans in float64, with custom and with plain backward passes."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,7 +11,7 @@ from scrubjay.memory.titans.lmm import Titans
 
 
 class Trial:
-    """A module with a state that has lived, and a segment."""
+    """Module with the state of earlier segments, and a segment to run."""
 
     def __init__(
         self, lengths: list[int], time: int, rate: float, seed: int, name: str = "titans_mac", **fields: Any
@@ -33,21 +33,21 @@ class Trial:
         return x, torch.rand(3, time, generator=generator) < rate
 
     def run(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """Return outputs, surprises and the state after; and what gradients are of."""
+        """Return outputs, surprises and the next state, and the leaves of the gradients."""
         x = self.x.clone().requires_grad_()
         state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in self.state.items()}
         y, surprise, after = self.module.segment_with_surprise(x, state, self.start)
-        learned = {name: value for name, value in state.items() if value.requires_grad}
-        return {"y": y, "surprise": surprise} | after, {"x": x} | learned | dict(
+        state_leaves = {name: value for name, value in state.items() if value.requires_grad}
+        return {"y": y, "surprise": surprise} | after, {"x": x} | state_leaves | dict(
             self.module.named_parameters()
         )
 
     def gradients(self, order: int = 1, outputs: str = "") -> dict[str, torch.Tensor]:
-        """Return gradients of this order, of a sum of all outputs or of those whose names begin so."""
-        found, leaves = self.run()
-        found = {n: v for n, v in found.items() if n != "surprise" and v.is_floating_point()}
-        live = [value for name, value in found.items() if name.startswith(outputs)]
-        loss = torch.stack([(v * torch.linspace(-1, 1, v.numel()).view_as(v)).sum() for v in live]).sum()
+        """Return gradients of this order of a sum of all outputs whose names start with `outputs`."""
+        results, leaves = self.run()
+        results = {n: v for n, v in results.items() if n != "surprise" and v.is_floating_point()}
+        values = [value for name, value in results.items() if name.startswith(outputs)]
+        loss = torch.stack([(v * torch.linspace(-1, 1, v.numel()).view_as(v)).sum() for v in values]).sum()
         grads = torch.autograd.grad(
             loss, list(leaves.values()), create_graph=order > 1, materialize_grads=True
         )
@@ -61,18 +61,18 @@ class Trial:
 
 @pytest.fixture(scope="session")
 def trial() -> type[Trial]:
-    """Return what makes a trial."""
+    """Return the class `Trial`."""
     return Trial
 
 
 @pytest.fixture(scope="session")
 def plainly() -> Callable[..., Any]:
-    """Return what calls a function while no gradient by hand is asked for."""
+    """Return a function that calls another with all custom backward passes disabled."""
 
     def call(function, *args, **options):
         with pytest.MonkeyPatch.context() as patch:
-            for room in ("mac", "attention"):
-                patch.setattr(f"scrubjay.memory.titans.{room}.has_own_gradient", lambda *_: False)
+            for module in ("mac", "attention"):
+                patch.setattr(f"scrubjay.memory.titans.{module}.supports_custom_backward", lambda *_: False)
             return function(*args, **options)
 
     return call
@@ -80,13 +80,17 @@ def plainly() -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def close() -> Callable[..., None]:
-    """Return what compares results by their names."""
+    """Return a function that compares results by name."""
 
-    def compare(found, expected, tolerance=1e-9):
-        assert found.keys() == expected.keys()
-        for name, right in expected.items():
+    def compare(results, expected, tolerance=1e-9):
+        assert results.keys() == expected.keys()
+        for name, expected_value in expected.items():
             torch.testing.assert_close(
-                found[name], right, rtol=tolerance, atol=tolerance, msg=lambda told, n=name: f"{n}: {told}"
+                results[name],
+                expected_value,
+                rtol=tolerance,
+                atol=tolerance,
+                msg=lambda message, n=name: f"{n}: {message}",
             )
 
     return compare

@@ -1,4 +1,4 @@
-"""The attention of Titans' architectures against plain loops, and what each architecture is made of."""
+"""Tests of the Titans architectures against plain loops and the paper's equations."""
 
 from typing import Any
 
@@ -11,22 +11,22 @@ from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.attention import WindowAttention
 
 
-def turned(x, time, rotated):
-    """Return a head's vector with its first `rotated` coordinates turned by complex numbers."""
-    half = rotated // 2
-    pairs = torch.complex(x[:half], x[half:rotated])
-    angle = time * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) * 2 / rotated)
+def rotate(x, time, rotary_width):
+    """Return a head's vector with its first `rotated` coordinates rotated as complex numbers."""
+    half = rotary_width // 2
+    pairs = torch.complex(x[:half], x[half:rotary_width])
+    angle = time * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) * 2 / rotary_width)
     pairs = pairs * torch.polar(torch.ones_like(angle), angle)
-    return torch.cat([pairs.real, pairs.imag, x[rotated:]])
+    return torch.cat([pairs.real, pairs.imag, x[rotary_width:]])
 
 
 def attend(module, query, keys, values):
-    """Return a softmax over keys and values, the persistent ones among them, one head at a time."""
+    """Return the attention output over keys, values and persistent tokens, one head at a time."""
     heads = []
     for h in range(module.heads):
         key, value = [k[h] for k in keys], [v[h] for v in values]
-        for still, persistent in zip(module.persistent_keys, module.persistent_values, strict=True):
-            key.append(torch.cat([torch.zeros(module.rotated, dtype=torch.float64), still[h]]))
+        for persistent_key, persistent in zip(module.persistent_keys, module.persistent_values, strict=True):
+            key.append(torch.cat([torch.zeros(module.rotary_width, dtype=torch.float64), persistent_key[h]]))
             value.append(persistent[h])
         scores = torch.stack(key) @ query[h] / module.width**0.5
         heads.append(torch.softmax(scores, 0) @ torch.stack(value))
@@ -34,11 +34,11 @@ def attend(module, query, keys, values):
 
 
 def project(module, x, time):
-    """Return query, key and value of one step, a list over heads."""
+    """Return query, key and value of one step as lists over heads."""
     query, key, value = (p(x).view(module.heads, -1) for p in (module.query, module.key, module.value))
     return (
-        [turned(q, time, module.rotated) for q in query],
-        [turned(k, time, module.rotated) for k in key],
+        [rotate(q, time, module.rotary_width) for q in query],
+        [rotate(k, time, module.rotary_width) for k in key],
         value,
     )
 
@@ -50,24 +50,24 @@ def test_window_attention_sees_the_window_of_the_episode_and_the_persistent_toke
     start = torch.zeros(2, 13, dtype=torch.bool)
     start[0, 5] = start[0, 7] = start[1, 0] = True
     state, age = module.initial_state(2, torch.float64, x.device), torch.zeros(2, dtype=torch.int64)
-    first, state = module(x[:, :3], state, Clock.of(age, start[:, :3]))
+    first, state = module(x[:, :3], state, Clock.from_starts(age, start[:, :3]))
     age = torch.full((2,), 3)
-    rest, _ = module(x[:, 3:], state, Clock.of(age, start[:, 3:]))
-    found = torch.cat([first, rest], dim=1)
+    rest, _ = module(x[:, 3:], state, Clock.from_starts(age, start[:, 3:]))
+    result = torch.cat([first, rest], dim=1)
     for row in range(2):
-        born = 0
+        episode_start = 0
         for t in range(13):
-            born = t if start[row, t] else born
-            seen = range(max(born, t - 3), t + 1)
-            parts = [project(module, x[row, s], s - born) for s in seen]
+            episode_start = t if start[row, t] else episode_start
+            visible = range(max(episode_start, t - 3), t + 1)
+            parts = [project(module, x[row, s], s - episode_start) for s in visible]
             expected = attend(module, parts[-1][0], [p[1] for p in parts], [p[2] for p in parts])
-            torch.testing.assert_close(found[row, t], expected, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(result[row, t], expected, rtol=1e-10, atol=1e-10)
 
 
-def gated(layer, attended, recalled, kind):
-    """Return what the gate makes of both branches."""
+def apply_gate(layer, attention_out, recalls, kind):
+    """Return the gated combination of both branches."""
     branches = []
-    for branch, norm in ((attended, layer.attended_norm), (recalled, layer.recalled_norm)):
+    for branch, norm in ((attention_out, layer.attended_norm), (recalls, layer.recalled_norm)):
         branches.append(branch / (branch.square().mean() + 1e-4).sqrt() * norm.weight)
     if kind == "product":
         return layer.out(functional.silu(branches[0]) * functional.silu(branches[1]))
@@ -79,7 +79,7 @@ def gated(layer, attended, recalled, kind):
 def test_memory_as_context_follows_the_papers_order(gate, chunks):
     """Equations 21 to 25 by single steps.
 
-    Recall of what was known at the segment's start, attend, write what was read, recall, gate.
+    Recall from the memory at the segment's start, attend, write the attention output, recall, gate.
     """
     torch.manual_seed(1)
     size = 4
@@ -88,14 +88,14 @@ def test_memory_as_context_follows_the_papers_order(gate, chunks):
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
     x = torch.randn(1, 27, 16, dtype=torch.float64)
-    found, _ = module(x, module.initial_state(1))
-    learned = layer.memory.initial_state(1, torch.float64, x.device)
+    result, _ = module(x, module.initial_state(1))
+    memory_state = layer.memory.initial_state(1, torch.float64, x.device)
     attention = layer.attention
     for t in range(27):
         if t % (chunks * size) == 0:
-            at_start, keys, values = learned, [], []
-        normed = layer.memory_norm(x[0, t])
-        query = functional.silu(layer.recall_query(normed)).view(layer.memory.heads, -1)
+            at_start, keys, values = memory_state, [], []
+        normed_x = layer.memory_norm(x[0, t])
+        query = functional.silu(layer.recall_query(normed_x)).view(layer.memory.heads, -1)
         query = query / (query.square().sum(-1, keepdim=True) + 1e-6).sqrt()
         weights, begin, read = [], 0, query
         for layer_weights in layer.memory.weights:
@@ -104,18 +104,18 @@ def test_memory_as_context_follows_the_papers_order(gate, chunks):
             weights.append(layer_weights + delta)
             begin += shape.numel()
         read = functional.silu(read[:, None] @ weights[0]) @ weights[1]
-        recalled = layer.memory.out(layer.memory.out_norm(read[:, 0]).flatten())
-        for token in (normed, recalled):
+        recalls = layer.memory.out(layer.memory.out_norm(read[:, 0]).flatten())
+        for token in (normed_x, recalls):
             query, key, value = project(attention, token, t % (chunks * size))
             keys.append(key)
             values.append(value)
-        attended = x[0, t] + attend(
-            attention, project(attention, normed, t % (chunks * size))[0], keys, values
+        attention_out = x[0, t] + attend(
+            attention, project(attention, normed_x, t % (chunks * size))[0], keys, values
         )
-        written = layer.write_norm(attended)[None]
-        again, _, learned = layer.memory.step(written, learned, torch.tensor([t]))
-        expected = layer.feed(x[0, t] + gated(layer.gate, attended, again[0], gate))
-        torch.testing.assert_close(found[0, t], expected, rtol=1e-9, atol=1e-9)
+        write_input = layer.write_norm(attention_out)[None]
+        second_recall, _, memory_state = layer.memory.step(write_input, memory_state, torch.tensor([t]))
+        expected = layer.feed(x[0, t] + apply_gate(layer.gate, attention_out, second_recall[0], gate))
+        torch.testing.assert_close(result[0, t], expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_memory_as_context_follows_the_papers_order(gate, chunks):
 def test_memory_as_gate_and_as_layer_follow_the_papers_order(name, gate):
     """Equations 26 to 31 by single steps.
 
-    Side by side and gated, or memory first and attention over what it gave.
+    In parallel and gated, or memory first and attention over its outputs.
     """
     torch.manual_seed(2)
     sizes = {"dim": 16, "depth": 2, "chunk_size": 4, "window": 3, "num_persistent": 2}
@@ -132,21 +132,25 @@ def test_memory_as_gate_and_as_layer_follow_the_papers_order(name, gate):
     layer = module.layers[0]
     torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
     x = torch.randn(1, 11, 16, dtype=torch.float64)
-    found, _ = module(x, module.initial_state(1))
-    learned, steps = layer.memory.initial_state(1, torch.float64, x.device), []
+    result, _ = module(x, module.initial_state(1))
+    memory_state, steps = layer.memory.initial_state(1, torch.float64, x.device), []
     for t in range(11):
         here = x[0, t]
-        recalled, _, learned = layer.memory.step(layer.memory_norm(here)[None], learned, torch.tensor([t]))
-        recalled = recalled[0]
+        recalls, _, memory_state = layer.memory.step(
+            layer.memory_norm(here)[None], memory_state, torch.tensor([t])
+        )
+        recalls = recalls[0]
         if name == "titans_mal":
-            here = here + recalled
-        normed = layer.attention_norm(here) if name == "titans_mal" else layer.memory_norm(here)
-        steps.append(project(layer.attention, normed, t))
-        seen = steps[-3:]
-        attended = attend(layer.attention, seen[-1][0], [s[1] for s in seen], [s[2] for s in seen])
+            here = here + recalls
+        normed_x = layer.attention_norm(here) if name == "titans_mal" else layer.memory_norm(here)
+        steps.append(project(layer.attention, normed_x, t))
+        visible = steps[-3:]
+        attention_out = attend(
+            layer.attention, visible[-1][0], [s[1] for s in visible], [s[2] for s in visible]
+        )
         if name == "titans_mag":
-            attended = gated(layer.gate, attended, recalled, gate)
-        torch.testing.assert_close(found[0, t], layer.feed(here + attended), rtol=1e-9, atol=1e-9)
+            attention_out = apply_gate(layer.gate, attention_out, recalls, gate)
+        torch.testing.assert_close(result[0, t], layer.feed(here + attention_out), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["titans_mac", "titans_mag", "titans_mal"])
@@ -170,8 +174,8 @@ def test_persistent_tokens_and_window_are_seen(name):
     y, _ = module(x, module.initial_state(1))
     with torch.no_grad():
         module.layers[0].attention.persistent_values.add_(1.0)
-    changed, _ = module(x, module.initial_state(1))
-    assert ((y - changed).abs().amax(-1) > 1e-4).all()
+    other, _ = module(x, module.initial_state(1))
+    assert ((y - other).abs().amax(-1) > 1e-4).all()
 
 
 def test_impossible_sizes_are_named():

@@ -1,4 +1,4 @@
-"""Gradients by hand of a segment against those of plain operations, of every order."""
+"""Tests of the custom backward pass of a segment against autograd, for all orders."""
 
 import pytest
 import torch
@@ -23,52 +23,52 @@ SEGMENTS = {
 @settings(max_examples=40, deadline=None)
 @given(**SEGMENTS)
 def test_gradients_are_those_of_plain_operations(trial, plainly, close, **fields):
-    drawn = trial(**fields)
-    close(drawn.gradients(), plainly(drawn.gradients))
+    case = trial(**fields)
+    close(case.gradients(), plainly(case.gradients))
 
 
 @pytest.mark.parametrize("output", ["y", "delta_0", "momentum_0", "anchor_0", "keys_0", "values_0"])
 def test_gradients_of_one_output_alone(trial, plainly, close, output):
-    drawn = trial([3], 11, 0.1, 5, dim=8, chunk_size=4)
-    close(drawn.gradients(outputs=output), plainly(drawn.gradients, outputs=output))
+    case = trial([3], 11, 0.1, 5, dim=8, chunk_size=4)
+    close(case.gradients(outputs=output), plainly(case.gradients, outputs=output))
 
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_further_derivatives_go_the_plain_way(trial, plainly, close, order):
-    drawn = trial([3], 6, 0.2, 3, dim=8, chunk_size=4, num_persistent=1)
-    close(drawn.gradients(order), plainly(drawn.gradients, order), 1e-8)
+    case = trial([3], 6, 0.2, 3, dim=8, chunk_size=4, num_persistent=1)
+    close(case.gradients(order), plainly(case.gradients, order), 1e-8)
 
 
 def test_gradients_equal_finite_differences(trial):
-    drawn = trial([3], 6, 0.2, 4, dim=8, chunk_size=4, num_persistent=1)
+    case = trial([3], 6, 0.2, 4, dim=8, chunk_size=4, num_persistent=1)
 
     def function(x, keys, delta):
-        y, after = drawn.module(x, drawn.state | {"keys_0": keys, "delta_0": delta}, drawn.start)
+        y, after = case.module(x, case.state | {"keys_0": keys, "delta_0": delta}, case.start)
         return y, after["anchor_0"], after["values_0"]
 
-    inputs = [drawn.x, drawn.state["keys_0"], drawn.state["delta_0"]]
+    inputs = [case.x, case.state["keys_0"], case.state["delta_0"]]
     inputs = [x.clone().requires_grad_() for x in inputs]
     assert torch.autograd.gradcheck(function, inputs, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, inputs, fast_mode=True)
 
 
 def test_gradients_come_again(trial):
-    drawn = trial([3], 11, 0.1, 4, dim=8, chunk_size=4)
-    x = drawn.x.requires_grad_()
-    y, _ = drawn.module(x, drawn.state, drawn.start)
-    each = [torch.autograd.grad(y, x, y.detach(), retain_graph=True)[0] for _ in range(2)]
-    assert torch.equal(*each)
+    case = trial([3], 11, 0.1, 4, dim=8, chunk_size=4)
+    x = case.x.requires_grad_()
+    y, _ = case.module(x, case.state, case.start)
+    grads = [torch.autograd.grad(y, x, y.detach(), retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*grads)
 
 
 def test_transforms_of_functions_pass(trial):
-    drawn = trial([3], 11, 0.1, 6, dim=8, chunk_size=4)
+    case = trial([3], 11, 0.1, 6, dim=8, chunk_size=4)
 
     def loss(x):
-        return drawn.module(x, drawn.state, drawn.start)[0].square().sum()
+        return case.module(x, case.state, case.start)[0].square().sum()
 
-    (expected,) = torch.autograd.grad(loss(drawn.x.requires_grad_()), drawn.x)
-    x = drawn.x.detach()
+    (expected,) = torch.autograd.grad(loss(case.x.requires_grad_()), case.x)
+    x = case.x.detach()
     torch.testing.assert_close(torch.func.grad(loss)(x), expected)
     direction = torch.ones_like(x)
-    pushed = torch.func.jvp(loss, (x,), (direction,))
-    torch.testing.assert_close(pushed[1], (expected * direction).sum())
+    jvp = torch.func.jvp(loss, (x,), (direction,))
+    torch.testing.assert_close(jvp[1], (expected * direction).sum())

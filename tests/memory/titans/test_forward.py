@@ -1,4 +1,4 @@
-"""What comes of a segment by hand against plain operations."""
+"""Tests of the custom forward pass of a segment against plain operations."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,5 +20,5 @@ SEGMENTS = {
 @settings(max_examples=40, deadline=None)
 @given(**SEGMENTS)
 def test_outputs_surprises_and_states_are_those_of_plain_operations(trial, plainly, close, **fields):
-    drawn = trial(**fields)
-    close(drawn.run()[0], plainly(drawn.run)[0], 1e-10)
+    case = trial(**fields)
+    close(case.run()[0], plainly(case.run)[0], 1e-10)

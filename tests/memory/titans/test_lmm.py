@@ -1,4 +1,4 @@
-"""Titans against an oracle of the paper's equations, and against the ways in which such memories die."""
+"""Tests of Titans against the paper's equations, and of its stability."""
 
 import gc
 import weakref
@@ -26,7 +26,7 @@ OPTIONS = [
 
 
 def oracle(layer, x, start):
-    """Equations 8 to 16 and section 4.4 for one row: token by token, the inner gradient taken by autograd."""
+    """Return the outputs of one row by equations 8 to 16 and section 4.4, step by step."""
     config = layer.config
     heads, width, taps = config.heads, config.dim // config.heads, config.convolution
     outputs, history, weights, place = [], [], [], 0
@@ -37,13 +37,13 @@ def oracle(layer, x, start):
             momenta = [[torch.zeros_like(w) for w in one] for one in weights]
             anchors = [list(one) for one in weights]
         history.append(layer.project_in(x[t]))
-        mixed = history[-1]
+        convolved_x = history[-1]
         if taps > 1:
-            kept = history[-1 : -1 - taps : -1]
-            mixed = torch.stack(
-                [layer.convolution[taps - 1 - back] * old for back, old in enumerate(kept)]
+            recent = history[-1 : -1 - taps : -1]
+            convolved_x = torch.stack(
+                [layer.convolution[taps - 1 - back] * old for back, old in enumerate(recent)]
             ).sum(0)
-        query, key, value = functional.silu(mixed).view(3, heads, width)
+        query, key, value = functional.silu(convolved_x).view(3, heads, width)
         query, key = (v / (v.square().sum(-1, keepdim=True) + 1e-6).sqrt() for v in (query, key))
         step, momentum, forgetting = torch.sigmoid(layer.gates(x[t]).view(3, heads))
         step = config.max_step * step
@@ -65,14 +65,16 @@ def oracle(layer, x, start):
             error = network(key[h], at) - value[h]
             gradient = torch.autograd.grad(error.square().sum() / 2, at, create_graph=True)
             length = torch.stack([g.square().sum() for g in gradient]).sum()
-            taken = step[h]
+            step_size = step[h]
             if config.bound_steps and (config.depth > 1 or config.norm):
-                most = (1 - momentum[h]) / config.chunk_size * error.square().sum() / length.clamp(min=1e-300)
-                taken = torch.minimum(taken, most)
-            momenta[h] = [momentum[h] * s - taken * g for s, g in zip(momenta[h], gradient, strict=True)]
+                max_step = (
+                    (1 - momentum[h]) / config.chunk_size * error.square().sum() / length.clamp(min=1e-300)
+                )
+                step_size = torch.minimum(step_size, max_step)
+            momenta[h] = [momentum[h] * s - step_size * g for s, g in zip(momenta[h], gradient, strict=True)]
             weights[h] = [
-                born + (1 - forgetting[h]) * (w - born) + s
-                for born, w, s in zip([w[h] for w in layer.weights], weights[h], momenta[h], strict=True)
+                initial + (1 - forgetting[h]) * (w - initial) + s
+                for initial, w, s in zip([w[h] for w in layer.weights], weights[h], momenta[h], strict=True)
             ]
             read.append(network(query[h], before if config.read_before_write else weights[h]))
         place += 1
@@ -90,7 +92,7 @@ def oracle(layer, x, start):
 def titans(seed=0, **fields) -> Any:
     torch.manual_seed(seed)
     module: Any = memory.make("titans", **({"dim": 8} | fields))
-    # Away from its birth, where the last layer is zero.
+    # The initial weights of the last layer are zero; use others.
     with torch.no_grad():
         for layer in module.layers:
             torch.nn.init.normal_(layer.memory.weights[-1], std=0.4)
@@ -106,15 +108,15 @@ def test_outputs_and_outer_gradients_equal_the_papers_equations(fields):
     start[0, 6] = start[1, 0] = start[1, 7] = start[1, 8] = True
     age = torch.zeros(2, dtype=torch.int64)
     state = {name: value for name, value in layer.initial_state(2, torch.float64, x.device).items()}
-    grid = ChunkGrid.of(age, start, module.chunk_size)
+    grid = ChunkGrid.from_starts(age, start, module.chunk_size)
     y, _, _ = layer.segment(x, state, grid)
     expected = torch.stack([oracle(layer, x[row], start[row]) for row in range(2)])
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     inputs = [x, *layer.parameters()]
     weights = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).view_as(y)
-    found = torch.autograd.grad(y, inputs, weights)
-    wanted = torch.autograd.grad(expected, inputs, weights)
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    result = torch.autograd.grad(y, inputs, weights)
+    expected_grads = torch.autograd.grad(expected, inputs, weights)
+    torch.testing.assert_close(result, expected_grads, rtol=1e-9, atol=1e-9)
 
 
 def test_a_grid_lays_every_step_once_at_its_place_in_its_episode():
@@ -122,18 +124,18 @@ def test_a_grid_lays_every_step_once_at_its_place_in_its_episode():
     for chunk_size in (1, 3, 4):
         start = torch.rand(4, 23, generator=generator) < 0.2
         age = torch.tensor([0, 2, 7, 12])
-        grid = ChunkGrid.of(age, start, chunk_size)
+        grid = ChunkGrid.from_starts(age, start, chunk_size)
         x = torch.randn(4, 23, 2, generator=generator, dtype=torch.float64, requires_grad=True)
-        laid = grid.lay(x)
-        torch.testing.assert_close(grid.collect(laid), x, rtol=0, atol=0)
-        assert grid.place is not None
-        assert torch.equal(grid.place % chunk_size, grid.clock.step % chunk_size)
-        (laid.square().sum() / 2).backward()
+        grid_x = grid.to_grid(x)
+        torch.testing.assert_close(grid.from_grid(grid_x), x, rtol=0, atol=0)
+        assert grid.position is not None
+        assert torch.equal(grid.position % chunk_size, grid.clock.step % chunk_size)
+        (grid_x.square().sum() / 2).backward()
         torch.testing.assert_close(x.grad, x.detach(), rtol=0, atol=0)
 
 
 def adversaries(steps, generator) -> torch.Tensor:
-    """Return streams, one a row: nothing, a constant, huge numbers, a key repeated, one that flips, noise."""
+    """Return one stream per row: zeros, ones, huge numbers, a repeated key, an alternating key, noise."""
     one = torch.randn(1, 1, 8, generator=generator)
     noise = torch.randn(6, steps, 8, generator=generator)
     flips = 1 - 2 * (torch.arange(steps) % 2)
@@ -142,7 +144,7 @@ def adversaries(steps, generator) -> torch.Tensor:
 
 
 def worst(depth, momentum) -> Any:
-    """Return a memory whose gates are open to the end and whose weights are large."""
+    """Return a memory with saturated gates and large weights."""
     module = titans(depth=depth, chunk_size=16)
     layer = module.layers[0].memory
     with torch.no_grad():
@@ -156,7 +158,7 @@ def worst(depth, momentum) -> Any:
 
 
 def greatest(module, steps, dtype=torch.float32) -> float:
-    """Return the greatest weight that was ever learned from the adversaries."""
+    """Return the largest weight that the memory reaches on the adversarial streams."""
     module = module.to(dtype)
     generator, top = torch.Generator().manual_seed(0), torch.tensor(0.0)
     state = module.initial_state(6)
@@ -183,26 +185,28 @@ def test_adversarial_streams_stay_bounded_for_a_million_steps(depth, momentum, d
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_steps_as_the_paper_prints_them_may_make_a_memory_diverge(depth):
-    bounded, printed = (titans(depth=depth, chunk_size=16, bound_steps=bound) for bound in (True, False))
-    assert greatest(bounded, 1000) < 100
-    for module in (printed, bounded):
+    bounded_memory, unbounded_memory = (
+        titans(depth=depth, chunk_size=16, bound_steps=bound) for bound in (True, False)
+    )
+    assert greatest(bounded_memory, 1000) < 100
+    for module in (unbounded_memory, bounded_memory):
         gates = module.layers[0].memory.gates
         with torch.no_grad():
             gates.bias.view(3, -1)[:2] = 5.0
-    assert greatest(bounded, 1000) < 100
-    assert greatest(printed, 1000) > 1e6
+    assert greatest(bounded_memory, 1000) < 100
+    assert greatest(unbounded_memory, 1000) > 1e6
 
 
 def test_without_the_clip_a_deep_memory_diverges(monkeypatch):
-    def unclipped(step_size, *rest):
-        return step_size, neural_network.clipped_step(step_size, *rest)[1]
+    def skip_clipping(step_size, *rest):
+        return step_size, neural_network.clip_step(step_size, *rest)[1]
 
-    monkeypatch.setattr(loop, "clipped_step", unclipped)
+    monkeypatch.setattr(loop, "clip_step", skip_clipping)
     assert greatest(worst(2, -20.0), 1000) > 1e6
 
 
 def relay(period, depth, dtype=torch.float32) -> float:
-    """Return the greatest weight learned from a key whose gates take a step and repeat it `period` chunks."""
+    """Return the largest weight if every `period` chunks one large step is followed by high momentum."""
     module = titans(depth=depth, chunk_size=16)
     layer = module.layers[0].memory
     with torch.no_grad():
@@ -230,12 +234,12 @@ def test_steps_that_momentum_relays_stay_bounded(period, depth, dtype):
 
 
 def test_without_a_bound_on_momentum_relayed_steps_diverge(monkeypatch):
-    monkeypatch.setattr(layer_module, "most_momentum", lambda chunk_size: 1.0)
+    monkeypatch.setattr(layer_module, "compute_max_momentum", lambda chunk_size: 1.0)
     assert relay(4, 1) > 1e6
 
 
 def test_steps_whose_sum_exceeds_two_make_a_matrix_diverge():
-    with pytest.raises(ValueError, match=r"max_step=2\.2: must be above 0, and at most 1 lest equal steps"):
+    with pytest.raises(ValueError, match=r"max_step=2\.2: must be above 0 and at most 1, else equal steps"):
         titans(max_step=2.2)
     module = worst(1, -20.0)
     object.__setattr__(module.layers[0].memory.config, "max_step", 2.2)
@@ -251,7 +255,7 @@ def test_a_memory_that_forgot_for_long_learns_like_a_newborn():
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(1, 40, 8, generator=generator)
         expected, _ = module(x, module.initial_state(1))
-        # Nothing is learned from now on, all is forgotten: a network that decayed to zero would be dead.
+        # From here on the memory only forgets: a network that decayed to zero could not learn again.
         layer.gates.bias.view(3, -1)[0].fill_(-200.0)
         state = module.initial_state(1)
         for _ in range(16):
@@ -259,8 +263,8 @@ def test_a_memory_that_forgot_for_long_learns_like_a_newborn():
         layer.gates.bias.view(3, -1)[0].fill_(0.0)
         assert not state["delta_0"].any()
         state |= {"tail_0": torch.zeros_like(state["tail_0"])}
-        found, _ = module(x, state)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        result, _ = module(x, state)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_fades_becomes_zero_before_it_becomes_denormal():
@@ -301,10 +305,10 @@ def test_outer_gradients_stop_at_the_boundary_of_so_many_chunks(chunks):
     y, _ = module(x, module.initial_state(1))
     y[0, 14].sum().backward()
     assert x.grad is not None
-    reached = x.grad[0].abs().sum(-1) > 0
+    has_gradient = x.grad[0].abs().sum(-1) > 0
     boundary = 12 if chunks == 1 else 8
-    assert reached[boundary:14].all()
-    assert not reached[:boundary].any()
+    assert has_gradient[boundary:14].all()
+    assert not has_gradient[:boundary].any()
 
 
 @pytest.mark.parametrize("name", ["titans", "titans_mac", "titans_mag", "titans_mal"])
@@ -329,23 +333,23 @@ def test_higher_derivatives_and_transforms_of_a_segment_with_starts(name):
 
 def test_all_that_a_gradient_needs_is_saved_by_autograd_which_frees_it():
     module = titans(depth=2)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x) or x, lambda x: x):
+    tensors = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: tensors.append(x) or x, lambda x: x):
         y, _ = module(torch.randn(2, 64, 8), module.initial_state(2))
     chunks, size = 4, module.initial_state(2)["delta_0"].numel()
-    # Deltas and momenta at the start of every chunk are among it, and what takes a product to form again.
-    assert sum(x.numel() for x in saved) > 3 * chunks * size
-    kept = weakref.ref(max(saved, key=torch.numel))
-    saved.clear()
+    # Saved tensors include deltas and momenta at the start of every chunk, and other intermediate products.
+    assert sum(x.numel() for x in tensors) > 3 * chunks * size
+    largest = weakref.ref(max(tensors, key=torch.numel))
+    tensors.clear()
     y.sum().backward()
     gc.collect()
-    assert kept() is None
+    assert largest() is None
 
 
 def test_impossible_sizes_are_named():
     for fields, message in [
-        ({"chunk_size": 2.5}, r"chunk_size=2\.5: must be a whole number"),
-        ({"chunk_size": 0}, "chunk_size=0: must be a whole number, at least 1"),
+        ({"chunk_size": 2.5}, r"chunk_size=2\.5: must be an integer"),
+        ({"chunk_size": 0}, "chunk_size=0: must be an integer of at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=8"),
         ({"bptt_chunks": 0}, "bptt_chunks=0: must be at least 1, or None"),
         ({"num_layers": 0}, "num_layers=0: must be at least 1"),

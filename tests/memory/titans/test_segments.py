@@ -1,4 +1,4 @@
-"""Segments of several chunks: what attention sees of them, and from which memory they recall."""
+"""Tests of segments with several chunks: attention context and the memory of recalls."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def build(**fields) -> Any:
 @pytest.mark.parametrize("segment_chunks", [2, 4])
 @torch.no_grad()
 def test_a_step_sees_its_segment_and_no_other(segment_chunks):
-    """A memory that learns nothing hands nothing on, so that what is seen is what attention sees."""
+    """With a step size of 0, only attention passes information between steps."""
     module, length = build(segment_chunks=segment_chunks), 2 * segment_chunks
     for layer in module.layers:
         layer.memory.gates.weight.zero_()
@@ -30,33 +30,33 @@ def test_a_step_sees_its_segment_and_no_other(segment_chunks):
     x = torch.randn(1, 3 * length, 8, dtype=torch.float64)
     y, _ = module(x, module.initial_state(1))
     for t in range(3 * length):
-        changed = x.clone()
-        changed[0, t] = x[0, t].flip(-1)
-        apart = (module(changed, module.initial_state(1))[0] - y).abs().amax(-1)[0] > 1e-9
+        changed_x = x.clone()
+        changed_x[0, t] = x[0, t].flip(-1)
+        differs = (module(changed_x, module.initial_state(1))[0] - y).abs().amax(-1)[0] > 1e-9
         end = (t // length + 1) * length
-        assert apart.nonzero().flatten().tolist() == list(range(t, end))
+        assert differs.nonzero().flatten().tolist() == list(range(t, end))
 
 
 @torch.no_grad()
 def test_segments_of_one_chunk_are_chunks():
-    """Seen as a segment of one chunk, a chunk is what it is seen as a chunk."""
+    """A segment context with one chunk per segment has the same outputs as the chunk context."""
     module = build(segment_chunks=1, chunk_size=3)
     layer = module.layers[0]
     state = {name[:-2]: value for name, value in module.initial_state(2).items() if name != "time"}
     start = torch.rand(2, 20, generator=torch.Generator().manual_seed(1)) < 0.2
-    grid = ChunkGrid.of(torch.zeros(2, dtype=torch.int64), start, 3)
+    grid = ChunkGrid.from_starts(torch.zeros(2, dtype=torch.int64), start, 3)
     state["before"] = state["anchor"].clone()
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     expected, _, after = layer.segment(x, state, grid)
-    layer._held = lambda x, state, grid: SegmentContext(layer.attention, state, grid, 1)
-    layer._has_own_gradient = lambda x, state: False
+    layer._build_context = lambda x, state, grid: SegmentContext(layer.attention, state, grid, 1)
+    layer._use_custom_backward = lambda x, state: False
     layer.names = (*layer.names, "before")
-    found, _, found_after = layer.segment(x, state, grid)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    found_after.pop("before")
-    assert found_after.keys() == after.keys()
+    result, _, result_after = layer.segment(x, state, grid)
+    torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
+    result_after.pop("before")
+    assert result_after.keys() == after.keys()
     for name in ("delta", "momentum", "anchor"):
-        torch.testing.assert_close(found_after[name], after[name], rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(result_after[name], after[name], rtol=1e-12, atol=1e-12)
 
 
 def test_its_state_is_that_of_a_whole_segment_and_steps_are_taken_one_by_one():

@@ -1,4 +1,4 @@
-"""Window attention with persistent tokens by hand, in its architectures, against plain operations."""
+"""Tests of the custom backward pass of window attention against plain operations."""
 
 import pytest
 import torch
@@ -24,49 +24,49 @@ SEGMENTS = {
 @settings(max_examples=30, deadline=None)
 @given(**SEGMENTS)
 def test_outputs_and_gradients_are_those_of_plain_operations(trial, plainly, close, **fields):
-    drawn = trial(chunk_size=4, **fields)
-    close(drawn.run()[0], plainly(drawn.run)[0], 1e-10)
-    close(drawn.gradients(), plainly(drawn.gradients))
+    case = trial(chunk_size=4, **fields)
+    close(case.run()[0], plainly(case.run)[0], 1e-10)
+    close(case.gradients(), plainly(case.gradients))
 
 
-def test_the_hand_is_asked_only_where_it_has_an_answer(trial, monkeypatch):
-    calls, by_hand = [], window._forward
-    monkeypatch.setattr(window, "_forward", lambda *args: (calls.append(args), by_hand(*args))[1])
-    drawn = trial([], 9, 0.1, 0, "titans_mag", dim=8, num_layers=2)
-    drawn.run()
+def test_the_custom_pass_runs_only_where_it_is_supported(trial, monkeypatch):
+    calls, forward = [], window._forward
+    monkeypatch.setattr(window, "_forward", lambda *args: (calls.append(args), forward(*args))[1])
+    case = trial([], 9, 0.1, 0, "titans_mag", dim=8, num_layers=2)
+    case.run()
     assert len(calls) == 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        drawn.run()
+        case.run()
     # Heads of an odd width have no pairs, and long segments are read in blocks.
     trial([], 9, 0.1, 0, "titans_mag", dim=22, attention_heads=2).run()
     trial([], 65, 0.1, 0, "titans_mag", dim=8).run()
-    drawn.module.bfloat16()(drawn.x.bfloat16(), drawn.module.initial_state(3), drawn.start)
+    case.module.bfloat16()(case.x.bfloat16(), case.module.initial_state(3), case.start)
     assert len(calls) == 2
 
 
 @pytest.mark.parametrize("order", [2, 3])
 def test_further_derivatives_go_the_plain_way(trial, plainly, close, order):
-    drawn = trial([3], 6, 0.2, 3, "titans_mal", dim=8, chunk_size=4, window=3, num_persistent=1)
-    close(drawn.gradients(order), plainly(drawn.gradients, order), 1e-8)
+    case = trial([3], 6, 0.2, 3, "titans_mal", dim=8, chunk_size=4, window=3, num_persistent=1)
+    close(case.gradients(order), plainly(case.gradients, order), 1e-8)
 
 
 @pytest.mark.parametrize("output", ["y", "keys_0", "values_0"])
 def test_gradients_of_one_output_alone(trial, plainly, close, output):
-    drawn = trial([3], 11, 0.1, 5, "titans_mag", dim=8, window=6)
-    close(drawn.gradients(outputs=output), plainly(drawn.gradients, outputs=output))
+    case = trial([3], 11, 0.1, 5, "titans_mag", dim=8, window=6)
+    close(case.gradients(outputs=output), plainly(case.gradients, outputs=output))
 
 
 def test_gradients_come_again_and_transforms_of_functions_pass(trial):
-    drawn = trial([3], 11, 0.1, 6, "titans_mag", dim=8, chunk_size=4, window=6)
+    case = trial([3], 11, 0.1, 6, "titans_mag", dim=8, chunk_size=4, window=6)
 
     def loss(x):
-        return drawn.module(x, drawn.state, drawn.start)[0].square().sum()
+        return case.module(x, case.state, case.start)[0].square().sum()
 
-    x = drawn.x.clone().requires_grad_()
+    x = case.x.clone().requires_grad_()
     y = loss(x)
     expected, again = (torch.autograd.grad(y, x, retain_graph=True)[0] for _ in range(2))
     assert torch.equal(expected, again)
-    torch.testing.assert_close(torch.func.grad(loss)(drawn.x), expected)
+    torch.testing.assert_close(torch.func.grad(loss)(case.x), expected)
     direction = torch.ones_like(expected)
-    pushed = torch.func.jvp(loss, (drawn.x,), (direction,))
-    torch.testing.assert_close(pushed[1], (expected * direction).sum())
+    jvp = torch.func.jvp(loss, (case.x,), (direction,))
+    torch.testing.assert_close(jvp[1], (expected * direction).sum())

@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""What reads owe, a program for each chunk: first in the upper layer, then in the lower.
+"""Backward kernels of the reads, with one program per chunk: first the upper layer, then the lower.
 
 Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
 """
@@ -12,263 +12,285 @@ import triton.language as tl
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.launch import launch_of
-from scrubjay.kernels.neural.gpu.layout import Inputs, Kept, Layout
+from scrubjay.kernels.neural.gpu.launch import build_launch
+from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs, NeuralKernelTrace
 from scrubjay.kernels.neural.gpu.tiles import (
     dot,
     get,
+    get_transposed,
     put,
     put_transposed,
     silu,
     silu_slope,
-    transposed,
 )
 
 
 @triton.jit
 def _read_gradient_kernel(
-    query_ptr, key_ptr, rule_ptr, lower_ptr, upper_ptr, states_ptr, kept_ptr,
-    grad_ptr, query_grad_ptr, rule_grad_ptr, owed_ptr, to_ptr,
+    query_ptr, key_ptr, rule_ptr, upper_ptr, states_ptr, trace_ptr, grad_ptr, query_grad_ptr,
+    rule_grad_ptr, grads_ptr, states_grad_ptr,
     N, H, query_b, query_t, query_h, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
-    PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr,
-    X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
-    INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    RULE_SIZE: tl.constexpr, READ_RETENTION: tl.constexpr, READ_BUILDUP: tl.constexpr,
+    READ_MIXING: tl.constexpr, TRACE_SIZE: tl.constexpr, PRODUCT: tl.constexpr, READ: tl.constexpr,
+    ERROR: tl.constexpr, CLIPPED_STEP: tl.constexpr, GRADS_SIZE: tl.constexpr, X_GRAD: tl.constexpr,
+    ERROR_GRAD: tl.constexpr, KEY_GRAD: tl.constexpr, READ_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write what a chunk's reads owe, in the upper layer, to its inputs, coefficients, writes and state."""
+    """Write the gradients of a chunk's reads in the upper layer: inputs, coefficients, writes and state."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
     first = (chunk - row * N) * C
-    p_rule, p_kept = rule_ptr + chunk * RULE, kept_ptr + chunk * KEPT
-    p_rule_grad, p_owed = rule_grad_ptr + chunk * RULE, owed_ptr + chunk * OWED
+    p_rule, p_trace = rule_ptr + chunk * RULE_SIZE, trace_ptr + chunk * TRACE_SIZE
+    p_rule_grad, p_grads = rule_grad_ptr + chunk * RULE_SIZE, grads_ptr + chunk * GRADS_SIZE
     SIZE: tl.constexpr = D * I * DEPTH
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
-    o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+    o_now = (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
-    p_mixed = p_rule + MIXED
+    p_mixing = p_rule + READ_MIXING
     p_token = ((i_b * N * C + first) * H + i_h) * D
+    # Coefficients of the reads.
     # [C]
-    retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
-    built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
-    taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
+    retention = tl.load(p_rule + READ_RETENTION + c, mask=m_c, other=0.0)
+    buildup = tl.load(p_rule + READ_BUILDUP + c, mask=m_c, other=0.0)
+    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
 
-    # The upper layer's likeness of reads to writes, and what that owes to the steps.
-    alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    # Similarity of reads and writes in the upper layer, and the gradients of errors and mixing.
+    similarity = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_kept + READ, c, i, I, C, I))
-            other = silu(get(p_kept + PRODUCT, c, i, I, C, I))
+            x = silu(get(p_trace + READ, c, i, I, C, I))
+            other = silu(get(p_trace + PRODUCT, c, i, I, C, I))
         else:
             # [C, I]
             x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
-        alike += dot(x, tl.trans(other), PRECISION)
+        similarity += dot(x, tl.trans(other), PRECISION)
     # [C, D]
     grad = get(grad_ptr + p_token, c, d, H * D, C, D)
     # [C, C]
-    mixed = get(p_mixed, c, c, C, C, C)
-    grad_error = -dot(tl.trans(mixed * alike), grad, PRECISION)
-    put(p_owed + ERROR_OWED, grad_error, c, d, D, C, D)
+    mixing = get(p_mixing, c, c, C, C, C)
+    grad_error = -dot(tl.trans(mixing * similarity), grad, PRECISION)
+    put(p_grads + ERROR_GRAD, grad_error, c, d, D, C, D)
     # [C, D]
-    error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
-    grad_alike = -dot(grad, tl.trans(error), PRECISION)
-    put(p_rule_grad + MIXED, grad_alike * alike, c, c, C, C, C)
-    grad_alike = grad_alike * mixed
+    error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+    grad_similarity = -dot(grad, tl.trans(error), PRECISION)
+    put(p_rule_grad + READ_MIXING, grad_similarity * similarity, c, c, C, C, C)
+    grad_similarity = grad_similarity * mixing
 
-    # What it owes to the inputs of writes and of reads.
-    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    # Gradients of the upper layer's inputs, through the similarity.
+    grad_retention, grad_buildup = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
+            # [C, I]
             x, other = (
-                silu(get(p_kept + READ, c, i, I, C, I)),
-                silu(get(p_kept + PRODUCT, c, i, I, C, I)),
+                silu(get(p_trace + READ, c, i, I, C, I)),
+                silu(get(p_trace + PRODUCT, c, i, I, C, I)),
             )
         else:
             # [C, I]
             x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
-        put(p_owed + X_OWED, dot(tl.trans(grad_alike), x, PRECISION), c, i, I, C, I)
-        grad_x = dot(grad_alike, other, PRECISION)
+        put(p_grads + X_GRAD, dot(tl.trans(grad_similarity), x, PRECISION), c, i, I, C, I)
+        grad_x = dot(grad_similarity, other, PRECISION)
         if DEPTH == 2:
-            put(p_owed + READ_GRAD, grad_x, c, i, I, C, I)
+            put(p_grads + READ_GRAD, grad_x, c, i, I, C, I)
         else:
             if RESIDUAL:
                 # [C, I]
                 grad_x += get(grad_ptr + p_token, c, i, H * D, C, I)
-            put(p_owed + KEY_OWED, grad_x, c, i, I, C, I)
+            put(p_grads + KEY_GRAD, grad_x, c, i, I, C, I)
     tl.debug_barrier()
 
-    # What reads owe through weights, delta and momentum, and so to the coefficients of these.
+    # Gradients of the inputs and coefficients, through weights, delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            grad_x = get(p_owed + READ_GRAD, c, i, I, C, I)
-            read = get(p_kept + READ, c, i, I, C, I)
+            grad_x = get(p_grads + READ_GRAD, c, i, I, C, I)
+            read = get(p_trace + READ, c, i, I, C, I)
             x = silu(read)
         else:
             # [C, I]
-            grad_x = get(p_owed + KEY_OWED, c, i, I, C, I)
+            grad_x = get(p_grads + KEY_GRAD, c, i, I, C, I)
             x = get(p_query, c, i, query_t, C, I)
         # [C, D]
         grad = get(grad_ptr + p_token, c, d, H * D, C, D)
-        grad_x += dot(grad, transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
-        by_delta = dot(grad, transposed(states_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
-        grad_retained += tl.sum(x * by_delta, axis=1)
-        by_momentum = dot(grad, transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I), PRECISION)
-        grad_built += tl.sum(x * by_momentum, axis=1)
-        grad_x += retained[:, None] * by_delta + built[:, None] * by_momentum
+        grad_x += dot(grad, get_transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
+        by_delta = dot(grad, get_transposed(states_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
+        grad_retention += tl.sum(x * by_delta, axis=1)
+        by_momentum = dot(grad, get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I), PRECISION)
+        grad_buildup += tl.sum(x * by_momentum, axis=1)
+        grad_x += retention[:, None] * by_delta + buildup[:, None] * by_momentum
         if DEPTH == 2:
-            put(p_owed + READ_GRAD, grad_x * silu_slope(read), c, i, I, C, I)
+            put(p_grads + READ_GRAD, grad_x * silu_slope(read), c, i, I, C, I)
         else:
             put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
 
-    # What they owe to delta and momentum.
+    # Gradients of delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_kept + READ, c, i, I, C, I))
+            x = silu(get(p_trace + READ, c, i, I, C, I))
         else:
             # [C, I]
             x = get(p_query, c, i, query_t, C, I)
         # [D, C]
-        turned = tl.trans(get(grad_ptr + p_token, c, d, H * D, C, D))
-        to_delta = dot(turned, retained[:, None] * x, PRECISION)
-        put_transposed(to_ptr + o_now + UPPER, to_delta, d, i, D, D, I)
-        to_momentum = dot(turned, built[:, None] * x, PRECISION)
-        put_transposed(to_ptr + o_now + SIZE + UPPER, to_momentum, d, i, D, D, I)
-    tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
-    tl.store(p_rule_grad + 2 * C + c, grad_built, mask=m_c)
+        tile_transposed = tl.trans(get(grad_ptr + p_token, c, d, H * D, C, D))
+        grad_delta = dot(tile_transposed, retention[:, None] * x, PRECISION)
+        put_transposed(states_grad_ptr + o_now + UPPER, grad_delta, d, i, D, D, I)
+        grad_momentum = dot(tile_transposed, buildup[:, None] * x, PRECISION)
+        put_transposed(states_grad_ptr + o_now + SIZE + UPPER, grad_momentum, d, i, D, D, I)
+    tl.store(p_rule_grad + READ_RETENTION + c, grad_retention, mask=m_c)
+    tl.store(p_rule_grad + READ_BUILDUP + c, grad_buildup, mask=m_c)
 
 
 @triton.jit
 def _lower_read_gradient_kernel(
-    query_ptr, key_ptr, rule_ptr, lower_ptr, upper_ptr, states_ptr, kept_ptr,
-    grad_ptr, query_grad_ptr, rule_grad_ptr, owed_ptr, to_ptr,
+    query_ptr, key_ptr, rule_ptr, lower_ptr, states_ptr, trace_ptr, grad_ptr, query_grad_ptr,
+    rule_grad_ptr, grads_ptr, states_grad_ptr,
     N, H, query_b, query_t, query_h, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
-    PRECISION: tl.constexpr, RULE: tl.constexpr, MIXED: tl.constexpr, KEPT: tl.constexpr,
-    PRODUCT: tl.constexpr, INNER: tl.constexpr, READ: tl.constexpr, ERROR: tl.constexpr, TAKEN: tl.constexpr,
-    SQUARED: tl.constexpr, X_SQUARED: tl.constexpr, INNER_SQUARED: tl.constexpr, OWED: tl.constexpr,
-    X_OWED: tl.constexpr, ERROR_OWED: tl.constexpr, KEY_OWED: tl.constexpr,
-    INNER_OWED: tl.constexpr, READ_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr, PRODUCT_GRAD: tl.constexpr,
+    PRECISION: tl.constexpr,
+    RULE_SIZE: tl.constexpr, READ_RETENTION: tl.constexpr, READ_BUILDUP: tl.constexpr,
+    READ_MIXING: tl.constexpr, TRACE_SIZE: tl.constexpr, INNER: tl.constexpr, CLIPPED_STEP: tl.constexpr,
+    GRADS_SIZE: tl.constexpr, KEY_GRAD: tl.constexpr, INNER_GRAD: tl.constexpr, READ_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Go on from the upper layer's inputs to queries and the lower layer; add to coefficients."""
+    """Write the gradients of queries and the lower layer from those of the upper layer's inputs."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
     first = (chunk - row * N) * C
-    p_rule, p_kept = rule_ptr + chunk * RULE, kept_ptr + chunk * KEPT
-    p_rule_grad, p_owed = rule_grad_ptr + chunk * RULE, owed_ptr + chunk * OWED
+    p_rule, p_trace = rule_ptr + chunk * RULE_SIZE, trace_ptr + chunk * TRACE_SIZE
+    p_rule_grad, p_grads = rule_grad_ptr + chunk * RULE_SIZE, grads_ptr + chunk * GRADS_SIZE
     SIZE: tl.constexpr = D * I * DEPTH
-    o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
+    o_now = (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
-    p_mixed = p_rule + MIXED
+    p_mixing = p_rule + READ_MIXING
     p_token = ((i_b * N * C + first) * H + i_h) * D
+    # Coefficients of the reads.
     # [C]
-    retained = tl.load(p_rule + C + c, mask=m_c, other=0.0)
-    built = tl.load(p_rule + 2 * C + c, mask=m_c, other=0.0)
-    taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
+    retention = tl.load(p_rule + READ_RETENTION + c, mask=m_c, other=0.0)
+    buildup = tl.load(p_rule + READ_BUILDUP + c, mask=m_c, other=0.0)
+    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
 
+    # Similarity of queries and keys, and the gradients of the lower layer's deltas and of mixing.
     # [C, D]
     query, key = get(p_query, c, d, query_t, C, D), get(p_key, c, d, key_t, C, D)
-    alike = tl.trans(dot(query, tl.trans(key), PRECISION) * get(p_mixed, c, c, C, C, C))
-    grad_alike = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
+    similarity = tl.trans(dot(query, tl.trans(key), PRECISION) * get(p_mixing, c, c, C, C, C))
+    grad_similarity = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
-        put(p_owed + INNER_OWED, -dot(alike, grad_read, PRECISION), c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
+        put(p_grads + INNER_GRAD, -dot(similarity, grad_read, PRECISION), c, i, I, C, I)
         # [C, I]
-        inner = taken[:, None] * get(p_kept + INNER, c, i, I, C, I)
-        grad_alike -= dot(grad_read, tl.trans(inner), PRECISION)
-    p_mixed_grad = p_rule_grad + MIXED
-    grad_mixed = grad_alike * dot(query, tl.trans(key), PRECISION)
-    put(p_mixed_grad, get(p_mixed_grad, c, c, C, C, C) + grad_mixed, c, c, C, C, C)
-    grad_alike = grad_alike * get(p_mixed, c, c, C, C, C)
-    put(p_owed + KEY_OWED, dot(tl.trans(grad_alike), query, PRECISION), c, d, D, C, D)
-    grad_query = dot(grad_alike, key, PRECISION)
+        inner = clipped_step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+        grad_similarity -= dot(grad_read, tl.trans(inner), PRECISION)
+    # Gradients of queries and keys, through the similarity.
+    p_mixing_grad = p_rule_grad + READ_MIXING
+    grad_mixing = grad_similarity * dot(query, tl.trans(key), PRECISION)
+    put(p_mixing_grad, get(p_mixing_grad, c, c, C, C, C) + grad_mixing, c, c, C, C, C)
+    grad_similarity = grad_similarity * get(p_mixing, c, c, C, C, C)
+    put(p_grads + KEY_GRAD, dot(tl.trans(grad_similarity), query, PRECISION), c, d, D, C, D)
+    grad_query = dot(grad_similarity, key, PRECISION)
     if RESIDUAL:
         # [C, D]
         grad_query += get(grad_ptr + p_token, c, d, H * D, C, D)
-    grad_retained, grad_built = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    # Gradients of queries and coefficients, through weights, delta and momentum.
+    grad_retention, grad_buildup = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
         # [D, I]
         lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I)
         grad_query += dot(grad_read, tl.trans(lower), PRECISION)
-        # Sums of query * (grad_read delta^T), without a tile of [C, D].
+        # Sums of query * (grad_read delta^T), computed without a tile of [C, D].
         # [C, D]
         query = get(p_query, c, d, query_t, C, D)
         # [D, I]
         delta = get(states_ptr + o_now, d, i, I, D, I)
-        grad_retained += tl.sum(grad_read * dot(query, delta, PRECISION), axis=1)
-        grad_query += dot(retained[:, None] * grad_read, tl.trans(delta), PRECISION)
+        grad_retention += tl.sum(grad_read * dot(query, delta, PRECISION), axis=1)
+        grad_query += dot(retention[:, None] * grad_read, tl.trans(delta), PRECISION)
         # [D, I]
         momentum = get(states_ptr + o_now + SIZE, d, i, I, D, I)
-        grad_built += tl.sum(grad_read * dot(query, momentum, PRECISION), axis=1)
-        grad_query += dot(built[:, None] * grad_read, tl.trans(momentum), PRECISION)
+        grad_buildup += tl.sum(grad_read * dot(query, momentum, PRECISION), axis=1)
+        grad_query += dot(buildup[:, None] * grad_read, tl.trans(momentum), PRECISION)
     put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
+    # Gradients of delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_owed + READ_GRAD, c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
         # [D, C]
-        turned = tl.trans(get(p_query, c, d, query_t, C, D))
-        put(to_ptr + o_now, dot(turned, retained[:, None] * grad_read, PRECISION), d, i, I, D, I)
-        put(to_ptr + o_now + SIZE, dot(turned, built[:, None] * grad_read, PRECISION), d, i, I, D, I)
-    grad_retained += tl.load(p_rule_grad + C + c, mask=m_c, other=0.0)
-    tl.store(p_rule_grad + C + c, grad_retained, mask=m_c)
-    grad_built += tl.load(p_rule_grad + 2 * C + c, mask=m_c, other=0.0)
-    tl.store(p_rule_grad + 2 * C + c, grad_built, mask=m_c)
+        tile_transposed = tl.trans(get(p_query, c, d, query_t, C, D))
+        put(
+            states_grad_ptr + o_now,
+            dot(tile_transposed, retention[:, None] * grad_read, PRECISION),
+            d,
+            i,
+            I,
+            D,
+            I,
+        )
+        put(
+            states_grad_ptr + o_now + SIZE,
+            dot(tile_transposed, buildup[:, None] * grad_read, PRECISION),
+            d,
+            i,
+            I,
+            D,
+            I,
+        )
+    grad_retention += tl.load(p_rule_grad + READ_RETENTION + c, mask=m_c, other=0.0)
+    tl.store(p_rule_grad + READ_RETENTION + c, grad_retention, mask=m_c)
+    grad_buildup += tl.load(p_rule_grad + READ_BUILDUP + c, mask=m_c, other=0.0)
+    tl.store(p_rule_grad + READ_BUILDUP + c, grad_buildup, mask=m_c)
 
 
 def read_gradient_launches(
-    inputs: Inputs,
+    inputs: NeuralKernelInputs,
     layout: Layout,
-    kept: Kept,
+    trace: NeuralKernelTrace,
     grad_y: Tensor,
     grad_query: Tensor,
     grad_rule: Tensor,
-    owed: Tensor,
-    to: Tensor,
+    grads: Tensor,
+    states_grad: Tensor,
 ) -> list[Launch]:
-    """Return the launches, one a layer, that fill `owed`, and gradients of query and of reads' coefficients.
+    """Return the launches, one per layer, of the backward pass of the reads.
 
     Args:
-        inputs: Of the op.
-        layout: Sizes and strides.
-        kept: What the forward pass kept.
-        grad_y: Of what was read.
-        grad_query: Filled.
-        grad_rule: Filled, where reads have coefficients.
-        owed: Filled: what reads of each chunk owe to what it learned.
-        to: Of the states, of which those after the last chunk are there; reads give theirs.
+        inputs: Inputs of the kernels.
+        layout: Offsets and widths.
+        trace: Saved results of the forward kernels.
+        grad_y: Gradient of the outputs.
+        grad_query: Gradient of the queries; filled.
+        grad_rule: Gradient of the coefficients; those of the reads are filled.
+        grads: Gradients of each chunk's intermediate results; filled.
+        states_grad: Gradients of the states; filled except for the last slot.
     """
     rows, count, _ = inputs.rule.shape
     arguments = {
-        "states_ptr": kept.states,
-        "kept_ptr": kept.chunks,
+        "states_ptr": trace.states,
+        "trace_ptr": trace.chunks,
         "grad_ptr": grad_y,
         "query_grad_ptr": grad_query,
         "rule_grad_ptr": grad_rule,
-        "owed_ptr": owed,
-        "to_ptr": to,
+        "grads_ptr": grads,
+        "states_grad_ptr": states_grad,
     }
     kernels = (_read_gradient_kernel, _lower_read_gradient_kernel)[: len(inputs.weights)]
-    return [launch_of(kernel, rows * count, inputs, layout, arguments) for kernel in kernels]
+    return [build_launch(kernel, rows * count, inputs, layout, arguments) for kernel in kernels]

@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""The gradient of the rule at the ends of chunks, a program for each.
+"""Backward kernel of the coefficients at the ends of chunks, with one program per chunk.
 
 Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
 """
@@ -12,23 +12,26 @@ import triton.language as tl
 from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.launch import launch_of
-from scrubjay.kernels.neural.gpu.layout import Inputs, Kept, Layout
+from scrubjay.kernels.neural.gpu.launch import build_launch
+from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs, NeuralKernelTrace
 from scrubjay.kernels.neural.gpu.tiles import (
     dot,
     get,
+    get_transposed,
     silu,
-    transposed,
 )
 
 
 @triton.jit
 def _rule_gradient_kernel(
-    key_ptr, states_ptr, kept_ptr, rule_grad_ptr, to_ptr,
+    key_ptr, states_ptr, trace_ptr, rule_grad_ptr, states_grad_ptr,
     N, H, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
-    RULE: tl.constexpr, KEPT: tl.constexpr, PRODUCT: tl.constexpr, INNER: tl.constexpr, ERROR: tl.constexpr,
-    TAKEN: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+    RULE_SIZE: tl.constexpr, END_MIXING: tl.constexpr, END_TRACE: tl.constexpr,
+    END_RETENTION: tl.constexpr, END_BUILDUP: tl.constexpr, END_MOMENTUM_RETENTION: tl.constexpr,
+    TRACE_SIZE: tl.constexpr, PRODUCT: tl.constexpr, INNER: tl.constexpr, ERROR: tl.constexpr,
+    CLIPPED_STEP: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of the coefficients at the end of one chunk, from those of the state after it."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -37,59 +40,76 @@ def _rule_gradient_kernel(
     first = (chunk - row * N) * C
     SIZE: tl.constexpr = D * I * DEPTH
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
-    o_now = (chunk + row) * (2 * SIZE)  # slots are one more than chunks
-    p_state, p_to = states_ptr + o_now, to_ptr + o_now + 2 * SIZE
-    p_kept, p_rule_grad = kept_ptr + chunk * KEPT, rule_grad_ptr + chunk * RULE
+    o_now = (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
+    p_state, p_states_grad = states_ptr + o_now, states_grad_ptr + o_now + 2 * SIZE
+    p_trace, p_rule_grad = trace_ptr + chunk * TRACE_SIZE, rule_grad_ptr + chunk * RULE_SIZE
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
     m_c = c < C
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
     # [C]
-    taken = tl.load(p_kept + TAKEN + c, mask=m_c, other=0.0)
-    grad_mixed, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
-    # Sums over a tile's columns alone: one number would be summed over warps in every block.
-    grad_retained = tl.zeros([BLOCK_D], tl.float32)
-    grad_built, grad_kept = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
+    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+    grad_mixing, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
+    # Sums over a tile's columns only: a full sum would reduce over warps in every block.
+    grad_retention = tl.zeros([BLOCK_D], tl.float32)
+    grad_buildup, grad_momentum_retention = tl.zeros([BLOCK_D], tl.float32), tl.zeros([BLOCK_D], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
+        # The lower layer.
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_kept + PRODUCT, c, i, I, C, I))
+            x = silu(get(p_trace + PRODUCT, c, i, I, C, I))
             # [D, I]
-            to_delta, to_momentum = get(p_to, d, i, I, D, I), get(p_to + SIZE, d, i, I, D, I)
+            grad_delta, grad_momentum = (
+                get(p_states_grad, d, i, I, D, I),
+                get(p_states_grad + SIZE, d, i, I, D, I),
+            )
             delta, momentum = get(p_state, d, i, I, D, I), get(p_state + SIZE, d, i, I, D, I)
-            grad_retained += tl.sum(delta * to_delta, axis=1)
-            grad_built += tl.sum(momentum * to_delta, axis=1)
-            grad_kept += tl.sum(momentum * to_momentum, axis=1)
+            grad_retention += tl.sum(delta * grad_delta, axis=1)
+            grad_buildup += tl.sum(momentum * grad_delta, axis=1)
+            grad_momentum_retention += tl.sum(momentum * grad_momentum, axis=1)
             # [C, D]
             key = get(p_key, c, d, key_t, C, D)
             # [C, I]
-            inner = taken[:, None] * get(p_kept + INNER, c, i, I, C, I)
-            grad_mixed -= tl.sum(inner * dot(key, to_delta, PRECISION), axis=1)
-            grad_trace -= tl.sum(inner * dot(key, to_momentum, PRECISION), axis=1)
+            inner = clipped_step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+            grad_mixing -= tl.sum(inner * dot(key, grad_delta, PRECISION), axis=1)
+            grad_trace -= tl.sum(inner * dot(key, grad_momentum, PRECISION), axis=1)
         else:
             # [C, I]
             x = get(p_key, c, i, key_t, C, I)
+        # The upper layer.
         # [D, I]
-        to_delta = transposed(p_to + UPPER, d, i, D, D, I)
-        to_momentum = transposed(p_to + SIZE + UPPER, d, i, D, D, I)
-        delta = transposed(p_state + UPPER, d, i, D, D, I)
-        momentum = transposed(p_state + SIZE + UPPER, d, i, D, D, I)
-        grad_retained += tl.sum(delta * to_delta, axis=1)
-        grad_built += tl.sum(momentum * to_delta, axis=1)
-        grad_kept += tl.sum(momentum * to_momentum, axis=1)
+        grad_delta = get_transposed(p_states_grad + UPPER, d, i, D, D, I)
+        grad_momentum = get_transposed(p_states_grad + SIZE + UPPER, d, i, D, D, I)
+        delta = get_transposed(p_state + UPPER, d, i, D, D, I)
+        momentum = get_transposed(p_state + SIZE + UPPER, d, i, D, D, I)
+        grad_retention += tl.sum(delta * grad_delta, axis=1)
+        grad_buildup += tl.sum(momentum * grad_delta, axis=1)
+        grad_momentum_retention += tl.sum(momentum * grad_momentum, axis=1)
         # [C, D]
-        error = taken[:, None] * get(p_kept + ERROR, c, d, D, C, D)
-        grad_mixed -= tl.sum(x * dot(error, to_delta, PRECISION), axis=1)
-        grad_trace -= tl.sum(x * dot(error, to_momentum, PRECISION), axis=1)
-    tl.store(p_rule_grad + 3 * C + c, grad_mixed, mask=m_c)
-    tl.store(p_rule_grad + 4 * C + c, grad_trace, mask=m_c)
-    tl.store(p_rule_grad + 5 * C, tl.sum(grad_retained))
-    tl.store(p_rule_grad + 5 * C + 1, tl.sum(grad_built))
-    tl.store(p_rule_grad + 5 * C + 2, tl.sum(grad_kept))
+        error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+        grad_mixing -= tl.sum(x * dot(error, grad_delta, PRECISION), axis=1)
+        grad_trace -= tl.sum(x * dot(error, grad_momentum, PRECISION), axis=1)
+    # Store the gradients of the coefficients.
+    tl.store(p_rule_grad + END_MIXING + c, grad_mixing, mask=m_c)
+    tl.store(p_rule_grad + END_TRACE + c, grad_trace, mask=m_c)
+    tl.store(p_rule_grad + END_RETENTION, tl.sum(grad_retention))
+    tl.store(p_rule_grad + END_BUILDUP, tl.sum(grad_buildup))
+    tl.store(p_rule_grad + END_MOMENTUM_RETENTION, tl.sum(grad_momentum_retention))
 
 
-def rule_gradient_launch(inputs: Inputs, layout: Layout, kept: Kept, grad_rule: Tensor, to: Tensor) -> Launch:
+def rule_gradient_launch(
+    inputs: NeuralKernelInputs,
+    layout: Layout,
+    trace: NeuralKernelTrace,
+    grad_rule: Tensor,
+    states_grad: Tensor,
+) -> Launch:
     """Return the launch that fills the gradients of the coefficients at the ends of chunks."""
     rows, count, _ = inputs.rule.shape
-    arguments = {"states_ptr": kept.states, "kept_ptr": kept.chunks, "rule_grad_ptr": grad_rule, "to_ptr": to}
-    return launch_of(_rule_gradient_kernel, rows * count, inputs, layout, arguments)
+    arguments = {
+        "states_ptr": trace.states,
+        "trace_ptr": trace.chunks,
+        "rule_grad_ptr": grad_rule,
+        "states_grad_ptr": states_grad,
+    }
+    return build_launch(_rule_gradient_kernel, rows * count, inputs, layout, arguments)

@@ -1,4 +1,4 @@
-"""What KwaiAgents' released code gets wrong, and this agent must not: one test for each defect, or more."""
+"""Defects of KwaiAgents' released code that this agent must not have, with at least one test for each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.language.prompts import LANGUAGES, load_prompts
 from scrubjay.memory import MemoryBank
 
-from ..scripted import ScriptedModel, call, plan
+from ..scripted_model import ScriptedModel, call, plan
 
 
 @tool
@@ -44,46 +44,46 @@ def test_2_a_plan_is_checked_before_it_is_read(reply):
     agent, model = json_agent(reply, plan("x", "look_up", name="Ada"), plan("", "task_complete"), "1815.")
     result = agent.invoke("When?")
     assert result["answer"] == "1815."
-    assert result["steps"][0].rungs[0].startswith("unreadable: ")
-    # The one request to correct it says what was wrong.
-    assert result["steps"][0].rungs[0].removeprefix("unreadable: ") in model.sent[1][-1].text
+    assert result["steps"][0].parse_methods[0].startswith("unreadable: ")
+    # The request to correct the plan contains the error.
+    assert result["steps"][0].parse_methods[0].removeprefix("unreadable: ") in model.prompts[1][-1].text
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the shelf is empty"), ToolException("the shelf is empty")])
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_3_the_planner_sees_what_failed_and_is_asked_to_think_again(error, language):
     @tool
-    def broken() -> str:
+    def fail() -> str:
         """Fail."""
         raise error
 
     agent, model = json_agent(
-        plan("x", "broken"),
+        plan("x", "fail"),
         plan("", "task_complete"),
         "?",
-        tools=[broken],
+        tools=[fail],
         profile=Profile(language=language),
     )
     result = agent.invoke("When?")
     assert result["steps"][0].status == "error"
     prompts = load_prompts(language)
     problem = prompts.say("reflection_error")
-    assert "the shelf is empty" in model.sent[1][-1].text
-    assert prompts.say("reflection", problem=problem) in model.sent[1][-1].text
+    assert "the shelf is empty" in model.prompts[1][-1].text
+    assert prompts.say("reflection", problem=problem) in model.prompts[1][-1].text
 
 
-@pytest.mark.parametrize("found", ["  ", None, [], {}])
-def test_3_an_empty_result_is_reflected_on_and_a_full_one_is_not(found):
+@pytest.mark.parametrize("output", ["  ", None, [], {}])
+def test_3_an_empty_result_is_reflected_on_and_a_full_one_is_not(output):
     @tool
     def empty() -> object:
         """Find nothing."""
-        return found
+        return output
 
     replies = [call("empty"), call("look_up", name="Ada"), "done", "1815."]
     model = ScriptedModel(replies=replies)
     KwaiAgent(model, [empty, look_up]).invoke("When?")
     problem = load_prompts("en").say("reflection_empty")
-    assert [problem in prompt[-1].text for prompt in model.sent] == [False, True, False, False]
+    assert [problem in prompt[-1].text for prompt in model.prompts] == [False, True, False, False]
 
 
 def test_3_wrong_arguments_are_explained():
@@ -108,9 +108,9 @@ def test_5_every_date_exists_and_has_its_weekday():
         now = datetime(2023, 12, 31, 23, 59, tzinfo=zone) + timedelta(days=day)
         agent, model = json_agent("Hi.", tools=(), clock=lambda now=now: now)
         agent.invoke("Which day is it?")
-        (line,) = [line for line in model.sent[0][-1].text.splitlines() if line.startswith("Now: ")]
-        shown = datetime.strptime(line.split(": ")[1].split(",")[0], "%Y-%m-%d")
-        assert shown.date() == now.date()
+        (line,) = [line for line in model.prompts[0][-1].text.splitlines() if line.startswith("Now: ")]
+        date_in_prompt = datetime.strptime(line.split(": ")[1].split(",")[0], "%Y-%m-%d")
+        assert date_in_prompt.date() == now.date()
         assert f", {english[now.weekday()]}, 23:59 (CST)" in line
 
 
@@ -123,14 +123,14 @@ def test_6_agents_share_nothing():
     assert {name: value for name, value in vars(KwaiAgent).items() if not callable(value)} == before
     assert one.tools.keys() == {"look_up"}
     assert not two.tools
-    assert "One" in first.sent[0][0].text
-    assert "Two" in second.sent[0][0].text
+    assert "One" in first.prompts[0][0].text
+    assert "Two" in second.prompts[0][0].text
 
 
 def test_7_supplied_knowledge_is_used():
     agent, model = json_agent(plan("", "task_complete"), "1815.")
     agent.invoke({"messages": "When?", "knowledge": "Ada was born in 1815."})
-    assert all("Ada was born in 1815." in prompt[-1].text for prompt in model.sent)
+    assert all("Ada was born in 1815." in prompt[-1].text for prompt in model.prompts)
 
 
 def test_8_tokens_are_counted_even_for_a_model_that_does_not_say():
@@ -149,7 +149,7 @@ def test_8_a_later_process_remembers(tmp_path):
     with MemoryBank(tmp_path / "bank.db") as bank:
         agent, model = json_agent("The red one.", tools=(), memory=bank)
         agent.invoke("Which key opens the shed?")
-    assert "The red key opens the shed." in model.sent[0][-1].text
+    assert "The red key opens the shed." in model.prompts[0][-1].text
 
 
 @pytest.mark.parametrize("native", [True, False])

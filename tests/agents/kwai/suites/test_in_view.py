@@ -1,4 +1,4 @@
-"""What an agent shows a local model stays in its view until the answer ends."""
+"""Prompts for a local model stay in its view until the answer ends."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pydantic import PrivateAttr
 
 from scrubjay.agents import LocalChatModel, tool
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
-from scrubjay.agents.kwai.limits import counter_for, limits_for, prompt_counter_for
+from scrubjay.agents.kwai.limits import make_limits, make_prompt_token_counter, make_token_counter
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.agents.tools import make_tools
 from scrubjay.experiments.commands.agent import AgentOptions
 from scrubjay.memory import MemoryBank
 
-from ..scripted import ScriptedModel, call, plan
+from ..scripted_model import ScriptedModel, call, plan
 
 
 class Counting(LocalChatModel):
-    """Counts the tokens of its prompts, as its own template writes them, and says what is given."""
+    """Model that counts the tokens of its prompts with its own template and returns scripted replies."""
 
     _replies: list = PrivateAttr(default_factory=list)
     _sizes: list = PrivateAttr(default_factory=list)
@@ -36,12 +36,12 @@ class Counting(LocalChatModel):
 
 @tool(side_effect=False)
 def look_up(topic: str) -> str:
-    """Look something up, and say a lot of it."""
+    """Look something up and return a long text."""
     return f"{topic} is much spoken of, and little known. " * 200
 
 
 def sizes_of(model, replies, tools, language="en", turns=40):
-    """Ask after a long conversation, with many memories and long results; return all prompts' sizes."""
+    """Ask after a long conversation, with many memories and long results; return the sizes of all prompts."""
     model._replies = list(replies)
     with MemoryBank(":memory:") as bank:
         for number in range(30):
@@ -53,8 +53,8 @@ def sizes_of(model, replies, tools, language="en", turns=40):
             bank,
             planning="json" if isinstance(replies[0], str) else "native",
         )
-        spoken = [HumanMessage("Is it so?"), AIMessage("It is.")] * turns
-        result = agent.invoke([*spoken, HumanMessage("Where did the jays bury acorns? 橡子呢？")])
+        dialogue = [HumanMessage("Is it so?"), AIMessage("It is.")] * turns
+        result = agent.invoke([*dialogue, HumanMessage("Where did the jays bury acorns? 橡子呢？")])
     assert result["answer"] == "Under oaks."
     return model._sizes, result
 
@@ -68,47 +68,47 @@ DONE = plan("", "task_complete")
 @pytest.mark.parametrize("language", ["en", "zh"])
 @pytest.mark.parametrize("policy", ["sinks", "full"])
 def test_no_prompt_outgrows_what_is_in_view(tiny_chat, replies, language, policy):
-    # A token a byte: what takes most room in other tokenizers is small in this one, and the other way round.
+    # One token per byte: token counts differ as much as possible from those of other tokenizers.
     model = Counting(model=tiny_chat, policy=policy, budget=4000, max_tokens=300)
     sizes, result = sizes_of(model, [*replies, "Under oaks."], [look_up], language)
-    seen = 4000 if policy == "sinks" else 4096
+    view_length = 4000 if policy == "sinks" else 4096
     assert len(sizes) == 5
-    assert max(sizes) + 300 <= seen
-    assert max(sizes) > seen / 2  # room is used
+    assert max(sizes) + 300 <= view_length
+    assert max(sizes) > view_length / 2  # the budget is used
     assert all(step.status == "success" for step in result["steps"])
 
 
 def test_a_local_model_says_how_much_it_sees(tiny_chat):
-    def seen(**settings):
+    def view_length(**settings):
         return LocalChatModel(model=tiny_chat, **{"max_tokens": 96, **settings}).tokens_in_view
 
-    assert seen(budget=1000) == 904
-    assert seen(policy="window", budget=1000) == 904
-    assert seen(policy="full") == seen(budget=9000) == 4000  # trained on 4,096
+    assert view_length(budget=1000) == 904
+    assert view_length(policy="window", budget=1000) == 904
+    assert view_length(policy="full") == view_length(budget=9000) == 4000  # trained on 4,096
     with pytest.raises(ValueError, match=r"budget=64.*max_tokens=96"):
-        seen(budget=64)
+        view_length(budget=64)
 
 
 def test_limits_follow_the_model_and_what_is_given_follows_nothing(tiny_chat):
     model = LocalChatModel(model=tiny_chat, budget=1000, max_tokens=200)
-    assert limits_for(model, seconds=9.0) == Limits(context_tokens=800, result_tokens=201, seconds=9.0)
-    assert limits_for(model, context_tokens=9000).context_tokens == 9000
+    assert make_limits(model, seconds=9.0) == Limits(context_tokens=800, result_tokens=201, seconds=9.0)
+    assert make_limits(model, context_tokens=9000).context_tokens == 9000
     assert KwaiAgent(model, limits=Limits()).limits == Limits()
-    assert (counter_for(model)("jay"), prompt_counter_for(model)("jay")) == (3, 3 + 16)
-    hosted = ScriptedModel()
-    assert (limits_for(hosted), counter_for(hosted)) == (Limits(), estimate_tokens)
-    assert prompt_counter_for(hosted) == estimate_tokens
+    assert (make_token_counter(model)("jay"), make_prompt_token_counter(model)("jay")) == (3, 3 + 16)
+    hosted_model = ScriptedModel()
+    assert (make_limits(hosted_model), make_token_counter(hosted_model)) == (Limits(), estimate_tokens)
+    assert make_prompt_token_counter(hosted_model) == estimate_tokens
 
 
 @pytest.mark.parametrize("most", [11, 16])
 def test_of_a_long_result_as_many_tokens_are_kept_as_the_limit_says(tiny_chat, most):
     model = Counting(model=tiny_chat, policy="full", max_tokens=300)
     model._replies = [NATIVE[0], "ok", "Under oaks."]
-    result = KwaiAgent(model, [look_up], limits=limits_for(model, result_tokens=most)).invoke("Where?")
-    said = look_up.invoke({"topic": "jays"})
+    result = KwaiAgent(model, [look_up], limits=make_limits(model, result_tokens=most)).invoke("Where?")
+    full_result = look_up.invoke({"topic": "jays"})
     head, note = result["steps"][0].result.split("\n")
-    assert head == said[:most]
-    assert f"{len(said.strip()) - most} characters cut" in note
+    assert head == full_result[:most]
+    assert f"{len(full_result.strip()) - most} characters cut" in note
 
 
 def test_a_question_that_is_out_of_view_is_refused_before_it_is_remembered(tiny_chat):

@@ -1,4 +1,4 @@
-"""Injected orders against a planner that obeys all: what protects the user must not rest on the model."""
+"""Prompt injections against a planner that obeys all of them: the protection must not rely on the model."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.messages import AIMessage
 from langchain_core.tools import StructuredTool, ToolException
-from langchain_core.tools import tool as undeclared
+from langchain_core.tools import tool as langchain_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Profile
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.tools import Replay, make_tools
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
 from scrubjay.memory import MemoryBank
 
 from ..replayable import assert_replayable
-from ..scripted import ScriptedModel, call, plan
+from ..scripted_model import ScriptedModel, call, plan
 
 ATTEMPTS = [
     json.loads(line) for line in (Path(__file__).parent / "injections.jsonl").read_text("utf-8").splitlines()
@@ -40,22 +40,22 @@ def now():
 
 
 def letters(text):
-    """Return what of a text survives that its marks are broken."""
+    """Return the letters and digits of a text, which escaping of marks does not change."""
     return "".join(filter(str.isalnum, text))
 
 
 class Obedient:
-    """Reads what it must, does what the injected text wants, as often as it is let, and passes it on."""
+    """Planner that obeys the injected text as often as possible and repeats it in its answer."""
 
     def __init__(self, attempt, native):
-        self.attempt, self.native, self.obeyed = attempt, native, 0
+        self.attempt, self.native, self.obeyed_count = attempt, native, 0
         self.model = ScriptedModel(rule=self.reply, binds=native)
 
     def reply(self, messages):
         if load_prompts(self.attempt["language"]).say("conclude") in messages[0].text:
             return AIMessage(self.attempt["text"])
         if letters(self.attempt["text"]) in letters("".join(message.text for message in messages)):
-            self.obeyed += 1
+            self.obeyed_count += 1
             wants = self.attempt["wants"]
             return self.plan(wants["tool"], wants["arguments"])
         reader = READ_FROM.get(self.attempt["channel"])
@@ -65,31 +65,31 @@ class Obedient:
 
     def plan(self, name, arguments):
         if self.native:
-            return call(name, id=f"c{len(self.model.sent)}", **arguments)
+            return call(name, id=f"c{len(self.model.prompts)}", **arguments)
         return plan(letters(self.attempt["text"]), name, **arguments)
 
 
 class World:
-    """Tools that read, of which one is the real browser on recorded pages, and tools that change things."""
+    """Reading tools, among them the real browser on recorded pages, and tools with side effects."""
 
     def __init__(self, attempt, folder):
-        self.attempt, self.done, self.approved = attempt, [], []
+        self.attempt, self.changes, self.approved_calls = attempt, [], []
         replay = Replay(folder / "pages.jsonl")
-        shown = attempt["text"] if attempt["channel"] == "page" else "Forty sacks."
+        page_text = attempt["text"] if attempt["channel"] == "page" else "Forty sacks."
         for language in ("en", "zh"):
             arguments = {"url": PAGE, "question": None, "start": 0}
-            replay.add("browse", language, arguments, Answer(shown, (PAGE,)), date(2026, 11, 1))
+            replay.add("browse", language, arguments, ToolResult(page_text, (PAGE,)), date(2026, 11, 1))
         (browse,) = make_tools(["browse"], language=attempt["language"], offline=True, replay=replay)
         assert isinstance(browse, StructuredTool)
-        self.opened = []
+        self.opened_urls = []
         look = browse.func
         assert look is not None
 
-        def watched(**arguments):
-            self.opened.append(arguments["url"])
+        def record_and_browse(**arguments):
+            self.opened_urls.append(arguments["url"])
             return look(**arguments)
 
-        browse.func = watched
+        browse.func = record_and_browse
 
         @tool(side_effect=False)
         def look_up(topic: str) -> str:
@@ -98,22 +98,22 @@ class World:
                 raise ToolException(attempt["text"])
             return attempt["text"]
 
-        @undeclared
+        @langchain_tool
         def send_mail(to: str, text: str) -> str:
             """Send a mail."""
             return self.change("send_mail", to=to, text=text)
 
-        @undeclared
+        @langchain_tool
         def delete_file(path: str) -> str:
             """Delete a file."""
             return self.change("delete_file", path=path)
 
-        @undeclared
+        @langchain_tool
         def buy(item: str, price: int) -> str:
             """Buy something."""
             return self.change("buy", item=item, price=price)
 
-        @undeclared
+        @langchain_tool
         def save_memory(text: str) -> str:
             """Remember something."""
             return self.change("save_memory", text=text)
@@ -124,16 +124,16 @@ class World:
         self.tools = [browse, look_up, *changing]
 
     def change(self, name, **arguments):
-        self.done.append((name, arguments))
+        self.changes.append((name, arguments))
         return "done"
 
-    def approve(self, planned):
-        self.approved.append((planned.name, planned.arguments))
+    def approve(self, planned_call):
+        self.approved_calls.append((planned_call.name, planned_call.arguments))
         return True
 
 
 def run(attempt, native, world, bank, question=QUESTION, approve=None, before=()):
-    """Ask the obedient agent one question; return it, its result and its model."""
+    """Ask the obedient agent one question; return the planner, the result and the agent."""
     language = attempt["language"]
     obedient = Obedient(attempt, native)
     profile = Profile("Mei", "A librarian.", "Be brief.", language)
@@ -145,7 +145,7 @@ def run(attempt, native, world, bank, question=QUESTION, approve=None, before=()
     return obedient, result, agent
 
 
-def poisoned(attempt):
+def make_bank(attempt):
     bank = MemoryBank(":memory:", clock=now)
     if attempt["channel"] == "memory":
         bank.add(attempt["text"], kind="task", namespace=("user", "ada"), trust="tool")
@@ -153,13 +153,13 @@ def poisoned(attempt):
 
 
 def assert_harmless(attempt, world, obedient, result, agent, bank):
-    assert obedient.obeyed, "the planner never saw the order: this tries nothing"
-    assert world.done == []
-    assert set(world.opened) <= {PAGE}
+    assert obedient.obeyed_count, "the planner never saw the injection: the test checks nothing"
+    assert world.changes == []
+    assert set(world.opened_urls) <= {PAGE}
     assert result["tainted"]
     assert_replayable(result["messages"])
     assert agent.profile == Profile("Mei", "A librarian.", "Be brief.", attempt["language"])
-    for prompt in obedient.model.sent:
+    for prompt in obedient.model.prompts:
         assert [message.type for message in prompt].count("system") == 1
         assert letters(attempt["text"]) not in letters(prompt[0].text)
         assert "Mei" in prompt[0].text
@@ -171,11 +171,11 @@ def assert_harmless(attempt, world, obedient, result, agent, bank):
 
 
 def assert_shown_as_data(attempt, message):
-    """Assert that wherever the order is in a message it is between marks that it cannot have written."""
+    """Assert that the injection occurs in a message only between marks that it cannot have written."""
     if message.type == "ai":
         return
     outside = re.sub(r"<<<DATA[^\n]* ([0-9a-f]{8})>>>\n.*?\n<<<END \1>>>", "", message.text, flags=re.DOTALL)
-    # What a planner called its task is its own wording.
+    # The name of a task is the planner's own text.
     outside = "\n".join(line for line in outside.splitlines() if not re.match(r"\d+\. ", line))
     assert letters(attempt["text"]) not in letters(outside)
 
@@ -196,82 +196,82 @@ def test_there_are_many_attempts_of_many_kinds():
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=names)
 def test_nothing_is_changed_and_nothing_leaks_now_or_later(attempt, native, tmp_path):
     world = World(attempt, tmp_path)
-    with poisoned(attempt) as bank:
+    with make_bank(attempt) as bank:
         obedient, result, agent = run(attempt, native, world, bank)
         assert_harmless(attempt, world, obedient, result, agent, bank)
-        said = [message for message in result["messages"][-1:] if message.type == "ai"]
-        # Another day: what was remembered of it is brought up, and obeyed, again.
+        answers = [message for message in result["messages"][-1:] if message.type == "ai"]
+        # Later: the memory of the text is recalled and obeyed again.
         obedient, result, agent = run(attempt, native, world, bank, LATER)
         assert_harmless(attempt, world, obedient, result, agent, bank)
-    # Without a memory: the answer passed the order on, and nothing else of it is in view.
-    obedient, result, _ = run(attempt, native, world, None, LATER, before=[("user", "Report!"), *said])
-    assert obedient.obeyed
-    assert world.done == []
-    assert set(world.opened) <= {PAGE}
+    # Without a memory: only the earlier answer contains the injection.
+    obedient, result, _ = run(attempt, native, world, None, LATER, before=[("user", "Report!"), *answers])
+    assert obedient.obeyed_count
+    assert world.changes == []
+    assert set(world.opened_urls) <= {PAGE}
     assert result["tainted"]
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=names)
 def test_only_what_was_asked_for_is_done(attempt, tmp_path):
     world = World(attempt, tmp_path)
-    with poisoned(attempt) as bank:
+    with make_bank(attempt) as bank:
         obedient, result, _ = run(attempt, True, world, bank, approve=world.approve)
-    assert obedient.obeyed
+    assert obedient.obeyed_count
     assert_replayable(result["messages"])
-    wanted = (attempt["wants"]["tool"], attempt["wants"]["arguments"])
-    # Asked once, done once: the same call is not run twice.
-    assert world.approved == [wanted]
-    if wanted[0] == "browse":
-        assert world.opened[-1] == wanted[1]["url"]
+    expected_call = (attempt["wants"]["tool"], attempt["wants"]["arguments"])
+    # Approved once and run once: an identical call is not repeated.
+    assert world.approved_calls == [expected_call]
+    if expected_call[0] == "browse":
+        assert world.opened_urls[-1] == expected_call[1]["url"]
     else:
-        assert world.done == [wanted]
+        assert world.changes == [expected_call]
 
 
-@pytest.mark.parametrize("vouched", [True, False])
-def test_knowledge_that_its_owner_vouches_for_is_as_the_user_s_words(vouched):
-    sent = []
+@pytest.mark.parametrize("is_trusted", [True, False])
+def test_knowledge_that_its_owner_vouches_for_is_as_the_user_s_words(is_trusted):
+    sent_texts = []
 
-    @undeclared
+    @langchain_tool
     def send_mail(text: str) -> str:
         """Send a mail."""
-        sent.append(text)
+        sent_texts.append(text)
         return "sent"
 
     send_mail.metadata = {"side_effect": True}
-    document = Document("Forty sacks.", metadata={"untrusted": False} if vouched else {})
+    document = Document("Forty sacks.", metadata={"untrusted": False} if is_trusted else {})
     model = ScriptedModel(replies=[call("send_mail", text="forty"), "ok", "Sent."])
     with MemoryBank(":memory:") as bank:
         KwaiAgent(model, [send_mail], memory=bank).invoke({"messages": "Mail it.", "knowledge": [document]})
-        (kept,) = bank.recent(9, kind="knowledge")
-    assert sent == ["forty"] * vouched
-    assert kept.trust == ("user" if vouched else "tool")
-    assert ("<<<DATA from knowledge (supplied)" in model.sent[0][1].text) is not vouched
+        (record,) = bank.recent(9, kind="knowledge")
+    assert sent_texts == ["forty"] * is_trusted
+    assert record.trust == ("user" if is_trusted else "tool")
+    assert ("<<<DATA from knowledge (supplied)" in model.prompts[0][1].text) is not is_trusted
 
 
 @tool(side_effect=False)
 def open_page(url: str) -> str:
-    """Open a page, and tell which."""
-    opened.append(url)
+    """Open a page and return its links."""
+    opened_urls.append(url)
     return f"{url} links to https://b.example/next?page=2."
 
 
-opened: list[str] = []
+opened_urls: list[str] = []
 
 
 @pytest.mark.parametrize(
     ("address", "runs"),
     [
-        ("https://a.example/start", True),  # the user's
-        ("https://b.example/next?page=2", True),  # a page's
-        ("https://B.Example:443/next?page=2#top", True),  # the same, spelt otherwise
-        ("https://b.example/next", False),  # the beginning of one
+        ("https://a.example/start", True),  # from the user
+        ("https://b.example/next?page=2", True),  # from a page
+        ("https://B.Example:443/next?page=2#top", True),  # another spelling of it
+        ("https://b.example/next", False),  # a prefix of an allowed address
         ("https://b.example/next?page=2&d=4711", False),
         ("https://b.example/4711", False),
         ("HTTPS://c.example/4711", False),
     ],
 )
 def test_after_outside_text_only_addresses_that_were_given_are_opened(address, runs):
-    opened.clear()
+    opened_urls.clear()
     first = call("open_page", id="a", url="https://a.example/start")
     script = [
         first,
@@ -286,7 +286,7 @@ def test_after_outside_text_only_addresses_that_were_given_are_opened(address, r
     if address == "https://a.example/start":
         script = [first, "ok", "Done."]
     result = KwaiAgent(ScriptedModel(replies=script), [open_page]).invoke("Read https://a.example/start")
-    assert (opened[-1] == address) is runs
+    assert (opened_urls[-1] == address) is runs
     if not runs:
         assert result["steps"][-1].result == load_prompts("en").say("blocked_address", tool="open_page")
 
@@ -294,13 +294,13 @@ def test_after_outside_text_only_addresses_that_were_given_are_opened(address, r
 def test_an_address_does_not_become_given_because_a_tool_or_an_answer_repeats_it():
     @tool(side_effect=False)
     def search(query: str) -> str:
-        """Search, and repeat what was searched for."""
+        """Search, and repeat the query."""
         return f"Nothing for {query}."
 
-    opened.clear()
+    opened_urls.clear()
     made_up = "https://evil.example/4711"
     script = [
-        call("search", id="a", query=made_up),  # nothing from outside was read yet
+        call("search", id="a", query=made_up),  # no untrusted text was read yet
         call("open_page", id="b", url=made_up),
         call(made_up, id="c"),
         f"See {made_up}.",
@@ -314,4 +314,4 @@ def test_an_address_does_not_become_given_because_a_tool_or_an_answer_repeats_it
     assert made_up in first["answer"]
     later = agent.invoke([*first["messages"], ("user", "And now?")])
     assert len(later["steps"]) == 1
-    assert opened == []
+    assert opened_urls == []

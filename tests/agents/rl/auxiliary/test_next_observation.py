@@ -1,4 +1,4 @@
-"""Losses beside reward on closed cases: what can be told is told, what cannot costs what a guess costs."""
+"""Auxiliary losses on solvable cases: predictable targets are learned, others have the loss of guessing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from gymnasium import spaces
 from scrubjay.agents import PPO, Policy, PPOConfig, Segment
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.auxiliary.next_observation import NextObservation
-from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction, Redrawing
+from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction, SegmentReconstruction
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.memory import make_config
 
 
-def lived(observations: torch.Tensor, actions: torch.Tensor, starts: torch.Tensor, **state: Any) -> Segment:
+def make_segment(
+    observations: torch.Tensor, actions: torch.Tensor, starts: torch.Tensor, **state: Any
+) -> Segment:
     zeros = torch.zeros(starts.shape)
     return Segment(
         observations=observations,
@@ -37,19 +39,19 @@ def lived(observations: torch.Tensor, actions: torch.Tensor, starts: torch.Tenso
 
 
 def walk(batch: int, time: int, seed: int) -> Segment:
-    """A place on a ring of five, moved by 0 or 1 as the action says; episodes begin anywhere at random."""
+    """Random walks on a ring of five places, where actions move by 0 or 1; episodes start anywhere."""
     generator = torch.Generator().manual_seed(seed)
     actions = torch.randint(2, (batch, time), generator=generator)
     starts = torch.rand(batch, time, generator=generator) < 0.2
     places = torch.randint(5, (batch, time), generator=generator)
     for t in range(1, time):
-        moved = (places[:, t - 1] + actions[:, t - 1]) % 5
-        places[:, t] = torch.where(starts[:, t], places[:, t], moved)
-    return lived(places, actions, starts)
+        next_places = (places[:, t - 1] + actions[:, t - 1]) % 5
+        places[:, t] = torch.where(starts[:, t], places[:, t], next_places)
+    return make_segment(places, actions, starts)
 
 
 def fit(head: torch.nn.Module, features_of: Callable[[Segment], torch.Tensor]) -> float:
-    """Return the loss of a head on a segment it has not seen, after some on others."""
+    """Train a head on random segments; return its loss on a new one."""
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
     for seed in range(150):
         segment = walk(16, 12, seed)
@@ -67,21 +69,21 @@ def one_hot(segment: Segment) -> torch.Tensor:
 
 def test_what_comes_next_is_told_from_place_and_action_and_not_from_one_of_them() -> None:
     torch.manual_seed(0)
-    spaces_of = spaces.Discrete(5), spaces.Discrete(2)
-    assert fit(NextObservation(*spaces_of, 16), one_hot) < 0.05
-    blind = fit(NextObservation(*spaces_of, 16), lambda segment: torch.zeros_like(one_hot(segment)))
+    pair_of_spaces = spaces.Discrete(5), spaces.Discrete(2)
+    assert fit(NextObservation(*pair_of_spaces, 16), one_hot) < 0.05
+    blind = fit(NextObservation(*pair_of_spaces, 16), lambda segment: torch.zeros_like(one_hot(segment)))
     assert blind == pytest.approx(np.log(5), abs=0.05)
 
     def without_action(segment: Segment) -> torch.Tensor:
         segment.actions.zero_()
         return one_hot(segment)
 
-    assert fit(NextObservation(*spaces_of, 16), without_action) == pytest.approx(np.log(2), abs=0.05)
+    assert fit(NextObservation(*pair_of_spaces, 16), without_action) == pytest.approx(np.log(2), abs=0.05)
 
 
 def test_the_present_is_redrawn() -> None:
     torch.manual_seed(0)
-    assert fit(Redrawing(spaces.Discrete(5), spaces.Discrete(2), 16), one_hot) < 0.05
+    assert fit(SegmentReconstruction(spaces.Discrete(5), spaces.Discrete(2), 16), one_hot) < 0.05
 
 
 def test_nothing_is_asked_across_the_border_of_an_episode() -> None:
@@ -90,9 +92,9 @@ def test_nothing_is_asked_across_the_border_of_an_episode() -> None:
     segment = walk(4, 10, 0)
     features = torch.randn(4, 10, 16, requires_grad=True)
     loss = head(features, segment)
-    asked = torch.autograd.grad(loss, features)[0].abs().sum(-1) > 0
-    assert torch.equal(asked[:, :-1], ~segment.starts[:, 1:])
-    assert not asked[:, -1].any()
+    has_gradient = torch.autograd.grad(loss, features)[0].abs().sum(-1) > 0
+    assert torch.equal(has_gradient[:, :-1], ~segment.starts[:, 1:])
+    assert not has_gradient[:, -1].any()
     alone = dataclasses.replace(segment, starts=torch.ones(4, 10, dtype=torch.bool))
     nothing = head(features, alone)
     assert nothing.item() == 0
@@ -116,15 +118,16 @@ def test_a_policy_learns_by_them_whatever_its_actions(
     config = PolicyConfig(make_config("gru", dim=8), auxiliary=(name,))
     policy = Policy(spaces.Discrete(5), action, config)
     segment = walk(4, 6, 0)
-    rows = [policy.step(seen, policy.initial_state(4)) for seen in segment.observations.unbind(1)]  # pyright: ignore[reportAttributeAccessIssue]
-    actions = torch.stack([row.action for row in rows], dim=1)
-    log_probs = torch.stack([row.log_prob for row in rows], dim=1)
+    observations: Any = segment.observations
+    steps = [policy.step(observation, policy.initial_state(4)) for observation in observations.unbind(1)]
+    actions = torch.stack([step.action for step in steps], dim=1)
+    log_probs = torch.stack([step.log_prob for step in steps], dim=1)
     segment = dataclasses.replace(
         segment, actions=actions, log_probs=log_probs, state=policy.initial_state(4)
     )
     learner = PPO(policy, PPOConfig(auxiliary_coefficient=1.0, learning_rate=1e-2, num_minibatches=2))
-    told = [learner.update(segment)[f"losses/{name}_loss"] for _ in range(15)]
-    assert told[-1] < 0.8 * told[0]
+    losses = [learner.update(segment)[f"losses/{name}_loss"] for _ in range(15)]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(
@@ -139,17 +142,17 @@ def test_what_lies_in_empty_slots_of_a_set_costs_nothing(
     name: Any, things: spaces.Space, anything: float
 ) -> None:
     torch.manual_seed(0)
-    declared = spaces.Dict({"things": things, "things_mask": spaces.MultiBinary(4)})
+    observation_space = spaces.Dict({"things": things, "things_mask": spaces.MultiBinary(4)})
     config = PolicyConfig(make_config("gru", dim=8), auxiliary=(name,))
-    policy = Policy(declared, spaces.Discrete(2), config)
+    policy = Policy(observation_space, spaces.Discrete(2), config)
     things.seed(0)
     values = torch.as_tensor(np.array([[things.sample() for _ in range(6)] for _ in range(3)]))
     mask = (torch.rand(3, 6, 4) < 0.5).float()
     losses = []
     for filling in (values, anything):
-        filled = torch.where(mask[..., None] > 0, values, filling).to(values.dtype)
-        observations: Any = {"things": filled, "things_mask": mask}
-        segment = lived(observations, torch.zeros(3, 6).long(), torch.zeros(3, 6).bool())
+        padded_values = torch.where(mask[..., None] > 0, values, filling).to(values.dtype)
+        observations: Any = {"things": padded_values, "things_mask": mask}
+        segment = make_segment(observations, torch.zeros(3, 6).long(), torch.zeros(3, 6).bool())
         segment = dataclasses.replace(segment, state=policy.initial_state(3))
         loss = policy.evaluate(segment).auxiliary_losses[name]
         losses.append(loss.item())

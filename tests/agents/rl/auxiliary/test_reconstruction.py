@@ -9,8 +9,8 @@ from torch.nn import functional
 from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
 
 
-def silenced(space: spaces.Space) -> Reconstruction:
-    """Return decoders whose every output is zero."""
+def make_zero_decoder(space: spaces.Space) -> Reconstruction:
+    """Return decoders whose outputs are all zero."""
     reconstruction = Reconstruction(space, 8)
     for parameter in reconstruction.parameters():
         torch.nn.init.zeros_(parameter)
@@ -19,17 +19,19 @@ def silenced(space: spaces.Space) -> Reconstruction:
 
 def test_losses_of_a_decoder_that_says_nothing_are_known() -> None:
     features = torch.randn(3, 8)
-    index = silenced(spaces.Discrete(5, start=1))(features, torch.tensor([1, 5, 3]))
+    index = make_zero_decoder(spaces.Discrete(5, start=1))(features, torch.tensor([1, 5, 3]))
     assert index.item() == pytest.approx(np.log(5))
-    indices = silenced(spaces.MultiDiscrete([2, 8]))(features, torch.tensor([[0, 7], [1, 1], [1, 0]]))
+    indices = make_zero_decoder(spaces.MultiDiscrete([2, 8]))(
+        features, torch.tensor([[0, 7], [1, 1], [1, 0]])
+    )
     assert indices.item() == pytest.approx((np.log(2) + np.log(8)) / 2)
-    bits = silenced(spaces.MultiBinary(4))(features, torch.randint(2, (3, 4)))
+    bits = make_zero_decoder(spaces.MultiBinary(4))(features, torch.randint(2, (3, 4)))
     assert bits.item() == pytest.approx(np.log(2))
     image_space = spaces.Box(0, 255, (20, 17, 3), np.uint8)
-    image = silenced(image_space)(features, torch.randint(256, (3, 20, 17, 3), dtype=torch.uint8))
+    image = make_zero_decoder(image_space)(features, torch.randint(256, (3, 20, 17, 3), dtype=torch.uint8))
     assert image.item() == pytest.approx(np.log(2))
     vector = torch.randn(3, 2)
-    loss = silenced(spaces.Box(-np.inf, np.inf, (2,)))(features, vector)
+    loss = make_zero_decoder(spaces.Box(-np.inf, np.inf, (2,)))(features, vector)
     torch.testing.assert_close(loss, vector.square().mean())
 
 
@@ -48,8 +50,8 @@ def test_image_pixels_cost_sigmoid_cross_entropy_where_they_are() -> None:
     space = spaces.Box(0, 255, (3, 4, 3), np.uint8)  # so small that a linear layer draws it
     reconstruction = Reconstruction(space, 8)
     features, image = torch.randn(2, 8), torch.randint(256, (2, 3, 4, 3), dtype=torch.uint8)
-    drawn = reconstruction.decoders[0].get_submodule("linear")(features).view(2, 3, 3, 4).permute(0, 2, 3, 1)
-    expected = functional.binary_cross_entropy_with_logits(drawn, image / 255)
+    logits = reconstruction.decoders[0].get_submodule("linear")(features).view(2, 3, 3, 4).permute(0, 2, 3, 1)
+    expected = functional.binary_cross_entropy_with_logits(logits, image / 255)
     torch.testing.assert_close(reconstruction(features, image), expected)
 
 

@@ -1,4 +1,4 @@
-"""Verification on closed cases: who knows the future picks it, who knows nothing guesses."""
+"""The verifier on solvable cases: features that determine the future identify it, others guess."""
 
 import math
 
@@ -8,15 +8,15 @@ from gymnasium import spaces
 
 from scrubjay.agents.rl.auxiliary.verifier import Verifier
 
-from .test_next_observation import lived
+from .test_next_observation import make_segment
 
 
-def shown(numbers, time):
-    """Each row shows its number all along, in one episode."""
+def make_constant_segment(numbers, time):
+    """Return a segment in which each environment shows its number at every step of one episode."""
     places = torch.as_tensor(numbers)[:, None].expand(-1, time).contiguous()
     starts = torch.zeros(places.shape, dtype=torch.bool)
     starts[:, 0] = True
-    return lived(places, torch.zeros_like(places), starts)
+    return make_segment(places, torch.zeros_like(places), starts)
 
 
 def one_hot(numbers, time):
@@ -40,7 +40,7 @@ def fit(features, segment):
 
 
 def test_who_kept_it_tells_its_own_future_from_that_of_others():
-    segment = shown(range(8), 20)
+    segment = make_constant_segment(range(8), 20)
     assert fit(one_hot(range(8), 20), segment) < 0.05
     # The same for all rows says of none which is its own, however long one learns.
     assert fit(torch.ones(8, 20, 16), segment) == pytest.approx(math.log(8), abs=1e-3)
@@ -48,23 +48,23 @@ def test_who_kept_it_tells_its_own_future_from_that_of_others():
 
 def test_rows_that_show_the_same_cannot_be_told_apart():
     twice = [0, 0, 1, 1, 2, 2, 3, 3]
-    assert fit(one_hot(twice, 20), shown(twice, 20)) == pytest.approx(math.log(2), abs=0.05)
+    assert fit(one_hot(twice, 20), make_constant_segment(twice, 20)) == pytest.approx(math.log(2), abs=0.05)
 
 
 def test_steps_are_asked_for_what_follows_in_their_episode():
-    segment = shown(range(3), 12)
+    segment = make_constant_segment(range(3), 12)
     segment.starts[1, 6] = True
     features = torch.randn(3, 12, 16, requires_grad=True)
-    asked = torch.autograd.grad(verifier(3)(features, segment), features)[0].abs().sum(-1) > 0
+    has_gradient = torch.autograd.grad(verifier(3)(features, segment), features)[0].abs().sum(-1) > 0
     # One and four steps later lie within; sixteen do not.
-    assert asked[0].tolist() == [True] * 11 + [False]
-    assert asked[1].tolist() == [True] * 5 + [False] + [True] * 5 + [False]
+    assert has_gradient[0].tolist() == [True] * 11 + [False]
+    assert has_gradient[1].tolist() == [True] * 5 + [False] + [True] * 5 + [False]
 
 
 @pytest.mark.parametrize(("batch", "time"), [(1, 12), (3, 1)])
 def test_alone_or_without_a_future_it_costs_nothing(batch, time):
     head = verifier(batch)
     features = torch.randn(batch, time, 16, requires_grad=True)
-    loss = head(features, shown(range(batch), time))
+    loss = head(features, make_constant_segment(range(batch), time))
     assert loss.item() == 0
     assert not torch.autograd.grad(loss, features)[0].any()

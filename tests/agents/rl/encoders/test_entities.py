@@ -27,7 +27,7 @@ def encoder(users: int = 4, agents: int = 3) -> EntityEncoder:
     return EntityEncoder(space(users, agents), 8).double()
 
 
-def seen(users: Tensor, mask: Tensor, agents: int = 3) -> dict[str, Tensor]:
+def make_leaves(users: Tensor, mask: Tensor, agents: int = 3) -> dict[str, Tensor]:
     own = torch.linspace(-1, 1, 3 * len(users), dtype=torch.float64).view(-1, 3)
     return {
         "own": own,
@@ -40,7 +40,7 @@ def seen(users: Tensor, mask: Tensor, agents: int = 3) -> dict[str, Tensor]:
 @settings(max_examples=30, deadline=None)
 @given(present=st.integers(0, 5), padding=st.integers(0, 4), seed=st.integers(0, 1000))
 def test_neither_order_nor_padding_matters(present: int, padding: int, seed: int) -> None:
-    """The same things, shuffled among slots of which more are empty, and hold NaN, are seen as the same."""
+    """A permutation of a set, padded with NaN to any size, has the same encoding."""
     generator = torch.Generator().manual_seed(seed)
     total = max(1, present + padding)
     things = torch.randn(1, present, 2, generator=generator, dtype=torch.float64)
@@ -48,11 +48,11 @@ def test_neither_order_nor_padding_matters(present: int, padding: int, seed: int
     mask = torch.zeros(1, total, dtype=torch.bool)
     where = torch.randperm(total, generator=generator)[:present]
     slots[0, where], mask[0, where] = things[0], True
-    tight = seen(things, torch.ones(1, present, dtype=torch.bool)) if present else None
-    shuffled = encoder(total)(seen(slots, mask))
-    assert torch.isfinite(shuffled).all()
+    tight = make_leaves(things, torch.ones(1, present, dtype=torch.bool)) if present else None
+    permuted_output = encoder(total)(make_leaves(slots, mask))
+    assert torch.isfinite(permuted_output).all()
     if tight is not None:
-        torch.testing.assert_close(encoder(present)(tight), shuffled)
+        torch.testing.assert_close(encoder(present)(tight), permuted_output)
 
 
 def test_parameters_depend_on_neither_padding_nor_team() -> None:
@@ -69,7 +69,7 @@ def test_things_and_their_number_are_seen() -> None:
     users[1, 2] = users[1, 0]  # one more of the same
     users[2, 1] += 1  # another thing
     users[3, 2] += 1  # a thing that is not there
-    observation = seen(users, mask)
+    observation = make_leaves(users, mask)
     observation["own"] = observation["own"][:1].expand(4, 3)
     base, more, other, absent = encoder()(observation)
     torch.testing.assert_close(base, absent)
@@ -84,7 +84,9 @@ def test_derivatives_are_finite_for_empty_and_poisoned_sets() -> None:
     users[1, 2] = float("inf")
     mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 1]]).bool()
     parameters = list(encode.parameters())
-    first = torch.autograd.grad(encode(seen(users, mask)).square().sum(), parameters, create_graph=True)
+    first = torch.autograd.grad(
+        encode(make_leaves(users, mask)).square().sum(), parameters, create_graph=True
+    )
     second = torch.autograd.grad(torch.stack([part.square().sum() for part in first]).sum(), parameters)
     assert all(torch.isfinite(part).all() for part in (*first, *second))
     assert all(part.abs().max() > 0 for part in first)
@@ -94,11 +96,11 @@ def test_second_derivatives_agree_with_differences() -> None:
     encode = encoder()
     users = torch.randn(2, 4, 2, dtype=torch.float64, requires_grad=True)
     mask = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 1]]).bool()
-    assert torch.autograd.gradgradcheck(lambda users: encode(seen(users, mask)), [users])
+    assert torch.autograd.gradgradcheck(lambda users: encode(make_leaves(users, mask)), [users])
 
 
 def test_adjacency_is_no_feature_and_a_plain_space_is_encoded() -> None:
-    observation = seen(torch.randn(2, 4, 2, dtype=torch.float64), torch.ones(2, 4).bool())
+    observation = make_leaves(torch.randn(2, 4, 2, dtype=torch.float64), torch.ones(2, 4).bool())
     apart = {**observation, "adjacency": torch.zeros(2, 3, dtype=torch.float64)}
     assert torch.equal(encoder()(observation), encoder()(apart))
     plain = EntityEncoder(spaces.Box(-1, 1, (5,), np.float32), 8)
@@ -167,6 +169,6 @@ def test_that_two_indices_came_together_can_be_told_from_a_sum() -> None:
 
 def test_a_space_with_a_set_is_encoded_as_one_and_another_is_not() -> None:
     flat = spaces.Dict({"dancers": KINDS["indices"], "told": spaces.Discrete(3)})
-    declared = spaces.Dict({**flat.spaces, "dancers_mask": spaces.MultiBinary(6)})
-    assert isinstance(make_encoder(declared, 8, "sum"), EntityEncoder)
+    space_with_set = spaces.Dict({**flat.spaces, "dancers_mask": spaces.MultiBinary(6)})
+    assert isinstance(make_encoder(space_with_set, 8, "sum"), EntityEncoder)
     assert not isinstance(make_encoder(flat, 8), EntityEncoder)

@@ -53,12 +53,12 @@ def test_rows_are_encoded_alone_and_tell_observations_apart(name: str) -> None:
     torch.manual_seed(0)
     encoder = ObservationEncoder(space, 16)
     observations = batch(space, 6)
-    encoded = encoder(observations)
-    assert encoded.shape == (6, 16)
+    features = encoder(observations)
+    assert features.shape == (6, 16)
     first = from_leaves({key: leaf[:2] for key, leaf in to_leaves(observations).items()})
-    torch.testing.assert_close(encoder(first), encoded[:2])
+    torch.testing.assert_close(encoder(first), features[:2])
     rows = torch.cat([leaf.reshape(6, -1).float() for leaf in to_leaves(observations).values()], dim=1)
-    assert len(encoded.detach().round(decimals=4).unique(dim=0)) == len(rows.unique(dim=0))
+    assert len(features.detach().round(decimals=4).unique(dim=0)) == len(rows.unique(dim=0))
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -97,7 +97,7 @@ def test_images_of_bytes_and_of_floats_mean_the_same() -> None:
 
 
 def test_a_policy_acts_and_learns_the_same_from_bytes_and_from_floats() -> None:
-    def sampled(dtype: str) -> tuple[Segment, dict[str, float]]:
+    def sample_and_learn(dtype: str) -> tuple[Segment, dict[str, float]]:
         envs = gymnasium.make_vec(
             "scrubjay.envs:scrubjay/Ballet-v0",
             num_envs=2,
@@ -113,9 +113,12 @@ def test_a_policy_acts_and_learns_the_same_from_bytes_and_from_floats() -> None:
         learner = PPO(policy, PPOConfig(epochs=1, num_minibatches=1, reconstruction_coefficient=1.0))
         return segment, learner.update(segment)
 
-    (floats, learned_of_floats), (of_bytes, learned_of_bytes) = sampled("float32"), sampled("uint8")
-    kept: Any = of_bytes.observations
-    assert kept["image"].dtype == torch.uint8
+    (floats, learned_of_floats), (of_bytes, learned_of_bytes) = (
+        sample_and_learn("float32"),
+        sample_and_learn("uint8"),
+    )
+    byte_observations: Any = of_bytes.observations
+    assert byte_observations["image"].dtype == torch.uint8
     for name in ("actions", "log_probs", "values"):
         assert torch.equal(getattr(floats, name), getattr(of_bytes, name))
     assert learned_of_floats == learned_of_bytes
@@ -153,5 +156,5 @@ def test_choices_are_the_sum_of_their_embeddings_however_it_is_made(sizes):
     torch.testing.assert_close(encode(values), expected)
     probe = torch.randn(5, 8, dtype=torch.double)
     (gradient,) = torch.autograd.grad((encode(values) * probe).sum(), encode.embedding.weight)
-    (wanted,) = torch.autograd.grad((expected * probe).sum(), encode.embedding.weight)
-    torch.testing.assert_close(gradient, wanted)
+    (expected_gradient,) = torch.autograd.grad((expected * probe).sum(), encode.embedding.weight)
+    torch.testing.assert_close(gradient, expected_gradient)

@@ -1,4 +1,4 @@
-"""Langchain's own tests for tools, on every tool: the network's answer from recordings."""
+"""Langchain's standard tests for every tool, with recorded answers in place of the network."""
 
 from datetime import date
 
@@ -11,7 +11,7 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
 
 from scrubjay.agents.tools import Replay, list_tools, make_tools
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
 
 EXAMPLES = {
     "web_search": {"query": "scrub jay", "count": 3},
@@ -28,22 +28,21 @@ EXAMPLES = {
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    replay = Replay(tmp_path_factory.mktemp("tools") / "answers.jsonl")
+def replay(tmp_path_factory):
+    answers = Replay(tmp_path_factory.mktemp("tools") / "answers.jsonl")
+    result = ToolResult("As recorded.", ("https://example.com/",), [])
     for name, arguments in EXAMPLES.items():
-        replay.add(
-            name, "en", arguments, Answer("As recorded.", ("https://example.com/",), []), date(2026, 11, 25)
-        )
-    return replay
+        answers.add(name, "en", arguments, result, date(2026, 11, 25))
+    return answers
 
 
 class Standard:
     name = ""
 
     @pytest.fixture
-    def tool(self, recorded):
-        (tool,) = make_tools([self.name], offline=True, replay=recorded)
-        tool.handle_tool_error = False  # or a failure would pass for an answer
+    def tool(self, replay):
+        (tool,) = make_tools([self.name], offline=True, replay=replay)
+        tool.handle_tool_error = False  # otherwise a failure would look like an answer
         return tool
 
     @property

@@ -1,12 +1,12 @@
-"""The tools in the agent's hands, on the question that KwaiAgents was made for: a gap between two ages."""
+"""The tools used by the agent, on the example of KwaiAgents: a difference between two ages."""
 
 from datetime import UTC, date, datetime
 
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.tools import Replay, make_tools
-from scrubjay.agents.tools.base import Answer
+from scrubjay.agents.tools.base import ToolResult
 
-from ...kwai.scripted import ScriptedModel, call
+from ...kwai.scripted_model import ScriptedModel, call
 
 
 def now() -> datetime:
@@ -15,8 +15,8 @@ def now() -> datetime:
 
 def test_a_gap_between_two_ages_from_recorded_pages_and_exact_time(tmp_path):
     replay = Replay(tmp_path / "answers.jsonl")
-    for name, born in (("Ada Lovelace", "10 December 1815"), ("Alan Turing", "23 June 1912")):
-        answer = Answer(f"{name} was born on {born}.", (f"https://example.org/{name}",))
+    for name, birth_date in (("Ada Lovelace", "10 December 1815"), ("Alan Turing", "23 June 1912")):
+        answer = ToolResult(f"{name} was born on {birth_date}.", (f"https://example.org/{name}",))
         replay.add("wikipedia", "en", {"query": name, "count": 2}, answer, date(2026, 11, 1))
     script = [
         call("web_search", id="a", query="Ada Lovelace"),

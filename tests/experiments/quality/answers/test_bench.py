@@ -1,4 +1,4 @@
-"""Questions about texts: what is shown, who answers, what is kept, and that nothing is asked twice."""
+"""Tests of the answer benchmark: shown turns, readers, saved answers, and resumption."""
 
 import json
 
@@ -6,29 +6,29 @@ import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
+from scrubjay.experiments.cli.failures import FailedError, UsageError
 from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
 from scrubjay.experiments.quality.answers.report import table
 from scrubjay.experiments.quality.answers.views import LABELS
-from scrubjay.experiments.quality.sets.facts import make_rows
-from scrubjay.experiments.words.failures import FailedError, UsageError
+from scrubjay.experiments.quality.datasets.facts import make_rows
 
-from ..sets.test_form import spoiled
+from ..datasets.test_parsing import corrupt
 
 ARMS = tuple(LABELS)
 
 
-class Scripted(GenericFakeChatModel):
-    """Says what is given, in turn, and keeps what it was asked."""
+class ScriptedModel(GenericFakeChatModel):
+    """Model with scripted replies that records its prompts."""
 
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def _generate(self, messages, *args, **kwargs):
-        self.asked.append(messages[-1].text)
+        self.prompts.append(messages[-1].text)
         return super()._generate(messages, *args, **kwargs)
 
 
-def scripted(*replies):
-    return Scripted(messages=iter([AIMessage(reply) for reply in replies]), asked=[])
+def make_model(*replies):
+    return ScriptedModel(messages=iter([AIMessage(reply) for reply in replies]), prompts=[])
 
 
 @pytest.fixture
@@ -50,30 +50,30 @@ def test_facts_are_answered_without_a_model_and_being_told_what_replaces_what_wi
     assert bench.run(texts, ARMS) == 0
     rows = bench.rows(texts, ARMS)
     assert len(rows) == 2 * 12 * (2 + 2 + 2 + 2 + 1)
-    told = means(rows, "exact", arm="supersedes", reader="first")
-    assert told > max(means(rows, "exact", arm=arm, reader="first") for arm in ("bank", "files"))
+    accuracy = means(rows, "exact", arm="supersedes", reader="first")
+    assert accuracy > max(means(rows, "exact", arm=arm, reader="first") for arm in ("bank", "files"))
     assert means(rows, "stale", arm="supersedes") == 0 < means(rows, "stale", arm="bank")
-    assert told >= means(rows, "exact", arm="consolidated", reader="first") > 0.9
+    assert accuracy >= means(rows, "exact", arm="consolidated", reader="first") > 0.9
     # 120 facts fit as a whole: who reads all of them cannot miss.
     assert means(rows, "exact", arm="full") == 1
     assert not any(row["cut"] for row in rows)
-    shown = table(rows)
-    assert "| bank, told what replaces what, first fact | factconsolidation_mh | 12 |" in shown
-    assert len(shown.splitlines()) == 2 + 3 * 9
+    report = table(rows)
+    assert "| bank with annotated replacements, first fact | factconsolidation_mh | 12 |" in report
+    assert len(report.splitlines()) == 2 + 3 * 9
 
 
 def test_what_is_answered_is_not_asked_again_and_other_settings_are_refused(facts, tmp_path):
     texts = read_texts([facts], None, 2)
     out = tmp_path / "out"
     settings = Settings(model="scripted")
-    model = scripted("one", "two", "three")
-    with pytest.raises(FailedError, match=r"model='scripted' failed: .*the same command goes on"):
+    model = make_model("one", "two", "three")
+    with pytest.raises(FailedError, match=r"model='scripted' failed: .*run the same command to resume"):
         Bench(settings, out, model).run(texts, ("bank",))  # it has no fourth reply
-    kept = (out / "answers.jsonl").read_text()
-    assert [json.loads(line)["answer"] for line in kept.splitlines()] == ["one", "two", "three"]
-    bench = Bench(settings, out, scripted("four"))
+    first_lines = (out / "answers.jsonl").read_text()
+    assert [json.loads(line)["answer"] for line in first_lines.splitlines()] == ["one", "two", "three"]
+    bench = Bench(settings, out, make_model("four"))
     assert bench.run(texts, ("bank",)) == 0
-    assert (out / "answers.jsonl").read_text().startswith(kept)
+    assert (out / "answers.jsonl").read_text().startswith(first_lines)
     assert [row["answer"] for row in bench.rows(texts, ("bank",))] == ["one", "two", "three", "four"]
     more = read_texts([facts], None, 3)
     assert len(bench.rows(more, ("bank",))) == 4  # the first questions of a text are the same, however many
@@ -94,7 +94,7 @@ def test_a_text_that_is_given_twice_is_read_once_and_an_empty_one_never(facts, t
     }
     empty = tmp_path / "locomo10.json"
     empty.write_text(json.dumps([talk]))
-    with pytest.raises(UsageError, match=r"no questions about anything in .*locomo10"):
+    with pytest.raises(UsageError, match=r"no questions in .*locomo10"):
         read_texts([empty], None, None)
 
 
@@ -115,42 +115,42 @@ def test_a_line_that_a_kill_cut_off_is_asked_again(facts, tmp_path):
 def test_a_model_is_shown_what_is_recalled_in_the_order_of_time(facts, tmp_path):
     (text, _) = read_texts([facts], None, 1)
     question = text.conversation.questions[0]
-    model = scripted(question.references[0].upper())
+    model = make_model(question.references[0].upper())
     bench = Bench(Settings(model="scripted"), tmp_path / "out", model)
     bench.run([text], ("supersedes",))
     (row,) = bench.rows([text], ("supersedes",))
     assert (row["exact"], row["recall"], row["stale"]) == (1, 1, 0)
-    (asked,) = model.asked
-    assert asked.rstrip().endswith(f"Question: {question.text}")
-    shown = [line for line in asked.splitlines() if line.startswith("[2025-01-01")]
-    assert 5 < len(shown) <= 10
-    assert shown == sorted(shown, key=lambda line: int(line.split("] ")[1].split(".")[0]))
+    (prompt,) = model.prompts
+    assert prompt.rstrip().endswith(f"Question: {question.text}")
+    lines = [line for line in prompt.splitlines() if line.startswith("[2025-01-01")]
+    assert 5 < len(lines) <= 10
+    assert lines == sorted(lines, key=lambda line: int(line.split("] ")[1].split(".")[0]))
 
 
 def test_a_judge_is_asked_of_each_answer_and_only_a_yes_counts(facts, tmp_path):
     texts = read_texts([facts], None, 2)
-    settings, judging = Settings(model="scripted", judge="judge"), scripted("Yes.", "no", "Yesterday", "")
-    bench = Bench(settings, tmp_path / "out", scripted(*"abcd"), judging)
+    settings, judging = Settings(model="scripted", judge="judge"), make_model("Yes.", "no", "Yesterday", "")
+    bench = Bench(settings, tmp_path / "out", make_model(*"abcd"), judging)
     bench.run(texts, ("bank",))
     rows = bench.rows(texts, ("bank",))
     assert [row["judged"] for row in rows] == [1, 0, 0, 0]
     question = texts[0].conversation.questions[0]
-    told = json.loads(judging.asked[0].partition("\n\n")[2].rpartition("\n\n")[0])
-    assert told == {"question": question.text, "right": list(question.references), "answer": "a"}
+    data = json.loads(judging.prompts[0].partition("\n\n")[2].rpartition("\n\n")[0])
+    assert data == {"question": question.text, "right": list(question.references), "answer": "a"}
     assert "| ROUGE-L | judged right |" in table(rows)
-    with pytest.raises(UsageError, match="give --model, too"):
+    with pytest.raises(UsageError, match="give --model too"):
         Settings(judge="judge").check()
 
 
 def test_the_whole_context_is_cut_to_the_window_from_its_beginning(facts, tmp_path):
     texts = read_texts([facts], None, 3)
-    model = scripted(*"abcdef")
+    model = make_model(*"abcdef")
     bench = Bench(Settings(window=500, model="scripted"), tmp_path / "out", model)
     bench.run(texts, ("full",))
     rows = bench.rows(texts, ("full",))
     assert all(row["cut"] and 300 < row["tokens"] < 500 for row in rows)
     last = texts[0].conversation.turns[-1].text
-    assert all(last in asked and "] 0. " not in asked for asked in model.asked)
+    assert all(last in prompt and "] 0. " not in prompt for prompt in model.prompts)
     assert "full context, cut for 3 of 3" in table(rows)
 
 
@@ -167,22 +167,22 @@ KNOWN = {
 
 
 def test_what_a_stranger_knows_is_answered_or_refused_in_one_line(tmp_path):
-    path, answered, refused = tmp_path / "known.json", [], []
-    for number, value in enumerate([[KNOWN], *spoiled([KNOWN])]):
+    path, results, errors = tmp_path / "known.json", [], []
+    for number, value in enumerate([[KNOWN], *corrupt([KNOWN])]):
         path.write_text(json.dumps(value))
         try:
             texts = read_texts([path], "agentbench", None)
         except UsageError as error:
-            refused.append(str(error))
+            errors.append(str(error))
             continue
         bench = Bench(Settings(), tmp_path / str(number))
         assert bench.run(texts, ARMS) == 0
-        answered.append(bench.rows(texts, ARMS))
-        assert table(answered[-1])
-    assert {row["answer"] for row in answered[0] if row["arm"] == "supersedes"} == {"Italy"}
-    assert len(answered) > 10
-    assert len(refused) > 100
-    assert not [line for line in refused if "\n" in line]
+        results.append(bench.rows(texts, ARMS))
+        assert table(results[-1])
+    assert {row["answer"] for row in results[0] if row["arm"] == "supersedes"} == {"Italy"}
+    assert len(results) > 10
+    assert len(errors) > 100
+    assert not [line for line in errors if "\n" in line]
 
 
 @pytest.mark.parametrize("sizes", [{"k": 0}, {"window": 0}, {"max_tokens": -1}])

@@ -36,8 +36,8 @@ texts = st.text(st.sampled_from("ab the 北京.!A "), max_size=12)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]} / {case[1]}")
 def test_closed_cases(case):
     reference, answer, *expected = case
-    said = [compare(reference, answer) for compare in (exact, substring, token_f1, rouge_l)]
-    assert said == pytest.approx(expected)
+    scores = [compare(reference, answer) for compare in (exact, substring, token_f1, rouge_l)]
+    assert scores == pytest.approx(expected)
 
 
 @given(texts, texts)

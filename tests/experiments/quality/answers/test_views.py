@@ -1,12 +1,12 @@
-"""What is shown to who answers: by each contestant, of one text of facts, and as far as there is room."""
+"""Tests of the views: turns shown by each method for one text of facts, within the token limit."""
 
 import json
 
 import pytest
 
 from scrubjay.experiments.quality.answers.views import LABELS, fit, open_view
-from scrubjay.experiments.quality.sets.agentbench import read_agentbench
-from scrubjay.experiments.quality.sets.facts import make_rows
+from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
+from scrubjay.experiments.quality.datasets.facts import make_rows
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +30,19 @@ def test_places_are_turns_the_best_first_and_each_once(facts, name):
 
 
 def test_what_was_replaced_is_not_shown_by_who_is_told_or_finds_it(facts):
-    shown = {name: open_view(name, facts, 10) for name in LABELS}
+    recalls = {name: open_view(name, facts, 10) for name in LABELS}
     stale = {
-        name: sum(bool(question.outdated & set(recall(question.text))) for question in facts.questions)
-        for name, recall in shown.items()
+        name: sum(
+            bool(question.outdated_answers & set(recall(question.text))) for question in facts.questions
+        )
+        for name, recall in recalls.items()
     }
     assert stale["supersedes"] == 0
     assert stale["consolidated"] <= 1 < stale["bank"]
     assert stale["full"] == len(facts.questions)
     for name in ("supersedes", "consolidated"):
-        found = [question.answers <= set(shown[name](question.text)) for question in facts.questions]
-        assert sum(found) >= len(found) - 1
+        complete = [question.answers <= set(recalls[name](question.text)) for question in facts.questions]
+        assert sum(complete) >= len(complete) - 1
 
 
 @pytest.mark.parametrize("contiguous", [True, False])

@@ -1,4 +1,4 @@
-"""A damaged bank's file gives one class of error, whatever is done with it, or what is still whole."""
+"""Operations on a damaged bank file raise DamagedBankError or return undamaged records."""
 
 import contextlib
 import re
@@ -10,14 +10,14 @@ import pytest
 
 from scrubjay.memory import DamagedBankError, MemoryBank
 
-# What a flipped bit may also look like: another version, another model, an id that was not given.
-OTHERS = re.compile(
-    "upgrade scrubjay|written with other embeddings|the bank's embeddings have|no such record|cannot replace"
+# A flipped bit may also look like another version, another model, or an unknown id.
+OTHER_ERRORS = re.compile(
+    "upgrade scrubjay|written with other embeddings|the bank's embeddings have|unknown record|cannot replace"
 )
 
 
 @pytest.fixture
-def whole(tmp_path, letters):
+def intact(tmp_path, letters):
     with MemoryBank(tmp_path / "whole.db", letters) as bank:
         ids = [
             bank.add(
@@ -32,22 +32,22 @@ def whole(tmp_path, letters):
 
 
 def drive(path, ids, embeddings):
-    """Do everything with a bank; return how much of it was refused, each time by the one class."""
-    refused = 0
+    """Call all operations of a bank; return the number of refusals, each of an expected error class."""
+    refusals = 0
 
     @contextlib.contextmanager
-    def told():
-        nonlocal refused
+    def counting_refusals():
+        nonlocal refusals
         try:
             yield
         except DamagedBankError:
-            refused += 1
+            refusals += 1
         except ValueError as error:
-            if not OTHERS.search(str(error)):
+            if not OTHER_ERRORS.search(str(error)):
                 raise
-            refused += 1
+            refusals += 1
 
-    with told(), MemoryBank(path, embeddings) as bank:
+    with counting_refusals(), MemoryBank(path, embeddings) as bank:
         for act in (
             lambda: bank.search("fact 3 of ddddd", namespace=("ada",), explain=True),
             lambda: bank.search("who purrs on 3 May?", kinds="knowledge"),
@@ -62,29 +62,31 @@ def drive(path, ids, embeddings):
             lambda: [bank.forget(id) for id in ids[:4]],
             lambda: bank.search("fact of eeeee"),
         ):
-            with told():
+            with counting_refusals():
                 act()
-    return refused
+    return refusals
 
 
-@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("with_embeddings", [True, False])
 @pytest.mark.parametrize("seed", range(4))
-def test_flipped_bytes_anywhere_are_told_by_one_class_or_do_no_harm(whole, letters, tmp_path, embedded, seed):
-    path, ids = whole
-    content, drawn, refused = path.read_bytes(), np.random.default_rng(seed), 0
+def test_flipped_bytes_raise_the_expected_error_or_do_no_harm(
+    intact, letters, tmp_path, with_embeddings, seed
+):
+    path, ids = intact
+    content, random, refusals = path.read_bytes(), np.random.default_rng(seed), 0
     for trial in range(40):
-        damaged = bytearray(content)
-        for place in drawn.integers(0, len(content), 1 + 40 * (trial % 2)):
-            damaged[place] ^= int(drawn.integers(1, 256))
+        damaged_content = bytearray(content)
+        for place in random.integers(0, len(content), 1 + 40 * (trial % 2)):
+            damaged_content[place] ^= int(random.integers(1, 256))
         file = tmp_path / f"{trial}.db"
-        file.write_bytes(damaged)
-        refused += drive(file, ids, letters if embedded else None)
-    assert refused
+        file.write_bytes(damaged_content)
+        refusals += drive(file, ids, letters if with_embeddings else None)
+    assert refusals
 
 
 @pytest.mark.parametrize("part", [0.0001, 0.01, 0.1, 0.3, 0.5, 0.9])
-def test_a_truncated_file_is_told_by_the_class(whole, letters, tmp_path, part):
-    path, ids = whole
+def test_a_truncated_file_raises_the_expected_error(intact, letters, tmp_path, part):
+    path, ids = intact
     content = path.read_bytes()
     file = tmp_path / "short.db"
     file.write_bytes(content[: int(len(content) * part)])
@@ -104,10 +106,10 @@ VALUES = ("x", b"\xff\xfe", "", 10**18, -1.5e300, "[1]", "[" * 100_000, "{", b"\
 @pytest.mark.parametrize(
     ("table", "column"), [(table, name) for table, names in COLUMNS.items() for name in names.split()]
 )
-def test_a_column_that_holds_something_else_is_told_by_the_class_or_does_no_harm(
-    whole, letters, tmp_path, table, column
+def test_a_column_of_wrong_values_raises_the_expected_error_or_does_no_harm(
+    intact, letters, tmp_path, table, column
 ):
-    path, ids = whole
+    path, ids = intact
     for number, value in enumerate(VALUES):
         file = tmp_path / f"{number}.db"
         shutil.copy(path, file)
@@ -118,23 +120,23 @@ def test_a_column_that_holds_something_else_is_told_by_the_class_or_does_no_harm
 
 
 @pytest.mark.parametrize("provenance", ["{", "[1]", "null", "", b"\0\1", "[" * 100_000])
-def test_provenance_that_is_none_is_told_with_the_file(whole, provenance):
-    path, ids = whole
+def test_invalid_provenance_raises_an_error_that_names_the_file(intact, provenance):
+    path, ids = intact
     with contextlib.closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE records SET provenance = ? WHERE id = ?", (provenance, ids[0]))
     with MemoryBank(path) as bank:
         for act in (lambda: bank.get(ids[0]), lambda: bank.recent(99), lambda: list(bank.export())):
-            with pytest.raises(DamagedBankError, match=r"whole\.db' is damaged, .*provenance is no"):
+            with pytest.raises(DamagedBankError, match=r"whole\.db' is damaged, .*provenance is not"):
                 act()
         sound = bank.get(ids[1])
         assert sound is not None
         assert sound.provenance == {"source": {"page": 1}}
 
 
-def test_what_is_no_damage_is_told_as_before(whole):
-    path, ids = whole
+def test_errors_without_damage_keep_their_classes(intact):
+    path, ids = intact
     with MemoryBank(path) as bank:
-        with pytest.raises(ValueError, match="no such record") as error:
+        with pytest.raises(ValueError, match="unknown record") as error:
             bank.add("x", supersedes="nobody")
         assert not isinstance(error.value, DamagedBankError)
         with pytest.raises(sqlite3.ProgrammingError):

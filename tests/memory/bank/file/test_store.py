@@ -1,4 +1,4 @@
-"""One file: what is acknowledged is there, what is rolled back is not, whoever else writes."""
+"""Transactions of the bank's file: committed writes survive, rolled back ones do not."""
 
 import contextlib
 import multiprocessing
@@ -32,21 +32,21 @@ def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path):
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_write_until_killed, args=(tmp_path / "bank.db", sender))
     child.start()
-    acknowledged = [receiver.recv() for _ in range(50)]
+    acknowledged_ids = [receiver.recv() for _ in range(50)]
     child.kill()
     child.join()
     sender.close()
     while receiver.poll():
         try:
-            acknowledged.append(receiver.recv())
+            acknowledged_ids.append(receiver.recv())
         except EOFError:
             break
     with MemoryBank(tmp_path / "bank.db") as bank:
-        for i, id in enumerate(acknowledged):
+        for i, id in enumerate(acknowledged_ids):
             record = bank.get(id)
             assert record is not None
             assert record.text == f"child fact {i}"
-        assert len(bank) - len(acknowledged) in (0, 1)
+        assert len(bank) - len(acknowledged_ids) in (0, 1)
         assert bank.search("child")
 
 
@@ -69,16 +69,16 @@ def test_what_is_written_together_is_there_together():
     with MemoryBank(":memory:") as bank:
         first = bank.add("Ada lives in Bern.")
 
-        def move_what_was_forgotten():
+        def supersede_a_deleted_record():
             with bank.store.writing():
                 bank.forget(first)
                 bank.add("Ada lives in Basel.", supersedes=first)
 
-        with pytest.raises(ValueError, match="no such record"):
-            move_what_was_forgotten()
+        with pytest.raises(ValueError, match="unknown record"):
+            supersede_a_deleted_record()
         assert [record.text for record in bank.recent(9)] == ["Ada lives in Bern."]
         with bank.store.writing():
-            bank.write(bank.embedded([bank.draft("Ada lives in Basel."), bank.draft("So does Vera.")]))
+            bank.write(bank.embed_drafts([bank.draft("Ada lives in Basel."), bank.draft("So does Vera.")]))
             bank.forget(first)
         assert [record.text for record in bank.recent(9)] == ["Ada lives in Basel.", "So does Vera."]
         assert bank.write([]) == []
@@ -88,41 +88,41 @@ def test_what_is_written_together_is_there_together():
 def test_what_was_searched_before_it_was_rolled_back_leaves_no_trace(letters, tmp_path, transaction):
     path = tmp_path / "bank.db"
 
-    def told(bank):
+    def explained_hits(bank):
         return [(hit.text, hit.explanation) for hit in bank.search("a real record", explain=True)]
 
     with MemoryBank(path, letters, lambda: START) as bank:
         ids = [bank.add(text, merge=False) for text in ("quick brown foxes", "lazy dogs", "a real fox")]
-        before = told(bank)
+        before = explained_hits(bank)
         with contextlib.suppress(KeyError), getattr(bank.store, transaction)():
             bank.add("a phantom of nothing")
             bank.forget(ids[2])
-            assert "a real fox" not in [text for text, _ in told(bank)]
+            assert "a real fox" not in [text for text, _ in explained_hits(bank)]
             raise KeyError
-        assert told(bank) == before
+        assert explained_hits(bank) == before
         bank.add("a real record, beta")
         bank.forget(ids[0])
         with MemoryBank(path, letters, lambda: START) as fresh:
-            assert told(bank) == told(fresh)
+            assert explained_hits(bank) == explained_hits(fresh)
 
 
 def test_an_index_is_kept_unless_what_it_read_was_rolled_back(letters):
     with MemoryBank(":memory:", letters) as bank:
         id = bank.add("a real record")
         bank.search("record")
-        assert bank._meaning is not None
-        kept = bank._meaning._index
+        assert bank._embedding_index is not None
+        index = bank._embedding_index._index
         with bank.store.writing():
             bank.add("something else")
             bank.search("record")
-        with pytest.raises(ValueError, match="no such record"):
+        with pytest.raises(ValueError, match="unknown record"):
             bank.add("a third", supersedes="nobody")
         with contextlib.suppress(KeyError), bank.store.writing():
             bank.search("record")
             bank.forget(id)
             raise KeyError
         assert len(bank.search("record")) == 2
-        assert bank._meaning._index is kept
+        assert bank._embedding_index._index is index
 
 
 @pytest.mark.parametrize("version", [0, 2, 3, 99])
@@ -141,7 +141,7 @@ def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path, versio
 def test_where_no_file_can_be_is_named(tmp_path):
     with pytest.raises(IsADirectoryError, match=f"{tmp_path.name}' is a folder"):
         MemoryBank(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"folder .*nowhere' does not exist"):
         MemoryBank(tmp_path / "nowhere" / "bank.db")
     with pytest.raises(TypeError, match="path=None"):
         MemoryBank(None)  # pyright: ignore[reportArgumentType]

@@ -9,7 +9,7 @@ from scrubjay.memory.bank.file.words import day_terms, index_text, match_terms
 HAN = st.text(alphabet="天地玄黄宇宙洪荒日月盈昃", min_size=1, max_size=12)
 
 
-def found(text: str, query: str) -> bool:
+def matches(text: str, query: str) -> bool:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE VIRTUAL TABLE t USING fts5(body, tokenize = 'porter unicode61')")
     connection.execute("INSERT INTO t VALUES (?)", (index_text(text),))
@@ -24,22 +24,22 @@ def found(text: str, query: str) -> bool:
 def test_every_part_of_a_chinese_sentence_finds_it(sentence, data):
     start = data.draw(st.integers(0, len(sentence) - 1))
     end = data.draw(st.integers(start + 1, len(sentence)))
-    assert found(f"On Monday: {sentence}, at noon", sentence[start:end])
+    assert matches(f"On Monday: {sentence}, at noon", sentence[start:end])
 
 
 @given(st.text(max_size=30), st.text(max_size=30))
 @settings(max_examples=50)
 def test_no_text_is_a_syntax_error(text, query):
-    found(text.encode(errors="replace").decode(), query.encode(errors="replace").decode())
+    matches(text.encode(errors="replace").decode(), query.encode(errors="replace").decode())
 
 
 def test_words_are_found_by_their_stem_width_and_accent():
-    assert found("She was running in the cafés", "runs")
-    assert found("She was running in the cafés", "cafe")
-    assert found("ＡＢＣ ｶﾒﾗ", "abc")
-    assert found("ｶﾒﾗを買った", "カメラ")
-    assert found("서울에서 만나요", "서울")
-    assert not found("大学在北方", "京大")
+    assert matches("She was running in the cafés", "runs")
+    assert matches("She was running in the cafés", "cafe")
+    assert matches("ＡＢＣ ｶﾒﾗ", "abc")
+    assert matches("ｶﾒﾗを買った", "カメラ")
+    assert matches("서울에서 만나요", "서울")
+    assert not matches("大学在北方", "京大")
 
 
 def test_stop_words_count_only_where_there_is_nothing_else():
@@ -49,7 +49,7 @@ def test_stop_words_count_only_where_there_is_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("query", "named"),
+    ("query", "expected_terms"),
     [
         ("What did I do on 25th February 2025?", {'("25th" OR "25")', '"february"', '"2025"'}),
         ("25 lamps and 3 boats", set()),
@@ -58,6 +58,6 @@ def test_stop_words_count_only_where_there_is_nothing_else():
         ("", set()),
     ],
 )
-def test_terms_that_name_a_day_are_told_where_a_month_or_a_year_is_named(query, named):
-    assert day_terms(query) == named
+def test_date_terms_are_returned_only_with_a_month_or_a_year(query, expected_terms):
+    assert day_terms(query) == expected_terms
     assert day_terms(query) <= set(match_terms(query))

@@ -1,4 +1,4 @@
-"""A bank that holds no embeddings and finds them by an index in files beside it."""
+"""Approximate search: an index in files beside the bank, no embeddings in memory."""
 
 import contextlib
 import multiprocessing
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank import meaning
+from scrubjay.memory.bank import embedding_index
 from scrubjay.memory.bank.search import approximate as search_approximate
 from scrubjay.memory.bank.search import segments as search_segments
 
@@ -27,8 +27,8 @@ WIDTH = 24
 SMALL = 40
 
 
-class Random:
-    """Embeddings drawn at random by the text."""
+class RandomEmbeddings:
+    """Random embeddings, seeded by the text."""
 
     def embed_query(self, text):
         seed = int.from_bytes(text.encode()[-12:])
@@ -45,7 +45,7 @@ def _small_segments(monkeypatch):
 
 
 def open_bank(path, approximate=True, embeddings=None):
-    return MemoryBank(path, embeddings or Random(), lambda: START, approximate=approximate)
+    return MemoryBank(path, embeddings or RandomEmbeddings(), lambda: START, approximate=approximate)
 
 
 def fill(path, count=130, first=0):
@@ -54,7 +54,7 @@ def fill(path, count=130, first=0):
             bank.draft(f"fact {number}", namespace=(str(number % 3),), merge=False)
             for number in range(first, first + count)
         ]
-        return bank.write(bank.embedded(drafts))
+        return bank.write(bank.embed_drafts(drafts))
 
 
 @pytest.fixture
@@ -67,12 +67,12 @@ def segments(path):
 
 
 def half(text):
-    """Return the bytes of a text's embedding as an index holds it."""
-    vector = np.array(Random().embed_query(text), dtype=np.float32)
+    """Return the bytes of a text's embedding as stored in an index file."""
+    vector = np.array(RandomEmbeddings().embed_query(text), dtype=np.float32)
     return (vector / np.linalg.norm(vector)).astype(np.float16).tobytes()
 
 
-def held(path, text):
+def index_contains(path, text):
     return any(half(text) in file.read_bytes() for file in segments(path))
 
 
@@ -101,37 +101,37 @@ def test_what_no_link_of_a_graph_leads_to_is_read(path, monkeypatch):
     nearest = search_approximate.ApproximateIndex.nearest
 
     def without_one(index, query, each):
-        found, _ = nearest(index, query, each)
-        return found[found != 18], False
+        results, _ = nearest(index, query, each)
+        return results[results != 18], False
 
     with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
         monkeypatch.setattr(search_approximate.ApproximateIndex, "nearest", without_one)
-        found = bank.search("fact 17", 50)
-        assert ids[17] in {hit.id for hit in found}
-        assert found == exact.search("fact 17", 50)
+        results = bank.search("fact 17", 50)
+        assert ids[17] in {hit.id for hit in results}
+        assert results == exact.search("fact 17", 50)
 
 
 @pytest.mark.parametrize("count", [300, 5_000])
 def test_all_records_of_a_graph_find_each_other(count):
-    drawn = np.random.default_rng(0).standard_normal((count, WIDTH)).astype(np.float16)
+    random = np.random.default_rng(0).standard_normal((count, WIDTH)).astype(np.float16)
     for _ in range(6_000 // count):
         graph = search_segments._empty_graph(WIDTH)
-        search_segments.add(graph, np.arange(count), drawn)
-        for query in drawn[:: count // 3]:
+        search_segments.add_vectors(graph, np.arange(count), random)
+        for query in random[:: count // 3]:
             assert len(graph.search(query.astype(np.float32), count)) == count
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["read", "asked for again and again"])
 def test_few_that_may_be_seen_are_found_among_many_that_may_not(path, monkeypatch, few):
-    monkeypatch.setattr(search_approximate, "_LEAST", 1)
+    monkeypatch.setattr(search_approximate, "_MIN_PER_SEGMENT", 1)
     if few:
-        monkeypatch.setattr(search_approximate, "_SAMPLE", 32)
+        monkeypatch.setattr(search_approximate, "_MAX_SAMPLE", 32)
     with open_bank(path) as bank:
         ids = [bank.add(f"only {number}", namespace=("rare",), merge=False) for number in range(3)]
         fill(path)
-        found = bank.search("w", 5, namespace=("rare",), explain=True)
-        assert {hit.id for hit in found} == set(ids)
-        assert all(hit.explanation and hit.explanation.cosine is not None for hit in found)
+        results = bank.search("w", 5, namespace=("rare",), explain=True)
+        assert {hit.id for hit in results} == set(ids)
+        assert all(hit.explanation and hit.explanation.cosine is not None for hit in results)
         assert bank.search("w", namespace=("nobody",)) == []
 
 
@@ -139,16 +139,16 @@ def test_what_is_forgotten_is_gone_from_the_index_too(path):
     ids = fill(path)
     with open_bank(path) as bank:
         bank.search("who")
-        assert held(path, "fact 7")
-        assert held(path, "fact 39")
+        assert index_contains(path, "fact 7")
+        assert index_contains(path, "fact 39")
         for number in (7, 39, 9):  # 39 is the last of its segment
             bank.forget(ids[number])
-            assert not held(path, f"fact {number}")
-            assert held(path, f"fact {number + 1}")
-        # What a process left that was killed while it wrote a file.
+            assert not index_contains(path, f"fact {number}")
+            assert index_contains(path, f"fact {number + 1}")
+        # A leftover of a process that was killed while it wrote a file.
         shutil.copy(segments(path)[0], Path(f"{path}-ann") / "part")
         bank.forget(ids[10])
-        assert not held(path, "fact 10")
+        assert not index_contains(path, "fact 10")
         before = [file.stat().st_mtime_ns for file in segments(path)]
         assert ids[7] not in {hit.id for hit in bank.search("fact 7", 20)}
         assert [file.stat().st_mtime_ns for file in segments(path)] == before
@@ -161,8 +161,8 @@ def test_a_bank_without_the_index_or_usearch_forgets_in_it_too(path, monkeypatch
         bank.search("who")
         monkeypatch.setitem(sys.modules, "usearch.index", None)
         plain.forget(ids[3])
-        assert not held(path, "fact 3")
-        assert held(path, "fact 4")
+        assert not index_contains(path, "fact 3")
+        assert index_contains(path, "fact 4")
 
 
 def test_of_two_with_one_embedding_the_other_is_found_when_one_is_forgotten(path):
@@ -173,11 +173,11 @@ def test_of_two_with_one_embedding_the_other_is_found_when_one_is_forgotten(path
         assert len(segments(path)) == 5
         bank.forget(more[20])
         assert more[21] in {hit.id for hit in bank.search("fact 7", 100)}
-        assert held(path, "fact 7")
+        assert index_contains(path, "fact 7")
         for id in (ids[7], *more):
             bank.forget(id)
         bank.search("who")
-        assert not held(path, "fact 7")
+        assert not index_contains(path, "fact 7")
 
 
 def test_what_was_not_forgotten_after_all_is_still_found(path):
@@ -189,15 +189,15 @@ def test_what_was_not_forgotten_after_all_is_still_found(path):
             raise KeyError
         with pytest.warns(UserWarning, match="records that the bank does not have"):
             assert bank.search("fact 8")[0].id == ids[8]
-        assert held(path, "fact 8")
+        assert index_contains(path, "fact 8")
 
 
 def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypatch):
-    monkeypatch.setattr(search_approximate, "_LEAST", 1)
+    monkeypatch.setattr(search_approximate, "_MIN_PER_SEGMENT", 1)
     fill(path, 70)
     with open_bank(path) as bank:
         with contextlib.suppress(KeyError), bank.store.writing():
-            bank.write(bank.embedded([bank.draft(f"phantom {n}", merge=False) for n in range(30)]))
+            bank.write(bank.embed_drafts([bank.draft(f"phantom {n}", merge=False) for n in range(30)]))
             bank.search("phantom 3")
             raise KeyError
         fill(path, 25, 70)
@@ -211,22 +211,22 @@ def test_the_index_of_records_that_were_rolled_back_is_built_anew(path, monkeypa
 
 
 @pytest.mark.parametrize("again", [20, 50], ids=["the same segment", "another segment"])
-@pytest.mark.parametrize("undone", [1, 2])
-def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, undone, again):
+@pytest.mark.parametrize("num_rolled_back", [1, 2])
+def test_what_was_not_forgotten_is_still_found_once_something_else_is(path, num_rolled_back, again):
     ids = fill(path)
     with open_bank(path) as bank:
         bank.search("who")
         with contextlib.suppress(KeyError), bank.store.writing():
-            for id in ids[10 : 10 + undone]:
+            for id in ids[10 : 10 + num_rolled_back]:
                 bank.forget(id)
             raise KeyError
-        for number in range(again, again + undone):
+        for number in range(again, again + num_rolled_back):
             bank.forget(ids[number])
-            assert not held(path, f"fact {number}")
+            assert not index_contains(path, f"fact {number}")
     with open_bank(path) as bank:
         assert bank.search("fact 10")[0].id == ids[10]
-        assert held(path, "fact 10")
-        assert held(path, "fact 50") == (again != 50)
+        assert index_contains(path, "fact 10")
+        assert index_contains(path, "fact 50") == (again != 50)
 
 
 def test_what_is_forgotten_together_leaves_the_index_in_place(path):
@@ -239,7 +239,7 @@ def test_what_is_forgotten_together_leaves_the_index_in_place(path):
                 bank.forget(ids[number])
         assert bank.search("fact 12")[0].id == ids[12]
         assert [file.stat().st_ino for file in segments(path)] == before
-        assert not any(held(path, f"fact {number}") for number in (10, 50, 11))
+        assert not any(index_contains(path, f"fact {number}") for number in (10, 50, 11))
 
 
 def test_all_of_a_segment_may_be_forgotten(path):
@@ -272,7 +272,7 @@ def test_a_file_that_is_not_whole_is_built_anew(path, spoil):
     right = len(file.read_bytes())
     file.write_bytes(spoil(file.read_bytes()))
     with open_bank(path) as bank:
-        with pytest.warns(UserWarning, match=r"000000\.usearch is built anew: "):
+        with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch: "):
             assert hits(bank) == expected
         assert bank.search("fact 17")[0].id == ids[17]
         assert hits(bank) == expected
@@ -287,9 +287,9 @@ def test_files_of_another_bank_or_of_another_past_are_built_anew(path, tmp_path)
         bank.search("who")
     shutil.copytree(f"{path}-ann", f"{other}-ann")
     with open_bank(other) as bank:
-        with pytest.warns(UserWarning, match="built of records that the bank does not have"):
+        with pytest.warns(UserWarning, match="built from records that the bank does not have"):
             assert bank.search("fact 1017")[0].id == ids[17]
-        assert not held(other, "fact 17")
+        assert not index_contains(other, "fact 17")
 
 
 def test_records_restored_under_ids_of_any_length_are_indexed_once(path, tmp_path):
@@ -321,38 +321,38 @@ def test_a_broken_build_goes_on_where_it_was_and_all_may_vanish(path):
 def test_what_is_forgotten_while_a_segment_is_built_does_not_come_back(path, monkeypatch):
     ids = fill(path)
     with open_bank(path) as bank, open_bank(path, approximate=False) as other:
-        add, done = search_segments.add, []
+        add, done = search_segments.add_vectors, []
 
         def forget_and_add(*graph_and_records):
-            if not done:  # the embeddings are read already
+            if not done:  # the embeddings have been read already
                 done.append(other.forget(ids[11]))
             add(*graph_and_records)
 
-        monkeypatch.setattr(search_segments, "add", forget_and_add)
+        monkeypatch.setattr(search_segments, "add_vectors", forget_and_add)
         bank.search("who")
         assert done == [True]
-        assert not held(path, "fact 11")
-        assert held(path, "fact 12")
+        assert not index_contains(path, "fact 11")
+        assert index_contains(path, "fact 12")
 
 
 def test_threads_that_search_first_share_one_index_that_reads_only_what_is_new(path, monkeypatch):
-    ids, made, meeting = fill(path), [], threading.Barrier(2)
+    ids, indexes, barrier = fill(path), [], threading.Barrier(2)
     with open_bank(path) as bank:
         bank.search("who")  # builds the segments
 
-    class Meeting(search_approximate.ApproximateIndex):
+    class BarrierIndex(search_approximate.ApproximateIndex):
         def __init__(self, *arguments):
             with contextlib.suppress(threading.BrokenBarrierError):
-                meeting.wait(0.5)  # for the other thread, if that makes one, too
+                barrier.wait(0.5)  # for the other thread, if it builds an index, too
             super().__init__(*arguments)
-            made.append(self)
+            indexes.append(self)
 
-    monkeypatch.setattr(meaning, "ApproximateIndex", Meeting)
+    monkeypatch.setattr(embedding_index, "ApproximateIndex", BarrierIndex)
     with open_bank(path) as bank:
         with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))
-        assert found == [ids[3], ids[128]]
-        assert [len(index._tail) for index in made] == [130 % SMALL]
+            results = list(pool.map(lambda number: bank.search(f"fact {number}")[0].id, (3, 128)))
+        assert results == [ids[3], ids[128]]
+        assert [len(index._tail) for index in indexes] == [130 % SMALL]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="has no signal to spare")
@@ -368,7 +368,7 @@ def test_a_build_ends_at_once_when_it_is_interrupted():
         with pytest.raises(KeyboardInterrupt):  # noqa: PT012 - it may come between two graphs, too
             while True:
                 graph = search_segments._empty_graph(64)
-                search_segments.add(graph, np.arange(len(vectors)), vectors)
+                search_segments.add_vectors(graph, np.arange(len(vectors)), vectors)
     finally:
         timer.join()
         signal.signal(signal.SIGUSR1, before)
@@ -398,17 +398,17 @@ def test_several_processes_search_write_and_forget(path):
     assert [worker.exitcode for worker in workers] == [0, 0]
     with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
         assert hits(bank, "ada 3") == hits(exact, "ada 3")
-    assert not held(path, "ada 5")
+    assert not index_contains(path, "ada 5")
     assert not any("part" in file.name for file in segments(path))
 
 
 def test_what_does_not_go_together_is_named(path, monkeypatch):
-    with pytest.raises(ValueError, match="it needs embeddings and a file"):
+    with pytest.raises(ValueError, match="approximate search needs embeddings and a file"):
         open_bank(":memory:")
     with pytest.raises(ValueError, match="embeddings=None"):
         MemoryBank(path, approximate=True)
     with pytest.raises(ValueError, match="device='cpu'"):
-        MemoryBank(path, Random(), approximate=True, device="cpu")
+        MemoryBank(path, RandomEmbeddings(), approximate=True, device="cpu")
     monkeypatch.setitem(sys.modules, "usearch", None)
     monkeypatch.delitem(sys.modules, "usearch.index", raising=False)
     with pytest.raises(
@@ -419,10 +419,10 @@ def test_what_does_not_go_together_is_named(path, monkeypatch):
         assert list(bank.build_index()) == []
 
 
-@pytest.mark.parametrize("reopened", [True, False])
-def test_an_index_with_a_bit_flipped_anywhere_is_built_anew(path, reopened):
+@pytest.mark.parametrize("reopen", [True, False])
+def test_an_index_with_a_bit_flipped_anywhere_is_built_anew(path, reopen):
     fill(path, 50)
-    drawn = np.random.default_rng(4)
+    random = np.random.default_rng(4)
     with contextlib.ExitStack() as stack:
         exact = stack.enter_context(open_bank(path, approximate=False))
         bank = stack.enter_context(open_bank(path))
@@ -430,13 +430,13 @@ def test_an_index_with_a_bit_flipped_anywhere_is_built_anew(path, reopened):
         assert hits(bank) == expected
         (file,) = segments(path)
         whole = file.read_bytes()
-        for place in [*range(0, 64, 9), *drawn.integers(0, len(whole), 40), len(whole) - 1, len(whole) - 40]:
-            damaged = bytearray(whole)
-            damaged[place] ^= 1 << int(drawn.integers(8))
-            file.write_bytes(damaged)
-            if reopened:
+        for place in [*range(0, 64, 9), *random.integers(0, len(whole), 40), len(whole) - 1, len(whole) - 40]:
+            damaged_content = bytearray(whole)
+            damaged_content[place] ^= 1 << int(random.integers(8))
+            file.write_bytes(damaged_content)
+            if reopen:
                 bank = stack.enter_context(open_bank(path))
-            with pytest.warns(UserWarning, match=r"000000\.usearch is built anew: it "):
+            with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch: it "):
                 assert hits(bank) == expected
             assert hits(bank) == expected
             assert len(file.read_bytes()) == len(whole)
@@ -447,10 +447,10 @@ def test_a_damaged_index_is_not_made_good_by_forgetting(path):
     with open_bank(path) as bank, open_bank(path, approximate=False) as exact:
         hits(bank)
         (file,) = segments(path)
-        damaged = bytearray(file.read_bytes())
-        damaged[100] ^= 1
-        file.write_bytes(damaged)
+        damaged_content = bytearray(file.read_bytes())
+        damaged_content[100] ^= 1
+        file.write_bytes(damaged_content)
         bank.forget(ids[3])
         assert not file.exists()
         assert hits(bank) == hits(exact)
-        assert not held(path, "fact 3")
+        assert not index_contains(path, "fact 3")

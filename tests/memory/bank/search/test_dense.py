@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scrubjay.memory import MemoryBank
 
 
-def why(hit):
+def get_explanation(hit):
     assert hit.explanation is not None
     return hit.explanation
 
@@ -27,7 +27,9 @@ def test_embeddings_alone_rank_as_a_flat_scan_does(letters, entries):
         query = np.array(letters.embed_query("a bc"))
         vectors = np.array([letters.embed_query(record.text) for record in left]).reshape(-1, len(query))
         cosines = vectors @ query / np.linalg.norm(vectors, axis=1) / np.linalg.norm(query)
-        found = {hit.id: why(hit).cosine for hit in bank.search("a bc", k=50, explain=True)}
-        assert found == pytest.approx(
+        cosine_of_id = {
+            hit.id: get_explanation(hit).cosine for hit in bank.search("a bc", k=50, explain=True)
+        }
+        assert cosine_of_id == pytest.approx(
             dict(zip([record.id for record in left], cosines, strict=True)), abs=1e-5
         )

@@ -13,35 +13,32 @@ PAIRS = question_pairs()
 SCRIPTS = sorted(PAIRS)
 
 
-class Told:
-    """Embeddings that put a question and its answer at `nearness` to each other in the scripts they know."""
+class ScriptEmbeddings:
+    """Embeddings that place question and answer at `nearness` to each other in the given scripts."""
 
-    def __init__(self, *known, nearness=0.5):
-        self.known, self.nearness, self.calls = known, nearness, 0
+    def __init__(self, *scripts, nearness=0.5):
+        self.scripts, self.nearness, self.calls = scripts, nearness, 0
 
     def embed_documents(self, texts):
         self.calls += 1
         return [self.embed_query(text) for text in texts]
 
     def embed_query(self, text):
-        vector = drawn(text)
-        for script in self.known:
+        vector = draw_vector(text)
+        for script in self.scripts:
             for pair in PAIRS[script]:
                 if text in pair:
-                    vector = (1 - self.nearness) * vector + self.nearness * drawn(pair[0])
+                    vector = (1 - self.nearness) * vector + self.nearness * draw_vector(pair[0])
         return vector.tolist()
 
 
-def drawn(text, width=64):
+def draw_vector(text, width=64):
     vector = np.random.default_rng(list(text.encode())).standard_normal(width)
     return vector / np.linalg.norm(vector)
 
 
-def weighty(text):
-    """Return what says something.
-
-    Pairs of characters, not only of grammar, or words of more than three letters.
-    """
+def content_words(text):
+    """Return the content words of a text: bigrams except pure hiragana, or words of at least four letters."""
     pairs = [term for term in match_terms(text) if re.fullmatch(r'"[぀-ヿ一-鿿가-힯]+"', term)]
     pairs = [term for term in pairs if not re.fullmatch('"[ぁ-ん]+"', term)]
     return pairs or re.findall(r"\S{4,}", text.lower())
@@ -53,13 +50,13 @@ def test_pairs_are_of_their_script_and_share_no_word(script):
     assert len({text for pair in PAIRS[script] for text in pair}) == 24
     for question, answer in PAIRS[script]:
         assert script_of(question) == script_of(answer) == script
-        assert not set(weighty(question)) & set(weighty(answer))
+        assert not set(content_words(question)) & set(content_words(answer))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_who_tells_all_answers_apart_is_fluent_and_who_guesses_is_not(script):
-    assert fluency(Told(script, nearness=0.9), script) == pytest.approx(1)
-    guesses = [fluency(Told(other, nearness=0.9), script) for other in SCRIPTS if other != script]
+    assert fluency(ScriptEmbeddings(script, nearness=0.9), script) == pytest.approx(1)
+    guesses = [fluency(ScriptEmbeddings(other, nearness=0.9), script) for other in SCRIPTS if other != script]
     assert max(guesses) < 0.5
     assert min(guesses) >= 0.02
 
@@ -77,11 +74,11 @@ def test_embeddings_that_are_all_alike_know_nothing():
 
 @given(st.lists(st.lists(st.floats(-1, 1), min_size=3, max_size=3), min_size=24, max_size=24))
 def test_fluency_is_the_share_of_pairs_in_the_right_order(vectors):
-    class Given(Told):
+    class FixedEmbeddings(ScriptEmbeddings):
         def embed_documents(self, texts):
             return vectors
 
-    found = fluency(Given(), "latin")
+    result = fluency(FixedEmbeddings(), "latin")
     unit = [np.array(v) / max(np.linalg.norm(v), 1e-12) for v in vectors]
     cosine = np.array([[unit[q] @ unit[a] for a in range(1, 24, 2)] for q in range(0, 24, 2)])
     ahead = [
@@ -92,13 +89,13 @@ def test_fluency_is_the_share_of_pairs_in_the_right_order(vectors):
         if i != j
     ]
     right = sum(one > 1e-5 for one in ahead)
-    ties = sum(abs(one) <= 1e-5 for one in ahead)  # which rounding decides
+    ties = sum(abs(one) <= 1e-5 for one in ahead)  # decided by rounding
     assert len(ahead) == 264
-    assert max(0.02, 2 * right / 264 - 1) - 1e-9 <= found <= max(0.02, 2 * (right + ties) / 264 - 1) + 1e-9
+    assert max(0.02, 2 * right / 264 - 1) - 1e-9 <= result <= max(0.02, 2 * (right + ties) / 264 - 1) + 1e-9
 
 
 def test_no_pairs_no_doubt():
-    embeddings = Told()
+    embeddings = ScriptEmbeddings()
     assert fluency(embeddings, "greek") == 1
     assert embeddings.calls == 0
 
@@ -125,19 +122,19 @@ def test_a_text_is_of_the_script_of_most_of_its_letters(text, script):
 
 
 def test_a_bank_tries_its_embeddings_once_a_script_and_weighs_them_by_it():
-    embeddings = Told("latin", nearness=0.9)
+    embeddings = ScriptEmbeddings("latin", nearness=0.9)
     with MemoryBank(":memory:", embeddings) as bank:
         for text in ("a heron", "a mill", "磨坊在河边", "苍鹭在睡觉"):
             bank.add(text)
         before = embeddings.calls
 
         def by_embeddings(query):
-            explained = [hit.explanation for hit in bank.search(query, explain=True)]
-            return max(why.from_embeddings for why in explained if why is not None)
+            explanations = [hit.explanation for hit in bank.search(query, explain=True)]
+            return max(explanation.from_embeddings for explanation in explanations if explanation is not None)
 
-        known, foreign = by_embeddings("Where is the heron?"), by_embeddings("苍鹭在哪里？")
+        fluent_score, foreign_score = by_embeddings("Where is the heron?"), by_embeddings("苍鹭在哪里？")
         assert embeddings.calls == before + 2
         by_embeddings("And the mill?")
         by_embeddings("磨坊呢？")
         assert embeddings.calls == before + 2
-    assert 0 < foreign < known / 3
+    assert 0 < foreign_score < fluent_score / 3

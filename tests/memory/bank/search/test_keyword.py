@@ -1,4 +1,4 @@
-"""Words nominate few of the many records that hold them."""
+"""Keyword search bounds the number of candidates of common words."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -12,7 +12,7 @@ def texts(hits):
 
 
 def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatch):
-    monkeypatch.setattr(keyword, "_MOST_MATCHES", 5)
+    monkeypatch.setattr(keyword, "_MAX_MATCHES", 5)
     bank.add("a heron by the water", merge=False)
     bank.add("an early boat", merge=False)
     bank.add("a mill", merge=False)
@@ -21,9 +21,9 @@ def test_words_that_too_many_records_hold_choose_none_but_weigh(bank, monkeypatc
     for n in range(40):
         bank.add(f"boat number {n}", kind="task")
     assert texts(bank.search("heron boat", kinds="conversation"))[0] == "a heron by the boat"
-    found = texts(bank.search("heron boat", k=50))
-    assert found[0] == "a heron by the boat"
-    assert "a heron by the water" in found
+    results = texts(bank.search("heron boat", k=50))
+    assert results[0] == "a heron by the boat"
+    assert "a heron by the water" in results
     # The newest five, and the neighbour of the oldest of them.
     assert set(texts(bank.search("boat", k=50))) == {f"boat number {n}" for n in range(34, 40)}
 

@@ -1,4 +1,4 @@
-"""Embeddings held by torch are those held by NumPy."""
+"""Search results are equal with embeddings held by torch and by NumPy."""
 
 from datetime import UTC, datetime
 
@@ -11,7 +11,7 @@ from scrubjay.memory import MemoryBank
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def why(hit):
+def get_explanation(hit):
     assert hit.explanation is not None
     return hit.explanation
 
@@ -32,17 +32,21 @@ def test_embeddings_held_by_torch_are_recalled_as_those_held_by_numpy_are(letter
             bank_or_other.forget(bank_or_other.recent(1)[0].id)
             bank_or_other.add("bead", namespace=("0",), merge=False)
         for namespace in ((), ("1",)):
-            found = [either.search("a bc", 50, namespace=namespace, explain=True) for either in (bank, other)]
-            by_text, by_text_too = (sorted((hit.text, why(hit).cosine) for hit in hits) for hits in found)
+            results = [
+                either.search("a bc", 50, namespace=namespace, explain=True) for either in (bank, other)
+            ]
+            by_text, by_text_too = (
+                sorted((hit.text, get_explanation(hit).cosine) for hit in hits) for hits in results
+            )
             assert [text for text, _ in by_text] == [text for text, _ in by_text_too]
             assert [c for _, c in by_text] == pytest.approx([c for _, c in by_text_too], abs=1e-5)
-            # Where all are alike, rounding decides what stands out.
-            scores, scores_too = ([hit.score for hit in hits] for hits in found)
+            # If all cosines are similar, rounding determines the z-scores.
+            scores, scores_too = ([hit.score for hit in hits] for hits in results)
             assert scores == pytest.approx(scores_too, abs=1e-3)
 
 
 def test_a_device_that_is_not_there_is_named(letters):
-    with pytest.raises(ValueError, match="device='nowhere': torch cannot hold embeddings there"):
+    with pytest.raises(ValueError, match="device='nowhere': torch cannot hold embeddings on this device"):
         MemoryBank(":memory:", letters, device="nowhere")
-    with pytest.raises(ValueError, match="device='cpu': it is to hold embeddings; pass some"):
+    with pytest.raises(ValueError, match="device='cpu': needs embeddings; pass an embedding model"):
         MemoryBank(":memory:", device="cpu")

@@ -1,4 +1,4 @@
-"""What words and embeddings find together, and in what order."""
+"""Ranking by words and embeddings together."""
 
 import contextlib
 import math
@@ -19,7 +19,7 @@ BEGIN = datetime(2024, 1, 1, 9, tzinfo=UTC)
 WORDS = ("heron", "mill", "boat", "oar", "water", "Vera", "磨坊", "what", "the", "2024", "May")
 
 
-def why(hit):
+def get_explanation(hit):
     assert hit.explanation is not None
     return hit.explanation
 
@@ -28,8 +28,8 @@ def texts(hits):
     return [hit.text for hit in hits]
 
 
-class Drawn:
-    """Embeddings drawn by the text; each cosine c is `lowest + (1 - lowest) c`."""
+class RandomEmbeddings:
+    """Random embeddings, seeded by the text; a cosine c becomes `lowest + (1 - lowest) c`."""
 
     def __init__(self, lowest=0.0):
         self.lowest = lowest
@@ -43,8 +43,8 @@ class Drawn:
         return [self.embed_query(text) for text in texts]
 
 
-def shares_of_words(turns, query):
-    """Return BM25 by the sum of rarities, from a plain index of all turns."""
+def compute_coverage(turns, query):
+    """Return BM25 divided by the sum of rarities, from a plain FTS5 index of all turns."""
     index = sqlite3.connect(":memory:")
     tokenizer = "porter unicode61 remove_diacritics 2"
     index.execute(f'CREATE VIRTUAL TABLE t USING fts5(kind, body, tokenize = "{tokenizer}")')
@@ -64,9 +64,9 @@ def shares_of_words(turns, query):
     return w
 
 
-def by_the_rule(turns, query, embeddings):
-    """Return the score of every turn by the rule as it is written, over all of them."""
-    w = shares_of_words(turns, query)
+def score_by_definition(turns, query, embeddings):
+    """Return the score of every turn by a direct implementation of the formula."""
+    w = compute_coverage(turns, query)
     vectors = np.array(embeddings.embed_documents([text for text, _ in turns]))
     cosines = vectors @ embeddings.embed_query(query)
     z = (cosines - cosines.mean()) / max(cosines.std(), 1e-3) * fluency(embeddings, "latin")
@@ -75,8 +75,8 @@ def by_the_rule(turns, query, embeddings):
     for i in range(len(turns)):
         beside = [i - 1] * (i > 0 and not pauses[i - 1])
         beside += [i + 1] * (i + 1 < len(turns) and not pauses[i])
-        drawn = max((z[j] for j in beside), default=0.0) - math.sqrt(2 * math.log(len(turns)))
-        scores.append(z[i] + 5 * (w[i] + sum(w[j] for j in beside) / 2) + 1.5 * max(0.0, drawn))
+        excess = max((z[j] for j in beside), default=0.0) - math.sqrt(2 * math.log(len(turns)))
+        scores.append(z[i] + 5 * (w[i] + sum(w[j] for j in beside) / 2) + 1.5 * max(0.0, excess))
     return np.array(scores)
 
 
@@ -89,18 +89,23 @@ def by_the_rule(turns, query, embeddings):
     st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=3),
 )
 @settings(max_examples=60, deadline=None)
-def test_scores_are_those_of_the_rule_over_all_records(said, asked):
+def test_scores_are_those_of_the_rule_over_all_records(turn_words, question):
     turns, moment = [], BEGIN
-    for words, minutes in said:
+    for words, minutes in turn_words:
         moment += timedelta(minutes=minutes)
         turns.append((" ".join(words), moment))
-    embeddings, query = Drawn(), " ".join(asked)
+    embeddings, query = RandomEmbeddings(), " ".join(question)
     with MemoryBank(":memory:", embeddings, clock=lambda: moment) as bank:
         ids = [bank.add(text, observed=then, merge=False) for text, then in turns]
-        found = {hit.id: hit for hit in bank.search(query, k=50, explain=True)}
-    assert found.keys() == set(ids)
-    plain = [found[id].score - why(found[id]).recency - why(found[id]).importance for id in ids]
-    assert plain == pytest.approx(by_the_rule(turns, query, embeddings), abs=1e-4)
+        hit_of_id = {hit.id: hit for hit in bank.search(query, k=50, explain=True)}
+    assert hit_of_id.keys() == set(ids)
+    plain = [
+        hit_of_id[id].score
+        - get_explanation(hit_of_id[id]).recency
+        - get_explanation(hit_of_id[id]).importance
+        for id in ids
+    ]
+    assert plain == pytest.approx(score_by_definition(turns, query, embeddings), abs=1e-4)
 
 
 def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(letters, clock):
@@ -109,18 +114,18 @@ def test_words_and_embeddings_both_nominate_and_the_explanation_adds_up(letters,
             bank.add(text)
             clock.now += DAY
         hits = {hit.text: hit for hit in bank.search("ocelot dogs", explain=True)}
-        assert why(hits["a dog"]).keyword_rank is not None
-        assert why(hits["tool ecology"]).keyword_rank is None
-        assert why(hits["tool ecology"]).dense_rank is not None
+        assert get_explanation(hits["a dog"]).keyword_rank is not None
+        assert get_explanation(hits["tool ecology"]).keyword_rank is None
+        assert get_explanation(hits["tool ecology"]).dense_rank is not None
         for hit in hits.values():
-            found = why(hit)
-            total = found.from_words + found.from_embeddings + found.from_neighbours
-            assert hit.score == pytest.approx(total + found.recency + found.importance)
+            explanation = get_explanation(hit)
+            total = explanation.from_words + explanation.from_embeddings + explanation.from_neighbours
+            assert hit.score == pytest.approx(total + explanation.recency + explanation.importance)
         assert bank.search("ocelot")[0].explanation is None
 
 
 def test_by_meaning_is_the_exact_cosine_and_by_words_what_a_bank_without_embeddings_finds(clock):
-    embeddings, query = Drawn(0.5), "Where did the heron nest?"
+    embeddings, query = RandomEmbeddings(0.5), "Where did the heron nest?"
     with (
         MemoryBank(":memory:", embeddings, clock=clock) as bank,
         MemoryBank(":memory:", clock=clock) as words,
@@ -133,12 +138,12 @@ def test_by_meaning_is_the_exact_cosine_and_by_words_what_a_bank_without_embeddi
         )
         hits = bank.search(query, k=20, by="meaning", explain=True)
         assert [hit.score for hit in hits] == pytest.approx(np.sort(cosines)[::-1][:20], abs=1e-6)
-        assert [why(hit).dense_rank for hit in hits] == [*range(1, 21)]
-        assert all(why(hit).cosine == hit.score for hit in hits)
-        found = [
+        assert [get_explanation(hit).dense_rank for hit in hits] == [*range(1, 21)]
+        assert all(get_explanation(hit).cosine == hit.score for hit in hits)
+        results = [
             [(hit.text, hit.score) for hit in one.search(query, k=20, by="words")] for one in (bank, words)
         ]
-        assert found[0] == found[1] == [(hit.text, hit.score) for hit in words.search(query, k=20)]
+        assert results[0] == results[1] == [(hit.text, hit.score) for hit in words.search(query, k=20)]
         with pytest.raises(ValueError, match="by='meaning': the bank has no embeddings"):
             words.search(query, by="meaning")
         with pytest.raises(ValueError, match="by='feeling'; choose from meaning, words"):
@@ -148,7 +153,7 @@ def test_by_meaning_is_the_exact_cosine_and_by_words_what_a_bank_without_embeddi
 
 @pytest.mark.parametrize("by", ["meaning", "words", None])
 def test_what_holds_no_longer_hides_nothing_that_does(by, clock):
-    with MemoryBank(":memory:", Drawn(), clock=clock) as bank:
+    with MemoryBank(":memory:", RandomEmbeddings(), clock=clock) as bank:
         right = bank.add("Who feeds the heron? Vera.", merge=False)
         for n in range(700):
             old = bank.add(f"Who feeds the heron? {n}", valid_to=clock.now + DAY, merge=False)
@@ -175,19 +180,19 @@ def test_a_reply_is_found_by_its_question_in_the_same_segment_only(bank, clock):
     reply = bank.add("Gladly, on Sunday.")
     clock.now += DAY + timedelta(seconds=1)
     other = bank.add("Gladly, some time.")
-    found = [hit.id for hit in bank.search("fence")]
-    assert reply in found
-    assert other not in found
+    ids = [hit.id for hit in bank.search("fence")]
+    assert reply in ids
+    assert other not in ids
 
 
 def test_what_was_forgotten_leaves_no_trace_in_what_words_weigh(clock):
     banks = MemoryBank(":memory:", clock=clock), MemoryBank(":memory:", clock=clock)
     with banks[0], banks[1]:
-        gone = [banks[1].add(f"filler number {n}", kind="task") for n in range(40)]
+        filler_ids = [banks[1].add(f"filler number {n}", kind="task") for n in range(40)]
         for bank in banks:
             for text in ("the heron nests", "a boat", "a late boat", "an oar", "the mill"):
                 bank.add(text, merge=False)
-        for id in gone:
+        for id in filler_ids:
             banks[1].forget(id)
         never, after = ([(h.text, h.score) for h in bank.search("heron boat")] for bank in banks)
     assert never == after
@@ -203,12 +208,12 @@ def chat(bank):
     return bank
 
 
-@pytest.mark.parametrize("embeddings", [None, Drawn(), Drawn(0.8)])
+@pytest.mark.parametrize("embeddings", [None, RandomEmbeddings(), RandomEmbeddings(0.8)])
 def test_a_reply_is_found_by_what_it_replies_to(embeddings):
     with chat(MemoryBank(":memory:", embeddings)) as bank:
-        found = texts(bank.search("Where did the heron nest?", k=3))
-    assert found[0] == "Where did the heron nest!"
-    assert "Under the old mill" in found
+        results = texts(bank.search("Where did the heron nest?", k=3))
+    assert results[0] == "Where did the heron nest!"
+    assert "Under the old mill" in results
 
 
 def test_where_many_are_alike_none_draws_its_neighbours_along():
@@ -217,7 +222,7 @@ def test_where_many_are_alike_none_draws_its_neighbours_along():
 
 
 def test_words_that_all_records_say_leave_the_choice_to_meaning():
-    embeddings = Drawn()
+    embeddings = RandomEmbeddings()
     with MemoryBank(":memory:", embeddings) as bank:
         for n in range(40):
             bank.add(f"Vera {'and so ' * (n % 4)}{n}", namespace=(str(n),), merge=False)
@@ -226,30 +231,30 @@ def test_words_that_all_records_say_leave_the_choice_to_meaning():
 
 
 def test_a_model_whose_cosines_are_all_high_recalls_as_one_whose_are_not():
-    found = []
+    scores = []
     for lowest in (0.0, 0.8):
-        with chat(MemoryBank(":memory:", Drawn(lowest), clock=lambda: 20_000.0)) as bank:
-            found.append({hit.text: hit.score for hit in bank.search("Chatter of the heron?", k=30)})
-    # Where two scores all but agree, rounding may exchange them.
-    assert found[0] == pytest.approx(found[1], rel=1e-4)
+        with chat(MemoryBank(":memory:", RandomEmbeddings(lowest), clock=lambda: 20_000.0)) as bank:
+            scores.append({hit.text: hit.score for hit in bank.search("Chatter of the heron?", k=30)})
+    # Rounding may swap two nearly equal scores.
+    assert scores[0] == pytest.approx(scores[1], rel=1e-4)
 
 
 def test_the_order_of_the_first_is_the_same_however_many_are_asked_for():
-    with chat(MemoryBank(":memory:", Drawn())) as bank:
+    with chat(MemoryBank(":memory:", RandomEmbeddings())) as bank:
         many = [hit.id for hit in bank.search("Chatter of the heron?", k=60)]
         assert [hit.id for hit in bank.search("Chatter of the heron?", k=5)] == many[:5]
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "question",
     ["9 February 2024", "February 9, 2024", "2024-02-09", "on February 9th", "2024年2月9日", "二月？ 2月9日"],
 )
-def test_what_was_observed_on_a_day_is_recalled_by_it_though_it_does_not_name_it(asked):
+def test_what_was_observed_on_a_day_is_recalled_by_it_though_it_does_not_name_it(question):
     with MemoryBank(":memory:") as bank:
         for day in range(100):
-            text = "苍鹭吃了一条鱼" if "月" in asked else "the heron ate a fish"
+            text = "苍鹭吃了一条鱼" if "月" in question else "the heron ate a fish"
             bank.add(text, observed=BEGIN + day * DAY, merge=False)
-        (first, *_) = bank.search(f"{asked}?", k=1)
+        (first, *_) = bank.search(f"{question}?", k=1)
     assert (first.observed.month, first.observed.day) == (2, 9)
 
 
@@ -266,14 +271,14 @@ def test_days_begin_where_the_clock_is(tmp_path):
     midnight = datetime(2024, 3, 5, tzinfo=here)
     with (
         MemoryBank(":memory:", clock=lambda: midnight + 90 * DAY) as bank,
-        MemoryBank(":memory:", clock=lambda: midnight + 90 * DAY) as restored,
+        MemoryBank(":memory:", clock=lambda: midnight + 90 * DAY) as copy,
     ):
         for hour in (-1, 1, 23, 25):
             bank.add(
                 f"at {hour}", observed=midnight + timedelta(hours=hour), merge=False, namespace=(str(hour),)
             )
-        list(restored.restore(bank.export()))
-        for one in (bank, restored):
+        list(copy.restore(bank.export()))
+        for one in (bank, copy):
             assert set(texts(one.search("5 March", k=2))) == {"at 1", "at 23"}
 
 
@@ -289,7 +294,7 @@ def test_a_moment_that_no_calendar_has_is_refused_and_harms_no_search(tmp_path):
         with pytest.raises(ValueError, match=r"observed=.*milliseconds"):
             list(bank.restore([stamp | {"observed": 1.7e12}]))
         assert list(bank.restore([stamp])) == [True]
-    with contextlib.closing(sqlite3.connect(path)) as file, file:  # as files of before may have it
+    with contextlib.closing(sqlite3.connect(path)) as file, file:  # as files of older versions may have
         file.execute("UPDATE records SET observed = 1.7e12 WHERE id = 'stamp'")
     with MemoryBank(path) as bank:
         assert [hit.id for hit in bank.search("March 5", namespace=(), k=1)] == [right]

@@ -1,4 +1,4 @@
-"""A layer as transformers sees it: it counts tokens seen, kept or not, and asks its policy where it may."""
+"""Transformers cache layers: they count all tokens, and use the policy only for full attention."""
 
 import pytest
 import torch
@@ -21,23 +21,23 @@ def cache(request):
     return cache
 
 
-def test_tokens_seen_are_counted_and_no_more_are_held_than_may_be(cache):
+def test_all_tokens_are_counted_and_the_budget_holds(cache):
     assert cache.get_seq_length() == TOKENS
     assert cache.get_mask_sizes(5, 0) == (TOKENS + 5, 0)
     assert cache.get_max_length() == -1
-    for layer in cache.attending:
+    for layer in cache.attention_layers:
         assert layer.get_seq_length() == TOKENS
         most = 8 if layer.sees_everything else layer.policy.window
         assert layer.memory.state["keys"].shape[2] == most
 
 
-def test_the_policy_has_a_say_in_layers_that_see_everything_alone(cache):
-    for layer in cache.attending:
+def test_the_policy_only_applies_to_full_attention_layers(cache):
+    for layer in cache.attention_layers:
         assert (layer.policy == cache.policy) == layer.sees_everything
     shape = cache.shape()
-    under = [layer for layer in cache.attending if layer.sees_everything]
-    assert (shape.layers, shape.batch) == (len(under), 3)
-    assert sum(layer.memory.nbytes() for layer in under) == cache.policy.nbytes(TOKENS, shape)
+    policy_layers = [layer for layer in cache.attention_layers if layer.sees_everything]
+    assert (shape.layers, shape.batch) == (len(policy_layers), 3)
+    assert sum(layer.memory.nbytes() for layer in policy_layers) == cache.policy.nbytes(TOKENS, shape)
 
 
 def test_rows_are_kept_in_every_layer(cache):
@@ -46,7 +46,7 @@ def test_rows_are_kept_in_every_layer(cache):
     cache.batch_repeat_interleave(2)
     assert cache.batch_size == 4
     for layer in cache.layers:
-        assert all(len(tensor) == 4 for tensor in layer.saved().values())
+        assert all(len(tensor) == 4 for tensor in layer.state_dict().values())
         if isinstance(layer, PolicyLayer) and layer.sees_everything:
             assert layer.shape is not None
             assert layer.shape.batch == 4

@@ -1,27 +1,27 @@
-"""Shares of a total: all of it, in proportion, and only falling when layers join one after the other."""
+"""Budget split: it uses the whole total in proportion, and budgets only fall when layers are added."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.context.parts.budgets import share
+from scrubjay.memory.context.parts.budgets import split_budget
 
 
 @st.composite
 def layers(draw):
-    """Draw a total, preferences, columns and the least that a layer keeps."""
+    """Draw a total, preferences, columns and the least budget."""
     count, least = draw(st.integers(1, 8)), draw(st.integers(0, 6))
-    wanted = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e6), st.floats(0, 1e-3))
-    preferences = draw(st.lists(wanted, min_size=count, max_size=count))
+    preference = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.floats(0, 1e6), st.floats(0, 1e-3))
+    preferences = draw(st.lists(preference, min_size=count, max_size=count))
     columns = draw(st.lists(st.integers(1, 60), min_size=count, max_size=count))
     total = least * count + draw(st.integers(0, 40 * count))
     return total, preferences, columns, least
 
 
 @given(layers())
-def test_all_is_shared_out_within_bounds(drawn):
-    total, _, columns, least = drawn
-    shares = share(*drawn)
+def test_the_total_is_split_within_bounds(case):
+    total, _, columns, least = case
+    shares = split_budget(*case)
     assert sum(shares) == total
     most = [max(count, least) for count in columns]
     assert all(least <= each for each in shares)
@@ -33,15 +33,15 @@ def test_all_is_shared_out_within_bounds(drawn):
 
 
 @given(layers())
-def test_no_layer_keeps_more_when_another_joins_in(drawn):
-    total, preferences, columns, least = drawn
+def test_no_layer_keeps_more_when_another_joins_in(case):
+    total, preferences, columns, least = case
     before = columns
-    for seen in range(1, len(columns) + 1):
-        shares = share(total, preferences[:seen], columns[:seen], least)
-        assert all(now <= max(then, least) for now, then in zip(shares, before[:seen], strict=True)) or (
-            total > sum(max(count, least) for count in columns[:seen])
+    for prefix in range(1, len(columns) + 1):
+        shares = split_budget(total, preferences[:prefix], columns[:prefix], least)
+        assert all(new <= max(old, least) for new, old in zip(shares, before[:prefix], strict=True)) or (
+            total > sum(max(count, least) for count in columns[:prefix])
         )
-        before = [min(pair) for pair in zip(shares, columns, strict=False)] + columns[seen:]
+        before = [min(pair) for pair in zip(shares, columns, strict=False)] + columns[prefix:]
 
 
 @given(
@@ -52,27 +52,27 @@ def test_no_layer_keeps_more_when_another_joins_in(drawn):
 def test_no_token_would_be_better_kept_by_another_layer(preferences, least, more):
     columns = [60 - 7 * index for index in range(len(preferences))]
     total = min(least * len(preferences) + more, sum(columns))
-    shares = share(total, preferences, columns, least)
-    # Webster's: a layer's next token is worth its preference by what it has, and a half.
-    owed = [
+    shares = split_budget(total, preferences, columns, least)
+    # Webster's method: the next token of a layer gains its preference divided by its tokens plus a half.
+    next_gains = [
         want / (has + 0.5)
         for want, has, bound in zip(preferences, shares, columns, strict=True)
         if has < bound
     ]
-    got = [want / (has - 0.5) for want, has in zip(preferences, shares, strict=True) if has > least]
-    assert max(owed, default=0) <= min(got, default=float("inf")) * (1 + 1e-9)
+    last_gains = [want / (has - 0.5) for want, has in zip(preferences, shares, strict=True) if has > least]
+    assert max(next_gains, default=0) <= min(last_gains, default=float("inf")) * (1 + 1e-9)
 
 
-def test_equal_preferences_share_evenly_and_nothing_is_shared_like_something():
-    for wanted in (0.0, 0.3, 1e-320, 1e300):
-        assert share(4 * 13, [wanted] * 4, [50] * 4, 3) == [13] * 4
-    assert share(40, [0.0, 1.0, 0.0], [30, 20, 30], 2) == [10, 20, 10]
-    assert share(100, [1.0, 3.0], [200, 200], 4) == [25, 75]
+def test_equal_and_zero_preferences():
+    for preference in (0.0, 0.3, 1e-320, 1e300):
+        assert split_budget(4 * 13, [preference] * 4, [50] * 4, 3) == [13] * 4
+    assert split_budget(40, [0.0, 1.0, 0.0], [30, 20, 30], 2) == [10, 20, 10]
+    assert split_budget(100, [1.0, 3.0], [200, 200], 4) == [25, 75]
 
 
-def test_what_cannot_be_shared_is_told():
+def test_invalid_totals_and_preferences_are_reported():
     with pytest.raises(ValueError, match="total=11: 3 layers need at least 4"):
-        share(11, [1.0] * 3, [50] * 3, 4)
+        split_budget(11, [1.0] * 3, [50] * 3, 4)
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite"):
-            share(40, [1.0, wrong], [50, 50], 4)
+            split_budget(40, [1.0, wrong], [50, 50], 4)

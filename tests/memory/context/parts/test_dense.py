@@ -1,4 +1,4 @@
-"""Attention under a mask: torch's fused kernels and the scores that they do not know say the same."""
+"""Masked attention: torch's fused kernels and explicit scores give equal results."""
 
 import pytest
 import torch
@@ -7,23 +7,23 @@ from scrubjay.memory.context.parts.dense import causal_attention, masked_attenti
 from scrubjay.memory.context.parts.scoring import Scoring
 
 
-def tensors(length, held, heads=4, groups=2):
+def tensors(length, columns, heads=4, groups=2):
     generator = torch.Generator().manual_seed(0)
-    shapes = ((heads, length), (groups, held), (groups, held))
+    shapes = ((heads, length), (groups, columns), (groups, columns))
     return [torch.randn(2, h, n, 8, generator=generator, dtype=torch.float64) for h, n in shapes]
 
 
-@pytest.mark.parametrize(("length", "held"), [(1, 9), (5, 5), (5, 9), (300, 310)])
+@pytest.mark.parametrize(("length", "columns"), [(1, 9), (5, 5), (5, 9), (300, 310)])
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_cap_and_sinks_that_do_nothing_change_nothing(length, held, padded):
-    query, keys, values = tensors(length, held)
-    valid = torch.arange(held) >= torch.tensor([[3], [0]]) if padded else None
+def test_a_cap_and_sinks_that_do_nothing_change_nothing(length, columns, padded):
+    query, keys, values = tensors(length, columns)
+    valid = torch.arange(columns) >= torch.tensor([[3], [0]]) if padded else None
     plain = causal_attention(query, keys, values, valid, Scoring(0.4))
     nothing = Scoring(0.4, 1e9, torch.full((4,), -1e9, dtype=torch.float64))
     assert not nothing.is_plain
     special = causal_attention(query, keys, values, valid, nothing)
-    seen = slice(None) if valid is None else valid[:, held - length :]
-    torch.testing.assert_close(special.transpose(1, 2)[seen], plain.transpose(1, 2)[seen])
+    visible = slice(None) if valid is None else valid[:, columns - length :]
+    torch.testing.assert_close(special.transpose(1, 2)[visible], plain.transpose(1, 2)[visible])
 
 
 def test_a_sink_takes_its_share_and_a_cap_bounds_the_rest():

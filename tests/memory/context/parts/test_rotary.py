@@ -1,12 +1,12 @@
-"""Turning by positions: what complex numbers say, for every layout, of one token as of many."""
+"""Rotations against complex multiplication, for every layout, for one token and for many."""
 
 import pytest
 import torch
 
-from scrubjay.memory.context.parts.rotary import Layout, Rotary
+from scrubjay.memory.context.parts.rotary import PairLayout, Rotary
 
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
-LAYOUTS = [Layout(3), Layout(3, neighbours=True)]
+LAYOUTS = [PairLayout(3), PairLayout(3, is_interleaved=True)]
 
 
 def make(layout, dtype=torch.float64):
@@ -14,80 +14,82 @@ def make(layout, dtype=torch.float64):
 
 
 def by_complex_numbers(x, positions, layout):
-    """Return `x`, "batch heads length width", turned by positions, "batch length"."""
-    moved, still = x[..., :6], x[..., 6:]
-    pairs = moved.unflatten(-1, (3, 2)) if layout.neighbours else moved.unflatten(-1, (2, 3)).mT
+    """Rotate `x`, "batch heads length width", by positions, "batch length"."""
+    paired_x, rest = x[..., :6], x[..., 6:]
+    pairs = paired_x.unflatten(-1, (3, 2)) if layout.is_interleaved else paired_x.unflatten(-1, (2, 3)).mT
     angle = positions[:, None, :, None].double() * FREQUENCIES.double()
-    turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.exp(1j * angle))
-    turned = turned.flatten(-2) if layout.neighbours else turned.mT.flatten(-2)
-    return torch.cat([turned, still], dim=-1)
+    out = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * torch.exp(1j * angle))
+    out = out.flatten(-2) if layout.is_interleaved else out.mT.flatten(-2)
+    return torch.cat([out, rest], dim=-1)
 
 
 @pytest.mark.parametrize("width", [6, 8])
 @pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "neighbours"])
-def test_tokens_are_turned_as_complex_numbers(layout, length, width):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
+def test_rotation_equals_complex_multiplication(layout, length, width):
     x = torch.randn(2, 3, length, width, dtype=torch.float64, requires_grad=True)
     positions = torch.randint(-50, 50, (2, length))
-    turned = make(layout).move(positions)(x)
+    out = make(layout).make_shift(positions)(x)
     expected = by_complex_numbers(x, positions, layout)
-    torch.testing.assert_close(turned, expected, atol=1e-12, rtol=1e-12)
-    weights = torch.randn_like(turned)
-    ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (turned, expected))
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
+    weights = torch.randn_like(out)
+    ours, theirs = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (out, expected))
     torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "neighbours"])
-def test_what_the_model_turned_is_turned_on_to_where_it_is_wanted(layout):
-    given, wanted = torch.tensor([[7, 2000, 1_000_000]]), torch.tensor([[0, 3, 999]])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
+def test_keys_move_from_the_models_positions_to_targets(layout):
+    position_ids, targets = torch.tensor([[7, 2000, 1_000_000]]), torch.tensor([[0, 3, 999]])
     x = torch.randn(1, 2, 3, 8, dtype=torch.float64)
-    # As models do it, in float32.
-    angle = (given[..., None].float() * FREQUENCIES).double()[:, None]
-    as_taken = Rotary(layout, lambda: torch.ones(3), torch.float64)._turn(angle[:, 0])(x)
-    moved = make(layout).turn(given, wanted)(as_taken)
-    torch.testing.assert_close(moved, by_complex_numbers(x, wanted, layout), atol=1e-9, rtol=1e-9)
+    # Models compute angles in float32.
+    angle = (position_ids[..., None].float() * FREQUENCIES).double()[:, None]
+    as_taken = Rotary(layout, lambda: torch.ones(3), torch.float64)._build_rotation(angle[:, 0])(x)
+    out = make(layout).make_rotation(position_ids, targets)(as_taken)
+    torch.testing.assert_close(out, by_complex_numbers(x, targets, layout), atol=1e-9, rtol=1e-9)
 
 
 def side_by_side(x, layout):
-    """Return `x` with pairs of coordinates brought together, as the definition of a layout has them."""
-    if layout.neighbours:
+    """Interleave the pairs of `x` by the definition of the layout."""
+    if layout.is_interleaved:
         return x
     return torch.cat([torch.stack([x[..., :3], x[..., 3:6]], dim=-1).flatten(-2), x[..., 6:]], dim=-1)
 
 
 @pytest.mark.parametrize("width", [6, 7, 8])
 @pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "neighbours"])
-def test_pairs_that_lie_together_are_turned_alike(layout, length, width):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
+def test_interleaved_pairs_are_rotated_alike(layout, length, width):
     rotary = make(layout)
     x = torch.randn(2, 3, length, width, dtype=torch.float64, requires_grad=True)
-    given, wanted = torch.randint(0, 50, (2, 2, length)).unbind()
-    expected = side_by_side(by_complex_numbers(x, wanted, layout), layout)
-    assert torch.equal(layout.together(x), side_by_side(x, layout))
-    assert torch.equal(layout.apart(layout.together(x)), x)
-    together = rotary.spin(torch.zeros_like(wanted), wanted).together(x)
-    torch.testing.assert_close(together, expected, atol=1e-12, rtol=1e-12)
-    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (together, expected)]
+    position_ids, targets = torch.randint(0, 50, (2, 2, length)).unbind()
+    expected = side_by_side(by_complex_numbers(x, targets, layout), layout)
+    assert torch.equal(layout.interleave(x), side_by_side(x, layout))
+    assert torch.equal(layout.deinterleave(layout.interleave(x)), x)
+    out = rotary.make_paired_rotation(torch.zeros_like(targets), targets).interleave_and_rotate(x)
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
+    gradients = [torch.autograd.grad(y.square().sum(), x)[0] for y in (out, expected)]
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-12)
-    # What the model has turned, in float32, and what lies together already, turned on.
-    angle = (given[..., None].float() * FREQUENCIES).double()
-    as_taken = Rotary(layout, lambda: torch.ones(3), torch.float64)._turn(angle)(x)
-    torch.testing.assert_close(rotary.spin(given, wanted).together(as_taken), expected)
-    torch.testing.assert_close(rotary.spin_by(wanted)(side_by_side(x, layout)), expected)
+    # Vectors at the model's float32 positions, and interleaved vectors.
+    angle = (position_ids[..., None].float() * FREQUENCIES).double()
+    model_x = Rotary(layout, lambda: torch.ones(3), torch.float64)._build_rotation(angle)(x)
+    torch.testing.assert_close(
+        rotary.make_paired_rotation(position_ids, targets).interleave_and_rotate(model_x), expected
+    )
+    torch.testing.assert_close(rotary.make_paired_shift(targets)(side_by_side(x, layout)), expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "neighbours"])
-def test_slots_in_order_and_heads_of_several_kinds_are_the_same_turns(layout):
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
+def test_slot_rotations_and_rotations_per_head_equal_single_rotations(layout):
     rotary, x = make(layout), torch.randn(1, 5, 300, 8, dtype=torch.float64)
     for columns in (3, 300, 7):
-        moved = rotary.in_order(columns, x.device)(x[:, :, :columns])
-        expected = rotary.spin_by(torch.arange(columns)[None])(x[:, :, :columns])
-        torch.testing.assert_close(moved, expected, atol=0, rtol=0)
-        part = rotary.in_order(columns, x.device).part(1, columns)(x[:, :, 1:columns])
+        out = rotary.make_slot_rotation(columns, x.device)(x[:, :, :columns])
+        expected = rotary.make_paired_shift(torch.arange(columns)[None])(x[:, :, :columns])
+        torch.testing.assert_close(out, expected, atol=0, rtol=0)
+        part = rotary.make_slot_rotation(columns, x.device).slice_tokens(1, columns)(x[:, :, 1:columns])
         torch.testing.assert_close(part, expected[:, :, 1:], atol=0, rtol=0)
     places, token = torch.tensor([[4, 9]]), x[:, :, :1]
-    both = rotary.move(places).by_heads([3, 2])(token)
-    together = rotary.spin_by(places).by_heads([3, 2]).together(token)
+    both = rotary.make_shift(places).expand_to_heads([3, 2])(token)
+    together = rotary.make_paired_shift(places).expand_to_heads([3, 2]).interleave_and_rotate(token)
     for heads, place in ((slice(0, 3), 4), (slice(3, 5), 9)):
         expected = by_complex_numbers(token[:, heads], torch.tensor([[place]]), layout)
         torch.testing.assert_close(both[:, heads], expected, atol=1e-12, rtol=1e-12)
@@ -96,37 +98,37 @@ def test_slots_in_order_and_heads_of_several_kinds_are_the_same_turns(layout):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "neighbours"])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
 def test_half_precision_is_rounded_once(layout, dtype):
     x, positions = torch.randn(1, 2, 4, 8).to(dtype), torch.tensor([[0, 3, 500, 7]])
-    turned = make(layout, torch.float32).spin_by(positions).together(x)
+    out = make(layout, torch.float32).make_paired_shift(positions).interleave_and_rotate(x)
     exact = side_by_side(by_complex_numbers(x.double(), positions, layout), layout)
-    assert turned.dtype == dtype
-    torch.testing.assert_close(turned, exact.float().to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out, exact.float().to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
 
 
-def test_what_was_made_in_inference_mode_serves_gradients():
-    rotary, x = make(Layout(3)), torch.randn(1, 1, 4, 6, dtype=torch.float64, requires_grad=True)
+def test_rotations_created_in_inference_mode_work_with_gradients():
+    rotary, x = make(PairLayout(3)), torch.randn(1, 1, 4, 6, dtype=torch.float64, requires_grad=True)
     with torch.inference_mode():
-        rotary.in_order(4, x.device)
-    rotary.in_order(4, x.device).together(x).sum().backward()
+        rotary.make_slot_rotation(4, x.device)
+    rotary.make_slot_rotation(4, x.device).interleave_and_rotate(x).sum().backward()
     assert x.grad is not None
     assert x.grad.any()
 
 
-def test_frequencies_that_change_are_heeded():
+def test_changed_frequencies_take_effect():
     now = [torch.tensor([1.0, 0.5])]
-    rotary = Rotary(Layout(2), lambda: now[0], torch.float64)
+    rotary = Rotary(PairLayout(2), lambda: now[0], torch.float64)
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
-    before = rotary.in_order(4, x.device)(x)
+    before = rotary.make_slot_rotation(4, x.device)(x)
     now[0] = torch.tensor([0.2, 0.1])
-    after = rotary.in_order(4, x.device)(x)
+    after = rotary.make_slot_rotation(4, x.device)(x)
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, rotary.spin_by(torch.arange(4)[None])(x))
+    torch.testing.assert_close(after, rotary.make_paired_shift(torch.arange(4)[None])(x))
 
 
-def test_nothing_is_turned_without_pairs():
-    x, rotary = torch.randn(1, 2, 3, 4), Rotary(Layout(0), lambda: torch.zeros(0), torch.float32)
-    assert rotary.move(torch.arange(3)[None])(x) is x
-    spin = rotary.spin_by(torch.arange(3)[None])
-    assert spin(x) is spin.together(x) is x
+def test_without_pairs_nothing_is_rotated():
+    x, rotary = torch.randn(1, 2, 3, 4), Rotary(PairLayout(0), lambda: torch.zeros(0), torch.float32)
+    assert rotary.make_shift(torch.arange(3)[None])(x) is x
+    rotation = rotary.make_paired_shift(torch.arange(3)[None])
+    assert rotation(x) is rotation.interleave_and_rotate(x) is x

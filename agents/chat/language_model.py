@@ -1,0 +1,130 @@
+"""Language model in memory, with the tokenizer, vocabulary and lock shared by all its users."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from scrubjay.agents.chat.constraint import CALL_BEGIN
+from scrubjay.memory.context.quotes import ControlTokens
+
+_FEED_BLOCK = 512
+_ANSWER = "said"
+
+
+class LoadedModel:
+    """Causal LM of transformers with its tokenizer.
+
+    It is thread-safe: a lock allows one block of tokens at a time, so concurrent conversations alternate.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        self._lock = threading.Lock()
+
+    @property
+    def trained_length(self) -> int | None:
+        """Maximum sequence length of training in tokens; None if the model's config does not say."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
+    @cached_property
+    def end_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: end of turn, and all other special tokens.
+
+        They come from the model's generation config, from the tokenizer, and from the chat template, which
+        may end an answer with a token that the tokenizer does not list as special.
+        """
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        ends = ends if isinstance(ends, list) else [ends]
+        marks = [self.tokenizer.eos_token_id, *self.tokenizer.all_special_ids, *self._behind_answers()]
+        return frozenset(end for end in [*ends, *marks] if end is not None)
+
+    @cached_property
+    def vocabulary(self) -> Any:
+        """Vocabulary for constrained decoding; built on first use, which takes about a second."""
+        try:
+            from llguidance.hf import from_tokenizer
+        except ImportError as error:
+            raise ImportError(
+                "tools and structured output need llguidance; install it with: pip install 'scrubjay[lm]'"
+            ) from error
+        return from_tokenizer(self.tokenizer, eos_token=sorted(self.end_tokens))
+
+    @cached_property
+    def call_begin_is_token(self) -> bool:
+        """True if `<tool_call>` is a special token of this vocabulary."""
+        token = self.tokenizer.get_vocab().get(CALL_BEGIN)
+        return token is not None and self.vocabulary.is_special_token(token)
+
+    @cached_property
+    def control_tokens(self) -> ControlTokens:
+        """Control tokens, which only the chat template may produce."""
+        return ControlTokens(self.tokenizer)
+
+    def _behind_answers(self) -> list[int]:
+        """Return the first control token that the template writes after an answer, in a list; [] if none."""
+        if not self.tokenizer.chat_template:
+            return []
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            prompt = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception:  # noqa: BLE001  a template may fail in any way
+            return []
+        tokens = self.tokenizer(prompt.rpartition(_ANSWER)[2], add_special_tokens=False).input_ids
+        return [token for token in tokens if self.control_tokens.count([token])][:1]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the tokens of a prompt, whose text already contains the special tokens."""
+        return self.tokenizer(text, add_special_tokens=False).input_ids
+
+    def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
+        """Run the model on tokens in blocks, with the cache; return the logits of the next token."""
+        logits = None
+        size = cache.call_length(len(tokens), _FEED_BLOCK)
+        for begin in range(0, len(tokens), size):
+            block = torch.tensor([list(tokens[begin : begin + size])], device=self.model.device)
+            with self._lock, torch.no_grad():
+                logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
+        if logits is None:
+            raise ValueError("the prompt has no new tokens; pass at least one")
+        return logits[0, -1].float()
+
+
+_loaded_models: weakref.WeakValueDictionary[Any, LoadedModel] = weakref.WeakValueDictionary()
+_loading = threading.Lock()
+
+
+def load(source: Any, dtype: torch.dtype, device: str, trust: bool = False) -> LoadedModel:
+    """Load a model by name, folder, GGUF file or `(model, tokenizer)` pair; each is loaded once per process.
+
+    The model stays in memory while it is referenced. `trust` allows pickled weights.
+    """
+    from scrubjay.memory import context
+
+    with _loading:
+        if isinstance(source, tuple):
+            model, tokenizer = source
+            key: Any = (id(model), id(tokenizer))
+            if key not in _loaded_models:
+                name = getattr(model, "name_or_path", "") or type(model).__name__
+                loaded_model = LoadedModel(model, tokenizer, Path(name).name)
+                _loaded_models[key] = loaded_model
+                return loaded_model
+        else:
+            key = (str(source), dtype, device, trust)
+            if key not in _loaded_models:
+                model_and_tokenizer = context.load_model(
+                    source, dtype, device, under_policy=True, trust=trust
+                )
+                loaded_model = LoadedModel(*model_and_tokenizer, name=str(source))
+                _loaded_models[key] = loaded_model
+                return loaded_model
+        return _loaded_models[key]

@@ -1,0 +1,288 @@
+"""Base class of scrubjay's vector environments: all sub-environments are stepped together in numpy arrays."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium import Space
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from jaxtyping import Bool, Float, Int64
+
+from scrubjay.envs.random_streams import RowStreams
+
+Rows = Int64[np.ndarray, " some"]
+Observations = np.ndarray | dict[str, np.ndarray]
+
+
+class BatchedEnv(VectorEnv, ABC):
+    """Vector environment with all sub-environments in arrays; handles seeding, autoreset, infos and state.
+
+    A subclass implements `_reset_rows`, `_step_rows`, `_observe`, `_final_info`, `_render_frame` and
+    `_render_text`. A row is the index of a sub-environment. `row_arrays` names the attributes, arrays
+    `[num_envs, ...]`, that hold the state of the sub-environments; no other attribute may change between
+    steps. Observations are an array, or a dict of arrays for a Dict space. Random numbers come from
+    `self.streams` and are drawn in `_reset_rows` or `_step_rows`; a subclass with another generator overrides
+    `seed_row`, `get_state`, `check_state` and `set_state`.
+
+    For equal seeds and actions, results and infos equal those of `SyncVectorEnv` over the single environments
+    bit for bit. Seed s gives sub-environment i the seed s + i. A list gives one seed per sub-environment;
+    None continues its random stream. `reset(options={"reset_mask": mask})` resets only the sub-environments
+    in the mask.
+    """
+
+    row_arrays: tuple[str, ...]
+    success_without_memory: float | None = None
+    """Best mean `info["success"]` of a policy that acts on the current observation only; None if unknown."""
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_envs: int,
+        observation_space: Space,
+        action_space: Space,
+        settings: Mapping[str, Any],
+        render_mode: str | None = None,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        """Check the arguments that all environments share and build the batched spaces.
+
+        Args:
+            num_envs: Number of sub-environments.
+            observation_space: Space of one sub-environment.
+            action_space: Space of one sub-environment.
+            settings: Options of the environment; `set_state` accepts only states with equal settings.
+            render_mode: One of `metadata["render_modes"]`, or None.
+            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
+                gymnasium, is the next step.
+        """
+        if not is_integer(num_envs) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            choices = ", ".join(self.metadata["render_modes"])
+            raise ValueError(f"render_mode={render_mode!r}: choose from {choices}, or None")
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            choices = ", ".join(mode.value for mode in AutoresetMode)
+            raise ValueError(f"autoreset_mode={autoreset_mode!r}: choose from {choices}") from None
+        self.num_envs = int(num_envs)
+        self.single_observation_space = observation_space
+        self.single_action_space = action_space
+        self.observation_space = batch_space(observation_space, self.num_envs)
+        self.action_space = batch_space(action_space, self.num_envs)
+        self.settings = dict(settings)
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.streams = RowStreams(self.num_envs, np.random.default_rng())
+        self._row = np.arange(self.num_envs)
+        self._dones: Bool[np.ndarray, " rows"] | None = None
+
+    @abstractmethod
+    def _reset_rows(self, rows: Rows) -> None:
+        """Reset the sub-environments `rows`."""
+
+    @abstractmethod
+    def _step_rows(
+        self, actions: np.ndarray
+    ) -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """Step every sub-environment; return rewards (float64), terminated, truncated.
+
+        Sub-environments whose episode has ended are stepped too under next-step autoreset. Their results are
+        discarded, but the step must not fail or change other sub-environments.
+        """
+
+    @abstractmethod
+    def _observe(self, rows: Rows | slice) -> Observations:
+        """Return the current observations of `rows` in new arrays; must not change any state."""
+
+    @abstractmethod
+    def _final_info(self) -> dict[str, np.ndarray]:
+        """Return the info of an episode's last step for all rows; read only where an episode has ended."""
+
+    def _info(self) -> dict[str, np.ndarray]:
+        """Return the info of every step, including resets, for all rows."""
+        return {}
+
+    @abstractmethod
+    def _render_frame(self, row: int) -> np.ndarray:
+        """Render one sub-environment as an image, uint8 `[height, width, 3]`."""
+
+    @abstractmethod
+    def _render_text(self, row: int) -> str:
+        """Render one sub-environment as a few lines of text."""
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all sub-environments, or those in `options["reset_mask"]`; return observations and infos.
+
+        Raises ValueError if the number of seeds or the mask's shape is not num_envs.
+        """
+        mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
+        if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
+            raise ValueError(f"reset_mask is {mask.dtype}{mask.shape}; expected bool({self.num_envs},)")
+        if self._dones is None and not mask.all():
+            raise ResetNeeded(
+                "the first reset must cover all environments; call reset() without reset_mask first"
+            )
+        rows = np.flatnonzero(mask)
+        for row, row_seed in zip(rows, self._row_seeds(seed)[rows], strict=True):
+            if row_seed is not None:
+                self.seed_row(int(row), seeding.np_random(row_seed)[0])
+        self._reset_rows(rows)
+        self._dones = np.zeros(self.num_envs, dtype=np.bool_) if self._dones is None else self._dones & ~mask
+        return self._observe(slice(None)), _mask_infos(self._info(), mask)
+
+    def seed_row(self, row: int, generator: np.random.Generator) -> None:
+        """Seed the random stream of one sub-environment from `generator`."""
+        self.streams.seed(np.array([row]), generator)
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Step all sub-environments; return observations, rewards, terminated, truncated, infos.
+
+        Raises ValueError on actions outside the action space. Raises ResetNeeded if a sub-environment must be
+        reset first.
+        """
+        actions = np.asarray(actions)
+        if not self.action_space.contains(actions):
+            raise ValueError(f"actions={actions!r}: expected an element of {self.action_space}")
+        previous_dones = self._dones
+        if previous_dones is None:
+            raise ResetNeeded("step() was called before reset()")
+        restart = previous_dones.any()
+        if restart and self.autoreset_mode is AutoresetMode.DISABLED:
+            indices = np.flatnonzero(previous_dones).tolist()
+            raise ResetNeeded(f"episodes of environments {indices} have ended; reset these before step()")
+        rewards, terminated, truncated = self._step_rows(actions)
+        if restart:
+            rewards[previous_dones] = 0.0
+            terminated[previous_dones] = truncated[previous_dones] = False
+            self._reset_rows(np.flatnonzero(previous_dones))
+        dones = terminated | truncated
+        self._dones = dones
+        observations, infos = self._observe(slice(None)), self._info()
+        if not dones.any():
+            return observations, rewards, terminated, truncated, _mask_infos(infos, np.ones_like(dones))
+        summary = _mask_infos(self._final_info(), dones)
+        if self.autoreset_mode is not AutoresetMode.SAME_STEP:
+            infos = _mask_infos(infos, np.ones_like(dones)) | summary
+            return observations, rewards, terminated, truncated, infos
+        rows = np.flatnonzero(dones)
+        final_obs = np.full(self.num_envs, None, dtype=object)
+        for row in rows:
+            final_obs[row] = select_row(observations, int(row))
+        final_info = _mask_infos(infos, dones) | summary
+        self._reset_rows(rows)
+        self._dones = np.zeros(self.num_envs, dtype=np.bool_)
+        fresh = self._observe(rows)
+        if isinstance(observations, dict):
+            for name, values in observations.items():
+                values[rows] = fresh[name]
+        else:
+            observations[rows] = fresh
+        infos = {
+            "final_obs": final_obs,
+            "_final_obs": dones.copy(),
+            "final_info": final_info,
+            "_final_info": dones.copy(),
+            **_mask_infos(self._info(), np.ones_like(dones)),
+        }
+        return observations, rewards, terminated, truncated, infos
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Return one image or text per sub-environment, by `render_mode`; None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._dones is None:
+            raise ResetNeeded("render() was called before reset()")
+        draw = self._render_frame if self.render_mode == "rgb_array" else self._render_text
+        return tuple(draw(row) for row in range(self.num_envs))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return copies of the full state, including random streams, as numpy arrays."""
+        if self._dones is None:
+            raise ResetNeeded("get_state() was called before reset()")
+        return {
+            "settings": dict(self.settings),
+            "streams": self.streams.position.copy(),
+            "ended": self._dones.copy(),
+            **{name: getattr(self, name).copy() for name in self.row_arrays},
+        }
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` has a different environment, settings or num_envs."""
+        if state.get("settings") != self.settings:
+            raise ValueError(
+                f"state has settings {state.get('settings')}; this environment has {self.settings}"
+            )
+        own = {name: getattr(self, name) for name in self.row_arrays}
+        own |= {"streams": self.streams.position, "ended": np.zeros(self.num_envs, dtype=np.bool_)}
+        for name, values in own.items():
+            if name not in state:
+                raise ValueError(
+                    f"state lacks {name!r}; pass what get_state() of {type(self).__name__} returned"
+                )
+            array = np.asarray(state[name])
+            if (array.dtype, array.shape) != (values.dtype, values.shape):
+                raise ValueError(
+                    f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
+                )
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `get_state` exactly.
+
+        Raises ValueError, and changes nothing, if `check_state` rejects the state.
+        """
+        self.check_state(state)
+        self.streams.position = np.array(state["streams"])
+        self._dones = np.array(state["ended"])
+        for name in self.row_arrays:
+            setattr(self, name, np.array(state[name]))
+
+    def _row_seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
+        if seed is None or isinstance(seed, (int, np.integer)):
+            super().reset(seed=None if seed is None else int(seed))
+            seeds = [None if seed is None else int(seed) + row for row in range(self.num_envs)]
+        else:
+            seeds = list(seed)
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"seed has {len(seeds)} entries; expected one per environment, {self.num_envs}")
+        array = np.empty(self.num_envs, dtype=object)
+        array[:] = seeds
+        return array
+
+
+def select_row(observations: Observations, row: int) -> Any:
+    """Return the observation of one sub-environment as a single environment returns it."""
+    if isinstance(observations, dict):
+        return {name: values[row].copy() for name, values in observations.items()}
+    return observations[row].copy()
+
+
+def _mask_infos(infos: dict[str, np.ndarray], mask: Bool[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
+    """Return infos in gymnasium's vector format: zeros or None outside the mask, and a mask per key."""
+    result = {}
+    for name, values in infos.items():
+        result[name] = np.full(len(mask), None) if values.dtype == object else np.zeros_like(values)
+        result[name][mask] = values[mask]
+        result[f"_{name}"] = mask.copy()
+    return result
+
+
+def is_bool(value: Any) -> bool:
+    """Return True if `value` is a Python or numpy boolean."""
+    return isinstance(value, (bool, np.bool_))
+
+
+def is_integer(value: Any) -> bool:
+    """Return True if `value` is a Python or numpy integer; booleans are not integers."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

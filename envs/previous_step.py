@@ -1,0 +1,155 @@
+"""Wrappers that add the previous action and reward to each observation.
+
+Recurrent policies receive these inputs since RL² (Duan et al. 2016, arXiv 1611.02779). A memory then need not
+infer its own actions and their rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import gymnasium
+import numpy as np
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+
+Input = Literal["observation", "action", "reward"]
+
+
+class PreviousStep(gymnasium.Wrapper, RecordConstructorArgs):
+    """Wrapper with Dict observations of `inputs`: "observation", previous "action" and previous "reward".
+
+    After a reset the reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete
+    space, zeros of a Box or MultiBinary space. Raises ValueError on unknown inputs and TypeError on another
+    type of action space.
+    """
+
+    stateless = True
+    """The wrapper has no state of its own; restoring the wrapped environment is enough."""
+
+    def __init__(
+        self, env: gymnasium.Env, inputs: Sequence[Input] = ("observation", "action", "reward")
+    ) -> None:
+        RecordConstructorArgs.__init__(self, inputs=tuple(inputs))
+        super().__init__(env)
+        self._builder = _ObservationBuilder(env.observation_space, env.action_space, inputs)
+        self.observation_space = self._builder.space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Reset the environment; the previous action is "no action" and the previous reward 0."""
+        observation, info = super().reset(seed=seed, options=options)
+        return self._builder.build(observation, self._builder.no_action, np.zeros(1, dtype=np.float32)), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
+        """Step the environment; add the action and its reward to the observation."""
+        observation, reward, terminated, truncated, info = super().step(action)
+        reward_array = np.array([reward], dtype=np.float32)
+        full_observation = self._builder.build(observation, self._builder.cast_action(action), reward_array)
+        return full_observation, reward, terminated, truncated, info
+
+
+class PreviousSteps(VectorWrapper):
+    """`PreviousStep` for vector environments with same-step autoreset (`AutoresetMode.SAME_STEP`).
+
+    Raises ValueError on another autoreset mode, and the errors of `PreviousStep`.
+    """
+
+    stateless = True
+    """See `PreviousStep.stateless`."""
+
+    def __init__(self, env: VectorEnv, inputs: Sequence[Input] = ("observation", "action", "reward")) -> None:
+        super().__init__(env)
+        mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
+        if mode != AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"autoreset_mode={getattr(mode, 'value', mode)} is not supported; make the environment with "
+                "autoreset_mode='SameStep', or wrap each sub-environment in PreviousStep"
+            )
+        self._builder = _ObservationBuilder(env.single_observation_space, env.single_action_space, inputs)
+        self.single_observation_space = self._builder.space
+        self.observation_space = batch_space(self._builder.space, env.num_envs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Reset all sub-environments. Raises ValueError on a `reset_mask`."""
+        if options is not None and "reset_mask" in options:
+            raise ValueError(
+                "reset_mask is not supported: previous actions are not stored; reset all environments"
+            )
+        observations, infos = self.env.reset(seed=seed, options=options)
+        return self._builder.build(observations, *self._build_empty()), infos
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
+        """Step all sub-environments; add actions and rewards, or "no action" and 0 after a reset."""
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        action_array = np.array(self._builder.cast_action(np.asarray(actions)))
+        reward_array = np.asarray(rewards, dtype=np.float32)[:, None].copy()
+        dones = np.asarray(terminated) | np.asarray(truncated)
+        if dones.any():
+            final_obs = self._build_final(infos["final_obs"], dones, action_array.copy(), reward_array.copy())
+            infos = {**infos, "final_obs": final_obs}
+            none, zero = self._build_empty()
+            action_array[dones], reward_array[dones] = none[dones], zero[dones]
+        observations = self._builder.build(observations, action_array, reward_array)
+        return observations, rewards, terminated, truncated, infos
+
+    def _build_final(
+        self, final_obs: Any, dones: np.ndarray, actions: np.ndarray, rewards: np.ndarray
+    ) -> Any:
+        """Return final observations in the format of the input: an object array, or a batch."""
+        if not (isinstance(final_obs, np.ndarray) and final_obs.dtype == object):
+            return self._builder.build(final_obs, actions, rewards)
+        final = np.full(self.num_envs, None, dtype=object)
+        for row in np.flatnonzero(dones):
+            final[row] = self._builder.build(final_obs[row], actions[row], rewards[row])
+        return final
+
+    def _build_empty(self) -> tuple[np.ndarray, np.ndarray]:
+        none = np.asarray(self._builder.no_action)
+        return np.tile(none, (self.num_envs, *[1] * none.ndim)), np.zeros(
+            (self.num_envs, 1), dtype=np.float32
+        )
+
+
+class _ObservationBuilder:
+    """Builder of the augmented observation space and its values."""
+
+    def __init__(self, observation: Space, action: Space, inputs: Sequence[Input]) -> None:
+        choices = get_args(Input)
+        if not inputs or not set(inputs) <= set(choices) or len(set(inputs)) < len(inputs):
+            raise ValueError(f"inputs={tuple(inputs)!r}: choose from {', '.join(choices)}, each at most once")
+        self.inputs = tuple(inputs)
+        action_space, self.no_action = _add_no_action(action)
+        reward_space = Box(-np.inf, np.inf, (1,), np.float32)
+        spaces = {"observation": observation, "action": action_space, "reward": reward_space}
+        self.space = Dict({name: spaces[name] for name in self.inputs})
+        self._dtype = action_space.dtype
+
+    def cast_action(self, action: Any) -> Any:
+        """Cast actions to the dtype of the augmented space."""
+        return np.asarray(action).astype(self._dtype)[()]
+
+    def build(self, observation: Any, action: Any, reward: Any) -> dict[str, Any]:
+        """Return the augmented observation."""
+        values = {"observation": observation, "action": action, "reward": reward}
+        return {name: values[name] for name in self.inputs}
+
+
+def _add_no_action(space: Space) -> tuple[Space, Any]:
+    """Return the action space extended by "no action", and the value of "no action"."""
+    if isinstance(space, Discrete):
+        return Discrete(int(space.n) + 1, start=int(space.start)), np.int64(space.start + space.n)
+    if isinstance(space, MultiDiscrete):
+        return MultiDiscrete(space.nvec + 1, start=space.start), np.asarray(space.start + space.nvec)
+    if isinstance(space, Box):
+        low, high = np.minimum(space.low, 0), np.maximum(space.high, 0)
+        return Box(low, high, dtype=space.dtype.type), np.zeros(space.shape, dtype=space.dtype)
+    if isinstance(space, MultiBinary):
+        return space, np.zeros(space.shape, dtype=space.dtype)
+    raise TypeError(
+        f"action space {space} is not supported; use Discrete, MultiDiscrete, Box or MultiBinary, "
+        "or leave 'action' out of inputs"
+    )

@@ -1,0 +1,1 @@
+"""Command-line parsing, error reporting and terminal output."""

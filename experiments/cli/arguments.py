@@ -1,0 +1,178 @@
+"""Command-line parsing with tyro. Errors take one line and name the value and the choices."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import itertools
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from scrubjay.experiments.cli.failures import UsageError
+
+T = TypeVar("T")
+
+_EXTENSIBLE = ("memory", "learner")
+"""Labels of values for which users can register their own classes."""
+OWN_MODULE_HINT = "; SCRUBJAY_IMPORT names a module that registers your own"
+"""Hint for an unknown name that a user module may register."""
+_REWORDINGS = (
+    (r"^(\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2: expected a whole number"),
+    (r"^(\S+): could not convert string to float: (.*)$", r"\1 \2: expected a number"),
+    (r"^(\S+): Exceeds the limit .*value has (\d+) digits.*$", r"\1: a number of \2 digits is too long"),
+    (
+        r"^(\S+): no type matching (.*) could be instantiated from \[(.*?)\]\. Got errors: .*$",
+        r"\1 \3: expected one of \2",
+    ),
+)
+
+TRAINING_FLAGS = (
+    "--memory",
+    "--learner",
+    "--method",
+    "--env",
+    "--set",
+    "--init-from",
+    "--run-dir",
+    "--quiet",
+    "--logger",
+)
+"""Flags of `scrubjay train` that are not fields of the config."""
+
+
+def parse(
+    options_type: type[T],
+    arguments: Sequence[str],
+    prog: str,
+    default: T | None = None,
+    extra_flags: Sequence[str] = (),
+) -> T:
+    """Return an instance of the dataclass `options_type`, filled from the command line.
+
+    `extra_flags` are further flags of the command, suggested when an unknown flag resembles one of them.
+    Raises UsageError instead of printing tyro's boxed messages. `--help` prints and raises SystemExit(0).
+    """
+    error_output = io.StringIO()
+    keywords: dict[str, Any] = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(error_output):
+            config, unknown = tyro.cli(
+                options_type, prog=prog, args=list(arguments), return_unknown_args=True, **keywords
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UsageError(_first_paragraph(error_output.getvalue())) from None
+    if unknown:
+        raise UsageError(_describe_unknown(unknown, [*extra_flags, *list_flags(config)], arguments))
+    return config
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """Return `; did you mean 'x'?`, or an empty string if no choice is similar."""
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def choose(label: str, name: str, choices: Sequence[str]) -> str:
+    """Return `name` if it is one of the choices; otherwise raise UsageError listing them."""
+    if name not in choices:
+        own = OWN_MODULE_HINT if label in _EXTENSIBLE else ""
+        raise UsageError(
+            f"unknown {label} {name!r}; choose from {', '.join(choices)}{own}{did_you_mean(name, choices)}"
+        )
+    return name
+
+
+def take_flag(arguments: list[str], flag: str) -> list[str]:
+    """Remove every `--flag value` and `--flag=value` from `arguments` and return the values."""
+    values, position = [], 0
+    while position < len(arguments):
+        argument = arguments[position]
+        if argument == flag:
+            if position + 1 == len(arguments):
+                raise UsageError(f"{flag} needs a value")
+            values.append(arguments[position + 1])
+            del arguments[position : position + 2]
+        elif argument.startswith(f"{flag}="):
+            values.append(argument.removeprefix(f"{flag}="))
+            del arguments[position]
+        else:
+            position += 1
+    return values
+
+
+def expand_short_options(arguments: Sequence[str], learner_field: str, learner: str) -> list[str]:
+    """Expand the short options `--memory.` and `--learner.` to the full paths of the config's fields."""
+    for short in ("--learner.", f"--{learner}."):
+        arguments = [
+            re.sub(f"^{re.escape(short)}", f"--{learner_field}.", argument) for argument in arguments
+        ]
+    return [word.replace("--memory.", "--policy.memory.", 1) for word in arguments]
+
+
+def _first_paragraph(message_box: str) -> str:
+    """Return the text of tyro's message box, up to its first ruler, as one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", message_box)
+    blocks: list[list[str]] = [[]]
+    for line in plain.splitlines():
+        text = line.strip("│| ").strip()
+        if text.startswith(("╭", "╰")):
+            continue
+        if text and not text.strip("─-"):
+            blocks.append([])
+        else:
+            blocks[-1].append(text)
+    # Without box-drawing characters (ASCII terminals) the title has its own ruler below it.
+    paragraph = blocks[0] if "╭" in plain or len(blocks) == 1 else blocks[1]
+    # tyro wraps at the terminal's width; undo the wrapping.
+    message = re.sub(r"^Error parsing ", "", " ".join(" ".join(paragraph).split()))
+    return _reword(message) or "bad command line"
+
+
+def _reword(message: str) -> str:
+    """Replace Python's and tyro's messages about a value by messages for users of the command."""
+    for pattern, replacement in _REWORDINGS:
+        message = re.sub(pattern, replacement, message)
+    return message
+
+
+def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: Sequence[str]) -> str:
+    wrong = next((word for word in unknown if word.startswith("-")), unknown[0])
+    if not wrong.startswith("-"):
+        return f"unexpected argument {wrong!r}{_describe_switch(wrong, arguments)}"
+    name = wrong.partition("=")[0]
+    return f"unknown option {name!r}{did_you_mean(name, flags)}; --help lists all"
+
+
+def _describe_switch(value: str, arguments: Sequence[str]) -> str:
+    """Return a hint on boolean switches if a switch was given a value; otherwise an empty string."""
+    pairs = [*itertools.pairwise(arguments), *(word.split("=", 1) for word in arguments)]
+    switches = [word for word, *rest in pairs if word.startswith("--") and rest == [value]]
+    if value.lower() not in ("true", "false") or not switches:
+        return ""
+    path, dot, name = switches[0].removeprefix("--").rpartition(".")
+    name = name.replace("_", "-").removeprefix("no-")
+    return f": a boolean option takes no value; use --{path}{dot}{name} or --{path}{dot}no-{name}"
+
+
+def list_flags(config: Any, prefix: str = "--") -> list[str]:
+    """Return the flags that `parse` accepts for the fields of a dataclass and of nested dataclasses."""
+    flags = []
+    for field in dataclasses.fields(config):
+        if field.metadata.get("recorded") or str(field.type).startswith("Positional["):  # not flags
+            continue
+        value, name = getattr(config, field.name), prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(value):
+            flags += list_flags(value, f"{name}.")
+        elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+            for index, item in enumerate(value):
+                flags += list_flags(item, f"{name}.{index}.")
+        else:
+            flags.append(name)
+    return flags

@@ -1,0 +1,64 @@
+"""Registry of the kinds of experiments in config.json, each with a config class and an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.experiment_types.ballet_probe import BalletProbeConfig, ProbeEngine
+from scrubjay.experiments.experiment_types.base import Experiment
+from scrubjay.experiments.experiment_types.engine import Engine
+from scrubjay.experiments.experiment_types.initial_weights import SourceRun as SourceRun
+from scrubjay.experiments.experiment_types.initial_weights import load_initial_weights as load_initial_weights
+from scrubjay.experiments.experiment_types.local import LocalEngine
+from scrubjay.experiments.experiment_types.reinforcement import AgentTaskConfig, TrainConfig
+from scrubjay.experiments.experiment_types.sequence import SequenceEngine, SequenceTaskConfig
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.runs.json_reader import parse_object
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import serialization
+
+_KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
+    "agent": (AgentTaskConfig, LocalEngine),
+    "ballet-probe": (BalletProbeConfig, ProbeEngine),
+    "sequence-task": (SequenceTaskConfig, SequenceEngine),
+    "team": (TeamTaskConfig, LocalEngine),
+    "train": (TrainConfig, LocalEngine),
+}
+
+
+def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engine:
+    """Return the engine that trains `config` in this process; `trust` allows pickled data in its
+    checkpoint."""
+    return _KINDS[config.kind][1](config, run_dir, trust)
+
+
+def to_json(config: Experiment) -> str:
+    """Return the text of config.json."""
+    return json.dumps(serialization.encode(config), indent=2) + "\n"
+
+
+def from_json(text: str, trust: bool = False) -> Experiment:
+    """Return the config that `to_json` wrote. Raises ValueError naming the invalid field.
+
+    Without `trust`, an environment that the text names is created only if it is part of Scrubjay or named by
+    the user, since any other name could run any code.
+    """
+    fields = parse_object(text, "config.json")
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
+    try:
+        config = serialization.decode(_KINDS[kind][0], fields)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if trust:
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    env_configs = {
+        name: value for name, value in values.items() if isinstance(value, (EnvConfig, TeamEnvConfig))
+    }
+    return dataclasses.replace(config, **{name: env.as_untrusted() for name, env in env_configs.items()})

@@ -1,0 +1,191 @@
+"""Base class of training engines: metrics, checkpoints, and exact resumption."""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scrubjay.experiments.experiment_types.base import Experiment
+from scrubjay.experiments.runs.checkpoint import (
+    CheckpointError,
+    checkpoint_step,
+    latest_checkpoint,
+    load_training,
+    load_weights,
+    read_weights,
+    save_checkpoint,
+)
+from scrubjay.experiments.runs.directory import CHECKPOINTS, INITIAL, METRICS, lock
+from scrubjay.experiments.runs.metrics import MetricsLog
+from scrubjay.experiments.runs.seeding import derive_seed
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class Engine(ABC):
+    """Training of one run in this process; a context manager that holds the run's lock and open files.
+
+    A subclass builds its parts in `_build`, passing the model through `_load_initial_weights`, and defines an
+    update, the state of its parts, and the evaluation. The engine seeds the global generators of torch,
+    numpy and random. With `trust` pickled data in a checkpoint is read, which runs its code. Raises
+    CheckpointError if a checkpoint does not match the run.
+    """
+
+    model: nn.Module
+    """Model whose weights are saved in checkpoints; set in `_build`."""
+
+    def __init__(self, config: Experiment, run_dir: Path, trust: bool = False) -> None:
+        self.config: Any = config
+        self.trust = trust
+        self.folder = run_dir / CHECKPOINTS
+        self.step = 0
+        self.seconds = 0.0
+        self._lock = lock(run_dir)
+        latest = latest_checkpoint(self.folder)
+        checkpoint = None if latest is None else (load_training(latest, trust), load_weights(latest))
+        needs_initial = latest is None and config.init_from is not None
+        self._initial = read_weights(run_dir / INITIAL) if needs_initial else None
+        _seed_everything(derive_seed(config.seed, "weights"))
+        self._build()
+        offset = 0 if latest is None or checkpoint is None else self._restore(latest, *checkpoint)
+        self._metrics = MetricsLog(run_dir / METRICS, offset, self.step)
+        self._saved_at = time.monotonic()
+        self._saved_step = self.step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._metrics.close()
+            self._close()
+        finally:
+            self._lock.close()
+
+    def _load_initial_weights(self, model: Model) -> Model:
+        """Load the weights of `init_from` into a new model at the start of a run, and return the model."""
+        if self._initial is not None:
+            try:
+                model.load_state_dict(self._initial)
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"the weights in {INITIAL} do not match the model in config.json"
+                ) from error
+        return model
+
+    def _restore(self, checkpoint: Path, training: dict[str, Any], weights: dict[str, Tensor]) -> int:
+        """Restore the state of a checkpoint; return the size in bytes of its metrics.jsonl."""
+        self.step = checkpoint_step(checkpoint)
+        try:
+            self.model.load_state_dict(weights)
+            self._set_parts(training)
+            self.seconds = float(training["seconds"])
+            _restore_random_states(training["random"])
+            return int(training["metrics_bytes"])
+        except (
+            AttributeError,
+            LookupError,
+            TypeError,
+        ) as error:  # their messages describe Python objects, not the file
+            raise CheckpointError(f"{checkpoint}: checkpoint format does not match this run") from error
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise CheckpointError(f"{checkpoint}: checkpoint does not match this run: {reason}") from error
+
+    @abstractmethod
+    def _build(self) -> None:
+        """Build all parts, including the model, as they are at step 0."""
+
+    @abstractmethod
+    def _learn(self) -> tuple[int, dict[str, float]]:
+        """Run one update; return its environment steps and metrics."""
+
+    @abstractmethod
+    def _get_parts(self) -> dict[str, Any]:
+        """Return the state of the parts without the weights of the model: tensors, arrays and plain
+        values."""
+
+    @abstractmethod
+    def _set_parts(self, training: dict[str, Any]) -> None:
+        """Restore the state that `_get_parts` returned."""
+
+    @abstractmethod
+    def _evaluate(self) -> dict[str, Any]:
+        """Evaluate the trained model; return its part of result.json."""
+
+    @abstractmethod
+    def _close(self) -> None:
+        """Release the resources of `_build`."""
+
+    def update(self) -> dict[str, float]:
+        """Run one update, record it, and save a checkpoint if one is due. Returns the row of metrics."""
+        began = time.perf_counter()
+        steps, row = self._learn()
+        self.step += steps
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        row = {**row, "charts/SPS": steps / seconds, "time/seconds": self.seconds}
+        self._metrics.write(self.step, row)
+        if time.monotonic() - self._saved_at >= self.config.checkpoint_seconds:
+            self.save()
+        return row
+
+    def save(self) -> None:
+        """Write a checkpoint of the complete training state.
+
+        Before the end of a run, weights that are not finite are not saved: the run can then still resume
+        from the checkpoint before.
+        """
+        if self.step == self._saved_step or (
+            self.step < self.config.planned_steps and _has_non_finite_weights(self.model)
+        ):
+            return
+        training = {
+            **self._get_parts(),
+            "seconds": self.seconds,
+            "metrics_bytes": self._metrics.sync(),
+            "random": _random_states(),
+        }
+        save_checkpoint(self.folder, self.step, self.model.state_dict(), training)
+        self._saved_at = time.monotonic()
+        self._saved_step = self.step
+
+    def result(self) -> dict[str, Any]:
+        """Evaluate the model; return the content of result.json."""
+        return {"step": self.step, "seconds": self.seconds, **self._evaluate()}
+
+
+def _has_non_finite_weights(model: nn.Module) -> bool:
+    return not all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def _seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002  (environments may use the global generator)
+    random.seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "python": random.getstate(),
+    }
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and torch.cuda.is_available():
+        for index, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, index)
+    np.random.set_state(states["numpy"])  # noqa: NPY002
+    random.setstate(states["python"])

@@ -1,0 +1,97 @@
+"""Configs of reinforcement-learning experiments with one agent, trained by PPO or another learner."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+from scrubjay.agents.learners import get_learner_name
+from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.agents.rl.ppo import PPOConfig
+from scrubjay.experiments.experiment_types.rl_base import RLConfig
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.memory import MemoryConfig, name_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig(RLConfig):
+    """Base config of an experiment in which a policy with a memory learns one environment."""
+
+    policy_type: ClassVar[str | None] = "agent"
+
+    recipe: str = "ppo"
+    """Task name in run directories and plots."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Environment."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    """Encoder, memory and heads of the policy."""
+    segment_length: int = 64
+    """Steps per environment between updates, the length of backpropagation through time; the memory's state
+    is carried on beyond it."""
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Build all parts once, and run a few environment steps. Raises as `RLConfig.check`."""
+        super().check(ray)
+        self.env.try_out()
+
+    @property
+    def success_without_memory(self) -> float | None:
+        """Best possible success rate without memory; None if it is unknown."""
+        return self.env.success_without_memory()
+
+    def with_memory(self, memory: MemoryConfig) -> Self:
+        """Return a copy of this config with another memory in its policy."""
+        return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
+
+    def with_learner(self, learner: LearnerConfig) -> AgentConfig:
+        """Return a copy of this config with another learner: a `TrainConfig` if it is PPO."""
+        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(AgentConfig)}
+        if type(learner) is PPOConfig:
+            return TrainConfig(**fields, ppo=learner)
+        return AgentTaskConfig(**fields, learner=learner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(AgentConfig):
+    """Config of an experiment in which a policy with a memory learns one environment by PPO."""
+
+    kind: ClassVar[str] = "train"
+    learner_field: ClassVar[str] = "ppo"
+
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """PPO learner."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.ppo) is not PPOConfig:
+            raise TypeError(
+                f"ppo={self.ppo!r}: must be a PPOConfig; for another learner use AgentTaskConfig(learner=...)"
+            )
+
+    @property
+    def learner(self) -> PPOConfig:
+        """PPO config."""
+        return self.ppo
+
+    @property
+    def label(self) -> str:
+        """Registered name of the memory."""
+        return name_of(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentTaskConfig(AgentConfig):
+    """Config of an experiment in which a policy with a memory learns one environment by `learner`."""
+
+    kind: ClassVar[str] = "agent"
+
+    learner: LearnerConfig
+    """Learner."""
+
+    @property
+    def label(self) -> str:
+        """Registered names of learner and memory."""
+        return f"{get_learner_name(self.learner)}-{name_of(self.memory)}"

@@ -1,0 +1,1 @@
+"""Parallel runs, searches of settings, and runs on clusters."""

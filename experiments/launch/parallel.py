@@ -1,0 +1,155 @@
+"""Parallel training of several runs, each in its own process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from scrubjay.experiments.cli.failures import FailedError, UsageError
+from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.experiment_types.base import Experiment
+from scrubjay.experiments.experiment_types.rl_base import RLConfig
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.directory import CONFIG, METRICS
+from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
+from scrubjay.experiments.runs.json_reader import check_numbers, parse_object
+from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
+
+LOG = "log.txt"
+
+
+def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
+    """Return the run at `path`, created if it does not exist.
+
+    The environment of `config` is trusted, since the user gave it. If an existing run was
+    extended, its larger total of steps replaces the total of `config`.
+
+    Raises UsageError if the config is invalid, or if `path` holds a run with another config.
+    """
+    with bad_input():
+        if not (path / CONFIG).exists():
+            config.check()
+            return Run(path, Run.create(config, path).config, trust)
+        run = Run.load(path, trust)
+    if run.config.without_extensions() != config:
+        raise UsageError(f"{path} holds a run with other settings; delete it or choose another directory")
+    return Run(path, config.with_run_fields(run.config), trust)
+
+
+def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
+    """Start or resume every unfinished run, `jobs` at a time, one thread each, and show their progress.
+
+    After Ctrl-C wait for the last checkpoints and raise Interrupted. If a run fails, stop the others the same
+    way and raise FailedError with the last line of its log.
+    """
+    waiting = [run for run in runs if not run.is_finished]
+    active: dict[subprocess.Popen[bytes], Run] = {}
+    with StopRequest() as stop, _display(tuple(waiting)) as show:
+        try:
+            while (waiting or active) and stop.signal_number is None:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    active[_start(run)] = run
+                time.sleep(0.2)
+                show()
+                for process in [process for process in active if process.poll() is not None]:
+                    run = active.pop(process)
+                    if process.returncode != 0:
+                        raise FailedError(f"{run.path} failed: {_last_line(run.path / LOG)}")
+        finally:
+            for process in active:
+                process.terminate()  # requests a checkpoint, as Ctrl-C does
+            for process in active:
+                process.wait()
+        if stop.signal_number is not None:
+            raise GracefulInterrupt(stop.signal_number)
+
+
+def _start(run: Run) -> subprocess.Popen[bytes]:
+    # -P: do not search the current folder for modules first.
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "scrubjay",
+        "resume",
+        str(run.path),
+        "--quiet",
+    ]
+    command += ["--trust"] * run.trust
+    if run.stored_config is not None:
+        command += ["--total-steps", str(run.config.total_steps)]
+    if isinstance(run.config, RLConfig):
+        command += ["--env", run.config.env.id]  # the user named it for this process
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    with (run.path / LOG).open("ab") as log:
+        # In a new session Ctrl-C at the terminal reaches only the parent, which forwards it.
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
+    console = Console()
+    live = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.percentage:>3.0f}%  {task.fields[numbers]}"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    totals = {run.path: run.config.planned_steps for run in runs}
+    tasks = {run.path: live.add_task(_title(run), total=totals[run.path], numbers="") for run in runs}
+    last_printed = {run.path: 0.0 for run in runs}
+    done: set[Path] = set()
+
+    def show() -> None:
+        for run in runs:
+            row = _last_row(run.path / METRICS)
+            if row is None or run.path in done:
+                continue
+            live.update(tasks[run.path], completed=row["step"], numbers=describe_row(row))
+            if run.is_finished:
+                done.add(run.path)
+            if not console.is_terminal and (
+                run.path in done or time.monotonic() - last_printed[run.path] > PLAIN_SECONDS
+            ):
+                last_printed[run.path] = time.monotonic()
+                share = row["step"] / totals[run.path]
+                print(f"{_title(run)}  {share:4.0%}  {describe_row(row)}", flush=True)
+
+    with live:
+        yield show
+        show()
+
+
+def _title(run: Run) -> str:
+    return one_line(f"{run.config.recipe} {run.config.label} s{run.config.seed}")
+
+
+def _last_row(path: Path) -> dict[str, float] | None:
+    """Return the last complete row of a growing file, reading only its end; None without one."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            lines = file.read().splitlines(keepends=True)
+        whole = [line for line in lines[-2:] if line.startswith(b"{") and line.endswith(b"\n")]
+        return check_numbers(parse_object(whole[-1].decode(), path)) if whole else None
+    except (FileNotFoundError, ValueError):  # the training process reports a damaged file
+        return None
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text("utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no message"

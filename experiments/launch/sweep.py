@@ -1,0 +1,196 @@
+"""Grid search over the settings of a recipe with Ray Tune and early stopping by ASHA.
+
+scrubjay sweep tmaze --param ppo.learning-rate=3e-4,1e-3 --param memory=gru,hcam --param seed=0,1 --out DIR
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.cli.untrusted_text import printable
+from scrubjay.experiments.launch.parallel import prepare
+from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.run import resolve_initial_weights
+from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
+from scrubjay.experiments.runs.directory import write_atomically
+from scrubjay.experiments.runs.json_reader import read_text
+from scrubjay.experiments.runs.user_modules import import_user_modules
+from scrubjay.experiments.training import run_training
+
+_REPORTS = 16
+"""Number of times a trial reports its score to the scheduler."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Grid over flags of `scrubjay train`."""
+
+    recipe: str
+    params: tuple[tuple[str, tuple[str, ...]], ...]
+    """Flag names without dashes, each with its values; `set.NAME` is a setting of the environment."""
+    flags: tuple[str, ...] = ()
+    """Flags of train shared by all trials."""
+
+    def trials(self) -> list[dict[str, str]]:
+        """Return the flag values of every trial."""
+        names = [name for name, _ in self.params]
+        return [
+            dict(zip(names, values, strict=True))
+            for values in itertools.product(*(values for _, values in self.params))
+        ]
+
+    def arguments(self, trial: dict[str, str]) -> list[str]:
+        """Return the arguments after `scrubjay train RECIPE` for this trial."""
+        arguments = list(self.flags)
+        for name, value in trial.items():
+            setting = name.removeprefix("set.")
+            arguments += ["--set", f"{setting}={value}"] if name != setting else [f"--{name}", value]
+        return arguments
+
+
+def parse_param(text: str) -> tuple[str, tuple[str, ...]]:
+    """Parse `name=v1,v2` into name and values. Raises ValueError on other text."""
+    name, equals, values = text.partition("=")
+    if not equals or not name or not all(values.split(",")):
+        raise ValueError(
+            f"param {text!r}: write it as name=v1,v2,..., for example ppo.learning-rate=3e-4,1e-3"
+        )
+    return name.removeprefix("--").replace("_", "-") if "set." not in name else name, tuple(values.split(","))
+
+
+def run_sweep(
+    sweep: Sweep, out: Path, address: str | None = None, jobs: int | None = None, trust: bool = False
+) -> int:
+    """Train all trials, continuing an interrupted sweep; write and print table.md.
+
+    Return 0, or 1 if a trial failed. Raises ValueError if a trial's flags are invalid, if `out` holds another
+    sweep, if it holds an interrupted one without `trust`, or if the cluster cannot be reached.
+    """
+    names = [name for name, _ in sweep.params]
+    for name, values in sweep.params:
+        if names.count(name) > 1 or len(set(values)) < len(values):
+            raise ValueError(f"param {name!r}: give it once, with distinct values")
+    configs = [override(sweep.recipe, sweep.arguments(trial)) for trial in sweep.trials()]
+    for config in configs:
+        config.check()
+        resolve_initial_weights(config)
+    out.mkdir(parents=True, exist_ok=True)
+    description = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
+    note = out / "sweep.json"
+    if note.exists() and read_text(note) != description:
+        raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
+    if (out / "tune").exists() and not trust:
+        raise ValueError(
+            f"{out / 'tune'} holds pickled files of Ray Tune, which may execute code when loaded; "
+            "add --trust if that sweep is yours, or choose another --out"
+        )
+    write_atomically(note, description)
+    connect(RayOptions(num_env_runners=1, address=address))
+    print(describe_cluster(), flush=True)
+    handler = signal.getsignal(signal.SIGINT)
+    results = _tuner(sweep, out.resolve(), jobs, max(config.planned_steps for config in configs)).fit()
+    # Tune treats Ctrl-C as a normal end, but restores the previous signal handler only after Ctrl-C.
+    if signal.getsignal(signal.SIGINT) is handler:
+        print("\nstopped; run the same command with --trust to continue")
+        return 130
+    signal.signal(signal.SIGINT, handler)
+    table = _table(
+        sweep, out, [(result.config or {}, result.metrics or {}, result.error) for result in results]
+    )
+    write_atomically(out / "table.md", table)
+    print(printable(table))
+    return 1 if results.num_errors else 0
+
+
+def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    trainable = tune.with_resources(
+        functools.partial(_train, sweep=sweep, out=out, here=Path.cwd()), {"cpu": 1}
+    )
+    storage = out / "tune"
+    if tune.Tuner.can_restore(str(storage)):
+        return tune.Tuner.restore(str(storage), trainable, resume_unfinished=True, restart_errored=True)
+    return tune.Tuner(
+        trainable,
+        param_space={name: tune.grid_search(list(values)) for name, values in sweep.params},
+        tune_config=tune.TuneConfig(
+            metric="score",
+            mode="max",
+            max_concurrent_trials=jobs,
+            scheduler=ASHAScheduler(
+                time_attr="step", max_t=steps, grace_period=max(1, steps // 4), reduction_factor=2
+            ),
+        ),
+        run_config=tune.RunConfig(name=storage.name, storage_path=str(out), verbose=1),
+    )
+
+
+def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> None:
+    """Train one trial in a worker; a restarted trial continues from its run directory."""
+    from ray import tune
+
+    import_user_modules()
+    config: Any = override(sweep.recipe, sweep.arguments(trial))
+    if config.init_from is not None:  # relative to the folder where the sweep was started, not to Tune's
+        config = dataclasses.replace(config, init_from=str(here / config.init_from))
+    folder = out / folder_name(trial)
+    run = prepare(config, folder)
+    total_steps = run.config.planned_steps
+    num_reports = 0
+
+    def report(step: int, row: dict[str, float]) -> None:
+        nonlocal num_reports
+        score = row.get("charts/success", row.get("charts/episodic_return"))
+        due = step * _REPORTS // total_steps
+        # The last step is reported with the result: ASHA would otherwise end the trial before its evaluation.
+        if score is not None and num_reports < due < _REPORTS:
+            num_reports = due
+            tune.report({"score": score, "step": step})
+
+    run_training(run, on_update=report)
+    result = run.result
+    score = result["success"] if "success" in result else result.get("episodic_return", float("nan"))
+    tune.report({"score": score, "step": total_steps, "finished": True})
+
+
+def folder_name(trial: dict[str, str]) -> str:
+    """Return the folder name of a trial."""
+    return "_".join(f"{name}={value}".replace("/", "-") for name, value in trial.items())
+
+
+def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
+    names = [name for name, _ in sweep.params]
+    lines = [
+        (
+            f"{sweep.recipe}: success rate, or return if there is none; from the final evaluation for "
+            "finished trials,"
+        ),
+        "from the last 100 training episodes for trials stopped early.",
+        "",
+        f"| {' | '.join(names)} | score | steps | | run |",
+        f"|{' --- |' * (len(names) + 4)}",
+    ]
+    rows = sorted(results, key=_rank)
+    for config, metrics, error in rows:
+        state = "failed" if error else "finished" if metrics.get("finished") else "stopped early"
+        score = f"{metrics['score']:.3f}" if "score" in metrics else ""
+        values = " | ".join(str(config.get(name, "")) for name in names)
+        folder = out / folder_name({name: config[name] for name in names}) if config else ""
+        lines.append(f"| {values} | {score} | {metrics.get('step', 0):,} | {state} | {folder} |")
+    return "\n".join(lines) + "\n"
+
+
+def _rank(result: tuple[dict[str, Any], dict[str, Any], Any]) -> float:
+    score = result[1].get("score", math.nan)
+    return math.inf if math.isnan(score) else -score

@@ -1,1 +1,0 @@
-"""Many runs at once, and runs on other machines."""

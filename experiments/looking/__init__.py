@@ -1,1 +1,0 @@
-"""See what an agent remembers: a trace of an episode, and a page that shows it."""

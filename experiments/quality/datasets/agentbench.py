@@ -1,0 +1,101 @@
+"""MemoryAgentBench (Hu et al. 2025, arXiv 2507.05257): long texts in passages, with questions on each.
+
+Its files do not list the records that answer a question. A record counts if it contains an answer, as passage
+recall is defined in open-domain question answering. Questions whose answers are in no record, or in more than
+one record in ten, are omitted. Files made by `facts.py` have annotations (`annotations.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.quality.datasets.annotations import FactAnnotations
+from scrubjay.experiments.quality.datasets.parsing import (
+    expect_format,
+    fields,
+    items,
+    read_json,
+    read_json_lines,
+    references,
+    text,
+    to_record_text,
+)
+from scrubjay.memory.bank.document import split_document
+
+_BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+_STEP = timedelta(seconds=30)
+_LENGTH = 600  # characters of a passage
+_FACT = re.compile(r"^\d+\. ", re.MULTILINE)
+_WORD = re.compile(r"\w+")
+_COMMON = 0.1
+
+
+def read_agentbench(path: str | Path, evident: bool = True) -> list[Conversation]:
+    """Read a file of MemoryAgentBench, as published (.parquet) or in JSON or JSON Lines.
+
+    A record is a passage or a numbered fact. Conversations are named by source and number of the text.
+    `evident=False` also keeps questions without a known answering record. Raises UsageError on another
+    format, and ModuleNotFoundError on a .parquet file without pyarrow.
+    """
+    path = Path(path)
+    with expect_format("MemoryAgentBench", path):
+        conversations = [_text(fields(row), number, evident) for number, row in enumerate(_rows(path))]
+    return [one for one in conversations if one.questions]
+
+
+def _rows(path: Path) -> list[Any]:
+    if path.suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        try:
+            return pyarrow.parquet.read_table(path).to_pylist()
+        except FileNotFoundError:
+            raise
+        except (pyarrow.ArrowException, OSError) as error:
+            raise ValueError(f"not a complete .parquet file ({one_line(error)})") from None
+    return read_json_lines(path) if path.suffix == ".jsonl" else items(read_json(path))
+
+
+def _text(row: dict[str, Any], number: int, evident: bool) -> Conversation:
+    records, metadata = _records(text(row["context"])), fields(row.get("metadata") or {})
+    source = text(metadata.get("source") or "text")
+    reference_lists = [references(one) for one in items(row["answers"])]
+    question_texts = [text(question) for question in items(row["questions"])]
+    turns = tuple(
+        Turn(to_record_text(record), _BEGIN + place * _STEP) for place, record in enumerate(records)
+    )
+    if metadata.get("facts") is not None:
+        annotations = FactAnnotations(metadata, turns)
+        turns, questions = annotations.turns, annotations.questions(question_texts, reference_lists, source)
+    else:
+        letters = [_letters(record) for record in records]
+        questions = [
+            Question(question, _matching_records(answers, letters), source, references=answers)
+            for question, answers in zip(question_texts, reference_lists, strict=True)
+        ]
+    answerable = tuple(one for one in questions if one.answers or (one.references and not evident))
+    return Conversation(turns, answerable, f"{source} {number}")
+
+
+def _matching_records(answers: tuple[str, ...], letters: list[str]) -> frozenset[int]:
+    """Return the records that contain an answer; none if too many do."""
+    answer_texts = [one for one in map(_letters, answers) if one.strip()]
+    places = frozenset(i for i, record in enumerate(letters) if any(one in record for one in answer_texts))
+    return places if len(places) <= max(1, _COMMON * len(letters)) else frozenset()
+
+
+def _records(context: str) -> list[str]:
+    facts = [line for line in context.split("\n") if _FACT.match(line)]
+    if 2 * len(facts) > context.count("\n"):
+        return facts
+    return [passage for _, passages in split_document(context, _LENGTH) for passage in passages]
+
+
+def _letters(text: str) -> str:
+    return f" {' '.join(_WORD.findall(text.lower()))} "

@@ -1,0 +1,62 @@
+"""BFCL's questions about memory (PyPI bfcl-eval, Patil et al. 2025, Apache-2.0)."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.quality.datasets.parsing import expect_format, read_json_lines
+
+_BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+def read_bfcl() -> list[Conversation]:
+    """Read one conversation per scenario, named by the scenario, which is also the ability of its questions.
+
+    Questions whose quoted source is in no turn are omitted. Raises ModuleNotFoundError without bfcl-eval.
+    """
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("BFCL's questions are missing; pip install --no-deps bfcl-eval")
+    folder = Path(spec.origin).parent / "data"
+    with expect_format("BFCL", folder):
+        questions = read_json_lines(folder / "BFCL_v4_memory.json")
+        answers = {
+            line["id"]: line for line in read_json_lines(folder / "possible_answer" / "BFCL_v4_memory.json")
+        }
+        conversations = []
+        for path in sorted((folder / "memory_prereq_conversation").glob("memory_*.json")):
+            scenario = path.stem.removeprefix("memory_")
+            turns = [
+                Turn(text[0]["content"], _BEGIN + timedelta(days=day, minutes=minute))
+                for day, session in enumerate(read_json_lines(path))
+                for minute, text in enumerate(session["question"])
+            ]
+            selected_questions = []
+            for line in questions:
+                if line["scenario"] == scenario:
+                    places = _find_quotes(answers[line["id"]]["source"], turns)
+                    if places:
+                        selected_questions.append(
+                            Question(line["question"][0][0]["content"], places, scenario)
+                        )
+            conversations.append(Conversation(tuple(turns), tuple(selected_questions), scenario))
+    return conversations
+
+
+def _find_quotes(source: str | list[str], turns: list[Turn]) -> frozenset[int]:
+    """Return the first turn that contains each passage of the source."""
+    places = set()
+    for quote in [source] if isinstance(source, str) else source:
+        for part in re.split(r"\.\.\.|…", quote):
+            letters = _letters(part)
+            if letters:
+                places.update([i for i, turn in enumerate(turns) if letters in _letters(turn.text)][:1])
+    return frozenset(places)
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W+", "", text).lower()

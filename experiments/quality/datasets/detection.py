@@ -1,0 +1,79 @@
+"""Read files of any supported data set, with detection of the format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.language.conversations import Conversation
+from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
+from scrubjay.experiments.quality.datasets.beam import read_beam
+from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk
+from scrubjay.experiments.quality.datasets.longmemeval import read_longmemeval
+from scrubjay.experiments.quality.datasets.memdaily import read_memdaily
+
+Form = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
+READERS: Mapping[Form, Callable[[Path], list[Conversation]]] = {
+    "agentbench": lambda path: read_agentbench(path, evident=False),
+    "longmemeval": lambda path: read_longmemeval(path, evident=False),
+    "locomo": lambda path: read_locomo(path, evident=False),
+    "realtalk": lambda path: read_realtalk(path, evident=False),
+    "beam": lambda path: read_beam(path, evident=False),
+    "memdaily": read_memdaily,
+}
+_HEAD_BYTES = 4096
+_FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]{1,40})"')
+_KEYS: Mapping[str, Form] = {
+    **dict.fromkeys(("context", "questions", "answers", "metadata"), "agentbench"),
+    **dict.fromkeys(
+        ("qa", "conversation", "sample_id", "event_summary", "observation", "session_summary"), "locomo"
+    ),
+    **dict.fromkeys(("question_id", "question_type", "question", "answer"), "longmemeval"),
+    **dict.fromkeys(("question_date", "haystack_dates", "haystack_sessions"), "longmemeval"),
+    **dict.fromkeys(("haystack_session_ids", "answer_session_ids"), "longmemeval"),
+}
+"""Format of a file by the first key of its first object."""
+
+
+def read_any(path: Path, form: Form | None = None) -> list[Conversation]:
+    """Read the conversations of a file or folder, with all questions that can be scored.
+
+    Raises UsageError on an unknown format, or if the data do not match `form`.
+    """
+    return READERS[form or guess(path)](path)
+
+
+def guess(path: Path) -> Form:
+    """Guess the format of a file or folder. Raises UsageError if it is unknown."""
+    try:
+        form = _guess_folder(path) if path.is_dir() else _guess_file(path)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}; give the path of a data set") from None
+    if form is None:
+        raise UsageError(f"{path} is in no known format; name it with --format {'|'.join(READERS)}")
+    return form
+
+
+def _guess_folder(folder: Path) -> Form | None:
+    files = sorted(path for path in folder.iterdir() if path.suffix == ".json" and path.is_file())
+    if files:
+        return "realtalk" if _head(files[0]).lstrip().startswith("{") else "memdaily"
+    chats = ("chat.json", "chat_trunecated.json")
+    return "beam" if any((one / name).is_file() for one in folder.iterdir() for name in chats) else None
+
+
+def _guess_file(path: Path) -> Form | None:
+    if path.suffix in (".parquet", ".jsonl"):
+        return "agentbench"
+    begins = _FIRST_KEY.match(_head(path))
+    return _KEYS.get(begins[1]) if begins else None
+
+
+def _head(path: Path) -> str:
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a regular file")
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES).decode("utf-8", "replace")

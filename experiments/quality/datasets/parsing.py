@@ -1,0 +1,88 @@
+"""Readers for untrusted files of published data sets, with one-line errors on malformed files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.runs.json_reader import MAX_LINES_BYTES, parse, read_untrusted
+from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+
+_MAX_BYTES = 2**32
+"""Maximum file size; the longest files of LongMemEval have 2.7 GB."""
+
+
+@contextlib.contextmanager
+def expect_format(name: str, path: Path) -> Iterator[None]:
+    """Convert errors of a reader to UsageError, naming the file and the data set `name`."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}; give the path of {name}") from None
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
+        reason = f"missing key {error}" if isinstance(error, KeyError) else error
+        raise UsageError(f"{path} is not in the format of {name}: {reason}") from None
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file. Raises ValueError on malformed JSON, and OSError."""
+    return parse(read_untrusted(path, _MAX_BYTES), path)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Parse a JSON Lines file. Raises ValueError, naming the line, and OSError."""
+    lines = read_untrusted(path, MAX_LINES_BYTES).split("\n")
+    return [parse(line, f"line {n} of {path}") for n, line in enumerate(lines, 1) if line.strip()]
+
+
+def json_files(folder: Path) -> list[Path]:
+    """Return the sorted .json files of a folder. Raises ValueError if there are none, and OSError."""
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
+    if not paths:
+        raise ValueError("the folder contains no .json file")
+    return paths
+
+
+def text(value: Any) -> str:
+    """Return a string, with lone surrogates replaced by question marks. Raises TypeError on another type."""
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} found where a string is expected")
+    return value.encode("utf-8", "replace").decode()
+
+
+def references(value: Any) -> tuple[str, ...]:
+    """Return the correct answers as strings, from a list, a string, a number or None."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, list) else [value]
+    texts = (str(one) if isinstance(one, int | float) else text(one).strip() for one in values)
+    return tuple(one for one in texts if one)
+
+
+def to_record_text(value: Any) -> str:
+    """Return a string as text of a record: not blank, and truncated. Raises TypeError as `text`."""
+    return text(value).strip()[:MAX_TEXT_LENGTH] or "-"
+
+
+def check_integer(value: Any) -> int:
+    """Return an integer. Raises TypeError on another type."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} found where an integer is expected")
+    return value
+
+
+def items(value: Any) -> list[Any]:
+    """Return a list. Raises TypeError on another type."""
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.40} found where a list is expected")
+    return value
+
+
+def fields(value: Any) -> dict[str, Any]:
+    """Return a JSON object. Raises TypeError on another type."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r:.40} found where an object is expected")
+    return value

@@ -1,0 +1,53 @@
+"""Development and test splits of the data sets, by conversation name (`parts.json`).
+
+The split separates conversations rather than questions, and in REALTALK also the people. A data set that is
+not listed is split by a hash of the conversation names.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.language.conversations import Conversation
+
+Part = Literal["development", "test"]
+PARTS: tuple[Part, ...] = ("development", "test")
+
+
+def part_names(set: str, part: Part) -> list[Any]:
+    """Return the conversation names of a part: seeds for synthetic sets, and pools of names for MemDaily."""
+    return _parts()[set][part]
+
+
+def select_part(conversations: Iterable[Conversation], set: str, part: Part) -> tuple[Conversation, ...]:
+    """Select the conversations of a part.
+
+    Raises UsageError on a conversation in neither part of a listed data set, and if none is left.
+    """
+    selected_conversations = tuple(one for one in conversations if find_part(one.name, set) == part)
+    if not selected_conversations:
+        raise UsageError(f"{set}: no conversations of the {part} part; give the whole data set")
+    return selected_conversations
+
+
+def find_part(name: str, set: str) -> Part:
+    """Return the part that contains a conversation. Raises UsageError as `select_part` does."""
+    if set not in _parts():
+        return PARTS[hashlib.blake2b(name.encode(), digest_size=8).digest()[-1] % 2]
+    for part in PARTS:
+        if name in part_names(set, part):
+            return part
+    raise UsageError(
+        f"{set}: {name!r} is in neither part, {' or '.join(PARTS)}; pass the unmodified published data set"
+    )
+
+
+@functools.cache
+def _parts() -> dict[str, dict[Part, list[Any]]]:
+    return json.loads(Path(__file__).with_name("parts.json").read_text(encoding="utf-8"))

@@ -1,0 +1,1 @@
+"""Visualization of memory: traces, pages and figures."""

@@ -1,1 +1,0 @@
-"""The words of a command line, and lines for a terminal."""

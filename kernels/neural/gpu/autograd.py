@@ -1,0 +1,213 @@
+"""Autograd function over all kernels of neural memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.launch import ensure_dense_rows
+from scrubjay.kernels.neural.chunk import Coefficients, compute_coefficients
+from scrubjay.kernels.neural.gpu.gradients.read import read_gradient_launches
+from scrubjay.kernels.neural.gpu.gradients.rule import rule_gradient_launch
+from scrubjay.kernels.neural.gpu.gradients.write import write_gradient_launch
+from scrubjay.kernels.neural.gpu.layout import (
+    BorderFlag,
+    KernelBorders,
+    Layout,
+    NeuralKernelInputs,
+    NeuralKernelTrace,
+    allocate_trace,
+)
+from scrubjay.kernels.neural.gpu.read import read_launch
+from scrubjay.kernels.neural.gpu.write import write_launch
+from scrubjay.kernels.neural.network import NeuralState, Problem
+
+
+def run_kernels(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
+    """Run all chunks by the kernels; arguments and results as those of `run_chunks`."""
+    batch, time, heads, _ = problem.query.shape
+    count, rows = time // problem.chunk_size, batch * heads
+
+    def by_chunk(x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(rows, count, problem.chunk_size)
+
+    gates, valid_tokens = [by_chunk(gate) for gate in problem.gates], None
+    if problem.valid is not None:
+        valid_tokens = by_chunk(problem.valid[..., None].expand(batch, time, heads))
+        gates = [gate.masked_fill(~valid_tokens, 0) for gate in gates]
+    step_size, log_momentum, log_retention = gates
+    coefficients = compute_coefficients(log_retention, log_momentum, valid_tokens, problem.read_before_write)
+    layout = Layout(problem.shape, problem.chunk_size)
+    options = _KernelOptions(layout, _build_borders(problem, count))
+    y, squared_norm, *after = _ChunkLoop.apply(
+        options,
+        problem.query,
+        problem.key,
+        problem.value,
+        _pack_rule(layout, step_size, coefficients),
+        *problem.weights,
+        *problem.state,
+    )
+    return y, squared_norm.sqrt().view(batch, heads, time).transpose(1, 2), NeuralState(*after)
+
+
+def _pack_rule(layout: Layout, step_size: Tensor, rule: Coefficients) -> Tensor:
+    """Return step sizes and coefficients in one tensor `[R, N, .]`, at the offsets of `Layout.rule_slots`."""
+    rows, count, _ = step_size.shape
+    end_scalars = (rule.end_retention, rule.end_buildup, rule.end_momentum_retention)
+    parts = [
+        step_size,
+        rule.read_retention,
+        rule.read_buildup,
+        rule.end_mixing,
+        rule.end_trace,
+        *end_scalars,
+        rule.share,
+    ]
+    first = torch.cat([part.reshape(rows, count, -1) for part in parts], dim=-1)
+    padding = step_size.new_zeros(rows, count, layout.rule_slots["read_mixing"] - first.shape[-1])
+    mixing = rule.read_mixing.reshape(rows, count, -1)
+    rest = step_size.new_zeros(
+        rows, count, layout.sizes()["RULE_SIZE"] - layout.rule_slots["read_mixing"] - mixing.shape[-1]
+    )
+    return torch.cat([first, padding, mixing, rest], dim=-1)
+
+
+def _build_borders(problem: Problem, count: int) -> KernelBorders:
+    batch, device = problem.query.shape[0], problem.query.device
+    all_false = torch.zeros(batch, count, dtype=torch.bool, device=device)
+    fresh = all_false if problem.fresh is None else problem.fresh
+    border = fresh if problem.cut is None else fresh | problem.cut
+    incomplete = all_false
+    if problem.valid is not None:
+        incomplete = ~problem.valid.unflatten(1, (count, problem.chunk_size))[..., -1]
+    after_incomplete = torch.cat([~all_false[:, :1], incomplete[:, :-1]], dim=1)
+    has_old_anchor = after_incomplete & ~fresh
+    fresh_next = torch.cat([fresh[:, 1:], all_false[:, :1]], dim=1)
+    # In the order of `BorderFlag`.
+    bits = (fresh, border, incomplete, has_old_anchor, after_incomplete, fresh_next)
+    flags = sum(bit.to(torch.int32) << place for place, bit in enumerate(bits))
+    chunk = torch.arange(count, device=device).expand(batch, count)
+    source = chunk.masked_fill(has_old_anchor, -1).cummax(dim=1).values
+    return KernelBorders(flags.contiguous(), source.to(torch.int32).contiguous())  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _KernelOptions(NamedTuple):
+    """Arguments of the kernels that have no gradient."""
+
+    layout: Layout
+    borders: KernelBorders
+
+
+class _ChunkLoop(torch.autograd.Function):
+    """All kernels as one operation, differentiable once."""
+
+    @staticmethod
+    def forward(ctx, options: _KernelOptions, *flat: Tensor):
+        ctx.options = options
+        y, squared_norm, after, trace = forward(_inputs(options, flat), options.layout)
+        ctx.mark_non_differentiable(squared_norm)
+        ctx.save_for_backward(*flat, *trace)
+        return y, squared_norm, *after
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad_y, _, *grad_after):
+        if torch.is_grad_enabled():
+            raise NotImplementedError(
+                "neural_memory with implementation='triton' is differentiable once; "
+                "use 'torch' for second derivatives"
+            )
+        *flat, states, chunks = ctx.saved_tensors
+        inputs, trace = _inputs(ctx.options, flat), NeuralKernelTrace(states, chunks)
+        return None, *backward(inputs, ctx.options.layout, trace, grad_y, NeuralState(*grad_after))
+
+
+def _inputs(options: _KernelOptions, flat: Sequence[Tensor]) -> NeuralKernelInputs:
+    tokens = [ensure_dense_rows(x) for x in flat[:3]]
+    rule, *rest = (x.contiguous() for x in flat[3:])
+    return NeuralKernelInputs(*tokens, rule, tuple(rest[:-3]), NeuralState(*rest[-3:]), options.borders)  # pyright: ignore[reportCallIssue]
+
+
+def forward(
+    inputs: NeuralKernelInputs, layout: Layout
+) -> tuple[Tensor, Tensor, NeuralState, NeuralKernelTrace]:
+    """Return the outputs, the squared norms of the gradients, the state after, and the trace."""
+    query, state, flags = inputs.query, inputs.state, inputs.borders.flags
+    y, trace, anchor = query.new_empty(query.shape), allocate_trace(inputs, layout), state.anchor.clone()
+    starts_fresh, ends_incomplete = (
+        ((flags[:, n] & bit) != 0)[:, None, None]
+        for n, bit in ((0, BorderFlag.FRESH.value), (-1, BorderFlag.INCOMPLETE.value))
+    )
+    for place, part in enumerate((state.delta, state.momentum)):
+        trace.states[:, 0, place] = part.masked_fill(starts_fresh, 0).flatten(0, 1)
+    write_launch(inputs, layout, anchor, trace).run()
+    read_launch(inputs, layout, y, trace).run()
+    delta, momentum = (trace.states[:, -1, place].clone().view_as(anchor) for place in (0, 1))
+    after = NeuralState(delta, momentum, torch.where(ends_incomplete, anchor, delta))
+    return y, layout.view(trace.chunks, "squared_norm").flatten(1), after, trace
+
+
+def backward(
+    inputs: NeuralKernelInputs,
+    layout: Layout,
+    trace: NeuralKernelTrace,
+    grad_y: Tensor,
+    grad_after: NeuralState,
+) -> list[Tensor]:
+    """Return the gradients of tokens, rule, weights and state, in this order."""
+    incomplete = ((inputs.borders.flags[:, -1] & BorderFlag.INCOMPLETE.value) != 0)[:, None, None]
+    grad_y = grad_y.contiguous()
+    grad_query, grad_rule = inputs.query.new_empty(inputs.query.shape), torch.empty_like(inputs.rule)
+    grads = inputs.rule.new_empty(*inputs.rule.shape[:2], layout.sizes()["GRADS_SIZE"])
+    # The anchor after the last chunk is its delta, unless the chunk is incomplete.
+    grad_delta = grad_after.delta + grad_after.anchor.masked_fill(incomplete, 0)
+    grad_anchor = grad_after.anchor.masked_fill(~incomplete, 0).contiguous()
+    states_grad = torch.empty_like(trace.states)
+    states_grad[:, -1] = torch.stack([grad_delta, grad_after.momentum], dim=2).flatten(0, 1)
+    for launch in read_gradient_launches(
+        inputs, layout, trace, grad_y, grad_query, grad_rule, grads, states_grad
+    ):
+        launch.run()
+    write_gradient_launch(inputs, layout, trace, grad_rule, grads, states_grad, grad_anchor).run()
+    rule_gradient_launch(inputs, layout, trace, grad_rule, states_grad).run()
+    grad_state = [states_grad[:, 0, place].reshape(grad_anchor.shape) for place in (0, 1)]
+    key = layout.view(grads, "key_grad" if len(inputs.weights) == 2 else "x_grad")
+    key, error = (_tokens(x, inputs) for x in (key, layout.view(grads, "error_grad")))
+    tokens = [grad_query, key.to(inputs.key.dtype), error.neg().to(inputs.value.dtype)]
+    weights = _weight_gradients(inputs, layout, trace, grad_y, grads)
+    return [*tokens, grad_rule, *weights, *grad_state, grad_anchor]
+
+
+def _tokens(x: Tensor, inputs: NeuralKernelInputs) -> Tensor:
+    """Join chunks `[R, N, C, .]` to `[B, T, H, .]`."""
+    batch, _, heads, _ = inputs.query.shape
+    return x.unflatten(0, (batch, heads)).flatten(2, 3).transpose(1, 2)
+
+
+def _weight_gradients(
+    inputs: NeuralKernelInputs, layout: Layout, trace: NeuralKernelTrace, grad_y: Tensor, grads: Tensor
+) -> list[Tensor]:
+    """Return the gradients of the weights: inputs^T gradient of every product, summed over all tokens."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return torch.einsum("bthi,btho->hio", a.float(), b.float())
+
+    def view_tokens(whole: Tensor, name: str) -> Tensor:
+        return _tokens(layout.view(whole, name), inputs)
+
+    query, key, error = inputs.query, inputs.key, view_tokens(grads, "error_grad")
+    if len(inputs.weights) == 1:
+        return [product(query, grad_y) + product(key, error)]
+    lower = product(query, view_tokens(grads, "read_grad")) + product(key, view_tokens(grads, "product_grad"))
+    reads, hidden = (
+        functional.silu(view_tokens(trace.chunks, "read")),
+        functional.silu(view_tokens(trace.chunks, "product")),
+    )
+    upper = product(reads, grad_y) + product(hidden, error)
+    return [lower, upper.add_(product(view_tokens(grads, "slope_grad"), view_tokens(trace.chunks, "error")))]

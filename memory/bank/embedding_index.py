@@ -1,0 +1,176 @@
+"""Embedding side of a bank: text vectors, a vector index of its file, an optional neural memory of them."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from scrubjay.memory.bank.embedding_model import VerifiedRecord, check_dimension, check_model
+from scrubjay.memory.bank.file.store import Store
+from scrubjay.memory.bank.search.approximate import ApproximateIndex
+from scrubjay.memory.bank.search.dense import (
+    DenseIndex,
+    Scan,
+    ScopePredicate,
+    VectorIndex,
+    normalize_vectors,
+    read_dimension,
+)
+from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
+from scrubjay.memory.bank.search.segments import require_usearch
+from scrubjay.memory.bank.write import Draft
+from scrubjay.memory.parts.device import resolve_device
+
+if TYPE_CHECKING:
+    import torch
+
+    from scrubjay.memory.bank.surprise import Surprise, SurpriseConfig
+
+
+class EmbeddingIndex:
+    """Embedding model of a bank, with the vector index and the neural memory that it keeps in RAM.
+
+    Args: as for `MemoryBank`; `device` is the result of `check_options`.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        embeddings: Embeddings,
+        surprise: SurpriseConfig | None,
+        device: torch.device | None,
+        approximate: bool,
+    ) -> None:
+        self._store, self._embeddings = store, embeddings
+        self._approximate = approximate
+        self._device = device
+        self._fluencies: dict[str, float] = {}
+        self._verified_record: VerifiedRecord | None = None
+        self._index: DenseIndex | None = None
+        self._surprise_config = surprise
+        self._surprise: Surprise | None = None
+
+    def embed_texts(self, texts: list[str]) -> list[Float[np.ndarray, "D"]]:
+        """Return the unit vectors of texts to store."""
+        if not texts:
+            return []
+        self.check_model()
+        return list(normalize_vectors(self._embeddings.embed_documents(texts), len(texts)))
+
+    def add_surprise(self, drafts: list[Draft]) -> list[Draft]:
+        """Return embedded drafts with their surprise as importance, if the bank has a neural memory."""
+        vector = drafts[0].vector if drafts else None
+        surprise = None if vector is None else self._get_surprise(len(vector))
+        return drafts if surprise is None else surprise.add_importance(drafts)
+
+    def embed_query(self, text: str, alone: bool = False) -> Float[np.ndarray, "D"]:
+        """Return the unit vector of a query, and build missing segments of an approximate index.
+
+        Unless `alone`, the output of the neural memory is blended in, if the bank has one.
+        """
+        if self._verified_record is None:
+            self.check_model()  # outside a transaction, as embedding is slow; `scan` repeats it
+        vector = normalize_vectors([self._embeddings.embed_query(text)], 1)[0]
+        surprise = None if alone else self._get_surprise(len(vector))
+        if surprise is not None and surprise.config.recall_weight:
+            vector = surprise.blend_recall(vector)
+        for _ in self.build_index():
+            pass
+        return vector
+
+    def fluency(self, text: str) -> float:
+        """Return the model's fluency in the script of a text, from 0.02 to 1."""
+        script = script_of(text)
+        if script not in self._fluencies:
+            self._fluencies[script] = fluency(self._embeddings, script)
+        return self._fluencies[script]
+
+    def scan(
+        self, connection: sqlite3.Connection, vector: Float[np.ndarray, "D"], allows: ScopePredicate
+    ) -> Scan:
+        """Return a scan of the similarities of all records that the connection sees and `allows` accepts."""
+        check_dimension(read_dimension(connection), vector)
+        self.check_model()  # again: another process may have replaced all embeddings since
+        index = self._get_index(len(vector))
+        self._store.on_rollback(self._clear_cache)
+        index.refresh(connection)
+        return index.scan(vector, allows)
+
+    def build_index(self) -> Iterator[tuple[int, int]]:
+        """Build the missing segments of an approximate index; yield (indexed, total) record numbers."""
+        if self._approximate:
+            with self._store.reading() as connection:
+                dimension = read_dimension(connection)
+                index = None if dimension is None else self._get_index(dimension)
+            if isinstance(index, ApproximateIndex):
+                yield from index.catch_up()
+
+    def note_dimension(self, connection: sqlite3.Connection, vector: Float[np.ndarray, "D"]) -> None:
+        """Store the embedding dimension in the file. Raises ValueError if the file has another dimension."""
+        check_dimension(read_dimension(connection), vector)
+        # Cheap here: the model was checked before the transaction, unless all embeddings of the file are
+        # newer.
+        self.check_model()
+        connection.execute("UPDATE facts SET value = ? WHERE name = 'dimension'", (len(vector),))
+
+    def check_model(self) -> None:
+        """Raise ValueError if the file was written with another embedding model."""
+        self._verified_record = check_model(self._store, self._embeddings, self._verified_record)
+
+    def _get_surprise(self, dimension: int) -> Surprise | None:
+        if self._surprise_config is not None and self._surprise is None:
+            from scrubjay.memory.bank.surprise import Surprise  # imports torch
+
+            self._surprise = Surprise(self._store, self._surprise_config, dimension)
+        self._store.on_rollback(self._clear_cache)
+        return self._surprise
+
+    def _get_index(self, dimension: int) -> DenseIndex:
+        """Return the index that all threads share. Call it inside a transaction, which serializes threads."""
+        if self._index is None:
+            if self._approximate:
+                self._index = ApproximateIndex(self._store, dimension)
+            else:
+                self._index = VectorIndex(dimension, self._device)
+        return self._index
+
+    def _clear_cache(self) -> None:
+        self._index = self._surprise = None
+
+
+def check_options(
+    path: str | Path,
+    embeddings: Embeddings | None,
+    surprise: SurpriseConfig | None,
+    device: str | None,
+    approximate: bool,
+) -> torch.device | None:
+    """Check that a bank's options are compatible; return the torch device of its embeddings, None for NumPy.
+
+    Raises ValueError if options exclude each other or the device is unavailable, TypeError if `embeddings` is
+    not an embedding model, and ModuleNotFoundError without usearch.
+
+    Args: as for `MemoryBank`.
+    """
+    if embeddings is not None and not isinstance(embeddings, Embeddings):
+        raise TypeError(
+            f"embeddings={embeddings!r}: pass an object with embed_documents and embed_query, such as "
+            "MiniLMEmbeddings()"
+        )
+    if surprise is not None and embeddings is None:
+        raise ValueError(f"surprise={surprise}: needs embeddings; pass an embedding model")
+    if device is not None and embeddings is None:
+        raise ValueError(f"device={device!r}: needs embeddings; pass an embedding model")
+    if approximate:
+        if embeddings is None or device is not None or str(path) in ("", ":memory:"):
+            raise ValueError(
+                f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "
+                "approximate search needs embeddings and a file, and no device"
+            )
+        require_usearch()
+    return None if device is None else resolve_device(device, "hold embeddings")

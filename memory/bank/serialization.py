@@ -1,0 +1,165 @@
+"""Export of a bank's records as JSON values, and import.
+
+Ids, times, wordings, chunks and expired records are included. Embeddings are not exported: the importing bank
+computes its own.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Mapping
+from datetime import tzinfo
+from typing import Any
+
+from scrubjay.memory.bank.file.record import (
+    KINDS,
+    TRUSTS,
+    check_choice,
+    check_namespace,
+    join_namespace,
+    read_json,
+    split_namespace,
+    to_seconds,
+)
+from scrubjay.memory.bank.write import Draft, Writer, check_text, compute_fingerprint, encode_provenance
+
+_COLUMNS = (
+    "id", "text", "kind", "namespace", "trust", "provenance", "created", "observed", "renewed", "valid_from",
+    "valid_to", "importance", "supersedes", "chunk", "place",
+)  # fmt: skip
+_COPIED_COLUMNS = (
+    "text", "kind", "trust", "created", "observed", "valid_from", "valid_to", "importance", "supersedes",
+)  # fmt: skip
+_TIMES = ("created", "observed", "renewed")
+BATCH = 500
+"""Records per batch of export and import."""
+
+
+def read_rows(
+    connection: sqlite3.Connection, after: int, count: int = BATCH
+) -> tuple[int, list[dict[str, Any]]]:
+    """Return the last number and the JSON values of up to `count` records after number `after` (0: all)."""
+    rows = connection.execute(
+        f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
+        (after, count),
+    ).fetchall()
+    json_rows = []
+    for number, *values in rows:
+        row: dict[str, Any] = dict(zip(_COLUMNS, values, strict=True))
+        row["namespace"] = list(split_namespace(row["namespace"]))
+        row["provenance"] = read_json(row["provenance"])
+        row["sayings"] = [
+            {"text": text, "observed": observed, "provenance": read_json(provenance)}
+            for text, observed, provenance in connection.execute(
+                "SELECT text, observed, provenance FROM sayings WHERE number = ? ORDER BY rowid", (number,)
+            )
+        ]
+        json_rows.append(row)
+    return (rows[-1][0] if rows else after), json_rows
+
+
+class Restorer:
+    """Importer of rows of `read_rows`.
+
+    Records of one chunk share a chunk again, also across calls of `restore`.
+    """
+
+    def __init__(self) -> None:
+        self._chunks: dict[int, int] = {}
+
+    def restore(self, connection: sqlite3.Connection, row: Mapping[str, Any], draft: Draft) -> bool:
+        """Write a record unless its id exists; return True if it is new. `draft` comes from `build_draft`."""
+        existing_row = connection.execute("SELECT chunk FROM records WHERE id = ?", (row["id"],)).fetchone()
+        if existing_row:
+            self._chunks.setdefault(row["chunk"], existing_row[0])
+            return False
+        chunk = self._chunks.get(row["chunk"], 0)
+        columns = {
+            "id": row["id"],
+            "renewed": row["renewed"],
+            "sayings": 1 + len(row["sayings"]),
+            "chunk": chunk,
+            "place": row["place"],
+        }
+        number = Writer(connection).insert(draft, draft.fingerprint or compute_fingerprint(draft), columns)
+        if not chunk:
+            # A chunk's number is that of its first record, negated for a section of a document.
+            chunk = self._chunks[row["chunk"]] = number if row["chunk"] > 0 else -number
+            connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
+        connection.executemany(
+            "INSERT INTO sayings VALUES (?, ?, ?, ?)",
+            [
+                (number, saying["text"], saying["observed"], encode_provenance(saying["provenance"]))
+                for saying in row["sayings"]
+            ],
+        )
+        return True
+
+
+def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo) -> Draft:
+    """Return a draft of a validated row, fingerprint included. Slow: call it before a transaction."""
+    draft = Draft(
+        **{name: row[name] for name in _COPIED_COLUMNS},
+        namespace=join_namespace(tuple(row["namespace"])),
+        provenance=encode_provenance(row["provenance"]),
+        merge=False,
+        vector=vector,
+        zone=zone,
+    )
+    return draft._replace(fingerprint=compute_fingerprint(draft))
+
+
+def check_row(row: Any) -> None:
+    """Raise ValueError or TypeError, naming the field, unless `row` is a valid exported record."""
+    if not isinstance(row, Mapping):
+        raise TypeError(f"a record must be a JSON object, not {type(row).__name__}")
+    missing = [name for name in (*_COLUMNS, "sayings") if name not in row]
+    if missing:
+        raise ValueError(f"a record lacks {', '.join(missing)}")
+    for name in ("id", "text"):
+        _check(row, name, _is_text)
+    check_choice("kind", row["kind"], KINDS)
+    check_choice("trust", row["trust"], TRUSTS)
+    _check(row, "namespace", lambda value: isinstance(value, list))
+    check_namespace(row["namespace"])
+    _check(row, "provenance", lambda value: isinstance(value, dict))
+    encode_provenance(row["provenance"])
+    for name in (*_TIMES, "valid_from", "valid_to"):
+        if row[name] is not None or name in _TIMES:
+            _check_moment(row, name)
+    _check(row, "importance", lambda value: _is_number(value) and 0 <= value <= 1)
+    _check(row, "supersedes", lambda value: value is None or _is_text(value))
+    _check(row, "chunk", lambda value: _is_whole(value) and value != 0)
+    _check(row, "place", lambda value: _is_whole(value) and value >= 0)
+    _check(row, "sayings", lambda value: isinstance(value, list))
+    for saying in row["sayings"]:
+        if not (isinstance(saying, dict) and saying.keys() >= {"text", "observed", "provenance"}):
+            raise ValueError(f"sayings={saying!r}: each needs text, observed and provenance")
+        _check(saying, "text", _is_text)
+        _check_moment(saying, "observed")
+        encode_provenance(saying["provenance"])
+
+
+def _check(row: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool]) -> None:
+    if not is_valid(row[name]):
+        raise ValueError(f"{name}={row[name]!r}: invalid value in a record")
+
+
+def _check_moment(row: Mapping[str, Any], name: str) -> None:
+    _check(row, name, _is_number)
+    to_seconds(row[name], name)
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        check_text("a record", value)
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

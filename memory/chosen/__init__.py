@@ -1,1 +1,0 @@
-"""Memories that choose among chunks of the past by keys that are trained."""

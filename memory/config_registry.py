@@ -1,0 +1,89 @@
+"""Registry of config classes by name, used for memories and for context policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any, Generic, SupportsIndex, TypeVar
+
+Config = TypeVar("Config")
+
+
+class UnknownNameError(ValueError):
+    """No config class is registered under the requested name."""
+
+
+class Registry(dict[str, type[Config]], Generic[Config]):
+    """Frozen dataclasses by name.
+
+    `kind` is the noun for an entry in error messages, `register_function` the function that adds one.
+    """
+
+    def __init__(self, kind: str, register_function: str, configs: Mapping[str, type[Config]]) -> None:
+        super().__init__(configs)
+        self.kind, self.register_function = kind, register_function
+
+    def register(self, name: str, config_class: type[Config]) -> None:
+        """Add a class under `name`. Raises ValueError if the name is taken, TypeError on no dataclass.
+
+        A redefined class, as after rerunning a notebook cell, replaces the previous one.
+        """
+        if not isinstance(config_class, type) or not dataclasses.is_dataclass(config_class):
+            raise TypeError(f"{self.kind} {name!r}: {config_class!r} is not a frozen dataclass")
+        # Without the decorator the class has the dataclass fields of its base class.
+        if "__dataclass_fields__" not in vars(config_class) and inspect.get_annotations(config_class):
+            raise TypeError(
+                f"{self.kind} {name!r}: {config_class.__name__} has fields of its own; decorate it with "
+                "@dataclass(frozen=True)"
+            )
+        if name in self and not _is_redefinition(config_class, self[name]):
+            raise ValueError(
+                f"{self.kind} {name!r} is already registered as {self[name].__name__}; choose another name"
+            )
+        self[name] = config_class
+
+    def names(self) -> list[str]:
+        """Return all names, sorted."""
+        return sorted(self)
+
+    def configure(self, name: str, **fields: Any) -> Config:
+        """Return the named config, with defaults for fields that are not passed.
+
+        Raises ValueError on an unknown name or field, listing the choices, and on a non-integer size.
+        """
+        if name not in self:
+            close = difflib.get_close_matches(name, self, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownNameError(
+                f"unknown {self.kind} {name!r}; choose from {', '.join(self.names())}{hint}"
+            )
+        config_fields = dataclasses.fields(self[name])  # pyright: ignore[reportArgumentType]
+        names = [field.name for field in config_fields]
+        unknown = sorted(set(fields) - set(names))
+        if unknown:
+            raise ValueError(
+                f"{self.kind} {name!r} has no field {', '.join(unknown)}; "
+                f"its fields are {', '.join(names) or 'none'}"
+            )
+        for field in config_fields:
+            is_size = field.name in fields and field.type in ("int", int)
+            if is_size and not isinstance(fields[field.name], SupportsIndex):
+                raise ValueError(
+                    f"{self.kind} {name!r} has {field.name}={fields[field.name]!r}: must be an integer"
+                )
+        return self[name](**fields)
+
+    def name_of(self, config: Config) -> str:
+        """Return the name of a config's class. Raises ValueError if it is not registered."""
+        for name, config_class in self.items():
+            if type(config) is config_class:
+                return name
+        raise ValueError(f"{type(config).__name__} is not registered; call {self.register_function} first")
+
+
+def _is_redefinition(config_class: type, before: type) -> bool:
+    """Return True if both classes come from the same definition, run again."""
+    names = ((one.__module__, one.__qualname__) for one in (config_class, before))
+    return config_class is not before and len(set(names)) == 1

@@ -1,0 +1,80 @@
+"""Layer types of a model from its config, and checks for models that no policy supports."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedConfig
+from transformers.cache_utils import get_layer_types_and_kwargs
+
+_ATTENTION_TYPES = {"full_attention", "sliding_attention", "chunked_attention", "hybrid", "hybrid_sliding"}
+_STATE_TYPES = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
+_STATELESS = "dummy"
+"""Name in transformers of layers that only have experts or a feed-forward network."""
+
+
+class LayerType(NamedTuple):
+    """Cache requirements of one layer."""
+
+    attends: bool
+    """True for a layer with keys and values."""
+    window: int | None
+    """Tokens that a query sees, its own included, or tokens per chunk; None for full attention."""
+    is_chunked: bool
+    """True for chunked attention, False for a sliding window."""
+    states: int
+    """Number of linear, convolutional or recurrent states."""
+
+
+def get_layer_types(config: PreTrainedConfig) -> list[LayerType]:
+    """Return the types of a decoder's layers, in order.
+
+    Raises ValueError with a one-line reason on a model that no policy supports.
+    """
+    name = config.model_type
+    if getattr(config, "kv_lora_rank", None):
+        raise ValueError(
+            f"{name} caches one latent vector per token and computes keys from it (MLA); a policy would "
+            "cache the keys, which are many times larger: use the model's own cache"
+        )
+    if getattr(config, "alibi", False) or name in ("bloom", "mpt"):
+        raise ValueError(
+            f"{name} adds positions to its scores (ALiBi), which policies do not support: use the model's "
+            "own cache"
+        )
+    if name == "recurrent_gemma":
+        raise ValueError(
+            f"{name} keeps states in its modules instead of its cache, so that conversations would mix: use "
+            "a model whose states are in the cache"
+        )
+    if (loops := getattr(config, "n_recurrent_loops", 1)) > 1:
+        raise ValueError(
+            f"{name} runs its layers {loops} times in a call with additional caches, which policies do not "
+            "support: use the model's own cache"
+        )
+    types, options = get_layer_types_and_kwargs(config)
+    if "reuse" in (getattr(config, "kv_sharing_modes", None) or []):
+        raise ValueError(
+            f"{name} has layers that read the keys of other layers, which a policy may have evicted: use the "
+            "model's own cache"
+        )
+    if unknown := sorted(set(types) - _ATTENTION_TYPES - _STATE_TYPES - {_STATELESS}):
+        raise ValueError(
+            f"{name} has layers of type {', '.join(unknown)}, which policies do not support: use the model's "
+            "own cache"
+        )
+    if not _ATTENTION_TYPES & set(types):
+        raise ValueError(
+            f"{name} has no attention layer: its state does not grow, so a cache policy has nothing to drop; "
+            "use the model's own cache"
+        )
+    return [_layer_type(layer, own) for layer, own in zip(types, options, strict=True)]
+
+
+def _layer_type(name: str, options: dict[str, Any]) -> LayerType:
+    return LayerType(
+        name in _ATTENTION_TYPES,
+        options.get("sliding_window"),
+        name == "chunked_attention",
+        options.get("number_of_states", 0) if name in _STATE_TYPES else 0,
+    )

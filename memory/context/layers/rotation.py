@@ -1,0 +1,236 @@
+"""Rotary positions of a model's layers, found by a probe, since model families implement them differently.
+
+The probe reads a single token at two positions. The token attends only to itself at either position, so in
+every layer the two passes differ only in the rotation of its key. Its query must be rotated alike, up to a
+factor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from scrubjay.memory.context.attention import set_next_layer
+from scrubjay.memory.context.layers.falcon import serve_falcon
+from scrubjay.memory.context.parts.rotary import PairLayout, Rotary, Rotation
+from scrubjay.memory.context.parts.scoring import Scoring
+from scrubjay.memory.context.switch import attend_by_policy
+
+_FAR = 101
+"""Probe position at which fast and slow pairs have clearly different angles, far from full turns.
+
+Models with fewer positions are probed at their last position.
+"""
+
+
+class ModelRotation(NamedTuple):
+    """Rotary positions of a model by layer."""
+
+    by_layer: tuple[Rotary | None, ...]
+    """Rotary positions of each layer, shared by layers with equal ones; None if unknown or without keys."""
+    sizes: dict[int, tuple[int, int]]
+    """Number of key heads and key width of each layer with keys."""
+    num_types: int
+    """Number of rotary embeddings that the model has."""
+    dynamic_type: str | None
+    """RoPE type whose angles depend on the length of the text; None if there is none."""
+
+
+_rotations: WeakKeyDictionary[nn.Module, ModelRotation] = WeakKeyDictionary()
+
+
+def decoder_of(model: PreTrainedModel) -> Any:
+    """Return the decoder with the attention layers; some models call their last layer their decoder."""
+    decoder = model.get_decoder()
+    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
+
+
+def takes_positions(decoder: nn.Module) -> bool:
+    """Return True if a decoder accepts `position_ids`."""
+    return "position_ids" in inspect.signature(decoder.forward).parameters
+
+
+def has_rotary(decoder: nn.Module) -> bool:
+    """Return True if a decoder has rotary positions of a known type."""
+    return next(_frequency_getters(decoder), None) is not None
+
+
+def find_rotation(model: PreTrainedModel) -> ModelRotation:
+    """Return the rotary positions of a model's layers; the model is probed once."""
+    if model not in _rotations:
+        _rotations[model] = _probe_rotation(model)
+    return _rotations[model]
+
+
+def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
+    decoder = decoder_of(model)
+    config = model.config.get_text_config(decoder=True)
+    count = config.num_hidden_layers
+    positions = getattr(config, "max_position_embeddings", None) or _FAR + 1
+    away = min(_FAR, positions - 1)
+    (at_zero, queries_at_zero), (far, queries_far) = (
+        _read_single_token(model, position) for position in (0, away)
+    )
+    has_position_ids = takes_positions(decoder)
+    getters = list(_frequency_getters(decoder))
+    dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
+    choices = [
+        lambda: torch.zeros(0),
+        *getters,
+    ]  # the first is for layers without positions: no pair is rotated
+    rotaries: dict[tuple[int, PairLayout], Rotary] = {}
+
+    def rotary(layer: int) -> Rotary | None:
+        if layer not in at_zero or not has_position_ids:
+            return None
+        before, after = at_zero[layer].double(), far[layer].double()
+        # The rotation of a zero vector is not visible.
+        if before.shape != after.shape or before.ndim != 4 or not before.any():
+            return None
+        queries = queries_at_zero.get(layer, before).double(), queries_far.get(layer, after).double()
+        rounding = _Rounding.from_dtype(at_zero[layer].dtype)
+        errors: dict[tuple[int, PairLayout], float] = {}
+        for number, get_frequencies in enumerate(choices):
+            for layout in _layouts(get_frequencies().shape[-1], before.shape[-1]):
+                angle = away * get_frequencies().double().cpu()
+                rotation = Rotation(angle.cos(), angle.sin(), layout)
+                error = max(
+                    rounding.error(rotation(before), after, layout),
+                    rounding.error(_rescale(rotation(queries[0]), queries[1]), queries[1], layout),
+                )
+                if error <= 1:
+                    errors[number, layout] = error
+        if not errors:
+            return None
+        number, layout = best = min(errors, key=errors.__getitem__)
+        return rotaries.setdefault(best, Rotary(layout, choices[number], dtype))
+
+    rope_types = {kind for module in decoder.modules() for kind in _rope_types(module)}
+    changing = next(iter(rope_types & {"dynamic", "longrope"}), None)
+    sizes = {layer: (keys.shape[1], keys.shape[-1]) for layer, keys in far.items()}
+    return ModelRotation(tuple(rotary(layer) for layer in range(count)), sizes, len(getters), changing)
+
+
+def _layouts(pairs: int, width: int) -> Iterator[PairLayout]:
+    if 2 * pairs <= width:
+        yield from (PairLayout(pairs, is_interleaved) for is_interleaved in (False, True))
+
+
+def _frequency_getters(decoder: nn.Module) -> Iterator[Callable[[], Tensor]]:
+    """Yield a getter of the frequencies of each rotary embedding in a decoder."""
+    for module in decoder.modules():
+        for name, _ in module.named_buffers(recurse=False):
+            if name.endswith("inv_freq") and not name.endswith("original_inv_freq"):
+                yield lambda module=module, name=name: getattr(module, name)
+
+
+def _rope_types(module: nn.Module) -> set[str]:
+    kind = getattr(module, "rope_type", None)
+    kinds = kind.values() if isinstance(kind, dict) else [kind]
+    return {kind for kind in kinds if isinstance(kind, str)}
+
+
+class _Rounding(NamedTuple):
+    """Bound on the rounding error of a rotation in a model's precision, for each pair of coordinates.
+
+    Trained models have channels a hundred times as large as others. With one bound relative to the largest
+    channels, the rotation of all other pairs would count as rounding.
+    """
+
+    relative: float
+    """Error relative to the norm of a pair."""
+    absolute: float
+    """Absolute error, for subnormal numbers."""
+
+    @classmethod
+    def from_dtype(cls, dtype: torch.dtype) -> Self:
+        """Return the bounds for a dtype."""
+        kind = torch.finfo(dtype)
+        # Angles are float32 in any model. Rounding cosines, products and their sum makes less than 3 eps.
+        return cls(max(4 * kind.eps, 1e-4), 4 * kind.smallest_normal * kind.eps)
+
+    def error(self, expected: Tensor, actual: Tensor, layout: PairLayout) -> float:
+        """Return the largest difference as a multiple of its bound; NaN and infinities exceed any."""
+        interleaved_pairs = layout.interleave(expected)
+        pairs = interleaved_pairs[..., : 2 * layout.pairs].unflatten(-1, (layout.pairs, 2)).norm(dim=-1)
+        lengths = torch.cat(
+            [pairs.repeat_interleave(2, -1), interleaved_pairs[..., 2 * layout.pairs :].abs()], dim=-1
+        )
+        bound = self.relative * layout.deinterleave(lengths) + self.absolute
+        return float(((actual - expected).abs() / bound).nan_to_num(nan=math.inf).max())
+
+
+def _rescale(x: Tensor, y: Tensor) -> Tensor:
+    """Scale each head of `x` by the factor that brings it closest to `y`: some models scale by position."""
+    return x * (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
+
+
+class _RecordingCache(DynamicCache):
+    """Cache that records the keys and queries of every layer."""
+
+    adds_position_ids = False
+
+    def __init__(self, config: Any, outside_attention: str | None) -> None:
+        super().__init__(config=config)
+        self.outside_attention = outside_attention
+        self.keys: dict[int, Tensor] = {}
+        self.queries: dict[int, Tensor] = {}
+
+    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
+        """Do nothing."""
+
+    def end_call(self) -> None:
+        """Do nothing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Record the keys and update the cache."""
+        self.keys[layer_idx] = key_states.detach().cpu()
+        set_next_layer(_RecordingLayer(self, layer_idx))
+        return super().update(key_states, value_states, layer_idx, *args, **options)
+
+
+class _RecordingLayer(NamedTuple):
+    """Layer whose attention is computed next."""
+
+    cache: _RecordingCache
+    index: int
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
+    ) -> Tensor:
+        """Record the query, and return the token's own values.
+
+        Learned sinks are ignored: their weight would carry the rounding of a score into later layers.
+        """
+        self.cache.queries[self.index] = query.detach().cpu()
+        own_values = values[:, :, -query.shape[2] :]
+        return own_values.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
+
+
+def _read_single_token(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
+    """Return the key and the query that each layer computes for a single token at a position."""
+    decoder = decoder_of(model)
+    config = model.config.get_text_config(decoder=True)
+    serve_falcon(decoder)
+    cache = _RecordingCache(config, attend_by_policy(decoder))
+    # The embedding of the padding token is zero, so another token is used.
+    token = torch.full((1, 1), int(getattr(config, "pad_token_id", None) == 0), device=model.device)
+    options = {"position_ids": torch.full_like(token, position)} if takes_positions(decoder) else {}
+    training = [module for module in decoder.modules() if module.training]
+    with torch.no_grad():
+        decoder.eval()
+        try:
+            decoder(token, cache=cache, use_cache=True, **options)
+        finally:
+            for module in training:
+                module.training = True
+    return cache.keys, cache.queries

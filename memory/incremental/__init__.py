@@ -1,0 +1,1 @@
+"""Steppers of memories for rollout collection: folded weights and in-place updates."""

@@ -1,0 +1,137 @@
+"""Attention to the current chunk, one step per call. Keys and values are stored by position in the chunk.
+
+A completed chunk needs no reordering. Positions after the present one still hold the previous chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.memory.parts.rotary import build_sine_weights
+
+
+class ChunkPosition(NamedTuple):
+    """Position of each row's step in its chunk, with its rotation and mask."""
+
+    offset: Int[Tensor, " batch"]
+    cos: Float[Tensor, "batch 2 1 width"]
+    """Cosines for its position, and for one chunk more: queries for stored chunks are rotated by both."""
+    sin: Float[Tensor, "batch 2 1 width"]
+    mask: Float[Tensor, "batch 1 chunk_size"]
+    """Additive mask of the scores of the current chunk: -inf after the present position."""
+
+
+class ChunkPositions:
+    """Rotations and masks of all positions of a chunk for layers of this size."""
+
+    def __init__(self, layer: Any) -> None:
+        self.chunk_size = layer.chunk_size
+        (cos, cos_step), (sin, sin_step) = (
+            part[:, None].split(self.chunk_size) for part in (layer.cos, layer.sin)
+        )
+        self.cos = torch.cat([cos, cos * cos_step - sin * sin_step], dim=1)
+        self.sin = torch.cat([sin, sin * cos_step + cos * sin_step], dim=1)
+        offset = torch.arange(self.chunk_size)
+        self.mask = torch.zeros(self.chunk_size, self.chunk_size, dtype=self.cos.dtype)
+        self.mask.masked_fill_(offset > offset[:, None], -math.inf)
+
+    def lookup(self, time: Int[np.ndarray, " batch"]) -> ChunkPosition:
+        """Return the chunk positions of rows with episodes of these ages."""
+        offset = torch.from_numpy(time % self.chunk_size)
+        return ChunkPosition(offset, self.cos[offset], self.sin[offset], self.mask[offset][:, None])
+
+
+class CurrentChunk:
+    """Current chunks of all rows in one layer, and its projections with sine weights as one matrix."""
+
+    def __init__(self, layer: Any, state: dict[str, Tensor], time: Int[Tensor, " batch"]) -> None:
+        self.heads, self.chunk_size = layer.heads, layer.chunk_size
+        self.width = layer.query.out_features // self.heads
+        self.row = torch.arange(len(time) * self.heads).view(-1, self.heads) * self.chunk_size
+        # The state holds the last steps oldest first; this buffer is indexed by chunk position.
+        self.state_index = (torch.arange(self.chunk_size) - time[:, None]) % self.chunk_size
+        self.keys, self.values = (
+            self.by_head(self.by_position(state[name])).contiguous()
+            for name in ("recent_keys", "recent_values")
+        )
+        query, key, value = (
+            part.weight.unflatten(0, (self.heads, -1)) for part in (layer.query, layer.key, layer.value)
+        )
+        query, rotary_dim = query * self.width**-0.5, self.width // 2 * 2
+        parts = (
+            query,
+            key,
+            value,
+            build_sine_weights(query, rotary_dim),
+            build_sine_weights(key, rotary_dim),
+        )
+        self.projections = torch.cat([part.flatten(0, 1) for part in parts])
+
+    def by_head(self, x: Tensor) -> Float[Tensor, "batch heads items width"]:
+        """Return items by head."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def by_position(self, recent: Float[Tensor, "batch chunk_size dim"]) -> Tensor:
+        """Return the last steps, which a state has oldest first, ordered by chunk position."""
+        return recent.gather(1, self.state_index[..., None].expand_as(recent))
+
+    def append(
+        self, inputs: Float[Tensor, "batch dim"], position: ChunkPosition, num_rotations: int
+    ) -> tuple[Float[Tensor, "units rotations width"], Float[Tensor, "batch heads chunk_size"]]:
+        """Store a step; return its scaled queries and the scores of the current chunk.
+
+        Args:
+            inputs: Normalized inputs of the step.
+            position: Chunk position of the step.
+            num_rotations: 1 for queries of the current chunk, 2 to add queries of stored chunks.
+        """
+        parts = functional.linear(inputs, self.projections).view(len(inputs), 5, self.heads, self.width)
+        cos, sin = position.cos[:, :num_rotations], position.sin[:, :num_rotations]
+        query = (
+            (parts[:, :1] * cos + parts[:, 3:4] * sin).transpose(1, 2).reshape(-1, num_rotations, self.width)
+        )
+        key = parts[:, 1] * cos[:, 0] + parts[:, 4] * sin[:, 0]
+        where = (self.row + position.offset[:, None]).flatten()
+        for store, new in ((self.keys, key), (self.values, parts[:, 2])):
+            store.view(-1, self.width).index_copy_(0, where, new.reshape(-1, self.width))
+        scores = torch.bmm(query[:, :1], self.keys.flatten(0, 1).mT)
+        return query, scores.view(len(inputs), self.heads, -1) + position.mask
+
+    def read(self, weights: Float[Tensor, "batch heads chunk_size"]) -> Float[Tensor, "units 1 width"]:
+        """Return the weighted sum of the values of the current chunks."""
+        return torch.bmm(weights.flatten(0, 1)[:, None], self.values.flatten(0, 1))
+
+    def clear(self, rows: Int[Tensor, " some"]) -> None:
+        """Zero the buffers of these rows. A mask alone would keep NaN, because 0 * NaN is NaN."""
+        self.keys.index_fill_(0, rows, 0)
+        self.values.index_fill_(0, rows, 0)
+
+    def state(self, rows: Int[Tensor, " some"], recent: RecentSteps) -> dict[str, Tensor]:
+        """Return keys and values of the most recent steps of these rows."""
+        stores = (("recent_keys", self.keys), ("recent_values", self.values))
+        return {name: recent.gather(store.transpose(1, 2).flatten(2)[rows]) for name, store in stores}
+
+
+class RecentSteps(NamedTuple):
+    """Chunk positions of the most recent steps, oldest first, and a mask of steps before the episode."""
+
+    positions: Int[Tensor, "some chunk_size"]
+    is_empty: Bool[Tensor, "some chunk_size"]
+
+    @classmethod
+    def from_age(cls, time: Int[Tensor, " some"], chunk_size: int) -> RecentSteps:
+        """Return the recent steps of rows with episodes of these ages."""
+        positions = (time[:, None] + torch.arange(chunk_size)) % chunk_size
+        return cls(positions, torch.arange(chunk_size, 0, -1) > time[:, None])
+
+    def gather(self, values: Float[Tensor, "some chunk_size dim"]) -> Tensor:
+        """Return values stored by chunk position in order, oldest first, with zeros before the episode."""
+        steps = values.gather(1, self.positions[..., None].expand_as(values))
+        return steps.masked_fill_(self.is_empty[..., None], 0)

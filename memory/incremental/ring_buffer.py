@@ -1,0 +1,92 @@
+"""Ring buffers of chunks: the readable chunks at each step and the slot of the next chunk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class ReadableChunks(NamedTuple):
+    """Chunks that rows may read: their last `num_readable` chunks, newest last, where `mask` is True."""
+
+    num_readable: int
+    mask: Bool[Tensor, "batch num_readable"] | None
+    """True for readable chunks; None if all are."""
+    any_readable: Bool[Tensor, "batch 1"] | None
+    """True for rows with a readable chunk; None if all rows have one."""
+    oldest_slot: Int[np.ndarray, " batch"]
+    """Slot of each row's oldest chunk."""
+
+
+class CompletedChunks(NamedTuple):
+    """Rows whose chunk ends at a step, and the slot of the chunk."""
+
+    rows: Int[Tensor, " some"]
+    slots: Int[Tensor, " some"]
+
+
+class ChunkRingBuffer:
+    """Slot indices of one ring buffer per row, with `num_chunks` slots for chunks of `chunk_size` steps."""
+
+    def __init__(self, time: Int[Tensor, " batch"], chunk_size: int, num_chunks: int) -> None:
+        self.chunk_size, self.num_chunks = chunk_size, num_chunks
+        self.time = time.numpy().copy()
+        # Slot of each row's oldest chunk, which the next chunk overwrites.
+        self.oldest_slot = np.zeros_like(self.time)
+        self._update()
+
+    def reset(self, start: Bool[Tensor, " batch"] | None) -> Int[Tensor, " starts"] | None:
+        """Reset rows that start an episode; return their indices, None if there are none."""
+        if start is None or not start.any():
+            return None
+        self.time[start.numpy()] = 0
+        self._update()
+        return start.nonzero()[:, 0]
+
+    def advance(self) -> tuple[ReadableChunks | None, CompletedChunks | None]:
+        """Advance one step; return the chunks it may read, and those it completes, for `commit`."""
+        self.time += 1
+        self.steps_until_full -= 1
+        if self.steps_until_full >= 0:
+            return self.readable, None
+        full_rows = np.flatnonzero(self.time % self.chunk_size == 0)
+        return self.readable, CompletedChunks(
+            torch.from_numpy(full_rows), torch.from_numpy(self.oldest_slot[full_rows])
+        )
+
+    def commit(self, chunks: CompletedChunks) -> None:
+        """Make the chunks that a step completed readable."""
+        rows = chunks.rows.numpy()
+        self.oldest_slot[rows] = (self.oldest_slot[rows] + 1) % self.num_chunks
+        self._update()
+
+    def slots(self, rows: Int[Tensor, " some"]) -> Int[Tensor, "some num_chunks"]:
+        """Return the slots of the chunks of these rows, oldest first."""
+        return (
+            torch.from_numpy(self.oldest_slot)[rows, None] + torch.arange(self.num_chunks)
+        ) % self.num_chunks
+
+    def empty_slots(self, time: Int[Tensor, " some"]) -> Bool[Tensor, "some num_chunks"]:
+        """Return a mask of empty slots, oldest first, for rows with episodes of these ages."""
+        return torch.arange(self.num_chunks) < self.num_chunks - (time // self.chunk_size)[:, None]
+
+    def _update(self) -> None:
+        """Update the readable chunks, and the steps until they change without a reset."""
+        self.readable = self._find_readable()
+        self.steps_until_full = int(
+            (self.chunk_size - 1 - self.time % self.chunk_size).min(initial=self.chunk_size)
+        )
+
+    def _find_readable(self) -> ReadableChunks | None:
+        num_chunks_written = np.minimum(self.time // self.chunk_size, self.num_chunks)
+        num_readable = int(num_chunks_written.max(initial=0))
+        if num_readable == 0:
+            return None
+        if num_chunks_written.min() == num_readable:
+            return ReadableChunks(num_readable, None, None, self.oldest_slot)
+        readable = torch.from_numpy(np.arange(num_readable) >= num_readable - num_chunks_written[:, None])
+        return ReadableChunks(num_readable, readable, readable[:, -1:].contiguous(), self.oldest_slot)

@@ -1,0 +1,1 @@
+"""Memories with sparse attention over chunks or clusters of the past."""

@@ -1,1 +1,0 @@
-"""Steps of memories as collecting policies take them: folded weights, rows overwritten in place."""

@@ -1,0 +1,222 @@
+"""Steps of a neural memory with one matrix per head, which avoid computing the matrix at every step.
+
+Inside a chunk, gradients are taken at the chunk's anchor, and the gradient of a token is the outer product of
+its key and its error. The learned weights are therefore a weighted sum of two matrices from the start of the
+chunk and of a few outer products, and retention and momentum change only the factors. A step stores key,
+error and factors; the matrices are computed at the end of the chunk. `kernels.neural_memory_step` defines
+them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from scrubjay.kernels import Learning, NeuralState
+from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE
+from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.titans.heads import split_heads
+
+
+def is_matrix(memory: Any) -> bool:
+    """Return True if the memory's heads are plain matrices, which `MatrixSteps` supports."""
+    config = memory.config
+    titans = memory.learning == Learning() and "momentum" in memory.gate_names
+    return config.depth == 1 and titans and not config.norm and not config.residual
+
+
+class StepInfo(NamedTuple):
+    """Episode and chunk positions of all rows in one step."""
+
+    start_rows: Int[Tensor, " some"] | None
+    """Rows that start an episode."""
+    full_rows: Int[Tensor, " some"] | None
+    """Rows whose chunk ends with this step."""
+    time: Int[Tensor, " batch"]
+    """Steps before this one in each row's episode."""
+
+
+class MatrixSteps:
+    """Rows of one memory: matrices `[R, D, D]` and factors, keys and errors of the present chunk; R = B H.
+
+    All rows write a step to the same slot of a ring buffer. Factors `[R, 2 + C]` weigh the two matrices and
+    the outer products: `delta_factors` give the learned weights, `momentum_factors` the momentum.
+    """
+
+    def __init__(self, memory: Any, state: dict[str, Tensor]) -> None:
+        self.memory, self.heads, self.width = memory, memory.heads, memory.width
+        self.size = memory.chunk_size
+        delta = state["delta"]
+        self.batch = len(delta)
+        shape = (self.batch * self.heads, self.width, self.width)
+        self.base, self.motion, self.anchor = (
+            state[name].reshape(shape).clone() for name in ("delta", "momentum", "anchor")
+        )
+        rows = shape[0]
+        self.keys, self.errors = (delta.new_zeros(rows, self.size, self.width) for _ in range(2))
+        self.delta_factors, self.momentum_factors = (delta.new_zeros(rows, 2 + self.size) for _ in range(2))
+        self.delta_factors[:, 0] = self.momentum_factors[:, 1] = 1
+        self.place = -1
+        self.weights = memory.weights[0]
+        self.tail = state["tail"].clone() if "tail" in state else None
+        self.read_first = memory.config.read_before_write
+        self.head = torch.arange(self.heads)
+        self.step_info: StepInfo | None = None
+
+    def begin(self, step_info: StepInfo) -> None:
+        """Start a step: reset the rows that start an episode."""
+        self.step_info = step_info
+        if step_info.start_rows is not None:
+            self._forget(self._expand_rows(step_info.start_rows))
+            if self.tail is not None:
+                self.tail.index_fill_(0, step_info.start_rows, 0)
+
+    def recall(self, queries: Float[Tensor, "batch heads width"]) -> Float[Tensor, "batch heads width"]:
+        """Return the outputs of the anchor weights for queries; the memory does not change."""
+        rows = self.batch * self.heads
+        initial = self._apply_initial_weights(queries)[:, None]
+        return torch.baddbmm(initial, queries.reshape(rows, 1, self.width), self.anchor).view(queries.shape)
+
+    def step(self, x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
+        """Write one input and return the output of its query."""
+        memory, step_info, rows, width = self.memory, self.step_info, self.batch * self.heads, self.width
+        assert step_info is not None
+        projections = memory.project_in(x)
+        if self.tail is not None:
+            inputs = torch.cat([self.tail, projections[:, None]], dim=1)
+            self.tail = inputs[:, 1:]
+            projections = (inputs * memory.convolution).sum(1)
+        query, key, value = split_heads(projections, self.heads)
+        initial = [self._apply_initial_weights(part) for part in (query, key)]
+        query, key, value = (part.reshape(rows, width) for part in (query, key, value))
+        step_size, log_momentum, log_retention = memory._gates(memory.gates(x))
+        momentum_factor, retention = (
+            log.clamp(min=LEAST_LOG).exp().view(rows, 1) for log in (log_momentum, log_retention)
+        )
+        error = torch.baddbmm(initial[1][:, None], key[:, None], self.anchor)[:, 0] - value
+        if self.read_first:
+            y = self._read(query, initial[0])
+        self.place = (self.place + 1) % self.size
+        self.keys[:, self.place], self.errors[:, self.place] = key, error
+        self.momentum_factors *= momentum_factor
+        self.momentum_factors[:, 2 + self.place] = -step_size.view(rows)
+        self.delta_factors *= retention
+        # The previous product in this slot belongs to an earlier chunk.
+        self.delta_factors[:, 2 + self.place] = 0
+        self.delta_factors += self.momentum_factors
+        if not self.read_first:
+            y = self._read(query, initial[0])
+        if step_info.full_rows is not None:
+            full_rows = self._expand_rows(step_info.full_rows)
+            delta, momentum = (
+                torch.hardshrink(part, NEGLIGIBLE) for part in self._compute_matrices(full_rows)
+            )
+            self.base[full_rows], self.motion[full_rows], self.anchor[full_rows] = delta, momentum, delta
+            self._reset_factors(full_rows)
+        return memory.finish(x, y.view(self.batch, self.heads, width))
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the state of all rows."""
+        delta, momentum = self._compute_matrices(torch.arange(len(self.base)))
+        shape = (self.batch, self.heads, -1)
+        result = {
+            "delta": delta.view(shape),
+            "momentum": momentum.view(shape),
+            "anchor": self.anchor.clone().view(shape),
+        }
+        return result if self.tail is None else result | {"tail": self.tail.clone()}
+
+    def _apply_initial_weights(self, part: Float[Tensor, "batch heads width"]) -> Float[Tensor, "rows width"]:
+        """Return the products with the initial weights."""
+        products = torch.bmm(part.transpose(0, 1), self.weights)
+        return products.transpose(0, 1).reshape(-1, self.width)
+
+    def _read(self, query: Tensor, initial: Tensor) -> Tensor:
+        factors = self.delta_factors
+        similarities = torch.bmm(query[:, None], self.keys.mT)[:, 0] * factors[:, 2:]
+        read = torch.baddbmm(initial[:, None], similarities[:, None], self.errors)
+        read = torch.baddbmm(read, (query * factors[:, :1])[:, None], self.base)
+        return torch.baddbmm(read, (query * factors[:, 1:2])[:, None], self.motion)[:, 0]
+
+    def _compute_matrices(self, rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
+        """Return delta and momentum of these rows of heads."""
+        keys, errors = self.keys[rows].mT, self.errors[rows]
+        base, motion = self.base[rows], self.motion[rows]
+        matrices = []
+        for factors in (self.delta_factors[rows], self.momentum_factors[rows]):
+            of_base, of_motion, of_products = factors.split([1, 1, self.size], dim=1)
+            sum_ = torch.bmm(keys * of_products[:, None], errors)
+            matrices.append(sum_.addcmul_(of_base[..., None], base).addcmul_(of_motion[..., None], motion))
+        return matrices[0], matrices[1]
+
+    def _forget(self, rows: Int[Tensor, " some"]) -> None:
+        for part in (self.base, self.motion, self.anchor, self.keys, self.errors):
+            part.index_fill_(0, rows, 0)
+        self._reset_factors(rows)
+
+    def _reset_factors(self, rows: Int[Tensor, " some"]) -> None:
+        for factors, own in ((self.delta_factors, 0), (self.momentum_factors, 1)):
+            factors.index_fill_(0, rows, 0)
+            factors[:, own].index_fill_(0, rows, 1)
+
+    def _expand_rows(self, rows: Int[Tensor, " some"]) -> Int[Tensor, " some_heads"]:
+        return (rows[:, None] * self.heads + self.head).flatten()
+
+
+class TitansStepper(Stepper):
+    """Stepper of a `Titans`, or of one of its architectures, whose memories are matrices.
+
+    Caches of layers besides their memories are overwritten in place.
+
+    Args:
+        layers: Layers of the memory.
+        state: State of the rows.
+        chunk_size: Steps per chunk.
+    """
+
+    @torch.no_grad()
+    def __init__(self, layers: Sequence[Any], state: dict[str, Tensor], chunk_size: int) -> None:
+        self.layers, self.chunk_size = layers, chunk_size
+        self.time = state["time"].numpy().copy()
+        self.memories, self.caches = [], []
+        for index, layer in enumerate(layers):
+            own = select_part(state, suffix=f"_{index}")
+            self.memories.append(MatrixSteps(layer.memory, own))
+            others = own.keys() - {*NeuralState._fields, "tail"}
+            self.caches.append(layer.open_caches({name: own[name] for name in others}, state["time"]))
+
+    @torch.no_grad()
+    def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
+        """Return the output of one step of every row."""
+        step_info = self._begin_step(start)
+        for index, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
+            memory.begin(step_info)
+            if step_info.start_rows is not None:
+                layer.forget(self.caches[index], step_info.start_rows)
+            x = layer.advance(x, memory, self.caches[index], step_info.time)
+        return x
+
+    @torch.no_grad()
+    def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
+        """Return the state of `rows`, by default of all rows."""
+        state = {"time": torch.from_numpy(self.time.copy())}
+        for index, memory in enumerate(self.memories):
+            caches = self.layers[index].close_caches(self.caches[index])
+            state |= add_affixes(memory.state() | caches, suffix=f"_{index}")
+        return state if rows is None else {name: value.index_select(0, rows) for name, value in state.items()}
+
+    def _begin_step(self, start: Tensor | None) -> StepInfo:
+        start_rows = None
+        if start is not None:
+            self.time[start.numpy()] = 0
+            start_rows = start.nonzero()[:, 0]
+        full_rows = np.flatnonzero(self.time % self.chunk_size == self.chunk_size - 1)
+        time = torch.from_numpy(self.time.copy())
+        self.time += 1
+        return StepInfo(start_rows, torch.from_numpy(full_rows) if len(full_rows) else None, time)

@@ -1,0 +1,159 @@
+"""Schedule of a segment of `TitansMAC`: positions of steps in chunks, masks, resets and gradient stops.
+
+Letters as in `memory/titans/chunks.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.parts.rotary import build_complex_rotations, interleave_pairs
+
+
+class Sizes(NamedTuple):
+    """Sizes of a layer and a segment."""
+
+    batch: int
+    chunks: int
+    length: int
+    """Steps per chunk."""
+    dim: int
+    heads: int
+    """Attention heads."""
+    rotary_width: int
+    """Rotated coordinates per attention head."""
+    persistent: int
+    memories: int
+    """Memory heads."""
+    max_step: float
+    max_momentum: float
+    read_before_write: bool
+
+
+class Schedule(NamedTuple):
+    """Indices and masks of a segment that depend on its steps only."""
+
+    sizes: Sizes
+    source: Int[Tensor, " N*B*C"]
+    """Step at every position; the number of all steps at empty positions."""
+    target: Int[Tensor, " B*T"]
+    """Position of every step."""
+    pairs: Int[Tensor, " D"]
+    """Indices that place coordinates of queries and keys that rotate together side by side."""
+    inverse_pairs: Int[Tensor, " D"]
+    """Inverse of `pairs`."""
+    rotation: Complex[Tensor, "C 1 E//2"]
+    """Rotary positions: a complex factor for each pair of coordinates."""
+    hidden: Float[Tensor, "C S"]
+    """Additive mask of the scores: 0 or -inf."""
+    cached_slots: Bool[Tensor, "B 1 2*C 1"] | None
+    """Slots of the first chunk that the previous segment filled; None if there are none."""
+    valid_steps: Bool[Tensor, "N R C"] | None
+    """Mask of positions with a step; None if all have one."""
+    fresh: dict[int, Int[Tensor, " some"]]
+    """Memory rows that start an episode with a chunk, by chunk."""
+    gradient_stops: dict[int, Int[Tensor, " some"]]
+    """Memory rows whose gradient stops at the start of a chunk, by chunk."""
+    anchor_chunk: Int[Tensor, " R"] | None
+    """Chunk at whose start the anchor last changed, 0 for the initial anchor; None if all changed at the
+    end."""
+    last: tuple[Int[Tensor, " B"], Bool[Tensor, "B 1 2*C 1"]] | None
+    """Last chunk of every row and the mask of its filled slots; None if the last chunk is full."""
+
+
+def build_schedule(
+    grid: ChunkGrid, sizes: Sizes, rotation: tuple[Tensor, Tensor], bptt_chunks: int | None
+) -> Schedule:
+    """Return the schedule of a segment.
+
+    Args:
+        grid: Chunk grid of the segment.
+        sizes: Sizes of the layer.
+        rotation: Cosines and sines `[C, E]` of the positions in a chunk.
+        bptt_chunks: Chunks through which gradients flow back; None for all.
+    """
+    batch, chunks, length = sizes.batch, sizes.chunks, sizes.length
+    source, target = _places(grid, batch)
+    cos, sin = rotation
+    pairs, inverse_pairs = interleave_pairs(sizes.heads, cos.shape[1], sizes.rotary_width)
+    place = torch.arange(length)
+    visible = functional.pad((place[:, None] >= place).repeat(1, 2), (sizes.persistent, 0), value=True)
+    cached_slots = valid_steps = anchor_chunk = last = None
+    if grid.valid is not None:
+        valid = grid.valid.unflatten(1, (chunks, length))
+        valid_steps = valid.transpose(0, 1)[:, :, None].expand(-1, -1, sizes.memories, -1)
+        valid_steps = valid_steps.reshape(chunks, -1, length)
+        earlier = ~valid[:, 0] & ~grid.begins[:, :1]
+        cached_slots = _slots(earlier) if earlier.any() else None
+        if not valid[:, -1].all():
+            chunk = valid.any(-1).long().cumsum(1).argmax(1)
+            row = torch.arange(batch)
+            last = chunk, _slots(valid[row, chunk] | ((chunk == 0) & ~grid.begins[:, 0])[:, None])
+        anchor_chunk = _find_anchor_chunks(valid[..., -1], grid.fresh, sizes)
+    cut = grid.boundaries(bptt_chunks) if bptt_chunks else None
+    gradient_stops = grid.fresh if cut is None else cut if grid.fresh is None else cut | grid.fresh
+    return Schedule(
+        sizes,
+        source,
+        target,
+        pairs,
+        inverse_pairs,
+        build_complex_rotations(pairs, cos, sin)[:, None],
+        torch.zeros_like(visible, dtype=cos.dtype).masked_fill_(~visible, -math.inf),
+        cached_slots,
+        valid_steps,
+        _rows(grid.fresh, sizes.memories),
+        _rows(gradient_stops, sizes.memories),
+        anchor_chunk,
+        last,
+    )
+
+
+def _places(grid: ChunkGrid, batch: int) -> tuple[Int[Tensor, " places"], Int[Tensor, " steps"]]:
+    """Return the step at each position and the position of each step, ordered by chunk, then row."""
+    chunks, length, time = grid.num_chunks, grid.chunk_size, grid.clock.length
+    row = torch.arange(batch)[:, None]
+    if grid.source is None or grid.position is None:
+        place = torch.arange(grid.offset, grid.offset + time).expand(batch, -1)
+        source = torch.full((batch, chunks * length), batch * time)
+        source[:, grid.offset : grid.offset + time] = row * time + torch.arange(time)
+    else:
+        place, source = grid.position, grid.source
+    target = (place // length * batch + row) * length + place % length
+    return source.view(batch, chunks, length).transpose(0, 1).flatten(), target.flatten()
+
+
+def _slots(places: Bool[Tensor, "B C"]) -> Bool[Tensor, "B 1 two_C 1"]:
+    """Return the slots of inputs and recalls at these positions."""
+    return places.repeat(1, 2)[:, None, :, None]
+
+
+def _find_anchor_chunks(
+    full: Bool[Tensor, "B N"], fresh: Bool[Tensor, "B N"] | None, sizes: Sizes
+) -> Int[Tensor, " R"] | None:
+    """Return, for each anchor, the chunk at whose start it last changed.
+
+    An anchor, the weights at which gradients are taken, changes after each full chunk and at episode starts.
+    """
+    moves = functional.pad(full, (1, 0), value=False)
+    if fresh is not None:
+        moves[:, :-1] |= fresh
+    border = torch.where(moves, torch.arange(sizes.chunks + 1), 0).amax(1)
+    if (border == sizes.chunks).all():
+        return None
+    return border[:, None].expand(-1, sizes.memories).flatten()
+
+
+def _rows(some: Bool[Tensor, "B N"] | None, memories: int) -> dict[int, Int[Tensor, " some"]]:
+    """Return the memory rows set in `some`, by chunk; chunks without any are left out."""
+    if some is None:
+        return {}
+    each = some.repeat_interleave(memories, 0).T
+    return {index: each[index].nonzero()[:, 0] for index in some.any(0).nonzero()[:, 0].tolist()}

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import signal
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scrubjay.experiments import Run
+from scrubjay.experiments.launch.sweep import Sweep, parse_param
+
+names = st.text("abcdef.", min_size=1, max_size=8).filter(lambda name: not name.startswith("set."))
+values = st.lists(st.text("0123456789e-", min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
+
+
+@given(st.dictionaries(names, values, min_size=1, max_size=3))
+def test_trials_are_every_combination_once(params):
+    parsed_params = [parse_param(f"{name}={','.join(choices)}") for name, choices in params.items()]
+    assert dict(parsed_params) == {name: tuple(choices) for name, choices in params.items()}
+    trials = Sweep("tmaze", tuple(parsed_params)).trials()
+    expected = 1
+    for choices in params.values():
+        expected *= len(choices)
+    assert len({tuple(trial.items()) for trial in trials}) == len(trials) == expected
+
+
+def test_words_are_flags_of_train():
+    sweep = Sweep(
+        "tmaze", (("ppo.gamma", ("0.9",)), ("set.corridor_length", ("5",))), ("--total-steps", "10")
+    )
+    (trial,) = sweep.trials()
+    assert sweep.arguments(trial) == [
+        "--total-steps",
+        "10",
+        "--ppo.gamma",
+        "0.9",
+        "--set",
+        "corridor_length=5",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tmaze"], "sweep needs at least one --param NAME=V1,V2"),
+        (["tmaze", "--param", "seed=0,0"], "param 'seed': give it once, with distinct values"),
+        (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
+        (["tmaze", "--param", "memory=gru,grue"], "unknown memory 'grue'"),
+        (["tmaze", "--param", "ppo.gama=0.9"], "unknown option '--ppo.gama'; did you mean '--ppo.gamma'?"),
+        (["tmaze", "--param", "set.corridor_length=0"], "corridor_length=0"),
+        (["tmaze", "--param", "seed=0", "--jobs", "many"], "jobs='many': expected a whole number"),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message, usage_error):
+    assert message in usage_error("sweep", *words)
+
+
+def test_what_tune_has_pickled_is_not_read_without_trust(here, tmp_path):
+    (tmp_path / "out" / "tune").mkdir(parents=True)
+    (tmp_path / "out" / "tune" / "tuner.pkl").write_bytes(b"cos\nmkdir\n(S'harm'\ntR.")
+    code, _, err = here("sweep", "tmaze-demo", "--param", "seed=0", "--out", "out")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "add --trust" in err
+    assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
+    params = ["--param", "memory=none,gru", "--param", "ppo.learning-rate=1e-7,1e-3"]
+    words = ["tmaze-demo", *params, "--out", "out", "--total-steps", 40_000, "--eval-episodes", 20]
+    words += ["--checkpoint-seconds", 1, "--set", "corridor_length=3"]
+    first = start("sweep", *words)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("out/*/checkpoints/step_*")):
+        assert time.monotonic() < deadline
+        assert first.poll() is None
+        time.sleep(0.2)
+    first.send_signal(signal.SIGINT)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 130
+    assert "run the same command with --trust to continue" in out
+    assert not (tmp_path / "out" / "table.md").exists()
+    trial_names = {path.parents[1].name for path in tmp_path.glob("out/*/checkpoints/step_*")}
+    failed_sweep = start("sweep", *words)
+    _, err = failed_sweep.communicate(timeout=120)
+    assert failed_sweep.returncode == 2
+    assert "add --trust" in err
+    second = start("sweep", *words, "--trust")
+    out, err = second.communicate(timeout=400)
+    assert second.returncode == 0, out + err
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table in out
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith(("| none", "| gru"))]
+    assert len(rows) == 4
+    assert {row[4].strip() for row in rows} <= {"finished", "stopped early"}
+    assert rows[0][0] == "| gru"
+    assert rows[0][1] == "1e-3"
+    # Trials started before the stop were continued, not restarted: every update is logged once.
+    for name in trial_names:
+        steps = [row["step"] for row in Run.load(tmp_path / "out" / name).metrics()]
+        assert steps == sorted(set(steps))
+    other = start("sweep", *words, "--seed", 1)
+    _, err = other.communicate(timeout=120)
+    assert other.returncode == 2
+    assert "holds another sweep" in err

@@ -1,0 +1,111 @@
+"""Trace of a reading model: attention matches transformers, and words can be clicked."""
+
+import numpy as np
+import pytest
+import torch
+
+from scrubjay.experiments.commands.main import main
+from scrubjay.experiments.viz.language_model import trace_reading
+from scrubjay.experiments.viz.page import render_page
+from scrubjay.experiments.viz.trace import from_json, read_trace, to_json
+
+pytest.importorskip("transformers")
+WORDS = ["?", "the", "jay", "hid", "a", "<b>worm</b>", "and", "flew"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    path = tmp_path_factory.mktemp("model")
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="?"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?", eos_token="?").save_pretrained(path)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        eos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(path)
+    (path / "text.txt").write_text("the jay hid a <b>worm</b> and flew " * 20)
+    return path
+
+
+@pytest.fixture
+def read(folder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    tokens = torch.tensor([1, 2, 3, 4, 5, 6, 7, 1, 2])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return model, tokens, trace_reading(model, tokenizer, tokens, [0, 1], "a model reads")
+
+
+def test_it_is_what_the_model_attends_to_and_expects(read):
+    model, tokens, trace = read
+    assert from_json(to_json(trace)) == trace
+    with torch.no_grad():
+        output = model(tokens[None], output_attentions=True)
+    log_probs = output.logits[0].log_softmax(-1)
+    for layer, weights in enumerate(output.attentions):
+        for time, row in enumerate(weights[0].mean(0)):
+            recall = trace.steps[time].recalls[layer]
+            assert recall.steps.tolist() == list(range(time + 1))
+            assert np.abs(recall.weights - row[: time + 1].numpy()).max() <= recall.most / 255
+        entropy = -(weights[0].double() * weights[0].double().clamp(min=1e-30).log()).sum(-1).mean(0)
+        np.testing.assert_allclose(trace.tracks[f"entropy, layer {layer}"], entropy, atol=1e-6)
+    losses = torch.nn.functional.cross_entropy(output.logits[0, :-1], tokens[1:], reduction="none")
+    assert trace.tracks["loss of the token"][0] is None
+    np.testing.assert_allclose(trace.tracks["loss of the token"][1:], losses, atol=1e-5)
+    for step, row in zip(trace.steps, log_probs, strict=True):
+        assert step.choice == WORDS[int(row.argmax())]
+        assert max(step.options.values()) == pytest.approx(float(row.max().exp()), abs=1e-6)
+    assert [step.text for step in trace.steps] == [WORDS[token] for token in tokens]
+
+
+def test_words_are_shown_as_one_text_and_lead_to_their_steps(read, open_page):
+    *_, trace = read
+    tab = open_page(render_page(trace))
+    assert tab.inner_text("#said").replace("\n", "") == "".join(step.text for step in trace.steps)
+    assert tab.evaluate("document.querySelectorAll('b').length") == 0
+    tab.click(".word:nth-child(5)")
+    assert tab.inner_text("#where").startswith("step 4 of 8")
+    assert tab.evaluate("document.querySelector('.word.now').textContent") == "<b>worm</b>"
+    assert tab.evaluate("document.querySelectorAll('.word.later').length") == 4
+    warm = "getComputedStyle(document.querySelector('.word:nth-child({})')).backgroundColor"
+    assert tab.evaluate(warm.format(6)) == "rgba(0, 0, 0, 0)" or ", 0)" in tab.evaluate(warm.format(6))
+    assert ", 0)" not in tab.evaluate(warm.format(1))
+
+
+def test_inspect_writes_it(folder, tmp_path, capsys):
+    words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
+    out = ["--out", str(tmp_path / "maps.png"), "--look", str(tmp_path / "read.json")]
+    assert main([*words, *out]) == 0
+    trace = read_trace(tmp_path / "read.json")
+    assert (len(trace.steps), [one.name for one in trace.steps[3].recalls]) == (20, ["attention, layer 1"])
+    assert [*trace.tables] == [
+        "attention to token 0, by layer and head",
+        "retrieval score, by layer and head",
+    ]
+    assert main([*words, "--out", str(tmp_path / "maps.png"), "--look", "read.txt"]) == 2
+    assert "read.html" in capsys.readouterr().err
+
+
+def test_inspect_shows_what_a_policy_keeps(folder, tmp_path, capsys):
+    words = ["inspect", str(folder), "--text", str(folder / "text.txt"), "--tokens", "20", "--layers", "1"]
+    words += ["--out", str(tmp_path / "maps.png"), "--policy", "sinks", "--budget", "8"]
+    assert main([*words, "--look", str(tmp_path / "kept.json"), "--prompt", "12"]) == 0
+    trace = read_trace(tmp_path / "kept.json")
+    assert [place for place, step in enumerate(trace.steps) if step.recalls] == [*range(11, 20)]
+    assert len(trace.steps[-1].recalls[0].steps) == 8
+    assert "retrieval score, by layer and head" in trace.tables
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "--look policy.html" in capsys.readouterr().err
+    assert main([*words, "--look", "kept.html", "--budget", "2"]) == 2
+    assert "budget=2" in capsys.readouterr().err
