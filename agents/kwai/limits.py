@@ -38,8 +38,8 @@ class Limits:
     result_tokens: int = 2_000
     """Maximum tokens of one tool's result; the rest is cut with a note."""
     context_tokens: int = 8_192
-    """Maximum tokens of one prompt. An agent created without limits uses at most the tokens in view of its
-    model (`make_limits`)."""
+    """Maximum tokens of one prompt. An agent created without limits uses the context window of its model
+    (`make_limits`)."""
     dialogue_tokens: int = 4_096
     """Maximum tokens of earlier turns in the prompt, also bounded by half of the prompt; 1 shows hardly any.
     Small models copy their earlier answers, and answer better from memory alone."""

@@ -53,11 +53,11 @@ class EvalOptions:
     response_steps: int = 50_000
     """Environment steps per agent for --best-response."""
     full: Path | None = None
-    """Single-agent run trained on the fully observable version of the task: report the observability gap, its
-    return minus this run's return."""
+    """Single-agent run trained on the fully observable version of the task. Report the observability gap:
+    the return of that run minus the return of the evaluated run."""
     memoryless: Path | None = None
-    """Single-agent run without memory on the same task, which should be fully observable: report the memory
-    bias, this run's return minus its return."""
+    """Single-agent run without memory on the same task. Report the memory bias: the return of the evaluated
+    run minus that of the run without memory. The task should be fully observable."""
     trust: bool = False
     """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
 

@@ -125,10 +125,10 @@ class PolicyCache(Cache):
         self._updated_layers.clear()
 
     def call_length(self, length: int, block: int) -> int:
-        """Return the number of the next `length` tokens to read in one call, by default `block`.
+        """Return the number of tokens to read in the next call, usually at most `block`.
 
-        A query-aware policy needs all of them in one call. Some models need the whole prompt in the first
-        call and one token in each later call.
+        A query-aware policy needs all `length` tokens in one call. Some models need the whole prompt in the
+        first call and one token in each later call.
         """
         if self._config.model_type in STATE_RESETTING_MODELS:
             return 1 if self.get_seq_length() else max(length, 1)

@@ -158,8 +158,8 @@ def weigh(
 def _is_dense_cheaper(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:
     """Return True if reading all chunks is faster than reading only the selected ones.
 
-    Selected chunks are read one by one, at a third of the speed of a product, and by every head in full
-    width.
+    Selected chunks are read one by one, at a third of the speed of one matrix product over all chunks. Every
+    head reads the full width of a selected chunk.
     """
     time, chunks, features = queries.shape[1], contents.shape[1], key.shape[1]
     if time == 1 or contents.is_cuda or queries.dtype not in (torch.float32, torch.float64):

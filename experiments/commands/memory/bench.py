@@ -49,7 +49,7 @@ class BenchOptions:
     """Embedding model for semantic search: minilm for English, e5 for a hundred languages; default: words
     only."""
     window: int = 8192
-    """Maximum prompt tokens of the answering model; a smaller context window of the model applies."""
+    """Maximum prompt tokens of the answering model; at most its context window."""
     questions: int | None = None
     """Maximum questions per text, the first ones; default: all."""
     max_tokens: int = 64

@@ -43,7 +43,7 @@ class Explanation:
     cosine: float | None
     """Cosine similarity of the record's and the query's embeddings."""
     from_words: float
-    """5 for a record with all words of the query, reduced by the rarity of missing words."""
+    """Score of the query's words: 5 if the record has all of them. A missing rare word costs more."""
     from_embeddings: float
     """Standard deviations of the cosine above the average record, times the model's fluency in the query's
     script and the bank's `dense_weight`. The cosine itself in a search by meaning."""
