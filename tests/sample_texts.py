@@ -12,6 +12,7 @@ import argparse
 import ast
 import random
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -21,11 +22,14 @@ Text = tuple[str, str]
 """Place and text."""
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    """Yield the path and the syntax tree of each module."""
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            yield path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+@cache
+def modules() -> list[tuple[str, ast.Module]]:
+    """Return the path and the syntax tree of each module."""
+    return [
+        (path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    ]
 
 
 def docstrings() -> Iterator[Text]:

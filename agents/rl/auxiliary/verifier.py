@@ -26,14 +26,8 @@ class Verifier(nn.Module):
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
         super().__init__()
-        # "seen" is the name in saved weights.
-        self.add_module("seen", make_encoder(observation_space, dim))
+        self.encoder = make_encoder(observation_space, dim)
         self.tell = nn.Linear(dim, len(_HORIZONS) * dim)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The encoder of the later observations."""
-        return self.get_submodule("seen")
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
         """Return the mean loss over all pairs of steps within an episode; 0 if there are none."""

@@ -85,8 +85,7 @@ class RoutingAttention(nn.Module):
         if channels % _HEAD_WIDTH:
             raise ValueError(f"channels={channels}: must be a multiple of {_HEAD_WIDTH}")
         self.heads = channels // _HEAD_WIDTH
-        # "mixed" is the name in saved weights.
-        self.add_module("mixed", nn.Linear(channels, 3 * channels))
+        self.projection = nn.Linear(channels, 3 * channels)
         self.local = nn.Conv2d(channels, channels, _LOCAL, padding=_LOCAL // 2, groups=channels)
         self.out = nn.Linear(channels, channels)
         # In numpy, since a policy may be built on the meta device, where tensors have no values.
@@ -104,7 +103,7 @@ class RoutingAttention(nn.Module):
         self, tokens: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch tokens channels"]:
         """Return the attention output of each token."""
-        query, key, value = self.get_submodule("mixed")(tokens).chunk(3, dim=2)
+        query, key, value = self.projection(tokens).chunk(3, dim=2)
         read = self.attend(query, key, value)
         near = self.local(value.mT.unflatten(2, (self.height, self.width))).flatten(2).mT
         return self.out(read + near)

@@ -20,7 +20,7 @@ SIZES = [(8, 8, 4, 4), (7, 10, 3, 2), (12, 12, 4, 16), (5, 5, 5, 3), (6, 9, 1, 1
 
 def definition(attention: RoutingAttention, tokens: Tensor, regions: int) -> Tensor:
     """Compute equations 3 to 6 of the paper for one feature map."""
-    query, key, value = attention.get_submodule("mixed")(tokens).chunk(3, dim=1)
+    query, key, value = attention.projection(tokens).chunk(3, dim=1)
     height, width = attention.height, attention.width
     inside = torch.from_numpy(assign_regions(height, width, regions))
     mean_queries, mean_keys = (
