@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.agents.chat.model import LocalChatModel as LocalChatModel
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.tools.annotations import tool as tool
 
 # Imported lazily: a language-model agent must not wait for the import of torch.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "chat.model": ["LocalChatModel"],

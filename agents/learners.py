@@ -30,16 +30,19 @@ def register_learner(name: str, config_class: type[LearnerConfig]) -> None:
 
 
 def list_learners(policy_type: str | None = None) -> list[str]:
-    """Return the names of all learners, or only of those with this policy type, "agent" or "team"."""
+    """Return the names of all learners.
+
+    `policy_type` ("agent" or "team") selects the learners of single-agent or of team policies.
+    """
     modes = MODES if policy_type in (None, GAMATRConfig.policy_type) else ()
     names = [name for name in _LEARNERS if policy_type in (None, _LEARNERS[name].policy_type)]
     return sorted([*names, *modes])
 
 
 def make_learner_config(name: str, **fields: Any) -> LearnerConfig:
-    """Return the config of a learner; fields that are not passed have their defaults.
+    """Return the config of the learner `name`; fields that are not passed have their default values.
 
-    Raises ValueError, with the valid choices, if a name or field is unknown.
+    Raises ValueError, which lists the valid choices, if a name or field is unknown.
     """
     if name in MODES:
         return _LEARNERS.configure("gamatr", mode=name, **fields)
@@ -47,7 +50,11 @@ def make_learner_config(name: str, **fields: Any) -> LearnerConfig:
 
 
 def switch_learner(learner: LearnerConfig, name: str) -> LearnerConfig:
-    """Return the config of the learner `name`, with the settings of `learner` if its class is the same."""
+    """Return the config of the learner `name`.
+
+    If `learner` has the class of this config, the settings are copied from `learner`. Otherwise all settings
+    have their default values.
+    """
     config = make_learner_config(name)
     if type(config) is not type(learner):
         return config
@@ -55,7 +62,10 @@ def switch_learner(learner: LearnerConfig, name: str) -> LearnerConfig:
 
 
 def get_learner_name(config: LearnerConfig) -> str:
-    """Return the name that the class of `config` is registered under. Raises ValueError if there is none."""
+    """Return the registered name of the class of `config`.
+
+    Raises ValueError if this class is not registered.
+    """
     return _LEARNERS.name_of(config)
 
 

@@ -33,7 +33,7 @@ from scrubjay.memory import context
 
 _FEW = 4
 """Seeds below which an interval is the seeds' own spread."""
-_FACES = (
+_PACKAGES = (
     "memory", "memory.context", "memory.contract", "kernels", "envs", "agents", "agents.langchain",
     "experiments",
 )  # fmt: skip
@@ -56,7 +56,12 @@ def write_pages(folder: Path) -> None:
         draw_policy(name, folder / "policies" / f"{name}.png")
     pages = {_slug(id): _environment(id, folder / "environments") for id in envs.list_environments()}
     _section(folder, "environments", "Environments", pages)
-    _section(folder, "reference", "Reference", {face.replace(".", "-"): _reference(face) for face in _FACES})
+    _section(
+        folder,
+        "reference",
+        "Reference",
+        {package.replace(".", "-"): _reference(package) for package in _PACKAGES},
+    )
     (folder / "leaderboard.md").write_text(leaderboard(scores), encoding="utf-8")
     write_others(folder)
     write_tables(folder)
@@ -260,19 +265,19 @@ def _environment(id: str, folder: Path) -> tuple[str, str]:
     return about, "\n\n".join([_title(id), _facts(facts), image, about])
 
 
-def _reference(face: str) -> tuple[str, str]:
-    module = importlib.import_module(f"scrubjay.{face}")
+def _reference(package: str) -> tuple[str, str]:
+    module = importlib.import_module(f"scrubjay.{package}")
     about = _docstring(module)
-    parts = [_title(f"scrubjay.{face}"), about]
+    parts = [_title(f"scrubjay.{package}"), about]
     for name in sorted(module.__all__):
         value = getattr(module, name)
         if inspect.isclass(value) and value.__module__.startswith("scrubjay"):
-            parts.append(f".. autoclass:: scrubjay.{face}.{name}\n   :members:\n   :no-index:")
+            parts.append(f".. autoclass:: scrubjay.{package}.{name}\n   :members:\n   :no-index:")
         elif inspect.isroutine(value):
-            parts.append(f".. autofunction:: scrubjay.{face}.{name}\n   :no-index:")
+            parts.append(f".. autofunction:: scrubjay.{package}.{name}\n   :no-index:")
         else:
             kind = value if hasattr(value, "__origin__") else type(value).__name__
-            parts.append(f"``scrubjay.{face}.{name}``\n   ``{kind}``")
+            parts.append(f"``scrubjay.{package}.{name}``\n   ``{kind}``")
     return about, "\n\n".join(parts)
 
 

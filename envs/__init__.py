@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 from scrubjay.envs.registration import register
 
 if TYPE_CHECKING:
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from scrubjay.envs.previous_step import PreviousSteps as PreviousSteps
     from scrubjay.envs.registration import list_environments as list_environments
 
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {"previous_step": ["PreviousStep", "PreviousSteps"], "registration": ["list_environments"]},
     packages=("uav",),

@@ -39,7 +39,7 @@ class Autoencode(SingleEnv):
     ===== ===== ======= ==========================================================
     index name  values  meaning
     ===== ===== ======= ==========================================================
-    0     watch 0, 1    1: more cards follow, action is ignored; 0: action scores
+    0     watch 0, 1    1: more cards follow, action ignored; 0: action scored
     1     suit  0 .. 3  0 clubs, 1 diamonds, 2 hearts, 3 spades; 0 without a card
     ===== ===== ======= ==========================================================
 
@@ -51,9 +51,10 @@ class Autoencode(SingleEnv):
     End: `terminated` after 2N - 1 steps, when the first card has been named (never `truncated`). The last
     step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. The best policy without memory names the observed suit, thus
-    clubs without a card. Its success s is 1/4 + 3/(4N), 0.2644 for 52 cards, and its return 2s - 1, -0.4712.
-    A step counter does not improve it. Random actions: success 0.25, return -0.5.
+    Best: a policy with memory reaches return 1 and success 1. The best policy without memory names the
+    observed suit, and clubs if no card is shown. Its success is s = 1/4 + 3/(4N) and its return 2s - 1: for
+    52 cards 0.2644 and -0.4712. A step counter does not improve these results. Random actions reach success
+    0.25 and return -0.5.
 
     Units: time in steps. `num_cards` is a multiple of 4 up to 10,000; POPGym's easy, medium and hard are 52,
     104 and 156.

@@ -30,10 +30,10 @@ class BatchedEnv(VectorEnv, ABC):
     `self.streams` and are drawn in `_reset_rows` or `_step_rows`; a subclass with another generator overrides
     `seed_row`, `get_state`, `check_state` and `set_state`.
 
-    For equal seeds and actions, results and infos equal those of `SyncVectorEnv` over the single environments
-    bit for bit. Seed s gives sub-environment i the seed s + i. A list gives one seed per sub-environment;
-    None continues its random stream. `reset(options={"reset_mask": mask})` resets only the sub-environments
-    in the mask.
+    With equal seeds and actions, results and infos are bit for bit the same as those of a `SyncVectorEnv` of
+    single environments. Seed s gives sub-environment i the seed s + i. A list holds one seed per
+    sub-environment; None in the list continues the random stream of that sub-environment.
+    `reset(options={"reset_mask": mask})` resets only the sub-environments in the mask.
     """
 
     row_arrays: tuple[str, ...]
@@ -58,8 +58,8 @@ class BatchedEnv(VectorEnv, ABC):
             action_space: Space of one sub-environment.
             settings: Options of the environment; `set_state` accepts only states with equal settings.
             render_mode: One of `metadata["render_modes"]`, or None.
-            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
-                gymnasium, is the next step.
+            autoreset_mode: When to reset a sub-environment whose episode has ended. By default it is reset in
+                the next step, as in gymnasium.
         """
         if not is_integer(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
@@ -99,14 +99,14 @@ class BatchedEnv(VectorEnv, ABC):
 
     @abstractmethod
     def _observe(self, rows: Rows | slice) -> Observations:
-        """Return the current observations of `rows` in new arrays; must not change any state."""
+        """Return current observations of sub-environments `rows` in new arrays; must not change any state."""
 
     @abstractmethod
     def _final_info(self) -> dict[str, np.ndarray]:
-        """Return the info of an episode's last step for all rows; read only where an episode has ended."""
+        """Return last-step infos for all sub-environments; the caller uses those whose episode has ended."""
 
     def _info(self) -> dict[str, np.ndarray]:
-        """Return the info of every step, including resets, for all rows."""
+        """Return the info of every step, including resets, for all sub-environments."""
         return {}
 
     @abstractmethod
@@ -125,7 +125,7 @@ class BatchedEnv(VectorEnv, ABC):
     ) -> tuple[Any, dict[str, Any]]:
         """Reset all sub-environments, or those in `options["reset_mask"]`; return observations and infos.
 
-        Raises ValueError if the number of seeds or the mask's shape is not num_envs.
+        Raises ValueError if there are not `num_envs` seeds, or the mask is not a bool array of this length.
         """
         mask = np.asarray((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=np.bool_)))
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
@@ -219,10 +219,11 @@ class BatchedEnv(VectorEnv, ABC):
         }
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if `state` has a different environment, settings or num_envs."""
+        """Raise ValueError if `state` is from another environment, other settings or another `num_envs`."""
         if state.get("settings") != self.settings:
             raise ValueError(
-                f"state has settings {state.get('settings')}; this environment has {self.settings}"
+                f"state has settings {state.get('settings')}; expected those of this environment: "
+                f"{self.settings}"
             )
         own = {name: getattr(self, name) for name in self.row_arrays}
         own |= {"streams": self.streams.position, "ended": np.zeros(self.num_envs, dtype=np.bool_)}
@@ -262,14 +263,17 @@ class BatchedEnv(VectorEnv, ABC):
 
 
 def select_row(observations: Observations, row: int) -> Any:
-    """Return the observation of one sub-environment as a single environment returns it."""
+    """Return a copy of the observation of one sub-environment, without the batch axis."""
     if isinstance(observations, dict):
         return {name: values[row].copy() for name, values in observations.items()}
     return observations[row].copy()
 
 
 def _mask_infos(infos: dict[str, np.ndarray], mask: Bool[np.ndarray, " rows"]) -> dict[str, np.ndarray]:
-    """Return infos in gymnasium's vector format: zeros or None outside the mask, and a mask per key."""
+    """Return infos in gymnasium's vector format, with values only where `mask` is True.
+
+    Elsewhere each array is zero or None. A copy of the mask is added under the key `_name` for each `name`.
+    """
     result = {}
     for name, values in infos.items():
         result[name] = np.full(len(mask), None) if values.dtype == object else np.zeros_like(values)

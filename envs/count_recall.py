@@ -23,9 +23,9 @@ _BAR_HEIGHT, _BAR_TOP = 100, 66
 class CountRecall(SingleEnv):
     """Memory task: each step shows a card and a query; answer how often the queried value has been shown.
 
-    The pack holds N = `num_cards` cards, n = N/V of each of V = `num_values` values. The queries q come from
-    a second such pack, shuffled independently. `reset` shows c[0] and q[0]. Step t = 1, 2, ... first scores
-    the action, then shows c[t] and q[t]:
+    The pack c holds N = `num_cards` cards of V = `num_values` values, n = N/V cards of each value. The
+    queries q are the cards of a second pack of the same cards, shuffled independently. `reset` shows c[0]
+    and q[0]. Step t = 1, 2, ... first scores the action, then shows c[t] and q[t]:
 
     ==== =============== ========================================= ===========
     step cards shown     correct action                            reward
@@ -46,14 +46,14 @@ class CountRecall(SingleEnv):
     End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the last query is not
     scored). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. The best policy without memory gives any constant answer from 1
-    to n - 1; the observation does not improve it. Its success s is (1 + (V - 1) n / (n + 1)) / (N - 1),
-    0.0385 for 52 cards of 2 values, and its return 2s - 1, -0.9230. With a step counter, but no memory of
-    cards, a policy can name the likeliest count: success 0.2973, return -0.4054. Only results above these
-    show memory of cards.
+    Best: a policy with memory reaches return 1 and success 1. The best policy without memory gives any
+    constant answer from 1 to n - 1; the observation does not help. Its success is
+    s = (1 + (V - 1) n / (n + 1)) / (N - 1) and its return 2s - 1: for 52 cards of 2 values 0.0385 and
+    -0.9230. With a step counter, but no memory of cards, a policy can name the likeliest count: success
+    0.2973, return -0.4054. Only better results show memory of cards.
 
     Units: counts in cards, time in steps. `num_values` from 2 to 26; `num_cards` a multiple of `num_values`,
-    from 2 `num_values` to 10,000. POPGym's easy, medium and hard (colours of 1 deck, suits of 2, ranks of 4)
+    from 2 `num_values` to 10,000. POPGym's easy, medium and hard (colors of 1 deck, suits of 2, ranks of 4)
     are `num_cards` 52, 104, 208 with `num_values` 2, 4, 13.
 
     Paper: Morad et al. 2023, POPGym, arXiv 2303.01859. Deviations: packs need not be whole decks; the true
@@ -143,7 +143,7 @@ class CountRecallVector(BatchedEnv):
         return f"How many {query} so far?" if self.time[row] < self.questions else "The pack is dealt."
 
     def _verdict(self, row: int) -> tuple[str, tuple[int, int, int]]:
-        """Return the text and colour for the last answer."""
+        """Return a line of text that rates the last answer, and the color of the line."""
         time, answer = int(self.time[row]), int(self.answer[row])
         if answer < 0:
             return "nothing answered yet", PALE

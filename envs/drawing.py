@@ -1,4 +1,4 @@
-"""Colours and card suits shared by the images of several environments."""
+"""Colors and card suits shared by the images of several environments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _RED = (190, 40, 45)
 
 
 def draw_suit(draw: ImageDraw.ImageDraw, x: int, y: int, suit: int) -> None:
-    """Draw suit number `suit` of `SUITS`, centred at (x, y); PIL's fonts lack these characters."""
+    """Draw suit number `suit` of `SUITS` from polygons and ellipses, because PIL's fonts lack the suits.
+
+    The center of the suit is (x, y).
+    """
     colour = _RED if suit in (1, 2) else INK
     if suit == 1:
         draw.polygon([(x, y - 14), (x + 10, y), (x, y + 14), (x - 10, y)], fill=colour)

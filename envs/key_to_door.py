@@ -1,4 +1,4 @@
-"""Key to Door: take a coloured key, collect apples, then open the door of the key's colour."""
+"""Key to Door: take a colored key, collect apples, then open the door of the key's color."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _AGENT, _APPLE = (70, 70, 75), (200, 40, 50)
 
 
 class KeyToDoor(SingleEnv):
-    """Memory task in three phases: the colour of a key in the first decides which door pays in the last.
+    """Memory task in three phases: take a colored key, eat apples, open the door of the key's color.
 
     ::
 
@@ -58,12 +58,12 @@ class KeyToDoor(SingleEnv):
         #######     #######     #######
 
     The room is W x W cells, W = max(5, `num_colours`). Explore, `explore_steps` (E) steps: a key lies on a
-    uniformly drawn cell other than the agent's, in one of `num_colours` (C) colours with equal chance;
-    walking onto it takes it. Distract, `distract_steps` (D) steps: one apple at a time; walking onto it eats
-    it, and the next lies on another cell. Use, at most 15 steps: the upper wall has C doors, one of each
-    colour, in uniformly drawn order. Walking into a door ends the episode. With `shuffle_doors=False` the
-    doors are always in the order of colours; the colour then determines the position, which is learned much
-    sooner.
+    random cell other than the agent's, in one of `num_colours` (C) colours with equal chance. The agent takes
+    the key by walking onto it. Distract, `distract_steps` (D) steps: the room holds one apple at a time. The
+    agent eats the apple by walking onto it, and the next apple appears on another cell. Use, at most 15
+    steps: the upper wall has C doors, one of each colour, in random order. Walking into a door ends the
+    episode. With `shuffle_doors=False` the doors are always in the order of colours, so a door's colour
+    determines its position. Policies learn this setting much sooner.
 
     Memory: observations of the later phases contain neither the key's colour nor whether the key was taken.
     Each phase starts with the agent in the middle, so that its position cannot encode the colour.
@@ -86,25 +86,26 @@ class KeyToDoor(SingleEnv):
 
     Action, `Discrete(4)`: 0 up, 1 down, 2 left, 3 right, by one cell; walls stop the agent.
 
-    Reward: 1 for walking into the door of the key's colour with the key. Apples pay `apple_reward` each in
-    half of the episodes and a tenth of that in the others. All other steps give 0.
+    Reward: 1 for walking into the door of the key's colour with the key. An apple pays `apple_reward` in half
+    of the episodes (rich apples) and `apple_reward` / 10 in the other half. All other steps give 0.
 
     End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so
     nothing is ever `truncated`). The last step's info has `success`, 1.0 if the right door was entered with
     the key, else 0.0; `reached`, 1.0 if any door was entered; `key`, 1.0 if the key was taken; `apples`, the
     number eaten.
 
-    Best: with memory success 1, and a return of 1 plus the apple rewards (shortest paths, C = 3: 9.0 apples
-    in 30 steps, mean return 1.49). Without memory (the action depends on the current observation only)
-    success is at most 1 / C, with 1 / C in place of 1 in the return (0.82): take the key, eat, enter any
-    door. Random actions, C = 3: success 0.02.
+    Best: a policy with memory reaches success 1 and a return of 1 plus the apple rewards. On shortest paths
+    with C = 3 it eats 9.0 apples in 30 steps and has a mean return of 1.49. Without memory (the action
+    depends on the current observation only) the best policy takes the key, eats apples and enters any door.
+    Its success is 1 / C and its return 1 / C plus the apple rewards (0.82). Random actions, C = 3: success
+    0.02.
 
     Units: W in cells; E in steps, from 2 floor(W / 2) (the farthest key) to 10,000; D in steps, 0 to 10,000;
     C from 1 to 8; `apple_reward` as a multiple of the door's reward, finite and at least 0.
 
-    Paper: Hung et al. 2018, arXiv 1810.06721, whose Key-to-Door task defines the phases and the key without
-    reward, and whose visual match task defines the colours; Ni et al. 2023, arXiv 2307.03864, uses both
-    separately. There phases last 15, 30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple
+    Paper: Hung et al. 2018, arXiv 1810.06721. Their Key-to-Door task defines the phases and the key without
+    reward; their visual match task defines the colours. Ni et al. 2023, arXiv 2307.03864, use both tasks
+    separately. Their phases last 15, 30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple
     (`apple_reward=1`). Deviations: both tasks are combined; the whole room is observed, as relative positions
     instead of pixels in a 5 x 5 view; one apple at a time instead of ten; any door ends the episode.
     """
@@ -121,7 +122,7 @@ class KeyToDoor(SingleEnv):
         """Create the environment.
 
         Args:
-            num_colours: Number of key colours and of doors, 1 to 8.
+            num_colours: Number of key colors and of doors, 1 to 8.
             explore_steps: Steps of the explore phase.
             distract_steps: Steps of the distract phase.
             apple_reward: Reward of one rich apple; a door gives 1.
@@ -162,14 +163,14 @@ class KeyToDoorVector(BatchedEnv):
 
         Args:
             num_envs: Number of sub-environments.
-            num_colours: Number of key colours and of doors, 1 to 8.
+            num_colours: Number of key colors and of doors, 1 to 8.
             explore_steps: Steps of the explore phase.
             distract_steps: Steps of the distract phase.
             apple_reward: Reward of one rich apple; a door gives 1.
             shuffle_doors: Draw a new order of doors in every episode.
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
-                gymnasium, is the next step.
+            autoreset_mode: When to reset a sub-environment whose episode has ended. By default it is reset in
+                the next step, as in gymnasium.
         """
         if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
             raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")
@@ -284,11 +285,11 @@ class KeyToDoorVector(BatchedEnv):
         return (time >= self.phase_ends[_EXPLORE]).astype(np.int64) + in_use
 
     def _is_at_right_door(self) -> np.ndarray:
-        """Return True for rows that hold the key and stand in the door of its colour."""
+        """Return the mask of rows whose agent holds the key and stands in the door of the key's color."""
         return self.has_key & (self.place == self.doors[self._row, self.key_colour])
 
     def _list_objects(self, row: int) -> list[tuple[int, str, int]]:
-        """Return the place, kind and colour of each object in the room."""
+        """Return the place index, kind and color index of each object in the room."""
         phase = self._phase(slice(None))[row]
         if phase == _USE:
             return [(int(place), "door", colour) for colour, place in enumerate(self.doors[row])]
@@ -297,7 +298,7 @@ class KeyToDoorVector(BatchedEnv):
         return [] if self.has_key[row] else [(int(self.key_place[row]), "key", int(self.key_colour[row]))]
 
     def _grid(self, place: int) -> tuple[int, int]:
-        """Return the column and line of a place in the room including its walls."""
+        """Return the column and line of a place, counted from the upper left corner of the walls."""
         down, right = np.rint(self._position[place] * self.side).astype(int)
         return int(right) + 1, int(down) + 1
 
@@ -348,9 +349,11 @@ class KeyToDoorVector(BatchedEnv):
 
 
 def _build_room(side: int, num_doors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return next places by phase, place and action, and rows and columns of places divided by `side`.
+    """Return the table of moves and the positions of all places of a room.
 
-    Places are the cells in row-major order, then the doors in the wall above row 0.
+    The table, `[phases, places, actions]`, holds the number of the next place. The positions, `[places, 2]`,
+    are row and column divided by `side`. The numbers of places count the cells in row-major order, then the
+    doors in the wall above row 0.
     """
     row, column = np.divmod(np.arange(side**2), side)
     ends = (0, side - 1) if num_doors > 1 else (side // 2, side // 2)

@@ -21,11 +21,12 @@ Input = Literal["observation", "action", "reward"]
 
 
 class PreviousStep(gymnasium.Wrapper, RecordConstructorArgs):
-    """Wrapper with Dict observations of `inputs`: "observation", previous "action" and previous "reward".
+    """Wrapper that turns each observation into a dict that also holds the previous action and reward.
 
-    After a reset the reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete
-    space, zeros of a Box or MultiBinary space. Raises ValueError on unknown inputs and TypeError on another
-    type of action space.
+    `inputs` selects the keys of the dict: "observation", "action" and "reward". After a reset the
+    reward is 0 and the action is "no action": an extra index of a Discrete or MultiDiscrete space, zeros of a
+    Box or MultiBinary space. Raises ValueError on unknown inputs and TypeError on another type of action
+    space.
     """
 
     stateless = True
@@ -83,7 +84,10 @@ class PreviousSteps(VectorWrapper):
         return self._builder.build(observations, *self._build_empty()), infos
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
-        """Step all sub-environments; add actions and rewards, or "no action" and 0 after a reset."""
+        """Step all sub-environments; add their actions and rewards to the observations.
+
+        The first observation after an automatic reset gets "no action" and the reward 0.
+        """
         observations, rewards, terminated, truncated, infos = self.env.step(actions)
         action_array = np.array(self._builder.cast_action(np.asarray(actions)))
         reward_array = np.asarray(rewards, dtype=np.float32)[:, None].copy()
@@ -99,7 +103,10 @@ class PreviousSteps(VectorWrapper):
     def _build_final(
         self, final_obs: Any, dones: np.ndarray, actions: np.ndarray, rewards: np.ndarray
     ) -> Any:
-        """Return final observations in the format of the input: an object array, or a batch."""
+        """Add actions and rewards to the final observations.
+
+        The result has the form of `final_obs`: a batch, or an object array with one entry per environment.
+        """
         if not (isinstance(final_obs, np.ndarray) and final_obs.dtype == object):
             return self._builder.build(final_obs, actions, rewards)
         final = np.full(self.num_envs, None, dtype=object)
@@ -115,7 +122,7 @@ class PreviousSteps(VectorWrapper):
 
 
 class _ObservationBuilder:
-    """Builder of the augmented observation space and its values."""
+    """Builder of observations with previous actions and rewards, and of their space."""
 
     def __init__(self, observation: Space, action: Space, inputs: Sequence[Input]) -> None:
         choices = get_args(Input)
@@ -129,11 +136,11 @@ class _ObservationBuilder:
         self._dtype = action_space.dtype
 
     def cast_action(self, action: Any) -> Any:
-        """Cast actions to the dtype of the augmented space."""
+        """Cast actions to the dtype of the action space that includes "no action"."""
         return np.asarray(action).astype(self._dtype)[()]
 
     def build(self, observation: Any, action: Any, reward: Any) -> dict[str, Any]:
-        """Return the augmented observation."""
+        """Return a dict with the keys in `inputs`: observation, previous action and previous reward."""
         values = {"observation": observation, "action": action, "reward": reward}
         return {name: values[name] for name in self.inputs}
 

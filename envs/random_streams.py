@@ -16,11 +16,12 @@ _UNIT = np.float32(2.0**-24)
 
 
 class RowStreams:
-    """SplitMix64 streams, one per row; each 64-bit word depends only on the position of its row.
+    """SplitMix64 random streams, one per row; a row is the index of a sub-environment.
 
-    One numpy generator per row would need a Python loop at every draw. A counter-based generator needs no
-    loop, and its full state is `position`, one 64-bit number per row. Initial positions come from numpy
-    generators, so rows with different seeds start at unrelated positions of the cycle of length 2^64.
+    The next 64-bit word of a row depends only on the position of its stream. One numpy generator per row
+    would need a Python loop at every draw. A counter-based generator needs no loop, and its full state is
+    `position`, one 64-bit number per row. Initial positions come from numpy generators, so rows with
+    different seeds start at unrelated positions of the cycle of length 2^64.
 
     Paper: Steele, Lea, Flood 2014, "Fast splittable pseudorandom number generators", figure 17.
     """
@@ -30,7 +31,7 @@ class RowStreams:
         self.seed(np.arange(num_rows), generator)
 
     def seed(self, rows: Int64[np.ndarray, " some"], generator: np.random.Generator) -> None:
-        """Set the positions of `rows` to words drawn from `generator`, one per row."""
+        """Set the stream positions of `rows` to random 64-bit numbers from `generator`."""
         self.position[rows] = generator.integers(2**64, size=len(rows), dtype=np.uint64)
 
     def words(self, rows: Int64[np.ndarray, " some"], count: int) -> UInt64[np.ndarray, "some count"]:
@@ -45,7 +46,10 @@ class RowStreams:
     def integers(
         self, rows: Int64[np.ndarray, " some"], high: int, count: int
     ) -> Int64[np.ndarray, "some count"]:
-        """Draw `count` integers from 0 to `high` - 1 per row; `high` at most 2^31; bias below high / 2^32."""
+        """Draw `count` integers from 0 to `high` - 1 per row; `high` must be at most 2^31.
+
+        The relative error of the probability of each integer is below `high` / 2^32.
+        """
         top = self.words(rows, count) >> np.uint64(32)
         return ((top * np.uint64(high)) >> np.uint64(32)).astype(np.int64)
 
@@ -60,7 +64,8 @@ class RowStreams:
     def normals(self, rows: Int64[np.ndarray, " some"], count: int) -> Float32[np.ndarray, "some count"]:
         """Draw `count` standard normal numbers per row, none beyond 5.8 standard deviations.
 
-        Paper: Box, Muller 1958, "A note on the generation of random normal deviates"; a pair from every word.
+        Each 64-bit word gives two numbers. Paper: Box, Muller 1958, "A note on the generation of random
+        normal deviates".
         """
         words = self.words(rows, (count + 1) // 2)
         first = (words >> np.uint64(40)).astype(np.float32) * _UNIT
@@ -71,7 +76,7 @@ class RowStreams:
 
 
 def restore_generator(state: Any) -> np.random.Generator:
-    """Return a new generator with `state`, the state of any of numpy's bit generators.
+    """Return a new generator with `state`, the state of a numpy bit generator of any type.
 
     Raises ValueError if `state` is not a bit generator state.
     """

@@ -24,8 +24,8 @@ _CARD_WIDTH, _CARD_HEIGHT, _CARDS_SHOWN = 56, 78, 8
 class RepeatPrevious(SingleEnv):
     """Memory task: each step shows a card; name the suit of the k-th last card, counting the current one.
 
-    The pack holds N = 52 `num_decks` cards, 13 `num_decks` of each suit, shuffled. `reset` shows card c[0].
-    Step t = 1, 2, ... first scores the action, then shows c[t]:
+    The shuffled pack holds N = 52 x `num_decks` cards, 13 x `num_decks` of each suit. `reset` shows card
+    c[0]. Step t = 1, 2, ... first scores the action, then shows c[t]:
 
     ==== =============== =========================== =============== ==================
     step cards shown     correct action              example, k = 4  reward
@@ -46,9 +46,9 @@ class RepeatPrevious(SingleEnv):
     End: `terminated` after N - 1 steps, when the last card is shown (never `truncated`; the end of the pack
     belongs to the task). The last step's `info["success"]` is the fraction of right answers, in [0, 1].
 
-    Best: with memory return 1 and success 1. The best policy without memory (k > 1) names any suit but the
-    current one. Its success s is 13 `num_decks` / (N - 1), 0.2549 for one deck, and its return 2s - 1,
-    -0.4902. Random actions: success 0.25, return -0.5.
+    Best: a policy with memory reaches return 1 and success 1. The best policy without memory (k > 1) names
+    any suit but the current one. Its success is s = 13 x `num_decks` / (N - 1) and its return 2s - 1: for one
+    deck 0.2549 and -0.4902. Random actions: success 0.25, return -0.5.
 
     Units: time and k in steps. k from 1 to N - 1; `num_decks` from 1 to 1,000. POPGym's easy, medium and
     hard are k = 4, 32, 64 with 1, 2, 3 decks.
@@ -62,7 +62,7 @@ class RepeatPrevious(SingleEnv):
         super().__init__(RepeatPreviousVector(1, k, num_decks, render_mode, AutoresetMode.DISABLED))
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Step as the vector environment does, without numpy's overhead for arrays of one element."""
+        """Step once with the same result as the vector environment, but faster for a single environment."""
         batch = self._batch
         dones = batch._dones
         # The vector environment handles errors and other action types.

@@ -22,21 +22,22 @@ class TeamStep(NamedTuple):
     """
 
     observations: dict[str, np.ndarray]
-    """Leaves of the agents' observations, `[rows, agents, ...]`, by path; the path of a plain space is ""."""
+    """Arrays `[environments, agents, ...]`, one for each part of the observation space. The key is the path
+    of the part, such as "camera/image"; a space without parts has the key ""."""
     alive: Bool[np.ndarray, "rows agents"]
     """True for agents that act in the next step."""
     rewards: Float[np.ndarray, "rows agents"]
     """Reward of the last action; 0 for agents that were not alive."""
     terminated: Bool[np.ndarray, "rows agents"]
-    """True where the agent's own episode terminated."""
+    """True for agents that terminated in this step."""
     truncated: Bool[np.ndarray, " rows"]
-    """True where the episode of the environment was truncated."""
+    """True for environments whose episode was truncated."""
     dones: Bool[np.ndarray, " rows"]
-    """True where a new episode has started, after truncation or when no agent was left."""
+    """True for environments that started a new episode, after truncation or because no agent was left."""
     final_observations: dict[str, np.ndarray]
-    """Last observations of the episodes that ended, `[ended rows, agents, ...]`, in the order of rows."""
+    """Last observations of ended episodes, `[ended, agents, ...]`, in the order of the environments."""
     final_alive: Bool[np.ndarray, "ended agents"]
-    """True for agents that were alive at the truncation."""
+    """Mask with one row per ended episode. True: the agent was alive and the episode was truncated."""
     infos: dict[str, Float[np.ndarray, " rows"]]
     """Measurements of the step, such as the sum of rates."""
 
@@ -44,9 +45,9 @@ class TeamStep(NamedTuple):
 class ParallelTeams:
     """Sequential vector environment of copies of one PettingZoo `ParallelEnv`, with same-step autoreset.
 
-    All agents must have equal spaces. An agent that leaves is not alive until the episode ends. An agent that
-    is truncated while others continue counts as terminated. Seed s gives environment i the seed s + i. If the
-    environments have `get_state` and `set_state`, so has this class.
+    All agents must have equal spaces. An agent that leaves is dead for the rest of the episode. An agent that
+    is truncated while others continue counts as terminated. Seed s gives environment i the seed s + i. This
+    class has `get_state` and `set_state` if the environments have these methods.
 
     Raises ValueError if agents differ in their spaces or `num_envs` is less than 1. Raises TeamError, also
     during a run, if an agent appears that `possible_agents` does not name, or if an agent's observation or
@@ -64,8 +65,9 @@ class ParallelTeams:
             if _get_possible_agents(env) != self.possible_agents:
                 raise TeamError(
                     f"possible_agents is {_get_possible_agents(env)} in environment {row}, but "
-                    f"{self.possible_agents} in environment 0; the possible_agents of a team must stay the "
-                    "same: list all agents that may ever act; absent agents are left out of agents only"
+                    f"{self.possible_agents} in environment 0; possible_agents must be the same in all "
+                    "environments: list all agents that may ever act, and omit absent agents from `agents` "
+                    "only"
                 )
         self.single_observation_space = _get_common_space(first, "observation_space")
         self.single_action_space = _get_common_space(first, "action_space")
@@ -90,7 +92,7 @@ class ParallelTeams:
         return observations, self._alive.copy()
 
     def step(self, actions: np.ndarray) -> TeamStep:
-        """Step with actions `[rows, agents, ...]`; actions of agents that are not alive are ignored."""
+        """Step with actions `[environments, agents, ...]`; actions of dead agents are ignored."""
         observations = self._allocate(self.num_envs)
         rewards = np.zeros(self._alive.shape)
         terminated, cut = np.zeros((2, *self._alive.shape), dtype=np.bool_)
@@ -105,9 +107,7 @@ class ParallelTeams:
             )
             for name in acting:
                 if name not in env_rewards:
-                    raise TeamError(
-                        f"step returned no reward of {name!r}, which acted, only of {list(env_rewards)}"
-                    )
+                    raise TeamError(f"no reward of {name!r}, which acted; got rewards of {list(env_rewards)}")
                 try:
                     rewards[row, column[name]] = env_rewards[name]
                 except (TypeError, ValueError):
@@ -176,7 +176,9 @@ class ParallelTeams:
     ) -> None:
         for name in agents:
             if name not in obs:
-                raise TeamError(f"no observation of {name!r}, which is in agents, only of {list(obs)}")
+                raise TeamError(
+                    f"no observation of {name!r}, which is in `agents`; got observations of {list(obs)}"
+                )
         for key, (path, leaf) in self._leaves.items():
             array = arrays[key][row]
             for name in agents:
@@ -202,7 +204,7 @@ class ParallelTeams:
         }
 
     def _set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a state; the environments must have been reset once."""
+        """Restore a state of `_get_state`; every environment must have been reset once."""
         for row, env in enumerate(self.envs):
             env.set_state(state["envs"][row])  # pyright: ignore[reportAttributeAccessIssue]
             self._set_agents(row, list(state["agents"][row]))
@@ -241,7 +243,10 @@ def _get_common_space(env: ParallelEnv, kind: str) -> spaces.Space:
 def _flatten_space(
     space: spaces.Space, path: tuple[Any, ...] = ()
 ) -> dict[str, tuple[tuple[Any, ...], spaces.Space]]:
-    """Return the path and the space of each plain space, keyed by the path joined with "/"."""
+    """Return a dict from the name of each leaf of a nested space to its path and space.
+
+    The name is the path joined with "/".
+    """
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):

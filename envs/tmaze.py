@@ -44,7 +44,7 @@ class TMaze(SingleEnv):
     index name        values   meaning
     ===== =========== ======== =================================================================
     0     at oracle   0, 1     the agent stands on the oracle
-    1     in corridor 0, 1     it stands between oracle and junction (in active mode, start too)
+    1     in corridor 0, 1     it stands between oracle and junction (active: also at the start)
     2     at junction 0, 1     it stands on the junction
     3     cue         -1, 0, 1 on the oracle: 1 for up, -1 for down; elsewhere always 0
     ===== =========== ======== =================================================================
@@ -60,16 +60,16 @@ class TMaze(SingleEnv):
     3      down  at the junction: down goal
     ====== ===== =========================
 
-    Reward: the step that enters a goal gives +1 if it is right, else 0. Any other step but the last gives
-    -1/L if the agent lags: if after step t it stands less than t cells (active: t - 2 cells) to the
-    right of the start; else 0. Returns lie in [-1, 1].
+    Reward: entering the right goal gives 1, entering the wrong goal 0. Any other step except the last one
+    gives -1/L if the agent is late, and 0 if not. It is late if after step t it stands less than t cells
+    (active: t - 2 cells) to the right of the start. Returns lie in [-1, 1].
 
     End: `terminated` on entering a goal, and after L + 1 steps (active: L + 3), the fewest in which the
     right goal can always be reached; the horizon belongs to the task, so episodes are never `truncated`. The
     last step's info has `success`, 1.0 if the right goal was entered, and `reached`, 1.0 if any goal was.
 
-    Best: with memory return 1 and success 1. Without memory (actions depend on the current observation
-    only) success is at most 0.5, with return 0.5: walk right, turn at random.
+    Best: a policy with memory reaches return 1 and success 1. Without memory (actions depend on the current
+    observation only) success and return are at most 0.5: walk right, then choose a goal at random.
 
     Units: positions and L in cells, time in steps; L from 1 to 1,000,000.
 
@@ -159,7 +159,7 @@ class TMazeVector(BatchedEnv):
         }
 
     def _list_visible_cells(self, row: int, max_cells: int) -> range:
-        """Return the whole maze, or the `max_cells` cells around the agent if it is longer."""
+        """Return the range of cells to draw: the whole maze, but at most `max_cells` around the agent."""
         last = self.corridor_length
         first = int(
             np.clip(

@@ -1,10 +1,10 @@
-"""The `scrubjay` command and what is behind it: recipes, runs, evaluation, plots and benchmarks."""
+"""Code of the `scrubjay` command: recipes, runs, evaluation, plots and benchmarks."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.experiments.evaluation.policy import evaluate as evaluate
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from scrubjay.experiments.training import train as train
 
 # Importing the command must not import torch.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "evaluation.policy": ["evaluate"],

@@ -1,8 +1,8 @@
 """Catalogue of recipes, memories, learners and options, stored as JSON.
 
-Listing names from it imports no torch.
+Commands that only list names read this file and therefore import no torch.
 
-Regenerate with:
+Regenerate the file with:
 
     python -P -m scrubjay.experiments.catalogue
 """
@@ -25,38 +25,41 @@ _WIDTH = 64
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Names in display order, most of them with a one-line description."""
+    """Names and settings of recipes, methods, memories, learners and environments, in display order.
+
+    `recipes`, `methods` and `memories` map each name to a one-line description.
+    """
 
     recipes: dict[str, str]
     methods: dict[str, str]
     """Methods of recipes with several agents."""
     learners: dict[str, list[str]]
-    """Learners by the type of policy that they train: "agent" or "team"."""
+    """Dict from the type of a policy, "agent" or "team", to the names of the learners that train it."""
     memories: dict[str, str]
     state_bytes: dict[str, int]
-    """Bytes of state of each memory, per agent at width 64."""
+    """State size of each memory in bytes, for one agent and width 64."""
     memory_options: dict[str, list[str]]
     """Command-line options for the fields of each memory."""
     default_memories: dict[str, str]
     """Default memory of each recipe."""
     kinds: dict[str, str]
-    """Kind of experiment of each recipe."""
+    """Experiment type of each recipe, as stored in config.json."""
     options: dict[str, list[str]]
-    """Command-line options of each kind of experiment, without those of its memory."""
+    """Command-line options of each experiment type, without the options of its memory."""
     environments: list[str]
     context_policies: list[str]
     schemas: dict[str, ConfigSchema]
-    """Schemas of config classes, by class name."""
+    """Dict from the name of each config class to its schema."""
     experiments: dict[str, dict[str, Any]]
     """Config of each recipe: the values that differ from the defaults in `schemas`."""
     memory_values: dict[str, dict[str, Any]]
     """Config of each memory: the values that differ from the defaults in `schemas`."""
     memory_settings: dict[str, dict[str, dict[str, Any]]]
-    """Settings by recipe and memory, for memories with settings other than their defaults."""
+    """Settings with which a recipe overrides the defaults of a memory: `memory_settings[recipe][memory]`."""
     method_settings: dict[str, dict[str, Any]]
-    """Settings of each method for policy and learner, and its memory."""
+    """Policy settings, learner settings and memory of each method."""
     default_learners: dict[str, list[str]]
-    """Learner of each recipe that has one: config field and registered name."""
+    """Default learner of each recipe that trains a policy: its config field and its registered name."""
 
 
 @cache
@@ -66,7 +69,7 @@ def load_catalogue() -> Catalogue:
 
 
 def build_catalogue() -> Catalogue:
-    """Build the catalogue from the registries."""
+    """Build the catalogue from the registered recipes, methods, memories, learners and environments."""
     from scrubjay.agents.learners import get_learner_name, list_learners
     from scrubjay.envs import list_environments
     from scrubjay.experiments.cli.arguments import list_flags

@@ -13,10 +13,11 @@ from scrubjay.experiments.tasks.kwargs import parse_setting
 
 
 def explain(recipe: str, arguments: Sequence[str]) -> None:
-    """Print the help of `recipe` and raise SystemExit(0), if `arguments` ask for help.
+    """Print the help of `recipe` and raise SystemExit(0), if `arguments` contain -h or --help.
 
-    The help shows the defaults after `arguments` are applied. Returns without output if the catalogue does
-    not hold enough for that, or if an argument is invalid: `override` then handles help and errors.
+    The other arguments, such as `--memory NAME`, determine the defaults that the help shows. Returns without
+    output if an argument is invalid or needs more than the catalogue contains. In this case `override`
+    prints the help or the error.
     """
     if {"-h", "--help"}.isdisjoint(arguments):
         return
@@ -31,10 +32,10 @@ def explain(recipe: str, arguments: Sequence[str]) -> None:
 
 
 def _apply_choices(recipe: str, arguments: list[str]) -> dict[str, Any]:
-    """Return the values of the recipe with the choices in `words`, which are removed from it, as by
-    `override`.
+    """Return the config values of a recipe after choices such as `--memory NAME` are applied.
 
-    Raises LookupError, ValueError or UsageError if a choice is invalid, or is not in the catalogue.
+    The result is the same as that of `override` in `recipes.overrides`. The choices are removed from
+    `arguments`. Raises LookupError, ValueError or UsageError if a choice is invalid or not in the catalogue.
     """
     stored_catalogue = load_catalogue()
     config = copy.deepcopy(stored_catalogue.experiments[recipe])
@@ -85,7 +86,11 @@ def _label(config: dict[str, Any], by: str, name: str) -> None:
 
 
 def _memory(name: str, before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a memory that is as wide as the memory `before`."""
+    """Return the config values of a new memory with the registered name `name`.
+
+    `before` has the config values of the old memory; the new memory gets its width. `settings` override the
+    default values of the new memory.
+    """
     dim = {"dim": _value(before, "dim")}
     memory = load_catalogue().memory_values[name] | dim | settings
     return memory | {"parts": [part | dim for part in memory["parts"]]} if "parts" in memory else memory

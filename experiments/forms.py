@@ -1,4 +1,4 @@
-"""Configs as plain data, with the schema that their help text needs, so that help imports no config class."""
+"""Configs as plain data with a schema, so that help texts can be printed without importing config classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _CONFIG, _CONFIGS, _SEVERAL = "config", "configs", "several"
 
 
 def build_schema(config_class: type[Any]) -> ConfigSchema:
-    """Build the schema of a dataclass, whose fields are of a type in `_TYPES`, choices, or configs."""
+    """Return the schema of a config class.
+
+    The type of a field must be in `_TYPES`, a Literal, a config class, or a tuple of Literals or configs.
+    """
     helps: dict[str, str] = {}
     for base in reversed(config_class.__mro__):
         if dataclasses.is_dataclass(base):
@@ -47,7 +50,10 @@ def build_schema(config_class: type[Any]) -> ConfigSchema:
 
 
 def to_dict(config: Any, schemas: dict[str, ConfigSchema]) -> dict[str, Any]:
-    """Return the values of `config` that differ from its schema, which is added to `schemas` if missing."""
+    """Return the values of `config` that differ from the defaults in its schema.
+
+    The schema is added to `schemas` if it is missing.
+    """
     name = type(config).__name__
     form = schemas.setdefault(name, build_schema(type(config)))
     values: dict[str, Any] = {"form": name}
@@ -63,7 +69,10 @@ def to_dict(config: Any, schemas: dict[str, ConfigSchema]) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], schemas: dict[str, ConfigSchema]) -> Any:
-    """Return a dataclass with the same help text as the config whose `to_dict` values these are."""
+    """Return a config from the dict that `to_dict` made of it.
+
+    The config is an instance of a new dataclass with the help texts of its schema.
+    """
     form, fields, field_values = schemas[values["form"]], [], {}
     for name, field in form["fields"].items():
         kind, value = field["type"], values.get(name, field["default"])
@@ -85,7 +94,7 @@ def from_dict(values: dict[str, Any], schemas: dict[str, ConfigSchema]) -> Any:
 
 
 def _parse_type(type_name: Any) -> Any:
-    """Return the type that `_type_name` wrote."""
+    """Return the type whose name `_type_name` returned."""
     if isinstance(type_name, str):
         return _TYPES[type_name]
     if isinstance(type_name, dict):
@@ -94,9 +103,10 @@ def _parse_type(type_name: Any) -> Any:
 
 
 def _type_name(hint: Any) -> str | list[str] | dict[str, list[str]]:
-    """Return the name of a field's type, or its choices, in a dict if the field is a tuple of them.
+    """Return the name of a field's type; for a Literal, the list of its choices.
 
-    Raises KeyError on an unsupported type.
+    For a tuple of Literals, the result is a dict from `_SEVERAL` to the list of choices. Raises KeyError on
+    an unsupported type.
     """
     if get_origin(hint) is Literal:
         return list(get_args(hint))

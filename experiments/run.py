@@ -85,11 +85,11 @@ class Run:
     def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
         """Create a run directory, with a copy of the weights that `config.init_from` names.
 
-        Raises ValueError if the directory already holds a run, or if those weights do not match the config.
+        Raises ValueError if the directory already holds a run, or if the weights do not match the config.
         """
         if path is not None and not str(path):
             raise ValueError(
-                "the run directory's name is empty; name a folder, or omit it to use a new one in runs"
+                "the name of the run directory is empty; pass a folder, or omit it to create one in runs"
             )
         check_name(Path(path or ""))
         config, weights = resolve_initial_weights(config)
@@ -121,10 +121,11 @@ class Run:
     def load(cls, path: Path | str, trust: bool = False) -> Run:
         """Open a run directory, which may be untrusted.
 
-        With `trust`, code that the directory names or has pickled may run: environments that are neither part
-        of Scrubjay nor named by the user in this process, training states of older versions, and environment
-        states that are not plain data. Raises ValueError if the directory holds no run, or if it holds links
-        and is not trusted.
+        If `trust` is True, the run may execute any code. It may create environments that are neither part of
+        Scrubjay nor named by the user in this process. It may also load pickled data: training states of
+        older versions, and environment states that are not plain data.
+
+        Raises ValueError if the directory holds no run, or if it holds links and `trust` is False.
         """
         path = Path(path)
         if not trust and os.path.lexists(path / CONFIG):
@@ -146,29 +147,31 @@ class Run:
         """
         config: Any = self.config
         if config.policy_type is None or config.env.id != name:
-            raise ValueError(f"{self.path} does not use the environment {name!r}")
+            raise ValueError(f"{self.path} does not use the environment {name!r}; omit --env, or correct it")
         env = dataclasses.replace(config.env, id=name)
         return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.untrusted)
 
     def with_memory(self, memory: MemoryConfig) -> Run:
-        """Return a copy of this run that loads its weights into a memory with other settings."""
+        """Return a copy of this run with other memory settings, but with the same weights."""
         run = Run(self.path, self.config.with_memory(memory), self.trust, self.untrusted)
         run.source = "with these memory settings"
         return run
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Raise ValueError or TypeError if the experiment cannot run on this machine, or with `ray` on Ray.
+        """Raise ValueError or TypeError if the experiment cannot run on this machine.
 
-        An untrusted run must also stay within the memory limit.
+        If `ray` is not None, check that it can run on Ray instead. An untrusted run must also stay within the
+        memory limit.
         """
         if self.untrusted:
             check_memory_limit(self.config.rough_bytes())
         self.config.check(ray)
 
     def with_total_steps(self, total_steps: int) -> Run:
-        """Return a copy of this run with another total of steps; it is written when training continues.
+        """Return a copy of this run with another total of steps. Training writes the total to config.json.
 
-        Raises ValueError if the run has that many steps already, or has a result but no checkpoint.
+        Raises ValueError if the run has already completed `total_steps` steps, or if it has a result but no
+        checkpoint.
         """
         if total_steps == self.config.total_steps and not self.is_finished:
             return self
@@ -191,7 +194,9 @@ class Run:
         if self.stored_config is None:
             return
         if Run.load(self.path, self.trust).config != self.stored_config:
-            raise ValueError(f"{self.path} was extended by another process since it was loaded")
+            raise ValueError(
+                f"{self.path} was extended by another process since it was loaded; load it again"
+            )
         # Delete the result first: after a kill here the run has its old config and is evaluated again.
         (self.path / RESULT).unlink(missing_ok=True)
         write_atomically(self.path / CONFIG, to_json(self.config))
@@ -199,8 +204,10 @@ class Run:
 
     @property
     def resume_command(self) -> str:
-        """Command that resumes the run. It names a custom environment, unless the name comes from a file
-        only."""
+        """Command that resumes the run.
+
+        The command names a custom environment with --env, unless the name comes from an untrusted file.
+        """
         config: Any = self.config
         name = "" if config.policy_type is None else config.env.id
         own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, UntrustedName)
@@ -249,16 +256,16 @@ class Run:
 
     @property
     def loss_warnings(self) -> list[str]:
-        """Warnings about non-finite losses in the last row of metrics. Raises as `metrics`."""
+        """Warnings about non-finite losses in the last row of metrics. Raises the errors of `metrics`."""
         return [word for row in self.metrics()[-1:] for word in progress.loss_warnings(row)]
 
     @cached_property
     def facts(self) -> EnvFacts:
         """Facts about the environment, as stored when the run started.
 
-        Runs of older versions have no such file; their environment is created instead. Raises ValueError if
-        the file is damaged, or if the environment would have to be created and only an untrusted file names
-        it. Raises TypeError if the experiment has no environment.
+        Runs of older versions lack environment.json; their environment is created instead. Raises ValueError
+        if the file is damaged, or if the environment must be created but its name is untrusted. Raises
+        TypeError if the experiment has no environment.
         """
         config: Any = self.config
         if config.policy_type is None:
@@ -277,9 +284,10 @@ class Run:
 
     @property
     def success_without_memory(self) -> float | None:
-        """Best possible success rate without memory; None if it is unknown. Raises as `facts`.
+        """Best possible success rate without memory; None if it is unknown. Raises the errors of `facts`.
 
-        It is None for a policy that observes the time, which may exceed the rate for the observations alone.
+        Also None for a policy that observes the time, since such a policy may exceed the rate that is
+        possible with the observations alone.
         """
         config: Any = self.config
         if config.policy_type != "agent":
@@ -315,8 +323,10 @@ class Run:
             raise self._mismatch_error("model", error) from error
 
     def policy_for(self, env: EnvConfig) -> Policy:
-        """Return `policy` for use in `env`. Raises as `policy`, and ValueError if the spaces of `env`
-        differ."""
+        """Return `policy` for use in `env`.
+
+        Raises the errors of `policy`, and ValueError if the spaces of `env` are not those of the policy.
+        """
         policy, env_spaces = self.policy, env.spaces()
         policy_spaces = Spaces(policy.observation_space, policy.action_space)
         if (misfit := policy_spaces.find_mismatch(env_spaces)) is not None:
@@ -325,13 +335,13 @@ class Run:
 
     @cached_property
     def team_policy(self) -> TeamPolicy:
-        """Policy of the team at the latest checkpoint, on the CPU. Raises as `policy`."""
+        """Policy of the team at the latest checkpoint, on the CPU. Raises the errors of `policy`."""
         return self.team_policy_for()
 
     def team_policy_for(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
         """Return the policy of the team for `env`, which may have another number of agents.
 
-        Raises as `policy`, and ValueError if the policy does not match `env`.
+        Raises the errors of `policy`, and ValueError if the policy does not match `env`.
         """
         config = self._require_config("team", "team")
         weights = load_weights(self.checkpoint)
@@ -342,9 +352,9 @@ class Run:
             if env is None or env == config.env:
                 raise self._mismatch_error("team", error) from error
             raise ValueError(
-                f"the policy of {self.path} does not match the environment {env.kwargs}; it was trained in "
-                f"{config.env.kwargs}. Each agent needs the observation and action spaces of the training. "
-                f"Other team sizes need policy.shared=True ({error})"
+                f"the policy of {self.path} does not match the environment settings {env.kwargs}: it was "
+                f"trained with {config.env.kwargs}. Each agent needs the same observation and action spaces "
+                f"as in training. Other team sizes need policy.shared=True ({error})"
             ) from error
 
     def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
@@ -380,8 +390,9 @@ def _format_resume_command(path: Path, *flags: str) -> str:
 def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:
     """Load the weights that `config.init_from` names.
 
-    Returns the config with `init_step` set, and the weights; None for the weights if it names no run. Raises
-    ValueError if there are no weights, or if they do not match the config; the message names the difference.
+    Returns a pair: the config with `init_step` set, and the weights. If `init_from` is None, the pair is the
+    unchanged config and None. Raises ValueError if there are no weights, or if they do not match the config;
+    the message names the difference.
     """
     if config.init_from is None:
         return config, None
@@ -396,7 +407,7 @@ def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, T
 
 
 def _make_directory(config: Experiment) -> Path:
-    """Create a directory with the default name that no other process has created."""
+    """Create and return a directory with the default name, which no other process has created."""
     while True:
         path = default_path(config)
         try:
@@ -417,7 +428,10 @@ def default_path(config: Experiment) -> Path:
 
 
 def _store_facts(config: Any, path: Path) -> None:
-    """Store facts about the environment, if it can be created and its facts survive serialization."""
+    """Write the facts about the environment to `path`.
+
+    Writes nothing if the environment cannot be created, or if the facts are too large or change on reloading.
+    """
     try:
         facts = config.env.facts()
         text = facts.to_json()
@@ -429,7 +443,7 @@ def _store_facts(config: Any, path: Path) -> None:
 
 
 def _list_nearby_runs(path: Path) -> str:
-    """Return text that lists the runs below `path`, or else beside it; empty if there are none."""
+    """Return text that lists the runs in `path`, or else in its parent folder; empty if there are none."""
     for folder in (path, path.parent):
         names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
         if names:

@@ -41,9 +41,9 @@ def train(
         run_dir: Directory to create.
         progress: Show progress.
         ray: Cluster to train on; None trains in this process.
-        on_update: Callback `on_update(step, row)` after every update, with its row of metrics.jsonl, for
-            custom loggers; an exception in it ends the training.
-        logger: "wandb" or "mlflow" to also send every row to that service; None for neither.
+        on_update: Callback `on_update(step, row)` for custom loggers, called after every update with the row
+            of metrics.jsonl. An exception in the callback ends the training.
+        logger: Service that also receives every row, "wandb" or "mlflow"; None for no service.
 
     Raises:
         ValueError: if the config is invalid or the directory holds a run (before anything is written), or if
@@ -65,23 +65,24 @@ def resume(
     total_steps: int | None = None,
     logger: str | None = None,
 ) -> Run:
-    """Resume a run from its latest checkpoint; on the CPU it gives the same numbers as an uninterrupted run.
+    """Resume a run from its latest checkpoint. On the CPU the result equals that of an uninterrupted run.
 
-    Does nothing if the run is finished and `total_steps` is not larger.
+    Does nothing if the run is finished, unless `total_steps` is larger than its current total.
 
     Args:
         run_dir: Directory of the run.
         progress: Show progress.
-        ray: Cluster to train on; None trains in this process. It may differ from the one of the start.
-        trust: Allow code that the directory names or has pickled, as in `Run.load`.
-        total_steps: New total of steps. config.json stores both totals, and the result is replaced.
-            Schedules, such as that of the learning rate, follow the first total and keep their last value
-            after it.
-        logger: "wandb" or "mlflow" to also send every row to the run of that service that this run started.
+        ray: Cluster to train on; None trains in this process. It may differ from the cluster at the start.
+        trust: Allow the run to execute any code, as in `Run.load`.
+        total_steps: New total of steps. config.json stores the old and the new total, and the result is
+            replaced. Schedules, such as that of the learning rate, last for the first total and then keep
+            their last value.
+        logger: Service that also receives every row, "wandb" or "mlflow". If this run already has a run at
+            the service, that one is continued.
 
     Raises:
-        ValueError: if there is no run, if it has that many steps already, or if resuming needs to run code of
-            the directory and `trust` is not set.
+        ValueError: if there is no run, if the run has already completed `total_steps` steps, or if resuming
+            needs to run code of the directory and `trust` is False.
         GracefulInterrupt: after Ctrl-C, once a checkpoint is written.
     """
     loggers.check(logger)
@@ -152,7 +153,7 @@ def _open_engine(run: Run, ray: RayOptions | None) -> Engine:
 
 
 def _write_extension(run: Run) -> None:
-    """Store a new total of steps, if there is one, and delete the evaluations of the old weights."""
+    """Store a new total of steps, if there is one, and delete the cached scores of the old weights."""
     if run.stored_config is not None:
         from scrubjay.experiments.reports.comparison import list_cached_files  # this import loads the recipes
 

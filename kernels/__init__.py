@@ -1,13 +1,14 @@
-"""Operations of the memories: each has a reference definition, a fast CPU path and Triton kernels.
+"""Operations (ops) of the memories, each with a reference definition, a fast CPU path and Triton kernels.
 
-`force` and the `implementation` argument of every op select one of them; see `scrubjay.kernels.dispatch`.
+The argument `implementation` of an op selects one of these implementations. `force` sets its default for all
+ops. See `scrubjay.kernels.dispatch`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.kernels.dispatch import force as force
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from scrubjay.kernels.summary import write_steps as write_steps
 
 # Imported lazily: searching numpy arrays must not import torch.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "dispatch": ["force"],

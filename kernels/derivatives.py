@@ -1,4 +1,4 @@
-"""Shared parts of the custom backward passes: when they do not apply, and the fallback to autograd."""
+"""Helpers of custom backward passes: check whether the inputs allow one, and fall back to autograd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from scrubjay.kernels.dispatch import any_dual, needs_plain_autograd
 
 
 def supports_custom_backward(*tensors: Tensor) -> bool:
-    """Return True if a custom backward pass applies: one dtype, at least float32, on a CPU, untraced."""
+    """Return True if a custom backward pass supports `tensors`.
+
+    All tensors must be on the CPU and have one dtype, float32 or wider. Autocast, tracing, torch.func and
+    forward-mode autograd must be inactive.
+    """
     first = tensors[0]
     return (
         first.is_cpu
@@ -24,7 +28,10 @@ def supports_custom_backward(*tensors: Tensor) -> bool:
 
 
 def needs_graph(*grads: Tensor | None) -> bool:
-    """Return True if the backward pass needs a graph: for higher derivatives, batched grads or tangents."""
+    """Return True if the backward pass must record a graph of its own operations.
+
+    This is necessary for higher derivatives, batched gradients, torch.func and forward-mode tangents.
+    """
     return (
         torch.is_grad_enabled()
         or are_batched(*grads)
@@ -34,14 +41,17 @@ def needs_graph(*grads: Tensor | None) -> bool:
 
 
 def are_batched(*grads: Tensor | None) -> bool:
-    """Return True if the gradients come from `torch.autograd.grad(..., is_grads_batched=True)`."""
+    """Return True if `torch.autograd.grad(..., is_grads_batched=True)` computed the gradients."""
     return any(grad is not None and functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 
 def differentiate_graph(
     run: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], *grads: Tensor | None
 ) -> list[Tensor]:
-    """Return the gradients of `inputs` by autograd through `run`; they can be differentiated again."""
+    """Run `run` on `inputs` under autograd and return the gradients of `inputs`.
+
+    `grads` are the gradients of the outputs of `run`. The result can be differentiated again.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Views, because one input may have been computed from another.

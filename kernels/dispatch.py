@@ -1,12 +1,12 @@
-"""Selection of the implementation of an op: the reference, vectorised torch, or Triton.
+"""Selection of the implementation of an op: the reference, vectorized torch, or Triton.
 
 Every op takes the argument `implementation`, and `force` sets its default for a block of code:
 
 - `"reference"`: the definition in plain torch, slow and simple; all other implementations are tested against
   it.
-- `"torch"`: vectorised torch on any device; supports higher derivatives and forward-mode differentiation.
+- `"torch"`: vectorized torch on any device; supports higher derivatives and forward-mode differentiation.
 - `"triton"`: the GPU kernels, differentiable once in reverse mode. If TRITON_INTERPRET=1 is set before the
-  first import of triton, they also run on CPU tensors, very slowly.
+  first import of triton, the kernels also run on CPU tensors, very slowly.
 - `"auto"`: "triton" on a GPU if the kernels support the sizes, otherwise "torch".
 """
 
@@ -57,10 +57,12 @@ def resolve(
 ) -> str:
     """Return the implementation to run: "reference", "torch", "triton" or one of `paths`.
 
-    `paths` are further names that this op supports, variants of "torch". `unsupported_reason` is the reason
-    why the Triton kernels do not support the inputs: then "auto" selects "torch", and "triton" raises
-    ValueError with that reason. Raises ValueError on an unknown name and RuntimeError where Triton cannot
-    run.
+    `paths` are the variants of "torch" that this op supports in addition. `unsupported_reason` is the reason
+    why the Triton kernels do not support the inputs, or None if they do. With a reason, "auto" selects
+    "torch", and "triton" raises ValueError.
+
+    Raises ValueError on an unknown name. For "triton", raises RuntimeError if triton is not installed or the
+    tensors are not on a GPU, and NotImplementedError if a tensor has a forward-mode tangent.
     """
     _check_choice(implementation, _CHOICES + paths)
     if implementation == "auto":
@@ -84,14 +86,16 @@ def resolve(
             )
         if any_dual(*tensors):
             raise NotImplementedError(
-                "implementation='triton' has no forward-mode derivative; use 'torch' under jvp and dual "
-                "numbers"
+                "implementation='triton' has no forward-mode derivative; use 'torch' for jvp and dual numbers"
             )
     return implementation
 
 
 def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Return `op` with torch.autocast disabled inside; autocast would compute scores in half precision."""
+    """Return a function that runs `op` with torch.autocast disabled.
+
+    Under autocast, torch would compute matrix products in half precision.
+    """
 
     @functools.wraps(op)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -117,12 +121,15 @@ def any_dual(*tensors: Tensor | None) -> bool:
 
 
 def needs_plain_autograd(*tensors: Tensor | None) -> bool:
-    """Return True if plain operations are required: under tracing, torch.func or forward-mode autograd."""
+    """Return True if an op must consist of plain torch operations.
+
+    Tracing, torch.func and forward-mode autograd require this.
+    """
     return is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*tensors)
 
 
 def is_traced() -> bool:
-    """Return True if compile, export or make_fx is tracing, so that tensor values must not be read."""
+    """Return True if compile, export or make_fx is tracing. Tensor values must not be read then."""
     # First, because torch.compile cannot trace the second check.
     if torch.compiler.is_compiling():
         return True
@@ -130,15 +137,15 @@ def is_traced() -> bool:
 
 
 def is_compiled() -> bool:
-    """Return True if torch.compile is tracing, in which case an op stays one node of the graph.
+    """Return True if torch.compile is tracing. An op then becomes one node of the compiled graph.
 
-    False under torch.export, whose graphs hold plain torch operations only.
+    The result is False under torch.export, because an exported graph holds plain torch operations only.
     """
     return torch.compiler.is_compiling() and not torch.compiler.is_exporting()
 
 
 def widest_dtype(*tensors: Tensor) -> torch.dtype:
-    """Return the widest dtype of `tensors`, at least float32; states have this dtype."""
+    """Return the widest dtype of `tensors`, at least float32. Ops use this dtype for their states."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -153,7 +160,7 @@ def check_floats(**tensors: Tensor | None) -> None:
 
 
 def unsupported_dtype(*tensors: Tensor) -> str | None:
-    """Return the reason why the Triton kernels do not support a dtype of `tensors`, None if they do."""
+    """Return the reason why the Triton kernels do not support a dtype of `tensors`; None if they do."""
     for tensor in tensors:
         if tensor.dtype not in TRITON_DTYPES:
             return f"the kernels support float16, bfloat16 and float32, not {tensor.dtype}"
@@ -163,7 +170,10 @@ def unsupported_dtype(*tensors: Tensor) -> str | None:
 def empty_gradients(
     tensors: tuple[Tensor, *tuple[Tensor | None, ...]], needs_gradient: list[bool]
 ) -> list[Tensor]:
-    """Return placeholders for traced gradients: like each tensor, or empty if it needs no gradient."""
+    """Return an uninitialized gradient for each tensor. Tracing needs only the shapes of the gradients.
+
+    The gradient of a tensor has the shape of the tensor, or is empty if the tensor needs no gradient.
+    """
     return [
         tensor.new_empty(tensor.shape) if needs and tensor is not None else tensors[0].new_empty(0)
         for tensor, needs in zip(tensors, needs_gradient, strict=True)

@@ -1,7 +1,7 @@
-"""A launch of a Triton kernel as an object that runs the kernel or compiles it without a GPU.
+"""Launches of Triton kernels as objects. A `Launch` runs its kernel, or compiles it without a GPU.
 
-The host code of a kernel builds a `Launch` from the kernel's tensors; meta tensors suffice for compiling. So
-tests compile exactly what runs, including the divisibility of pointers and strides.
+The host code of a kernel builds a `Launch` from the kernel's tensors. Meta tensors suffice for compiling. So
+tests compile the same code that runs, including assumptions on the divisibility of pointers and strides.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Launch:
     num_stages: int = 2
 
     def run(self) -> None:
-        """Launch on the device of the arguments; do nothing if the grid is empty."""
+        """Launch the kernel on the device of its arguments; do nothing if the grid is empty."""
         if 0 in self.grid:
             return
         device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
@@ -59,7 +59,7 @@ class Launch:
             self.kernel[self.grid](**self.arguments, **self.constants, **options)
 
     def build(self, capability: int) -> Build:
-        """Compile to machine code for compute capability `capability` (80, 90, 100) without a GPU.
+        """Compile for compute capability `capability`, such as 80, 90 or 100, without a GPU.
 
         Fails in a process where TRITON_INTERPRET is set.
         """

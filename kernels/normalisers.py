@@ -1,8 +1,8 @@
-"""Merging of attention outputs over parts of a set of keys, by the log-sum-exp (lse) of their scores.
+"""Merge of attention outputs that were computed on parts of a set of keys.
 
-Attention over a set of keys can be computed from the outputs and lse values of its parts. So the parts may be
-read by different kernels, on different devices, or by the grouped softmax of Landmark attention (Mohtashami &
-Jaggi 2023, arXiv 2305.16300).
+The outputs of the parts, and the log-sum-exp (lse) of the scores in each part, determine the attention over
+all keys. So different kernels or devices may read different parts. The grouped softmax of Landmark attention
+(Mohtashami & Jaggi 2023, arXiv 2305.16300) is merged in the same way.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ Part = tuple[Float[Tensor, "*batch V"], Float[Tensor, "*batch"]]
 
 
 def merge(parts: Sequence[Part]) -> Float[Tensor, "*batch V"]:
-    """Return the merged attention output of all parts, exact zeros where all parts are empty.
+    """Return the attention output over the keys of all parts; exact zeros where all parts are empty.
 
-    Gradients flow through outputs and lse values. The output of an empty part is ignored, NaN included.
-    Raises ValueError if there are no parts or shapes differ.
+    Gradients flow through outputs and lse values. A part with an lse of -inf is empty. Its output is ignored,
+    even if it is NaN. Raises ValueError if there are no parts or shapes differ.
     """
     if not parts:
         raise ValueError("parts=[]: merge got no parts; pass at least one pair of an output and its lse")
     for out, lse in parts:
         if out.shape != parts[0][0].shape or lse.shape != out.shape[:-1]:
             raise ValueError(
-                f"part has an output of shape {tuple(out.shape)} and an lse of {tuple(lse.shape)}; the first "
-                f"output has {tuple(parts[0][0].shape)}; all outputs must be [..., V] and each lse [...]"
+                f"a part has an output of shape {tuple(out.shape)} and an lse of {tuple(lse.shape)}; "
+                f"expected {tuple(parts[0][0].shape)} and {tuple(parts[0][0].shape[:-1])}, as in the first "
+                "output"
             )
     weights = softmax_or_zero(torch.stack([lse for _, lse in parts], dim=-1))
     total = torch.zeros_like(parts[0][0])
@@ -41,14 +42,20 @@ def merge(parts: Sequence[Part]) -> Float[Tensor, "*batch V"]:
 
 
 def softmax_or_zero(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
-    """Return the softmax over the last dim, zeros where all scores are -inf; no NaN in either pass."""
+    """Return the softmax over the last dim; zeros where all scores are -inf.
+
+    Scores of -inf cause no NaN, neither in the result nor in the gradient.
+    """
     absent = scores == -math.inf
     weights = torch.softmax(scores.masked_fill(absent.all(dim=-1, keepdim=True), 0.0), dim=-1)
     return weights.masked_fill(absent, 0.0)
 
 
 def log_normaliser(scores: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch"]:
-    """Return the log-sum-exp over the last dim, -inf where all scores are -inf; its gradient is never NaN."""
+    """Return the log-sum-exp over the last dim; -inf where all scores are -inf.
+
+    Scores of -inf cause no NaN in the gradient.
+    """
     if scores.shape[-1] == 0:
         return scores.new_full(scores.shape[:-1], -math.inf)
     absent = (scores == -math.inf).all(dim=-1)

@@ -1,6 +1,6 @@
-"""Deterministic top-k selection: of equal scores the one with the lower index comes first.
+"""Deterministic top-k selection: among equal scores, the lower index comes first.
 
-Numpy arrays are handled by numpy, without importing torch.
+NumPy arrays are processed by NumPy, without importing torch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _GROUP = 32
 
 
 def best(scores: Float[Array, "*batch N"], count: int) -> Int[Array, "*batch K"]:
-    """Return the indices of the `count` largest scores, best first; the lower index of equal scores first.
+    """Return the indices of the `count` largest scores, best first; equal scores in order of index.
 
     Returns all indices if there are fewer scores. Scores must not be NaN. Scores of -inf come last, in any
     order.
@@ -73,10 +73,10 @@ def _select_in_tensor(scores: Any, count: int) -> Any:
 
 
 def largest(scores: Any, count: int) -> tuple[Any, Any]:
-    """Return the `count` largest scores of a tensor, best first, and their indices; ties in any order.
+    """Return the `count` largest scores of a tensor and their indices, best first; ties in any order.
 
-    For many scores the maxima of groups are compared first: the result lies in the groups of the largest
-    maxima.
+    Many scores are split into groups first. The `count` groups with the largest maxima contain the result, so
+    only these groups are sorted.
     """
     import torch
 
@@ -94,10 +94,10 @@ def largest(scores: Any, count: int) -> tuple[Any, Any]:
 
 
 def _select_by_packed_keys(scores: Any, count: int) -> Any:
-    """Select without synchronizing with the GPU, by one distinct 64-bit key per score.
+    """Select by one distinct 64-bit key per score, without synchronizing with the GPU.
 
-    The upper half of a key holds the bits of the score in sortable order. The lower half holds the index
-    counted from the end.
+    The upper half of a key holds the bits of the score in sortable order. The lower half holds the index,
+    counted from the end, so that the lower index wins among equal scores.
     """
     import torch
 

@@ -1,8 +1,8 @@
-"""Chunk summaries and a ring buffer of chunks that updates them, in plain torch; deprecated.
+"""Deprecated: chunk summaries, and a ring buffer that updates the summaries of its chunks.
 
-A ring buffer holds M chunks of C steps in a ring: step p of an episode lies in slot `p // C % M` at offset `p
-% C`. A chunk's summary covers the steps written to it so far: their mean, the last of them, or their maximum.
-The package no longer uses these functions; the mean of a complete chunk is `contents.mean(dim=2)`.
+A ring buffer has M slots with a chunk of C steps each. Step p of an episode is in slot `p // C % M` at offset
+`p % C`. The summary of a chunk is the mean, the last or the maximum of the steps that were written to it.
+The package no longer uses these functions. The mean of a complete chunk is `contents.mean(dim=2)`.
 
 Letters: B batch, T steps written, M slots, C chunk length, D width (any trailing dims).
 """
@@ -29,11 +29,11 @@ def chunk_summary(
     kind: Kind = "mean",
     implementation: Implementation = "auto",
 ) -> Float[Tensor, "B M *D"]:
-    """Return the summary of the first `lengths` steps of every chunk, of all C by default.
+    """Return the summary of the first `lengths` steps of every chunk; of all C steps by default.
 
     Deprecated: use `contents.mean(dim=2)`. The summary is zero where a length is 0; a length beyond C counts
-    as C. Steps beyond the length are ignored, NaN included. Of equal maxima the first gets the gradient.
-    `implementation` has no effect.
+    as C. Steps beyond the length are ignored, even if they are NaN. If several steps have the maximum, the
+    first of them gets the gradient. `implementation` has no effect.
 
     Raises ValueError on mismatched shapes or an unknown `kind`.
     """
@@ -43,7 +43,8 @@ def chunk_summary(
         lengths_shape = "None" if lengths is None else tuple(lengths.shape)
         shape = tuple(contents.shape)
         raise ValueError(
-            f"contents have shape {shape}, lengths {lengths_shape}; expected [B, M, C, ...] and [B, M]"
+            f"contents have shape {shape}, lengths {lengths_shape}; expected [batch, slots, steps, ...] "
+            "and [batch, slots]"
         )
     trailing, contents = contents.shape[3:], contents.flatten(3)
     steps = contents.to(torch.promote_types(contents.dtype, torch.float32))
@@ -76,15 +77,15 @@ def write_steps(
 ) -> tuple[Float[Tensor, "B M C *D"], Float[Tensor, "B M *D"], Int[Tensor, "B"]]:
     """Write T steps of every batch row into its ring buffer; return the new contents, summaries and time.
 
-    Deprecated without a replacement: index into the buffer. `time` counts the steps of the episode already
-    written; a `start` begins a new episode, whose steps are written from slot 0 on. The first step of a chunk
-    overwrites its slot: the summary covers the present chunk only. Other slots do not change.
+    Deprecated without a replacement function: index into the buffer instead. `time` counts the steps of the
+    current episode that are already written. At a `start`, a new episode begins at slot 0. The first step of
+    a chunk replaces the summary of its slot, so a summary never mixes two chunks. Other slots do not change.
 
     Args:
         contents: Ring buffer of M chunks of C steps.
         summaries: Summaries of its chunks.
         x: T steps to write; rounded to the dtype of `contents`.
-        time: Steps of the current episode written so far.
+        time: Number of steps of the current episode that are already written, for each batch row.
         start: Mask of the steps that begin an episode; none by default.
         kind: "mean", "last" or "max".
         in_place: Overwrite `contents` and `summaries`; not differentiable.
@@ -99,13 +100,11 @@ def write_steps(
     if shapes != (contents.shape[:2] + contents.shape[3:], contents.shape[:1] + contents.shape[3:], (batch,)):
         raise ValueError(
             f"contents {tuple(contents.shape)}, summaries {tuple(summaries.shape)}, x {tuple(x.shape)} "
-            f"and time {tuple(time.shape)} do not match; expected [B, M, C, ...], [B, M, ...], [B, T, ...] "
-            "and [B]"
+            f"and time {tuple(time.shape)} do not match; expected [batch, slots, steps, ...], "
+            "[batch, slots, ...], [batch, time, ...] and [batch]"
         )
     if in_place and torch.is_grad_enabled() and any(t.requires_grad for t in (contents, summaries, x)):
-        raise ValueError(
-            "in_place=True would lose a gradient; call it under torch.no_grad(), or pass in_place=False"
-        )
+        raise ValueError("in_place=True would lose a gradient; use torch.no_grad(), or pass in_place=False")
     dtype = torch.promote_types(torch.promote_types(contents.dtype, summaries.dtype), torch.float32)
     store, table, steps = contents.flatten(3), summaries.flatten(2).to(dtype), x.flatten(2).to(contents.dtype)
     slots, places = (torch.arange(count, device=x.device) for count in (chunks, length))

@@ -1,13 +1,14 @@
 """Memory modules for agents.
 
-A contract, a checker, a registry, and sequence models over any memory.
+The package has a contract for memories, a checker of the contract, a registry of memories by name, and
+sequence models that work with any memory.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.sequence import match_parameters as match_parameters
 
 # Importing a memory bank must not load torch, and importing a memory module must not load a database.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "bank.bank": ["MemoryBank"],

@@ -1,10 +1,11 @@
 """BASED: approximate linear attention to the whole episode, followed by exact sliding-window attention.
 
-Arora et al. 2024 (arXiv 2402.18668, section 4): a stack of `memory/linear/taylor.py` and window attention,
-which is `memory/sink.py`.
+Arora et al. 2024 (arXiv 2402.18668, section 4): a stack that alternates linear attention
+(`memory/linear/taylor.py`) and window attention (`memory/sink.py`).
 
-Deviations from the paper: there are no convolution layers between the two. Positions are those of `sink`,
-which can also retain the first steps. The two files list further deviations.
+Deviations from the paper: there are no convolution layers. Window attention encodes positions as in
+`memory/sink.py`, and its cache can also retain the first steps of an episode. The docstrings of the two files
+list further deviations.
 """
 
 from __future__ import annotations
@@ -22,15 +23,16 @@ class BasedConfig(MemoryConfig):
     """Sizes of `Based`. Raises ValueError on an invalid size."""
 
     num_layers: int = 1
-    """Pairs of a linear part and a window."""
+    """Number of pairs, each of one linear attention part and one window attention part."""
     num_heads: int | None = None
-    """Heads of each linear part; by default the smallest number with a head width from 8 to 64, else 1."""
+    """Heads of each linear part. Default: the smallest number whose heads are 8 to 64 wide; 1 if there is
+    none."""
     feature_width: int = 16
-    """Width d of a head's queries and keys, of which 1 + 2 d + d (d - 1) / 2 features are made."""
+    """Width d of a head's queries and keys. The feature map has 1 + 2 d + d (d - 1) / 2 features."""
     window: int = 64
     """Size of each window in steps, including the present one; at least 2."""
     num_sinks: int = 0
-    """First steps of an episode that stay visible beside the window."""
+    """Number of first steps of an episode that stay visible in addition to the window."""
     feed_forward_ratio: int = 2
     """Width of each feed-forward part's hidden layer, in units of `dim`."""
 
@@ -41,7 +43,7 @@ class BasedConfig(MemoryConfig):
         self.stack()
 
     def stack(self) -> StackConfig:
-        """Return the config of the stack. Raises ValueError on an invalid size."""
+        """Return the config of the `Stack` of alternating parts. Raises ValueError on an invalid size."""
         ratio = self.feed_forward_ratio
         linear = TaylorConfig(self.dim, self.num_heads, self.feature_width, ratio)
         window = SinkConfig(self.dim, self.num_sinks, self.window, num_layers=1, feed_forward_ratio=ratio)
@@ -55,7 +57,7 @@ class BasedConfig(MemoryConfig):
 class Based(Stack):
     """Alternating second-order linear attention and window attention.
 
-    State: the entries of every part i, prefixed with `i.`; linear parts have even numbers.
+    State: the entries of every part i (from 0), prefixed with `i.`. Parts with an even i are the linear ones.
     """
 
     def __init__(self, config: BasedConfig) -> None:

@@ -12,13 +12,14 @@ Config = TypeVar("Config")
 
 
 class UnknownNameError(ValueError):
-    """No config class is registered under the requested name."""
+    """Error: no config class is registered under the requested name."""
 
 
 class Registry(dict[str, type[Config]], Generic[Config]):
-    """Frozen dataclasses by name.
+    """Config classes (frozen dataclasses) by name.
 
-    `kind` is the noun for an entry in error messages, `register_function` the function that adds one.
+    `kind` is the noun that error messages use for an entry, such as "memory". `register_function` is the name
+    of the function that adds an entry.
     """
 
     def __init__(self, kind: str, register_function: str, configs: Mapping[str, type[Config]]) -> None:
@@ -26,17 +27,19 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         self.kind, self.register_function = kind, register_function
 
     def register(self, name: str, config_class: type[Config]) -> None:
-        """Add a class under `name`. Raises ValueError if the name is taken, TypeError on no dataclass.
+        """Add a config class under `name`.
 
-        A redefined class, as after rerunning a notebook cell, replaces the previous one.
+        Raises ValueError if the name is taken. Raises TypeError if the class is not a dataclass.
+
+        A class that is defined again, for example by rerunning a notebook cell, replaces the earlier class.
         """
         if not isinstance(config_class, type) or not dataclasses.is_dataclass(config_class):
             raise TypeError(f"{self.kind} {name!r}: {config_class!r} is not a frozen dataclass")
         # Without the decorator the class has the dataclass fields of its base class.
         if "__dataclass_fields__" not in vars(config_class) and inspect.get_annotations(config_class):
             raise TypeError(
-                f"{self.kind} {name!r}: {config_class.__name__} has fields of its own; decorate it with "
-                "@dataclass(frozen=True)"
+                f"{self.kind} {name!r}: {config_class.__name__} adds fields but is not a dataclass; "
+                "decorate it with @dataclass(frozen=True)"
             )
         if name in self and not _is_redefinition(config_class, self[name]):
             raise ValueError(
@@ -45,13 +48,14 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         self[name] = config_class
 
     def names(self) -> list[str]:
-        """Return all names, sorted."""
+        """Return all registered names, sorted."""
         return sorted(self)
 
     def configure(self, name: str, **fields: Any) -> Config:
         """Return the named config, with defaults for fields that are not passed.
 
-        Raises ValueError on an unknown name or field, listing the choices, and on a non-integer size.
+        Raises ValueError on an unknown name or field; the message then lists the known ones. Also raises
+        ValueError if the value of an integer field is not an integer.
         """
         if name not in self:
             close = difflib.get_close_matches(name, self, n=1)
@@ -76,7 +80,7 @@ class Registry(dict[str, type[Config]], Generic[Config]):
         return self[name](**fields)
 
     def name_of(self, config: Config) -> str:
-        """Return the name of a config's class. Raises ValueError if it is not registered."""
+        """Return the registered name of a config's class. Raises ValueError if there is none."""
         for name, config_class in self.items():
             if type(config) is config_class:
                 return name
@@ -84,6 +88,6 @@ class Registry(dict[str, type[Config]], Generic[Config]):
 
 
 def _is_redefinition(config_class: type, before: type) -> bool:
-    """Return True if both classes come from the same definition, run again."""
+    """Return True if both classes come from one definition that ran twice."""
     names = ((one.__module__, one.__qualname__) for one in (config_class, before))
     return config_class is not before and len(set(names)) == 1

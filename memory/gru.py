@@ -23,9 +23,9 @@ class GRUConfig(MemoryConfig):
 
 
 class GRU(Memory):
-    """One GRU layer with the width of its inputs; the state is its hidden vector.
+    """One GRU layer, as wide as its inputs. The state is the hidden vector.
 
-    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not its state.
+    The layer computes in the state's dtype. A bfloat16 layer therefore rounds its outputs but not its state.
     """
 
     def __init__(self, config: GRUConfig) -> None:
@@ -37,14 +37,14 @@ class GRU(Memory):
         return {"hidden": torch.zeros(batch_size, self.dim, dtype=self.state_dtype, device=self.device)}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Process one input per row."""
+        """Process one step of every row."""
         hidden = torch.gru_cell(
             x.to(self.state_dtype), state["hidden"], *cell_weights(self.cell, self.state_dtype)
         )
         return hidden.to(x.dtype), {"hidden": hidden}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Process a segment per row; only products with the hidden vector are computed step by step."""
+        """Process a segment of every row; only products with the hidden vector are computed step by step."""
         inputs, hidden = x.to(self.state_dtype), state["hidden"]
         weights = cell_weights(self.cell, self.state_dtype)
         # cuDNN is faster, and a traced graph should contain one operation instead of hundreds.
@@ -57,7 +57,7 @@ class GRU(Memory):
 
 
 def _run_torch(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> Tensor:
-    """Return all hidden vectors, computed by torch's kernel, with derivatives of any order."""
+    """Return the hidden vectors after every step, computed by torch's GRU."""
     hidden = hidden.masked_fill(start[:, :1], 0)
     plan = FlushPlan.from_starts(start)
     if plan is None:
@@ -88,10 +88,11 @@ def _run_custom(x: Tensor, start: Tensor, hidden: Tensor, *weights: Tensor) -> T
 
 
 class _Sequence(torch.autograd.Function):
-    """All hidden vectors with a custom backward pass: five operations per step forward, three backward.
+    """Function from inputs to the hidden vectors after every step, with a custom backward pass.
 
-    With gates r, z, n: h' = n + z (h - n), n = tanh(x_n + r h_n), where h_n is W_n h + b_n. Operations that
-    do not depend on the previous step are computed for all steps at once.
+    A step takes five operations forward and three backward. With the reset gate r, the update gate z and the
+    candidate n, the next hidden vector is h' = n + z (h - n). Here n = tanh(x_n + r h_n), where x_n is the
+    projected input and h_n = W_n h + b_n. Operations that do not depend on h run for all steps at once.
     """
 
     @staticmethod

@@ -1,8 +1,9 @@
 """Gated Transformer-XL (Parisotto et al. 2019, arXiv 1910.06764, section 3).
 
-One deviation: the paper attends to the whole previous segment and to earlier steps of this one, so that the
-context length depends on where segments are cut. Here every step attends to the last `window` inputs of each
-layer, so that outputs do not depend on the cut. The context through all layers is num_layers * window steps.
+One deviation: in the paper, a step attends to the whole previous segment and to the earlier steps of its own
+segment. Its context length therefore depends on the segment boundaries. Here every step attends to the last
+`window` inputs of each layer, so outputs do not depend on the segment boundaries. Through all layers, the
+context is num_layers * window steps long.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
     num_layers: int = 2
     """Number of layers, each with its own window."""
     num_heads: int | None = None
-    """Attention heads, a divisor of `dim`; by default the largest one up to 4."""
+    """Attention heads. The number must divide `dim`. Default: the largest divisor of `dim` up to 4."""
     window: int = 32
-    """Earlier inputs in the attention window of each layer."""
+    """Number of earlier steps to which a step attends in each layer."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward layer's hidden part, in units of `dim`."""
+    """Hidden width of the feed-forward layer, in units of `dim`."""
     gate_bias: float = 2.0
-    """Initial bias of the gates; larger values initialize layers closer to the identity."""
+    """Initial bias of the gates. With a larger bias, a new layer is closer to the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,8 +61,9 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
 class GTrXL(Memory):
     """Transformer layers with gates in place of residual connections.
 
-    The state holds the last `before` inputs of every layer's attention: the window, and with a convolution
-    also the inputs from which the window's first keys and values are computed.
+    The state holds the last inputs of every layer's attention. Without a convolution, these are the `window`
+    inputs that a step reads. A convolution of n steps needs n - 1 earlier inputs in addition, from which it
+    computes the first keys and values of the window.
     """
 
     def __init__(self, config: GTrXLConfig) -> None:
@@ -72,7 +74,7 @@ class GTrXL(Memory):
         self.before = self.layers[0].attention.before
 
     def initial_state(self, batch_size: int) -> State:
-        """Return an empty window, `[batch, layers, before, dim]`, and the age 0 of each row's episode."""
+        """Return an empty window, `[batch, layers, before, dim]`, and an episode age of 0 steps per row."""
         shape = (batch_size, len(self.layers), self.before, self.dim)
         return {
             "recent": torch.zeros(shape, dtype=self.state_dtype, device=self.device),
@@ -80,7 +82,7 @@ class GTrXL(Memory):
         }
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Process one input per row."""
+        """Process one step of every row."""
         recent, age = state["recent"], state["age"]
         normalized = []
         for index, layer in enumerate(self.layers):
@@ -91,7 +93,7 @@ class GTrXL(Memory):
 
     @torch.no_grad()
     def recall(self, x: Tensor, state: State) -> Recall:
-        """Return the window reads of all layers."""
+        """Return the attention weights of one step over the window of each layer."""
         recent, age = state["recent"], state["age"]
         steps, reads = last_steps(age, self.window), {}
         for index, layer in enumerate(self.layers):
@@ -103,13 +105,16 @@ class GTrXL(Memory):
         return Recall(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return an in-place stepper, or a plain one if the attention's projections cannot be folded."""
+        """Return a `GTrXLStepper` if this memory and `state` support one, and the default stepper otherwise.
+
+        A memory with a convolution gets the default stepper.
+        """
         if not self.layers[0].attention.is_foldable or not self.can_use_stepper(GTrXL, state):
             return super().stepper(state)
         return GTrXLStepper(self.layers, state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Process a segment per row in one pass."""
+        """Process a segment of every row in one pass."""
         clock = Clock.from_starts(state["age"], start)
         windows = []
         attention = self.layers[0].attention
@@ -124,7 +129,7 @@ class GTrXL(Memory):
 
 
 class GTrXLLayer(nn.Module):
-    """Attention and a feed-forward layer, each with a layer norm before and a gate after (equations 7-9)."""
+    """Attention and a feed-forward layer, each after a layer norm and before a gate (equations 7-9)."""
 
     def __init__(self, config: GTrXLConfig) -> None:
         super().__init__()

@@ -4,19 +4,20 @@ Every `chunk_size` steps of an episode are stored as one chunk whose summary is 
 scores all summaries, selects the best `top_k`, attends inside those chunks with one shared multi-head
 attention, and sums the read-outs weighted by a softmax over the selected scores.
 
-The paper's published code contains only the read path; the rest is decided here. A block is local causal
-attention (a sliding window of at least one chunk, so that the current chunk is readable), then the memory
-read, then a feed-forward layer, each on a layer-normed input with a plain residual. A layer stores its own
-layer-normed inputs. Chunk boundaries are multiples of `chunk_size` in episode time. A chunk is readable from
-the step after its last. The oldest of `num_chunks` is dropped first. As in the paper, no gradient flows into
-stored chunks, so enable the learner's reconstruction loss if reward alone does not shape the encoding. Unlike
-in the published code, a query without readable chunks gets zeros.
+The paper's published code contains only the read path. This module makes the following choices for the other
+parts. A block is local causal attention, then the memory read, then a feed-forward layer. All three have a
+layer-normed input and a plain residual connection. The sliding window of the local attention is at least one
+chunk long, so that the current chunk is readable. A layer stores its own layer-normed inputs. Chunk
+boundaries are multiples of `chunk_size` in episode time. A chunk is readable from the step after its last
+step. If `num_chunks` chunks are stored, a new chunk replaces the oldest. As in the paper, no gradient flows
+into stored chunks. Enable the learner's reconstruction loss if reward alone does not train the encoding.
+Unlike in the published code, a query without readable chunks gets zeros.
 
-With `bottleneck` the read is the conscious state of the Consciousness Prior (Bengio 2017, arXiv 1709.08568):
-the stores are the unconscious state, of which a few elements are selected, and only these reach the policy.
-In that paper the selection also depends on the previous conscious state. Here it depends on the window, so
-that segments run in one pass. The auxiliary loss `verifier` is from that paper. A policy with `skip` also
-receives the present input.
+With `bottleneck`, HCAM follows the Consciousness Prior (Bengio 2017, arXiv 1709.08568). The stored chunks are
+the unconscious state. A query selects a few of the chunks, and only the read-out of these, the conscious
+state, reaches the policy. In that paper, the selection also depends on the previous conscious state. Here it
+depends only on the local attention window, so all steps of a segment are computed in one pass. The auxiliary
+loss `verifier` is from that paper. A policy with `skip` also receives the present input.
 """
 
 from __future__ import annotations
@@ -64,19 +65,20 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     chunk_size: int = 16
     """Steps per chunk."""
     num_chunks: int = 32
-    """Stored chunks; the oldest is dropped first."""
+    """Largest number of stored chunks. When the store is full, a new chunk replaces the oldest chunk."""
     top_k: int = 4
-    """Chunks each query attends to."""
+    """Number of chunks to which each query attends."""
     num_layers: int = 1
     """Number of blocks, each with its own store."""
     num_heads: int | None = None
     """Attention heads; by default the largest divisor of `dim` up to 4."""
     window: int | None = None
-    """Previous steps in the local attention window, at least `chunk_size`, which is the default."""
+    """Number of earlier steps in the local attention window, at least `chunk_size`. Default: `chunk_size`."""
     stop_memory_gradient: bool = True
-    """Stop gradients into stored chunks, as in the paper."""
+    """Stop the gradient at stored chunks, as in the paper."""
     bottleneck: bool = field(default=False, metadata=OMIT_DEFAULT)
-    """Replace the residual stream by the read-out of a few chunks."""
+    """Pass only the read-out of the selected chunks, without the residual stream, to the feed-forward
+    layer."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +96,8 @@ class HCAMConfig(WindowOptions, MemoryConfig):
         if self.bottleneck and min(self.top_k, self.num_chunks) == self.chunk_size == 1:
             raise ValueError(
                 f"bottleneck=True with top_k={self.top_k}, num_chunks={self.num_chunks} and chunk_size=1: "
-                "every query would read the same step; use at least 2 chunks, or chunks of at least 2 steps"
+                "every query would read the same step; set top_k and num_chunks to at least 2, "
+                "or chunk_size to at least 2"
             )
 
     def build(self) -> HCAM:
@@ -105,9 +108,10 @@ class HCAMConfig(WindowOptions, MemoryConfig):
 class HCAM(Memory):
     """Blocks of local attention, hierarchical chunk attention and feed-forward.
 
-    State, per layer l: `recent_l [batch, before, dim]`, `contents_l [batch, chunks, chunk_size, dim]` and
-    `summaries_l [batch, chunks, dim]`, oldest first and aligned to the end, with zeros in unwritten slots;
-    and `time [batch]`, steps since the start of the episode.
+    State, for every layer l: `recent_l [batch, before, dim]` (last inputs), `contents_l [batch, chunks,
+    chunk_size, dim]` (stored chunks) and `summaries_l [batch, chunks, dim]` (their summaries). All three are
+    sorted oldest first. Unwritten slots precede written slots and are zero. `time [batch]` is the number of
+    steps since the start of the episode.
     """
 
     retrieves = True
@@ -122,7 +126,7 @@ class HCAM(Memory):
         self.no_gradient = _find_unused_parameters(config)
 
     def initial_state(self, batch_size: int) -> State:
-        """Return empty stores."""
+        """Return empty stores of chunks."""
         shapes = {
             "recent": (self.before, self.dim),
             "contents": (self.num_chunks, self.chunk_size, self.dim),
@@ -131,7 +135,7 @@ class HCAM(Memory):
         return build_empty_state(self, batch_size, len(self.blocks), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return the read-outs for queries `x`, summed over layers; zeros while all stores are empty."""
+        """Return the read-outs for queries `x`, summed over layers; zero while no chunk is stored."""
         readable = written_slots(state["time"], self.chunk_size, self.num_chunks)[:, None].expand(
             -1, x.shape[1], -1
         )
@@ -166,7 +170,7 @@ class HCAM(Memory):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
-        """Return the window and chunk reads of all layers for one step."""
+        """Return the attention weights of one step over the window and the stored chunks of each layer."""
         time = state["time"]
         readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None]
         window = last_steps(time, self.window)
@@ -181,7 +185,10 @@ class HCAM(Memory):
         return Recall(reads, {})
 
     def stepper(self, state: State) -> Stepper:
-        """Return an in-place stepper, or a plain one if the attention's projections cannot be folded."""
+        """Return an `HCAMStepper` if this memory and `state` support one, and the default stepper otherwise.
+
+        A memory with a convolution gets the default stepper.
+        """
         if not self._layers[0].local.is_foldable or not self.can_use_stepper(HCAM, state):
             return super().stepper(state)
         return HCAMStepper(self._layers, self._zero_unwritten(state), self.chunk_size)
@@ -218,7 +225,10 @@ class HCAM(Memory):
         return cast(list[_HCAMBlock], self.blocks)
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in unwritten slots, or unchanged if all values are finite."""
+        """Return `state` with zeros in slots that were never written.
+
+        If all values are finite, return `state` unchanged, because these slots then have no effect.
+        """
         # A segment reads only written slots, so finite values in other slots are harmless.
         return state if is_finite_state(state) else self._zero_unwritten(state)
 
@@ -247,7 +257,7 @@ class _ReadableStore(NamedTuple):
 
 
 class _HCAMBlock(nn.Module):
-    """Local attention, memory read and feed-forward, each with pre-norm and residual."""
+    """Local attention, memory read and feed-forward layer, each with pre-norm and residual connection."""
 
     positions: Tensor
 
@@ -295,7 +305,7 @@ class _HCAMBlock(nn.Module):
         return read.to(x.dtype)
 
     def pass_on(self, x: Tensor, read: Tensor) -> Tensor:
-        """Return the input of the feed-forward layer from a query and its read-out."""
+        """Return the feed-forward layer's input: `x` plus `read`, or only `read` if `bottleneck` is set."""
         return read if self.bottleneck else x + read
 
     def _weights(self) -> ReadWeights:
@@ -313,7 +323,10 @@ class _HCAMBlock(nn.Module):
     def weigh(
         self, x: Tensor, recent: Tensor, time: Tensor, store: _ReadableStore
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return a step's attention weights in its window, its output, and its weights of stored steps."""
+        """Return the attention weights and the output of one step.
+
+        The results are the weights over the window, the output, and the weights over stored steps.
+        """
         normalized = self.local_norm(x)
         near = self.local.step_weights(normalized, recent.to(x.dtype), time).mean(1)
         query_input = x + self.local.step(normalized, recent.to(x.dtype), time)
@@ -345,7 +358,11 @@ class _HCAMBlock(nn.Module):
 
 
 def _find_unused_parameters(config: HCAMConfig) -> tuple[str, ...]:
-    """Return parameters without gradient: they only score a single item, whose softmax weight is always 1."""
+    """Return the names of parameters that never get a gradient.
+
+    These parameters only affect scores in a softmax over a single chunk or a single step, whose weight is
+    always 1.
+    """
     one_chunk = min(config.top_k, config.num_chunks) == 1
     one_step = config.chunk_size == 1
     names = ["summary_query.weight", "summary_key.weight"] if one_chunk else []

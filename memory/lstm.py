@@ -22,9 +22,9 @@ class LSTMConfig(MemoryConfig):
 
 
 class LSTM(Memory):
-    """One LSTM layer with the width of its inputs; the state is its hidden and its cell vector.
+    """One LSTM layer, as wide as its inputs. The state is the hidden vector and the cell vector.
 
-    It computes in the state's dtype, so a bfloat16 layer rounds its outputs but not its state.
+    The layer computes in the state's dtype. A bfloat16 layer therefore rounds its outputs but not its state.
     """
 
     def __init__(self, config: LSTMConfig) -> None:
@@ -37,7 +37,7 @@ class LSTM(Memory):
         return {"hidden": zeros, "cell": zeros.clone()}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Process one input per row."""
+        """Process one step of every row."""
         hidden_and_cell = (state["hidden"], state["cell"])
         hidden, cell = torch.lstm_cell(
             x.to(self.state_dtype), hidden_and_cell, *cell_weights(self.cell, self.state_dtype)
@@ -45,7 +45,7 @@ class LSTM(Memory):
         return hidden.to(x.dtype), {"hidden": hidden, "cell": cell}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Process a segment per row in one call of the fused kernel."""
+        """Process a segment of every row in one call of torch's fused LSTM kernel."""
         state = self.reset_state(state, start[:, 0])
         inputs = x.to(self.state_dtype)
         plan = FlushPlan.from_starts(start)

@@ -1,4 +1,4 @@
-"""Baseline without memory, which must fail on tasks that need one."""
+"""Baseline without memory. It must fail on tasks that need a memory."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class NoMemory(Memory):
         return x + self.feed_forward(x), {}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Return every step's output at once."""
+        """Return the outputs of all steps and the empty state."""
         return x + self.feed_forward(x), {}

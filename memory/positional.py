@@ -1,11 +1,12 @@
 """Baseline whose only memory is the time: the number of each step in its episode.
 
 Sinusoids of the step number (Vaswani et al. 2017, arXiv 1706.03762, section 3.5) are projected and added to
-each input, which then passes the layer of `none`. A policy with this memory alone is POPGym's PosMLP (Morad
-et al. 2023, arXiv 2303.01859).
+each input. The sum then passes the feed-forward layer of the memory `none`. A policy with only this memory is
+the PosMLP of POPGym (Morad et al. 2023, arXiv 2303.01859).
 
-In a `stack` it provides the time to the next memory, as `PolicyConfig.clock` does. Attention weights sum to
-one, so attention can compute the fraction of matching steps, but it needs the time to count them.
+In a `stack`, this memory provides the time to the next memory, as `PolicyConfig.clock` does. Attention
+weights sum to one, so attention can compute the fraction of steps that match a query. To compute the number
+of these steps, attention also needs the time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class PositionalConfig(NoMemoryConfig):
 
 
 class Positional(NoMemory):
-    """One residual feed-forward layer of the input and the time.
+    """One residual feed-forward layer, applied to the input plus an embedding of the time.
 
     State: `time [batch]`, steps since the start of the episode.
     """
@@ -43,7 +44,7 @@ class Positional(NoMemory):
         nn.init.orthogonal_(self.time_projection.weight, gain=2.0)
 
     def initial_state(self, batch_size: int) -> State:
-        """Return time 0."""
+        """Return time 0 for every row."""
         return {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
@@ -52,7 +53,7 @@ class Positional(NoMemory):
         return y, {"time": state["time"] + 1}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Return every step's output at once."""
+        """Return the outputs of all steps and the next time."""
         clock = Clock.from_starts(state["time"], start)
         y, _ = super().segment(x + self._embed_time(clock.step), {}, start)
         return y, {"time": clock.age_after}

@@ -86,7 +86,7 @@ def list_memories() -> list[str]:
 def make_config(name: str, **fields: Any) -> MemoryConfig:
     """Return the config of a memory by name, with defaults for fields that are not passed.
 
-    Raises ValueError on an unknown name or field, listing the choices.
+    Raises ValueError on an unknown name or field. The message lists the choices.
     """
     return _CONFIGS.configure(name, **fields)
 
@@ -100,5 +100,5 @@ def make(name: str, **fields: Any) -> Memory:
 
 
 def name_of(config: MemoryConfig) -> str:
-    """Return the registered name of a config's class. Raises ValueError if it is not registered."""
+    """Return the registered name of a config's class. Raises ValueError if the class is not registered."""
     return _CONFIGS.name_of(config)

@@ -1,8 +1,8 @@
 """Causal model of token sequences over any memory.
 
-It follows the contract of memories, with tokens as inputs: any cut of a sequence gives the same logits,
-`start` begins a new sequence, and generation carries only the state, a flat dict of fixed shapes, from token
-to token.
+The model follows the contract of memories, with tokens as inputs. Any cut of a sequence into
+segments yields the same logits. `start` marks the first token of a new sequence. During generation, only the
+state is kept from one token to the next. The state is a flat dict of tensors with fixed shapes.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _BLOCK = "block_"
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """Sizes of `SequenceModel`; its width is that of the memory.
+    """Sizes of `SequenceModel`. The model has the width of its memories.
 
     Raises ValueError on an invalid size, and TypeError if `memory` is not a config.
     """
@@ -58,12 +58,12 @@ class SequenceConfig:
     num_blocks: int = 2
     """Number of blocks, each with one memory and one feed-forward layer."""
     feed_forward_width: int | None = None
-    """Hidden units of a feed-forward layer; by default twice the width. See `match_parameters`."""
+    """Hidden units of a feed-forward layer; by default 2 * `memory.dim`. See `match_parameters`."""
     convolution_width: int = 3
-    """Width of the causal convolution before each memory; 1 disables it."""
+    """Number of steps in the causal convolution before each memory; 1 disables the convolution."""
     num_learned_sinks: int = field(default=0, metadata=OMIT_DEFAULT)
-    """Learned inputs before every sequence, like the sink token of Xiao et al. 2023 (arXiv 2309.17453,
-    section 3.3): the initial state is the state after them."""
+    """Number of learned inputs before every sequence, like the sink token of Xiao et al. 2023 (arXiv
+    2309.17453, section 3.3). The initial state of the model is the state after these inputs."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.memory, MemoryConfig):
@@ -76,7 +76,9 @@ class SequenceConfig:
         if self.num_learned_sinks < 0:
             raise ValueError(f"num_learned_sinks={self.num_learned_sinks}: must not be negative")
         if self.feed_forward_width is not None and self.feed_forward_width < 1:
-            raise ValueError(f"feed_forward_width={self.feed_forward_width}: must be at least 1, or None")
+            raise ValueError(
+                f"feed_forward_width={self.feed_forward_width}: must be at least 1, or None for the default"
+            )
 
     @property
     def dim(self) -> int:
@@ -91,11 +93,13 @@ class SequenceConfig:
 class SequenceModel(
     nn.Module, PyTorchModelHubMixin, library_name="scrubjay", tags=["memory", "sequence-model"], license="mit"
 ):
-    """Language model from tokens to logits of the next token; embedding and head share their weights.
+    """Language model from tokens to logits of the next token. Embedding and head share their weights.
 
-    A block is pre-norm and residual: a short convolution and the memory, then a feed-forward layer. State:
-    the entries of every block's memory, such as `block_0.hidden`. `save_pretrained` and `push_to_hub` write
-    weights and config to a folder or to the Hugging Face Hub; `from_pretrained` loads them.
+    A block has a short convolution and the memory, then a feed-forward layer, both pre-norm and with residual
+    connections. State: the entries of every block's memory, such as `block_0.hidden`.
+
+    `save_pretrained` writes weights and config to a folder, and `push_to_hub` writes them to the Hugging Face
+    Hub. `from_pretrained` loads a model from either.
     """
 
     def __init__(self, config: SequenceConfig) -> None:
@@ -112,7 +116,7 @@ class SequenceModel(
             self.sinks = nn.Parameter(nn.init.normal_(sinks, std=config.dim**-0.5))
 
     def initial_state(self, batch_size: int) -> State:
-        """Return the state before the first token, batch first; gradients reach learned sinks through it."""
+        """Return the state before the first token. Gradients flow through it to the learned sinks, if any."""
         rows = batch_size if self.sinks is None else 1
         state: State = {}
         for index, block in enumerate(self._blocks):
@@ -125,11 +129,13 @@ class SequenceModel(
     def forward(
         self, tokens: Int[Tensor, "batch time"], state: State, start: Bool[Tensor, "batch time"] | None = None
     ) -> tuple[Float[Tensor, "batch time vocab"], State]:
-        """Return logits of the token after each, and the state after the last.
+        """Return the logits of the next token at every position, and the state after the last token.
 
-        `start[b, t]` marks `tokens[b, t]` as the first of a new sequence. Raises ValueError on mismatched
-        shapes or state entries, on tokens outside the vocabulary, and on a `start` that is not bool. Raises
-        TypeError if `tokens` or `start` is not a tensor or `state` is not a dict.
+        `start[b, t]` marks `tokens[b, t]` as the first token of a new sequence.
+
+        Raises ValueError if the shape of an argument is wrong, if the entries of `state` do not match the
+        model, if a token is outside the vocabulary, or if `start` is not bool. Raises TypeError if `tokens`
+        or `start` is not a tensor, or if `state` is not a dict.
         """
         _check_tokens(tokens)
         check_start(start, tokens)
@@ -179,7 +185,11 @@ class SequenceModel(
         return x, after
 
     def _from_sinks(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Process the segment piece by piece, since a reset inside a memory does not include the sinks."""
+        """Process the segment in pieces. A new piece begins at each step with a `start` in any row.
+
+        Before each piece, the rows that start get the initial state, which contains the learned sinks. The
+        memories therefore get no `start`: they would reset to a state without the learned sinks.
+        """
         initial, pieces = self.initial_state(1), []
         cuts = sorted({0, *start.any(dim=0).nonzero().flatten().tolist(), x.shape[1]})
         for begin, end in itertools.pairwise(cuts):
@@ -198,21 +208,23 @@ class SequenceModel(
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> tuple[Int[Tensor, "batch new_time"], State]:
-        """Generate `max_new_tokens` tokens after the prompt; return them and the state before the last one.
+        """Generate `max_new_tokens` tokens after the prompt.
 
-        The cost of a step does not depend on the length of the sequence. To continue later, pass the last
-        token as the prompt together with the returned state.
+        Return the new tokens, and the state before the last new token. To continue later, pass this last
+        token as the prompt together with the returned state. The cost of a token does not depend on the
+        length of the sequence.
 
         Args:
             prompt: Tokens to continue.
             max_new_tokens: Number of tokens to sample.
             state: State before the prompt; None for the initial state.
             temperature: Sampling temperature; 0 selects the most likely token.
-            top_k: Sample from this many most likely tokens; None for all.
+            top_k: Sample from the `top_k` most likely tokens; None samples from all tokens.
             generator: Random generator for sampling.
 
         Raises:
-            ValueError, TypeError: on an empty prompt, on an invalid argument, and as in `forward`.
+            ValueError: If the prompt is empty, an argument is invalid, or `forward` raises it.
+            TypeError: If `forward` raises it.
         """
         _check_tokens(prompt)
         if prompt.shape[1] == 0:
@@ -239,7 +251,7 @@ class SequenceModel(
 
     @property
     def num_parameters(self) -> int:
-        """Number of parameters; weights shared by embedding and head count once."""
+        """Number of parameters. Weights that the embedding and the head share are counted once."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     @property
@@ -266,7 +278,10 @@ class SequenceModel(
 
 
 def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
-    """Return the size of each stored tensor; download the file unless `model_id` is a folder."""
+    """Return the number of elements of each tensor in the weights file of `model_id`.
+
+    Download this safetensors file unless `model_id` is a folder.
+    """
     name = constants.SAFETENSORS_SINGLE_FILE
     parameters = inspect.signature(hf_hub_download).parameters
     download_options = {key: value for key, value in options.items() if key in parameters}
@@ -277,9 +292,10 @@ def _sizes(model_id: str, options: dict[str, Any]) -> list[int]:
 
 
 def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:
-    """Return the config with the feed-forward width for which the model has `budget` parameters, within 1 %.
+    """Return a copy of `config` whose model has `budget` parameters, within 1 %.
 
-    Use it to compare memories at equal size. Raises ValueError if no width matches.
+    The function adjusts the feed-forward width. Use it to compare memories at equal model size. Raises
+    ValueError if no width matches.
     """
     least = _num_parameters(dataclasses.replace(config, feed_forward_width=1))
     per_unit = config.num_blocks * (2 * config.dim + 1)
@@ -287,9 +303,9 @@ def match_parameters(config: SequenceConfig, budget: int) -> SequenceConfig:
     total = least + (width - 1) * per_unit
     if width < 1 or abs(total - budget) > _TOLERANCE * budget:
         raise ValueError(
-            f"budget={budget:,} parameters: {type(config.memory).__name__} of width {config.dim} in "
-            f"{config.num_blocks} blocks has at least {least:,}, and each unit of feed-forward width adds "
-            f"{per_unit:,}"
+            f"budget={budget:,} parameters: no feed-forward width matches; {config.num_blocks} blocks of "
+            f"{type(config.memory).__name__} with width {config.dim} have at least {least:,} parameters, and "
+            f"each unit of feed-forward width adds {per_unit:,}; change the budget, the width or num_blocks"
         )
     return dataclasses.replace(config, feed_forward_width=width)
 

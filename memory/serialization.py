@@ -1,6 +1,7 @@
 """Conversion of configs to nested JSON objects and back.
 
-Memories and other registered configs are identified by their registered name, other families by `kind`.
+In JSON, the entry `name` identifies a memory or another registered config by its registered name. Where a
+field allows several subclasses of an abstract class, the entry `kind` identifies the subclass.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ T = TypeVar("T")
 
 
 class _Family(NamedTuple):
-    """Configs of one base class that are identified by name."""
+    """Functions that convert between names and config classes, for the configs of one base class."""
 
     class_of: Callable[[str], type]
     name_of: Callable[[Any], str]
@@ -37,17 +38,19 @@ def register_family(
     name_of: Callable[[Any], str],
     default_name: str | None = None,
 ) -> None:
-    """Identify configs in fields of type `base` by a `name` in JSON.
+    """Register `base`, so that its subclasses are identified by an entry `name` in JSON.
 
-    `class_of` returns the class of a name or raises ValueError. `default_name` is the name that is omitted.
+    `class_of` returns the class for a name, or raises ValueError. `name_of` returns the name of a config.
+    `encode` omits the entry `name` if the name is `default_name`. `decode` uses `default_name` if the entry
+    `name` is missing.
     """
     _FAMILIES[base] = _Family(class_of, name_of, default_name)
 
 
 def encode(value: Any) -> Any:
-    """Convert a config to a value for `json.dumps`; raises TypeError on anything else.
+    """Convert a config to a value for `json.dumps`. Raises TypeError if a value is not supported.
 
-    If a class has an attribute `kind`, it is included, so that `decode` can select the class.
+    If a config class has an attribute `kind`, the result includes it, so that `decode` can select the class.
     """
     for base, family in _FAMILIES.items():
         if isinstance(value, base):
@@ -66,9 +69,11 @@ def encode(value: Any) -> Any:
 
 
 def decode(kind: type[T], value: Any, where: str = "config") -> T:
-    """Convert the result of `encode` to a `kind`; raises ValueError naming the invalid entry.
+    """Convert the result of `encode` back to an object of the class `kind`.
 
-    Errors of the config's own checks, ValueError or TypeError, propagate.
+    Raises ValueError if an entry is invalid. The message names the path of the entry, such as
+    `config.memory`. The argument `where` is the first part of this path. If a config class rejects its
+    fields, its ValueError or TypeError propagates.
     """
     return typing.cast(T, _decode(kind, value, where))
 
@@ -102,7 +107,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         inner = get_args(kind)
         kinds = [inner[0]] * len(value) if len(inner) == 2 and inner[1] is Ellipsis else inner
         if len(kinds) != len(value):
-            raise ValueError(f"{where}={value!r}: expected {len(kinds)} values")
+            raise ValueError(f"{where}={value!r}: expected a list of {len(kinds)} values")
         return tuple(
             _decode(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True))
         )
@@ -118,7 +123,9 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise ValueError(f"{where}: a number of {len(str(abs(value)))} digits is too large") from None
+            raise ValueError(
+                f"{where}: the number has {value.bit_length()} bits, too many for a float"
+            ) from None
     if kind is Any or (kind is not None and type(value) is kind):
         return value
     raise ValueError(f"{where}={value!r}: expected {getattr(kind, '__name__', kind)}")
@@ -127,7 +134,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
 def _decode_dataclass(kind: type, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(  # noqa: TRY004  (invalid file content)
-            f"{where}={value!r}: expected an object with the fields of {kind.__name__}"
+            f"{where}={value!r}: expected a JSON object with the fields of {kind.__name__}"
         )
     hints = typing.get_type_hints(kind)
     fields = dataclasses.fields(kind)
@@ -149,7 +156,8 @@ def _decode_named(family: _Family, value: Any, where: str) -> Any:
     name = value.get("name", family.default_name) if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise ValueError(  # noqa: TRY004
-            f"{where}={value!r}: expected an object with a registered name"
+            f'{where}={value!r}: expected a JSON object whose key "name" has a registered name as value, '
+            'such as "gru" for a memory or "ppo" for a learner'
         )
     return _decode_dataclass(
         family.class_of(name), {key: item for key, item in value.items() if key != "name"}, where

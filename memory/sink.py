@@ -1,14 +1,15 @@
 """Streaming attention for policies: the first and the last steps of an episode in a cache of fixed size.
 
-StreamingLLM (Xiao et al. 2023, arXiv 2309.17453): attention to the first `num_sinks` steps of the episode,
-which absorb excess attention, and to the last `window` steps. Half of a head's width is rotated by time, so
-that scores in the window depend on distances (RoFormer, Su et al. 2021, arXiv 2104.09864). Sinks are read by
-the other half alone, with a learned vector for each slot, so that their scores do not depend on the time.
+In StreamingLLM (Xiao et al. 2023, arXiv 2309.17453), a step attends to the first `num_sinks` steps of the
+episode and to the last `window` steps. The first steps, called sinks, absorb excess attention. Half of each
+head's width has rotary positions, so that scores in the window depend on distances (RoFormer, Su et al. 2021,
+arXiv 2104.09864). Scores of sinks use only the other half of the key, to which each sink slot adds a
+learned vector. These scores therefore do not depend on the time.
 
-A layer stores the keys and values of its own normed inputs. Extensions of the paper, which has no resets and
-addresses trained language models: a `start` empties the cache, and each head may have a learned logit for an
-additional softmax column with zero value (`sink_logit`). Learned sinks that are the same for every episode
-(section 3.3) are the keys and values of `num_learned_sinks`, read in addition to the cache.
+A layer stores the keys and values of its own normed inputs. The paper is about trained language models and
+has no resets. This module adds two things: a `start` empties the cache, and with `sink_logit`, each head has
+a learned logit for an additional softmax column with value zero. `num_learned_sinks` adds learned keys and
+values that are the same in every episode (section 3.3 of the paper).
 """
 
 from __future__ import annotations
@@ -47,19 +48,20 @@ class SinkConfig(MemoryConfig):
     """Sizes of `Sink`. Raises ValueError on an invalid size."""
 
     num_sinks: int = 4
-    """First steps of an episode that stay visible."""
+    """Number of first steps of an episode that stay visible."""
     window: int = 64
-    """Last steps that stay visible, including the present one; at least 2."""
+    """Number of last steps that are visible, including the present step; at least 2."""
     num_layers: int = 2
     """Number of layers, each with its own cache."""
     num_heads: int | None = None
-    """Attention heads, at least 4 wide; by default the largest divisor of `dim` up to 4."""
+    """Attention heads, each at least 4 wide. Default: the largest allowed divisor of `dim` up to 4."""
     sink_logit: bool = False
-    """Add a softmax column with a learned logit per head and zero value."""
+    """Add a column to the attention softmax, with a learned logit per head and a value vector of zeros. A
+    head can then give all steps a low weight."""
     feed_forward_ratio: int = 2
-    """Width of the feed-forward layer's hidden part, in units of `dim`."""
+    """Hidden width of the feed-forward layer, in units of `dim`."""
     num_learned_sinks: int = field(default=0, metadata=OMIT_DEFAULT)
-    """Learned keys and values of each layer, visible to every step."""
+    """Number of learned keys and values in each layer, visible to every step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,7 +69,9 @@ class SinkConfig(MemoryConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
         if self.window < 2:
-            raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
+            raise ValueError(
+                f"window={self.window}: must be at least 2, because the window includes the present step"
+            )
         for name in ("num_layers", "feed_forward_ratio"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
@@ -79,10 +83,11 @@ class SinkConfig(MemoryConfig):
 
 
 class Sink(Memory):
-    """Layers of sink attention and feed-forward, each on a normed input with a plain residual.
+    """Layers of sink attention and feed-forward, each with pre-norm and a residual connection.
 
-    State: `keys` and `values`, `[batch, layers, num_sinks + window, dim]`, sinks first, then a ring buffer;
-    and `time` `[batch]`, steps since the start of the episode. Unwritten slots are zero.
+    State: `keys` and `values` are `[batch, layers, num_sinks + window, dim]`. The slots of sinks come first,
+    followed by a ring buffer of the window. Unwritten slots are zero. `time` `[batch]` is the number of steps
+    since the start of the episode.
     """
 
     def __init__(self, config: SinkConfig) -> None:
@@ -101,18 +106,18 @@ class Sink(Memory):
         }
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Process one input per row: write its key and value, then attend to the cache."""
+        """Process one step of every row: write its key and value to the cache, then attend to the cache."""
         return self._step(x, state, None)
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
-        """Return the reads of all layers from the first and last steps."""
+        """Return the attention weights of one step over the cache of each layer."""
         reads: dict[str, Read] = {}
         self._step(x, state, reads)
         return Recall(reads, {})
 
     def _step(self, x: Tensor, state: State, reads: dict[str, Read] | None) -> tuple[Tensor, State]:
-        """Process one step, and record the reads of the caches in `reads` if it is not None."""
+        """Process one step. If `reads` is a dict, store the attention weights of each layer in it."""
         time = state["time"]
         here = torch.arange(self.num_slots, device=time.device) == sink_slot(time, *self._sizes)[:, None]
         clock = Clock.from_age(time)
@@ -135,7 +140,7 @@ class Sink(Memory):
         return x[:, 0], after | {"time": time + 1}
 
     def stepper(self, state: State) -> Stepper:
-        """Return an in-place stepper, or a plain one if there are learned sinks."""
+        """Return an in-place stepper, or the default stepper if there are learned sinks."""
         if self._layers[0].num_learned or not self.can_use_stepper(Sink, state):
             return super().stepper(state)
         return SinkStepper(self._layers, self.blank_unwritten(state), *self._sizes)
@@ -143,14 +148,14 @@ class Sink(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Process a segment per row in one pass, for any pattern of `start`."""
+        """Process a segment of every row in one pass, for any pattern of `start`."""
         clock = Clock.from_starts(state["time"], start)
         run = self._run_custom if self._supports_custom_backward(x, state) else self._run_torch
         x, own = run(x, state, clock)
         return x, self._after(state, clock, own)
 
     def _run_torch(self, x: Tensor, state: State, clock: Clock) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Return outputs, and the segment's keys and values of each layer, by torch's autograd."""
+        """Run a segment with torch's autograd. Return its outputs, and its keys and values in each layer."""
         context, own = self._build_context(clock, x.dtype), []
         for index, layer in enumerate(self._layers):
             x, key, value = layer(x, state["keys"][:, index], state["values"][:, index], context)
@@ -160,7 +165,7 @@ class Sink(Memory):
     def _run_custom(
         self, x: Tensor, state: State, clock: Clock
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """Return outputs, and the segment's keys and values of each layer, with a custom backward pass."""
+        """Return the result of `_run_torch`, with a custom backward pass."""
         first, own = self._layers[0], []
         sizes = streaming.StreamingSizes(*self._sizes, first.heads, first.width, first.rotary_dim)
         rotation = compute_cos_sin(clock.step, first.frequencies, first.width, x.dtype)
@@ -180,7 +185,7 @@ class Sink(Memory):
         return x, own
 
     def _supports_custom_backward(self, x: Tensor, state: State) -> bool:
-        """Return whether the custom backward pass supports these inputs."""
+        """Return True if the custom backward pass supports these inputs."""
         first = self._layers[0]
         own = (
             x.shape[1] <= _MAX_FUSED_STEPS
@@ -198,7 +203,7 @@ class Sink(Memory):
         return _SegmentContext(clock, _SlotSteps(step, sink_index), self._build_rotation(clock, dtype))
 
     def _after(self, state: State, clock: Clock, own: list[tuple[Tensor, Tensor]]) -> State:
-        """Return the state after a segment, from the layers' keys and values of the segment."""
+        """Return the state after a segment. `own` holds the segment's keys and values in each layer."""
         time, device = clock.age_after, clock.age.device
         last = compute_slot_steps(time, *self._sizes)
         behind = last + (clock.episode_start[:, -1] - clock.stream[:, 0])[:, None]
@@ -222,7 +227,11 @@ class Sink(Memory):
         return after
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in unwritten slots, or unchanged if all values are finite."""
+        """Return `state` with zeros in slots that were never written.
+
+        On a CPU, a state with only finite values is returned unchanged, because finite values in slots that
+        were never written have no effect.
+        """
         if not is_traced() and state["keys"].is_cpu:
             total = sum(state[name].detach().sum() for name in ("keys", "values"))
             # Checking that all values are finite is ten times cheaper than zeroing.
@@ -246,11 +255,11 @@ class Sink(Memory):
 
 
 class _SlotSteps(NamedTuple):
-    """Steps of the key slots: the number in the stream, and the sink slot in the episode."""
+    """Step whose key is in each slot: the step's number in the stream, and the index of its sink slot."""
 
     step: Int[Tensor, "batch slots"]
     sink_index: Int[Tensor, "batch slots"]
-    """Sink slot; `num_sinks` for all steps after the sinks."""
+    """Index of the sink slot, or `num_sinks` for a step that is not a sink."""
 
 
 class _RotaryAngles(NamedTuple):
@@ -261,7 +270,7 @@ class _RotaryAngles(NamedTuple):
 
 
 class _SegmentContext(NamedTuple):
-    """Clock, slot steps and rotations of a segment, shared by all layers."""
+    """Clock of a segment, steps of the slots, and rotary angles, shared by all layers."""
 
     clock: Clock
     slot_steps: _SlotSteps
@@ -307,7 +316,7 @@ class _SinkLayer(nn.Module):
         )
 
     def weights(self) -> list[Tensor]:
-        """Return the parameters for `streaming.run_layer`."""
+        """Return the parameters of the layer, in the order that `streaming.run_layer` expects."""
         before, inward, _, outward = cast("Iterable[nn.Linear]", self.feed_forward)
         projections = [part.weight for part in (self.query, self.key, self.value, self.out)]
         absent = self.query.weight.new_empty(0, self.heads, self.width - self.rotary_dim)
@@ -319,7 +328,10 @@ class _SinkLayer(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, values: Tensor, context: _SegmentContext
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return outputs, keys and values of a segment; cached keys and values are `[batch, slots, dim]`."""
+        """Return outputs, keys and values of a segment.
+
+        The arguments `keys` and `values` are the caches, `[batch, slots, dim]`.
+        """
         query, key, value = (part.flatten(2) for part in self.project(x, context.rotation))
         keys, values = (
             torch.cat([cache, new.to(cache.dtype)], dim=1).to(x.dtype)
@@ -329,7 +341,10 @@ class _SinkLayer(nn.Module):
         return self.finish(x, query, keys, values, context.clock, context.slot_steps), key, value
 
     def project(self, x: Tensor, rotation: _RotaryAngles) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys, values `[batch, time, heads, width]`, half of each head rotated by time."""
+        """Return queries, keys and values, `[batch, time, heads, width]`.
+
+        In queries and keys, half of each head's width has rotary positions.
+        """
         cosine_part = torch.cat([self.query.weight, self.key.weight])
         sine_part = build_sine_weights(
             cosine_part.unflatten(0, (2 * self.heads, self.width)), self.rotary_dim
@@ -344,7 +359,7 @@ class _SinkLayer(nn.Module):
     def finish(
         self, x: Tensor, query: Tensor, keys: Tensor, values: Tensor, clock: Clock, slot_steps: _SlotSteps
     ) -> Tensor:
-        """Return the layer's output from keys and values `[batch, slots, dim]` of these steps."""
+        """Return the layer's output from its queries, and from keys and values `[batch, slots, dim]`."""
         keys = self._add_sink_positions(keys, slot_steps)
         steps = clock.stream, slot_steps.step, clock.episode_start
         inputs = query, keys, values.unflatten(-1, (self.heads, self.width)), *steps
@@ -360,7 +375,10 @@ class _SinkLayer(nn.Module):
     def _add_sink_positions(
         self, keys: Float[Tensor, "batch slots dim"], slot_steps: _SlotSteps
     ) -> Float[Tensor, "batch slots heads width"]:
-        """Return keys by head; those of sinks have a zero rotary half and an added position vector."""
+        """Return `keys`, split by head.
+
+        In the keys of sinks, the rotary half is set to zero, and the position vector of the slot is added.
+        """
         if self.num_sinks:
             positions = functional.pad(self.sink_positions, (self.rotary_dim, 0, 0, 0, 0, 1)).flatten(1)
             positions = positions.to(keys.dtype)
@@ -379,7 +397,10 @@ class _SinkLayer(nn.Module):
         keys: Float[Tensor, "batch slots dim"],
         slot_steps: _SlotSteps,
     ) -> Float[Tensor, "batch heads slots"]:
-        """Return attention weights per slot for single queries; learned sinks and logit have the rest."""
+        """Return the attention weights of single queries over the slots of the cache.
+
+        The sum of the weights is less than 1 if there are learned sinks or a sink logit.
+        """
         scores = (
             torch.einsum("bhe,bshe->bhs", query, self._add_sink_positions(keys, slot_steps))
             * self.width**-0.5
@@ -402,7 +423,10 @@ class _SinkLayer(nn.Module):
     def _merge_learned(
         self, query: Float[Tensor, "batch time heads width"], part: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "batch time heads width"]:
-        """Merge the cache read-out with its log-sum-exp, and that of learned sinks, into one softmax."""
+        """Merge attention to the cache and attention to learned sinks into one softmax.
+
+        `part` holds the output of attention to the cache, and the log-sum-exp of the attention scores.
+        """
         read, lse = part
         scores = self._learned_scores(query.to(lse.dtype))
         learned_read = torch.einsum("bths,shv->bthv", scores.softmax(-1), self.learned_values.to(lse.dtype))

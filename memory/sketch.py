@@ -19,18 +19,18 @@ _OVERFLOWS = ("overflow", "out of range", "too large", "negative dimension")
 
 
 class TooLargeError(ValueError):
-    """A model exceeds the memory limit; the message names the size and the tensor."""
+    """Error: a model exceeds the memory limit. The message names the limit and the tensor that exceeds it."""
 
 
 class MisfitError(ValueError):
-    """Weights do not match the model of their config; the message names the first mismatch."""
+    """Error: weights do not match the model of their config. The message names the first mismatch."""
 
 
 def sketch(build: Callable[[], Model], max_bytes: int, max_tensors: int = _MOST_TENSORS) -> Model:
-    """Return the model of `build` on torch's device "meta", where tensors take no memory.
+    """Return the model that `build` creates, on torch's device "meta", where tensors take no memory.
 
-    Raises TooLargeError as soon as the model has more than `max_bytes` bytes, naming the shape, or more than
-    `max_tensors` tensors. Errors of `build` propagate.
+    Raises TooLargeError as soon as the tensors of the model have more than `max_bytes` bytes in total, or as
+    soon as there are more than `max_tensors` tensors. Errors of `build` propagate.
     """
     thread, bytes_left, tensors_left = threading.get_ident(), max_bytes, max_tensors
 
@@ -41,10 +41,11 @@ def sketch(build: Callable[[], Model], max_bytes: int, max_tensors: int = _MOST_
         bytes_left, tensors_left = bytes_left - tensor.nbytes, tensors_left - 1
         if bytes_left < 0:
             raise TooLargeError(
-                f"{name} of shape {_format_shape(tensor)} exceeds the limit of {max_bytes:,} bytes"
+                f"the total size of the model exceeds the limit of {max_bytes:,} bytes at tensor {name} of "
+                f"shape {_format_shape(tensor)}"
             )
         if tensors_left < 0:
-            raise TooLargeError(f"the model has more than {max_tensors:,} tensors")
+            raise TooLargeError(f"the model exceeds the limit of {max_tensors:,} tensors")
 
     counting = (
         hooks.register_module_parameter_registration_hook(count),
@@ -59,9 +60,11 @@ def sketch(build: Callable[[], Model], max_bytes: int, max_tensors: int = _MOST_
 
 
 def build_matching(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
-    """Return the model of `build` with these weights, built only if the weights match its config.
+    """Return the model that `build` creates, with these weights.
 
-    The model is therefore no larger than the weights. Raises MisfitError. Errors of `build` propagate.
+    The function first compares the weights with a model on the device "meta". It allocates memory only if
+    they match, so the model is no larger than the weights. Raises MisfitError if they do not match. Errors of
+    `build` propagate.
     """
     expected = sketch_for(build, [value.numel() for value in weights.values()]).state_dict()
     for name in sorted({*expected, *weights}):
@@ -77,7 +80,11 @@ def build_matching(build: Callable[[], Model], weights: Mapping[str, Tensor]) ->
 
 
 def sketch_for(build: Callable[[], Model], sizes: Sequence[int]) -> Model:
-    """Return a `sketch` limited to about these weight sizes. Raises MisfitError if it is far larger."""
+    """Return the model that `build` creates, on the device "meta".
+
+    `sizes` are the numbers of elements of the stored weights. Raises MisfitError if the model is far larger
+    than these weights.
+    """
     max_bytes = sum(sizes) * 8  # float64 is the widest dtype
     try:
         return sketch(build, 4 * max_bytes + _SPARE_BYTES, 4 * len(sizes) + _SPARE_TENSORS)
@@ -86,24 +93,27 @@ def sketch_for(build: Callable[[], Model], sizes: Sequence[int]) -> Model:
 
 
 def state_nbytes(model: Any, rows: int) -> int:
-    """Return the size in bytes of a sketch's state with this many rows. Raises TooLargeError."""
+    """Return the size in bytes of a sketch's initial state with batch size `rows`.
+
+    Raises TooLargeError if a size exceeds torch's integer range.
+    """
     with _countable():
         return nbytes(model.initial_state(rows))
 
 
 @contextlib.contextmanager
 def _countable() -> Iterator[None]:
-    """Convert torch's errors about sizes beyond its integer range to TooLargeError."""
+    """Raise TooLargeError in place of torch's own errors about sizes beyond torch's integer range."""
     try:
         yield
     except (RuntimeError, OverflowError, TypeError) as error:
         if not any(words in str(error).lower() for words in _OVERFLOWS):
             raise
-        raise TooLargeError(f"sizes are out of range: {error}") from error
+        raise TooLargeError(f"the sizes of the model exceed the integer range of torch: {error}") from error
 
 
 def nbytes(tensors: Mapping[str, Tensor]) -> int:
-    """Return the total size of the tensors in bytes, also on the meta device."""
+    """Return the total size of the tensors in bytes. A meta tensor counts as if it were allocated."""
     return sum(value.nbytes for value in tensors.values())
 
 

@@ -1,9 +1,9 @@
 """Stack of several memories as one hybrid memory.
 
-A part reads the normed stream and adds to it (pre-norm and residual), as layers of attention and recurrence
-do in hybrid sequence models (Griffin, De et al. 2024, arXiv 2402.19427; Samba, Ren et al. 2024, arXiv
-2406.07522). With `residual=False` there are no norms or residual sums: each part reads the output of the one
-before it, as in stacked recurrent layers, and a stack of one part equals that part.
+Every part is pre-norm with a residual connection. Layers of attention and recurrence are combined in this way
+in hybrid sequence models (Griffin, De et al. 2024, arXiv 2402.19427; Samba, Ren et al. 2024, arXiv
+2406.07522). With `residual=False`, there are no norms and no residual connections: each part reads the output
+of the previous part, as in stacked recurrent layers. A stack of a single part then equals this part.
 
 `make("stack", dim=64, parts=(make_config("gru", dim=64), make_config("hcam", dim=64, chunk_size=8)))`
 """
@@ -31,14 +31,14 @@ from scrubjay.memory.sink import SinkConfig
 class StackConfig(MemoryConfig):
     """Parts of a `Stack`.
 
-    Raises ValueError on an empty stack or a part of another width, and TypeError on a part that is not a
-    config.
+    Raises ValueError if there are no parts, or if the width of a part is not the width of the stack. Raises
+    TypeError if a part is not a config.
     """
 
     parts: tuple[MemoryConfig, ...] = cast("tuple[MemoryConfig, ...]", None)
     """Memories in order, all with the width of the stack; by default `sink`, then `gru`."""
     residual: bool = True
-    """Use pre-norm and residual connections; otherwise each part replaces the stream."""
+    """Use pre-norm and residual connections. If False, each part reads the output of the previous part."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,13 +54,13 @@ class StackConfig(MemoryConfig):
                 )
             if part.dim != self.dim:
                 raise ValueError(
-                    f"parts[{index}], a {type(part).__name__}, has dim={part.dim}, the stack dim={self.dim}: "
-                    f"all widths must be equal; use `at_width({self.dim})`"
+                    f"parts[{index}], a {type(part).__name__}, has dim={part.dim}, but the stack has "
+                    f"dim={self.dim}; create the part with dim={self.dim}"
                 )
 
     @property
     def chunk_size(self) -> int:
-        """Largest chunk size of any part, 1 if none has chunks."""
+        """Largest chunk size of all parts; 1 if no part has chunks."""
         return max(getattr(part, "chunk_size", 1) for part in self.parts)
 
     def at_width(self, dim: int) -> StackConfig:
@@ -79,7 +79,8 @@ class StackConfig(MemoryConfig):
 class Stack(Memory):
     """Memories in sequence.
 
-    State: the entries of every part i, prefixed with `i.`. Retrieves if any part does.
+    State: the entries of every part i (from 0), prefixed with `i.`. `retrieves` is True if it is True for a
+    part.
     """
 
     def __init__(self, config: StackConfig) -> None:
@@ -117,7 +118,7 @@ class Stack(Memory):
         return total
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Process one input per row."""
+        """Process one step of every row."""
         after: State = {}
         for index, norm, part, own in self._each(state):
             y, own = part.step(norm(x), own)
@@ -127,7 +128,7 @@ class Stack(Memory):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall | None:
-        """Return the reads and writes of all parts that report them."""
+        """Return the reads and writes of one step in all parts that report them."""
         parts = {}
         for index, norm, part, own in self._each(state):
             normalized = norm(x)
@@ -143,7 +144,7 @@ class Stack(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Process a segment per row, part by part."""
+        """Process a segment of every row, part by part."""
         after: State = {}
         for index, norm, part, own in self._each(state):
             y, own = part.segment(norm(x), own, start)
@@ -159,13 +160,13 @@ class Stack(Memory):
         return result
 
     def _each(self, state: State) -> Iterator[tuple[int, nn.Module, Any, State]]:
-        """Yield each part's index, norm, module (a `Memory`, some with `read`) and state."""
+        """Yield the index, norm, memory module and state of each part."""
         for index, (norm, part) in enumerate(zip(self.norms, self.parts, strict=True)):
             yield index, norm, part, select_part(state, prefix=f"{index}.")
 
 
 class _StackStepper(Stepper):
-    """Stepper of a stack, part by part."""
+    """Stepper of a stack, which calls the steppers of its parts in order."""
 
     def __init__(self, stack: Stack, state: State) -> None:
         self.residual = stack.residual
@@ -174,14 +175,14 @@ class _StackStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         for norm, part in zip(self.norms, self.parts, strict=True):
             y = part.step(norm(x), start)
             x = x + y if self.residual else y
         return x
 
     def state(self, rows: Tensor | None = None) -> State:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         state: State = {}
         for index, part in enumerate(self.parts):
             state |= add_affixes(part.state(rows), prefix=f"{index}.")

@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import ast
 import random
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("agents", "envs", "experiments", "kernels", "memory")
+FOLDERS = ("agents", "envs", "experiments", "kernels", "memory", "src/scrubjay")
 PAGES = ("README.md", "SECURITY.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/*.md", "docs/*/*.md")
 Text = tuple[str, str]
 """Place and text."""
@@ -27,9 +28,17 @@ def modules() -> list[tuple[str, ast.Module]]:
     """Return the path and the syntax tree of each module."""
     return [
         (path.relative_to(ROOT).as_posix(), ast.parse(path.read_text(encoding="utf-8")))
-        for package in PACKAGES
-        for path in sorted((ROOT / package).rglob("*.py"))
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
     ]
+
+
+@cache
+def phrases() -> dict[str, str]:
+    """Return the English messages of localized errors, by name."""
+    folder = ROOT / "agents/language/prompts"
+    tables = [tomllib.loads((folder / file).read_text("utf-8")) for file in ("en.toml", "tools_en.toml")]
+    return {name: text for table in tables for name, text in table.items() if isinstance(text, str)}
 
 
 def docstrings() -> Iterator[Text]:
@@ -49,8 +58,11 @@ def errors() -> Iterator[Text]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
                 message = node.exc.args[0]
-                if isinstance(message, ast.Constant | ast.JoinedStr):
-                    yield f"{path}:{node.lineno} {ast.unparse(node.exc.func)}", ast.unparse(message)
+                place = f"{path}:{node.lineno} {ast.unparse(node.exc.func)}"
+                if isinstance(message, ast.Constant) and message.value in phrases():
+                    yield place, phrases()[message.value]
+                elif isinstance(message, ast.Constant | ast.JoinedStr) and " " in ast.unparse(message):
+                    yield place, ast.unparse(message)
 
 
 def helps() -> Iterator[Text]:

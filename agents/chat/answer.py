@@ -21,15 +21,15 @@ class AnswerConfig:
     """Sampling settings and stop conditions of one answer."""
 
     max_tokens: int = 512
-    """Maximum number of tokens."""
+    """Maximum number of tokens of the answer."""
     sampling: Sampling = field(default_factory=Sampling)
     """Sampling distribution of each token."""
     seed: int | None = None
-    """Seed of the sampling; None for a random one."""
+    """Seed of the sampling; None selects a random seed."""
     stop: tuple[str, ...] = ()
-    """Stop sequences; the answer ends before the first of them."""
+    """Stop sequences; the answer ends before the first stop sequence in its text."""
     call_bias: float = 0.0
-    """Bias added to the logit of the token that begins a tool call, at the answer's first token."""
+    """Logit bias of the token that begins a tool call; applied only to the first token of the answer."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -39,10 +39,12 @@ class AnswerConfig:
 class Answer:
     """Answer as an iterable of text pieces, to be iterated over once.
 
-    A piece comes from one or more tokens and may be empty. The conversation's cache already holds `prompt`
-    except for `new_tokens`. Raises ValueError if `max_tokens` is too small for the shortest answer that the
-    constraint allows, or if the prompt exceeds the model's training length under a policy that does not move
-    token positions.
+    A piece comes from one or more tokens and may be empty. The conversation's cache already contains all
+    tokens of `prompt` except `new_tokens`.
+
+    Raises ValueError if `max_tokens` is too small for the shortest answer that the constraint allows. Raises
+    ValueError also if the prompt exceeds the model's training length. Policies that move tokens to other
+    positions (`ContextPolicy.moves_positions`) have no such limit.
     """
 
     def __init__(
@@ -58,9 +60,9 @@ class Answer:
 
         Args:
             loaded_model: Model that generates the answer.
-            conversation: Conversation with the tokens read so far; the answer is added to it.
+            conversation: Conversation whose cache contains the earlier tokens. The answer is added to it.
             prompt: Complete prompt.
-            new_tokens: Tokens at the end of `prompt` that the conversation has not read.
+            new_tokens: Tokens at the end of `prompt` that the model has not processed.
             config: Sampling settings and stop conditions.
             constraint: Grammar constraint; None for free text.
         """
@@ -73,7 +75,8 @@ class Answer:
         if self._exceeds_training_length(self.prompt_tokens + 1):
             raise ValueError(
                 f"the prompt has {self.prompt_tokens} tokens, but {loaded_model.name} was trained on at most "
-                f"{loaded_model.trained_length}; choose a policy that bounds positions: policy='sinks'"
+                f"{loaded_model.trained_length} tokens; shorten the prompt, or choose a policy that limits "
+                "token positions, such as policy='sinks'"
             )
         self._is_closed = False
         self._text = AnswerText(loaded_model.tokenizer, config.stop)
@@ -88,7 +91,8 @@ class Answer:
         self._can_close_in_time = shortest is not None
         if shortest and len(shortest) > config.max_tokens:
             raise ValueError(
-                f"max_tokens={config.max_tokens}: the shortest valid answer has {len(shortest)} tokens"
+                f"max_tokens={config.max_tokens}: the shortest valid answer has {len(shortest)} tokens; "
+                "raise max_tokens"
             )
 
     def __iter__(self) -> Generator[str]:
@@ -137,14 +141,14 @@ class Answer:
         return False
 
     def _exceeds_training_length(self, length: int) -> bool:
-        """Return True if a text of this length has positions beyond the model's training length."""
+        """Return True if `length` tokens need positions beyond the model's training length."""
         longest = self._loaded_model.trained_length
         return (
             longest is not None and length > longest and not self._conversation.cache.policy.moves_positions
         )
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:
-        """Return the next token, or several if the constraint leaves no choice."""
+        """Return the next token, or several tokens if the constraint or the token limit leaves no choice."""
         constraint, choose = self._constraint, self._config.sampling.choose
         if constraint is None:
             return [choose(logits, self._generator)]
@@ -169,22 +173,22 @@ class Answer:
         return [token]
 
     def _rewind(self) -> None:
-        """Crop the conversation to the prompt and the yielded text, as far as the cache can be cropped."""
+        """Remove tokens from the conversation if their text was not yielded and the cache can be cropped."""
         conversation = self._conversation
         tokens, length = self._text.tokens_within(self._shown_length)
         excess = self.tokens - tokens
         unread = min(excess, len(conversation.pending))
-        if unread:
-            del conversation.pending[-unread:]
         if excess > unread and not crop(conversation, self.prompt_tokens + tokens):
             length = len(self._text.text)
+        elif unread:
+            del conversation.pending[-unread:]
         conversation.text = self._prompt + self._escape_control_tokens(self._text.text[:length])
 
     def _escape_control_tokens(self, text: str) -> str:
         """Return the text of an answer as the next prompt will contain it.
 
-        Plain text that spells a control token is escaped, if the model did not generate the control token
-        itself; otherwise it could pass for an empty answer and the end-of-turn token.
+        Text that spells a control token is escaped, unless the model generated the control token itself.
+        Without the escape, an answer that spells the end-of-turn token could be mistaken for an empty answer.
         """
         control = self._loaded_model.control_tokens
         if len(control.find_spans(text)) <= control.count(self._text.tokens):

@@ -1,4 +1,4 @@
-"""Format of an answer: free text, tool calls, or JSON of a schema."""
+"""Format of an answer: free text, tool calls, or JSON that matches a schema."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AnswerFormat:
     parallel: bool = False
     """Allow several tool calls in one answer."""
     schema: dict[str, Any] | None = None
-    """JSON schema of the whole answer; None if it is not JSON."""
+    """JSON schema of the whole answer; None if the answer is not JSON."""
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> AnswerFormat:
@@ -40,7 +40,9 @@ class AnswerFormat:
         names = [tool["function"]["name"] for tool in tools]
         if not tools:
             if choice not in (None, False, "none", "auto"):
-                raise ValueError(f"tool_choice={choice!r}: there are no tools; pass tools or leave it out")
+                raise ValueError(
+                    f"tool_choice={choice!r}: there are no tools; pass tools, or leave tool_choice out"
+                )
             return cls(schema=schema)
         if schema is not None:
             raise ValueError("tools and response_format exclude each other; pass one of them")
@@ -86,7 +88,7 @@ _ANY_OBJECT = {"type": "object"}
 
 
 def _schema(response_format: Any) -> dict[str, Any] | None:
-    """Return the JSON schema of an OpenAI response format; None for text."""
+    """Return the JSON schema of an OpenAI response format; None if the format is text."""
     match response_format:
         case None | {"type": "text"}:
             return None

@@ -14,7 +14,7 @@ _TAIL = f"}}\n{CALL_END}"
 
 
 class CallPart(NamedTuple):
-    """Part of a streamed call: the first part has the name, the others have pieces of the arguments' JSON."""
+    """Part of a streamed tool call: first the tool's name, then pieces of the arguments in JSON."""
 
     index: int
     name: str | None
@@ -39,7 +39,7 @@ class CallSplitter:
                 return
 
     def finish(self) -> Iterator[str | CallPart]:
-        """Yield the buffered rest at the end of the answer."""
+        """Yield the text or call part that is in the buffer at the end of the answer."""
         rest, self._buffer = self._buffer, ""
         if rest and self._has_name:
             yield CallPart(self._index, None, rest)

@@ -1,8 +1,8 @@
 """Grammar-constrained decoding: only tokens that keep the answer valid can be sampled.
 
-The automaton over the tokenizer's vocabulary is llguidance's (MIT; one wheel of 3 MB without dependencies).
-In addition, an answer that reaches its token limit is completed in time, so it is valid for every limit that
-the shortest valid answer fits (`Constraint.shortest_end`).
+The package llguidance (MIT; one wheel of 3 MB without dependencies) computes the allowed tokens. In addition,
+an answer that approaches its token limit is completed in time by the tokens of `Constraint.shortest_end`.
+Such an answer is therefore valid, unless the search for these tokens fails.
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ _MAX_END_TOKENS = 512
 
 
 class Constraint:
-    """Grammar constraint on an answer, updated token by token; starts before the first token.
+    """Grammar constraint on an answer, updated after each token of the answer.
 
-    `vocabulary` is an `llguidance.LLTokenizer`, `grammar` the result of a function of this module. Raises
-    ValueError if the automaton does not support the grammar, such as a contradictory JSON schema.
+    `vocabulary` is an `llguidance.LLTokenizer`. `grammar` is the result of `json_grammar` or `tool_grammar`.
+    Raises ValueError if llguidance does not support the grammar, for example if a JSON schema contradicts
+    itself.
     """
 
     def __init__(self, vocabulary: Any, grammar: str) -> None:
@@ -47,7 +48,7 @@ class Constraint:
 
     @property
     def is_finished(self) -> bool:
-        """True if no token can follow."""
+        """True if the grammar allows no more tokens."""
         return self._matcher.is_stopped()
 
     def restrict(self, logits: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
@@ -59,25 +60,26 @@ class Constraint:
         return logits.masked_fill(~allowed_tokens.to(logits.device), -torch.inf)
 
     def accept(self, tokens: Sequence[int]) -> None:
-        """Advance by tokens of the answer. Raises ValueError if they are not allowed."""
+        """Advance the constraint by `tokens`. Raises ValueError if the grammar does not allow a token."""
         self._matcher.consume_tokens(list(tokens))
         self._check()
 
     def forced_tokens(self) -> list[int]:
-        """Return the tokens that must come next, since the grammar allows no others."""
+        """Return the next tokens for which the grammar leaves no choice; [] if there is a choice."""
         return self._matcher.compute_ff_tokens()
 
     def copy_after(self, token: int) -> Constraint:
-        """Return a copy of the constraint advanced by `token`; this one is not changed."""
+        """Return a copy of the constraint that has accepted `token`; `self` is not changed."""
         other = object.__new__(Constraint)
         other._vocabulary, other._matcher = self._vocabulary, self._matcher.deep_copy()
         other.accept([token])
         return other
 
     def shortest_end(self) -> list[int] | None:
-        """Return a few tokens that complete the answer, none if it is complete; None if not found.
+        """Return a few tokens that complete the answer; [] if it is complete, None if the search fails.
 
-        The search is greedy: containers and strings are closed as early as possible, numbers have one digit.
+        The search is greedy. It closes containers and strings as early as possible and writes numbers of one
+        digit.
         """
         matcher, end = self._matcher.deep_copy(), []
         while not matcher.is_accepting():
@@ -90,7 +92,7 @@ class Constraint:
         return end
 
     def _pick_closing_token(self, allowed_tokens: np.ndarray) -> int:
-        """Return the allowed token that leads to the end fastest."""
+        """Return the allowed token that should complete the answer soonest."""
         letter = self._token("a")
         # If letters are allowed, we are inside a string, where braces do not close anything.
         inside_string = letter is not None and allowed_tokens[letter]
@@ -124,10 +126,10 @@ def json_grammar(schema: dict[str, Any]) -> str:
 def tool_grammar(
     tools: Sequence[dict[str, Any]], *, require_call: bool, parallel: bool, begin_is_token: bool
 ) -> str:
-    """Return the grammar of answers that may call `tools`, functions in OpenAI's format.
+    """Return the grammar of answers that may call `tools` (functions in OpenAI's format).
 
-    A call is `<tool_call>`, `{"name": ..., "arguments": {...}}` and `</tool_call>`, each on its own line.
-    Without `require_call`, text may precede or replace the call. With `parallel`, several calls are allowed.
+    A call has three lines: `<tool_call>`, `{"name": ..., "arguments": {...}}` and `</tool_call>`. Without
+    `require_call`, text may precede or replace the call. With `parallel`, several calls are allowed.
     `begin_is_token` is True if `<tool_call>` is a special token of the vocabulary.
     """
     begin = CALL_BEGIN if begin_is_token else json.dumps(CALL_BEGIN)

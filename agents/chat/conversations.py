@@ -27,14 +27,14 @@ _FIELD_NAMES = {key: name for name, key in _STORED_NAMES.items()}
 
 @dataclass
 class Conversation:
-    """KV cache of a conversation and the text that it holds.
+    """Conversation: its KV cache, and the text that the cache represents.
 
-    Prompts are compared by text, not by tokens: the tokens that a model generated may differ from the
-    tokenization of the same text.
+    A new prompt is compared with this text, not with the tokens in the cache. The tokens that the model
+    generated may differ from the tokens that the tokenizer returns for the same text.
     """
 
     cache: Any
-    """A `PolicyCache`; `cache.get_seq_length()` is the number of tokens it has processed."""
+    """`PolicyCache` of the conversation; `cache.get_seq_length()` is the number of processed tokens."""
     model: LoadedModel
     """Model that the cache belongs to."""
     thread: str | None = None
@@ -44,7 +44,7 @@ class Conversation:
     pending: list[int] = field(default_factory=list)
     """Tokens at the end of `text` that were generated but not yet processed by the model."""
     last_prompt: str = ""
-    """Prompt of the last answer."""
+    """Prompt that was written for the last answer."""
     last_prompt_length: int = 0
     """Number of tokens of `last_prompt`."""
     last_prompt_token: int = 0
@@ -53,7 +53,7 @@ class Conversation:
     """Tokens of the first prompt, at the beginning of the cache."""
 
     def save(self, folder: Path) -> None:
-        """Save the conversation to `folder`, which may exist."""
+        """Save the conversation to `folder`, which is created if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
         metadata = {
             _STORED_NAMES.get(name, name): value
@@ -76,7 +76,7 @@ class Conversation:
     def load(cls, folder: Path, policy: Any, model: LoadedModel, thread: str | None) -> Conversation:
         """Load a conversation written by `save`.
 
-        Raises ValueError if the folder holds no conversation, or one of another model or policy.
+        Raises ValueError if the folder holds no conversation, or a conversation of another model or policy.
         """
         from scrubjay.memory.context import PolicyCache
 
@@ -89,7 +89,10 @@ class Conversation:
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         if name != model.name:
-            raise ValueError(f"{folder} holds a conversation of model {name!r}, not {model.name!r}")
+            raise ValueError(
+                f"{folder} holds a conversation of model {name!r}; load it with this model, not with "
+                f"{model.name!r}"
+            )
         return conversation
 
 
@@ -104,9 +107,10 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 
 class ConversationStore:
-    """Least-recently-used store of at most `limit` conversations; thread-safe.
+    """Thread-safe store of at most `limit` conversations; the least recently used one is dropped first.
 
-    `take` removes a conversation, so only one call uses it at a time; a concurrent call starts a new one.
+    `take` removes a conversation from the store, so that only one call uses this conversation at a time. A
+    concurrent call starts a new conversation.
     """
 
     def __init__(self, limit: int) -> None:
@@ -120,7 +124,11 @@ class ConversationStore:
         return len(self._conversations)
 
     def take(self, text: str, model: LoadedModel, thread: str | None) -> Conversation | None:
-        """Remove and return the longest conversation that a prompt continues or repeats, or None."""
+        """Remove and return the longest conversation that the prompt `text` continues; None if there is none.
+
+        A prompt continues a conversation if the prompt begins with the conversation's complete text or with
+        its last prompt.
+        """
         with self._lock:
             return self._pop(
                 lambda conversation: (
@@ -138,10 +146,12 @@ class ConversationStore:
     def branch(
         self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
     ) -> Conversation | None:
-        """Return a new conversation that shares the longest cached beginning with a prompt, or None.
+        """Return a new conversation that reuses a stored cache; None if no cache can be reused.
 
-        A named conversation is removed and cropped, since a name has one conversation. An unnamed one is
-        copied if at least half of it can be reused.
+        The method selects the cache that has the longest common beginning with the prompt `tokens`, and
+        crops this cache. If `thread` is a name, the old conversation of this name is removed from the store,
+        because a name belongs to only one conversation. If `thread` is None, the cache is copied; at least
+        half of the cache must then be reusable.
         """
         with self._lock:
             candidates = [
@@ -170,7 +180,10 @@ class ConversationStore:
         return Conversation(cache, model, thread, head=list(tokens))
 
     def latest(self, thread: str | None) -> Conversation | None:
-        """Return the most recently used conversation of this name without removing it."""
+        """Return the most recently used conversation of this name; None if there is none.
+
+        The conversation stays in the store.
+        """
         with self._lock:
             matches = [
                 conversation for conversation in self._conversations.values() if conversation.thread == thread
@@ -180,8 +193,8 @@ class ConversationStore:
     def put(self, conversation: Conversation) -> None:
         """Store a conversation as the most recently used.
 
-        It replaces the conversation of the same name; the least recently used one is dropped if there are too
-        many.
+        A stored conversation of the same name is replaced. If the store holds more than `limit`
+        conversations, the least recently used conversation is dropped.
         """
         with self._lock:
             if conversation.thread is not None:

@@ -21,9 +21,10 @@ _ANSWER = "said"
 
 
 class LoadedModel:
-    """Causal LM of transformers with its tokenizer.
+    """Causal LM of transformers with its tokenizer; thread-safe.
 
-    It is thread-safe: a lock allows one block of tokens at a time, so concurrent conversations alternate.
+    A lock lets one thread at a time run the model on a block of tokens. Concurrent conversations therefore
+    alternate block by block.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -32,14 +33,14 @@ class LoadedModel:
 
     @property
     def trained_length(self) -> int | None:
-        """Maximum sequence length of training in tokens; None if the model's config does not say."""
+        """Maximum sequence length in training, in tokens; None if the model's config does not contain it."""
         return getattr(self.model.config, "max_position_embeddings", None)
 
     @cached_property
     def end_tokens(self) -> frozenset[int]:
-        """Tokens that end an answer: end of turn, and all other special tokens.
+        """Tokens that end an answer: the end-of-turn token and all other special tokens.
 
-        They come from the model's generation config, from the tokenizer, and from the chat template, which
+        These tokens come from the model's generation config, the tokenizer and the chat template. A template
         may end an answer with a token that the tokenizer does not list as special.
         """
         ends = getattr(self.model.generation_config, "eos_token_id", None)
@@ -66,11 +67,11 @@ class LoadedModel:
 
     @cached_property
     def control_tokens(self) -> ControlTokens:
-        """Control tokens, which only the chat template may produce."""
+        """Control tokens, which only the chat template may write into a prompt."""
         return ControlTokens(self.tokenizer)
 
     def _behind_answers(self) -> list[int]:
-        """Return the first control token that the template writes after an answer, in a list; [] if none."""
+        """Return a list with the first control token that the template writes after an answer, or []."""
         if not self.tokenizer.chat_template:
             return []
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _ANSWER}]
@@ -82,11 +83,14 @@ class LoadedModel:
         return [token for token in tokens if self.control_tokens.count([token])][:1]
 
     def tokenize(self, text: str) -> list[int]:
-        """Return the tokens of a prompt, whose text already contains the special tokens."""
+        """Tokenize a prompt. The special tokens must already be in its text."""
         return self.tokenizer(text, add_special_tokens=False).input_ids
 
     def read(self, tokens: Sequence[int], cache: Any) -> Float[Tensor, "vocabulary"]:
-        """Run the model on tokens in blocks, with the cache; return the logits of the next token."""
+        """Run the model on `tokens`, update `cache` and return the next token's logits.
+
+        Long inputs are processed in several blocks of tokens.
+        """
         logits = None
         size = cache.call_length(len(tokens), _FEED_BLOCK)
         for begin in range(0, len(tokens), size):
@@ -94,7 +98,7 @@ class LoadedModel:
             with self._lock, torch.no_grad():
                 logits = self.model(input_ids=block, cache=cache, logits_to_keep=1).logits
         if logits is None:
-            raise ValueError("the prompt has no new tokens; pass at least one")
+            raise ValueError("the prompt has no new tokens; pass at least one token")
         return logits[0, -1].float()
 
 
@@ -103,9 +107,10 @@ _loading = threading.Lock()
 
 
 def load(source: Any, dtype: torch.dtype, device: str, trust: bool = False) -> LoadedModel:
-    """Load a model by name, folder, GGUF file or `(model, tokenizer)` pair; each is loaded once per process.
+    """Load a model from a name, folder, GGUF file or `(model, tokenizer)` pair.
 
-    The model stays in memory while it is referenced. `trust` allows pickled weights.
+    A model is loaded only once per process: the next call returns the same object. The model is freed when
+    nothing refers to this object any more. `trust` allows pickled weights.
     """
     from scrubjay.memory import context
 

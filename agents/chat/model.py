@@ -1,7 +1,7 @@
 """Langchain chat model over any causal LM of transformers, with a context policy for its KV cache.
 
 The model runs in this process and needs no server. A conversation may have any length: the policy selects the
-tokens that the cache retains, and a turn processes only the tokens that are new since the last one.
+tokens that the cache retains. Each turn processes only the tokens that were added since the last turn.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _HOSTED = {"api_key", "base_url", "timeout", "max_retries"}
 class LocalChatModel(BaseChatModel):
     """Chat with a causal LM in this process: `LocalChatModel(model="smollm2").invoke("Hello")`.
 
-    Caches of conversations are stored: if the messages continue a stored conversation, only new tokens are
-    processed. `config={"configurable": {"thread_id": "anna"}}` names a conversation; unnamed ones are found
-    by their text. Tool calls and structured output are valid by construction with every model
-    (`agents.chat.constraint`).
+    The model stores the KV caches of conversations. If the messages continue a stored conversation, only new
+    tokens are processed. `config={"configurable": {"thread_id": "anna"}}` names a conversation. An unnamed
+    conversation is found by its text. With every model, constrained decoding makes tool calls and structured
+    output valid (`agents.chat.constraint`).
 
-    Raises ValueError on invalid settings; a missing model raises an error on first use.
+    Raises ValueError on invalid settings. A model that does not exist raises an error on first use.
     """
 
     model: Any = "smollm2"
@@ -55,21 +55,21 @@ class LocalChatModel(BaseChatModel):
     policy: Any = "sinks"
     """Context policy of the cache: a name of `memory.context.list_policies()` or a `ContextPolicy`."""
     budget: int = 1024
-    """Token budget of a policy given by name; ignored if the policy has no budget."""
+    """Token budget of a policy that is passed by name; ignored if the policy has no budget."""
     temperature: float = 0.0
     """Sampling temperature; 0 selects the most likely token (greedy decoding)."""
     top_p: float = 0.95
     """Nucleus sampling: sample from the most likely tokens with this total probability."""
     seed: int | None = None
-    """Seed of the sampling; None for a random one."""
+    """Seed of the sampling; None selects a random seed."""
     max_tokens: int = 512
     """Maximum number of tokens of an answer."""
     stop: list[str] | None = None
-    """Stop sequences; an answer ends before the first of them."""
+    """Stop sequences; an answer ends before the first stop sequence in its text."""
     call_bias: float = 0.0
-    """Logit bias towards a tool call at the first token; about 4 helps small models."""
+    """Logit bias towards a tool call at the answer's first token; a bias of about 4 helps small models."""
     max_conversations: int = 8
-    """Maximum number of stored conversations; the least recently used one is dropped first."""
+    """Maximum number of stored conversations; the least recently used conversation is dropped first."""
     chat_template: str | None = None
     """Jinja template that replaces the tokenizer's chat template."""
     dtype: str = "float32"
@@ -79,9 +79,12 @@ class LocalChatModel(BaseChatModel):
     trust: bool = False
     """Allow pickled weights and PEFT adapters in a folder. Python code in the folder is never run."""
     track_tokens: bool = False
-    """Track the retained tokens of a cache (`PolicyCache.get_retained_tokens`), at four numbers per value."""
+    """Let caches record which tokens they retain (`PolicyCache.get_retained_tokens`).
+
+    Each value vector then has four more coordinates.
+    """
     streaming: bool = False
-    """Let `invoke` use the stream, so that callbacks receive tokens."""
+    """Let `invoke` generate the answer as a stream, so that callbacks receive each token."""
 
     _conversations: ConversationStore = PrivateAttr()
     _loaded_models: dict[str | tuple[int, ...], LoadedModel] = PrivateAttr(default_factory=dict)
@@ -92,7 +95,9 @@ class LocalChatModel(BaseChatModel):
         known_names = set(cls.model_fields) | _HOSTED
         unknown = sorted(set(options) - known_names) if isinstance(options, dict) else []
         if unknown:
-            raise ValueError(f"LocalChatModel: unknown setting {', '.join(unknown)}")
+            raise ValueError(
+                f"LocalChatModel: unknown setting {', '.join(unknown)}; pass fields of this class"
+            )
         return options
 
     @model_validator(mode="after")
@@ -123,7 +128,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def context_policy(self) -> context.ContextPolicy:
-        """Context policy of new conversations; an existing conversation retains its own."""
+        """Context policy of new conversations; the policies of stored conversations do not change."""
         if not isinstance(self.policy, str):
             return self.policy
         policy = context.make(self.policy)
@@ -133,9 +138,11 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def tokens_in_view(self) -> int | None:
-        """Maximum prompt tokens that stay in the model's view until the answer ends; None for no limit.
+        """Maximum length, in tokens, of a prompt that the model can read in full until the end of its answer.
 
-        Raises ValueError if the policy's budget leaves no tokens for a prompt.
+        The prompt and an answer of `max_tokens` tokens must fit in the budget of the context policy and in
+        the model's training length. None if the policy has no budget and this length is unknown. Raises
+        ValueError if `max_tokens` leaves no tokens for a prompt.
         """
         lengths = [getattr(self.context_policy, "budget", None), self.loaded_model.trained_length]
         bounds = [length for length in lengths if length is not None]
@@ -143,10 +150,10 @@ class LocalChatModel(BaseChatModel):
             return None
         view_length = min(bounds)
         if view_length <= self.max_tokens:
+            limit = "the policy's budget" if view_length == lengths[0] else "the model's training length"
             raise ValueError(
-                f"the model sees {view_length} tokens (budget={self.budget}), and "
-                f"max_tokens={self.max_tokens} leaves none for the prompt; raise the budget or lower "
-                "max_tokens"
+                f"max_tokens={self.max_tokens} leaves no tokens for the prompt, because {limit} is "
+                f"{view_length} tokens; lower max_tokens" + (" or raise budget" if "budget" in limit else "")
             )
         return view_length - self.max_tokens
 
@@ -168,9 +175,9 @@ class LocalChatModel(BaseChatModel):
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Return the model with tools that it may call.
 
-        `tool_choice`: "auto" (default) allows text or a call, "any", "required" or True requires a call, the
-        name of a tool requires a call of that tool, "none" or False forbids calls. Raises ValueError on an
-        unknown tool name.
+        With `tool_choice` "auto" (default), the answer is text or a call. "any", "required" or True requires
+        a call. The name of a tool requires a call of this tool. "none" or False forbids calls. Raises
+        ValueError if `tool_choice` is the name of an unknown tool.
         """
         functions = [convert_to_openai_tool(tool) for tool in tools]
         AnswerFormat.from_options({"tools": functions, "tool_choice": tool_choice})
@@ -190,10 +197,11 @@ class LocalChatModel(BaseChatModel):
         strict: bool | None = None,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, Any]:
-        """Return the model with answers of this schema: a pydantic class, a TypedDict or a JSON schema.
+        """Return a model whose answers match `schema`: a pydantic class, a TypedDict or a JSON schema.
 
-        `method`: with "json_schema" and "json_mode" the whole answer is JSON, with "function_calling" it is
-        the arguments of a call. Answers always match the schema, so `strict` has no effect.
+        With the methods "json_schema" and "json_mode", the whole answer is JSON. With "function_calling", the
+        model calls a function, and the arguments of the call match the schema. Answers always match, so
+        `strict` has no effect.
         """
         del strict
         if method == "function_calling":
@@ -203,7 +211,10 @@ class LocalChatModel(BaseChatModel):
                 f"method={method!r}: choose from 'json_schema', 'function_calling' and 'json_mode'"
             )
         if kwargs:
-            raise ValueError(f"with_structured_output: unknown option {', '.join(sorted(kwargs))}")
+            raise ValueError(
+                f"with_structured_output: unknown option {', '.join(sorted(kwargs))}; choose from "
+                "include_raw, method, strict"
+            )
         plain = convert_to_json_schema(schema)
         response_format = {"type": "json_schema", "json_schema": {"name": plain["title"], "schema": plain}}
         model = self.bind(
@@ -213,7 +224,7 @@ class LocalChatModel(BaseChatModel):
         return parse_answers(model, schema, include_raw)
 
     def get_token_ids(self, text: str) -> list[int]:
-        """Return the tokens of a text inside a prompt, by the model's own tokenizer."""
+        """Tokenize a text as part of a prompt, with the control tokens in the text escaped."""
         return self.loaded_model.tokenize(self.loaded_model.control_tokens.escape(text))
 
     def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence | None = None) -> int:
@@ -223,30 +234,31 @@ class LocalChatModel(BaseChatModel):
         return len(self.loaded_model.tokenize(prompt))
 
     def cache_bytes(self, thread_id: str | None = None) -> int:
-        """Return the cache size in bytes of the most recently used conversation of this name; 0 if none."""
+        """Return the cache size, in bytes, of the latest conversation of this name; 0 if there is none."""
         conversation = self._conversations.latest(thread_id)
         return conversation.cache.nbytes() if conversation else 0
 
     def save_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
-        """Save a conversation with its cache to a folder. Raises ValueError if the name is unknown."""
+        """Save a conversation with its cache to a folder. Raises ValueError if `thread_id` is unknown."""
         conversation = self._conversations.latest(thread_id)
         if conversation is None:
             raise ValueError(
-                f"thread_id={thread_id!r}: no stored conversation; it exists after the first answer"
+                f"thread_id={thread_id!r}: no stored conversation; call the model with this thread_id first"
             )
         conversation.save(Path(folder))
 
     def load_conversation(self, folder: str | Path, thread_id: str | None = None) -> None:
-        """Load a conversation written by `save_conversation` under this name; the next turn continues it.
+        """Load a conversation written by `save_conversation` and name it `thread_id`.
 
-        Raises ValueError if the folder holds no conversation, or one of another model or policy.
+        The next call with this name can continue the conversation. Raises ValueError if the folder holds no
+        conversation, or a conversation of another model or policy.
         """
         self._conversations.put(
             Conversation.load(Path(folder), self.context_policy, self.loaded_model, thread_id)
         )
 
     def forget_conversation(self, thread_id: str | None = None) -> None:
-        """Delete the stored conversation of this name; None deletes all unnamed ones."""
+        """Delete the stored conversation of this name; None deletes all unnamed conversations."""
         self._conversations.forget(thread_id)
 
     def invoke(
@@ -367,7 +379,7 @@ class LocalChatModel(BaseChatModel):
     def _open(
         self, loaded_model: LoadedModel, prompt: str, thread: str | None
     ) -> tuple[Conversation, Sequence[int]]:
-        """Return the conversation that the prompt continues, or a new one, and the tokens it has not read."""
+        """Return a pair: the conversation for the prompt, continued or new, and the prompt's new tokens."""
         conversation = self._conversations.take(prompt, loaded_model, thread)
         if conversation is not None and prompt.startswith(conversation.text):
             new = conversation.pending + loaded_model.tokenize(prompt[len(conversation.text) :])

@@ -65,19 +65,21 @@ def write_prompt(
 ) -> str:
     """Return the prompt for the next answer.
 
-    `tools` are functions in OpenAI's format. The template describes them if it supports `<tool_call>`;
-    otherwise a text of this module in the system message does. `instruction` goes into the system message.
+    `tools` are functions in OpenAI's format. A template that supports `<tool_call>` describes the tools
+    itself. For other templates this function describes them in the system message. `instruction` is added to
+    the system message.
 
-    Some templates reject the order of roles or leave out system or user messages. For them the messages are
-    merged (neighbors of one role into one message, the system text into the first user message, which is
-    inserted if missing) or their content is written as a list of parts.
+    Some templates reject certain orders of roles, or leave out system or user messages. For such a template
+    this function rewrites the messages. It merges consecutive messages of one role, and moves the system text
+    into the first user message (a missing user message is inserted). If the template still fails, the
+    function passes each content as a list of parts.
 
-    Only the template writes control tokens. If the text of messages, tools or the instruction contains a
-    control token or a mark of the template, a zero-width space breaks it. If the template handles reasoning,
-    only the text after the reasoning of earlier answers is passed to it.
+    Only the template writes control tokens. If a message, a tool description or the instruction contains a
+    control token, or a string with which the template marks a block, a zero-width space is inserted into it.
+    If the template handles reasoning, earlier answers are passed to the template without their reasoning.
 
-    Raises ValueError if there are no messages, if content is not text, if there is no template, and if the
-    template rejects the conversation, leaves part of it out or fails.
+    Raises ValueError if there are no messages, if a content is not text, or if there is no template. Raises
+    ValueError also if the template fails, rejects the conversation or leaves out a part of it.
     """
     template = template or tokenizer.chat_template
     if not template:
@@ -119,7 +121,7 @@ def call_text(name: str, arguments: Any) -> str:
 
 
 class _TemplateError(Exception):
-    """The template rejects or truncates the conversation; the message is the reason."""
+    """The template rejects or truncates the conversation; the error message is the reason."""
 
 
 def _apply_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], **keywords: Any) -> str:
@@ -134,12 +136,12 @@ def _apply_template(tokenizer: Any, template: str, turns: list[dict[str, Any]], 
         text = (text if isinstance(text, str) else text[0]["text"]).strip()
         # Templates may remove reasoning from answers and write tool results as JSON.
         if message["role"] not in ("assistant", "tool") and text not in prompt:
-            raise _TemplateError(f"it leaves out the {message['role']} message")
+            raise _TemplateError(f"the template leaves out the {message['role']} message")
     return prompt
 
 
 def _to_dict(message: BaseMessage, native: bool, template: str, quotes: Quotes) -> dict[str, Any]:
-    """Return a message as a dictionary for the template, with its text quoted."""
+    """Return a message as a dictionary for the template, with its text quoted (`Quotes.quote`)."""
     text = _text(message)
     if isinstance(message, AIMessage) and _THOUGHT_END in template:
         text = text.rpartition(_THOUGHT_END)[2].lstrip("\n")
@@ -167,11 +169,14 @@ def _to_dict(message: BaseMessage, native: bool, template: str, quotes: Quotes) 
         return {"role": "user", "content": content}
     if isinstance(message, ChatMessage):
         return {"role": _role(message.role, template, quotes), "content": content}
-    raise ValueError(f"cannot write a message of type {message.type!r} for the model")
+    raise ValueError(
+        f"cannot write a message of type {message.type!r} for the model; pass system, human, AI, tool or "
+        "chat messages"
+    )
 
 
 def _role(role: str, template: str, quotes: Quotes) -> str:
-    """Return a role unchanged if the template knows it, else quoted."""
+    """Return a role name: unchanged if the template knows this role, else quoted (`Quotes.quote`)."""
     is_known = re.fullmatch(r"\w+", role) and re.search(rf"""['"]{role}['"]""", template)
     return role if role in _ROLES or is_known else quotes.quote(role)
 
@@ -209,7 +214,7 @@ def _merge_roles(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _to_parts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return messages with their content as a list of parts, which templates of vision models need."""
+    """Return messages whose content is a list of parts, the format that templates of vision models need."""
     return [message | {"content": [{"type": "text", "text": message["content"]}]} for message in turns]
 
 
@@ -226,7 +231,10 @@ def _tools_text(tools: Sequence[dict[str, Any]], quotes: Quotes) -> str:
 
 
 def _quote_tool(part: Any, quotes: Quotes, words: frozenset[str] = frozenset()) -> Any:
-    """Return a tool's description quoted, except for the keys and types that templates look up."""
+    """Escape control tokens in the texts of a tool's description.
+
+    The keys and types that chat templates look up are left unchanged.
+    """
     if isinstance(part, list):
         return [_quote_tool(value, quotes, words) for value in part]
     if not isinstance(part, dict):

@@ -15,9 +15,11 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 def parse_answers(
     model: Runnable[LanguageModelInput, Any], schema: dict[str, Any] | type, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
-    """Return the model followed by a parser: into `schema` if it is a pydantic class, else into plain data.
+    """Return a chain that runs the model and parses its JSON answer.
 
-    With `include_raw` the result is a dict of `raw`, `parsed` and `parsing_error`, as in langchain.
+    The chain returns an object of `schema` if `schema` is a pydantic class, and plain data for any other
+    schema. With `include_raw` the result is a dict with the keys `raw`, `parsed` and `parsing_error`, as in
+    langchain.
     """
     parser: OutputParserLike = JsonOutputParser()
     if isinstance(schema, type) and is_basemodel_subclass(schema):

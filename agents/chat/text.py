@@ -9,8 +9,9 @@ from typing import Any
 class AnswerText:
     """Text of an answer that grows token by token.
 
-    `push` returns only text that is certain to be part of the answer: an incomplete character and a possible
-    beginning of a stop sequence are held back. `text` is all text of the tokens, the stop sequence included.
+    `push` returns only text that is certain to be part of the answer. It holds back an incomplete character,
+    and text that may be the beginning of a stop sequence. `text` contains all text so far, including a stop
+    sequence.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
@@ -27,7 +28,7 @@ class AnswerText:
 
     @property
     def tokens(self) -> Sequence[int]:
-        """All tokens so far."""
+        """Tokens of the answer so far."""
         return self._tokens
 
     @property
@@ -36,7 +37,7 @@ class AnswerText:
         return self.stop_at is not None
 
     def push(self, token: int) -> str:
-        """Add a token; return the text that became certain."""
+        """Add a token; return the text that is now certain to be part of the answer."""
         self._tokens.append(token)
         before = self._decode(self._tokens[self._anchor : self._read])
         now = self._decode(self._tokens[self._anchor :])
@@ -51,7 +52,7 @@ class AnswerText:
         return self._show(self.stop_at)
 
     def finish(self) -> str:
-        """Return the text that was held back, at the end of the answer."""
+        """End the answer; return the text that was held back and is part of the answer."""
         if not self.is_stopped and self._read < len(self._tokens):
             before = self._decode(self._tokens[self._anchor : self._read])
             self.text += self._decode(self._tokens[self._anchor :])[len(before) :]
@@ -59,7 +60,10 @@ class AnswerText:
         return self._show(self.stop_at if self.stop_at is not None else len(self.text))
 
     def tokens_within(self, length: int) -> tuple[int, int]:
-        """Return the number of tokens wholly within the first `length` characters, and their text length."""
+        """Return a pair: how many tokens end in the first `length` characters, and where the last one ends.
+
+        The second number is a position in `text`.
+        """
         end = max(end for end in self._ends if end <= length)
         # The first token with this end: tokens after it belong to an incomplete character.
         return self._ends.index(end), end

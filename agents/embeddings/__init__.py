@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.embeddings.registry import make_embeddings as make_embeddings
 
 # Lazy imports: each model loads only its own dependencies.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "e5": ["E5Embeddings"],

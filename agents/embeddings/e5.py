@@ -20,11 +20,13 @@ _FIRST_GUESS = 4 * MAX_TOKENS  # characters
 class E5Embeddings(Embeddings):
     """Unit vectors of 384 dimensions for texts in 100 languages (Wang et al. 2024, arXiv 2402.05672).
 
-    Questions and documents of similar meaning are near across languages; both get the prefixes of the model's
-    training. Texts are cut to 512 tokens. On one core, E5 takes 1.5 to 4 times as long as `MiniLMEmbeddings`
-    for texts of up to 256 tokens, and 11 times for the longest texts, which MiniLM cuts to half as many
-    tokens (`experiments/quality/embeddings.md`). The weights (72 MB) are loaded at the first call; torch is
-    not imported. Instances are thread-safe. Raises ModuleNotFoundError without the extra `multilingual`.
+    A question and a document of similar meaning have near vectors, also in different languages. Questions and
+    documents get the prefixes that the model was trained with. Texts are cut to 512 tokens.
+
+    On one core, E5 takes 1.5 to 4.2 times as long as `MiniLMEmbeddings` for texts of up to 256 tokens. For
+    texts of 512 tokens E5 takes 11 times as long, because MiniLM processes only the first 256 tokens
+    (`experiments/quality/embeddings.md`). The weights (72 MB) are loaded at the first call, and torch is not
+    imported. Instances are thread-safe. Raises ModuleNotFoundError without the extra `multilingual`.
     """
 
     def __init__(self) -> None:
@@ -40,7 +42,7 @@ class E5Embeddings(Embeddings):
         return self._embed(texts, is_query=False)
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query, which is near the vectors of documents that answer it."""
+        """Return the vector of a query; documents that answer the query have near vectors."""
         return self._embed([text], is_query=True)[0]
 
     def _embed(self, texts: list[str], is_query: bool) -> list[list[float]]:
@@ -62,11 +64,12 @@ class E5Embeddings(Embeddings):
 
 
 def _first_tokens(model: Any, text: str, is_query: bool) -> str:
-    """Cut a text to at most 512 tokens, since the engine would average over all tokens.
+    """Cut a text to at most 512 tokens, because the engine does not cut texts itself.
 
-    The text is normalized (NFKC) like in the original tokenizer. The engine maps single characters, keeps
-    separate accents, and overflows its buffer if one character becomes eighteen. NUL is replaced, since it
-    would end the text.
+    The text is normalized (NFKC) as in the original tokenizer. The engine's own normalization is not
+    sufficient, because it does not join a letter and a separate accent. In addition, the engine's buffer
+    overflows if normalization replaces one character by eighteen characters. NUL is replaced by a space,
+    because NUL would end the text.
     """
     text = unicodedata.normalize("NFKC", text).replace("\0", " ")
 

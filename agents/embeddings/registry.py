@@ -13,7 +13,7 @@ EmbeddingsName = Literal["minilm", "e5"]
 def make_embeddings(name: EmbeddingsName) -> Embeddings:
     """Build an embedding model; its weights are loaded at the first call.
 
-    Raises ModuleNotFoundError, with the extra to install, if the weights are missing.
+    Raises ModuleNotFoundError if the weights are not installed; the message names the extra to install.
     """
     from scrubjay.agents.embeddings.e5 import E5Embeddings
     from scrubjay.agents.embeddings.minilm import MiniLMEmbeddings

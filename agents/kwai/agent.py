@@ -47,18 +47,23 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
     """Agent that answers questions with tools and a memory (KwaiAgents, Pan et al. 2023, arXiv 2312.04889).
 
     Input: a question, messages that end with a question, or `{"messages": ..., "knowledge": [documents]}`.
-    Output: a dictionary of `messages` (those of the input, every call with its result, the answer), `answer`,
-    `steps`, `events`, `stopped` (the reason: finished, steps, tool_calls, tokens, seconds, no_progress or
-    unreadable_plan), `usage`, `tainted` (untrusted text was read), `knowledge`, and `recalled`, the memory
-    records of the last search. `stream` yields parts that add up to this dictionary, with the answer token by
-    token. If the model's template opens a reasoning block, the reasoning cannot be distinguished from the
-    answer until it ends: a stream includes it, while `messages` and the memory have the answer without it.
+
+    Output: a dictionary with `answer`, `steps`, `events`, `usage` and the following keys. `knowledge` is the
+    list of knowledge texts. `messages` contains the input messages, every call with its result, and the
+    answer. `stopped` is the reason why the run ended: finished, steps, tool_calls, tokens, seconds,
+    no_progress or unreadable_plan. `tainted` is True if untrusted text was read. `recalled` contains the
+    memory records of the last search.
+
+    `stream` yields parts that add up to this dictionary, with the answer token by token. Some chat
+    templates open a reasoning block at the end of the prompt. The agent can then separate the reasoning from
+    the answer only after the block ends. A stream therefore includes the reasoning, but `messages` and the
+    memory do not.
 
     `config={"configurable": {"namespace": (...), "thread_id": ...}}` selects the memory namespace and the
-    conversation. A namespace in the config is literal; one passed to the constructor may be a template.
-    System messages of the input are not shown to the model; the profile instructs the agent. Knowledge is
-    untrusted data and taints the run like tool results, except for a Document with `metadata={"untrusted":
-    False}`. Errors of the model and the memory propagate; errors of a tool are reported to the planner.
+    conversation. The namespace in the config must be literal. The constructor also accepts a template.
+    The model does not read system messages of the input, because the profile instructs the agent. Knowledge
+    is untrusted and taints the run, like tool results. A Document with `metadata={"untrusted": False}` is
+    trusted. Errors of the model and the memory propagate. Errors of a tool are reported to the planner.
     """
 
     def __init__(
@@ -82,27 +87,28 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
         Args:
             model: Chat model for plans and answers.
-            tools: Tools that the agent may call; without tools it answers without a plan.
+            tools: Tools that the agent may call; an agent without tools answers without a plan.
             profile: Name, description and prompt language of the agent.
             memory: Memory for questions, results and answers beyond the conversation; None for no memory.
             max_steps: Maximum number of tasks per question.
-            limits: Limits on tokens, calls and seconds; None for those of `make_limits`.
-            third_party_tools: Additional tools whose descriptions third parties wrote, such as those of MCP
-                servers; MCP tools in `tools` are detected, too. Their descriptions are untrusted data and
-                taint the run from the start; their metadata is ignored except for declarations by
-                `scrubjay.agents.tool`.
-            planning: `native` tool calls, plans as `json` text, or `auto` for what the model supports.
-            approve: Function that approves a call after untrusted text was read. It is called for a tool that
-                is not declared to have no side effect (`scrubjay.agents.tool(side_effect=False)` or its
-                metadata), and for an address that only the model wrote. Without it, or unless it returns
-                True, such a call is not run.
-            namespace: Default namespace in the memory, used if the call's `config` has none. Fields as in
-                `("user", "{user_id}")` are filled from the call's config["configurable"] and LangGraph's
-                context.
-            recall_limit: Maximum number of memory records shown at each step.
-            count_tokens: Returns the number of tokens of a text; None for `make_token_counter` and
-                `make_prompt_token_counter`.
-            clock: Returns the current time with its time zone.
+            limits: Limits on tokens, calls and seconds; None for the limits of `make_limits(model)`.
+            third_party_tools: Additional tools whose descriptions third parties wrote, such as tools of MCP
+                servers. MCP tools in `tools` are detected, too. Descriptions by third parties are untrusted
+                data and taint the run from the start. The metadata of these tools is ignored, except for
+                declarations by `scrubjay.agents.tool`.
+            planning: "native" plans by tool calls, "json" by JSON text. "auto" uses tool calls if the model
+                supports tool calls, and JSON text if not.
+            approve: Function that approves a risky call after untrusted text was read; only the result True
+                approves. A call is risky if its tool is not declared free of side effects (by
+                `scrubjay.agents.tool(side_effect=False)` or metadata), or if the call contains an address
+                that only the model wrote. Without this function, risky calls are not run.
+            namespace: Default namespace in the memory, for calls whose `config` has no namespace. A template
+                such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
+                LangGraph's context.
+            recall_limit: Maximum number of memory records in the prompt of each step.
+            count_tokens: Function that returns the number of tokens of a text; None for the functions of
+                `make_token_counter` and `make_prompt_token_counter`.
+            clock: Function that returns the current time with a time zone.
 
         Raises ValueError or TypeError on invalid arguments.
         """
@@ -111,8 +117,8 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             ("model", model, isinstance(model, Runnable), "a chat model of langchain"),
             ("memory", memory, memory is None or isinstance(memory, AgentMemory), memory_like),
             ("profile", profile, profile is None or isinstance(profile, Profile), "a Profile"),
-            ("limits", limits, limits is None or isinstance(limits, Limits), "Limits(tool_calls=5)"),
-            ("approve", approve, approve is None or callable(approve), "a function of a Call"),
+            ("limits", limits, limits is None or isinstance(limits, Limits), "an instance of Limits"),
+            ("approve", approve, approve is None or callable(approve), "a function that takes a Call"),
             ("clock", clock, callable(clock), "a function that returns the current time"),
             ("max_steps", max_steps, isinstance(max_steps, int), "an integer"),
             ("recall_limit", recall_limit, isinstance(recall_limit, int), "an integer"),
@@ -121,13 +127,13 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 raise TypeError(f"{name}={value!r}: pass {expected}")
         if max_steps < 1:
             raise ValueError(
-                f"max_steps={max_steps}: must be at least 1; for an agent without tasks pass no tools"
+                f"max_steps={max_steps}: must be at least 1; pass no tools for an agent that plans no tasks"
             )
         if planning not in _PLANNING:
             raise ValueError(f"planning={planning!r}: choose from {', '.join(_PLANNING)}")
         if inspect.iscoroutinefunction(approve):
             raise TypeError(
-                "approve is a coroutine function; it runs in a thread: pass a function that blocks"
+                "approve is a coroutine function; pass an ordinary function, which the agent runs in a thread"
             )
         if recall_limit < 0:
             raise ValueError(f"recall_limit={recall_limit}: must not be negative")
@@ -301,7 +307,7 @@ def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Passage, ...]]:
     if isinstance(knowledge, str):
         knowledge = (knowledge,)
     if not isinstance(knowledge, Iterable):
-        raise TypeError(f"knowledge={knowledge!r}: pass texts or Documents")
+        raise TypeError(f"knowledge={knowledge!r}: pass a list of texts or Documents")
     return messages, tuple(_read_passage(document) for document in knowledge)
 
 

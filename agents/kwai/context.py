@@ -37,10 +37,10 @@ class PromptBuilder:
 
         Args:
             profile: Name, description and language of the agent.
-            prompts: Prompt templates of its language.
-            tools: Tools that it may call.
-            limits: Maximum tokens of a prompt and of the dialogue in it.
-            count_tokens: Returns the number of tokens of a text.
+            prompts: Prompt templates in the agent's language.
+            tools: Tools that the agent may call.
+            limits: Limits, which include the maximum tokens of a prompt and of its dialogue.
+            count_tokens: Function that returns the number of tokens of a text.
             max_steps: Maximum number of tasks, stated in the rules of the prompt.
         """
         self.prompts = prompts
@@ -50,9 +50,10 @@ class PromptBuilder:
         self._has_tools, self._tool_lines = bool(tools), format_tools(tools, prompts)
 
     def select_window(self, dialogue: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """Return the last turns that fit, with a start that stays fixed for several questions.
+        """Return the last messages of `dialogue` that fit in the token limits.
 
-        Successive prompts then share their beginning, which a model with a KV cache can reuse.
+        The first of these messages stays the same for several questions. The prompts of these questions then
+        have the same beginning, and a model with a KV cache processes this beginning only once.
         """
         first, available = len(dialogue), min(self._dialogue, self._budget // 2)
         while first > 0 and (available := available - self._count_tokens(dialogue[first - 1].text)) >= 0:
@@ -63,7 +64,7 @@ class PromptBuilder:
         return list(dialogue[first:])
 
     def build_planning_prompt(self, turn: Turn, native: bool) -> list[BaseMessage]:
-        """Return the prompt for one plan; if not `native`, it contains the tools and reflection as text."""
+        """Return the prompt for one plan; without `native`, the prompt describes the tools as text."""
         say = self.prompts.say
         system = self._system(say("rules", steps=self._max_steps))
         goal = [self._date(turn), say("goal", question=turn.question)]
@@ -74,9 +75,9 @@ class PromptBuilder:
         return self._fit(turn, system, [*goal, tools, *reflection, say("json_task")])
 
     def build_answer_prompt(self, turn: Turn, stop_reason: str | None) -> list[BaseMessage]:
-        """Return the prompt for the answer; a short one if there are neither tools nor knowledge.
+        """Return the prompt for the answer; a short prompt if there are neither tools nor knowledge.
 
-        The short prompt follows KwaiAgents, because small models do not follow a long one.
+        KwaiAgents has the same short prompt, because small models do not follow a long prompt.
         """
         say = self.prompts.say
         if not (self._has_tools or turn.knowledge):
@@ -92,7 +93,7 @@ class PromptBuilder:
         return self.prompts.say("reflection", problem=self.prompts.say(problem))
 
     def render_step(self, step: Step) -> str:
-        """Return a finished task as text, with its result fenced as data."""
+        """Return a finished task as text, with its result between marks that label it as data."""
         arguments = json.dumps(step.arguments, ensure_ascii=False)
         line = self.prompts.say(
             "task", index=step.index, task_name=step.task_name, tool=step.tool, arguments=arguments
@@ -103,18 +104,24 @@ class PromptBuilder:
         )
 
     def render_memory(self, record: MemoryRecord) -> str:
-        """Return a recalled record as text, fenced as data unless user or agent wrote it."""
+        """Return a recalled record as text.
+
+        If neither the user nor the agent wrote the record, marks around its text label the text as data.
+        """
         if record.trust not in ("user", "agent"):
             return fence(record.text, f"memory {record.kind} {record.id}", record.trust, self.prompts)
         form = f"said_by_{record.trust}" if record.kind == "conversation" else "noted"
         return self.prompts.say(form, text=clean(record.text))
 
     def render_knowledge(self, passage: Passage) -> str:
-        """Return a passage of knowledge, fenced as data unless it is trusted."""
+        """Return a passage of knowledge; marks around an untrusted passage label it as data."""
         return passage.text if passage.trusted else fence(passage.text, "knowledge", "supplied", self.prompts)
 
     def _date(self, turn: Turn) -> str:
-        """Return the current time as text; it goes after the parts of a prompt that a cache can reuse."""
+        """Return the current date and time as text.
+
+        The text belongs near the end of a prompt, because a KV cache reuses only an unchanged beginning.
+        """
         now = turn.clock()
         return self.prompts.say(
             "date",
@@ -134,11 +141,14 @@ class PromptBuilder:
         return "\n\n".join([*parts, task])
 
     def _fit(self, turn: Turn, system: str, ending: list[str], native: bool = False) -> list[BaseMessage]:
-        """Return a prompt within the budget: system message, dialogue, and one message with the rest.
+        """Return a prompt within the token budget: a system message, the dialogue and one user message.
 
-        That message has knowledge, memories, tasks and `ending`. If `native`, the tasks are calls and results
-        after it instead. Only whole items are included, with a note about the omitted ones. Raises ValueError
-        if the question does not fit.
+        The user message contains knowledge, memories and `ending`. If `native` is False, the user message
+        also contains the finished tasks as text. If `native` is True, the calls and results of the finished
+        tasks follow the user message as separate messages. No item is truncated. A note counts the omitted
+        items.
+
+        Raises ValueError if the question does not fit.
         """
         say = self.prompts.say
         steps = (
@@ -169,8 +179,8 @@ class PromptBuilder:
                     minimum = sum(map(self._count_tokens, pinned_items))
                     raise ValueError(
                         f"context_tokens={self._budget}: the profile, the tools and the question need "
-                        f"{minimum:,} tokens and a note; pass fewer tools, or raise "
-                        "Limits.context_tokens, for a local model by raising its budget"
+                        f"{minimum:,} tokens, plus a note about omitted items; pass fewer tools or raise "
+                        "Limits.context_tokens (for a local model, raise its budget)"
                     ) from error
                 first += 1  # drop the earliest step rather than the question
         shown_steps = min(len(packed.recent_items), len(steps) - first)
@@ -200,7 +210,10 @@ class PromptBuilder:
         return say("missing", what=what[0]) if what else ""
 
     def _calls(self, calls: Sequence[list[BaseMessage]], shown_steps: int) -> list[BaseMessage]:
-        """Return the messages of the calls; results before the last `shown_steps` are replaced by a note."""
+        """Return the messages of `calls`, with the results of the last `shown_steps` calls.
+
+        In the messages of earlier calls, a note replaces the result.
+        """
         note = self.prompts.say("left_out")
         messages: list[BaseMessage] = []
         for index, (call, result, *postponed_results) in enumerate(calls):
@@ -210,7 +223,7 @@ class PromptBuilder:
         return messages
 
     def _call_tokens(self, step: list[BaseMessage]) -> int:
-        """Return the tokens of a step's messages without its result."""
+        """Count the tokens of a step's messages, with a note in place of the step's result."""
         call, _, *postponed_results = step
         assert isinstance(call, AIMessage)
         call_objects = [{"name": one["name"], "arguments": one["args"]} for one in call.tool_calls]
@@ -230,7 +243,10 @@ class _Item(NamedTuple):
 
 
 def split_passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Split `text` into pieces of whole paragraphs of up to `tokens`; a longer paragraph is its own piece."""
+    """Split `text` into passages of whole paragraphs, with at most `tokens` tokens per passage.
+
+    A paragraph with more tokens is not split; it becomes one passage.
+    """
     pieces: list[str] = []
     for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:

@@ -1,7 +1,8 @@
-"""Effects that the agent loop requests; the loop does no I/O itself, so it serves sync and async callers.
+"""Effects: actions with I/O that the agent loop requests, so that one loop serves sync and async callers.
 
-A loop is a generator. It yields updates (dictionaries, for the caller) and effects. The runner performs an
-effect and sends its result to the generator, or throws its error into it.
+The agent loop is a generator that yields updates (dictionaries for the caller) and effects. The runner
+performs each effect and sends the result to the generator. If the effect fails, the runner throws the error
+into the generator.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from scrubjay.agents.kwai.plans import Call
 
 
 class ToolTimeoutError(Exception):
-    """A tool did not return in time; it may still be running."""
+    """A tool did not return in time; the tool may still be running."""
 
 
 @dataclass(frozen=True)
 class AskModel:
-    """Call the model; the result is an AIMessage."""
+    """Effect that calls the model. The loop receives the reply, an AIMessage."""
 
     model: Runnable[Any, Any]
     messages: list[BaseMessage]
@@ -33,7 +34,7 @@ class AskModel:
 
 @dataclass(frozen=True)
 class RunTool:
-    """Run a tool; the result is its return value, and ToolTimeoutError is thrown after `seconds`."""
+    """Effect that runs a tool. The loop receives the return value, or ToolTimeoutError after `seconds`."""
 
     tool: BaseTool
     call: Call
@@ -44,7 +45,7 @@ class RunTool:
 
 @dataclass(frozen=True)
 class RunFunction:
-    """Call a function that may block; the result is its return value."""
+    """Effect that calls a function, which may block. The loop receives the return value."""
 
     function: Callable[[], Any]
 

@@ -1,6 +1,6 @@
 """Records of an agent run: events for live display, steps for the log.
 
-The names of actions are those of KwaiAgents' chain messages.
+The names of the actions are taken from KwaiAgents.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ class Event:
     index: int
     """Index among the question's events, from 0."""
     action: Action
-    """Type of the event; `reading` opens an address, `click` opens one from an earlier result."""
+    """Type of the event.
+
+    An event of type `reading` or `click` announces that the agent opens a web address. The type is `click`
+    if the address is from an earlier result.
+    """
     text: str
     """Full text of the event."""
     finish_time: datetime
@@ -42,13 +46,13 @@ class Event:
     tokens: int = 0
     """Total tokens of all model calls so far."""
     is_tainted: bool = False
-    """True if untrusted text had been read by then."""
+    """True if the agent had read untrusted text when the event occurred."""
     recalled_records: tuple[MemoryRecord, ...] = field(default=(), repr=False)
     """Memory records in the prompt, if the event is a plan or an answer."""
 
     @property
     def short_text(self) -> str:
-        """The first 100 characters."""
+        """First 100 characters of `text`."""
         return self.text if len(self.text) <= _SHORT else self.text[: _SHORT - 1] + "…"
 
 
@@ -61,17 +65,22 @@ class Step:
     task_name: str
     """Goal of the task."""
     tool: str
-    """Tool name in the plan; there may be no such tool."""
+    """Tool name in the plan; the plan may name a tool that does not exist."""
     arguments: dict[str, Any]
     """Arguments in the plan."""
     call_id: str
     """Id that links call and result in the messages."""
     result: str
-    """Result of the tool, or the reason why it did not run; truncated to the limit, without data marks."""
+    """Result of the tool, or the reason why the tool did not run.
+
+    The text is truncated to `Limits.result_tokens` tokens. It does not contain the marks that label it as
+    data in a prompt."""
     status: Literal["success", "error"]
     """`success` if the tool ran and succeeded, else `error`."""
     parse_methods: tuple[str, ...]
-    """Attempts to parse the plan from the model's reply, in order."""
+    """Result of each attempt to parse a plan from the model's reply, in order.
+
+    A failed attempt is `unreadable: REASON`. The last entry names the format of the plan, such as `json`."""
     trusted: bool = True
     """True if no third party could influence the result."""
     sources: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Run planned calls; every call gets a ToolMessage, with the reason if it was not run."""
+"""Run planned calls; every call gets a ToolMessage with a result, or with the reason why it was not run."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from scrubjay.agents.tools.argument_errors import describe_faults
 
 @dataclass(frozen=True)
 class Observation:
-    """Outcome of a call."""
+    """Outcome of a tool call."""
 
     text: str
-    """Result, or the reason why there is none; truncated to the limit, without data marks."""
+    """Result, or the reason why there is no result.
+
+    The text is truncated to `Limits.result_tokens` tokens. It does not contain the marks that label it as
+    data in a prompt."""
     status: Literal["success", "error"]
     trusted: bool = True
     """True if no third party could influence the text."""
     has_run: bool = False
     """True if the tool was started."""
     is_blocked: bool = False
-    """True if the call was not run because untrusted text was read and the call was not approved."""
+    """True if the call needed approval after untrusted text was read, but got none; it was not run."""
     sources: tuple[str, ...] = ()
     artifact: Any = None
 
@@ -88,7 +91,7 @@ class Executor:
         return self._success(tool, call, output)
 
     def build_message(self, call: Call, observation: Observation) -> ToolMessage:
-        """Return the result as a message for the history, with the tool's text between data marks."""
+        """Return the result as a message for the history; marks around a tool's text label it as data."""
         text = observation.text
         if observation.has_run:
             source = " ".join([call.name, *observation.sources])
@@ -103,13 +106,13 @@ class Executor:
         )
 
     def build_postponed_message(self, call: Call) -> ToolMessage:
-        """Return the message for a call that is not run because another came first in the same reply."""
+        """Return the message for a call that is not run because the same reply has an earlier call."""
         return ToolMessage(
             self._prompts.say("postponed"), tool_call_id=call.id, name=call.safe_name, status="error"
         )
 
     def _objection(self, tool: BaseTool, call: Call, turn: Turn) -> str | None:
-        """Return the reason why a call needs approval; None if no untrusted text was read."""
+        """Return the reason why a call needs approval; None if the call needs no approval."""
         if not turn.is_tainted:
             return None
         return find_objection(tool, self._gates[call.name], call.arguments, turn.allowed_addresses)

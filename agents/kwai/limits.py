@@ -18,31 +18,35 @@ _TEMPLATE_TOKENS = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits on one question. Planning stops when the first limit is reached; the answer is still written.
+    """Limits on the cost of one question. When a limit is reached, planning stops and the agent answers.
 
-    All limits are enabled by default. Calls of the model have no timeout here; set it on the model
-    (`timeout=`).
+    All limits are enabled by default. These limits include no timeout of a model call; set this timeout on
+    the model (`timeout=`).
     """
 
     tool_calls: int = 10
     """Maximum number of tool calls."""
     tokens: int = 200_000
-    """Maximum tokens of all model calls, as the model reports them, or estimated if it does not."""
+    """Maximum tokens of all model calls together; estimated if the model does not report its usage."""
     seconds: float = 300.0
-    """Maximum wall-clock time in seconds, checked between calls; also the maximum for a tool that starts."""
+    """Maximum wall-clock time of a question in seconds, checked between calls.
+
+    A tool's timeout is at most the time that is left."""
     identical_calls: int = 1
     """Maximum number of calls of one tool with the same arguments."""
     tool_seconds: float = 30.0
     """Timeout of one tool in seconds. A thread cannot be killed: a tool that timed out may continue in the
     background."""
     result_tokens: int = 2_000
-    """Maximum tokens of one tool's result; the rest is cut with a note."""
+    """Maximum tokens of one tool's result; a longer result is cut and gets a note."""
     context_tokens: int = 8_192
     """Maximum tokens of one prompt. An agent created without limits uses the context window of its model
     (`make_limits`)."""
     dialogue_tokens: int = 4_096
-    """Maximum tokens of earlier turns in the prompt, also bounded by half of the prompt; 1 shows hardly any.
-    Small models copy their earlier answers, and answer better from memory alone."""
+    """Maximum tokens of earlier turns in the prompt; never more than half of `context_tokens`.
+
+    Small models copy their earlier answers. For such models a value of 1 is better: the prompt then contains
+    hardly any earlier turn, and the model answers from the memory."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -52,10 +56,12 @@ class Limits:
 
 
 def make_limits(model: Any, **overrides: Any) -> Limits:
-    """Return the default limits with `overrides`, and with prompts that stay in the view of `model`.
+    """Return the default limits, lowered to the prompt length that `model` can read in full.
 
-    A `LocalChatModel` has `tokens_in_view`. Its cache would silently drop the beginning of a longer prompt:
-    the rules and the tools.
+    A `LocalChatModel` can read prompts of at most `tokens_in_view` tokens in full. If this number is smaller
+    than the default `context_tokens`, it replaces this default, and `result_tokens` is at most about a
+    quarter of it. Without the lower limits, the model's cache would silently drop the beginning of a longer
+    prompt, which contains the rules and the tools. Values in `overrides` replace the computed limits.
     """
     tokens_in_view = getattr(model, "tokens_in_view", None)
     if tokens_in_view is not None and tokens_in_view < Limits.context_tokens:
@@ -67,12 +73,18 @@ def make_limits(model: Any, **overrides: Any) -> Limits:
 
 
 def make_token_counter(model: Any) -> Callable[[str], int]:
-    """Return a token counter: the tokenizer of a local model, else an estimate."""
+    """Return a function that counts the tokens of a text with the tokenizer of `model`.
+
+    If `model.tokens_in_view` does not exist or is None, the function estimates the number.
+    """
     return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
 
 
 def make_prompt_token_counter(model: Any) -> Callable[[str], int]:
-    """Return a counter of a text's tokens in a prompt, including the template's tokens for a local model."""
+    """Return a function that counts the tokens of a text inside a prompt.
+
+    For a local model, the count includes 16 tokens for the chat template.
+    """
     count_tokens = make_token_counter(model)
     if count_tokens is estimate_tokens:
         return estimate_tokens
@@ -104,11 +116,11 @@ class Meter:
         self.usage = add_usage(self.usage, usage)
 
     def seconds_left(self) -> float:
-        """Return the seconds left, at least 0."""
+        """Return the seconds left for the question, at least 0."""
         return max(0.0, self.limits.seconds - (time.monotonic() - self._start_time))
 
     def seconds_for_a_tool(self) -> float:
-        """Return the timeout of a tool that starts now."""
+        """Return the timeout, in seconds, of a tool that starts now."""
         return min(self.limits.tool_seconds, self.seconds_left())
 
     def record_tool_call(self, name: str, arguments: Mapping[str, Any], step: int) -> None:
@@ -117,12 +129,12 @@ class Meter:
         self._calls.setdefault(_key(name, arguments), []).append(step)
 
     def find_repeat(self, name: str, arguments: Mapping[str, Any]) -> int | None:
-        """Return the last step of an identical call if the limit on identical calls is reached, else None."""
+        """Return the step of the last identical call if `identical_calls` is reached; None if not."""
         steps = self._calls.get(_key(name, arguments), [])
         return steps[-1] if len(steps) >= self.limits.identical_calls else None
 
     def reached_limit(self) -> str | None:
-        """Return the name of a limit that is reached; None if there is none."""
+        """Return the name of a limit that is reached; None if no limit is reached."""
         if self.tool_calls >= self.limits.tool_calls:
             return "tool_calls"
         if self.usage["total_tokens"] >= self.limits.tokens:

@@ -1,7 +1,7 @@
 """Agent loop of KwaiAgents (Pan et al. 2023, arXiv 2312.04889).
 
-The loop stores the question, then repeats: search the memory, plan exactly one task, run it. When no task is
-left it writes the answer.
+The loop first stores the question. Then it repeats three actions: search the memory, plan exactly one task,
+run this task. When no task is left, the loop writes the answer.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class LoopParts:
 def run_turn(parts: LoopParts, turn: Turn) -> Loop:
     """Answer one question as a generator of updates and effects.
 
-    The updates add up to the result. The messages of every prefix of the updates are a valid history for a
-    model: a call is yielded only together with its result.
+    The updates add up to the result. A call and its result are always in the same update. The messages of the
+    updates so far are therefore a valid history for a model at any time.
     """
     yield from parts.memory.remember_question(turn)
     stop_reason = yield from _work(parts, turn)
@@ -137,7 +137,11 @@ def _step(parts: LoopParts, turn: Turn, decision: Decision) -> Generator[Update 
 
 
 def _conclude(parts: LoopParts, turn: Turn, stop_reason: str) -> Generator[Update | Effect, Any, None]:
-    """Write the answer: the planner's reply if no task was run, else a new one from all sources."""
+    """Write the answer and store it in the memory.
+
+    The planner's text is the answer if no task was run. Otherwise, or if the planner wrote no text, the
+    model writes the answer.
+    """
     if turn.draft and turn.draft.text and not turn.steps:
         answer = turn.draft
         yield {"answer": answer.text}

@@ -7,11 +7,11 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class MemoryRecord(Protocol):
-    """Record of a memory."""
+    """Text stored in the agent's memory, with its id, kind and author."""
 
     @property
     def id(self) -> str:
-        """Id in the memory."""
+        """Id of the record."""
         ...
 
     @property
@@ -59,5 +59,5 @@ class AgentMemory(Protocol):
     def search(
         self, query: str, k: int = ..., *, namespace: Sequence[str] | None = ...
     ) -> Sequence[MemoryRecord]:
-        """Return up to `k` records, best first, of `namespace` and the namespaces below it."""
+        """Return up to `k` matching records of `namespace` and the namespaces below it, best first."""
         ...

@@ -1,8 +1,9 @@
 """Plan the next task with a model that supports tool calls or writes its plan as JSON.
 
-Each reply is parsed by the first method that succeeds: calls parsed by the provider, calls that the provider
-could not parse, JSON in the text, repaired JSON. If all fail, the model is asked once to correct its reply.
-If that fails as well, the planning ends, but the turn continues with the answer.
+The plan is the first of these parts that a reply contains: calls that the provider parsed, calls that the
+provider could not parse, JSON in the text, damaged JSON in the text. The planner repairs damaged JSON. If the
+plan is unreadable, the planner requests one corrected reply from the model. If the corrected reply is
+unreadable as well, planning ends and the agent writes the answer.
 """
 
 from __future__ import annotations
@@ -35,15 +36,21 @@ class Decision:
     """Decision of the planner on the next task."""
 
     calls: tuple[Call, ...]
-    """Call of the task, then other calls of the same reply, which are postponed; empty if finished."""
+    """Call of the next task, followed by the other calls of the reply, which are postponed.
+
+    The tuple is empty if no task is left or if `unreadable` is True.
+    """
     task_name: str
     """Goal of the task."""
     parse_methods: tuple[str, ...]
-    """Attempts to parse the reply; the last one succeeded unless `unreadable`."""
+    """Outcome of each attempt to parse a reply.
+
+    A failed attempt is `unreadable: REASON`. A successful attempt is the name of its method, such as `json`.
+    """
     message: AIMessage | None = None
     """Message for the history: the call, or the text of the reply."""
     unreadable: bool = False
-    """True if all attempts failed."""
+    """True if all attempts to parse the reply failed."""
 
 
 class Planner:
@@ -111,7 +118,7 @@ class Planner:
 
 
 def _build_message(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
-    """Return the reply as a message for the history, with ids and names of calls that providers accept."""
+    """Return the reply as a message for the history, with call ids and tool names that providers accept."""
     thoughts = extract_thinking(reply) if calls else []
     return AIMessage(
         content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,

@@ -20,7 +20,7 @@ _MAX_OBJECTS = 20
 
 
 class PlanError(LocalizedError, ValueError):
-    """The text contains no valid plan; the message asks the model to correct it."""
+    """The text contains no valid plan; the error message tells the model the reason."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Call:
 
     @property
     def safe_name(self) -> str:
-        """Name without characters that providers reject in a history."""
+        """Tool name without characters that providers reject in a message history."""
         return _UNSAFE.sub("_", self.name)[:64].strip("_") or "unnamed"
 
 
@@ -60,9 +60,9 @@ class TaskPlan:
 def read_plan(text: str) -> TaskPlan:
     """Return the plan in `text`. Raises PlanError if there is none.
 
-    The format is that of KwaiAgents, `{"task_name": ..., "command": {"name": ..., "args": {...}}}`. `command`
-    may also be the whole object, `args` may be called `arguments`, and a list is replaced by its first
-    object.
+    The format is `{"task_name": ..., "command": {"name": ..., "args": {...}}}`, as in KwaiAgents. `text` may
+    also contain only the object of `command`. `args` may be called `arguments`. If `text` contains a list of
+    objects, the first object is the plan.
     """
     problem = PlanError("plan_no_object")
     for parse_method, value in _candidates(text):
@@ -74,7 +74,7 @@ def read_plan(text: str) -> TaskPlan:
 
 
 def read_arguments(text: object) -> dict[str, Any]:
-    """Return the arguments in `text`, which is not valid JSON. Raises PlanError if repair fails."""
+    """Return the arguments in `text`, after a repair of its JSON. Raises PlanError if the repair fails."""
     if isinstance(text, str):
         for _, value in _candidates(text):
             if isinstance(value, dict):
@@ -83,7 +83,7 @@ def read_arguments(text: object) -> dict[str, Any]:
 
 
 def check_arguments(arguments: object) -> dict[str, Any]:
-    """Return `arguments` with cleaned strings. Raises PlanError if they are not a JSON object."""
+    """Return `arguments` with cleaned strings. Raises PlanError if `arguments` is not a JSON object."""
     if not isinstance(arguments, dict):
         raise PlanError("plan_arguments_type", kind=type(arguments).__name__)
     try:
@@ -94,7 +94,7 @@ def check_arguments(arguments: object) -> dict[str, Any]:
 
 
 def _candidates(text: str) -> Iterator[tuple[str, Any]]:
-    """Yield pairs (parse method, value) of possible plans in `text`, the most likely first."""
+    """Yield a (parse method, value) pair for each possible plan in `text`, the most likely plan first."""
     try:
         yield "json", json.loads(text)
         return

@@ -1,4 +1,4 @@
-"""Profile of the agent, the ProfileInstructions of KwaiAgents (Pan et al. 2023, arXiv 2312.04889)."""
+"""Profile of the agent, like ProfileInstructions in KwaiAgents (Pan et al. 2023, arXiv 2312.04889)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scrubjay.agents.language.prompts import LANGUAGES
 
 @dataclass(frozen=True)
 class Profile:
-    """Profile of the agent, at the beginning of every prompt. Only the agent's owner writes it.
+    """Profile of the agent, at the beginning of every prompt.
 
-    Memories and tools never change it.
+    Only the agent's owner writes the profile. Memories and tools never change it.
     """
 
     name: str = "Scrubjay"
@@ -19,7 +19,7 @@ class Profile:
     bio: str = ""
     """Short description of the agent."""
     instructions: str = ""
-    """Instructions of the owner."""
+    """Instructions of the agent's owner."""
     language: str = "en"
     """Language of the prompts, en or zh; the answer is in the language of the question."""
 

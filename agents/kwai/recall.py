@@ -18,9 +18,10 @@ from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
 class MemoryAccess:
     """Access to the agent's memory, with the three record types of KwaiAgents.
 
-    The types are supplied knowledge, conversation, and tasks with their results. Text from a tool or a
-    supplied document, and an answer written after reading it, is stored with `trust="tool"`. When recalled,
-    it is shown as data and taints the question; it never becomes part of the profile.
+    The types are supplied knowledge, conversation, and tasks with their results. Untrusted text from a tool
+    or a document is stored with `trust="tool"`. Text that the agent writes after it has read such text has
+    the same trust. A recalled record with this trust appears in the prompt as data and taints the question.
+    Such a record never becomes part of the profile.
     """
 
     def __init__(
@@ -53,10 +54,12 @@ class MemoryAccess:
         yield from self._add(turn, answer, "conversation", trust, role="assistant")
 
     def recall(self, turn: Turn) -> Generator[Effect, Any, None]:
-        """Search the memory for the next step, without the records of this question.
+        """Search the memory for the next step and set `turn.recalled_records` to the results.
 
-        At most a third of the results are earlier answers of the agent, which derive from other records, or
-        earlier questions, which are most similar to the question but contain no information.
+        Records that were written for the current question are left out, as are records whose text is in
+        `turn.window`. Earlier questions and earlier answers with `trust="agent"` together fill at most a
+        third of the results (one such record is always allowed). These answers only repeat other records.
+        Earlier questions are similar to the current question but contain no information.
         """
         memory = self._memory
         if memory is None:

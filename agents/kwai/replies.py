@@ -26,8 +26,8 @@ def is_cut_off(reply: AIMessage) -> bool:
 def extract_text(reply: AIMessage) -> str:
     """Return the clean text of a complete reply, without the reasoning that some models write first.
 
-    If the prompt opens the reasoning block, as the templates of DeepSeek-R1 and QwQ do, the reply contains
-    only `</think>`: all text before it is reasoning, unless it contains `<think>`.
+    The templates of DeepSeek-R1 and QwQ write `<think>` into the prompt. The reply then contains `</think>`
+    without an earlier `<think>`, and all text before `</think>` is reasoning.
     """
     text = clean(reply.text)
     before, mark, rest = text.partition(_CLOSE)
@@ -35,10 +35,11 @@ def extract_text(reply: AIMessage) -> str:
 
 
 def strip_thoughts(text: str) -> str:
-    """Return `text` without the `<think>` blocks at its beginning; empty while a block is incomplete.
+    """Return `text` without the `<think>` blocks at its beginning.
 
-    The result for a prefix of a text is therefore a prefix of the result for the text. A block that the
-    prompt opened is not recognized before its end, so its text stays; `extract_text` removes it.
+    The result is empty while a block is incomplete. When `text` grows, the result only grows at its end,
+    so that the result can be streamed. A block whose `<think>` is in the prompt cannot be recognized, so its
+    text stays. `extract_text` removes such a block.
     """
     thoughts = _THOUGHTS.match(text)
     assert thoughts is not None
@@ -49,9 +50,10 @@ def strip_thoughts(text: str) -> str:
 
 
 def keep_pending(text: str) -> str:
-    """Return a short text that `strip_thoughts` continues like `text`, which has no visible part yet.
+    """Shorten `text` to the part that `strip_thoughts` still needs when more text arrives.
 
-    Of an unfinished reasoning block only the end is needed, which may contain the beginning of `</think>`.
+    `text` must end before the answer begins. If the last reasoning block is unfinished, only its last
+    characters are needed, because these characters may be the beginning of `</think>`.
     """
     thoughts = _THOUGHTS.match(text)
     assert thoughts is not None
@@ -62,7 +64,10 @@ def keep_pending(text: str) -> str:
 
 
 def extract_thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
-    """Return the reasoning blocks, which a provider (Anthropic) requires back together with their calls."""
+    """Return the reasoning blocks of a reply.
+
+    Anthropic requires these blocks in a history that contains tool calls.
+    """
     blocks = reply.content if isinstance(reply.content, list) else []
     reasoning_blocks: list[str | dict[Any, Any]] = []
     for block in blocks:

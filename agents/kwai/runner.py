@@ -1,4 +1,4 @@
-"""Run the agent loop and perform its effects, with threads and timeouts, or on an event loop."""
+"""Run the agent loop and perform its effects, either in threads or on an asyncio event loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ Loop = Generator[Update | Effect, Any, None]
 class _LoopDriver:
     """Iterator over the effects and updates that the agent loop yields.
 
-    It sends `reply`, or the error of the last effect, back to the loop.
+    `reply` is the result of the last effect. The driver sends this result to the loop. If an effect fails,
+    the driver throws the effect's error into the loop.
     """
 
     def __init__(self, loop: Loop) -> None:
@@ -45,7 +46,7 @@ class _LoopDriver:
 
     @contextlib.contextmanager
     def catch_errors(self) -> Iterator[None]:
-        """Catch an error and throw it into the loop at the next step."""
+        """Catch an error of the `with` block; the driver's next step throws this error into the loop."""
         try:
             yield
         except Exception as error:  # noqa: BLE001
@@ -60,7 +61,7 @@ class _AnswerStream:
         self._text, self._has_text = "", False
 
     def add(self, chunk: AIMessage) -> Iterator[Update]:
-        """Add a chunk, or the whole message, and yield its text without `<think>` blocks."""
+        """Add a chunk (or the whole message) and yield an update with its text, without `<think>` blocks."""
         self._chunks.append(chunk)
         text = clean(chunk.text)
         if not self._has_text:
@@ -73,7 +74,7 @@ class _AnswerStream:
 
     @property
     def message(self) -> AIMessage:
-        """Complete message."""
+        """Complete message of all chunks."""
         if not self._chunks:
             return AIMessage("")
         message, *others = self._chunks
@@ -85,7 +86,7 @@ class _AnswerStream:
 
 
 def run_loop(loop: Loop, config: RunnableConfig, streaming: bool) -> Iterator[Update]:
-    """Run `loop` to its end and yield its updates; with `streaming`, the answer is yielded in chunks."""
+    """Run the agent loop `loop` and yield its updates; with `streaming`, the answer comes in chunks."""
     with contextlib.closing(loop):
         driver = _LoopDriver(loop)
         for effect in driver:
@@ -109,7 +110,7 @@ def run_loop(loop: Loop, config: RunnableConfig, streaming: bool) -> Iterator[Up
 
 
 async def arun_loop(loop: Loop, config: RunnableConfig, streaming: bool) -> AsyncIterator[Update]:
-    """Run `loop` like `run_loop`, on the event loop."""
+    """Run the agent loop `loop` like `run_loop`, but on the asyncio event loop."""
     with contextlib.closing(loop):
         driver = _LoopDriver(loop)
         for effect in driver:

@@ -1,4 +1,4 @@
-"""Describe the tools to the model; descriptions by third parties are fenced as data."""
+"""Description of the tools for the model; a third party's description is marked as data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _TEXT_KEYS = ("title", "description", "$comment")
 def index_tools(
     tools: Sequence[BaseTool | Callable[..., Any]], third_party_tools: Sequence[BaseTool | Callable[..., Any]]
 ) -> dict[str, BaseTool]:
-    """Return the tools by name, with `third_party_tools` marked as such in their metadata.
+    """Return a dictionary of all tools by name, with a flag in the metadata of each third-party tool.
 
     Raises TypeError if an item is not a tool or function. Raises ValueError if a function has no docstring,
-    if a name is used twice, or if the name of a third-party tool has characters other than letters, digits
-    and `_.-`.
+    or if a name is reserved or used twice. The name of a third-party tool may contain only letters, digits
+    and `_.-`; another name raises ValueError.
     """
     for name, items in (("tools", tools), ("third_party_tools", third_party_tools)):
         if isinstance(items, str) or not isinstance(items, Collection):
@@ -53,7 +53,10 @@ def index_tools(
 
 
 def prepare_for_binding(tool: BaseTool, prompts: Prompts) -> BaseTool | dict[str, Any]:
-    """Return a tool for `bind_tools`; a third-party tool as a description with its text fenced."""
+    """Return a tool for `bind_tools`.
+
+    A third-party tool becomes a dict. Marks around its description label the description as data.
+    """
     if not is_third_party(tool):
         return tool
     function: Any = clean_value(convert_to_openai_tool(tool)["function"])
@@ -72,7 +75,10 @@ def prepare_for_binding(tool: BaseTool, prompts: Prompts) -> BaseTool | dict[str
 
 
 def format_tools(tools: Sequence[BaseTool], prompts: Prompts) -> str:
-    """Return tools as text, one JSON object per line; third-party tools come last, fenced as data."""
+    """Return tools as text, one JSON object per line.
+
+    Third-party tools come last, between marks that label their descriptions as data.
+    """
     own_tools, third_party_tools = [], []
     for tool in tools:
         (third_party_tools if is_third_party(tool) else own_tools).append(

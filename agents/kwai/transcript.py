@@ -12,7 +12,7 @@ from scrubjay.agents.language.prompts import Prompts
 def repair_transcript(messages: Sequence[BaseMessage], prompts: Prompts) -> list[BaseMessage]:
     """Return `messages` with exactly one result for every call; a valid history is not changed.
 
-    A crashed run, of this or another framework, leaves calls without results, which providers reject.
+    A crashed run (of this or another framework) leaves calls without results. Providers reject such calls.
     """
     repaired_messages: list[BaseMessage] = []
     place = 0

@@ -27,7 +27,7 @@ class Passage(NamedTuple):
 
 @dataclass
 class Turn:
-    """State of one question; discarded after the answer, except for the records stored in the memory."""
+    """State of one question, discarded after the answer. Records in the memory stay."""
 
     user_message: HumanMessage
     """User's message."""
@@ -51,7 +51,7 @@ class Turn:
     reflection: str | None = None
     """Instruction to plan differently after a step without a useful result."""
     draft: AIMessage | None = None
-    """Reply of the planner that contained no plan."""
+    """Message in which the planner wrote text without a plan; None if there is no such message."""
     event_count: int = 0
 
     @property
@@ -60,7 +60,7 @@ class Turn:
         return clean(self.user_message.text)
 
     def allowed_addresses(self) -> AllowedAddresses:
-        """Return the addresses that someone other than the model wrote: the user, or a source of text."""
+        """Return the web addresses that the user or a source wrote, not those that only the model wrote."""
         trusted_texts = [message.text for message in self.dialogue if isinstance(message, HumanMessage)]
         trusted_texts += [passage.text for passage in self.knowledge if passage.trusted]
         trusted_texts += [record.text for record in self.recalled_records if record.trust == "user"]
@@ -76,7 +76,7 @@ class Turn:
         return AllowedAddresses([self.question, *trusted_texts], untrusted_addresses)
 
     def make_event(self, action: Action, text: str) -> dict[str, Any]:
-        """Return an update with a new event."""
+        """Create the next event; return an update that adds this event to the agent's output."""
         tokens, has_memory = self.meter.usage["total_tokens"], action in ("thinking", "conclusion")
         records = tuple(self.recalled_records) if has_memory else ()
         event = Event(self.event_count, action, text, self.clock(), tokens, self.is_tainted, records)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.agents.embeddings.e5 import E5Embeddings as E5Embeddings
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.langchain.tools import memory_tools as memory_tools
 
 # Lazy imports: each integration loads only the framework that it needs.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         ".embeddings.e5": ["E5Embeddings"],

@@ -1,7 +1,8 @@
 """LangGraph checkpointer with an SQLite file: a graph resumes where it stopped, in any process.
 
-A channel's value is written once per version, not once per step, and a message once per thread, so the file
-grows only with new content. Threads can also be copied, pruned, and cleared of single runs.
+The value of a channel is written once per version, not once per step. A message is written once per thread.
+The file therefore grows only with new content. Threads can also be copied and pruned, and the checkpoints of
+single runs can be deleted.
 """
 
 from __future__ import annotations
@@ -51,15 +52,16 @@ _STRATEGIES = ("keep_latest", "delete")
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
-    """Checkpointer on an SQLite file, its own or a bank's; safe for threads, event loops and processes.
+    """Checkpointer on an SQLite file of its own or of a bank; safe for threads, event loops and processes.
 
     Completed calls of `put` and `put_writes` survive a crash of the process (kill -9). A power failure may
-    lose the last of them but does not corrupt the file.
+    lose the data of the last calls but does not corrupt the file.
 
     Files may be untrusted. Only plain data, LangChain's messages and documents, and LangGraph's types are
-    written and read. `allow` adds your own types. `serde` replaces this serializer and its check.
+    written and read. `allow` adds your own types. `serde` replaces the default serializer, including its
+    check of types.
 
-    Raises TypeError when writing, and ValueError when reading, a type that is not allowed.
+    A type that is not allowed raises TypeError when it is written, and ValueError when it is read.
     """
 
     def __init__(
@@ -97,7 +99,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Store a checkpoint as the child of the one in `config`; return the config of the new checkpoint."""
+        """Store a checkpoint as a child of the checkpoint in `config`; return the new checkpoint's config."""
         thread, namespace, parent = _address(config)
         versions = checkpoint["channel_versions"]
         full_metadata = get_checkpoint_metadata(config, metadata)
@@ -150,7 +152,11 @@ class Checkpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Store a task's writes once; later errors, interrupts and resume values replace earlier ones."""
+        """Store the writes of a task.
+
+        A write that is stored already is ignored. A new error, interrupt or resume value replaces the stored
+        one.
+        """
         address = _address(config)
         if address[2] is None:
             raise ValueError("the config names no checkpoint; pass the config that `put` returned")
@@ -171,7 +177,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 connection.execute(f"INSERT OR {verb} INTO writes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Return the checkpoint of `config`, or the latest of its thread and namespace; None without one."""
+        """Return the checkpoint that `config` names, or None.
+
+        If `config` names no checkpoint, return the latest checkpoint of its thread and namespace.
+        """
         thread, namespace, id = _address(config)
         condition, values = "thread = ? AND namespace = ?", [thread, namespace]
         if id:
@@ -188,7 +197,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        """Yield checkpoints, newest first; `filter` has values that their metadata must contain."""
+        """Yield the checkpoints whose metadata contains all items of `filter`, newest first."""
         if limit is not None:
             check_count("limit", limit, 0)
         condition, values = _condition(config, before)
@@ -208,7 +217,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._store.erase_traces()
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Delete the checkpoints and writes of runs; a DeltaChannel that needs them cannot be rebuilt."""
+        """Delete all checkpoints and writes of the runs `run_ids`.
+
+        A DeltaChannel loses its value if the value must be rebuilt from these checkpoints.
+        """
         with self._store.writing() as connection:
             for run in run_ids:
                 rows = connection.execute(
@@ -218,13 +230,13 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._store.erase_traces()
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Copy a thread to a new one. Raises ValueError if the target has checkpoints already."""
+        """Copy a thread to a new thread. Raises ValueError if the target thread already has checkpoints."""
         source, target = str(source_thread_id), str(target_thread_id)
         with self._store.writing() as connection:
             if connection.execute("SELECT 1 FROM checkpoints WHERE thread = ? LIMIT 1", (target,)).fetchone():
                 raise ValueError(
                     f"target_thread_id={target!r} has checkpoints; delete that thread first, or copy to a "
-                    "new one"
+                    "new thread"
                 )
             for table, columns in TABLES.items():
                 others = columns.partition(", ")[2]
@@ -235,13 +247,15 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 )
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Delete all but the latest checkpoint of each namespace of threads; "delete" removes whole threads.
+        """Delete old checkpoints of threads. With the strategy "delete", delete the threads completely.
 
-        Checkpoints from which the latest one's delta channels are rebuilt stay. Raises ValueError if the
-        strategy is unknown.
+        The strategy "keep_latest" leaves the latest checkpoint of each namespace. It also leaves the older
+        checkpoints from which the delta channels of the latest checkpoint are rebuilt.
+
+        Raises ValueError if the strategy is unknown.
         """
         if strategy not in _STRATEGIES:
-            raise ValueError(f"strategy={strategy!r}; choose from {', '.join(_STRATEGIES)}")
+            raise ValueError(f"strategy={strategy!r}: choose from {', '.join(_STRATEGIES)}")
         if strategy == "delete":
             for thread in thread_ids:
                 self.delete_thread(thread)
@@ -260,7 +274,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         self._store.erase_traces()
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Run `get_tuple` in a thread, without blocking the event loop."""
+        """Run `get_tuple` in a worker thread, without blocking the event loop."""
         return await _run_in_thread(self.get_tuple, config)
 
     async def alist(
@@ -271,7 +285,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        """Run `list` in a thread, without blocking the event loop."""
+        """Run `list` in a worker thread, without blocking the event loop."""
         checkpoints = self.list(config, filter=filter, before=before, limit=limit)
         while page := await _run_in_thread(lambda: [*islice(checkpoints, _PAGE_SIZE)]):
             for checkpoint in page:
@@ -284,7 +298,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        """Run `put` in a thread, without blocking the event loop."""
+        """Run `put` in a worker thread, without blocking the event loop."""
         return await _run_in_thread(self.put, config, checkpoint, metadata, new_versions)
 
     async def aput_writes(
@@ -294,23 +308,23 @@ class Checkpointer(BaseCheckpointSaver[str]):
         task_id: str,
         task_path: str = "",
     ) -> None:
-        """Run `put_writes` in a thread, without blocking the event loop."""
+        """Run `put_writes` in a worker thread, without blocking the event loop."""
         await _run_in_thread(self.put_writes, config, writes, task_id, task_path)
 
     async def adelete_thread(self, thread_id: str) -> None:
-        """Run `delete_thread` in a thread, without blocking the event loop."""
+        """Run `delete_thread` in a worker thread, without blocking the event loop."""
         await _run_in_thread(self.delete_thread, thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Run `delete_for_runs` in a thread, without blocking the event loop."""
+        """Run `delete_for_runs` in a worker thread, without blocking the event loop."""
         await _run_in_thread(self.delete_for_runs, run_ids)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Run `copy_thread` in a thread, without blocking the event loop."""
+        """Run `copy_thread` in a worker thread, without blocking the event loop."""
         await _run_in_thread(self.copy_thread, source_thread_id, target_thread_id)
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Run `prune` in a thread, without blocking the event loop."""
+        """Run `prune` in a worker thread, without blocking the event loop."""
         await _run_in_thread(lambda: self.prune(thread_ids, strategy=strategy))
 
     def _read_numbered(self, number: int, filter: dict[str, Any] | None) -> CheckpointTuple | None:
@@ -355,7 +369,7 @@ class Checkpointer(BaseCheckpointSaver[str]):
         return task, channel, self.serde.loads_typed((type, value))
 
     def _find_needed(self, connection: sqlite3.Connection, thread: str, namespace: str) -> set[int]:
-        """Return the numbers of the latest checkpoint and of the ancestors that its delta channels need."""
+        """Return the row numbers of the latest checkpoint and of ancestors that its delta channels need."""
         select = (
             "SELECT number, parent, channels, metadata_type, metadata FROM checkpoints "
             "WHERE thread = ? AND namespace = ?"

@@ -1,7 +1,7 @@
 """SQL tables of checkpoints.
 
-Steps that do not change a channel share its value. A list item is shared by all lists of the thread that grew
-from the list in which it was added.
+The value of a channel is stored once for all checkpoints between two changes of the channel. When a list
+grows, the new version of the list refers to the stored items of the old version.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _ITEM = struct.Struct("<q16s")  # number, digest
 
 
 class StoredCheckpoint(NamedTuple):
-    """Serialized checkpoint from the tables."""
+    """Serialized checkpoint, as read from the tables."""
 
     row: tuple
     channels: dict[str, SerializedValue | list[SerializedValue]]
@@ -82,7 +82,7 @@ class StoredCheckpoint(NamedTuple):
 def read_checkpoint(
     connection: sqlite3.Connection, condition: str, values: list[Any]
 ) -> StoredCheckpoint | None:
-    """Return the first checkpoint that meets an SQL condition, with values and writes; None without one."""
+    """Return the first checkpoint that meets an SQL condition, with its values and writes, or None."""
     row = connection.execute(f"SELECT {COLUMNS} FROM checkpoints WHERE {condition}", values).fetchone()
     if row is None:
         return None
@@ -100,7 +100,7 @@ def read_checkpoint(
 def channel_numbers(
     connection: sqlite3.Connection, thread: str, namespace: str, id: str | None
 ) -> dict[str, tuple[int, Any]]:
-    """Return the number and the version of each channel's value in a checkpoint."""
+    """Return, for each channel of a checkpoint, the row number and the version of the channel's value."""
     row = connection.execute(
         "SELECT channels FROM checkpoints WHERE thread = ? AND namespace = ? AND id = ?",
         (thread, namespace, id),
@@ -114,7 +114,10 @@ def add_value(
     value: SerializedValue | list[SerializedValue],
     before: int | None,
 ) -> int:
-    """Insert a value and return its number, unique in the thread; list items of value `before` are reused."""
+    """Insert a value and return its row number, which is unique in the thread.
+
+    `before` is the row number of the previous value. If both values are lists, stored items are reused.
+    """
     if isinstance(value, list):
         number_of_digest = {} if before is None else {d: n for n, d in _items(connection, thread, before)}
         value = (
@@ -125,7 +128,7 @@ def add_value(
 
 
 def delete_checkpoints(connection: sqlite3.Connection, numbers: Sequence[int], threads: set[str]) -> None:
-    """Delete checkpoints, their writes, and values that no other checkpoint of these threads uses."""
+    """Delete checkpoints, their writes, and values that no remaining checkpoint of `threads` uses."""
     for number in numbers:
         connection.execute(
             "DELETE FROM writes WHERE (thread, namespace, checkpoint) = "
@@ -160,7 +163,7 @@ def _read_value(
 
 
 def _items(connection: sqlite3.Connection, thread: str, number: int) -> list[tuple[int, bytes]]:
-    """Return number and digest of each item of a list value; an empty list for other values."""
+    """Return row number and digest of each item of a list value; [] if the value is not a list."""
     type, value = _select_value(connection, "channel_values", thread, number)
     return [*_ITEM.iter_unpack(value)] if type == _LIST else []
 

@@ -7,7 +7,7 @@
     decision = memory.add("Vera moved to Porto.", namespace=("user", "vera"))
     memory.undo(decision.id)
 
-Direct writes to a bank call no model.
+Direct writes to a bank, such as `bank.add`, do not call the model.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class ModelDecider:
     def __call__(self, text: str, records: Sequence[Record]) -> list[Change]:
         """Return the changes that the model requests.
 
-        Raises ValueError if the reply is invalid; `Consolidation` then adds the text. Errors of the model
-        call propagate, a ValueError as RuntimeError; nothing is written then.
+        Raises ValueError if the reply is invalid; `Consolidation` then adds the text as a new record. Errors
+        of the model call propagate, and nothing is written. A ValueError of the model call is raised as
+        RuntimeError.
         """
         payload = {
             "new statement": _sanitize(text),
@@ -71,22 +72,22 @@ class ModelDecider:
 def read_changes(reply: str) -> list[Change]:
     """Return the changes in a reply; text around its JSON is ignored.
 
-    Raises ValueError, whose message does not quote the reply, if there are no valid changes.
+    Raises ValueError if the reply contains no valid changes. The error message does not quote the reply.
     """
     for value in _iterate_objects(clean(reply)[-_MAX_REPLY_LENGTH:]):
         if isinstance(value.get("changes"), list):
             return [_parse_change(one) for one in value["changes"]]
-    raise ValueError("the model's reply has no changes in JSON")
+    raise ValueError("the model's reply contains no JSON object with a list named changes")
 
 
 def _parse_change(value: Any) -> Change:
     if not isinstance(value, dict):
-        raise ValueError("a change is not a JSON object")  # noqa: TRY004  (invalid model output)
+        raise ValueError("each change in the model's reply must be a JSON object")  # noqa: TRY004  (invalid model output)
     number, text = value.get("record"), value.get("text")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-        raise ValueError("a change's record is not an integer")
+        raise ValueError("the field record of a change in the model's reply is not an integer")
     if text is not None and not isinstance(text, str):
-        raise ValueError("a change's text is not a string")
+        raise ValueError("the field text of a change in the model's reply is not a string")
     index = None if number is None else number - 1
     action: Any = value.get("action")
     # Only an update may reword; "add" keeps the original text.

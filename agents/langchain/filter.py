@@ -13,8 +13,8 @@ _OPERATORS = ("$eq", "$ne", *_ORDER)
 def matches_filter(value: Any, filter: Mapping[str, Any] | None) -> bool:
     """Return True if a value matches a filter; a missing key counts as None.
 
-    Numbers are ordered among each other, and so are strings; a comparison of other types is False. Raises
-    ValueError if an operator is unknown.
+    The operators `$gt $gte $lt $lte` compare a number with a number, or a string with a string. For other
+    types the result is False. Raises ValueError if an operator is unknown.
     """
     return all(_matches(value.get(key), expected) for key, expected in (filter or {}).items())
 

@@ -36,12 +36,13 @@ _ROLES = {"human": "user", "ai": "assistant", "tool": "tool", "function": "tool"
 
 
 class BankChatMessageHistory(BaseChatMessageHistory):
-    """Messages of one thread, in order; several processes may write to it.
+    """Messages of one thread, in order; several processes may write to the thread.
 
-    Messages round-trip completely: tool calls, ids, usage, multi-part content, all that is JSON-serializable.
-    The texts of users, models and tools are also records of the bank (kind conversation, provenance `thread`
-    and `role`), never merged. Tool messages, and model messages after them, have `trust="tool"`. Raises
-    TypeError or ValueError if a message is not JSON-serializable; no message of that call is stored then.
+    Messages are stored completely, with tool calls, ids, usage and multi-part content. The texts of users,
+    models and tools are also records of the bank (kind conversation, provenance `thread` and `role`). These
+    records are never merged. Tool messages, and model messages after a tool message, have `trust="tool"`.
+    `add_messages` raises TypeError or ValueError if a message is not JSON-serializable, and then stores none
+    of its messages.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             bank: Memory bank that stores the messages.
             thread: Name of the thread.
             namespace: Owner of the thread. A template such as `("user", "{user_id}")` is filled once.
-            config: Config whose "configurable" fills the template now. None uses the config of the runnable
-                that first reads or writes the history, since RunnableWithMessageHistory builds histories
-                before it runs.
+            config: Config whose "configurable" fills the template immediately. With None, the template is
+                filled at the first read or write, from the config of the running runnable. Use None with
+                RunnableWithMessageHistory, which builds a history before it runs.
         """
         if not isinstance(bank, MemoryBank):
             raise TypeError(f'bank={bank!r}: pass a bank, such as MemoryBank("facts.db")')
@@ -81,7 +82,7 @@ class BankChatMessageHistory(BaseChatMessageHistory):
 
     @property
     def messages(self) -> list[BaseMessage]:  # type: ignore[override]
-        """All messages, oldest first; only messages since the last access are read from the file."""
+        """All messages, oldest first; an access reads only new messages from the file."""
         with self._bank.store.reading() as connection:
             (first,) = connection.execute(
                 f"SELECT MIN(number) FROM messages WHERE {_THREAD_CONDITION}", self._thread_key
@@ -162,4 +163,7 @@ def _encode_message(message: BaseMessage) -> str:
     try:
         return json.dumps(message_to_dict(message), allow_nan=False)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"a message of type {message.type!r} must be JSON-serializable: {error}") from None
+        raise type(error)(
+            f"cannot store a message of type {message.type!r}: all its fields must be "
+            f"JSON-serializable ({error})"
+        ) from None

@@ -37,22 +37,26 @@ Namespace = Sequence[str] | Callable[[Runtime[Any]], Sequence[str]]
 
 
 class BankState(AgentState[Any]):
-    """Agent state besides messages: recalled records, and a flag, True if any of them came from a tool."""
+    """Agent state with recalled records, and with a flag that is True if a recalled record is untrusted."""
 
     recalled_records: NotRequired[Annotated[list[dict[str, str]], PrivateStateAttr]]
     recalled_untrusted: NotRequired[Annotated[bool, PrivateStateAttr]]
 
 
 class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
-    """Middleware that recalls records for the user's last message, and stores that message and the answer.
+    """Middleware that recalls records for the user's last message, and stores this message and the answer.
 
-    Recalled records are inserted before the user's text as data between marks, never into the system prompt
-    or the thread. Records are whole; a note counts those that did not fit. An answer is stored with
-    `trust="tool"` if the agent has seen untrusted text, in a record or a tool's result, or if the model was
-    offered third-party tools such as those of MCP servers. A tool is trusted if it is declared by
-    `scrubjay.agents.tool(untrusted=False)`. With `gate`, once untrusted text was seen, tools with side
-    effects and addresses that neither the user nor a source gave are refused, as in KwaiAgent. Without
-    `gate`, LangChain's HumanInTheLoopMiddleware can ask the user.
+    Recalled records are inserted before the user's text, as data between marks. They never enter the system
+    prompt or the thread. Records are not truncated; a note counts the records that do not fit.
+
+    An answer is stored with `trust="tool"` if the agent has read untrusted text in a record or in a tool's
+    result. The same holds if the model was offered third-party tools, such as tools of MCP servers. A tool is
+    trusted if it is declared by `scrubjay.agents.tool(untrusted=False)`.
+
+    With `gate`, the middleware refuses risky tool calls after untrusted text was read. A call is risky if its
+    tool has side effects, or if the call contains a web address that neither the user nor a source wrote.
+    KwaiAgent has the same rules. Without `gate`, LangChain's HumanInTheLoopMiddleware can ask the user for
+    approval.
     """
 
     state_schema = BankState
@@ -75,17 +79,17 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         Args:
             bank: Memory bank to search and to write to.
             namespace: Owner of the memory. A template such as `("user", "{user_id}")` is filled from the
-                call's config["configurable"] and the runtime's context. A function of LangGraph's runtime can
-                be passed instead; its result is not treated as a template.
-            k: Maximum number of records.
-            token_budget: Maximum tokens of all records.
+                call's config["configurable"] and the runtime's context. Another option is a function that
+                takes LangGraph's runtime and returns a namespace, which is not treated as a template.
+            k: Maximum number of recalled records.
+            token_budget: Maximum tokens of all recalled records together.
             kinds: Kinds of record to recall; None for all.
-            trusts: Authors of records to recall; None for all.
-            language: Language of the marks: en or zh.
+            trusts: Authors of the records to recall (user, agent, tool); None for all.
+            language: Language of the marks around recalled records: en or zh.
             count_tokens: Function that counts the tokens of a text.
-            gate: Refuse harmful actions once the agent has seen untrusted text: tools that are not declared
-                by `scrubjay.agents.tool(side_effect=False)`, and addresses that neither the user nor a source
-                gave.
+            gate: Refuse risky tool calls after the agent has read untrusted text. A call is risky if its tool
+                is not declared by `scrubjay.agents.tool(side_effect=False)`, or if the call contains a
+                web address that neither the user nor a source wrote.
 
         Raises ValueError or TypeError if an argument is invalid.
         """
@@ -102,7 +106,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
 
     def before_model(self, state: BankState, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Recall records for the user's last message, without records whose text is in the thread already."""
+        """Recall records for the user's last message, except records whose text is already in the thread."""
         index = _find_question(state["messages"])
         if index is None or not (query := clean(state["messages"][index].text).strip()):
             return {"recalled_records": []}
@@ -126,9 +130,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return _mark_reply(await handler(self._insert_memories(request)), request)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
-        """Run the tool within its taint scope, and mark its result as trusted or untrusted.
+        """Run the tool within `taint_scope`, and mark its result as trusted or untrusted.
 
-        With `gate` the call may be refused instead.
+        With `gate`, the middleware may refuse the call instead.
         """
         if (refusal := self._refusal(request)) is not None:
             return refusal
@@ -224,7 +228,10 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         try:
             packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
         except ValueError as error:
-            raise ValueError(f"token_budget={self._budget}: not even the heading fits; raise it") from error
+            raise ValueError(
+                f"token_budget={self._budget}: too small for the heading of the recalled records and a note; "
+                "raise token_budget"
+            ) from error
         return "\n".join(getattr(item, "text", item) for item in packed.items)
 
     def _fence(self, record: dict[str, str]) -> str:
@@ -238,17 +245,20 @@ class _Item(NamedTuple):
 
 
 def _is_user_message(message: BaseMessage) -> bool:
-    """Return True if the user wrote the message; False for a summary that a middleware wrote as the user."""
+    """Return True if the user wrote the message.
+
+    A middleware can insert a HumanMessage with a summary. For such a message the function returns False.
+    """
     return isinstance(message, HumanMessage) and "lc_source" not in message.additional_kwargs
 
 
 def _find_question(messages: Sequence[BaseMessage]) -> int | None:
-    """Return the index of the user's last message; None without one."""
+    """Return the index of the user's last message; None if there is none."""
     return next((i for i in reversed(range(len(messages))) if _is_user_message(messages[i])), None)
 
 
 def _collect_turn(state: Any) -> list[tuple[str, str, str]]:
-    """Return text, trust and role of the user's messages since the last answer, and of the answer."""
+    """Return (text, trust, role) of each user message since the previous answer, and of the new answer."""
     messages, index = state["messages"], _find_question(state["messages"])
     if index is None:
         return []
@@ -270,12 +280,15 @@ def _prepend(memories: str, message: BaseMessage) -> str | list[Any]:
 
 
 def _is_tainted(state: Any) -> bool:
-    """Return True if the agent has seen untrusted text."""
+    """Return True if the agent has read untrusted text."""
     return bool(state.get("recalled_untrusted")) or any(map(_is_untrusted, state["messages"]))
 
 
 def _collect_allowed_addresses(state: Any) -> AllowedAddresses:
-    """Return the addresses of the user and of sources, without those that the model passed to the source."""
+    """Return the web addresses that the user or a source wrote.
+
+    An address in a tool's result does not count if the model passed this address to the tool.
+    """
     messages = state["messages"]
     user_texts = [clean(message.text) for message in messages if _is_user_message(message)]
     user_texts += [

@@ -19,9 +19,9 @@ from scrubjay.memory.bank.file.record import Hit
 class BankRetriever(BaseRetriever):
     """Retriever of a bank's records by keywords and embeddings, best first.
 
-    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides fields for one call. A document's
-    metadata has the record's id, score (comparable within one search), kind, namespace, trust, observed (ISO
-    8601) and provenance. Raises the errors of `MemoryBank.search`.
+    `invoke(query, k=..., namespace=..., kinds=..., trusts=...)` overrides fields for one call. The metadata
+    of a document contains the record's id, score, kind, namespace, trust, observed (ISO 8601) and provenance.
+    Scores are comparable only within one search. Raises the errors of `MemoryBank.search`.
     """
 
     bank: MemoryBank
@@ -29,15 +29,15 @@ class BankRetriever(BaseRetriever):
     k: int = 4
     """Maximum number of documents."""
     namespace: tuple[str, ...] | None = None
-    """Namespace to search, with all namespaces below it; None for all.
+    """Namespace to search, including all namespaces below it; None for all namespaces.
 
     A template such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
     LangGraph's context.
     """
     kinds: tuple[str, ...] | None = None
-    """Kinds of record to search; None for all."""
+    """Kinds of record to search; None for all kinds."""
     trusts: tuple[str, ...] | None = None
-    """Authors to search: user, agent, tool; None for all."""
+    """Authors of the records to search: user, agent, tool; None for all authors."""
 
     @field_validator("namespace")
     @classmethod
@@ -55,7 +55,11 @@ class BankRetriever(BaseRetriever):
         return await super().ainvoke(input, config, **self._with_namespace(config, kwargs))
 
     def _with_namespace(self, config: RunnableConfig | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Return a call's arguments with the filled namespace, since the search itself gets no config."""
+        """Return a call's arguments with the namespace to search.
+
+        A namespace in `kwargs` has priority and must not be a template. Otherwise the retriever's template is
+        filled. The template is filled here, because the search does not get `config`.
+        """
         if "namespace" in kwargs:
             namespace = kwargs["namespace"]
             return kwargs | {"namespace": None if namespace is None else check_literal(namespace)}

@@ -1,7 +1,8 @@
-"""Checkpoint serializer that constructs allowed types only, for untrusted files.
+"""Checkpoint serializer for untrusted files, which constructs only objects of allowed types.
 
-LangGraph's serializer imports and calls any name that a msgpack extension contains. Its strict mode logs a
-warning and returns the arguments. This serializer checks the names first and raises an error.
+LangGraph's serializer imports and calls any name that a msgpack extension contains. If a name is not allowed,
+its strict mode only logs a warning and returns the arguments in place of the object. The serializer of this
+module checks all names first and raises an error.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ ALLOWED_TYPES = SAFE_MSGPACK_TYPES | {
 class StrictSerializer(JsonPlusSerializer):
     """LangGraph's serializer, restricted to allowed types for both writing and reading.
 
-    Raises TypeError when writing, and ValueError when reading, a type that is neither in `ALLOWED_TYPES` nor
-    in `allow`.
+    Types in `ALLOWED_TYPES` and in `allow` are allowed. Another type raises TypeError when it is written, and
+    ValueError when it is read.
     """
 
     def __init__(self, allow: Iterable[type] = ()) -> None:
@@ -78,7 +79,7 @@ class StrictSerializer(JsonPlusSerializer):
             allow: Additional types to allow: your own dataclasses, pydantic models, enums and named tuples.
 
         Raises:
-            TypeError: if one of them is not a class, or cannot be imported from its module by its name.
+            TypeError: if an item of `allow` is not a class, or cannot be imported by its module and name.
         """
         allow = tuple(allow)
         for each in allow:
@@ -92,19 +93,21 @@ class StrictSerializer(JsonPlusSerializer):
         super().__init__(allowed_msgpack_modules=ALLOWED_TYPES | {_type_key(each) for each in allow})
 
     def dumps_typed(self, obj: Any) -> tuple[str, bytes]:
-        """Return a value's format and bytes. Raises TypeError if a type is not allowed."""
+        """Serialize a value; return its format and bytes. Raises TypeError if a type is not allowed."""
         kind, body = super().dumps_typed(obj)
         if kind == "msgpack":
             self._check(body, TypeError)
         return kind, body
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        """Return the value. Raises ValueError, before constructing anything, if a type is not allowed."""
+        """Deserialize a value. If a type is not allowed, raise ValueError before constructing any object."""
         kind, body = data
         # A column of an SQLite file may hold any type.
         if not isinstance(kind, str) or not isinstance(body, bytes | bytearray):
-            damage = f"{type(body).__name__} in place of bytes"
-            raise ValueError(f"the checkpoint is damaged: {damage}")  # noqa: TRY004  (invalid file content)
+            raise ValueError(  # noqa: TRY004  (invalid file content)
+                f"the checkpoint is damaged: its format and value have types {type(kind).__name__} and "
+                f"{type(body).__name__}; expected str and bytes"
+            )
         if kind not in _TYPES:
             raise ValueError(
                 f"unsupported format {kind!r} in the checkpoint; supported are {', '.join(sorted(_TYPES))}"
@@ -139,5 +142,5 @@ class StrictSerializer(JsonPlusSerializer):
         if rejected_types:
             raise error(
                 f"type {rejected_types[0][:200]!r} is not allowed in checkpoints; pass trusted types to "
-                "Checkpointer(path, allow=[...]), which accepts no subclasses of datetime"
+                "Checkpointer(path, allow=[...]) (subclasses of datetime cannot be allowed)"
             )

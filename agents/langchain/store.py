@@ -1,6 +1,7 @@
 """LangGraph store over a memory bank: items by namespace and key, searched by keywords and embeddings.
 
-It implements LangGraph's BaseStore, not that of langchain_core, which maps keys to values only.
+The store implements BaseStore of LangGraph. BaseStore of langchain_core is another interface, which only maps
+keys to values.
 """
 
 from __future__ import annotations
@@ -63,13 +64,17 @@ _DEPTH = 64
 class BankStore(BaseStore):
     """Store of items in a bank's file; safe for threads, event loops and processes.
 
-    `memory` is an open bank, or the path of one. A search with a query ranks items by the bank's recall, by
-    keywords alone if the bank has no embeddings; items without a match come last, with score None.
-    `index={"fields": [...]}` lists the searchable parts of a value, all by default; with a path, its `embed`
-    becomes the bank's embedding model. Item texts are also records of the bank, in namespace `("store",
-    *namespace)`; very long texts are truncated there. Within a batch, all reads run before all writes.
-    Expired items are never returned, and are deleted by the next write or by `sweep_ttl`. `clock` returns
-    seconds since 1970. Raises ValueError if `embed` is passed with an open bank.
+    `memory` is an open bank or the path of a bank. A search with a query ranks items like a search in the
+    bank, which uses only keywords if the bank has no embeddings. Items without a match come last, with score
+    None.
+
+    `index={"fields": [...]}` lists the searchable parts of a value; the default is all parts. If `memory` is
+    a path, `embed` in `index` is the bank's embedding model. If `memory` is an open bank, `embed` raises
+    ValueError. Item texts are also records of the bank, in namespace `("store", *namespace)`. Very long texts
+    are truncated in these records.
+
+    Within a batch, all reads run before all writes. Expired items are never returned. The next write or
+    `sweep_ttl` deletes expired items. `clock` returns seconds since 1970.
     """
 
     supports_ttl = True
@@ -99,7 +104,7 @@ class BankStore(BaseStore):
         self._bank.store.add_tables("items", _MIGRATIONS)
 
     def close(self) -> None:
-        """Close the file, unless an open bank was passed."""
+        """Close the bank if the store opened it; a bank that was passed open stays open."""
         if self._owns_bank:
             self._bank.close()
 
@@ -110,7 +115,10 @@ class BankStore(BaseStore):
         self.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Any]:
-        """Run operations, reads first; return results in order. Raises TypeError on other objects."""
+        """Run store operations, reads first, and return their results in the order of `ops`.
+
+        Raises TypeError if an object is not a store operation.
+        """
         ops = list(ops)
         for op in ops:
             _check_operation(op)
@@ -121,7 +129,7 @@ class BankStore(BaseStore):
         return results
 
     async def abatch(self, ops: Iterable[Op]) -> list[Any]:
-        """Run `batch` in a thread, without blocking the event loop."""
+        """Run `batch` in a worker thread, without blocking the event loop."""
         return await run_in_executor(None, self.batch, ops)
 
     def sweep_ttl(self) -> int:
@@ -290,7 +298,7 @@ def _check_operation(op: Any) -> None:
         check_count(name, getattr(op, name, 0), 0)
     labels = getattr(op, "namespace", ()) or getattr(op, "namespace_prefix", ())
     if any("\x1f" in label for label in labels):
-        raise InvalidNamespaceError(f"namespace={labels!r}: labels must not contain U+001F")
+        raise InvalidNamespaceError(f"namespace={labels!r}: labels must not contain the character U+001F")
 
 
 def _encode_value(op: PutOp) -> str | None:
@@ -339,5 +347,5 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
     elif condition.match_type == "suffix":
         part = namespace[len(namespace) - len(path) :]
     else:
-        raise ValueError(f"match_type={condition.match_type!r}; choose from prefix, suffix")
+        raise ValueError(f"match_type={condition.match_type!r}: choose from prefix, suffix")
     return all(pattern in ("*", label) for pattern, label in zip(path, part, strict=True))

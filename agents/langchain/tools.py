@@ -1,8 +1,9 @@
 """Memory tools: a model searches, saves, updates and deletes records of one bank and namespace.
 
-A text that is saved after the agent has read untrusted text has `trust="tool"`, and then only records of that
-trust can be updated or deleted. The same holds if the agent does not report what it has read, as KwaiAgent
-and BankMiddleware do. A web page therefore cannot rewrite a user's statement.
+After an agent has read untrusted text, each record that the agent saves has `trust="tool"`, and the agent can
+update and delete only records with this trust. A web page therefore cannot rewrite a user's statement.
+KwaiAgent and BankMiddleware report to the tools whether untrusted text was read. Without such a report, the
+tools assume that untrusted text was read.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ _WRITE_METADATA = {"side_effect": True, "untrusted": False}
 def memory_tools(
     bank: MemoryBank, namespace: Sequence[str], k: int = 6, trusts: Sequence[str] = TRUSTS
 ) -> list[BaseTool]:
-    """Build search_memory, save_memory, update_memory and forget_memory for a namespace and those below it.
+    """Build the tools search_memory, save_memory, update_memory and forget_memory.
 
-    A template such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
-    LangGraph's context. A search returns at most `k` records. Without "tool" in `trusts`, a search excludes
-    texts of tools, and its results count as trusted. Raises ValueError or TypeError if an argument is
-    invalid.
+    The tools use the records of `namespace` and of all namespaces below it. A template such as
+    `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context. A search
+    returns at most `k` records. Without "tool" in `trusts`, a search excludes texts of tools, and its results
+    count as trusted. Raises ValueError or TypeError if an argument is invalid.
     """
     check_count("k", k, 1)
     fields = {"bank": bank, "namespace": check_template(namespace)}
@@ -61,14 +62,15 @@ class _MemoryTool(BaseTool):
         return fill_template(self.namespace)
 
     def _get_writable_record(self, id: str) -> Record:
-        """Return a record that the current call may change. Raises ToolException without one."""
+        """Return the record of `id` if the current call may change it. Raises ToolException if not."""
         record = self.bank.get(id)
         namespace = self._resolve_namespace()
         if record is None or record.namespace[: len(namespace)] != namespace:
             raise ToolException(f"There is no memory {id!r}. Take an id from search_memory.")
         if is_tainted() and record.trust != "tool":
             raise ToolException(
-                f"Memory {id!r} was not changed: its source is {record.trust}, and untrusted text was read."
+                f"Memory {id!r} was not changed: after untrusted text was read, only memories with trust "
+                f"'tool' can be changed, and this one has trust {record.trust!r}."
             )
         return record
 
@@ -87,7 +89,10 @@ class _Search(BaseModel):
 
 
 class SearchMemory(_MemoryTool):
-    """Search tool: one JSON object per line, best first; the artifact has them as `records`."""
+    """Tool that returns the matching records as JSON objects, one per line, best first.
+
+    The artifact contains these objects under the key `records`.
+    """
 
     name: str = "search_memory"
     description: str = (
@@ -98,7 +103,7 @@ class SearchMemory(_MemoryTool):
     trusts: tuple[str, ...] = TRUSTS
 
     def model_post_init(self, context: Any, /) -> None:
-        """Declare the tool free of side effects, and its results untrusted if they include texts of tools."""
+        """Declare that the tool has no side effect; its results are untrusted if `trusts` includes "tool"."""
         super().model_post_init(context)
         declarations = {"side_effect": False, "untrusted": "tool" in self.trusts}
         self.metadata = {**declarations, **(self.metadata or {})}
@@ -117,7 +122,7 @@ class _Save(BaseModel):
 
 
 class SaveMemory(_MemoryTool):
-    """Tool that saves a fact, merging duplicates; the artifact has its `id`."""
+    """Tool that saves a fact and merges duplicates; the artifact has the record's `id`."""
 
     name: str = "save_memory"
     description: str = "Remember one fact for later conversations."
@@ -135,7 +140,7 @@ class _Update(BaseModel):
 
 
 class UpdateMemory(_MemoryTool):
-    """Tool that supersedes a record by a new one; the artifact has the new `id`."""
+    """Tool that supersedes a record by a new record; the artifact has the `id` of the new record."""
 
     name: str = "update_memory"
     description: str = "Correct a remembered fact that is no longer true; the old one is kept as past."
@@ -147,7 +152,7 @@ class UpdateMemory(_MemoryTool):
         # A draft has the time of the bank's clock. Superseding a record twice would leave two valid
         # successors.
         if old.valid_to is not None and old.valid_to.timestamp() <= self.bank.draft(id).created:
-            raise ToolException(f"Memory {id!r} no longer holds. Take an id from search_memory.")
+            raise ToolException(f"Memory {id!r} is no longer valid. Take an id from search_memory.")
         new = self._write(
             text, kind=old.kind, namespace=old.namespace, importance=old.importance, supersedes=id
         )
@@ -159,7 +164,7 @@ class _Forget(BaseModel):
 
 
 class ForgetMemory(_MemoryTool):
-    """Tool that deletes a record permanently; the artifact has its `id`."""
+    """Tool that deletes a record permanently; the artifact has the record's `id`."""
 
     name: str = "forget_memory"
     description: str = "Delete a remembered record for good, as when the user asks for it."

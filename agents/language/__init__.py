@@ -1,1 +1,1 @@
-"""Shared parts of the language agents: prompts, handling of untrusted text, packing of a context budget."""
+"""Shared parts of the language agents: prompts, untrusted text, packing of texts into a token budget."""

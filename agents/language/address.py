@@ -1,6 +1,7 @@
 """Web addresses: canonical form, extraction from text, and the set of addresses that a model may open.
 
-The web client requests and the gate compares the same canonical text; both use `canonicalize_address`.
+The web client and the gate both use `canonicalize_address`. The client therefore requests exactly the address
+that the gate has checked.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ _MAX_ENDS = 4
 
 
 class RequestError(LocalizedError, ValueError):
-    """A request or its response is not allowed, such as a private address or an unsupported content type."""
+    """A request or its response is not allowed, for example because of a private address."""
 
 
 def canonicalize_address(address: str) -> str:
-    """Return the canonical form of a web address, which is the form requested; the function is idempotent.
+    """Return the canonical form of a web address, the form that the web client requests.
 
-    Scheme and host are lower case, the host is IDNA-encoded without a trailing dot, the port is left out if
-    it is the scheme's default, path and query are percent-encoded, and the fragment is dropped. Raises
-    RequestError if the address is not http or https, contains a user name, or contains white space, a
+    Scheme and host are in lower case. The host is IDNA-encoded and has no trailing dot. The scheme's default
+    port is left out. Path and query are percent-encoded, and the fragment is dropped. A canonical address is
+    returned unchanged.
+
+    Raises RequestError if the address is not http or https, contains a user name, or contains white space, a
     backslash, a control character or an invisible format character.
     """
     excerpt = address if len(address) <= 200 else address[:197] + "..."
@@ -94,9 +97,11 @@ class AllowedAddresses:
     """Set of the addresses that a model may open after it has read untrusted text.
 
     Someone other than the model must have written the complete address. In trusted texts, such as the user's
-    messages, every word counts, with or without trailing punctuation and with or without `http://` or
-    `https://`. In untrusted texts only addresses with a scheme count. An address is in the set if its
-    canonical form equals one of these; a prefix or an extension of an allowed address is not allowed.
+    messages, every word counts as an address, with or without trailing punctuation, and with or without
+    `http://` or `https://`. In untrusted texts only addresses with a scheme count.
+
+    An address is in the set if its canonical form equals one of these addresses. A prefix or an extension of
+    an allowed address is not in the set.
     """
 
     def __init__(self, trusted_texts: Iterable[str], untrusted_addresses: Iterable[set[str]] = ()) -> None:
@@ -120,10 +125,10 @@ class AllowedAddresses:
 
 
 def find_new_addresses(result: str, call_text: str) -> set[str]:
-    """Return the addresses in a tool's result that are not repeated from the text of its call.
+    """Return the addresses in a tool's result that do not occur in the text of its call.
 
-    Repetitions are recognized in any spelling: with spaces, capitals, percent-encoding, or without the
-    scheme.
+    An address of the call is recognized in any spelling: with spaces, capitals or percent-encoding, or
+    without the scheme.
     """
     call_characters, new_addresses = _fold(call_text), set[str]()
     for word in _ADDRESS.findall(result):
@@ -139,24 +144,28 @@ def find_new_addresses(result: str, call_text: str) -> set[str]:
 def _check_host(host: str, is_ipv6: bool) -> str:
     if is_ipv6:
         if "%" in host:
-            raise ValueError("its host names a network of this machine")
+            raise ValueError("the host contains % and the name of a network interface; remove both")
         return f"[{ipaddress.IPv6Address(host).compressed}]"
     if len(host) > _MAX_HOST_LENGTH:
-        raise ValueError(f"its host has {len(host)} characters")
+        raise ValueError(f"the host has {len(host)} characters, more than {_MAX_HOST_LENGTH}")
     host = host.encode("idna").decode().lower().removesuffix(".")
     if not _HOST.fullmatch(host):
-        raise ValueError(f"{host!r} is not a host")
+        raise ValueError(f"{host!r} is not a host name")
     return host
 
 
 def _address_candidates(word: str) -> Iterator[str]:
-    """Yield the possible addresses at the start of a word; an address may end where another script begins."""
+    """Yield the beginnings of `word` that may be an address.
+
+    The candidates are the whole word and its leading ASCII characters, because Chinese text may follow an
+    address without a space. Each of the two also occurs without some or all of the punctuation at its end.
+    """
     yield from _word_candidates(word)
     yield from _word_candidates(_ASCII.findall(word)[0])
 
 
 def _word_candidates(word: str) -> Iterator[str]:
-    """Yield a word of prose, then the word without its trailing punctuation, one character at a time."""
+    """Yield a word, then shorter words without some or all of the punctuation at the end of the word."""
     for _ in range(_MAX_ENDS):
         yield word
         if word[-1:] not in _ENDS:

@@ -1,8 +1,9 @@
 """Security properties of a tool: side effects, trust in its results, and arguments that are addresses.
 
 Undeclared properties take the unsafe value: only an explicit False says that a tool has no side effect or
-that its results are trusted. If a third party wrote the tool's description, as MCP servers do, the third
-party also wrote its metadata. For such a tool only a `Declaration` object counts, which no server can send.
+that its results are trusted. If a third party such as an MCP server wrote the tool's description, the third
+party also wrote its metadata. For such a tool only a `Declaration` object counts, because a server cannot
+send such an object.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Declaration:
     side_effect: bool = True
     """True if the tool changes the outside world."""
     untrusted: bool = True
-    """True if a third party can influence the text of its results."""
+    """True if a third party can influence the text of the tool's results."""
     addresses: tuple[str, ...] | None = None
-    """Names of the arguments that are addresses; None detects them by schema and name."""
+    """Names of the arguments that are web addresses; None detects these arguments by schema and name."""
 
 
 def declare(tool: BaseTool, declaration: Declaration) -> BaseTool:
@@ -48,12 +49,12 @@ def declare(tool: BaseTool, declaration: Declaration) -> BaseTool:
 
 
 def has_side_effect(tool: BaseTool) -> bool:
-    """Return True unless the tool is declared to have no side effect."""
+    """Return False if the tool is declared to have no side effect, and True for every other tool."""
     return _get_declared(tool, "side_effect") is not False
 
 
 def is_side_effect_declared(tool: BaseTool) -> bool:
-    """Return True if the tool is declared to have a side effect or to have none."""
+    """Return True if the tool declares `side_effect`, either as True or as False."""
     return isinstance(_get_declared(tool, "side_effect"), bool)
 
 
@@ -72,7 +73,7 @@ def is_third_party(tool: BaseTool) -> bool:
 
 
 def address_arguments(tool: BaseTool) -> frozenset[str] | None:
-    """Return the declared names of the arguments that are addresses; None if there is no declaration.
+    """Return the declared names of the arguments that are web addresses; None if no names are declared.
 
     Raises TypeError if the declared value is not a list or tuple.
     """

@@ -1,8 +1,8 @@
-"""Gate on the addresses in tool calls after untrusted text was read.
+"""Gate: check of the web addresses in tool calls after untrusted text was read.
 
-A call may then contain only addresses that someone other than the model wrote (`AllowedAddresses`). An
-address argument must be allowed as a whole, whatever it looks like. In other arguments every word that looks
-like an address must be allowed: a word with `scheme:`, `www.` or two slashes.
+A call may contain only addresses that someone other than the model wrote (`AllowedAddresses`). The complete
+text of an address argument must be an allowed address, even if it does not look like an address. In other
+arguments every word with `scheme:`, `www.` or two slashes must be an allowed address.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _JOINED = re.compile(r"\A(https?:|ftps?:|wss?:|mailto:|www\.)|[/\\／＼]{2}", r
 
 
 class Gate:
-    """Address check of the calls to one tool."""
+    """Checker of the web addresses in calls to one tool."""
 
     def __init__(self, tool: BaseTool) -> None:
         names = address_arguments(tool)
@@ -39,10 +39,10 @@ class Gate:
         self._names = schema_addresses(tool) if names is None else names
 
     def has_disallowed_address(self, arguments: Any, allowed_addresses: AllowedAddresses) -> bool:
-        """Return True if the arguments contain an address that is not in `allowed`.
+        """Return True if the arguments contain an address that is not in `allowed_addresses`.
 
-        A tool with trusted results contacts third parties only through its address arguments, so for such a
-        tool only these are checked.
+        A tool with trusted results contacts third parties only through its address arguments. For such a tool
+        only the address arguments are checked.
         """
         return any(
             (
@@ -54,7 +54,7 @@ class Gate:
         )
 
     def _texts(self, arguments: Any) -> Iterator[tuple[bool, str]]:
-        """Yield pairs (is address, text) of the texts in a JSON value, field names included."""
+        """Yield a pair (is_address, text) for each text in a JSON value, including field names."""
         pending: list[tuple[bool, Any]] = [(False, arguments)]  # the model controls the depth: no recursion
         while pending:
             is_address, value = pending.pop()
@@ -76,10 +76,11 @@ class Gate:
 def find_objection(
     tool: BaseTool, gate: Gate, arguments: Any, get_allowed_addresses: Callable[[], AllowedAddresses]
 ) -> str | None:
-    """Return the reason why a call needs approval after untrusted text was read, as the name of a prompt.
+    """Return the reason why a call needs approval after untrusted text was read; None if no reason exists.
 
-    Reasons are a side effect, an undeclared side effect, and an address that is not allowed: the model may
-    have encoded private data in it. Return None if the call needs no approval.
+    The reason is the name of a phrase in `agents/language/prompts`. There are three reasons: the tool
+    declares a side effect, the tool does not declare `side_effect=False`, or the call contains an address
+    that is not allowed. The model may have encoded private data in such an address.
     """
     if has_side_effect(tool):
         return "blocked" if is_side_effect_declared(tool) else "blocked_undeclared"
@@ -87,7 +88,7 @@ def find_objection(
 
 
 def collect_texts(arguments: Any) -> list[str]:
-    """Return the texts of a JSON value in order, field names and numbers included."""
+    """Return all texts of a JSON value in order, including field names and numbers."""
     results: list[str] = []
     pending = [arguments]
     while pending:

@@ -1,8 +1,8 @@
 """Namespace templates: `("user", "{user_id}")` is filled at each call, so that one object serves all users.
 
 LangMem uses the same syntax. Values come from `config={"configurable": {"user_id": ...}}` and from the
-context of LangGraph's runtime (`graph.invoke(..., context=...)`). Doubled braces are literal: `"{{x}}"` is
-the part `{x}`.
+context of LangGraph's runtime (`graph.invoke(..., context=...)`). Doubled braces are literal: `"{{x}}"`
+becomes `{x}`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from scrubjay.memory.bank.file.record import check_namespace
 def check_template(namespace: Sequence[str]) -> tuple[str, ...]:
     """Return a namespace or template as a tuple.
 
-    Raises TypeError or ValueError if a part is not a non-empty string or a field is not a plain name.
+    Every part must be a non-empty string, and every field in braces must be a plain name. Raises TypeError or
+    ValueError if not.
     """
     parts = check_namespace(namespace)
     for part in parts:
@@ -35,7 +36,7 @@ class MissingValueError(KeyError):
 
 
 def check_literal(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the namespace of a call as a tuple. Fields in braces are not filled in.
+    """Return the namespace of a call as a tuple. This namespace must not be a template.
 
     Raises ValueError if a part contains a template field, such as `{user_id}`.
     """
@@ -49,7 +50,7 @@ def check_literal(namespace: Sequence[str]) -> tuple[str, ...]:
 
 
 def escape_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the template that fills to exactly this namespace, with its braces escaped."""
+    """Return the template that yields exactly this namespace when it is filled: braces are doubled."""
     return tuple(part.replace("{", "{{").replace("}", "}}") for part in namespace)
 
 
@@ -64,7 +65,7 @@ def fill_template(
         context: Context of LangGraph's runtime; by default that of the current graph.
 
     Raises:
-        MissingValueError: A KeyError that names the missing value.
+        MissingValueError: A field has no value. The error is a KeyError and names the field.
         TypeError: A value is neither a string, an integer nor a UUID.
         ValueError: A value is empty, or config and context have different values.
     """
@@ -89,7 +90,7 @@ def fill_template(
                 "context; pass one of them"
             )
         if isinstance(values[0], bool) or not isinstance(values[0], str | int | uuid.UUID):
-            raise TypeError(f"namespace={parts!r}: {name}={values[0]!r}; pass a string")
+            raise TypeError(f"namespace={parts!r}: {name} is {values[0]!r}; pass a string")
         return str(values[0])
 
     return check_namespace(
@@ -101,17 +102,17 @@ def fill_template(
 
 
 def _fields(part: str, parts: tuple[str, ...]) -> list[tuple[str, str | None]]:
-    """Return pairs (literal text, name of the field after it) of a part."""
+    """Return the pairs (literal text, name of the following field) of one part of a template."""
     try:
         fields = list(Formatter().parse(part))
     except ValueError as error:
-        raise ValueError(f"namespace={parts!r}: {part!r}: {error}; double a literal brace") from None
+        raise ValueError(f"namespace={parts!r}: {part!r}: {error}; double every literal brace") from None
     for _, name, specification, conversion in fields:
         plain = name is None or (name.isidentifier() and not name.startswith("_"))
         if not plain or specification or conversion:
             raise ValueError(
                 f"namespace={parts!r}: {part!r} is not a valid template; write a plain name in braces, such "
-                "as '{user_id}', and double a literal brace"
+                "as '{user_id}', and double every literal brace"
             )
     return [(literal, name) for literal, name, *_ in fields]
 

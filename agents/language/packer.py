@@ -1,7 +1,8 @@
 """Pack an agent's context into a token budget: whole items, and a note about omitted ones.
 
-The layout follows streaming attention (`scrubjay.memory.sink`) and HCAM, applied to text: pinned items are
-the sinks and always included, the last turns are the window, and recalled items go between them.
+The layout applies streaming attention (`scrubjay.memory.sink`) and HCAM to text. Pinned items correspond to
+sinks and are always included. The last turns correspond to the window. Recalled items are between pinned
+items and turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class PackedContext:
     recalled_items: tuple[Any, ...]
     """Recalled items that fit, in input order."""
     recent_items: tuple[Any, ...]
-    """Longest run of last items that fits, oldest first."""
+    """Most recent items that fit the budget together, oldest first."""
     note: str
     """Description of the omitted items; empty if nothing was omitted."""
     tokens: int
@@ -44,21 +45,22 @@ def pack(
 ) -> PackedContext:
     """Return the items that fit in `budget` tokens; no item is truncated.
 
-    Items are strings or objects with a `text` attribute. A recalled item that is also among the included
-    recent items is not repeated. Half of the budget left by the pinned items is reserved for recent items;
-    the rest goes to recalled items first.
+    Items are strings or objects with a `text` attribute. A recalled item is omitted if an included recent
+    item has the same text. If not all items fit, tokens are spent in this order: all pinned items; then
+    recent items, up to half of the remaining tokens; then recalled items; then further recent items.
 
     Args:
         pinned_items: Items that are always included.
         recent_items: Last turns, oldest first.
         recalled_items: Memories, best first.
         budget: Maximum total tokens, the note included.
-        count_tokens: Returns the number of tokens of a text.
-        omitted_turns: Number of turns before `recent_items` that the caller left out; the note counts them.
-        note: Returns the note for a number of missing turns and memories, empty for none; None writes it in
-            English.
+        count_tokens: Function that returns the number of tokens of a text.
+        omitted_turns: Number of turns before `recent_items` that the caller left out. The note counts these
+            turns, too.
+        note: Function that takes the number of omitted turns and the number of omitted memories, and returns
+            the note. It returns "" if both numbers are 0. None uses an English note.
 
-    Raises ValueError if the pinned items and a note do not fit.
+    Raises ValueError if the pinned items and a note do not fit in the budget.
     """
     return _Packer(
         pinned_items, recent_items, recalled_items, budget, count_tokens, omitted_turns, note or _note
@@ -115,7 +117,7 @@ class _Packer:
         return packed
 
     def _count_window(self, available: int) -> int:
-        """Return the number of last items that fit."""
+        """Count the most recent items that fit in `available` tokens together."""
         count = 0
         for item in reversed(self.recent_items):
             available -= self.cost[_text(item)]

@@ -17,11 +17,11 @@ def clean(text: str) -> str:
 
 
 def truncate_for_storage(text: str, say: Callable[..., str]) -> str:
-    """Return `text`, cut to the maximum length of a memory record, with a note about the cut.
+    """Cut `text` to the maximum length of a memory record; a text that is cut ends with a note.
 
     Args:
         text: Text of any length.
-        say: `Prompts.say` of the language for the note.
+        say: Method `Prompts.say` for the language in which the note is written.
     """
     if len(text) <= MAX_TEXT_LENGTH:
         return text
@@ -46,6 +46,6 @@ def is_question(text: str) -> bool:
 
 
 def estimate_tokens(text: str) -> int:
-    """Estimate the tokens of `text`: one per Chinese, Japanese or Korean character, one per four others."""
+    """Estimate the tokens of `text`: 1 per Chinese, Japanese or Korean character, 1/4 per other character."""
     wide = len(_WIDE.findall(text))
     return wide + (len(text) - wide + 3) // 4

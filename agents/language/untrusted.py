@@ -1,7 +1,8 @@
-"""Untrusted text is data: its beginning, end and source are marked, and it cannot forge the marks.
+"""Marks around untrusted text, which show that the text is data and name its source.
 
-Delimiters and provenance do not make a model safe by themselves (adaptive attacks, arXiv 2606.26479). The
-taint flag, which blocks tools with side effects after untrusted text was read, does not rely on the model.
+Untrusted text cannot forge the marks. Marks and provenance do not make a model safe by themselves (adaptive
+attacks, arXiv 2606.26479). The taint flag, which blocks tools with side effects after untrusted text was
+read, does not rely on the model.
 """
 
 from __future__ import annotations
@@ -41,27 +42,27 @@ _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
 
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
-    """Return `text` between two marks that it cannot contain; the first names its `source` and `trust`."""
+    """Return `text` between two marks that it cannot forge; the first mark names `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
     return f"<<<{note} {number}>>>\n{escape_marks(text)}\n<<<END {number}>>>"
 
 
 def escape_marks(text: str) -> str:
-    """Return `text` cleaned, with data marks broken up and invisible tag characters removed."""
+    """Clean `text`, split strings that look like data marks, and remove invisible tag characters."""
     return _MARKS.sub(_defuse, _HIDDEN.sub("", clean(text)))
 
 
 def escape_control_tokens(text: str) -> str:
     """Return `text` with a zero-width space in every string that is a control token of some model.
 
-    Use this if the tokenizer is not known; otherwise use `scrubjay.memory.context.quotes`.
+    Use this function if the tokenizer is unknown. For a known tokenizer use `scrubjay.memory.context.quotes`.
     """
     return _CONTROL_MARKS.sub(lambda mark: f"{mark.group()[0]}\u200b{mark.group()[1:]}", text)
 
 
 def truncate_text(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
-    """Return the head of `text` of about `tokens` tokens at most, with a note about the cut."""
+    """Return the beginning of `text`, about `tokens` tokens at most; a text that is cut ends with a note."""
     if len(text) <= _MAX_CHARACTERS_PER_TOKEN * tokens and count_tokens(text) <= tokens:
         return text
     # Count piece by piece: a long text is tokenized only as far as it is returned, plus about one piece.
@@ -79,7 +80,7 @@ def truncate_text(text: str, tokens: int, count_tokens: Callable[[str], int], pr
 
 @contextlib.contextmanager
 def taint_scope(value: bool) -> Iterator[None]:
-    """Set the taint flag for the tools that run inside: True if untrusted text was read before the call."""
+    """Set the taint flag for tools in this scope; True means that untrusted text was read before the call."""
     token = _taint_flag.set(value)
     try:
         yield
@@ -88,12 +89,15 @@ def taint_scope(value: bool) -> Iterator[None]:
 
 
 def is_tainted() -> bool:
-    """Return the taint flag inside a tool: True unless its caller set it to False."""
+    """Return the taint flag of the running tool; outside any `taint_scope` the flag is True.
+
+    False means that no untrusted text was read before the call of the tool.
+    """
     return _taint_flag.get()
 
 
 def find_sources(arguments: dict[str, Any], artifact: Any) -> tuple[str, ...]:
-    """Return the source addresses of a result, from its artifact or else the call's `url` argument."""
+    """Return the source addresses of a result: `urls` of its artifact, or else the call's argument `url`."""
     urls = artifact.get("urls") if isinstance(artifact, dict) else None
     if isinstance(urls, list | tuple):
         return tuple(clean(str(url)) for url in urls)

@@ -17,11 +17,12 @@ def generalized_advantage(
     gamma: float,
     lam: float,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-    """Return generalized advantages and the returns `advantages + values`, the critic's targets.
+    """Return generalized advantages, and the returns `advantages + values` as targets of the critic.
 
-    The next value of a step is 0 if the step terminated, its bootstrap value if it was truncated, and the
-    value of the next step otherwise. Nothing crosses the end of an episode. A step that is both terminated
-    and truncated counts as terminated. Schulman et al. 2016 (arXiv 1506.02438), equation 16.
+    Implements equation 16 of Schulman et al. 2016 (arXiv 1506.02438). The next value of a step is 0 if the
+    step is terminated, the bootstrap value if it is truncated, and the value of the next step in all other
+    cases. Advantages never include rewards or values of a later episode. A step that is both terminated and
+    truncated counts as terminated.
 
     Args:
         rewards: Reward of each step.

@@ -12,29 +12,32 @@ from torch import Tensor, distributed, nn
 
 
 class SingleProcess:
-    """Reductions for a learner without peers: every result is that of the process itself."""
+    """Reductions for a learner in a single process: sums and moments over its own values only."""
 
     def locate_rows(self, num_rows: int) -> tuple[int, int]:
-        """Return the offset of this learner's `num_rows` in the whole batch, and the size of the batch."""
+        """Return the index of this learner's first row in the whole batch, and the size of the whole batch.
+
+        `num_rows` is the number of batch rows that this learner has.
+        """
         return 0, num_rows
 
     def sum(self, values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Return the sum of the values of all learners."""
+        """Return the elementwise sum of `values` over all learners."""
         return values
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by the sum of the gradients of all learners."""
+        """Replace the gradient of each parameter by its sum over all learners."""
 
     def moments(self, values: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        """Return the mean and the population standard deviation over the values of all learners."""
+        """Return the mean and the population standard deviation of the `values` of all learners together."""
         return values.mean(), values.std(correction=0)
 
 
 class Peers(SingleProcess):
     """Reductions over all processes of the default torch.distributed group, which must be initialized.
 
-    Every process must call the same methods in the same order. A lost peer raises an error after
-    `timeout_seconds`.
+    Every process must call the same methods in the same order. If a process is lost, the
+    method raises an error in all other processes after `timeout_seconds`.
     """
 
     def __init__(self, timeout_seconds: float = 60.0) -> None:

@@ -18,14 +18,14 @@ _IMPOSSIBLE = -1e9
 
 @runtime_checkable
 class Distribution(Protocol):
-    """Interface of action distributions, with any leading axes `...`."""
+    """Interface of a batch of action distributions; `...` are any leading axes, such as batch and time."""
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Sample one action for each entry."""
+        """Sample one action from each distribution of the batch."""
         ...
 
     def mode(self) -> Tensor:
-        """Return the most likely action of each entry."""
+        """Return the most likely action of each distribution."""
         ...
 
     def log_prob(self, action: Tensor) -> Float[Tensor, "..."]:
@@ -41,15 +41,15 @@ class Distribution(Protocol):
         ...
 
     def outputs(self) -> Float[Tensor, "... outputs"]:
-        """Return the normalized distribution parameters that the network outputs, as one vector per entry."""
+        """Return the normalized parameters of each distribution as one vector, such as log-probabilities."""
         ...
 
     def fisher(self, direction: Float[Tensor, "... outputs"]) -> Float[Tensor, "... outputs"]:
-        """Return the product of the Fisher information with respect to `outputs` and a direction."""
+        """Return F v for a direction v, where F is the Fisher information with respect to `outputs`."""
         ...
 
     def agent(self, index: int) -> Self:
-        """Return the distribution of one agent; the last leading axis is agents."""
+        """Return the distribution of agent `index`; the last leading axis must be the agents."""
         ...
 
     def detach(self) -> Self:
@@ -97,7 +97,10 @@ class Categorical:
         return self.log_probs
 
     def fisher(self, direction: Tensor) -> Tensor:
-        """Return each probability times the direction's change of its logarithm."""
+        """Return F v for the vector v = `direction`, where F is the Fisher information of `outputs`.
+
+        The entry of `direction` for each choice is multiplied by the probability of this choice.
+        """
         return self.outputs().detach().exp() * direction
 
     def agent(self, index: int) -> Self:
@@ -128,11 +131,11 @@ class IndependentCategoricals(Categorical):
         return super().entropy().sum(dim=-1)
 
     def kl(self, other: Categorical) -> Tensor:
-        """Return the joint divergence of all N choices."""
+        """Return KL(self, other), summed over the N distributions."""
         return super().kl(other).sum(dim=-1)
 
     def barrier(self) -> Tensor:
-        """Return the joint divergence of all N choices from uniform ones."""
+        """Return KL(uniform, self), summed over the N distributions."""
         return super().barrier().sum(dim=-1)
 
     def outputs(self) -> Tensor:
@@ -173,7 +176,7 @@ class DiagonalGaussian:
         return entropy.expand(self.mean.shape[:-1])
 
     def kl(self, other: DiagonalGaussian) -> Tensor:
-        """Return the joint divergence of all N numbers."""
+        """Return KL(self, other), summed over the N numbers."""
         ratio = self.log_std - other.log_std
         distance = (self.mean - other.mean).square() * (-2 * other.log_std).exp()
         return (0.5 * ((2 * ratio).exp() + distance - 1) - ratio).sum(dim=-1)
@@ -183,7 +186,10 @@ class DiagonalGaussian:
         return torch.cat([self.mean, self.log_std.expand_as(self.mean)], dim=-1)
 
     def fisher(self, direction: Tensor) -> Tensor:
-        """Return the direction's means divided by the variances, and its log standard deviations times 2."""
+        """Return F v for the vector v = `direction`, where F is the Fisher information of `outputs`.
+
+        The mean part of `direction` is divided by the variances. The log standard deviation part is doubled.
+        """
         mean_direction, log_std_direction = direction.chunk(2, dim=-1)
         return torch.cat([mean_direction * (-2 * self.log_std.detach()).exp(), 2 * log_std_direction], dim=-1)
 
@@ -198,7 +204,10 @@ class DiagonalGaussian:
 
 
 def stack_agents(distributions: Sequence[Distribution]) -> Distribution:
-    """Stack the distributions of several agents, all of one class; the last leading axis becomes agents."""
+    """Stack the distributions of all agents, which must have the same class.
+
+    The new axis of agents follows the leading axes of the inputs, such as batch and time.
+    """
     first = distributions[0]
     if isinstance(first, DiagonalGaussian):
         means = torch.stack([one.mean for one in distributions], dim=-2)  # pyright: ignore[reportAttributeAccessIssue]
@@ -240,7 +249,7 @@ class CategoricalHead(nn.Module):
         return IndependentCategoricals(logits)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Convert sampled actions to the shape, dtype and first value of the environment's space."""
+        """Convert sampled indices to the environment's space: add its first value, set shape and dtype."""
         array = action.cpu().numpy()
         if self.single:
             return array + self.first if self.first else array
@@ -250,7 +259,7 @@ class CategoricalHead(nn.Module):
 class GaussianHead(nn.Module):
     """Gaussian action head for Box spaces, with a standard deviation that does not depend on the input.
 
-    In bounded dimensions 0 is the center of the range and 1 is half the range.
+    In a bounded dimension the samples -1, 0 and 1 stand for the lower bound, the center and the upper bound.
     """
 
     def __init__(self, space: spaces.Box, dim: int) -> None:

@@ -13,12 +13,12 @@ from scrubjay.agents.rl.data_parallel import SingleProcess
 class Learner(Protocol):
     """Interface of a learner, which updates the policy that it was built with.
 
-    `get_state` and `set_state` save and restore all other state as tensors and plain values, so that a
-    resumed run continues exactly.
+    `get_state` and `set_state` save and restore everything except the policy's weights, as tensors and plain
+    values. A resumed run then continues exactly.
     """
 
     def update(self, segment: Any) -> dict[str, float]:
-        """Update the policy on a segment that it has sampled; return metrics."""
+        """Update the policy on a segment that this policy has sampled; return metrics by name."""
         ...
 
     def get_state(self) -> dict[str, Any]:
@@ -39,13 +39,13 @@ class LearnerConfig(ABC):
     supports_peers: ClassVar[bool] = False
     """True if several processes can share one update through `peers`, each with a part of the batch."""
     min_rows_field: ClassVar[str | None] = None
-    """Name of the config field with the smallest number of environments in a batch; None if it is 1."""
+    """Name of the config field that sets the minimum number of environments in a batch; None if it is 1."""
 
     @abstractmethod
     def build(self, policy: Any, seed: int = 0, peers: SingleProcess | None = None) -> Learner:
-        """Return a learner of `policy`. Raises ValueError if it cannot train this policy.
+        """Return a learner that trains `policy`. Raises ValueError if config and policy do not match.
 
-        `seed` seeds the learner's random numbers. Peers are passed only if `supports_peers` is set.
+        `seed` seeds the learner's random numbers. Callers pass `peers` only if `supports_peers` is True.
         """
 
     @property
@@ -54,11 +54,11 @@ class LearnerConfig(ABC):
         return 1 if self.min_rows_field is None else getattr(self, self.min_rows_field)
 
     def with_total_steps(self, total_steps: int) -> Self:
-        """Return a config for a run of `total_steps` environment steps; the default is the config itself."""
+        """Return the config for a run of `total_steps` environment steps; the base class returns `self`."""
         return self
 
     def check_learners(self, count: int) -> None:
-        """Raise ValueError if an update cannot be shared by `count` learner processes."""
+        """Raise ValueError if `count` learner processes cannot share one update."""
         if count > 1 and not self.supports_peers:
             raise ValueError(
                 f"num_learners={count}: {type(self).__name__.removesuffix('Config')} does not support "

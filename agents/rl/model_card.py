@@ -24,15 +24,18 @@ class Origin:
     learner: str | None = None
     """Name of the learner."""
     steps: int | None = None
-    """Environment steps of the training."""
+    """Number of environment steps of the training."""
     seed: int | None = None
     """Seed of the training."""
     result: Mapping[str, float] = field(default_factory=dict)
-    """Evaluation results: `episodic_return` and `success`, the bounds of their 95 % intervals with suffixes
-    `_low` and `_high`, and the number of `episodes`."""
+    """Evaluation results by name: `episodic_return`, `success` and the number of `episodes`. Names with the
+    suffixes `_low` and `_high` are the bounds of 95 % confidence intervals."""
 
     def interval(self, name: str) -> str | None:
-        """Format a result with its interval, such as "0.950 [0.900, 0.975]"; None if it is missing."""
+        """Return the result `name` as text with its interval, such as "0.950 [0.900, 0.975]".
+
+        Returns None if there is no such result. The interval is omitted if a bound is missing.
+        """
         if name not in self.result:
             return None
         low, high = (self.result.get(f"{name}_{end}") for end in ("low", "high"))

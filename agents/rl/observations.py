@@ -18,9 +18,10 @@ class EnvFaultError(ValueError):
 
 
 def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
-    """Flatten Dict and Tuple spaces: nested keys are joined by "/", any other space has the key "".
+    """Flatten a space to a dict of leaf spaces.
 
-    Raises TypeError if a space is not supported.
+    Nested keys of Dict and Tuple spaces are joined by "/". A space of any other type is one leaf with the key
+    "". Raises TypeError if a space is not supported.
     """
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
@@ -55,7 +56,7 @@ def leaf_dtype(space: spaces.Space) -> torch.dtype:
 
 
 def from_leaves(leaves: dict[str, Tensor]) -> Observation:
-    """Return the single tensor of an observation without nested keys, or the dict of leaves."""
+    """Convert a dict of leaves to an observation: the tensor under the key "" if present, else the dict."""
     return leaves.get("", leaves)
 
 
@@ -81,7 +82,7 @@ def check_observation(space: spaces.Space, observation: Any) -> None:
     for key, leaf in leaf_spaces(space).items():
         if key not in values:
             raise EnvFaultError(
-                f"observation has no key {key!r}, only {sorted(values)}; its space is {space}"
+                f"observation has no key {key!r}, only {sorted(values)}; the observation space is {space}"
             )
         try:
             shape = np.shape(values[key])
@@ -95,9 +96,10 @@ def check_observation(space: spaces.Space, observation: Any) -> None:
 
 
 def check_indices(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
-    """Raise EnvFaultError if an index is out of range; an encoder would read another entry's embedding.
+    """Raise EnvFaultError if a Discrete or MultiDiscrete value is out of range.
 
-    The values may be batched. The padding of sets is not checked, since it is never read.
+    For such a value an encoder would look up the embedding of another entry. Values may have batch axes. The
+    padding of sets is not checked, since no layer reads padding.
     """
     for key, leaf in leaves.items():
         if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
@@ -110,7 +112,10 @@ def check_indices(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any])
 
 
 def check_finite(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
-    """Raise EnvFaultError if a number is NaN or infinite; see `check_indices` on batches and padding."""
+    """Raise EnvFaultError if a Box value is NaN or infinite.
+
+    Values may have batch axes. The padding of sets is not checked, since no layer reads padding.
+    """
     for key, leaf in leaves.items():
         if isinstance(leaf, spaces.Box):
             value = np.asarray(values[key])
@@ -129,7 +134,10 @@ def check_rewards(rewards: np.ndarray) -> None:
 
 
 def is_batched(space: spaces.Space, observation: Observation) -> bool:
-    """Return True if an observation has a batch axis. Raises ValueError on any other shape."""
+    """Return True if an observation has a batch axis before the axes of `space`, and False if it has none.
+
+    Raises ValueError if the shape matches `space` neither with nor without a batch axis.
+    """
     leaves = to_leaves(observation)
     key, leaf = next(iter(leaf_spaces(space).items()))
     expected, actual = leaf.shape or (), tuple(leaves[key].shape)
@@ -143,7 +151,10 @@ def is_batched(space: spaces.Space, observation: Observation) -> bool:
 
 
 def _drop_padding(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.ndarray:
-    """Clear flags in the padding of the leaf `key` if that leaf is a set."""
+    """Return True for each invalid value of the leaf `key` that is not padding.
+
+    `wrong` is True for each invalid value. Only a set has padding: `values` then has a mask `{key}_mask`.
+    """
     mask = values.get(f"{key}_mask")
     return (
         wrong

@@ -17,13 +17,19 @@ _INVALID = "optimizer state does not match this policy"
 
 
 def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
-    """Return the learners' Adam optimizer; also tunes the allocator of the process for many steps."""
+    """Return a new Adam optimizer with the settings that all learners use.
+
+    For speed, the C library of this process retains freed memory from now on.
+    """
     retain_freed_memory()
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
 
 
 def take_step(optimizer: torch.optim.Adam) -> None:
-    """Take the step of `optimizer.step()` for an optimizer made by `adam`, without the overhead of hooks."""
+    """Take one step, as `optimizer.step()` does, without the overhead of hooks.
+
+    The optimizer must be a result of `adam`.
+    """
     (group,) = optimizer.param_groups
     parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
     states = [optimizer.state[parameter] for parameter in parameters]
@@ -48,10 +54,10 @@ def take_step(optimizer: torch.optim.Adam) -> None:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
-    """Load a copy of a state from `optimizer.state_dict()`: moments, step counts and learning rates.
+    """Load moments, step counts and learning rates from `state`, a result of `optimizer.state_dict()`.
 
-    All other hyperparameters of the optimizer stay. Raises ValueError, and changes nothing, if the state is
-    malformed, has other parameters or is not finite.
+    The tensors are copied. All other hyperparameters of the optimizer are unchanged. Raises ValueError, and
+    changes nothing, if the state is malformed, belongs to other parameters or contains NaN or inf.
     """
     parts = state if isinstance(state, dict) else {}
     groups, moments = parts.get("param_groups"), parts.get("state")
@@ -73,7 +79,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Any) -> None:
                     f"{_INVALID}: {name!r:.40} of parameter {index} has a wrong shape or is not finite"
                 )
     if len({frozenset(parameter_state) for parameter_state in moments.values()}) > 1:
-        raise ValueError(f"{_INVALID}: its parameters have different entries")
+        raise ValueError(f"{_INVALID}: the state of every parameter must have the same keys")
     optimizer.load_state_dict(copy.deepcopy({"state": moments, "param_groups": new_groups}))
 
 
@@ -82,7 +88,9 @@ def _load_group(stored_group: Any, own_group: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(_INVALID)
     rate: Any = stored_group.get("lr")
     if type(rate) not in (int, float) or not math.isfinite(rate) or rate < 0:
-        raise ValueError(f"{_INVALID}: its learning rate is {rate!r:.40}")
+        raise ValueError(
+            f"{_INVALID}: the state has learning rate {rate!r:.40}; expected a finite number, at least 0"
+        )
     return {**own_group, "lr": rate}
 
 

@@ -39,12 +39,12 @@ class PolicyConfig:
     reconstruction: bool = False
     """Add a head that reconstructs observations, for learners with a reconstruction loss."""
     auxiliary: tuple[Auxiliary, ...] = dataclasses.field(default=(), metadata=OMIT_DEFAULT)
-    """Auxiliary heads to add, for learners with an auxiliary loss: reconstruction, next_observation,
-    verifier."""
+    """Auxiliary heads to add: reconstruction, next_observation, verifier. Only learners with an auxiliary
+    loss use these heads."""
     skip: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
-    """Add a skip connection around the memory: a second encoder whose output is added to the memory's."""
+    """Add a skip connection: the output of a second encoder is added to the output of the memory."""
     pooling: Pooling = dataclasses.field(default="attention", metadata=OMIT_DEFAULT)
-    """Pooling of sets in observations, which are leaves NAME with a sibling NAME_mask: attention or sum."""
+    """Pooling of sets in observations: attention or sum. A set is a leaf NAME with a sibling NAME_mask."""
     images: ImageEncoderType = dataclasses.field(default="convolution", metadata=OMIT_DEFAULT)
     """Image encoder: convolution, or routing to add attention between image regions."""
     clock: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
@@ -56,12 +56,12 @@ class PolicyConfig:
         if not set(heads) <= set(HEADS) or len(set(heads)) < len(heads):
             raise ValueError(
                 f"auxiliary={self.auxiliary!r}, reconstruction={self.reconstruction}: choose from "
-                f"{', '.join(HEADS)}, each at most once"
+                f"{', '.join(HEADS)}, each at most once; reconstruction=True counts as 'reconstruction'"
             )
 
     @property
     def memory_with_clock(self) -> MemoryConfig:
-        """Config of the memory that is built, with the positional encoding that `clock` adds."""
+        """Config of `memory`, preceded by a positional encoding if `clock` is set."""
         if not self.clock:
             return self.memory
         parts = (PositionalConfig(self.memory.dim), self.memory)
@@ -70,7 +70,7 @@ class PolicyConfig:
     def build(self, spaces: Spaces) -> Policy:
         """Return a new policy.
 
-        Raises TypeError if a space is not supported or the spaces are those of a team.
+        Raises TypeError if a space is not supported or `spaces` belongs to a team.
         """
         if spaces.num_agents is not None:
             raise TypeError(
@@ -106,7 +106,7 @@ class Evaluation(NamedTuple):
     entropy: Float[Tensor, "batch time"]
     values: Float[Tensor, "batch time"]
     reconstruction_loss: Float[Tensor, ""]
-    """Zero if the policy has no reconstruction head."""
+    """Loss of the reconstruction head; 0 if the policy has none."""
     auxiliary_losses: dict[str, Float[Tensor, ""]]
     """Loss of each auxiliary head, by name."""
     distribution: Distribution
@@ -158,7 +158,7 @@ class Policy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> PolicyStep:
-        """Select one action per environment; `start` marks observations that are the first of an episode."""
+        """Select one action per environment; `start` is True where an episode starts."""
         features, state = self._step_memory(observation, state, start)
         return PolicyStep(*self._select_action(features, generator, deterministic), state)
 
@@ -171,7 +171,10 @@ class Policy(nn.Module):
         generator: torch.Generator | None = None,
         deterministic: bool = False,
     ) -> PolicyOutput:
-        """Select actions as `step` does, with a faster stepper from `memory.stepper` that holds the state."""
+        """Select one action per environment, as `step` does, but faster.
+
+        `stepper` is a result of `memory.stepper`. It holds the memory state and updates this state itself.
+        """
         memory_output = stepper.step(self.encoder(observation), start)
         return self._select_action(self.add_skip(memory_output, observation), generator, deterministic)
 
@@ -192,10 +195,10 @@ class Policy(nn.Module):
     ) -> tuple[np.ndarray | np.number, State]:
         """Return an action for the environment, and the state to pass with the next observation.
 
-        Accepts one observation or a batch, as arrays or tensors. For a single observation, an action without
-        axes is a NumPy scalar, which indexes and hashes like a number. `state=None` starts an episode in
-        every environment, `start` in the marked ones. Raises ValueError if the observation's shape does not
-        match the space.
+        Accepts one observation or a batch, as arrays or tensors. For a single observation, a scalar
+        action is returned as a NumPy scalar, which can be used as an index or as a key of a dict.
+        `state=None` starts an episode in every environment. `start` is True for environments in which an
+        episode starts. Raises ValueError if the observation's shape does not match the space.
         """
         leaves = to_tensors(self.observation_space, observation, self.device)
         batched = is_batched(self.observation_space, leaves)
@@ -213,17 +216,18 @@ class Policy(nn.Module):
     def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
         """Write weights (safetensors), config.json and a model card with the details of `origin` to a folder.
 
-        Raises ValueError if the folder has a config.json that is not a policy's, and TypeError if a space or
-        memory cannot be serialized.
+        Raises ValueError if the folder has a config.json that does not belong to a policy. Raises TypeError
+        if a space or the memory cannot be serialized.
         """
         spaces = Spaces(self.observation_space, self.action_space)
         pretrained.save(self, self.config, spaces, directory, origin)
 
     @classmethod
     def from_pretrained(cls, directory: Path | str) -> Self:
-        """Load a policy that `save_pretrained` wrote to a folder, on the CPU; no code of the folder is run.
+        """Load a policy from a folder that `save_pretrained` wrote. The policy is on the CPU.
 
-        Raises ValueError, with the name of the file, if the folder has no valid policy; and OSError.
+        No code of the folder is run. Raises ValueError, which names the file, if the folder has no valid
+        policy. Raises OSError if a file cannot be read.
         """
         return pretrained.load(cls, PolicyConfig, directory)
 
@@ -234,7 +238,7 @@ class Policy(nn.Module):
     def evaluate(self, segment: Segment) -> Evaluation:
         """Compute log-probabilities, entropies and values of a segment, with gradients, in one forward pass.
 
-        Gradients stop at the start of the segment: its initial state is a constant.
+        Gradients stop at the start of the segment: the memory state before its first step is a constant.
         """
         batch, time = segment.starts.shape
         leaves = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}

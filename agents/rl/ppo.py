@@ -34,12 +34,12 @@ class PPOConfig(LearnerConfig):
     learning_rate: float = 3e-4
     """Learning rate of Adam."""
     gamma: float = 0.99
-    """Discount factor; 1 is for episodes that always terminate."""
+    """Discount factor; use 1 only if every episode terminates."""
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation: bias-variance trade-off between the critic (0) and returns
     (1)."""
     clip: float = 0.2
-    """Clip range of the policy ratio: it is clipped to [1 - clip, 1 + clip]."""
+    """Clip range: policy ratios are clipped to [1 - clip, 1 + clip]."""
     epochs: int = 4
     """Epochs over each batch."""
     num_minibatches: int = 4
@@ -60,11 +60,11 @@ class PPOConfig(LearnerConfig):
     normalize_advantage: bool = True
     """Normalize advantages over the whole batch to mean 0 and standard deviation 1."""
     least_deviation: float = field(default=0.0, metadata=OMIT_DEFAULT)
-    """Lower bound of the standard deviation by which `normalize_advantage` divides; 0 disables it. Avoids the
-    amplification of small advantages, which are noise once the task is learned."""
+    """Minimum of the standard deviation by which `normalize_advantage` divides; 0 for no minimum. A minimum
+    avoids the amplification of small advantages, which are mostly noise once the task is learned."""
     scale_rewards: bool = field(default=False, metadata=OMIT_DEFAULT)
-    """Divide rewards by the running root mean square of returns. Values and the value loss are then on this
-    scale."""
+    """Divide rewards by the running root mean square of returns. Values and the value loss then refer to the
+    scaled rewards."""
     target_kl: float | None = None
     """Mean KL divergence from the sampling policy, in nats, above which the remaining epochs of an update are
     skipped; None for no limit."""
@@ -90,8 +90,8 @@ class PPOConfig(LearnerConfig):
             raise ValueError(f"target_kl={self.target_kl}: must be positive, or None for no limit")
         if self.anneal_steps is not None and not (self.anneal and self.anneal_steps > 0):
             raise ValueError(
-                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: anneal_steps must be None, or at "
-                "least 1 with anneal=True"
+                f"anneal={self.anneal}, anneal_steps={self.anneal_steps}: anneal_steps must be None or, if "
+                "anneal=True, at least 1"
             )
         if not (0 < self.learning_rate < math.inf and self.clip > 0 and self.max_grad_norm > 0):
             raise ValueError(
@@ -100,7 +100,10 @@ class PPOConfig(LearnerConfig):
             )
 
     def with_total_steps(self, total_steps: int) -> Self:
-        """Return a config with `anneal_steps=total_steps` if `anneal` is set and `anneal_steps` is not."""
+        """Return a config with `anneal_steps=total_steps`.
+
+        If `anneal` is False or `anneal_steps` is already set, the same config is returned.
+        """
         return replace(self, anneal_steps=total_steps) if self.anneal and not self.anneal_steps else self
 
     def build(self, policy: Policy, seed: int = 0, peers: SingleProcess | None = None) -> PPO:
@@ -115,15 +118,16 @@ class PPOConfig(LearnerConfig):
 class PPO:
     """Proximal policy optimization of a policy on its own segments.
 
-    Schulman et al. 2017 (arXiv 1707.06347), equations 7 and 9, without clipping of the value loss. The
-    optional log barrier is that of Agarwal et al. 2021 (arXiv 1908.00261): its gradient does not vanish with
-    the probability of an action, unlike that of the entropy. Each segment starts from its stored memory
-    state, which is a constant. A minibatch has the whole segments of some environments.
+    Implements equations 7 and 9 of Schulman et al. 2017 (arXiv 1707.06347), without clipping of the value
+    loss. The optional log barrier is from Agarwal et al. 2021 (arXiv 1908.00261). As the probability of an
+    action goes to 0, the gradient of the entropy vanishes, but the gradient of the barrier does not. Each
+    segment starts from its stored memory state, through which no gradient flows. A minibatch has the whole
+    segments of some environments.
 
-    With `peers`, learners in several processes compute one update together. Each has a part of the batch, and
-    all have the same seed. Minibatches, gradients and the normalization of advantages are over the whole
-    batch, so the update is that of a single learner. Exception: auxiliary losses that predict later
-    observations are averaged over each learner's own part.
+    With `peers`, learners in several processes compute one update together. Each learner has a part of the
+    batch, and all learners have the same seed. Minibatches, gradients and the normalization of advantages
+    cover the whole batch, so the update is the same as with a single learner. There is one exception:
+    auxiliary losses that predict later observations are averaged over the part of each learner.
     """
 
     def __init__(
@@ -153,7 +157,8 @@ class PPO:
             )
         if self.config.anneal and self.config.anneal_steps is None:
             raise ValueError(
-                "anneal=True requires anneal_steps: set it, or use config.with_total_steps(total_steps)"
+                "anneal=True requires anneal_steps: set anneal_steps, or use "
+                "config.with_total_steps(total_steps)"
             )
         self.steps = 0
         """Environment steps in all updates so far."""
@@ -163,7 +168,7 @@ class PPO:
         self._scale = RewardScale(self.config.gamma, self.peers) if self.config.scale_rewards else None
 
     def update(self, segment: Segment) -> dict[str, float]:
-        """Take `epochs * num_minibatches` gradient steps; return the means of metrics.
+        """Take up to `epochs * num_minibatches` gradient steps; return metrics, averaged over the steps.
 
         Raises ValueError if the batch has fewer environments than minibatches.
         """

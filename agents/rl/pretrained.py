@@ -1,7 +1,7 @@
-"""Policies in folders of weights, config.json and a model card; loading an untrusted folder is safe.
+"""Policies in folders, which contain weights, config.json and a model card.
 
-Loading runs no code and unpickles nothing. A policy is only built after its size is known to match the
-weights.
+An untrusted folder can be loaded safely: loading runs no code and unpickles nothing. A policy is built only
+after its size has been compared with the weights.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def save(
 ) -> None:
     """Write a policy to a folder, which is created if necessary.
 
-    Raises ValueError if the folder has a config.json that is not a policy's, and TypeError if a space cannot
-    be serialized or the memory is not registered.
+    Raises ValueError if the folder has a config.json that does not belong to a policy. Raises TypeError if a
+    space cannot be serialized or if the memory is not registered.
     """
     directory = Path(directory)
     policy_class = type(policy).__name__
@@ -83,7 +83,7 @@ def save(
 def load(
     policy_class: type[AnyPolicy], config_class: type[PolicyConfigLike], directory: Path | str
 ) -> AnyPolicy:
-    """Load a policy that `save` wrote, on the CPU and in evaluation mode.
+    """Load a policy from a folder that `save` wrote. The policy is on the CPU and in evaluation mode.
 
     Raises ValueError, which names the file, if the folder has no valid policy of this class. Raises OSError
     if a file cannot be read.
@@ -147,19 +147,22 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not the config of a {_LIBRARY} policy")
     missing = [name for name in ("class", "policy", "spaces") if name not in fields]
     if missing:
-        raise ValueError(f"{file} has no {', '.join(missing)}")
+        raise ValueError(f"{file} has no {', '.join(missing)}: save the policy again with save_pretrained")
     return fields
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise ValueError(f"{text:.20}: expected a finite number")
+        raise ValueError(f"{text:.20} is not allowed; numbers must be finite")
     return number
 
 
 def _read_header(file: Path) -> dict[str, _TensorHeader]:
-    """Return shapes and dtypes of the tensors in a weights file; safetensors checks its size against them."""
+    """Return the shape and dtype of each tensor in a weights file.
+
+    safetensors raises an error if the size of the file does not match these shapes.
+    """
     try:
         with safe_open(file, "pt") as weights_file:
             slices = {name: weights_file.get_slice(name) for name in weights_file.keys()}  # noqa: SIM118  (no mapping)
@@ -170,7 +173,7 @@ def _read_header(file: Path) -> dict[str, _TensorHeader]:
 
 @contextlib.contextmanager
 def _prefix_errors(file: Path) -> Iterator[None]:
-    """Turn any error that untrusted values cause in a constructor into a ValueError that names the file."""
+    """Convert any error that is raised inside the `with` block to a ValueError that names `file`."""
     try:
         yield
     except Exception as error:
@@ -183,7 +186,9 @@ def _check_size(outline: Any) -> None:
     buffer_bytes = nbytes(dict(outline.named_buffers()))
     for what, size in (("memory state", state_nbytes(outline, 1)), ("buffers", buffer_bytes)):
         if size > _MAX_STATE_BYTES:
-            raise ValueError(f"{what} of {size:,} bytes: the maximum is {_MAX_STATE_BYTES:,}")
+            raise ValueError(
+                f"the policy needs {size:,} bytes for its {what}; the maximum is {_MAX_STATE_BYTES:,} bytes"
+            )
 
 
 def _check_weights(headers: dict[str, _TensorHeader], expected: dict[str, Tensor], file: Path) -> torch.dtype:

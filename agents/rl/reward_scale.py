@@ -12,12 +12,13 @@ from scrubjay.agents.rl.segment import Segment
 
 
 class RewardScale:
-    """Reward scaling by the root mean square of the discounted returns of all past segments.
+    """Reward scaling by the root mean square of the discounted returns of all segments so far.
 
-    A critic needs many updates to reach large returns, and until then the gradient of its loss dominates that
-    of the policy. This is reward scaling as in Engstrom et al. 2020 (arXiv 2005.12729, section 2), with two
-    differences: the statistics are those of whole segments, whose returns end at the segment's end, and the
-    mean is not subtracted, so that rewards keep their sign. Rewards are unchanged while all of them are 0.
+    A critic needs many updates to reach large returns. Until then the gradient of the value loss dominates
+    the gradient of the policy loss. The method is the reward scaling of Engstrom et al. 2020 (arXiv
+    2005.12729, section 2), with two differences. The statistics are computed once per segment, and returns
+    end at the last step of the segment. The mean is not subtracted, so that rewards keep their sign. Rewards
+    are unchanged while all of them are 0.
     """
 
     def __init__(self, gamma: float, peers: SingleProcess) -> None:
@@ -39,13 +40,13 @@ class RewardScale:
         return {"total": self._total, "segments": self._segments}
 
     def set_state(self, state: Any) -> None:
-        """Restore a state that `get_state` returned. Raises ValueError if it is invalid."""
+        """Restore a state that `get_state` returned. Raises ValueError if `state` is invalid."""
         total, segments = (
             state.get(name) if isinstance(state, dict) else None for name in ("total", "segments")
         )
         if type(total) is not float or type(segments) is not int or not 0 <= total < math.inf or segments < 0:
             raise ValueError(
-                f"reward scale: total={total!r:.40}, segments={segments!r:.40}: expected a finite float and "
-                "an integer, neither negative"
+                f"reward scale: total={total!r:.40} must be a finite float and segments={segments!r:.40} an "
+                "integer, both at least 0"
             )
         self._total, self._segments = total, segments

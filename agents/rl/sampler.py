@@ -45,12 +45,12 @@ class EpisodeStats:
     success: float | None = None
     """Value of `info["success"]` at the end of the episode, if present."""
     measures: dict[str, float] = field(default_factory=dict)
-    """Other measures by name: final infos in `MEASURES`, or, for teams, means over the steps of the
-    episode."""
+    """Other measures by name. For a single agent: the value of `info[name]` at the end of the episode, for
+    each name in `MEASURES` that is present. For a team: means over the steps of the episode."""
 
 
 class BaseSampler(ABC):
-    """Base class of samplers: environments with their last observations and memory states, and checkpointing.
+    """Base class of samplers, which hold environments with their last observations and memory states.
 
     Raises ValueError if `segment_length` is below 1.
     """
@@ -79,7 +79,7 @@ class BaseSampler(ABC):
 
     @abstractmethod
     def collect(self) -> Any:
-        """Collect and return the next segment; its tensors are not reused."""
+        """Collect and return the next segment. Later calls do not change its tensors."""
 
     def restart(self, seed: int) -> None:
         """Reset every environment and reseed all random numbers with `seed`."""
@@ -92,7 +92,7 @@ class BaseSampler(ABC):
         return episodes
 
     def get_state(self) -> dict[str, Any]:
-        """Return the complete state: tensors, plain values and, if available, the environment's state."""
+        """Return the sampler's state: tensors, plain values and, if available, the environment's state."""
         return {
             "generator": self._generator.get_state(),
             "device": self.policy.device.type,
@@ -106,9 +106,10 @@ class BaseSampler(ABC):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore a state that `get_state` returned; unless `restores_env`, every environment is reset.
+        """Restore a state that `get_state` returned. If `restores_env` is False, every environment is reset.
 
-        The policy's weights must be restored before. Raises ValueError if the number of environments differs.
+        The policy's weights must be restored first. Raises ValueError if `state` is from a sampler with
+        another number of environments.
         """
         if len(state["lengths"]) != self.num_envs:
             raise ValueError(
@@ -174,11 +175,12 @@ class BaseSampler(ABC):
 
 
 class Sampler(BaseSampler):
-    """Sampler of segments of `segment_length` steps from every environment; memory states carry over.
+    """Sampler of segments, which have `segment_length` steps of every environment.
 
-    Everything except the environment is computed on the policy's device. Raises ValueError if the autoreset
-    mode of `env` is not `AutoresetMode.SAME_STEP` or if `segment_length` is below 1; and EnvFaultError if an
-    index is not in its space, or a number or a reward is not finite.
+    Each segment continues from the memory states at the end of the segment before. Everything except the
+    environment is computed on the policy's device. Raises ValueError if the autoreset mode of `env` is not
+    `AutoresetMode.SAME_STEP` or if `segment_length` is below 1. Raises EnvFaultError if an index in
+    an observation is not in its space, or if a number in an observation or a reward is not finite.
     """
 
     def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
@@ -186,10 +188,10 @@ class Sampler(BaseSampler):
         mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
         if mode != AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"autoreset_mode={getattr(mode, 'value', mode)} of the environment: must be SAME_STEP; use "
-                "gymnasium.make_vec(..., autoreset_mode='SameStep') for an environment with a vector entry "
-                "point, as scrubjay's have, or gymnasium.make_vec(..., vectorization_mode='sync', "
-                "vector_kwargs={'autoreset_mode': 'SameStep'}) for others"
+                f"autoreset_mode={getattr(mode, 'value', mode)} of the environment: must be SAME_STEP. For "
+                "environments with a vector entry point, such as scrubjay's, use gymnasium.make_vec(..., "
+                "autoreset_mode='SameStep'). For all others use gymnasium.make_vec(..., "
+                "vectorization_mode='sync', vector_kwargs={'autoreset_mode': 'SameStep'})"
             )
         super().__init__(env, policy, segment_length, seed)
 
@@ -200,7 +202,7 @@ class Sampler(BaseSampler):
 
     @torch.no_grad()
     def collect(self) -> Segment:
-        """Collect and return the next segment; its tensors are not reused."""
+        """Collect and return the next segment. Later calls do not change its tensors."""
         start_time = time.perf_counter()
         env_seconds = 0.0
         length, num_envs, device = self.segment_length, self.num_envs, self.policy.device
@@ -294,10 +296,14 @@ class Sampler(BaseSampler):
         self._lengths[self._starts] = 0
 
     def _final_values(self, infos: dict[str, Any], cut: np.ndarray, stepper: Stepper) -> Tensor:
-        """Return the values of the final observations of truncated episodes, with their memory states."""
+        """Return the value estimate of the final observation of each truncated episode.
+
+        `cut` has the indices of the environments whose episodes were truncated.
+        """
         if "final_obs" not in infos:
             raise ValueError(
-                f"{self.env} truncated an episode without infos['final_obs'], which is required: add it"
+                f"{self.env} truncated an episode without infos['final_obs']; add the final observations to "
+                "infos"
             )
         final = infos["final_obs"]
         leaves = self._empty_leaves(len(cut))
@@ -314,7 +320,7 @@ class Sampler(BaseSampler):
 
 
 def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
-    """Return the observations of step `t`, on `device`; leaves have the time axis first."""
+    """Return the observations of step `t` on `device`; `observations` has the time axis first."""
     return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
 
 
@@ -324,7 +330,7 @@ def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
 
 
 def final_info(infos: dict[str, Any], row: int, name: str) -> float | None:
-    """Return `info[name]` of the last step of environment `row`, from gymnasium's arrays and masks."""
+    """Return the final `info[name]` of the episode that ended in environment `row`; None if missing."""
     final = infos.get("final_info", {})
     if name not in final or not final.get(f"_{name}", infos["_final_info"])[row]:
         return None

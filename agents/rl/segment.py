@@ -27,7 +27,7 @@ class BaseSegment:
         return self.rewards.shape[0]
 
     def rows(self, index: Int[Tensor, "rows"]) -> Self:
-        """Return the batch rows of `index`, in its order."""
+        """Return a segment that has only the batch rows `index`, in the order of `index`."""
         return self._map(lambda value: value.index_select(0, index))
 
     def to(self, device: torch.device | str) -> Self:
@@ -38,7 +38,7 @@ class BaseSegment:
     def cat(cls, segments: Sequence[Self]) -> Self:
         """Concatenate segments along the batch axis.
 
-        Raises ValueError if there are none or lengths differ.
+        Raises ValueError if there are no segments or if their lengths differ.
         """
         lengths = sorted({segment.rewards.shape[1] for segment in segments})
         if len(lengths) != 1:
@@ -69,8 +69,9 @@ class BaseSegment:
 class Segment(BaseSegment):
     """Rollout of `batch` environments over `time` steps.
 
-    There is no padding: `starts` marks episode starts. Only the memory state before the first step is stored;
-    a learner recomputes later states in one forward pass under its current weights.
+    There is no padding between episodes: `starts` is True at the first step of an episode. Only the memory
+    state before the first step of the segment is stored. A learner recomputes later states in one forward
+    pass under the current weights.
     """
 
     observations: Observation
@@ -90,7 +91,8 @@ class Segment(BaseSegment):
     truncated: Bool[Tensor, "batch time"]
     """True where the episode was truncated after the action, such as by a time limit."""
     bootstrap_values: Float[Tensor, "batch time"]
-    """Value of the final observation of truncated episodes, with the memory state of that episode; else 0."""
+    """Value of the final observation where an episode was truncated, computed with the memory state of this
+    episode; 0 elsewhere."""
     last_values: Float[Tensor, "batch"]
     """Value of the observation that follows the segment."""
     state: State

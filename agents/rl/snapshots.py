@@ -12,8 +12,9 @@ from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 def can_restore(env: VectorEnv) -> bool:
     """Return True if `env` supports `save_env` and `load_env`.
 
-    It must have `get_state` and `set_state`, or be a `SyncVectorEnv` whose environments have them. The only
-    wrappers allowed are those that `gymnasium.make` adds and those with a class attribute `stateless = True`.
+    `env` must have the methods `get_state` and `set_state`, or be a `SyncVectorEnv` of environments with both
+    methods. The only allowed wrappers are those that `gymnasium.make` adds and those with a class attribute
+    `stateless = True`.
     """
     env = _unwrap_stateless(env)
     if _offers_state(env):
@@ -30,7 +31,10 @@ def save_env(env: VectorEnv) -> Any:
 
 
 def load_env(env: VectorEnv, state: Any) -> None:
-    """Restore a state of `save_env`; `env` must have been reset once. Raises TypeError if not supported."""
+    """Restore a state that `save_env` returned; `env` must have been reset once.
+
+    Raises TypeError if `env` does not support this.
+    """
     env = _unwrap_stateless(env)
     if _offers_state(env):
         env.set_state(state)  # type: ignore[attr-defined]
@@ -53,9 +57,10 @@ def _offers_state(env: Any) -> bool:
 
 
 def _layers(env: gymnasium.Env) -> list[Any] | None:
-    """Return the `TimeLimit` wrappers of an environment, then the environment with `get_state`.
+    """Return the layers of `env` whose state is saved: all `TimeLimit` wrappers, then the environment itself.
 
-    Returns None if there is any other stateful wrapper.
+    The environment itself is the outermost layer with `get_state` and `set_state`. Returns None if there is
+    no such layer, or if a wrapper around this layer could have its own state.
     """
     limits: list[Any] = []
     while not _offers_state(env := _unwrap_stateless(env)):
@@ -71,7 +76,7 @@ def _all_layers(env: VectorEnv) -> list[list[Any]]:
     env_layers = [_layers(sub_env) for sub_env in env.envs] if type(env) is SyncVectorEnv else [None]
     complete = [layers for layers in env_layers if layers is not None]
     if len(complete) != len(env_layers):
-        raise TypeError(f"{env} has no get_state and set_state; its state cannot be saved")
+        raise TypeError(f"{env} has no get_state and set_state, which are required to save its state")
     return complete
 
 

@@ -23,7 +23,10 @@ _READ_ERRORS = (LookupError, TypeError, AttributeError, AssertionError, Overflow
 
 @dataclass(frozen=True)
 class Spaces:
-    """Observation and action space of one agent, and the number of agents of a team with equal spaces."""
+    """Observation and action space of one agent, and the number of agents in its team.
+
+    All agents of a team have the same spaces.
+    """
 
     observation: Space
     action: Space
@@ -41,9 +44,10 @@ class Spaces:
         )
 
     def find_mismatch(self, other: Spaces) -> str | None:
-        """Describe why a policy for these spaces cannot act in an environment with `other`; None if it can.
+        """Describe why a policy for these spaces cannot act in an environment with the spaces `other`.
 
-        Shapes, dtypes and numbers of choices must be equal; bounds may differ.
+        Returns None if the policy can act. Shapes, dtypes, numbers of choices and first choices must be
+        equal. The bounds of a Box can differ.
         """
         if self.num_agents != other.num_agents:
             return f"the policy has num_agents={self.num_agents}, the environment {other.num_agents}"
@@ -65,7 +69,10 @@ class Spaces:
 
     @classmethod
     def from_dict(cls, fields: Any) -> Self:
-        """Load spaces from `to_dict`. Raises ValueError on invalid fields and on implausibly large sizes."""
+        """Return the spaces that `to_dict` converted.
+
+        Raises ValueError on invalid fields and on implausibly large sizes.
+        """
         try:
             num_agents = fields["num_agents"]
             return cls(
@@ -74,7 +81,7 @@ class Spaces:
                 None if num_agents is None else _parse_int(num_agents, 1, _MAX_AGENTS),
             )
         except KeyError as error:
-            raise ValueError(f"invalid spaces: {error} is missing") from error
+            raise ValueError(f"invalid spaces: the field {error} is missing") from error
         except _READ_ERRORS as error:
             raise ValueError("invalid spaces: a field has a wrong type") from error
 
@@ -113,7 +120,7 @@ def _space_to_dict(space: spaces.Space) -> dict[str, Any]:
 
 
 def _bound_to_plain(values: np.ndarray) -> Any:
-    """Return a single number if all values are equal, as for images, else a flat list."""
+    """Convert a bound of a Box to a single number if all values are equal, and to a flat list if not."""
     flat = [_number_to_plain(value) for value in values.reshape(-1).tolist()]
     return flat[0] if flat and all(value == flat[0] for value in flat) else flat
 
@@ -130,10 +137,10 @@ class _Reader:
 
     def read(self, value: Any, depth: int = 0) -> spaces.Space:
         if depth > _MAX_DEPTH:
-            raise ValueError(f"spaces are nested more than {_MAX_DEPTH} deep")
+            raise ValueError(f"spaces are nested more than {_MAX_DEPTH} levels deep")
         self.spaces_left -= 1
         if self.spaces_left < 0:
-            raise ValueError(f"more than {_MAX_SPACES:,} spaces")
+            raise ValueError(f"too many nested spaces; the maximum is {_MAX_SPACES:,}")
         readers: dict[str, Callable[[Mapping[str, Any], int], spaces.Space]] = {
             "Box": self._box,
             "Dict": self._dict,
@@ -153,7 +160,7 @@ class _Reader:
         self._take(math.prod(shape))
         low, high = (_parse_bounds(value[name], shape, dtype) for name in ("low", "high"))
         if (low > high).any():
-            raise ValueError("low must not be above high")
+            raise ValueError("low must not be above high in a Box")
         return spaces.Box(low, high, dtype=dtype.type)
 
     def _dict(self, value: Mapping[str, Any], depth: int) -> spaces.Dict:
@@ -182,7 +189,7 @@ class _Reader:
     def _take(self, count: int) -> int:
         self.left -= count
         if self.left < 0:
-            raise ValueError(f"more than {_MAX_NUMBERS:,} numbers or choices")
+            raise ValueError(f"too many numbers or choices in the spaces; the maximum is {_MAX_NUMBERS:,}")
         return count
 
 
@@ -195,18 +202,18 @@ def _parse_bound(value: Any) -> float:
     if value in ("inf", "-inf"):
         return float(value)
     if type(value) not in (int, float, bool) or value != value:  # noqa: PLR0124  (rejects NaN)
-        raise ValueError(f"{value!r:.40}: expected a number")
+        raise ValueError(f"bound {value!r:.40} of a Box: expected a number")
     return value
 
 
 def _parse_shape(value: Any, least: int) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > _MAX_AXES:
-        raise ValueError(f"{value!r:.40}: expected a list of at most {_MAX_AXES} sizes")
+        raise ValueError(f"shape {value!r:.40}: expected a list of at most {_MAX_AXES} sizes")
     return tuple(_parse_int(size, least) for size in value)
 
 
 def _parse_array(value: Any) -> np.ndarray:
-    """Convert nested lists to an array; invalid or too deep values become an object array."""
+    """Convert nested lists to an array; values that NumPy cannot convert become an object array."""
     try:
         return np.array(value)
     except (ValueError, OverflowError):
@@ -222,11 +229,11 @@ def _parse_dtype(name: Any, kinds: str) -> np.dtype:
 
 def _parse_key(value: Any) -> str | int:
     if type(value) not in (str, int):
-        raise ValueError(f"key {value!r:.40}: expected a string or an integer")
+        raise ValueError(f"key {value!r:.40} of a Dict space: expected a string or an integer")
     return value
 
 
 def _parse_int(value: Any, least: int, most: int = _MAX_NUMBERS) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{value!r:.40}: expected an integer from {least} to {most:,}")
+        raise ValueError(f"number {value!r:.40} in the spaces: expected an integer from {least} to {most:,}")
     return value

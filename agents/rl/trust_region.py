@@ -1,38 +1,57 @@
 """Trust-region policy optimization (TRPO) steps: natural gradient, step size and backtracking line search.
 
-Schulman et al. 2015 (arXiv 1502.05477), appendix C. With g the gradient of the surrogate objective and F the
-Fisher information of the policy, averaged over a batch, conjugate gradient solves `(F + damping) x = g`. The
-step `s x` has the length at which the quadratic model `s^2 x'Fx / 2` of the mean KL divergence reaches the
-limit. It is shortened until the exact divergence is within the limit and the surrogate has improved. Only
-products of F with vectors are computed, by one of three methods, which agree at the current policy:
+Implements appendix C of Schulman et al. 2015 (arXiv 1502.05477). g is the gradient of the surrogate
+objective. F is the Fisher information of the policy, averaged over a batch. Conjugate gradient solves
+`(F + damping) x = g`. The full step is `s x`: the scale s is such that the quadratic model `s^2 x'Fx / 2` of
+the mean KL divergence reaches the limit. The line search shortens the step until the exact divergence is
+within the limit and the surrogate has improved.
 
-- `difference`: J'MJv, with J the Jacobian of the distribution's `outputs`, M its `fisher`, and Jv a central
-  difference of `outputs` along v. It works with any differentiable layer and takes two forward passes per
-  product, more if the outputs change steeply.
-- `gauss_newton`: J'MJv with Jv as the derivative of `u -> J'u` in reverse mode. One graph serves all
-products,
-  and forward mode, which torch lacks for its fused LSTM and attention kernels, is not needed.
-- `double_backward`: the gradient of the product of v with the gradient of the mean divergence.
+F itself is never computed. Conjugate gradient only needs products Fv with vectors v. Three methods compute
+Fv, and they agree at the current policy. The first two use Fv = J'MJv. J is the Jacobian of the
+distribution's `outputs` with respect to the parameters. M is the Fisher information with respect to these
+outputs; the distribution's method `fisher` multiplies a vector by M.
 
-Methods that registered memories support, as tests confirm on the CPU. A memory without second derivatives
-raises an error that suggests `difference`:
+- `difference`: Jv is a central difference of `outputs` along v. The method works with any differentiable
+  layer. A product takes two forward passes, or more if the outputs change steeply.
+- `gauss_newton`: Jv is the derivative of `v'(J'u)` with respect to u, in reverse mode. One graph serves all
+  products. The method needs no forward-mode differentiation, which torch lacks for its fused LSTM and
+  attention kernels.
+- `double_backward`: Fv is the gradient of the dot product of v and the gradient of the mean divergence.
+
+The table lists the methods that registered memories support. Tests confirm the CPU column. A memory without
+second derivatives raises an error that suggests `difference`:
 
     memory                                      CPU          CUDA
-    gru, gtrxl, hcam, lstm, none, sink          all three    all three, with cuDNN disabled here
+    gru, gtrxl, hcam, lstm, none, sink          all three    all three; this module disables cuDNN
     titans, titans_mac, titans_mag, titans_mal  all three    `difference`: their kernel is differentiable once
     stack                                       those that all of its parts support
     layers with torch's fused attention         `difference` `difference`
 
-`difference` is the default. Milliseconds for one step of a policy of width 64 on 1,000 environment steps, on
-one core, with ten products (gauss_newton, double_backward, difference): none 47, 76, 39; gru 80, 105, 70 in
-segments of 25 steps and 274, 297, 168 of 100; lstm 75, 145, 46; hcam 265, 322, 545; titans 360, 545, 367. In
-float32 the three directions agree to four digits.
+`difference` is the default. The next table has the milliseconds of one step with ten products, on one core.
+The policy has width 64, and the batch has 1,000 environment steps:
 
-Few products are enough. On simple_spread, steps computed on 1,000 environment steps and evaluated on 26,000
-others gained, per square root of divergence, .0141 with a residual of .1 (6.2 products) and .0136 with .3
-(3.8) at a damping of .1, .0125 at .03 (9.7) and .0154 at .3 (4.0), after 10 updates; on their own data .35,
-.32, .42 and .29. Gradients of so few steps are mostly noise, which a more exact inverse amplifies.
-Nevertheless, over 120,000 steps of one seed a damping of .1 learned faster than .5.
+    memory                      gauss_newton  double_backward  difference
+    none                        47            76               39
+    gru, segments of 25 steps   80            105              70
+    gru, segments of 100 steps  274           297              168
+    lstm                        75            145              46
+    hcam                        265           322              545
+    titans                      360           545              367
+
+In float32 the directions x of the three methods agree to four digits.
+
+Few products are enough. The last table shows updates on simple_spread after 10 earlier updates. Each update
+was computed on 1,000 environment steps. It was evaluated on the same steps and on 26,000 other steps. The
+gain is the improvement of the surrogate, divided by the square root of the divergence:
+
+    damping  cg_tolerance  products  gain on other steps  gain on the same steps
+    0.1      0.1           6.2       0.0141               0.35
+    0.1      0.3           3.8       0.0136               0.32
+    0.03     0.1           9.7       0.0125               0.42
+    0.3      0.1           4.0       0.0154               0.29
+
+Gradients of so few steps are mostly noise. A more exact inverse amplifies this noise. Nevertheless, over
+120,000 steps of one seed a damping of 0.1 learned faster than 0.5.
 """
 
 from __future__ import annotations
@@ -68,29 +87,30 @@ class TrustRegionConfig:
     cg_iterations: int = 10
     """Maximum number of conjugate-gradient iterations, each with one Fisher-vector product."""
     cg_tolerance: float = 0.1
-    """Relative residual at which conjugate gradient stops; the default loses a few percent of the
-    improvement."""
+    """Relative residual at which conjugate gradient stops. Compared with an exact solution, the default loses
+    a few percent of the improvement."""
     damping: float = 0.1
     """Damping that is added to the diagonal of the Fisher information; increase it for noisy gradients."""
     shrink: float = 0.8
-    """Factor of each backtracking step of the line search, between 0 and 1."""
+    """Factor by which a backtracking step of the line search shortens the step, between 0 and 1."""
     backtracks: int = 10
     """Maximum number of backtracking steps; if all fail, the weights are restored."""
     curvature: Curvature = "difference"
-    """Method of Fisher-vector products: difference, which works with any memory, gauss_newton or
+    """Method of Fisher-vector products: difference (works with any memory), gauss_newton or
     double_backward."""
 
     def __post_init__(self) -> None:
         if self.cg_iterations < 1 or self.backtracks < 0:
             raise ValueError(
-                f"cg_iterations={self.cg_iterations} must be at least 1, backtracks={self.backtracks} at "
-                "least 0"
+                f"cg_iterations={self.cg_iterations}: must be at least 1; backtracks={self.backtracks}: must "
+                "be at least 0"
             )
         if not 0 <= self.cg_tolerance < 1:
             raise ValueError(f"cg_tolerance={self.cg_tolerance}: must lie in [0, 1)")
         if not self.damping >= 0 or not 0 < self.shrink < 1:
             raise ValueError(
-                f"damping={self.damping} must not be negative, shrink={self.shrink} must lie between 0 and 1"
+                f"damping={self.damping}: must not be negative; shrink={self.shrink}: must lie between 0 and "
+                "1"
             )
         if self.curvature not in ("double_backward", "gauss_newton", "difference"):
             raise ValueError(
@@ -99,24 +119,31 @@ class TrustRegionConfig:
 
 
 class NaturalGradient(NamedTuple):
-    """Natural gradient: the solution of `(F + damping) x = g` as flat vectors over all parameters."""
+    """Natural gradient of a surrogate objective: the solution x of `(F + damping) x = g`.
+
+    F is the Fisher information, and g is the gradient of the surrogate. Vectors are flat and cover all
+    parameters.
+    """
 
     gradient: Float[Tensor, "numbers"]
-    """Gradient g of the surrogate."""
+    """Gradient of the surrogate."""
     direction: Float[Tensor, "numbers"]
-    """Approximate solution x of conjugate gradient."""
+    """Natural gradient, computed approximately by conjugate gradient."""
     fisher: Float[Tensor, "numbers"]
-    """Product F x, without damping."""
+    """Product of the Fisher information, without damping, and `direction`."""
     surrogate: float
     """Value of the surrogate before the step."""
     residual: float
-    """Norm of `(F + damping) x - g` relative to the norm of g."""
+    """Norm of the residual of conjugate gradient, relative to the norm of `gradient`."""
     policy: Distribution
-    """Distribution of the policy that it was computed for, without gradients."""
+    """Action distribution of the policy before the step, without gradients."""
 
     @property
     def gain(self) -> float:
-        """Product g'x; the largest improvement at a divergence of d is about `sqrt(2 d g'x)`."""
+        """Dot product of `gradient` and `direction`; 0 if it is negative.
+
+        A step with KL divergence d improves the surrogate by at most about `sqrt(2 * d * gain)`.
+        """
         return max(0.0, float(self.gradient @ self.direction))
 
 
@@ -126,26 +153,26 @@ class TrustRegionStep(NamedTuple):
     is_accepted: bool
     """True if the weights have changed."""
     kl: Float[Tensor, "*agents"]
-    """Mean KL divergence from the old to the new policy, in nats; one per agent if there are several."""
+    """Mean of KL(old, new), in nats; one value per agent if `weights` has an axis for agents."""
     improvement: float
     """Improvement of the surrogate; 0 if the step was not accepted."""
     expected: float
-    """Improvement at the full step according to the linear model."""
+    """Improvement that the linear model of the surrogate predicts for the full step."""
     backtracks: int
     """Number of backtracking steps."""
     residual: float
     """Relative residual of conjugate gradient; see `NaturalGradient`."""
     policy: Distribution
-    """Distribution of the policy under the new weights, without gradients."""
+    """Action distribution of the policy after the step, without gradients."""
 
 
 def conjugate_gradient(
     product: Product, right: Float[Tensor, "numbers"], iterations: int, tolerance: float = 0.0
 ) -> tuple[Float[Tensor, "numbers"], Float[Tensor, "numbers"]]:
-    """Solve `A x = right` for a positive definite A, given by its product; return x and `right - A x`.
+    """Solve `A x = right` for a positive definite matrix A; return x and the residual `right - A x`.
 
-    Stops early if the relative residual is below `tolerance`, or if A is indefinite by rounding. Hestenes and
-    Stiefel 1952.
+    `product` multiplies a vector by A. Conjugate gradient (Hestenes and Stiefel 1952) stops early if the norm
+    of the residual is at most `tolerance` times the norm of `right`, or if rounding makes A indefinite.
     """
     x, residual = torch.zeros_like(right), right.clone()
     search, square_norm = residual.clone(), float(residual @ residual)
@@ -171,11 +198,11 @@ def fisher_product(
     weights: Float[Tensor, "..."],
     curvature: Curvature,
 ) -> Product:
-    """Return the function that multiplies the Fisher information of `current`, averaged under `weights`.
+    """Return a function that multiplies a vector by the Fisher information of the policy.
 
-    `distribution` computes the distribution under the current parameters; `current` is its result, with its
-    graph, which is retained. `weights` has the distribution's leading axes. The parameters are unchanged
-    after every product.
+    `distribution` computes the policy's distribution under the current parameters. `current` is a result of
+    `distribution`, and its autograd graph is retained. The Fisher information is averaged over the batch;
+    `weights` has the weight of each distribution. The parameters are unchanged after every product.
     """
     weights = weights / weights.sum()
     if curvature == "double_backward":
@@ -205,7 +232,7 @@ def fisher_product(
 def derivative_along(
     parameters: Sequence[Tensor], function: Callable[[], Tensor], vector: Float[Tensor, "numbers"]
 ) -> Tensor:
-    """Return the directional derivative of a function of the parameters, as a central difference.
+    """Return the derivative of `function` along `vector`, as a central difference over the parameters.
 
     The parameters are changed temporarily and restored bit for bit.
     """
@@ -243,10 +270,10 @@ def natural_gradient(
         parameters: Parameters of the policy; they are unchanged.
         distribution: Computes the distribution under the current parameters, with gradients.
         surrogate: Objective to maximize, as a function of the distribution.
-        weights: Weight of each entry, as in `trust_region_step`.
+        weights: Weight of each distribution, as in `trust_region_step`.
         config: Damping, curvature and conjugate gradient.
-        sample: Part of the batch over which the Fisher information, which takes most of the time, is
-            averaged; None for the whole batch.
+        sample: Part of the batch over which the Fisher information is averaged; None for the whole batch. A
+            part saves time, since the products with the Fisher information take most of it.
     """
     with _twice_differentiable(config.curvature):
         current = distribution()
@@ -290,13 +317,14 @@ def trust_region_step(
         parameters: Parameters to update.
         distribution: Computes the distribution under the current parameters, with gradients.
         surrogate: Objective to maximize, as a function of the distribution.
-        old: Distribution from which the divergence is measured; None for the current one.
-        weights: Weight of each entry, such as 1 for agents that are alive and 0 for others: `[batch time]`,
-            or `[batch time agents]` for a limit on the mean divergence of every agent.
+        old: Distribution from which the divergence is measured; None for the current distribution.
+        weights: Weight of each distribution, such as 1 for agents that are alive and 0 for all others. With
+            shape `[batch time]` one mean divergence is limited. With `[batch time agents]` the mean
+            divergence of every agent is limited.
         config: Damping, conjugate gradient and backtracking.
-        kl_limit: Maximum mean divergence in nats, for all agents or one for each.
-        displacement: Difference of the current parameters from those of `old`; None for none.
-        natural: Natural gradient; None to compute it.
+        kl_limit: Maximum mean divergence in nats: the same number for every agent, or one number per agent.
+        displacement: Current parameters minus the parameters of `old`; None if both are equal.
+        natural: Natural gradient at the current parameters; None to compute it here.
     """
     if natural is None:
         natural = natural_gradient(parameters, distribution, surrogate, weights, config)
@@ -336,7 +364,7 @@ def mean_kl(
 
 
 def snapshot(distribution: Distribution) -> Distribution:
-    """Return a deep copy of the distribution without gradients, since some refer to parameters."""
+    """Return a deep copy of the distribution without gradients; it does not share tensors with parameters."""
     return copy.deepcopy(distribution.detach())
 
 
@@ -347,7 +375,7 @@ def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, "numbers"]:
 
 @torch.no_grad()
 def set_parameters(parameters: Sequence[Tensor], values: Float[Tensor, "numbers"]) -> None:
-    """Copy a flat vector into the parameters, without an autograd version change."""
+    """Copy a flat vector into the parameters. Autograd ignores the change, so retained graphs stay valid."""
     first = 0
     for parameter in parameters:
         count = parameter.numel()
@@ -357,7 +385,12 @@ def set_parameters(parameters: Sequence[Tensor], values: Float[Tensor, "numbers"
 
 
 def _full_scale(natural: NaturalGradient, kl: Tensor, limits: Tensor, displacement: Tensor | None) -> float:
-    """Return s at which `|displacement + s x|^2 / 2`, in the norm of F, is the limit; 0 if there is none."""
+    """Return the scale s of a step x at which a model of the mean divergence reaches almost the limit.
+
+    The model is `kl + s displacement'Fx + s^2 x'Fx / 2`, where F is the Fisher information and kl is the
+    divergence before the step. If there are several agents, kl and limits are averaged over the agents.
+    Returns 0 if x'Fx is not positive.
+    """
     square = float(natural.direction @ natural.fisher)
     if not square > 0:
         return 0.0
@@ -372,7 +405,10 @@ def _vector_jacobian(outputs: Tensor, parameters: Sequence[Tensor], vector: Tens
 
 @contextlib.contextmanager
 def _twice_differentiable(curvature: Curvature) -> Iterator[None]:
-    """Disable cuDNN if second derivatives are needed, and raise a helpful error if a layer has none."""
+    """Disable cuDNN inside the `with` block if `curvature` needs second derivatives.
+
+    Raises ValueError if the block needs the second derivative of a layer that has none.
+    """
     if curvature == "difference":
         yield
         return

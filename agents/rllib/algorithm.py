@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 import traceback
@@ -34,16 +35,18 @@ class IterationResult:
     metrics: dict[str, float]
     """Metrics of the learner."""
     seconds: dict[str, float]
-    """Wall time by name: `env` and `policy` of the slowest runner, and `learner`."""
+    """Wall time in seconds. `env` is the time in the environments, and `policy` is the rest of the sampling;
+    both are maxima over the env runners. `learner` is the time of the update."""
     parts: dict[str, Any]
     """Policy weights and learner state after the update."""
 
 
 class SegmentAlgorithm(Algorithm):
-    """Algorithm that samples one segment per env runner, updates on all, and then sends new weights.
+    """Algorithm that samples one segment per env runner, and then updates the policy on all segments.
 
-    Ray restarts failed env runners, which begin new episodes; until then an iteration has fewer environments.
-    A failed learner raises an error, since RLlib does not restart learners.
+    Env runners receive the new weights with the next iteration. Ray restarts failed env runners, which then
+    begin new episodes. Until the restart an iteration has fewer environments. A failed learner raises an
+    error, since RLlib does not restart learners.
     """
 
     last_result: IterationResult | None = None
@@ -68,7 +71,7 @@ class SegmentAlgorithm(Algorithm):
         self._weights = self._call_learners(lambda learner: learner.get_parts()["policy"])[0]
 
     def _call_learners(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Return the results of all learners.
+        """Run `call` on every learner and return the results.
 
         Raises a learner's error, which RLlib would return as a result.
         """
@@ -77,11 +80,11 @@ class SegmentAlgorithm(Algorithm):
             if not result.ok:
                 raise result.get()
         if not results:
-            raise RayError("all learners have failed")
+            raise RayError("all learners have failed; see Ray's log for the reasons")
         return [result.get() for result in results]
 
     def call_runners(self, call: Callable[[Any], Any]) -> list[Any]:
-        """Return the results of all healthy env runners.
+        """Run `call` on every healthy env runner and return the results.
 
         Raises a runner's error; the runner is not restarted.
         """
@@ -109,7 +112,7 @@ class SegmentAlgorithm(Algorithm):
         self._weights = parts["policy"]
 
     def restore_env_runners(self, env_runner_group: Any) -> list[int]:
-        """Mark restarted env runners as healthy; they receive weights with the next call."""
+        """Mark restarted env runners as healthy; they receive weights with their next `sample` call."""
         return env_runner_group.probe_unhealthy_env_runners()
 
     def training_step(self) -> None:
@@ -126,7 +129,7 @@ class SegmentAlgorithm(Algorithm):
             data = {"batch": segment}
         results = self.learner_group.update(**data, return_state=True)
         if not results:
-            raise RayError("all learners have failed")
+            raise RayError("all learners have failed; see Ray's log for the reasons")
         first = results[0]
         self._weights = first["parts"]["policy"]
         seconds = {name: max(s.seconds[name] for s in samples) for name in ("env", "policy")}
@@ -138,23 +141,27 @@ class SegmentAlgorithm(Algorithm):
         self._log(self.last_result)
 
     def _collect(self) -> list[RunnerSample]:
-        """Sample until the batch has `min_rows` environments: one call unless env runners have failed."""
+        """Sample until the batch has `min_rows` environments.
+
+        One call per env runner is enough unless env runners have failed.
+        """
         group = self.env_runner_group
         weights = ray.put(self._weights)
         samples: list[RunnerSample] = []
-        retry, deadline = False, time.monotonic() + _RUNNER_TIMEOUT
+        deadline = math.inf
         while sum(sample.segment.num_rows for sample in samples) < self.config.min_rows:
-            if retry:
+            if deadline < math.inf:
                 time.sleep(0.5)
                 self.restore_env_runners(group)
-            retry = True
             if time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"too few env runners for {_RUNNER_TIMEOUT:.0f} s: "
-                    f"{group.num_healthy_remote_env_runners()} of {group.num_remote_env_runners()} are "
-                    "healthy; check that the cluster has a CPU for each"
+                    f"the batch is incomplete after {_RUNNER_TIMEOUT:.0f} s: "
+                    f"{group.num_healthy_remote_env_runners()} of {group.num_remote_env_runners()} env "
+                    "runners are healthy; check that the cluster has a CPU for each env runner"
                 )
             samples += self.call_runners(lambda runner: runner.sample(ray.get(weights)))
+            # Sampling itself may take longer than the timeout, which is for lost env runners.
+            deadline = min(deadline, time.monotonic() + _RUNNER_TIMEOUT)
         return sorted(samples, key=lambda sample: sample.first_row)
 
     def _log(self, update: IterationResult) -> None:
@@ -175,9 +182,10 @@ _RUNNER_TIMEOUT = 120.0
 
 
 def _return_errors(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Wrap `call` so that it returns errors instead of raising: RLlib would restart the runner in vain.
+    """Wrap `call` in a function that returns errors as results.
 
-    Ray's own errors, such as for lost objects, are raised.
+    If a runner raised an error, RLlib would restart the runner, although a new runner would raise the same
+    error. Ray's own errors, such as for lost objects, are still raised.
     """
 
     def call_safely(runner: Any) -> Any:

@@ -1,4 +1,4 @@
-"""RLlib algorithms for PPO and GA-MATR: `SegmentTraining` with names and arguments of these learners."""
+"""RLlib algorithms for the learners PPO and GA-MATR."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from scrubjay.agents.teams.policy import TeamPolicyConfig
 
 
 class SegmentPPOConfig(SegmentConfig):
-    """Config of `SegmentPPO`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
+    """Config of `SegmentPPO`.
+
+    RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
 
     Example:
         config = (
@@ -71,10 +73,11 @@ class SegmentPPO(SegmentTraining):
 
 
 class SegmentGAMATRConfig(SegmentConfig):
-    """Config of `SegmentGAMATR`; `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
+    """Config of `SegmentGAMATR`.
 
+    RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
     Any number of env runners sample whole teams. A single learner updates on the whole batch, in the driver
-    process (`num_learners=0`) or in a separate one (1).
+    process (`num_learners=0`) or in a separate process (`num_learners=1`).
 
     Example:
         config = (

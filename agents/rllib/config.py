@@ -26,8 +26,8 @@ from scrubjay.agents.teams.sampler import make_sampler
 class SegmentConfig(AlgorithmConfig):
     """Config of `SegmentTraining`, with any learner and a single-agent or team policy.
 
-    Env runners and learners receive a pickled copy and build their parts from it.
-    `env_runners(num_env_runners=)` and `learners(num_learners=)` are RLlib's.
+    Every env runner and learner receives a pickled copy of the config and builds its objects from this copy.
+    RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
 
     Example:
         config = (
@@ -40,7 +40,7 @@ class SegmentConfig(AlgorithmConfig):
     """
 
     envs_field: ClassVar[str] = "envs"
-    """Name of the argument of `segments` for the environments."""
+    """Name under which `segments` accepts the environments; error messages use this name."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SegmentTraining)
@@ -71,12 +71,12 @@ class SegmentConfig(AlgorithmConfig):
         sampling_seed: int | None = None,
         learner_seed: int | None = None,
     ) -> Self:
-        """Set environments, policy and learner; arguments that are None keep their values.
+        """Set environments, policy and learner; None leaves a setting unchanged.
 
         Args:
-            envs: Function that makes a number of environments: a gymnasium vector environment with autoreset
-                mode SAME_STEP, or a `TeamEnv`. It is pickled to the workers.
-            num_envs: Environments of all env runners together, distributed as evenly as possible.
+            envs: Function of a number n that makes n environments: a gymnasium vector environment with
+                autoreset mode SAME_STEP, or a `TeamEnv`. The function is pickled and sent to the workers.
+            num_envs: Total number of environments, divided among env runners as evenly as possible.
             segment_length: Steps of each environment in a batch.
             policy: Config of the policy, its memory included.
             learner: Config of the learner.
@@ -99,7 +99,7 @@ class SegmentConfig(AlgorithmConfig):
 
     @property
     def module_class(self) -> type[MemoryModule | TeamModule]:
-        """Class of the RLModule, whose `model_config` has the policy config as `policy`."""
+        """Class of the RLModule; its `model_config` has the policy config under the key `policy`."""
         return TeamModule if isinstance(self.policy, TeamPolicyConfig) else MemoryModule
 
     def make_envs(self, rows: int) -> Any:
@@ -108,19 +108,22 @@ class SegmentConfig(AlgorithmConfig):
         return self.envs(rows)
 
     def get_spaces(self, envs: Any) -> tuple[Space, Space]:
-        """Return observation and action space of one environment; for a team, tuples with one per agent."""
+        """Return the observation space and the action space of one environment.
+
+        For a team, both are Tuple spaces with one entry per agent.
+        """
         return build_row_spaces(Spaces.from_env(envs))
 
     def make_policy(self, envs: Any) -> Any:
-        """Return a new policy with the architecture of the module's policy."""
+        """Return a new policy for `envs`, built from the same config as the policy in the RLModule."""
         return self.policy.build(Spaces.from_env(envs))
 
     def make_sampler(self, envs: Any, policy: Any, seed: int) -> BaseSampler:
-        """Return a sampler of these environments."""
+        """Return a sampler that steps `envs` with `policy`."""
         return make_sampler(envs, policy, self.segment_length, seed)
 
     def make_learner(self, policy: Any, peers: SingleProcess) -> Learner:
-        """Return a learner of this policy that shares its updates with `peers`."""
+        """Return a learner that trains `policy`; several learners share one update through `peers`."""
         return self.learner.build(policy, self.learner_seed, peers)
 
     @property
@@ -129,7 +132,10 @@ class SegmentConfig(AlgorithmConfig):
         return max(self.learner.min_rows, self.num_learners or 0)
 
     def get_row_range(self, worker_index: int) -> tuple[int, int]:
-        """Return the index of a runner's first environment and their number; 0 is the local runner."""
+        """Return the index of a runner's first environment, and the runner's number of environments.
+
+        `worker_index=0` is RLlib's local runner, which has all environments.
+        """
         if worker_index == 0:
             return 0, self.num_envs
         rows, left = divmod(self.num_envs, self.num_env_runners or 1)
@@ -137,14 +143,14 @@ class SegmentConfig(AlgorithmConfig):
         return before * rows + min(before, left), rows + (before < left)
 
     def validate(self) -> None:
-        """Raise ValueError if values do not match each other."""
+        """Raise ValueError if settings do not match each other."""
         self.learner.check_learners(self.num_learners or 0)
         super().validate()
         for name in ("num_env_runners", "num_learners"):
             if getattr(self, name) > self.num_envs:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is more than num_envs={self.num_envs}: "
-                    "each needs an environment; use more environments"
+                    "each process needs an environment; use more environments"
                 )
         if self.min_rows > self.num_envs:
             raise ValueError(

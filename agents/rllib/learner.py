@@ -45,7 +45,10 @@ class SegmentLearner(TorchLearner):
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, training_data: TrainingData, return_state: bool = False, **_: Any
     ) -> dict[str, Any]:
-        """Update on the segment `training_data.batch`; return metrics and, with `return_state`, the state."""
+        """Update on the segment `training_data.batch` and return metrics.
+
+        If `return_state` is True, the result also has the policy's weights and the learner's state.
+        """
         segment: Any = training_data.batch
         metrics = self.learner.update(segment.to(self.policy.device))
         return {"metrics": metrics, "parts": self.get_parts() if return_state else None}
@@ -58,13 +61,13 @@ class SegmentLearner(TorchLearner):
         }
 
     def set_parts(self, parts: dict[str, Any]) -> None:
-        """Restore the parts that `get_parts` returned."""
+        """Restore the policy's weights and the learner's state that `get_parts` returned."""
         self.policy.load_state_dict(parts["policy"])
         if parts["learner"] is not None:
             self.learner.set_state(parts["learner"])
 
     def get_state(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return RLlib's learner state and the parts of `get_parts`."""
+        """Return the states of RLlib's and scrubjay's learner, and the policy's weights."""
         return {**super().get_state(*args, **kwargs), "parts": self.get_parts()}
 
     def set_state(self, state: dict[str, Any]) -> None:

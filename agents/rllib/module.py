@@ -25,15 +25,15 @@ from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
 
 
 class MemoryModule(TorchRLModule, ValueFunctionAPI):
-    """RLModule with a `Policy`, for RLlib's PPO and env runners; `STATE_IN`, `STATE_OUT` are memory states.
+    """RLModule with a `Policy`, for RLlib's own PPO and env runners.
 
-    `model_config` has `policy`, a `PolicyConfig`, and `max_seq_len`, the steps of RLlib's backpropagation
-    through time.
+    `model_config` must have two entries. `policy` is a `PolicyConfig`, and `max_seq_len` is the number of
+    steps of RLlib's backpropagation through time. `STATE_IN` and `STATE_OUT` are memory states.
 
-    RLlib's env runners store the memory state of every step, whose size in bytes `scrubjay list` shows. At
-    width 64 it is 256 B per step for gru and 143 kB for hcam. `SegmentPPO` stores one state per segment
-    instead. RLlib also samples step by step through Python connectors, several times slower than
-    `SegmentPPO`.
+    RLlib's env runners store the memory state of every step. At width 64 a state has 256 B for gru and 143 kB
+    for hcam; `scrubjay list` shows the size in bytes for every memory. `SegmentPPO` stores one state per
+    segment instead. `SegmentPPO` also samples several times faster, since RLlib samples step by step through
+    Python connectors.
 
     Raises TypeError if `policy` is not a `PolicyConfig`, or if the policy or RLlib does not support a space.
 
@@ -91,8 +91,8 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 class TeamModule(TorchRLModule):
     """RLModule with a `TeamPolicy`, for `SegmentTraining` only: it has no forward pass for RLlib's learners.
 
-    The spaces are tuples with one part per agent; `model_config` has `policy`, a `TeamPolicyConfig`. Raises
-    TypeError if either has another type.
+    Raises TypeError if the spaces are not Tuple spaces with one entry per agent, or if
+    `model_config["policy"]` is not a `TeamPolicyConfig`.
     """
 
     policy: TeamPolicy
@@ -105,14 +105,18 @@ class TeamModule(TorchRLModule):
         observation_space, action_space = self.observation_space, self.action_space
         if not isinstance(observation_space, spaces.Tuple) or not isinstance(action_space, spaces.Tuple):
             raise TypeError(
-                f"spaces {observation_space} and {action_space}: expected tuples with one part per agent"
+                f"spaces {observation_space} and {action_space}: expected Tuple spaces with one entry per "
+                "agent"
             )
         num_agents = len(observation_space.spaces)
         self.policy = config.build(Spaces(observation_space.spaces[0], action_space.spaces[0], num_agents))
 
 
 def build_row_spaces(one: Spaces) -> tuple[spaces.Space, spaces.Space]:
-    """Return the spaces of one environment for RLlib; for a team, tuples with one part per agent."""
+    """Return the observation space and the action space of one environment for RLlib.
+
+    For a team, both are Tuple spaces with one entry per agent.
+    """
     if one.num_agents is None:
         return one.observation, one.action
     return spaces.Tuple([one.observation] * one.num_agents), spaces.Tuple([one.action] * one.num_agents)
@@ -129,5 +133,6 @@ def _distribution(space: spaces.Space) -> Any:
     if isinstance(space, spaces.Box):
         return TorchDiagGaussian
     raise TypeError(
-        f"action space {space} is not supported by RLlib; use Box, or Discrete or MultiDiscrete from 0"
+        f"action space {space} is not supported by RLlib; use a Box, or a Discrete or MultiDiscrete that "
+        "starts at 0"
     )

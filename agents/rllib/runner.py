@@ -21,14 +21,14 @@ from scrubjay.agents.teams.segment import TeamSegment
 
 @dataclass
 class RunnerSample:
-    """Result of one call of an env runner. It is not a dict, since RLlib splits dicts."""
+    """Result of one call of an env runner. It is not a dict, since RLlib would split a dict."""
 
     first_row: int
     """Index of the runner's first environment among those of all runners."""
     segment: Segment | TeamSegment
     episodes: list[EpisodeStats]
     seconds: dict[str, float]
-    """Wall time in the environment (`env`) and in everything else (`policy`)."""
+    """Wall time of the call in seconds: in the environments (`env`) and in everything else (`policy`)."""
 
 
 class SegmentRunner(EnvRunner):
@@ -49,7 +49,7 @@ class SegmentRunner(EnvRunner):
         self.sampler = self.config.make_sampler(self.envs, self.policy, seed)
 
     def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> RunnerSample:
-        """Load the weights, if any, and return the next segment."""
+        """Load `weights`, unless they are None, and sample the next segment."""
         if weights is not None:
             self.policy.load_state_dict(weights)
         before = dict(self.sampler.seconds)
@@ -58,7 +58,7 @@ class SegmentRunner(EnvRunner):
         return RunnerSample(self.first_row, segment, self.sampler.pop_episodes(), seconds)
 
     def get_state(self, *_: Any, **__: Any) -> dict[str, Any]:
-        """Return `first_row` and the sampler's state."""
+        """Return the index of the runner's first environment, and the sampler's state."""
         return {"first_row": self.first_row, "sampler": self.sampler.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -67,7 +67,10 @@ class SegmentRunner(EnvRunner):
             self.sampler.set_state(state["sampler"])
 
     def restore(self, states: dict[int, dict[str, Any]]) -> None:
-        """Restore the state of this runner from the samplers' states by `first_row`."""
+        """Restore this runner's sampler from `states`, the sampler states of all runners.
+
+        The key of each state is the index of the first environment of its runner.
+        """
         self.sampler.set_state(states[self.first_row])
 
     def restart(self, weights: dict[str, Tensor], seed: int) -> None:

@@ -31,14 +31,17 @@ class TeamBatch:
         return type(self)(self.segment.rows(index), *parts)
 
     def mean(self, values: Tensor, agent: int | None = None) -> Float[Tensor, ""]:
-        """Return the mean over entries of living agents, of all or of one agent; 0 if there are none."""
+        """Return the mean of `values` over steps at which agents were alive; 0 without such steps.
+
+        If `agent` is set, `values` belong to this agent only.
+        """
         weights = select_agent(self.weights, agent)
         return (values * weights).sum() / weights.sum().clamp_min(1)
 
     def log_ratio(
         self, distribution: Distribution, agent: int | None = None
     ) -> Float[Tensor, "batch time *agents"]:
-        """Return the change of the actions' log-probabilities since sampling; 0 where not alive."""
+        """Return the change of actions' log-probabilities since sampling; 0 where an agent is not alive."""
         change = distribution.log_prob(select_agent(self.segment.actions, agent)) - select_agent(
             self.log_probs, agent
         )
@@ -52,8 +55,8 @@ class TeamBatch:
     ) -> Callable[[Distribution], Float[Tensor, ""]]:
         """Return the surrogate objective of a trust-region step, as a function of the distribution.
 
-        It is the mean of ratio times advantage, of all agents or of one, plus an entropy bonus. `factor`
-        multiplies the advantages.
+        The objective is the mean of policy ratio times advantage, plus an entropy bonus. The mean is over all
+        agents, or over `agent` only. `factor` multiplies the advantages.
         """
         advantages = select_agent(self.advantages, agent)
         if factor is not None:
@@ -69,16 +72,19 @@ class TeamBatch:
 
 
 def select_agent(values: Tensor, agent: int | None) -> Tensor:
-    """Return the entries of one agent from `[batch, time, agents, ...]`; None returns all."""
+    """Return the entries of `agent` in `values`, `[batch, time, agents, ...]`.
+
+    If `agent` is None, all entries are returned.
+    """
     return values if agent is None else values[:, :, agent]
 
 
 def team_advantages(
     segment: TeamSegment, gamma: float, gae_lambda: float
 ) -> tuple[Float[Tensor, "batch time agents"], Float[Tensor, "batch time agents"]]:
-    """Compute generalized advantages and returns of each agent; 0 where it was not alive.
+    """Compute generalized advantages and returns of each agent; both are 0 where the agent was not alive.
 
-    `terminated` ends the episode of one agent, `truncated` that of the whole team.
+    `terminated` ends the episode of one agent. `truncated` ends the episode of the whole team.
     """
 
     def columns(values: Tensor) -> Tensor:
@@ -104,7 +110,10 @@ def team_advantages(
 def normalize_advantages(
     values: Float[Tensor, "batch time agents"], weights: Float[Tensor, "batch time agents"]
 ) -> Float[Tensor, "batch time agents"]:
-    """Normalize the entries of each living agent to mean 0 and standard deviation 1; others are 0."""
+    """Normalize each agent's values to mean 0 and standard deviation 1 over the entries with weight 1.
+
+    Entries with weight 0 become 0.
+    """
     count = weights.sum(dim=(0, 1)).clamp_min(1)
     centered_values = (values - (values * weights).sum(dim=(0, 1)) / count) * weights
     return centered_values / ((centered_values.square().sum(dim=(0, 1)) / count).sqrt() + 1e-8)

@@ -1,4 +1,7 @@
-"""Best responses by learning: how much an agent gains by deviating, a lower bound on exploitability."""
+"""Best responses: training of one agent against the fixed actors of all other agents.
+
+The gain of the trained agent is a lower bound on the exploitability of the team's policy.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from scrubjay.agents.teams.sampler import TeamSampler
 
 
 def separate(policy: TeamPolicy) -> TeamPolicy:
-    """Return a copy with the same behavior and a separate, non-joint actor for every agent."""
+    """Return a copy of the policy with the same behavior and a separate, non-joint actor for every agent."""
     if not policy.config.shared and not policy.config.joint:
         return copy.deepcopy(policy)
     config = dataclasses.replace(policy.config, shared=False, joint=False)
@@ -40,23 +43,23 @@ def best_response(
     learner_state: Mapping[str, Any] | None = None,
     on_update: Callable[[int], None] | None = None,
 ) -> TeamPolicy:
-    """Train only `agent` for `steps` environment steps by trust-region updates; return the resulting team.
+    """Train the actor of `agent` by trust-region updates; return the resulting team policy.
 
-    The agent maximizes its own reward, whatever the team was trained for. The other actors are fixed; the
-    critic is trained further. The gain is a lower bound of what the agent could gain, so a small gain does
-    not prove an equilibrium.
+    The agent maximizes its own reward, even if the team was trained on the mean advantage. All other actors
+    are fixed, but the critic is trained. A longer training could gain more, so a small gain does not
+    prove an equilibrium.
 
     Args:
         policy: Policy of the team; it is not modified.
         agent: Index of the agent to train.
-        make_env: Makes the environment, which is closed at the end.
+        make_env: Function that makes the environment. The environment is closed at the end.
         config: Config of the learner; `mode` and `advantage` are replaced.
         steps: Minimum number of environment steps, of all environments together.
         segment_length: Steps of each environment in a batch.
         seed: Seed of environments, actions and minibatches.
-        learner_state: State of the learner that trained the policy, from `GAMATR.get_state`; it has the scale
-            of the critic's values. None for an untrained policy.
-        on_update: Called after each update with the number of steps so far.
+        learner_state: `GAMATR.get_state()` of the learner that trained the policy. Its moments convert the
+            critic's outputs to the unit of rewards. None for an untrained policy.
+        on_update: Function that is called after each update with the number of environment steps so far.
     """
     team = separate(policy)
     env = make_env()

@@ -31,7 +31,7 @@ def clipped_sequence(
 ) -> None:
     """Update one actor after another on the clipped loss, in random order: HAPPO (arXiv 2109.11251).
 
-    The advantages of an agent are multiplied by the policy ratios of the agents before it.
+    The advantages of an agent are multiplied by the policy ratios of all agents that were updated before.
     """
     order = torch.randperm(policy.num_agents, generator=generator).tolist()
     for position, agent in enumerate(order):

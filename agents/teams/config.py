@@ -1,4 +1,4 @@
-"""Config fields of `GAMATR` that its modes use."""
+"""Config fields of the learner `GAMATR` that its update modes use."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ class GAMATRSettings(TrustRegionConfig):
     kl_limit: float = 0.01
     """Maximum mean KL divergence of each agent from its sampling policy per update, in nats."""
     kl_budget: KLBudget = "equal"
-    """Divergence limit of each agent: `kl_limit` (equal), or a share of N `kl_limit` in proportion to
-    the squared expected improvement (allocated)."""
+    """Divergence limits of the agents: equal or allocated. With equal, the limit of each agent is `kl_limit`.
+    With allocated, the mean of the limits is `kl_limit`, and the limit of each agent is proportional to the
+    square of its expected improvement."""
     advantage: Advantage = "own"
-    """Advantage that each agent maximizes: its own, or the mean of all living agents (team), which is
-    noisier."""
+    """Advantage that each agent maximizes: own for its own advantage, or team for the mean advantage of
+    all living agents. This mean is noisier."""
     normalize_advantage: bool = True
     """Normalize the advantages of each agent to mean 0 and standard deviation 1."""
     gamma: float = 0.97
-    """Discount factor; 1 is for episodes that always terminate."""
+    """Discount factor; use 1 only if every episode terminates."""
     gae_lambda: float = 0.95
     """Lambda of generalized advantage estimation: bias-variance trade-off between the critic (0) and returns
     (1)."""
     entropy_coefficient: float = 0.0
     """Coefficient of the entropy bonus."""
     critic_learning_rate: float = 3e-3
-    """Learning rate of the critic's Adam."""
+    """Learning rate of the critic's Adam optimizer."""
     curvature_share: float = 0.25
-    """Fraction of the batch's environments for the Fisher information; gradient and divergence use all."""
+    """Fraction of the environments that the Fisher information uses. Gradient and divergence use all."""
     critic_epochs: int = 5
     """Epochs of the critic over each batch."""
     minibatches: int = 4
     """Minibatches per epoch, of the critic and of actors in clip modes; a minibatch has the whole segments of
     some environments."""
     normalize_values: bool = True
-    """Normalize the critic's targets by running mean and standard deviation of returns."""
+    """Normalize the critic's targets by the running mean and standard deviation of returns."""
     max_grad_norm: float = 1.0
     """Maximum norm for gradient clipping, of the critic and of actors in clip modes."""
     learning_rate: float = 5e-4
-    """Learning rate of the actors' Adam in clip modes."""
+    """Learning rate of the actors' Adam optimizer in clip modes."""
     epochs: int = 5
     """Epochs of the actors over each batch in clip modes."""
     clip: float = 0.2
-    """Clip range of the policy ratio in clip modes: it is clipped to [1 - clip, 1 + clip]."""
+    """Clip range in clip modes: policy ratios are clipped to [1 - clip, 1 + clip]."""
     consensus_rounds: int = 10
-    """ADMM iterations of mode consensus."""
+    """Number of consensus rounds (ADMM iterations) per update in mode consensus."""
     consensus_penalty: float = 1.0
     """Penalty coefficient of the augmented Lagrangian in mode consensus."""
 

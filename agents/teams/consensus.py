@@ -1,21 +1,29 @@
 """Consensus updates of MATRPO: agents agree on a joint step and exchange only likelihood ratios.
 
-Li and He 2020 (arXiv 2010.07916). Every agent k models the actions of all agents, given its own observation.
-l_k is the change of its log-probabilities of the sampled actions, `[batch time agents]`. The joint step of a
-common policy is split among the agents: each maximizes E[A_k sum(l_k)] within its trust region, subject to
-l_k = l_j for neighbors k and j. This is solved by the alternating direction method of multipliers (ADMM),
-with a dual u per edge and penalty p. In every round agent k with d edges, where m is the mean of the two l of
-an edge after the last round, steps to
+Li and He 2020 (arXiv 2010.07916). Every agent k models the actions of all agents, based on its own
+observation. A_k is the advantage of agent k. l_k is the change of the agent's log-probabilities of the
+sampled actions, `[batch time agents]`. E is the mean over the batch. The joint step of a common policy is
+split among the agents: agent k maximizes E[A_k sum(l_k)] within its trust region, subject to l_k = l_j for
+each neighbor j.
+This problem is solved by the alternating direction method of multipliers (ADMM), with a penalty p and a dual
+variable u for each edge. An edge connects two neighbors, a first agent and a second agent.
+In every round each agent k changes its weights by the step s that maximizes
 
-    argmax_s  E[(A_k + sum over edges of (p m -+ u)) J s] - (q_k + p d) s'Hs / 2,    l_k = J s,  H = E[J'J],
+    E[(A_k + sum of pulls) J s] - (q_k + p d) s'Hs / 2,    with l_k = J s and H = E[J'J].
 
-and then u += p (l_k - l_j) / 2. Everything is linearized at the old weights, where the graphs are computed
-once. H is the empirical Fisher information of the sampled actions. Its products with vectors take a finite
-difference of log-probabilities and one backward pass, for any memory.
+J is the derivative of the agent's log-probabilities at the old weights. d is the number of the agent's edges.
+q_k limits the size of the step; the last paragraph defines it.
+Each edge adds one pull: p m - u for its first agent, and p m + u for its second agent. m is the mean of the
+changes l of both agents after the previous round. At the end of the round u grows by
+p (l_first - l_second) / 2.
 
-Details that are our own: neighbors form a ring. q_k is the multiplier at which the agent's step without
-neighbors has the length of the trust region; the published code always steps there. The exact divergence of
-the agent's joint model is kept within the limit by backtracking. If the sum of the surrogates has not
+The graph of the log-probabilities at the old weights is computed once. H is the empirical Fisher information
+of the sampled actions. The product of H and a vector takes a finite difference of log-probabilities and one
+backward pass, for any memory.
+
+Details that are our own: neighbors form a ring. q_k is chosen so that the step of an agent without neighbors
+reaches the limit of the trust region. The published code takes a step of this length in every round.
+Backtracking limits the exact divergence of the agent's joint model. If the sum of the surrogates has not
 improved, all agents return to the old weights.
 """
 
@@ -82,12 +90,12 @@ def consensus_steps(
 
 
 def ring(agents: int) -> list[tuple[int, int]]:
-    """Return the edges of a ring, each once: one edge for two agents, none for one."""
+    """Return the edges of a ring of `agents` agents. Two agents have one edge, and one agent has none."""
     return [(agent, agent + 1) for agent in range(agents - 1)] + ([(0, agents - 1)] if agents > 2 else [])
 
 
 class Member:
-    """State of one agent in the consensus rounds; it retains the graph of the old policy."""
+    """State of one agent in the consensus rounds, with the autograd graph of the old policy."""
 
     def __init__(self, policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int) -> None:
         self.agent, self.batch, self.config = agent, batch, config
@@ -109,7 +117,11 @@ class Member:
         self.multiplier = math.sqrt(square / (2 * config.kl_limit))
 
     def move(self, pull: Tensor, coupling: float) -> None:
-        """Step from the old weights along advantages and neighbors' pull, within the trust region."""
+        """Replace the agent's step by a new step from the old weights, within the trust region.
+
+        The new step maximizes the surrogate with `pull` added to the advantages. `coupling` is the penalty
+        multiplied by the number of the agent's edges. A larger `coupling` makes the step shorter.
+        """
         self.go_back()  # the graphs are those of the old weights
         direction, square = self._solve(pull)
         stiffness = self.multiplier + coupling
@@ -129,18 +141,26 @@ class Member:
         self.go_back()
 
     def go_back(self) -> None:
-        """Restore the weights from before the step."""
+        """Undo the step: restore the old weights."""
         set_parameters(self.parameters, self.origin)
         self.change, self.kl = torch.zeros_like(self.change), torch.zeros_like(self.kl)
         self.policy = self.old
 
     def gain(self) -> float:
-        """Return the improvement of the exact surrogate, with the ratio of joint actions."""
+        """Return the improvement of the agent's surrogate: the mean of `(ratio - 1) * advantage`.
+
+        `ratio` is the likelihood ratio of the agent's new joint model to the old one, for the sampled joint
+        action.
+        """
         ratio = self.change.sum(dim=2).exp()
         return float(self.batch.mean((ratio - 1) * self.batch.advantages[:, :, self.agent], self.agent))
 
     def _solve(self, pull: Tensor) -> tuple[Tensor, float]:
-        """Return x = (H + damping)^-1 b and x'Hx, where b comes from the advantages and the pull."""
+        """Return the solution x of `(H + damping) x = b`, and x'Hx.
+
+        H is the empirical Fisher information. b is the gradient of the surrogate with `pull` added to the
+        advantages.
+        """
         pull = (pull + self.batch.advantages[:, :, self.agent, None]) * self.mask / self.count
         gradient = self._vector_jacobian(pull)
         direction, residual = conjugate_gradient(

@@ -17,10 +17,10 @@ CriticType = Literal["attention", "pooled", "local"]
 
 
 class TeamCritic(nn.Module):
-    """Critic that values each agent by its own features, from `network`, and a summary of the team.
+    """Critic that estimates the value of each agent from the agent's features and a summary of the team.
 
-    The summary is attention over the features of all living agents (`attention`), their mean (`pooled`) or
-    nothing (`local`).
+    The features are outputs of `network`. `critic_type` selects the summary: attention over the features of
+    all living agents ("attention"), the mean of these features ("pooled"), or no summary ("local").
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TeamCritic(nn.Module):
 
 
 class TeamAttention(nn.Module):
-    """Scaled dot-product attention of each agent over all living agents, independent of the graph.
+    """Scaled dot-product attention of each agent over all living agents, neighbors or not.
 
     Vaswani et al. 2017, arXiv 1706.03762, equation 1. Raises ValueError if `heads` does not divide the width.
     """

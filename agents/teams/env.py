@@ -11,11 +11,14 @@ from jaxtyping import Bool, Float
 
 
 class TeamStep(Protocol):
-    """Result of a step of all environments; after an episode's end observations are those of the next one."""
+    """Result of one step of all environments.
+
+    Where an episode has ended, `observations` and `alive` belong to the first step of the next episode.
+    """
 
     @property
     def observations(self) -> Mapping[str, np.ndarray]:
-        """Leaves of observations, `[num_envs, agents, ...]`; other spaces than Dict have one leaf ""."""
+        """Leaves of the observations, `[num_envs, agents, ...]`; a space without keys has one leaf ""."""
         ...
 
     @property
@@ -40,27 +43,27 @@ class TeamStep(Protocol):
 
     @property
     def dones(self) -> Bool[np.ndarray, " rows"]:
-        """True where a new episode has begun: the last one was truncated, or no agent was left alive."""
+        """True where a new episode began because the last was truncated or had no living agents left."""
         ...
 
     @property
     def final_observations(self) -> Mapping[str, np.ndarray]:
-        """Final observations of the environments in `dones`, `[ended, agents, ...]`, in their order."""
+        """Last observations of the episodes that ended, `[ended, agents, ...]`, ordered by environment."""
         ...
 
     @property
     def final_alive(self) -> Bool[np.ndarray, "ended agents"]:
-        """True for agents that were alive in these final observations."""
+        """True for agents that were alive in `final_observations`."""
         ...
 
     @property
     def infos(self) -> Mapping[str, Float[np.ndarray, " rows"]]:
-        """Metrics of the step, such as the sum of rates."""
+        """Metrics of the step by name, with one value per environment."""
         ...
 
 
 class TeamEnv(Protocol):
-    """Interface of vectorized teams, whose agents all have the same observation and action space."""
+    """Interface of vectorized team environments; all agents have the same observation and action space."""
 
     num_envs: int
     possible_agents: list[str]
@@ -82,7 +85,7 @@ class TeamEnv(Protocol):
         ...
 
     def step(self, actions: np.ndarray) -> TeamStep:
-        """Take the actions `[num_envs, agents, ...]`; those of agents that are not alive are ignored."""
+        """Take `actions`, `[num_envs, agents, ...]`. Actions of agents that are not alive are ignored."""
         ...
 
     def get_state(self) -> dict[str, Any]:

@@ -5,18 +5,20 @@ an attention critic, and a multi-agent trust region with monotonic convergence t
 equilibrium of a Markov game. Only the abstract and summaries were available to us. We did not have the
 equations, networks and parameters, so nothing here reproduces the paper's numbers. Our own choices:
 
-- Every agent has its own advantage, from its own reward and value, since the game is said to mix cooperation
-  and competition. With `advantage="team"` all agents maximize the mean of the living agents instead.
-- We do not know the trust-region method of the paper, so `mode` selects any published one: `independent`
-(TRPO
-  per agent), `sequential` (HATRPO, with monotonic improvement for shared rewards), `consensus` (MATRPO) and
-  `metagame` (MATRL, for general-sum games). Clipped baselines are `clip` (MAPPO) and `clip_sequential`
-  (HAPPO).
-- `sequential` costs N times as much with one shared actor as with N separate actors, since every agent's step
-  changes all agents. For large teams with a shared actor, `independent` takes one step within the limits of
-  all agents.
-- The divergence is exact, every agent has a limit, and limits can be equal or allocated.
-- Actors observe their neighbors through the graph of `TeamPolicy`. The critic is fitted after the actors.
+- Every agent has its own advantage, from its own reward and value, since the game of the paper mixes
+  cooperation and competition. With `advantage="team"` all agents maximize the mean advantage of the living
+  agents instead.
+- We do not know the trust-region method of the paper. `mode` therefore selects one of the published methods:
+  `independent` (TRPO per agent), `sequential` (HATRPO, with monotonic improvement for shared rewards),
+  `consensus` (MATRPO) or `metagame` (MATRL, for general-sum games). Two more modes are clipped baselines:
+  `clip` (MAPPO) and `clip_sequential` (HAPPO).
+- In a team of N agents, `sequential` costs N times as much with one shared actor as with separate actors,
+  since every step of a shared actor changes the policies of all agents. For large teams with a shared actor,
+  `independent` takes one step within the divergence limits of all agents.
+- The KL divergence is exact, and every agent has a divergence limit. `kl_budget` makes the limits equal or
+  allocates them to the agents.
+- Actors receive features of their neighbors through the graph attention of `TeamPolicy`. The critic is fitted
+  after the actors.
 """
 
 from __future__ import annotations
@@ -58,8 +60,8 @@ class GAMATRConfig(GAMATRSettings, LearnerConfig):
         if self.kl_budget == "allocated" and not self.rule.supports_budgets:
             able = ", ".join(name for name, rule in MODES.items() if rule.supports_budgets)
             raise ValueError(
-                f"kl_budget='allocated' is not supported by mode={self.mode!r}; use a mode of {able}, or "
-                "kl_budget='equal'"
+                f"kl_budget='allocated' is not supported by mode={self.mode!r}; use one of the modes {able}, "
+                "or kl_budget='equal'"
             )
         if self.entropy_coefficient and not self.rule.supports_entropy:
             raise ValueError(
@@ -79,9 +81,10 @@ class GAMATRConfig(GAMATRSettings, LearnerConfig):
         peers: SingleProcess | None = None,
         agents: Sequence[int] | None = None,
     ) -> GAMATR:
-        """Return a GAMATR learner of `policy`, without peers. Raises ValueError if the mode does not fit.
+        """Return a GAMATR learner that trains `policy`; `peers` is ignored.
 
-        With `agents` only the actors of these agents are updated.
+        If `agents` is set, only the actors of these agents are updated. Raises ValueError if the mode does
+        not support the policy's actors.
         """
         return GAMATR(policy, self, seed, agents)
 
@@ -90,8 +93,9 @@ class GAMATR:
     """Multi-agent trust-region learner of a team's policy on its own segments.
 
     With `normalize_values` the critic predicts normalized values; `value_mean` and `value_deviation` convert
-    them to units of reward. With `agents` only the actors of these agents are updated, which requires mode
-    `independent` and separate actors. Raises ValueError if the mode does not support the policy's actors.
+    these values to the unit of rewards. If `agents` is set, only the actors of these agents are updated. This
+    requires mode `independent` and separate actors. Raises ValueError if the mode does not support the
+    policy's actors.
     """
 
     def __init__(
@@ -120,13 +124,13 @@ class GAMATR:
 
     @property
     def value_mean(self) -> float:
-        """Value in units of reward of the critic's output 0."""
+        """Value, in the unit of rewards, for a critic output of 0."""
         weight, mean, _ = self._moments.tolist()
         return mean / weight if weight else 0.0
 
     @property
     def value_deviation(self) -> float:
-        """Scale of the critic's output in units of reward."""
+        """Change of the value, in the unit of rewards, per unit of the critic's output."""
         weight, _, square = self._moments.tolist()
         return max(square / weight - self.value_mean**2, 1e-4) ** 0.5 if weight else 1.0
 
@@ -214,7 +218,11 @@ class GAMATR:
         return {"losses/value_loss": torch.stack(losses).mean().item()}
 
     def _update_moments(self, returns: Tensor, weights: Tensor) -> None:
-        """Update the running moments with weight 0.1; their total weight corrects the initial bias."""
+        """Update the running mean and the running mean square of returns; this batch has weight 0.1.
+
+        Both averages start at 0. To correct for this, `value_mean` and `value_deviation` divide by the total
+        weight of all batches.
+        """
         count = float(weights.sum())
         if count > 0:
             mean = float((returns * weights).sum()) / count

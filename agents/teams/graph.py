@@ -14,12 +14,15 @@ DENSE_NODES = 32
 
 
 class GraphAttention(nn.Module):
-    """Residual graph attention of each node over its neighbors and itself, with a scale that starts small.
+    """Residual graph attention of each node over its neighbors and itself.
 
-    GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on layer-normalized nodes: the score of neighbor j
-    for node i is a . LeakyReLU(W_l x_j + W_r x_i), per head. Up to `DENSE_NODES` nodes it is computed over
-    all pairs, in larger graphs over edges by torch_geometric's `GATv2Conv` with the same parameters. Both can
-    be differentiated any number of times. Raises ValueError if `heads` does not divide the width.
+    Implements GATv2 (Brody et al. 2021, arXiv 2105.14491, equation 7) on layer-normalized node features x. In
+    each head the score of neighbor j for node i is a . LeakyReLU(W_l x_j + W_r x_i), with learned a, W_l and
+    W_r. A learned scale of the output starts at 0.01.
+
+    A graph of up to `DENSE_NODES` nodes is computed over all pairs of nodes. A larger graph is computed over
+    its edges, by torch_geometric's `GATv2Conv` with the same parameters. Both computations can be
+    differentiated any number of times. Raises ValueError if `heads` does not divide the width.
     """
 
     def __init__(self, dim: int, heads: int = 4) -> None:
@@ -40,14 +43,18 @@ class GraphAttention(nn.Module):
     def forward(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> Float[Tensor, "*leading nodes dim"]:
-        """Return the updated nodes; `hears[..., i, j]` is True if i hears j or i = j; None for all pairs."""
+        """Return the updated nodes.
+
+        `hears[..., i, j]` is True if node i receives the features of node j. It must be True for i = j.
+        None means that every node receives the features of all nodes.
+        """
         path = self.dense if nodes.shape[-2] <= DENSE_NODES else self.sparse
         return nodes + self.scale * nn.functional.silu(path(self.norm(nodes), hears))
 
     def forward_with_weights(
         self, nodes: Float[Tensor, "*leading nodes dim"], hears: Bool[Tensor, "*leading nodes nodes"] | None
     ) -> tuple[Float[Tensor, "*leading nodes dim"], Float[Tensor, "*leading heads nodes nodes"]]:
-        """Return the updated nodes as `forward` does, and the attention weights; always dense."""
+        """Return the updated nodes as `forward` does, and the attention weights of all pairs of nodes."""
         output, weights = self._attend(self.norm(nodes), hears)
         return nodes + self.scale * nn.functional.silu(output), weights
 
@@ -61,7 +68,7 @@ class GraphAttention(nn.Module):
         return (weights @ source).transpose(-2, -3).flatten(-2) + self.bias, weights
 
     def _sides(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return source and target projections, `[..., heads, nodes, head width]`."""
+        """Return source and target projections of `nodes`, `[..., heads, nodes, head width]`."""
         source, target = (
             linear(nodes).unflatten(-1, self.score.shape).transpose(-2, -3)
             for linear in (self.source, self.target)

@@ -1,11 +1,12 @@
-"""Metagame of MATRL: each agent mixes its old policy and its trust-region step at an equilibrium.
+"""Metagame of MATRL: its equilibrium determines how each agent mixes its old and its new policy.
 
-Wen et al. 2021 (arXiv 2106.06828). Every agent m has an old policy and a new one from its own trust region. A
-mixture with probability p_m of the new policy, per action, has the likelihood ratio `1 + p_m (r_m - 1)`,
-where r_m is the ratio of the new policy. On samples of the old policies, the gain of agent i under a mixture
-p is the mean of `prod_m (1 + p_m (r_m - 1)) A_i`. This is linear in every p_m, so each agent has two pure
-strategies, and the 2^N payoffs need not be enumerated. Only abstracts of the paper were available to us; the
-estimate of payoffs on the batch is our choice.
+Wen et al. 2021 (arXiv 2106.06828). Every agent m has an old policy and a new policy, the result of a step in
+its own trust region. The agent mixes both policies: it takes each action from the new policy with probability
+p_m. The likelihood ratio of this mixture to the old policy is `1 + p_m (r_m - 1)`, where r_m is the ratio of
+the new policy to the old policy. The gain of agent i is estimated on samples of the old policies. It is the
+mean of `prod_m (1 + p_m (r_m - 1)) A_i`, where A_i is the agent's advantage. This gain is linear in every
+p_m. Each agent therefore has two pure strategies, and the 2^N payoffs of N agents need not be enumerated.
+Only abstracts of the paper were available to us; the estimate of payoffs on the batch is our choice.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ Gains = Callable[[Float[Tensor, "agents"]], Float[Tensor, "agents"]]
 def metagame_steps(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings
 ) -> tuple[list[TrustRegionStep], dict[str, float]]:
-    """Take independent steps, then interpolate to the old weights by the equilibrium of the metagame.
+    """Take independent steps, then interpolate each actor between its old and its new weights.
 
-    Interpolated weights are equal to mixed policies to first order.
+    The share of the new weights is the probability of the new policy at the equilibrium of the metagame.
+    To first order, a policy with interpolated weights is the same as a mixed policy.
     """
     agents = range(policy.num_agents)
     before = [flatten(policy.actor_parameters(agent)).detach() for agent in agents]
@@ -68,7 +70,11 @@ def game_gains(
     advantages: Float[Tensor, "batch time agents"],
     weights: Float[Tensor, "batch time agents"],
 ) -> Gains:
-    """Return a function of a mixture: the gain of each agent from its new policy over its old one."""
+    """Return a function that computes how much each agent gains by its new policy instead of its old one.
+
+    The argument of the function is a mixture: the probability of the new policy for each agent. All other
+    agents follow the mixture.
+    """
     count = weights.sum(dim=(0, 1)).clamp_min(1)
     stakes = (ratios - 1) * advantages * weights
 
@@ -83,9 +89,10 @@ def game_gains(
 def equilibrium(gains: Gains, agents: int, sweeps: int = 10, plays: int = 300) -> Float[Tensor, "agents"]:
     """Compute an approximate Nash equilibrium: the probability of the new policy for each agent.
 
-    Sequential best responses start at all new policies. They end at a pure equilibrium, always so if the
-    agents share their interests, or cycle. After a cycle fictitious play follows, which converges for two
-    agents (Miyasawa 1961).
+    At first all agents use their new policies. One agent after another then changes to its best response,
+    in at most `sweeps` rounds. If the agents share their interests, these rounds end at a pure equilibrium.
+    If no equilibrium is reached, fictitious play follows; `plays` is its number of rounds. Fictitious play
+    converges for two agents (Miyasawa 1961).
     """
     mixture = torch.ones(agents)
     for _ in range(sweeps):
@@ -100,7 +107,7 @@ def equilibrium(gains: Gains, agents: int, sweeps: int = 10, plays: int = 300) -
 
 
 def regret(gains: Gains, mixture: Float[Tensor, "agents"]) -> float:
-    """Return the largest gain of any agent from deviating from the mixture."""
+    """Return the largest gain that a single agent could make by deviating from the mixture."""
     gain = gains(mixture)
     return float(torch.maximum(gain * (1 - mixture), -gain * mixture).max())
 

@@ -1,4 +1,4 @@
-"""Registry of update modes for a team's actors, for `GAMATR`."""
+"""Registry of the modes of `GAMATR`, which update a team's actors."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from scrubjay.agents.teams.steps import independent_steps, sequential_steps
 
 
 class ModeContext(NamedTuple):
-    """Resources of an actor update in addition to its config."""
+    """Arguments of an actor update besides policy, batch and settings."""
 
     agents: Sequence[int]
     """Agents to update: all, unless the mode has `supports_subset`."""
     generator: torch.Generator
     """Source of random numbers."""
     optimizer: torch.optim.Optimizer | None
-    """Adam of all actors, for a mode with `uses_optimizer`; else None."""
+    """Adam optimizer of all actors if the mode has `uses_optimizer`; else None."""
 
 
 ModeResult = tuple[list[TrustRegionStep], dict[str, float]]
@@ -38,7 +38,7 @@ class Mode:
     """Update mode of a team's actors, with its requirements."""
 
     move: Callable[[TeamPolicy, TeamBatch, GAMATRSettings, ModeContext], ModeResult]
-    """Function that updates the policy's actors on a batch; with `uses_optimizer` it returns no steps."""
+    """Function that updates the policy's actors. With `uses_optimizer` it returns an empty list of steps."""
     needs_joint: bool = False
     """True if each actor must model the actions of all agents."""
     supports_shared: bool = True

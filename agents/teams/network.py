@@ -19,17 +19,19 @@ class AgentTrace(NamedTuple):
     """Graph attention and memory recall of one agent in a step, for visualization."""
 
     graph_weights: Float[Tensor, "rows rounds agents"] | None
-    """Attention weights over agents, itself included, averaged over heads; None without graph rounds."""
+    """Attention weights of the agent over all agents, itself included, averaged over heads. None without
+    graph rounds."""
     graph_change: Float[Tensor, " rows"]
-    """Norm of the change of the agent's features by graph attention, relative to their norm before."""
+    """Relative change of the agent's features by all graph rounds: norm of the change, divided by the norm of
+    the features before the first round."""
     recall: Recall | None
-    """Contents that the memory recalls; None if the memory does not report it."""
+    """Contents that the memory recalls; None if the memory does not report them."""
 
 
 class TeamNetwork(nn.Module):
     """Network with an observation encoder, rounds of graph attention and one memory stream per agent.
 
-    Parameters are shared by all agents and do not depend on their number.
+    All agents share the parameters, which do not depend on the number of agents.
     """
 
     def __init__(
@@ -51,9 +53,9 @@ class TeamNetwork(nn.Module):
     ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
         """Return the features of every agent in a segment and the next memory states, `[batch, agents, ...]`.
 
-        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all agents are alive. With `agent`,
-        features and states are those of one agent, without an axis for agents. Without graph rounds they then
-        depend on its own observations only.
+        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all agents are alive. If `agent`
+        is set, the results belong to this agent only, without an axis for agents. Without graph rounds
+        these results depend only on this agent's observations.
         """
         nodes = self._nodes(leaves, alive, agent, axis=2)
         if agent is not None:
@@ -107,7 +109,7 @@ class TeamNetwork(nn.Module):
         return *self._step_memory(nodes, state, None, agent), traces
 
     def initial_state(self, rows: int, agents: int | None = None) -> State:
-        """Return memory states at episode start, `[rows, agents, ...]`, or `[rows, ...]` for one agent."""
+        """Return memory states at episode start, `[rows, agents, ...]`, or `[rows, ...]` without `agents`."""
         if agents is None:
             return self.memory.initial_state(rows)
         return _unfold(self.memory.initial_state(rows * agents), agents)
@@ -115,7 +117,10 @@ class TeamNetwork(nn.Module):
     def _step_memory(
         self, nodes: Tensor, state: State, start: Tensor | None, agent: int | None
     ) -> tuple[Tensor, State]:
-        """Apply the memory to nodes of one step, `[rows, agents, dim]`, or `[rows, dim]` with `agent`."""
+        """Apply the memory to one step.
+
+        `nodes` is `[rows, agents, dim]`. If `agent` is set, `nodes` is `[rows, dim]`, for this agent only.
+        """
         agents = 1 if agent is not None else nodes.shape[1]
         if agent is None:
             nodes, state = nodes.flatten(0, 1), _fold(state)
@@ -127,7 +132,11 @@ class TeamNetwork(nn.Module):
         return features, state
 
     def _nodes(self, leaves: dict[str, Tensor], alive: Tensor | None, agent: int | None, axis: int) -> Tensor:
-        """Return the input of the memory, for leaves whose agents are along `axis`."""
+        """Encode the leaves and apply graph attention; the result is the input of the memory.
+
+        `axis` is the axis of agents in the leaves. If `agent` is set, the result belongs to this agent only,
+        without an axis for agents.
+        """
         if agent is not None and not self.rounds:
             return self._encode({key: leaf.select(axis, agent) for key, leaf in leaves.items()}, axis)
         nodes = self._encode(leaves, axis + 1)
@@ -148,7 +157,7 @@ class TeamNetwork(nn.Module):
 def build_hearing_mask(
     adjacency: Tensor | None, alive: Bool[Tensor, "*leading agents"] | None
 ) -> Bool[Tensor, "*leading agents agents"] | None:
-    """Return the attention mask `[..., i, j]` over agents; None if all agents hear all.
+    """Return the attention mask `[..., i, j]`, True if agent i hears agent j; None if all agents hear all.
 
     An agent hears itself and, if it is alive, its living neighbors. Raises ValueError if `adjacency` does not
     have one bit per agent of the team.
@@ -158,7 +167,7 @@ def build_hearing_mask(
         if adjacency.shape[-1] != adjacency.shape[-2]:
             raise ValueError(
                 f"{ADJACENCY!r} has {adjacency.shape[-1]} bits in a team of {adjacency.shape[-2]} agents; "
-                "expected one per agent, including the observer"
+                "expected one bit for each agent, including the observing agent"
             )
         hears = adjacency > 0
     if alive is not None:

@@ -39,18 +39,18 @@ class TeamPolicyConfig:
     """Config of `TeamPolicy`. Raises ValueError on an invalid value."""
 
     memory: MemoryConfig = dataclasses.field(default_factory=lambda: make_config("gru"))
-    """Memory of each agent; every layer has its width."""
+    """Memory of each agent; every layer has the width of the memory."""
     graph_rounds: int = 1
     """Rounds of graph attention per step; 0 disables communication."""
     graph_heads: int = 4
     """Attention heads of the graph and of the critic; must divide the memory's width."""
     critic: CriticType = "attention"
-    """Team input of the critic: attention over living agents (attention), their mean (pooled) or none
-    (local)."""
+    """Team input of the critic: attention over living agents (attention), the mean of their features (pooled)
+    or no team input (local)."""
     shared: bool = True
-    """Share one actor among all agents; otherwise each has a separate actor."""
+    """Share one actor among all agents. If False, each agent has a separate actor."""
     joint: bool = False
-    """Let each actor also model the actions of all other agents, as mode consensus requires; only with
+    """Let each actor also model the actions of all other agents, as mode consensus requires. Needs
     `shared=False`."""
 
     def __post_init__(self) -> None:
@@ -62,7 +62,7 @@ class TeamPolicyConfig:
             raise ValueError("joint=True requires a separate actor for each agent: set shared=False")
 
     def build(self, spaces: Spaces) -> TeamPolicy:
-        """Return a new policy. Raises TypeError if a space is not supported or is that of a single agent."""
+        """Return a new policy. Raises TypeError if a space is not supported or `num_agents` is None."""
         if spaces.num_agents is None:
             raise TypeError("a single agent needs a PolicyConfig, not a TeamPolicyConfig")
         return TeamPolicy(spaces.observation, spaces.action, spaces.num_agents, self)
@@ -97,7 +97,10 @@ class TeamActor(nn.Module):
         return self.heads[agent if len(self.heads) > 1 else 0](features)
 
     def joint_distribution(self, features: Float[Tensor, "*leading dim"]) -> Distribution:
-        """Return one agent's model of all agents' actions from its features, `[*leading, agents]`."""
+        """Return one agent's prediction of the actions of all agents, from the features of this agent.
+
+        The leading axes of the returned distribution are `[*leading, agents]`.
+        """
         return stack_agents([head(features) for head in self.heads])
 
     def to_env(self, actions: Tensor) -> np.ndarray:
@@ -106,13 +109,15 @@ class TeamActor(nn.Module):
 
 
 class TeamPolicy(nn.Module):
-    """Actor-critic policy for teams of `num_agents`; the spaces are those of one agent.
+    """Actor-critic policy for teams of `num_agents` agents; each space is the space of one agent.
 
-    Actor and critic share no parameters. With a shared actor parameters do not depend on `num_agents`; they
-    never depend on the padded sizes of sets. With `shared=False` the distribution of agent m depends on actor
-    m only, which also computes the other agents' nodes for graph attention. Memory states are `[rows, agents,
-    ...]`, with one stream per agent in the actors and one in the critic. Agents that are not alive have no
-    influence on others; outputs for them are finite, but have no meaning.
+    Actor and critic share no parameters. The shapes of parameters do not depend on the padded sizes of sets
+    and, with a shared actor, not on `num_agents`. With `shared=False` the distribution of agent m depends
+    only on actor m, which then also encodes the observations of the other agents for graph attention.
+
+    Memory states are `[rows, agents, ...]`: each agent has one state for the actor and one for the critic.
+    Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
+    finite, but have no meaning.
     """
 
     def __init__(
@@ -193,9 +198,9 @@ class TeamPolicy(nn.Module):
 
         Args:
             observation: Leaves `[rows, agents, ...]`.
-            alive: True for agents that act; the actions of others have no meaning.
+            alive: True for agents that act; the actions of all other agents have no meaning.
             state: Memory states of actors and critic.
-            start: True for environments at episode start; None if there are none.
+            start: True for environments at episode start; None if no environment is at episode start.
             generator: Source of random numbers; None for torch's default generator.
             deterministic: Take the most likely actions instead of samples.
         """
@@ -246,8 +251,9 @@ class TeamPolicy(nn.Module):
     def distribution(self, segment: TeamSegment, agent: int | None = None) -> Distribution:
         """Return the action distribution of a segment, with gradients, over `[batch, time, agents]`.
 
-        With `agent` it is that agent's distribution, over `[batch, time]`; for a joint actor its model of all
-        agents, over `[batch, time, agents]`. Gradients stop at the start of the segment.
+        If `agent` is set, return the distribution of this agent only, over `[batch, time]`. A joint actor
+        then returns its model of the actions of all agents, over `[batch, time, agents]`. Gradients stop at
+        the start of the segment.
         """
         leaves, living = _mask_observations(segment.observations, segment.alive)
         state = detach_state(select_part(segment.state, prefix=_ACTOR))
@@ -290,8 +296,9 @@ class TeamPolicy(nn.Module):
     ) -> tuple[np.ndarray, State]:
         """Return actions for the environment, and the state to pass with the next observations.
 
-        Accepts arrays of one team, with `alive` of shape `[agents]`, or of a batch of teams, with
-        `[rows, agents]`. `state=None` starts an episode in every environment, `start` in the marked ones.
+        Accepts arrays of one team, with `alive` of shape `[agents]`, or arrays of a batch of teams, with
+        `alive` of shape `[rows, agents]`. `state=None` starts an episode in every environment. `start` is
+        True for environments in which an episode starts.
         """
         alive = torch.as_tensor(alive, dtype=torch.bool, device=self.device)
         leaves = to_leaves(to_tensors(self.observation_space, observation, self.device))
@@ -318,7 +325,10 @@ class TeamPolicy(nn.Module):
         start: Tensor | None,
         traces: list[AgentTrace] | None = None,
     ) -> tuple[Distribution, State]:
-        """Return the actors' distribution and next states; traces are appended to `traces`."""
+        """Return the action distribution and the next states of all actors.
+
+        If `traces` is a list, the trace of each agent is appended to this list.
+        """
 
         def advance(actor: TeamActor, state: State, agent: int | None) -> tuple[Tensor, State]:
             if traces is None:
@@ -349,7 +359,7 @@ class TeamPolicy(nn.Module):
         action: Tensor,
         actor: State,
     ) -> TeamPolicyStep:
-        """Apply the critic and return the step of these actions."""
+        """Apply the critic; return actions, log-probabilities, values and next states."""
         features, critic = self.critic.network.step(leaves, alive, select_part(state, prefix=_CRITIC), start)
         after = {**add_affixes(actor, prefix=_ACTOR), **add_affixes(critic, prefix=_CRITIC)}
         return TeamPolicyStep(action, distribution.log_prob(action), self.critic(features, alive), after)
@@ -360,7 +370,10 @@ class TeamPolicy(nn.Module):
 
 
 def _mask_observations(observation: Observation, alive: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Zero the observations of agents that are not alive; return leaves and mask, None if all are alive."""
+    """Zero the floating-point observations of agents that are not alive.
+
+    Returns the leaves and the mask of living agents. The mask is None if all agents are alive.
+    """
     leaves = to_leaves(observation)
     if alive.all():
         return leaves, None

@@ -27,11 +27,12 @@ class TeamEpisodeStats(EpisodeStats):
 
 
 class TeamSampler(BaseSampler):
-    """Sampler of segments of `segment_length` steps from every environment; memory states carry over.
+    """Sampler of segments, which have `segment_length` steps of every environment.
 
-    Everything except the environment is computed on the policy's device. Raises ValueError if
-    `segment_length` is below 1 or the policy has another number of agents, and EnvFaultError as `Sampler`
-    does.
+    Each segment continues from the memory states at the end of the segment before. Everything except the
+    environment is computed on the policy's device. Raises ValueError if `segment_length` is below 1, or if
+    policy and environment differ in the number of agents. Raises EnvFaultError in the same cases as
+    `Sampler`.
     """
 
     def __init__(self, env: TeamEnv, policy: TeamPolicy, segment_length: int, seed: int = 0) -> None:
@@ -51,7 +52,7 @@ class TeamSampler(BaseSampler):
 
     @torch.no_grad()
     def collect(self) -> TeamSegment:
-        """Collect and return the next segment; its tensors are not reused."""
+        """Collect and return the next segment. Later calls do not change its tensors."""
         start_time = time.perf_counter()
         env_seconds = 0.0
         length, device = self.segment_length, self.policy.device
@@ -129,7 +130,7 @@ class TeamSampler(BaseSampler):
         return segment
 
     def get_state(self) -> dict[str, Any]:
-        """Return the complete state: tensors, plain values and, if available, the environment's state."""
+        """Return the sampler's state: tensors, plain values and, if available, the environment's state."""
         measures = {name: total.tolist() for name, total in self._measures.items()}
         return super().get_state() | {"alive": self._alive.tolist(), "measures": measures}
 
@@ -187,7 +188,11 @@ class TeamSampler(BaseSampler):
             total[step.dones] = 0.0
 
     def _final_values(self, step: TeamStep, rows: Tensor) -> Tensor:
-        """Return the values of the final observations of truncated episodes; 0 for agents not alive."""
+        """Return each agent's value estimate of the final observation of each truncated episode.
+
+        The value of an agent that is not alive is 0. `rows` has the indices of the environments whose
+        episodes were truncated.
+        """
         # Final observations only have the environments whose episodes ended.
         cut = step.truncated[step.dones]
         leaves = self._empty_leaves(len(rows), self.num_agents)

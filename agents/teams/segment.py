@@ -1,4 +1,4 @@
-"""Segments of teams: fixed-length rollouts with one batch row per team and one column per agent."""
+"""Segments of teams: fixed-length rollouts with one batch row per team."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from scrubjay.memory import State
 class TeamSegment(BaseSegment):
     """Rollout of `batch` teams of `agents` agents over `time` steps.
 
-    As in `Segment`, there is no padding in time. Agents that have left remain as columns with `alive` False;
-    their other entries are ignored.
+    As in `Segment`, there is no padding in time. Where an agent is not alive, `alive` is False, and the
+    agent's entries in all other tensors are ignored.
     """
 
     observations: Observation
@@ -39,7 +39,8 @@ class TeamSegment(BaseSegment):
     truncated: Bool[Tensor, "batch time"]
     """True where the team's episode was truncated after the action, such as by a time limit."""
     bootstrap_values: Float[Tensor, "batch time agents"]
-    """Value of the final observation of truncated episodes, with the memory state of that episode; else 0."""
+    """Value of the final observation where an episode was truncated, computed with the memory state of this
+    episode; 0 elsewhere."""
     last_values: Float[Tensor, "batch agents"]
     """Value of the observation that follows the segment."""
     state: State

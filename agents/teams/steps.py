@@ -30,7 +30,7 @@ def independent_steps(
 ) -> list[TrustRegionStep]:
     """Update every actor of `agents` on its own surrogate, as if the other agents were fixed.
 
-    A shared actor takes one step for all agents, within the limit of each.
+    A shared actor takes one step for all agents, within the divergence limit of every agent.
     """
     if policy.config.shared:
         return [agent_step(policy, batch, config, None, config.kl_limit)]
@@ -46,9 +46,10 @@ def sequential_steps(
 ) -> list[TrustRegionStep]:
     """Update the actors in random order, each conditioned on the previous updates: HATRPO.
 
-    Kuba et al. 2022 (arXiv 2109.11251): the advantages of an agent are multiplied by the policy ratios of the
-    agents before it. A shared actor is updated once for every agent. After step k of N the divergence of any
-    agent from the sampling policy may be (k/N)^2 of the limit, so that N equal steps reach the limit.
+    As in Kuba et al. 2022 (arXiv 2109.11251), the advantages of an agent are multiplied by the policy ratios
+    of all agents that were updated before. A shared actor is updated N times, once for each of N agents.
+    After update k the divergence of each agent from the sampling policy may be at most (k/N)^2 times the
+    limit, so that N equal updates reach the limit.
     """
     order = torch.randperm(policy.num_agents, generator=generator).tolist()
     if policy.config.shared:
@@ -118,10 +119,10 @@ def agent_step(
         policy: Policy whose actor is updated.
         batch: Training batch.
         config: Config of the step.
-        agent: Agent to update; None for all, by a shared actor.
+        agent: Agent to update; None for all agents of a shared actor.
         kl_limit: Maximum mean divergence, in nats.
-        factor: Factor of the advantages, `[batch time]`; None for 1.
-        natural: Natural gradient; None to compute it.
+        factor: Factor by which the advantages are multiplied, `[batch time]`; None for a factor of 1.
+        natural: Natural gradient at the current weights; None to compute it here.
     """
     arguments = (
         policy.actor_parameters(agent),
@@ -137,7 +138,7 @@ def agent_step(
 def natural_gradients(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
 ) -> list[NaturalGradient]:
-    """Return the natural gradients of these agents' surrogates, all at the current weights."""
+    """Return the natural gradient of the surrogate of each agent in `agents`, at the current weights."""
     return [
         natural_gradient(
             policy.actor_parameters(agent),
@@ -154,7 +155,7 @@ def natural_gradients(
 def _sample(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int | None = None
 ) -> WeightedDistribution | None:
-    """Return the part of the batch for the curvature, evenly spaced; None for the whole batch."""
+    """Return evenly spaced environments of the batch for the Fisher information; None for all of them."""
     count = max(1, round(config.curvature_share * batch.segment.num_rows))
     if count >= batch.segment.num_rows:
         return None
@@ -171,12 +172,13 @@ def kl_limits(naturals: list[NaturalGradient], config: GAMATRSettings) -> list[f
 
 
 def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
-    """Return the limits with sum `total` that maximize the sum of predicted improvements.
+    """Return one divergence limit per agent, such that the sum of predicted improvements is largest.
 
-    An agent with q = g'F^-1 g improves by sqrt(2 d q) at a divergence of d. With the d summing to `total`,
-    the sum over agents is largest where all slopes sqrt(q / 2d) are equal, so d is proportional to q. By the
-    Cauchy-Schwarz inequality this maximum is sqrt(2 total sum(q)) and unique. If all gains are 0, the limits
-    are equal.
+    The sum of the limits is `total`. The gain q of an agent is g'F^-1 g, with the gradient g of its surrogate
+    and its Fisher information F. At a divergence d the predicted improvement of this agent is sqrt(2 d q).
+    The sum over agents is largest where the derivatives sqrt(q / 2d) of all agents are equal, so d is
+    proportional to q. By the Cauchy-Schwarz inequality this maximum is sqrt(2 total sum(q)), and it is
+    unique. If all gains are 0, the limits are equal.
     """
     whole = sum(gains)
     if not whole > 0:
@@ -185,7 +187,10 @@ def allocate_kl(gains: Sequence[float], total: float) -> list[float]:
 
 
 def likelihood_ratio(policy: TeamPolicy, batch: TeamBatch, agent: int) -> Tensor:
-    """Return the policy ratio of an agent since sampling, `[batch, time]`; 1 where it was not alive."""
+    """Return the ratio of an agent's current policy to its sampling policy, `[batch, time]`.
+
+    The ratio is 1 where the agent was not alive.
+    """
     return batch.log_ratio(compute_detached(partial(policy.distribution, batch.segment, agent)), agent).exp()
 
 

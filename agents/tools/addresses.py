@@ -1,4 +1,4 @@
-"""Classify internet addresses: tools may reach public ones, but none local to this machine or network."""
+"""Classify IP addresses: tools may reach only public addresses, not this machine or its local network."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SPECIAL = tuple(
 
 
 def is_public(address: str) -> bool:
-    """Return True if a numeric address is public.
+    """Return True if a numeric IP address is public.
 
-    Return False for private, loopback, link-local (including the cloud metadata services at 169.254.169.254),
-    carrier-grade NAT, multicast, reserved and documentation addresses, also if IPv6 embeds them, and for
-    strings that are not addresses.
+    Return False for private, loopback, link-local, carrier-grade NAT, multicast, reserved and documentation
+    addresses, also if an IPv6 address embeds such an address. The cloud metadata services at 169.254.169.254
+    are link-local. Return False for strings that are not IP addresses.
     """
     try:
         ip = ipaddress.ip_address(address)

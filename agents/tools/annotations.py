@@ -1,4 +1,4 @@
-"""Declare the security properties of tools; an undeclared tool counts as one with side effects."""
+"""Declare the security properties of tools; an undeclared tool counts as a tool with side effects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scrubjay.agents.language.declarations import Declaration, declare
 
 
 def as_tool(function_or_tool: BaseTool | Callable[..., Any]) -> BaseTool:
-    """Return a tool unchanged, or convert a function. Raises ValueError if the function has no docstring."""
+    """Return a tool unchanged; convert a function. A function without docstring raises ValueError."""
     if isinstance(function_or_tool, BaseTool):
         return function_or_tool
     try:
@@ -31,25 +31,26 @@ def tool(
     untrusted: bool = True,
     addresses: Sequence[str] | None = None,
 ) -> Callable[[BaseTool | Callable[..., Any]], BaseTool]:
-    """Return a decorator that makes a declared tool of a function, plain or async, or of a langchain tool.
+    """Return a decorator that declares the security properties of a function or langchain tool.
 
-    `@tool(side_effect=False)` decorates a function, instead of langchain's decorator or on top of it.
-    `tool(side_effect=False)(existing_tool)` returns a declared copy of a tool, such as one of an MCP server.
+    The decorator returns a langchain tool. `@tool(side_effect=False)` decorates a function, which may be
+    async, and replaces langchain's decorator or stands above it. `tool(side_effect=False)(existing_tool)`
+    returns a declared copy of a tool, such as a tool of an MCP server.
 
     Args:
-        bare: Must be None; detects a decorator without parentheses.
+        bare: Must be None. A function here means that the decorator was used without parentheses.
         side_effect: True if the tool changes the outside world. After untrusted text was read, such a tool
             needs approval.
-        untrusted: True if a third party can influence the text of its results; False for a tool that computes
-            its result from its arguments.
-        addresses: Names of the arguments that are addresses, () for none; None detects them by schema and
-            name.
+        untrusted: True if a third party can influence the text of the tool's results; False for a tool that
+            computes results from its arguments only.
+        addresses: Names of the arguments that are web addresses; () if there are no such arguments. None
+            detects these arguments by schema and name.
 
     Raises TypeError if a value has the wrong type.
     """
     if bare is not None:
         raise TypeError(
-            f"@tool on {bare!r} declares nothing; write @tool(side_effect=False) or (side_effect=True)"
+            f"@tool on {bare!r} declares nothing; write @tool(side_effect=False) or @tool(side_effect=True)"
         )
     for name, value in (("side_effect", side_effect), ("untrusted", untrusted)):
         if not isinstance(value, bool):

@@ -9,7 +9,10 @@ from scrubjay.agents.language.text import clean
 
 
 def describe_faults(error: Any, prompts: Prompts) -> str:
-    """Return the faults in pydantic's `error` in the language of `prompts`; rare ones in English."""
+    """Describe the faults that pydantic's `error` contains, in the language of `prompts`.
+
+    A rare fault has no template in `prompts`. Its description is pydantic's message in English.
+    """
     faults = []
     for fault in error.errors():
         name, message = f"fault_{fault['type']}", fault["msg"]

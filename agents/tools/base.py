@@ -13,7 +13,7 @@ Language = Literal["en", "zh"]
 
 
 class ToolUnavailable(ToolException):
-    """A tool cannot answer any call at present; the planner should choose another tool.
+    """A tool cannot answer calls at present; the planner should choose another tool.
 
     `tool` is the tool's name, `cause` the reason, `hint` an alternative; `offline` is True if there was no
     network.
@@ -48,6 +48,6 @@ class ToolResult:
     urls: tuple[str, ...] = ()
     """Addresses of the sources."""
     data: Any = None
-    """The result as JSON values, for programs."""
+    """Result as JSON values, for programs."""
     recorded_on: str | None = None
-    """Date at which a replayed answer was recorded, as YYYY-MM-DD; None for a live one."""
+    """Date on which a replayed answer was recorded, as YYYY-MM-DD; None for a live answer."""

@@ -47,7 +47,7 @@ def _run(context: ToolContext, url: str, question: str | None, start: int) -> To
 
 
 def truncate_at_line(text: str, most: int) -> str:
-    """Return the first `most` characters of a text, cut at a line end if one is in the second half."""
+    """Return at most the first `most` characters of a text, cut at a line end if possible."""
     if len(text) <= most:
         return text
     cut = text.rfind("\n", most // 2, most)
@@ -55,10 +55,11 @@ def truncate_at_line(text: str, most: int) -> str:
 
 
 def select_passages(text: str, question: str | None, most: int, gap: str) -> str:
-    """Return the passages that share the most words with the question, in order, with `gap` between them.
+    """Return the passages that share the most words with the question, in the order of the text.
 
-    A word's weight is the inverse of the number of passages that contain it. Return the beginning of the text
-    if there is no question or no shared word.
+    `gap` replaces omitted passages. The result has at most about `most` characters. The weight of a shared
+    word is 1 divided by the number of passages that contain this word. Return the beginning of the text if
+    there is no question or no shared word.
     """
     if len(text) <= most or not question:
         return truncate_at_line(text, most)

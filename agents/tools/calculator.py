@@ -28,7 +28,7 @@ _ALLOWED = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.Compare, ast.Call, ast.N
 
 
 def calculate(expression: str) -> int | float | bool:
-    """Return the value of an expression. Raises ToolArgumentError, a ValueError, if it is invalid.
+    """Return the value of an expression. An invalid expression raises ToolArgumentError, a ValueError.
 
     An expression may contain numbers, `+ - * / // % ** ^` (`^` is a power), comparisons, `pi`, `e`, `tau` and
     the functions of `FUNCTIONS`. Integers are exact.
@@ -93,7 +93,7 @@ def _power(base: Any, exponent: Any) -> Any:
 
 
 def _check_values(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function with a check that its arguments and result are real numbers within the limits."""
+    """Wrap `function`; the wrapper checks that arguments and result are real numbers within the limits."""
 
     def call(*arguments: Any) -> Any:
         return _number(function(*map(_number, arguments)))

@@ -18,9 +18,9 @@ _TIME = re.compile(r"[T\s]*(\d{1,2}):(\d{2})(?::(\d{2})(\.\d{1,6})?)?\s*(Z|[+-]\
 def parse_moment(text: str, now: Callable[[], datetime]) -> date | datetime:
     """Return the date, or the date and time, in `text`.
 
-    Accepted forms are `2026-02-17`, `2026/2/17`, `2026年2月17日`, each with or without `10:30`, `10:30:15`
-    and an offset (`Z`, `+08:00`), and `today`, `now`, `今天`, `现在`. Raises ToolArgumentError on an invalid
-    date or time, such as 31 June.
+    Accepted dates are `2026-02-17`, `2026/2/17`, `2026年2月17日`, `today` and `今天`. A numeric date may be
+    followed by a time (`10:30` or `10:30:15`) and a UTC offset (`Z` or `+08:00`). `now` and `现在` are the
+    current date and time. Raises ToolArgumentError on an invalid date or time, such as 31 June.
     """
     word = text.strip().lower()
     if word in _NOW:

@@ -39,7 +39,7 @@ _ANIMALS = dict(
 
 
 def to_lunar(day: date) -> Lunar:
-    """Return the lunar date of a day. Raises ToolArgumentError outside of 1900 to 2100."""
+    """Return the lunar date of a day. Raises ToolArgumentError if its year is not between 1900 and 2100."""
     check_year(day.year)
     from lunar_python import Solar
 

@@ -43,7 +43,7 @@ _SPECS: dict[str, ToolSpec] = {
 
 
 def list_tools(language: Language = "en") -> list[str]:
-    """Return the names of all tools."""
+    """Return the names of all tools, in English or Chinese."""
     return [spec.zh_name if language == "zh" else spec.name for spec in _SPECS.values()]
 
 
@@ -56,16 +56,18 @@ def make_tools(
     replay: Replay | str | os.PathLike[str] | None = None,
     web: WebConfig | None = None,
 ) -> list[BaseTool]:
-    """Return langchain tools by English or Chinese name.
+    """Return the langchain tools with the names `names`, in English or Chinese.
 
     Args:
-        names: Names of the tools, `auto` for all, `notool` for none; duplicates are dropped.
+        names: Names of the tools, `auto` for all tools, `notool` for no tools. Duplicates are dropped.
         language: Language of descriptions and outputs.
-        clock: Returns the current time with its time zone; None for the system clock.
-        offline: Use no network. `auto` leaves out network tools unless there is a `replay`; with it they
-            return recorded answers. A network tool without a recorded answer reports that it is unavailable.
-        replay: File to which answers are recorded online, and from which they are read if the network fails.
-        web: Limits of requests.
+        clock: Function that returns the current time with a time zone; None for the system clock.
+        offline: Use no network. Without `replay`, `auto` then leaves out network tools. With `replay`,
+            network tools return recorded answers. A network tool without a recorded answer reports that it is
+            unavailable.
+        replay: File of recorded answers. Answers are written to the file while the network works, and read
+            from the file if the network fails.
+        web: Limits of web requests; None for the default limits.
 
     Raises ValueError on an unknown name or language, and if the clock has no time zone.
     """

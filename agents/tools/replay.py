@@ -14,11 +14,12 @@ from scrubjay.agents.tools.base import Language, ToolResult
 
 
 class Replay:
-    """Answers recorded in a JSONL file, which need not exist yet.
+    """Recorded answers in a JSONL file; the file is created if it does not exist.
 
-    A line has `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`. The last
-    line for a call counts. Each line is appended in one write, so several processes may record into one file.
-    An unreadable line, such as one left incomplete by a killed process, is skipped with a warning.
+    A line has `tool`, `language`, `arguments`, `recorded` (YYYY-MM-DD), `text`, `urls` and `data`. If several
+    lines have the same call, the last line counts. Each line is appended in one write, so several processes
+    may record into one file. An unreadable line is skipped with a warning. A killed process may leave such a
+    line.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -34,7 +35,10 @@ class Replay:
         return len(self._answers)
 
     def find(self, tool: str, language: Language, arguments: dict[str, Any]) -> ToolResult | None:
-        """Return the recorded answer of a call, with its date in `recorded_on`, or None."""
+        """Return the recorded answer of a call; None if no answer was recorded.
+
+        `recorded_on` of the returned answer is the date of the recording.
+        """
         return self._answers.get(_key(tool, language, arguments))
 
     def add(

@@ -1,4 +1,4 @@
-"""Instants of the 24 solar terms, at which the sun's apparent longitude is a multiple of 15 degrees."""
+"""Moments of the 24 solar terms; at a term the sun's apparent longitude is a multiple of 15 degrees."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ _SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大�
 
 
 def solar_terms(year: int) -> dict[str, datetime]:
-    """Return the instants of a year's terms by Chinese name, in order, to the second, in UTC+8.
+    """Return the times of the solar terms of a year in chronological order, with Chinese names as keys.
 
-    Raises ToolArgumentError outside of 1900 to 2100.
+    Times are in UTC+8 and accurate to the second. Raises ToolArgumentError if the year is not between 1900
+    and 2100.
     """
     check_year(year)
     from lunar_python import Solar

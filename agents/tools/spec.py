@@ -1,8 +1,8 @@
 """Specification of a tool: a plain function and its description in two languages.
 
-A tool is a function `run(context, **arguments) -> ToolResult`, described by a frozen `ToolSpec`; `build`
-makes a langchain tool of it. Every failure becomes a sentence for the planner, never a stack trace or an
-empty result.
+A tool is a function `run(context, **arguments) -> ToolResult`. A frozen `ToolSpec` describes this function,
+and `build` makes a langchain tool of the specification. Every failure becomes a sentence for the planner,
+never a stack trace or an empty result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bilingual(NamedTuple):
     zh: str
 
     def say(self, language: Language) -> str:
-        """Return the text in that language."""
+        """Return the text in `language`."""
         return self.zh if language == "zh" else self.en
 
 
@@ -41,21 +41,21 @@ class ToolContext:
     language: Language
     """Language of outputs."""
     clock: Callable[[], datetime]
-    """Returns the current time with its time zone."""
+    """Function that returns the current time with a time zone."""
     web: Web
     """HTTP client; tools that fetch pages must use it for all requests."""
     offline: bool = False
     """True if the network must not be used."""
     replay: Replay | None = None
-    """Recorded answers; written when online, read when there is no network."""
+    """Recorded answers, which are written while the network works and read while there is no network."""
 
     def say(self, en: str, zh: str) -> str:
-        """Return the English or the Chinese text, by language."""
+        """Return the text in the language of this context, English or Chinese."""
         return zh if self.language == "zh" else en
 
     @property
     def prompts(self) -> Prompts:
-        """Messages for failed calls."""
+        """Prompts in the language of this context, for messages about failed calls."""
         return load_prompts(self.language)
 
 
@@ -72,7 +72,9 @@ class Argument:
     default: Any = ...
     """Default value; `...` if the argument is required."""
     address: bool = False
-    """True if the tool requests this address; after untrusted text the model must not have made it up."""
+    """True if the argument is a web address that the tool requests.
+
+    After untrusted text was read, an address that only the model wrote is refused."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,19 @@ class ToolSpec:
     name: str
     """Name in tool calls; ASCII, since providers require it."""
     zh_name: str
-    """Chinese name, an alternative to select the tool by."""
+    """Chinese name, by which the tool can also be selected."""
     description: Bilingual
     """Purpose of the tool, for the model."""
     run: Callable[..., ToolResult]
-    """`run(context, **arguments)`; raises ToolArgumentError on bad arguments, UnreachableError if offline."""
+    """Function `run(context, **arguments)`.
+
+    The function raises ToolArgumentError on bad arguments, and UnreachableError without network."""
     side_effect: bool
     """True if the tool changes the outside world."""
     arguments: tuple[Argument, ...] = ()
     """Arguments in the order of the call."""
     network: bool = False
-    """True if the tool needs the network; its results are untrusted then."""
+    """True if the tool needs the network. The results of such a tool are untrusted."""
     packages: tuple[str, ...] = ()
     """Packages that must be installed."""
 
@@ -101,8 +105,8 @@ def build(spec: ToolSpec, context: ToolContext) -> StructuredTool:
     """Return the langchain tool of `spec`.
 
     The tool's `metadata` declares side effects, untrusted output, address arguments and required packages.
-    Its artifact is `{"urls", "data", "recorded"}`. Failures are returned to the planner as a ToolMessage with
-    status "error".
+    The artifact of a result has the keys `urls`, `data` and `recorded` (date of a recorded answer; None for
+    a live answer). Failures are returned to the planner as a ToolMessage with status "error".
     """
     fields: dict[str, Any] = {
         argument.name: (

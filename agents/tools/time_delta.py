@@ -17,14 +17,14 @@ class Span(NamedTuple):
     years: int
     months: int
     rest: timedelta
-    """Less than a month, never negative."""
+    """Time after the whole months: less than a month, never negative."""
 
 
 def span(start: datetime, end: datetime) -> Span:
     """Return the calendar time from `start` to a later `end`.
 
-    One month after the 31st is the last day of a shorter month, so 28 February is one year after 29 February.
-    `add_months` with the years and months, plus the rest, gives `end` again.
+    One month after the 31st is the last day of a shorter month. One year after 29 February is 28 February.
+    Years and months are added to `start` first (`add_months`); `rest` is the time from there to `end`.
     """
     months = (end.year - start.year) * 12 + end.month - start.month
     if add_months(start, months) > end:
@@ -34,7 +34,7 @@ def span(start: datetime, end: datetime) -> Span:
 
 
 def add_months(moment: datetime, months: int) -> datetime:
-    """Return the moment `months` later, on the same day of the month or the last day of a shorter month."""
+    """Return the same day of the month, `months` months later; in a shorter month, return its last day."""
     year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
     day = min(moment.day, calendar.monthrange(year, month + 1)[1])
     return moment.replace(year=year, month=month + 1, day=day)
@@ -86,7 +86,10 @@ def _run(context: ToolContext, start: str, end: str) -> ToolResult:
 
 
 def _moments(first: date | datetime, last: date | datetime) -> tuple[datetime, datetime]:
-    """Return both as datetimes with one UTC offset. Raises ToolArgumentError if only one has a time zone."""
+    """Return both arguments as datetimes with the same UTC offset.
+
+    Raises ToolArgumentError if only one argument has a time zone.
+    """
     zones = [moment.tzinfo for moment in (first, last) if isinstance(moment, datetime)]
     if any(zones) and not all(zones):
         raise ToolArgumentError("moment_one_offset")

@@ -1,4 +1,7 @@
-"""Weather from Open-Meteo, without an API key; data are CC BY 4.0, the service is free if non-commercial."""
+"""Weather from Open-Meteo, without an API key.
+
+The data have the license CC BY 4.0. The service is free for non-commercial use only.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ def _run(context: ToolContext, location: str, start: str | None, end: str | None
 
 
 def _find(context: ToolContext, location: str) -> dict[str, Any]:
-    """Return the first place that matches the name. Raises RequestError if there is none."""
+    """Return the first place that matches the name. Raises RequestError if no place matches."""
     parameters = {"name": location.strip(), "count": 1, "language": context.language, "format": "json"}
     places = _ask(context, PLACES, parameters).get("results")
     if not places:

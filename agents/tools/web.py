@@ -1,9 +1,9 @@
 """HTTP GET client of all tools, with limits on time, size, redirects, content types and addresses.
 
-The model chooses the address, and a page may have told the model which. Therefore names are resolved here,
-every IP address must be public, and the connection goes to the checked IP address; the name is not resolved
-again, which defeats DNS rebinding. A redirect is checked by the same rules. Proxies of the environment are
-not used, since they would resolve names themselves.
+The model chooses the address, and an untrusted page may have led the model to it. Therefore this module
+resolves host names itself and requires that every IP address is public. The connection goes to the checked IP
+address. The name is not resolved again, which defeats DNS rebinding. Redirects are checked by the same rules.
+Proxies of the environment are not used, because a proxy would resolve names itself.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WebConfig:
     total_seconds: float = 20.0
     """Timeout in seconds of a request with all its redirects."""
     max_bytes: int = 2_000_000
-    """Maximum decompressed bytes read of a page; a longer page is marked as truncated."""
+    """Maximum number of bytes of a page, after decompression; a longer page is truncated."""
     max_redirects: int = 5
     """Maximum number of redirects."""
     content_types: tuple[str, ...] = (
@@ -79,7 +79,10 @@ class Page(NamedTuple):
     """Final address after redirects."""
     content_type: str
     charset: str | None
-    """Charset of the Content-Type header; an HTML page may name another one."""
+    """Charset in the Content-Type header; None if the header names no charset.
+
+    The HTML of a page may declare a different charset.
+    """
     content: bytes
     truncated: bool
     """True if the page was longer than `WebConfig.max_bytes`."""
@@ -102,8 +105,9 @@ class Web:
     def get(self, url: str) -> Page:
         """Return the page at `url`.
 
-        Raises RequestError if the request is not allowed or the server reports an error status, and
-        UnreachableError if there was no answer in time.
+        Raises RequestError if the request is not allowed or the server reports an error. Raises
+        UnreachableError if no complete answer arrives in time, or if the server reports that it cannot answer
+        at present (status 429 or 500 and above).
         """
         deadline = time.monotonic() + self.config.total_seconds
         for _ in range(self.config.max_redirects + 1):
@@ -116,7 +120,7 @@ class Web:
         raise RequestError("web_redirects", most=self.config.max_redirects, url=_short(url))
 
     def _check(self, url: str) -> SplitResult:
-        """Return the parts of a canonical address. Raises RequestError if it is not allowed."""
+        """Return the parts of the canonical form of `url`. Raises RequestError if `url` is not allowed."""
         parts = urlsplit(canonicalize_address(url))
         port = _port(parts)
         if port not in self.config.ports and not self.config.allow_private:
@@ -184,11 +188,11 @@ class Web:
             raise RequestError("web_kind", url=_short(url), kind=kind, kinds=kinds)
         content, truncated = self._read(response)
         if response.length and not truncated:
-            raise OSError(f"{response.length} bytes are missing")
+            raise OSError(f"the response is incomplete: {response.length} bytes are missing")
         return Page(url, kind, response.headers.get_content_charset(), content, truncated)
 
     def _read(self, response: HTTPResponse) -> tuple[bytes, bool]:
-        """Return at most `max_bytes` of the body and a truncation flag.
+        """Return at most `max_bytes` bytes of the body, and True if the body was truncated.
 
         The body is decompressed in pieces, so a decompression bomb stays within the limit.
         """
@@ -240,7 +244,7 @@ class Web:
 def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
     """Run `work` in a thread and return its result or raise its error. Raises TimeoutError after `seconds`.
 
-    A thread cannot be killed: late work continues in the background, and its result is dropped.
+    A thread cannot be killed. After a timeout, `work` continues in the background, and its result is dropped.
     """
     done: Future[T] = Future()
 

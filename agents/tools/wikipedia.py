@@ -1,4 +1,4 @@
-"""Look up Wikipedia: introductions of the articles that match a search best."""
+"""Search Wikipedia and return the introductions of the articles that match best."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ class Ballet(SingleEnv):
     the first move. Choice phase, from step n (15 + d): the instruction names the dance of one dancer, the
     target. Actions have no effect up to and including that step. Entering a dancer's cell ends the episode.
 
-    The dancers of an episode have different places, dances, colours and shapes. Dances: 0 circle_cw,
-    circle_ccw, up_and_down, left_and_right, diagonal_uldr, 5 diagonal_urdl, plus_cw, plus_ccw, times_cw,
-    times_ccw, 10 zee, chevron_down, chevron_up.
+    The dancers of an episode have different places, dances, colors and shapes. Dances, numbered from 0 to
+    12: circle_cw, circle_ccw, up_and_down, left_and_right, diagonal_uldr, diagonal_urdl, plus_cw, plus_ccw,
+    times_cw, times_ccw, zee, chevron_down, chevron_up.
 
     Observation with `observation="rgb"`, a Dict:
 
@@ -60,8 +60,8 @@ class Ballet(SingleEnv):
                                        `info["instruction"]`
     =========== ====================== ==================================================================
 
-    Observation with `observation="symbolic"`, float32 [374]: 8 slots of 45 numbers, then the instruction,
-    one-hot, 14. Each dancer has a slot, drawn at random per episode; unused slots are zero.
+    Observation with `observation="symbolic"`, float32 [374]: 8 slots of 45 numbers, then the instruction as
+    14 one-hot numbers. Each dancer gets a random slot in each episode; unused slots are zero. A slot holds:
 
     ========= ============================================================================
     index     meaning
@@ -92,21 +92,21 @@ class Ballet(SingleEnv):
     End: `terminated` on entering a dancer's cell; `truncated` after `max_steps` steps. The last step's
     info has `success`, 1.0 if the target was reached, and `reached`, 1.0 if any dancer was; else 0.0.
 
-    Best: with memory return and success 1. Without memory 1/n.
+    Best: a policy with memory reaches return and success 1, a policy without memory 1/n.
 
     Settings: `num_dancers` from 1 to 8; `delay` at least 1 (with 0 the original never starts the second
-    dance). `max_steps=None` is the original's 320 for a delay of 16 and 1024 for any other delay. If no
-    dancer could be reached by then, it is 72 more than the first step of the choice phase (the original ends
-    at 320 or 1024 also then). The paper's levels are 2, 4 and 8 dancers with delays of 16 and 48. `dtype` of
-    images: "float32", as in the original, or "uint8", the same pixels times 255, as most libraries expect.
-    With `min_dancers` every episode draws its number of dancers from `min_dancers` to `num_dancers`. With
-    `walk_steps` in place of `max_steps` the episode is truncated that many steps after the start of its
-    choice phase.
+    dance). `max_steps=None` sets the limit of the original: 320 steps for a delay of 16, 1024 for any other
+    delay. If this limit is too early to reach any dancer, the limit is 72 steps after the first step of the
+    choice phase; the original does not extend its limit. The paper's levels are 2, 4 and 8 dancers with
+    delays of 16 and 48. `dtype` of images: "float32", as in the original, or "uint8", the same pixels times
+    255, as most libraries expect. With `min_dancers` every episode samples its number of dancers from
+    `min_dancers` to `num_dancers`. `walk_steps` replaces `max_steps`: the episode is truncated `walk_steps`
+    steps after the start of its choice phase.
 
     Units: places in cells, time in steps.
 
-    Paper: Lampinen et al. 2021, arXiv 2105.14039. All random draws come from `np_random`, in the order of the
-    original. The original's extra time step that resets the environment is gymnasium's `reset`.
+    Paper: Lampinen et al. 2021, arXiv 2105.14039. All random numbers come from `np_random`, in the order of
+    the original. The original resets the environment in an extra time step; here `reset` does so.
     """
 
     def __init__(
@@ -155,14 +155,14 @@ class BalletVector(BatchedEnv):
             num_dancers: Number of dancers, 1 to 8.
             delay: Steps for which all dancers stand still after each dance, at least 1.
             observation: Images (`rgb`), a flat vector (`symbolic`) or a `set` of dancers.
-            max_steps: Steps after which an episode is truncated; None for the limit of the original.
+            max_steps: Steps after which an episode is truncated; None for the default limit (see `Ballet`).
             render_mode: rgb_array, ansi or None.
-            autoreset_mode: When to reset a sub-environment whose episode has ended; the default, that of
-                gymnasium, is the next step.
+            autoreset_mode: When to reset a sub-environment whose episode has ended. By default it is reset in
+                the next step, as in gymnasium.
             dtype: Dtype of images: float32 from 0 to 1, or uint8 from 0 to 255.
             min_dancers: Minimum number of dancers of an episode, 1 to `num_dancers`; None for `num_dancers`.
-            walk_steps: Steps after the start of the choice phase at which an episode is truncated; replaces
-                `max_steps`.
+            walk_steps: Number of steps from the start of the choice phase until an episode is truncated;
+                replaces `max_steps`.
         """
         if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
             raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
@@ -183,8 +183,8 @@ class BalletVector(BatchedEnv):
         if walk_steps is not None:
             if max_steps is not None or not is_integer(walk_steps) or walk_steps < _NEAREST:
                 raise ValueError(
-                    f"walk_steps={walk_steps!r}, max_steps={max_steps!r}: expected only one of them, and "
-                    f"walk_steps of at least {_NEAREST}, the fewest steps in which a dancer can be reached"
+                    f"walk_steps={walk_steps!r}, max_steps={max_steps!r}: pass only one of them; walk_steps "
+                    f"must be an integer of at least {_NEAREST}, because no dancer can be reached sooner"
                 )
             max_steps = self.choice_step + int(walk_steps)
         elif max_steps is None:
@@ -230,22 +230,22 @@ class BalletVector(BatchedEnv):
         self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)
 
     def seed_row(self, row: int, generator: np.random.Generator) -> None:
-        """Draw the future episodes of one sub-environment from `generator`, as the original does."""
+        """Use `generator` for all later random choices of one sub-environment, as DeepMind's Ballet does."""
         self.generators[row] = generator
 
     def get_state(self) -> dict[str, Any]:
-        """Return the full state, including the generators of all sub-environments."""
+        """Return the full state, including the random generators of all sub-environments."""
         states = [generator.bit_generator.state for generator in self.generators]
         return {**super().get_state(), "generators": states}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if `state` or its generators do not match this environment."""
+        """Raise ValueError if `state` or its random generators do not match this environment."""
         super().check_state(state)
         states = state.get("generators", ())
         if len(states) != self.num_envs:
             raise ValueError(
-                f"state['generators'] has {len(states)} entries; expected one per environment, "
-                f"{self.num_envs}"
+                f"state['generators'] has {len(states)} entries; expected {self.num_envs}, one per "
+                "environment"
             )
         for generator_state in states:
             restore_generator(generator_state)
@@ -313,7 +313,7 @@ class BalletVector(BatchedEnv):
         return (self.place[self._row, self.target] == self.agent).all(axis=1)
 
     def _find_dancing(self, rows: np.ndarray, ago: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return row index, dancer and move number of each dancer that moved `ago` steps ago."""
+        """Return three arrays for the dancers that moved `ago` steps ago: index in `rows`, dancer, move."""
         dancer, move = np.divmod(self.time[rows] - ago, self._period)
         index = np.flatnonzero((dancer >= 0) & (dancer < self.count[rows]) & (move < world.MOVES_PER_DANCE))
         return index, dancer[index], move[index]
@@ -323,7 +323,7 @@ class BalletVector(BatchedEnv):
         return np.where(self.time >= self.count * self._period, dance_instruction, 0)
 
     def _present(self, rows: np.ndarray) -> np.ndarray:
-        """Return the mask of present dancers, `[rows, dancers]`."""
+        """Return the mask of dancers that take part in the episode, `[environments, dancers]`."""
         return np.arange(self.num_dancers) < self.count[rows, None]
 
     def _observe(self, rows: Rows | slice) -> Observations:
@@ -336,7 +336,7 @@ class BalletVector(BatchedEnv):
         return {"image": self._observe_images(rows), "instruction": instruction}
 
     def _update_still(self, rows: np.ndarray) -> None:
-        """Compute the symbolic observation of `rows` before any move, without the instruction."""
+        """Precompute the symbolic observations of `rows`: all dancers at rest, no instruction."""
         if self.observation != "symbolic":
             return
         still = np.zeros((len(rows), _SIZE), dtype=np.float32)
@@ -372,7 +372,7 @@ class BalletVector(BatchedEnv):
         return symbols
 
     def _observe_set(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the dancers of `rows`, each in its slot, and the mask of used slots."""
+        """Return "dancers" and "dancers_mask" of the set observations of sub-environments `rows`."""
         each, slot = np.arange(len(rows))[:, None], self.slot[rows]
         dancers = np.zeros((len(rows), SLOTS, _COLOUR + 1), dtype=np.int64)
         dancers[each, slot, :_MOVE] = self._current_places(rows) - self.agent[rows, None] + _FARTHEST
@@ -416,7 +416,7 @@ class BalletVector(BatchedEnv):
         return {"instruction": _INSTRUCTIONS[self._instruction()]}
 
     def _build_scene(self, row: int) -> BalletScene:
-        """Return the scene of one row for rendering."""
+        """Return the scene of one sub-environment for rendering."""
         chooses = self.time[row] >= self.count[row] * self._period
         reached_dancers = np.flatnonzero((self.place[row] == self.agent[row]).all(axis=1))
         _, dancer, move = self._find_dancing(np.array([row]))

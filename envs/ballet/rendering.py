@@ -25,7 +25,7 @@ class BalletScene:
     """Instruction and current event, as text."""
     agent: Int[np.ndarray, "2"]
     homes: Int[np.ndarray, "dancers 2"]
-    """Centres of the blocks in which the dancers move."""
+    """Center of the 3 x 3 cells in which each dancer moves."""
     places: Int[np.ndarray, "dancers 2"]
     shapes: Int[np.ndarray, " dancers"]
     colours: Int[np.ndarray, " dancers"]
@@ -34,7 +34,7 @@ class BalletScene:
 
 
 def draw_scene(scene: BalletScene) -> UInt8[np.ndarray, "height width 3"]:
-    """Draw the room, with the agent in white and each dancer's letter in a corner of its block."""
+    """Draw the room: the agent in white, and a letter for each dancer near its place."""
     size, side = world.CELL * _ZOOM, world.ROOM * world.CELL
     image = Image.new("RGB", (world.ROOM * size, world.ROOM * size + _HEADING), BACKGROUND)
     pixels = Image.fromarray((_draw_room(scene).reshape(side, side, 3) * 255).round().astype(np.uint8))
@@ -56,7 +56,7 @@ def draw_scene(scene: BalletScene) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def format_scene(scene: BalletScene) -> str:
-    """Return the two lines of text and the room, with one letter per dancer and the agent."""
+    """Return the scene as text: progress, event, and a map with letters for the dancers and the agent."""
     room = np.full((world.ROOM, world.ROOM), " ")
     room[[0, -1]] = room[:, [0, -1]] = "#"
     room[tuple(scene.agent)] = "A"
@@ -66,7 +66,7 @@ def format_scene(scene: BalletScene) -> str:
 
 
 def dancer_letter(dancer: int) -> str:
-    """Return the letter of a dancer by its position in the dance order; A is the agent."""
+    """Return the letter of a dancer: B for the first to dance, and so on; A is the agent."""
     return "BCDEFGHI"[dancer]
 
 

@@ -1,4 +1,4 @@
-"""Dances, colours, shapes, places and cell images of Ballet."""
+"""Dances, colors, shapes, places and cell images of Ballet."""
 
 from __future__ import annotations
 

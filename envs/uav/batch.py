@@ -24,12 +24,13 @@ ObservationFormat = Literal["parts", "flat"]
 class UAVTeams:
     """Batch of `num_envs` environments of one scenario with automatic reset in the step that ends an episode.
 
-    `reset(seed=s)` seeds environment i with s + i. It then equals `parallel_env` with that seed bit for bit.
-    `UAVWorld` documents the dynamics; the attribute `world` is its instance. Observations are elements of
-    `observation_space`. With `observation="flat"` they are elements of `flat_space`, under the single key "".
+    `reset(seed=s)` seeds environment i with s + i. Environment i then equals `parallel_env` with seed s + i
+    bit for bit. `UAVWorld` documents the dynamics; the attribute `world` is a `UAVWorld`. Observations are
+    elements of `observation_space`. With `observation="flat"` the dict of observations has a single key, "",
+    with elements of `flat_space`.
 
-    Actions `[rows, agents, 3]` hold the move (an index of `move_table_m`), the sub-channel and the power
-    level.
+    Actions `[environments, agents, 3]` hold the move (an index of `move_table_m`), the sub-channel and the
+    power level.
     """
 
     def __init__(self, num_envs: int, config: UAVConfig, observation: ObservationFormat = "parts") -> None:
@@ -58,7 +59,7 @@ class UAVTeams:
         return self.observe(slice(None)), self.world.alive.copy()
 
     def observe(self, rows: Rows | slice) -> dict[str, np.ndarray]:
-        """Return the observations of all UAVs in `rows`, as new arrays `[rows, agents, ...]`."""
+        """Return the observations of all UAVs in environments `rows`: arrays `[environments, UAVs, ...]`."""
         parts = observe(self.world, rows)
         return {"": flatten_observations(parts)} if self.flat else parts
 
@@ -112,7 +113,10 @@ class UAVTeams:
         self.world.check_state(state)
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of `get_state`. Raise ValueError like `check_state`, before anything changes."""
+        """Restore a state of `get_state`.
+
+        Raises ValueError, and changes nothing, if the state does not match this environment.
+        """
         self.check_state(state)
         self.world.restore(state)
         self._is_reset = True

@@ -1,6 +1,6 @@
 """Radio channel models between UAVs and the ground: pure array functions, each citing its source.
 
-Angles are in degrees, distances in metres, frequencies in hertz, losses in decibels; gains, SINR and powers
+Angles are in degrees, distances in meters, frequencies in hertz, losses in decibels; gains, SINR and powers
 are linear. All functions broadcast and preserve the input precision (float32 stays float32).
 """
 
@@ -83,7 +83,8 @@ def los_probability(elevation_deg: Numbers, environment: str) -> Array:
     Raises:
         ValueError: for an unknown environment, or an angle outside 0 to 90 degrees.
 
-    Source: Al-Hourani et al. 2014, P = 1 / (1 + a exp(-b (theta - a))).
+    Source: Al-Hourani et al. 2014, P = 1 / (1 + a exp(-b (theta - a))) with the elevation angle theta and
+    the constants a and b of `Surroundings`.
     """
     surroundings = _surroundings(environment)
     angles = np.asarray(elevation_deg)
@@ -106,7 +107,8 @@ def mean_path_loss_db(
     Raises:
         ValueError: for an unknown environment, a negative distance, or a height or frequency not above 0.
 
-    Source: Al-Hourani et al. 2014, free space plus P_los eta_los + (1 - P_los) eta_nlos.
+    Source: Al-Hourani et al. 2014. The mean is the free-space loss plus P x `los_excess_db` +
+    (1 - P) x `nlos_excess_db`, with P from `los_probability` and the excess losses from `Surroundings`.
     """
     surroundings, ground, height = _validate_link(ground_distance_m, height_m, frequency_hz, environment)
     loss = 10 * np.log10(ground * ground + height * height)
@@ -117,7 +119,7 @@ def mean_path_loss_db(
 
 
 def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float, environment: str) -> Array:
-    """Return the linear gain 10^(-L/10) of L = `mean_path_loss_db`; skips the logarithm for speed."""
+    """Return 10^(-L/10), the linear gain for L = `mean_path_loss_db`, without computing L, for speed."""
     surroundings, ground, height = _validate_link(ground_distance_m, height_m, frequency_hz, environment)
     gain = _los_probability(elevation_deg(ground, height), surroundings)
     # Excess loss and carrier term together need one multiplication and one addition before the exponential.
@@ -132,11 +134,12 @@ def mean_gain(ground_distance_m: Numbers, height_m: Numbers, frequency_hz: float
 
 
 def max_coverage_elevation_deg(environment: str) -> float:
-    """Return the elevation angle of the UAV at the cell edge that maximizes the cell radius.
+    """Return the UAV's elevation angle, seen from the cell edge, that gives the largest cell radius.
 
-    The optimal height is the cell radius times the tangent of this angle, for any carrier and any path loss
-    allowed at the edge. With R = d cos(theta) and a fixed mean loss, 20 log10 R is a constant plus
-    20 log10 cos(theta) - eta(theta). This function maximizes the latter.
+    The optimal height is the cell radius times the tangent of this angle. The angle depends neither on the
+    carrier frequency nor on the path loss allowed at the edge: for a fixed mean loss, 20 log10 of the radius
+    is a constant plus f(theta) = 20 log10 cos(theta) - eta(theta), where eta is the mean excess loss in
+    decibels at elevation theta. This function maximizes f.
 
     Raises:
         ValueError: for an unknown environment.
@@ -193,7 +196,7 @@ def rate_bps(sinr: Numbers, bandwidth_hz: Numbers) -> Array:
 
 
 def noise_w(bandwidth_hz: float, density_dbm_per_hz: float = -174.0) -> float:
-    """Return the power of white noise in a band in watts; -174 dBm/Hz is thermal noise at 290 K."""
+    """Return the noise power in watts: density times bandwidth. -174 dBm/Hz is thermal noise at 290 K."""
     return float(dbm_to_w(density_dbm_per_hz)) * bandwidth_hz
 
 
@@ -208,8 +211,8 @@ def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scena
     Raises:
         ValueError: for an unknown scenario, a negative distance or a height outside the stated range.
 
-    Source: 3GPP TR 36.777, table B-1. The table models the link from a base station on a mast to a UAV. If
-    the UAV is the base station, the link is reciprocal.
+    Source: 3GPP TR 36.777, table B-1. The table models the link from a base station on a mast to a UAV. The
+    link is reciprocal, so that the table also holds if the UAV is the base station.
     """
     ground, height = _validate_aerial_link(ground_distance_m, height_m, scenario)
     logarithm = np.log10(height)
@@ -238,13 +241,14 @@ def tr36777_path_loss_db(
     Args:
         ground_distance_m: horizontal distance d2D.
         height_m: height of the aerial terminal above ground, as in `tr36777_los_probability`. The formula
-            without line of sight holds up to 100 m (UMa-AV) or 40 m (RMa-AV); above, there always is line of
-            sight.
+            without line of sight holds up to 100 m (UMa-AV) or 40 m (RMa-AV). Higher terminals always have
+            line of sight.
         frequency_hz: carrier frequency in HERTZ (the report's formulas take gigahertz).
         scenario: UMa-AV, UMi-AV or RMa-AV: urban macro, urban micro or rural macro cell with aerial vehicles.
         line_of_sight: True with line of sight; broadcasts.
-        mast_height_m: height of the other terminal; defaults to the report's base station (25, 10 and 35 m).
-            For a UAV that serves a user on the street, pass the user's height, 1.5 m.
+        mast_height_m: height of the terminal on the ground side. The default is the height of the report's
+            base station: 25 m for UMa-AV, 10 m for UMi-AV, 35 m for RMa-AV. For a UAV that serves a user on
+            the street, pass the user's height, 1.5 m.
 
     Raises:
         ValueError: for an unknown scenario, a negative distance, a height outside the range or a frequency
@@ -317,7 +321,7 @@ def _validate_link(
     ground, height = np.asarray(ground_distance_m), np.asarray(height_m)
     _check_ground(ground)
     if height.size and not height.min() > 0:
-        raise ValueError(f"height_m={height.min()}: must be above 0, the height of the users")
+        raise ValueError(f"height_m={height.min()}: must be above 0; a UAV flies higher than the users")
     return surroundings, ground, height
 
 
@@ -331,7 +335,7 @@ def _validate_aerial_link(
     lowest = 10 if scenario == "RMa-AV" else 22.5
     if height.size and not (height.min() > lowest and height.max() <= 300):
         raise ValueError(
-            f"height_m spans {height.min()} to {height.max()}: {scenario} is defined above {lowest} and "
+            f"height_m spans {height.min()} to {height.max()}: {scenario} needs heights above {lowest} and "
             "up to 300 m"
         )
     return ground, height

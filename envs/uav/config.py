@@ -26,7 +26,8 @@ class UAVConfig:
     num_uavs: int = 2
     """Maximum number of UAVs, which are the agents."""
     min_uavs: int | None = None
-    """Minimum number of UAVs at episode start, sampled uniformly up to `num_uavs`; None: always all."""
+    """Minimum number of UAVs at the start of an episode. The number of UAVs is sampled uniformly from
+    `min_uavs` to `num_uavs`. None: every episode starts with `num_uavs` UAVs."""
     drop_probability: float = 0.0
     """Probability that a flying UAV fails permanently at the end of a step."""
     num_users: int = 12
@@ -66,8 +67,8 @@ class UAVConfig:
     gauss_markov_std_m_s: float = 1.0
     """Stationary standard deviation of each velocity component."""
     hot_spots: int = 2
-    """Number of crowds with equally many users and a shared mean velocity each; 0: users are distributed
-    uniformly, each with its own mean velocity."""
+    """Number of crowds. Crowds have equally many users, and users of a crowd share a mean velocity. 0: no
+    crowds; users are distributed uniformly, and each has its own mean velocity."""
     hot_spot_std_m: float = 60.0
     """Standard deviation of user positions in a crowd, per axis."""
 
@@ -94,11 +95,12 @@ class UAVConfig:
     """Distance up to which UAVs observe each other; None: unlimited."""
 
     reward: RewardKind = "individual"
-    """Reward of a UAV: its own performance, or the mean over all flying UAVs."""
+    """Reward of a UAV. "individual": its own reward. "team": the mean reward of all flying UAVs."""
     fairness: Fairness = "std"
-    """Fairness term. "std": subtract the standard deviation of user rates. "jain": times Jain's index."""
+    """Fairness term of the reward. "std": subtract the standard deviation of the user rates. "jain": multiply
+    by Jain's index of the user rates. "none": no fairness term."""
     fairness_weight: float = 0.5
-    """Weight of the standard deviation."""
+    """Weight of the standard deviation for fairness "std"."""
     reward_per_bps_hz: float = 0.1
     """Reward per bit/s/Hz on the UAV's own sub-channel."""
     collision_penalty: float = 1.0
@@ -139,17 +141,23 @@ class UAVConfig:
 
     @property
     def num_moves(self) -> int:
-        """Number of moves: hover and all headings; with `flight_3d` each level, climbing or descending."""
+        """Number of moves: hover and all headings; with `flight_3d` also each of these up and down."""
         return (1 + self.directions) * (3 if self.flight_3d else 1)
 
     @classmethod
     def small(cls) -> UAVConfig:
-        """Return two UAVs and two moving crowds of six users on one square kilometer; trains in minutes."""
+        """Return the config of two UAVs and two moving crowds of six users on one square kilometer.
+
+        Training takes minutes.
+        """
         return cls()
 
     @classmethod
     def paper(cls) -> UAVConfig:
-        """Return four UAVs with three sub-channels on four square kilometers, close to published sizes."""
+        """Return the config of four UAVs with three sub-channels on four square kilometers.
+
+        The sizes are close to published ones.
+        """
         return cls(
             num_uavs=4,
             num_users=40,
@@ -164,7 +172,7 @@ class UAVConfig:
 
     @classmethod
     def city(cls) -> UAVConfig:
-        """Return ten UAVs in 3-D, 100 users in three crowds, batteries and failures."""
+        """Return the config of ten UAVs in 3-D, with 100 users in three crowds, batteries and failures."""
         return cls(
             num_uavs=10,
             num_users=100,

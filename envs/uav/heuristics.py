@@ -2,13 +2,14 @@
 
 All heuristics except `random` share the choice of sub-channels and power:
 
-- Sub-channels: greedy coloring of the distance graph, repeated in every step. UAVs choose in the order of
-  their indices. Each UAV takes an unused sub-channel, or else the one whose nearest earlier UAV is farthest
-  away. Ties go to the first sub-channel, counted from the UAV's index modulo the number of sub-channels.
+- Sub-channels: greedy coloring in every step. UAVs choose in the order of their indices. Each UAV takes an
+  unused sub-channel. If earlier UAVs use all sub-channels, the UAV takes the sub-channel whose nearest
+  earlier UAV is farthest away. Ties go to the first sub-channel, counted from the UAV's index modulo the
+  number of sub-channels.
 - Power: always the highest level.
 
-No heuristic avoids collisions. With `flight_3d`, UAVs fly to the height at which the mean distance of their
-users has the elevation angle of widest coverage, within the height limits.
+No heuristic avoids collisions. With `flight_3d`, the target height of a UAV is the mean ground distance of
+its users times the tangent of `max_coverage_elevation_deg`, within the height limits.
 """
 
 from __future__ import annotations
@@ -85,9 +86,9 @@ class Static:
 
 
 class Follow:
-    """Policy that flies toward the mean position of the users nearest to the UAV.
+    """Policy that assigns each user to the nearest flying UAV; UAVs fly to the mean position of their users.
 
-    A UAV without such users flies toward the user with the largest distance to its nearest flying UAV.
+    A UAV without users flies toward the user with the largest distance to its nearest flying UAV.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -179,7 +180,7 @@ def match_centres(
 
 
 def _build_actions(world: UAVWorld, goal_m: Positions, alive: AliveMask) -> Actions:
-    """Build actions: the moves that end nearest to the goals within the area, sub-channels and power."""
+    """Build actions: sub-channel, power, and the allowed move that ends nearest to the UAV's goal."""
     config, position = world.config, world.position_m.astype(float)
     destination = position[:, :, None] + move_table_m(config)
     square = np.square(destination - goal_m[:, :, None]).sum(axis=-1)
@@ -218,7 +219,7 @@ def _find_nearest(users_m: Users, ground_m: np.ndarray, alive: AliveMask) -> tup
 
 
 def _sum_groups(values: np.ndarray, group: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sum and the count of `values` `[rows, users]` per group of each row."""
+    """Return the sum and the number of the `values` in each group: two arrays `[environments, groups]`."""
     rows = len(group)
     flat = (group + groups * np.arange(rows)[:, None]).ravel()
     total = np.bincount(flat, values.ravel(), rows * groups)

@@ -48,11 +48,13 @@ def init_users(config: UAVConfig, streams: RowStreams, rows: Rows) -> UserMotion
 
 
 def move_users(config: UAVConfig, streams: RowStreams, rows: Rows, users: UserMotion) -> None:
-    """Move all users for one slot, in place; users stay inside the area.
+    """Move all users for one time step, in place; users stay inside the area.
 
     Waypoint: constant `user_speed_m_s`, no pauses. Source: Johnson, Maltz 1996 (with pauses).
-    Gauss-Markov: v' = a v + (1 - a) mean + sqrt(1 - a^2) std w with w standard normal; position,
-    velocity and mean are reflected at the border. Source: Liang, Haas 1999; Camp, Boleng, Davies 2002.
+    Gauss-Markov: the new velocity is a v + (1 - a) m + sqrt(1 - a^2) s w, with the old velocity v, the mean
+    velocity m of the user, a = `gauss_markov_memory`, s = `gauss_markov_std_m_s` and standard normal noise w.
+    Position, velocity and mean are reflected at the border. Source: Liang, Haas 1999; Camp, Boleng, Davies
+    2002.
     """
     if config.user_mobility == "waypoint":
         _move_to_waypoints(config, streams, rows, users)
@@ -106,7 +108,7 @@ def _sample_positions(config: UAVConfig, streams: RowStreams, rows: Rows, hot_sp
 
 
 def _mirror(position: Points, area_m: float) -> Points:
-    """Reflect points at the border; points farther out than the area is wide are clipped to the edge."""
+    """Reflect outside points at the border once, then clip the points that are still outside."""
     area = np.float32(area_m)
     # The formula |area - |area - |x||| would round positions that are already inside.
     inside = np.where(position < 0, -position, np.where(position > area, 2 * area - position, position))

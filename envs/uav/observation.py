@@ -23,21 +23,24 @@ _BLOCK = 1 << 18  # numbers per block of `_build_users`; a block fits in the CPU
 def observation_space(config: UAVConfig) -> spaces.Dict:
     """Return the observation space of one UAV; observations of dead UAVs are zero.
 
+    N is `num_channels`, K is `num_users` and M is `num_uavs`. "(3: ...)" means that the entry has 3 numbers.
+
     =============== ========== ==========================================================================
-    leaf            shape      meaning
+    key             shape      meaning
     =============== ========== ==========================================================================
     own             [11 + N]   position (3: area and heights scaled to -1 .. 1; height -1 in 2-D), last
-                               displacement (3: relative to the largest), power, battery (1 if unlimited),
-                               own spectral efficiency (relative to 20 bit/s/Hz), fraction of users
-                               served, elapsed time, sub-channel (one-hot)
+                               displacement (3: relative to the largest possible), power and battery
+                               (fractions of the maximum; battery 1 if unlimited), own spectral
+                               efficiency (relative to 20 bit/s/Hz), fraction of users served, elapsed
+                               time (fraction of `max_steps`), sub-channel (one-hot)
     users           [K, 5]     position relative to the UAV (2: in side lengths), spectral efficiency of
-                               the user's link (relative to 20 bit/s/Hz), mean rate so far relative to the
-                               mean over users (-1 none, 0 mean, 1 twice or more), served by this UAV (0/1)
+                               the user's link (relative to 20 bit/s/Hz), mean rate so far (-1 for zero, 0
+                               for the mean over users, 1 for twice that or more), served by this UAV (0/1)
     users_mask      [K]        users within `sensing_radius_m`
     neighbours      [M, 4 + N] position relative to the UAV (3: in side lengths and height ranges), power,
                                sub-channel (one-hot)
     neighbours_mask [M]        other flying UAVs within `communication_radius_m`
-    adjacency       [M]        neighbours_mask and the UAV itself
+    adjacency       [M]        neighbours_mask, with 1 also for the UAV itself
     =============== ========== ==========================================================================
     """
     users, uavs = config.num_users, config.num_uavs
@@ -54,11 +57,11 @@ def observation_space(config: UAVConfig) -> spaces.Dict:
 
 
 def flat_space(config: UAVConfig) -> spaces.Box:
-    """Return the flat observation space of one UAV: the concatenated leaves of `observation_space`.
+    """Return the flat observation space of one UAV: the concatenated parts of `observation_space`.
 
     The order is alphabetical, as in `gymnasium.spaces.flatten`: adjacency [M], neighbours
-    [M (4 + N)], neighbours_mask [M], own [11 + N], users [5 K], users_mask [K]; `gymnasium.spaces.unflatten`
-    restores the leaves.
+    [M (4 + N)], neighbours_mask [M], own [11 + N], users [5 K], users_mask [K], with M, N and K as in
+    `observation_space`. `gymnasium.spaces.unflatten` restores the parts.
     """
     flat = spaces.flatten_space(observation_space(config))
     assert isinstance(flat, spaces.Box)
@@ -66,7 +69,7 @@ def flat_space(config: UAVConfig) -> spaces.Box:
 
 
 def flatten_observations(parts: Mapping[str, np.ndarray]) -> Float32[np.ndarray, "rows M features"]:
-    """Concatenate the leaves `[rows, M, ...]` of `observe` to elements of `flat_space`."""
+    """Concatenate the parts of observations, each `[environments, UAVs, ...]`, into one array."""
     # Explicit sizes: reshape cannot infer -1 for zero rows.
     leaves = [leaf.reshape(*leaf.shape[:2], math.prod(leaf.shape[2:])) for _, leaf in sorted(parts.items())]
     return np.concatenate(leaves, axis=2, dtype=np.float32)
@@ -78,7 +81,7 @@ def state_space(config: UAVConfig) -> spaces.Box:
 
 
 def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
-    """Return the observations of all UAVs in `rows`, as new arrays `[rows, M, ...]`."""
+    """Return the observations of all UAVs in environments `rows`: new arrays `[environments, UAVs, ...]`."""
     alive = world.alive[rows]
     visible = _find_visible_users(world, rows)
     adjacency = _build_adjacency(world, rows)
@@ -96,8 +99,9 @@ def observe(world: UAVWorld, rows: Rows | slice) -> dict[str, np.ndarray]:
 def global_state(world: UAVWorld, rows: Rows | slice) -> Float32[np.ndarray, "rows features"]:
     """Return the global state for a centralized critic.
 
-    Features of each UAV: alive (0/1) and its `own`. Features of each user: position (2: area scaled to -1 ..
-    1), velocity (2: relative to the UAV speed), spectral efficiency and mean rate as in `users`.
+    Features of each UAV: alive (0/1), then the features "own" of `observation_space`. Features of each user:
+    position (2: area scaled to -1 .. 1), velocity (2: relative to the UAV speed), and spectral efficiency and
+    mean rate as in "users" of `observation_space`.
     """
     config, alive = world.config, world.alive[rows]
     count = len(alive)
@@ -194,7 +198,7 @@ def _build_neighbours(
 
 
 def _reciprocal(length_m: float) -> np.float32:
-    """Return 1 / length_m rounded down, so that products with lengths up to `length_m` never exceed 1."""
+    """Return 1 / `length_m` rounded down, so that `length_m` times the result never exceeds 1."""
     return np.nextafter(np.float32(1 / length_m), np.float32(0))
 
 

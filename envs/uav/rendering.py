@@ -35,9 +35,9 @@ class Scene:
     """Data of one environment at one step for rendering."""
 
     area_m: float
-    """Side length of the square area; positions range from 0 to it."""
+    """Side length of the square area; positions range from 0 to this length."""
     uav_position_m: Float[np.ndarray, "uavs 3"]
-    """East, north, up."""
+    """Positions of UAVs: east, north, up."""
     alive: Bool[np.ndarray, " uavs"]
     """Mask of flying UAVs; the others do not transmit."""
     sub_channel: Int[np.ndarray, " uavs"]
@@ -45,7 +45,7 @@ class Scene:
     power_w: Float[np.ndarray, " uavs"]
     """Transmit power of each UAV."""
     user_position_m: Float[np.ndarray, "users 2"]
-    """East, north."""
+    """Positions of users: east, north."""
     rate_bps: Float[np.ndarray, " users"]
     """Data rate of each user."""
     server: Int[np.ndarray, " users"]
@@ -53,7 +53,7 @@ class Scene:
     full_rate_bps: float
     """Rate that the brightest color shows; keep it constant over an episode so that colors are comparable."""
     step: int
-    """Steps since the start of the episode."""
+    """Number of steps since the start of the episode."""
     episode_steps: int
     """Steps after which the episode is truncated."""
     in_collision: Bool[np.ndarray, " uavs"] | None = None
@@ -113,7 +113,11 @@ def channel_colour(sub_channel: int) -> Colour:
 
 
 def rate_colour(share: float) -> Colour:
-    """Return the color of a fraction of the full rate, on a square-root scale because most rates are low."""
+    """Return the color of a data rate.
+
+    `share` is the rate divided by the rate of the brightest color. The color scale follows the square root of
+    `share`, because most rates are low.
+    """
     place = math.sqrt(min(max(share, 0.0), 1.0)) * (len(_RATES) - 1)
     below = min(int(place), len(_RATES) - 2)
     red, green, blue = _RATES[below] + (place - below) * (_RATES[below + 1] - _RATES[below])

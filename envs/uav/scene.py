@@ -13,7 +13,8 @@ from scrubjay.envs.uav.world import UAVWorld
 def build_scene(world: UAVWorld, row: int, trail_m: Float[np.ndarray, "steps uavs 2"] | None = None) -> Scene:
     """Build the scene of environment `row`; `trail_m` holds past UAV positions (see `Scene`).
 
-    The brightest color stands for the rate of an equal share of all sub-channels at 20 bit/s/Hz.
+    A user's color shows the rate of the user. The brightest color stands for rates of at least
+    20 bit/s/Hz * `bandwidth_hz` * `num_uavs` / `num_users`.
     """
     config, alive = world.config, world.alive[row]
     server = world.association[row]

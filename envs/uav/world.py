@@ -26,17 +26,17 @@ class UAVWorld:
        stops at the border and is penalized.
     2. Users move.
     3. Every user joins the flying UAV with the strongest mean gain; ties go to the lowest index. All flying
-       UAVs transmit for the whole slot. The users of a UAV share its time equally: rate = B log2(1 + SINR) /
-       users of the UAV.
+       UAVs transmit for the whole step. The users of a UAV share its time equally: a user's rate is
+       B log2(1 + SINR) divided by the number of users of the UAV, with B = `bandwidth_hz`.
     4. Pairs of flying UAVs at most `min_distance_m` apart collide. Both are penalized and keep flying.
     5. UAVs with an empty battery and UAVs that fail at random are terminated. They still receive the reward
        of this step.
 
-    The reward of a flying UAV is in units of bit/s/Hz times `reward_per_bps_hz`. It starts from the sum of
-    the rates of the UAV's users over B, which is their mean spectral efficiency. Fairness "std" subtracts
-    `fairness_weight` times the standard deviation over all users of rate K / (B flying UAVs). Fairness "jain"
-    multiplies by Jain's index of all users' rates. The penalties, which have no unit, are subtracted last.
-    Reward "team" gives each flying UAV the mean over all flying UAVs.
+    The reward of a flying UAV starts from the sum of its users' rates divided by B. This is the mean spectral
+    efficiency of these users in bit/s/Hz. Fairness "std" subtracts `fairness_weight` times the standard
+    deviation of rate x K / (B x number of flying UAVs) over all users. Fairness "jain" multiplies by Jain's
+    index of all users' rates. The result is multiplied by `reward_per_bps_hz`; then the penalties are
+    subtracted. Reward "team" gives each flying UAV the mean reward of all flying UAVs.
 
     Result arrays (`rate_bps`, `collisions`, ...) belong to the last step. Each environment depends only on
     its own random stream and actions, bit for bit.
@@ -144,9 +144,10 @@ class UAVWorld:
         self.rate_sum_bps[rows] = 0
 
     def step(self, actions: Int64[np.ndarray, "R M 3"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Step all environments; return rewards (float64 `[R, M]`), terminated `[R, M]`, truncated `[R]`.
+        """Step all environments; return rewards, terminated and truncated.
 
-        Actions must lie in the action space, also those of dead UAVs, which are ignored.
+        Rewards (float64) and terminated are `[environments, UAVs]`, truncated is `[environments]`. Actions of
+        dead UAVs have no effect, but must lie in the action space too.
         """
         alive = self.alive
         outside = self._move_uavs(actions, alive)
@@ -181,7 +182,7 @@ class UAVWorld:
         }
 
     def uav_within(self, distance_m: float, rows: Rows | slice = slice(None)) -> Bool[np.ndarray, "rows M M"]:
-        """Return the mask of flying UAV pairs at most `distance_m` apart, each UAV and itself included."""
+        """Return the mask of flying UAV pairs at most `distance_m` apart, pairs (i, i) included."""
         east, north, up = self.uav_offset_m[:, rows]
         alive = self.alive[rows]
         near = east * east + north * north + up * up <= np.float32(distance_m) ** 2
@@ -206,7 +207,10 @@ class UAVWorld:
                 )
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of `state()`. Raises ValueError before anything changes if it does not match."""
+        """Restore a state of `state()`.
+
+        Raises ValueError, and changes nothing, if the state does not match this world.
+        """
         self.check_state(state)
         self.streams.position = np.array(state["streams"])
         for name in self.row_arrays:
@@ -227,7 +231,10 @@ class UAVWorld:
         return (self.power_level[rows] + 1).astype(np.float32) * self._unit_power_w * self.alive[rows]
 
     def _transmit(self, rows: Rows | slice) -> Float64[np.ndarray, "rows M"]:
-        """Serve the users of `rows` for a slot; return the sum of rates over B of each UAV."""
+        """Serve the users of environments `rows` for one step; return the rate sum of each UAV in bit/s/Hz.
+
+        The rate sum of a UAV is the sum of the rates of its users, divided by the bandwidth.
+        """
         gain = self._gain(rows)
         count, uavs, users = gain.shape
         association = _argmax_uav(gain)
@@ -248,7 +255,7 @@ class UAVWorld:
         return own
 
     def _update_offsets(self, rows: Rows | slice) -> None:
-        """Update the relative positions of UAVs and users in `rows`."""
+        """Update the offsets from each UAV to the UAVs and users in environments `rows`."""
         uav = np.moveaxis(self.position_m[rows], 2, 0).copy()
         user = np.moveaxis(self.user_position_m[rows], 2, 0).copy()
         self.uav_offset_m[:, rows] = uav[:, :, None, :] - uav[:, :, :, None]
@@ -324,14 +331,14 @@ def move_table_m(config: UAVConfig) -> Float32[np.ndarray, "moves 3"]:
 
 
 def _move_energy_j(config: UAVConfig) -> Float32[np.ndarray, " moves"]:
-    """Return the propulsion energy of every move for one slot, also if it stops at the border."""
+    """Return the propulsion energy of every move for one step; stopping at the border does not reduce it."""
     speed = move_table_m(config).astype(np.float64) / config.slot_s
     power = propulsion_power_w(np.hypot(speed[:, 0], speed[:, 1]), speed[:, 2])
     return (power * config.slot_s).astype(np.float32)
 
 
 def _argmax_uav(values: Float32[np.ndarray, "R M K"]) -> Int64[np.ndarray, "R K"]:
-    """Return `values.argmax(axis=1)`; several times as fast for small M."""
+    """Return `values.argmax(axis=1)`, several times as fast as numpy if there are few UAVs."""
     largest = values == values.max(axis=1, keepdims=True)
     count = values.shape[1]
     rank = np.arange(count, 0, -1, dtype=np.uint8 if count < 256 else np.int64)
@@ -344,8 +351,9 @@ def _moments(rates: Float32[np.ndarray, "R K"]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _jain(total: np.ndarray, squares: np.ndarray, users: int) -> Float64[np.ndarray, " R"]:
-    """Return Jain's index (sum)^2 / (K sum of squares): 1 for equal rates, 1 / K if one user has all.
+    """Return Jain's index: 1 if all K users have equal rates, 1 / K if only one user has a positive rate.
 
-    The index is 0 if all rates are 0. Source: Jain, Chiu, Hawe 1984.
+    `total` is the sum of the rates and `squares` the sum of their squares. The index is 0 if all rates are 0.
+    Source: Jain, Chiu, Hawe 1984.
     """
     return total * total / np.maximum(users * squares, np.finfo(np.float64).tiny)

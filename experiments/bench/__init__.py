@@ -1,1 +1,1 @@
-"""Speed, measured: each script prints one table, as ratios against a named peer in the same process."""
+"""Benchmarks of speed and cost. Most compare Scrubjay with another implementation in the same process."""

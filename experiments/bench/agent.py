@@ -1,12 +1,11 @@
-"""Overhead of an agent over the time of its model and tools: KwaiAgent against a bare LangGraph loop.
+"""CPU time of an agent with an instant model and an instant tool: KwaiAgent and plain LangGraph loops.
 
     pip install langgraph
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.agent
 
 All agents use the same model, which returns scripted replies without delay, and the same tool, which adds two
-numbers. They take turns in one process. A step is one model call, one tool call and the overhead between
-them. Prints a table.
-Options: `--help`.
+numbers. The measured time is therefore mostly overhead of the agent. The agents take turns in one process. A
+step is one model call, one tool call and the overhead between these calls. Prints a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class AgentBench:
     """Options of the benchmark."""
 
     steps: tuple[int, ...] = (5, 20)
-    """Tool calls before the answer; one column pair per value."""
+    """Numbers of tool calls before the answer; the table has two columns for each."""
     repeats: int = 30
-    """Timed answers of each agent."""
+    """Number of timed answers of each agent."""
 
 
 class Script(BaseChatModel):
@@ -76,7 +75,7 @@ def add(a: int, b: int) -> int:
 
 
 def build_methods(steps: int) -> dict[str, Callable[[], Any]]:
-    """Return by name a function that answers one question; LangGraph's graph comes first."""
+    """Return for each agent a function that answers one question; LangGraph's graph comes first."""
     from langgraph.graph import END, START, MessagesState, StateGraph
     from langgraph.prebuilt import ToolNode, create_react_agent, tools_condition
 
@@ -127,11 +126,8 @@ def main() -> None:
     config = tyro.cli(AgentBench, description=__doc__)
     short = measure(_SHORT, config.repeats)
     versions = ", ".join(f"{name} {version(name)}" for name in ("langchain-core", "langgraph"))
-    print(
-        f"Milliseconds of the processor, all threads, medians of {config.repeats} answers; {versions}; "
-        "one thread\n"
-    )
-    headers = "".join(f" answer of {steps} steps | each further step |" for steps in config.steps)
+    print(f"CPU milliseconds of all threads, medians of {config.repeats} answers; {versions}; one thread\n")
+    headers = "".join(f" answer of {steps} steps | each additional step |" for steps in config.steps)
     print(f"| agent |{headers}\n|{'---|' * (2 * len(config.steps) + 1)}")
     rows: dict[str, list[float]] = {name: [] for name in short}
     for steps in config.steps:

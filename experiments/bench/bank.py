@@ -4,10 +4,10 @@
 
 Texts have a unique number and 12 words of a vocabulary of 50,000 with Zipf-like frequencies. Vectors are
 random points around one of 2,000 centres. Times are CPU times, so that other work on the machine does not
-count. The time of a search includes the embedding of its query, which costs almost nothing here. Each bank is
-searched in its own process. A bank of more than `--writes` records consists of copies of the bank of
-`--writes` records, made in SQL. Banks in `--folder` are reused by the next run. If lancedb is installed, it
-searches the same texts and vectors in the same process. Prints tables. Options: `--help`.
+count. The time of a search includes the embedding of its query, which costs almost nothing here. Every search
+measurement starts a new process. A bank of more than `--writes` records consists of copies of the bank of
+`--writes` records, made in SQL. The next run reuses the banks in `--folder`. If lancedb is installed, a bank
+and lancedb search the same texts and vectors in one process. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ def time_action(action: Callable[[], object], count: int, name: str) -> tuple[fl
 
 
 def fill(path: Path, embeddings: CheapEmbeddings | None, size: int) -> list[tuple[float, float]]:
-    """Write a bank of `size` records one by one; return the result of `time_action` for each tenth."""
+    """Write a bank of `size` records one by one.
+
+    Returns the median and the 99th percentile of a write's CPU milliseconds, for each tenth of the records.
+    """
     texts = Texts(0)
     part = path.with_suffix(".part")
     for leftover in part.parent.glob(f"{part.name}*"):
@@ -182,7 +185,7 @@ def multiply(source: Path, path: Path, copies: int, embeddings: CheapEmbeddings)
 def measure_searches(
     path: Path, embeddings: CheapEmbeddings | None, searches: int, approximate: bool = False
 ) -> dict[str, float]:
-    """Return CPU milliseconds (first search, median, 99th percentile) and bytes of memory."""
+    """Return CPU milliseconds of searches (first, median, 99th percentile) and added peak memory in bytes."""
     texts = Texts(1)
     before = peak_bytes()
     with MemoryBank(path, embeddings, approximate=approximate) as bank:
@@ -192,7 +195,7 @@ def measure_searches(
 
 
 def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
-    """Build the approximate index of a bank; return CPU milliseconds per record and bytes of files."""
+    """Build the approximate index of a bank; return CPU milliseconds per record and file size in bytes."""
     folder = Path(f"{path}-ann")
     shutil.rmtree(folder, ignore_errors=True)
     began, done = time.process_time(), 0
@@ -204,7 +207,7 @@ def build(path: Path, embeddings: CheapEmbeddings) -> tuple[float, float]:
 
 
 def measure_recall(path: Path, embeddings: CheapEmbeddings, searches: int) -> float:
-    """Return the recall at 10 of the approximate index."""
+    """Return the mean fraction of the 10 nearest records that the approximate index finds."""
     texts = Texts(1)
     queries = normalize_vectors([embeddings.embed_query(texts.ask()) for _ in range(searches)], searches)
     store = Store(path)
@@ -244,7 +247,7 @@ def build_lancedb_table(folder: Path, path: Path) -> Any:
 
 
 def compare_with_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int) -> list[tuple[float, float]]:
-    """Return median milliseconds of a bank and of lancedb for searches by words, exact vectors and both."""
+    """Return median CPU milliseconds of a bank and of lancedb for searches by words, vectors and both."""
     rerankers: Any = importlib.import_module("lancedb.rerankers")
     reranker = rerankers.RRFReranker()
     texts = Texts(1)
@@ -279,7 +282,7 @@ def compare_with_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int)
 
 
 def time_flat_scan(size: int, dimension: int) -> tuple[float, float]:
-    """Return median milliseconds of an exact search for ten nearest vectors, by numpy and torch."""
+    """Return median CPU milliseconds of an exact search for the ten nearest vectors, by numpy and torch."""
     import torch
 
     torch.set_num_threads(1)
@@ -301,15 +304,18 @@ def main() -> None:
         "words": _load_or_fill(config.folder / f"words_{config.writes}.db", None, config.writes),
         "words and vectors": _load_or_fill(base, embeddings, config.writes),
     }
-    print("Milliseconds of a write, median / 99th percentile, by how many were written before:\n")
+    print("CPU milliseconds per write, median / 99th percentile, by the number of records in the bank:\n")
     print(f"| records | {' | '.join(columns)} |\n|---|---|---|")
     for tenth, cells in enumerate(zip(*columns.values(), strict=True)):
         row_cells = " | ".join(f"{median:.2f} / {worst:.2f}" for median, worst in cells)
         print(f"| {tenth * config.writes // _TENTHS:,} | {row_cells} |")
-    print("\nMilliseconds of a search for 10, median / 99th percentile, and of the first after opening:\n")
     print(
-        "| records | MB on disk | words | words and vectors | first | MB of memory | flat scan, numpy "
-        "| torch |"
+        "\nCPU milliseconds per search for 10 records, median / 99th percentile, and of the first search "
+        "after opening:\n"
+    )
+    print(
+        "| records | MB on disk | words | words and vectors | first search | MB of memory "
+        "| vector scan, numpy | vector scan, torch |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for size in config.sizes:
@@ -339,10 +345,10 @@ def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
         print("\nlancedb is not installed; the comparison with lancedb was skipped.")
         return
     print(
-        "\nThe same texts and vectors, searched by a bank / by lancedb in one process, milliseconds and "
-        "their ratio:\n"
+        "\nCPU milliseconds per search of a bank / of lancedb, and their ratio; both search the same texts "
+        "and vectors in one process:\n"
     )
-    print("| records | words | vectors, exactly | both |\n|---|---|---|---|")
+    print("| records | words | vectors, exact search | both |\n|---|---|---|---|")
     for size in config.beside:
         path = config.folder / f"vectors_{size}.db"
         with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -352,9 +358,12 @@ def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
 
 
 def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
-    print("\nThe same with `approximate=True`, and what part of the ten nearest records it finds:\n")
     print(
-        "| records | build, ms a record | MB of index | words and vectors | first | MB of memory | "
+        "\nCPU milliseconds per search with `approximate=True`, and the fraction of the ten nearest records "
+        "that it finds (recall):\n"
+    )
+    print(
+        "| records | build, ms per record | MB of index | words and vectors | first search | MB of memory | "
         "recall |\n|---|---|---|---|---|---|---|"
     )
     for size in config.indexed_sizes:
@@ -371,7 +380,7 @@ def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
 
 
 def _load_or_fill(path: Path, embeddings: CheapEmbeddings | None, size: int) -> list[tuple[float, float]]:
-    """Return the timings of `fill`, from the JSON file beside the bank if it exists."""
+    """Return the timings of `fill`; run `fill` only if the bank or its JSON file of timings is missing."""
     notes = path.with_suffix(".json")
     if not (path.exists() and notes.exists()):
         notes.write_text(json.dumps(fill(path, embeddings, size)))

@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.checkpoints
 
-A graph of two nodes answers several turns. The savers are measured in turns in one process. A turn has three
-messages and four checkpoints. Prints medians as a table. Options: `--help`.
+A graph of two nodes answers a conversation of several turns. A turn has three messages and four checkpoints.
+The savers alternate in one process, with one conversation each. Prints medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class CheckpointsBench:
     words: int = 50
     """Words per answer."""
     repeats: int = 3
-    """Conversations per saver."""
+    """Number of conversations per saver and length."""
     reads: int = 10
-    """Reads of the last state after each conversation."""
+    """Number of reads of the last state after each conversation."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class ConversationCost:
     """Measured cost of one conversation."""
 
     write: float
-    """Milliseconds per turn, including the graph's own work."""
+    """Milliseconds per turn for the writes of checkpoints and the work of LangGraph itself."""
     read: float
     """Milliseconds to read the last state."""
     size: float
@@ -65,11 +65,10 @@ def main(bench: CheckpointsBench) -> None:
     """Measure and print the table."""
     print(
         f"medians of {bench.repeats}, 1 thread, {os.cpu_count()} CPUs; langgraph {version('langgraph')}, "
-        f"langgraph-checkpoint-sqlite {version('langgraph-checkpoint-sqlite')}; ours syncs as NORMAL "
-        "does: a power cut "
-        "may take the last commits, kill -9 none\n"
+        f"langgraph-checkpoint-sqlite {version('langgraph-checkpoint-sqlite')}; Checkpointer uses "
+        "synchronous = NORMAL: a power failure may lose the last commits, kill -9 loses none\n"
     )
-    print("| turns | saver | a turn, ms | ratio | last state read, ms | ratio | file, MB | ratio |")
+    print("| turns | saver | ms per turn | ratio | ms to read the last state | ratio | file, MB | ratio |")
     print("|---|---|---|---|---|---|---|---|")
     for turns in bench.turns:
         costs: dict[str, list[ConversationCost]] = {

@@ -1,14 +1,15 @@
-"""Cost of a generated token of a language model with a context policy, against the model's own cache.
+"""CPU time per generated token of a language model with each context policy and with transformers' cache.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.decoding
 
 Llama models of two sizes with random weights process a prompt and then decode token by token, with the
-position ids and mask of `generate`, in float32 on one thread. Policies attend to 1,024 keys of a prompt of
-twice that length. Transformers' DynamicCache and `full` hold 1,024 keys half-way through the timed tokens.
-The caches take turns of a few tokens in one process, and each round starts from copies of the prefilled
-caches. Times are CPU times, as the machine may be shared. "sinks by the kernel" is `sinks` if it decoded
-through `kernels.sink_attention`, which takes sinks and window as one set of keys and thus needs a copy of
-them for every token. Prints a table. Options: `--help`.
+position ids and mask of `generate`, in float32 on one thread. The prompt has 2,048 tokens, and the policies
+attend to 1,024 keys. Transformers' DynamicCache and `full` get a shorter prompt, so that they hold 1,024 keys
+half-way through the timed tokens. The caches alternate in one process: each decodes a few tokens, then the
+next one does. Each round starts from copies of the prefilled caches. Times are CPU times, because the machine
+may be shared. In the row "sinks with sink_attention" the policy `sinks` decodes with the kernel of this name.
+The kernel expects sinks and window as one set of keys, so it needs a copy of the keys for every token. Prints
+a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ from scrubjay.memory import context
 from scrubjay.memory.context.policies.base import LayerMemory
 from scrubjay.memory.context.policies.sinks import SinksPolicy, StreamMemory
 
-DYNAMIC_CACHE, KERNEL_SINKS = "DynamicCache", "sinks by the kernel"
+DYNAMIC_CACHE, KERNEL_SINKS = "DynamicCache", "sinks with sink_attention"
 SIZES: dict[str, dict[str, Any]] = {
-    "4 layers of 256": {
+    "4 layers of width 256": {
         "vocab_size": 512,
         "hidden_size": 256,
         "intermediate_size": 1024,
@@ -42,7 +43,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
-    "SmolLM2-135M's": {
+    "size of SmolLM2-135M": {
         "vocab_size": 49152,
         "hidden_size": 576,
         "intermediate_size": 1536,
@@ -61,20 +62,20 @@ class DecodingBench:
     budget: int = 1024
     """Cached keys that a token attends to."""
     policies: tuple[str, ...] = ("full", "window", "sinks", "snapkv", "recycled", "h2o", "chunks")
-    """Names of context policies."""
+    """Names of the context policies to measure."""
     tokens: tuple[int, ...] = (160, 32)
-    """Tokens of a round, per model size; h2o evicts at every 16th token, snapkv at every 32nd, and recycled
-    attends to all keys at every 10th."""
+    """Number of decoded tokens per round, for each model size. For comparison: h2o evicts keys at every 16th
+    token, snapkv evicts at every 32nd token, and recycled attends to all keys at every 10th token."""
     rounds: tuple[int, ...] = (7, 3)
-    """Timed rounds per model size."""
+    """Number of timed rounds, for each model size."""
     turn: int = 16
-    """Tokens that one cache decodes before the next cache takes over."""
+    """Number of tokens that one cache decodes before the next cache takes over."""
     seed: int = 0
     """Seed of weights and prompt."""
 
 
 class KernelSinks(SinksPolicy):
-    """`sinks` policy that decodes one token on the same path as several tokens."""
+    """Policy `sinks` without its specialized decode step: one token is processed like several tokens."""
 
     def build(self) -> LayerMemory:
         """Build an empty memory for one layer."""
@@ -95,7 +96,7 @@ def main(bench: DecodingBench) -> None:
         f"{bench.budget:,} keys, heads of 64, float32, 1 thread; medians of rounds; "
         f"torch {torch.__version__}, transformers {transformers.__version__}, {os.cpu_count()} CPUs\n"
     )
-    print("| model | cache | processor ms a token | times DynamicCache | least to most |")
+    print("| model | cache | CPU ms/token | relative to DynamicCache | min to max |")
     print("|---|---|---|---|---|")
     for (size, sizes), tokens, rounds in zip(SIZES.items(), bench.tokens, bench.rounds, strict=True):
         times = measure(LlamaForCausalLM(LlamaConfig(**sizes)).eval(), bench, tokens, rounds)
@@ -138,7 +139,7 @@ def measure(
 def list_caches(
     model: LlamaForCausalLM, bench: DecodingBench, tokens: int
 ) -> dict[str, tuple[Callable[[], Any], int]]:
-    """Return a builder of every cache and its number of prompt tokens."""
+    """Map the name of each cache to a function that builds the cache, and to the prompt length in tokens."""
     long_prompt, short_prompt = 2 * bench.budget, bench.budget - tokens // 2
     caches: dict[str, tuple[Callable[[], Any], int]] = {
         DYNAMIC_CACHE: (lambda: DynamicCache(config=model.config), short_prompt)

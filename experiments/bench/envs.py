@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
 
 Three methods take turns with the same random actions on one CPU thread: a plain loop over single
-environments, gymnasium's SyncVectorEnv over them, and our batched environment. A single environment is a
-batch of size one with numpy's overhead, so steps per second say more than ratios. The UAV downlink has many
-agents and no SyncVectorEnv; one of its steps moves all UAVs. Prints medians as a table. Options: `--help`.
+environments, gymnasium's SyncVectorEnv over them, and our batched environment. Most single environments are
+batches of size one and have numpy's overhead in each step. Steps per second are therefore more informative
+than ratios. The UAV downlink has many agents and no SyncVectorEnv; one of its steps moves all UAVs. Prints
+medians as a table. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class EnvsBench:
     batched_steps: int = 400
     """Timed steps of our batched environment, per repeat."""
     repeats: int = 5
-    """Repeats; each repeat times every method once."""
+    """Number of repeats; each repeat times every method once."""
     seed: int = 0
     """Seed of episodes and actions."""
 
@@ -72,7 +73,9 @@ def main(bench: EnvsBench) -> None:
         f"random actions, 1 thread; medians of {bench.repeats}; {os.cpu_count()} CPUs, numpy "
         f"{np.__version__}\n"
     )
-    print("| environment | rows | loop, steps/s | SyncVectorEnv, steps/s | ours, steps/s | ours / loop |")
+    print(
+        "| environment | num_envs | loop, steps/s | SyncVectorEnv, steps/s | batch, steps/s | batch / loop |"
+    )
     print("|---|---|---|---|---|---|")
     for name, measurement in measurements.items():
         for rows in bench.rows:
@@ -82,7 +85,7 @@ def main(bench: EnvsBench) -> None:
 
 
 def _list_measurements(bench: EnvsBench) -> dict[str, Callable[[int], tuple[float, ...]]]:
-    """Return by name a function that measures an environment at a batch size."""
+    """Return a dict from the name of each environment to a function that measures it at a batch size."""
     measurements: dict[str, Callable[[int], tuple[float, ...]]] = {}
     for env_id, options in _TASKS:
         name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
@@ -149,7 +152,7 @@ def _measure_uav(bench: EnvsBench, preset: str, rows: int) -> tuple[float, float
 
 
 def _rate(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> float:
-    """Return environment steps per second."""
+    """Return environment steps per second of `step` over batches of actions."""
     begin = time.perf_counter()
     for batch in actions:
         step(batch)

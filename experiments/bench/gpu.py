@@ -5,9 +5,9 @@
 First the output and gradients of every op are compared with its torch path in float64; an error above the
 tolerance ends the run before any timing. Then chunk retrieval (a causal segment, and decode) and sink
 attention are timed against torch's `scaled_dot_product_attention`. If flash-linear-attention is installed,
-chunk retrieval is also timed against its `parallel_nsa`, which gets its blocks as an argument while ours
-selects them. Neural memory, linear memory and nearest-neighbour search are timed against their own torch
-paths. Prints tables with the GPU and the versions. Options: `--help`.
+chunk retrieval is also timed against its `parallel_nsa`, which does not select blocks but gets them as an
+argument. Neural memory, linear memory and nearest-neighbour search are timed against their own torch paths.
+Prints tables with the GPU and the versions. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class GPUBench:
     heads: int = 16
     """Query heads."""
     key_heads: int = 1
-    """Key heads; flash-linear-attention needs 16 query heads or more for each."""
+    """Key heads. flash-linear-attention needs at least 16 query heads per key head."""
     width: int = 128
     """Width of a head."""
     chunk: int = 64
@@ -64,7 +64,7 @@ class GPUBench:
     rows: int = 64
     """Batch size of a decode step."""
     embeddings: tuple[int, ...] = (100_000, 1_000_000)
-    """Numbers of vectors of dimension 384 in the search."""
+    """Numbers of vectors to search, each of dimension 384."""
 
 
 def main(bench: GPUBench) -> None:
@@ -91,17 +91,17 @@ def main(bench: GPUBench) -> None:
 
 
 def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Yield the largest error of each op in each dtype. Raises SystemExit if it exceeds the tolerance."""
+    """Yield the largest error of each op in each dtype. Raises SystemExit on an error above the tolerance."""
     for op, prepare in (
         ("chunk_retrieval, joint", lambda: _retrieval_case(device, "joint")),
         ("chunk_retrieval, hierarchical", lambda: _retrieval_case(device, "hierarchical")),
-        ("chosen, read and merged", lambda: _halves_case(device)),
+        ("choose_chunks, attend_chosen, merge", lambda: _halves_case(device)),
         ("sink_attention", lambda: _sink_case(device)),
         ("neural_memory, a matrix", lambda: _memory_case(device, 1)),
         ("neural_memory, two layers", lambda: _memory_case(device, 2)),
         ("linear_memory, hebbian", lambda: _linear_case(device, "hebbian", "head")),
         ("linear_memory, delta", lambda: _linear_case(device, "delta", "head")),
-        ("linear_memory, delta, decay a channel", lambda: _linear_case(device, "delta", "channel")),
+        ("linear_memory, delta, decay per channel", lambda: _linear_case(device, "delta", "channel")),
     ):
         for dtype in dtypes:
             torch.manual_seed(0)
@@ -121,9 +121,9 @@ def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, t
 
 
 def _check_nearest(device: str, dtype: torch.dtype) -> float:
-    """Return the error of the scores, which must be computed in float32 for any dtype.
+    """Return the relative error of `nearest`, which must compute scores in float32 for every dtype of keys.
 
-    Raises SystemExit if the error exceeds the tolerance or other rows are returned.
+    Raises SystemExit if the error exceeds float32's tolerance, or if the returned rows are wrong.
     """
     torch.manual_seed(0)
     query, keys = (torch.randn(count, 40, device=device).to(dtype) for count in (2, 70))
@@ -133,7 +133,7 @@ def _check_nearest(device: str, dtype: torch.dtype) -> float:
     result = nearest(query, keys, 20, norms=norms, row_mask=row_mask, implementation="triton")
     error = _relative_error(result.scores, right.values[:, :20])
     if not torch.equal(result.rows, right.indices[:, :20]) or not error < TOLERANCE[torch.float32]:
-        raise SystemExit(f"nearest in {dtype}: error {error:.1e}, or other rows; nothing timed")
+        raise SystemExit(f"nearest in {dtype}: wrong rows, or error {error:.1e} too large; nothing timed")
     return error
 
 
@@ -179,7 +179,7 @@ def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[.
 
 
 def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    """Return a case of selection and attention in two kernels, merged with a window of the same keys."""
+    """Return inputs, and a function that merges attention to selected chunks with attention to a window."""
     tensors, _ = _retrieval_case(device, "hierarchical")
     valid = torch.tensor([[6, 0, 3, 5, 6], [2, 6, 6, 1, 4]], device=device)
     step = torch.arange(5, device=device).expand(2, 5)
@@ -260,7 +260,7 @@ def _memory_case(device: str, depth: int) -> tuple[list[Tensor], Callable[..., T
 
 
 def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, device: str) -> list[Any]:
-    """Return query, key, value, the weights, the gates and an empty state."""
+    """Return random inputs of a neural memory: query, key, value, weights, gates and an empty state."""
     shape, layers = (
         (rows, time, heads),
         [(width, width)] if hidden is None else [(width, hidden), (hidden, width)],
@@ -275,7 +275,7 @@ def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, de
 
 
 def _memories(bench: GPUBench) -> Iterator[str]:
-    """Time neural memory, up to 4,096 steps: beyond them the torch path takes a minute."""
+    """Time neural memory for up to 4,096 steps; for longer segments the torch path takes a minute."""
     yield (
         f"neural_memory, {bench.heads} heads of 64, chunks of 32, bfloat16, ms forward / forward and "
         "backward:\n"
@@ -307,7 +307,7 @@ def _linear_case(device: str, rule: Any, decay: str) -> tuple[list[Tensor], Call
 
 
 def _linear(rows: int, time: int, heads: int, width: int, decay: str, device: str) -> list[Tensor]:
-    """Return query, key, value, the decays, the steps and an empty state."""
+    """Return random inputs of a linear memory: query, key, value, decays, step sizes and an empty state."""
     query, key, value = (torch.randn(rows, time, heads, width, device=device) for _ in range(3))
     decay_shape = (rows, time, heads, width) if decay == "channel" else (rows, time, heads)
     step = torch.rand(rows, time, heads, device=device)
@@ -333,12 +333,12 @@ def _recurrences(bench: GPUBench) -> Iterator[str]:
             def run(path: Any, inputs: Any = inputs, rule: Any = rule) -> Tensor:
                 return linear_memory(*inputs, rule=rule, implementation=path)[0]
 
-            yield f"| {length:,} | {rule}, decay a {decay} | {_both(run)} |"
+            yield f"| {length:,} | {rule}, decay per {decay} | {_both(run)} |"
 
 
 def _scans(bench: GPUBench) -> Iterator[str]:
-    """Time the search of one query in a table, as a memory bank on a GPU runs it."""
-    yield "nearest, the best 10 of rows of 384, a part of them allowed, ms and GB/s of the keys:\n"
+    """Time the search for the rows nearest to one query, as in a memory bank on a GPU."""
+    yield "nearest, the best 10 of the allowed rows of width 384, ms and GB/s of the keys:\n"
     yield "| rows | dtype | allowed | triton | torch | torch / triton |\n|---|---|---|---|---|---|"
     for count in bench.embeddings:
         for dtype in (torch.float32, torch.float16):
@@ -443,7 +443,7 @@ def _draw(rows: int, length: int, bench: GPUBench) -> tuple[Tensor, Tensor, Tens
 
 
 def _nsa(bench: GPUBench, query: Tensor, keys: Tensor, values: Tensor) -> Callable[[], Tensor] | None:
-    """Return flash-linear-attention's attention over random causal blocks; None if not installed."""
+    """Return a function that runs `parallel_nsa` on random causal blocks, or None if it is not installed."""
     if _fla_version() is None:
         return None
     from fla.ops.nsa import parallel_nsa  # pyright: ignore[reportMissingImports]
@@ -472,7 +472,7 @@ def _fla_version() -> str | None:
 
 
 def _time(run: Callable[[], Tensor], backward: bool = True) -> tuple[float, float]:
-    """Return median milliseconds of a forward pass, and of forward and backward."""
+    """Return the median milliseconds of a forward pass, and of a forward and backward pass."""
     from triton.testing import do_bench
 
     with torch.no_grad():

@@ -1,9 +1,9 @@
-"""Disk space and duration of an installation: Scrubjay itself, then each user extra in addition.
+"""Disk space and duration of an installation: Scrubjay without extras, then what each user extra adds.
 
     python -m scrubjay.experiments.bench.installation
 
-Installs from the repository into a new virtual environment, using pip's current cache, and uninstalls every
-extra before the next. Sizes are megabytes on disk. Options: `--help`.
+Installs from the repository into a new virtual environment, with pip's current cache. Uninstalls the packages
+of an extra before it installs the next one. Sizes are megabytes on disk. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def main(bench: InstallationBench) -> None:
     )
     print(
         f"Python {platform.python_version()}, pip {version('pip')} with a warm cache, torch "
-        f"{version('torch')}; an extra is on top of Scrubjay\n"
+        f"{version('torch')}; rows of extras count only what the extra adds\n"
     )
-    print("| what | MB | seconds | the largest, MB |")
+    print("| package or extra | MB | seconds | largest packages, MB |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.kernels
 
 All methods take turns on one CPU thread in float32. Prints medians as tables. Full attention is torch's
-`scaled_dot_product_attention` over the whole history in its own layout, and HTMAttention is the read of the
-PyPI package htm-pytorch. A floor is the time to read the required bytes once, at the bandwidth of a sum
-over 256 MB. Options: `--help`.
+`scaled_dot_product_attention` over the whole history, in torch's memory layout. The read of
+HCAM is compared with the class HTMAttention of the PyPI package htm-pytorch. A floor is the time to read the
+required bytes once, at the bandwidth of a sum over 256 MB. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class KernelsBench:
     histories: tuple[int, ...] = (4096, 16384, 65536, 262144)
     """Numbers of stored keys, for the comparison with full attention."""
     queries: tuple[int, ...] = (1, 16, 64, 256, 1024, 4096)
-    """Queries per batch row, for the same comparison."""
+    """Numbers of queries per batch row, for the comparison with full attention."""
     most_pairs: int = 1 << 26
     """Largest number of query-key pairs for which full attention is timed."""
     heads: int = 8
-    """Query heads, and key heads in the comparison with full attention."""
+    """Number of query heads, and of key heads in the comparison with full attention."""
     width: int = 64
     """Width of a head."""
     chunk: int = 128
@@ -50,7 +50,7 @@ class KernelsBench:
     rows: tuple[int, ...] = (1, 8, 64, 256)
     """Batch sizes of a decode step, for the comparison with the bandwidth."""
     repeats: int = 15
-    """Timed passes of each method; more if they are short, fewer if they are long."""
+    """Timed passes of each method. `least_seconds` can raise this number and `seconds` can lower it."""
     least_seconds: float = 0.5
     """Minimum duration of a comparison in seconds."""
     seconds: float = 8.0
@@ -78,8 +78,8 @@ def _full_attention(bench: KernelsBench) -> Iterator[str]:
     """Time joint chunk retrieval (one softmax over the selected chunks) against full attention."""
     for backward in (False, True):
         yield (
-            "Full attention over the history / chunk_retrieval (joint), selection included, "
-            f"{'forward and backward' if backward else 'forward'}, one row:\n"
+            "Milliseconds of full attention over the history / of chunk_retrieval (joint) with selection, "
+            f"{'forward and backward' if backward else 'forward'}, batch size 1:\n"
         )
         yield f"| keys / queries | {' | '.join(f'{queries:,}' for queries in bench.queries)} |"
         yield "|---" * (1 + len(bench.queries)) + "|"
@@ -92,7 +92,10 @@ def _full_attention(bench: KernelsBench) -> Iterator[str]:
             ]
             yield f"| {history:,} | {' | '.join(cells)} |"
         yield ""
-    yield f"The same of one query in each of 8 rows: {_against_full(bench, 8, 1, bench.histories[0], False)}"
+    yield (
+        f"The same, forward, with {bench.histories[0]:,} keys, batch size 8 and 1 query per batch row: "
+        f"{_against_full(bench, 8, 1, bench.histories[0], False)}"
+    )
 
 
 def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, backward: bool) -> str:
@@ -112,7 +115,7 @@ def _against_full(bench: KernelsBench, rows: int, queries: int, history: int, ba
 def _attention(
     query: Tensor, keys: Tensor, values: Tensor, *, mask: Callable[[], Tensor | None] = lambda: None
 ) -> Callable[[], Tensor]:
-    """Return torch's attention over `[rows, steps, heads, width]`, in its own layout, ready for gradients."""
+    """Return a function that runs torch's attention on tensors of shape `[rows, steps, heads, width]`."""
     q, k, v = (t.transpose(1, 2).contiguous().requires_grad_() for t in (query, keys, values))
     return lambda: scaled_dot_product_attention(q, k, v, attn_mask=mask())
 
@@ -134,10 +137,10 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
     )
     weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
     yield (
-        f"Hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, 8 rows, projections "
-        "included:\n"
+        f"Milliseconds of a hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, with "
+        "projections, batch size 8:\n"
     )
-    yield "| queries a row | ours | htm-pytorch | definition in plain loops |"
+    yield "| queries per batch row | Scrubjay | htm-pytorch | reference in Python loops |"
     yield "|---|---|---|---|"
     for queries in (1, 128):
         x = torch.randn(8, queries, dim)
@@ -171,16 +174,16 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
 
 
 def _bandwidth(bench: KernelsBench) -> Iterator[str]:
-    """Time a decode step against its bandwidth floor, with a profile."""
+    """Time a decode step against the minimum duration at the memory bandwidth, and profile the step."""
     large = torch.randn(1 << 26)
     bandwidth = large.numel() * 4 / (_time_in_turns(bench, False, lambda: large.sum())[0] / 1e3)
     del large
     chunks = 128
     yield (
-        f"A decode step over {chunks} chunks (hierarchical), against its floor at {bandwidth / 1e9:.0f} "
-        "GB/s:\n"
+        f"Milliseconds of a decode step over {chunks} chunks (hierarchical), also as a multiple of the "
+        f"floor, the time to read the bytes at {bandwidth / 1e9:.0f} GB/s:\n"
     )
-    yield "| rows | MB touched | floor | 1 head | 4 heads of one selection | most of the time of 4 heads |"
+    yield "| batch size | MB read | floor | 1 head | 4 heads with one selection | longest ops with 4 heads |"
     yield "|---|---|---|---|---|---|"
     for rows in bench.rows:
         keys, values = (torch.randn(rows, chunks, bench.chunk, 1, bench.width) for _ in "kv")
@@ -217,9 +220,12 @@ def _hot_spots(run: Callable[[], Tensor]) -> str:
 
 
 def _halves(bench: KernelsBench) -> Iterator[str]:
-    """Time selection and attention in two calls, which callers that fetch chunks in between need."""
-    yield "choose_chunks and attend_chosen one after the other, against chunk_retrieval, 64 chunks of 16:\n"
-    yield "| rows | queries | chunk_retrieval | in halves | with lse |"
+    """Time `chunk_retrieval` against its two halves, `choose_chunks` and `attend_chosen`.
+
+    A caller that fetches the chosen chunks between selection and attention needs the two halves.
+    """
+    yield "Milliseconds over 64 chunks of 16, also as a multiple of chunk_retrieval:\n"
+    yield "| batch size | queries | chunk_retrieval | choose_chunks, attend_chosen | chunk_retrieval, lse |"
     yield "|---|---|---|---|---|"
     for rows, queries in ((1, 1), (64, 1), (8, 128)):
         query = torch.randn(rows, queries, bench.heads, bench.width)
@@ -246,11 +252,12 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
     """Time sink attention over a segment and over a ring buffer against masked full attention."""
     window, sinks, rows = 128, 4, 4
     yield (
-        f"sink_attention, window {window}, {sinks} sinks, {rows} rows, against full attention with a mask:\n"
+        f"Milliseconds of sink_attention, window {window}, {sinks} sinks, batch size {rows}, and of full "
+        "attention with a mask (forward / forward and backward):\n"
     )
     yield (
-        "| queries | key slots | ours, forward | ours, forward and backward | masked full attention "
-        "| its mask made of steps, as ours |"
+        "| queries | keys | sink_attention, forward | sink_attention, forward and backward "
+        "| full attention, fixed mask | full attention, new mask in each call |"
     )
     yield "|---|---|---|---|---|---|"
     for queries in (1, 4, 16, 64, 256, 384, 1024, 4096):

@@ -3,7 +3,7 @@
     python -P -m scrubjay.experiments.bench.machine_code
 
 Compiles every main configuration to machine code for compute capabilities 8.0 (A100), 9.0 (H100) and 10.0
-(B200), with the pointer alignment of run time, and prints a table per op. Options: `--help`.
+(B200), with the pointer alignment that real launches have. Prints a table per op. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def configurations(op: str) -> dict[str, Launch]:
 
 
 def uses_tensor_cores(build: Build) -> bool:
-    """Check if any matrix product runs on tensor cores."""
+    """Return True if the machine code has instructions for tensor cores."""
     return any(instruction in build.ptx for instruction in TENSOR_CORE_INSTRUCTIONS)
 
 
@@ -55,8 +55,8 @@ def main(options: MachineCode) -> None:
     import triton
 
     print(
-        f"triton {triton.__version__}. Per cell: registers a thread / bytes spilled / KiB shared / tensor "
-        "cores."
+        f"triton {triton.__version__}. Cells: registers per thread / spilled bytes / KiB of shared memory / "
+        "tensor cores used."
     )
     for op in options.ops:
         columns = [f"sm_{capability}" for capability in options.capabilities]

@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.memories
 
 Times are CPU times of one process with one thread. Memories take turns, so that a busy machine slows all of
-them, and the first round is a warm-up. An update is a PPO update on one segment. A step is a step of the
-memory alone in the middle of an episode, as a sampler runs it. Training is collecting a segment and updating
-on it. It is also compared with sb3-contrib's RecurrentPPO with an LSTM of the same width and the same task,
-`num_envs`, epochs and minibatches. The matrix products of an update are counted, except those inside
-registered ops, and reported as the time of one large matrix product of as many operations, a lower bound of
-an update's time.
+them, and the first round is a warm-up. An update is a PPO update on one segment. A step is an inference step
+of the memory alone in the middle of an episode. Training is the collection of a segment and the update on it.
+Training is also compared with sb3-contrib's RecurrentPPO with an LSTM of the same width, on the same task and
+with the same `num_envs`, epochs and minibatches. The operations of an update's matrix products are counted,
+except those inside registered ops. The table has the time of one large matrix product with the same number of
+operations. It is a lower bound of the update's time.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class MemoriesConfig:
     env: str = "scrubjay/RepeatPrevious-v0"
     """Any environment id with a small observation."""
     memories: tuple[str, ...] = ()
-    """Memories to compare with `none`; by default all registered ones, and Titans of two layers per head."""
+    """Memories to compare with `none`; by default all registered memories, and `titans` with depth 2."""
     dim: int = 64
     """Width of every layer."""
     num_envs: int = 64
-    """Environments per segment."""
+    """Number of environments per segment."""
     segment_length: int = 64
     """Steps of a segment."""
     epochs: int = 4
-    """Passes over a segment."""
+    """Passes over a segment per update."""
     num_minibatches: int = 4
     """Gradient steps per pass."""
     rows: tuple[int, ...] = (1, 64, 256)
-    """Batch sizes of a step."""
+    """Batch sizes of the timed inference steps."""
     steps: int = 64
-    """Consecutive steps per timing."""
+    """Number of consecutive inference steps that are timed together."""
     rounds: int = 3
     """Timed rounds after the warm-up."""
 
@@ -90,7 +90,7 @@ class MemoryCost:
     training: list[float] = field(default_factory=list)
     step: dict[int, list[float]] = field(default_factory=dict)
     products: float | None = None
-    """Lower bound of an update's matrix products."""
+    """Lower bound of the CPU milliseconds of an update's matrix products; None before the measurement."""
 
 
 def main(config: MemoriesConfig) -> None:
@@ -104,8 +104,8 @@ def main(config: MemoriesConfig) -> None:
     _step(config, memories, costs)
     print(
         f"{config.env}, width {config.dim}, {config.num_envs} environments x {config.segment_length} steps, "
-        f"{config.epochs} epochs x {config.num_minibatches} minibatches; a step in the middle of an episode; "
-        f"processor time, 1 thread, medians of {config.rounds}; torch {torch.__version__}, "
+        f"{config.epochs} epochs x {config.num_minibatches} minibatches; steps in the middle of an episode; "
+        f"CPU time, 1 thread, medians of {config.rounds}; torch {torch.__version__}, "
         f"{os.cpu_count()} CPUs with {torch.backends.cpu.get_cpu_capability()}\n"
     )
     print("\n".join(_table(config, memories, costs)))
@@ -136,7 +136,7 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
 def _count_lstm_flops(
     inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, **__: Any
 ) -> int:
-    """Return the operations of torch's LSTM for inputs [time, batch, width] and two weight matrices."""
+    """Return the number of operations of torch's LSTM, from the shapes of inputs and weight matrices."""
     return 2 * inputs[0] * inputs[1] * (math.prod(from_inputs) + math.prod(from_hidden))
 
 
@@ -157,7 +157,7 @@ def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
 
 
 def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]) -> None:
-    """Time steps in the middle of episodes."""
+    """Measure the milliseconds of an inference step in the middle of an episode, for each memory."""
     modules = {name: memory.build() for name, memory in memories.items()}
     for rows in config.rows:
         loops = {name: _StepLoop(memory, rows, config.steps) for name, memory in modules.items()}
@@ -187,15 +187,15 @@ class _StepLoop:
 def _table(
     config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]
 ) -> list[str]:
-    steps = [f"step of {rows}, µs" for rows in config.rows]
+    steps = [f"step, batch size {rows}, µs" for rows in config.rows]
     columns = [
         "memory",
         "update, ms",
-        "its products alone, ms",
+        "its matrix products alone, ms",
         "training, steps/s",
-        "against RecurrentPPO",
+        "relative to RecurrentPPO",
         *steps,
-        "state, bytes a row",
+        "state per environment, bytes",
     ]
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     base, peer = costs[_NONE], costs[_PEER]

@@ -1,11 +1,11 @@
-"""Time to open an episode's page in a browser, against a page of its pictures only and an empty page.
+"""Load time of three pages in a browser: an episode, only the pictures of the episode, and an empty page.
 
     python -P -m scrubjay.experiments.bench.pages
 
-The episode is one of Ballet with 8 dancers, by an untrained policy with HCAM. "The film alone" is a bare page
-with every picture once, all decoded. A page is ready when it has loaded and been painted. Headless Chromium,
-found by $CHROMIUM or on the path, opens the pages in turns. The shortest time of each page is reported, as
-the machine may be shared. Options: `--help`.
+The episode is one of Ballet with 8 dancers, by an untrained policy with HCAM. The page "pictures only" has
+every picture once, and the browser decodes all of them. A page is ready when it has loaded and been painted.
+Headless Chromium, from $CHROMIUM or PATH, opens the pages in turns. The table has the shortest time of each
+page, because the machine may be shared. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ class PagesBench:
     max_steps: int = 500
     """Maximum number of steps of the episode."""
     rounds: int = 20
-    """Timed openings per page."""
+    """Number of timed openings per page."""
 
 
 def main(bench: PagesBench) -> None:
     """Run the benchmark and print its table."""
     trace = _episode(bench)
     pages = {
-        "the empty page": EMPTY,
-        "the film alone": render_pictures(trace),
-        "the page": render_page(trace),
+        "empty page": EMPTY,
+        "pictures only": render_pictures(trace),
+        "episode page": render_page(trace),
     }
     seconds = time_pages(pages, bench.rounds)
-    alone, size = seconds["the film alone"], len(pages["the film alone"].encode())
+    alone, size = seconds["pictures only"], len(pages["pictures only"].encode())
     print(
         f"Ballet, {bench.dancers} dancers, {len(trace.steps)} steps, {len(trace.pictures)} pictures, HCAM; "
         f"the shortest of {bench.rounds}; {os.cpu_count()} CPUs, shared with other work\n"
     )
-    print("| | ready after | against the film alone | bytes | against the film alone |")
+    print("| page | ready after | relative to pictures only | bytes | relative to pictures only |")
     print("|---|---|---|---|---|")
     for name, text in pages.items():
         took, bytes_ = seconds[name], len(text.encode())
@@ -68,7 +68,7 @@ def main(bench: PagesBench) -> None:
 
 
 def render_pictures(trace: Trace) -> str:
-    """Return a page of a trace's pictures only."""
+    """Return an HTML page that shows only the pictures of a trace."""
     return "<!doctype html><title>film</title>" + "".join(
         f'<img decoding="sync" src="{address}">' for address in trace.pictures
     )
@@ -99,7 +99,7 @@ def time_pages(pages: dict[str, str], rounds: int) -> dict[str, float]:
 
 
 def chromium() -> str | None:
-    """Return the path of Chromium: $CHROMIUM, or the first found on the path; None if there is none."""
+    """Return the path of Chromium, from $CHROMIUM or PATH; None if no Chromium is found."""
     names = ("chromium", "chromium-browser", "google-chrome")
     return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
 

@@ -3,11 +3,11 @@
 Run: `python -P -m scrubjay.experiments.bench.ray`
 
 All trainers run the recipe key-to-door with an LSTM of width 64 and the same number of environments, steps,
-epochs and minibatches. RLlib's network is its default one of that size: one layer and an LSTM, both shared by
-actor and critic. RLlib steps single environments in gymnasium's loop and Scrubjay its batched environment,
-both by default. Trainers take turns, one update each, so that a busy machine slows all of them; the first
-rounds are a warm-up. A second table has measured costs, and a third the throughput of clusters that a model
-predicts from them.
+epochs and minibatches. RLlib uses its default network of the same width: a dense layer and an LSTM, both
+shared by actor and critic. Both libraries run with their defaults: RLlib steps single environments in
+gymnasium's loop, and Scrubjay steps a batched environment. Trainers take turns, one update each, so that a
+busy machine slows all of them; the first rounds are a warm-up. The second table has measured costs of
+sampling, transfer and learning. From these costs a model predicts the throughput of clusters (third table).
 """
 
 from __future__ import annotations
@@ -47,28 +47,28 @@ class RayBenchConfig:
     """Options of the benchmark."""
 
     runners: tuple[int, ...] = (0, 1, 2)
-    """Numbers of remote env runners; 0 samples in the driver."""
+    """Numbers of remote env runners to measure. With 0 the driver process collects the samples."""
     rounds: int = 5
     """Timed updates per trainer."""
     warm_up: int = 2
     """Warm-up updates per trainer."""
     memories: tuple[str, ...] = ("lstm", "hcam")
-    """Memories of the scaling model."""
+    """Memories for which the throughput of clusters is predicted."""
     cluster: tuple[int, ...] = (8, 64, 512)
-    """Numbers of runners of the scaling model."""
+    """Numbers of env runners for which the throughput of clusters is predicted."""
     gigabytes_per_second: float = 1.25
-    """Bandwidth of the driver's network, 10 gigabits by default."""
+    """Bandwidth of the driver's network in gigabytes per second; the default is 10 gigabits per second."""
 
 
 def build_config(memory: str) -> TrainConfig:
-    """Return the training config of all trainers."""
+    """Return the training config that all trainers share, with this memory."""
     config = with_memory(RECIPES["key-to-door"](), memory)
     assert isinstance(config, TrainConfig)
     return dataclasses.replace(config, total_steps=10**9, checkpoint_seconds=1e9)
 
 
 def build_rllib(config: TrainConfig, num_env_runners: int) -> Any:
-    """Return RLlib's PPO on the same task with as many steps, epochs and minibatches."""
+    """Return RLlib's PPO on the task of `config`, with the same numbers of steps, epochs and minibatches."""
     env = config.env
     algorithm_config = (
         RLlibPPOConfig()
@@ -133,14 +133,14 @@ def _runners(number: int) -> str:
 
 @dataclass(frozen=True)
 class Constants:
-    """Measured cost of one segment row and one copy of the weights, on one core without a network."""
+    """Measured cost of one environment's segment and of one copy of the weights, on one core, no network."""
 
     steps: int
     """Steps of a segment of one environment."""
     row_bytes: int
     weight_bytes: int
     sample_seconds: float
-    """Seconds to sample a segment of one environment, if one runner has all environments of the recipe."""
+    """Seconds per environment to sample a segment, if one runner has all environments of the recipe."""
     gather_seconds: float
     """Seconds in the driver to get the segment of one environment from Ray's object store and append it."""
     learn_seconds: float
@@ -152,7 +152,7 @@ class Constants:
 
 
 def measure_constants(memory: str) -> Constants:
-    """Measure the constants of a memory."""
+    """Measure the costs of sampling, gathering and learning with a memory."""
     config = build_config(memory)
     envs = config.env.make_vector()
     policy = config.make_policy(envs)
@@ -192,7 +192,7 @@ def _time(call: Callable[[], object], repeats: int = 5) -> float:
 
 @dataclass(frozen=True)
 class ScalingModel:
-    """Model of an iteration: runners sample the recipe's rows, the driver gathers, learners learn."""
+    """Duration of a training iteration on a cluster: runners sample, the driver gathers, learners learn."""
 
     runners: int
     constants: Constants
@@ -206,13 +206,13 @@ class ScalingModel:
 
     @property
     def gathering(self) -> float:
-        """Seconds to gather all rows at the driver and send weights from it."""
+        """Seconds in which the driver gathers the segments of all runners and sends the weights to them."""
         row = self.constants.gather_seconds + self.constants.row_bytes / self.bytes_per_second
         return self.runners * (self.num_envs * row + self.constants.weight_bytes / self.bytes_per_second)
 
     @property
     def learners(self) -> int:
-        """Number of learners that learn as fast as all runners sample."""
+        """Number of learners with which learning takes as long as sampling."""
         return max(1, round(self.runners * self.constants.learn_seconds / self.constants.sample_seconds))
 
     def steps_per_second(self, learners: int) -> float:
@@ -227,7 +227,7 @@ def speed_table(speeds: dict[str, float]) -> str:
     local = next(iter(speeds.values()))
     fastest = max(speed for name, speed in speeds.items() if name.startswith("RLlib"))
     return _table(
-        "trainer | steps/s | of the local engine | of RLlib's fastest",
+        "trainer | steps/s | relative to the local engine | relative to the fastest RLlib",
         [
             f"{name} | {speed:,.0f} | {speed / local:.2f}x | {speed / fastest:.1f}x"
             for name, speed in speeds.items()
@@ -246,8 +246,8 @@ def constants_table(bench: RayBenchConfig, constants_by_memory: dict[str, Consta
     ]
     return _table(
         (
-            "memory | a row of a segment | weights | sample a row | gather a row | learn a row | through "
-            "the driver"
+            "memory | segment per environment | weights | sampling per environment "
+            "| gathering per environment | learning per environment | limit of the driver"
         ),
         rows,
     )
@@ -268,8 +268,8 @@ def scaling_table(bench: RayBenchConfig, constants_by_memory: dict[str, Constant
             )
     return _table(
         (
-            "memory | runners | steps/s, 1 learner | learners to keep up | steps/s with them | gathering | "
-            "to the driver"
+            "memory | runners | steps/s, 1 learner | learners as fast as sampling "
+            "| steps/s with these learners | time spent gathering | transfer to the driver"
         ),
         lines,
     )
@@ -297,7 +297,7 @@ def main() -> None:
     print(
         f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x "
         f"{config.segment_length} steps, "
-        f"{config.ppo.epochs} epochs x {config.ppo.num_minibatches} minibatches, 2 cores, 1 thread a "
+        f"{config.ppo.epochs} epochs x {config.ppo.num_minibatches} minibatches, 2 cores, 1 thread per "
         "process, "
         f"torch {torch.__version__}, ray {ray.__version__}\n"
     )

@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recurrences
 
 All methods take turns in one process on one thread, in float32, with the same queries, keys and values. Times
-are CPU times, the minimum of all rounds. A ratio below 1 is faster than the baseline. Attention is
-torch's `scaled_dot_product_attention`, the cell `torch.nn.GRUCell` of the same width. Options: `--help`.
+are CPU times, the minimum of all rounds. A ratio below 1 is faster than the baseline. Attention is torch's
+`scaled_dot_product_attention`, and the GRU cell is `torch.nn.GRUCell` of the same width. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from scrubjay.kernels import linear_memory, linear_memory_step
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "delta, a decay a head": {"rule": "delta"},
-    "delta, a decay a channel": {"rule": "delta", "channel": True},
-    "delta, a start in a hundred steps": {"rule": "delta", "starts": 0.01},
-    "hebbian, a decay a head": {"rule": "hebbian"},
+    "delta, decay per head": {"rule": "delta"},
+    "delta, decay per channel": {"rule": "delta", "channel": True},
+    "delta, 1 % of steps start an episode": {"rule": "delta", "starts": 0.01},
+    "hebbian, decay per head": {"rule": "hebbian"},
 }
 
 
@@ -34,7 +34,7 @@ class RecurrencesBench:
     """Options of the benchmark."""
 
     lengths: tuple[int, ...] = (512, 2048, 8192)
-    """Tokens of a segment of one row."""
+    """Segment lengths in tokens, at batch size 1."""
     heads: int = 4
     """Number of heads."""
     width: int = 64
@@ -56,10 +56,11 @@ def main(bench: RecurrencesBench) -> None:
         for how in ("", ", forward and backward")
     }
     steps = {
-        f"{rows} rows": _time_least(_build_step_methods(bench, rows), bench.rounds) for rows in bench.rows
+        f"batch size {rows}": _time_least(_build_step_methods(bench, rows), bench.rounds)
+        for rows in bench.rows
     }
     for peer, table in (("attention", segments), ("GRU cell", steps)):
-        print(f"| against {peer} | {' | '.join(table)} |\n|---" + "|---" * len(table) + "|")
+        print(f"| relative to {peer} | {' | '.join(table)} |\n|---" + "|---" * len(table) + "|")
         for name in next(iter(table.values())):
             cells = [
                 f"{1e3 * least[name]:.2f} ms, {least[name] / least[peer]:.2f}x" for least in table.values()
@@ -100,7 +101,7 @@ def _build_step_methods(bench: RecurrencesBench, rows: int) -> dict[str, Callabl
     def ours(out: Tensor | None) -> Callable[[], object]:
         return lambda: linear_memory_step(query, key, value, decay, step, state, rule="delta", out=out)
 
-    return {"GRU cell": lambda: cell(x, x), "delta, in place": ours(state), "delta, a new state": ours(None)}
+    return {"GRU cell": lambda: cell(x, x), "delta, in place": ours(state), "delta, new state": ours(None)}
 
 
 def _run(run: Callable[[], Tensor], along: Tensor, grad: bool) -> None:

@@ -32,7 +32,7 @@ class ResetsBench:
     time: int = 128
     """Steps of a segment."""
     dim: int = 128
-    """Width."""
+    """Width of the layers and of their input."""
     start_rates: tuple[float, ...] = (0.0, 0.02, 0.1)
     """Fractions of steps that start a new episode."""
     repeats: int = 60

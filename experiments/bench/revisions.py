@@ -1,10 +1,11 @@
-"""Speed of this tree against an earlier commit: common ops, timed in turns.
+"""Speed of the working tree compared with an earlier commit, for common ops.
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.revisions --base COMMIT
 
-Checks the earlier commit out into a temporary folder and starts processes for both in turns. Each process
-runs every case and reports the CPU time at the 10th percentile. Prints the minimum over processes in
-milliseconds, as other work on the machine only adds time, and the ratio. Options: `--help`.
+Checks the earlier commit out into a temporary folder and starts processes of both versions in turns. Each
+process runs every case several times and reports the 10th percentile of its CPU times. Prints the minimum
+over the processes in milliseconds, because other work on the machine only adds time, and the ratio of the two
+versions. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def main(bench: RevisionsBench) -> None:
                 print(f"round {done + 1} of {bench.rounds}", file=sys.stderr, flush=True)
         finally:
             subprocess.run([*git, "worktree", "remove", "--force", str(there)], check=True)
-    print(f"float32, 1 thread, {os.cpu_count()} CPUs; best of {bench.rounds} processes of each, CPU ms.\n")
+    print(
+        f"float32, 1 thread, {os.cpu_count()} CPUs; minimum CPU ms of {bench.rounds} processes per version.\n"
+    )
     print(f"| case | {bench.base} | this tree | earlier / now |")
     print("|---|---|---|---|")
     for case, case_times in times.items():
@@ -57,7 +60,7 @@ def main(bench: RevisionsBench) -> None:
 
 
 def _time_checkout(tree: Path, least_seconds: float) -> dict[str, float]:
-    """Return each case's milliseconds with the package of a checkout."""
+    """Return CPU milliseconds by case, timed in a new process with the package of the checkout `tree`."""
     environment = os.environ | {"PYTHONPATH": str(tree / "src")}
     command = [sys.executable, "-P", str(Path(__file__).resolve()), "--time", str(least_seconds)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -129,17 +132,25 @@ def _cases() -> dict[str, Callable[[], object]]:
 
     table, vector = torch.randn(100_000, 384).numpy(), torch.randn(1, 384).numpy()
     return {
-        "chunk_retrieval, joint, 8 rows, a step": retrieval("joint", 8, 1, 8, 8, 128, 128),
+        "chunk_retrieval, joint, batch size 8, one step": retrieval("joint", 8, 1, 8, 8, 128, 128),
         "chunk_retrieval, joint, 256 queries": retrieval("joint", 1, 256, 8, 8, 128, 128),
-        "the same, forward and backward": retrieval("joint", 1, 256, 8, 8, 128, 128, learns=True),
-        "chunk_retrieval, hierarchical, 64 rows, a step": retrieval("hierarchical", 64, 1, 4, 1, 32, 16),
-        "chunk_retrieval, hierarchical, 32 rows of 128": retrieval("hierarchical", 32, 128, 4, 1, 32, 16),
-        "the same, forward and backward too": retrieval("hierarchical", 32, 128, 4, 1, 32, 16, learns=True),
-        "hcam, 64 rows, a step": hcam(64, 1),
-        "hcam, 16 rows of 128, forward and backward": hcam(16, 128),
-        "sink_attention, a step": sinks(1, 132),
+        "chunk_retrieval, joint, 256 queries, forward and backward": retrieval(
+            "joint", 1, 256, 8, 8, 128, 128, learns=True
+        ),
+        "chunk_retrieval, hierarchical, batch size 64, one step": retrieval(
+            "hierarchical", 64, 1, 4, 1, 32, 16
+        ),
+        "chunk_retrieval, hierarchical, batch size 32, 128 queries": retrieval(
+            "hierarchical", 32, 128, 4, 1, 32, 16
+        ),
+        "chunk_retrieval, hierarchical, batch size 32, 128 queries, forward and backward": retrieval(
+            "hierarchical", 32, 128, 4, 1, 32, 16, learns=True
+        ),
+        "hcam, batch size 64, one step": hcam(64, 1),
+        "hcam, batch size 16, 128 steps, forward and backward": hcam(16, 128),
+        "sink_attention, one step": sinks(1, 132),
         "sink_attention, 1,024 queries": sinks(1024, 1024),
-        "nearest, 100,000 rows of 384, an array": lambda: nearest(vector, table, 256),
+        "nearest, numpy array of 100,000 rows of width 384": lambda: nearest(vector, table, 256),
     }
 
 

@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.segments
 
-Each method processes a segment of new steps after a history of 1k to 65k steps, on one CPU thread, in turns.
-HCAM carries its state (M chunks of C steps) and torch's nn.GRU of equal width its hidden vector. Full causal
-attention caches keys and values of the whole history and has the same projections and feed-forward layer as
-one HCAM block. The read alone, with the same M, C, k and width, is compared with HTMAttention of the PyPI
-package htm-pytorch, and is timed over all chunks of a growing history. Prints medians as tables. Options:
-`--help`.
+Each method processes a segment of new steps after a history of 1k to 65k steps. The methods take turns on one
+CPU thread. HCAM stores M chunks of C steps and reads k of them, and torch's nn.GRU of the same width stores a
+vector. Full causal attention caches keys and values of the whole history. It has the same projections and
+feed-forward layer as one HCAM block. HCAM's read alone is compared with HTMAttention of the PyPI package
+htm-pytorch, with the same M, C, k and width. The read is also timed over all chunks of a growing history.
+Prints medians as tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class SegmentsBench:
     time: int = 128
     """Steps of the new segment."""
     dim: int = 64
-    """Width."""
+    """Model width (features per step)."""
     histories: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Steps of the history before the segment."""
     memory: HCAMConfig = field(default_factory=HCAMConfig)
@@ -85,8 +85,8 @@ def main(bench: SegmentsBench) -> None:
     config = dataclasses.replace(bench.memory, dim=bench.dim)
     hcam = config.build()
     print(
-        f"{bench.batch} rows, {bench.time} new steps, width {bench.dim}, M={config.num_chunks} chunks of "
-        f"C={config.chunk_size}, k={config.top_k}, float32, 1 thread; medians of {bench.repeats}; "
+        f"batch size {bench.batch}, {bench.time} new steps, width {bench.dim}, M={config.num_chunks} chunks "
+        f"of C={config.chunk_size}, k={config.top_k}, float32, 1 thread; medians of {bench.repeats}; "
         f"torch {torch.__version__}, {os.cpu_count()} CPUs\n"
     )
     _segments(bench, hcam)
@@ -156,13 +156,13 @@ def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
         )
         cells = [f"{forward:.2f} / {both:.2f}" for forward, both in cost.values()]
         ratio = " / ".join(f"{cost['theirs'][i] / cost['ours'][i]:.1f}x" for i in range(2))
-        print(f"| {queries} a row | {' | '.join(cells)} | {ratio} |")
+        print(f"| {queries} per batch row | {' | '.join(cells)} | {ratio} |")
 
 
 def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
     """Time a read over all chunks of a growing history."""
-    print(f"Milliseconds per read of all chunks of a history, {bench.time} queries, one row:\n")
-    print("| history | forward / forward and backward | as a multiple of the shortest |")
+    print(f"Milliseconds per read of all chunks of a history, {bench.time} queries, batch size 1:\n")
+    print("| history | forward / forward and backward | as a multiple of the shortest history |")
     print("|---|---|---|")
     x = torch.randn(1, bench.time, bench.dim, requires_grad=True)
     methods: dict[str, Callable[[], Tensor]] = {}

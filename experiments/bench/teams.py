@@ -1,10 +1,10 @@
-"""Steps per second of training teams, next to the bare environment under random actions.
+"""Environment steps per second of teams in training, and of the environment alone with random actions.
 
 Run: `python -P -m scrubjay.experiments.bench.teams`
 
-One process, one thread. A step is a step of one environment, for any team size. The bare environment is a
-PettingZoo ParallelEnv, stepped through its own API with actions sampled before timing, for as many steps as
-an update takes. Both take turns, so that a busy machine slows both; the first round is a warm-up.
+One process, one thread. A step is a step of one environment, for any team size. The environment alone is a
+PettingZoo ParallelEnv. It makes the same number of steps as one update, with actions sampled beforehand.
+Training and environment take turns, so that a busy machine slows both; the first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class TeamsBench:
 def main(bench: TeamsBench) -> None:
     """Run the benchmark and print its table."""
     print(f"1 thread, medians of {bench.rounds} updates; torch {torch.__version__}\n")
-    print("| recipe | method | agents | bare environment, steps/s | sampling | training | training / bare |")
+    print(
+        "| recipe | method | agents | environment alone, steps/s | sampling | training | training / alone |"
+    )
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for recipe, method in bench.cases:
         config = RECIPES[recipe]()
@@ -58,7 +60,10 @@ def main(bench: TeamsBench) -> None:
 
 
 def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, float]:
-    """Return the number of agents and the steps per second of bare environment, sampling and training."""
+    """Return the number of agents and three speeds in steps per second.
+
+    The speeds are those of the bare environment, of sampling, and of training, which includes sampling.
+    """
     teams = config.env.make_teams()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)

@@ -1,12 +1,13 @@
-"""Environment steps per second of training, split into environment, policy and learner, next to sb3-contrib.
+"""Environment steps per second of training, compared with sb3-contrib's RecurrentPPO.
 
 Run: `python -m scrubjay.experiments.bench.throughput`
 
 One process, one thread; all trainers have the same task, width, number of environments, rollout length,
-epochs and minibatches. Rollout length, epochs and minibatches of 128 steps are RecurrentPPO's defaults. Its
-network has its fastest form: one LSTM shared by actor and critic, no further layers. Trainers take turns, one
-update each, so that a busy machine slows all of them; the first round is a warm-up. The ratio shrinks with
-the size of the minibatches (`--epochs 4 --num-minibatches 4`).
+epochs and minibatches. A rollout of 128 steps, 10 epochs and minibatches of 128 steps are the defaults of
+RecurrentPPO. RecurrentPPO has its fastest network: one LSTM shared by actor and critic, without further
+layers. Trainers take turns, one update each, so that a busy machine slows all of them; the first round is a
+warm-up. The table also splits the time of an update into environment, policy and learner. Scrubjay's
+advantage shrinks as the minibatches grow (`--epochs 4 --num-minibatches 4`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class ThroughputConfig:
     dim: int = 64
     """Width of every layer, for all trainers."""
     num_envs: int = 16
-    """Environments stepped together."""
+    """Number of environments that are stepped together."""
     segment_length: int = 128
     """Steps per environment between two updates."""
     epochs: int = 10
@@ -47,7 +48,7 @@ class ThroughputConfig:
     num_minibatches: int = 16
     """Gradient steps per pass."""
     also: tuple[tuple[int, int], ...] = ((4, 4),)
-    """Further pairs of epochs and minibatches to measure; the ratio shrinks as minibatches grow."""
+    """Additional pairs of `epochs` and `num_minibatches` to measure. Each pair has its own table."""
     rounds: int = 3
     """Timed updates per trainer."""
 
@@ -61,7 +62,7 @@ class Trainer(Protocol):
     """Trainer that runs one update at a time."""
 
     def update(self) -> dict[str, float]:
-        """Collect and learn once; return the seconds of each of `PARTS`."""
+        """Collect data and learn from the data; return the seconds of each part in `PARTS`."""
         ...
 
 

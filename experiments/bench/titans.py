@@ -4,9 +4,9 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
 All modules map [batch, tokens, width] to the same shape with projections of query, key, value and output; the
-whole layer also has norms and a feed-forward part. They take turns in one process on one CPU thread.
+whole layer also has norms and a feed-forward part. The modules take turns in one process on one CPU thread.
 Attention is torch's scaled_dot_product_attention. Peak memory is the increase during one forward and backward
-pass, each in its own process. Prints tables. Options: `--help`.
+pass; each module is measured in a new process. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -41,31 +41,32 @@ class TitansBench:
     batch: int = 2
     """Batch size of the first table."""
     tokens: int = 2048
-    """Tokens of the first table."""
+    """Sequence length in the first table, in tokens."""
     dim: int = 256
     """Model width in the first table."""
     dims: tuple[int, ...] = (64, 256, 512)
     """Model widths in the table of sequence lengths, which uses batch size 1."""
     lengths: tuple[int, ...] = (2048, 8192, 32768, 65536)
-    """Sequence lengths of that table, in tokens."""
+    """Sequence lengths in the table of sequence lengths, in tokens."""
     largest: int = 2**23
-    """Maximum of tokens times width in the table of lengths; above it attention takes minutes."""
+    """Maximum of the product of length and width in the table of sequence lengths. Larger sizes are left out,
+    because attention takes minutes."""
     chunks: tuple[int, ...] = (16, 64)
-    """Chunk sizes of the table of lengths."""
+    """Chunk sizes in the table of sequence lengths."""
     rows: tuple[int, ...] = (1, 16, 256)
-    """Batch sizes of a step."""
+    """Batch sizes of a step of one token."""
     pieces: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
-    """Episodes in a segment, for the cost of resets."""
+    """Numbers of episodes in a segment, for the table of the cost of resets."""
     repeats: int = 7
     """Timed passes of each module; fewer if they take more than `patience` seconds."""
     patience: float = 4.0
-    """Maximum seconds of all passes of a module."""
+    """Total seconds after which no further pass of a module is timed."""
     seed: int = 0
     """Seed of inputs and weights."""
 
 
 class CausalAttention(nn.Module):
-    """Causal attention over all tokens, heads of 64."""
+    """Causal attention over all tokens, with heads of width 64."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ class CausalAttention(nn.Module):
 
 
 class NeuralMemoryModule(nn.Module):
-    """Neural memory of one `titans` layer, from an initial state."""
+    """Neural memory of one `titans` layer. Each call begins with an initial state."""
 
     def __init__(self, dim: int, chunk_size: int, **fields) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class NeuralMemoryModule(nn.Module):
 
 
 class TitansLayer(nn.Module):
-    """Complete one-layer memory `titans` (norms, convolution, gate, feed-forward), from an initial state."""
+    """Complete `titans` memory with one layer. Each call begins with an initial state."""
 
     def __init__(self, dim: int, chunk_size: int) -> None:
         super().__init__()
@@ -118,7 +119,10 @@ class TitansLayer(nn.Module):
 
 
 class TitansPytorchModule(nn.Module):
-    """NeuralMemory of titans-pytorch; `use_anchors` updates the weights of its gradients once per chunk."""
+    """NeuralMemory of titans-pytorch.
+
+    `use_anchors` updates the weights after each chunk, so the next chunk's gradients use the new weights.
+    """
 
     def __init__(self, dim: int, heads: int | None, use_anchors: bool) -> None:
         super().__init__()
@@ -143,10 +147,10 @@ def build_modules(dim: int) -> dict[str, Callable[[], Any]]:
         "depth 2, hidden 4x, convolution and gate": lambda: NeuralMemoryModule(
             dim, 64, depth=2, hidden_ratio=4
         ),
-        "titans-pytorch, heads of 64, anchors as ours": lambda: TitansPytorchModule(
+        "titans-pytorch, heads of 64, weights updated per chunk": lambda: TitansPytorchModule(
             dim, dim // WIDEST_HEAD, True
         ),
-        "titans-pytorch, its default": lambda: TitansPytorchModule(dim, None, False),
+        "titans-pytorch, default settings": lambda: TitansPytorchModule(dim, None, False),
     }
 
 
@@ -166,11 +170,11 @@ def main(bench: TitansBench) -> None:
 
 def _side_by_side(bench: TitansBench) -> None:
     print(
-        f"{bench.batch} rows of {bench.tokens:,} tokens, width {bench.dim}, heads of {WIDEST_HEAD}, "
+        f"Batch size {bench.batch}, {bench.tokens:,} tokens, width {bench.dim}, heads of {WIDEST_HEAD}, "
         "chunks of 64; "
         "times are forward / forward and backward:\n"
     )
-    print("| what | ms | against attention | peak memory, MB |")
+    print("| module | ms | relative to attention | peak memory, MB |")
     print("|---|---|---|---|")
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
     modules = {name: build() for name, build in build_modules(bench.dim).items()}
@@ -183,7 +187,7 @@ def _side_by_side(bench: TitansBench) -> None:
 
 def _lengths(bench: TitansBench) -> None:
     print(
-        "\nOne row, depth 1 and depth 2 (hidden 2x), convolution and gate; the ratio is to causal "
+        "\nBatch size 1, depth 1 and depth 2 (hidden 2x), convolution and gate; times relative to causal "
         "attention:\n"
     )
     columns = [f"depth {depth}, chunks of {chunk}" for chunk in bench.chunks for depth in (1, 2)]
@@ -208,9 +212,9 @@ def _lengths(bench: TitansBench) -> None:
 
 
 def _steps(bench: TitansBench) -> None:
-    print(f"\nOne step, width {bench.dim}, microseconds a row:\n")
+    print(f"\nOne step, width {bench.dim}, microseconds per batch row:\n")
     names = ["depth 1", "depth 2, hidden 2x", f"attention to {bench.tokens:,} cached tokens"]
-    print("| rows | " + " | ".join(names) + " |")
+    print("| batch size | " + " | ".join(names) + " |")
     print("|---" * (1 + len(names)) + "|")
     attention = CausalAttention(bench.dim)
     with torch.no_grad():
@@ -231,10 +235,10 @@ def _steps(bench: TitansBench) -> None:
 
 def _resets(bench: TitansBench) -> None:
     print(
-        f"\nEpisodes in a segment, {bench.batch} rows of {bench.tokens:,} tokens, depth 1, chunks of 64, "
-        "against one episode:\n"
+        f"\nTime by the number of episodes in a segment, relative to one episode; batch size {bench.batch}, "
+        f"{bench.tokens:,} tokens, depth 1, chunks of 64, forward / forward and backward:\n"
     )
-    print("| episodes | chunks on the grid | time |")
+    print("| episodes | chunks | time |")
     print("|---|---|---|")
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
     memory = NeuralMemoryModule(bench.dim, 64, depth=1)
@@ -278,7 +282,7 @@ def _time_in_turns(
 
 
 def _peak_in_a_process(name: str, bench: TitansBench) -> float:
-    """Return the megabytes that one module's forward and backward add, in a new process."""
+    """Return the megabytes of memory that one forward and backward pass of a module adds to a new process."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak, (name, bench))

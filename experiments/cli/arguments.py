@@ -1,4 +1,4 @@
-"""Command-line parsing with tyro. Errors take one line and name the value and the choices."""
+"""Command-line parsing with tyro. Every error is one line that names the invalid value and the choices."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ def parse(
 ) -> T:
     """Return an instance of the dataclass `options_type`, filled from the command line.
 
-    `extra_flags` are further flags of the command, suggested when an unknown flag resembles one of them.
+    `extra_flags` are flags of the command that are not fields of the dataclass. The error for an unknown flag
+    suggests the most similar flag.
     Raises UsageError instead of printing tyro's boxed messages. `--help` prints and raises SystemExit(0).
     """
     error_output = io.StringIO()
@@ -117,7 +118,7 @@ def expand_short_options(arguments: Sequence[str], learner_field: str, learner: 
 
 
 def _first_paragraph(message_box: str) -> str:
-    """Return the text of tyro's message box, up to its first ruler, as one line."""
+    """Return the first paragraph of tyro's boxed error message as one line, with clearer wording."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", message_box)
     blocks: list[list[str]] = [[]]
     for line in plain.splitlines():
@@ -136,7 +137,7 @@ def _first_paragraph(message_box: str) -> str:
 
 
 def _reword(message: str) -> str:
-    """Replace Python's and tyro's messages about a value by messages for users of the command."""
+    """Replace messages of Python and tyro about an invalid value by clearer messages."""
     for pattern, replacement in _REWORDINGS:
         message = re.sub(pattern, replacement, message)
     return message
@@ -151,7 +152,7 @@ def _describe_unknown(unknown: Sequence[str], flags: Sequence[str], arguments: S
 
 
 def _describe_switch(value: str, arguments: Sequence[str]) -> str:
-    """Return a hint on boolean switches if a switch was given a value; otherwise an empty string."""
+    """Return a hint if `value` was passed to a boolean option; otherwise an empty string."""
     pairs = [*itertools.pairwise(arguments), *(word.split("=", 1) for word in arguments)]
     switches = [word for word, *rest in pairs if word.startswith("--") and rest == [value]]
     if value.lower() not in ("true", "false") or not switches:

@@ -13,10 +13,10 @@ _NAMES = ("stdin", "stdout", "stderr")
 
 
 def open_streams() -> None:
-    """Connect closed streams to the null device, and escape characters that an encoding lacks.
+    """Connect closed standard streams to the null device, and escape characters that their encoding lacks.
 
-    Otherwise the next file opened would get a closed stream's descriptor, and output would be written to it.
-    Also pass NO_COLOR on to tyro, which reads its own variable when it is imported.
+    Without this, the next opened file would reuse the descriptor of a closed stream, and output would be
+    written to that file. If NO_COLOR is set, also set the color variable that tyro reads at import.
     """
     if os.environ.get("NO_COLOR"):
         os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
@@ -30,7 +30,10 @@ def open_streams() -> None:
 
 
 def discard_output() -> None:
-    """Discard output that cannot be written, or the interpreter would report it again at exit."""
+    """Redirect a stream to the null device if its buffered output cannot be written.
+
+    Otherwise the interpreter would report the write error again at exit.
+    """
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -52,7 +55,10 @@ def _open_null(number: int) -> io.TextIOWrapper:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Escape characters as JSON does, which keeps JSON valid, and undecodable bytes as Python does."""
+    """Return escapes for the characters that cannot be encoded, and the position after them.
+
+    Characters get JSON escapes, so that printed JSON stays valid. Undecodable bytes get Python escapes.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     escapes = []

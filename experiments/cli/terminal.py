@@ -12,7 +12,7 @@ from scrubjay.experiments.cli.untrusted_text import one_line
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Convert errors of input validation to UsageError; other errors keep their traceback."""
+    """Convert errors caused by invalid input to UsageError; other errors keep their traceback."""
     try:
         yield
     except Exception as error:
@@ -33,7 +33,7 @@ def _is_input_error(error: Exception) -> bool:
 
 
 def parse_integer(name: str, value: str) -> int:
-    """Return `value` as an int. Raises ValueError with its name."""
+    """Return `value` as an int. Raises ValueError, naming the option `name`, if it is not a whole number."""
     try:
         return int(value)
     except ValueError:

@@ -30,14 +30,14 @@ def one_line(text: object) -> str:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as JSON in one line: non-ASCII characters as they are, control characters escaped."""
+    """Return a value as one line of JSON. Control characters are escaped; other characters are unchanged."""
     return _escape_surrogates(
         _CONTROL_CHARACTERS.sub(_escape_control, json.dumps(value, ensure_ascii=False, default=str))
     )
 
 
 def _escape_surrogates(text: str) -> str:
-    """Escape lone surrogates, which occur in JSON and file names and cannot be encoded."""
+    """Escape lone surrogates, which JSON and file names may contain but UTF-8 cannot encode."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def load_command(name: str) -> Callable[[Sequence[str]], int]:
-    """Import and return the function that runs a command: it takes the arguments and returns the exit code.
+    """Import and return the function of a command. The function takes arguments and returns an exit code.
 
     Command modules import torch only after they have parsed the arguments, so that --help is fast.
     """

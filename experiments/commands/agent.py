@@ -38,8 +38,9 @@ _MAX_PRINTED = 300
 class AgentOptions:
     """Ask an agent that searches its memory, plans, calls tools and answers.
 
-    Without a question it starts a conversation, on the terminal or with one question per line of stdin. Steps
-    are printed on stderr, the answer on stdout. Ctrl-C stops it; records already in memory stay.
+    Without a question the command starts a conversation, on the terminal or with one question per line of
+    stdin. Steps are printed on stderr and answers on stdout. Ctrl-C stops the agent; records that are already
+    in memory stay.
     """
 
     question: Positional[str | None] = None
@@ -48,28 +49,29 @@ class AgentOptions:
     """Language model: "smollm2", a transformers folder, a GGUF file, or a LangChain provider:name such as
     openai:gpt-5."""
     tools: str = "auto"
-    """Comma-separated tool names; auto for all that are usable here; none; or your own as module:name. Your
-    own are treated as having side effects unless declared with `scrubjay.agents.tool(side_effect=False)`."""
+    """Comma-separated tool names, "none", or "auto" for all tools that work on this machine. Name your own
+    tool as module:name. It counts as a tool with side effects, unless you declare it with
+    `scrubjay.agents.tool(side_effect=False)`."""
     memory: Path | None = None
     """Memory bank file; created if missing."""
     embeddings: EmbeddingsName | None = None
     """Embedding model for semantic search of the memory: minilm for English, e5 for a hundred languages. A
     memory bank uses one embedding model. Default: search by words only."""
     namespace: str = ""
-    """Namespace of the memory, from the outermost level: user/ada."""
+    """Namespace of the memory, outermost level first, such as user/ada."""
     knowledge: tuple[Path, ...] = ()
-    """Text files to use as reference, before any search."""
+    """Text files that the agent receives as reference before any search."""
     policy: str = "sinks"
-    """Context policy: the tokens that the cache of a local model retains."""
+    """Context policy of a local model. It decides which tokens the cache retains."""
     budget: int = 4096
-    """Tokens that the cache retains, for policies with a budget. Prompts are limited to the budget minus
-    --max-tokens, so that no part of them is evicted."""
+    """Number of tokens that the cache retains, for context policies with a budget. Prompts are limited to the
+    budget minus --max-tokens, so that the cache evicts no part of a prompt."""
     max_steps: int = 5
     """Maximum tool calls per question."""
     max_seconds: float = 300.0
-    """Time limit in seconds, for one question (checked between calls) and for each call to a provider."""
+    """Time limit in seconds for one question, checked between calls, and for each call to a provider."""
     planning: Literal["auto", "native", "json"] = "auto"
-    """Plan format: native tool calls or JSON text; auto chooses by the model."""
+    """Plan format: native tool calls or JSON text; auto uses tool calls if the model supports them."""
     language: Literal["en", "zh"] = "en"
     """Language of prompts and tools; answers are in the language of the question."""
     name: str = "Scrubjay"
@@ -79,8 +81,8 @@ class AgentOptions:
     instructions: str = ""
     """Instructions for the agent."""
     allow_side_effects: bool = False
-    """After untrusted text was read, call tools with side effects and open addresses that the model generated
-    without asking for approval."""
+    """Do not ask for approval. By default, after the agent has read untrusted text, it asks before it calls a
+    tool with side effects or opens a web address that the model generated."""
     record: Path | None = None
     """File to which results of network tools are appended, for --replay."""
     replay: Path | None = None
@@ -88,7 +90,7 @@ class AgentOptions:
     export: Path | None = None
     """File to which the steps of each question are appended as instruction-tuning records."""
     export_templates: int = 4
-    """Number of prompt templates per record."""
+    """Number of records in --export per question; each record uses a different prompt template."""
     look: Path | None = None
     """File for a page (.html) or trace (.json) of the last question: recalled records, plans, tool calls and
     results."""
@@ -178,7 +180,7 @@ def run_agent(options: AgentOptions) -> int:
 
 
 class Conversation:
-    """Conversation with one agent; each question sees the messages before it."""
+    """Conversation with one agent. The agent reads each question together with the earlier messages."""
 
     def __init__(self, agent: KwaiAgent, options: AgentOptions) -> None:
         self._agent, self._options = agent, options
@@ -186,7 +188,7 @@ class Conversation:
         self._messages: list[Any] = []
 
     def run(self) -> int:
-        """Answer lines until the input ends; return the exit code.
+        """Answer each line of the input until it ends; return the exit code.
 
         On a terminal, Ctrl-C or a model error ends only the current answer, not the conversation.
         """
@@ -256,7 +258,7 @@ class Conversation:
         return True
 
     def _show_page(self, result: dict[str, Any]) -> None:
-        """Write the page of a turn, also of one that failed."""
+        """Write the --look page of the last question, even if the model failed."""
         if self._options.look is not None:
             from scrubjay.experiments.viz.look import look
 
@@ -290,7 +292,10 @@ def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _failure_handler() -> Any:
-    """Return a callback that stores the last error of a model; error classes differ by provider."""
+    """Return a LangChain callback that stores the last error of the model in its attribute `error`.
+
+    Error classes differ by provider, so the caller compares error objects instead of classes.
+    """
     from langchain_core.callbacks import BaseCallbackHandler
 
     class Failure(BaseCallbackHandler):
@@ -323,7 +328,7 @@ def _print_event(event: Event) -> None:
 
 
 def _approval_callback(options: AgentOptions) -> Callable[[Call], bool] | None:
-    """Return the callback that approves calls based on untrusted text; None rejects all of them."""
+    """Return the callback that approves tool calls after untrusted text was read; None rejects such calls."""
     if options.allow_side_effects:
         return lambda call: True
     return _ask_user if sys.stdin.isatty() else None
@@ -338,7 +343,7 @@ def _ask_user(call: Call) -> bool:
 
 
 def _read_line(terminal: bool) -> str | None:
-    """Return the next line, None at the end; on a terminal Ctrl-C clears the line."""
+    """Return the next line of stdin, or None at its end. On a terminal, Ctrl-C clears the line."""
     while True:
         try:
             if terminal:
@@ -376,7 +381,7 @@ def load_model(options: AgentOptions) -> Any:
 def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:
     """Return the tools that `options.tools` names.
 
-    Raises ValueError on an unknown tool, ImportError if its module cannot be imported.
+    Raises ValueError on an unknown tool, and ImportError if the module of a tool cannot be imported.
     """
     from scrubjay.agents.language.declarations import is_trusted
     from scrubjay.agents.tools import make_tools

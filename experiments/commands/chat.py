@@ -44,9 +44,9 @@ class ChatOptions:
     model: str = "smollm2"
     """Language model: "smollm2", a transformers folder, or a GGUF file."""
     policy: str = "sinks"
-    """Context policy: the tokens that the cache retains of a long conversation."""
+    """Context policy. It decides which tokens of a long conversation the cache retains."""
     budget: int = 1024
-    """Tokens that the cache retains, for policies with a budget."""
+    """Number of tokens that the cache retains, for context policies with a budget."""
     system: str = ""
     """System prompt."""
     temperature: float = 0.7
@@ -60,8 +60,8 @@ class ChatOptions:
     device: str = "cpu"
     """Device of the model, such as cpu or cuda."""
     look: Path | None = None
-    """File for a page (.html) or trace (.json), written after each answer: the tokens of the conversation
-    that the cache retains, attends to and retrieves."""
+    """File for a page (.html) or trace (.json), rewritten after each answer. It shows which tokens of the
+    conversation the cache retains, and which tokens the model attends to and retrieves."""
 
 
 class Chat:
@@ -130,7 +130,7 @@ class Chat:
 
     @contextmanager
     def _record_cache(self) -> Iterator[None]:
-        """Record the cache's contents while entered; write the page at exit, also after an error."""
+        """Record the cache contents in the `with` block, then write the --look page, even after an error."""
         if self.options.look is None:
             yield
             return
@@ -246,7 +246,7 @@ class Chat:
         return f"policy {self._chat.policy}" + (f" ({sizes})" if sizes else "")
 
     def _read(self) -> str | None:
-        """Return the next line, None at the end of the input; Ctrl-C clears the line."""
+        """Return the next line, or None at the end of the input. Ctrl-C clears the line."""
         while True:
             try:
                 if sys.stdin.isatty():
@@ -261,9 +261,10 @@ class Chat:
 
 @contextmanager
 def _stop_on_interrupt() -> Iterator[threading.Event]:
-    """Yield an event that Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt.
+    """Yield an event that the first Ctrl-C sets; a second Ctrl-C raises KeyboardInterrupt.
 
-    An answer thus ends between two tokens and leaves a consistent cache.
+    The caller checks the event after each token. The answer then ends at a whole token, and the cache stays
+    consistent.
     """
     stop_event = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,4 +1,4 @@
-"""The commands that need Ray, `scrubjay launch` and `scrubjay sweep`, and the engine flags."""
+"""The commands that need Ray, `scrubjay launch` and `scrubjay sweep`, and parsing of Ray's flags."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def launch(argv: Sequence[str]) -> int:
         trust = [word for word in train_argv if word == "--trust"]
         if len(train_argv) > len(trust):
             other = next(word for word in train_argv if word != "--trust")
-            raise UsageError(f"unexpected argument {other!r}: a resumed run uses its own config")
+            raise UsageError(f"unexpected argument {other!r}: a resumed run uses its own config; omit it")
         command = ["resume", run_dir, *(["--total-steps", *total] if total else []), *trust[:1]]
     else:
         if not train_argv:
@@ -115,7 +115,7 @@ def sweep(argv: Sequence[str]) -> int:
 
 
 def take_engine(argv: list[str]) -> RayOptions | None:
-    """Remove the engine's flags from `argv` and return its options; None means the local engine."""
+    """Remove `--engine` and Ray's flags from `argv`; return the Ray options, or None for the local engine."""
     engine = take_flag(argv, "--engine") or ["local"]
     ray_flags = {
         field: values[-1]
@@ -133,13 +133,13 @@ def take_engine(argv: list[str]) -> RayOptions | None:
 
 
 def take_logger(argv: list[str]) -> str | None:
-    """Remove `--logger NAME` from `argv` and return the name; None without one."""
+    """Remove `--logger NAME` from `argv` and return the name, or None without this flag."""
     names = take_flag(argv, "--logger")
     return choose("logger", names[-1], loggers.LOGGERS) if names else None
 
 
 def join_cluster(ray: RayOptions | None) -> None:
-    """Connect to the cluster and print a description of it."""
+    """Connect to the Ray cluster and print a description of it; do nothing if `ray` is None."""
     if ray is not None:
         connect(ray)
         print(describe_cluster(), flush=True)

@@ -32,9 +32,11 @@ class CompareOptions:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds; one run per seed."""
     search: tuple[str, ...] | None = None
-    """Tune each memory or method first, on the same grid: flags of train as name=v1,v2; without values,
-    twelve settings of PPO. Successive halving trains the better half further, twice; the best setting is
-    compared."""
+    """First search the settings of each memory or method, all on the same grid. Write each axis of the grid
+    as FLAG=VALUES, such as ppo.gamma=0.9,0.99, where FLAG is a flag of train without the dashes. Without an
+    axis, the grid has twelve settings of PPO.
+    All settings are trained for a quarter of the steps, the better half of them for half of the steps, and
+    the best quarter to the end. The comparison then uses the best setting."""
     search_seeds: tuple[int, ...] = (1000,)
     """Random seeds of the search; must differ from --seeds."""
     jobs: int = 2
@@ -42,7 +44,7 @@ class CompareOptions:
     out: Path = Path("runs/compare")
     """Directory for all runs, table.md, curves.png and the other plots."""
     trust: bool = False
-    """Allow existing runs in the directory to execute pickled code, as in runs of older versions."""
+    """Unpickle existing runs of older versions in the directory, which can execute code."""
 
     def check(self) -> None:
         """Raise ValueError on invalid numbers and lists, before any training."""
@@ -107,7 +109,10 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _search_settings(flags_by_method: dict[tuple[str, str], list[str]], options: CompareOptions) -> Path:
-    """Search settings for every method, update its flags to the best ones; return the path of the report."""
+    """Search the settings of every method, and write the best ones into `flags_by_method`.
+
+    Returns the path of the search report.
+    """
     from scrubjay.experiments.launch.search import SETTINGS, Search, run_searches, write_search_report
     from scrubjay.experiments.launch.sweep import Sweep, parse_param
 
@@ -129,7 +134,7 @@ def _search_settings(flags_by_method: dict[tuple[str, str], list[str]], options:
 
 
 def _varied_flag(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
-    """Return the flag (`--memory` or `--method`) that is varied on a recipe, and its values."""
+    """Return the flag to vary on a recipe, either `--memory` or `--method`, and the values to compare."""
     from scrubjay.experiments.experiment_types.team import TeamTaskConfig
     from scrubjay.experiments.recipes import RECIPES
 

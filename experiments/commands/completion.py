@@ -94,7 +94,7 @@ def complete() -> None:
 
 
 def _previous_words() -> list[str]:
-    """Return the complete words before the one being completed."""
+    """Return the words of the command line before the word that the shell completes."""
     line = os.environ.get("COMP_LINE", "")[: int(os.environ.get("COMP_POINT") or 0)]
     try:
         words = shlex.split(line)
@@ -104,7 +104,10 @@ def _previous_words() -> list[str]:
 
 
 def parser_after(previous_words: Sequence[str]) -> argparse.ArgumentParser:
-    """Return a parser for completion after these words: all commands, and options of the current one."""
+    """Return a parser with which argcomplete completes the word after `previous_words`.
+
+    The parser has all commands, but only the current command has its options.
+    """
     parser = argparse.ArgumentParser("scrubjay")
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers()
@@ -148,7 +151,7 @@ def _actions(command: str) -> dict[str, tuple[str, type]]:
 
 
 def _recipe_flags(words: Sequence[str]) -> list[str]:
-    """Return the options of the recipe and the memory named in the words."""
+    """Return the command-line options of the recipe and the memory whose names are in `words`."""
     entries = load_catalogue()
     recipe = next((word for word in words if word in entries.recipes), None)
     if recipe is None:
@@ -167,7 +170,7 @@ def _add_flag(parser: argparse.ArgumentParser, flag: str, command: str) -> None:
 
 
 def _add_fields(parser: argparse.ArgumentParser, options_class: type, command: str) -> None:
-    """Add the options of a dataclass with tyro's spelling."""
+    """Add one option per field of a dataclass, with the same spelling as tyro."""
     for name, hint in typing.get_type_hints(options_class, include_extras=True).items():
         if get_origin(hint) is typing.ClassVar or name.isupper():
             continue
@@ -187,7 +190,10 @@ def _without_marker(hint: Any) -> Any:
 
 
 def _unwrap_type(hint: Any) -> tuple[Any, bool]:
-    """Return the type of a value without None, and True if it is a tuple of such values."""
+    """Return the type of one value of an option, and True if the option takes several values.
+
+    An option takes several values if its type is a tuple. None is removed from the type.
+    """
     if get_origin(hint) in (Union, UnionType):
         (hint, *_) = (kind for kind in get_args(hint) if kind is not type(None))
     return (_unwrap_type(get_args(hint)[0])[0], True) if get_origin(hint) is tuple else (hint, False)
@@ -228,8 +234,9 @@ def _names(names: Iterable[str]) -> Callable[..., list[str]]:
 
 
 def _runs(prefix: str, **_: object) -> list[str]:
-    """Return the directories with this prefix: runs as they are, others with a slash to complete further.
+    """Return run directories whose path begins with `prefix`, and other folders with a slash at the end.
 
+    After the slash, the shell can complete further.
     Names with control characters are skipped, since they cannot be printed unchanged.
     """
     folder = Path(prefix).parent if not prefix.endswith("/") else Path(prefix)

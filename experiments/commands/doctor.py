@@ -116,7 +116,10 @@ def _extra(name: str, requirements: Sequence[Requirement]) -> tuple[str, str, st
 
 
 def _is_required_by(requirement: Requirement, extra: str) -> bool:
-    """Return True if an extra requires a package; with extra "" if every installation does."""
+    """Return True if an extra requires a package.
+
+    With an empty `extra`, return True if every installation of Scrubjay requires the package.
+    """
     if requirement.marker is None:
         return not extra
     return requirement.marker.evaluate({"extra": extra}) and not (
@@ -125,7 +128,7 @@ def _is_required_by(requirement: Requirement, extra: str) -> bool:
 
 
 def _problem(requirement: Requirement) -> str | None:
-    """Return the package if it is missing or has the wrong version; None if it is fine."""
+    """Describe a package that is missing or has the wrong version; return None if the package is fine."""
     installed_version = _version(requirement.name)
     if installed_version is None:
         return requirement.name

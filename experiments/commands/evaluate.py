@@ -1,4 +1,4 @@
-"""`scrubjay eval`: evaluate a trained policy or team on episodes, or a supervised run on its test."""
+"""`scrubjay eval`: evaluate a trained policy or team on episodes, or a supervised run on test questions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate a trained policy on whole episodes, or a supervised run on new questions of its test.
+    """Evaluate a trained policy on whole episodes, or a supervised run on new test questions.
 
     `--set name=value` changes a setting of the environment. `--memory name=value` changes a setting of the
     memory that does not affect its weights, such as `top_k`.
@@ -44,12 +44,12 @@ class EvalOptions:
     seed: int = 1
     """Random seed of the episodes, or of a supervised run's questions."""
     max_steps: int = MAX_STEPS
-    """Maximum steps of each of up to 64 parallel environments; episodes still running then are discarded."""
+    """Maximum steps in each of up to 64 parallel environments. Episodes unfinished by then are discarded."""
     sample: bool = False
     """Sample actions from the policy instead of taking the most likely one."""
     best_response: bool = False
-    """For teams: train a best response of each agent against the others and report its gain, for the policies
-    before and after training."""
+    """For teams: train each agent alone while the other agents are fixed (best response), and report by how
+    much its return increases. This is done for the initial policies and for the trained policies."""
     response_steps: int = 50_000
     """Environment steps per agent for --best-response."""
     full: Path | None = None
@@ -59,7 +59,7 @@ class EvalOptions:
     """Single-agent run without memory on the same task. Report the memory bias: the return of the evaluated
     run minus that of the run without memory. The task should be fully observable."""
     trust: bool = False
-    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
+    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -197,13 +197,13 @@ class _BaselineRun(NamedTuple):
     policy: Policy
     env: EnvConfig
     difference: Callable[[EpisodeScores, EpisodeScores], Difference]
-    """Function of this run's scores and the baseline's scores."""
+    """Function that maps the scores of the evaluated run and of the baseline to the reported difference."""
 
 
 def _load_baselines(
     config: AgentConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
 ) -> dict[str, _BaselineRun]:
-    """Return the runs to compare with, by the name of the reported difference.
+    """Return the runs that --full and --memoryless name, each by the name of the difference it yields.
 
     Raises ValueError if a difference would not be meaningful.
     """
@@ -212,7 +212,8 @@ def _load_baselines(
 
     if settings and (options.full or options.memoryless):
         raise ValueError(
-            "--set cannot be combined with --full or --memoryless: it would change only one of the two runs"
+            "--set cannot be combined with --full or --memoryless: "
+            "--set would change the evaluated run, but not the run that it is compared with"
         )
     baselines: dict[str, _BaselineRun] = {}
     if options.full is not None:
@@ -237,7 +238,7 @@ def _load_baselines(
 def _evaluate_team(
     run: Run, config: TeamTaskConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
-    """Evaluate a trained team on episodes and print the results, with best responses if requested."""
+    """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
     from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.reports.equilibrium import get_trust_region_config

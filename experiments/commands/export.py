@@ -15,9 +15,9 @@ from scrubjay.experiments.cli.untrusted_text import one_line
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export one step of a trained policy, for any batch size, to run without this package.
+    """Export one step of a trained policy as a program that runs without Scrubjay, for any batch size.
 
-    With --pretrained export its weights instead, to load with `Policy.from_pretrained(FOLDER)`.
+    With --pretrained, export the weights of the policy instead, for `Policy.from_pretrained(FOLDER)`.
     """
 
     run: Positional[Path]
@@ -30,7 +30,7 @@ class ExportOptions:
     pretrained: bool = False
     """Export weights (safetensors), config.json and a model card; also supports teams."""
     trust: bool = False
-    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
+    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
 
 
 def run(argv: Sequence[str]) -> int:

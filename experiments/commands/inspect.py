@@ -35,18 +35,21 @@ class InspectOptions:
     out: Path = Path("inspect.png")
     """Image file to write."""
     look: Path | None = None
-    """File for a page (.html) or trace (.json) of the attention of each token in these layers."""
+    """File for a page (.html) or trace (.json) of the attention of each token in the layers of --layers."""
     policy: str | None = None
-    """Context policy; the page then shows the tokens that its cache retains, attends to and retrieves."""
+    """Context policy. The page of --look then shows which tokens the cache retains, and which tokens the
+    model attends to and retrieves."""
     budget: int = 64
-    """Tokens that the cache retains, for policies with a budget."""
+    """Number of tokens that the cache retains, for context policies with a budget."""
     prompt: int | None = None
-    """Tokens processed at once as the prompt with --policy; the rest follow one by one. Default: half of
-    them."""
+    """With --policy: number of tokens that the model processes at once as the prompt. The remaining tokens
+    follow one by one. Default: half of the tokens."""
     question: str | None = None
-    """Question about the whole text; the page then shows how InfiniRetri reads the text, and the answer."""
+    """Question about the whole text. The page of --look then shows the answer, and how InfiniRetri
+    processes the text to find it."""
     chunk: int = 512
-    """Chunk size of InfiniRetri in tokens, and the maximum number of tokens it retains; with --question."""
+    """With --question: maximum number of tokens in a chunk of InfiniRetri. All retained sentences together
+    have at most the same number of tokens."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -58,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
         for name, value in (("policy", options.policy), ("question", options.question)):
             if value is not None and options.look is None:
                 raise ValueError(
-                    f"{name}={value!r}: requires a file for the page, such as --look {name}.html"
+                    f"{name}={value!r}: requires an output file for a page; add --look {name}.html"
                 )
         if options.policy is not None and options.question is not None:
             raise ValueError(
@@ -87,7 +90,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _policy(options: InspectOptions) -> ContextPolicy | None:
-    """Return the context policy of the options; None without one. Raises ValueError on invalid options."""
+    """Return the context policy, or None without --policy. Raises ValueError on invalid options."""
     if options.policy is None:
         return None
     from scrubjay.memory import context
@@ -123,7 +126,10 @@ def _trace_cache(
 
 
 def _trace_retrieval(inspection: InspectionResult, options: InspectOptions, title: str) -> None:
-    """Read the text for the question and write the page; after Ctrl-C, of the part read so far."""
+    """Read the text with InfiniRetri, print the answer to the question and write the page.
+
+    After Ctrl-C the page shows the part of the text that was read.
+    """
     from scrubjay.experiments.runs.json_reader import read_text
     from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
     from scrubjay.experiments.viz.look import Look

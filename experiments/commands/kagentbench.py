@@ -25,7 +25,8 @@ class KAgentBenchOptions:
     """Benchmark file benchmark_eval.jsonl: records with id, type, golden_result_list, funcs,
     memory_last_task."""
     predictions: Positional[Path | None] = None
-    """Predictions file: records with id and model_predict; default: the benchmark file contains them."""
+    """Predictions file: records with id and model_predict. Default: use model_predict in the benchmark
+    file."""
     json: bool = False
     """Print the scores as one JSON object."""
 
@@ -62,7 +63,7 @@ def _read(path: Path) -> Iterator[dict[str, Any]]:
             record = json_reader.parse(line, f"{path}, line {number}")
             if not isinstance(record, dict) or not isinstance(record.get("id"), str | int):
                 raise ValueError(
-                    f"{path}, line {number}: not a valid record; it needs an id, a string or an integer"
+                    f"{path}, line {number}: not a valid record; its id must be a string or an integer"
                 )
             yield record
 

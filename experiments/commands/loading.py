@@ -25,9 +25,10 @@ from scrubjay.experiments.training import TrainingStartError, run_training
 
 @contextlib.contextmanager
 def memory_guard(trust: bool) -> Iterator[None]:
-    """Limit an untrusted run to half of the free memory while entered.
+    """Limit the memory of an untrusted run in the `with` block.
 
-    Raises UsageError if it needs more.
+    The limit is half of the free memory, but at least `MEMORY_LIMIT`. If `trust` is True, there is no limit.
+    Raises UsageError if the run exceeds the limit.
     """
     if trust:
         yield
@@ -44,14 +45,14 @@ def memory_guard(trust: bool) -> Iterator[None]:
 
 
 def load_agent(path: Path, trust: bool = False) -> tuple[Run, AgentConfig]:
-    """Load a single-agent run. Raises UsageError if it is of another kind."""
+    """Load a single-agent run. Raises UsageError for a run of another type."""
     with bad_input():
         run = Run.load(path, trust)
     return run, config_of_agent(run)
 
 
 def config_of_agent(run: Run) -> AgentConfig:
-    """Return the config of a single-agent run. Raises UsageError if it is of another kind."""
+    """Return the config of a single-agent run. Raises UsageError for a run of another type."""
     with bad_input():
         if not isinstance(run.config, AgentConfig):
             missing_part = "single-agent policy" if isinstance(run.config, TeamTaskConfig) else "policy"

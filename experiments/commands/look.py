@@ -15,7 +15,7 @@ from scrubjay.experiments.cli.untrusted_text import one_line
 
 @dataclass(frozen=True)
 class LookOptions:
-    """Visualize the memory of an agent: a page with the frames of an episode and the recall of each step."""
+    """Visualize the memory of an agent: a page with each step of an episode and what the memory recalls."""
 
     source: Positional[str]
     """Run directory, or a trace file (.json)."""
@@ -27,11 +27,12 @@ class LookOptions:
     max_steps: int = 500
     """Maximum steps of the episode."""
     best_response: bool = False
-    """For teams: train a best response of each agent against the others and show its gain on the page."""
+    """For teams: train each agent alone while the other agents are fixed (best response), and show on the
+    page by how much its return increases."""
     response_steps: int = 50_000
     """Environment steps per agent for --best-response."""
     trust: bool = False
-    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
+    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -46,7 +46,7 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
     for flag in ("policy", "preset", "coverage"):
         if getattr(options, flag) is not None:
             raise UsageError(
-                f"--{flag} requires a team; {options.source} is none; for example: scrubjay play {_teams()}"
+                f"--{flag} requires a team; {options.source} is not a team; choose for example {_teams()}"
             )
     folder, policy = Path(), None
     with bad_input():

@@ -1,4 +1,4 @@
-"""`scrubjay plot`: plot learning curves of one or several runs, or their results against bytes of state."""
+"""`scrubjay plot`: plot learning curves of one or several runs, or accuracy against state size."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ class PlotOptions:
     metric: str | None = None
     """Column of metrics.jsonl to plot; default: success, or return if there is no success rate."""
     against: Literal["steps", "bytes"] = "steps"
-    """X axis: training steps, or for sequence tasks bytes of state, with one line per memory."""
+    """X axis: training steps, or the state size in bytes with one line per memory (sequence tasks only)."""
     trust: bool = False
-    """Trust the runs: allow them to execute code that they name or have pickled, such as custom
-    environments."""
+    """Trust the runs: allow their custom environments and the pickled data in their files to execute code."""
 
 
 def run(argv: Sequence[str]) -> int:

@@ -68,17 +68,17 @@ class ResumeOptions:
     run: Positional[Path]
     """Run directory."""
     total_steps: int | None = None
-    """New total of training steps, more than already done; learning-rate schedules keep their original
-    length."""
+    """New total of training steps; must be larger than the number of completed steps. Learning-rate schedules
+    keep their original length."""
     quiet: bool = False
     """Hide the progress display."""
     logger: LoggerName | None = None
-    """Service that receives the metrics of every update; it continues the run that it has for this
-    directory."""
+    """Logging service that also receives the metrics of every update. If the service already has a run for
+    this directory, that run is continued."""
     env: str | None = None
     """Id of the run's environment, to confirm that a custom environment may be created."""
     trust: bool = False
-    """Trust the run: allow it to execute code that it names or has pickled, such as a custom environment."""
+    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
 
 
 def resume(argv: Sequence[str]) -> int:

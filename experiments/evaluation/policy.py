@@ -23,12 +23,12 @@ OnStep = Callable[[int, int], object]
 
 
 def split_episodes(episodes: int) -> list[int]:
-    """Return the number of episodes of each environment; the first ones may have one more than the others.
+    """Return the number of episodes of each environment; the first environments may play one more.
 
     Raises ValueError if `episodes` is less than 1.
     """
     if episodes < 1:
-        raise ValueError(f"episodes={episodes}: at least 1 is needed")
+        raise ValueError(f"episodes={episodes}: must be at least 1")
     num_envs = min(episodes, MAX_ENVS)
     return [episodes // num_envs + (row < episodes % num_envs) for row in range(num_envs)]
 
@@ -54,14 +54,14 @@ class EpisodeScores:
     returns: tuple[float, ...]
     """Sum of rewards of each episode."""
     lengths: tuple[int, ...]
-    """Steps of each episode."""
+    """Number of steps of each episode."""
     successes: tuple[float, ...]
     """Success of each episode, from 0 to 1; empty if the environment does not report it."""
     measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Further measures of each episode from the environment, such as whether a choice was reached."""
 
     def summary(self) -> dict[str, float]:
-        """Return means with 95 % intervals: Wilson intervals for binary success, else normal ones."""
+        """Return means, with 95 % intervals for return and success (Wilson interval for binary success)."""
         summary = summarize_episodes(self.returns, self.lengths)
         if self.successes:
             if set(self.successes) <= {0.0, 1.0}:
@@ -81,10 +81,10 @@ def evaluate(
     max_steps: int = MAX_STEPS,
     on_step: OnStep | None = None,
 ) -> EpisodeScores:
-    """Evaluate a policy on whole episodes; neither the policy nor any global generator is changed.
+    """Evaluate a policy on whole episodes; neither the policy nor a global random generator is changed.
 
-    Every environment plays a fixed number of episodes. Taking the first episodes to finish would favor short
-    ones.
+    Every environment plays a fixed number of episodes. If the evaluation used the first episodes that finish
+    in any environment, it would favor short episodes.
 
     Args:
         policy: Policy to evaluate.
@@ -92,8 +92,8 @@ def evaluate(
         episodes: Number of episodes over all environments.
         seed: Seed of the environments and of sampled actions.
         deterministic: Take the most likely action instead of sampling one.
-        max_steps: Maximum steps per environment, since an environment may never end an episode; unfinished
-            episodes are left out.
+        max_steps: Maximum steps per environment, because some environments may never end an episode.
+            Unfinished episodes are left out.
         on_step: Callback after each step.
 
     Raises:

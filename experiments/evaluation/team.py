@@ -56,7 +56,10 @@ class PolicyActor:
 
 
 def list_rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
-    """Return the rule-based actors for an environment, by name, as factories that take a seed."""
+    """Return the rule-based actors for an environment: a dict from name to constructor.
+
+    Each constructor takes a seed.
+    """
     return find_known_team(env_config.id).rules()
 
 
@@ -67,12 +70,12 @@ class TeamScores:
     returns: np.ndarray
     """Undiscounted sum of each agent's rewards, `[episodes, agents]`."""
     lengths: np.ndarray
-    """Steps of each episode, `[episodes]`."""
+    """Number of steps of each episode, `[episodes]`."""
     measures: dict[str, np.ndarray]
-    """Measures of the environment, averaged over the steps of each episode, `[episodes]`."""
+    """Measurements by name, such as the sum of rates: means over the steps of an episode, `[episodes]`."""
 
     def summary(self) -> dict[str, float]:
-        """Return means with 95 % intervals; a team's return is the sum over its agents."""
+        """Return means, with a 95 % interval for the team's return, which is the sum over its agents."""
         summary = summarize_episodes(self.returns.sum(axis=1), self.lengths)
         return summary | {name: float(values.mean()) for name, values in self.measures.items()}
 
@@ -85,10 +88,11 @@ def evaluate_team(
     max_steps: int = MAX_STEPS,
     on_step: OnStep | None = None,
 ) -> TeamScores:
-    """Evaluate an actor on whole episodes, ordered by environment; no global generator is changed.
+    """Evaluate an actor on whole episodes; no global random generator is changed.
 
-    Every environment plays a fixed number of episodes. Taking the first episodes to finish would favor short
-    ones. With the same seed, the k-th episodes of two actors are from the same environment.
+    Every environment plays a fixed number of episodes. To use the episodes that finish first would favor
+    short episodes. Scores are ordered by environment. With equal seeds, the k-th episodes of two actors are
+    thus from the same environment.
 
     Args:
         actor: Actor to evaluate.
@@ -146,9 +150,9 @@ def evaluate_team(
 def evaluate_policy(
     policy: Any, env_config: Any, episodes: int = 100, seed: int = 0
 ) -> EpisodeScores | TeamScores:
-    """Evaluate the most likely actions of the policy of one agent or a team.
+    """Evaluate the policy of one agent or of a team, with the most likely action in every step.
 
-    Raises ValueError as `evaluate` and `evaluate_team`.
+    Raises the errors of `evaluate` for one agent and of `evaluate_team` for a team.
     """
     if isinstance(policy, TeamPolicy):
         return evaluate_team(PolicyActor(policy), env_config, episodes, seed)

@@ -1,4 +1,4 @@
-"""Registry of the kinds of experiments in config.json, each with a config class and an engine."""
+"""Registry of the experiment types in config.json, each with a config class and an engine."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
 
 
 def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engine:
-    """Return the engine that trains `config` in this process; `trust` allows pickled data in its
-    checkpoint."""
+    """Return the engine that trains `config` in this process.
+
+    If `trust` is True, the engine also loads pickled data in a checkpoint. Such data can execute any code.
+    """
     return _KINDS[config.kind][1](config, run_dir, trust)
 
 
 def to_json(config: Experiment) -> str:
-    """Return the text of config.json."""
+    """Return the text of config.json for `config`."""
     return json.dumps(serialization.encode(config), indent=2) + "\n"
 
 
 def from_json(text: str, trust: bool = False) -> Experiment:
     """Return the config that `to_json` wrote. Raises ValueError naming the invalid field.
 
-    Without `trust`, an environment that the text names is created only if it is part of Scrubjay or named by
-    the user, since any other name could run any code.
+    Without `trust`, the name of the environment is marked as untrusted, unless it is safe or the user named
+    it in this process. An untrusted environment cannot be created, since its code could do anything.
     """
     fields = parse_object(text, "config.json")
     kind = fields.pop("kind", None)
@@ -54,7 +56,7 @@ def from_json(text: str, trust: bool = False) -> Experiment:
     try:
         config = serialization.decode(_KINDS[kind][0], fields)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
     if trust:
         return config
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

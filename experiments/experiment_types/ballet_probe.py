@@ -32,7 +32,7 @@ _PER_TEST = 2**16
 
 @dataclass(frozen=True)
 class BalletProbeConfig(SupervisedConfig):
-    """Config of the supervised Ballet probe: a memory learns from whole ballets who danced what."""
+    """Config of the supervised Ballet probe: after a whole ballet, name the dancer of each dance."""
 
     kind: ClassVar[str] = "ballet-probe"
     axes: ClassVar[tuple[str, str]] = ("num_dancers", "delay")
@@ -40,13 +40,14 @@ class BalletProbeConfig(SupervisedConfig):
     recipe: str = "ballet-probe"
     """Task name in run directories and plots."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=128))
-    """Memory config. It must separate 72 moves and pairs of moves, and the looks of dancers. At width 64 they
-    are so similar that most HCAMs confuse dances throughout training."""
+    """Memory config. The memory must distinguish 8 moves, 64 pairs of moves and the appearance of each dancer
+    by their encodings. At width 64 the encodings are too similar: most HCAMs still confuse dances at the end
+    of training."""
     learning_rate: float = 1e-3
-    """Initial learning rate of Adam; decays linearly to 0 at the total of steps of the start of the run."""
+    """Initial learning rate of Adam. The rate decays linearly to 0 at `total_steps`. Extending the run does
+    not change this decay."""
     num_dancers: int = 2
-    """Maximum number of dancers in training; batches cycle through 2, 4, ... up to this number, see
-    `counts`."""
+    """Maximum number of dancers in training; batches cycle through 2, 4, ... up to this number."""
     delay: int = 16
     """Steps between dances in training."""
     batch_questions: int = 64
@@ -54,9 +55,9 @@ class BalletProbeConfig(SupervisedConfig):
     eval_episodes: int = 512
     """Number of episodes for each accuracy in result.json. Their seeds are not used in training."""
     eval_dancers: tuple[int, ...] = (2, 4, 8)
-    """Numbers of dancers in the test, in addition to that of training."""
+    """Numbers of dancers in the test. The test always includes `num_dancers` as well."""
     eval_delays: tuple[int, ...] = (16, 24, 32, 48)
-    """Delays in the test, in addition to that of training."""
+    """Numbers of steps between dances in the test. The test always includes `delay` as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,37 +67,37 @@ class BalletProbeConfig(SupervisedConfig):
         if self.batch_questions < self.num_dancers:
             raise ValueError(
                 f"batch_questions={self.batch_questions}: must be at least "
-                f"num_dancers={self.num_dancers}, the questions of one ballet"
+                f"num_dancers={self.num_dancers}, since a ballet has one question per dancer"
             )
 
     @property
     def train_sizes(self) -> tuple[int, int]:
-        """Maximum number of dancers, and delay, in training."""
+        """Training sizes: the maximum number of dancers, and the number of steps between dances."""
         return self.num_dancers, self.delay
 
     @property
     def eval_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Numbers of dancers, and delays, in the test."""
+        """Numbers of dancers, and numbers of steps between dances, in the test."""
         return self.eval_dancers, self.eval_delays
 
     @property
     def axis_labels(self) -> tuple[str, str]:
-        """Axis labels of the two sizes."""
+        """Axis labels in plots: for the number of dancers, and for the delay."""
         return "dancers", "steps between dances"
 
     def chance(self, count: int) -> float:
-        """Return the accuracy of guessing among the dancers in view."""
+        """Return the accuracy of a random guess among `count` dancers."""
         return 1 / count
 
     def make_envs(
         self, num_envs: int, num_dancers: int | None = None, delay: int | None = None
     ) -> BalletVector:
-        """Return a batch of ballets; `num_dancers` and `delay` default to those of training."""
+        """Return a vector environment of ballets; `num_dancers` and `delay` default to training values."""
         count = self.num_dancers if num_dancers is None else num_dancers
         return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
 
     def rough_bytes(self) -> dict[str, int]:
-        """Estimate the bytes that training and test take, by the settings that need them."""
+        """Return an estimate of the bytes that each setting needs in training and test."""
         model = sketch(self.make_model, MEMORY_LIMIT)
         eval_envs = min(_EVAL_ENVS, self.eval_episodes)
         ballets = max(self.batch_questions, eval_envs)
@@ -116,32 +117,32 @@ class BalletProbeConfig(SupervisedConfig):
         }
 
     def make_model(self) -> BalletProbe:
-        """Return a new probe."""
+        """Return a new, untrained probe."""
         return BalletProbe(self.memory)
 
     def count_correct(self, model: Any, count: int, span: int) -> tuple[int, int]:
-        """Return the number of correct answers and of questions in the test of these sizes."""
+        """Return the numbers of correct answers and of questions, for `count` dancers and delay `span`."""
         return count_correct_answers(model, self, count, span)
 
     def check_parts(self) -> None:
-        """Build ballets of all sizes in the test, and the model."""
+        """Build the model, and one environment for each tested size. Invalid settings raise errors."""
         for num_dancers, delay in self.tests:
             self.make_envs(1, num_dancers, delay)
         self.make_model()
 
 
 class Ballets(NamedTuple):
-    """Batch of ballets, up to the question, with one question per dance."""
+    """Batch of ballets: all observations before the question, and one question per dance."""
 
     observations: Float[Tensor, "batch time symbols"]
     questions: Float[Tensor, "batch dances symbols"]
-    """Observation at the question, once per dance; only the instruction differs."""
+    """Observation at the question step, repeated once per dance with the instruction for this dance."""
     answers: Int[Tensor, "batch dances"]
-    """Slots of the correct dancers."""
+    """Correct dancer of each dance: the index of the dancer's place in the observation."""
 
 
 def watch(envs: BalletVector) -> Ballets:
-    """Run one new ballet in every environment of `envs`."""
+    """Run one new ballet in every environment of `envs`; return its observations, questions and answers."""
     idle = np.zeros(envs.num_envs, dtype=np.int64)
     steps = [np.asarray(envs.reset()[0])]
     for _ in range(envs.choice_step):
@@ -156,12 +157,13 @@ def watch(envs: BalletVector) -> Ballets:
 
 
 class BalletProbe(nn.Module):
-    """Model that encodes dancers with shared weights, and answers by a pointer over dancer slots.
+    """Model that encodes dancers with shared weights, and answers with a score for each dancer slot.
 
-    The input of a dancer includes its last two moves, as in a stack of two frames, since dances differ by the
-    order of moves. Dancers that stand still are masked out of the memory's input; the sum over all dancers
-    would hide the one that moves. No weight depends on a dancer's slot or on the number of dancers, so the
-    probe can be tested with other numbers of dancers than in training.
+    Dances differ by the order of moves. The encoding of a dancer therefore includes its last two moves, as in
+    a stack of two frames. The memory's input is the sum of the encodings of all dancers that move; dancers
+    that stand still would only hide the moving one. A slot is the place of a dancer in the observation. No
+    weight depends on a dancer's slot or on the number of dancers. The probe can therefore be tested with
+    other numbers of dancers than in training.
     """
 
     def __init__(self, memory: MemoryConfig) -> None:
@@ -176,7 +178,7 @@ class BalletProbe(nn.Module):
         self.pointer = nn.Linear(SLOT_SIZE, dim)
 
     def forward(self, ballets: Ballets) -> Float[Tensor, "batch dances slots"]:
-        """Return a logit per slot for every question, -inf for empty slots.
+        """Return one logit per dancer slot for every question; the logit of an empty slot is -inf.
 
         Each question uses its own copy of the memory state, so that no question influences another.
         """
@@ -206,7 +208,7 @@ class BalletProbe(nn.Module):
 
 
 def _slots(symbols: Float[Tensor, "*batch symbols"]) -> Float[Tensor, "*batch slots slot"]:
-    """Return the features of each dancer slot."""
+    """Return the part of `symbols` that describes dancers, as one feature vector per dancer slot."""
     return symbols[..., :_SYMBOLS].unflatten(-1, (SLOTS, SLOT_SIZE))
 
 
@@ -250,7 +252,7 @@ class ProbeEngine(SupervisedEngine):
 def count_correct_answers(
     model: BalletProbe, config: BalletProbeConfig, num_dancers: int, delay: int
 ) -> tuple[int, int]:
-    """Return the number of correct answers and of questions, in ballets of the evaluation seeds."""
+    """Return the numbers of correct answers and of questions, in ballets with the evaluation seeds."""
     num_envs = min(_EVAL_ENVS, config.eval_episodes)
     envs = config.make_envs(num_envs, num_dancers, delay)
     envs.reset(seed=derive_seed(config.seed, "evaluation"))

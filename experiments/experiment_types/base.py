@@ -1,4 +1,4 @@
-"""Interface of an experiment config, as run directories, resume and plots use it."""
+"""Interface of experiment configs for run directories, resuming and plots."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scrubjay.memory import MemoryConfig
 
 
 class Experiment(Protocol):
-    """Config of an experiment of any kind, as run directories, resume and plots use it."""
+    """Config of any experiment type, with the members that run directories, resuming and plots require."""
 
     kind: ClassVar[str]
     """Name of this class in config.json."""
@@ -44,7 +44,7 @@ class Experiment(Protocol):
 
     @property
     def planned_steps(self) -> int:
-        """Environment steps at which the run ends."""
+        """Number of environment steps after which the run ends."""
         ...
 
     @property
@@ -59,7 +59,9 @@ class Experiment(Protocol):
 
     @property
     def init_step(self) -> int | None:
-        """Step count of the initial weights; None if `init_from` is."""
+        """Training step of the run `init_from` at which the initial weights were saved.
+
+        None if `init_from` is None or before this run starts."""
         ...
 
     @property
@@ -72,12 +74,17 @@ class Experiment(Protocol):
         ...
 
     def rough_bytes(self) -> dict[str, int]:
-        """Estimate the bytes that training takes, by the settings that need them. Raises ValueError."""
+        """Return an estimate of the bytes that each setting needs in training.
+
+        Raises ValueError if one setting alone exceeds the memory limit.
+        """
         ...
 
     def with_total_steps(self, total_steps: int, completed_steps: int) -> Self:
-        """Return a copy with a larger total of steps, set at `completed_steps`. Raises ValueError if not
-        larger."""
+        """Return a copy with the new total `total_steps`, for a run that has completed `completed_steps`.
+
+        Raises ValueError if `total_steps` is not larger than `completed_steps`.
+        """
         ...
 
     def without_extensions(self) -> Self:
@@ -85,14 +92,16 @@ class Experiment(Protocol):
         ...
 
     def with_run_fields(self, stored_config: Self) -> Self:
-        """Return a copy with the fields that a run records itself, taken from `stored_config`."""
+        """Return a copy that takes `total_steps`, `extensions` and `init_step` from `stored_config`."""
         ...
 
     def make_model(self) -> nn.Module:
-        """Return a new model, as it is at step 0."""
+        """Return a new, untrained model."""
         ...
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Raise ValueError or TypeError if the experiment cannot run on this machine, or with `ray` on
-        Ray."""
+        """Raise ValueError or TypeError if the experiment cannot run.
+
+        The check is for this machine if `ray` is None, and otherwise for a Ray cluster with these options.
+        """
         ...

@@ -30,12 +30,13 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class Engine(ABC):
-    """Training of one run in this process; a context manager that holds the run's lock and open files.
+    """Base class of training engines; a context manager that holds the lock and the open files of one run.
 
-    A subclass builds its parts in `_build`, passing the model through `_load_initial_weights`, and defines an
-    update, the state of its parts, and the evaluation. The engine seeds the global generators of torch,
-    numpy and random. With `trust` pickled data in a checkpoint is read, which runs its code. Raises
-    CheckpointError if a checkpoint does not match the run.
+    A subclass builds the model and everything else that training needs in `_build`. There it passes the new
+    model through `_load_initial_weights`. It also defines one update, the training state for checkpoints, and
+    the evaluation. The engine seeds the global random generators of torch, numpy and random. If `trust` is
+    True, it also loads pickled data in a checkpoint, which can execute any code. Raises CheckpointError if a
+    checkpoint does not match the run.
     """
 
     model: nn.Module
@@ -81,7 +82,7 @@ class Engine(ABC):
         return model
 
     def _restore(self, checkpoint: Path, training: dict[str, Any], weights: dict[str, Tensor]) -> int:
-        """Restore the state of a checkpoint; return the size in bytes of its metrics.jsonl."""
+        """Restore the state of a checkpoint; return the size in bytes that metrics.jsonl had at this step."""
         self.step = checkpoint_step(checkpoint)
         try:
             self.model.load_state_dict(weights)
@@ -101,7 +102,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _build(self) -> None:
-        """Build all parts, including the model, as they are at step 0."""
+        """Build the model and everything else that training needs, in the state of step 0."""
 
     @abstractmethod
     def _learn(self) -> tuple[int, dict[str, float]]:
@@ -109,8 +110,10 @@ class Engine(ABC):
 
     @abstractmethod
     def _get_parts(self) -> dict[str, Any]:
-        """Return the state of the parts without the weights of the model: tensors, arrays and plain
-        values."""
+        """Return the state of everything that `_build` has built, except the weights of the model.
+
+        The state consists of tensors, arrays and plain values.
+        """
 
     @abstractmethod
     def _set_parts(self, training: dict[str, Any]) -> None:
@@ -118,11 +121,11 @@ class Engine(ABC):
 
     @abstractmethod
     def _evaluate(self) -> dict[str, Any]:
-        """Evaluate the trained model; return its part of result.json."""
+        """Evaluate the trained model and return its scores for result.json."""
 
     @abstractmethod
     def _close(self) -> None:
-        """Release the resources of `_build`."""
+        """Release the resources that `_build` has acquired."""
 
     def update(self) -> dict[str, float]:
         """Run one update, record it, and save a checkpoint if one is due. Returns the row of metrics."""
@@ -140,8 +143,8 @@ class Engine(ABC):
     def save(self) -> None:
         """Write a checkpoint of the complete training state.
 
-        Before the end of a run, weights that are not finite are not saved: the run can then still resume
-        from the checkpoint before.
+        If weights are not finite before the end of the run, nothing is written. The run can then still resume
+        from the previous checkpoint.
         """
         if self.step == self._saved_step or (
             self.step < self.config.planned_steps and _has_non_finite_weights(self.model)

@@ -1,4 +1,4 @@
-"""Environment states in a checkpoint: plain data, or pickled and read only from trusted runs."""
+"""Environment states in a checkpoint: plain data, or else pickled data that only trusted runs may load."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _PICKLED = "pickled env"
 
 
 def pack_env_states(samplers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return sampler states for a checkpoint; environment states that are not plain data are pickled."""
+    """Return sampler states for a checkpoint. Environment states that are not plain data are pickled."""
     return [{**entry, "sampler": _pack(entry["sampler"])} for entry in samplers]
 
 
 def unpack_env_states(samplers: Sequence[dict[str, Any]], name: str, trust: bool) -> list[dict[str, Any]]:
     """Return the sampler states that `pack_env_states` packed.
 
-    Without `trust` nothing is unpickled; environments with pickled states then start new episodes, and a
+    Without `trust` nothing is unpickled. Environments with pickled states then start new episodes, and a
     warning names the environment `name`.
     """
     entries = [{**entry, "sampler": dict(entry["sampler"])} for entry in samplers]

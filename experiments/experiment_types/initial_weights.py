@@ -1,4 +1,4 @@
-"""Initial weights from another run, with an error that names the difference if they do not match."""
+"""Loading of initial weights from another run. If they do not match, the error names the differences."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ class SourceRun:
     checkpoint: Path
     """Latest checkpoint of that run."""
     spaces: Spaces | None
-    """Spaces of its environment; None if it has no environment, or did not store them."""
+    """Spaces of that run's environment; None if it has no environment or has not stored the spaces."""
 
 
 def load_initial_weights(source: SourceRun, config: Experiment) -> tuple[dict[str, Tensor], int]:
-    """Return the latest weights of a run, as initial weights for `config`, and their step.
+    """Return the latest weights of the run `source` and the training step at which they were saved.
 
-    The weights include everything in the policy's `state_dict`, such as observation statistics. No code of
-    the source run is executed. Raises ValueError naming the differences if the weights do not match.
+    The weights become the initial weights of `config`. They include everything in the policy's `state_dict`,
+    such as observation statistics. No code of the source run is executed. Raises ValueError naming the
+    differences if the weights do not match `config`.
     """
     ours, theirs = (one.policy_type or one.kind for one in (config, source.config))
     if ours != theirs:
@@ -65,13 +66,13 @@ def _mismatch_error(source: SourceRun, remedy: str, *differences: str) -> ValueE
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """Return the settings that determine the shapes of the weights, by names such as `policy.memory.dim`."""
+    """Return the settings that determine weight shapes; keys are dotted names such as `policy.memory.dim`."""
     values = serialization.encode(config)
     return flatten({name: values[name] for name in config.shape_fields})
 
 
 def flatten(value: Any, name: str = "") -> dict[str, Any]:
-    """Return the leaves of nested dicts and lists by dotted names such as `memory.dim`."""
+    """Flatten nested dicts and lists to one dict, whose keys are dotted names such as `memory.dim`."""
     if not isinstance(value, dict | list):
         return {name: value}
     parts = value.items() if isinstance(value, dict) else enumerate(value)
@@ -83,7 +84,7 @@ def flatten(value: Any, name: str = "") -> dict[str, Any]:
 
 
 def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
-    """Describe, by name, the values that differ between two dicts or are missing in one of them."""
+    """Return a dict from the name of each differing or missing value to a description of the difference."""
     missing = "nothing"
     return {
         name: f"{name} is {here.get(name, missing)!r} here and {there.get(name, missing)!r} there"
@@ -112,7 +113,7 @@ def _check_spaces(source: SourceRun, there: Spaces, config: Any) -> None:
 
 
 def _read_alike(here: spaces.Space, there: spaces.Space, team: bool) -> bool:
-    """Return True if the encoders of two observation leaves can share weights."""
+    """Return True if encoders of the observation spaces `here` and `there` can share weights."""
     if here == there:
         return True
     if type(here) is not type(there) or not isinstance(here, spaces.Box | spaces.MultiBinary):

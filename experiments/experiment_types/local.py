@@ -18,7 +18,10 @@ _log = logging.getLogger(__name__)
 
 
 class LocalEngine(Engine):
-    """Engine of an `RLConfig`, for one agent or a team; on the CPU it resumes exactly."""
+    """Engine of an `RLConfig`, for one agent or a team.
+
+    On the CPU a resumed run has exactly the results of an uninterrupted run.
+    """
 
     def _build(self) -> None:
         config: RLConfig = self.config

@@ -1,4 +1,4 @@
-"""Ray engine, which samples and trains the runs of the local engine in any number of processes."""
+"""Ray engine, which trains the same runs as the local engine, but in any number of processes."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ _PATIENCE = 120.0
 class RayEngine(Engine):
     """Engine of an `RLConfig` on a Ray cluster; this process, the driver, holds the run directory.
 
-    After each update the driver has the latest weights and learner state, so that the loss of a runner, a
-    learner or a node costs at most one update. Ray restarts runners, which start new episodes; the unfinished
-    episodes of a lost runner are discarded. If a learner is lost, the driver rebuilds all runners and
-    learners.
+    After each update the driver has the latest weights and learner state. The loss of a runner, a learner or
+    a node therefore costs at most one update. Ray restarts a lost runner, which starts new episodes; its
+    unfinished episodes are discarded. If a learner is lost, the driver rebuilds all runners and learners.
     """
 
     def __init__(self, config: RLConfig, run_dir: Path, options: RayOptions, trust: bool = False) -> None:
@@ -44,8 +43,8 @@ class RayEngine(Engine):
             gpus = ray.cluster_resources().get("GPU", 0)
             if config.device == "cuda" and options.num_learners > gpus:
                 raise ValueError(
-                    f"num_learners={options.num_learners} on device='cuda' need a GPU each; the cluster has "
-                    f"{gpus:.0f}: request fewer, or use --device cpu"
+                    f"num_learners={options.num_learners} on device='cuda' need one GPU each; the cluster "
+                    f"has {gpus:.0f} GPUs: request fewer learners, or use --device cpu"
                 )
             super().__init__(config, run_dir, trust)
         except BaseException:
@@ -110,7 +109,7 @@ class RayEngine(Engine):
         return update.num_steps, {**self.episodes.means(), **update.metrics, **rates}
 
     def _rebuild(self, error: Exception) -> None:
-        """Rebuild runners and learners, with the weights and states after the last complete update."""
+        """Rebuild all runners and learners from the weights and states of the last complete update."""
         reason = str(error).strip().splitlines()[-1]
         _log.warning("lost a learner at step %d (%s); rebuilding all runners and learners", self.step, reason)
         with contextlib.suppress(Exception):  # some of its processes are gone
@@ -121,7 +120,7 @@ class RayEngine(Engine):
         if cpus < self.options.num_learners:
             raise RuntimeError(
                 f"num_learners={self.options.num_learners}: the cluster has {cpus} CPUs left; "
-                "resume with fewer, or when its nodes are available again"
+                "resume with fewer learners, or when the lost nodes are available again"
             ) from error
         num_env_runners = min(self.options.num_env_runners, max(0, cpus - self.options.num_learners))
         if num_env_runners < self.options.num_env_runners:
@@ -171,6 +170,6 @@ class RayEngine(Engine):
 
 
 def make_ray_engine(config: Experiment, run_dir: Path, options: RayOptions, trust: bool = False) -> RayEngine:
-    """Return an engine that trains `config` on Ray; call `config.check(options)` before."""
+    """Return an engine that trains `config` on Ray; call `config.check(options)` first."""
     assert isinstance(config, RLConfig)
     return RayEngine(config, run_dir, options, trust)

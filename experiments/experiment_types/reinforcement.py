@@ -29,11 +29,14 @@ class AgentConfig(RLConfig):
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Encoder, memory and heads of the policy."""
     segment_length: int = 64
-    """Steps per environment between updates, the length of backpropagation through time; the memory's state
-    is carried on beyond it."""
+    """Steps per environment between two updates; also the length of backpropagation through time. The state
+    of the memory carries over to the next segment, but without gradients."""
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Build all parts once, and run a few environment steps. Raises as `RLConfig.check`."""
+        """Build the policy and the learner once, and run a few environment steps.
+
+        Raises the errors of `RLConfig.check` and of `EnvConfig.try_out`.
+        """
         super().check(ray)
         self.env.try_out()
 
@@ -47,7 +50,7 @@ class AgentConfig(RLConfig):
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
     def with_learner(self, learner: LearnerConfig) -> AgentConfig:
-        """Return a copy of this config with another learner: a `TrainConfig` if it is PPO."""
+        """Return a copy with another learner: a `TrainConfig` for PPO, otherwise an `AgentTaskConfig`."""
         fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(AgentConfig)}
         if type(learner) is PPOConfig:
             return TrainConfig(**fields, ppo=learner)
@@ -62,7 +65,7 @@ class TrainConfig(AgentConfig):
     learner_field: ClassVar[str] = "ppo"
 
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """PPO learner."""
+    """Config of the PPO learner."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,7 +76,7 @@ class TrainConfig(AgentConfig):
 
     @property
     def learner(self) -> PPOConfig:
-        """PPO config."""
+        """Config of the PPO learner."""
         return self.ppo
 
     @property
@@ -89,7 +92,7 @@ class AgentTaskConfig(AgentConfig):
     kind: ClassVar[str] = "agent"
 
     learner: LearnerConfig
-    """Learner."""
+    """Config of the learner."""
 
     @property
     def label(self) -> str:

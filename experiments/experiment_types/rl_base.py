@@ -40,17 +40,17 @@ class RLConfig(TrainingPlan, ABC):
     """Type of the trained policy: "agent" or "team"."""
     shape_fields: ClassVar[tuple[str, ...]] = ("policy",)
     learner_field: ClassVar[str] = "learner"
-    """Name of the learner's settings on the command line."""
+    """Name of the config field with the learner's settings, as used on the command line."""
 
     env: Any
     """Environment config; it has `num_envs`, `make_batch`, `spaces` and `facts`."""
     policy: Any
-    """Policy config; it has a `memory` and `build`."""
+    """Policy config; it has the field `memory` and the method `build`."""
     total_steps: int = 500_000
     """Environment steps of the whole run, summed over all environments; rounded up to whole updates."""
     segment_length: int
-    """Steps per environment between updates, the length of backpropagation through time; the memory's state
-    is carried on beyond it."""
+    """Steps per environment between two updates; also the length of backpropagation through time. The state
+    of the memory carries over to the next segment, but without gradients."""
     seed: int = 0
     """Seed of all randomness: weights, environments, actions, order of minibatches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -90,7 +90,7 @@ class RLConfig(TrainingPlan, ABC):
 
     @property
     def planned_learner(self) -> LearnerConfig:
-        """Learner config with schedules for the total of steps at the start of the run."""
+        """Learner config. Its schedules, such as the learning rate, span the initial `total_steps`."""
         return self.learner.with_total_steps(self.first_plan)
 
     @property
@@ -121,11 +121,14 @@ class RLConfig(TrainingPlan, ABC):
         return self.make_policy()
 
     def make_policy(self, envs: Any = None) -> Any:
-        """Return a new policy for the environment of this experiment, or for `envs`, a batch of it."""
+        """Return a new policy for the environment of this experiment.
+
+        If a vector environment `envs` is passed, its spaces are used, and no environment is created.
+        """
         return self.policy.build(self.env.spaces() if envs is None else Spaces.from_env(envs))
 
     def rough_bytes(self) -> dict[str, int]:
-        """Estimate the bytes that training takes, by the settings that need them.
+        """Return an estimate of the bytes that each setting needs in training.
 
         Creates at most one environment.
         """
@@ -143,26 +146,26 @@ class RLConfig(TrainingPlan, ABC):
         }
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Build all parts once. Raises ValueError or TypeError naming the invalid setting."""
+        """Build policy and learner once. Raises ValueError or TypeError naming the invalid setting."""
         rows, learner = self.env.num_envs, self.learner
         if learner.policy_type != self.policy_type:
             raise ValueError(
                 f"{self.learner_field}={type(learner).__name__}: it trains the policy of one "
-                f"{learner.policy_type}, not of one {self.policy_type}"
+                f"{learner.policy_type}, not of one {self.policy_type}; choose another learner"
             )
         if ray is None:
             resolve_device(self.device)
         elif max(ray.num_env_runners, ray.num_learners) > rows:
             raise ValueError(
                 f"num_env_runners={ray.num_env_runners}, num_learners={ray.num_learners}: "
-                f"must be at most env.num_envs={rows}, since each needs an environment"
+                f"must be at most env.num_envs={rows}, since each process needs an environment"
             )
         else:
             learner.check_learners(ray.num_learners)
         if learner.min_rows > rows:
             raise ValueError(
                 f"{self.learner_field}.{learner.min_rows_field}={learner.min_rows}: must be at most "
-                f"env.num_envs={rows}, since a minibatch consists of whole environments"
+                f"env.num_envs={rows}, since each minibatch needs an environment"
             )
         state = self.planned_learner.build(self.make_policy()).get_state()
         to_plain(state, f"the state of {type(learner).__name__}'s learner")
@@ -171,7 +174,7 @@ class RLConfig(TrainingPlan, ABC):
 def evaluate_result(policy: Any, config: RLConfig) -> dict[str, Any]:
     """Evaluate a policy and return the summary for result.json.
 
-    It is empty if `eval_episodes` is 0 or no episode ends.
+    The summary is empty if `eval_episodes` is 0 or no episode ends.
     """
     if not config.eval_episodes:
         return {}

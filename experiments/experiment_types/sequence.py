@@ -28,7 +28,10 @@ _PER_TEST = 2**16
 
 @dataclass(frozen=True)
 class SequenceTaskConfig(SupervisedConfig):
-    """Config of a sequence model that learns a suite, and is tested with more items and longer sequences."""
+    """Config of a sequence model that learns a suite of synthetic sequences.
+
+    The model is also tested on sequences that are longer than in training, and on other numbers of items.
+    """
 
     kind: ClassVar[str] = "sequence-task"
     axes: ClassVar[tuple[str, str]] = ("num_items", "length")
@@ -37,12 +40,12 @@ class SequenceTaskConfig(SupervisedConfig):
     recipe: str = "mqar"
     """Task name in run directories and plots."""
     suite: Suite = field(default_factory=MQAR)
-    """Suite of synthetic sequences; batches cycle through 2, 4, ... up to `suite.num_items` items to
-    remember, see `counts`."""
+    """Suite of synthetic sequences. The number of items to remember changes with every batch: 2, 4, ... up to
+    `suite.num_items` in a cycle (see `counts`)."""
     num_blocks: int = 2
     """Number of blocks, each with a memory and a feed-forward layer."""
     parameters: int = 200_000
-    """Parameter count of the model with any memory; the width of feed-forward layers is adjusted to it."""
+    """Approximate parameter count of the model. The width of feed-forward layers is chosen to match it."""
     batch_rows: int = 32
     """Sequences per gradient step."""
     total_steps: int = 2_000_000
@@ -50,9 +53,9 @@ class SequenceTaskConfig(SupervisedConfig):
     eval_rows: int = 64
     """Number of sequences for each accuracy in result.json. Their seed is not used in training."""
     eval_items: tuple[int, ...] = (2, 4, 16)
-    """Numbers of items in further tests. The number of the training is always tested."""
+    """Numbers of items to remember in the tests, in addition to the training value `suite.num_items`."""
     eval_longer: tuple[int, ...] = (2, 4, 8, 16)
-    """Lengths of test sequences as multiples of the training length, in addition to that length."""
+    """Lengths of test sequences as multiples of the training length, which is always tested as well."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -61,32 +64,33 @@ class SequenceTaskConfig(SupervisedConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         for times in self.eval_longer:
             if times < 1:
-                raise ValueError(f"eval_longer={times}: must be at least 1, the training length")
+                raise ValueError(f"eval_longer={times}: must be at least 1; 1 is the training length")
 
     @property
     def train_sizes(self) -> tuple[int, int]:
-        """Maximum number of items, and tokens per sequence, in training."""
+        """Maximum number of items to remember, and tokens per sequence, in training."""
         return self.suite.num_items, self.suite.length
 
     @property
     def eval_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Numbers of items in the test, and lengths of its sequences in tokens."""
+        """Numbers of items to remember in the tests, and lengths of test sequences in tokens."""
         return self.eval_items, tuple(self.suite.length * times for times in self.eval_longer)
 
     @property
     def axis_labels(self) -> tuple[str, str]:
-        """Axis labels of the two sizes."""
+        """Axis labels in plots: for the number of items to remember, and for the sequence length."""
         return self.suite.items, "tokens of a sequence"
 
     def chance(self, count: int) -> float:
-        """Return the chance level of the suite for a model of one token.
+        """Return the best possible accuracy of a model that sees only the current token.
 
-        The convolutions of two blocks cover five tokens and may exceed it.
+        A `SequenceModel` without memory may exceed this accuracy: the convolutions of two blocks cover five
+        tokens.
         """
         return self.suite.chance
 
     def rough_bytes(self) -> dict[str, int]:
-        """Estimate the bytes that training and test take, by the settings that need them."""
+        """Return an estimate of the bytes that each setting needs in training and test."""
         suite, rows = self.suite, self.batch_rows
         model = sketch(self.make_model, MEMORY_LIMIT)
         counts, longest = max(self.train_sizes[0], *self.eval_items, 1), max(1, *self.eval_longer)
@@ -108,7 +112,7 @@ class SequenceTaskConfig(SupervisedConfig):
         }
 
     def make_model(self) -> SequenceModel:
-        """Return a model of the experiment's size. Raises ValueError if its memory alone is larger."""
+        """Return a new model with about `parameters` parameters. Raises ValueError if its memory has more."""
         # This imports hundreds of modules of a hub; recipes and commands do not need them.
         from scrubjay.memory.sequence import SequenceConfig, match_parameters
 
@@ -116,18 +120,21 @@ class SequenceTaskConfig(SupervisedConfig):
         return match_parameters(sizes, self.parameters).build()
 
     def count_correct(self, model: Any, count: int, span: int) -> tuple[int, int]:
-        """Return the number of correct answers and of questions in the test of these sizes."""
+        """Return the numbers of correct answers and of questions in sequences of `span` tokens.
+
+        Each sequence has `count` items to remember.
+        """
         return count_correct_answers(model, self, count, span)
 
     def check_parts(self) -> None:
-        """Build suites of all sizes in training and test, and the model."""
+        """Build the model, and the suite of each training and test size. Invalid settings raise errors."""
         for count, length in [*self.tests, *((count, self.suite.length) for count in self.counts)]:
             self.suite.with_sizes(count, length)
         self.make_model()
 
 
 class SequenceEngine(SupervisedEngine):
-    """Engine of sequence experiments; every batch is sampled from the seed of the run and the batch index."""
+    """Engine of sequence experiments. A batch depends only on the seed of the run and the batch index."""
 
     config: SequenceTaskConfig
     model: SequenceModel
@@ -153,9 +160,9 @@ class SequenceEngine(SupervisedEngine):
 def count_correct_answers(
     model: SequenceModel, config: SequenceTaskConfig, num_items: int, length: int
 ) -> tuple[int, int]:
-    """Return the number of correct labels and of all labels, in sequences of the evaluation seed.
+    """Return the numbers of correctly predicted labels and of all labels, for the evaluation seed.
 
-    The model reads chunks of the training length, so that longer sequences take no more memory.
+    The model reads a sequence in chunks of the training length, so that longer sequences need no more memory.
     """
     suite = config.suite.with_sizes(num_items, length)
     seed = derive_seed(config.seed, "evaluation")

@@ -1,4 +1,4 @@
-"""Base config and engine of supervised experiments, which test a memory at other sizes than in training."""
+"""Base config and engine of supervised experiments, which also test task sizes not used in training."""
 
 from __future__ import annotations
 
@@ -27,23 +27,28 @@ _MAX_GRAD_NORM = 1.0
 
 @dataclass(frozen=True)
 class SupervisedConfig(TrainingPlan, ABC):
-    """Base config of supervised experiments, whose tasks have two sizes: number of items and time span."""
+    """Base config of supervised experiments, whose tasks have two sizes.
+
+    The first size is the number of items to remember, such as dancers or key-value pairs. The second size is
+    the time span, such as the steps between dances or the tokens of a sequence.
+    """
 
     kind: ClassVar[str]
     """Name of this class in config.json."""
     policy_type: ClassVar[str | None] = None
     shape_fields: ClassVar[tuple[str, ...]] = ("memory",)
     axes: ClassVar[tuple[str, str]]
-    """Names of the two sizes in result.json: number of items, time span."""
+    """Names that result.json uses for the two sizes of a task, such as ("num_items", "length")."""
 
     recipe: str = ""
     """Task name in run directories and plots."""
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """Memory config."""
     learning_rate: float = 2e-3
-    """Initial learning rate of Adam; decays linearly to 0 at the total of steps of the start of the run."""
+    """Initial learning rate of Adam. The rate decays linearly to 0 at `total_steps`. Extending the run does
+    not change this decay."""
     total_steps: int = 3_000_000
-    """Total number of training steps over all sequences, rounded up to whole batches."""
+    """Total number of sequence steps in training, over all sequences; rounded up to whole batches."""
     seed: int = 0
     """Seed of all randomness."""
     checkpoint_seconds: float = 30.0
@@ -66,23 +71,23 @@ class SupervisedConfig(TrainingPlan, ABC):
 
     @property
     def planned_steps(self) -> int:
-        """Steps at which the run ends: `total_steps`."""
+        """Number of training steps after which the run ends: `total_steps`."""
         return self.total_steps
 
     @property
     @abstractmethod
     def train_sizes(self) -> tuple[int, int]:
-        """Sizes in training: maximum number of items, and time span."""
+        """Sizes of training tasks: the maximum number of items to remember, and the time span."""
 
     @property
     @abstractmethod
     def eval_sizes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Sizes in the test, in addition to those of training: numbers of items, and time spans."""
+        """Sizes of test tasks besides the training sizes: numbers of items to remember, and time spans."""
 
     @property
     @abstractmethod
     def axis_labels(self) -> tuple[str, str]:
-        """Axis labels of the two sizes."""
+        """Axis labels in plots: for the number of items to remember, and for the time span."""
 
     @abstractmethod
     def chance(self, count: int) -> float:
@@ -90,22 +95,25 @@ class SupervisedConfig(TrainingPlan, ABC):
 
     @abstractmethod
     def make_model(self) -> nn.Module:
-        """Return a new model, as it is at step 0."""
+        """Return a new, untrained model."""
 
     @abstractmethod
     def count_correct(self, model: Any, count: int, span: int) -> tuple[int, int]:
-        """Return the number of correct answers and of questions in the test of these sizes."""
+        """Return the numbers of correct answers and of questions in test tasks of one size.
+
+        `count` is the number of items to remember, and `span` is the time span.
+        """
 
     @abstractmethod
     def check_parts(self) -> None:
-        """Build all parts once. Raises ValueError or TypeError naming the invalid setting."""
+        """Build the model and the tasks once. Raises ValueError or TypeError naming the invalid setting."""
 
     @property
     def counts(self) -> list[int]:
-        """Numbers of items through which training batches cycle: 2, 4, ... and the maximum.
+        """Numbers of items to remember in training: 2, 4, 8, ... and the maximum; batches cycle through them.
 
-        With the maximum alone learning hardly starts, since chance is so low. A model that learns with few
-        items alone may not generalize to more.
+        With only the maximum number of items, learning hardly starts, since the chance level is low. With
+        only a few items, the model may not generalize to more items.
         """
         most = self.train_sizes[0]
         powers = [2**power for power in range(1, most.bit_length())]
@@ -113,12 +121,12 @@ class SupervisedConfig(TrainingPlan, ABC):
 
     @property
     def success_without_memory(self) -> float:
-        """Chance level at the maximum number of items in training."""
+        """Best possible accuracy without memory, for the maximum number of items to remember in training."""
         return self.chance(self.train_sizes[0])
 
     @property
     def tests(self) -> list[tuple[int, int]]:
-        """All pairs of sizes in the test."""
+        """All tested pairs `(number of items to remember, time span)`."""
         counts, spans = (
             sorted({train_size, *test_sizes})
             for train_size, test_sizes in zip(self.train_sizes, self.eval_sizes, strict=True)
@@ -126,7 +134,9 @@ class SupervisedConfig(TrainingPlan, ABC):
         return [(count, span) for count in counts for span in spans]
 
     def accuracies(self, result: dict[str, Any]) -> dict[tuple[int, int], float]:
-        """Return the share of questions answered right, by the sizes in the test, from a run's result."""
+        """Return a dict of the test accuracies in the result of a run.
+
+        Its keys are pairs of the number of items to remember and the time span."""
         count, span = self.axes
         return {(test[count], test[span]): test["right"] / test["asked"] for test in result["tests"]}
 
@@ -135,25 +145,30 @@ class SupervisedConfig(TrainingPlan, ABC):
         return dataclasses.replace(self, memory=memory)
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return about how many bytes training and test take, by what takes them; none if nobody knows."""
+        """Return an estimate of the bytes that each setting needs in training and test.
+
+        An empty dict means that no estimate is known.
+        """
         return {}
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Build all parts once. Raises ValueError or TypeError naming the invalid setting, or if `ray` is
-        set."""
+        """Build the model and the tasks once. Raises ValueError or TypeError naming the invalid setting.
+
+        Also raises ValueError if `ray` is not None, since supervised experiments are trained in one process.
+        """
         if ray is not None:
             raise ValueError(f"{self.recipe} is trained in one process; remove --engine ray")
         self.check_parts()
 
 
 class SupervisedEngine(Engine):
-    """Training by cross-entropy; metrics of each batch are measured before its gradient step."""
+    """Engine that trains by cross-entropy. It measures the metrics of a batch before the gradient step."""
 
     config: SupervisedConfig
 
     @abstractmethod
     def _sample_batch(self, count: int) -> tuple[Any, int]:
-        """Return the next batch with `count` items to remember, and its number of steps."""
+        """Return the next batch with `count` items to remember, and the number of steps in the batch."""
 
     @abstractmethod
     def _compute_logits(
@@ -195,7 +210,9 @@ class SupervisedEngine(Engine):
         }
 
     def _set_learning_rate(self) -> float:
-        """Set and return the learning rate of this update; after the first plan it stays constant."""
+        """Set and return the learning rate of this update.
+
+        The rate decays until step `first_plan`. It stays constant in an extension of the run."""
         groups = self.optimizer.param_groups
         if self.step < self.config.first_plan:
             for group in groups:

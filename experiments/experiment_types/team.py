@@ -32,35 +32,38 @@ class TeamTaskConfig(RLConfig):
     policy: TeamPolicyConfig = field(default_factory=TeamPolicyConfig)
     """Policy of the team."""
     learner: LearnerConfig = field(default_factory=GAMATRConfig)
-    """Learner."""
+    """Config of the learner."""
     segment_length: int = 25
-    """Steps per environment between updates, the length of backpropagation through time; the memory's state
-    is carried on beyond it."""
+    """Steps per environment between two updates; also the length of backpropagation through time. The state
+    of the memory carries over to the next segment, but without gradients."""
 
     @property
     def label(self) -> str:
-        """Method name."""
+        """Name of the multi-agent method."""
         return self.method
 
     @property
     def success_without_memory(self) -> None:
-        """Unknown for teams."""
+        """None, since the best success rate without memory is unknown for teams."""
         return None
 
     def with_memory(self, memory: MemoryConfig) -> Self:
-        """Return a copy of this config with another memory in its policy and label."""
+        """Return a copy with another memory in the policy; the label of the copy names this memory."""
         method = f"{self.method.partition('-on-')[0]}-on-{name_of(memory)}"
         return dataclasses.replace(
             self, method=method, policy=dataclasses.replace(self.policy, memory=memory)
         )
 
     def with_learner(self, learner: LearnerConfig) -> Self:
-        """Return a copy of this config with another learner, also in its label."""
+        """Return a copy with another learner; the label of the copy names this learner."""
         name = learner.mode if isinstance(learner, GAMATRConfig) else get_learner_name(learner)
         method = f"{self.method.partition('-by-')[0]}-by-{name}"
         return dataclasses.replace(self, method=method, learner=learner)
 
     def check(self, ray: RayOptions | None = None) -> None:
-        """Build all parts once, and run a few environment steps. Raises as `RLConfig.check`."""
+        """Build the policy and the learner once, and run a few environment steps.
+
+        Raises the errors of `RLConfig.check` and of `TeamEnvConfig.try_out`.
+        """
         super().check(ray)
         self.env.try_out()

@@ -41,10 +41,10 @@ class Extension:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Base config of all kinds of experiments. Raises ValueError if its extensions are inconsistent.
+    """Base config of all experiment types. Raises ValueError if the fields contradict each other.
 
-    A run is trained to `total_steps`. Schedules, such as that of the learning rate, follow `first_plan` and
-    keep their last value after it.
+    A run is trained to `total_steps`, which `scrubjay resume RUN --total-steps N` can raise. Schedules, such
+    as that of the learning rate, last for `first_plan` steps and then keep their last value.
     """
 
     shape_fields: ClassVar[tuple[str, ...]]
@@ -56,7 +56,7 @@ class TrainingPlan:
     init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(
         default=None, metadata=RECORDED | OMIT_DEFAULT
     )
-    """Step count of the initial weights; recorded at the start of the run."""
+    """Number of steps that the run `init_from` had trained its weights; recorded at the start of this run."""
     extensions: Annotated[tuple[Extension, ...], Suppress, Fixed] = dataclasses.field(
         default=(), metadata=RECORDED | OMIT_DEFAULT
     )
@@ -76,7 +76,10 @@ class TrainingPlan:
             raise ValueError(f"init_step={self.init_step}: must not be negative")
         for before, after in pairwise(self.extensions):
             if after.previous_total != before.total or after.done < before.done:
-                raise ValueError(f"extensions: {after} does not follow from {before}")
+                raise ValueError(
+                    f"extensions: {after} does not follow {before}: it must have "
+                    f"previous_total={before.total}, and done must be at least {before.done}"
+                )
         if self.extensions and self.extensions[-1].total != self.total_steps:
             raise ValueError(
                 f"total_steps={self.total_steps}: must equal the total of the last extension, "
@@ -89,7 +92,7 @@ class TrainingPlan:
         return self.extensions[0].previous_total if self.extensions else self.total_steps
 
     def with_total_steps(self, total_steps: int, completed_steps: int) -> Self:
-        """Return a copy with a larger total of steps, set at `completed_steps`.
+        """Return a copy with the new total `total_steps`, for a run that has completed `completed_steps`.
 
         Raises ValueError if `total_steps` is not larger than `completed_steps`.
         """
@@ -106,6 +109,6 @@ class TrainingPlan:
         return dataclasses.replace(self, **fields)
 
     def with_run_fields(self, stored_config: Any) -> Self:
-        """Return a copy with the fields that a run records itself, taken from `stored_config`."""
+        """Return a copy that takes `total_steps`, `extensions` and `init_step` from `stored_config`."""
         names = ("total_steps", "extensions", "init_step")
         return dataclasses.replace(self, **{name: getattr(stored_config, name) for name in names})

@@ -15,9 +15,9 @@ from scrubjay.memory.bank.search.dense import read_dimension
 
 
 def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None) -> MemoryBank:
-    """Open the file of a bank.
+    """Open the memory bank in a file.
 
-    Raises ValueError if the file is not a bank, or is missing and `create` is False. Raises
+    Raises ValueError if the file is not a memory bank, or if it is missing and `create` is False. Raises
     ModuleNotFoundError if a package that `embeddings` needs is missing.
     """
     if not create and not path.is_file():
@@ -37,24 +37,22 @@ def open_bank(path: Path, create: bool, embeddings: EmbeddingsName | None = None
 
 
 def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None) -> MemoryBank:
-    """Open the file of a bank as `open_bank` does, and warn if embeddings are missing or unused."""
+    """Open a memory bank as `open_bank` does, and warn on stderr if embeddings are missing or unused."""
     bank = open_bank(path, create, embeddings)
     with bank.store.reading() as connection:
         has_embeddings, some_missing = read_dimension(connection) is not None, lacks_embeddings(connection)
     if embeddings is None and has_embeddings:
         names = " or ".join(get_args(EmbeddingsName))
         print(
-            f"{path} was written with embeddings, which are left out: words alone count, and what is "
-            "added now has "
-            f"none; --embeddings {names} changes that",
+            f"{path} was written with embeddings, which are left out: this command searches by words alone, "
+            f"and new records get no embeddings; pass --embeddings {names} to use embeddings",
             file=sys.stderr,
             flush=True,
         )
     if embeddings is not None and some_missing:
         print(
-            f"{path} has records without embeddings, which are found by words alone; exported, and "
-            "imported into a new "
-            f"memory with --embeddings {embeddings}, all have some",
+            f"{path} has records without embeddings, which are found by words alone; to add the missing "
+            f"embeddings, export the bank and import it into a new bank with --embeddings {embeddings}",
             file=sys.stderr,
             flush=True,
         )
@@ -62,5 +60,5 @@ def open_for_recall(path: Path, create: bool, embeddings: EmbeddingsName | None)
 
 
 def read_namespace(name: str | None) -> tuple[str, ...] | None:
-    """Return "user/ada" as `("user", "ada")`, "" as `()`, and None as None."""
+    """Split a namespace at slashes: "user/ada" gives `("user", "ada")`, "" gives `()`, None gives None."""
     return None if name is None else tuple(name.split("/")) if name else ()

@@ -1,7 +1,8 @@
 """Synthetic long conversations with recall questions, in English or Chinese, generated from a seed.
 
-A turn states a fact about a person, a date, or, mostly, small talk; some facts are replaced later. Every
-question lists the turns that answer it, so recall needs no judge. The wording is in `conversations.json`.
+Some turns state a fact about a person, some the date of an event; most turns are small talk. Later turns
+replace some facts. Every question lists the turns that contain its answer, so no language model must judge
+the recall. The wording is in `conversations.json`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Turn:
 
 
 class Hop(NamedTuple):
-    """A relation to follow from the object of the previous hop."""
+    """One relation in the chain that answers a question; its object is the subject of the next relation."""
 
     subject: str
-    """Subject of the first hop; "" for the others."""
+    """Subject of the first relation in the chain; "" for later relations."""
     relation: str
     question: str
-    """Question for the object, with {} for the subject."""
+    """Question that asks for the object; {} is replaced by the subject."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class Question:
     ability: str
     """Question type, one of `ABILITIES` or a type of the data set."""
     at: datetime | None = None
-    """Time that the question refers to; None for the end."""
+    """Time at which the answer must be valid; None for the end of the conversation."""
     outdated_answers: frozenset[int] = frozenset()
-    """Indices of turns whose facts answered the question before they were replaced."""
+    """Indices of turns with a former answer: a fact that a later turn replaced."""
     references: tuple[str, ...] = ()
-    """Correct answers, any of which counts; empty if the data set names only the turns with the answer."""
+    """Correct answers; one of them is enough. Empty if the data set names only the turns with the answer."""
     hops: tuple[Hop, ...] = ()
     """Chain of relations that leads to the answer, if known."""
 
@@ -95,9 +96,9 @@ class Reminder:
 
 
 def generate_conversation(language: str, seed: int, turns: int = 1000, people: int = 12) -> Conversation:
-    """Generate a conversation of `turns` turns about `people` people, deterministic in its arguments.
+    """Generate a conversation of `turns` turns about `people` people; equal arguments give equal results.
 
-    Raises ValueError on an unknown language, more than 20 people, or too few turns.
+    Raises ValueError on an unknown language, fewer than 2 or more than 20 people, or too few turns.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r}; choose from {', '.join(LANGUAGES)}")
@@ -106,18 +107,21 @@ def generate_conversation(language: str, seed: int, turns: int = 1000, people: i
         raise ValueError(f"people={people}: must be from 2 to {len(wording['people'])}")
     least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES)
     if turns < least:
-        raise ValueError(f"turns={turns}: {people} people need at least {least}")
+        raise ValueError(f"turns={turns}: must be at least {least} for people={people}")
     return _ConversationGenerator(wording, random.Random(f"{language} {seed}"), turns, people).conversation()
 
 
 def generate_reminders(
     language: str, seed: int, turns: int, fact_turn: int, question_turns: Sequence[int]
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
-    """Generate a conversation with facts about one person from turn `fact_turn` on, each queried much later.
+    """Generate a conversation with facts about one person, and return it with the facts.
 
-    Questions are paraphrases, and the first fact is queried last. Other people have facts of the same types,
-    and small talk mentions everybody. Raises ValueError on turns that are used twice or out of range, on more
-    turns than types of facts, and as `generate_conversation`.
+    Consecutive turns from `fact_turn` on state one fact each. Each turn in `question_turns` asks for one of
+    these facts, in reverse order: the last question asks for the first fact. Questions and facts differ in
+    wording. Other people have facts of the same types, and small talk mentions everybody.
+
+    Raises ValueError if fact and question turns overlap or are out of range, if there are more questions than
+    types of facts, or if `turns` is too small.
     """
     wording, people = _wording()[language], 4
     places = [fact_turn + number for number in range(len(question_turns))]
@@ -131,11 +135,12 @@ def generate_reminders(
         )
     if len(question_turns) > len(wording["slots"]):
         raise ValueError(
-            f"question_turns={tuple(question_turns)}: at most {len(wording['slots'])} types of facts exist"
+            f"question_turns={tuple(question_turns)}: every question asks for a different type of fact, and "
+            f"only {len(wording['slots'])} types exist; pass at most {len(wording['slots'])} turns"
         )
     least = 3 * people * (_SLOTS + _EVENTS + _EXCHANGES) + len(reserved_turns)
     if turns < least:
-        raise ValueError(f"turns={turns}: must be at least {least}")
+        raise ValueError(f"turns={turns}: must be at least {least} for {len(question_turns)} questions")
     talk = _ConversationGenerator(wording, random.Random(f"remind {language} {seed}"), turns, people + 1)
     who = talk.people.pop()
     talk.free = [place for place in talk.free if place not in reserved_turns]
@@ -168,7 +173,10 @@ class _ConversationGenerator:
         draw.shuffle(self.free)
 
     def conversation(self) -> Conversation:
-        """Fill the free turns and return the conversation."""
+        """Return the conversation and its questions.
+
+        Facts, events and exchanges are written into turns that are still empty, and small talk into the rest.
+        """
         drinks = {}
         for who in self.people:
             for kind in self.draw.sample(sorted(self.wording["exchanges"], key=str), _EXCHANGES):
@@ -196,7 +204,10 @@ class _ConversationGenerator:
         return moments
 
     def _fact(self, who: str, slot: dict[str, Any]) -> int:
-        """State a fact and its later versions, ask for it, and return the turn of the newest version."""
+        """Write a fact and its later versions into turns, and add questions.
+
+        Return the index of the turn with the newest version.
+        """
         versions = 1 + (self.draw.choice(_CHANGES) if slot["changes"] else 0)
         places = self._places(versions)
         statements = self.draw.sample(slot["statements"], len(slot["statements"]))
@@ -227,7 +238,7 @@ class _ConversationGenerator:
         self._ask(self.draw.choice(kind["asked"]).format(who=who, date=date), (place,), "dated")
 
     def _exchange(self, who: str, kind: dict[str, Any]) -> None:
-        """Ask in one turn and answer in the next turn of the same session."""
+        """Write a question into one turn and its answer into the next turn of the same session."""
         place = next(p for p in reversed(self.free) if p + 1 in self.free and (p + 1) % _SESSION)
         self.free.remove(place)
         self.free.remove(place + 1)

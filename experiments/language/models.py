@@ -1,4 +1,4 @@
-"""Chat models for the subcommands, with one-line errors."""
+"""Chat models for the subcommands of `scrubjay`; an error while loading a model has a one-line message."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 def open_chat_model(
     name: str, seconds: float, temperature: float | None, max_tokens: int | None, **local: Any
 ) -> Any:
-    """Return a chat model by name: provider:name of langchain, or a local model, loaded into memory.
+    """Return the chat model with this name: "provider:name" for a LangChain model, or a local model.
 
-    `seconds` is the timeout of a call to a provider; `local` are options of `LocalChatModel`. Raises
-    ValueError or ImportError with instructions.
+    A local model is loaded before this function returns. `seconds` is the timeout of a call to a provider.
+    `local` holds options of `LocalChatModel`. Raises ValueError or ImportError with instructions.
     """
     if not _PROVIDER.fullmatch(name) or Path(name).exists():
         temperature, max_tokens = temperature or 0.0, 512 if max_tokens is None else max_tokens
@@ -29,7 +29,9 @@ def open_chat_model(
         from langchain.chat_models import init_chat_model
     except ImportError:
         provider = name.partition(":")[0].replace("_", "-")
-        raise ImportError(f"model={name!r} needs more: pip install langchain langchain-{provider}") from None
+        raise ImportError(
+            f"model={name!r} needs missing packages: pip install langchain langchain-{provider}"
+        ) from None
     try:
         return init_chat_model(name, temperature=temperature, max_tokens=max_tokens, timeout=seconds)
     except ImportError:

@@ -20,7 +20,7 @@ class StepPlan:
     """Next step of an agent."""
 
     thought: str = ""
-    """Reason for the step, or the information it looks for."""
+    """Reason for the step, or the information that the step looks for."""
     tool: str | None = None
     """Name of the tool; None for no tool."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -30,7 +30,8 @@ class StepPlan:
 def parse_plan(form: str, text: str, functions: Sequence[Mapping[str, Any]] = ()) -> StepPlan:
     """Parse the plan in a reply.
 
-    `functions` provide the name of ReACT's only argument. Raises ValueError on an unknown format.
+    A ReACT plan has one argument, without a name. Its name comes from the tool's schema in `functions`.
+    Raises ValueError on an unknown format.
     """
     readers = {
         "react": lambda: _read_react(text, functions),
@@ -49,7 +50,8 @@ def parse_plan(form: str, text: str, functions: Sequence[Mapping[str, Any]] = ()
 def format_plan(form: str, plan: StepPlan) -> str:
     """Format a plan as a reply.
 
-    Raises ValueError on a format without a writer, such as ReACT, which allows one argument only.
+    Raises ValueError unless `form` is AutoGPT, ToolLlama, ModelScope or KuaiAgent. ReACT is not supported
+    here, because it allows only one argument.
     """
     arguments = json.dumps(plan.arguments, ensure_ascii=False)
     if form == "ToolLlama":
@@ -66,7 +68,7 @@ def format_plan(form: str, plan: StepPlan) -> str:
 
 
 def read_answer(form: str, text: str) -> str:
-    """Return the answer in a concluding reply; AutoGPT and ToolLlama wrap it in a call."""
+    """Return the answer in a concluding reply; AutoGPT and ToolLlama replies hold it in a tool call."""
     if form.lower() == "autogpt":
         if "web_search(" in text:
             return ""
@@ -133,7 +135,7 @@ def _properties(function: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """Return the first JSON object in `text`, repaired if it is malformed; an empty one if there is none."""
+    """Return the first JSON object in `text`, repaired if malformed, or {} if `text` has no object."""
     start = text.find("{")
     if start < 0:
         return {}

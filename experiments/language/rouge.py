@@ -1,4 +1,4 @@
-"""ROUGE-L of texts in English and Chinese, as in KAgentBench (Lin 2004; Pan et al. 2023, 2312.04889).
+"""ROUGE-L of texts in English and Chinese, as in KAgentBench (Lin 2004; Pan et al. 2023, arXiv 2312.04889).
 
 Words follow the Penn Treebank rules; a word with letters of a caseless script, such as Chinese, is split into
 its letters. Sentences end at a punctuation mark followed by a space, whereas KAgentBench uses NLTK's model.
@@ -39,13 +39,16 @@ def tokens(text: str) -> list[str]:
 
 
 def rouge_l(left: str, right: str) -> float:
-    """Return the F1 of the longest common subsequence of words, from 0 to 1; 0 if either text has none."""
+    """Return the F1 of the longest common subsequence of words, from 0 to 1; 0 if a text has no words."""
     first, second = tokens(left), tokens(right)
     return 2 * common_length(first, second) / (len(first) + len(second)) if first and second else 0.0
 
 
 def common_length(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """Return the length of the longest common subsequence, with table rows as bit vectors (Hyyrö 2004)."""
+    """Return the length of the longest common subsequence of two sequences.
+
+    Source: Hyyrö 2004, a bit-parallel algorithm.
+    """
     places: dict[Hashable, int] = {}
     for place, item in enumerate(left):
         places[item] = places.get(item, 0) | 1 << place

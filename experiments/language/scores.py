@@ -1,9 +1,10 @@
 """The score of KAgentBench (Pan et al. 2023, arXiv 2312.04889) for predictions.
 
 The data set cannot be redistributed: https://huggingface.co/datasets/kwaikeg/KAgentBench (CC BY-NC-SA 4.0).
-The score is that of the project's evaluation code since January 2024; the numbers in the paper use an earlier
-version. An unreadable or empty prediction scores as empty, whereas that code may reuse the previous one.
-Malformed JSON is repaired by json-repair, with better rules.
+The score is that of KAgentBench's evaluation code since January 2024; the paper uses an earlier version. Two
+details differ. An unreadable or empty prediction scores as an empty text; the original code may score the
+previous prediction again. Malformed JSON is repaired by the json-repair package, which has better rules than
+the original code.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Result:
 
     @property
     def overall(self) -> float | None:
-        """Weighted mean; None unless all abilities were measured."""
+        """Mean of the scores weighted by `WEIGHTS`; None if an ability was not measured."""
         if self.scores.keys() != WEIGHTS.keys():
             return None
         return sum(weight * self.scores[name] for name, weight in WEIGHTS.items())
@@ -49,23 +50,25 @@ class Result:
 def join(
     records: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Join `records` with the predictions of the same id.
+    """Return `records` with the prediction of the same id added to each.
 
-    Raises ValueError unless both have the same ids.
+    Raises ValueError if `records` and `predictions` have different ids.
     """
     by_id = {prediction.get("id"): prediction for prediction in predictions}
     missing = [record["id"] for record in records if record["id"] not in by_id]
     unknown = by_id.keys() - {record["id"] for record in records}
     for problem, ids in (("have no prediction", missing), ("have no record", list(unknown))):
         if ids:
-            raise ValueError(f"{len(ids)} ids {problem}, {ids[0]!r} first; score files of the same queries")
+            raise ValueError(
+                f"{len(ids)} ids {problem}, such as {ids[0]!r}; pass records and predictions with equal ids"
+            )
     return [dict(record) | {"model_predict": by_id[record["id"]].get("model_predict")} for record in records]
 
 
 def score(
     records: Sequence[Mapping[str, Any]], progress: Callable[[int], None] = lambda done: None
 ) -> Result:
-    """Return the mean over queries of each ability.
+    """Return the mean score of each ability, over the queries that measure the ability.
 
     Raises ValueError, naming the id, on a malformed record.
     """
@@ -83,7 +86,7 @@ def score(
             scores_by_ability.setdefault(name, []).append(value)
         progress(done)
     if not scores_by_ability:
-        raise ValueError("there are no records to score")
+        raise ValueError("there are no records to score; pass at least one record")
     return Result(
         {name: fmean(scores_by_ability[name]) for name in WEIGHTS if name in scores_by_ability},
         {name: len(scores_by_ability[name]) for name in WEIGHTS if name in scores_by_ability},
@@ -91,7 +94,7 @@ def score(
 
 
 def score_record(record: Mapping[str, Any]) -> dict[str, float]:
-    """Return the scores of one query by ability: the mean over templates of the best over references."""
+    """Return one query's score by ability: the best score over references, averaged over templates."""
     kind, prediction = record["type"], record["model_predict"]
     if kind not in _ABILITIES:
         raise ValueError(f"has unknown type {kind!r}; choose from {', '.join(_ABILITIES)}")
@@ -117,7 +120,7 @@ def score_record(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def plan_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float:
-    """Return the best ROUGE-L of the thought with a reference that has the same tool."""
+    """Return the best ROUGE-L between the plan's thought and a reference with the same tool, or 0."""
     return _best(
         _same_tool(reference, plan) * rouge_l(reference["thought"], plan.thought)
         for reference in references
@@ -126,7 +129,7 @@ def plan_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float
 
 
 def tool_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float:
-    """Return the best argument score with a reference that has the same tool."""
+    """Return the best `arguments_score` of the plan over references with the same tool, or 0."""
     return _best(
         _same_tool(reference, plan) * arguments_score(reference["tool_args"], plan.arguments)
         for reference in references
@@ -136,7 +139,11 @@ def tool_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float
 def reflection_score(
     references: Sequence[Mapping[str, Any]], plan: StepPlan, last_task: Mapping[str, Any] | Sequence[Any]
 ) -> float:
-    """Return the best of 0.3 thought + 0.7 arguments over references that do not repeat the last task."""
+    """Return the plan's best score over references with the same tool, or 0.
+
+    A score is 0.3 times the ROUGE-L of the thoughts plus 0.7 times `arguments_score`. References that repeat
+    the last task are left out.
+    """
     last = last_task if isinstance(last_task, Mapping) else (last_task[-1] if last_task else {})
     return _best(
         _same_tool(reference, plan)
@@ -150,9 +157,10 @@ def reflection_score(
 
 
 def arguments_score(reference: Mapping[str, Any], arguments: Mapping[str, Any]) -> float:
-    """Return the mean ROUGE-L over the reference's arguments, with 0 for a missing argument.
+    """Return the mean ROUGE-L over the arguments of `reference`.
 
-    The score is 1 if neither has arguments, and 0 if only one has.
+    An argument that is missing in `arguments` has ROUGE-L 0. The result is 1 if both dicts are empty, and 0
+    if only one dict is empty.
     """
     if not reference or not arguments:
         return float(not reference and not arguments)
@@ -163,7 +171,7 @@ def arguments_score(reference: Mapping[str, Any], arguments: Mapping[str, Any]) 
 
 
 def answer_score(references: Sequence[Any], answer: str) -> float:
-    """Return the best ROUGE-L of an answer with a reference."""
+    """Return the best ROUGE-L between an answer and one of the references."""
     texts = [one["golden_result"] if isinstance(one, Mapping) else one for one in references]
     return _best(rouge_l(_text(text), answer) for text in texts)
 

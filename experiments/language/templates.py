@@ -1,8 +1,8 @@
 """Random prompt templates, so that a model tuned on agent runs learns the task and not one wording.
 
 In KwaiAgents' meta-agent tuning (Pan et al. 2023, arXiv 2312.04889) a language model writes the templates,
-and weak ones are dropped. Here they are sampled from fixed wordings, and `keep_strong` drops templates with
-which a model plans worse.
+and weak templates are dropped. Here templates are sampled from fixed wordings, and `keep_strong` drops the
+templates with which the plans of a model are weak.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _MIN_RULES = 4
 
 @dataclass(frozen=True)
 class Task:
-    """State of an agent's task that a template renders."""
+    """State of an agent's task, from which a template makes a prompt."""
 
     name: str
-    """Name of the agent."""
+    """Name of the agent that performs the task, for the first section of the prompt."""
     profile: str
     """Description of the agent and its instructions."""
     question: str
@@ -58,7 +58,7 @@ class Template:
     tools_as: str
     """Format of the tool list: json, signature or lines."""
     order: tuple[str, ...]
-    """Sections between the first (identity) and the last (output format)."""
+    """Order of the sections between the first section (identity) and the last (output format)."""
     wording: tuple[tuple[str, str], ...]
     """Text of each section."""
 
@@ -69,7 +69,7 @@ class Template:
         return f"{self.language}-{self.form.lower()}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
 
     def to_plan(self, task: Task) -> str:
-        """Return the prompt for the next step."""
+        """Return the prompt that requests the plan of the next step."""
         texts = dict(self.wording)
         sections = {
             "rules": f"{texts['rules']}\n{_fill(texts['limit'], steps=task.steps)}",
@@ -80,7 +80,7 @@ class Template:
         return "\n\n".join([self._identity(task), *(sections[name] for name in self.order), texts["form"]])
 
     def to_conclude(self, task: Task) -> str:
-        """Return the prompt for the answer."""
+        """Return the prompt that requests the answer to the task's question."""
         texts = dict(self.wording)
         question = _fill(texts["question"], question=task.question)
         return "\n\n".join([self._identity(task), self._tasks(task), question, texts["conclude"]])
@@ -112,7 +112,7 @@ class Template:
 
 
 def generate_templates(count: int, language: str, seed: int = 0) -> list[Template]:
-    """Generate `count` distinct templates, deterministic in the seed.
+    """Generate `count` distinct templates; equal arguments give equal templates.
 
     Raises ValueError on an unknown language or a count below 1.
     """
@@ -142,8 +142,8 @@ def generate_templates(count: int, language: str, seed: int = 0) -> list[Templat
 def rate(template: Template, tasks: Sequence[tuple[Task, StepPlan]], reply: Callable[[str], str]) -> float:
     """Return the mean planning score of a model with this template, from 0 to 1.
 
-    Tool and arguments are compared with those of good runs. `tasks` are states of accepted runs with the step
-    that followed; `reply` is the model.
+    Tool and arguments are compared with those of good runs. `tasks` holds states from accepted runs, each
+    with the plan that the run made in this state. `reply` maps a prompt to the model's reply.
     """
     if not tasks:
         raise ValueError("tasks is empty; give at least one task")
@@ -156,7 +156,10 @@ def rate(template: Template, tasks: Sequence[tuple[Task, StepPlan]], reply: Call
 
 
 def keep_strong(ratings: Mapping[str, float], share: float = 0.8) -> list[str]:
-    """Return the ids of templates rated at least `share` of the best one's rating, the best first."""
+    """Return the ids of strong templates, in descending order of rating.
+
+    A template is strong if its rating is at least `share` times the best rating.
+    """
     if not 0 <= share <= 1:
         raise ValueError(f"share={share}: must be from 0 to 1")
     least = share * max(ratings.values(), default=0.0)
@@ -166,7 +169,7 @@ def keep_strong(ratings: Mapping[str, float], share: float = 0.8) -> list[str]:
 
 
 def write_plan(template: Template, plan: StepPlan) -> str:
-    """Format a plan as the template asks."""
+    """Format a plan in the template's output format."""
     return format_plan(template.form, plan)
 
 

@@ -1,7 +1,7 @@
 """Convert agent runs to instruction-tuning records: the prompt and reply of each step, in several templates.
 
-The format is that of KAgentInstruct (Pan et al. 2023, arXiv 2312.04889) as far as it is known: id, query,
-source, functions, function_names; `turns` holds prompts and replies.
+The fields id, query, source, functions and function_names are those of KAgentInstruct (Pan et al. 2023, arXiv
+2312.04889). The field `turns` holds prompts and replies.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 def rejection_reason(result: Mapping[str, Any]) -> str | None:
     """Return the reason to reject a run as training data, or None to accept it.
 
-    Accepted runs ended by themselves with an answer, parsed every plan at the first attempt, repeat no call,
-    and have a sufficient result at the last step.
+    In an accepted run the agent finished with an answer. Every plan was parsed at the first attempt, no call
+    was repeated, and the last step has a sufficient result.
     """
     if result["stopped"] != "finished":
         return f"it stopped early: {result['stopped']}"
@@ -46,9 +46,9 @@ def rejection_reason(result: Mapping[str, Any]) -> str | None:
 
 
 def iterate_steps(result: Mapping[str, Any], agent: KwaiAgent) -> Iterator[tuple[Task, StepPlan | None]]:
-    """Yield the task before each step with its plan, then the final task with None.
+    """Yield (task before the step, plan of the step) for each step of a run, then (final task, None).
 
-    Control tokens in texts of the user, tools, memory and model are escaped, as in prompts of chat models.
+    Control tokens are escaped in texts from the user, tools, memory and model, as in prompts of chat models.
     """
     from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -66,7 +66,7 @@ def iterate_steps(result: Mapping[str, Any], agent: KwaiAgent) -> Iterator[tuple
 
 
 def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template) -> dict[str, Any]:
-    """Return the record of one run in one template."""
+    """Return the tuning record of one run, with the prompts of one template."""
     turns, question, functions = [], "", ()
     for task, plan in iterate_steps(result, agent):
         question, functions = task.question, task.functions
@@ -98,10 +98,11 @@ def _harmless(value: Any) -> Any:
 
 
 def append_records(path: Path, result: Mapping[str, Any], agent: KwaiAgent, templates: int) -> int:
-    """Append a run to a JSON Lines file in `templates` templates of the agent's language; return the count.
+    """Append records of a run to a JSON Lines file, one per template, and return the number of new records.
 
-    The templates are sampled with a seed from the question, so that different questions use different
-    templates. A run that `rejection_reason` rejects adds none.
+    `templates` is the number of sampled templates in the agent's language. The question determines the seed,
+    so that different questions use different templates. A run that `rejection_reason` rejects adds no
+    records.
     """
     if rejection_reason(result):
         return 0

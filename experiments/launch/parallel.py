@@ -28,10 +28,10 @@ LOG = "log.txt"
 
 
 def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
-    """Return the run at `path`, created if it does not exist.
+    """Return the run at `path`; create the run if it does not exist.
 
-    The environment of `config` is trusted, since the user gave it. If an existing run was
-    extended, its larger total of steps replaces the total of `config`.
+    The environment of `config` is trusted, since the user named it. If an existing run was extended, its
+    larger total of steps replaces the total of `config`.
 
     Raises UsageError if the config is invalid, or if `path` holds a run with another config.
     """
@@ -46,10 +46,10 @@ def prepare(config: Experiment, path: Path, trust: bool = False) -> Run:
 
 
 def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
-    """Start or resume every unfinished run, `jobs` at a time, one thread each, and show their progress.
+    """Start or resume all unfinished runs, `jobs` at a time with one thread each, and show their progress.
 
-    After Ctrl-C wait for the last checkpoints and raise Interrupted. If a run fails, stop the others the same
-    way and raise FailedError with the last line of its log.
+    After Ctrl-C wait until all runs have saved a checkpoint, and raise GracefulInterrupt. If a run fails,
+    stop all other runs the same way, and raise FailedError with the last line of the failed run's log.
     """
     waiting = [run for run in runs if not run.is_finished]
     active: dict[subprocess.Popen[bytes], Run] = {}
@@ -139,7 +139,10 @@ def _title(run: Run) -> str:
 
 
 def _last_row(path: Path) -> dict[str, float] | None:
-    """Return the last complete row of a growing file, reading only its end; None without one."""
+    """Return the last complete row of a metrics file that is still being written, or None if it has no row.
+
+    Reads only the end of the file.
+    """
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - 4096))

@@ -1,4 +1,4 @@
-"""Submission of runs to a Ray cluster as jobs, and following of their output."""
+"""Jobs on a Ray cluster: submission of a run as a job, and display of its output."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _REACH_SECONDS = 10.0
 def submit(address: str, argv: Sequence[str]) -> tuple[Any, str]:
     """Start `scrubjay ARGV` on the head node of the cluster; return the client and the job's id.
 
-    The local package is sent with the job; its dependencies (torch, ray[rllib], ...) must be installed on the
-    cluster. Raises ValueError if the head node does not answer, rejects the job or needs a token that is not
-    set, ImportError without the extra `cluster`.
+    The local package is sent with the job. Its dependencies (torch, ray[rllib], ...) must be installed on the
+    cluster. Raises ValueError if the head node does not answer, rejects the job, or needs a token that is not
+    set. Raises ImportError if the extra `cluster` is not installed.
     """
     if find_token() is not None:
         os.environ.setdefault(
@@ -91,7 +91,9 @@ def follow(client: Any, job: str) -> int:
             asyncio.run(tail())
             info = client.get_job_info(job)
         except (OSError, RuntimeError, aiohttp.ClientError) as error:
-            raise ConnectionError(f"connection lost, the job keeps running: {error}") from error
+            raise ConnectionError(
+                f"the connection to the head node is lost, but the job keeps running: {error}"
+            ) from error
         if info.status.is_terminal():
             break
         time.sleep(1.0)
@@ -103,18 +105,18 @@ def follow(client: Any, job: str) -> int:
 
 
 def _reach(address: str) -> None:
-    """Raise ValueError unless an HTTP server answers; the client itself has no timeout."""
+    """Raise ValueError unless an HTTP server answers at `address`. Ray's client itself has no timeout."""
     try:
         urllib.request.urlopen(address, timeout=_REACH_SECONDS).close()
     except urllib.error.HTTPError:
         return  # the server answers; it may require a token, which the client sends
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ValueError(
-            f"no dashboard at {address}: {error}; write it as http://HEAD:8265, as printed by `ray start` on "
-            "the head node"
+            f"no dashboard at {address}: {error}; write the address as http://HEAD:8265, as printed by "
+            "`ray start` on the head node"
         ) from error
 
 
 def _quote(word: str) -> str:
-    """Quote for the shell of the head node, leaving a leading ~ for it to expand."""
+    """Quote a word for the shell of the head node, except a leading ~, which the shell expands."""
     return "~/" + shlex.quote(word[2:]) if word.startswith("~/") else shlex.quote(word)

@@ -1,9 +1,9 @@
 """Hyperparameter search for every memory or method before a comparison, on separate seeds.
 
-Successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943, algorithm 1): all settings of a grid are
-trained for a quarter of the steps, the better half of them to a half, the better half of those to the end.
-Every trial is an ordinary run, so that an interrupted search can continue. The scores of a rung are written
-when all its runs have finished.
+The search is successive halving (Jamieson & Talwalkar 2016, arXiv 1502.07943, algorithm 1) with three rungs.
+First all settings of a grid are trained for a quarter of the steps. The better half of these settings is then
+trained to half of the steps, and the better half of that half to the end. Every trial is an ordinary run, so
+that an interrupted search can continue. The scores of a rung are written when all its runs have finished.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _STEP_DIVISORS = (4, 2, 1)
 class Search:
     """Search of settings for one memory or method on one recipe, with its runs in `out`.
 
-    Raises UsageError if a setting is invalid, duplicated or changes the task that is compared, if the recipe
-    does not support a search, or if `out` holds another search.
+    Raises UsageError if a setting is invalid, if a setting changes the compared task, if two settings are
+    equal, if the recipe does not support a search, or if `out` holds another search.
     """
 
     def __init__(self, sweep: Sweep, seeds: Sequence[int], out: Path, trust: bool = False) -> None:
@@ -61,7 +61,7 @@ class Search:
 
     @property
     def arguments(self) -> list[str]:
-        """Arguments after `scrubjay train RECIPE` for a run with the best setting, without its seed."""
+        """Arguments to append to `scrubjay train RECIPE` for a run with the best setting; without a seed."""
         return self._sweep.arguments(self._trials[self.best])
 
     def describe_setting(self, name: str) -> str:
@@ -69,7 +69,7 @@ class Search:
         return ", ".join(f"{flag}={value}" for flag, value in self._trials[name].items())
 
     def runs(self) -> list[Run]:
-        """Return all runs of the next rung, including finished ones; none if the search is finished."""
+        """Return all runs of the next rung, including finished runs; empty if the search is finished."""
         if self.is_finished:
             return []
         return [run for name in self._alive() for run in self._at_rung(name)]
@@ -104,7 +104,7 @@ class Search:
         return runs
 
     def _check(self) -> None:
-        """Raise UsageError if two settings are equal, or a setting changes the compared task."""
+        """Raise UsageError if two settings are equal, or if a setting changes task, steps or evaluation."""
         expected_fields = _comparison_fields(self._trained_by(self._sweep.flags)[0])
         if not expected_fields["eval_episodes"]:
             raise UsageError(
@@ -131,14 +131,14 @@ class Search:
         return self._trained_by(self._sweep.arguments(self._trials[name]))
 
     def _trained_by(self, arguments: Sequence[str]) -> list[RLConfig]:
-        """Return the configs of these arguments of train, one per seed."""
+        """Return one config per seed for these arguments of `scrubjay train`."""
         configs = []
         for seed in self._seeds:
             config = override(self._sweep.recipe, [*arguments, "--seed", str(seed)])
             if not isinstance(config, RLConfig):
                 raise UsageError(
                     f"--search does not support {self._sweep.recipe!r}: its learning rate depends on "
-                    "the number of steps, so short trials say little"
+                    "the number of steps, so short trials do not predict a full run"
                 )
             # Schedules follow the full run at every rung.
             configs.append(config.with_learner(config.planned_learner))
@@ -160,7 +160,7 @@ class Search:
 def run_searches(searches: Sequence[Search], jobs: int) -> None:
     """Run all searches to the end, rung by rung, `jobs` runs at a time.
 
-    Raises the errors of `run_in_processes` and `Search.record`; call it again to continue an interrupted one.
+    Raises the errors of `run_in_processes` and `Search.record`. A second call continues interrupted searches.
     """
     for stage in range(len(_STEP_DIVISORS)):
         behind = [search for search in searches if len(search.rungs) == stage]

@@ -38,7 +38,7 @@ class Sweep:
     params: tuple[tuple[str, tuple[str, ...]], ...]
     """Flag names without dashes, each with its values; `set.NAME` is a setting of the environment."""
     flags: tuple[str, ...] = ()
-    """Flags of train shared by all trials."""
+    """Flags of `scrubjay train` that are the same in all trials."""
 
     def trials(self) -> list[dict[str, str]]:
         """Return the flag values of every trial."""
@@ -58,7 +58,7 @@ class Sweep:
 
 
 def parse_param(text: str) -> tuple[str, tuple[str, ...]]:
-    """Parse `name=v1,v2` into name and values. Raises ValueError on other text."""
+    """Parse `name=v1,v2` into name and values. Raises ValueError if `text` has another format."""
     name, equals, values = text.partition("=")
     if not equals or not name or not all(values.split(",")):
         raise ValueError(
@@ -70,15 +70,16 @@ def parse_param(text: str) -> tuple[str, tuple[str, ...]]:
 def run_sweep(
     sweep: Sweep, out: Path, address: str | None = None, jobs: int | None = None, trust: bool = False
 ) -> int:
-    """Train all trials, continuing an interrupted sweep; write and print table.md.
+    """Train all trials, or continue an interrupted sweep; then write and print table.md.
 
-    Return 0, or 1 if a trial failed. Raises ValueError if a trial's flags are invalid, if `out` holds another
-    sweep, if it holds an interrupted one without `trust`, or if the cluster cannot be reached.
+    Returns the exit code: 0, 1 if a trial failed, or 130 after Ctrl-C. Raises ValueError if a trial's flags
+    are invalid, if `out` holds another sweep, if `out` holds an interrupted sweep and `trust` is False, or if
+    the cluster cannot be reached.
     """
     names = [name for name, _ in sweep.params]
     for name, values in sweep.params:
         if names.count(name) > 1 or len(set(values)) < len(values):
-            raise ValueError(f"param {name!r}: give it once, with distinct values")
+            raise ValueError(f"param {name!r}: duplicate flag or value; give it once, with distinct values")
     configs = [override(sweep.recipe, sweep.arguments(trial)) for trial in sweep.trials()]
     for config in configs:
         config.check()

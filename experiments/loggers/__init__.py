@@ -1,4 +1,4 @@
-"""Loggers that send the metrics of a run to W&B or MLflow, in addition to its own files."""
+"""Loggers that send the metrics of a run to W&B or MLflow, in addition to the files of the run."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Log:
         self._try(lambda client: client.update(step, row))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Store the numbers of the result until the end."""
+        """Store the numbers of the result until `close` sends them."""
         self.result = {name: value for name, value in result.items() if type(value) in (int, float)}
 
     def close(self) -> None:
-        """End the run at the service."""
+        """Send the stored result and end the run at the service."""
         self._try(lambda client: client.close(self.result))
         self._client = None
 
@@ -80,7 +80,7 @@ class Log:
 
 @contextlib.contextmanager
 def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Iterator[Log]:
-    """Open or continue the run of `path` at a service; with None as the name nothing is logged.
+    """Start or continue the run of `path` at the logging service `name`; log nothing if `name` is None.
 
     Raises ValueError if the service cannot be reached or its package is missing.
     """
@@ -92,7 +92,7 @@ def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Iterator[
 
 
 def check(name: str | None) -> None:
-    """Raise ValueError if a logger is unknown or its package is missing; the message names the extra."""
+    """Raise ValueError, naming the extra to install, if a logger is unknown or its package is missing."""
     if name is None:
         return
     if name not in LOGGERS:
@@ -116,7 +116,7 @@ def _open(name: str, path: Path, config: Mapping[str, Any]) -> Client:
 
 
 def _read_run_ids(file: Path) -> dict[str, str]:
-    """Return the run ids by service. Raises ValueError if the file is damaged."""
+    """Return a dict from logging service to run id. Raises ValueError if the file is damaged."""
     if not file.exists():
         return {}
     fields = dict(read_object(file))

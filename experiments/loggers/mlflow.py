@@ -29,14 +29,14 @@ class MlflowRun:
         self._client.log_batch(self.id, metrics=metrics)
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """Log the result and end the run; without a result its status is KILLED."""
+        """Log the result and end the run. If the result is None, the status of the run is KILLED."""
         if result is not None:
             self.update(int(result.get("step", 0)), {f"result/{name}": v for name, v in result.items()})
         self._client.set_terminated(self.id, "KILLED" if result is None else "FINISHED")
 
 
 def open_client(title: str, config: Mapping[str, Any], id: str | None) -> MlflowRun:
-    """Start a new run, or continue the run with this id."""
+    """Start a new run, or continue the run with this id if it is not None."""
     client = MlflowClient()
     if id is not None:
         client.update_run(id, status="RUNNING")
@@ -52,7 +52,7 @@ def open_client(title: str, config: Mapping[str, Any], id: str | None) -> Mlflow
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return all values of nested settings with their dotted paths."""
+    """Return pairs of dotted path and value for all values of nested settings."""
     items = []
     for name, value in config.items():
         items += (

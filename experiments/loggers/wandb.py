@@ -17,18 +17,18 @@ class WandbClient:
         self.id: str = run.id
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Log the metrics of an update. The service ignores steps that it already has, as after a crash."""
+        """Log the metrics of an update. The service ignores a step that it received before a crash."""
         self._run.log(dict(row), step=step)
 
     def close(self, result: Mapping[str, float] | None) -> None:
-        """Write the result into the summary and finish the run; without a result it is marked as failed."""
+        """Write the result into the summary and finish the run; mark it as failed if the result is None."""
         for name, value in (result or {}).items():
             self._run.summary[f"result/{name}"] = value
         self._run.finish(exit_code=0 if result is not None else 1)
 
 
 def open_client(title: str, config: Mapping[str, Any], id: str | None) -> WandbClient:
-    """Start a new run, or continue the run with this id."""
+    """Start a new run, or continue the run with this id if it is not None."""
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", "scrubjay"),
         name=title,

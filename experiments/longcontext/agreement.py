@@ -39,25 +39,25 @@ _ROW = {
 
 @dataclass(frozen=True)
 class Continuation:
-    """Predictions of a policy for a continuation."""
+    """Predictions of a model under a context policy for the continuation of an excerpt."""
 
     tokens: Int[Tensor, " new"]
     """Most likely token at each position."""
     log_probabilities: Float[Tensor, "new vocabulary"]
     """Log-probabilities of the whole vocabulary at each position."""
     reading: ElapsedTime
-    """Time to read the excerpt."""
+    """CPU and wall-clock time to read the excerpt."""
     writing: ElapsedTime
-    """Time to generate the continuation."""
+    """CPU and wall-clock time to generate the continuation."""
     cache_bytes: int
     """Bytes of keys and values at the end, on all devices."""
 
 
 def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
-    """Run the missing measurements, write the table, and return its path.
+    """Run the measurements that the output directory lacks, write the table, and return its path.
 
-    Raises ValueError on invalid options. After Ctrl-C, the same command continues after the completed
-    excerpts.
+    Raises ValueError on invalid options. After Ctrl-C, the same command continues with the next excerpt that
+    is not complete.
     """
     options.check()
     prepare_results_dir(options.out, options.settings())
@@ -86,7 +86,7 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
 def compare(
     model: PreTrainedModel, excerpt: Int[Tensor, " time"], options: AgreementOptions, methods: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return one row per method for one excerpt."""
+    """Measure each method on one excerpt; return one table row per method."""
     full = write(model, options.policy(FULL), excerpt, options)
     rows = []
     for name in methods:
@@ -115,9 +115,9 @@ def write(
     options: AgreementOptions,
     targets: Int[Tensor, " new"] | None = None,
 ) -> Continuation:
-    """Read an excerpt, then predict its continuation.
+    """Read an excerpt, then predict its continuation token by token.
 
-    Each token is predicted after the preceding `targets`, by default after its own predictions.
+    After each prediction the model reads the next token of `targets`; without `targets`, its own prediction.
     """
     cache = context.PolicyCache(policy, model)
     with stopwatch() as reading:

@@ -1,4 +1,4 @@
-"""Answer one question about a long text with a model that reads the text under a context policy."""
+"""Answer of a model to a question about a long text that the model reads under a context policy."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ class Answer:
     """Answer of a model, with its score and cost."""
 
     text: str
-    """Answer without its prefix."""
+    """Text that the model generated, without the answer prefix of the example."""
     score: float
     """Fraction of the references that the answer contains."""
     tokens: int
-    """Tokens read."""
+    """Number of tokens that the model read."""
     wall: float
-    """Wall-clock seconds."""
+    """Wall-clock time to read the text and generate the answer, in seconds."""
     cpu: float
-    """CPU seconds."""
+    """CPU time to read the text and generate the answer, in seconds."""
     cache_bytes: int
-    """Bytes of keys and values at the end, on all devices."""
+    """Size of the cached keys and values after the answer, on all devices, in bytes."""
     resident: int
-    """Resident memory of the process at the end, in bytes."""
+    """Resident memory of the process after the answer, in bytes."""
 
 
 @torch.no_grad()
 def answer(
     model: PreTrainedModel, tokenizer: Any, policy: context.ContextPolicy, example: Example, block: int
 ) -> Answer:
-    """Read an example in blocks under a policy, and answer greedily.
+    """Read an example in blocks of tokens under a context policy, and generate the answer greedily.
 
-    Generation stops at the end-of-sequence token, after the example's number of tokens, or once the answer
-    contains all references, because further text would not change the score.
+    Generation stops at the end-of-sequence token or after `example.new_tokens` tokens. It also stops once the
+    answer contains all references, because further text would not change the score.
     """
     cache = context.PolicyCache(policy, model)
     tokens = tokenize(tokenizer, example.render(tokenizer))
@@ -83,15 +83,16 @@ def answer_with_infiniretri(
 ) -> Answer:
     """Select sentences of an example's text with InfiniRetri, and answer from them under the full cache.
 
-    The prompt has the same wording as under a policy. The reported time starts at the last resumption.
+    The prompt has the same wording as in `answer`. If an interrupted reading was resumed, the reported times
+    cover only the part after the last resumption.
 
     Args:
         model: a causal language model of transformers.
         tokenizer: the tokenizer of the model.
-        reader: selects sentences by the model's attention.
+        reader: InfiniRetri reader, which selects sentences by the model's attention.
         example: text and question.
         block: tokens per forward pass when answering.
-        folder: stores the reader's progress until it is done, because a text may take hours.
+        folder: folder for the reader's progress file, which is deleted after the answer.
         quiet: hide the progress display.
     """
     name = hashlib.sha256(example.prompt.encode()).hexdigest()[:16]

@@ -59,4 +59,6 @@ def _measure(name: str) -> Callable[[Any, str], list[Path]]:
     try:
         return getattr(importlib.import_module(f"{__package__}.{name}"), f"run_{name}")
     except ModuleNotFoundError as error:
-        raise UsageError(f"longcontext needs more: pip install 'scrubjay[lm]' ({error})") from error
+        raise UsageError(
+            f"longcontext needs missing packages: pip install 'scrubjay[lm]' ({error})"
+        ) from error

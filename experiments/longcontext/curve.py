@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 
 class Curve:
-    """Losses and costs of the blocks of a text.
+    """Losses and costs along a text that a model reads in blocks of tokens.
 
-    `nats[i]` is the loss of token `i + 1`; all other values are per block.
+    `nats[i]` is the loss of token `i + 1` in nats. All other values are per block.
     """
 
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -22,15 +22,18 @@ class Curve:
         self.rows = rows
 
     def perplexity(self, first: int = 0, last: int | None = None) -> float:
-        """Return the perplexity of tokens `first` to `last`."""
+        """Return the perplexity: the exponential of the mean of the token losses `nats[first:last]`."""
         return math.exp(self.nats[first:last].mean())
 
     def per_block(self, name: str) -> NDArray[np.float64]:
-        """Return one value per block: cpu, wall, resident or cache_bytes."""
+        """Return one value per block; `name` is "cpu", "wall", "resident" or "cache_bytes"."""
         return np.array([row[name] for row in self.rows], dtype=float)
 
     def milliseconds(self, clock: str, first: float = 0.0) -> float:
-        """Return the milliseconds per token, skipping the fraction `first` of the blocks."""
+        """Return the milliseconds per token by a clock, "cpu" or "wall".
+
+        `first` is the fraction of blocks at the beginning of the text that are left out.
+        """
         begin = int(first * len(self.rows))
         tokens = sum(len(row["nats"]) for row in self.rows[begin:])
         return 1000 * self.per_block(clock)[begin:].sum() / tokens

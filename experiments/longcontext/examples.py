@@ -1,4 +1,4 @@
-"""A question about a long text: its parts, fitting it to a length, and scoring an answer."""
+"""Questions about long texts, the largest text that fits a number of tokens, and the score of an answer."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Example:
     answer_prefix: str
     """Beginning of the answer, appended to the prompt."""
     references: tuple[str, ...]
-    """Strings that a correct answer contains, all of them."""
+    """Strings, all of which a correct answer contains."""
     new_tokens: int
-    """Maximum tokens of the answer."""
+    """Maximum number of tokens of the answer."""
 
     @property
     def prompt(self) -> str:
@@ -35,9 +35,9 @@ class Example:
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix in the model's chat template, or as plain text if it has none.
+        """Return prompt and answer prefix, formatted by the tokenizer's chat template.
 
-        Control tokens in the text are escaped.
+        A tokenizer without chat template gives plain text. Control tokens in the text are escaped.
         """
         template = getattr(tokenizer, "chat_template", None)
         quotes = Quotes(ControlTokens(tokenizer), template or "")
@@ -51,7 +51,7 @@ class Example:
 
 
 def token_counter(tokenizer: Any) -> Callable[[Example], int]:
-    """Return a function that counts the tokens of an example, prompt and answer."""
+    """Return a function that counts an example's tokens: the rendered prompt plus `new_tokens`."""
 
     def count(example: Example) -> int:
         return len(tokenizer(example.render(tokenizer), verbose=False)["input_ids"]) + example.new_tokens
@@ -60,15 +60,15 @@ def token_counter(tokenizer: Any) -> Callable[[Example], int]:
 
 
 def fit(build: Callable[[int], Example], length: int, count: Callable[[Example], int]) -> Example:
-    """Return the example of the largest size, from 1 up, whose `count` is at most `length`.
+    """Return the largest example that fits: `build(size)` with the largest size whose `count` is <= `length`.
 
-    The search may stop below the largest size once less than 1/200 of the length is unused. The returned
-    example has been counted. Raises ValueError if not even size 1 fits.
+    Sizes start at 1. The search may stop at a smaller size once less than 1/200 of the length is unused.
+    Raises ValueError if the example of size 1 does not fit.
     """
     size, example = 1, build(1)
     used = count(example)
     if used > length:
-        raise ValueError(f"length={length}: the shortest example of this task has {used} tokens")
+        raise ValueError(f"length={length}: must be at least {used} tokens, the shortest example")
     too_large = None
     while length - used > length // SLACK and (too_large is None or too_large - size > 1):
         # The fixed overhead of an example makes this guess too small; each following guess is better.
@@ -87,8 +87,8 @@ def fit(build: Callable[[int], Example], length: int, count: Callable[[Example],
 def string_match_all(answer: str, references: Sequence[str]) -> float:
     """Return the fraction of `references` that `answer` contains, ignoring case.
 
-    RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). A longer answer never scores less.
+    This is RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). More text never lowers the score.
     """
     if not references:
-        raise ValueError("references is empty; give at least one string")
+        raise ValueError("references is empty; pass at least one string")
     return sum(reference.lower() in answer.lower() for reference in references) / len(references)

@@ -30,12 +30,12 @@ _ONE_NEEDLE = Needles(new_tokens=24)
 
 @dataclass(frozen=True)
 class Cell:
-    """One example of the grid."""
+    """One example in the grid of tasks, lengths, depths and samples."""
 
     task: str
     """Task name."""
     length: int
-    """Maximum tokens."""
+    """Maximum number of tokens of text, question and answer together."""
     depth: float | None
     """Depth of the needle in percent; None for random depths."""
     sample: int
@@ -47,7 +47,7 @@ AnswerFunction = Callable[[str, Example], Answer]
 
 
 def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
-    """Run the missing measurements, write table and plot, and return their paths.
+    """Run the measurements that the output directory lacks, write table and plot, and return their paths.
 
     Raises ValueError on invalid options. Each answer is saved at once, so Ctrl-C loses none.
     """
@@ -80,7 +80,7 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
 
 
 def cells(options: HaystackOptions) -> list[Cell]:
-    """Return the cells of the grid, shortest texts first."""
+    """Return the cells of the grid of tasks, lengths, depths and samples, shortest texts first."""
     return [
         Cell(task, length, depth, sample)
         for length in sorted(options.lengths)
@@ -107,7 +107,7 @@ def fill(
     count: Callable[[Example], int],
     ask: AnswerFunction,
 ) -> None:
-    """Answer the missing examples, one record per answer."""
+    """Let each method answer the examples that it has not answered yet; append one record per answer."""
     missing = [
         (cell, methods)
         for cell in cells(options)

@@ -1,8 +1,8 @@
 """Needles in haystacks: facts hidden in a text that has nothing to do with them.
 
 The rules follow RULER (Hsieh et al. 2024, arXiv 2404.06654) with different wording. A needle states the value
-of a key. Keys are an adjective and a noun; values are seven digits or a UUID. The hay is sentences of a
-novel, one repeated stock line, or needles of other keys.
+of a key. A key or value is a word pair (adjective-noun), a number of seven digits, or a UUID. The hay is
+sentences of a novel, one repeated line, or needles of other keys.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ class Needles:
     """Needle task: number and type of keys, values and queries. Raises ValueError on an invalid task."""
 
     hay: Hay = "essay"
-    """Type of the surrounding text."""
+    """Type of the surrounding text: essay, noise (one repeated line) or needles of other keys."""
     keys: int = 1
-    """Different keys of the needles, distractors included."""
+    """Number of different keys among the needles, including keys without a query."""
     values: int = 1
-    """Needles of each key, each with its own value."""
+    """Number of needles for each key; each of these needles states a different value."""
     queries: int = 1
-    """Queried keys; an answer must contain all their values."""
+    """Number of queried keys; an answer must contain all values of these keys."""
     key_kind: Kind = "word"
-    """Type of the keys."""
+    """Type of the keys: word, number or uuid."""
     value_kind: Kind = "number"
-    """Type of the values."""
+    """Type of the values: word, number or uuid."""
     new_tokens: int = 128
     """Maximum tokens of an answer."""
 
@@ -57,11 +57,11 @@ class Needles:
     def build(
         self, size: int, rng: random.Random, sentences: Sequence[str] = (), depth: float | None = None
     ) -> Example:
-        """Return the task in `size` sentences, or lines, of hay.
+        """Return an example with the needles in `size` pieces of hay: sentences of an essay, or lines.
 
-        `sentences` are those of an essay and are repeated when they run out. `depth`, in percent, is the
-        position of a single needle; by default each needle is at a random position. Raises ValueError if an
-        essay has no sentences.
+        `sentences` is the essay; it is repeated if it has fewer than `size` sentences. `depth`, in percent of
+        the hay, is the position of all needles; by default each needle is at a random position. Raises
+        ValueError if the hay is an essay and `sentences` is empty.
         """
         # One draw for all, so that keys and values are unique, those of the hay included.
         num_hay_needles = size if self.hay == "needles" else 0
@@ -100,7 +100,7 @@ class Needles:
         if self.hay == "noise":
             return [NOISE] * size
         if not sentences:
-            raise ValueError("hay='essay' needs sentences; give a text")
+            raise ValueError("hay='essay' needs sentences; give a text that is not empty")
         return list(itertools.islice(itertools.cycle(sentences), size))
 
     def _places(self, size: int, rng: random.Random, count: int, depth: float | None) -> list[int]:
@@ -117,12 +117,12 @@ def needle(key: str, value: str, kind: Kind) -> str:
 
 
 def insert(hay: Sequence[str], needles: Sequence[str], places: Sequence[int]) -> list[str]:
-    """Return the hay with each needle inserted before the piece of hay at its place.
+    """Return the hay with needle i inserted before piece `places[i]` of the hay.
 
     Needles at the same place keep their order.
     """
     if any(place < 0 or place > len(hay) for place in places):
-        raise ValueError(f"places={list(places)}: the hay has places 0 to {len(hay)}")
+        raise ValueError(f"places={list(places)}: each must be from 0 to {len(hay)}")
     pieces, start = [], 0
     for place, sentence in sorted(zip(places, needles, strict=True), key=lambda pair: pair[0]):
         pieces += [*hay[start:place], sentence]
@@ -136,7 +136,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def draw_keys(rng: random.Random, kind: Kind, count: int) -> list[str]:
-    """Return `count` different words (as in "amber-otter"), numbers of seven digits, or UUIDs."""
+    """Return `count` different word pairs such as "amber-otter", numbers of seven digits, or UUIDs."""
     keys: dict[str, None] = {}
     while len(keys) < count:
         keys.setdefault(_draw(rng, kind))
@@ -145,7 +145,7 @@ def draw_keys(rng: random.Random, kind: Kind, count: int) -> list[str]:
 
 @functools.cache
 def words(part: Literal["adjective", "noun", "verb"]) -> tuple[str, ...]:
-    """Return the sorted alphabetic words of a wonderwords list. Raises ImportError if it is not installed."""
+    """Return the sorted alphabetic words of a wonderwords list. Raises ImportError without wonderwords."""
     try:
         lists = importlib.resources.files("wonderwords.assets")
     except ModuleNotFoundError as error:

@@ -45,12 +45,12 @@ class MeasureOptions:
     methods: tuple[str, ...] = ("full", "sinks", "window")
     """Names of context policies."""
     budget: int = 256
-    """Keys per layer and head that a policy retains, or reads at once if it retains all keys; full ignores
-    this option."""
+    """Number of keys that a policy retains per layer and head. If a policy retains all keys, the
+    budget is the number of keys that a token attends to. The method full ignores this option."""
     block: int = 512
     """Tokens per forward pass."""
     seed: int = 0
-    """Random seed of the samples."""
+    """Random seed for the choice of examples, excerpts or positions."""
     out: Path
     """Output directory; the same command resumes an interrupted run."""
     quiet: bool = False
@@ -69,7 +69,7 @@ class MeasureOptions:
             if not path.is_file():
                 raise ValueError(f"there is no file {path}")
         if not self.read().strip():
-            raise ValueError(f"{', '.join(map(str, self.text))}: there is no text in it")
+            raise ValueError(f"{', '.join(map(str, self.text))}: the text is empty")
         if not self.methods:
             raise ValueError("--methods is empty; name at least one")
         for name in self.methods:
@@ -83,13 +83,13 @@ class MeasureOptions:
         self.policy(name)
 
     def policy(self, name: str) -> context.ContextPolicy:
-        """Return the named policy with the budget."""
+        """Return the context policy with this name and the budget of these options."""
         from scrubjay.memory import context
 
         return context.make(name) if name == FULL else context.make(name, budget=self.budget)
 
     def settings(self) -> dict[str, Any]:
-        """Return the options that the results depend on."""
+        """Return the options that must be equal for all results in one directory."""
         return {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
@@ -97,19 +97,20 @@ class MeasureOptions:
         }
 
     def read(self) -> str:
-        """Return the text."""
+        """Return the text of all files, joined."""
         from scrubjay.experiments.longcontext.texts import read_text
 
         return "\n\n\n".join(read_text(path, self.title) for path in self.text)
 
     def excerpt(self, tokenizer: Any, length: int) -> Int[Tensor, " time"]:
-        """Return the first tokens of the text. Raises ValueError if it has fewer."""
+        """Return the first `length` tokens of the text. Raises ValueError if the text is shorter."""
         from scrubjay.experiments.longcontext.reading import tokenize_text
 
         tokens = tokenize_text(tokenizer, self.read())
         if len(tokens) < length:
             raise ValueError(
-                f"{', '.join(map(str, self.text))}: {length} tokens are needed, {len(tokens)} are there"
+                f"{', '.join(map(str, self.text))}: {length} tokens are needed, "
+                f"but the text has {len(tokens)}"
             )
         return tokens[:length]
 
@@ -129,7 +130,7 @@ class AgreementOptions(MeasureOptions):
     """Compare each policy's predictions with the greedy continuation of the full cache."""
 
     methods: tuple[str, ...] = ("window", "sinks", "h2o", "snapkv", "chunks", "recycled")
-    """Names of context policies; full is always included."""
+    """Names of context policies; the full cache (full) is always included."""
     prompts: int = 8
     """Number of random excerpts of the text."""
     length: int = 2048
@@ -166,7 +167,7 @@ class HaystackOptions(MeasureOptions):
         "recycled",
         "infiniretri",
     )
-    """Names of context policies, and infiniretri."""
+    """Names of context policies; infiniretri is also allowed."""
     tasks: tuple[str, ...] = (NEEDLE,)
     """Tasks: needle (at each depth), or RULER tasks such as single_1, multikey_2, variable_tracking."""
     lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
@@ -174,7 +175,8 @@ class HaystackOptions(MeasureOptions):
     depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
     """Depths of the needle, in percent of the text."""
     samples: int = 1
-    """Examples per length and depth, or per length and task; all methods get the same examples."""
+    """Number of examples per text length and needle depth, or per text length and RULER task. All methods get
+    the same examples."""
     out: Path = Path("runs/haystack")
     """Output directory; the same command resumes an interrupted run."""
 
@@ -209,17 +211,18 @@ class HaystackOptions(MeasureOptions):
 class PerplexityOptions(MeasureOptions):
     """Stream a text through a model under each policy, and report perplexity, time and memory.
 
-    A larger `--tokens` continues the results in the same directory.
+    With a larger `--tokens`, the same command continues the results in its directory.
     """
 
     methods: tuple[str, ...] = ("window", "sinks")
     """Names of context policies."""
     tokens: int = 20_000
-    """Tokens of the text to predict."""
+    """Number of tokens of the text to predict."""
     recompute: int = 0
-    """Random positions at which the last `budget` tokens are recomputed for comparison; slow."""
+    """Number of random positions at which every method is compared with a model without a cache. At each
+    position, this model rereads the last `budget` tokens, which is slow. 0 disables the comparison."""
     save_every: int = 20
-    """Blocks between two checkpoints of the cache, from which an interrupted run resumes."""
+    """Number of blocks between two checkpoints of the cache, from which an interrupted run resumes."""
     out: Path = Path("runs/perplexity")
     """Output directory; the same command resumes an interrupted run."""
 
@@ -233,29 +236,29 @@ class PerplexityOptions(MeasureOptions):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
         if self.recompute > max(0, self.tokens - self.budget):
             raise ValueError(
-                f"recompute={self.recompute}: only tokens after the first budget={self.budget} of "
-                f"tokens={self.tokens} can be recomputed; choose fewer"
+                f"recompute={self.recompute}: must be at most {max(0, self.tokens - self.budget)}, "
+                f"the larger of 0 and tokens={self.tokens} minus budget={self.budget}"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedOptions(MeasureOptions):
-    """Time the next token after contexts of several lengths, and compare with `recompute`.
+    """Measure the time per token after contexts of several lengths, and compare with the method recompute.
 
-    Methods take turns in one process. recompute has no cache and rereads the last `budget` tokens for each
-    new token, like the sliding window with recomputation in StreamingLLM.
+    One process measures the methods in turn. recompute has no cache. For each new token it rereads the last
+    `budget` tokens, like the sliding window with recomputation in StreamingLLM.
     """
 
     methods: tuple[str, ...] = ("full", "sinks")
     """Names of context policies."""
     contexts: tuple[int, ...] = (1024, 4096, 8192)
-    """Tokens read before the clock starts."""
+    """Context lengths: numbers of tokens that are read before the timed tokens."""
     full_until: int = 8192
     """Longest context for the method full, which retains all tokens."""
     steps: int = 8
-    """Tokens timed per turn; recompute times one."""
+    """Number of tokens in one measurement; the method recompute always measures one token."""
     repeats: int = 5
-    """Turns per method and length."""
+    """Number of measurements per method and context length."""
     out: Path = Path("runs/speed")
     """Output directory; the same command resumes an interrupted run."""
 
@@ -273,12 +276,12 @@ class SpeedOptions(MeasureOptions):
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):
             raise ValueError(
-                f"contexts={self.contexts}: lengths must be more than steps x repeats = {between} "
-                "tokens apart, because the timed tokens are read in between"
+                f"contexts={self.contexts}: two lengths must be more than {between} tokens (steps x "
+                "repeats) apart, because the timed tokens of one length precede the next length"
             )
         if lengths[0] < self.budget:
             raise ValueError(f"contexts={self.contexts}: each must be at least budget={self.budget} tokens")
 
     def list_methods(self, length: int) -> list[str]:
-        """Return the methods timed after `length` tokens."""
+        """Return the names of the methods that are measured after a context of `length` tokens."""
         return [RECOMPUTE, *(m for m in self.methods if m != "full" or length <= self.full_until)]

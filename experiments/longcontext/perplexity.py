@@ -1,4 +1,4 @@
-"""Perplexity, time and memory by position of a text streamed under context policies.
+"""Perplexity, time and memory by position in a text that is streamed under context policies.
 
 scrubjay longcontext perplexity novels.deb --title northanger --methods window sinks --tokens 20000
 """
@@ -37,7 +37,7 @@ _POSITION = {"position": int, "nats": float, "wall": float, "cpu": float}
 
 
 def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
-    """Run the missing measurements, write table and plot, and return their paths.
+    """Run the measurements that the output directory lacks, write table and plot, and return their paths.
 
     Raises ValueError on invalid options, and `GracefulInterrupt` on a stop signal; finished measurements are
     saved.
@@ -117,7 +117,7 @@ def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None
 
 
 def _sample(options: PerplexityOptions) -> list[int]:
-    """Return the sorted positions of the tokens to recompute."""
+    """Return the random positions, sorted, that are measured without a cache."""
     later = range(options.budget, options.tokens)
     return sorted(random.Random(options.seed).sample(later, options.recompute))
 

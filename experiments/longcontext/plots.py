@@ -55,7 +55,10 @@ def plot_perplexity(curves: dict[str, Curve], out: Path | str) -> Path:
 
 
 def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: Path | str) -> Path:
-    """Plot a score heat map per method, length by depth or task, and return the path."""
+    """Plot one heat map of scores per method, and return the path.
+
+    A column is a text length. A row is a needle depth or a task.
+    """
     lengths = sorted({row["length"] for row in rows})
     places = list(dict.fromkeys((row["task"], row["depth"]) for row in rows))
     columns = min(4, len(methods))
@@ -95,7 +98,7 @@ def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: P
         axes.set_yticks(range(len(places)), [_place(task, depth) for task, depth in places], fontsize=8)
     figure.supxlabel("tokens", fontsize=9)
     if image is not None:
-        figure.colorbar(image, ax=grid, label="found, %", shrink=0.9)
+        figure.colorbar(image, ax=grid, label="needles retrieved, %", shrink=0.9)
     return save_figure(figure, out)
 
 

@@ -1,4 +1,4 @@
-"""Read a text of any length block by block into a cache that a policy limits."""
+"""Block-by-block reading of a text of any length into a cache with a context policy."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def read(
 ) -> Iterator[Float[Tensor, " vocabulary"]]:
     """Read the tokens in blocks; yield the next-token logits after each block.
 
-    A policy that selects keys at the end of a prompt reads all tokens as one block; otherwise it would select
-    at the end of each block.
+    If the policy selects keys at the end of a prompt, all tokens are one block. With several blocks the
+    policy would select keys at the end of each block.
     """
     for piece in tokens.split(cache.call_length(len(tokens), block)):
         yield model(piece[None].to(model.device), cache=cache, logits_to_keep=1).logits[0, -1]

@@ -1,7 +1,7 @@
 """RULER's eleven tasks without a data set (Hsieh et al. 2024, arXiv 2404.06654), with new wording.
 
-Eight are needles in haystacks; the others trace variables or ask for the most common words. The two omitted
-tasks are questions on SQuAD and HotpotQA, which no package contains.
+Eight tasks are needles in haystacks; the others trace variables or ask for the most common words. RULER's two
+other tasks are omitted: they need the data sets SQuAD and HotpotQA, which no package contains.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ def list_tasks() -> list[str]:
 def make_example(
     task: str, length: int, count: Callable[[Example], int], sentences: Sequence[str], seed: int | str
 ) -> Example:
-    """Return the longest example that needs at most `length` tokens by `count`, answer included.
+    """Return the longest example of a task with at most `length` tokens, answer included.
 
-    Equal seeds give equal examples. Raises ValueError on an unknown task or a length that is too short or too
-    long for it; the word list of `common_words` suffices for less than 100k tokens.
+    `count` returns the number of tokens of an example. Equal seeds give equal examples. Raises ValueError on
+    an unknown task and if `length` is too short or too long for the task. The word list of `common_words` is
+    too short for 100k tokens.
     """
     if task in NEEDLES:
         needles = NEEDLES[task]
@@ -54,7 +55,7 @@ def make_example(
 
 
 def variable_tracking(size: int, length: int, rng: random.Random) -> Example:
-    """Return a chain of assignments in `size` lines of noise; the answer is all variables of one value."""
+    """Return a chain of assignments in `size` lines of noise; the answer is all variables in the chain."""
     example_context, shown_names, shown_value = _chain(5, 3, rng)
     context, names, value = _chain(size, 5, rng)
     example = f"{example_context}\n\n{_ask(shown_value)}\n{_answer(shown_value)} {', '.join(shown_names)}"
@@ -70,12 +71,12 @@ def variable_tracking(size: int, length: int, rng: random.Random) -> Example:
 
 
 def common_words(size: int, length: int, rng: random.Random) -> Example:
-    """Return a numbered list of `10 + size` words; the answer is the ten most frequent words."""
+    """Return a numbered list with `10 + size` different words; the answer is the ten most frequent words."""
     pool = sorted({word for part in ("adjective", "noun", "verb") for word in words(part)})
     often, seldom = (30, 3) if length >= SHORT_LENGTH else (6, 1)
     shown_count, shown_often, shown_seldom = (40, 10, 3) if length >= SHORT_LENGTH else (20, 3, 1)
     if COMMON + size + shown_count > len(pool):
-        raise ValueError(f"length={length}: there are only {len(pool)} words; choose a shorter one")
+        raise ValueError(f"length={length}: the list has only {len(pool)} words; choose a shorter length")
     sample = rng.sample(pool, COMMON + size + shown_count)
     example_list, shown_common = _word_list(sample[:shown_count], shown_often, shown_seldom, rng)
     context, common = _word_list(sample[shown_count:], often, seldom, rng)
@@ -93,9 +94,10 @@ def common_words(size: int, length: int, rng: random.Random) -> Example:
 
 
 def frequent_words(size: int, length: int, rng: random.Random) -> Example:
-    """Return about `100 x size` artificial words; the frequency of rank k is proportional to k to the -2.
+    """Return a text of about `100 * size` artificial words; the answer is words 2 to 4 by frequency.
 
-    The question asks for ranks 2 to 4. The most frequent word is replaced by dots.
+    The frequency of the k-th most frequent word is proportional to 1 / k^2. Dots replace the most frequent
+    word. The question asks for the three most frequent words and excludes the dots.
     """
     vocabulary: dict[str, None] = {}
     while len(vocabulary) < max(5, length // 50):

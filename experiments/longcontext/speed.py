@@ -26,10 +26,10 @@ _ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": floa
 
 
 def run_speed(options: SpeedOptions, command: str) -> list[Path]:
-    """Run the missing measurements, write table and plot, and return their paths.
+    """Run the measurements that the output directory lacks, write table and plot, and return their paths.
 
-    Raises ValueError on invalid options. After Ctrl-C, the same command continues after the completed
-    lengths.
+    Raises ValueError on invalid options. After Ctrl-C, the same command continues with the next length that
+    is not complete.
     """
     from scrubjay.experiments.longcontext.plots import plot_speed
 
@@ -93,7 +93,11 @@ def _turn(
     place: int,
     options: SpeedOptions,
 ) -> dict[str, Any]:
-    """Time the tokens from `place` on, one call each; without a cache, time a single token."""
+    """Measure the time per token for `options.steps` tokens from position `place` on.
+
+    With a cache, the model reads one token per call. Without a cache, a single call reads the last
+    `options.budget` tokens and counts as one token.
+    """
     steps = options.steps if cache is not None else 1
     with stopwatch() as timer:
         if cache is None:

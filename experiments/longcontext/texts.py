@@ -3,8 +3,9 @@
     apt-get download r-cran-janeaustenr
 
 The package holds the six novels as character vectors of R. They are read without R from the .deb, or from the
-Rdata.rdb inside it. That file is a sequence of blocks. Each block is its inflated length (4 bytes, big
-endian) and a zlib stream of one vector in R's XDR serialisation (R Internals, section 1.8).
+Rdata.rdb inside the package. Rdata.rdb is a sequence of blocks, one per novel. A block starts with the length
+of the decompressed data (4 bytes, big endian). A zlib stream of one vector in R's XDR serialization follows
+(R Internals, section 1.8).
 """
 
 from __future__ import annotations
@@ -27,10 +28,8 @@ _DATABASE = "data/Rdata.rdb"
 def read_text(path: Path | str, title: str | None = None) -> str:
     """Return the text of a .txt file, or of the novels in a .deb package or an R data file (.rdb).
 
-    With a title it returns that novel, else all novels joined.
-
-    A title is matched by its first letters, ignoring case: "northanger" is Northanger Abbey. Raises
-    ValueError on another file type or an unknown title.
+    `title` selects one novel by the first letters of its title, ignoring case: "northanger" is Northanger
+    Abbey. By default all novels are joined. Raises ValueError on another file type or an unknown title.
     """
     path = Path(path)
     if path.suffix in (".deb", ".rdb"):
@@ -50,9 +49,9 @@ def read_text(path: Path | str, title: str | None = None) -> str:
 
 
 def read_novels(path: Path | str) -> dict[str, str]:
-    """Return the texts of a .deb or .rdb by title, the first line of each text.
+    """Return the texts of a .deb or .rdb file by title. The title is the first line of a text.
 
-    Raises ValueError if the file is damaged or holds no character vectors.
+    Raises ValueError if the file is damaged or its R data is not text.
     """
     path = Path(path)
     data = path.read_bytes()
@@ -86,7 +85,7 @@ def _extract_database(package: bytes, path: Path) -> bytes:
     while place + 60 <= len(package):
         name, digits = package[place : place + 16].decode(), package[place + 48 : place + 58].strip()
         if not digits.isdigit():
-            raise struct.error(f"the size of its part {name.strip()!r} is {digits!r}")
+            raise struct.error(f"part {name.strip()!r} has the size {digits!r}, not a number")
         size = int(digits)
         if name.startswith("data.tar"):
             with tarfile.open(fileobj=io.BytesIO(package[place + 60 : place + 60 + size])) as files:
@@ -105,7 +104,7 @@ def _blocks(data: bytes) -> Iterator[bytes]:
         stream = zlib.decompressobj()
         block = stream.decompress(data[place + 4 :])
         if len(block) != length:
-            raise zlib.error(f"a block of {length} bytes has {len(block)}")
+            raise zlib.error(f"a block has {len(block)} bytes instead of {length}")
         yield block
         place = len(data) - len(stream.unused_data)
 
@@ -120,13 +119,15 @@ def _lines(block: bytes) -> list[str]:
         place += 4 + struct.unpack_from(">i", block, place)[0]
     kind, count = struct.unpack_from(">ii", block, place)
     if kind & 0xFF != _VECTOR_OF_STRINGS or count < 1:
-        raise struct.error(f"R type {kind & 0xFF} with {count} elements, where lines of text were expected")
+        raise struct.error(
+            f"the R data file has an object of R type {kind & 0xFF} with {count} elements; expected lines"
+        )
     place += 8
     lines = []
     for _ in range(count):
         kind, length = struct.unpack_from(">ii", block, place)
         if kind & 0xFF != _STRING:
-            raise struct.error(f"R type {kind & 0xFF} where a string was expected")
+            raise struct.error(f"a line of text has R type {kind & 0xFF}; expected {_STRING}, a string")
         place += 8
         # -1 is R's missing string.
         lines.append(block[place : place + max(length, 0)].decode())

@@ -5,8 +5,9 @@
     apt-get download r-cran-janeaustenr
     python -P -m scrubjay.experiments.quality.context_peers r-cran-janeaustenr_1.0.0-1_all.deb
 
-Every method answers the same questions about a needle in a novel with SmolLM2 in float32, one after the other
-in one process and thread. The table shows the error and its location for a package that fails.
+A sentence, the needle, is hidden in a novel. Every method answers the same questions about the needle. The
+model is SmolLM2 in float32. The methods run one after the other in one process with one thread. If a package
+fails, the table shows the error and its location.
 """
 
 from __future__ import annotations
@@ -46,13 +47,13 @@ class PeersBench:
     """Options of the benchmark."""
 
     text: Positional[Path]
-    """File of novels (.deb), or a .txt file."""
+    """Path of the long text: a .txt file, or a .deb package with Jane Austen's novels."""
     title: str | None = "northanger"
-    """First letters of the novel's title."""
+    """First letters of the title of the novel to read."""
     length: int = 4096
-    """Tokens of text, question and answer."""
+    """Total number of tokens of text, question and answer."""
     depths: tuple[float, ...] = (10.0, 50.0, 90.0)
-    """Depths of the needle in percent, with one question each."""
+    """Positions of the needle in percent of the text; each position gives one question."""
 
 
 def main(bench: PeersBench) -> None:
@@ -76,7 +77,7 @@ def main(bench: PeersBench) -> None:
                 rows.append([name, version, f"{sum(scores):.0f} of {len(scores)}", f"{seconds:.1f}", ""])
             except Exception as error:  # noqa: BLE001 - any error of a package is a result
                 rows.append([name, version, "", "", _describe_error(error)])
-    print(markdown(["method", "package", "found", "CPU s per answer", "error"], rows))
+    print(markdown(["method", "package", "needles found", "CPU s per answer", "error"], rows))
 
 
 def answer_with_policy(policy: context.ContextPolicy) -> Answerer:
@@ -113,7 +114,7 @@ def infini_retri(model: Any, tokenizer: Any, example: Example) -> tuple[str, flo
 
 
 def kvpress(name: str) -> Answerer:
-    """Return an answerer that uses a press of kvpress, which retains `KEYS` keys of a prompt."""
+    """Return an answerer that compresses the cache of a prompt to `KEYS` keys with kvpress's class `name`."""
 
     def by_press(model: Any, tokenizer: Any, example: Example) -> tuple[str, float]:
         import kvpress  # pyright: ignore[reportMissingImports]
@@ -161,7 +162,7 @@ def _generate(model: Any, tokenizer: Any, example: Example, **keywords: Any) -> 
 METHODS: dict[str, tuple[str, Answerer]] = {
     "full": ("scrubjay", answer_with_policy(context.make("full"))),
     "infiniretri": ("scrubjay", answer_with_our_infiniretri),
-    "InfiniRetri of its authors": ("infini-retri", infini_retri),
+    "InfiniRetri, authors' package": ("infini-retri", infini_retri),
     f"snapkv, {KEYS} keys": ("scrubjay", answer_with_policy(context.make("snapkv", budget=KEYS))),
     f"SnapKVPress, {KEYS} keys": ("kvpress", kvpress("SnapKVPress")),
     f"sinks, {KEYS} keys": ("scrubjay", answer_with_policy(context.make("sinks", budget=KEYS))),

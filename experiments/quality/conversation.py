@@ -2,12 +2,12 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.conversation --out runs/conversation
 
-Facts stated from turn 3 on are queried as late as turn 200, between small talk and facts about others.
-Methods: `bank` is the agent with a memory bank. `bank-alone` shows recalled records but no earlier turns in
-the prompt, and `words-alone` does so without embeddings. `sinks` and `full` are the model itself with the
-whole conversation as input, and a cache of its end or of all of it. The same command resumes an interrupted
-run. Run each method in its own process to measure its memory separately. Writes a table and a plot. Options:
-`--help`.
+The user states facts from turn 3 on and asks for them as late as turn 200, between small talk and facts about
+other people. Methods: `bank` is the agent with a memory bank. `bank-alone` shows recalled records but no
+earlier turns in the prompt, and `words-alone` does so without embeddings. `sinks` and `full` are the model
+itself with the whole conversation as input. The cache of `full` has the whole conversation, and the cache of
+`sinks` its beginning and end. The same command resumes an interrupted run. Run each method in its own process
+to measure its memory separately. Writes a table and a plot. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ConversationBench:
     max_tokens: int = 20
     """Maximum tokens of an answer."""
     recall_limit: int = 6
-    """Records shown with a question; the default is that of `KwaiAgent`."""
+    """Maximum number of records shown with a question; the default is the same as in `KwaiAgent`."""
     turns: int = 200
     """Number of user turns."""
     first_fact_turn: int = 3
@@ -78,8 +78,8 @@ class ConversationBench:
     seeds: tuple[int, ...] = (0,)
     """Seeds of the conversations."""
     recall_seeds: int = 10
-    """Number of conversations for the recall test, which searches a bank of user turns without a model; a few
-    seconds each."""
+    """Number of conversations in the recall test. The test searches a bank of user turns without a model and
+    takes a few seconds per conversation."""
     save_every: int = 20
     """Turns between two checkpoints of the cache, from which an interrupted run resumes."""
     out: Path = Path("runs/conversation")
@@ -93,7 +93,7 @@ class ConversationBench:
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
 
     def script(self, seed: int) -> tuple[Conversation, tuple[Reminder, ...]]:
-        """Return the user turns and the facts. Raises ValueError on invalid turns."""
+        """Return the conversation of a seed and its facts. Raises ValueError on invalid turns."""
         return generate_reminders(
             "en", seed, self.turns, self.first_fact_turn - 1, [turn - 1 for turn in self.question_turns]
         )
@@ -166,7 +166,7 @@ class Speaker:
         return Reply(answer.text, self._recorder.prompt, usage, len(self.bank) if self.bank else 0)
 
     def restore(self, turns: Sequence[tuple[str, str, datetime]], folder: Path) -> None:
-        """Restore these turns, with the cache in `folder`."""
+        """Restore the state after these turns, with the cache saved in `folder`."""
         for question, answer, moment in turns:
             self._now = moment
             self.messages += [HumanMessage(question), AIMessage(answer)]
@@ -264,7 +264,7 @@ def _turn(
 
 
 def names_value(answer: str, value: str) -> bool:
-    """Return True if an answer contains a value, ignoring its article."""
+    """Return True if an answer contains a value, ignoring case and the article of the value."""
     return re.sub(r"^(an?|the) ", "", value).lower() in answer.lower()
 
 
@@ -307,9 +307,10 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
 
 
 def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[int, int]:
-    """Return the rank of each fact in a search of a bank of user turns, by question turn; 100 if not found.
+    """Return for each question turn the rank of its fact among the search hits; 100 if no hit is the fact.
 
-    Ranks count statements only, because the agent shows few earlier questions.
+    The bank contains the user turns before the question. Hits that are questions do not count,
+    because the agent shows few earlier questions.
     """
     conversation, reminders = options.script(seed)
     facts = {reminder.question_turn: conversation.turns[reminder.fact_turn].text for reminder in reminders}
@@ -328,7 +329,7 @@ def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[in
 
 
 def _recall(options: ConversationBench) -> list[str]:
-    """Return a table of the facts among the first hits, by question turn."""
+    """Return a table of the number of conversations whose fact is in the first hits, by question turn."""
     if not options.recall_seeds:
         return []
     rows = []
@@ -347,7 +348,7 @@ def _recall(options: ConversationBench) -> list[str]:
     )
     return [
         title,
-        markdown(["bank", *(f"asked at {turn}" for turn in options.question_turns)], rows),
+        markdown(["bank", *(f"question at turn {turn}" for turn in options.question_turns)], rows),
     ]
 
 
@@ -387,12 +388,12 @@ def _report(options: ConversationBench, results: ConversationRows, command: str)
             [
                 header(command),
                 (
-                    f"Means of the first and last {_EDGE} turns; cache and process in MiB, and the "
-                    "median of CPU seconds:"
+                    f'Means over the first and the last {_EDGE} turns (CPU seconds: medians). "Uncached" '
+                    "counts the prompt tokens that were not in the cache:"
                 ),
                 markdown([*titles, "records"], costs),
                 "Conversations with the fact in the prompt or cache, and with the fact in the answer:",
-                markdown(["asked at turn", *options.methods], answer_rows),
+                markdown(["question at turn", *options.methods], answer_rows),
                 *endings,
                 *_recall(options),
             ]
@@ -408,7 +409,7 @@ _COLUMNS: dict[str, Callable[[list[float]], str]] = {
     "cache_bytes": lambda values: f"{fmean(values) / 2**20:.1f}",
     "resident": lambda values: f"{fmean(values) / 2**20:,.0f}",
 }
-_TITLES = ("CPU s", "prompt", "read", "cache", "process")
+_TITLES = ("CPU s", "prompt tokens", "uncached tokens", "cache MiB", "process MiB")
 
 
 def _plot(results: ConversationRows, out: Path) -> Path:

@@ -14,7 +14,7 @@ _BATCH = 512
 
 
 class CachedEmbeddings(Embeddings):
-    """Cache of vectors by text hash in the SQLite file `path`; use one file per embedding model."""
+    """Embeddings that cache their vectors in the SQLite file `path`; use one file per embedding model."""
 
     def __init__(self, embeddings: Embeddings, path: str | Path) -> None:
         self._embeddings = embeddings

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.embeddings
 
 Both embed the same texts in turns in one process, with one and with several texts per call. The texts are
-English words that are one token in both models. Further tables show E5's engine alone by batch size, and how
-well each model matches answers to twelve questions per script (`scrubjay.memory.bank.search.fluency`). Times
-are CPU times, so that other work on the machine does not count. Prints tables. Options: `--help`.
+English words that are one token in both models. A second table has the time of E5's engine alone by batch
+size. A third table shows how well each model matches questions and answers, with twelve questions per script
+(`scrubjay.memory.bank.search.fluency`). Times are CPU times, so that other work on the machine does not
+count. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class EmbeddingsBench:
     words: tuple[int, ...] = (12, 60, 124, 252, 508)
     """Lengths of the texts in words."""
     texts: int = 4
-    """Texts per call in the calls with several texts."""
+    """Number of texts per call, in the columns with several texts per call."""
     passes: tuple[int, ...] = (1, 8, 32)
-    """Batch sizes of E5's engine in ascending order; memory is the peak of the process so far."""
+    """Batch sizes of E5's engine to measure. List them in ascending order: the reported memory is the peak
+    since the start of the process, so a large batch hides the peak of a smaller one after it."""
     passed_words: int = 60
     """Length in words of the texts for `passes`."""
     repeats: int = 3
-    """Calls of each measurement; the median is reported."""
+    """Number of calls of each measurement; the median is reported."""
     seed: int = 0
     """Random seed of the texts."""
 
@@ -100,7 +102,7 @@ def _costs(bench: EmbeddingsBench, models: dict[str, Any], draw: random.Random) 
 
 
 def _tokens(words: int) -> str:
-    """Return the tokens that each model reads: words, special tokens and, in E5, a prefix."""
+    """Return how many tokens each model reads: words, special tokens and, in E5, a prefix."""
     return f"{min(words + 2, minilm.MAX_TOKENS)} / {min(words + 4, e5.MAX_TOKENS)}"
 
 
@@ -119,7 +121,7 @@ def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
         )
         peaks.append(peak_bytes() / 1e6)
     return markdown(
-        ["texts per pass", "ms per text", "extra MB of memory over the first row"],
+        ["batch size", "ms per text", "peak memory above the first row, MB"],
         [
             [size, f"{1e3 * cost / len(texts):.1f} ({cost / seconds[0]:.2f}x)", f"{peak - peaks[0]:.0f}"]
             for size, cost, peak in zip(bench.passes, seconds, peaks, strict=True)

@@ -40,7 +40,7 @@ class ImagesProbe:
     """Options of the probe."""
 
     kinds: tuple[ImageEncoderType, ...] = ("convolution", "routing")
-    """Types of the encoder."""
+    """Types of image encoders to train."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds of weights and ballets."""
     dancers: int = 8
@@ -52,7 +52,7 @@ class ImagesProbe:
     updates: int = 1500
     """Gradient steps."""
     tests: int = 64
-    """Test batches."""
+    """Number of test batches."""
     learning_rate: float = 1e-3
     """Learning rate of Adam, with linear decay to zero."""
     out: Path = Path("runs/images")
@@ -70,7 +70,7 @@ class BalletFrames(NamedTuple):
 
 
 def iterate_ballets(rows: int, dancers: int, seed: int) -> Iterator[BalletFrames]:
-    """Yield frames of new ballets in which a dancer moves, without end."""
+    """Yield endless pairs of frames between which a dancer moves, from new ballets."""
     idle = np.zeros(rows, dtype=np.int64)
     pixel_env = BalletVector(rows, dancers, 1, "rgb", dtype="uint8")
     symbolic_env = BalletVector(rows, dancers, 1, "symbolic")
@@ -92,7 +92,7 @@ def iterate_ballets(rows: int, dancers: int, seed: int) -> Iterator[BalletFrames
 
 
 class ImageProbe(nn.Module):
-    """Image encoder with a linear head for colour and move."""
+    """Image encoder with two linear heads, one for the dancer's color and one for the dancer's move."""
 
     def __init__(self, kind: ImageEncoderType, dim: int) -> None:
         super().__init__()

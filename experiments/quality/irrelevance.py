@@ -75,7 +75,7 @@ def read_cases(count: int, seed: int) -> list[dict[str, Any]]:
     """
     spec = importlib.util.find_spec("bfcl_eval")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("BFCL's questions are missing; pip install --no-deps bfcl-eval")
+        raise ModuleNotFoundError("BFCL's questions are missing; run pip install --no-deps bfcl-eval")
     text = (Path(spec.origin).parent / "data" / "BFCL_v4_irrelevance.json").read_text(encoding="utf-8")
     cases = [json.loads(line) for line in text.splitlines() if line.strip()]
     if not 1 <= count <= len(cases):
@@ -84,7 +84,7 @@ def read_cases(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def make_tools(functions: Sequence[dict[str, Any]], ran: list[str]) -> list[StructuredTool]:
-    """Convert BFCL's functions to tools with side effects, which append their name to `ran` when run."""
+    """Convert BFCL's functions to tools with side effects. Each call appends the tool's name to `ran`."""
     tools = []
     for function in functions:
         name = re.sub(r"\W", "_", function["name"])
@@ -150,7 +150,7 @@ def _example_value(schema: Any) -> Any:
 
 
 def ask(model: Any, case: dict[str, Any], planning: str) -> dict[str, Any]:
-    """Run the agent on a case; return its parse methods, tool calls, executed tools and any crash."""
+    """Run the agent on a case; return a row with tool calls, approvals, executed tools and any crash."""
     ran: list[str] = []
     approvals: list[str] = []
 

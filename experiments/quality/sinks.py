@@ -1,16 +1,16 @@
-"""Attention sinks in trained window attention: attention to the first token that heads do not need elsewhere.
+"""Attention sinks in trained window attention: heads that put unneeded attention on the first token.
 
     export OMP_NUM_THREADS=1
     python -P -m scrubjay.experiments.quality.sinks --out runs/sinks
     python -P -m scrubjay.experiments.quality.sinks --memory hcam --out runs/sinks-hcam
 
 A memory whose window covers a whole sequence is trained on MQAR as a sequence model, with softmax and with
-sigmoid attention. `gtrxl` has gates that can drop the attention output. `hcam` adds the output, and its
-chunks are as long as the sequence, so that none is read. A head has a sink if the attention to the first
+sigmoid attention. `gtrxl` has gates that can drop the attention output. `hcam` always adds the output; its
+chunks have the length of the sequence, so no chunk is read. A head has a sink if the attention to the first
 token, averaged over the queries of a sequence, exceeds a threshold (Gu et al. 2025, arXiv 2410.10781, section
-3). Sigmoid attention is measured as it is and normalized by its sum. Untrained models are measured for
-comparison. The same command resumes an interrupted run. Prints a table; all numbers are in `scores.jsonl`.
-Options: `--help`.
+3). Weights of sigmoid attention need not sum to 1, so they are measured with and without division by their
+sum. Untrained models are measured for comparison. The same command resumes an interrupted run. Prints a
+table; all numbers are in `scores.jsonl`. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class SinksBench:
     memory: Literal["gtrxl", "hcam"] = "gtrxl"
     """Memory with window attention."""
     activations: tuple[Activation, ...] = ("softmax", "sigmoid")
-    """Activations from attention scores to weights."""
+    """Activation functions to compare. Each one turns attention scores into weights."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Random seeds of the models."""
     total_steps: int = 1_000_000
@@ -87,7 +87,7 @@ def task(bench: SinksBench, activation: Activation, seed: int) -> SequenceTaskCo
 def first_token_attention(
     model: SequenceModel, tokens: Int[Tensor, "batch time"]
 ) -> dict[str, Float[Tensor, "batch modules heads"]]:
-    """Return each head's attention to the first token, averaged over queries, raw and normalized."""
+    """Return each head's mean attention to the first token over queries, without and with normalization."""
     measurements: dict[str, list[Tensor]] = {measure: [] for measure in _MEASURES}
 
     def look(module: WindowAttention, inputs: tuple[Any, ...], _: Tensor) -> None:
@@ -109,7 +109,7 @@ def first_token_attention(
 
 
 def score(bench: SinksBench, config: SequenceTaskConfig, model: SequenceModel) -> dict[str, float]:
-    """Return the sink rates of a model and its heads' mean attention to the first token, by measure."""
+    """Return sink rate, mean and maximum of attention to the first token, with and without normalization."""
     tokens, _ = config.suite.draw(bench.sequences, derive_seed(config.seed, "evaluation"), 0)
     scores = {}
     for measure, first in first_token_attention(model, tokens).items():

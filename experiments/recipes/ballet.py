@@ -18,15 +18,16 @@ _PROBE_SETTINGS = {"hcam": {"top_k": 16, "stop_memory_gradient": False}, "landma
 
 
 def _hcam_settings(chunks: int) -> dict[str, Any]:
-    """Return HCAM settings for training by reward, with episodes of this many chunks.
+    """Return HCAM settings for reinforcement learning on episodes that fill `chunks` chunks.
 
-    All chunks are read, and gradients reach the steps of the dances; only these gradients train storage.
+    HCAM reads all chunks. Gradients flow through the stored chunks back to the steps of the dances, since no
+    separate loss trains the contents of the memory.
     """
     return {"top_k": chunks, "stop_memory_gradient": False}
 
 
 def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
-    """Return a config that trains by reward on Ballet with these dancers."""
+    """Return a reinforcement-learning config for Ballet; `dancers` maps environment settings to values."""
     return TrainConfig(
         # With the original's 1,024 steps a random walk also arrives, so success would not require learning.
         env=EnvConfig(
@@ -85,17 +86,17 @@ def ballet_reconstruction() -> TrainConfig:
 
 @recipe("ballet-probe", settings=_PROBE_SETTINGS)
 def ballet_probe() -> BalletProbeConfig:
-    """Supervised: watch 2 dancers, then name the dance of each; see also ballet-probe-4 and -8."""
+    """Supervised: watch 2 dancers, then name the dancer of each dance; see also ballet-probe-4 and -8."""
     return BalletProbeConfig()
 
 
 @recipe("ballet-probe-4", settings=_PROBE_SETTINGS)
 def ballet_probe_4() -> BalletProbeConfig:
-    """Supervised: watch 4 dancers, then name the dance of each."""
+    """Supervised: watch 4 dancers, then name the dancer of each dance."""
     return BalletProbeConfig(num_dancers=4)
 
 
 @recipe("ballet-probe-8", settings=_PROBE_SETTINGS)
 def ballet_probe_8() -> BalletProbeConfig:
-    """Supervised: watch 8 dancers, then name the dance of each."""
+    """Supervised: watch 8 dancers, then name the dancer of each dance."""
     return BalletProbeConfig(num_dancers=8)

@@ -18,11 +18,11 @@ class Method:
     description: str
     """One-line description."""
     policy: dict[str, Any] = field(default_factory=dict)
-    """Fields of `TeamPolicyConfig`."""
+    """Values for fields of `TeamPolicyConfig`."""
     learner: dict[str, Any] = field(default_factory=dict)
-    """Fields of `GAMATRConfig`."""
+    """Values for fields of `GAMATRConfig`."""
     memory: str | None = None
-    """Name of the memory; default: the recipe's."""
+    """Name of the memory; None for the memory of the recipe."""
 
 
 # Set explicitly, since a recipe may use other values.

@@ -67,9 +67,9 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
 
 
 def with_memory_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryConfig:
-    """Return the memory config with each `name=value` applied, or `parts.0.name=value` for parts of a stack.
+    """Return the memory config with changed fields. Raises UsageError on an invalid setting.
 
-    Raises UsageError on an invalid setting.
+    Each setting is `name=value`, or `parts.0.name=value` for part 0 of a stack.
     """
     fields = encode(memory)
     with bad_input():
@@ -87,7 +87,10 @@ def with_memory_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryC
 
 
 def _with_parts(config: Experiment, stack: StackConfig, arguments: list[str]) -> StackConfig:
-    """Remove a stack's width and parts from `arguments` and return the stack with them applied."""
+    """Return the memory config `stack` with the width and the parts that `arguments` set.
+
+    The options `--memory.dim` and `--memory.parts` are removed from `arguments`.
+    """
     with bad_input():
         for width in take_flag(arguments, "--memory.dim") + take_flag(arguments, "--policy.memory.dim"):
             stack = stack.at_width(parse_integer("--memory.dim", width))
@@ -100,14 +103,14 @@ def _with_parts(config: Experiment, stack: StackConfig, arguments: list[str]) ->
 
 
 def _with_env(env: AnyEnv, arguments: list[str]) -> AnyEnv:
-    """Remove `--env` and `--set` from `arguments` and return the environment config with them applied."""
+    """Remove `--env` and `--set` from `arguments` and return the changed environment config."""
     for name in take_flag(arguments, "--env") + take_flag(arguments, "--env.id"):
         env = dataclasses.replace(env, id=name, kwargs={})
     return with_env_settings(env, take_flag(arguments, "--set"))
 
 
 def with_env_settings(env: AnyEnv, settings: Sequence[str]) -> AnyEnv:
-    """Return the environment config with each `name=value` applied. Raises UsageError on a bad one."""
+    """Return the environment config with each `name=value` applied. Raises UsageError on invalid text."""
     try:
         return dataclasses.replace(env, kwargs=env.kwargs | dict(map(parse_setting, settings)))
     except ValueError as error:

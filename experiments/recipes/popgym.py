@@ -1,7 +1,8 @@
 """Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), with one config for all memories.
 
-Tasks differ only in the discount: answers do not affect later steps, pushes of the cart do. The recipes are
-meant for a search of settings: `scrubjay compare --search --recipes popgym-autoencode ...`.
+The configs differ only in the discount factor. It is 0.9 for the card tasks, whose answers do not affect
+later steps, and 0.99 for the cart-pole task, whose pushes do.
+Use the recipes with a search of settings: `scrubjay compare --search --recipes popgym-autoencode ...`.
 """
 
 from __future__ import annotations
@@ -46,5 +47,5 @@ def popgym_count_recall() -> TrainConfig:
 
 @recipe("popgym-cartpole", settings=TWO_LAYERS)
 def popgym_cartpole() -> TrainConfig:
-    """POPGym's PositionOnlyCartPoleEasy: balance a pole observing only position and angle."""
+    """POPGym's PositionOnlyCartPoleEasy: balance a pole; only position and angle are observed."""
     return _popgym_config("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

@@ -25,11 +25,12 @@ class Recipe(Generic[AnyExperiment]):
     make: Callable[[], Any]
     """Function that returns the config; the first line of its docstring describes the recipe."""
     longer: Range | None = None
-    """Setting that makes the task longer, and the factors at which a trained policy is tested."""
+    """Name of the setting for the length of the task, and a tuple of factors. For each factor, the policy is
+    also evaluated on a longer task: the training value of the setting is multiplied by the factor."""
     sizes: Range | None = None
-    """Setting of the team size, and the sizes at which a trained team is tested."""
+    """Setting for the team size, and team sizes at which a trained team is tested."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings that override the defaults of a memory selected by name, by memory name."""
+    """Settings by memory name. They override the defaults of a memory that is selected by its name."""
 
     def __call__(self) -> AnyExperiment:
         """Return the config, with the recipe's name set."""
@@ -52,9 +53,9 @@ def recipe(
     sizes: Range | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[[], AnyExperiment]], Recipe[AnyExperiment]]:
-    """Return a decorator that registers a function returning a config as a recipe.
+    """Return a decorator that registers a recipe; it decorates the function that returns the config.
 
-    The other arguments are fields of `Recipe`. Raises ValueError if the name is already registered.
+    The arguments are fields of `Recipe`. Raises ValueError if the name is already registered.
     """
 
     def declare(make: Callable[[], AnyExperiment]) -> Recipe[AnyExperiment]:
@@ -67,17 +68,17 @@ def recipe(
 
 
 def longer_range(name: str) -> Range | None:
-    """Return the `longer` range of a recipe; None without one or if the recipe no longer exists."""
+    """Return the field `longer` of a recipe; None if it is not set or the recipe does not exist."""
     return RECIPES[name].longer if name in RECIPES else None
 
 
 def size_range(name: str) -> Range | None:
-    """Return the `sizes` range of a recipe; None without one or if the recipe no longer exists."""
+    """Return the field `sizes` of a recipe; None if it is not set or the recipe does not exist."""
     return RECIPES[name].sizes if name in RECIPES else None
 
 
 def with_memory(config: AnyExperiment, memory: str | MemoryConfig) -> AnyExperiment:
-    """Return the config with another memory; a memory given by name keeps the width.
+    """Return the config with another memory. A memory passed by name gets the width of the current memory.
 
     Raises ValueError on an unknown name.
     """

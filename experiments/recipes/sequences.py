@@ -22,43 +22,43 @@ _TRACKING_SETTINGS = _SEQUENCE_SETTINGS | {"gated_delta": {"negative_eigenvalues
 
 @recipe("mqar", settings=_SEQUENCE_SETTINGS)
 def mqar() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: 8 key-value pairs, then each key again: predict its value."""
+    """Supervised sequence modeling: read 8 key-value pairs, then predict the value of each key."""
     return SequenceTaskConfig(suite=MQAR())
 
 
 @recipe("needle", settings=_SEQUENCE_SETTINGS)
 def needle() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: retrieve the value of one key from a long text of filler."""
+    """Supervised sequence modeling: retrieve the value of one key from a long text of filler."""
     return SequenceTaskConfig(suite=Needle(), eval_items=(), eval_rows=256)
 
 
 @recipe("multikey-needle", settings=_SEQUENCE_SETTINGS)
 def multikey_needle() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: 8 key-value pairs in filler; retrieve the value of one key."""
+    """Supervised sequence modeling: 8 key-value pairs in filler; retrieve the value of one key."""
     return SequenceTaskConfig(suite=Needle(vocab_size=80, num_items=8))
 
 
 @recipe("selective-copy", settings=_SEQUENCE_SETTINGS)
 def selective_copy() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: repeat 8 tokens scattered in noise, in order."""
+    """Supervised sequence modeling: repeat 8 tokens scattered in noise, in order."""
     return SequenceTaskConfig(suite=SelectiveCopy())
 
 
 @recipe("induction", settings=_SEQUENCE_SETTINGS)
 def induction() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: predict the token that followed the trigger before."""
+    """Supervised sequence modeling: predict the token after the first occurrence of the trigger."""
     return SequenceTaskConfig(suite=Induction(), eval_items=(), eval_rows=256)
 
 
 @recipe("parity", settings=_TRACKING_SETTINGS)
 def parity() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: predict the parity of the bits so far, after each bit."""
+    """Supervised sequence modeling: predict the parity of the bits so far, after each bit."""
     return _tracking_config("Z2")
 
 
 @recipe("state-tracking", settings=_TRACKING_SETTINGS)
 def state_tracking() -> SequenceTaskConfig:
-    """Supervised, as a sequence model: predict the product of permutations of 3 items so far."""
+    """Supervised sequence modeling: predict the product of all permutations of 3 items so far."""
     # If a GRU learns the task, it does so within one to two million tokens, while the learning rate is high.
     return dataclasses.replace(_tracking_config("S3"), total_steps=4_000_000)
 

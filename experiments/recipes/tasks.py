@@ -18,7 +18,7 @@ TWO_LAYERS = {"hcam": {"num_layers": 2}}
 
 @recipe("tmaze", longer=("corridor_length", (1, 2, 5, 10, 100)))
 def tmaze() -> TrainConfig:
-    """T-maze, corridor of 50: a cue at the start shows where to turn at the end."""
+    """T-maze, corridor of 50 steps: a cue at the start shows where to turn at the end."""
     return TrainConfig(
         # After a lost step, every later step is penalized and actions no longer matter. Only the reward input
         # distinguishes these steps from others: observations are the same.
@@ -47,7 +47,7 @@ _SLOT_SETTINGS = {"elmur": {"chunk_size": 4, "num_slots": 2, "blend": 0.0}}
 
 @recipe("tmaze-20", longer=("corridor_length", (1, 25, 500)), settings=_SLOT_SETTINGS)
 def tmaze_20() -> TrainConfig:
-    """T-maze, corridor of 20, with the settings of tmaze; tested at lengths up to 10,000."""
+    """T-maze, corridor of 20 steps, with the settings of tmaze; tested at lengths up to 10,000."""
     config = tmaze()
     return dataclasses.replace(
         config,
@@ -59,7 +59,7 @@ def tmaze_20() -> TrainConfig:
 
 @recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)))
 def tmaze_demo() -> TrainConfig:
-    """T-maze, corridor of 20: trains in one to two minutes on a laptop."""
+    """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop."""
     return TrainConfig(
         env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
@@ -137,7 +137,7 @@ def key_to_door() -> TrainConfig:
 
 @recipe("count-recall", settings=TWO_LAYERS)
 def count_recall() -> TrainConfig:
-    """Count the occurrences of a card among up to 12."""
+    """Count how often the queried card has occurred among up to 12 cards."""
     return TrainConfig(
         env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
         # Attention yields the share of matching cards; the clock turns it into a count.

@@ -1,4 +1,4 @@
-"""Accuracy plots of supervised experiments, by number of items, sequence length and state size."""
+"""Plots of accuracy in supervised experiments, against number of items, sequence length or state size."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ACCURACY_LABEL = "accuracy"
 def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     """Plot accuracy against the test length of the task, and return the path.
 
-    There is one row of panels per recipe and one column per test number of items. Curves are means over seeds
-    with their range; a dashed line is the accuracy of guessing.
+    The panels have one row per recipe and one column per number of items to remember in the test. Curves show
+    the mean and the range over seeds. A dashed line shows the accuracy of guessing.
     """
     labels = label_runs(runs)
     shades = assign_colors(labels.values())
@@ -52,7 +52,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
-    """Plot accuracy against the test number of items at the training length, and return the path."""
+    """Plot accuracy against the number of items to remember, at the training length; return the path."""
     labels = label_runs(runs)
     shades = assign_colors(labels.values())
     figure, panels = _panels(runs)
@@ -75,8 +75,8 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
 def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
     """Plot accuracy at the training sizes against the state size of one sequence, and return the path.
 
-    Each memory is one line, and its runs with different state sizes are the points. Raises ValueError
-    for runs whose results lack the state size.
+    Each memory is one line, and its runs with different state sizes are the points. Raises ValueError if the
+    result of a run lacks the state size.
     """
     for run in runs:
         if "state_bytes" not in run.result:
@@ -132,7 +132,11 @@ def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _curves(
     runs: Sequence[Run], labels: Mapping[Run, str], along: int, other_size: int
 ) -> dict[str, list[dict[int, float]]]:
-    """Return one dict of accuracies per label and seed, by size `along` (0 or 1) at a fixed other size."""
+    """Return a dict from each label to its runs' accuracies: for each run a dict from test size to accuracy.
+
+    `along` selects the test size: 0 is the number of items to remember, 1 the time span. The other size is
+    fixed at `other_size`.
+    """
     curves: dict[str, list[dict[int, float]]] = {}
     for run in runs:
         by_size = {

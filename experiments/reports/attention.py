@@ -50,10 +50,10 @@ class InspectionResult(NamedTuple):
 def inspect_model(
     model_name: str, text_file: Path, layers: Sequence[int], tokens_shown: int, out: Path
 ) -> InspectionResult:
-    """Print the statistics and draw the figure with attention maps of `layers`.
+    """Print attention statistics of a model on a text, and draw a figure with attention maps of `layers`.
 
-    Empty `layers` select the first, the last and the layers with most sinks and best retrieval. Raises
-    ValueError for an invalid model, text or layer.
+    If `layers` is empty, the maps show the first layer, the last layer, the layer with the strongest sink,
+    and the layer with the best retrieval head. Raises ValueError for an invalid model, text or layer.
     """
     # Imported on first use, since transformers takes seconds to import.
     from scrubjay.memory.context.models import load_model
@@ -131,7 +131,7 @@ def _tokens(text: str, tokenizer: Any, path: Path) -> Tensor:
 
 
 def _sequences(tokens: Int[Tensor, " time"], opening: list[int]) -> Int[Tensor, "sequences length"]:
-    """Return up to 16 sequences of 64 tokens from the start of the text, each with the start token."""
+    """Return up to 16 sequences of 64 tokens: `opening`, followed by the next tokens of the text."""
     own = _LENGTH - len(opening)
     count = min(_SEQUENCES, len(tokens) // own)
     before = torch.tensor(opening, dtype=tokens.dtype).expand(count, -1)
@@ -162,9 +162,9 @@ def _draw(
     maps: dict[int, Float[Tensor, "heads rows keys"]],
     title: str,
 ) -> Figure:
-    """Draw the tables of layers by heads, the curves over layers, and the attention maps of each layer.
+    """Draw heat maps with a row per layer and a column per head, curves over layers, and attention maps.
 
-    A layer has two maps: the mean over its heads, and its head with the best retrieval score.
+    A layer has two attention maps: the mean over its heads, and its head with the best retrieval score.
     """
     columns = 2 + len(maps)
     figure = Figure(figsize=(4.2 * columns, 8.4), dpi=110, layout="constrained")
@@ -188,7 +188,7 @@ def _draw(
 
 
 def _by_layer(axes: Axes, values: Float[Tensor, "layers heads"], layers: list[int], name: str) -> None:
-    """Plot the mean and the range over the heads of each layer."""
+    """Plot the mean and the range of `values` over the heads of each layer."""
     low, high = values.min(dim=1).values.tolist(), values.max(dim=1).values.tolist()
     axes.fill_between(layers, low, high, alpha=0.25, label="range over heads")
     axes.plot(layers, values.mean(dim=1).tolist(), marker=".", label="mean over heads")

@@ -44,8 +44,8 @@ _OTHERS = (
 def assign_colors(labels: Iterable[str]) -> dict[str, str]:
     """Return a color for every label.
 
-    Each memory has a fixed color. If a memory has several sizes, the first label gets this color. Other
-    labels get unused colors. Equal sets of labels always get equal colors.
+    Each memory has a fixed color. If several labels name one memory with different sizes, only the first of
+    these labels gets the color. All other labels get unused colors. Equal sets of labels get equal colors.
     """
     sorted_labels = sorted(set(labels))
     colors: dict[str, str] = {}

@@ -30,11 +30,12 @@ LONGER_FILE = "longer.json"
 
 
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
-    """Write table.md, scores.jsonl, curves.png and plots of tests at other sizes; return their paths.
+    """Write the tables, scores and plots of a comparison, and return the paths of the files.
 
-    The plots are longer.png for policies and RECIPE-sizes.png for teams. Supervised experiments have one plot
-    per size of the task, such as lengths.png and items.png, and state.png if results contain the state size.
-    table.md names the runs without a curve, in which no training episode ended.
+    The files are table.md, scores.jsonl, curves.png, and plots of the tests at sizes other than in training.
+    These plots are longer.png for policies and RECIPE-sizes.png for teams. Supervised experiments have one
+    plot per size of the task, such as lengths.png and items.png, and state.png if results contain the state
+    size. table.md also names the runs that have no curve because no training episode ended.
     """
     from scrubjay.experiments.reports.curves import has_curve, plot_longer, plot_runs
 
@@ -74,10 +75,10 @@ def _accuracy_plots(runs: Sequence[Run], out: Path, counts: str, spans: str) -> 
 
 
 def score_longer_tasks(run: Run, episodes: int = 100) -> dict[int, float]:
-    """Return the score of a trained policy by value of the difficulty setting; empty without a setting.
+    """Return a dict from the value of the task's length setting to the score of a trained policy.
 
-    The score is success, or return if the task has no success measure. It is computed once and stored in
-    longer.json.
+    The dict is empty if the recipe has no length setting. A score is the success rate, or the return if the
+    task has no success measure. Scores are computed once and then stored in longer.json.
     """
     config = run.config
     longer = longer_range(config.recipe)
@@ -97,13 +98,14 @@ def score_longer_tasks(run: Run, episodes: int = 100) -> dict[int, float]:
     stored_scores = read_numbers(file)
     if not all(value.isdecimal() for value in stored_scores):
         raise ValueError(
-            f"{file} is damaged: {', '.join(stored_scores)}; delete it to measure the scores again"
+            f"{file} is damaged: keys {', '.join(stored_scores)} must be integers; delete the file to "
+            "compute the scores again"
         )
     return {int(value): score for value, score in stored_scores.items()}
 
 
 def list_cached_files(run: Run) -> list[Path]:
-    """Return the files in a run directory with cached scores, which are stale once the weights change."""
+    """Return the files that cache scores of a run. A change of the weights makes these scores invalid."""
     return [run.path / LONGER_FILE, *size_files(run)]
 
 
@@ -184,7 +186,7 @@ def _have_state_bytes(runs: Sequence[Run]) -> bool:
 
 
 def _size_table(runs: Sequence[Run]) -> list[str]:
-    """Return a table of parameter counts and state sizes, if all results have them."""
+    """Return `[table]` with parameter counts and state sizes, or `[]` if a run lacks its state size."""
     if not _have_state_bytes(runs):
         return []
     results = {(run.config.recipe, run.config.label): run.result for run in runs}

@@ -19,20 +19,21 @@ from scrubjay.experiments.reports.curves import save_figure
 
 @dataclass(frozen=True)
 class Coverage:
-    """Coverage at the center of every cell of a square grid; rows go north, columns east."""
+    """Radio coverage at the center of every cell of a square grid. Rows go north, columns go east."""
 
     sinr_db: Float[np.ndarray, "cells cells"]
-    """Signal-to-interference-and-noise ratio of the UAV with the strongest mean gain; -inf without UAVs."""
+    """Signal-to-interference-and-noise ratio in dB, for the UAV with the strongest mean gain; -inf without
+    UAVs."""
     rate_bps: Float[np.ndarray, "cells cells"]
-    """Rate of an additional user at the position, which shares its UAV with the users already served."""
+    """Rate in bit/s of an additional user in the cell, who shares the UAV with its present users."""
     server: Int[np.ndarray, "cells cells"]
     """Index of the UAV with the strongest mean gain; -1 without UAVs."""
 
 
 def compute_coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:
-    """Return the current coverage of environment `row` of the world.
+    """Return the coverage of one of the world's parallel environments, on a grid of `cells` x `cells`.
 
-    Raises ValueError if `cells` is below 2.
+    `row` is the index of the environment. Raises ValueError if `cells` is below 2.
     """
     if cells < 2:
         raise ValueError(f"cells={cells}: must be at least 2")
@@ -60,7 +61,7 @@ def compute_coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverag
 
 
 def plot_coverage(world: UAVWorld, out: Path | str, row: int = 0) -> Path:
-    """Draw maps of the SINR and of the rate of an additional user, with UAVs and users; return the path."""
+    """Draw two maps with UAVs and users: SINR, and rate of one additional user. Return the path."""
     coverage_map = compute_coverage(world, row)
     figure = Figure(figsize=(11, 4.9), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -102,7 +103,7 @@ def _draw_world(
     server: Int[np.ndarray, "cells cells"],
     extent: tuple[float, float, float, float],
 ) -> None:
-    """Draw users, UAVs in the color of their sub-channel, and cell borders."""
+    """Draw users, UAVs in the color of their sub-channel, and borders between the areas that UAVs serve."""
     cells = len(server)
     middle = (np.arange(cells) + 0.5) * (extent[1] / cells)
     for uav in np.unique(server):

@@ -33,12 +33,12 @@ _COLUMN_INCHES = 1.8
 
 
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
-    """Plot the learning curves of runs into a file and return its path; without an ending it is a PNG.
+    """Plot the learning curves of runs to a file and return its path; the format is PNG by default.
 
-    Runs of one task and memory share a curve: their mean, with the range from worst to best seed shaded. Runs
-    of one memory with different settings have separate curves. `metric` defaults to success if every run has
-    it, else return. A dashed line shows the best success without memory, if known. Raises ValueError if the
-    metric does not exist, with the names of existing metrics.
+    Runs with the same task, memory and settings share one curve, which is their mean. The range from the
+    worst to the best seed is shaded. The default metric is the success rate if every run has it, otherwise
+    the episode return. A dashed line shows the best success without
+    memory, if known. Raises ValueError, naming the existing metrics, if the metric does not exist.
     """
     rows = {run: run.metrics() for run in runs}
     labels = label_runs(runs)
@@ -93,12 +93,12 @@ def label_runs(runs: Sequence[Run]) -> dict[Run, str]:
 
 
 def _panel_key(run: Run) -> tuple[str, str]:
-    """Return the recipe of a run, which sets its panel, and its label."""
+    """Return the recipe of a run, which determines its panel, and the label of the run."""
     return run.config.recipe, run.config.label
 
 
 def _settings(config: Any) -> dict[str, Any]:
-    """Return the settings that distinguish experiments, by names such as `policy.clock`."""
+    """Return a dict of the settings that distinguish experiments, with keys such as `policy.clock`."""
     parts = {"memory": dataclasses.asdict(config.memory)}
     for part in ("policy", "learner", "env"):
         if (own := getattr(config, part, None)) is not None:
@@ -109,7 +109,8 @@ def _settings(config: Any) -> dict[str, Any]:
 def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str) -> Path:
     """Plot the score of each memory against the test length of the task, and return the path.
 
-    `scores` pairs a run with its scores by difficulty; the training value comes first.
+    Each item of `scores` is a pair: a run, and a dict from test length to score. The first key of each dict
+    is the training length.
     """
     panels: dict[str, dict[str, list[dict[int, float]]]] = {}
     for run, by_length in scores:
@@ -142,7 +143,7 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
 
 
 def make_figure(panels: int) -> Figure:
-    """Return an empty figure wide enough for `panels` side by side."""
+    """Return an empty figure that is wide enough for `panels` axes side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
 
 
@@ -155,7 +156,7 @@ def place_legend(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, out: Path | str) -> Path:
-    """Save a figure and return the path; the file name ending sets the format, PNG by default."""
+    """Save a figure and return the path. The file name extension sets the format; the default is PNG."""
     out = Path(out)
     out = out if out.suffix else out.with_name(f"{out.name}.png")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -178,7 +179,7 @@ class _Curve(NamedTuple):
 
 
 def _describe_seeds(curves: list[_Curve]) -> str:
-    """Return the number of seeds as text, with the number of runs if it differs."""
+    """Return the number of seeds as text, and also the number of runs if the two differ."""
     seeds = len({curve.seed for curve in curves})
     seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
     return seeds_text if seeds == len(curves) else f"{len(curves)} runs of {seeds_text}"

@@ -23,7 +23,7 @@ FORMATS = (".gif", ".mp4")
 def play(
     env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
 ) -> tuple[int, float]:
-    """Record one episode to a GIF or MP4, and return the number of frames and the return.
+    """Record one episode to a GIF or MP4; return the number of frames and the return of the episode.
 
     Actions are random without a policy. Raises ValueError if the environment cannot render pictures, and
     ImportError for an MP4 without the extra `film`.
@@ -66,13 +66,13 @@ def check_film(out: Path, max_steps: int) -> None:
 
 
 def write_episode(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
-    """Write pictures as an MP4 or GIF, by the file name ending; the last picture stays for a second."""
+    """Write pictures as an MP4 or GIF, by file name extension. The last picture stays for one second."""
     write = write_mp4 if Path(out).suffix.lower() == ".mp4" else write_gif
     write(frames, out, per_second)
 
 
 def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
-    """Write pictures as a looping GIF; the last picture stays for a second."""
+    """Write pictures as a looping GIF. The last picture stays for one second."""
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
@@ -96,7 +96,7 @@ def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
 
 
 def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
-    """Build the environment with `make(render_mode=)`; return it and True if it renders pictures."""
+    """Build an environment with `make`; return the environment, and True if it renders pictures."""
     try:
         env = make(render_mode="rgb_array")
     except ValueError:
@@ -105,11 +105,11 @@ def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
 
 
 def render_frame(env: Any, name: str) -> Image.Image:
-    """Return the rendered picture. Raises ValueError, with `name`, if the environment does not render."""
+    """Return the rendered picture. Raises ValueError, naming the environment, if it does not render."""
     try:
         pixels = env.render()
     except NotImplementedError:
         pixels = None
     if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
-        raise ValueError(f"environment {name!r} does not render pictures (render_mode 'rgb_array')")
+        raise ValueError(f"environment {name!r} does not render pictures; it needs render_mode 'rgb_array'")
     return Image.fromarray(pixels.astype(np.uint8))

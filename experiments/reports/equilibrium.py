@@ -1,4 +1,7 @@
-"""Distance of a team from an equilibrium: gain of each agent by training alone against the others."""
+"""Distance of a team from an equilibrium, measured by the gain of each agent from training alone.
+
+While one agent trains, all other agents keep their policies.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from scrubjay.experiments.runs.statistics import normal_interval
 
 @dataclass(frozen=True)
 class Gain:
-    """Gain of one agent by a best response, in return per episode, over the same episodes."""
+    """Increase of one agent's return per episode by its best response, with a confidence interval.
+
+    `before` is the return of the agent without the best response, over episodes with the same seeds.
+    """
 
     before: float
     gain: float
@@ -39,7 +45,7 @@ def build_untrained_policy(config: TeamTaskConfig) -> TeamPolicy:
 
 
 def get_trust_region_config(config: TeamTaskConfig) -> GAMATRConfig:
-    """Return the learner settings for best responses. Raises TypeError if the run has a different learner."""
+    """Return the learner config for best responses. Raises TypeError if it is no GAMATRConfig."""
     if not isinstance(config.learner, GAMATRConfig):
         raise TypeError(
             f"learner is {type(config.learner).__name__}: best responses are learned with trust regions and "
@@ -65,7 +71,7 @@ def measure_gains_with_progress(
     seed: int,
     learner_checkpoint: Mapping[str, Any] | None,
 ) -> list[Gain]:
-    """Measure the gains with a progress bar.
+    """Run `measure_gains` with a progress bar, and return the gain of each agent.
 
     Args:
         title: Title of the progress bar.
@@ -74,7 +80,7 @@ def measure_gains_with_progress(
         steps: Environment steps of training per agent.
         episodes: Evaluation episodes of each team.
         seed: Seed of sampling and of the episodes.
-        learner_checkpoint: Learner state, as in `measure_gains`.
+        learner_checkpoint: Learner state from which best responses start; None for an untrained policy.
     """
     with ProgressDisplay(title, steps * policy.num_agents) as display:
         return measure_gains(
@@ -97,9 +103,10 @@ def measure_gains(
     learner_checkpoint: Mapping[str, Any] | None = None,
     on_update: Callable[[int, int], None] | None = None,
 ) -> list[Gain]:
-    """Measure the gain of each agent after training alone for `steps`; the maximum is the team's epsilon.
+    """Return the gain of each agent after it has trained alone for `steps` environment steps.
 
-    Actions are sampled, since an equilibrium is defined for stochastic policies. Both teams play episodes
+    The largest gain is the epsilon of the team: its distance from an equilibrium. Actions are sampled, since
+    an equilibrium is defined for stochastic policies. The teams before and after this training play episodes
     with the same seeds.
 
     Args:
@@ -108,8 +115,8 @@ def measure_gains(
         steps: Environment steps of training per agent.
         episodes: Evaluation episodes of each team.
         seed: Seed of sampling and of the episodes.
-        learner_checkpoint: Learner state, as in `best_response`.
-        on_update: Callback with the agent and its steps after each update.
+        learner_checkpoint: Learner state from which best responses start; None for an untrained policy.
+        on_update: Callback after each update, with the index of the agent and its steps so far.
     """
 
     def play(team: TeamPolicy) -> np.ndarray:

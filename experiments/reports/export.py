@@ -30,8 +30,8 @@ _CHECKED_STEPS = 6
 class PolicyStepModule(nn.Module):
     """Policy step `(observation, state, start) -> (action, value, state)` with the most likely action.
 
-    Actions are not yet converted to the action space: zero-based indices, or real numbers before clipping.
-    All tensors are batch first.
+    Actions are not yet converted to the action space: they are zero-based indices, or real numbers before
+    clipping. The first axis of every tensor is the batch.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -39,16 +39,19 @@ class PolicyStepModule(nn.Module):
         self.policy = policy
 
     def forward(self, observation: Observation, state: State, start: Tensor) -> tuple[Tensor, Tensor, State]:
-        """Advance every batch row by one observation."""
+        """Process one observation for every item of the batch."""
         step = self.policy.step(observation, state, start, deterministic=True)
         return step.action, step.value, step.state
 
 
 def export_torch(policy: Policy, out: Path | str) -> float:
-    """Write a `torch.export` program (.pt2) for any batch size and return its largest error after reloading.
+    """Write a `torch.export` program (.pt2) for any batch size; return its largest error after reloading.
 
-    Load it with `torch.export.load(out).module()(observation, state, start)`. Loading needs no part of this
-    package, unless the memory uses custom kernels. Raises ValueError if it does not reproduce the policy.
+    The error is the difference between outputs of the program and of the policy.
+
+    To run the program, call `torch.export.load(out).module()(observation, state, start)`. This does not need
+    Scrubjay, unless the memory uses custom kernels. Raises ValueError if the program does not reproduce the
+    policy.
     """
     module = _on_cpu(policy)
     program = torch.export.export(module, _example(module.policy), dynamic_shapes=_any_batch(module.policy))
@@ -64,9 +67,11 @@ def export_torch(policy: Policy, out: Path | str) -> float:
 def export_onnx(policy: Policy, out: Path | str) -> float:
     """Write an ONNX model for any batch size and return its largest error under ONNX's reference evaluator.
 
-    Inputs are observation (one per key for dicts), each state tensor and start; outputs action, value and
-    each next state. Raises ValueError if onnx and onnxscript are missing, if the memory uses an operation
-    that ONNX lacks, or if the file does not reproduce the policy.
+    The error is the difference between outputs of the model and of the policy.
+
+    The inputs are the observation (one input per key of a dict), each state tensor, and start. The outputs
+    are the action, the value, and each next state tensor. Raises ValueError if onnx and onnxscript are
+    missing, if the memory uses an operation that ONNX lacks, or if the file does not reproduce the policy.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
@@ -91,7 +96,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
     except (torch.onnx.errors.OnnxExporterError, NotImplementedError, RuntimeError) as error:
         name = type(policy.memory).__name__
         raise ValueError(
-            f"{name} cannot be exported to ONNX ({_root_cause(error)}); leave out --onnx"
+            f"{name} cannot be exported to ONNX ({_root_cause(error)}); omit --onnx to use torch.export"
         ) from error
 
     names = list(example[1])
@@ -107,7 +112,10 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
 
 def _translations() -> dict[Any, Callable[..., Any]]:
-    """Return a translation of stable sort, which torch's exporter lacks, to ONNX TopK (ties: lower first)."""
+    """Return a translation of stable sort to ONNX TopK. torch's exporter has no such translation.
+
+    As in a stable sort, TopK returns the lower index first if values are equal.
+    """
     op: Any = importlib.import_module("onnxscript").opset18
 
     def sort(values: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
@@ -162,8 +170,8 @@ def _any_batch(policy: Policy) -> tuple[Any, dict[str, Any], Any]:
 
 
 def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], description: str) -> float:
-    """Run both over a few steps with an episode start in between, and return the largest difference."""
-    largest = 0.0
+    """Run the policy step and its export for a few steps; return the largest difference of outputs."""
+    differences = [torch.zeros((), dtype=torch.double)]
     for batch_size in _CHECKED_BATCHES:
         state = other_state = module.policy.initial_state(batch_size)
         for step in range(_CHECKED_STEPS):
@@ -175,15 +183,23 @@ def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], 
                 other_action, other_value, other_state = exported_step(observation, other_state, start)
             pairs = [(action, other_action), (value, other_value)]
             pairs += [(state[key], other_state[key]) for key in state]
-            for expected, actual in pairs:
-                difference = (
-                    (expected.double() - actual.double()).abs().max().item() if expected.numel() else 0.0
-                )
-                largest = max(largest, difference)
+            differences += [_difference(*pair) for pair in pairs]
+    largest = float(torch.stack(differences).max())  # NaN if one difference is NaN
     if not largest <= TOLERANCE:
-        raise ValueError(f"{description} differs from the policy by {largest:.1e}, more than {TOLERANCE:.0e}")
+        raise ValueError(
+            f"{description} differs from the policy by {largest:.1e} in an output; the tolerance is "
+            f"{TOLERANCE:.0e}"
+        )
     return largest
 
 
 def _make_parent(out: Path | str) -> None:
     Path(out).parent.mkdir(parents=True, exist_ok=True)
+
+
+def _difference(expected: Tensor, actual: Tensor) -> Tensor:
+    """Return the largest difference of two tensors, 0 for equal ones, with NaN equal to NaN."""
+    expected, actual = expected.double(), actual.double()
+    equal = (expected == actual) | (expected.isnan() & actual.isnan())
+    differences = (expected - actual).abs().masked_fill(equal, 0)
+    return differences.max() if differences.numel() else differences.new_zeros(())

@@ -24,9 +24,10 @@ def check_encoder() -> None:
 
 
 def write_mp4(frames: Sequence[Image.Image], out: Path | str, per_second: float) -> None:
-    """Write pictures as an MP4; the last picture stays for a second, and odd sizes gain a row or column.
+    """Write pictures as an MP4. The last picture stays for one second.
 
-    Raises ImportError as `check_encoder`, and OSError if the file cannot be written.
+    A picture with an odd height or width is padded by one pixel, since the format needs even sizes. Raises
+    ImportError if ffmpeg is missing, and OSError if the file cannot be written.
     """
     check_encoder()
     import imageio_ffmpeg

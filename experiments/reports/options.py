@@ -22,11 +22,11 @@ class PlayOptions:
     max_steps: int = 500
     """Maximum number of steps of the episode."""
     policy: str | None = None
-    """Policy of a team: run directory, random, or for uav static or follow; default: the policy of the run,
-    else follow, else random."""
+    """Policy of a team: a run directory or "random"; for uav also "static" or "follow". Default: the policy
+    of the run; without a run "follow" for uav, "random" for other teams."""
     preset: str | None = None
     """Preset of uav: small, paper or city; default: the preset of the run or recipe, else small."""
     coverage: Path | None = None
-    """Output file for a coverage map of uav at the end of the episode; its ending sets the format."""
+    """Output file for a coverage map of uav at the end of the episode; its extension sets the format."""
     trust: bool = False
     """Trust the run directory: allow custom environments and pickled code."""

@@ -14,17 +14,17 @@ from scrubjay.experiments.tasks.environments import gymnasium_id
 
 
 def export_pretrained(run: Run, out: Path) -> str:
-    """Save the policy of the latest checkpoint, and return the name of its class, which can load it.
+    """Save the policy of the latest checkpoint to `out`, and return the name of the class that can load it.
 
-    Raises ValueError if there is no checkpoint, or the directory holds other files; TypeError if the run has
-    no policy.
+    Raises ValueError if there is no checkpoint, or if `out` holds other files. Raises TypeError if the run
+    has no policy.
     """
     policy = run.team_policy if run.config.policy_type == "team" else run.policy
     policy.save_pretrained(out, origin(run))
     again = type(policy).from_pretrained(out).state_dict()
     for name, value in policy.state_dict().items():
         if not torch.equal(again[name], value):
-            raise ValueError(f"{out}: {name} changed when the saved policy was reloaded")
+            raise ValueError(f"{out}: the exported {name!r} differs from the policy; do not use this export")
     return type(policy).__name__
 
 

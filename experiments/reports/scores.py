@@ -19,7 +19,8 @@ def write_scores(
 ) -> Path:
     """Write scores.jsonl with task, memory, seed, test, score, return, steps, command and commit per line.
 
-    `longer` contains the scores of each run by the value of its difficulty setting.
+    `longer` maps the path of each run to its scores on longer tasks: a dict from the value of the task's
+    length setting to the score.
     """
     provenance = {"command": command, "commit": version()}
     lines = [json.dumps({**row, **provenance}) + "\n" for run in runs for row in _rows(run, longer[run.path])]

@@ -28,7 +28,7 @@ class TeamSetup:
     env: TeamEnvConfig
     """Environment of the team."""
     actor: Actor
-    """Actor for all agents."""
+    """Function that selects the actions of all agents."""
     folder: Path
     """Default output directory: the run directory, or the current directory."""
 
@@ -42,7 +42,7 @@ class TeamEpisode:
     returns: dict[str, float]
     """Sum of rewards of each agent."""
     measures: dict[str, float]
-    """Measures of the environment, such as the sum of rates, averaged over steps."""
+    """Measures of the environment by name, such as "sum_rate_bps"; means over the steps of the episode."""
 
 
 def set_up_team(
@@ -53,10 +53,10 @@ def set_up_team(
     seed: int,
     trust: bool = False,
 ) -> TeamSetup | None:
-    """Build environment and actor from a team run, a recipe or `KNOWN_TEAMS`; None for other sources.
+    """Return environment and actor for a team run, a recipe or a name in `KNOWN_TEAMS`; else None.
 
     Args:
-        source: Run directory, recipe or known team; a run also sets the default policy.
+        source: Run directory, recipe, or name in `KNOWN_TEAMS`. A run also sets the default policy.
         policy: Directory of a team run, "random", or a rule of the environment; None for the default.
         preset: Preset of the environment; it replaces the settings of the run or recipe.
         settings: Environment settings `name=value`.
@@ -102,8 +102,8 @@ def play_team(
 ) -> TeamEpisode:
     """Record one episode of a team of identical agents to a GIF or MP4.
 
-    The environment keeps its final state. Raises ValueError if it does not render pictures, or `max_steps` is
-    below 1.
+    The environment stays in its final state. Raises ValueError if the environment does not render pictures,
+    or if `max_steps` is below 1.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
@@ -141,7 +141,10 @@ def play_team(
 def batch_observations(
     env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]
 ) -> dict[str, np.ndarray]:
-    """Return the leaves of all observations as `[1, agents, ...]`; zeros for agents that have left."""
+    """Return a dict from each leaf of the observation space to an array `[1, agents, ...]`.
+
+    The entries of agents that have left the episode are zero.
+    """
     space = env.observation_space(env.possible_agents[0])
     batch = {
         name: np.zeros((1, len(env.possible_agents), *(leaf.shape or ())), dtype=leaf.dtype)

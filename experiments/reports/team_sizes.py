@@ -21,10 +21,11 @@ BySize = Mapping[int, Sequence[Mapping[str, float]]]
 
 
 def plot_sizes(scores: Mapping[str, BySize], size: str, training_size: int, out: Path | str) -> Path:
-    """Plot the measures of each method and rule against the team size, and return the path.
+    """Plot the measures of each method and rule-based policy against the team size, and return the path.
 
-    `scores` maps names of methods and rules to measures by size; `size` is the name of the setting,
-    `training_size` its value in training. Curves are means over seeds with their range; rules are dashed.
+    `scores` maps the name of each method or rule-based policy to a dict from team size to measures. `size` is
+    the name of the setting for the team size, and `training_size` its value in training. Curves show the mean
+    and the range over seeds; curves of rule-based policies are dashed.
     """
     shades = assign_colors(scores)
     figure = make_figure(len(_MEASURES))

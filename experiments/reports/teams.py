@@ -1,4 +1,4 @@
-"""Tables of team measures beside the return, with rule-based policies and at other team sizes."""
+"""Tables of measures of teams, such as the return, for trained and rule-based policies."""
 
 from __future__ import annotations
 
@@ -23,9 +23,11 @@ Scores = dict[str, float]
 
 
 def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
-    """Return a table of measures for each team recipe, and one per measure for recipes with other sizes.
+    """Return tables of measures of trained and rule-based policies: one table for each team recipe.
 
-    Rules play the evaluation episodes of the runs. Their scores are computed once and stored in `out`.
+    For a recipe that is tested at several team sizes, also return one table per measure. Rule-based
+    policies play the same evaluation episodes as the runs. Their scores are computed once and then stored in
+    `out`.
     """
     tables = []
     for recipe, group in _group_evaluated_runs(runs).items():
@@ -36,7 +38,7 @@ def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
 
 
 def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
-    """Plot the measures at other team sizes for each recipe that is tested at them; return the paths."""
+    """Plot measures against team size, for each recipe that is tested at several sizes; return the paths."""
     from scrubjay.experiments.reports.team_sizes import plot_sizes
 
     paths = []
@@ -52,7 +54,7 @@ def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
 
 
 def _group_evaluated_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Return the team runs that have an evaluation result, by recipe."""
+    """Return a dict from each recipe to its team runs that have an evaluation result."""
     by_recipe: dict[str, list[Run]] = {}
     for run in runs:
         if isinstance(run.config, TeamTaskConfig) and "episodic_return" in run.result:
@@ -79,7 +81,10 @@ def _measure_table(runs: Sequence[Run], out: Path) -> str:
 
 
 def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[int, list[Scores]]]:
-    """Return the scores of shared actors and rules by label and size, one entry per seed."""
+    """Return a nested dict from label and team size to a list with the scores of each seed.
+
+    Runs without a shared actor are omitted. Rule-based policies have the labels `rule: <name>`.
+    """
     config = _config(runs[0])
     name, values = sizes
     scores: dict[str, dict[int, list[Scores]]] = {}
@@ -110,7 +115,7 @@ def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, d
 
 
 def size_files(run: Run) -> list[Path]:
-    """Return the files in a run directory with the scores at other team sizes."""
+    """Return the files in which a run stores its test scores: one file per tested team size."""
     sizes = size_range(run.config.recipe)
     return [] if sizes is None else [_size_file(run, sizes[0], value) for value in sizes[1]]
 

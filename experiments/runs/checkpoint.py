@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -33,10 +34,11 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int = 3
 ) -> Path:
-    """Write `folder/step_00001000`, delete all but the latest `keep` checkpoints, and return its path.
+    """Write a checkpoint such as `folder/step_00001000` and return its path.
 
-    A kill at any moment leaves either no such directory or a complete one. Raises TypeError, and writes
-    nothing, if `training` contains anything but tensors, arrays and plain values.
+    Deletes all but the latest `keep` checkpoints. If the process is killed, the new directory is either
+    missing or complete. Raises TypeError, and writes nothing, if `training` contains anything but tensors,
+    arrays and plain values.
     """
     plain = to_plain(training, "training")
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,17 +73,17 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_step(path: Path) -> int:
-    """Return the environment step a checkpoint was written at."""
+    """Return the environment step at which a checkpoint was written."""
     return int(path.name.removeprefix("step_"))
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Load the weights of a checkpoint, which may be untrusted. Raises CheckpointError if there are none."""
+    """Load the weights of a checkpoint, which may be untrusted. Raises CheckpointError if this fails."""
     return read_weights(path / WEIGHTS)
 
 
 def read_weights(file: Path) -> dict[str, Tensor]:
-    """Load the weights in a file, which may be untrusted. Raises CheckpointError if there are none."""
+    """Load the weights in a file, which may be untrusted. Raises CheckpointError if this fails."""
     try:
         return load_file(file)
     except (SafetensorError, FileNotFoundError) as error:
@@ -89,7 +91,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
 
 
 def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights atomically: a kill leaves the old file or the new one."""
+    """Write weights atomically: if the process is killed, the file has either the old or the new weights."""
     temporary = file.with_name(f".{file.name}.writing")
     temporary.unlink(missing_ok=True)
     save_file(weights, temporary)
@@ -100,20 +102,31 @@ def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
 def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
     """Load the state of learner, samplers and random generators.
 
-    Raises CheckpointError if it is not plain data. Older versions pickled it; such a file is read, which
-    runs its code, only with `trust`.
+    Raises CheckpointError if `trust` is False and the file is damaged or is not plain data. Older versions
+    pickled this state. With `trust` a pickled file is read too, which runs any code in it.
     """
     file = path / TRAINING
     try:
         _check_uncompressed(file)
         return from_plain(_check_tensor_sizes(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
-        if not trust:
+        if not trust and _is_pickled(file, error):
             raise CheckpointError(
-                f"{file} is not plain data: older versions pickled it, and unpickling runs any code in it; "
+                f"{file} is not plain data: older versions pickled it, and loading executes any code in it; "
                 "add --trust if you trust the run (in Python trust=True)"
             ) from error
+        if not trust:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{file} cannot be read: {reason}") from error
     return torch.load(file, map_location="cpu", weights_only=False)
+
+
+def _is_pickled(file: Path, error: Exception) -> bool:
+    """Return True if loading failed with `error` because the file contains pickled objects."""
+    if isinstance(error, pickle.UnpicklingError):
+        return True
+    # A file without a zip archive, as older versions of torch write it, begins with a pickle.
+    return file.exists() and file.open("rb").read(1) == pickle.PROTO
 
 
 def _check_uncompressed(file: Path) -> None:
@@ -121,17 +134,22 @@ def _check_uncompressed(file: Path) -> None:
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
-                raise ValueError("its parts are compressed")
+                raise ValueError(f"{file} is a compressed archive: expected an uncompressed archive")
 
 
 def _check_tensor_sizes(file: Path, value: Any) -> Any:
-    """Return `value`. Raises ValueError if a tensor in it is larger than the file."""
+    """Return `value`, which was read from `file`. Raises ValueError if a tensor in it is larger than `file`.
+
+    Tensors of at most 64 MiB are always allowed.
+    """
     most, waiting = max(file.stat().st_size, _SMALL), [value]
     visited_ids: set[int] = set()
     while waiting:
         part = waiting.pop()
         if isinstance(part, Tensor) and part.nbytes > most:
-            raise ValueError(f"a tensor of shape {list(part.shape)} is larger than the file")
+            raise ValueError(
+                f"{file} is invalid: a tensor of shape {list(part.shape)} is larger than the file"
+            )
         if isinstance(part, (dict, list, tuple)) and id(part) not in visited_ids:
             visited_ids.add(id(part))
             waiting += part.values() if isinstance(part, dict) else part

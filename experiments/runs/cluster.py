@@ -27,12 +27,12 @@ _IMPORT_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class RayOptions:
-    """Number of Ray processes of a run. Raises ValueError on negative numbers."""
+    """Processes and cluster address of a run on Ray. Raises ValueError on negative numbers of processes."""
 
     num_env_runners: int = 2
-    """Sampling processes, each with its share of the environments; 0 samples in the driver."""
+    """Number of processes that run the environments. If 0, the driver process runs all environments."""
     num_learners: int = 0
-    """Data-parallel learner processes; 0 trains in the driver."""
+    """Number of data-parallel learner processes. If 0, the driver process trains the model."""
     address: str | None = None
     """Address of the cluster's head as host:port; None uses RAY_ADDRESS if set, else this machine only."""
 
@@ -90,7 +90,7 @@ def connect(options: RayOptions) -> bool:
 
 
 def _follow_driver() -> None:
-    """Call `user_modules.follow_driver` on nodes with this package; `_find_packages` reports the others."""
+    """Call `user_modules.follow_driver` if Scrubjay is installed on this node; otherwise do nothing."""
     try:
         from scrubjay.experiments.runs.user_modules import follow_driver
     except ImportError:
@@ -103,9 +103,10 @@ _follow_driver.__module__ = "__main__"
 
 
 def _job_config() -> Any:
-    """Return a job config that keeps the current folder off the workers' `sys.path`, as in the driver.
+    """Return a Ray job config that gives workers only folders that are on the driver's `sys.path`.
 
-    Ray would put it before installed packages, and the folder may hold untrusted files.
+    By default Ray also adds the current folder, before installed packages. The folder may hold untrusted
+    files.
     """
     from ray.job_config import JobConfig
 
@@ -124,7 +125,7 @@ def _job_config() -> Any:
 def _keep_token() -> None:
     """Create Ray's authentication token, readable by this user only, unless a token is configured.
 
-    All users can read the token that Ray itself creates.
+    A token that Ray itself creates is readable by all users.
     """
     if {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
         return
@@ -167,7 +168,7 @@ def _about_token() -> str:
     if token_source == "RAY_AUTH_TOKEN_PATH" and not Path(os.environ[token_source]).is_file():
         return f"it asks for a token, and {token_source} names no file: {remedy}"
     if mode != "token":
-        return f"it asks for a token, and that of {token_source} is kept back: set RAY_AUTH_MODE=token"
+        return f"it asks for a token, and the token of {token_source} is not sent: set RAY_AUTH_MODE=token"
     return f"it refuses the token of {token_source}: {remedy}"
 
 
@@ -201,13 +202,15 @@ def _find_cpus(options: RayOptions) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if options.num_cpus > cpus:
         raise ValueError(
-            f"{requirement}; the cluster has {cpus}: ask for fewer, or join a larger one with --address"
+            f"{requirement}; the cluster has {cpus}: use fewer processes, or join a larger cluster with "
+            "--address"
         )
     deadline = time.monotonic() + _FREE_SECONDS
     while (free := free_cpus()) < options.num_cpus:
         if time.monotonic() > deadline:
             raise ValueError(
-                f"{requirement}; of the cluster's {cpus} only {free} are free: ask for fewer, or wait"
+                f"{requirement}; only {free} of the cluster's {cpus} CPUs are free: use fewer processes, or "
+                "wait"
             )
         time.sleep(0.5)
 
@@ -235,8 +238,8 @@ def _find_packages() -> None:
         except RayTaskError as error:
             reason = str(error.cause).strip().splitlines()[-1]
             raise ValueError(
-                f"the node {hosts[reply]} cannot load Scrubjay: {reason}; install there what is "
-                "installed here"
+                f"the node {hosts[reply]} cannot load Scrubjay: {reason}; install the packages of this "
+                "machine on that node"
             ) from error
         except RayError:  # the node is shutting down: Ray will place its work elsewhere
             continue
@@ -245,7 +248,7 @@ def _find_packages() -> None:
 def describe_cluster() -> str:
     """Return one line on the connected cluster and its access control.
 
-    Ray always listens on all interfaces (2.60), so this also matters on a laptop.
+    Ray 2.60 always listens on all network interfaces, so access control also matters on a laptop.
     """
     import ray
 
@@ -264,7 +267,7 @@ def describe_cluster() -> str:
 def _check_address(address: str) -> None:
     """Raise ValueError unless a Ray head listens at host:port.
 
-    Ray itself would try for minutes, or without end.
+    Ray itself would retry for minutes, or forever.
     """
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon:

@@ -16,14 +16,14 @@ class ElapsedTime:
     """Runtime of a block of code in seconds."""
 
     wall: float = 0.0
-    """Wall-clock time."""
+    """Wall-clock time in seconds."""
     cpu: float = 0.0
-    """CPU time of this process, which other processes on the machine affect less."""
+    """CPU time of this process in seconds. It depends less on other processes than wall-clock time."""
 
 
 @contextmanager
 def stopwatch() -> Iterator[ElapsedTime]:
-    """Measure the block; the result is complete after it."""
+    """Yield an `ElapsedTime` that has the runtime of the `with` block when the block has ended."""
     _await_device()
     timing, wall, cpu = ElapsedTime(), time.perf_counter(), time.process_time()
     yield timing
@@ -32,8 +32,10 @@ def stopwatch() -> Iterator[ElapsedTime]:
 
 
 def resident_bytes() -> int:
-    """Return the current memory use of this process in bytes, or its peak if the system does not report
-    it."""
+    """Return the current memory use of this process in bytes.
+
+    If the system does not report the current memory use, return the peak memory use.
+    """
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except OSError:

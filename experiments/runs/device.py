@@ -25,14 +25,17 @@ def resolve_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError):
         is_available = False
     if not is_available:
-        why = "torch sees no such GPU here" if name.startswith("cuda") else "torch cannot compute there"
+        why = "torch sees no such GPU here" if name.startswith("cuda") else "torch cannot compute on it"
         raise ValueError(f"device={name!r}: {why}; choose cpu or auto")
     return device
 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one torch thread, the fastest for small policies, unless OMP_NUM_THREADS is set."""
+    """Use one torch thread in the `with` block, unless OMP_NUM_THREADS is set.
+
+    One thread is fastest for small policies.
+    """
     before = torch.get_num_threads()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -24,9 +24,9 @@ CHECKPOINTS = "checkpoints"
 def lock(path: Path) -> IO[str]:
     """Lock a run for training; return an open file that holds the lock until it is closed.
 
-    The system releases the lock when the process ends. Raises ValueError if another process holds it. On NFS
-    the lock works between machines if the server supports locks, as NFS 4 does; otherwise a warning is
-    logged.
+    The system releases the lock when the process ends. Raises ValueError if another process holds the lock.
+    On NFS the lock also works between machines if the server supports locks, as NFS 4 does. If the file
+    system has no locks, a warning is logged.
     """
     file = (path / ".lock").open("w")
     try:
@@ -59,7 +59,7 @@ def check_name(path: Path) -> None:
 def check_files(path: Path) -> None:
     """Raise ValueError if there is anything but regular files and folders below `path`.
 
-    A run writes into its directory, and through a link it would write elsewhere.
+    Through a link, a run would write to files outside its directory.
     """
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
@@ -75,7 +75,7 @@ def check_files(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file atomically: a kill leaves the old file or the new one."""
+    """Write a small file atomically: if the process is killed, the file has its old or its new content."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.unlink(missing_ok=True)
     with temporary.open("x") as file:  # fails on an existing link

@@ -18,7 +18,7 @@ _AT_ONCE = getattr(os, "O_NONBLOCK", 0)
 
 
 class Fields(dict[str, Any]):
-    """JSON object whose missing fields raise ValueError with the source, and a remedy if known."""
+    """JSON object. A missing field raises ValueError, which names the source and, if known, a remedy."""
 
     def __init__(self, values: dict[str, Any], source: object, remedy: str = "") -> None:
         super().__init__(values)
@@ -45,26 +45,26 @@ def parse_object(text: str, source: object) -> Fields:
     value = parse(text, source)
     if not isinstance(value, dict):
         raise ValueError(  # noqa: TRY004  (the error is about the content of a file)
-            f"{source} is damaged: it holds {value!r:.40} in place of an object of JSON"
+            f"{source} is damaged: it holds {value!r:.40} instead of a JSON object"
         )
     return Fields(value, source)
 
 
 def read_object(path: Path) -> Fields:
-    """Read a JSON object from a file. Raises ValueError if it holds none, and OSError."""
+    """Read a JSON object from a file. Raises ValueError on other content, and OSError if reading fails."""
     return parse_object(read_untrusted(path), path)
 
 
 def read_text(path: Path) -> str:
-    """Read a text file. Raises ValueError, naming the file, if it is not UTF-8, and OSError."""
+    """Read a text file. Raises ValueError, naming the file, if it is not UTF-8; OSError if reading fails."""
     return _decode(path.read_bytes(), path)
 
 
 def read_untrusted(path: Path, max_bytes: int = MAX_BYTES) -> str:
     """Read a text file of a run or a measurement, which may be untrusted.
 
-    Raises ValueError, naming the file, if it is not UTF-8, not a regular file, or larger than `max_bytes`,
-    and OSError.
+    Raises ValueError, naming the file, if it is not UTF-8, not a regular file, or larger than `max_bytes`.
+    Raises OSError if reading fails.
     """
     # Open a pipe without blocking, and then reject it.
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
@@ -77,7 +77,7 @@ def read_untrusted(path: Path, max_bytes: int = MAX_BYTES) -> str:
 
 
 def read_lines(path: Path) -> list[Fields]:
-    """Read the objects of a JSON-lines file; none if there is no file.
+    """Return the objects in a JSON-lines file; return an empty list if the file does not exist.
 
     An incomplete last line is skipped. Raises ValueError, naming the line, if any other line holds no object.
     """
@@ -93,7 +93,7 @@ def read_lines(path: Path) -> list[Fields]:
 
 
 def read_numbers(path: Path) -> Fields:
-    """Read numbers by name from a JSON file. Raises ValueError if it holds anything else."""
+    """Read an object of numbers from a JSON file. Raises ValueError on other content."""
     return check_numbers(read_object(path))
 
 

@@ -11,22 +11,26 @@ MEMORY_LIMIT = 2**31
 
 
 def check_memory_limit(needs: Mapping[str, int]) -> None:
-    """Raise ValueError, naming the largest, if `needs`, bytes by name, exceed `MEMORY_LIMIT` in total."""
+    """Raise ValueError if a run needs more than `MEMORY_LIMIT` bytes in total.
+
+    `needs` maps a setting to the bytes that it needs. The error names the setting that needs most.
+    """
     total = sum(needs.values())
     if total > MEMORY_LIMIT:
         largest = max(needs, key=lambda name: needs[name])
         raise ValueError(
-            f"{largest}: takes about {_gibibytes(total)}, and an untrusted run may take "
-            f"{_gibibytes(MEMORY_LIMIT)} at most; add --trust if you trust the run (in Python trust=True)"
+            f"{largest}: with this setting the run needs about {_gibibytes(total)} of memory; the limit "
+            f"for an untrusted run is {_gibibytes(MEMORY_LIMIT)}; add --trust if you trust the run "
+            "(in Python trust=True)"
         )
 
 
 @contextlib.contextmanager
 def limit_memory(max_bytes: int) -> Iterator[None]:
-    """Limit this process to `max_bytes` more than it uses now; beyond that allocations raise MemoryError.
+    """Limit this process to `max_bytes` more memory than it uses now, in the `with` block.
 
-    Does nothing if the system has no such limit, as macOS, or with a GPU, whose driver reserves more memory
-    than it uses.
+    Allocations above the limit raise MemoryError. Does nothing if the system cannot limit memory, such as
+    macOS. Also does nothing with a GPU, since a GPU driver reserves more memory than it uses.
     """
     used_bytes = _used_bytes()
     if used_bytes is None or _has_gpu():
@@ -44,7 +48,7 @@ def limit_memory(max_bytes: int) -> Iterator[None]:
 
 
 def available_bytes() -> int:
-    """Return the free bytes of this machine's memory; at least `MEMORY_LIMIT`, also if they are unknown."""
+    """Return the free memory of this machine in bytes, or `MEMORY_LIMIT` if less is free or unknown."""
     return max(MEMORY_LIMIT, _read_kibibytes("/proc/meminfo", "MemAvailable") or 0)
 
 
@@ -53,7 +57,7 @@ def _used_bytes() -> int | None:
 
 
 def _read_kibibytes(file: str, name: str) -> int | None:
-    """Return a value that Linux reports in kibibytes, in bytes; None if it is not available."""
+    """Read a value that Linux reports in kibibytes, and return it in bytes; None if it is not available."""
     try:
         lines = Path(file).read_text("utf-8").splitlines()
     except OSError:

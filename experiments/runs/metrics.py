@@ -41,7 +41,7 @@ class EpisodeWindow:
             self._episodes.append(entry)
 
     def means(self) -> dict[str, float]:
-        """Return charts/episodic_return and _length and, if known, charts/success and measures."""
+        """Return the columns charts/*: mean return and length; if known, also mean success and measures."""
         if not self._episodes:
             return {}
         count = len(self._episodes)
@@ -57,7 +57,7 @@ class EpisodeWindow:
         return means
 
     def get_state(self) -> list[Episode]:
-        """Return the window as plain data."""
+        """Return the episodes in the window as plain data."""
         return list(self._episodes)
 
     def set_state(self, state: Iterable[Episode]) -> None:
@@ -68,7 +68,7 @@ class EpisodeWindow:
 class MetricsLog:
     """Writer of rows to metrics.jsonl and TensorBoard.
 
-    On resumption, rows after the checkpoint are removed.
+    When a run resumes, rows that are later than its checkpoint are removed.
     """
 
     def __init__(self, path: Path, offset: int = 0, step: int = 0) -> None:
@@ -85,7 +85,10 @@ class MetricsLog:
         with path.open("rb") as file:
             file.seek(max(0, offset - 1))
             if offset and file.read(1) != b"\n":
-                raise ValueError(f"{path} is not the one its checkpoint was written with; restore it")
+                raise ValueError(
+                    f"{path} has changed since the checkpoint; restore the file from a copy, or start a "
+                    "new run"
+                )
         os.truncate(path, offset)
         if offset == 0:
             for events in path.parent.glob("events.out.tfevents.*"):
@@ -94,20 +97,20 @@ class MetricsLog:
         self._writer: Any = SummaryWriter(str(path.parent), purge_step=step + 1 if step else None)
 
     def write(self, step: int, row: dict[str, float]) -> None:
-        """Add one row."""
+        """Add one row of metrics."""
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         for name, value in row.items():
             self._writer.add_scalar(name, value, step)
 
     def sync(self) -> int:
-        """Sync all rows to disk; return the file size in bytes, as `offset` for resumption."""
+        """Sync all rows to disk. Return the file size in bytes: the `offset` of a resumed `MetricsLog`."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._writer.flush()
         return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close both files."""
+        """Flush and close metrics.jsonl and the TensorBoard file."""
         self._file.close()
         self._writer.close()

@@ -32,8 +32,10 @@ class ProgressLines:
 
 
 class ProgressDisplay:
-    """Display of steps per second (total, and of environment, policy and learner), return, success and
-    ETA."""
+    """Display of the progress of a run: success, return, steps per second, and remaining time (ETA).
+
+    Steps per second are shown in total, and for environment, policy and learner alone.
+    """
 
     def __init__(self, title: str, total_steps: int, first_step: int = 0, show: bool = True) -> None:
         self.title = title
@@ -92,7 +94,7 @@ def describe_row(row: dict[str, float]) -> str:
 
 
 def loss_warnings(row: dict[str, float]) -> list[str]:
-    """Return a warning if a loss of the row is not finite, else nothing.
+    """Return a list with a warning if a loss of the row is not finite; otherwise an empty list.
 
     A policy with NaN weights still acts, so that its score alone does not reveal the failure.
     """

@@ -1,4 +1,4 @@
-"""Results in a JSON-lines file that survive interruption, in a directory that stores their settings."""
+"""JSON-lines file of results that survives an interruption, and settings file in the same directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = "settings.json"
 class Records:
     """Rows of a JSON-lines file, in memory and on disk; an incomplete last line is dropped.
 
-    Every row has the fields of `field_types` with values of these types, and may have more. Raises
+    Every row has the fields of `field_types` with values of these types, and may have more fields. Raises
     ValueError, naming the line, if any other line is damaged.
     """
 
@@ -46,15 +46,15 @@ class Records:
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def find(self, **fields: Any) -> list[dict[str, Any]]:
-        """Return the rows whose fields have these values, which may be JSON lists."""
+        """Return the rows whose fields equal these values. A value may be a JSON list."""
         return [row for row in self.rows if all(row[name] == value for name, value in fields.items())]
 
 
 def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
-    """Create a directory for results with these settings, or check that its settings are the same.
+    """Create a directory for results with these settings, or check that an existing one has these settings.
 
-    Raises ValueError, naming the differences, if it holds results with other settings. A directory without
-    results accepts new settings.
+    Raises ValueError, naming the differences, if the directory holds results with other settings. A directory
+    without results accepts new settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     file, settings = out / SETTINGS, json.loads(json.dumps(settings, default=str))
@@ -66,7 +66,7 @@ def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
             if before.get(name) != settings.get(name)
         ]
         if different:
-            raise ValueError(f"{out} holds results of {'; '.join(different)}: choose another --out")
+            raise ValueError(f"{out} holds other results ({'; '.join(different)}); choose another --out")
     write_atomically(file, json.dumps(settings, indent=2) + "\n")
 
 

@@ -12,9 +12,9 @@ _PURPOSES = ("weights", "sampling", "minibatches", "evaluation")
 def derive_seed(
     seed: int, purpose: Literal["weights", "sampling", "minibatches", "evaluation"], step: int = 0
 ) -> int:
-    """Return a 31-bit seed for one purpose of an experiment, optionally from a given step on.
+    """Return a 31-bit seed for one purpose of an experiment. Different values of `step` give different seeds.
 
-    A vector environment seeds its environments with consecutive numbers. Without derived seeds, experiments
+    A vector environment gives its environments consecutive seeds. Without derived seeds, experiments
     with seeds 0 and 1, or training and evaluation, would share nearly all their episodes.
     """
     # Step 0 is left out, for the same seeds as in versions without `step`.

@@ -34,13 +34,14 @@ def to_plain(value: Any, where: str = "state") -> Any:
         return kind(to_plain(item, f"{where}[{index}]") for index, item in enumerate(value))
     if (kind is np.ndarray or isinstance(value, np.generic)) and _is_plain_array(value):
         return {_ARRAY if kind is np.ndarray else _SCALAR: torch.from_numpy(np.array(value, order="C"))}
-    raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}, which is no array or plain value")
+    raise TypeError(f"{where} is a {kind.__module__}.{kind.__qualname__}; expected an array or plain value")
 
 
 def from_plain(value: Any) -> Any:
-    """Convert data from `to_plain` back. Raises ValueError if a dict, list or tuple occurs in two places.
+    """Restore data that `to_plain` converted. Raises ValueError if a container occurs in two places.
 
-    `to_plain` never writes shared containers; with them a small file could expand to more than memory holds.
+    `to_plain` never writes shared containers. With shared containers a small file could need more memory than
+    the machine has.
     """
     return _from_plain(value, set())
 
@@ -48,7 +49,9 @@ def from_plain(value: Any) -> Any:
 def _from_plain(value: Any, visited_ids: set[int]) -> Any:
     if isinstance(value, (dict, list, tuple)) and value:
         if id(value) in visited_ids:
-            raise ValueError("a dict, list or tuple in it occurs in two places")
+            raise ValueError(
+                "the data refers to the same dict, list or tuple in two places; put a copy in one of them"
+            )
         visited_ids.add(id(value))
     if isinstance(value, dict):
         if value.keys() == {_ARRAY}:

@@ -13,7 +13,7 @@ def interquartile_mean(scores: ArrayLike) -> float:
     """Return the mean of the middle half: a quarter of the scores, rounded down, is cut at either end.
 
     Paper: Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice", section 4.3.
-    With three scores nothing is cut and this is the mean. Raises ValueError on no scores.
+    With three scores nothing is cut, so the result is the mean. Raises ValueError if there are no scores.
     """
     values = np.asarray(scores, dtype=float).ravel()
     if values.size == 0:
@@ -68,7 +68,7 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the mean by the normal approximation; a single value gives zero width."""
+    """Return the interval of the mean by the normal approximation. With one value its width is zero."""
     sample = np.asarray(values, dtype=float).ravel()
     if sample.size == 0:
         raise ValueError("no values: at least one is needed")
@@ -89,7 +89,7 @@ def difference_interval(
     samples = [np.asarray(values, dtype=float).ravel() for values in (first, second)]
     for sample in samples:
         if sample.size < 2:
-            raise ValueError(f"a sample has {sample.size} values; a difference has an interval from 2 on")
+            raise ValueError(f"a sample has size {sample.size}: must be at least 2 for an interval")
     difference = float(samples[0].mean() - samples[1].mean())
     half = _normal_quantile((1 + confidence) / 2) * math.sqrt(sum(s.var(ddof=1) / s.size for s in samples))
     return difference, difference - half, difference + half

@@ -29,7 +29,7 @@ class _SearchState:
 
     is_allowed = False
     folder: str | None = None
-    """Folder of the driver; None for the current folder."""
+    """Folder where the Ray driver finds the user's modules; None for the current folder of this process."""
     appended_path: str | None = None
 
 
@@ -38,7 +38,7 @@ _search = _SearchState()
 
 @contextmanager
 def search_current_folder() -> Iterator[None]:
-    """Let `make_importable` search the current folder inside the block, as the command does."""
+    """Let `make_importable` search the current folder in the `with` block, as the command line does."""
     before = _search.is_allowed, _search.appended_path
     _search.is_allowed = True
     try:
@@ -48,10 +48,10 @@ def search_current_folder() -> Iterator[None]:
 
 
 def make_importable(module: str) -> None:
-    """Append the current folder to `sys.path` if only this folder has the module that the user names.
+    """Append the current folder to `sys.path` if the module exists only in this folder.
 
-    Other names must not append it, since the folder may hold untrusted files with the names of optional
-    packages. Once appended the folder stays, for the imports of the module itself.
+    Call this only for a module that the user names, since the folder may hold untrusted files with the names
+    of optional packages. The folder stays on `sys.path`, so that the module can import other modules from it.
     """
     top = module.partition(".")[0]
     folder = _folder()
@@ -63,7 +63,10 @@ def make_importable(module: str) -> None:
 
 
 def worker_folder() -> dict[str, str]:
-    """Return the environment variable with which Ray workers find the user modules of this process."""
+    """Return a dict with the environment variable from which Ray workers take the folder of user modules.
+
+    The dict is empty if this process has no such folder.
+    """
     if _search.appended_path is not None:
         return {FOLDER_VARIABLE: f"+{_search.appended_path}"}
     folder = _folder()
@@ -71,12 +74,12 @@ def worker_folder() -> dict[str, str]:
 
 
 def appended_folder() -> str | None:
-    """Return the folder that `make_importable` appended; None if it appended none."""
+    """Return the folder that `make_importable` appended to `sys.path`; None if it has appended no folder."""
     return _search.appended_path
 
 
 def follow_driver() -> None:
-    """Search the driver's folder for user modules; Ray calls this first in each worker of a run."""
+    """Search the driver's folder for user modules. Ray calls this function first in each worker of a run."""
     if driver_folder := os.environ.get(FOLDER_VARIABLE):
         _search.is_allowed, _search.folder = True, driver_folder.removeprefix("+")
         if driver_folder.startswith("+"):
@@ -84,7 +87,7 @@ def follow_driver() -> None:
 
 
 def _folder() -> str | None:
-    """Return the folder to search; None if there is none."""
+    """Return the folder to search for user modules; None if the search is off or the folder was deleted."""
     if not _search.is_allowed:
         return None
     with suppress(FileNotFoundError):  # it may have been deleted
@@ -104,7 +107,7 @@ def import_user_modules() -> None:
     for module in map(str.strip, os.environ.get(IMPORT_VARIABLE, "").split(",")):
         if module.endswith(".py"):
             raise ImportError(
-                f"{IMPORT_VARIABLE}={module}: expected a module's name, as {Path(module).stem} is"
+                f"{IMPORT_VARIABLE}={module}: expected a module name, such as {Path(module).stem}"
             )
         try:
             if module:

@@ -69,7 +69,10 @@ class EnvConfig:
         return self.inputs != ("observation",)
 
     def as_untrusted(self) -> Self:
-        """Return a copy as read from a file: the id is marked untrusted unless it is safe or user-named."""
+        """Return a copy of this config with the id marked as untrusted, for configs that are read from files.
+
+        An id is not marked if it is safe or if the user named it in this process.
+        """
         return replace(self, id=mark_untrusted(self.id, self.kwargs, is_safe(self.id, self.kwargs)))
 
     def facts(self) -> EnvFacts:
@@ -81,7 +84,7 @@ class EnvConfig:
     def try_out(self) -> None:
         """Play some random steps, to find faults of a user's environment before training.
 
-        Raises EnvFaultError on invalid observations or rewards, BrokenEnvError on errors of its code.
+        Raises EnvFaultError on invalid observations or rewards, and BrokenEnvError if its code fails.
         """
         with self.make() as env, environment_errors(self.id):
             try_out(env)

@@ -11,7 +11,7 @@ _REMEDIES = {
 
 
 def missing_module(error: BaseException) -> str | None:
-    """Return the missing module from an error or the first of its causes that names one; else None."""
+    """Return the name of the missing module from an error or its causes; None if no module is named."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ModuleNotFoundError) and cause.name:

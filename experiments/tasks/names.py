@@ -1,6 +1,6 @@
 """Trust of environment names. A name read from a file must not execute code unless it is safe.
 
-Safe names are those of Scrubjay and gymnasium, and names that the user gave in this process.
+Environments of Scrubjay and gymnasium are safe, and so are names that the user passed in this process.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ _USER_NAMES: set[tuple[str, frozenset[tuple[str, Any]]]] = set()
 
 
 class UntrustedName(str):
-    """Environment name from a file, which must not be created without trust.
+    """Environment name from an untrusted file; this environment must not be created.
 
-    It is a str, so that it is serialized, compared and sent to workers like other names. It stays marked when
-    other fields of its config change.
+    The class is a str, so that it is serialized, compared and sent to workers like other names. The name
+    stays untrusted when other fields of its config change.
     """
 
 
 def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
-    """Return True if a file may name this single-agent environment: creating it runs no untrusted code.
+    """Return True if an untrusted file may name this single-agent environment.
 
-    Safe are Scrubjay's environments, ids in gymnasium's registry (its own or registered by this process) and
-    POPGym, an extra of Scrubjay. Except for Scrubjay's, settings must not be strings: some environments read
-    files or import modules named in settings.
+    Such an environment runs no untrusted code. Environments of Scrubjay, of gymnasium's registry (built in or
+    registered by this process) and of POPGym, an extra of Scrubjay, are safe. Settings of gymnasium's and
+    POPGym's environments must not be strings, except `map_name` and `render_mode`: some environments read
+    files or import modules that a setting names.
     """
     if name.removeprefix("scrubjay.envs:") in list_environments():
         return True
@@ -44,12 +45,16 @@ def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
 
 
 def is_safe_team(name: str, kwargs: Mapping[str, Any], known_names: frozenset[str]) -> bool:
-    """Return True if a file may name this team environment: one of `known_names` or of the extra `mpe`."""
+    """Return True if an untrusted file may name this team environment.
+
+    The environments in `known_names` are safe. An environment of the extra `mpe` is safe if `kwargs`, its
+    settings, contain no strings.
+    """
     return name in known_names or (_has_no_strings(kwargs) and _EXTRA_TEAM.fullmatch(name) is not None)
 
 
 def mark_untrusted(name: str, kwargs: Mapping[str, Any], is_safe_name: bool) -> str:
-    """Return a file's name unchanged if it is safe or the user gave it, else as an `UntrustedName`."""
+    """Return `name` unchanged if it is safe or was passed by the user, otherwise as an `UntrustedName`."""
     return name if is_safe_name or (name, frozenset(kwargs.items())) in _USER_NAMES else UntrustedName(name)
 
 
@@ -57,8 +62,8 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
     """Record that the user named this environment. Raises ValueError on an `UntrustedName`."""
     if isinstance(name, UntrustedName):
         raise ValueError(  # noqa: TRY004  (the value is untrusted, not the type wrong)
-            f"environment {str(name)!r}: a file names this environment, which is not part of Scrubjay, and "
-            "creating it executes its code; add --trust if you trust the run (in Python trust=True)"
+            f"environment {str(name)!r}: the name comes from a file, and creating this environment executes "
+            "code from outside Scrubjay; add --trust if you trust the run (in Python trust=True)"
         )
     _USER_NAMES.add((name, frozenset(kwargs.items())))
 
@@ -66,7 +71,7 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
 def make_env_importable(name: str) -> None:
     """Make the module of an environment's `module:name` importable from the current folder.
 
-    Names that are safe without trust are excluded: they must come from installed packages only.
+    Environments of the extras POPGym and MPE are excluded: they must come from installed packages.
     """
     if not (_EXTRA_SINGLE.fullmatch(name) or _EXTRA_TEAM.fullmatch(name)):
         make_importable(name.partition(":")[0])

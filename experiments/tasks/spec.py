@@ -1,4 +1,4 @@
-"""Properties of an environment stored with a run as JSON, so that loading its policy needs no environment."""
+"""Environment properties that a run stores as JSON, to load the run's policy without the environment."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class EnvFacts:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Load the text of `to_json`. Raises ValueError on invalid text and on excessive sizes."""
-        fields = parse_object(text, "it")
+        """Load facts from the text of `to_json`. Raises ValueError on invalid text and on excessive sizes."""
+        fields = parse_object(text, "the content")
         spaces, success = Spaces.from_dict(fields), fields["success_without_memory"]
         return cls(spaces, None if success is None else _finite(success))
 
 
 def _finite(value: Any) -> float:
     if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
-        raise ValueError(f"{value!r:.40}: expected a number")
+        raise ValueError(f"success_without_memory={value!r:.40}: expected a number")
     return float(value)

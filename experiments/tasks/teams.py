@@ -29,8 +29,8 @@ class TeamEnvConfig:
     """Multi-agent environment, its settings and the number of parallel teams."""
 
     id: str = "scrubjay.envs.uav:parallel_env"
-    """`module:callable` returning a PettingZoo ParallelEnv; a function `teams` of the module is used as its
-    vectorized version."""
+    """`module:callable` that returns a PettingZoo ParallelEnv. If the module also has a function `teams`,
+    this function makes the vector environment."""
     kwargs: dict[str, KwargValue] = field(default_factory=dict)
     """Keyword arguments of the environment; change one with `--set name=value`."""
     num_envs: int = 32
@@ -49,7 +49,10 @@ class TeamEnvConfig:
         return check_team(self._call(self.id, **kwargs), self.id)
 
     def make_teams(self, num_envs: int | None = None) -> TeamEnv:
-        """Return `num_envs` teams. Raises ValueError as `make`, and if the agents of a team differ."""
+        """Return a vector environment of `num_envs` teams.
+
+        Raises the errors of `make`, and ValueError if the agents of a team have different spaces.
+        """
         count = self.num_envs if num_envs is None else num_envs
         module, _, _ = self.id.partition(":")
         self.make().close()  # a single environment reports a bad id or setting best
@@ -82,7 +85,10 @@ class TeamEnvConfig:
             teams.close()
 
     def as_untrusted(self) -> Self:
-        """Return a copy as read from a file: the id is marked untrusted unless it is safe or user-named."""
+        """Return a copy of this config with the id marked as untrusted, for configs that are read from files.
+
+        An id is not marked if it is safe or if the user named it in this process.
+        """
         known_ids = frozenset(teams.id for teams in KNOWN_TEAMS.values())
         return replace(
             self, id=mark_untrusted(self.id, self.kwargs, is_safe_team(self.id, self.kwargs, known_ids))
@@ -121,14 +127,14 @@ class KnownTeamEnv:
     id: str
     """`module:callable`, as in `TeamEnvConfig`."""
     presets: bool = False
-    """True if it accepts the name of a preset as `preset`."""
+    """True if the environment accepts the name of a preset as its argument `preset`."""
     rules_path: str = ""
-    """`module:name` of its heuristics: a mapping from names to functions of a seed."""
+    """`module:name` of the heuristics: a mapping from names to functions that build a policy from a seed."""
     default_rule: str = "random"
-    """Policy used if none is given."""
+    """Name of the policy if the user names no policy."""
 
     def rules(self) -> Mapping[str, Callable[[int], Any]]:
-        """Return its heuristics by name, as functions of a seed."""
+        """Return a dict from the name of each heuristic to a function that builds a policy from a seed."""
         module, _, name = self.rules_path.partition(":")
         return getattr(importlib.import_module(module), name) if module else {}
 
@@ -145,8 +151,8 @@ KNOWN_TEAMS: dict[str, KnownTeamEnv] = {
 
 
 def find_known_team(id: str) -> KnownTeamEnv:
-    """Return the entry of an environment by its `module:callable`.
+    """Return the `KnownTeamEnv` of the environment `module:callable`.
 
-    Unknown environments get an entry without presets and heuristics.
+    For an unknown environment it has no presets and no heuristics.
     """
     return next((entry for entry in KNOWN_TEAMS.values() if entry.id == id), KnownTeamEnv(id))

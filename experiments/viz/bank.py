@@ -1,4 +1,4 @@
-"""Trace of a memory bank: its records in writing order, each with the record it replaced."""
+"""Trace of a memory bank: one step per record in writing order, linked to the record that it replaced."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def trace_bank(
 ) -> Trace:
     """Return the trace of the latest `most` records of a bank in writing order.
 
-    A step recalls the record that it supersedes. A `query` adds a last step that recalls its `k` best
-    matches, weighted by score, and explains each score in its text. Raises ValueError if the bank is empty,
-    or `most` or `k` is below 1.
+    Each record is one step, which recalls the record that it supersedes. A `query` adds a last step. This
+    step recalls the `k` best matches of the query, weighted by score, and its text explains each score.
+    Raises ValueError if the bank is empty, or `most` or `k` is below 1.
     """
     if most < 1:
         raise ValueError(f"most={most}: must be at least 1")
@@ -59,7 +59,7 @@ def trace_bank(
 
 
 def _build_query_step(bank: MemoryBank, query: str, k: int, places: Mapping[str, int], time: float) -> Step:
-    """Return the step of a query, whose text explains the score of each result."""
+    """Return the step of a query; the text of the step explains the score of each result."""
     hits = bank.search(query, k, explain=True)
     lines = [query, *(describe_hit(hit, places.get(hit.id)) for hit in hits)]
     matches = [(places[hit.id], max(hit.score, 0.0)) for hit in hits if hit.id in places]
@@ -73,7 +73,7 @@ def _build_query_step(bank: MemoryBank, query: str, k: int, places: Mapping[str,
 
 
 def describe_hit(hit: Hit, place: int | None) -> str:
-    """Return a line with the step of a search result, its score and the explanation of the score."""
+    """Return one line for a search result: its step in the trace, its score and why it has this score."""
     where = "an older record, not shown" if place is None else f"step {place}"
     why = "" if hit.explanation is None else f": {hit.explanation.summary}"
     return f"{where}, score {hit.score:.3g}{why}"

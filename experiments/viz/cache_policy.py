@@ -31,14 +31,14 @@ class _Snapshot(NamedTuple):
     retained_tokens: float
     """Number of retained tokens, mean over heads."""
     to_first: float
-    """Share of attention on the first tokens, mean over heads."""
+    """Share of the attention that falls on the first tokens, mean over heads."""
     options: dict[str, float]
 
 
 class RetentionRecorder:
     """Recorder of the retained tokens of one text after each model call.
 
-    The cache must track its tokens and have batch size 1.
+    The cache must have `track_tokens=True` and batch size 1.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -56,8 +56,8 @@ class RetentionRecorder:
     def record(self, tokens: Sequence[int], cache: PolicyCache, logits: Float[Tensor, " vocabulary"]) -> None:
         """Record the retained tokens of a cache that has just read `tokens`; `logits` predict the next token.
 
-        The sequence length of the cache tells whether it was cropped or replaced. The records of later tokens
-        are then dropped. Tokens that were read without a record appear as an ellipsis.
+        The sequence length of the cache shows if the cache was cropped or replaced. In this case the records
+        of the removed tokens are dropped. Tokens that were read without a record appear as an ellipsis.
         """
         begin, before = cache.get_seq_length() - len(tokens), len(self._tokens)
         self._losses = {place: loss for place, loss in self._losses.items() if place < begin}
@@ -75,7 +75,11 @@ class RetentionRecorder:
         self._drop_oldest_weights()
 
     def trace(self, title: str, retrieval: RetrievalHeads | None = None) -> Trace:
-        """Return the trace so far, with the retained, read and fetched tokens, and tables by head."""
+        """Return the trace up to now.
+
+        Each step recalls the tokens that the cache retained, the tokens that attention read, and the tokens
+        that the policy selected by score. Tables hold values by layer and head.
+        """
         words = ["…" if token is None else decode_token(self._tokenizer, token) for token in self._tokens]
         steps = []
         for place, word in enumerate(words):
@@ -94,7 +98,9 @@ class RetentionRecorder:
             unit="tokens",
             rate=8.0,
             tracks={
-                "tokens kept, mean of heads": tuple(m.retained_tokens if m else None for m in snapshots),
+                "retained tokens, mean over heads": tuple(
+                    m.retained_tokens if m else None for m in snapshots
+                ),
                 f"attention to the first {FIRST} tokens": tuple(m.to_first if m else None for m in snapshots),
             }
             | ({"loss of the token": losses} if any(loss is not None for loss in losses) else {}),
@@ -121,7 +127,7 @@ class RetentionRecorder:
     def _build_tables(self, retrieval: RetrievalHeads | None) -> dict[str, dict[str, tuple[float, ...]]]:
         layers = {f"layer {layer}": retained_tokens for layer, retained_tokens in self._last_retained.items()}
         tables = {
-            "tokens kept, by layer and key head": {
+            "retained tokens, by layer and key head": {
                 name: tuple(retained_tokens.stored_mask[0].sum(dim=-1).tolist())
                 for name, retained_tokens in layers.items()
             },
@@ -145,7 +151,7 @@ class RetentionRecorder:
 
 @contextmanager
 def record_calls(model: Any, recorder: RetentionRecorder) -> Iterator[None]:
-    """Record every call of a model whose cache tracks its tokens, inside a with block."""
+    """Record every model call inside a with block if the cache has `track_tokens=True`."""
 
     def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         cache: Any = kwargs.get("cache")
@@ -178,7 +184,7 @@ def trace_retention(
     Args:
         model: Causal language model of transformers.
         tokenizer: Tokenizer of the model.
-        cache: Empty cache that tracks its tokens.
+        cache: Empty cache with `track_tokens=True`.
         tokens: Token ids of the text.
         prompt: Number of tokens in the first call; the others are read as if they were generated.
         title: Title of the trace.

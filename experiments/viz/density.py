@@ -1,17 +1,20 @@
 """Recall density: influence of each earlier observation on the current action and value.
 
-The density is the size of the gradient of a scalar at step t with respect to the encoding of the observation
-at step s, for all s up to t, divided by the sum over s (POPGym Arcade defines it for pixels, Wang et al.
-2025, arXiv 2503.01450). The scalars are the value and the logit of the chosen action minus the mean of all
-logits; for continuous actions, the sum of the means.
+A scalar output at step t has a gradient with respect to the encoding of the observation at each step s up to
+t. The density at (t, s) is the size of this gradient divided by the sum of the sizes over all s. POPGym
+Arcade (Wang et al. 2025, arXiv 2503.01450) defines the density for pixels. There are two outputs. One is the
+value. The other is the action score: the logit of the chosen action minus the mean of all logits, or for
+continuous actions the sum of the means.
 
-The size of a gradient g is the root mean square change of the scalar when the observation is replaced by
-another one of the same episode: sqrt(g C g), with C the covariance of the encodings. The Euclidean norm would
-also count directions in which no observations differ: for a `gru` that named the fourth last card, it was
-largest at the second last.
+The size of a gradient g is sqrt(g C g), with the covariance C of the encodings of the episode. To first order
+this is the root mean square change of the output if the encoding varies as it does within the episode. The
+Euclidean norm of g would also count directions in which the encodings do not vary. For example, a
+`gru` was trained to name the fourth last card. The Euclidean norm of its gradient was largest at the second
+last card.
 
-A memory that detaches its stored values from the graph, as `hcam` does by default, has a density only within
-its gradient window. Older reads appear only in the recalls that the memory reports.
+A memory may detach its stored values from the graph, as `hcam` does by default. No gradient passes through
+detached values, so that the density of their steps is zero. Such steps appear only in the recalls that the
+memory reports.
 """
 
 from __future__ import annotations
@@ -36,7 +39,10 @@ def recall_density(
     actions: Tensor,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Float[Tensor, "time time"]]:
-    """Return the recall density of the action and of the value; rows are steps t, columns are steps s.
+    """Return two recall densities, "action" and "value", each of shape `[time, time]`.
+
+    Row t is the step of the action or value. Column s is the step of the observation; the density is 0 for
+    s > t.
 
     Args:
         policy: Policy of the episode.
@@ -86,7 +92,11 @@ def _gradient_size(
 
 
 def _action_scores(distribution: Distribution, actions: Tensor) -> Float[Tensor, " time"]:
-    """Return a differentiable score of each action: its centered logit, or the sum of continuous means."""
+    """Return a differentiable score of each action.
+
+    The score of a discrete action is its logit minus the mean of all logits. The score of a continuous action
+    is the sum of the means of its distribution.
+    """
     if not isinstance(distribution, Categorical):
         return distribution.mode().flatten(1).sum(dim=1)
     # The gradient of a probability near 1 vanishes; centered logits avoid the softmax normalization.

@@ -55,7 +55,7 @@ class PictureStore:
 
 @dataclass
 class _EpisodeRecord:
-    """Data of the episode so far, one value per step."""
+    """Data of the episode up to now, one value per step."""
 
     picture_store: PictureStore = field(default_factory=PictureStore)
     steps: list[Step] = field(default_factory=list)
@@ -66,7 +66,7 @@ class _EpisodeRecord:
     actions: list[Tensor] = field(default_factory=list)
 
     def record(self, name: str, value: float) -> None:
-        """Append a number for the latest step to a track; steps without a number get None."""
+        """Append the value of the latest step to the track `name`; earlier steps without a value get None."""
         row = self.tracks.setdefault(name, [])
         row += [None] * (len(self.steps) - 1 - len(row))
         row.append(float(value) if np.isfinite(value) else None)
@@ -88,7 +88,7 @@ def trace_episode(
         env_config: Environment of the episode.
         seed: Seed of the episode.
         max_steps: Maximum number of steps.
-        on_step: Callback with the amount of work done and the total amount.
+        on_step: Callback with the completed and the total amount of work.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
@@ -209,7 +209,7 @@ def _build_batch(policy: Policy, observation: Any) -> Observation:
 
 
 def _get_action_probabilities(policy: Policy, distribution: Any) -> dict[str, float]:
-    """Return the probability of each action by name; empty unless the action space is discrete."""
+    """Return the probability of each action by name, or {} if the action space is not discrete."""
     space = policy.action_space
     if not isinstance(space, gymnasium.spaces.Discrete) or not isinstance(distribution, Categorical):
         return {}

@@ -1,4 +1,7 @@
-"""Gain of each agent of a team by a best response, shown on the page of an episode."""
+"""Best responses of single agents, and their gains in return, for the page of a team's episode.
+
+The gain of an agent is the increase of its return if only this agent changes to its best response.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from scrubjay.experiments.viz.trace import Trace
 
 @dataclasses.dataclass(frozen=True)
 class BestResponses:
-    """Best responses to the team of a run, trained for `steps` environment steps each.
+    """Best response of each agent to the rest of a run's team, each trained for `steps` environment steps.
 
     Raises ValueError if `steps` is below 1, and TypeError if the run is not a team trained by trust regions.
     """
@@ -38,13 +41,13 @@ class BestResponses:
 
     @classmethod
     def from_run(cls, source: str, settings: dict[str, KwargValue], steps: int, trust: bool) -> BestResponses:
-        """Build from the run in a directory. Raises ValueError if `source` is a file."""
+        """Build best responses to the run in directory `source`. Raises ValueError if `source` is a file."""
         if Path(source).is_file():
             raise ValueError(f"best responses need a run, but {source} is a file; name the run's directory")
         return cls(Run.load(source, trust), settings, steps)
 
     def add_to_trace(self, trace: Trace) -> Trace:
-        """Return the trace with the gain of each agent in its description."""
+        """Train the best responses; return the trace with the gain of each agent added to `Trace.about`."""
         config = self._config
         gains = measure_gains_with_progress(
             "best responses",
@@ -74,6 +77,6 @@ class BestResponses:
     def _config(self) -> TeamTaskConfig:
         config = self.run.config
         if not isinstance(config, TeamTaskConfig):
-            raise TypeError(f"best responses need a run of a team; {self.run.path} is not one")
+            raise TypeError(f"best responses need a run of a team; {self.run.path} is another type of run")
         kwargs = config.env.kwargs | self.settings
         return dataclasses.replace(config, env=dataclasses.replace(config.env, kwargs=kwargs))

@@ -21,7 +21,7 @@ class InfiniRetriRecorder:
         return len(self._steps)
 
     def record(self, selection: SentenceSelection) -> None:
-        """Record the next chunk; pass this method as callback to `InfiniRetri.read`."""
+        """Record the selection after a chunk; pass this method as callback to `InfiniRetri.read`."""
         old, new = len(self._retained_sentences), len(selection.sentences) - len(self._retained_sentences)
         places = [*self._retained_sentences, *range(len(self._steps), len(self._steps) + new)]
         self._retained_sentences = [places[at] for at in selection.indices]
@@ -39,7 +39,7 @@ class InfiniRetriRecorder:
         self._tokens[-1] = sum(len(selection.sentences[at].tokens) for at in selection.indices)
 
     def trace(self, title: str, result: ReadingResult | None = None) -> Trace:
-        """Return the trace so far, with the retained sentences after each chunk, and the answer if given."""
+        """Return the trace up to now: the retained sentences after each chunk, and the answer in `result`."""
         reader = self._reader
         answer = {} if result is None else {"answer": result.answer, "tokens": str(result.tokens_read)}
         return Trace(
@@ -56,6 +56,6 @@ class InfiniRetriRecorder:
             rate=4.0,
             tracks={
                 "score of the sentence at its first reading": tuple(self._scores),
-                "tokens kept": tuple(self._tokens),
+                "retained tokens": tuple(self._tokens),
             },
         )

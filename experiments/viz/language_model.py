@@ -31,7 +31,7 @@ def trace_reading(
     attention_stats: AttentionStats | None = None,
     retrieval: RetrievalHeads | None = None,
 ) -> Trace:
-    """Return a trace of the attention over `tokens`, as the mean over heads of each of `layers`.
+    """Return a trace of the attention over `tokens`: the mean over heads for each layer in `layers`.
 
     The options of a step are the most likely next tokens. Tracks are the loss of each token in nats, and per
     layer the attention to token 0 and the entropy of the attention in nats.
@@ -90,7 +90,7 @@ def _attention_table(looks: AttentionStats) -> dict[str, dict[str, tuple[float, 
 
 
 def decode_token(tokenizer: Any, token: Tensor | int) -> str:
-    """Return the text of a token."""
+    """Return the text of a token id."""
     return tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
 
 
@@ -104,5 +104,5 @@ def top_tokens(tokenizer: Any, log_probs: Float[Tensor, " vocabulary"]) -> dict[
 
 
 def _entropy(weights: Float[Tensor, "heads rows keys"]) -> Float[Tensor, " rows"]:
-    """Return the entropy of each row in nats, mean over heads."""
+    """Return the entropy of the attention of each query in nats, mean over heads."""
     return torch.special.entr(weights.double()).sum(dim=-1).mean(dim=0)

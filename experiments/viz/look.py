@@ -64,10 +64,10 @@ def look(
     trust: bool = False,
     progress: bool = False,
 ) -> Look:
-    """Return the trace of one episode of a run, or of an agent's answer, a memory bank or a stored trace.
+    """Return a displayable trace: one episode of a run, an agent's answer, a memory bank or a stored trace.
 
     Args:
-        what: Run, run directory, result of `KwaiAgent`, memory bank, trace, or trace file.
+        source: Run, run directory, result of `KwaiAgent`, memory bank, trace, or trace file.
         episode: Seed of the episode.
         settings: Environment settings that override those of the run.
         max_steps: Maximum number of steps of the episode.
@@ -116,7 +116,7 @@ def look(
 
 
 def check_format(out: Path) -> None:
-    """Raise ValueError if the file name ending is not supported."""
+    """Raise ValueError if the ending of the file name is not supported."""
     if out.suffix.lower() not in FORMATS:
         raise ValueError(
             f"out={str(out)!r}: the ending must be one of {', '.join(FORMATS)}; name it {out.stem}.html"

@@ -28,14 +28,17 @@ class Difference(NamedTuple):
 
 
 def observability_gap(full: EpisodeScores, partial: EpisodeScores) -> Difference:
-    """Return the gain in return by full observations. Raises ValueError for fewer than 2 episodes."""
+    """Return the mean return of `full` minus the mean return of `partial`.
+
+    Raises ValueError if one of them has fewer than 2 episodes.
+    """
     return Difference(*difference_interval(full.returns, partial.returns))
 
 
 def memory_bias(recurrent: EpisodeScores, memoryless: EpisodeScores) -> Difference:
-    """Return the gain in return by a memory with full observations; negative if the memory hurts.
+    """Return the recurrent policy's mean return minus the memoryless policy's; negative if memory hurts.
 
-    Raises ValueError for fewer than 2 episodes.
+    Both policies must have full observations. Raises ValueError if one has fewer than 2 episodes.
     """
     return Difference(*difference_interval(recurrent.returns, memoryless.returns))
 
@@ -68,11 +71,12 @@ def check_bias(recurrent: AgentConfig, memoryless: AgentConfig) -> None:
         memory = name_of(config.policy.memory)
         if (memory == _MEMORYLESS) != (config is memoryless):
             raise ValueError(
-                f"{name} has the memory {memory!r}; the run must have a memory, "
-                f"the memoryless run {_MEMORYLESS!r}"
+                f"{name} has the memory {memory!r}; the memoryless run must have the memory {_MEMORYLESS!r}, "
+                "and the other run any other memory"
             )
     tasks = [(config.env.id, config.env.kwargs) for config in (recurrent, memoryless)]
     if tasks[0] != tasks[1]:
         raise ValueError(
-            f"the runs are of different tasks: {tasks[0][0]} {tasks[0][1]} and {tasks[1][0]} {tasks[1][1]}"
+            f"the runs are of different tasks: {tasks[0][0]} {tasks[0][1]} and {tasks[1][0]} {tasks[1][1]}; "
+            "compare two runs of the same task"
         )

@@ -68,9 +68,10 @@ def draw_trace(trace: Trace, out: Path | str) -> Path:
 def recall_maps(
     trace: Trace, size: int = 1, most: int | None = None
 ) -> dict[str, Float[np.ndarray, "step source"]]:
-    """Return one map per recall name, with the weight of each recalled step at each step.
+    """Return one map of recall weights per recall name; rows are steps, and columns are recalled steps.
 
-    A cell is the maximum over `size` consecutive steps. At most the first `most` names are used.
+    A cell of a map covers `size` consecutive steps on each axis and holds the largest of their weights.
+    Only the first `most` names get a map.
     """
     names = dict.fromkeys(recall.name for step in trace.steps for recall in step.recalls)
     points = -(-len(trace.steps) // size)

@@ -31,9 +31,10 @@ def trace_team(
 ) -> Trace:
     """Play one episode with the most likely action of every agent, and return its trace.
 
-    The options of a step are the attention weights between agents in the last graph round. Names of tracks
-    and recalls start with the name of the agent. Agents exchange vectors: a track shows the change of the
-    receiver's features by its messages, relative to the norm of the features.
+    `Step.options` holds attention weights of the last graph round, with names such as "agent_0 hears
+    agent_1". Names of tracks and recalls start with the name of the agent. Agents exchange vectors as
+    messages: one track per agent shows how much the received messages change the agent's features, relative
+    to the norm of the features.
     Raises ValueError if `max_steps` is below 1.
 
     Args:
@@ -41,7 +42,7 @@ def trace_team(
         env_config: Environment of the episode.
         seed: Seed of the episode.
         max_steps: Maximum number of steps.
-        on_step: Callback with the amount of work done and the total amount.
+        on_step: Callback with the completed and the total amount of work.
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")

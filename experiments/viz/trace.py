@@ -10,9 +10,9 @@ token or a message. The file is a JSON object with exactly these keys:
     unit                unit of the step times, such as "steps" or "seconds"
     rate                playback speed in steps per second, above 0
     pictures            data: URLs of PNG, WebP, JPEG or GIF images
-    tracks              by name, a number or null per step: rewards, values, surprise
-    tables              by name, rows of numbers by label, such as one row per layer with a number per head;
-                        older traces lack this key
+    tracks              object from name to list: a number or null per step, such as rewards or values
+    tables              object from table name to rows; rows are an object from label to list of numbers,
+                        such as one row per layer with one number per head; older traces lack this key
     steps               list of objects:
         time            number, at least the time of the previous step
         picture         index of one of the pictures, or null
@@ -64,11 +64,11 @@ class Recall:
     most: float
     """Largest weight."""
     levels: bytes
-    """Weight of each of these steps in units of `most / 255`, one byte per step."""
+    """Weight of each step in `runs` in units of `most / 255`, one byte per step."""
 
     @classmethod
     def from_weights(cls, name: str, steps: ArrayLike, weights: ArrayLike) -> Recall:
-        """Build from steps and their weights; steps of -1 and weights of 0 are left out."""
+        """Build a recall from step numbers and weights; leave out weight 0 and the number -1 (no step)."""
         steps, weights = np.asarray(steps, np.int64), np.asarray(weights, np.float64)
         is_recalled = (steps >= 0) & (weights > 0)
         steps, weights = steps[is_recalled], weights[is_recalled]
@@ -89,7 +89,7 @@ class Recall:
 
     @property
     def weights(self) -> NDArray[np.float64]:
-        """Weight of each step, with a quantization error of at most half of `most / 255`."""
+        """Weight of each recalled step, with a quantization error of at most 1/510 of the largest weight."""
         return np.frombuffer(self.levels, np.uint8).astype(np.float64) * (self.most / _LEVELS)
 
 
@@ -151,13 +151,14 @@ def to_json(trace: Trace) -> str:
 
 
 def from_json(text: str, source: object = "the trace") -> Trace:
-    """Parse a trace from JSON text. Raises ValueError, with `source` in the message, if it is invalid."""
+    """Parse a trace from JSON text. Raises ValueError, with `source` in its message, for an invalid text."""
     value = parse_object(text, source)
     if value.get("format") != FORMAT:
         raise ValueError(f"{source} is not a Scrubjay trace: its format is {_shorten(value.get('format'))}")
     if value.get("version") != VERSION:
         raise ValueError(
-            f"{source} is a trace of version {_shorten(value.get('version'))}; this release reads {VERSION}"
+            f"{source} is a trace of version {_shorten(value.get('version'))}; "
+            f"this release reads version {VERSION}"
         )
     try:
         fields = {name: item for name, item in value.items() if name not in ("format", "version")}
@@ -202,7 +203,7 @@ def _recall(value: Any, where: str) -> Recall:
 
 
 def _build_dataclass(kind: Callable[..., Any], values: dict[str, Any], where: str) -> Any:
-    """Build a dataclass from exactly its fields. Raises ValueError for a missing or unknown field."""
+    """Build a dataclass from the values of its fields. Raises ValueError on a missing or unknown field."""
     fields = [one.name for one in dataclasses.fields(kind)]  # pyright: ignore[reportArgumentType]
     for name in values:
         if name not in fields:
@@ -216,7 +217,7 @@ def _build_dataclass(kind: Callable[..., Any], values: dict[str, Any], where: st
 
 
 def _check(trace: Trace) -> None:
-    """Raise ValueError, with the place in the message, if the trace does not match the format."""
+    """Raise ValueError if the trace does not match the format; the message names the invalid field."""
     if trace.kind not in KINDS:
         raise ValueError(f"kind={_shorten(trace.kind)}: choose from {', '.join(KINDS)}")
     _check_text(trace.title, "title")
@@ -227,7 +228,10 @@ def _check(trace: Trace) -> None:
         raise ValueError(f"rate={_shorten(trace.rate)}: must be above 0 steps per second")
     for number, picture in enumerate(trace.pictures):
         if not isinstance(picture, str) or not _PICTURE.fullmatch(picture):
-            raise ValueError(f"picture {number} is not a data: URL of an image: {_shorten(picture)}")
+            raise ValueError(
+                f"picture {number} is {_shorten(picture)}; it must be a base64 data URL of a PNG, WebP, JPEG "
+                "or GIF image"
+            )
     count = len(trace.steps)
     for name, row in trace.tracks.items():
         if len(row) != count:
@@ -283,11 +287,14 @@ def _check_recall(recall: Recall, number: int) -> None:
             or not _is_integer_in(run[1], 1, number - run[0] + 1)
         ):
             raise ValueError(
-                f"{where} has the run {_shorten(list(run))}; runs must be sorted and end at this step"
+                f"{where} has the run {_shorten(list(run))}; runs must be sorted, must not overlap, and must "
+                "end at or before this step"
             )
         after, total = run[0] + run[1], total + run[1]
     if total != len(recall.levels):
-        raise ValueError(f"{where} has {len(recall.levels)} levels for {total} steps; expected one per step")
+        raise ValueError(
+            f"{where} has {len(recall.levels)} levels for {total} steps; expected one level per step"
+        )
 
 
 def _is_integer_in(value: Any, least: int, most: int) -> bool:

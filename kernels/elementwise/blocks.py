@@ -1,6 +1,9 @@
-"""A scan by blocks of time: all blocks advance together from zero, then each gets the state before it.
+"""Scan by blocks of consecutive steps.
 
-This takes about 3 sqrt(T) sequential operations for T steps. Autograd can differentiate them.
+First all blocks advance in parallel, each from a zero state. Then a loop over blocks computes the state
+before each block. Finally, the decayed state before a block is added to all states of the block.
+
+This takes about 3 sqrt(T) sequential operations for T steps. Autograd can differentiate the operations.
 
 Letters: B batch, N blocks, L steps of a block, D channels.
 """

@@ -1,9 +1,10 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Scan on Triton: one program loops over the time of one batch row, for a block of independent channels.
+"""Scan on Triton. A program loops over the steps of one batch row, for a block of independent channels.
 
-The backward pass loops in reverse: the gradient of a state is its own plus the next state's times the decay.
-Nothing crosses a start in either direction.
+The backward pass loops in reverse. It multiplies the gradient of the next state by the decay of the next
+step, and adds the product to the gradient of the current state. Neither states nor gradients cross an
+episode start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def _forward_kernel(
     decay_ptr, value_ptr, state_ptr, start_ptr, states_ptr,
     T, D, STEP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Write the states of one batch row; STEP is 2 for pairs of real and imaginary parts, else 1."""
+    """Write the states of one batch row. STEP is 2 for pairs of real and imaginary parts, else 1."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = d < D
@@ -110,7 +111,7 @@ def _backward_kernel(
 
 
 class _ScanInputs(NamedTuple):
-    """Inputs of the kernels, contiguous: decay and value `[B, T, D * step]`, the state `[B, D * step]`."""
+    """Contiguous inputs of the kernels: decay, value `[B, T, D * STEP]` and state `[B, D * STEP]`."""
 
     decay: Tensor
     value: Tensor
@@ -129,7 +130,7 @@ class _Grads(NamedTuple):
 def run(
     decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pairs: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the states after every step, and the last one; all inputs are float32."""
+    """Return the states after every step, and the last state. All inputs must be float32."""
     shape = value.shape
     flat = (decay.reshape(*shape[:2], -1), value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
     states = _Scan.apply(start, 2 if pairs else 1, *flat)
@@ -163,12 +164,15 @@ class _Scan(torch.autograd.Function):
 
 
 def forward_launch(inputs: _ScanInputs, step: int, states: Tensor) -> Launch:
-    """Return the launch that fills `states`."""
+    """Return the kernel launch, not yet run, that writes the states after every step to `states`."""
     return _launch(_forward_kernel, step, states, inputs._asdict() | {"states": states})
 
 
 def backward_launch(inputs: _ScanInputs, step: int, grad: Tensor, grads: _Grads) -> Launch:
-    """Return the launch that fills `grads` from the gradient of all states, which are `inputs.value`."""
+    """Return the kernel launch, not yet run, that computes `grads` from `grad`, the gradient of all states.
+
+    The field `inputs.value` must hold the states of the forward pass.
+    """
     tensors = {name: x for name, x in inputs._asdict().items() if name != "value"}
     tensors |= {"states": inputs.value, "grad": grad}
     tensors |= {f"grad_{name}": x for name, x in grads._asdict().items()}
@@ -176,7 +180,7 @@ def backward_launch(inputs: _ScanInputs, step: int, grad: Tensor, grads: _Grads)
 
 
 def configurations() -> dict[str, Launch]:
-    """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     launches = {}
     for step, starts in ((1, False), (1, True), (2, True)):
         numbers = torch.empty(16, 64, 256 * step, device="meta")

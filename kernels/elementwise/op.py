@@ -1,9 +1,12 @@
-"""Scan: an elementwise linear recurrence, h_t = a_t h_{t-1} + b_t, with episodes inside the sequence.
+"""Scan: an elementwise linear recurrence over sequences that may contain several episodes.
+
+The state h follows h_t = a_t h_{t-1} + b_t, with the decay a and the value b of each step.
 
 Linear recurrent units, minimal GRUs, fast and forgetful memories and stable Hadamard memories share this
 recurrence (Orvieto et al. 2023, arXiv 2303.06349; Feng et al. 2024, arXiv 2410.01201; Morad et al. 2023,
 arXiv 2310.04128; Le et al. 2024, arXiv 2410.10132). An associative scan computes it in parallel (Blelloch
-1990). At an episode start h_t = b_t, by selection and not by a factor of 0, because 0 * NaN is NaN.
+1990). At an episode start h_t = b_t. The code selects b_t there instead of setting a_t to 0, because 0 * NaN
+is NaN.
 
 Complex numbers are pairs of real and imaginary parts, so that any file format can store the states.
 
@@ -39,15 +42,15 @@ def scan(
     pairs: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T *D"], Float[Tensor, "B *D"]]:
-    """Return the states after every step, and the last one.
+    """Return the states after every step, and the last state.
 
-    Steps before a `start` have no effect on later steps, NaN and inf included. The dtype of computation and
-    results is the widest dtype of the inputs, at least float32.
+    Steps before an episode start do not affect later steps, even if they contain NaN or inf. The dtype of
+    computation and results is the widest dtype of the inputs, at least float32.
 
-    "torch" runs step by step, or by blocks of time if steps are small. On a CPU it has a custom backward pass
-    that supports higher derivatives. It checks its results: rows with non-finite values are recomputed by the
-    reference. Under torch.compile and torch.func no check is possible, so all inputs must be finite. "triton"
-    loops over time with all channels in parallel, and is differentiable once.
+    "torch" runs step by step, or by blocks of steps if a step has few numbers. On a CPU it has a custom
+    backward pass that supports higher derivatives. "torch" also checks its results, and recomputes batch rows
+    with non-finite values by "reference". Under torch.compile and torch.func no check is possible, so all
+    inputs must be finite. "triton" loops over time with all channels in parallel, and is differentiable once.
 
     Args:
         decay: Factor of the previous state, per step or the same for all steps.
@@ -55,7 +58,7 @@ def scan(
         state: Initial state.
         start: Mask of the steps that begin an episode; none by default.
         pairs: Treat the last dimension as real and imaginary parts of complex numbers.
-        implementation: One of those in `scrubjay.kernels.dispatch`.
+        implementation: An implementation of `scrubjay.kernels.dispatch`.
 
     Raises ValueError if shapes do not match.
     """
@@ -86,7 +89,7 @@ def scan(
 
 
 def _run_fast(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor) -> Tensor:
-    """Run the fast path, and the reference on batch rows with non-finite values."""
+    """Run the fast path. The reference recomputes batch rows with non-finite values."""
     can_check = not (is_traced() or needs_plain_autograd(decay, value, state))
     if can_check and value.is_cpu and start is not None and not start.any():
         start = None

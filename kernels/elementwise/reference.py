@@ -13,7 +13,10 @@ def run(
     value: Num[Tensor, "B T *D"],
     state: Num[Tensor, "B *D"],
 ) -> tuple[Num[Tensor, "B T *D"], Num[Tensor, "B *D"]]:
-    """Return the states after every step and the last one; pairs come as complex numbers."""
+    """Return the states after every step, and the last state.
+
+    Complex numbers must have a complex dtype. Pairs of real and imaginary parts are not supported.
+    """
     states = []
     for t in range(decay.shape[1]):
         if start is None:

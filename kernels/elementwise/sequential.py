@@ -1,4 +1,4 @@
-"""A sequential scan, in place: the fastest path for many batch rows and channels.
+"""Sequential scan that writes in place: the fastest path for many batch rows and channels.
 
 The custom backward pass runs over the steps in reverse. Letters: B batch, T time, D channels.
 """
@@ -59,7 +59,11 @@ class _Scan(torch.autograd.Function):
 def _scan_in_place(
     start_masks: Sequence[Tensor | None], steps: Sequence[Sequence[Tensor]], state: Tensor
 ) -> None:
-    """Fill the states, the last of `steps`, from decays and values; rows with a start begin with zeros."""
+    """Compute the state after every step, and write it to the step's tensor in `steps[2]`.
+
+    `steps` holds three lists with one tensor per step: decays, values and states. The previous state counts
+    as zero in batch rows that begin an episode.
+    """
     for start_mask, decay, value, out in zip(start_masks, *steps, strict=True):
         if start_mask is not None:
             state = torch.where(start_mask, 0, state)
@@ -67,7 +71,7 @@ def _scan_in_place(
 
 
 def _start_masks(start: Tensor | None, decay: Tensor) -> list[Tensor | None]:
-    """Return the mask of rows that begin an episode at each step, None for steps without a start."""
+    """Return for every step the mask of batch rows that begin an episode, or None if no row does."""
     if start is None:
         return [None] * decay.shape[1]
     steps = zip(start.any(dim=0).tolist(), start[..., None].unbind(1), strict=True)

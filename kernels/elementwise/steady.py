@@ -1,4 +1,4 @@
-"""A scan whose decays are equal at all steps and are not expanded over time.
+"""Scan with one decay per channel, equal at all steps. The decay is not expanded over time.
 
 Letters: B batch, T time, D channels.
 """
@@ -64,7 +64,7 @@ class _Scan(torch.autograd.Function):
 
 
 def _decays_per_step(start: Tensor | None, decay: Tensor, time: int) -> list[Tensor]:
-    """Return the decays of each step, with zeros for rows that begin an episode at that step."""
+    """Return the decay of each step. It is zero in batch rows that begin an episode at that step."""
     if start is None:
         return [decay] * time
     some = start.any(dim=0)
@@ -73,7 +73,10 @@ def _decays_per_step(start: Tensor | None, decay: Tensor, time: int) -> list[Ten
 
 
 def scan_in_place(decays: Sequence[Tensor], steps: Sequence[Tensor], state: Tensor, scale: float = 1) -> None:
-    """Turn the values of consecutive steps into states, in place; decays are multiplied by `scale`."""
+    """Replace the value of each step in `steps` by the state after this step, in place.
+
+    The factor of the previous state is the decay of the step times `scale`.
+    """
     for decay, step in zip(decays, steps, strict=True):
         state = step.addcmul_(decay, state, value=scale)
 

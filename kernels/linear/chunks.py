@@ -1,8 +1,10 @@
-"""Linear memory by chunks: batched products inside chunks, and a loop that passes the state between them.
+"""Linear memory by chunks: batched products inside chunks, and a loop over the chunks for the state.
 
-Let kk_ij and qk_ij be the decayed products of keys and queries i with earlier keys j, including the steps
-b_j. Let start_i be the decay from the chunk's start to token i, end_i that from token i to the chunk's end,
-and S_0 the state at the chunk's start. Then
+The formulas describe one chunk of one head. Q, K and V are its queries, keys and values, b its step sizes,
+S_0 the state at its start and S_C the state at its end. `start` is the decay from the chunk's start to each
+token, start_C that over the whole chunk, and `end` the decay from each token to the chunk's end. For tokens i
+and j, qk_ij is the product of query i and key j, times b_j and the decay from token j to token i. kk_ij is
+the same with key i instead of query i. Both matrices are causal. Then the errors E, the outputs Y and S_C are
 
     delta:    (I + kk) E = V - (K * start) S_0        (kk strictly lower triangular)
     hebbian:  E = V
@@ -10,7 +12,8 @@ and S_0 the state at the chunk's start. Then
 
 This is exact, so the chunk length changes rounding only. A chunk may contain any number of episode starts.
 
-Letters: B batch, T time, H heads, K and V widths of a head, N chunks, C chunk length, R = B H.
+Letters of shapes: B batch, T time, H heads, K and V widths of a head's keys and values, N chunks, C chunk
+length, R = B H, F decays per token (1, or one for each channel).
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ _FLUSH_EVERY = 8
 
 
 class LinearTokens(NamedTuple):
-    """Inputs of the tokens, split into chunks."""
+    """Queries, keys, values, decays and step sizes of the tokens, split into chunks."""
 
     query: Float[Tensor, "N R C K"]
     key: Float[Tensor, "N R C K"]
@@ -52,24 +55,24 @@ class LinearTrace(NamedTuple):
 
     decay_products: DecayProducts
     pair_decays: Tensor | None
-    """Result of `compute_pair_decays` for one decay per head, else None."""
+    """Result of `compute_pair_decays` if a token has one decay per head, else None."""
     scaled_keys: Float[Tensor, "N R C K"]
-    """Keys times steps."""
+    """Keys times step sizes."""
     read_scores: Float[Tensor, "N R C C"]
     inverse: Tensor | None
-    """(I + kk)^-1; None for the hebbian rule."""
+    """Inverse of the matrix I + kk in the formulas of `kernels.linear.chunks`; None for the hebbian rule."""
     inverse_keys: Tensor | None
-    """Product of the inverse with the decayed keys; None for the hebbian rule."""
+    """Product of `inverse` with the decayed keys, K * start in the formulas; None for the hebbian rule."""
     errors: Float[Tensor, "N R C V"]
     states: Float[Tensor, "N R K V"]
-    """States at the starts of chunks."""
+    """State before each chunk."""
 
 
 def choose_chunk_length(time: int, chunk_size: int, width: int) -> int:
-    """Return a power of two up to `chunk_size` that is fast and needs little padding.
+    """Return a chunk length that is fast and needs little padding: a power of two up to `chunk_size`.
 
-    The cost of the products between tokens grows with the length. It equals that of the products with a state
-    of `width` channels at a length of half the width.
+    The cost of the products between tokens grows with the chunk length. At a length of `width` / 2 it equals
+    the cost of the products with the state, which has `width` channels.
     """
     length = 1 << (min(chunk_size, max(_SHORTEST, min(_LONGEST, width // 2))).bit_length() - 1)
     while length > _SHORTEST and -(-time // length) * length > 1.125 * time:
@@ -97,7 +100,7 @@ def from_chunks(x: Tensor, batch: int, time: int) -> Tensor:
 
 
 def compute_decays(log_decay: Tensor, start: Bool[Tensor, "B T"] | None) -> Tensor:
-    """Return the decays `[B, T, H, F]`, zero at episode starts."""
+    """Return the decay of every token, `[B, T, H, F]`, zero at episode starts. F is 1 or the key width."""
     if log_decay.ndim == 3:
         log_decay = log_decay[..., None]
     is_zero = log_decay < _LEAST_LOG
@@ -108,7 +111,7 @@ def compute_decays(log_decay: Tensor, start: Bool[Tensor, "B T"] | None) -> Tens
 
 
 def split_tokens(inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, length: int) -> LinearTokens:
-    """Split the tokens into chunks of the given length."""
+    """Split the tokens into chunks of `length` tokens."""
     query, key, value, log_decay, step, _ = inputs
     parts = (query, key, value, compute_decays(log_decay, start), step[..., None])
     padding = -(-query.shape[1] // length) * length - query.shape[1]
@@ -124,7 +127,7 @@ def split_tokens(inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, length
 def run(
     tokens: LinearTokens, state: Float[Tensor, "R K V"], rule: Rule
 ) -> tuple[Tensor, Tensor, LinearTrace]:
-    """Return the outputs `[N, R, C, V]`, the state after, and the trace for the backward pass."""
+    """Return the outputs `[N, R, C, V]`, the final state, and the trace for the backward pass."""
     query, key, value, decay, step = tokens
     decay_products = multiply_decays(decay)
     pair_decays = compute_pair_decays(decay_products) if decay.shape[-1] == 1 else None
@@ -162,7 +165,7 @@ def _scan_chunks(
     inverse_keys: Tensor | None,
     state: Tensor,
 ):
-    """Loop over the chunks; return their first states, their errors, and the state after the last."""
+    """Loop over the chunks. Return the state before each chunk, the errors, and the final state."""
     states, chunk_errors, count = [], [], len(decayed_keys)
     parts = zip(decay_products.chunk_decay.unbind(), decayed_keys.unbind(), errors.unbind(), strict=True)
     for index, (chunk_decay, keys, error) in enumerate(parts):

@@ -1,13 +1,14 @@
-"""Products of decays between the tokens of a chunk, without quotients.
+"""Products of decays between the tokens of a chunk, computed without divisions.
 
-The decay between two tokens is the product of the decays after the earlier one, up to and including the later
-one. Blocks of tokens are merged pairwise. The decay between a token of a left block and one of the right
-block beside it is the product of `to_end` of the left token (decay from the token to the end of its block)
-and `from_start` of the right token (decay from the start of its block to the token). So all factors are at
-most one, no differences of large sums occur, and every product across an episode start, where the decay is
-zero, is exactly zero.
+The decay between two tokens is the product of the decays of all tokens after the earlier one, up to and
+including the later one. Blocks of tokens are merged pairwise. Take a token of a left block and a token of the
+right block beside it. Their decay is `to_end` of the left token (decay from the token to the end of its
+block) times `from_start` of the right token (decay from the start of its block to the token). So all factors
+are at most one, and no differences of large sums occur. At an episode start the decay is zero, so every
+product across the start is exactly zero.
 
-Letters: N chunks, R rows of heads, C chunk length, a power of two, F decays of a token: 1 or one per channel.
+Letters: N chunks, R pairs of batch row and head, C chunk length, a power of two, F decays per token (1, or
+one for each channel).
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ _FLUSHED_FROM = 16
 
 
 class DecayProducts(NamedTuple):
-    """Products of decays of many chunks."""
+    """Products of decays inside every chunk."""
 
     block_products: list[tuple[Tensor, Tensor]]
-    """`from_start` of right and `to_end` of left blocks of 1, 2, 4, ... tokens `[N, R, pairs, length, F]`."""
+    """Two tensors of decays for each block length 1, 2, 4, ..., both `[N, R, pairs, length, F]`.
+
+    A pair is two neighboring blocks of `length` tokens. The first tensor holds the decay from the start of a
+    pair's right block to each token of this block. The second tensor holds the decay from each token of the
+    pair's left block to the end of this block.
+    """
     from_start: Float[Tensor, "N R C F"]
     """Decay from the start of the chunk to each token."""
     to_end: Float[Tensor, "N R C F"]
@@ -41,7 +47,7 @@ class DecayProducts(NamedTuple):
 
 
 def multiply_decays(decay: Float[Tensor, "N R C F"]) -> DecayProducts:
-    """Return the products of decays, which must be in [0, 1]."""
+    """Return the products of decays inside every chunk. All decays must be in [0, 1]."""
     from_start, to_end, block_products = decay[..., None, :], torch.ones_like(decay)[..., None, :], []
     while from_start.shape[2] > 1:
         left_from_start, right_from_start = from_start[:, :, ::2], from_start[:, :, 1::2]
@@ -55,7 +61,10 @@ def multiply_decays(decay: Float[Tensor, "N R C F"]) -> DecayProducts:
 
 
 def compute_pair_decays(decay_products: DecayProducts) -> Float[Tensor, "N R C C"]:
-    """Return the decay between each two tokens for one decay per token; 0 for future tokens."""
+    """Return the decay between every two tokens of a chunk; 0 for future tokens.
+
+    Requires one decay per token (F = 1).
+    """
     pair_decays = torch.diag_embed(torch.ones_like(decay_products.from_start[..., 0]))
     for from_start, to_end in decay_products.block_products:
         _lower_blocks(pair_decays, from_start.shape[3]).copy_(from_start * to_end.mT)
@@ -68,9 +77,11 @@ def compute_pair_products(
     lefts: Sequence[Tensor],
     right: Float[Tensor, "N R C K"],
 ) -> list[Tensor]:
-    """Return the causal products `[N, R, C, C]` of every x of `lefts` with `right`, times their decays.
+    """Return for each x in `lefts` the decayed dot products with `right` inside chunks, `[N, R, C, C]`.
 
-    `pair_decays` is the result of `compute_pair_decays` for one decay per token, else None.
+    Entry [i, j] is the dot product of x at token i and `right` at token j, times the decay from j to i. It is
+    0 for j > i. `pair_decays` is the result of `compute_pair_decays` if all channels share one decay, else
+    None.
     """
     if pair_decays is not None:
         return [(x @ right.mT) * pair_decays for x in lefts]
@@ -91,9 +102,10 @@ def backward_pair_products(
     lefts: Sequence[Tensor],
     right: Float[Tensor, "N R C K"],
 ) -> tuple[list[Tensor], Float[Tensor, "N R C K"]]:
-    """Return the gradients of `lefts` and `right`; overwrites `grads` if `pair_decays` are passed.
+    """Return the gradients of `lefts` and `right`.
 
-    `grads` are the gradients of the results of `compute_pair_products`.
+    `grads` are the gradients of the results of `compute_pair_products`. If `pair_decays` is passed, `grads`
+    are overwritten.
     """
     if pair_decays is not None:
         grad_lefts = [grad.mul_(pair_decays) @ right for grad in grads]
@@ -116,12 +128,19 @@ def backward_pair_products(
 
 
 def _split_halves(x: Float[Tensor, "N R C K"], like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the left and right blocks of all pairs; their length is that of the blocks of `like`."""
+    """Split the tokens into pairs of neighboring blocks; return all left blocks and all right blocks.
+
+    A block has `like.shape[3]` tokens.
+    """
     blocks = x.unflatten(2, (-1, 2, like.shape[3]))
     return blocks[:, :, :, 0], blocks[:, :, :, 1]
 
 
 def _lower_blocks(matrix: Float[Tensor, "N R C C"], length: int) -> Tensor:
-    """Return views `[N, R, pairs, length, length]` of the products of right blocks with left blocks."""
+    """Return the entries of `matrix` for pairs of neighboring blocks of tokens.
+
+    Blocks have `length` tokens. The result is a view `[N, R, pairs, length, length]`. Its rows are the tokens
+    of the right block of a pair, and its columns those of the left block.
+    """
     blocks = matrix.unflatten(3, (-1, 2, length)).unflatten(2, (-1, 2, length))[:, :, :, 1, :, :, 0]
     return blocks.diagonal(dim1=2, dim2=4).movedim(-1, 2)

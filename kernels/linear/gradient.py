@@ -1,9 +1,10 @@
 """Custom backward pass of linear memory, from the last chunk to the first.
 
-The gradient of the log decays needs no further matrix products. Let c_i be the sum of log decays up to token
-i. The left factor of token i in a product (its query, or its key as compared with earlier keys) is multiplied
-by exp(c_i), the right factor by exp(-c_i). So the gradient of c_i is the sum of the left factor times its
-gradient, less the right factor times its gradient.
+The gradient of the log decays follows from the gradients of queries and keys, without matrix products. Let
+c_i be the sum of log decays up to token i. Every product has a left factor (a query, or a key that is
+compared with earlier keys) and a right factor (a key that is written). A left factor of token i is multiplied
+by exp(c_i), a right factor of token i by exp(-c_i). So the gradient of c_i is the dot product of the left
+factor with its gradient, minus the dot product of the right factor with its gradient.
 
 `grad_x` is the gradient of `x`. Letters as in `chunks`.
 """
@@ -45,7 +46,7 @@ class ChunkOptions(NamedTuple):
 
 
 def run_with_autograd(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs `[B, T, H, V]` and the state after, differentiable by autograd.
+    """Return the outputs `[B, T, H, V]` and the final state, differentiable by autograd.
 
     `inputs` are query, key, value, log_decay, step and state.
     """
@@ -63,9 +64,9 @@ def _forward(
 
 
 def run_in_parts(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs and the state after, with the custom backward pass.
+    """Return the outputs and the final state, with the custom backward pass.
 
-    Processes a few batch rows and chunks at a time, so that they fit into the CPU caches.
+    Processes a few batch rows and chunks at a time, so that their tensors fit into the CPU caches.
     """
     batch, time, heads, width = inputs[0].shape
     token = heads * max(width, inputs[2].shape[-1])
@@ -93,7 +94,7 @@ def run_in_parts(options: ChunkOptions, *inputs: Tensor) -> tuple[Tensor, Tensor
 
 
 class _LinearMemory(torch.autograd.Function):
-    """All chunks with the custom backward pass; inputs are `options` and the fields of `LinearInputs`."""
+    """Autograd function over all chunks. Its inputs are `options` and the fields of `LinearInputs`."""
 
     @staticmethod
     def forward(ctx, options: ChunkOptions, *inputs: Tensor):
@@ -177,7 +178,7 @@ def _backward_states(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loop over the chunks in reverse.
 
-    Returns the gradients of values, of the states after chunks, and of the initial state.
+    Returns the gradients of the values, of the state after each chunk, and of the initial state.
     """
     decay_products = trace.decay_products
     grad_errors = trace.read_scores.mT @ grad_y
@@ -195,12 +196,16 @@ def _backward_states(
 
 
 def _sum_channels(x: Tensor, pair_decays: Tensor | None) -> Tensor:
-    """Return the sum over channels if they share a decay, else `x`."""
+    """Return the sum of `x` over channels if all channels share one decay, else `x`."""
     return x if pair_decays is None else x.sum(-1, keepdim=True)
 
 
 def log_gradient(options: ChunkOptions, log_decay: Tensor, grad_log_sums: Tensor, heads: int) -> Tensor:
-    """Return the gradient of log decays: the sum of `grad_log_sums` over later tokens of the episode."""
+    """Return the gradient of the log decays.
+
+    For each token, it is the sum of `grad_log_sums` over this token and the later tokens of the same episode
+    and chunk. It is zero where the decay is zero.
+    """
     batch, time = log_decay.shape[:2]
     count, _, length, width = grad_log_sums.shape
     lower = torch.ones(length, length, dtype=torch.bool, device=log_decay.device).tril()

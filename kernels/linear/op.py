@@ -2,15 +2,15 @@
 
 The recurrence covers linear attention and its successors (Katharopoulos et al. 2020, arXiv 2006.16236;
 Lightning Attention, Qin et al. 2024, arXiv 2401.04658; DeltaNet, Yang et al. 2024, arXiv 2406.06484; Gated
-DeltaNet, Yang et al. 2024, arXiv 2412.06464; Kimi Delta Attention, 2025, arXiv 2510.26692). With the log
-decay g_t and the step b_t,
+DeltaNet, Yang et al. 2024, arXiv 2412.06464; Kimi Delta Attention, 2025, arXiv 2510.26692). Token t has the
+query q_t, key k_t, value v_t, log decay g_t and step size b_t. The state S_t and the output y_t are
 
     S' = diag(exp g_t) S_{t-1}
     hebbian:  S_t = S' + b_t k_t v_t^T             delta:  S_t = S' + b_t k_t (v_t - S'^T k_t)^T
-    y_t = S_t^T q_t, or S_{t-1}^T q_t with `read_before_write`,
+    y_t = S_t^T q_t, or S_{t-1}^T q_t with `read_before_write`.
 
-and S_{t-1} = 0 at an episode start. With the delta rule and keys of unit length, steps up to 1 replace the
-value stored for a key, and steps up to 2 keep the state bounded.
+At an episode start S_{t-1} = 0. With the delta rule and keys of unit length, a step size of 1 replaces the
+value that is stored for a key. Step sizes up to 2 keep the state bounded.
 
 Letters: B batch, T time, H heads, K width of keys, V width of values.
 """
@@ -57,15 +57,15 @@ def linear_memory(
     read_before_write: bool = False,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """Return the outputs of all tokens and the state after the last one.
+    """Return the outputs of all tokens and the state after the last token.
 
-    Tokens before a `start` have no effect on later ones, NaN and inf included. The dtype of the computation
-    and of the state after is the widest dtype of the inputs, at least float32.
+    Tokens before an episode start do not affect later tokens, even if they contain NaN or inf. The dtype of
+    the computation and of the returned state is the widest dtype of the inputs, at least float32.
 
-    "torch" runs chunk by chunk, linear in T. On a CPU it has a custom backward pass that supports higher
-    derivatives. "triton" does the same by GPU kernels, differentiable once. Both check their results: batch
-    rows with non-finite values are recomputed by the reference. Under torch.compile and torch.func no check
-    is possible, so all inputs must be finite.
+    "torch" runs chunk by chunk, in time linear in T. On a CPU it has a custom backward pass that supports
+    higher derivatives. "triton" runs the same algorithm on a GPU and is differentiable once. Both check their
+    results: the reference recomputes batch rows with non-finite values. Under torch.compile and torch.func no
+    check is possible, so all inputs must be finite.
 
     Args:
         query: Queries.
@@ -77,11 +77,11 @@ def linear_memory(
         rule: "hebbian" or "delta".
         chunk_size: Largest number of tokens per chunk; affects speed and rounding only.
         start: Mask of the tokens that begin an episode; none by default.
-        read_before_write: Read from the state before the token's decay and write.
-        implementation: One of those in `scrubjay.kernels.dispatch`.
+        read_before_write: Read the state before the token decays it and writes to it.
+        implementation: An implementation of `scrubjay.kernels.dispatch`.
 
-    Raises ValueError if shapes do not match, on an unknown rule or a `chunk_size` below 1, and TypeError on
-    integer tensors.
+    Raises ValueError if shapes do not match, on an unknown rule and on a `chunk_size` below 1. Raises
+    TypeError on integer tensors.
     """
     _check(LinearInputs(query, key, value, log_decay, step, state), start, rule)
     if chunk_size < 1:
@@ -126,8 +126,8 @@ def linear_memory_step(
         step: Step size of the write.
         state: Current state.
         rule: "hebbian" or "delta".
-        read_before_write: Read from the state before the token's decay and write.
-        out: Output tensor for the state after, may be `state`; only without gradients.
+        read_before_write: Read the state before the token decays it and writes to it.
+        out: Tensor that receives the new state; may be `state`. Not differentiable.
 
     Raises ValueError if shapes do not match or on an unknown rule, and TypeError on integer tensors.
     """
@@ -142,7 +142,10 @@ def linear_memory_step(
 def _advance(
     inputs: LinearInputs, rule: Rule, read_before_write: bool, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Advance by tokens without the dim T; one product with the state serves query and key."""
+    """Advance by one token; the tensors have no dim T.
+
+    One product with the state serves query and key.
+    """
     query, key, value, log_decay, step, state = inputs
     decay = log_decay.exp()
     decay = decay[..., None] if log_decay.ndim == 2 else decay
@@ -181,11 +184,11 @@ class _RunOptions(NamedTuple):
     chunk_size: int
     read_before_write: bool
     exact: bool
-    """Compute the products in Triton at nearly float32 precision (3xTF32), not TF32."""
+    """Compute the products in Triton by 3xTF32, which is nearly as precise as float32, instead of TF32."""
 
 
 def _run_checked(options: _RunOptions, inputs: LinearInputs, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a fast path, and the reference on batch rows with non-finite values."""
+    """Run a fast path. The reference recomputes batch rows with non-finite values."""
     can_check = not (is_traced() or needs_plain_autograd(*inputs))
     if can_check and inputs.query.is_cpu and start is not None and not start.any():
         start = None
@@ -216,7 +219,7 @@ def _run_checked(options: _RunOptions, inputs: LinearInputs, start: Tensor | Non
 
 
 def _run(options: _RunOptions, inputs: LinearInputs, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a fast path; a read before a write equals a read after the previous write."""
+    """Run a fast path. A read before a write is computed as a read after the previous token's write."""
     if not options.read_before_write:
         return _write_then_read(options, inputs, start)
     query = inputs.query

@@ -25,7 +25,7 @@ class LinearInputs(NamedTuple):
 def run(
     inputs: LinearInputs, start: Bool[Tensor, "B T"] | None, rule: Rule, read_before_write: bool
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B H K V"]]:
-    """Return the outputs and the state after; arguments as in `kernels.linear_memory`."""
+    """Return the outputs and the final state. The arguments are those of `kernels.linear_memory`."""
     query, key, value, log_decay, step, state = inputs
     outputs = []
     for t in range(query.shape[1]):

@@ -1,8 +1,8 @@
-"""Attentional biases: losses that a neural memory minimises, by their gradient at the network's output.
+"""Attentional biases: the losses that a neural memory minimizes. Each class computes a loss gradient.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.1. The error e is the
-network's output for a key, less the key's value. Titans minimises |e|^2 / 2. The loss |e|_p^p has no factor
-of 1 / 2, so at p = 2 its steps are twice as long.
+network's output for a key, minus the key's value. Titans minimizes |e|^2 / 2. The loss |e|_p^p has no factor
+of 1 / 2, so at p = 2 its steps are twice as long as those of Titans.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ class SquaredError:
     def gradient(
         self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
     ) -> Float[Tensor, "*tokens D"]:
-        """Return the error."""
+        """Return the gradient of the loss, which is the error itself."""
         return error
 
 
 @dataclass(frozen=True)
 class Power:
-    """Power loss |e|_p^p with the smoothed gradient p tanh(a e) (e^2 + 1e-6)^((p - 1) / 2).
+    """Power loss |e|_p^p of the error e, with a smoothed gradient.
+
+    With exponent p and sharpness a, the gradient is p tanh(a e) (e^2 + 1e-6)^((p - 1) / 2).
 
     Raises ValueError if the exponent is below 1, the sharpness is not positive, or either is not finite.
     """
 
     exponent: float = 3.0
-    """Exponent p."""
+    """Exponent p of the loss."""
     sharpness: float = 10.0
-    """Slope a of tanh(a e), which replaces the sign of the error; not used at p = 2."""
+    """Slope a of tanh(a e), which replaces the sign of the error e; not used at p = 2."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.exponent < math.inf:
@@ -51,7 +53,7 @@ class Power:
     def gradient(
         self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
     ) -> Float[Tensor, "*tokens D"]:
-        """Return the gradient, coordinate by coordinate."""
+        """Return the gradient of the loss, computed separately for each coordinate of the error."""
         if self.exponent == 2:
             return 2 * error
         sign, size = torch.tanh(self.sharpness * error), error.square() + _SMOOTH
@@ -60,9 +62,11 @@ class Power:
 
 @dataclass(frozen=True)
 class Huber:
-    """Huber loss: |e|^2 / 2 up to a threshold d per token, and linear beyond, so the gradient is at most d.
+    """Huber loss of the error e: |e|^2 / 2 up to a threshold per token, and linear beyond it.
 
-    Raises ValueError on an unknown measure.
+    So the gradient is at most the threshold.
+
+    Raises ValueError on an unknown `measure`.
     """
 
     measure: Literal["norm", "coordinate"] = "norm"
@@ -75,7 +79,7 @@ class Huber:
     def gradient(
         self, error: Float[Tensor, "*tokens D"], threshold: Float[Tensor, "*tokens 1"] | None
     ) -> Float[Tensor, "*tokens D"]:
-        """Return the error, clipped to its token's threshold."""
+        """Return the gradient of the loss: the error, clipped to the threshold of its token."""
         assert threshold is not None
         if self.measure == "coordinate":
             return torch.minimum(torch.maximum(error, -threshold), threshold)

@@ -22,7 +22,7 @@ from scrubjay.kernels.neural.network import (
 
 
 class NeuralTokens(NamedTuple):
-    """Inputs of the tokens, of all chunks or of one."""
+    """Queries, keys, values and gates of the tokens of all chunks, or of a single chunk (without N)."""
 
     query: Float[Tensor, "*N R C D"]
     key: Float[Tensor, "*N R C D"]
@@ -33,7 +33,11 @@ class NeuralTokens(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """Coefficients of the learning rule at the reads and at the chunk's end, and each token's error share."""
+    """Coefficients of the learning rule.
+
+    The `read_` fields apply to the read of each token, the `end_` fields to the state at the chunk's end.
+    `share` is the largest part of a token's error that its step may remove.
+    """
 
     read_retention: Float[Tensor, "*N R C 1"]
     read_buildup: Float[Tensor, "*N R C 1"]
@@ -77,7 +81,7 @@ def compute_coefficients(
 
 
 class LayerStates(NamedTuple):
-    """State at a chunk border, with the layers separate."""
+    """State of a neural memory between two chunks. Each list holds one tensor per layer."""
 
     delta: list[Tensor]
     momentum: list[Tensor]
@@ -85,19 +89,19 @@ class LayerStates(NamedTuple):
 
 
 class ChunkTrace(NamedTuple):
-    """Intermediate results of a chunk that its backward pass needs, except the state at its border.
+    """Intermediate results of a chunk that its backward pass needs.
 
-    They are those that would take a matrix product to recompute.
+    The trace holds the results that only a matrix product could recompute. The state is saved separately.
     """
 
     products: list[Tensor]
-    """Products of the keys' forward pass, before each activation."""
+    """Pre-activations of each hidden layer when the network reads the keys."""
     error: Tensor
     step_size: Tensor
     """Step size after clipping."""
     squared_norm: Tensor
     reads: list[Tensor]
-    """Pre-activations of each layer when the network reads the queries."""
+    """Pre-activations of each hidden layer when the network reads the queries."""
 
 
 class ChunkGradient:
@@ -108,8 +112,8 @@ class ChunkGradient:
     Args:
         shape: Sizes of the network.
         rule: Coefficients of the chunk.
-        chunk_trace: Saved results of its forward pass.
-        tokens: Inputs of its tokens.
+        chunk_trace: Saved results of the chunk's forward pass.
+        tokens: Queries, keys, values and gates of the chunk's tokens.
         weights: Initial weights of the network.
         layers: State at the chunk's start.
     """
@@ -140,7 +144,7 @@ class ChunkGradient:
         self.steps = [chunk_trace.step_size * delta for delta in self.deltas]
 
     def backward_end(self, grad_delta: list[Tensor], grad_momentum: list[Tensor]) -> None:
-        """Backpropagate the gradients of the next chunk's state through `_advance`."""
+        """Backpropagate through `loop._advance`, from the gradients of the state after the chunk."""
         rule = self.rule
         self.delta, self.momentum, self.grad_inputs, self.grad_steps = [], [], [], []
         grad_ends = [torch.zeros_like(rule.end_retention) for _ in range(3)]
@@ -166,7 +170,7 @@ class ChunkGradient:
         self.end = grad_mixing, grad_trace, grad_ends[0], grad_ends[1], grad_ends[2]
 
     def backward_read(self, grad_y: Tensor, grad_weights: list[Tensor]) -> None:
-        """Backpropagate through `_read`; add to `grad_weights`."""
+        """Backpropagate through `loop._read`; add the gradients of the weights to `grad_weights`."""
         rule, chunk_trace = self.rule, self.chunk_trace
         grad_retention = torch.zeros_like(rule.read_retention)
         grad_buildup = torch.zeros_like(rule.read_buildup)
@@ -197,7 +201,10 @@ class ChunkGradient:
         self.reads = grad_retention, grad_buildup, grad_mixing
 
     def backward_write(self, grad_weights: list[Tensor]) -> None:
-        """Backpropagate through `_write`: clip, inner backward and forward pass; add to `grad_weights`."""
+        """Backpropagate through `loop._write`: the clip, the inner backward and the inner forward pass.
+
+        Adds the gradients of the weights to `grad_weights`.
+        """
         shape, deltas, slopes, step_size = self.shape, self.deltas, self.slopes, self.chunk_trace.step_size
         self.grad_step_size, self.grad_share = torch.zeros_like(step_size), torch.zeros_like(step_size)
         for grad, delta in zip(self.grad_steps, deltas, strict=True):
@@ -229,7 +236,12 @@ class ChunkGradient:
             self.grad_inputs[0] += self.grad_error
 
     def _unclip(self, grad_deltas: list[Tensor]) -> None:
-        """Backpropagate through clipped steps, share |r|^2 / |gradient|^2; their gates get no gradient."""
+        """Backpropagate through the step sizes of clipped tokens.
+
+        A clipped step size is s |r|^2 / |gradient|^2. Here r is the token's error, and s is the largest part
+        of the error that a step may remove. This step size does not depend on the step-size gate, so the gate
+        gets no gradient from clipped tokens.
+        """
         chunk_trace = self.chunk_trace
         is_clipped_token = chunk_trace.step_size != self.tokens.step_size
         if not is_clipped_token.any():
@@ -259,7 +271,10 @@ def _inner(a: Tensor, b: Tensor) -> Float[Tensor, "R 1 1"]:
 
 
 def _silu_derivatives(x: Tensor, second: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Return SiLU, its first derivative and, if `second`, its second derivative."""
+    """Return SiLU, its first derivative and its second derivative.
+
+    The third result is correct only if `second` is True.
+    """
     gate = torch.sigmoid(x)
     complement = 1 - gate
     active = x * gate

@@ -1,6 +1,7 @@
 """Coefficients of the learning rule for many chunks of a matrix memory, with a custom backward pass.
 
-They depend on the gates only. Letters as in `kernels.neural_memory`; `grad_x` is the gradient of `x`.
+The coefficients depend on the gates only. Letters as in `kernels.neural_memory`; `grad_x` is the gradient of
+`x`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from scrubjay.kernels.neural.network import LEAST_LOG, compute_decays
 
 
 class SegmentOptions(NamedTuple):
-    """Borders, valid tokens and read order of some chunks."""
+    """Options of a segment, which consists of consecutive chunks."""
 
     fresh: Bool[Tensor, "N R"] | None
-    """Mask of chunks that begin with zero delta and momentum; None if there are none."""
+    """Mask of chunks that begin with zero delta and momentum; None if no chunk does."""
     cut: Bool[Tensor, "N R"] | None
-    """Mask of chunks across whose start no gradient flows; None if there are none."""
+    """Mask of chunks whose start stops the gradient; None if no chunk does."""
     incomplete: Bool[Tensor, "N R"] | None
-    """Mask of incomplete chunks, which leave the anchor weights unchanged; None if all are complete."""
+    """Mask of chunks whose last token is skipped; None if there are no such chunks.
+
+    At the end of such a chunk, the anchor does not move.
+    """
     valid_tokens: Bool[Tensor, "N R C"] | None
-    """Mask of tokens that are not skipped; None if none is."""
+    """Mask of tokens that are not skipped; None if no token is skipped."""
     read_before_write: bool
 
 
@@ -45,9 +49,11 @@ class MatrixInputs(NamedTuple):
 
 
 class Factors(NamedTuple):
-    """Coefficients of a chunk's tokens at the reads and at the chunk's end.
+    """Coefficients of the learning rule for each token of every chunk.
 
-    If reads come before writes, row t of the read coefficients is row t - 1 of the write coefficients.
+    The `read_` fields apply to the reads, the `end_` fields and `ends` to the state at the chunk's end. If
+    tokens are read before they are written, the read coefficients of token t are those after the write of
+    token t - 1.
     """
 
     decay: Float[Tensor, "N R C C"]
@@ -70,7 +76,7 @@ class Factors(NamedTuple):
         valid_tokens: Bool[Tensor, "N R C"] | None,
         read_before_write: bool,
     ) -> Factors:
-        """Return the factors of some chunks; tokens not in `valid_tokens` must have log decays of 0."""
+        """Return the coefficients from the gates. Log decays of skipped tokens must be 0."""
         decay, trace, retention, momentum_retention = compute_decays(
             log_retention, log_momentum, valid_tokens
         )
@@ -107,7 +113,7 @@ class Factors(NamedTuple):
         grad_end_trace,
         grad_ends,
     ) -> list[Tensor]:
-        """Return the gradients of the log decays of momentum and retention; overwrites its arguments.
+        """Return the gradients of `log_momentum` and `log_retention`, in this order. Overwrites all `grad_*`.
 
         Args:
             log_retention: As passed to `from_gates`.
@@ -118,8 +124,8 @@ class Factors(NamedTuple):
             grad_mixing: Gradient of `read_mixing`.
             grad_end_mixing: Gradient of `end_mixing`.
             grad_end_trace: Gradient of `end_trace`.
-            grad_ends: Gradient of the shares of the first delta and momentum in the last ones, `[N, R, 2,
-                2]`.
+            grad_ends: Gradient of the matrix that maps delta and momentum at the chunk's start to delta and
+                momentum at its end, `[N, R, 2, 2]`. The matrix columns (last dim) belong to the start.
         """
         grad_retention = _shift_to_writes(grad_retention, grad_ends[..., 0, 0], 2, read_before_write)
         grad_buildup = _shift_to_writes(grad_buildup, grad_ends[..., 0, 1], 2, read_before_write)
@@ -142,7 +148,12 @@ class Factors(NamedTuple):
 
 
 def _shift_to_writes(grad_reads: Tensor, grad_end: Tensor, dim: int, read_before_write: bool) -> Tensor:
-    """Return the gradient of the write coefficients from those of the reads and of the end."""
+    """Return the gradient of the coefficients after each token's write. May overwrite `grad_reads`.
+
+    `grad_reads` is the gradient of the coefficients at each token's read. `grad_end` is the gradient of the
+    coefficients at the chunk's end, after the last write. With `read_before_write`, the read of one token
+    uses the coefficients after the write of the token before.
+    """
     if not read_before_write:
         grad_reads.select(dim, -1).add_(grad_end)
         return grad_reads

@@ -1,8 +1,8 @@
 """Neural memory in torch: a loop over chunks with a few batched products each, and its custom backward pass.
 
-`_ChunkLoop` and `_run_loop` compute the same. Autograd can differentiate `_run_loop`, which serves higher
-derivatives and the options that `_ChunkLoop` does not support. Letters as in `neural_memory`, and R = B H
-rows; tensors of a chunk are `[R, C, ...]`.
+`_ChunkLoop` and `_run_loop` compute the same results. Autograd can differentiate `_run_loop`, which serves
+higher derivatives and the options that `_ChunkLoop` does not support. Letters as in `neural_memory`;
+R = B H. Tensors of a chunk have the shape `[R, C, ...]`.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ _MAX_PAIR_NUMBERS = 2**18
 
 
 class _ChunkBorders(NamedTuple):
-    """Masks of rows at the chunk borders, `[N, R, 1, 1]` each; None if no row is affected."""
+    """Masks of events at the chunk borders, `[N, R, 1, 1]` each; None if an event never occurs."""
 
     fresh: Tensor | None
     cut: Tensor | None
     incomplete: Tensor | None
 
     def select(self, chunk: int) -> _ChunkBorders:
-        """Return the borders of one chunk, `[R, 1, 1]` each."""
+        """Return the masks of one chunk, `[R, 1, 1]` each."""
         return _ChunkBorders(*(None if border is None else border[chunk] for border in self))
 
 
@@ -72,21 +72,21 @@ class _LoopOptions(NamedTuple):
     shape: NetworkShape
     borders: _ChunkBorders
     valid_tokens: Tensor | None
-    """Tokens that are not skipped, `[N, R, C]`; None for all tokens."""
+    """Mask of tokens that are not skipped, `[N, R, C]`; None if no token is skipped."""
     read_before_write: bool
     threshold: Tensor | None = None
-    """Threshold of each token's error, `[N, R, C, 1]`; None if the loss has none."""
+    """Threshold of each token's error, `[N, R, C, 1]`; None if the loss has no threshold."""
     initial_weights: list[Tensor] | None = None
-    """Duals with which a `fresh` chunk begins; None for zeros."""
+    """Initial weights (duals) with which a `fresh` chunk begins; None if it begins with zeros."""
 
     def coefficients(self, chunks: range, log_retention: Tensor, log_momentum: Tensor) -> Coefficients:
-        """Return the coefficients of some chunks from their gates."""
+        """Return the coefficients of the learning rule for some chunks, from their gates."""
         valid_tokens = None if self.valid_tokens is None else self.valid_tokens[chunks.start : chunks.stop]
         return compute_coefficients(log_retention, log_momentum, valid_tokens, self.read_before_write)
 
 
 def run_chunks(problem: Problem, custom_backward: bool) -> tuple[Tensor, Tensor, NeuralState]:
-    """Run all chunks, with the custom backward pass if it is allowed and supports the problem."""
+    """Run all chunks, with the custom backward pass if `custom_backward` is set and the problem allows it."""
     query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, *_ = problem
     batch, time, heads, width = query.shape
     count = time // chunk_size
@@ -143,8 +143,8 @@ def _run_loop(
 ):
     """Run one chunk after another, differentiable by autograd.
 
-    `saved_chunks` collects the results that the custom backward pass needs, including the state at every
-    `interval`-th border.
+    `saved_chunks` collects the results that the custom backward pass needs, including the state before
+    every `interval`-th chunk.
     """
     count, outputs, squares = len(tokens.query), [], []
     for group in _split_range(range(count), _group_length(tokens, interval)):
@@ -190,8 +190,8 @@ def _group_length(tokens: NeuralTokens, interval: int) -> int:
 def _choose_interval(tokens: NeuralTokens, layers: LayerStates) -> int:
     """Return the number of chunks between two saved states.
 
-    This is the smallest number that keeps the saved and the recomputed states within the memory limit, but at
-    most the square root of the number of chunks, which minimises their sum.
+    This is the smallest number for which the saved and the recomputed states fit in the memory limit. It is
+    at most the square root of the number of chunks, which minimizes the sum of saved and recomputed states.
     """
     state = sum(x.numel() * x.element_size() for x in (*layers.delta, *layers.momentum))
     count, most = len(tokens.query), _MAX_SAVED_BYTES // max(1, state)
@@ -203,7 +203,7 @@ def _choose_interval(tokens: NeuralTokens, layers: LayerStates) -> int:
 def _begin_chunk(
     border: _ChunkBorders, layers: LayerStates, initial_weights: list[Tensor] | None = None
 ) -> LayerStates:
-    """Return the state at the start of a chunk, after resets and cuts."""
+    """Return the state at the start of a chunk, after resets and gradient stops."""
     if border.fresh is None and border.cut is None:
         return layers
     zeros = [torch.zeros_like(x) for x in layers.momentum]
@@ -233,7 +233,7 @@ def _select_rows(mask: Tensor, selected_state: LayerStates, other_state: LayerSt
 
 
 def _is_flush_due(index: int, count: int) -> bool:
-    """Return True if denormal numbers are flushed after this chunk."""
+    """Return True if denormal numbers must be replaced by zero after chunk `index` of `count` chunks."""
     return index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == count - 1
 
 
@@ -251,13 +251,13 @@ def _end_chunk(
 
 
 class _WriteTrace(NamedTuple):
-    """Results of the keys' forward and backward pass, used by reads, updates and the backward pass."""
+    """Results of the inner forward and backward pass on the keys of a chunk."""
 
     inputs: list[Tensor]
     products: list[Tensor]
     deltas: list[Tensor]
     steps: list[Tensor]
-    """Deltas times the clipped step size."""
+    """For each layer, the product of the clipped step sizes and the layer's gradients in `deltas`."""
     step_size: Tensor
     squared_norm: Tensor
 
@@ -280,7 +280,7 @@ def _write(
 def _read(
     shape: NetworkShape, query: Tensor, rule: Coefficients, trace: _WriteTrace, weights, layers: LayerStates
 ) -> list[Tensor]:
-    """Return the products of all layers with each token's weights, then the output."""
+    """Return the pre-activation of each layer for the queries, and the network's output as last entry."""
     x, products = query, []
     for layer, step in enumerate(trace.steps):
         if layer:
@@ -303,7 +303,7 @@ def _advance(rule: Coefficients, inputs, steps, delta, momentum) -> tuple[list[T
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor, factor: int = 1) -> Tensor:
-    """Return `total` + factor a b; may overwrite `total` if no graph is recorded."""
+    """Return `total` + `factor` a @ b. May overwrite `total` if no graph is recorded."""
     if torch.is_grad_enabled() or needs_plain_autograd():
         return torch.baddbmm(total, a, b, alpha=factor)
     return total.baddbmm_(a, b, alpha=factor)
@@ -316,7 +316,7 @@ def _run_custom(options: _LoopOptions, tokens: NeuralTokens, weights, layers: La
 
 
 def _run_matrices(options: _LoopOptions, tokens: NeuralTokens, weight: Tensor, layers: LayerStates):
-    """Run all chunks of a memory of one layer."""
+    """Run all chunks of a memory with one layer."""
     if options.shape.residual:
         weight = weight + torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
     fresh, cut, incomplete = (None if border is None else border[..., 0, 0] for border in options.borders)
@@ -329,7 +329,7 @@ def _run_matrices(options: _LoopOptions, tokens: NeuralTokens, weight: Tensor, l
 
 
 def _differentiate_matrices(segment: SegmentOptions, flat: Sequence[Tensor], grad_y, grad_after):
-    """Return the gradients of some chunks of a matrix memory by autograd, for higher derivatives."""
+    """Return the gradients of all `MatrixInputs` of a segment by autograd, for higher derivatives."""
     heads, width, _ = MatrixInputs(*flat).weight.shape
     borders = _ChunkBorders(*(None if x is None else x[..., None, None] for x in segment[:3]))
     options = _LoopOptions(
@@ -354,7 +354,7 @@ def _differentiate_matrices(segment: SegmentOptions, flat: Sequence[Tensor], gra
 
 
 def _run_duals(options: _LoopOptions, tokens: NeuralTokens, weights, layers: LayerStates):
-    """Run all chunks of a memory whose whole dual decays; the state then holds whole duals."""
+    """Run the loop on duals (initial weights plus delta) instead of deltas. Retention then decays duals."""
     delta, anchor = ([w + x for w, x in zip(weights, part, strict=True)] for part in layers[::2])
     zeros = [torch.zeros_like(w) for w in weights]
     duals = LayerStates(delta, layers.momentum, anchor)
@@ -364,14 +364,14 @@ def _run_duals(options: _LoopOptions, tokens: NeuralTokens, weights, layers: Lay
 
 
 def _unflatten(flat: Sequence, depth: int) -> tuple[NeuralTokens, list[Tensor], LayerStates]:
-    """Invert the flattening of `_run_custom`."""
+    """Return tokens, weights and state from the flat arguments that `_run_custom` passes."""
     tokens, rest = NeuralTokens(*flat[:6]), list(flat[6:])
     weights, *layers = (rest[depth * k : depth * (k + 1)] for k in range(4))
     return tokens, weights, LayerStates(*layers)
 
 
 class _ChunkLoop(torch.autograd.Function):
-    """Loop over chunks with the custom backward pass."""
+    """Autograd function over the loop, with the custom backward pass."""
 
     @staticmethod
     def forward(ctx, options: _LoopOptions, *flat):
@@ -400,7 +400,7 @@ class _ChunkLoop(torch.autograd.Function):
 
 
 def _differentiate_loop(options: _LoopOptions, flat, grad_y, grad_after):
-    """Return the gradients by autograd, for higher derivatives."""
+    """Return the gradients of all inputs of `_ChunkLoop` by autograd, for higher derivatives."""
 
     def run(*inputs: Tensor) -> list[Tensor]:
         y, _, after = _run_loop(options, *_unflatten(inputs, len(options.shape.layers)))
@@ -417,7 +417,7 @@ def _backward(
     grad_y,
     grad_after,
 ):
-    """Return the gradients of all inputs of `_ChunkLoop`, from the last chunk to the first."""
+    """Loop over the chunks in reverse; return the gradients of all inputs of `_ChunkLoop`."""
     depth = len(options.shape.layers)
     tokens, weights, _ = _unflatten(flat, depth)
     # Copies, because they are modified in place.
@@ -458,7 +458,7 @@ def _recompute_chunks(
     weights,
     saved_chunks,
 ) -> list[ChunkGradient]:
-    """Return the backward passes of the chunks of a segment, with their states recomputed."""
+    """Recompute the states of a segment; return a `ChunkGradient` for each chunk."""
     layers = saved_chunks[segment.start][0]
     if layers.anchor is None:
         layers = layers._replace(anchor=layers.delta)
@@ -479,7 +479,7 @@ def _recompute_chunks(
 def _backward_chunk(
     chunk: ChunkGradient, border: _ChunkBorders, grad_y, grads: LayerStates, grad_weights
 ) -> LayerStates:
-    """Backpropagate through a chunk: return the gradients of the state before it from those after it."""
+    """Return the gradients of the state before a chunk. `grads` are the gradients of the state after it."""
     old_anchor_grads = (
         [] if border.incomplete is None else [a.masked_fill(~border.incomplete, 0) for a in grads.anchor]
     )

@@ -1,13 +1,13 @@
 """Neural memories with one matrix per head: few matrix products per chunk in the sequential loop.
 
-The error of a chunk is the product of its keys with the anchor weights, less its values. A chunk adds
-products of keys and errors to delta and momentum, with coefficients that depend on the gates only. So the
-coefficients and the products inside chunks are computed for many chunks at once. The loop over chunks
-computes only the products with the state, while it is in the CPU cache. The custom backward pass has the same
-structure.
+The errors of a chunk are its keys times the anchor weights, minus its values. A chunk adds products of keys
+and errors to delta and momentum, with coefficients that depend on the gates only. So the coefficients, and
+the products between the tokens of a chunk, are computed for many chunks at once. The loop over chunks
+computes only the products with the state, while the state is in the CPU cache. The custom backward pass has
+the same structure.
 
-Letters as in `kernels.neural_memory`; N chunks. Delta and momentum are stacked, `[2 D, D]`, so that one
-product serves both. `grad_x` is the gradient of `x`.
+Letters as in `kernels.neural_memory`; N chunks, R = B H. Delta and momentum are stacked, `[2 D, D]`, so that
+one product serves both. `grad_x` is the gradient of `x`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ AutogradFallback = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], S
 def run_matrices(
     segment: SegmentOptions, inputs: MatrixInputs, autograd_fallback: AutogradFallback
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Return the outputs, the squared norms of the gradients, and delta, momentum and anchor after.
+    """Return the outputs, the squared norms of the inner gradients, and the final state.
 
-    `autograd_fallback` returns the gradients of a segment's `MatrixInputs` by autograd.
+    The state is delta, momentum and anchor. `autograd_fallback` returns the gradients of a segment's
+    `MatrixInputs` by autograd.
     """
     tokens, weight, state = inputs[:6], inputs.weight, inputs[7:]
     count, size = len(inputs.query), max(1, _MAX_TOKEN_NUMBERS // inputs.query[0].numel())
@@ -66,7 +67,7 @@ def run_matrices(
 
 
 class _Matrices(torch.autograd.Function):
-    """A segment of chunks, with the custom backward pass."""
+    """Autograd function over a segment (consecutive chunks), with the custom backward pass."""
 
     @staticmethod
     def forward(ctx, segment: SegmentOptions, autograd_fallback: AutogradFallback, save: bool, *flat):
@@ -103,7 +104,7 @@ class _Matrices(torch.autograd.Function):
 
 
 class _SegmentPass:
-    """Forward and backward pass over the chunks of a segment; `backward` needs the results of `write`."""
+    """Forward and backward pass over a segment (consecutive chunks). `write` must precede `backward`."""
 
     def __init__(
         self, segment: SegmentOptions, inputs: MatrixInputs, border_plan: _BorderPlan, factors: Factors
@@ -118,7 +119,7 @@ class _SegmentPass:
         )
 
     def forward(self) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the outputs, the squared norms of the gradients, and the state after."""
+        """Return the outputs, the squared norms of the inner gradients, and the final state."""
         inputs = self.inputs
         y = self._by_weight(inputs.query, inputs.weight)
         self.write(y)
@@ -132,7 +133,10 @@ class _SegmentPass:
         return y, squared_norm, [*after, self.states[self.border_plan.source[-1], self.border_plan.row, 0]]
 
     def write(self, y: Tensor | None = None) -> None:
-        """Loop over the chunks; add the reads of the chunks' first states to `y`."""
+        """Loop over the chunks: compute the states and the errors.
+
+        If `y` is passed, add to it what the queries read from the state before their chunk.
+        """
         inputs, rows, width = self.inputs, self.rows, self.width
         self.states = inputs.query.new_empty(self.count + 2, rows, 2, width, width)
         self.states[0, :, 0], self.states[0, :, 1], self.states[-1, :, 0] = inputs[7:]
@@ -162,7 +166,7 @@ class _SegmentPass:
                 torch.hardshrink(after, NEGLIGIBLE, out=after)
 
     def backward(self, grad_y: Tensor, grad_after: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-        """Return the gradients of all inputs."""
+        """Return the gradients of all fields of `MatrixInputs`."""
         inputs, factors = self.inputs, self.factors
         query, key, errors, grad = (
             _flatten_chunks(x) for x in (inputs.query, inputs.key, self.errors, grad_y)
@@ -213,9 +217,11 @@ class _SegmentPass:
         )
 
     def _backward_states(self, grad_y: Tensor, grad_errors: Tensor, grad_key: Tensor, grad_after):
-        """Loop over the chunks in reverse; add to `grad_errors` and `grad_key`.
+        """Loop over the chunks in reverse. Add to `grad_errors` and `grad_key` in place.
 
-        Returns the gradients of `reads`, `writes` (negative), ends, weights in anchors, and the state.
+        Returns five results: the gradient of `self.reads`, the negative gradient of `self.writes`, the
+        gradient of the coefficients at the ends of chunks, the part of the gradient of the initial weights
+        that comes from the anchors, and the gradients of the initial state (delta, momentum, anchor).
         """
         border_plan, rows, width = self.border_plan, self.rows, self.width
         grad_reads, grad_writes = torch.empty_like(self.reads), torch.empty_like(self.writes)
@@ -283,11 +289,11 @@ class _SegmentPass:
         )
 
     def _ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return for every chunk the retentions of its state and the share of momentum in delta."""
+        """Return the decays of delta and momentum over each chunk, and the share of momentum in delta."""
         return self.factors.ends[..., None, None].unbind(), self.factors.end_buildup[..., None, None].unbind()
 
     def _anchor_weights(self, index: int, out: Float[Tensor, "R D D"]) -> Float[Tensor, "R D D"]:
-        """Return the weights at a chunk's anchor."""
+        """Return the weights at the anchor of chunk `index`."""
         anchor = self.border_plan.anchor(self.states, index)
         if self.heads == 1:
             return torch.add(anchor, self.inputs.weight, out=out)
@@ -298,13 +304,13 @@ class _SegmentPass:
         return x.unflatten(-3, (-1, self.heads))
 
     def _by_weight(self, x: Float[Tensor, "N R C D"], weight: Float[Tensor, "H D D"]) -> Tensor:
-        """Return the products of all tokens with their head's weights."""
+        """Return the product of each token with the weights of its head."""
         if self.heads == 1:
             return (x.view(-1, self.width) @ weight[0]).view(x.shape)
         return (x.unflatten(1, (-1, self.heads)) @ weight).flatten(1, 2)
 
     def _weights_gradient(self, grad_y: Tensor) -> Float[Tensor, "H D D"]:
-        """Return the gradient of the weights in reads."""
+        """Return the part of the gradient of the weights that comes from the reads."""
         query, width = self.inputs.query, self.width
         if self.heads == 1:
             return (query.view(-1, width).T @ grad_y.view(-1, width))[None]
@@ -312,11 +318,13 @@ class _SegmentPass:
 
 
 class _BorderPlan:
-    """Resets, cuts and anchors of each row at the chunk borders; border 0 is the start of the segment.
+    """Resets, gradient stops and anchors of each row at the borders between chunks.
 
-    `source` holds for each chunk, and for the end, the border whose delta is the row's anchor; -1 is the
-    initial anchor. `used_border` is `source` for chunks with valid tokens, and the chunk's own border for
-    others. `gradient_target` is `used_border`, or -2 if a cut lies between.
+    A row is one head of one batch row. Border n is the start of chunk n, and the last border is the end of
+    the segment. The anchor at a border is the delta at this or an earlier border, or the initial anchor.
+    `source` holds the index of that border for each border and row, or -1 for the initial anchor.
+    `used_border` equals `source`, but a chunk without valid tokens uses its own border. `gradient_target`
+    equals `used_border`, or is -2 if a gradient stop lies between `used_border` and the border itself.
     """
 
     def __init__(self, segment: SegmentOptions, inputs: MatrixInputs) -> None:
@@ -358,14 +366,17 @@ class _BorderPlan:
         return torch.from_numpy(x).to(self.device)
 
     def _rows_by_chunk(self, mask: np.ndarray | None) -> dict[int, Int[Tensor, " some"]]:
-        """Return the indices of the masked rows by chunk, for chunks that have some."""
+        """Return a dict from the index of a chunk to the indices of its rows that are True in `mask`.
+
+        Chunks without a True row are absent.
+        """
         if mask is None:
             return {}
         some = np.flatnonzero(mask.any(1)).tolist()
         return {index: self._to_device(np.flatnonzero(mask[index])) for index in some}
 
     def anchor(self, states: Float[Tensor, "N_and_2 R 2 D D"], index: int) -> Float[Tensor, "R D D"]:
-        """Return the anchors of a chunk."""
+        """Return the anchor of each row in chunk `index`."""
         if not self.has_other_anchor[index]:
             return states[index, :, 0]
         if self.borders[index] == [_INITIAL_ANCHOR]:
@@ -374,7 +385,7 @@ class _BorderPlan:
 
 
 class _AnchorGradients:
-    """Gradients of anchors, held until the backward loop reaches the border whose delta is the anchor."""
+    """Gradients of anchors, stored until the reverse loop reaches the chunk that begins with the anchor."""
 
     def __init__(self, border_plan: _BorderPlan) -> None:
         self.border_plan = border_plan
@@ -382,7 +393,10 @@ class _AnchorGradients:
         self.pending: dict[int, Float[Tensor, "R D D"]] = {}
 
     def add(self, grad: Float[Tensor, "R D D"], index: int) -> None:
-        """Add the gradient of a chunk's anchors; the caller may overwrite it after `move_to`."""
+        """Add `grad`, the gradient of the anchors of chunk `index`.
+
+        The tensor may be stored without a copy. The caller must not modify it before the next `move_to`.
+        """
         border_plan = self.border_plan
         if not border_plan.has_other_anchor[index]:
             self.own = grad
@@ -396,7 +410,10 @@ class _AnchorGradients:
             self.pending[border] = part.add_(self.pending[border]) if border in self.pending else part
 
     def move_to(self, grad_delta: Float[Tensor, "R D D"], index: int) -> None:
-        """Add the gradients of a border's anchors to the gradient of its delta, and drop them."""
+        """Add stored anchor gradients to `grad_delta`, the gradient of the delta before chunk `index`.
+
+        Only the gradients of anchors that equal this delta are added.
+        """
         for part in (self.own, self.pending.pop(index, None)):
             if part is not None:
                 grad_delta.add_(part)
@@ -431,7 +448,7 @@ def _concat_multiples(
 def _backward_multiples(
     grad: Float[Tensor, "N R C both"], x: Float[Tensor, "N R C D"], grad_x: Tensor, a: Tensor, b: Tensor
 ) -> tuple[Float[Tensor, "N R C"], Float[Tensor, "N R C"]]:
-    """Return the gradients of the factors of `_concat_multiples`; add to `grad_x`."""
+    """Return the gradients of a and b in `_concat_multiples`; add the gradient of x to `grad_x`."""
     grad_a, grad_b = grad.chunk(2, dim=-1)
     grad_x.addcmul_(grad_a, a[..., None]).addcmul_(grad_b, b[..., None])
     return (grad_a * x).sum(-1), (grad_b * x).sum(-1)

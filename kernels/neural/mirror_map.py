@@ -1,9 +1,9 @@
 """Mirror maps of neural memories: from the dual, which accumulates the steps, to the network's weights.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.2. The steps accumulate in a
-dual theta, whose initial value is a trained parameter. The weights are mirror(theta), for each matrix
-separately. Inside a chunk W = mirror(anchor) + theta - anchor, which keeps the closed form of a chunk; at its
-end the mirror map is applied again.
+dual theta, whose initial value is a trained parameter. The weights are W = mirror(theta), for each matrix
+separately. Inside a chunk W = mirror(anchor) + theta - anchor, where the anchor is theta at the chunk's
+start. This keeps the closed form of a chunk. At the end of the chunk, the mirror map is applied again.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class Identity:
     """Identity map: the weights are the dual, as in Titans."""
 
     def weights(self, dual: Float[Tensor, "*heads In Out"]) -> Float[Tensor, "*heads In Out"]:
-        """Return the dual."""
+        """Return the dual itself as the weights."""
         return dual
 
 
 @dataclass(frozen=True)
 class QNorm:
-    """Map W = theta / norm_q(theta)^(q - 2), so that norm_q(W) = norm_q(theta)^(3 - q).
+    """Map from the dual theta to W = theta / norm_q(theta)^(q - 2), so norm_q(W) = norm_q(theta)^(3 - q).
 
     Raises ValueError if q is below 2 or not finite.
     """
@@ -54,10 +54,11 @@ class QNorm:
 
 @dataclass(frozen=True)
 class Simplex:
-    """Map W = c softmax(n theta / c) over the n inputs of each output: positive weights that sum to c.
+    """Map from the dual theta to positive weights W = c softmax(n theta / c), which sum to c.
 
-    So theta is c / n times the log weights. Where the weights are equal, they change by as much as theta
-    does.
+    The softmax runs over the n inputs of each output. So theta is c / n times the log of W, up to a constant.
+    If the weights of an output are equal, a small change of theta changes W by the same amount, minus the
+    mean of the change over the inputs.
 
     Raises ValueError if `total` is not positive and finite, or on an unknown `forgets_to`.
     """
@@ -74,7 +75,7 @@ class Simplex:
             raise ValueError(f"forgets_to={self.forgets_to!r}; choose from born, uniform")
 
     def weights(self, dual: Float[Tensor, "*heads In Out"]) -> Float[Tensor, "*heads In Out"]:
-        """Return the softmax distributions, times c."""
+        """Return W = c softmax(n dual / c), with the softmax over the n inputs and c = `total`."""
         return self.total * torch.softmax(dual * (dual.shape[-2] / self.total), dim=-2)
 
 

@@ -1,10 +1,13 @@
-"""The network inside a neural memory, and the parts of its learning rule.
+"""Network inside a neural memory, and the parts of its learning rule.
 
-Each part is one small function, so that another member of the family (Behrouz et al. 2025, "It's All
-Connected", arXiv 2504.13173) replaces one function: the network (`forward_pass`, `backward_pass`), the
-gradient of the loss at its output (`residual_gradient`), the clipping of steps (`clip_step`), the
-accumulation of steps (`compute_rule`, the closed form of retention and momentum inside a chunk), and the map
-from the accumulated dual to weights (`mirror_weights`).
+Each part is one small function. Another member of the family (Behrouz et al. 2025, "It's All Connected",
+arXiv 2504.13173) replaces one of these functions:
+
+- `forward_pass` and `backward_pass`: the network
+- `residual_gradient`: the gradient of the loss at the network's output
+- `clip_step`: the clip of a step
+- `compute_rule`: the accumulation of steps inside a chunk, as closed form of retention and momentum
+- `mirror_weights`: the map from the accumulated dual to the weights
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _SQUARED, _IDENTITY = SquaredError(), Identity()
 
 
 class NeuralState(NamedTuple):
-    """State of a memory: the P weights of all layers of a head in one row.
+    """State of a neural memory. The last dim holds the P weights of all layers of a head.
 
     `delta` is the difference from the initial weights, `momentum` the accumulated momentum, and `anchor` the
     delta at which gradients are computed.
@@ -73,7 +76,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Learning:
-    """Learning rule of a member of the family; Titans by default.
+    """Learning rule of a neural memory of the Miras family, by default the rule of Titans.
 
     Raises ValueError on an unknown activation.
     """
@@ -81,7 +84,7 @@ class Learning:
     activation: Literal["silu", "gelu"] = "silu"
     """Activation between the layers."""
     bias: Bias = _SQUARED
-    """Attentional bias: the loss that the memory minimises."""
+    """Attentional bias: the loss that the memory minimizes."""
     mirror: Mirror = _IDENTITY
     """Map from the accumulated dual to the weights."""
 
@@ -91,7 +94,7 @@ class Learning:
 
     @property
     def has_threshold(self) -> bool:
-        """True if each token needs a threshold."""
+        """True if the loss needs a threshold for each token."""
         return isinstance(self.bias, Huber)
 
 
@@ -136,7 +139,7 @@ class NetworkShape:
 
 
 def unpack(flat: Float[Tensor, "*heads P"], shape: NetworkShape) -> list[Tensor]:
-    """Return views `[*heads, in, out]` of the layers in packed rows."""
+    """Return the weight matrices of all layers, `[*heads, in, out]`, as views of the packed weights."""
     views, begin = [], 0
     for a, b in shape.layers:
         views.append(flat[..., begin : begin + a * b].unflatten(-1, (a, b)))
@@ -145,7 +148,7 @@ def unpack(flat: Float[Tensor, "*heads P"], shape: NetworkShape) -> list[Tensor]
 
 
 def pack(layers: Sequence[Float[Tensor, "*heads _In _Out"]]) -> Float[Tensor, "*heads P"]:
-    """Return the layers as packed rows; the inverse of `unpack`."""
+    """Return the weight matrices of all layers in one packed dim; the inverse of `unpack`."""
     flat = [layer.flatten(-2) for layer in layers]
     return flat[0] if len(flat) == 1 else torch.cat(flat, dim=-1)
 
@@ -162,12 +165,12 @@ def forward_pass(
 
 
 def activate(product: Tensor, shape: NetworkShape) -> Tensor:
-    """Return a layer's input from the product before it."""
+    """Return the next layer's input: the activation of a layer's product."""
     return functional.silu(product) if shape.learning.activation == "silu" else functional.gelu(product)
 
 
 def compute_output(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
-    """Return the network's output from its input and the last layer's product."""
+    """Return the network's output from its input `x` and the last layer's product."""
     if shape.norm:
         product = functional.layer_norm(product, product.shape[-1:], eps=NORM_EPSILON)
     return x + product if shape.residual else product
@@ -179,7 +182,7 @@ def backward_pass(
     weights: Sequence[Float[Tensor, "*heads _In _Out"]],
     shape: NetworkShape,
 ) -> list[Tensor]:
-    """Return the gradients at the products of all layers, from the gradient at the output."""
+    """Return the gradient of each layer's pre-activation, from `gradient`, the gradient of the output."""
     if shape.norm:
         last = products[-1]
         difference = last - last.mean(-1, keepdim=True)
@@ -213,7 +216,7 @@ def gelu_slope(x: Tensor) -> Tensor:
 def residual_gradient(
     error: Float[Tensor, "*heads C D"], threshold: Float[Tensor, "*heads C 1"] | None, shape: NetworkShape
 ) -> Float[Tensor, "*heads C D"]:
-    """Return the gradient of the loss at the output, from the error (output less value)."""
+    """Return the gradient of the loss with respect to the output, from the error (output minus value)."""
     return shape.learning.bias.gradient(error, threshold)
 
 
@@ -222,7 +225,7 @@ def mirror_weights(
     learned_weights: Sequence[Float[Tensor, "... _In _Out"]],
     shape: NetworkShape,
 ) -> list[Tensor]:
-    """Return the weights of a network from its initial and its learned weights, both duals."""
+    """Return the network's weights: the mirror map of the sum of initial and learned duals."""
     mirror = shape.learning.mirror
     return [mirror.weights(w + x) for w, x in zip(weights, learned_weights, strict=True)]
 
@@ -230,12 +233,12 @@ def mirror_weights(
 def compute_tangent_base(
     weights: Sequence[Tensor], anchor_weights: Sequence[Tensor], anchor: Sequence[Tensor], shape: NetworkShape
 ) -> Sequence[Tensor]:
-    """Return the base weights: base plus delta are the network's weights inside the anchor's chunk.
+    """Return the weights to which delta is added to get the network's weights inside a chunk.
 
     Args:
         weights: Initial weights (duals).
         anchor_weights: Weights at the anchor, from `mirror_weights`.
-        anchor: Delta at the anchor.
+        anchor: Anchor of the chunk: the delta at which its gradients are computed.
         shape: Sizes of the network.
     """
     if shape.learning.mirror == _IDENTITY:
@@ -246,7 +249,8 @@ def compute_tangent_base(
 def is_clipped(shape: NetworkShape) -> bool:
     """Return True if steps must be clipped.
 
-    A matrix with keys of at most unit length needs no clip, unless it has a `Power` loss or a mirror map.
+    A network of one layer needs no clip if its keys have at most unit length. With an output norm, a `Power`
+    loss or a mirror map, it needs the clip.
     """
     learning = shape.learning
     needs_clip = isinstance(learning.bias, Power) or learning.mirror != _IDENTITY
@@ -267,10 +271,10 @@ def clip_step(
     Args:
         step_size: Step size before clipping.
         share: Largest part of the token's error that a step may remove, to first order.
-        error: Output of the network less the value.
+        error: Output of the network minus the value.
         gradient: Gradient of the loss at the output.
         inputs: Inputs of all layers.
-        deltas: Gradients at the products of all layers, before the activation.
+        deltas: Gradients with respect to the products of all layers, before the activation.
         shape: Sizes of the network.
     """
     squared_norm = torch.zeros_like(step_size)
@@ -284,7 +288,11 @@ def clip_step(
 
 
 def compute_error_share(log_momentum: Tensor, chunk_size: int) -> Tensor:
-    """Return the part of its error a token may remove; momentum repeats steps, and tokens may be equal."""
+    """Return the largest part of a token's error that the token's step may remove.
+
+    This part is (1 - momentum) / `chunk_size`, because momentum repeats each step, and because a chunk can
+    contain the same token several times.
+    """
     return -torch.expm1(log_momentum) / chunk_size
 
 
@@ -297,28 +305,28 @@ class Rule(NamedTuple):
     """Closed form of delta and momentum in a chunk; row t holds the coefficients after token t."""
 
     retention: Float[Tensor, "*heads C"]
-    """Coefficient b: share of the chunk's first delta in delta."""
+    """Coefficient b of each token: factor of the chunk's initial delta in the delta after the token."""
     buildup: Float[Tensor, "*heads C"]
-    """Coefficient f: share of the chunk's first momentum in delta."""
+    """Coefficient f of each token: factor of the chunk's initial momentum in the delta after the token."""
     momentum_retention: Float[Tensor, "*heads C"]
-    """Share of the chunk's first momentum in momentum."""
+    """For each token: factor of the chunk's initial momentum in the momentum after the token."""
     mixing: Float[Tensor, "*heads C C"]
-    """Coefficients G: share of token j's step in delta."""
+    """Coefficients G: entry [t, j] is the share of token j's step in the delta after token t."""
     trace: Float[Tensor, "*heads C"]
-    """Last row of E: share of token j's step in the momentum at the chunk's end."""
+    """Share of each token's step in the momentum at the chunk's end."""
 
 
 class Decays(NamedTuple):
     """Decays of momentum and delta from each token of a chunk to each later one."""
 
     decay: Float[Tensor, "*heads C C"]
-    """Decays D of delta; zero from skipped tokens."""
+    """Decay of delta from an earlier token (column) to a later one (row); 0 if the earlier one is skipped."""
     trace: Float[Tensor, "*heads C C"]
-    """Decays E of momentum."""
+    """Decay of momentum from an earlier token (column) to a later one (row)."""
     retention: Float[Tensor, "*heads C"]
-    """Decay of delta from the chunk's start."""
+    """Decay of delta from the chunk's start to each token."""
     momentum_retention: Float[Tensor, "*heads C"]
-    """Decay of momentum from the chunk's start."""
+    """Decay of momentum from the chunk's start to each token."""
 
 
 def compute_decays(
@@ -351,9 +359,9 @@ def compute_rule(
 
 
 def flush_denormals(x: Tensor) -> Tensor:
-    """Return `x` with zeros for negligible values, because denormal numbers are ten times slower.
+    """Return `x` with negligible values replaced by zero.
 
-    The gradient is that of the identity.
+    Arithmetic on denormal numbers is ten times slower. The gradient passes through unchanged.
     """
     flat = x.detach()
     correction = torch.where(flat.abs() < NEGLIGIBLE, flat, 0)

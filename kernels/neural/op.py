@@ -1,30 +1,31 @@
 """Neural memory: a small network per batch row and head that learns the key -> value pair of each token.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.1 and 3.2. A memory is a network M(x) =
-act(act(x W_1) W_2) ... W_L with SiLU between its layers. Its initial weights are trained parameters, and its
-state `delta` is the difference from them. Every token takes one step of gradient descent with momentum,
+act(act(x W_1) W_2) ... W_L with SiLU between its layers. Its initial weights are trained parameters. Its
+state `delta` is the difference of its weights from the initial weights. Every token takes one step of
+gradient descent, which accumulates in the momentum S:
 
     S_t = momentum_t S_{t-1} - step_t gradient(M at the anchor; k_t, v_t)        (eq. 10 and 14)
     delta_t = retention_t delta_{t-1} + S_t                                      (eq. 13)
 
-where the gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq.
-16). Forgetting returns to the initial weights, not to zero, because at zero a network of two layers is at a
-saddle point with zero gradient. In closed form, with D_tk the product of retentions after k up to t and E_kj
-that of momenta after j up to k,
+The gradient is that of |M(k) - v|^2 / 2, and the anchor is delta at the start of the token's chunk (eq. 16).
+Forgetting returns to the initial weights, not to zero, because at zero a network of two layers is at a saddle
+point with zero gradient. In closed form, let index 0 stand for the start of the chunk. D_tk is the product of
+the retentions of tokens k + 1 to t, and E_kj the product of the momentum factors of tokens j + 1 to k. Then
 
-    delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0,
+    delta_t = b_t delta_0 + f_t S_0 - sum_j G_tj step_j gradient_j,    G = D E,    f = D E_:0,    b_t = D_t0.
 
-so a chunk takes a few matrix products, no weights per token are computed, and no exponent is positive.
+So a chunk takes a few matrix products. No weights per token are computed, and no exponent is positive.
 
-The step of a memory of several layers is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2), with r the
-gradient at the output: then C equal tokens remove, to first order, at most their error. `clip=False` disables
-the clip. A matrix with keys of at most unit length needs no clip: there the caller bounds the steps, by the
-same share, and the momentum.
+In a memory of several layers, the step size is clipped to (1 - momentum_t) |r|^2 / (C |gradient|^2). Here r
+is the gradient at the output. Then C equal tokens together remove at most their error, to first order.
+`clip=False` disables the clip. A single matrix with keys of at most unit length needs no clip. Instead, its
+caller limits the momentum, and limits the step size to a multiple of (1 - momentum_t) / C.
 
 Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`. They
-minimise another loss: r is its gradient, and in the clip |r|^2 becomes the product of r with the error. Their
-weights are a mirror map of the accumulated dual: a chunk begins at mirror(W + anchor) and changes from there
-as delta does.
+minimize another loss. Then r is the gradient of this loss, and the clip uses the inner product of r with the
+error instead of |r|^2. Their weights are a mirror map of the accumulated dual. They begin a chunk at
+mirror(W + anchor), and change inside the chunk by as much as delta.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -88,18 +89,19 @@ def neural_memory(
     threshold: Float[Tensor, "B T H"] | None = None,
     implementation: Implementation = "auto",
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
-    """Return the outputs, the norms of the inner gradients (surprise, detached), and the state after.
+    """Return the outputs, the surprise of each token, and the final state.
 
-    Token t has position t % C in its chunk; T is a multiple of C = `chunk_size`. A token that is not `valid`
-    is skipped; its values must be finite. A `fresh` chunk begins with zero delta and momentum. No gradient
-    flows across the start of a `cut` chunk. Chunk 0 may continue an earlier chunk: then its first tokens are
-    not valid, and its anchor is that of `state`. With `norm` the network's output is standardised; with
-    `residual` the input is added after that.
+    The surprise is the norm of the inner gradient, detached from the graph. T must be a multiple of C =
+    `chunk_size`. Token t has position t % C in its chunk. A token that is not `valid` is skipped; its values
+    must be finite. A `fresh` chunk begins with zero delta and momentum. No gradient flows across the start of
+    a `cut` chunk. Chunk 0 may continue an earlier chunk. Then the first tokens of chunk 0 are not valid, and
+    its anchor is the anchor of `state`. `norm` standardizes the network's output, before `residual` adds the
+    input.
 
-    "torch" runs one chunk at a time with a custom backward pass, linear in T. "closed" differentiates the
-    same loop by autograd, any number of times; it also serves `norm` and every `learning` other than Titans.
-    "triton" runs the kernels of `gpu` for one or two layers of Titans without `norm`, differentiable once.
-    Computed in at least float32; the kernels use TF32 for tokens of half precision.
+    "torch" runs one chunk at a time, in time linear in T, with a custom backward pass. "closed" runs the same
+    loop, and autograd can differentiate it any number of times. With `norm`, or with a `learning` other than
+    Titans, "torch" is the same as "closed". "triton" supports one or two layers of Titans without `norm`, and
+    is differentiable once. All compute in at least float32, but "triton" uses TF32 for half-precision tokens.
 
     Args:
         query: Queries.
@@ -111,14 +113,14 @@ def neural_memory(
         chunk_size: Tokens per chunk, C.
         valid: Mask of tokens that are not skipped; all by default.
         fresh: Mask of chunks that begin with zero delta and momentum; none by default.
-        cut: Mask of chunks across whose start no gradient flows; none by default.
+        cut: Mask of chunks whose start stops the gradient; none by default.
         read_before_write: Read each token before it is learned.
         residual: Add the network's input to its output.
-        norm: Standardise the network's output.
+        norm: Standardize the network's output.
         clip: Clip the steps of a memory of several layers.
         learning: Loss, activation and mirror map; Titans by default.
         threshold: Threshold of each token's error, at least 0; required for a `Huber` loss.
-        implementation: One of those in `scrubjay.kernels.dispatch`, or "closed".
+        implementation: An implementation of `scrubjay.kernels.dispatch`, or "closed".
 
     Raises ValueError if shapes do not match, and TypeError on integer tensors.
     """
@@ -178,9 +180,9 @@ def neural_memory_step(
     learning: Learning = TITANS,
     threshold: Float[Tensor, "B H"] | None = None,
 ) -> tuple[Float[Tensor, "B H D"], Float[Tensor, "B H"], NeuralState]:
-    """Advance by one token; if the token `completes` its chunk, the anchor moves.
+    """Advance by one token. Return the results of `neural_memory` without the dim T.
 
-    Returns the results of `neural_memory` without the dim T.
+    In batch rows where the token `completes` its chunk, the anchor moves to the new delta.
 
     Args:
         query: Query.
@@ -189,11 +191,11 @@ def neural_memory_step(
         gates: Gates of the token, each `[B, H]`.
         weights: Initial weights of each layer.
         state: Current state.
-        completes: Mask of rows whose token is the last of its chunk.
+        completes: Mask of batch rows whose token is the last of its chunk.
         chunk_size: Tokens per chunk, C.
         read_before_write: Read the token before it is learned.
         residual: Add the network's input to its output.
-        norm: Standardise the network's output.
+        norm: Standardize the network's output.
         clip: Clip the steps of a memory of several layers.
         learning: Loss, activation and mirror map; Titans by default.
         threshold: Threshold of the token's error, at least 0; required for a `Huber` loss.
@@ -262,14 +264,14 @@ def neural_recall(
     norm: bool = False,
     learning: Learning = TITANS,
 ) -> Float[Tensor, "B T H D"]:
-    """Return the outputs of a memory without learning.
+    """Return the outputs of a memory for queries, without learning.
 
     Args:
         query: Queries.
         weights: Initial weights of each layer.
-        learned_weights: Delta or anchor of a state.
+        learned_weights: The delta or the anchor of a `NeuralState`.
         residual: Add the network's input to its output.
-        norm: Standardise the network's output.
+        norm: Standardize the network's output.
         learning: Loss, activation and mirror map; Titans by default.
 
     Raises ValueError if shapes do not match, and TypeError on integer tensors.
@@ -278,7 +280,7 @@ def neural_recall(
     batch, _, heads, width = query.shape
     check_floats(query=query)
     _check_network(weights, heads, width)
-    _check_parts({"learned": learned_weights}, (batch, heads, shape.size))
+    _check_parts({"learned_weights": learned_weights}, (batch, heads, shape.size))
     dtype = torch.promote_types(learned_weights.dtype, torch.float32)
     layers = mirror_weights([w.to(dtype) for w in weights], unpack(learned_weights, shape), shape)
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
@@ -290,7 +292,7 @@ def _unsupported_by_triton(
     if reason := unsupported_dtype(query, key, value, *state):
         return reason
     if shape.norm:
-        return "no kernel for a standardised output (`norm`)"
+        return "no kernel for a standardized output (`norm`)"
     if shape.learning != TITANS:
         return f"no kernel for {shape.learning}, only for that of Titans"
     if len(shape.layers) > 1 and not shape.clip:
@@ -299,8 +301,8 @@ def _unsupported_by_triton(
         return f"no kernel for {len(shape.layers)} layers, only for one or two"
     if max(query.shape[-1], chunk_size) > _WIDEST_TRITON_TILE:
         return (
-            f"no kernel for heads or chunks beyond {_WIDEST_TRITON_TILE}, not {query.shape[-1]} and "
-            f"{chunk_size}"
+            f"no kernel for head width {query.shape[-1]} and chunk_size {chunk_size}; "
+            f"both must be at most {_WIDEST_TRITON_TILE}"
         )
     if is_traced() or torch._C._are_functorch_transforms_active():
         return "no kernel under torch.compile or torch.func"
@@ -311,7 +313,7 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
     check_floats(query=query, key=key, value=value)
     batch, time, heads, width = query.shape
     if chunk_size < 1 or time % chunk_size:
-        raise ValueError(f"chunk_size={chunk_size}: must be at least 1 and divide the {time} tokens")
+        raise ValueError(f"chunk_size={chunk_size}: must be at least 1 and divide the token count {time}")
     _check_network(weights, heads, width)
     _check_threshold(threshold, shape.learning)
     expected = {
@@ -332,7 +334,8 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
 def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
     if weights[0].shape[1] != width or weights[-1].shape[2] != width:
         raise ValueError(
-            f"weights map {weights[0].shape[1]} to {weights[-1].shape[2]}; expected {width} to {width}"
+            f"weights map inputs of width {weights[0].shape[1]} to outputs of width {weights[-1].shape[2]}; "
+            f"both must be {width}, the width of query"
         )
     for index, weight in enumerate(weights):
         if weight.shape[0] != heads:
@@ -341,7 +344,7 @@ def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
 
 def _check_threshold(threshold: Tensor | None, learning: Learning) -> None:
     if learning.has_threshold and threshold is None:
-        raise ValueError(f"threshold=None: {learning.bias} requires a threshold per token and head")
+        raise ValueError(f"threshold=None: {learning.bias} requires a threshold for each token and head")
     if threshold is not None and not learning.has_threshold:
         raise ValueError(f"threshold is not supported by {learning.bias}; pass threshold=None")
 

@@ -23,7 +23,7 @@ from scrubjay.kernels.neural.network import (
 def learn_and_read(
     problem: Problem,
 ) -> tuple[Float[Tensor, "B T H D"], Float[Tensor, "B T H"], NeuralState]:
-    """Return the outputs of all tokens, their surprise, and the state after."""
+    """Return the outputs and the surprise of all tokens, and the final state."""
     query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, read_before_write, _ = (
         problem
     )

@@ -77,9 +77,9 @@ def attend_chosen(
     """Attend to the chunks selected for each query; queries without chunks return zeros.
 
     Negative chunk indices are ignored. A query must not list a chunk twice. `combine="hierarchical"` computes
-    one attention per chunk and weights them by a softmax over `scores`, which passes gradients to the scores.
-    `"joint"` is one softmax over all tokens and ignores the scores. Chunks that no query selected may hold
-    any values, including NaN.
+    one attention output per chunk, and weights these outputs by a softmax over `scores`. So gradients reach
+    the scores. `"joint"` is one softmax over the tokens of all selected chunks and ignores the scores. Chunks
+    that no query selected may hold any values, including NaN.
 
     Args:
         query: Queries with H heads.
@@ -94,8 +94,8 @@ def attend_chosen(
         return_lse: Also return the logsumexp of the softmax, for `merge`.
         implementation: As in `chunk_retrieval`.
 
-    Raises ValueError on mismatched shapes, chunk indices out of range (CPU only) and hierarchical attention
-    without scores, TypeError on wrong dtypes.
+    Raises ValueError on mismatched shapes, on chunk indices out of range (CPU only) and on hierarchical
+    attention without scores. Raises TypeError on wrong dtypes.
     """
     check_memory(query, keys, values, positions, lengths, combine)
     joint = combine == "joint"
@@ -200,7 +200,7 @@ def _backward_op(
     lse: Tensor,
     needs_gradient: list[bool],
 ) -> list[Tensor]:
-    """Return a gradient for each of the seven tensors; it is empty where no gradient is needed."""
+    """Return the gradients of the first seven arguments; an empty tensor where no gradient is needed."""
     from scrubjay.kernels.retrieval import gpu
 
     reading = Reading(query, keys, values, chunks, scores, positions, lengths)
@@ -230,9 +230,9 @@ def _check_chunks(query: Tensor, keys: Tensor, chunks: Tensor, scores: Tensor | 
     if chunks.dtype not in (torch.int32, torch.int64):
         raise TypeError(f"chunks have dtype {chunks.dtype}; expected torch.int32 or torch.int64")
     if chunks.ndim != 4 or chunks.shape[:2] != query.shape[:2]:
-        expected = f"[{query.shape[0]}, {query.shape[1]}, S, K]"
+        expected = f"[{query.shape[0]}, {query.shape[1]}, heads, selected chunks]"
         raise ValueError(f"chunks have shape {tuple(chunks.shape)}; expected {expected}")
-    check_heads("coarse heads", chunks.shape[2], query.shape[2])
+    check_heads("heads of chunks", chunks.shape[2], query.shape[2])
     if scores is None and not joint:
         raise ValueError("combine='hierarchical' needs scores; pass scores or use combine='joint'")
     if scores is not None and not scores.is_floating_point():
@@ -240,4 +240,4 @@ def _check_chunks(query: Tensor, keys: Tensor, chunks: Tensor, scores: Tensor | 
     if scores is not None and scores.shape != chunks.shape:
         raise ValueError(f"scores have shape {tuple(scores.shape)}; expected {tuple(chunks.shape)}")
     if not is_traced() and not chunks.is_cuda and chunks.numel() and int(chunks.max()) >= keys.shape[1]:
-        raise ValueError(f"chunk {int(chunks.max())} is out of range; there are {keys.shape[1]} chunks")
+        raise ValueError(f"chunks has index {int(chunks.max())}, but keys has only {keys.shape[1]} chunks")

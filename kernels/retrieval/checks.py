@@ -32,7 +32,7 @@ def unsupported_sizes(query: Tensor, widths: dict[str, int], units: int, top_k: 
 def promote_dtypes(
     query: Tensor, keys: Tensor, values: Tensor, positions: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Cast all tensors to their widest dtype. `values` stays the same object as `keys` if it was."""
+    """Cast all tensors to their widest dtype. If `values` is the same object as `keys`, it remains so."""
     dtype = torch.promote_types(torch.promote_types(query.dtype, keys.dtype), values.dtype)
     dtype = dtype if positions is None else torch.promote_types(dtype, positions.dtype)
     shared = values is keys
@@ -61,15 +61,22 @@ def check_memory(
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {rank} dimensions")
     batch, _, heads, width = query.shape
     if 0 in (width, values.shape[-1]):
-        raise ValueError(f"widths D={width}, V={values.shape[-1]} must be at least 1")
+        raise ValueError(
+            f"query has width {width}, values have width {values.shape[-1]}; both must be at least 1"
+        )
     if keys.shape[0] != batch or keys.shape[4] != width:
-        raise ValueError(f"keys have shape {tuple(keys.shape)}; expected [{batch}, M, C, G, {width}]")
+        raise ValueError(
+            f"keys have shape {tuple(keys.shape)}; expected [{batch}, chunks, steps, heads, {width}]"
+        )
     if values.shape[:4] != keys.shape[:4]:
-        raise ValueError(f"values have shape {tuple(values.shape)}; expected {tuple(keys.shape[:4])} + (V,)")
+        raise ValueError(
+            f"values have shape {tuple(values.shape)}; expected {tuple(keys.shape[:4])} + (width,)"
+        )
     check_heads("key heads", keys.shape[3], heads)
     if positions is not None and (positions.shape != (keys.shape[2], width) or values.shape[4] != width):
         raise ValueError(
-            f"positions have shape {tuple(positions.shape)}; expected ({keys.shape[2]}, {width}) and V = D"
+            f"positions have shape {tuple(positions.shape)}, values have width {values.shape[4]}; expected "
+            f"positions of shape ({keys.shape[2]}, {width}) and values of width {width}"
         )
     if lengths is not None and lengths.shape != keys.shape[:2]:
         raise ValueError(f"lengths have shape {tuple(lengths.shape)}; expected {tuple(keys.shape[:2])}")
@@ -80,10 +87,10 @@ def check_memory(
 def check_heads(name: str, count: int, heads: int) -> None:
     """Raise ValueError unless `count` heads divide the query heads evenly."""
     if count < 1 or heads % count:
-        raise ValueError(f"{count} {name} do not divide {heads} query heads evenly")
+        raise ValueError(f"{count} {name} do not divide {heads} query heads evenly; use a divisor of {heads}")
 
 
 def empty_output(query: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the zero read-out of an empty selection, and its normaliser of -inf."""
+    """Return the result of attention to no chunks: a zero read-out, and a log normaliser of -inf."""
     out = query.new_zeros(*query.shape[:-1], values.shape[-1])
     return out, out.new_full(out.shape[:-1], -math.inf, dtype=torch.promote_types(out.dtype, torch.float32))

@@ -1,7 +1,7 @@
 """Top-k selection of chunks for each query, the first half of chunk retrieval.
 
-NumPy inputs are processed by NumPy without importing torch, so stores on disk and externally embedded banks
-select chunks by the same rules as policy layers. Letters as in `chunk_retrieval`.
+NumPy inputs are processed by NumPy, without importing torch. So code without torch, such as a bank with
+external embeddings, selects chunks by the same rules as policy layers. Letters as in `chunk_retrieval`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class SelectedChunks(NamedTuple, Generic[Array]):
-    """Selected chunks: always-kept chunks first, then the others by descending score."""
+    """Selected chunks: always-kept chunks first, then all others by descending score."""
 
     chunks: Int[Array, "B T S K"]
     """Chunk indices; -1 for unused slots."""
@@ -59,16 +59,17 @@ def choose_chunks(
         num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
         return_lse: Also return the logsumexp of the selected scores, the normaliser of hierarchical
             attention.
-        implementation: One of `scrubjay.kernels.dispatch`, for tensors only; "triton" needs summaries
-            instead of scores.
+        implementation: An implementation of `scrubjay.kernels.dispatch`; "auto" for NumPy arrays.
+            "triton" needs summaries instead of scores.
 
-    Raises ValueError on mismatched shapes, if `top_k` is below 1 or too small for the always-kept chunks, and
-    unless either scores or both summary inputs are passed; TypeError on wrong dtypes.
+    Raises ValueError on mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.
+    Raises ValueError unless either `scores`, or both `summary_query` and `summaries`, are passed. Raises
+    TypeError on wrong dtypes.
     """
     check_counts(top_k, num_sink_chunks, num_local_chunks)
     sources_set = [scores is not None, summary_query is not None, summaries is not None]
     if sources_set not in ([True, False, False], [False, True, True]):
-        raise ValueError("pass either scores, or both summary_query and summaries")
+        raise ValueError("choose_chunks needs either scores, or both summary_query and summaries")
     if scores is not None:
         _check_scores(scores, valid)
     else:
@@ -88,7 +89,7 @@ def choose_chunks(
 
 
 def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
-    """Raise ValueError if the numbers of chunks to keep are invalid."""
+    """Raise ValueError if `top_k` or the numbers of always-kept chunks are invalid."""
     if top_k < 1:
         raise ValueError(f"top_k={top_k}: must be at least 1")
     for name, count in (("num_sink_chunks", num_sinks), ("num_local_chunks", num_locals)):
@@ -137,7 +138,7 @@ def _log_normaliser(scores: Any) -> Any:
 
 def _check_scores(scores: Any, valid: Any) -> None:
     if scores.ndim != 4:
-        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected [B, T, S, M]")
+        raise ValueError(f"scores have shape {tuple(scores.shape)}; expected [batch, queries, heads, chunks]")
     _check_floating("scores", scores)
     _check_valid(valid, (scores.shape[0], scores.shape[1], scores.shape[3]))
 
@@ -149,11 +150,12 @@ def check_summaries(query: Any, summaries: Any, valid: Any) -> None:
             raise ValueError(f"{name} has shape {tuple(array.shape)}; expected 4 dimensions")
         _check_floating(name, array)
     if query.shape[0] != summaries.shape[0] or query.shape[3] != summaries.shape[3] or query.shape[3] < 1:
-        expected = f"[{query.shape[0]}, M, Gs, {query.shape[3]}], width at least 1"
+        expected = f"[{query.shape[0]}, chunks, heads, {query.shape[3]}] with a width of at least 1"
         raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
     if summaries.shape[2] < 1 or query.shape[2] % summaries.shape[2]:
         raise ValueError(
-            f"{summaries.shape[2]} summary heads do not divide {query.shape[2]} coarse heads evenly"
+            f"summaries has {summaries.shape[2]} heads, which do not divide the {query.shape[2]} heads of "
+            "summary_query evenly"
         )
     _check_valid(valid, (query.shape[0], query.shape[1], summaries.shape[1]))
 
@@ -166,7 +168,7 @@ def _check_floating(name: str, array: Any) -> None:
 def _check_valid(valid: Any, mask_shape: tuple[int, int, int]) -> None:
     dtype_name = str(valid.dtype)
     if "bool" not in dtype_name and "int" not in dtype_name:
-        raise TypeError(f"valid has dtype {valid.dtype}; expected an integer count or a bool mask")
+        raise TypeError(f"valid has dtype {valid.dtype}; expected an integer dtype (counts) or bool (a mask)")
     shape = mask_shape if "bool" in dtype_name else mask_shape[:2]
     if tuple(valid.shape) != shape:
         raise ValueError(f"valid has shape {tuple(valid.shape)}; expected {list(shape)}")

@@ -1,8 +1,10 @@
 """Attention to every chunk by large products, with weight zero for unselected chunks; best for few chunks.
 
-Queries are contiguous in memory and steps of a chunk are strided, so a softmax over steps and products with
-values shared by all steps run over contiguous memory. Letters as in `chunk_retrieval`; N = B * G, and
-R = H / G * T are the queries of all heads that read one key head.
+Scores have the layout `[N, M, C, R]`, with the queries contiguous in memory. So the softmax over the steps of
+a chunk, and the product with one weight per chunk, run over contiguous memory.
+
+Letters as in `chunk_retrieval`. N = B * G, and R = H / G * T is the number of queries of all heads that read
+one key head.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ _BLOCK_SCALARS = 1 << 17
 def dense(
     reading: Reading, choice: Choice, in_order: bool = False
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]:
-    """Return the read-out and, if requested, its normaliser.
+    """Return the read-out and, if `choice.return_lse` is set, its log normaliser.
 
     `in_order` means that every query lists all chunks in order.
     """
@@ -55,7 +57,7 @@ def dense(
 def _attend_general(
     reading: Reading, choice: Choice, query: Tensor, keys: Tensor, values: Tensor, weights: Tensor
 ) -> tuple[Float[Tensor, "N V R"], Float[Tensor, "B T H"] | None]:
-    """Attend with optional positions, lengths and one softmax over all chunks."""
+    """Attend with the options that `attend_all` does not support: positions, lengths and joint attention."""
     positions, lengths = reading.positions, reading.lengths
     batch, time, heads, _ = reading.query.shape
     chunks, length, groups = reading.keys.shape[1:4]
@@ -91,7 +93,10 @@ def attend_all(
     values: Float[Tensor, "N V MC"],
     weights: Float[Tensor, "B #G M 1 #HG T"],
 ) -> Float[Tensor, "N V R"]:
-    """Return the weighted sum of one attention per chunk. All inputs must be finite."""
+    """Return the sum of each chunk's attention output, weighted by `weights`.
+
+    All inputs must be finite.
+    """
     inputs = (query, keys, values, weights)
     plain = values.dtype != query.dtype or query.is_cuda or needs_plain_autograd(*inputs)
     return _attend_plain(*inputs) if plain else _Attention.apply(*inputs)
@@ -103,7 +108,7 @@ def _attend_plain(query: Tensor, keys: Tensor, values: Tensor, weights: Tensor) 
 
 
 class _Attention(torch.autograd.Function):
-    """Blockwise `_attend_plain` that saves only its inputs for the backward pass."""
+    """Autograd function of attention to all chunks, block by block. For backward it saves only its inputs."""
 
     @staticmethod
     def forward(ctx, query, keys, values, weights):
@@ -165,7 +170,10 @@ def _multiply_weights(attention: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 def _blocks(query: Tensor, keys: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield slices of N, of the batch and of the weights' heads: all heads, or some heads of one sequence."""
+    """Yield three slices for each block: of dim 0 of `query`, and of dims 0 and 1 of `weights`.
+
+    A block holds all key heads of some sequences, or some key heads of one sequence.
+    """
     batch, weight_groups = weights.shape[:2]
     groups, group_scalars = len(query) // batch, keys.shape[1] * query.shape[2]
     rows = _BLOCK_SCALARS // (groups * group_scalars)
@@ -185,7 +193,7 @@ def _blocks(query: Tensor, keys: Tensor, weights: Tensor) -> Iterator[tuple[slic
 
 
 def _spread(entries: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tensor:
-    """Scatter entries to their chunks in `[B, T, S, M]`, zeros elsewhere."""
+    """Scatter the entries of selected chunks into `[B, T, S, M]`; zeros for unselected chunks."""
     table = entries.new_zeros(*entries.shape[:-1], chunks + 1)
     return table.scatter(-1, index, entries)[..., :chunks]
 
@@ -193,7 +201,10 @@ def _spread(entries: Tensor, index: Int[Tensor, "B T S K"], chunks: int) -> Tens
 def _per_query_head(
     per_coarse_head: Float[Tensor, "B T S M"] | Bool[Tensor, "B T S M"], heads: int, groups: int
 ) -> Tensor:
-    """Return `[B, G, M, 1, H / G, T]`, with 1 for G and H / G if all heads share one selection."""
+    """Expand `[B, T, S, M]` to the query heads, in the layout `[B, G, M, 1, H / G, T]`.
+
+    If all heads share one selection, dims G and H / G have size 1.
+    """
     batch, time, coarse, chunks = per_coarse_head.shape
     if coarse == 1:
         return per_coarse_head.permute(0, 2, 3, 1).contiguous()[:, :, :, None, None]

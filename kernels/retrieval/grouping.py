@@ -1,7 +1,8 @@
 """Attention to selected chunks with queries grouped by chunk: matrix products instead of single rows.
 
-Best where many queries share a chunk: all its queries are multiplied with it at once, and the parts of each
-query are combined afterwards. Letters as in `chunk_retrieval`; N = B * U.
+Best where many queries share a chunk. All queries of a chunk are multiplied with the chunk at once. Then the
+partial outputs of each query, one for each of its chunks, are combined. Letters as in `chunk_retrieval`; N =
+B * U.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ _MIN_PRODUCTS = 1 << 23
 
 
 class Groups(NamedTuple):
-    """Queries grouped by chunk in tiles of P slots: one tile per chunk, extra tiles for popular chunks."""
+    """Queries grouped by chunk, in tiles of P slots.
+
+    Each chunk has at least one tile; a chunk with over P queries has several.
+    Units with fewer tiles than the largest unit are padded with unused slots.
+    """
 
     query: Int[Tensor, "N slots"]
-    """Query index of each slot, T for unused slots; units with fewer tiles are padded."""
+    """Index of the query in each slot; an unused slot has T, the number of queries."""
     slot: Int[Tensor, "B T U K"]
-    """Slot of each query's k-th chunk; arbitrary for absent chunks."""
+    """Slot of each query for its k-th chunk; arbitrary if the query has no k-th chunk."""
     extra_chunks: list[Int[Tensor, " some"]]
-    """Chunk indices of the extra tiles, per unit."""
+    """Chunk index of each extra tile, one tensor per unit. All tiles of a chunk but its first are extra."""
     size: int
     """Slots per tile, P."""
 
@@ -46,7 +51,7 @@ def is_grouping_faster(reading: Reading, top_k: int) -> bool:
 
 
 def build_groups(scores: Float[Tensor, "B T U K"], index: Int[Tensor, "B T U K"], chunks: int) -> Groups:
-    """Group queries by their chunks `index`; chunks with scores of -inf are absent."""
+    """Group queries by the chunks in `index`. Entries with a score of -inf are ignored."""
     batch, time, units, top_k = scores.shape
     size = math.ceil(1.25 * time * top_k / chunks)
     unit = torch.arange(batch * units).view(batch, 1, units, 1)
@@ -75,7 +80,10 @@ def build_groups(scores: Float[Tensor, "B T U K"], index: Int[Tensor, "B T U K"]
 def attend_grouped(
     reading: Reading, choice: Choice, scores: Float[Tensor, "B T U K"], groups: Groups
 ) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]:
-    """Return the read-out and, if requested, its normaliser. Inputs that need a gradient must be finite."""
+    """Return the read-out and, if `choice.return_lse` is set, its log normaliser.
+
+    Inputs that need a gradient must be finite.
+    """
     query, keys, values = reading.query, reading.keys, reading.values
     batch, time, _, width = query.shape
     units, key_heads = reading.units, keys.shape[3]
@@ -119,14 +127,17 @@ def attend_grouped(
 
 
 class _UnitMemory(NamedTuple):
-    """The memory of one unit."""
+    """Keys and values that one unit reads, and the chunk index of each extra tile (see `Groups`)."""
 
     keys: Float[Tensor, "M C D"]
     values: Float[Tensor, "M C V"]
     extra_chunks: Int[Tensor, " some"]
 
     def multiply(self, left: Float[Tensor, "tiles P N"], by_keys: bool) -> Tensor:
-        """Multiply every tile with its chunk's keys or values; only extra tiles copy their chunk."""
+        """Multiply every tile by the keys or values of its chunk.
+
+        The first tile of a chunk uses the chunk in place. An extra tile uses a copy of its chunk.
+        """
         right = self.keys.mT if by_keys else self.values
         chunks = len(right)
         first = torch.bmm(left[:chunks], right)
@@ -143,7 +154,10 @@ def _attend_tiles(
     positions: Float[Tensor, "C D"] | None,
     beyond: Bool[Tensor, "M C"] | None,
 ) -> tuple[Float[Tensor, "slots each V"], Float[Tensor, "slots each"]]:
-    """Return the read-out of each slot's query from its chunk, and its log normaliser."""
+    """Return the read-out and the log normaliser of every slot, for one unit.
+
+    A slot holds one query. The slots of a tile attend to the tile's chunk (see `Groups`).
+    """
     _, each, width = query.shape
     # Unused slots point to a row of zeros, whose gradient is dropped.
     padded_query = functional.pad(query.flatten(1), (0, 0, 0, 1))

@@ -1,12 +1,13 @@
 """Chunk retrieval: score a query against chunk summaries, select the top k, attend inside them.
 
-The shape shared by HCAM (Lampinen et al. 2021, arXiv 2105.14039), Landmark attention (arXiv 2305.16300),
-LongHeads (arXiv 2402.10685) and MoBA (arXiv 2502.13189), written once for policies, caches and agents.
+HCAM (Lampinen et al. 2021, arXiv 2105.14039), Landmark attention (arXiv 2305.16300), LongHeads (arXiv
+2402.10685) and MoBA (arXiv 2502.13189) share this operation. Policies, caches and agents use it.
 
-Letters: B batch, T queries, M chunks, C chunk length, H query heads, G key heads, S coarse heads,
-D head width, V value width, K selected chunks. Query head h reads key head `h * G // H` and the selection of
-coarse head `h * S // H`. A unit is a (coarse head, key head) pair in use: U = lcm(S, G) of them, each with
-H / U query heads that read the same keys of the same chunks.
+Letters: B batch, T queries, M chunks, C chunk length, H query heads, G key heads, S coarse heads (the heads
+of `summary_query`, which select chunks), D head width, V value width, K selected chunks. Query head h reads
+key head `h * G // H` and the selection of coarse head `h * S // H`. A unit is a pair of coarse head and key
+head that some query head uses. There are U = lcm(S, G) units. The H / U query heads of a unit read the same
+keys of the same chunks.
 """
 
 from __future__ import annotations
@@ -103,25 +104,26 @@ def chunk_retrieval(
 ) -> Float[Tensor, "B T H V"] | tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
     """Attend to the `top_k` best chunks of each query; queries without readable chunks return zeros.
 
-    `choose_chunks` and `attend_chosen` are the two halves of this op, for callers that work between them.
+    `choose_chunks` and `attend_chosen` are the two halves of this op, as separate functions.
 
-    `valid` is the number of leading chunks that a query may read, or a mask. `position // C` is causal: a
-    query reads only chunks that were complete before it. Coarse scores are
+    `valid` is the number of leading chunks that a query may read, or a mask. For causal retrieval, pass
+    `position // C`. Then a query reads only chunks that were complete before it. Chunk scores are
     `summary_query · summaries * summary_scale` (`summary_query` defaults to `query`, `summary_scale` to
     Ds**-0.5). Ties go to the earlier chunk. The first `num_sink_chunks` and the last `num_local_chunks`
     readable chunks are always kept and count toward `top_k`.
 
-    `combine="hierarchical"` weights one attention per chunk by a softmax over the selected scores, so
-    gradients reach the summaries; `"joint"` is one softmax over all selected tokens. `positions` is added to
-    every chunk's keys and values (V must then equal D). Only the first `lengths` steps of a chunk are read,
-    by default all. `scale` defaults to D**-0.5. `stop_memory_gradient` detaches keys, values and summaries.
-    Chunks and steps that no query may read may hold any values, including NaN. Scores are computed in at
-    least float32, also under autocast. Mixed dtypes are promoted to the widest.
+    `combine="hierarchical"` computes one attention output per chunk, and weights these outputs by a softmax
+    over the selected chunk scores. So gradients reach the summaries. `"joint"` is one softmax over the tokens
+    of all selected chunks. `positions` is added to every chunk's keys and values (V must then equal D). Only
+    the first `lengths` steps of a chunk are read, by default all. `scale` defaults to D**-0.5.
+    `stop_memory_gradient` detaches keys, values and summaries. Chunks and steps that no query may read may
+    hold any values, including NaN. Scores are computed in at least float32, also under autocast. Mixed dtypes
+    are promoted to the widest.
 
-    `implementation` is one of `scrubjay.kernels.dispatch`, or a variant of its "torch": "dense" attends to
-    every chunk, "gather" copies the selected chunks, "listed" reads them in place (CPU, float32 and float64).
-    On a GPU the Triton kernels support D, V, Ds up to 256 (float32: 128) and `top_k` up to 64; beyond, "auto"
-    runs torch.
+    `implementation` is an implementation of `scrubjay.kernels.dispatch`, or a variant of "torch": "dense"
+    attends to every chunk, "gather" copies the selected chunks, and "listed" reads the selected chunks in
+    place (CPU, float32 and float64). On a GPU, the Triton kernels support D, V, Ds up to 256 (float32: 128)
+    and `top_k` up to 64. For larger sizes, "auto" runs torch.
 
     Args:
         query: Queries with H heads.
@@ -133,28 +135,28 @@ def chunk_retrieval(
         combine: "hierarchical" or "joint".
         scale: Scale of the logits inside chunks.
         summary_query: Queries to the summaries, S heads.
-        summary_scale: Scale of the summary scores.
+        summary_scale: Scale of the chunk scores.
         positions: Position code of each step of a chunk.
         lengths: Lengths of the chunks in steps; None if all steps are used.
         num_sink_chunks: Leading readable chunks that are always kept; 0 for none.
         num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
         stop_memory_gradient: Detach keys, values and summaries.
-        return_lse: Also return the logsumexp, for `merge`: over all selected tokens (joint) or over the
-            selected scores (hierarchical); -inf for queries that read nothing.
-        implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
+        return_lse: Also return a logsumexp for `merge`: of the logits of all selected tokens (joint), or of
+            the selected chunk scores (hierarchical). It is -inf for queries that read nothing.
+        implementation: An implementation of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
-    Raises ValueError on mismatched shapes, `top_k` below 1 or too small for the always-kept chunks, TypeError
-    on wrong dtypes.
+    Raises ValueError on mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.
+    Raises TypeError on wrong dtypes.
     """
     summary_query = query if summary_query is None else summary_query
     check_memory(query, keys, values, positions, lengths, combine)
     if summaries.ndim == 4 and summaries.shape[:2] != keys.shape[:2]:
-        expected = f"[{query.shape[0]}, {keys.shape[1]}, Gs, Ds]"
+        expected = f"[{query.shape[0]}, {keys.shape[1]}, heads, width]"
         raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
     check_summaries(summary_query, summaries, valid)
-    check_heads("coarse heads", summary_query.shape[2], query.shape[2])
+    check_heads("heads of summary_query", summary_query.shape[2], query.shape[2])
     if summary_query.shape[:2] != query.shape[:2]:
-        expected = f"[{query.shape[0]}, {query.shape[1]}, S, Ds]"
+        expected = f"[{query.shape[0]}, {query.shape[1]}, heads, width]"
         raise ValueError(f"summary_query has shape {tuple(summary_query.shape)}; expected {expected}")
     check_counts(top_k, num_sink_chunks, num_local_chunks)
     query, keys, values, positions = promote_dtypes(query, keys, values, positions)
@@ -325,7 +327,7 @@ def _backward_op(
     lse: Tensor,
     needs_gradient: list[bool],
 ) -> list[Tensor]:
-    """Return a gradient for each of the eight tensors; it is empty where no gradient is needed."""
+    """Return the gradients of the first eight arguments; an empty tensor where no gradient is needed."""
     from scrubjay.kernels.retrieval import gpu
 
     problem = Problem(query, keys, values, summaries, valid, summary_query, positions, lengths)

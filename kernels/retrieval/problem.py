@@ -15,7 +15,7 @@ Tensors = TypeVar("Tensors", "Problem", "Reading")
 
 
 class Problem(NamedTuple):
-    """Tensors of one call; `valid` is a mask."""
+    """Tensors of one call of `chunk_retrieval`. `valid` is a mask."""
 
     query: Tensor
     keys: Tensor
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Return U, the number of different pairs of selection and key head."""
+        """Return U, the number of units (used pairs of coarse head and key head, see `chunk_retrieval`)."""
         return math.lcm(self.summary_query.shape[2], self.keys.shape[3])
 
     @property
@@ -41,18 +41,18 @@ class Problem(NamedTuple):
         return Reading(self.query, self.keys, self.values, chunks, scores, self.positions, self.lengths)
 
     def rows(self, window: slice) -> Problem:
-        """Return a slice of the batch."""
+        """Return the tensors for a slice of the batch."""
         return _slice_tensors(
             self, ("query", "keys", "values", "summaries", "valid", "summary_query", "lengths"), window
         )
 
     def times(self, window: slice) -> Problem:
-        """Return a slice of the queries of each sequence."""
+        """Return these inputs with only the queries in `window`, a slice of the time dim."""
         return _slice_tensors(self, ("query", "valid", "summary_query"), (slice(None), window))
 
 
 class Reading(NamedTuple):
-    """Tensors of attention inside selected chunks `[B, T, S, K]`."""
+    """Inputs of the attention inside selected chunks, whose indices are `chunks`, `[B, T, S, K]`."""
 
     query: Tensor
     keys: Tensor
@@ -65,20 +65,20 @@ class Reading(NamedTuple):
 
     @property
     def units(self) -> int:
-        """Return U, the number of different pairs of selection and key head."""
+        """Return U, the number of units (used pairs of coarse head and key head, see `chunk_retrieval`)."""
         return math.lcm(self.chunks.shape[2], self.keys.shape[3])
 
     @property
     def score_dtype(self) -> torch.dtype:
-        """Return the dtype of the scores inside chunks and of their softmax."""
+        """Return the dtype of the attention logits inside chunks and of their softmax."""
         return torch.promote_types(self.query.dtype, torch.float32)
 
     def rows(self, window: slice) -> Reading:
-        """Return a slice of the batch."""
+        """Return the tensors for a slice of the batch."""
         return _slice_tensors(self, ("query", "keys", "values", "chunks", "scores", "lengths"), window)
 
     def times(self, window: slice) -> Reading:
-        """Return a slice of the queries of each sequence."""
+        """Return these inputs with only the queries in `window`, a slice of the time dim."""
         return _slice_tensors(self, ("query", "chunks", "scores"), (slice(None), window))
 
 
@@ -102,7 +102,7 @@ class Choice(NamedTuple):
 
 
 def any_along(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[Tensor, "*others"]:
-    """Reduce a mask by `any` along dimensions, forty times as fast as `torch.any` on a CPU."""
+    """Reduce a mask by `any` along dims. On a CPU this is forty times as fast as `torch.any`."""
     if mask.is_cuda or is_traced() or not mask.numel():
         return mask.any(dim=dim)
     any_true = _drop_expanded(mask).view(torch.uint8).amax(dim=dim, keepdim=True).view(torch.bool)
@@ -111,13 +111,13 @@ def any_along(mask: Bool[Tensor, "*dims"], dim: int | tuple[int, ...]) -> Bool[T
 
 
 def all_true(mask: Bool[Tensor, "*dims"]) -> bool:
-    """Reduce a mask by `all`, forty times as fast as `torch.all` on a CPU."""
+    """Reduce a mask by `all`. On a CPU this is forty times as fast as `torch.all`."""
     use_all = mask.is_cuda or not mask.numel()
     return bool(mask.all() if use_all else _drop_expanded(mask).view(torch.uint8).amin())
 
 
 def _drop_expanded(tensor: Tensor) -> Tensor:
-    """Narrow expanded dimensions of a tensor to size 1."""
+    """Narrow the dims that `expand` created (stride 0) to size 1."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)

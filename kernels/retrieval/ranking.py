@@ -1,4 +1,4 @@
-"""Chunk selection in vectorised torch: summary scores, always-kept chunks and top-k.
+"""Chunk selection in vectorized torch: summary scores, always-kept chunks and top-k.
 
 Letters as in `chunk_retrieval`.
 """
@@ -29,7 +29,10 @@ Selection = tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]
 
 
 def select(problem: Problem, choice: Choice) -> Selection:
-    """Select the best chunks, unordered. Ties go to the earlier chunk; absent indices are arbitrary."""
+    """Return the best chunks in any order, and their scores.
+
+    Ties go to the earlier chunk. Chunks with a score of -inf are absent, and their indices are arbitrary.
+    """
     if _should_rescore(problem, choice):
         detached_problem = problem._replace(
             query=problem.query.detach(),
@@ -46,7 +49,7 @@ def select(problem: Problem, choice: Choice) -> Selection:
 
 
 def _should_rescore(problem: Problem, choice: Choice) -> bool:
-    """Return True if differentiating only the selected scores is cheaper than differentiating all."""
+    """Return True if a gradient through the selected scores only is cheaper than one through all scores."""
     query, summaries = problem.summary_query, problem.summaries
     needs_graph = torch.is_grad_enabled() and query.requires_grad and not summaries.requires_grad
     many = summaries.shape[1] >= _RESCORE_RATIO * choice.top_k
@@ -54,7 +57,7 @@ def _should_rescore(problem: Problem, choice: Choice) -> bool:
 
 
 def select_in_order(problem: Problem, choice: Choice) -> Selection:
-    """Select chunks in descending order, always-kept chunks first; -1 for absent chunks."""
+    """Select the always-kept chunks first, then chunks in descending order of score; -1 for absent chunks."""
     scores, readable = _mask_unreadable(_coarse_scores(problem, choice), problem.valid)
     ranking = _prioritize_forced(scores.detach(), readable, choice)
     return _gather_selection(scores, ranking, _select_best(ranking, problem, choice, in_order=True))
@@ -63,7 +66,7 @@ def select_in_order(problem: Problem, choice: Choice) -> Selection:
 def select_by_scores(
     scores: Float[Tensor, "B T S M"], valid: Bool[Tensor, "B T M"], choice: Choice
 ) -> Selection:
-    """Select chunks in descending order by precomputed scores; NaN counts as -inf."""
+    """Select the always-kept chunks, then chunks in descending order of `scores`; NaN counts as -inf."""
     scores = scores.masked_fill(scores.isnan(), -math.inf)
     scores, readable = _mask_unreadable(scores, valid)
     ranking = _prioritize_forced(scores.detach(), readable, choice)
@@ -85,7 +88,10 @@ def score_chunks(
 
 
 def zero_idle_queries(problem: Problem) -> Problem:
-    """Zero the queries that may read nothing. Their NaNs would reach gradients through zero weights."""
+    """Zero the queries for which all chunks are masked.
+
+    Such a query can be NaN, and the NaN would reach gradients even through weights of zero.
+    """
     reads = any_along(problem.valid, -1)[..., None, None]
     if not is_traced() and not reads.is_cuda and reads.all():
         return problem
@@ -119,7 +125,7 @@ def _mask_unreadable(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _prioritize_forced(scores: Tensor, readable: Bool[Tensor, "B T S M"], choice: Choice) -> Tensor:
-    """Return scores with +inf for always-kept chunks."""
+    """Return `scores` with +inf for always-kept chunks."""
     if not choice.num_sinks and not choice.num_locals:
         return scores
     rank = readable.cumsum(dim=-1)
@@ -152,7 +158,7 @@ def _select_best(
 
 
 def _rounding(problem: Problem, choice: Choice) -> Float[Tensor, "B T S"]:
-    """Return an upper bound of the rounding difference between scores of two equal summaries."""
+    """Return an upper bound of the difference that rounding causes between scores of equal summaries."""
     query, summaries, dtype = problem.summary_query.detach(), problem.summaries.detach(), problem.coarse_dtype
     lowest, highest = torch.aminmax(summaries)  # seven times faster than a norm
     bound = 2 * query.shape[-1] * torch.finfo(dtype).eps * abs(choice.summary_scale)
@@ -181,7 +187,11 @@ def _sort_exactly(
 def _candidates(
     ranking: Float[Tensor, "N M"], rounding: Float[Tensor, " N"], top_k: int
 ) -> Int[Tensor, "N J"]:
-    """Return candidate chunks in index order that contain the `top_k` best for any rounding."""
+    """Return candidate chunks in index order.
+
+    The candidates include the `top_k` best chunks, even if rounding changes the difference between two scores
+    by up to `rounding`.
+    """
     chunks = ranking.shape[1]
     if chunks > _CANDIDATE_RATIO * top_k:
         values, near = largest(ranking, 2 * top_k)

@@ -32,7 +32,10 @@ def coarse_scores(problem: Problem, choice: Choice) -> Float[Tensor, "B T S M"]:
 def choose(
     scores: Float[Tensor, "B T S M"], valid: Tensor, choice: Choice
 ) -> tuple[Int[Tensor, "B T S K"], Float[Tensor, "B T S K"]]:
-    """Select chunks: always-kept chunks first, then the best others; -1 and -inf for unused slots."""
+    """Return the selected chunks and their scores: always-kept chunks first, then the best others.
+
+    Unused slots hold chunk -1 and score -inf.
+    """
     batch, time, heads, _ = scores.shape
     scores = scores.masked_fill(scores.isnan(), -math.inf)
     chunks = torch.full((batch, time, heads, choice.top_k), -1, device=scores.device)
@@ -59,7 +62,7 @@ def choose(
 
 
 def attend(reading: Reading, choice: Choice) -> tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"]]:
-    """Return each query's read-out of its chunks and the log normaliser."""
+    """Return each query's read-out of its chunks, and the log normaliser."""
     query, keys, values, chunks, scores, positions, lengths = reading
     assert scores is not None
     batch, time, heads, _ = query.shape

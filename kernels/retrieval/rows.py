@@ -1,15 +1,16 @@
 """Products with indexed rows of a table, without copying the rows: the fast CPU path of sparse attention.
 
-Every query n lists K runs of C rows: rows `first[n, k] + c * stride` of a table `[rows, width]`, where two
-runs are of the same rows or have none in common. Three products are linear in each factor and closed under
-differentiation, so any order of derivative exists:
+Every query n lists K runs of C rows in a table `[rows, width]`. Run k holds the rows `first[n, k] + c *
+stride` for c = 0 to C - 1. Any two runs hold the same rows or share none. There are three products.
+Each is linear in both factors, and its derivatives are again among the three. So derivatives of any order
+exist.
 
-- `dots(x, table)[n, k, c]`: the dot product of x[n] with each listed row,
-- `mix(weights, table)[n]`: the weighted sum of the listed rows,
-- `spread(weights, x)[row]`: the transpose of `mix`, with a fixed order of summation.
+- `dots(x, table)[n, k, c]`: the dot product of x[n] with each listed row
+- `mix(weights, table)[n]`: the weighted sum of the listed rows
+- `spread(weights, x)[row]`: the transpose of `mix`, with a fixed order of summation
 
-Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. Fetching the rows first
-moves three times as many bytes.
+Torch reads the rows in place: `sampled_addmm` for dots, `embedding_bag` for sums. A copy of the rows would
+move three times as many bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ DTYPES = (torch.float32, torch.float64)
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """Row indices of each query: K runs of `length` rows, `stride` apart, in a table of `rows` rows."""
+    """Indices of the rows that each query lists in a table of `rows` rows.
+
+    Each query lists K runs. A run has `length` rows, and consecutive rows of a run are `stride` apart.
+    """
 
     first: Int[Tensor, "N K"]
     length: int
@@ -49,12 +53,18 @@ class Runs:
 
 
 def dots(x: Float[Tensor, "N D"], table: Float[Tensor, "R D"], runs: Runs) -> Float[Tensor, "N K C"]:
-    """Return the dot product of each query with each row it lists. float32 or float64, on the CPU."""
+    """Return the dot product of each query with each row that the query lists.
+
+    Both tensors must be on the CPU, in float32 or float64.
+    """
     return _product(_Dots, x, table, runs)
 
 
 def mix(weights: Float[Tensor, "N K C"], table: Float[Tensor, "R V"], runs: Runs) -> Float[Tensor, "N V"]:
-    """Return each query's weighted sum of the rows it lists. float32 or float64, on the CPU."""
+    """Return for each query the weighted sum of the rows that the query lists.
+
+    Both tensors must be on the CPU, in float32 or float64.
+    """
     return _product(_Mix, weights, table, runs)
 
 
@@ -65,7 +75,7 @@ def _product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """Base class of the three products, which are linear in both factors."""
+    """Base class of `_Dots`, `_Mix` and `_Spread`. These products are linear in both factors."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -171,7 +181,11 @@ class _Spread(_Product):
 
 
 def _apply_product(product: Any, left: Tensor, right: Tensor, runs: Runs) -> Tensor:
-    """Apply a product inside a backward pass; batched gradients (vmap) use ops that support batching."""
+    """Return the product of `left` and `right`, as a step of a backward pass.
+
+    `product` is `_Dots`, `_Mix` or `_Spread`. If vmap batches the gradients, the rows are copied, because
+    the operations without a copy do not support vmap.
+    """
     batched = are_batched(left, right)
     return product.compute_from_fetched(left, right, runs) if batched else product.apply(left, right, runs)
 

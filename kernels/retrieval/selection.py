@@ -1,4 +1,4 @@
-"""`choose_chunks` for tensors: reference, vectorised torch and Triton paths."""
+"""`choose_chunks` for tensors: reference, vectorized torch and Triton paths."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def choose_tensors(
 ) -> tuple[Tensor, Tensor]:
     """Run `kernels.choose_chunks` on validated arguments. Return chunks and scores.
 
-    `score_source` holds scores, or summary queries, summaries and scale. `forced_counts` holds the numbers of
-    sink and local chunks.
+    `score_source` is the tuple (scores, summary queries, summaries, scale). `forced_counts` is the number of
+    sink chunks and the number of local chunks.
     """
     scores, summary_query, summaries, summary_scale = score_source
     if scores is not None:
@@ -66,7 +66,7 @@ def choose_tensors(
 
 
 def as_mask(valid: Tensor, chunks: int) -> Tensor:
-    """Return the mask of readable chunks; counts of leading chunks are converted."""
+    """Return `valid` as a mask of readable chunks. Counts of leading chunks are converted."""
     return (
         valid if valid.dtype == torch.bool else torch.arange(chunks, device=valid.device) < valid[..., None]
     )

@@ -1,8 +1,8 @@
-"""Chunk retrieval in vectorised torch: dense, gathered or in-place attention.
+"""Chunk retrieval in vectorized torch: dense, gathered or in-place attention.
 
-Letters as in `chunk_retrieval`. All paths share the selection and differ in memory traffic: "dense"
-multiplies by all chunks in one product, "gather" copies the selected chunks, and "listed" reads them in
-place. If many queries share a chunk, "listed" groups the queries by chunk.
+Letters as in `chunk_retrieval`. All paths select the same chunks and differ in memory traffic: "dense"
+multiplies by all chunks in one product, "gather" copies the selected chunks, and "listed" reads the selected
+chunks in place. If many queries share a chunk, "listed" groups the queries by chunk.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ ReadOut = tuple[Float[Tensor, "B T H V"], Float[Tensor, "B T H"] | None]
 
 
 def retrieve(problem: Problem, choice: Choice, path: str) -> ReadOut:
-    """Select chunks and attend by one of the vectorised paths, in blocks of queries that fit the caches."""
+    """Select chunks and attend by a vectorized path, in blocks of queries that fit the CPU caches."""
     if problem.query.shape[1] > 1 and not is_traced() and not problem.valid.is_cuda:
         problem = _trim(problem)
     choice = choice._replace(top_k=min(choice.top_k, problem.keys.shape[1]))
@@ -48,7 +48,7 @@ def retrieve(problem: Problem, choice: Choice, path: str) -> ReadOut:
 
 
 def attend(reading: Reading, choice: Choice, path: str) -> ReadOut:
-    """Attend to selected chunks by one of the vectorised paths; chunks with a score of -inf are absent."""
+    """Attend to selected chunks by a vectorized path. Chunks with a score of -inf are absent."""
     assert reading.scores is not None
     path = _select_path(reading, choice, path)
     absent = reading.scores == -math.inf
@@ -83,7 +83,11 @@ def _concatenate(parts: Sequence[ReadOut], dim: int) -> ReadOut:
 
 
 def _select_path(tensors: Problem | Reading, choice: Choice, path: str) -> str:
-    """Return the requested path, or the one with the least memory traffic for "torch"."""
+    """Return the implementation to run: "dense", "gather" or "listed".
+
+    For "torch" this is the one with the least memory traffic. Any other name is returned unchanged. Raises
+    ValueError if "listed" does not support the inputs.
+    """
     if path == "listed":
         reason = _why_not_listable(tensors)
         if reason is not None:
@@ -101,7 +105,7 @@ def _select_path(tensors: Problem | Reading, choice: Choice, path: str) -> str:
 
 
 def _block_sizes(tensors: Problem | Reading, choice: Choice, path: str) -> tuple[int, int]:
-    """Return the block size in sequences, and in queries of each sequence."""
+    """Return the number of sequences in a block, and the number of queries of each sequence."""
     _, time, heads, width = tensors.query.shape
     chunks, length = tensors.keys.shape[1:3]
     per_query = {
@@ -117,9 +121,10 @@ def _block_sizes(tensors: Problem | Reading, choice: Choice, path: str) -> tuple
 
 
 def _trim(problem: Problem) -> Problem:
-    """Leave out the chunks before the first and after the last that any query may read.
+    """Drop the chunks before the first and after the last chunk that any query may read.
 
-    Young episodes fill a small part of a large store. On a GPU this check would synchronize with the device.
+    Early in an episode, most chunks of a large store are unused. `retrieve` does not call this function on a
+    GPU, because the search for the first and the last chunk would synchronize with the device.
     """
     read = any_along(problem.valid, (0, 1)).nonzero().flatten()
     first, last = (int(read[0]), int(read[-1]) + 1) if len(read) else (0, 1)
@@ -136,7 +141,10 @@ def _trim(problem: Problem) -> Problem:
 
 
 def _zero_unread(problem: Problem, path: str) -> Problem:
-    """Zero the chunks that no query may read, if they hold NaN: a weight of zero would not remove it."""
+    """Zero the chunks that no query may read, if they may hold NaN.
+
+    A weight of zero would not remove the NaN.
+    """
     in_memory, in_tails = _needs_blanking(problem, path)
     if not (in_memory or in_tails):
         return problem
@@ -149,14 +157,18 @@ def _zero_unread(problem: Problem, path: str) -> Problem:
 def _is_finite(tensors: Problem | Reading) -> bool:
     """Return True if keys and values are known to be finite.
 
-    On a CPU this check is ten times cheaper than zeroing. On a GPU it would synchronize, so it returns False.
+    On a CPU this check is ten times cheaper than zeroing. On a GPU it would synchronize, so the result is
+    False.
     """
     keys, values = tensors.keys.detach(), tensors.values.detach()
     return bool(not keys.is_cuda and keys.sum().isfinite() and values.sum().isfinite())
 
 
 def _zero_unselected(reading: Reading, path: str) -> Reading:
-    """Zero the chunks that no query selected, as `_zero_unread` does."""
+    """Zero the chunks that no query selected, if they may hold NaN.
+
+    A weight of zero would not remove the NaN.
+    """
     in_memory, in_tails = _needs_blanking(reading, path)
     if not (in_memory or in_tails):
         return reading
@@ -172,7 +184,11 @@ def _zero_unselected(reading: Reading, path: str) -> Reading:
 
 
 def _needs_blanking(tensors: Problem | Reading, path: str) -> tuple[bool, bool]:
-    """Return two flags: unread chunks, and steps beyond a chunk's length, are multiplied by weight zero."""
+    """Return two flags: the first for unread chunks, the second for steps beyond a chunk's length.
+
+    A flag is True if these chunks or steps must be zeroed, because the path multiplies them by a weight of
+    zero, and 0 * NaN is NaN.
+    """
     several = tensors.query.shape[1] > 1
     # With one query per sequence "gather" zeros only the fetched chunks; "listed" skips unread chunks.
     in_memory = path == "dense" or (path == "gather" and several)
@@ -208,7 +224,7 @@ def _group_of_units(reading: Reading) -> Int[Tensor, " U"]:
 def _chunk_attention(
     logits: Float[Tensor, "B T U R K C"], scores: Float[Tensor, "B T U K"], choice: Choice, complete: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the weight of every step of the selected chunks, and the normaliser if requested.
+    """Return the weight of every step of the selected chunks, and the log normaliser if requested.
 
     `complete` means that no chunk is absent.
     """
@@ -227,7 +243,7 @@ def _chunk_attention(
 
 
 def _attend_gathered(reading: Reading, choice: Choice) -> ReadOut:
-    """Attend to copies of each query's chunks; only summary scoring grows with M."""
+    """Attend to copies of each query's chunks. The cost does not grow with the number of chunks M."""
     query, keys, values, _, _, positions, lengths = reading
     batch, time, heads, width = query.shape
     length, units = keys.shape[2], reading.units
@@ -267,7 +283,10 @@ def _attend_gathered(reading: Reading, choice: Choice) -> ReadOut:
 
 
 def _fetch(table: Tensor, index: Tensor, group: Tensor) -> Tensor:
-    """Return `[B, T, U, K, C, D]`: for unit u the chunks `index[b, t, u]` of key head `group[u]`."""
+    """Return copies of the selected chunks, `[B, T, U, K, C, D]`.
+
+    Unit u gets the chunks `index[b, t, u]` of key head `group[u]`.
+    """
     batch, chunks, length, groups, width = table.shape
     if groups == 1 and index.shape[2] == 1:
         offset = torch.arange(batch, device=index.device).view(-1, 1, 1, 1) * chunks
@@ -355,7 +374,7 @@ def _empty_read_out(reading: Reading, choice: Choice) -> ReadOut:
 
 
 def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int] | None:
-    """Return the strides of B, M, C and G in rows; None if rows are misaligned or overlap."""
+    """Return the strides of the first four dims, counted in rows; None if rows are misaligned or overlap."""
     *sizes, width = tensor.shape
     *strides, last = tensor.stride()
     if (last != 1 and width > 1) or tensor.storage_offset() % width:
@@ -369,7 +388,10 @@ def _row_strides(tensor: Float[Tensor, "B M C G D"]) -> tuple[int, int, int, int
 
 
 def _as_table(tensor: Float[Tensor, "B M C G D"]) -> tuple[Tensor, tuple[int, int, int, int]]:
-    """Return a table of rows that holds `tensor`, copied only for a gradient, and its row strides."""
+    """Return `tensor` as a table of rows, and its strides counted in rows.
+
+    The table is a view, unless the tensor needs a gradient.
+    """
     strides = _row_strides(tensor)
     assert strides is not None
     if not tensor.requires_grad:
@@ -385,7 +407,7 @@ def _as_table(tensor: Float[Tensor, "B M C G D"]) -> tuple[Tensor, tuple[int, in
 
 
 def _why_not_listable(tensors: Problem | Reading) -> str | None:
-    """Return why rows cannot be read in place, None if they can."""
+    """Return the reason why rows cannot be read in place; None if they can."""
     query = tensors.query
     if query.is_cuda or query.dtype not in LISTED_DTYPES:
         return f"supports float32 or float64 on the CPU, not {query.dtype} on {query.device}"

@@ -1,1 +1,1 @@
-"""Nearest-row search: the rows of a table with the largest products with a query."""
+"""Nearest-row search: find the table rows with the largest dot products with a query."""

@@ -1,5 +1,5 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Scores of rows on Triton, with norms and mask, in one pass over the keys.
+"""Triton kernel for the scores of table rows. One pass over the keys also applies norms and mask.
 
 Masked rows are not read. Torch selects the best scores. The scores are much smaller than the keys, so a
 selection in the same pass would save little and would limit the number of results.
@@ -65,7 +65,10 @@ def scores(
     norms: Tensor | None = None,
     row_mask: Tensor | None = None,
 ) -> Tensor:
-    """Return the float32 scores `[Q, R]` of the given rows, by default all. Masked rows score -inf."""
+    """Return the float32 scores `[Q, R]` of Q queries for the R rows of `keys` that `rows` lists.
+
+    By default all rows get scores. The score of a row that `row_mask` excludes is -inf.
+    """
     count = keys.shape[0] if rows is None else rows.shape[0]
     out = torch.empty(query.shape[0], count, dtype=torch.float32, device=query.device)
     scores_launch(query, keys, rows, norms, row_mask, out).run()
@@ -83,10 +86,10 @@ def scores_launch(
     """Return the kernel launch, not yet run, that writes the scores to `out`.
 
     Args:
-        query: "Q D".
-        keys: "N D".
-        rows: Row numbers of the keys; None for all.
-        norms: Divisors of the scores, one per key.
+        query: Queries, `[Q, D]`.
+        keys: Table of rows, `[N, D]`.
+        rows: Numbers of the rows to score; None for all rows.
+        norms: Divisors of the scores, one for each row.
         row_mask: True for rows that may be returned; other rows score -inf.
         out: Output, a score for each query and row.
     """
@@ -112,7 +115,7 @@ def scores_launch(
 
 
 def configurations() -> dict[str, Launch]:
-    """Return launches of the main configurations on meta tensors. They compile without a GPU."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     launches = {}
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
 

@@ -1,9 +1,10 @@
-"""Exact search for the rows of a table with the largest products with a query.
+"""Exact search for the table rows with the largest dot products with a query.
 
-numpy scans numpy arrays without importing torch. The products are limited by memory bandwidth, so torch is
-no faster (`experiments/bench/bank.md`). Torch scans tensors, with Triton on a GPU. There are no gradients.
+NumPy arrays are searched with NumPy, without an import of torch. Torch would be no faster, because memory
+bandwidth limits the speed (`experiments/bench/bank.md`). Tensors are searched with torch, or with Triton on a
+GPU. Results have no gradients.
 
-Letters: Q queries, N rows of the table, R given rows, D width, K results.
+Letters: Q queries, N rows of the table, R rows to score, D width, K results.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ class Nearest(NamedTuple, Generic[Array]):
     """Results of a search, best first."""
 
     scores: Float[Array, "Q K"]
-    """Float32 scores, -inf after the last result."""
+    """Float32 scores, best first. Unused entries after the last result are -inf."""
     rows: Int[Array, "Q K"]
-    """Row numbers, -1 after the last result."""
+    """Row numbers of the results. Unused entries after the last result are -1."""
 
 
 def nearest(
@@ -40,18 +41,19 @@ def nearest(
     row_mask: Bool[Array, "N"] | None = None,
     implementation: Implementation = "auto",
 ) -> Nearest[Array]:
-    """Return the `count` rows of `keys` with the largest products with the query; ties keep the table order.
+    """Return for each query the `count` rows of `keys` with the largest scores; ties keep the table order.
 
-    Scores are divided by `norms` if given. Rows outside `row_mask` may contain anything. Rows with a score of
-    NaN or -inf are no results. Tensors may be float16, bfloat16 or float32, arrays float32. Sums are float32.
+    The score of a row is its dot product with the query, divided by the row's entry of `norms` if `norms` is
+    passed. Rows that `row_mask` excludes may hold any values. Rows with a score of NaN or -inf are never
+    results. Tensors may be float16, bfloat16 or float32, arrays must be float32. Sums are float32.
 
     Args:
         query: Q vectors.
         keys: Table of N rows.
         count: Number of results K, at least 1.
-        norms: Norms of the rows of `keys`.
+        norms: Norms of the rows of `keys`; None for no division.
         row_mask: True for rows that may be returned; all by default.
-        implementation: Implementation of `scrubjay.kernels.dispatch` for tensors; only "auto" for arrays.
+        implementation: An implementation of `scrubjay.kernels.dispatch` for tensors; only "auto" for arrays.
 
     Raises ValueError on shapes that do not match, on `count` < 1 and on an unavailable implementation. Raises
     TypeError on other dtypes.
@@ -62,10 +64,10 @@ def nearest(
     for name, values in (("norms", norms), ("row_mask", row_mask)):
         if values is not None and values.shape != keys.shape[:1]:
             raise ValueError(
-                f"{name} has shape {tuple(values.shape)}; it must have {keys.shape[0]} entries, one per key"
+                f"{name} has shape {tuple(values.shape)}; expected ({keys.shape[0]},), one per row of keys"
             )
     if row_mask is not None and "bool" not in str(row_mask.dtype):
-        raise TypeError(f"row_mask has dtype {row_mask.dtype}; it must be bool")
+        raise TypeError(f"row_mask has dtype {row_mask.dtype}; expected bool")
     return _module_for(query).nearest(query, keys, count, norms, row_mask, implementation)
 
 
@@ -76,13 +78,15 @@ def row_scores(
     *,
     implementation: Implementation = "auto",
 ) -> Float[Array, "Q R"]:
-    """Return the float32 products of the queries with the given rows of `keys`, by default all.
+    """Return the float32 dot products of the queries with the rows `rows` of `keys`, by default all rows.
 
-    Raises the errors of `nearest`, and IndexError on a row outside the table, except with Triton.
+    Raises the errors of `nearest`. Also raises IndexError on a row outside the table, but not with "triton".
     """
     _check(query, keys)
     if rows is not None and (rows.ndim != 1 or "int" not in str(rows.dtype)):
-        raise ValueError(f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}; use a list of integers")
+        raise ValueError(
+            f"rows has shape {tuple(rows.shape)} and dtype {rows.dtype}; expected one dimension of integers"
+        )
     return _module_for(query).row_scores(query, keys, rows, implementation)
 
 
@@ -95,5 +99,6 @@ def _module_for(query: Any) -> Any:
 def _check(query: Any, keys: Any) -> None:
     if query.ndim != 2 or keys.ndim != 2 or query.shape[1] != keys.shape[1]:
         raise ValueError(
-            f"query has shape {tuple(query.shape)}, keys {tuple(keys.shape)}; they must be [Q, D] and [N, D]"
+            f"query has shape {tuple(query.shape)}, keys {tuple(keys.shape)}; "
+            "expected [queries, width] and [rows, width]"
         )

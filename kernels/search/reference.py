@@ -37,5 +37,5 @@ def nearest(
 def row_scores(
     query: Float[Tensor, "Q D"], keys: Float[Tensor, "N D"], rows: Int[Tensor, " R"]
 ) -> Float[Tensor, "Q R"]:
-    """Return the products of the queries with the given rows."""
+    """Return the dot products of the queries with the rows `rows` of `keys`."""
     return torch.stack([(query.float() * keys[row].float()).sum(dim=-1) for row in rows.tolist()], dim=-1)

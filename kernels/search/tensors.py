@@ -60,7 +60,7 @@ def row_scores(query: Tensor, keys: Tensor, rows: Tensor | None, implementation:
 
 
 def _products(query: Tensor, keys: Tensor) -> Tensor:
-    """Return float32 products with all rows, also if rows have a half-precision dtype."""
+    """Return the float32 dot products of queries and rows. Half-precision inputs are converted."""
     query = query.float()
     if len(query) == 1:
         return torch.cat([block.float() @ query[0] for block in keys.split(_BLOCK)])[None]

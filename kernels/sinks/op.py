@@ -94,29 +94,31 @@ def sink_attention(
     """Attend to the first `num_sinks` and the last `window` steps of each query's episode.
 
     The window includes the query's own step. No two slots may hold the same step. The output of a query
-    without visible slots is zero. Slots that no query sees may hold any value, NaN included. Scores are
+    without visible slots is zero. Slots that no query sees may hold any value, including NaN. Scores are
     computed in at least float32.
 
-    "torch" selects "banded", linear in T, if the last T key slots are the queries' own steps in order and it
-    is faster, else "dense". This selection synchronizes a GPU. Naming "dense" or "banded" does not, and
-    the layout is then checked on the CPU only.
+    "banded" takes time linear in T. It requires that the last T key slots are the queries' own steps, in
+    order. "torch" selects "banded" where this holds and "banded" is faster, and otherwise "dense". The
+    selection synchronizes with a GPU. A call with "dense" or "banded" does not synchronize, and checks the
+    requirement of "banded" on a CPU only.
 
     Args:
         query: Queries of H heads.
         keys: Keys of G heads, in slots of any order.
         values: Values, in the slots of their keys.
-        query_step: Index of each query's step in its batch row's stream, int32 or int64.
-        key_step: Index of each slot's step, int32 or int64; negative for an empty slot.
+        query_step: Number of each query's step in its batch row, counted across episodes; int32 or int64.
+        key_step: Number of the step in each slot, int32 or int64; negative for an empty slot.
         episode_start: Index of the first step of each query's episode, int32 or int64.
         window: Window length in steps, at least 1.
         num_sinks: Number of sink steps at the start of an episode, 0 or more.
-        sink_logit: Finite score per head of an additional key whose value is zero.
+        sink_logit: For each head, the finite score of an additional key whose value is zero.
         scale: Factor of the scores; defaults to D**-0.5.
-        return_lse: Also return the log-sum-exp of the scores, the sink logit included, for `merge`; -inf for
-            an empty sum. On a CPU this disables torch's fused attention, which does not return it.
-        implementation: One of `scrubjay.kernels.dispatch`, or a variant of "torch".
+        return_lse: Also return the log-sum-exp of the scores and the sink logit, for `merge`; -inf for an
+            empty sum. On a CPU this disables torch's fused attention, which returns no log-sum-exp.
+        implementation: An implementation of `scrubjay.kernels.dispatch`, or "dense" or "banded".
 
-    Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0, TypeError on a wrong dtype.
+    Raises ValueError on mismatched shapes, `window` < 1 or `num_sinks` < 0. Raises TypeError on a wrong
+    dtype.
     """
     _check(query, keys, values, query_step, key_step, episode_start, window, num_sinks, sink_logit)
     factor: float = query.shape[-1] ** -0.5 if scale is None else scale
@@ -143,16 +145,21 @@ def sink_attention(
 
 
 def sink_slot(step_in_episode: Int[Tensor, "*batch"], num_sinks: int, window: int) -> Int[Tensor, "*batch"]:
-    """Return the slot of a cache of `num_sinks + window` slots to which a step is written.
+    """Return the slot to which a step is written in a cache of `num_sinks + window` slots.
 
-    The cache then always holds every step that is visible to `sink_attention` of the same sizes.
+    A cache that is filled in this way always holds every step that `sink_attention` reads with the same
+    `num_sinks` and `window`.
     """
     ring = num_sinks + (step_in_episode - num_sinks) % window
     return torch.where(step_in_episode < num_sinks, step_in_episode, ring)
 
 
 def _eager(query, keys, values, sink_logit, *options) -> Tensor:
-    """Run the torch path, fused unless a derivative may be needed that fused does not support or speed up."""
+    """Run the torch path, with fused attention on a CPU.
+
+    Explicit attention runs instead if the caller may need derivatives that fused attention does not support
+    or does not accelerate.
+    """
     inputs = (query, keys, values, sink_logit)
     is_transformed = is_traced() or torch._C._are_functorch_transforms_active() or any_dual(*inputs)
     learns = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
@@ -164,7 +171,10 @@ def _eager(query, keys, values, sink_logit, *options) -> Tensor:
 
 
 class _FusedFirstDerivative(torch.autograd.Function):
-    """Torch path without sink_logit: first derivative by fused attention, higher ones explicit."""
+    """Torch path of sink attention without `sink_logit`.
+
+    First derivatives use fused attention. Higher derivatives use explicit attention.
+    """
 
     @staticmethod
     def forward(ctx, query, keys, values, *options):
@@ -203,7 +213,7 @@ def _op(
     scale: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and the log-sum-exp `[B, T, H]` of the scores, which is empty unless Triton ran."""
+    """Return the output, and the log-sum-exp `[B, T, H]` of the scores, which is empty unless Triton ran."""
     steps = (query_step, key_step, episode_start)
     if implementation == "triton":
         from scrubjay.kernels.sinks import gpu
@@ -240,7 +250,7 @@ def _backward_op(
     implementation: str,
     log_sum_grad: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of query, keys, values and sink_logit, the last empty without a sink_logit."""
+    """Return the gradients of query, keys, values and sink_logit; the last is empty without a sink_logit."""
     options = (query_step, key_step, episode_start, window, num_sinks, scale)
     if implementation == "triton":
         from scrubjay.kernels.sinks import gpu
@@ -261,7 +271,7 @@ def _backward_op_fake(grad, query, keys, values, sink_logit, *others):
 
 
 def _compute_vjp(grad, query, keys, values, sink_logit, *options, use_fused) -> tuple[Tensor, ...]:
-    """Return the gradients of the torch path: three without sink_logit, else four."""
+    """Return the torch path's gradients of query, keys and values, and of sink_logit unless it is None."""
     inputs = (query, keys, values, sink_logit)[: 3 if sink_logit is None else 4]
 
     def run(query, keys, values, sink_logit=None):
@@ -329,7 +339,7 @@ def _unsupported_by_triton(query: Tensor, keys: Tensor, values: Tensor) -> str |
 
 def _check(query, keys, values, query_step, key_step, episode_start, window, num_sinks, sink_logit) -> None:
     if window < 1:
-        raise ValueError(f"window={window}: must be at least 1, as it includes the query's own step")
+        raise ValueError(f"window={window}: must be at least 1, because it includes the query's own step")
     if num_sinks < 0:
         raise ValueError(f"num_sinks={num_sinks}: must be 0 or more")
     for name, tensor in (("query", query), ("keys", keys), ("values", values)):
@@ -339,11 +349,13 @@ def _check(query, keys, values, query_step, key_step, episode_start, window, num
     batch, time, heads, width = query.shape
     slots, groups = keys.shape[1:3]
     if keys.shape[0] != batch or keys.shape[3] != width:
-        raise ValueError(f"keys has shape {tuple(keys.shape)}; expected [{batch}, N, G, {width}]")
+        raise ValueError(f"keys has shape {tuple(keys.shape)}; expected [{batch}, slots, heads, {width}]")
     if values.shape[:3] != keys.shape[:3]:
-        raise ValueError(f"values has shape {tuple(values.shape)}; expected {tuple(keys.shape[:3])} + (V,)")
+        raise ValueError(
+            f"values has shape {tuple(values.shape)}; expected {tuple(keys.shape[:3])} + (width,)"
+        )
     if groups < 1 or heads % groups:
-        raise ValueError(f"{groups} key heads do not divide {heads} query heads; use a divisor")
+        raise ValueError(f"{groups} key heads do not divide {heads} query heads; use a divisor of {heads}")
     for name, tensor, shape in (
         ("query_step", query_step, (batch, time)),
         ("key_step", key_step, (batch, slots)),

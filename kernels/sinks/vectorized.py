@@ -29,16 +29,16 @@ Readout = tuple[Tensor, Tensor | None]
 
 
 def read_out(query, keys, values, sink_logit, *options, use_fused) -> Tensor:
-    """Run "dense" or "banded".
+    """Run the "dense" or the "banded" path and return the output.
 
-    `use_fused` is faster on a CPU but supports first-order reverse-mode gradients only.
+    Fused attention is faster on a CPU, but supports first-order reverse-mode gradients only.
     """
     attend = _attend_fused if use_fused and query.is_cpu else _attend
     return _dispatch(query, keys, values, sink_logit, *options, attend)[0]
 
 
 def read_out_with_lse(*inputs) -> Readout:
-    """Run "dense" or "banded"; return the output and the log-sum-exp of its scores."""
+    """Run the "dense" or the "banded" path. Return the output and the log-sum-exp of its scores."""
     return _dispatch(*inputs, functools.partial(_attend, return_lse=True))
 
 
@@ -51,8 +51,9 @@ def _dispatch(query, keys, values, sink_logit, *options) -> Readout:
         path = "banded" if band_pays and _is_segment(*steps) else "dense"
     elif path == "banded" and not tracing and not query.is_cuda and not _is_segment(*steps):
         raise ValueError(
-            "implementation='banded' needs consecutive query_step, equal to the last T of key_step, and an "
-            "episode_start that only increases, to steps of this segment; use 'dense' or 'torch'"
+            "implementation='banded' requires that query_step is consecutive and that key_step ends with the "
+            "same values. Each episode_start must equal the previous one or be greater than the previous "
+            "query_step. For other inputs use 'dense' or 'torch'"
         )
     run = _run_banded if path == "banded" else _run_dense
     return run(query, keys, values, sink_logit, *steps, window, num_sinks, scale, attend)
@@ -74,7 +75,11 @@ def visible_slots(
 def _run_dense(
     query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
 ) -> Readout:
-    """Score all pairs of a query and a slot; in a segment, skip slots after a block of queries."""
+    """Score all pairs of a query and a slot.
+
+    If the last slots hold the steps of the queries (see `_is_segment`), the queries may be split into blocks.
+    Each block then skips the slots of later steps.
+    """
     steps = query_step, key_step, episode_start
     in_blocks = _can_loop_over_blocks(attend, query, keys, values) and query.shape[1] >= 2 * _CAUSAL_BLOCK
     if not in_blocks or not _is_segment(*steps):
@@ -88,16 +93,16 @@ def _run_dense(
 
 
 def _can_loop_over_blocks(attend, *inputs: Tensor) -> bool:
-    """Check if blocks of queries can be computed one at a time.
+    """Return True if blocks of queries can be computed one at a time.
 
-    With gradients this is slower: each block would add to the gradients of slots that it shares with others.
+    With gradients this would be slower: several blocks would add to the gradients of the same slots.
     """
     learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return attend is _attend_fused and not learns and not is_traced()
 
 
 def _split_causal_blocks(time: int, slots: int) -> list[tuple[slice, slice]]:
-    """Split a segment's queries into blocks, each with the slots up to its last step."""
+    """Split a segment's queries into blocks, each with the slots up to the last step of the block."""
     count = time // _CAUSAL_BLOCK
     bounds = [time * index // count for index in range(count + 1)]
     return [(slice(a, b), slice(slots - time + b)) for a, b in itertools.pairwise(bounds)]
@@ -106,10 +111,10 @@ def _split_causal_blocks(time: int, slots: int) -> list[tuple[slice, slice]]:
 def _run_banded(
     query, keys, values, sink_logit, query_step, key_step, episode_start, window, num_sinks, scale, attend
 ) -> Readout:
-    """Score each block of queries against the steps within its window and the sinks before them.
+    """Score each block of queries against its band, and against the sinks before the band.
 
-    Only the episode of a block's first query can have sinks before the block's band. Episodes that start
-    later in the block have theirs inside the band.
+    The band of a block is all steps within the windows of its queries. Only the episode of the first query
+    can have sinks before the band. Episodes that start later in the block have their sinks inside the band.
     """
     batch, time = query_step.shape
     slots = keys.shape[1]
@@ -246,10 +251,10 @@ def _scaled_dot_product(
 def _select_scored_slots(
     visible: Bool[Tensor, "B L C"],
 ) -> tuple[Bool[Tensor, "B L C"], Bool[Tensor, "B L 1"] | None]:
-    """Return a mask of the slots to score and a mask of queries with any visible slot, None if all have one.
+    """Return a mask of the slots to score, and a mask of the queries that see any slot.
 
-    The softmax of a row of -inf is undefined. A query without visible slots therefore scores all slots, and
-    its output is set to zero afterwards.
+    The second mask is None if all queries are known to see a slot. The softmax of a row of -inf is
+    undefined. So a query without visible slots scores all slots, and its output is set to zero afterwards.
     """
     sees_any = visible.any(dim=-1, keepdim=True)
     # On a GPU this check would synchronize.
@@ -261,7 +266,11 @@ def _select_scored_slots(
 def _build_score_bias(
     visible: Bool[Tensor, "B L C"], sink_logit: Tensor | None, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "B L C"], Bool[Tensor, "B L 1"] | None]:
-    """Return the bias of the scores, 0 or -inf, and the second result of `_select_scored_slots`."""
+    """Return the bias of the scores, and a mask of the queries that see any slot.
+
+    The bias is 0 for each slot that is scored, and -inf for all other slots. The mask is None if `sink_logit`
+    is given, or if all queries are known to see a slot.
+    """
     zero, minus_infinity = (
         torch.tensor(value, dtype=dtype, device=visible.device) for value in (0, -math.inf)
     )
@@ -274,7 +283,10 @@ def _build_score_bias(
 def _zero_invisible_slots(
     keys: Float[Tensor, "B C G D"], values: Float[Tensor, "B C G V"], visible: Bool[Tensor, "B L C"]
 ) -> tuple[Float[Tensor, "B C G D"], Float[Tensor, "B C G V"]]:
-    """Zero the slots that no query sees, whose NaN would survive a multiplication by weight zero."""
+    """Zero the slots that no query sees.
+
+    A NaN in such a slot would survive the multiplication by weight zero.
+    """
     is_used = visible.any(dim=1)
     # Checking that all slots are used or finite is far cheaper than zeroing, but synchronizes a GPU.
     if not is_traced() and not keys.is_cuda:
@@ -288,7 +300,7 @@ def _zero_invisible_slots(
 def _find_slots(
     key_step: Int[Tensor, "B N"], first: Int[Tensor, "B 1"], count: int, empty: int
 ) -> Int[Tensor, "B count"]:
-    """Return the slots of the steps `first, first + 1, ..`; `empty` for a step that is in no slot."""
+    """Return the slots of the `count` steps from `first` on; `empty` for a step that is in no slot."""
     batch, slots = key_step.shape
     offset = key_step - first
     offset = offset.masked_fill((key_step < 0) | (offset < 0) | (offset > count), count).long()
@@ -298,14 +310,18 @@ def _find_slots(
 
 
 def _fetch(table: Float[Tensor, "B N G D"], columns: Int[Tensor, "B K C"]) -> Float[Tensor, "B K C G D"]:
-    """Gather the slots of each block. Indices past the last slot are clamped, as no query sees them."""
+    """Gather the slots of each block. Indices past the last slot are clamped, because no query sees them."""
     batch, slots = table.shape[:2]
     row = torch.arange(batch, device=table.device)[:, None, None] * slots + columns.clamp(max=slots - 1)
     return table.flatten(0, 1).index_select(0, row.flatten()).view(*columns.shape, *table.shape[2:])
 
 
 def _is_segment(query_step: Tensor, key_step: Tensor, episode_start: Tensor) -> bool:
-    """Check if the last keys are the queries' own steps, in order, of successive episodes."""
+    """Return True if the last T slots hold the steps of the T queries in order.
+
+    The steps must be consecutive. Each query must be in the episode of the previous query, or in an episode
+    that begins after the step of the previous query.
+    """
     time = query_step.shape[1]
     if time == 0 or key_step.shape[1] < time:
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.bank import MemoryBank as MemoryBank
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig as SurpriseConfig
 
 # Lazy imports: a bank without embeddings must not import torch.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "bank": ["MemoryBank"],

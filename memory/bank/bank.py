@@ -4,9 +4,10 @@ One record type covers knowledge, conversation, task and episode. Records are ne
 supersedes an old one and ends its validity. Only `forget` deletes, and it deletes physically. Writing needs
 no language model.
 
-A record's score adds its embedding similarity, its share of the query's words, and a fraction of both scores
-of its neighbours in the conversation or document (`memory/bank/search/recall.py`). Without embeddings only
-words count.
+The score of a record is a sum of three parts: the similarity of its embedding to the query, the share of the
+query's words that it contains, and a bonus from the scores of its neighbours. The neighbours are the previous
+and the next record of the conversation or document (`memory/bank/search/recall.py`). Without embeddings,
+scores depend on words alone.
 """
 
 from __future__ import annotations
@@ -61,22 +62,24 @@ class MemoryBank:
     Args:
         path: SQLite file; created if it does not exist.
         embeddings: Embedding model for dense retrieval; None searches by keywords alone.
-        clock: Function that returns the current time; its time zone decides when a day starts.
-        dense_weight: Weight of one standard deviation of cosine similarity; a match of all query words counts
-            5 (`memory/bank/search/recall.py`).
+        clock: Function that returns the current time. The time zone of this time decides when a day starts.
+        dense_weight: Score per standard deviation of cosine similarity. For comparison, a record that
+            contains all words of the query scores 5 (`memory/bank/search/recall.py`).
         surprise: Options of a neural memory over the embeddings (`memory/bank/surprise.py`); None disables
             it.
-        device: Torch device that holds the embeddings, such as "cuda", where Triton scans them; None holds
-            them in NumPy and does not import torch.
-        approximate: Hold no embeddings in memory. An approximate nearest-neighbour index is stored beside the
-            file and may miss some records (extra `ann`; `memory/bank/search/approximate.py`).
+        device: Torch device that holds the embeddings, such as "cuda". On a GPU, Triton scans the embeddings.
+            None holds the embeddings in NumPy and does not import torch.
+        approximate: Search an approximate nearest-neighbour index in files beside the bank, and hold no
+            embeddings in memory. A search may miss some records. This option needs the extra `ann`
+            (`memory/bank/search/approximate.py`).
 
     Raises:
-        DamagedBankError: a ValueError, here and in every method, if the file is damaged or not a memory bank.
+        DamagedBankError: if the file is damaged or not a memory bank. Every method can raise this subclass of
+            ValueError.
         OSError: if the file's folder does not exist, or the path is a folder.
         ValueError: if the path is empty, the file was written by a newer Scrubjay, the device is unavailable,
-            or the options exclude each other. The first search or write raises it if the file was written
-            with another embedding model (`memory/bank/embedding_model.py`).
+            or the options exclude each other. The first search or write raises ValueError if the file was
+            written with another embedding model (`memory/bank/embedding_model.py`).
     """
 
     def __init__(
@@ -114,7 +117,7 @@ class MemoryBank:
         merge: bool = True,
         **provenance: Any,
     ) -> str:
-        """Store a text durably against a crash of this process, and return its record's id.
+        """Store a text and return the id of its record. A crash of the process does not lose the record.
 
         Args:
             text: Text to store, up to `MAX_TEXT_LENGTH` (2**20) characters.
@@ -125,10 +128,11 @@ class MemoryBank:
             valid_from: Start of validity; None if unknown.
             valid_to: End of validity; None for no end.
             trust: Author of the text: "user", "agent" or "tool".
-            supersedes: Id of the record whose validity ends where this record's starts.
-            merge: Merge a text into an existing record that already says the same, and return the record's
-                id. Both must have the same namespace, kind, trust and validity. False stores every text
-                separately, for example for a log of turns.
+            supersedes: Id of the record that the new record replaces. The validity of the old record ends
+                when the validity of the new record starts.
+            merge: If an existing record already says the same, merge the text into that record and return its
+                id. The record must have the same namespace, kind, trust and validity. False stores every text
+                as a separate record, for example to log a conversation.
             provenance: JSON-serializable metadata.
 
         Raises:
@@ -151,7 +155,7 @@ class MemoryBank:
 
     @property
     def store(self) -> Store:
-        """Database of the bank, for additional tables and for transactions that also write records."""
+        """Database of the bank. Callers can add tables and write to them in one transaction with records."""
         return self._store
 
     def draft(
@@ -201,9 +205,9 @@ class MemoryBank:
         )
 
     def embed_drafts(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts with embeddings, surprise and fingerprints, the slow part of a write.
+        """Compute the embeddings, surprise-based importance and index data of drafts; return the drafts.
 
-        Call it before a transaction, so that other writers do not wait for it.
+        This is the slow part of a write. Call it before the transaction, so that other writers do not wait.
         """
         if self._embedding_index is not None:
             vectors = self._embedding_index.embed_texts([draft.text for draft in drafts])
@@ -212,7 +216,10 @@ class MemoryBank:
         return [prepare_draft(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
-        """Write embedded drafts atomically; return the ids of the records that hold their content."""
+        """Write drafts from `embed_drafts` in one transaction. Return one record id per draft.
+
+        A draft that was merged into an existing record gets the id of that record.
+        """
         if not drafts:
             return []
         with self._store.writing() as connection:
@@ -234,8 +241,8 @@ class MemoryBank:
     ) -> list[str]:
         """Store a document as passages and return their ids; the passages of a section form one chunk.
 
-        Sections start at Markdown headings, which passages carry as provenance `section`. The write is
-        atomic.
+        Sections start at Markdown headings. The provenance field `section` of a passage holds the heading.
+        Either all passages are written or none.
 
         Args:
             text: Text of the document.
@@ -248,7 +255,7 @@ class MemoryBank:
             provenance: JSON-serializable metadata.
 
         Raises:
-            ValueError, TypeError: if the text is blank, and as `add`.
+            ValueError, TypeError: if the text is blank, or if a value cannot be stored.
         """
         if not isinstance(text, str):
             raise TypeError(f"text={text!r}: pass a string")
@@ -278,16 +285,16 @@ class MemoryBank:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
         Args:
-            query: Words or a question. A day, month or year in it matches records observed then, in the time
-                zone of `clock`.
+            query: Words or a question. A day, month or year in the query matches records that were observed
+                on that date, in the time zone of `clock`.
             k: Maximum number of records.
-            kinds: Kinds of record to search; None for all.
+            kinds: Kinds of record to search; None searches all kinds.
             namespace: Namespace to search, with all namespaces below it: `("user",)` includes
-                `("user", "ada")`. None for all.
+                `("user", "ada")`. None searches all namespaces.
             at: Time at which records must be valid; now by default.
-            explain: Fill the hits' `explanation`.
-            trusts: Authors to search; `("user", "agent")` excludes texts of tools. None for all.
-            by: "meaning" for cosine similarity alone, "words" for keywords alone; None for both.
+            explain: Set the field `explanation` of each hit.
+            trusts: Authors to search; `("user", "agent")` excludes texts of tools. None searches all authors.
+            by: "meaning" ranks by cosine similarity alone, "words" by keywords alone; None combines both.
 
         Raises:
             ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `by` is "meaning" without
@@ -328,7 +335,7 @@ class MemoryBank:
             ]
 
     def get(self, id: str) -> Record | None:
-        """Return the record of an id, valid or not; None if the id is unknown."""
+        """Return the record with this id, even if its validity has ended; None if the id is unknown."""
         with self._store.reading() as connection:
             row = connection.execute(f"SELECT {COLUMNS} FROM records WHERE id = ?", (id,)).fetchone()
             return Record(**record_fields(row)) if row else None
@@ -350,7 +357,7 @@ class MemoryBank:
             return [Record(**record_fields(row)) for row in reversed(rows)]
 
     def sayings(self, id: str) -> list[str]:
-        """Return all wordings merged into a record, oldest first."""
+        """Return the text of a record and all texts that were merged into the record, oldest first."""
         with self._store.reading() as connection:
             rows = connection.execute(
                 "SELECT 0, text FROM records WHERE id = ?1 UNION ALL SELECT sayings.rowid, sayings.text "
@@ -360,9 +367,10 @@ class MemoryBank:
         return [text for _, text in rows]
 
     def export(self) -> Iterator[dict[str, Any]]:
-        """Yield every record as JSON values, oldest first, with expired records and all wordings.
+        """Yield every record as a JSON-serializable dict, oldest first.
 
-        Records that other threads and processes write meanwhile may be included.
+        Expired records and merged texts are included. Records that other threads or processes write during
+        the export may be included.
         """
         last = 0
         while True:
@@ -375,9 +383,9 @@ class MemoryBank:
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> list[bool]:
         """Write records from `export`; return one flag per record, True if it was new.
 
-        Records whose ids exist stay unchanged. Records are written in batches of hundreds. Batches stay after
-        an interruption, and a second call with all records completes the import. Raises ValueError or
-        TypeError if a row is not an exported record.
+        Records whose ids already exist in the bank stay unchanged. Records are written in batches of 500. If
+        the import is interrupted, the written batches stay in the bank, and a second call with all records
+        completes the import. Raises ValueError or TypeError if a row is not an exported record.
         """
         rows, restorer, zone = iter(rows), Restorer(), time_zone(self._clock())
         new: list[bool] = []
@@ -398,8 +406,8 @@ class MemoryBank:
     def forget(self, id: str) -> bool:
         """Delete a record permanently with its wordings, embedding and index entries.
 
-        Return True if the record existed. Its bytes are overwritten in the file; a concurrent reader in
-        another process may delay that.
+        Return True if the record existed. The bytes of the record are overwritten in the file. A concurrent
+        reader in another process may delay the overwriting.
         """
         with self._store.writing() as connection:
             is_deleted = Writer(connection).forget(id, self._store.path)
@@ -408,10 +416,11 @@ class MemoryBank:
         return is_deleted
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build the missing segments of an `approximate` bank's index; yield (indexed, total) record numbers.
+        """Build the missing segments of an `approximate` bank's index.
 
-        A search builds them, too, which takes minutes for a million records. Finished segments stay if the
-        iteration stops early. Without `approximate` there is nothing to build.
+        Yield a pair after each segment: the last indexed record number and the highest record number. A
+        search builds missing segments, too, which takes minutes for a million records. Finished segments
+        remain if the iteration stops early. Without `approximate` this method does nothing.
         """
         if self._embedding_index is not None:
             yield from self._embedding_index.build_index()

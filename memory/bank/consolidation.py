@@ -1,10 +1,10 @@
 """Consolidation: compare a new text with similar records and decide how to change the memory.
 
-As in Mem0 (Chhikara et al. 2025, arXiv 2504.19413), a text is added, updates a record, ends a record, or is
-discarded as known. The decision function is any callable, such as a language model
-(`agents/langchain/consolidation.py`); direct writes to a bank never call it. Nothing is overwritten: an
-update supersedes a record, and a deletion ends its validity. The file stores every decision by ids, without
-texts, and decisions can be undone.
+As in Mem0 (Chhikara et al. 2025, arXiv 2504.19413), a text is added, updates a record, deletes a record, or
+is discarded as known. The decision function is any callable, such as a language model
+(`agents/langchain/consolidation.py`). Direct writes to a bank never call this function. Nothing is
+overwritten: an update supersedes a record, and a deletion ends the validity of a record. The bank's file
+stores every decision with the ids of its records, but without texts. Decisions can be undone.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ _SEARCH_FACTOR = 4  # hits to search per candidate, since hits of nested namespa
 
 
 class Change(NamedTuple):
-    """Change to the memory that the decision about a new text requests."""
+    """Change to the bank that the decision function requests for a new text."""
 
     action: Action
     record: int | None = None
-    """Index of the candidate record to update or delete."""
+    """Index of the record to update or delete, in the list of candidate records; None for other actions."""
     text: str | None = None
-    """New wording of an update; None for the new text itself."""
+    """New wording of the updated record; None uses the new text itself."""
 
 
 DecisionFunction = Callable[[str, Sequence[Record]], Sequence[Change]]
@@ -61,7 +61,7 @@ the text.
 
 
 class Step(NamedTuple):
-    """Change applied by a decision."""
+    """Change that a decision applied to the bank."""
 
     action: Action
     written_id: str | None = None
@@ -69,14 +69,14 @@ class Step(NamedTuple):
     ended_id: str | None = None
     """Id of the record whose validity ended."""
     old_valid_to: float | None = None
-    """End of that record's validity before the decision, in seconds; None for no end."""
+    """End of validity of record `ended_id` before the decision, in seconds since 1970; None for no end."""
     new_valid_to: float | None = None
-    """End of that record's validity after the decision, in seconds."""
+    """End of validity of record `ended_id` after the decision, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Decision stored in the bank's file."""
+    """Stored decision about one new text, with the changes that it made to the bank."""
 
     id: str
     moment: datetime
@@ -84,18 +84,19 @@ class Decision:
     """Ids of the candidate records, nearest first."""
     steps: tuple[Step, ...]
     refusal: str
-    """Reason why the requested changes were refused and the text was added; "" if they were applied."""
+    """Reason why the requested changes were refused and the text was added; "" if none were refused."""
     undone_at: datetime | None
-    """Time of the undo; None if the decision stands."""
+    """Time at which the decision was undone; None if it was not undone."""
 
 
 class Consolidation:
-    """Writer that consolidates texts into a bank; `decide` gets the `k` nearest records.
+    """Writer that consolidates texts into a bank; `decide` gets a text and the `k` nearest records.
 
-    A change is refused if its record is unknown, has changed meanwhile, is newer than the text, or must not
-    be changed by a tool. The text is then added as a new record. A reworded record keeps the original text
-    in the provenance field `said`. The text is not stored only if the decision is "none", or if it only
-    deletes records. Raises ValueError if k < 1.
+    All changes for a text are refused if one of them targets a record that is not a candidate, has changed
+    meanwhile, or is newer than the text. The text is then added as a new record. For the text of a tool, only
+    records of tools are candidates. If `decide` rewords a text, the new record has the original text in the
+    provenance field `said`. The actions "add" and "update" store the text, "none" and "delete" do not.
+    Raises ValueError if k < 1.
     """
 
     def __init__(self, bank: MemoryBank, decide: DecisionFunction, k: int = 10) -> None:
@@ -125,8 +126,8 @@ class Consolidation:
             provenance: JSON-serializable metadata.
 
         Raises:
-            ValueError, TypeError: as `MemoryBank.add`. Any other exception of `decide` propagates, and
-                nothing is written.
+            ValueError, TypeError: if a value cannot be stored. An exception of `decide` other than ValueError
+                propagates, and nothing is written.
         """
         id, bank = uuid.uuid4().hex, self._bank
         provenance = {**provenance, "decision": id}
@@ -159,10 +160,11 @@ class Consolidation:
         return decision
 
     def undo(self, id: str) -> Decision:
-        """Undo a decision: forget the records that it wrote and restore the validity that it ended.
+        """Undo a decision and return it.
 
-        Raises ValueError if the id is unknown, the decision is undone already, or one of its records has
-        changed since.
+        The records that the decision wrote are deleted. The records whose validity it ended get their old
+        validity back. Raises ValueError if the id is unknown, the decision was undone already, or one of its
+        records has changed since the decision.
         """
         bank = self._bank
         with bank.store.writing() as connection:
@@ -197,9 +199,10 @@ class Consolidation:
             return [_parse_decision(row) for row in reversed(rows)]
 
     def _find_candidates(self, draft: Draft) -> Sequence[Record]:
-        """Return the nearest records of the same kind and namespace; records of tools only for a tool's text.
+        """Return the nearest records with the kind and namespace of the draft.
 
-        A web page can therefore not persuade the decision function to change a user's statement.
+        For a tool's text these are records of tools, for any other text records of users and agents. A web
+        page can therefore not persuade the decision function to change a user's statement.
         """
         namespace = split_namespace(draft.namespace)
         trusts = ("tool",) if draft.trust == "tool" else ("user", "agent")
@@ -225,7 +228,7 @@ class Consolidation:
         return _PlannedStep(Step("update", ended_id=ended_id), self._bank.embed_drafts([new_draft])[0])
 
     def _apply_step(self, connection: sqlite3.Connection, planned_step: _PlannedStep, draft: Draft) -> Step:
-        """Apply a step and return it with the ids and times that it changed."""
+        """Write a planned change to the bank. Return it with the ids and validity times of its records."""
         step, select = planned_step.step, "SELECT valid_to FROM records WHERE id = ?"
         if step.ended_id is not None:
             (old_valid_to,) = connection.execute(select, (step.ended_id,)).fetchone()
@@ -250,29 +253,29 @@ class _PlannedStep(NamedTuple):
 
 
 def _check_changes(changes: Sequence[Change], candidates: Sequence[Record], draft: Draft) -> list[Change]:
-    """Return the changes. Raises ValueError if they are empty or invalid."""
+    """Return the requested changes as a list. Raises ValueError if there are none or one is invalid."""
     indices = [one.record for one in changes if one.action in ("update", "delete")]
     if not changes:
-        raise ValueError("the decision has no changes")
+        raise ValueError("the decision function returned no changes; it must return at least one Change")
     for change in changes:
         if change.action not in get_args(Action):
-            raise ValueError("unknown action in a change")
+            raise ValueError("a change has an unknown action; choose from add, update, delete, none")
         if change.text is not None:
             if not isinstance(change.text, str):
-                raise ValueError("the new wording is not a string")
+                raise ValueError("the new wording in a change is not a string")
             check_memorable(change.text)
     for index in indices:
         if not isinstance(index, int) or not 0 <= index < len(candidates):
-            raise ValueError("a change names a record that is not a candidate")
+            raise ValueError("a change targets a record that is not a candidate")
         if candidates[index].observed > to_datetime(draft.observed):
             raise ValueError("a change targets a record that is newer than the text")
     if len(set(indices)) < len(indices) or sum(one.action == "add" for one in changes) > 1:
-        raise ValueError("more than one change targets the same record, or more than one adds the new text")
+        raise ValueError("two changes target the same record, or two changes add the text; keep one of them")
     return list(changes)
 
 
 def _has_changed(connection: sqlite3.Connection, candidates: Sequence[Record], id: str | None) -> bool:
-    """Return True if a candidate record was deleted or its validity has another end."""
+    """Return True if the candidate record `id` was deleted or the end of its validity has changed."""
     if id is None:
         return False
     (candidate,) = (one for one in candidates if one.id == id)
@@ -281,7 +284,7 @@ def _has_changed(connection: sqlite3.Connection, candidates: Sequence[Record], i
 
 
 def _check_unchanged(connection: sqlite3.Connection, id: str, step: Step) -> None:
-    """Raise ValueError if a record of a step has changed since the step."""
+    """Raise ValueError if a record that `step` wrote or ended has changed since the step was applied."""
     select = "SELECT valid_to, sayings FROM records WHERE id = ?"
     for record, expected in ((step.written_id, (None, 1)), (step.ended_id, (step.new_valid_to, None))):
         if record is None:
@@ -289,13 +292,13 @@ def _check_unchanged(connection: sqlite3.Connection, id: str, step: Step) -> Non
         row = connection.execute(select, (record,)).fetchone()
         if row is None or row[0] != expected[0] or expected[1] not in (None, row[1]):
             raise ValueError(
-                f"decision {id!r} cannot be undone: its record {record!r} has changed since; undo what "
-                "changed it first"
+                f"decision {id!r} cannot be undone: its record {record!r} has changed since the decision; "
+                "undo the later change first"
             )
 
 
 def _parse_decision(row: tuple) -> Decision:
-    """Return a decision from a row of `_COLUMNS`. Raises UnreadableError if the row is invalid."""
+    """Build a Decision from the database columns `_COLUMNS`. Raises UnreadableError on an invalid value."""
     id, moment, considered_ids, steps, refusal, undone_at = row
     try:
         return Decision(

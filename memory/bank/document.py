@@ -1,4 +1,4 @@
-"""Splitting of a document into sections (chunks) of passages (records)."""
+"""Splitting of a document into sections, which become chunks, and of sections into passages (records)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
 
 
 def split_document(text: str, passage_length: int = 600) -> list[tuple[str, list[str]]]:
-    """Return the heading ("" before the first) and the passages of each section.
+    """Return a pair for each section of a document: its heading and its passages.
 
-    Headings are Markdown headings. A passage has at most `passage_length` characters and consists of whole
-    paragraphs if they fit, else of whole sentences, else of words.
+    Headings are Markdown headings. The text before the first heading has the heading "". A passage has at
+    most `passage_length` characters. It consists of whole paragraphs if they fit, otherwise of whole
+    sentences, otherwise of words.
     """
     if passage_length < 1:
         raise ValueError(f"passage_length={passage_length}: must be at least 1")
@@ -45,7 +46,10 @@ def _letters(word: str, length: int) -> list[str]:
 
 
 def _join_parts(parts, length, joint, split_further) -> list[str]:
-    """Join neighbouring parts up to `length` characters; split a part that is too long further."""
+    """Join neighbouring parts of a text into strings of at most `length` characters.
+
+    `split_further` splits a part that is longer than `length`.
+    """
     groups: list[list[str]] = []
     remaining = -1  # characters left in the last passage, joint included
     for part in parts:

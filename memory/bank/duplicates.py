@@ -1,10 +1,11 @@
-"""Near-duplicate detection by locality-sensitive hashing, in constant time for any number of records.
+"""Near-duplicate detection by locality-sensitive hashing. The cost does not grow with the number of records.
 
-Candidates share a mark (a hash bucket): a band of a MinHash of the content words (Broder 1997), or a band of
-the signs of random projections of the embedding (Charikar 2002). A new text duplicates a candidate if it adds
-nothing: its words are a subset of the candidate's, or its embedding is very near; and numbers, names, symbols
-and negation agree. As a bank grows, more projections agree by chance, so embeddings are compared before texts
-are read.
+Two texts are compared only if they share a mark, which is a locality-sensitive hash. Some marks are bands of
+a MinHash of the content words (Broder 1997). Other marks are bands of the signs of random projections of the
+embedding (Charikar 2002). A new text is a duplicate if it adds nothing to the old text: its words are a
+subset of the old words, or its embedding is very near. In both cases numbers, names, symbols, negation and
+question marks must agree. In a large bank many projections agree by chance. Embeddings are therefore compared
+before texts are read.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class TextFeatures(NamedTuple):
     stems: frozenset[str]
     """Stems of the content words."""
     names: frozenset[str]
-    """Stems of names, and numbers."""
+    """Stems of the names in the text, and all its numbers."""
     symbols: tuple[str, ...]
     has_negation: bool
     is_question: bool
@@ -58,7 +59,7 @@ class TextFeatures(NamedTuple):
 
 
 class Marks(NamedTuple):
-    """Locality-sensitive hashes, signed 64-bit; duplicates share at least one with high probability."""
+    """Locality-sensitive hashes as signed 64-bit integers. Duplicates very likely share at least one."""
 
     by_words: list[int]
     by_vector: list[int]
@@ -109,7 +110,7 @@ def _select_stems(features: TextFeatures, names: frozenset[str]) -> list[str]:
 
 
 def compute_digest(scope: str, text: str) -> bytes:
-    """Return a hash of a scope and a text, independent of whitespace."""
+    """Return a hash of a scope (namespace, kind and trust) and a text. White space does not matter."""
     return hashlib.blake2b("\0".join([scope, *normalise(text).split()]).encode(), digest_size=16).digest()
 
 
@@ -131,12 +132,12 @@ def compute_marks(scope: str, features: TextFeatures) -> Marks:
 
 
 def pack_marks(marks: list[int]) -> bytes:
-    """Return marks as bytes."""
+    """Pack the locality-sensitive hashes (marks) of a text into bytes."""
     return struct.pack(f"<{len(marks)}q", *marks)
 
 
 def unpack_marks(packed: bytes) -> tuple[int, ...]:
-    """Return the marks that `pack_marks` packed."""
+    """Return the locality-sensitive hashes (marks) of a text from the bytes of `pack_marks`."""
     return struct.unpack(f"<{len(packed) // 8}q", packed)
 
 

@@ -1,4 +1,4 @@
-"""Embedding side of a bank: text vectors, a vector index of its file, an optional neural memory of them."""
+"""Embeddings of a bank: the embedding model, an index of stored vectors, and an optional neural memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class EmbeddingIndex:
-    """Embedding model of a bank, with the vector index and the neural memory that it keeps in RAM.
+    """Embedding model of a bank, with an index of the stored vectors and an optional neural memory.
 
     Args: as for `MemoryBank`; `device` is the result of `check_options`.
     """
@@ -63,7 +63,10 @@ class EmbeddingIndex:
         return list(normalize_vectors(self._embeddings.embed_documents(texts), len(texts)))
 
     def add_surprise(self, drafts: list[Draft]) -> list[Draft]:
-        """Return embedded drafts with their surprise as importance, if the bank has a neural memory."""
+        """Return the drafts, in which an importance computed from surprise replaces an importance of 0.5.
+
+        Without a neural memory, or if its config disables `importance`, the drafts are returned unchanged.
+        """
         vector = drafts[0].vector if drafts else None
         surprise = None if vector is None else self._get_surprise(len(vector))
         return drafts if surprise is None else surprise.add_importance(drafts)
@@ -71,7 +74,7 @@ class EmbeddingIndex:
     def embed_query(self, text: str, alone: bool = False) -> Float[np.ndarray, "D"]:
         """Return the unit vector of a query, and build missing segments of an approximate index.
 
-        Unless `alone`, the output of the neural memory is blended in, if the bank has one.
+        If the bank has a neural memory, its output is added to the vector unless `alone` is True.
         """
         if self._verified_record is None:
             self.check_model()  # outside a transaction, as embedding is slow; `scan` repeats it
@@ -84,7 +87,7 @@ class EmbeddingIndex:
         return vector
 
     def fluency(self, text: str) -> float:
-        """Return the model's fluency in the script of a text, from 0.02 to 1."""
+        """Return how well the embedding model knows the script of a text, from 0.02 (not at all) to 1."""
         script = script_of(text)
         if script not in self._fluencies:
             self._fluencies[script] = fluency(self._embeddings, script)
@@ -93,7 +96,7 @@ class EmbeddingIndex:
     def scan(
         self, connection: sqlite3.Connection, vector: Float[np.ndarray, "D"], allows: ScopePredicate
     ) -> Scan:
-        """Return a scan of the similarities of all records that the connection sees and `allows` accepts."""
+        """Return the similarities to a query vector, for records in `connection` that `allows` accepts."""
         check_dimension(read_dimension(connection), vector)
         self.check_model()  # again: another process may have replaced all embeddings since
         index = self._get_index(len(vector))
@@ -102,7 +105,10 @@ class EmbeddingIndex:
         return index.scan(vector, allows)
 
     def build_index(self) -> Iterator[tuple[int, int]]:
-        """Build the missing segments of an approximate index; yield (indexed, total) record numbers."""
+        """Build the missing segments of an approximate index.
+
+        Yield a pair after each segment: the last indexed record number and the highest record number.
+        """
         if self._approximate:
             with self._store.reading() as connection:
                 dimension = read_dimension(connection)
@@ -131,7 +137,10 @@ class EmbeddingIndex:
         return self._surprise
 
     def _get_index(self, dimension: int) -> DenseIndex:
-        """Return the index that all threads share. Call it inside a transaction, which serializes threads."""
+        """Return the index that all threads share.
+
+        Call this method inside a transaction, since only one thread at a time has a transaction.
+        """
         if self._index is None:
             if self._approximate:
                 self._index = ApproximateIndex(self._store, dimension)
@@ -153,7 +162,7 @@ def check_options(
     """Check that a bank's options are compatible; return the torch device of its embeddings, None for NumPy.
 
     Raises ValueError if options exclude each other or the device is unavailable, TypeError if `embeddings` is
-    not an embedding model, and ModuleNotFoundError without usearch.
+    not an embedding model, and ModuleNotFoundError if `approximate` is set and usearch is not installed.
 
     Args: as for `MemoryBank`.
     """
@@ -170,7 +179,8 @@ def check_options(
         if embeddings is None or device is not None or str(path) in ("", ":memory:"):
             raise ValueError(
                 f"approximate=True with embeddings={embeddings!r}, device={device!r}, path={str(path)!r}: "
-                "approximate search needs embeddings and a file, and no device"
+                "approximate search needs embeddings and a file path, and does not support device; change "
+                "these options, or omit approximate"
             )
         require_usearch()
     return None if device is None else resolve_device(device, "hold embeddings")

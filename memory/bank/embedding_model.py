@@ -1,8 +1,8 @@
 """Check that a bank's file was written with the embedding model that opens it.
 
-Two models may have the same dimension, and searching one model's vectors with the other's returns noise
-without an error. A file does not name its model, so one of its texts is embedded again and compared with the
-stored vector.
+Two models may have the same dimension. A search that compares vectors of different models returns noise, but
+raises no error. A file does not name its model. Therefore one text of the file is embedded again, and the new
+vector is compared with the stored one.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ class VerifiedRecord(NamedTuple):
     number: int
     """Record number."""
     vector: bytes
-    """Stored embedding; compared too, since record numbers are reused after a rollback."""
+    """Stored embedding. Number and embedding together identify a record, since a number may be reused after a
+    rollback."""
 
 
 def check_model(
     store: Store, embeddings: Embeddings, previous: VerifiedRecord | None = None
 ) -> VerifiedRecord | None:
-    """Return a record that the model reproduces, None if the file has no embeddings.
+    """Return a record whose stored embedding the model reproduces; None if the file has no embeddings.
 
-    `previous` is returned if it is still in the file; otherwise the newest record with an embedding is
-    embedded again. Raises ValueError if the file was written with another model.
+    If `previous` is still in the file, it is returned without a check. Otherwise the text of the newest
+    record with an embedding is embedded again. Raises ValueError if the file was written with another model.
     """
     with store.reading() as connection:
         if (
@@ -64,8 +65,8 @@ def check_model(
     if squared_distance > 2 - 2 * _MIN_COSINE:
         raise ValueError(
             f"{store.path!r} was written with other embeddings: stored and new vectors of one text have a "
-            f"cosine of {1 - squared_distance / 2:.2f}; open it with its original embedding model, or export "
-            "it and restore the export into a new bank, which embeds all texts again"
+            f"cosine of {1 - squared_distance / 2:.2f}; open it with its original embedding model, or copy "
+            "its records with `export` and `restore` into a new bank, which embeds all texts again"
         )
     return VerifiedRecord(number, stored_blob)
 
@@ -85,5 +86,5 @@ def check_dimension(dimension: int | None, vector: Float[np.ndarray, "D"]) -> No
     if dimension is not None and dimension != len(vector):
         raise ValueError(
             f"the bank's embeddings have dimension {dimension}, the model's have {len(vector)}; "
-            "open it with its original embedding model"
+            "open the bank with its original embedding model"
         )

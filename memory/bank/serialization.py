@@ -39,7 +39,10 @@ BATCH = 500
 def read_rows(
     connection: sqlite3.Connection, after: int, count: int = BATCH
 ) -> tuple[int, list[dict[str, Any]]]:
-    """Return the last number and the JSON values of up to `count` records after number `after` (0: all)."""
+    """Return the number of the last record that was read, and the records as JSON values.
+
+    Up to `count` records with numbers above `after` are read. If there are none, the number is `after`.
+    """
     rows = connection.execute(
         f"SELECT number, {', '.join(_COLUMNS)} FROM records WHERE number > ? ORDER BY number LIMIT ?",
         (after, count),
@@ -60,9 +63,10 @@ def read_rows(
 
 
 class Restorer:
-    """Importer of rows of `read_rows`.
+    """Importer of records that `read_rows` exported.
 
-    Records of one chunk share a chunk again, also across calls of `restore`.
+    Records that shared a chunk in the exporting bank share a chunk again, even if separate calls of `restore`
+    write them.
     """
 
     def __init__(self) -> None:
@@ -98,7 +102,7 @@ class Restorer:
 
 
 def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo) -> Draft:
-    """Return a draft of a validated row, fingerprint included. Slow: call it before a transaction."""
+    """Build a draft with index data from a valid exported record. Slow: call it before a transaction."""
     draft = Draft(
         **{name: row[name] for name in _COPIED_COLUMNS},
         namespace=join_namespace(tuple(row["namespace"])),
@@ -116,7 +120,7 @@ def check_row(row: Any) -> None:
         raise TypeError(f"a record must be a JSON object, not {type(row).__name__}")
     missing = [name for name in (*_COLUMNS, "sayings") if name not in row]
     if missing:
-        raise ValueError(f"a record lacks {', '.join(missing)}")
+        raise ValueError(f"a record lacks the fields: {', '.join(missing)}")
     for name in ("id", "text"):
         _check(row, name, _is_text)
     check_choice("kind", row["kind"], KINDS)
@@ -135,7 +139,7 @@ def check_row(row: Any) -> None:
     _check(row, "sayings", lambda value: isinstance(value, list))
     for saying in row["sayings"]:
         if not (isinstance(saying, dict) and saying.keys() >= {"text", "observed", "provenance"}):
-            raise ValueError(f"sayings={saying!r}: each needs text, observed and provenance")
+            raise ValueError(f"sayings={saying!r}: each entry needs text, observed and provenance")
         _check(saying, "text", _is_text)
         _check_moment(saying, "observed")
         encode_provenance(saying["provenance"])
@@ -143,7 +147,7 @@ def check_row(row: Any) -> None:
 
 def _check(row: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool]) -> None:
     if not is_valid(row[name]):
-        raise ValueError(f"{name}={row[name]!r}: invalid value in a record")
+        raise ValueError(f"{name}={row[name]!r}: invalid value in an exported record")
 
 
 def _check_moment(row: Mapping[str, Any], name: str) -> None:

@@ -5,9 +5,10 @@ time to reconstruct embeddings; the gradient norm of a new embedding is its surp
 pretrained: keys, queries and values are the embedding itself, the learning rate is large, forgetting is slow,
 and momentum is nearly zero.
 
-The memory's state depends on the embeddings in the file alone, learned in the order of their records and in
-chunks. It is therefore bit-identical in every process. A copy in the file avoids learning from the start.
-When a record is deleted, the copy is deleted, too, and the remaining records are learned again.
+The state of the memory depends only on the embeddings in the file. The embeddings are learned in chunks, in
+the order of the record numbers. The state is therefore bit-identical in every process. A copy of the state is
+saved in the file, so that a process need not learn all records again. When a record is deleted, the copy is
+deleted, too, and the remaining records are learned again.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ _TABLES = (
 
 @dataclass(frozen=True)
 class SurpriseConfig:
-    """Options of a bank's neural memory. Neither use improved recall in our measurements."""
+    """Options of a bank's neural memory. Neither option improved recall in our measurements."""
 
     importance: bool = True
-    """Set the importance of records with neutral importance (0.5) to the percentile of their surprise among
-    earlier records."""
+    """Derive importance from surprise: a record that is added with importance 0.5 (neutral) gets the
+    percentile, from 0 to 1, of its surprise among earlier records."""
     recall_weight: float = 0.0
     """Weight of the memory's output in the query vector; 0 searches with the query's embedding alone."""
 
 
 class Surprise:
-    """Neural memory of a bank, updated with writes of all processes."""
+    """Neural memory of a bank. It also learns records that other processes write."""
 
     def __init__(self, store: Store, config: SurpriseConfig, dimension: int) -> None:
         self.config, self._store, self._dimension = config, store, dimension
@@ -62,7 +63,7 @@ class Surprise:
         self._reset()
 
     def add_importance(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts; neutral importance is replaced by the percentile of their surprise."""
+        """Return the drafts, in which the percentile of surprise replaces an importance of 0.5 (neutral)."""
         if not self.config.importance:
             return drafts
         self.catch_up()
@@ -73,7 +74,7 @@ class Surprise:
         ]
 
     def blend_recall(self, query: np.ndarray) -> np.ndarray:
-        """Return the unit vector of the query plus the memory's output, weighted by `recall_weight`."""
+        """Return query + `recall_weight` * normalized output of the memory, scaled to length 1."""
         self.catch_up()
         with torch.inference_mode():
             queries = self._memory.normalize_queries(_SCALE * torch.from_numpy(query)[None, None])
@@ -82,7 +83,7 @@ class Surprise:
         return blend / np.linalg.norm(blend)
 
     def catch_up(self) -> None:
-        """Learn records that any process has written since, in whole chunks only."""
+        """Learn the records that any process has written since the last call, in whole chunks only."""
         with self._store.reading() as connection:
             deletions = read_fact(connection, "deletions") or 0
             if deletions != self._deletions:
@@ -103,7 +104,7 @@ class Surprise:
         self._count, self._mean, self._spread = 0, 0.0, 0.0
 
     def _learn(self, connection: sqlite3.Connection) -> int:
-        """Learn whole chunks; return the number of records learned since the last save."""
+        """Learn new records in whole chunks; return the number of records learned since the last save."""
         rows = connection.execute(
             "SELECT number, vector FROM vectors WHERE number > ? ORDER BY number", (self._last,)
         )
@@ -150,7 +151,7 @@ class Surprise:
         return surprise[0].tolist()
 
     def _measure_surprise(self, vectors: np.ndarray) -> list[float]:
-        """Return the surprises of new vectors under the weights after the last whole chunk."""
+        """Return the surprise of each new vector, under the memory weights after the last whole chunk."""
         surprises = []
         with torch.inference_mode():
             for vector in _SCALE * torch.from_numpy(vectors):

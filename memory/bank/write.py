@@ -23,18 +23,18 @@ _MAX_CANDIDATES = 8  # newest records compared per mark
 
 
 class Fingerprint(NamedTuple):
-    """Index data of a draft's text, for finding it and its duplicates."""
+    """Index data of a draft's text, for keyword search and for the search for duplicates."""
 
     features: duplicates.TextFeatures
     digest: bytes
-    """Hash of the scope and the text."""
+    """Hash of the text and its scope (namespace, kind and trust)."""
     marks: duplicates.Marks
     indexed_text: str
     """Text for the keyword index."""
     last_compared: int = 0
     """Number of the newest record that the draft was compared with before the transaction."""
     duplicate: int | None = None
-    """Number of the oldest record, up to `last_compared`, that the draft duplicates; None without one."""
+    """Number of the oldest record, up to `last_compared`, that the draft duplicates; None if none exists."""
 
 
 class Draft(NamedTuple):
@@ -56,7 +56,7 @@ class Draft(NamedTuple):
     section: int | None = None
     fingerprint: Fingerprint | None = None
     zone: tzinfo = UTC
-    """Time zone of the record's date words."""
+    """Time zone of the date that the keyword index stores for the record."""
 
 
 class Writer:
@@ -90,7 +90,7 @@ class Writer:
         return next((number for number in similar if self.is_duplicate(number, fingerprint)), None)
 
     def find_equal(self, draft: Draft, fingerprint: Fingerprint) -> int | None:
-        """Return the number of the record with the same text and validity; None without one."""
+        """Return the number of a record with the draft's text and validity; None if there is none."""
         validity, values = _validity_condition(draft)
         row = self._connection.execute(
             f"SELECT number FROM records WHERE digest = ? AND {validity}", (fingerprint.digest, *values)
@@ -98,7 +98,10 @@ class Writer:
         return row[0] if row else None
 
     def find_similar(self, draft: Draft, fingerprint: Fingerprint, after: int = 0) -> list[int]:
-        """Return possible duplicates of the same validity with record numbers above `after`, oldest first."""
+        """Return the record numbers of possible duplicates of a draft, oldest first.
+
+        Only records with the same validity as the draft and with numbers above `after` are searched.
+        """
         numbers = self._candidates(fingerprint.marks.by_words, after)
         numbers |= self._similar_vectors(draft.vector, fingerprint.marks.by_vector, after)
         return sorted(
@@ -159,7 +162,7 @@ class Writer:
         if draft.trust == "tool" and trust != "tool":
             raise ValueError(
                 f"supersedes={draft.supersedes!r}: a text of trust 'tool' cannot replace a record of trust "
-                f"{trust!r}; let the agent or the user confirm it"
+                f"{trust!r}; let the agent or the user confirm the text"
             )
         end = draft.observed if draft.valid_from is None else draft.valid_from
         self._connection.execute(
@@ -218,7 +221,10 @@ class Writer:
         return number
 
     def forget(self, id: str, bank: str) -> bool:
-        """Delete a record and its index entries, also in index files of `bank`. Return True if it existed."""
+        """Delete a record and its index entries, also in the index files beside the bank file `bank`.
+
+        Return True if the record existed.
+        """
         connection = self._connection
         row = connection.execute(
             "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
@@ -240,7 +246,7 @@ class Writer:
         return True
 
     def _find_position(self, draft: Draft) -> tuple[int, int]:
-        """Return the chunk that the draft continues, 0 for a new chunk, and its position in the chunk."""
+        """Return the chunk that the draft continues (0: a new chunk) and the draft's position in it."""
         if draft.section is not None:
             chunk = self._chunk_of_section.get(draft.section, 0)
         else:
@@ -270,7 +276,10 @@ class Writer:
 
 
 def compute_fingerprint(draft: Draft) -> Fingerprint:
-    """Return the fingerprint of a draft; set the draft's embedding, if any, before the call."""
+    """Compute the index data of a draft for keyword search and for the search for duplicates.
+
+    With an embedding model, set the draft's `vector` before this call.
+    """
     scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
     features = duplicates.extract_features(draft.text, draft.vector)
     digest, marks = duplicates.compute_digest(scope, draft.text), duplicates.compute_marks(scope, features)
@@ -279,9 +288,10 @@ def compute_fingerprint(draft: Draft) -> Fingerprint:
 
 
 def prepare_draft(store: Store, draft: Draft) -> Draft:
-    """Return a draft with its fingerprint, compared with the records in the file.
+    """Return a draft with its index data, after a search for duplicates among the records in the file.
 
-    Slow: call it before a transaction. In the transaction only newer records are compared.
+    This is slow: call it before the transaction. The transaction then compares the draft only with records
+    that were written since.
     """
     fingerprint = compute_fingerprint(draft)
     if draft.merge:
@@ -308,7 +318,10 @@ def _duplicates_record(store: Store, number: int, fingerprint: Fingerprint) -> b
 
 
 def _validity_condition(draft: Draft) -> tuple[str, tuple[float | None, float | None]]:
-    """Return the SQL condition for a draft's validity, and its values."""
+    """Return an SQL condition, and the values of its placeholders.
+
+    The condition holds for records with the same start and end of validity as the draft.
+    """
     return "valid_from IS ? AND valid_to IS ?", (draft.valid_from, draft.valid_to)
 
 

@@ -1,14 +1,14 @@
-"""Key-value cache policies for causal language models of transformers that read texts of any length.
+"""Key-value cache policies for the causal language models of Hugging Face transformers.
 
-A policy defines how a cache attends to new tokens, compresses, retrieves and loads them. `PolicyCache` runs
-the policy inside `model.generate`.
+A policy computes the attention of new tokens, evicts cached tokens, selects the cached tokens that a query
+reads, and loads offloaded tokens. `PolicyCache` runs the policy inside `model.generate`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.memory.context.cache import PolicyCache as PolicyCache
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.context.registry import register as register
 
 # Policies alone must not import transformers.
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "cache": ["PolicyCache"],

@@ -1,7 +1,7 @@
 """Attention function through which a transformers model calls its context policy.
 
-It is registered with transformers on first use. It needs no query-by-key mask: the tokenizer's padding mask
-is passed through unchanged.
+The function is registered with transformers on first use. It needs no query-by-key mask: transformers passes
+the tokenizer's padding mask to the function unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class _ThreadState(threading.local):
     """Thread-local state that the next call of the attention function uses."""
 
     layer: AttentionLayer | None = None
-    """Layer whose cache was updated last; None if no call is pending."""
+    """Cache layer for the next call of the attention function; None if no call is pending."""
     reading: bool = False
     """True inside a model call with a `PolicyCache`."""
 
@@ -65,37 +65,39 @@ class AttentionLayer(Protocol):
             query: Queries of the new tokens, already rotated by the model.
             keys: Keys of the new tokens, already rotated by the model.
             values: Values of the new tokens.
-            mask: The tokenizer's padding mask, "batch columns"; None without padding.
+            mask: The tokenizer's mask of past and new tokens, "batch tokens"; None without padding.
             scoring: The model's scale, soft cap and learned sinks.
         """
         ...
 
 
 def check_not_wrapped(decoder: Any) -> None:
-    """Raise ValueError inside a block that changes or records the model's own attention."""
+    """Raise ValueError inside a `with` block that changes or records the model's own attention."""
     if decoder.config._attn_implementation == WRAPPED:
         raise ValueError(
-            "sink_bias, capture_attention and sink_rate act on the model's own attention, which a "
-            "PolicyCache replaces, so they would have no effect; leave the block, or call the model with its "
-            "own cache"
+            "a PolicyCache replaces the model's own attention, so sink_bias, capture_attention and sink_rate "
+            "would have no effect; call the model outside their `with` block, or with the model's own cache"
         )
 
 
 def set_next_layer(layer: AttentionLayer) -> None:
-    """Set the layer that the next call of the attention function in this thread uses.
+    """Set the cache layer for the next call of the attention function in this thread.
 
-    Raises RuntimeError if the layer set before was not used.
+    Raises RuntimeError if the attention function was not called since the previous `set_next_layer`.
     """
     if _thread_state.layer is not None:
         _thread_state.layer = None
-        raise RuntimeError("the model uses its own attention function and does not call the policy")
+        raise RuntimeError(
+            "the model computes attention in its own code and does not call the policy: use the model's own "
+            "cache"
+        )
     _thread_state.layer = layer
 
 
 def set_reading(reading: bool) -> None:
-    """Set whether this thread is in a model call with a `PolicyCache`.
+    """Mark the start (True) or the end (False) of a model call with a `PolicyCache` in this thread.
 
-    Discards a pending layer, as left behind by an interrupted call.
+    If an interrupted call has not used the layer from `set_next_layer`, this function discards that layer.
     """
     _thread_state.layer, _thread_state.reading = None, reading
 
@@ -119,34 +121,34 @@ def policy_attention(
     s_aux: Float[Tensor, " heads"] | None = None,
     **others: object,
 ) -> tuple[Float[Tensor, "batch length heads value_width"], None]:
-    """Return the attention output of the tokens under their policy; without a policy, causal attention.
+    """Return the output of the active policy's attention, or of causal attention if no policy is active.
 
-    Parameters have the order of transformers' SDPA function, because packages that wrap every attention
-    function pass them by position.
+    The parameters have the same order as those of transformers' SDPA attention function. Some packages wrap
+    every attention function and pass all arguments by position.
 
     Args:
         module: The model's attention layer.
         query: Queries of the new tokens.
-        key: Keys of the new tokens with a policy, of all tokens without one.
-        value: Values, like `key`.
-        attention_mask: The tokenizer's padding mask, "batch columns".
-        dropout: Attention dropout; must be 0 with a policy.
-        scaling: Scale of the scores; by default one over the square root of the head width.
+        key: Keys of the new tokens if a policy is active, of all tokens if not.
+        value: Values of the same tokens as `key`.
+        attention_mask: The tokenizer's mask of past and new tokens, "batch tokens"; None without padding.
+        dropout: Attention dropout; must be 0 if a policy is active.
+        scaling: Scale of the scores. Default: one over the square root of the head width.
         softcap: Soft cap of the scores.
         s_aux: Learned attention sinks, one score per head.
-        others: Further arguments of transformers.
+        others: Other arguments that transformers passes. Only unknown tensors are rejected.
 
     Raises:
-        ValueError: on dropout with a policy, on a model whose scores depend on unknown tensors, on non-causal
-            attention, and on a model that attends more often than it updates its cache.
+        ValueError: if a policy is active and `dropout` is not 0, if `others` has an unknown tensor, if the
+            attention is not causal, or if the model attends more often than it updates its cache.
     """
     unknown = [
         name for name, value in others.items() if isinstance(value, Tensor) and name not in _POSITION_TENSORS
     ]
     if unknown:
         raise ValueError(
-            f"{type(module).__name__} passes {unknown[0]} to its attention function, which policies do not "
-            "support: use the model's own cache"
+            f"{type(module).__name__} passes the tensor {unknown[0]!r} to its attention function; policies "
+            "do not support this tensor: use the model's own cache"
         )
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(
@@ -159,14 +161,14 @@ def policy_attention(
     if layer is None:
         if _thread_state.reading:
             raise ValueError(
-                f"{type(module).__name__} attends to keys that are not in its cache, or attends twice to one "
-                "cache update, which policies do not support: use the model's own cache"
+                f"{type(module).__name__} attends to keys that are not in its cache, or attends twice after "
+                "one cache update; policies support neither: use the model's own cache"
             )
         valid = None if attention_mask is None else attention_mask.bool()[:, -key.shape[2] :]
         out = causal_attention(query, key, value, valid, scoring, dropout)
     elif dropout:
         raise ValueError(
-            f"attention_dropout={dropout}: policies do not support it; set it to 0 or call model.eval()"
+            f"attention_dropout={dropout}: must be 0 with a policy; set it to 0 or call model.eval()"
         )
     else:
         out = layer.attend(query, key, value, attention_mask, scoring)

@@ -41,20 +41,20 @@ STATE_RESETTING_MODELS = {"jamba", "zamba"}
 
 
 class PolicyCache(Cache):
-    """Cache of all layers of one model under one policy, for one batch of texts.
+    """Cache of all layers of one model for one batch of texts, managed by a context policy.
 
-    The policy applies to the layers with full attention. Layers with a sliding window or chunked attention
-    keep the tokens they attend to. Convolutional, linear and recurrent states are those of the model.
+    The policy applies to the layers with full attention. A layer with a sliding window or chunked attention
+    retains the tokens of its window or chunk. The policy does not change convolutional, linear or recurrent
+    states.
 
-    The model uses this package's attention function in calls with this cache and its own function in all
-    other calls. Left padding of a prompt is given by `attention_mask`. The cache can be used for several
-    `generate` calls in a row. Assisted decoding needs `is_croppable`. With `track_tokens`,
-    `get_retained_tokens` lists the tokens that the cache retains; each value vector then has four more
-    coordinates.
+    In calls with this cache, the model uses this package's attention function. In all other calls, the model
+    uses its own function. Pass `attention_mask` if the prompt has left padding. One cache can serve several
+    `generate` calls in a row. Assisted decoding requires that `is_croppable` is True. With `track_tokens`,
+    `get_retained_tokens` lists the retained tokens, and each value vector gets four more coordinates.
 
-    Raises TypeError if `policy` is not a policy or `model` is not a model, ValueError on a model that the
-    policy does not support and on a call with another batch size than before, and RuntimeError on a call
-    after an interrupted one.
+    Raises TypeError if `policy` is not a policy or `model` is not a model. Raises ValueError if the policy
+    does not support the model, or if the batch size differs from earlier calls. Raises RuntimeError on a call
+    after an interrupted call.
     """
 
     layers: list[PolicyLayer | StateLayer | StatelessLayer]
@@ -108,27 +108,27 @@ class PolicyCache(Cache):
         return PolicyLayer(self, index, policy, shared_index)
 
     def begin_call(self, position_ids: Tensor | None, length: int) -> None:
-        """Prepare for a model call with `length` tokens at these positions.
+        """Prepare for a model call with `length` tokens at `position_ids`; None means consecutive positions.
 
-        `position_ids=None` stands for consecutive positions. Raises RuntimeError after an interrupted call,
-        and ValueError on several tokens after the first call if the model would reset its states.
+        Raises RuntimeError after an interrupted call. Raises ValueError on several tokens after the first
+        call, if the model resets its states in every call with several tokens.
         """
         if self.call_started:
             raise RuntimeError(INTERRUPTED)
         if length > 1 and self._config.model_type in STATE_RESETTING_MODELS and self.get_seq_length():
             raise ValueError(
-                f"{self._config.model_type} resets its states in a later call with several tokens, also with "
-                "its own cache: read the prompt in one call and further tokens one by one (`call_length` "
-                "returns the number of tokens per call)"
+                f"{self._config.model_type} resets its states in every call with several tokens, also with "
+                "its own cache: pass the whole prompt in the first call and later tokens one by one "
+                "(`call_length` returns the number of tokens per call)"
             )
         self.position_ids = position_ids
         self._updated_layers.clear()
 
     def call_length(self, length: int, block: int) -> int:
-        """Return the number of tokens to read in the next call, usually at most `block`.
+        """Return the number of tokens to pass to the model per call, for `length` tokens in total.
 
-        A query-aware policy needs all `length` tokens in one call. Some models need the whole prompt in the
-        first call and one token in each later call.
+        This is `block` for most policies and models. A query-aware policy needs all tokens in one call. Some
+        models need the whole prompt in the first call and one token in each later call.
         """
         if self._config.model_type in STATE_RESETTING_MODELS:
             return 1 if self.get_seq_length() else max(length, 1)
@@ -141,16 +141,16 @@ class PolicyCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Pass the layer to the next call of the attention function, which updates it."""
+        """Return the new keys and values unchanged; the next call of the attention function stores them."""
         if self._config._attn_implementation != ATTENTION:
             raise RuntimeError(
-                f"the model uses attention {self._config._attn_implementation!r} and does not call the "
-                "policy; build the cache for this model, after any set_attn_implementation"
+                f"the model uses attention {self._config._attn_implementation!r}, so it does not call the "
+                "policy; build the cache for this model, after all calls of set_attn_implementation"
             )
         if layer_idx in self._updated_layers:
             raise ValueError(
-                f"the model reads layer {layer_idx} twice in one call, as looped models do; a policy would "
-                "count the second reading as new tokens: use the model's own cache"
+                f"the model runs layer {layer_idx} twice in one call, as looped models do; a policy would "
+                "count the tokens of the second run as new tokens: use the model's own cache"
             )
         self._updated_layers.add(layer_idx)
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
@@ -158,18 +158,18 @@ class PolicyCache(Cache):
             set_next_layer(layer)
             return key_states, value_states
         raise ValueError(
-            f"the model attends in layer {layer_idx}, which is not an attention layer in its config: use the "
-            "model's own cache"
+            f"the model attends in layer {layer_idx}, but its config does not list this layer as attention: "
+            "use the model's own cache"
         )
 
     def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
-        """Return the new tokens of this call; every layer gets one shared object."""
+        """Return the new tokens of this call as one `Step` that all layers share."""
         batch, _, length, _ = keys.shape
         if self._step is not None and self._step.past_length == past_length and self._step.length == length:
             return self._step
         if past_length and batch != (cache_batch := self.shape().batch):
             raise ValueError(
-                f"the call has batch size {batch}, the cache {cache_batch}; build a new cache or reset it"
+                f"batch size {batch}: the cache has batch size {cache_batch}; reset or rebuild the cache"
             )
         device = keys.device
         column = torch.arange(length, device=device)
@@ -178,7 +178,7 @@ class PolicyCache(Cache):
             if mask.ndim != 2 or mask.shape != (batch, past_length + length):
                 raise ValueError(
                     f"attention_mask has shape {tuple(mask.shape)}; expected [{batch}, "
-                    f"{past_length + length}]: all tokens seen so far and the new ones"
+                    f"{past_length + length}], for all past and new tokens"
                 )
             new = mask[:, -length:].bool()
         if isinstance(self.count, int) and (new is None or bool(new.all())):
@@ -206,7 +206,7 @@ class PolicyCache(Cache):
         return self._step
 
     def allocate(self, index: int, length: int) -> None:
-        """Set the budgets of the layers up to `index`, which has just processed `length` tokens.
+        """Set the token budgets of layers 0 to `index`; layer `index` has just processed `length` tokens.
 
         Raises ValueError if the policy returns a wrong number of budgets or an invalid budget.
         """
@@ -220,7 +220,7 @@ class PolicyCache(Cache):
         elif len(budgets) != len(layers):
             raise ValueError(
                 f"{type(self.policy).__name__}.allocate returned {len(budgets)} budgets; return one for each "
-                f"of the {len(layers)} layers seen"
+                f"of the {len(layers)} layers that have read the prompt"
             )
         else:
             for layer, budget in zip(layers, budgets, strict=True):
@@ -230,9 +230,9 @@ class PolicyCache(Cache):
                 layer.memory.settle()
 
     def get_retained_tokens(self) -> dict[int, RetainedTokens]:
-        """Return the retained tokens of each layer, and those that the last token attended to.
+        """Return, by layer index, the retained tokens and the tokens that the last token attended to.
 
-        Raises ValueError without `track_tokens`, and before the first token.
+        Raises ValueError if `track_tokens` is False, or if the cache has read no token.
         """
         if not self.track_tokens:
             raise ValueError(
@@ -246,7 +246,7 @@ class PolicyCache(Cache):
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of keys, values and other state on the model's device.
 
-        With `place` "cpu" or "disk", return the bytes offloaded there.
+        If `place` is "cpu" or "disk", return the bytes offloaded to this place instead.
         """
         return sum(layer.nbytes(place) for layer in self.layers)
 
@@ -260,14 +260,14 @@ class PolicyCache(Cache):
         return [layer for layer in self.attention_layers if layer.sees_everything]
 
     def shape(self) -> CacheShape:
-        """Return the sizes of the layers under the policy, as `policy.nbytes` needs them.
+        """Return the `CacheShape` of the layers that the policy manages, for `policy.nbytes`.
 
         Raises ValueError before the first token.
         """
         for layer in self._policy_layers or self.attention_layers:
             if layer.shape is not None:
                 return dataclasses.replace(layer.shape, layers=len(self._policy_layers))
-        raise ValueError("the cache has seen no token yet, so its batch size is unknown")
+        raise ValueError("the cache has read no token yet; call the model with this cache first")
 
     def reset(self) -> None:
         """Clear the cache."""
@@ -275,23 +275,23 @@ class PolicyCache(Cache):
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove the last tokens of every row with transformers' sign convention: `crop(-3)` removes three.
+        """Remove the last tokens of every text: as in transformers, `crop(-3)` removes three tokens.
 
-        Raises ValueError on a positive number, and if the policy has already evicted tokens that the shorter
-        text needs.
+        Raises ValueError on a positive number, if the policy has evicted tokens that the shorter text needs,
+        or if the model has recurrent or convolutional states.
         """
         if tokens_to_remove > 0:
             raise ValueError(
-                f"crop({tokens_to_remove}): give the number of tokens to remove as a negative number"
+                f"crop({tokens_to_remove}): must not be positive; crop(-n) removes the last n tokens"
             )
         if tokens_to_remove < -self.get_seq_length():
-            raise ValueError(f"crop({tokens_to_remove}): the cache has seen {self.get_seq_length()} tokens")
+            raise ValueError(f"crop({tokens_to_remove}): the text has only {self.get_seq_length()} tokens")
         if tokens_to_remove == 0:
             return
         if any(isinstance(layer, StateLayer) for layer in self.layers):
             raise ValueError(
-                f"crop({tokens_to_remove}): the model has layers with states of their own, from which no "
-                "token can be removed; save the cache first and load it again instead"
+                f"crop({tokens_to_remove}): the model has recurrent or convolutional states, from which no "
+                "token can be removed; save the cache before you add tokens, and load it instead of cropping"
             )
         count, layers = self._count_tensor(), self.attention_layers
         # Layers that may raise are cropped on a copy, so that either all layers are cropped or none.
@@ -311,7 +311,7 @@ class PolicyCache(Cache):
         self._step = None
 
     def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows, in this order."""
+        """Select the batch rows with the indices `beam_idx`, in this order."""
         if not isinstance(self.count, int):
             self.count = self.count.index_select(0, beam_idx.to(self.count.device))
         for layer in self.layers:
@@ -319,11 +319,11 @@ class PolicyCache(Cache):
         self._step = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Select these batch rows, in this order."""
+        """Select the batch rows with these `indices`, in this order."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every row `repeats` times."""
+        """Repeat every batch row `repeats` times."""
         self.reorder_cache(torch.arange(self.shape().batch).repeat_interleave(repeats))
 
     @property
@@ -342,25 +342,25 @@ class PolicyCache(Cache):
 
     @property
     def is_compileable(self) -> bool:
-        """Return False: the cache has no fixed size and uses no query-by-key masks."""
+        """Return False: transformers can compile only caches of fixed size."""
         return False
 
     def activate_past_recording(self) -> None:
-        """Check that assisted decoding is possible; transformers calls this before it starts.
+        """Check that the cache supports assisted decoding, before transformers starts to decode.
 
         Raises ValueError if assisted decoding would change the generated text.
         """
         if not self.is_croppable:
             name = type(self.policy).__name__
-            reason = f"under {name} the text would change; leave the assistant out, or use FullPolicy"
+            reason = f"{name} does not support this; generate without an assistant, or use FullPolicy"
             policies = [layer.policy for layer in self._policy_layers]
             if not self.policy.allocates and all(
                 policy.can_crop and policy.split_invariant for policy in policies
             ):
-                reason = "the model's own state or window layers do not support this; leave the assistant out"
+                reason = "the model's own state or window layers do not support this; omit the assistant"
             raise ValueError(
                 "assisted decoding requires a cache that can be cropped to its exact state before a draft, "
-                f"and {reason}"
+                f"but {reason}"
             )
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -388,10 +388,10 @@ class PolicyCache(Cache):
 
     @classmethod
     def load(cls, path: str | PathLike[str], policy: ContextPolicy, model: PreTrainedModel) -> Self:
-        """Load a cache that `save` wrote; generation continues exactly from there.
+        """Load a cache that `save` wrote; generation continues exactly where the saved cache stopped.
 
-        Raises ValueError on a damaged file and on a cache of another policy or of a model of other sizes or
-        precision.
+        Raises ValueError if the file is damaged, or if the cache was saved with another policy or from a
+        model with other sizes or another precision.
         """
         cache = cls(policy, model)
         expected = {
@@ -405,7 +405,7 @@ class PolicyCache(Cache):
                 metadata = json.loads((file.metadata() or {}).get("scrubjay", "{}"))
                 for name, value in expected.items():
                     if metadata.get(name) != value:
-                        raise ValueError(f"{path} was saved with {name} {metadata.get(name)}, not {value}")
+                        raise ValueError(f"{path} was saved with {name}={metadata.get(name)}, not {value}")
                 cache._check_shape(metadata["shape"], model, path)
                 cache.track_tokens = metadata.get("marked") is True
                 names = set(file.keys())
@@ -441,7 +441,7 @@ class PolicyCache(Cache):
         }
         for name, value in expected.items():
             if shape[name] != value:
-                raise ValueError(f"{path} was saved from a model with {name}={shape[name]}, not {value}")
+                raise ValueError(f"{path} was saved with {name}={shape[name]}, but the model has {value}")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Return an independent copy for the same model, for example for several questions about one text."""
@@ -471,7 +471,7 @@ def _select_policy(
 
 
 def _find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | None]) -> list[Rotary | None]:
-    """Return the rotary positions of each layer whose policy moves positions, None for other layers.
+    """Return a `Rotary` for each layer whose policy changes token positions, and None for other layers.
 
     Raises ValueError on a model whose rotary positions are not supported.
     """

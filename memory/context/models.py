@@ -49,12 +49,12 @@ def load_model(
     Python code in a model's folder is never run.
 
     Args:
-        source: "smollm2", a folder written by `save_pretrained`, or a .gguf file, whose weights are
-            dequantized to `dtype`.
+        source: "smollm2", a folder written by `save_pretrained`, or a .gguf file. The weights of a .gguf file
+            are dequantized to `dtype`.
         dtype: Data type of the weights.
         device: Device of the model.
-        under_policy: Check that the model supports a `PolicyCache`. A folder with an unsupported model is
-            rejected before its weights are read.
+        under_policy: Check that the model in a folder supports a `PolicyCache`. The check runs before the
+            weights are read.
         trust: Also read pickled weights and PEFT adapters, which is safe only if you trust their author.
 
     Raises:
@@ -115,18 +115,18 @@ def load_model(
 
 
 def _check_files(folder: Path, trust: bool) -> None:
-    """Raise ValueError on model files that could run code when loaded, or would be ignored."""
+    """Raise ValueError on model files that could run code, or that transformers might ignore silently."""
     name = repr(str(folder))
     config = _read_json(folder / "config.json")
     if "configuration_files" in config:
         raise ValueError(
-            f"config.json of the model at {name} refers to other files in configuration_files; replace "
-            "config.json by the file for this version of transformers"
+            f"config.json of the model at {name} names other config files in the setting "
+            "configuration_files; replace config.json by the file for this version of transformers"
         )
     if kernel := next(_hub_kernels(config), None):
         raise ValueError(
-            f"config.json of the model at {name} names the kernel {kernel!r}, which would be downloaded "
-            "from the Hub and run; delete that setting"
+            f"config.json of the model at {name} names the kernel {kernel!r}, which transformers would "
+            "download from the Hugging Face Hub and run; delete this setting"
         )
     _check_adapter(folder, trust)
     if not trust and (pickled_file := _pickled_file(folder, config)):
@@ -142,7 +142,10 @@ def _check_files(folder: Path, trust: bool) -> None:
 
 
 def _check_adapter(folder: Path, trust: bool) -> None:
-    """Raise ValueError on a PEFT adapter, which may be pickled and refers to another folder."""
+    """Raise ValueError on a PEFT adapter, unless `trust` is True and peft is installed.
+
+    An adapter may be pickled. It refers to a base model, whose folder is checked too.
+    """
     file = folder / "adapter_config.json"
     if not file.exists():
         return
@@ -157,7 +160,10 @@ def _check_adapter(folder: Path, trust: bool) -> None:
 
 
 def _pickled_file(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the first pickled weights file that transformers would load; it prefers safetensors."""
+    """Return the name of a pickled weights file that transformers would load; None if there is none.
+
+    Transformers prefers safetensors files to pickled files.
+    """
     weights_file = config.get("transformers_weights")
     choices = (
         [weights_file]
@@ -188,7 +194,7 @@ def _hub_kernels(config: Any) -> Iterator[str]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; an empty dict for an unreadable file, which transformers reports."""
+    """Return the object in a JSON file. If the file is unreadable, return {}; transformers reports this."""
     with suppress(OSError, ValueError, RecursionError):
         if path.is_file() and isinstance(content := json.loads(path.read_text(encoding="utf-8")), dict):
             return content
@@ -196,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_supported(folder: Path) -> None:
-    """Raise ValueError on a model that no policy supports, by a test call without weights."""
+    """Call the model once without weights, and raise ValueError if no policy supports the model."""
     model: Any = None
     with suppress(Exception):  # loading the model reports the error later
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -222,7 +228,7 @@ def _check_supported(folder: Path) -> None:
 
 @contextmanager
 def _bars_on_terminals_alone() -> Iterator[None]:
-    """Disable transformers' progress bars inside the block unless stderr is a terminal."""
+    """Disable transformers' progress bars inside the `with` block, unless stderr is a terminal."""
     if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
         yield
         return

@@ -1,11 +1,11 @@
 """Escape control tokens in quoted text, so that only the chat template writes control tokens.
 
-A tokenizer turns `<|im_end|>` into the end of a turn no matter who wrote it. Before a template is applied,
-each character of a quote is replaced by a private code point. The template passes these code points on
-whatever else it does (strip, join, write JSON), so every character of the rendered prompt is known to come
-from a quote or from the template. The rendered prompt is then tokenized. Where the tokenizer would create a
+A tokenizer turns `<|im_end|>` into the end of a message, no matter who wrote it. Before a template is
+applied, each character of a quote is replaced by a private code point. Templates strip, join or JSON-encode
+text, but they do not change these code points. So every character of the rendered prompt is known to come
+from a quote or from the template. The rendered prompt is then tokenized. If the tokenizer would create a
 control token from a quote, or from a quote and its surroundings, a zero-width space is inserted into the
-quote. All other prompts stay unchanged, character by character.
+quote. All other text stays unchanged.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ControlTokens:
         self._composing = [mark.content for mark in added_tokens.values() if mark.normalized]
 
     def find_spans(self, text: str) -> list[tuple[int, int]]:
-        """Return the (begin, end) spans of a text that the tokenizer turns into control tokens."""
+        """Return the (begin, end) span of each part of `text` that becomes a control token."""
         if not self._control_texts:
             return []
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -65,18 +65,18 @@ class ControlTokens:
         return spans
 
     def count(self, tokens: Sequence[int]) -> int:
-        """Count the control tokens among these tokens."""
+        """Return the number of control tokens in `tokens`."""
         return sum(token in self._control_texts for token in tokens)
 
     def encode(self, text: str) -> list[int]:
-        """Tokenize a text that is entirely a quote, without creating control tokens."""
+        """Tokenize `text` without creating control tokens; the whole text counts as quoted."""
         tokens = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
         if self._control_texts.keys().isdisjoint(tokens):
             return tokens
         return self._tokenizer(self.escape(text), add_special_tokens=False).input_ids
 
     def escape(self, text: str) -> str:
-        """Escape the control tokens of a text that is entirely a quote."""
+        """Escape the control tokens in `text`; the whole text counts as quoted."""
         quotes = Quotes(self)
         return quotes.to_prompt(quotes.quote(text))
 
@@ -92,8 +92,8 @@ class Quotes:
 
     Call `quote` on each quoted text, apply the chat template, and pass the result to `to_prompt`.
 
-    `template` is the template's source. Its block marks, such as `<tool_call>`, are escaped in quotes even if
-    they are not tokens.
+    `template` is the source text of the chat template. The block marks in this source, such as `<tool_call>`,
+    are escaped in quotes even if they are not control tokens.
     """
 
     def __init__(self, control: ControlTokens, template: str = "") -> None:
@@ -101,7 +101,7 @@ class Quotes:
         self._codes = _Codes()
 
     def quote(self, content: Any) -> Any:
-        """Encode a text, or JSON with texts, as private code points."""
+        """Encode a text, or all texts in a JSON value, as private code points."""
         if isinstance(content, dict):
             return {self.quote(name): self.quote(value) for name, value in content.items()}
         if isinstance(content, (list, tuple)):
@@ -109,7 +109,7 @@ class Quotes:
         return content.translate(self._codes) if isinstance(content, str) else content
 
     def decode(self, encoded_text: str) -> str:
-        """Decode the quotes in a text without escaping anything."""
+        """Replace private code points by the original characters, without escaping control tokens."""
         return encoded_text.translate(self._codes.letters)
 
     def to_prompt(self, prompt: str) -> str:
@@ -134,7 +134,10 @@ class Quotes:
         return selection
 
     def _break_mark(self, mark: str) -> str:
-        """Escape the quoted part of a control token or block mark; unchanged if no part is quoted."""
+        """Return `mark` with its quoted part escaped, or unchanged if no part is quoted.
+
+        `mark` is the text of a control token or of a block mark such as `<tool_call>`.
+        """
         space, unknown = self.quote(_BREAK), self.quote(_UNKNOWN)
         quoted_places = [at for at, code in enumerate(mark) if ord(code) in self._codes.letters]
         if not quoted_places:
@@ -153,7 +156,10 @@ class Quotes:
 
 
 class _Codes(dict[int, int]):
-    """Code point of every character for `str.translate`: surrogates first, then the private-use planes."""
+    """Table for `str.translate` that assigns a private code point to each character on first use.
+
+    The surrogates are assigned first, then the private-use planes.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -40,13 +40,14 @@ def list_policies() -> list[str]:
 
 
 def make(name: str, **fields: Any) -> ContextPolicy:
-    """Return the named policy with these fields and defaults for the others: `make("sinks", budget=256)`.
+    """Return the policy `name` with these fields: `make("sinks", budget=256)`.
 
-    Raises ValueError on an unknown name or field and on an invalid size; the message lists the choices.
+    All other fields have their defaults. Raises ValueError on an unknown name or field and on an invalid
+    size. The message lists the choices.
     """
     return _POLICIES.configure(name, **fields)
 
 
 def name_of(policy: ContextPolicy) -> str:
-    """Return the name a policy is registered under. Raises ValueError if it is not registered."""
+    """Return the name under which a policy is registered. Raises ValueError if it is not registered."""
     return _POLICIES.name_of(policy)

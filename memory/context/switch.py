@@ -14,7 +14,10 @@ from scrubjay.memory.context.attention import ATTENTION, check_not_wrapped, regi
 
 
 class _ActiveCaches:
-    """Policy caches in use by one model, by thread, and the attention implementation used without them."""
+    """Policy caches in use by one model, and the model's own attention implementation.
+
+    `caches` has one cache per thread id. Calls without a `PolicyCache` use `outside_attention`.
+    """
 
     def __init__(self) -> None:
         self.caches: dict[int, Any] = {}
@@ -29,8 +32,8 @@ LOCK = threading.Lock()
 def attend_by_policy(decoder: nn.Module) -> str | None:
     """Install hooks so that decoder calls with a `PolicyCache` use its policy.
 
-    Returns the attention implementation that other calls use. Raises ValueError inside a block that changes
-    or records the model's own attention.
+    Returns the attention implementation of calls without a `PolicyCache`. Raises ValueError inside a
+    `with` block that changes or records the model's own attention.
     """
     register_attention()
     if _enter not in decoder._forward_pre_hooks.values():
@@ -70,8 +73,8 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
         current_attention = _find_outside_attention(decoder)
         if current_attention != outside_attention:
             raise RuntimeError(
-                f"the model uses attention {current_attention!r} and does not call the policy; build the "
-                "cache for this model, after any set_attn_implementation"
+                f"the model uses attention {current_attention!r}, so it does not call the policy; build the "
+                "cache for this model, after all calls of set_attn_implementation"
             )
         active = _active_caches.setdefault(decoder, _ActiveCaches())
         active.caches[threading.get_ident()] = cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.memory.contract.base import Memory as Memory
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scrubjay.memory.contract.check import check_memory as check_memory
     from scrubjay.memory.contract.laws import MemoryLawError as MemoryLawError
 
-__all__, __getattr__, __dir__ = face(
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "base": ["Memory", "MemoryConfig", "State", "detach_state"],

@@ -2,7 +2,7 @@
 
 A state is a flat dict of tensors, batch first, of fixed shapes. A memory keeps no other state.
 `start[b, t]` marks `x[b, t]` as the first input of a new episode: row b is reset before it.
-Nine laws follow from these two sentences. `memory/contract/check.py` lists and tests them.
+Nine laws follow from these rules. `memory/contract/check.py` lists and tests the laws.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _TRUSTED_PACKAGES = ("torch.nn.", "scrubjay.")
 """Packages whose layers are fully described by their weights."""
 
 _MAX_SAFE_NORM = 1e12
-"""Norm whose product with another such norm and with weights is still finite in float32."""
+"""Largest norm whose product with an equally large norm and with weights is still finite in float32."""
 
 
 @dataclass(frozen=True)
 class MemoryConfig(ABC):
-    """Base config of a memory; a subclass adds its own sizes. Raises ValueError on a bad width."""
+    """Base config of a memory; a subclass adds more sizes. Raises ValueError if `dim` is odd or below 8."""
 
     dim: int = 64
     """Width of inputs and outputs; even, at least 8."""
@@ -51,18 +51,18 @@ class MemoryConfig(ABC):
 class Memory(nn.Module, ABC):
     """Sequence layer from `[batch, time, dim]` to the same shape, with a state of fixed shape.
 
-    A subclass implements `initial_state` and `step`. `segment` processes more than one step. It defaults to
-    a loop over `step`; a memory with a parallel implementation overrides it.
+    A subclass implements `initial_state` and `step`. The method `segment` processes several steps. By default
+    it is a loop over `step`. A memory with a parallel implementation overrides `segment`.
     """
 
     retrieves: bool = False
     """True for memories that look up stored items; these have `read(x, state)`. An instance may override the
     value of its class."""
     stores: tuple[str, ...] | None = None
-    """Names of the state entries that hold stored items, for a memory that retrieves; None for all. Slots
-    that no step has written may hold any value."""
+    """Names of the state entries that hold the stored items of a memory that retrieves; None for all entries.
+    Slots that no step has written may hold any value."""
     no_gradient: tuple[str, ...] = ()
-    """Names of parameters that by design receive no gradient; an instance may name more than its class."""
+    """Names of parameters that by design receive no gradient; an instance may extend this list."""
     _anchor: Tensor
 
     def __init__(self, config: MemoryConfig) -> None:
@@ -78,14 +78,15 @@ class Memory(nn.Module, ABC):
 
     @abstractmethod
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Process one input per row; no branch may depend on a tensor's values."""
+        """Process one input per row. During compilation no branch may depend on the values of a tensor."""
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Process a segment per row; `start` may be True at any step.
+        """Process a segment of several steps; `start` may be True at any step.
 
-        An override receives no values so large that their products overflow.
+        `forward` calls an override only with finite values whose products cannot overflow. Rows with
+        larger finite values are processed by this default implementation.
         """
         outputs = []
         for t in range(x.shape[1]):
@@ -101,8 +102,9 @@ class Memory(nn.Module, ABC):
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return outputs and the state after the last input.
 
-        Raises ValueError if the width, the shape or dtype of `start`, or an entry of the state is wrong.
-        Outside autocast, x must have the parameters' dtype. Raises TypeError if `state` is not a dict.
+        Raises ValueError if the shape or dtype of `x` or `start` is wrong, or if an entry of the state is
+        missing or has a wrong shape. Outside autocast, `x` must have the parameters' dtype. Raises TypeError
+        if `start` is not a tensor or `state` is not a dict.
         """
         if x.ndim != 3 or x.shape[-1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}; expected [batch, time, {self.dim}]")
@@ -110,7 +112,7 @@ class Memory(nn.Module, ABC):
             raise ValueError(f"x has dtype {x.dtype}; expected floats, so pass x.float()")
         own = self._anchor.dtype
         if x.dtype != own and not torch.is_autocast_enabled(x.device.type):
-            raise ValueError(f"x has dtype {x.dtype}, the memory's parameters {own}; pass x.to({own})")
+            raise ValueError(f"x has dtype {x.dtype}, the memory's parameters have {own}; pass x.to({own})")
         check_start(start, x)
         check_state(state, x)
         if not torch.compiler.is_compiling():
@@ -132,9 +134,10 @@ class Memory(nn.Module, ABC):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall | None:
-        """Return the reads and writes of `step` for these inputs, without gradients; None if unknown.
+        """Return a record of what `step` reads and writes for these inputs; None if there is no record.
 
-        By default there are no reads, and the strength of the write is the relative change of the state.
+        The record has no gradients. By default it contains no reads and one write, whose strength is the
+        relative change of the state.
         """
         _, after = self.step(x, state)
         return Recall.from_state_change(self.blank_unwritten(state), self.blank_unwritten(after))
@@ -150,11 +153,11 @@ class Memory(nn.Module, ABC):
         return reset_rows(state, self.initial_state(1), start)
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that continues these rows without gradients, under the current weights."""
+        """Return a `Stepper` that continues from `state` without gradients, with the current weights."""
         return PlainStepper(self, state)
 
     def can_use_stepper(self, memory_class: type[Memory], state: State) -> bool:
-        """Return whether a stepper written for `memory_class.step` is valid for this memory and state."""
+        """Return True if a stepper written for `memory_class.step` is valid for this memory and state."""
         same = (
             type(self).step is memory_class.step
             and _is_unmodified(self)
@@ -168,7 +171,7 @@ class Memory(nn.Module, ABC):
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The parameters' dtype, at least float32, since rounding errors accumulate in states."""
+        """Dtype of states: that of the parameters, but at least float32, since rounding errors accumulate."""
         return torch.promote_types(self._anchor.dtype, torch.float32)
 
     @property
@@ -182,11 +185,12 @@ class Memory(nn.Module, ABC):
         return {name: value.shape[1:] for name, value in self.initial_state(1).items()}
 
     def _segment_nonfinite(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Process a segment with NaN, inf or huge values, whose effect must end at the next `start`.
+        """Process a segment with NaN, inf or huge values. Their effect must end at the next `start`.
 
-        A parallel path cannot remove NaN by multiplying with 0 (0 * NaN is NaN), forward or backward. So it
-        gets zeros in place of NaN and inf, and the rest of the affected episode is set to NaN afterwards.
-        Huge finite values may be harmless, for example before a norm: their rows are processed step by step.
+        A parallel implementation cannot mask NaN by a factor 0 in the forward or backward pass, since 0 * NaN
+        is NaN. Therefore NaN and inf are replaced by zeros before the call of `segment`. Afterwards all
+        outputs from such a value to the end of its episode are set to NaN. Huge finite values may be
+        harmless, for example before a norm. Rows with huge values are processed step by step.
         """
         bad_input = ~torch.isfinite(x).all(dim=-1)
         bad_state = torch.zeros_like(start[:, 0])
@@ -234,7 +238,7 @@ def _is_unmodified(module: nn.Module) -> bool:
 
 
 def check_start(start: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError, or TypeError, unless `start` is None or one bool for every step of `x`."""
+    """Raise TypeError or ValueError unless `start` is None or a tensor with one bool per step of `x`."""
     if start is None:
         return
     if not isinstance(start, Tensor):
@@ -249,16 +253,20 @@ def check_start(start: Tensor | None, x: Tensor) -> None:
 
 
 def check_state(state: State, x: Tensor) -> None:
-    """Raise TypeError unless `state` is a dict, and ValueError unless it has as many rows as `x`."""
+    """Raise TypeError unless `state` is a dict, ValueError unless all entries have the batch size of `x`."""
     if not hasattr(state, "items"):
         raise TypeError(f"state={state!r:.100}; expected a dict such as initial_state({len(x)})")
     for name, value in state.items():
         if value.shape[0] != x.shape[0]:
-            raise ValueError(f"state {name!r} has {value.shape[0]} rows; x has {x.shape[0]}")
+            raise ValueError(f"state {name!r} has batch size {value.shape[0]}; expected {x.shape[0]} as in x")
 
 
 def check_entries(state: State, shapes: dict[str, torch.Size], owner: str) -> None:
-    """Raise ValueError unless a state has entries of these shapes per row; some kernels do not check them."""
+    """Raise ValueError unless a state has entries with these names and shapes.
+
+    Some kernels do not check shapes. `shapes` leaves out the batch dimension. `owner` is the type of module
+    for the message.
+    """
     name = _find_mismatch(state, shapes)
     if name is None:
         return
@@ -272,7 +280,7 @@ def check_entries(state: State, shapes: dict[str, torch.Size], owner: str) -> No
 
 
 def _find_mismatch(state: State, shapes: dict[str, torch.Size]) -> str | None:
-    """Return the first entry that is missing from a state or has another shape, None if all match."""
+    """Return the name of the first entry that is missing or has another shape, None if all entries match."""
     for name, shape in shapes.items():
         if name not in state or state[name].shape[1:] != shape:
             return name
@@ -285,13 +293,13 @@ def detach_state(state: State) -> State:
 
 
 def _total_norm(x: Tensor, state: State) -> Tensor:
-    """Return the sum of the norms of the input and all state entries, NaN or inf if any value is."""
+    """Return the sum of the norms of input and state entries; NaN or inf if any value is NaN or inf."""
     first, *others = (_norm(value) for value in _float_tensors(x, state))
     return sum(others, first)
 
 
 def _row_norms(x: Tensor, state: State) -> Float[Tensor, " batch"]:
-    """Return the sum of norms of each row."""
+    """Return for each row the sum of the norms of the input and all state entries."""
     sizes = [_norm(value.reshape(len(value), -1), dim=1) for value in _float_tensors(x, state)]
     return torch.stack(sizes).sum(0)
 
@@ -306,7 +314,7 @@ def _norm(value: Tensor, dim: int | None = None) -> Tensor:
 
 
 def reset_rows(state: State, initial: State, is_start: Bool[Tensor, " batch"]) -> State:
-    """Return `state` with the rows marked by `is_start` replaced by `initial`, a state of one row."""
+    """Return `state` with `initial`, a state of one row, in all rows where `is_start` is True."""
     return {
         name: torch.where(is_start.view(-1, *[1] * (value.ndim - 1)), initial[name], value)
         for name, value in state.items()

@@ -1,15 +1,15 @@
 """`check_memory`: tests the nine laws of the contract on any module.
 
-1. Step equals sequence: any cut of a sequence into segments gives the same outputs, state and gradients,
-   also after a million steps.
+1. Step equals sequence: every division of a sequence into segments gives the same outputs, state and
+   gradients, also after a million steps.
 2. Start resets: after `start` nothing depends on earlier inputs or states, including NaN and inf.
 3. Causal: an input does not change earlier outputs.
-4. Rows are independent: permuting, adding or removing rows does the same to the outputs.
+4. Rows are independent: the output of a row does not depend on other rows or on the order of rows.
 5. Fixed shape: the state never grows, `state_bytes` is exact, outputs stay finite over a million steps, and
    float64 is computed in float64.
 6. No hidden state: the state is a flat dict of tensors, there is no other state, and no argument is modified.
    A memory that is rebuilt from its config and `state_dict` gives the same outputs.
-7. Empty store reads zero: a memory that retrieves reads exact zeros until something is stored.
+7. Empty store reads zero: if a memory retrieves stored items, it reads exact zeros until one is stored.
 8. Compiles: one step passes `torch.compile(fullgraph=True)` and `torch.export` with a dynamic batch.
 9. Learns: finite gradients reach every parameter, in float32 and bfloat16.
 """
@@ -53,20 +53,21 @@ def check_memory(
 
     Args:
         memory: Module to test.
-        dim: Its width; by default `memory.dim`.
+        dim: Width of the memory; by default `memory.dim`.
         laws: Numbers of the laws to test.
         dtypes: Dtypes of parameters and inputs.
         steps: Length of the test sequences; by default long enough to fill three chunks.
-        long: Add a million steps to law 5, with random, constant, zero and alternating inputs, followed by
-            law 1 (a minute or more).
+        long: Also test law 5 over a million steps with random, constant, zero and alternating inputs, and
+            then law 1 from the final state. This takes a minute or more.
         autocast: Also test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16. Shapes and dtypes must
-            be those without autocast; values are compared to bfloat16's precision.
-        compile_backend: Backend of law 8; "inductor" generates code, the default only traces.
+            be the same as without autocast. Values are compared with the precision of bfloat16.
+        compile_backend: Backend of torch.compile for law 8. "inductor" generates code; the default only
+            traces.
         seed: Seed of the inputs; the memory's weights are used as they are.
 
     Raises:
-        MemoryLawError: naming the law, the step and the size of the first violation.
-        ValueError: on an unknown law.
+        MemoryLawError: if a law is violated. The message names the law, the step and the size of the error.
+        ValueError: if a number in `laws` is unknown.
         TypeError: if `memory` is not a module or its width is unknown.
     """
     unknown = sorted(set(laws) - set(LAWS))

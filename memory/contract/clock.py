@@ -10,20 +10,21 @@ from torch import Tensor
 
 
 class Clock(NamedTuple):
-    """Times of a segment's steps. Create one with `from_starts` or `from_age`.
+    """Step numbers of a segment. Create a clock with `from_starts` or `from_age`.
 
-    A row's stream continues the count of the episode in which the segment begins: its first step in the
-    segment has the row's age as its number.
+    Each step has two numbers. The number `step` counts from the start of the step's episode. The number
+    `stream` counts from `age` at the first step of the segment, without a reset at episode starts.
     """
 
     age: Int[Tensor, " batch"]
-    """Steps of each row's episode before the segment."""
+    """Number of steps before the segment in the current episode of each row."""
     start: Bool[Tensor, "batch time"] | None
     """True at steps that begin an episode; None if no step does."""
     stream: Int[Tensor, "batch time"]
-    """Each step's number in its row's stream."""
+    """Number of each step in its batch row. The segment's first step has the number `age`. The count
+    continues across episode starts."""
     episode_start: Int[Tensor, "batch time"]
-    """Number, in the stream, of the first step of each step's episode."""
+    """Value of `stream` at the first step of each step's episode."""
     step: Int[Tensor, "batch time"]
     """Each step's number in its episode."""
 
@@ -42,21 +43,21 @@ class Clock(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Steps of the segment."""
+        """Number of steps in the segment."""
         return self.step.shape[1]
 
     @property
     def age_after(self) -> Int[Tensor, " batch"]:
-        """Steps of each row's episode up to the end of the segment."""
+        """Number of steps of each row's last episode up to the end of the segment."""
         return self.step[:, -1] + 1
 
     @property
     def episode(self) -> Int[Tensor, "batch time"]:
-        """Each step's episode, 0 for the one in which the segment begins."""
+        """Episode number of each step; 0 for the episode that the segment continues."""
         return torch.zeros_like(self.step) if self.start is None else episodes(self.start)
 
     def chunk_index(self, size: int) -> Int[Tensor, "batch time"]:
-        """Return the index, in its episode, of each step's chunk of `size` steps."""
+        """Return for each step the index of its chunk within the episode; a chunk has `size` steps."""
         return self.step // size
 
     def chunk_position(self, size: int) -> Int[Tensor, "batch time"]:
@@ -65,11 +66,11 @@ class Clock(NamedTuple):
 
 
 def episodes(start: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Count the episode starts up to each step."""
+    """Return for each step the number of episode starts up to and including this step."""
     return start.cumsum(dim=1)
 
 
 def last_marked(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """Return the last step with a True mask up to each step, -1 if there is none."""
+    """Return for each step t the last step with a True mask among the steps 0 to t, -1 if there is none."""
     step = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, step, -1).cummax(dim=1).values

@@ -21,10 +21,10 @@ _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
 
 def check_step_equals_sequence(trial: Trial) -> None:
-    """Law 1: any cut of a sequence gives the same outputs, final state and gradients, and so do steppers.
+    """Law 1: every division of a sequence into segments gives the same outputs, final state and gradients.
 
-    A memory with a clock is also tested from an age of more than a million steps, except under autocast if it
-    selects the items that it reads.
+    Steppers must give the same outputs and final state. A memory with a clock is also tested from an age of
+    more than a million steps. Under autocast this test is skipped for memories that retrieve.
     """
     compare_cuts(trial, trial.draw_state())
     # Rounding to bfloat16 decides which of two similar chunks is selected, so the aged state would not test
@@ -36,7 +36,10 @@ def check_step_equals_sequence(trial: Trial) -> None:
 
 
 def compare_cuts(trial: Trial, state: State, suffix: str = "", x: Tensor | None = None) -> None:
-    """Compare cuts of a sequence, by default a random one, that continues from `state`."""
+    """Compare the results of several divisions of a sequence `x` that starts from `state`.
+
+    By default `x` is random. `suffix` is appended to error messages.
+    """
     x = trial.draw() if x is None else x
     start = trial.draw_starts(len(x))
     whole = _run_with_gradients(trial, x, state, start, cuts=[])
@@ -70,7 +73,7 @@ def _run_steppers(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[
 def _run_with_gradients(
     trial: Trial, x: Tensor, state: State, start: Tensor, cuts: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return outputs, final state and the gradients of a fixed linear functional of both."""
+    """Return outputs, final state, and the gradients of a fixed linear function of outputs and state."""
     x = x.clone().requires_grad_()
     trial.memory.zero_grad()
     y, after = trial.run(x, state, start, cuts)
@@ -84,24 +87,24 @@ def _run_with_gradients(
 
 
 def _backward(loss: Tensor) -> None:
-    """Run the backward pass if the loss has a graph. If not, law 9 reports it better than torch does."""
+    """Run the backward pass if the loss has a graph. Law 9 reports a loss without a graph."""
     if loss.requires_grad:
         loss.backward()
 
 
 def _gradient(value: Tensor) -> Tensor:
-    """Return a copy of the gradient, zeros if there is none."""
+    """Return a copy of the gradient of a tensor, zeros if it has none."""
     return torch.zeros_like(value) if value.grad is None else value.grad.clone()
 
 
 def _functional(value: Tensor) -> Tensor:
-    """Return a fixed linear functional of unit scale, so that gradients are comparable across sizes."""
+    """Return a fixed linear function of a tensor, scaled so that gradients are comparable across sizes."""
     weights = torch.cos(torch.arange(value.numel(), device=value.device, dtype=torch.float64)).to(value.dtype)
     return (value * weights.view_as(value)).sum() / max(1, value.numel()) ** 0.5
 
 
 class _FreshEpisode(NamedTuple):
-    """Expected results of a row from step `t` on with no earlier inputs, and the gradient of x."""
+    """Expected results of an episode that begins at step `t`, and the gradient of its inputs."""
 
     t: int
     output: Tensor
@@ -161,7 +164,11 @@ def _compare_episodes(
     how: list[str],
     finite: bool,
 ) -> None:
-    """Compare rows with the expected episodes, which repeat for each description in `how`."""
+    """Run the rows of a batch, and compare their results after a start with those of fresh episodes.
+
+    The batch has one block of rows for each description in `how`. Each block has one row for each fresh
+    episode in `expected`.
+    """
     episodes, expected_parameters = expected
     # Without cuts the gradients are those of the parallel path. Step by step, gradients under NaN are
     # undefined.
@@ -217,7 +224,10 @@ def check_causal(trial: Trial) -> None:
 
 
 def check_rows_independent(trial: Trial) -> None:
-    """Law 4: permuting, adding or removing rows, or NaN in a row, does not change the other rows."""
+    """Law 4: results of a row do not depend on the other rows of the batch.
+
+    The batch is permuted, rows are added and removed, and one row contains NaN or 1e20.
+    """
     x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
     orders = {
         "rows permuted": [2, 0, 1],
@@ -279,7 +289,9 @@ def check_fixed_shape(trial: Trial) -> None:
                 for name, value in state.items():
                     storage = value.untyped_storage().nbytes()
                     if not value.is_contiguous() or storage != value.numel() * value.element_size():
-                        raise MemoryLawError(5, f"state {name!r} is a view that keeps {storage} bytes alive")
+                        raise MemoryLawError(
+                            5, f"state {name!r} is a view of a tensor of {storage} bytes; return a copy"
+                        )
                 now = {n: (v.shape, v.dtype) for n, v in state.items()}
                 if now != initial:
                     raise MemoryLawError(
@@ -335,7 +347,7 @@ def check_no_hidden_state(trial: Trial) -> None:
 
 
 def _rebuild(trial: Trial) -> nn.Module | None:
-    """Rebuild the memory from its config and weights; None if it has no config or was changed since."""
+    """Rebuild the memory from its config and weights; None if the memory has no config or was modified."""
     build = getattr(getattr(trial.memory, "config", None), "build", None)
     if build is None or trial.autocast:
         return None
@@ -349,7 +361,7 @@ def _rebuild(trial: Trial) -> nn.Module | None:
 
 
 def check_empty_reads_zero(trial: Trial) -> None:
-    """Law 7: a memory that retrieves reads exact zeros from an empty store, and never an unwritten slot."""
+    """Law 7: reading from an empty store gives exact zeros, and unwritten slots have no effect."""
     memory: Any = trial.memory
     if not getattr(memory, "retrieves", False):
         return
@@ -375,13 +387,16 @@ def check_empty_reads_zero(trial: Trial) -> None:
 
 
 def list_other_entries(memory: Any) -> list[str]:
-    """Return the state entries that are not in the memory's `stores`, so that all their values count."""
+    """Return the names of state entries outside the memory's `stores`: entries without unwritten slots."""
     stores = getattr(memory, "stores", None)
     return [] if stores is None else [name for name in memory.initial_state(1) if name not in stores]
 
 
 def check_compiles(trial: Trial, backend: str) -> None:
-    """Law 8: one step compiles as a full graph and exports, and equals eager mode for two batch sizes."""
+    """Law 8: one step can be compiled as a full graph and exported.
+
+    The compiled and the exported step give the results of eager mode for two batch sizes.
+    """
     memory = trial.memory
     small, large = trial.draw_state(3), trial.draw_state(5)
     cases = [

@@ -17,10 +17,10 @@ _INPUT_KINDS = ("random", "constant", "zero", "alternating")
 
 
 def check_stays_finite(trial: Trial) -> None:
-    """Law 5, long: over a million steps the output stays finite, and neither tensors nor module grow.
+    """Law 5 over a million steps: the output stays finite, and neither tensors nor module grow.
 
-    Inputs are random, constant, zero and of alternating sign, one row each. Law 1 follows from the final
-    state, with random inputs and with the same kinds of inputs.
+    The four rows of inputs are random, constant, zero, and constant with alternating sign. Law 1 is then
+    checked from the final state, with random inputs and again with these four rows.
     """
     memory, piece = trial.memory, 1000
     state = memory.initial_state(len(_INPUT_KINDS))
@@ -52,7 +52,7 @@ def check_stays_finite(trial: Trial) -> None:
 def _make_inputs_of_each_kind(
     inputs: Float[Tensor, "1 time dim"], shift: int = 0
 ) -> Float[Tensor, "kinds time dim"]:
-    """Return one row of inputs of each kind; the random ones are rolled by `shift` steps."""
+    """Return four rows of inputs: random (rolled by `shift` steps), constant, zero and alternating."""
     constant = inputs[:, :1].expand_as(inputs)
     alternating = constant.clone()
     alternating[:, 1::2] *= -1

@@ -1,7 +1,7 @@
-"""Nested states: a state composed of the states of parts, whose entries have a prefix or suffix.
+"""Nested states: one state dict that contains the states of several parts.
 
-Each owner keeps its own spelling, since checkpoints contain these names: `actor/hidden` for a team,
-`block_0.hidden` for a sequence model, `keys_0` for a layer.
+The names of a part's entries have a prefix or suffix: `actor/hidden` for a team, `block_0.hidden` for a
+sequence model, `keys_0` for a layer. These forms must not change, since checkpoints contain the names.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ def add_affixes(part: State, *, prefix: str = "", suffix: str = "") -> State:
 
 
 def select_part(state: State, *, prefix: str = "", suffix: str = "") -> State:
-    """Return the entries with this prefix and suffix under the part's own names; inverse of `add_affixes`."""
+    """Return the entries with this prefix and suffix, and remove both from their names."""
     return {
         name.removeprefix(prefix).removesuffix(suffix): value
         for name, value in state.items()

@@ -1,8 +1,8 @@
-"""Fast step-by-step inference without gradients, as for the collection of rollouts.
+"""Fast step-by-step inference without gradients, for example to collect rollouts.
 
-`Memory.step` is a function of the state, so it copies entries that hardly change and recomputes products of
-weights at every step. A stepper is created once for many steps under the same weights. It keeps its own
-buffers, overwrites them in place, and returns a state on request.
+`Memory.step` must not modify its arguments. It therefore copies even state entries that hardly change, and it
+multiplies the same weight matrices with each other at every step. A stepper is created once for many steps
+with the same weights. It has its own buffers, overwrites them in place, and returns a state on request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from torch import Tensor
 
 
 class Stepper(ABC):
-    """Step-by-step inference under the weights of its creation; the initial state is not modified.
+    """Step-by-step inference. The initial state is not modified.
+
+    A stepper is valid as long as the weights do not change. After a change, create a new stepper.
 
     Outputs and states equal those of `Memory.step` up to rounding, for any `start`.
     """
@@ -28,8 +30,8 @@ class Stepper(ABC):
         """
         # Some steppers would treat numbers as masks, others as row indices.
         if start is not None and (start.dtype != torch.bool or start.shape != x.shape[:1]):
-            actual = f"{start.dtype} {tuple(start.shape)}"
-            raise ValueError(f"start is {actual}; expected torch.bool {tuple(x.shape[:1])}")
+            actual = f"dtype {start.dtype} and shape {tuple(start.shape)}"
+            raise ValueError(f"start has {actual}; expected dtype torch.bool and shape {tuple(x.shape[:1])}")
         return self._advance(x, start)
 
     @abstractmethod
@@ -38,7 +40,10 @@ class Stepper(ABC):
 
     @abstractmethod
     def state(self, rows: Int[Tensor, " some"] | None = None) -> dict[str, Tensor]:
-        """Return a copy of the state of these rows, by default of all; later steps do not change it."""
+        """Return a copy of the state of the batch rows `rows`, or of all rows if `rows` is None.
+
+        Later steps do not change the copy.
+        """
 
 
 class PlainStepper(Stepper):
@@ -58,17 +63,18 @@ class PlainStepper(Stepper):
         return y[:, 0]
 
     def state(self, rows: Int[Tensor, " some"] | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of the batch rows `rows`, or of all rows if `rows` is None."""
         if rows is None:
             return dict(self._state)
         return {name: value.index_select(0, rows) for name, value in self._state.items()}
 
 
 def can_fold(device: torch.device, dtype: torch.dtype, state: dict[str, Tensor]) -> bool:
-    """Check that weights of this dtype may be multiplied in advance and rows overwritten in place.
+    """Return True if a stepper may multiply weights in advance and overwrite rows of the state in place.
 
-    False in half precision, where each product rounds differently, and off the CPU, where reading `start`
-    would synchronize. False for a state without rows.
+    The result is False in half precision, where each matrix product rounds differently. It is False on other
+    devices than the CPU, where reading `start` would synchronize the device. It is also False for a state
+    without rows.
     """
     same = all(value.dtype == dtype for value in state.values() if value.is_floating_point())
     fit = same and all(len(value) for value in state.values())

@@ -30,7 +30,7 @@ _AGE = 1_000_000
 
 
 class MemoryLawError(AssertionError):
-    """Violation of a law; `law` is its number, `detail` the rest of the message."""
+    """Violation of a law. `law` is the number of the law, `detail` is the message without the law."""
 
     def __init__(self, law: int, message: str) -> None:
         super().__init__(f"law {law} ({LAWS[law]}): {message}")
@@ -77,7 +77,7 @@ class Trial:
         return (torch.rand(batch, self.steps, generator=self.generator) < 0.06).to(self.device)
 
     def draw_state(self, batch: int = BATCH) -> State:
-        """Return the state after a random sequence, with full stores and clocks that differ between rows."""
+        """Return the state after a random sequence: stores are filled, and clocks differ between rows."""
         state = self.memory.initial_state(batch)
         require_flat(state)
         with torch.no_grad():
@@ -86,7 +86,7 @@ class Trial:
         return detach_state(state)
 
     def draw_aged_state(self) -> State | None:
-        """Return a state whose clocks are advanced by a million steps and a sequence; None without clocks.
+        """Return a state whose clocks show more than a million steps; None if the state has no clocks.
 
         A clock is an integer entry of each row that grows by one at every step.
         """
@@ -132,7 +132,7 @@ def compare(
         label: Description of the compared value.
         actual: Result of the memory.
         expected: Expected result.
-        tolerance: Largest allowed difference, times max(1, the scale of `expected`).
+        tolerance: Largest allowed difference, relative to max(1, largest absolute value of `expected`).
         offset: Number of the first step, for the message.
     """
     actual, expected = actual.detach(), expected.detach()

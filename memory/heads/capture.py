@@ -27,10 +27,11 @@ Heads = Mapping[int, Sequence[int] | None]
 def capture_attention(
     model: PreTrainedModel, heads: Heads, rows: slice = slice(None)
 ) -> Iterator[dict[int, list[Float[Tensor, "batch heads rows keys"]]]]:
-    """Collect the attention weights of every forward pass in the block, in a dict by layer.
+    """Collect the attention weights of every forward pass inside a `with` block.
 
-    `rows` selects the queries of a pass. Weights are at least float32. The model's outputs are the same as
-    outside the block. Raises ValueError for layers or heads that the model does not have.
+    The block gets a dict that maps each layer to its weights, one tensor per forward pass. `rows` selects the
+    queries of each pass. The dtype of the weights is at least float32. The model's outputs do not change.
+    Raises ValueError for layers or heads that the model does not have.
     """
     weights_by_layer: dict[int, list[Tensor]] = {layer: [] for layer in heads}
 
@@ -57,11 +58,11 @@ def attention_weights(
 
     Args:
         model: A causal language model of transformers.
-        input_ids: Its tokens.
+        input_ids: Token ids for the model.
         heads: Requested heads of each requested layer.
         rows: Requested queries, as a slice of `input_ids`.
         attention_mask: The tokenizer's padding mask.
-        cache: Cache, extended by the keys and values of the layers that ran.
+        cache: Key-value cache. The layers that run append their keys and values to it.
     """
     weights_by_layer: dict[int, Tensor] = {}
 

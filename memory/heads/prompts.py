@@ -42,7 +42,7 @@ def build_chat_prompt(tokenizer: Any, question: str) -> ChatPrompt:
 def prepend_bos(tokenizer: Any, tokens: Sequence[int]) -> list[int]:
     """Prepend the tokenizer's start tokens, such as BOS, unless the tokens already start with them.
 
-    Without BOS Gemma has no attention sink and fails to answer. A chat template already contains it.
+    Without BOS, Gemma has no attention sink and fails to answer. A chat template already contains BOS.
     """
     bare, whole = (tokenizer("a", add_special_tokens=special).input_ids for special in (False, True))
     before = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)

@@ -1,13 +1,14 @@
 """Retrieval heads: the attention heads of a language model that copy from its context.
 
-Wu et al. 2024 (arXiv 2404.15574, section 2) hide a sentence in a long text, let the model answer a question
-about it, and count for each head how often its most attended token is the token of the hidden sentence that
-the model generates next. Few heads have high scores, and they are the same in different contexts and in
-fine-tunes of one base model.
+Wu et al. 2024 (arXiv 2404.15574, section 2) hide a sentence in a long text and let the model answer a
+question about the sentence. The model copies tokens of the hidden sentence into its answer. The score of a
+head is the fraction of copied tokens for which the largest attention weight of the head is on the token in
+the text. Few heads have high scores. The same heads have high scores in different contexts and in fine-tunes
+of one base model.
 
 The probes here consist of generated sentences and ask for a number. One forward pass over a prompt and the
-correct answer shows whether greedy decoding would generate that answer, and gives the attention of the rows
-that generate it.
+correct answer shows whether greedy decoding would generate that answer. The same pass gives the attention of
+the positions that generate the answer.
 """
 
 from __future__ import annotations
@@ -85,9 +86,10 @@ class RetrievalHeads:
     """Retrieval scores of all heads of a model."""
 
     scores: tuple[tuple[float, ...], ...]
-    """Fraction of copied tokens that each head attended to most, 0 to 1, by layer and head."""
+    """Score of each head, by layer and head, from 0 to 1: the fraction of copied tokens for which the head's
+    largest attention weight was on the token in the text."""
     probes: int
-    """Number of probes that the model answered, over which scores are averaged."""
+    """Number of probes that the model answered correctly. Scores are averaged over these probes."""
     layers: tuple[int, ...] = ()
     """Indices of the attention layers; empty if all layers have attention."""
 
@@ -116,7 +118,9 @@ class RetrievalHeads:
             raise ValueError(f"layer={layer}: the model has attention in layers {', '.join(map(str, rows))}")
         row = rows[layer]
         if max(row) == 0:
-            raise ValueError(f"layer={layer} has no retrieval head; the best heads are {self.rank()[:5]}")
+            raise ValueError(
+                f"layer={layer} has no retrieval head; the best (layer, head) pairs are {self.rank()[:5]}"
+            )
         return sorted((h for h in range(len(row)) if row[h] >= share * max(row)), key=lambda h: -row[h])
 
 
@@ -126,7 +130,10 @@ def retrieval_heads(model: PreTrainedModel, tokenizer: Any, *, probes: int = 12)
 
 
 def stored_retrieval_heads(model: PreTrainedModel) -> RetrievalHeads | None:
-    """Return the stored scores of a model with equal sizes and similar weights; None if there are none."""
+    """Return the stored scores of a known model or a fine-tune of it; None for other models.
+
+    A model is known if its sizes are equal to those of a stored model and its weights are similar.
+    """
     entry = _load_scores().get(architecture(model))
     if entry is None or not _are_similar(_sample_weights(model), entry["weights"]):
         return None
@@ -148,7 +155,7 @@ def measure_retrieval_heads(
 
     Args:
         model: A causal language model of transformers.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the model.
         probes: Number of texts, each with one question.
         sentences: Sentences per text.
         seed: Random seed of the texts.
@@ -167,7 +174,9 @@ def measure_retrieval_heads(
         if progress:
             print(f"probe {number + 1}/{probes}, answered {num_answered}", flush=True)
     if total is None:
-        raise ValueError(f"the model answered none of {probes} probes, so its heads cannot be scored")
+        raise ValueError(
+            f"the model answered none of {probes} probes, so its heads cannot be scored; use another model"
+        )
     scores = (total / num_answered).tolist()
     rows = tuple(tuple(round(score, 4) for score in row) for row in scores)
     layers = tuple(attention_modules(model))
@@ -182,7 +191,7 @@ def architecture(model: PreTrainedModel) -> str:
 
 
 def store(model: PreTrainedModel, heads: RetrievalHeads, command: str, path: Path = _STORED) -> None:
-    """Add a model's scores and the command that measured them to the stored scores."""
+    """Write a model's scores, and the command that measured them, to the JSON file of stored scores."""
     entries = json.loads(path.read_text()) if path.exists() else {}
     weights = [float(f"{weight:.3g}") for weight in _sample_weights(model)]
     entries[architecture(model)] = {"command": command, **asdict(heads), "weights": weights}

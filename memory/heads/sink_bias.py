@@ -1,11 +1,11 @@
-"""ZeroTuning: scale the attention of heads to the attention sink.
+"""ZeroTuning: a factor per head on the attention to token 0, the attention sink.
 
-Han et al. 2025 (arXiv 2505.11739): the weight of token 0 is multiplied by gamma and the row renormalised,
-which equals adding log(gamma) to the logit of token 0. Nothing is trained; gammas are selected by a task's
-validation score.
+Han et al. 2025 (arXiv 2505.11739) multiply the attention weight of token 0 by gamma and renormalize the
+weights of the query. This equals adding log(gamma) to the logit of token 0. Nothing is trained; gammas are
+selected by the validation score of a task.
 
-The bias is added by eight more columns of queries and keys, of which one is used: queries hold log(gamma) of
-their head, token 0 holds a one and all other keys zero. No query-by-key mask is needed.
+This bias needs no query-by-key mask. Queries and keys get eight more columns, of which one is used. In this
+column a query holds log(gamma) of its head, the key of token 0 holds 1, and all other keys hold 0.
 """
 
 from __future__ import annotations
@@ -28,20 +28,21 @@ _COLUMNS = 8  # fast kernels need widths that are multiples of eight
 
 @contextmanager
 def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[float]]) -> Iterator[None]:
-    """Multiply the attention to token 0 by gamma inside the block.
+    """Multiply the attention to token 0 by gamma inside a `with` block.
 
-    `gammas` maps a layer to one gamma for all heads or to one per head. Values above 1 strengthen the sink.
+    `gammas` maps a layer index to one gamma for all heads, or to a list with one gamma per head. Values above
+    1 strengthen the sink. Token 0 of a row is the first token that is not padding.
 
-    Token 0 is the first token of a row that is not padding. Raises ValueError for gammas that are not
-    positive or not one per head, and for layers that do not exist or have a sliding window, which loses token
-    0. A `PolicyCache` replaces the model's attention; it raises ValueError if built or used inside the block.
+    Raises ValueError if a gamma is not positive, if the number of gammas does not match the number of heads,
+    if a layer does not exist, or if a layer has a sliding window, which loses token 0. A `PolicyCache` raises
+    ValueError if it is created or used inside the `with` block.
     """
     modules = attention_modules(model)
     wrappers = {}
     for layer, gamma in gammas.items():
         each = list(gamma) if isinstance(gamma, Sequence) else [gamma]
         if not all(g > 0 and math.isfinite(g) for g in each):
-            raise ValueError(f"gammas of layer {layer}: {each} must be positive and finite")
+            raise ValueError(f"gammas of layer {layer} are {each}; each must be positive and finite")
         if layer in modules and getattr(modules[layer], "sliding_window", None) is not None:
             raise ValueError(
                 f"layer {layer} has a sliding window, which loses token 0; choose layers with full attention"
@@ -72,7 +73,7 @@ class _Bias:
         heads, width = query.shape[1], value.shape[-1]
         if len(self.biases) not in (1, heads):
             raise ValueError(
-                f"layer {self.layer} has {heads} heads; give one gamma, or {heads}, not {len(self.biases)}"
+                f"layer {self.layer} has {heads} heads; pass 1 or {heads} gammas, not {len(self.biases)}"
             )
         bias = torch.tensor(self.biases, dtype=query.dtype, device=query.device) / scaling
         at_zero = torch.zeros(*key.shape[:3], 1, dtype=key.dtype, device=key.device)
@@ -86,7 +87,7 @@ class _Bias:
 
 
 def _first(mask: Tensor | None, key: Tensor) -> Tensor:
-    """Return the first key that the last query of each row sees."""
+    """Return for each row the index of the first key that is visible to the last query."""
     if mask is None:
         return torch.zeros(key.shape[0], dtype=torch.int64, device=key.device)
     visible = mask[:, 0, -1]

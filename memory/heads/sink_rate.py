@@ -1,8 +1,8 @@
 """Attention sink rate: the fraction of heads of a language model that attend mainly to token 0.
 
 Gu et al. 2025 (arXiv 2410.10781, section 3): a head has a sink if its attention to the first token, averaged
-over the queries of a sequence, exceeds a threshold: 0.3, on sequences of 64 tokens. Policies that keep sinks
-matter for models with a high rate.
+over the queries of a sequence, exceeds a threshold. The threshold is 0.3 for sequences of 64 tokens. Models
+with a high rate need a context policy that retains sinks.
 """
 
 from __future__ import annotations
@@ -49,5 +49,5 @@ def sink_weights(
 
 
 def sink_rate(model: PreTrainedModel, input_ids: Int[Tensor, "batch time"], threshold: float = 0.3) -> float:
-    """Return the fraction of heads and sequences whose mean attention to token 0 exceeds `threshold`."""
+    """Return the fraction of heads, over all sequences, with mean attention to token 0 above `threshold`."""
     return (sink_weights(model, input_ids) > threshold).float().mean().item()

@@ -39,7 +39,7 @@ def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 @contextmanager
 def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -> Iterator[None]:
-    """Run each layer's wrapper around its attention inside the block; blocks may be nested.
+    """Run each layer's wrapper around its attention inside a `with` block. These blocks can be nested.
 
     Raises ValueError for a layer that the model does not have, and for a model whose attention function
     cannot be replaced.
@@ -63,7 +63,7 @@ def wrapped_attention(model: PreTrainedModel, wrappers: Mapping[int, Wrapper]) -
 
 @contextmanager
 def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Make the model use this module's attention function inside the block."""
+    """Make the model use this module's attention function inside a `with` block."""
     attends_itself = not model._can_set_attn_implementation() and bool(falcon_modules(model))
 
     def choose(name: str) -> None:
@@ -77,7 +77,10 @@ def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
         choose(WRAPPED)
     try:
         if model.config._attn_implementation != WRAPPED:
-            raise ValueError(f"{type(model).__name__} does not support transformers' AttentionInterface")
+            raise ValueError(
+                f"{type(model).__name__} does not support transformers' AttentionInterface, so its attention "
+                "cannot be wrapped; use another model"
+            )
         with falcon_attention(model, _attend) if attends_itself else nullcontext():
             yield
     finally:
@@ -89,7 +92,7 @@ def _attention_of(model: PreTrainedModel) -> str:
     name = str(model.config._attn_implementation)
     if name == ATTENTION:
         raise RuntimeError(
-            "another thread runs this model with a PolicyCache; enter the block after that call"
+            "another thread runs this model with a PolicyCache; wrap its attention after that call has ended"
         )
     return name
 
@@ -127,7 +130,11 @@ def _softmax_attention(
     s_aux: Tensor | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with SDPA, or with explicit weights for soft caps and learned sinks, which SDPA lacks."""
+    """Return the attention output, computed by SDPA if possible.
+
+    SDPA supports neither soft caps nor learned sinks. For these the attention weights are computed
+    explicitly.
+    """
     scoring = Scoring(scaling, softcap, s_aux)
     if scoring.is_plain:
         return sdpa_attention_forward(

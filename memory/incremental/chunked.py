@@ -1,7 +1,7 @@
-"""Stepper of memories with selected chunks: a ring buffer of chunks per row, with keys and values by head.
+"""Stepper of memories that select chunks.
 
-The steps of the current chunk are stored by their position, so that a completed chunk is stored without
-reordering.
+Each batch row has a ring buffer of chunks, which stores keys and values separately for every head. Steps of
+the current chunk are stored at their position in the chunk, so a completed chunk needs no reordering.
 """
 
 from __future__ import annotations
@@ -30,9 +30,11 @@ class ChunkedStepper(Stepper):
         layers: Layers of the memory.
         state: Initial state, with zeros in unwritten slots.
         chunk_size: Steps per chunk.
-        landmarks: Function of the numbers of rows and of completed chunks that returns the initial landmarks,
-            which pass through the layers.
-        steps: Stepper class of the layers.
+        landmarks: Function that returns the initial landmarks of completed chunks, or None if the memory has
+            no landmarks. Its arguments are the number of rows and the number of completed chunks per row. A
+            landmark is a vector that represents a chunk. The first layer receives the initial landmarks.
+            Each layer passes updated landmarks to the next layer.
+        steps: Class of the stepper of each layer.
     """
 
     @torch.no_grad()
@@ -54,7 +56,7 @@ class ChunkedStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = self.ring.reset(start)
         position = self.positions.lookup(self.ring.time)
         readable, full_chunks = self.ring.advance()
@@ -68,7 +70,7 @@ class ChunkedStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         all_times = torch.from_numpy(self.ring.time)
         rows = torch.arange(len(all_times)) if rows is None else rows
         time = all_times[rows]
@@ -80,19 +82,20 @@ class ChunkedStepper(Stepper):
 
 
 class _SelectedChunks(NamedTuple):
-    """Chunks selected by each unit of a row: by each head, or by all heads together."""
+    """Selected chunks of each unit. A unit is one head of a row, or all heads of a row together."""
 
     scores: Float[Tensor, "batch units K"]
-    """Scores of the chunks; -inf for no chunk."""
+    """Scores of the selected chunks; -inf where no chunk is selected."""
     slots: Int[Tensor, "batch units K"]
-    """Indices into the flattened slots of all rows, which are followed by a slot of zeros."""
+    """Slots of the selected chunks, as indices in the flattened slots of all rows. One additional slot at the
+    end holds zeros. Its index is used where no chunk is selected."""
 
 
 class ChunkedLayerStepper:
-    """Stepper of one layer: current chunks, stored chunks and summaries of its rows.
+    """Stepper of one layer: current chunks, stored chunks and summaries of all rows.
 
-    Chunks are not moved after writing. Summaries are small and sorted oldest first, since the earlier of two
-    chunks with equal scores is read.
+    A chunk stays in its slot after it is written. Summaries are small, so they are moved at every write to
+    stay sorted oldest first. In this order, the earlier of two chunks with equal scores is selected.
     """
 
     def __init__(self, layer: Any, state: dict[str, Tensor], time: Int[Tensor, " batch"]) -> None:
@@ -136,9 +139,9 @@ class ChunkedLayerStepper:
 
         Args:
             inputs: Normalized inputs of the layer.
-            own_scores: Scores of the steps of the current chunk.
+            own_scores: Attention scores of the steps of the current chunk.
             far: Scaled queries for stored chunks.
-            readable: Stored chunks that may be read; None for none.
+            readable: Stored chunks that may be read; None if no chunk is readable.
         """
         if readable is None:
             return self.current.read(torch.softmax(own_scores, dim=-1))
@@ -162,7 +165,7 @@ class ChunkedLayerStepper:
         chunks: Int[Tensor, "#batch #units K"],
         readable: ReadableChunks,
     ) -> _SelectedChunks:
-        """Return the slots of the chunks with these indices among the readable chunks."""
+        """Return scores and slots of the selected `chunks`, given as indices among the readable chunks."""
         chunk_slot = chunks + (self.num_chunks - readable.num_readable)
         slots = (
             torch.from_numpy(readable.oldest_slot)[:, None, None] + chunk_slot
@@ -188,7 +191,10 @@ class ChunkedLayerStepper:
         return torch.baddbmm(self.current.read(weights[..., :steps]), stored_weights, chosen_values)
 
     def store(self, full_chunks: CompletedChunks, landmarks: Tensor | None) -> Tensor | None:
-        """Store the chunks that this step completes; return the layer's landmarks for the next layer."""
+        """Store the chunks that this step completes, and return their landmarks for the next layer.
+
+        A landmark is a vector that represents a chunk. Return None if the memory has no landmarks.
+        """
         rows, slots = full_chunks
         chunks = [values[rows] for values in (self.current.keys, self.current.values)]
         for store, chunk in zip(self.stores, chunks, strict=True):
@@ -216,12 +222,15 @@ class ChunkedLayerStepper:
 
 
 class CompressedLayerStepper(ChunkedLayerStepper):
-    """Stepper of one layer of `NSA`: heads read all chunks compressed, and together select chunks to read."""
+    """Stepper of one layer of `NSA`.
+
+    Heads read a compressed form of every chunk. All heads of a row select the same chunks to read in full.
+    """
 
     def read(
         self, inputs: Tensor, own_scores: Tensor, far: Tensor, readable: ReadableChunks | None
     ) -> Tensor:
-        """Return the gated sum of all streams."""
+        """Return the gated sum of three reads: compressed chunks, selected chunks and the current chunk."""
         gates = torch.sigmoid(self.layer.gate(inputs)).view(len(own_scores), 3, self.heads).transpose(0, 1)
         compress, select, window = gates.reshape(3, -1, 1, 1)
         alone = self.current.read(torch.softmax(own_scores, dim=-1))

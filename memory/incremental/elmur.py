@@ -1,4 +1,4 @@
-"""Stepper of `ELMUR`: keys and values of slots are cached until a slot is rewritten."""
+"""Stepper of `ELMUR`: keys and values of memory slots are cached until a slot is rewritten."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.local_chunk import ChunkPosition, ChunkPositions, CurrentChunk, RecentSteps
 
 WriteTimes = Callable[[Int[Tensor, " batch"]], Int[Tensor, "batch slots"]]
-"""Function from the number of chunks of an episode to the step of each slot's last write; -1 for none."""
+"""Function from the number of completed chunks to the step of each slot's last write; -1 if unwritten."""
 
 
 class ELMURStepper(Stepper):
-    """Incremental inference of a `ELMUR`: one step per call, with the state updated in place.
+    """Incremental inference of an `ELMUR`: one step per call, with the state updated in place.
 
     Args:
         layers: Layers of the memory.
         state: Initial state, with zeros in unwritten slots.
         chunk_size: Steps per chunk; a slot is rewritten at the end of each chunk.
-        write_times: Function that returns the write times of slots.
-        slots: Constructor of a layer's slots from contents and write times.
+        write_times: Function from the number of completed chunks to the write times of slots.
+        slots: Function that builds the slots of a layer from their contents and write times.
     """
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class ELMURStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = None
         if start is not None and start.any():
             starts = start.nonzero()[:, 0]
@@ -72,7 +72,7 @@ class ELMURStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         rows = torch.arange(len(self.time)) if rows is None else rows
         time = self.time[rows]
         recent, state = RecentSteps.from_age(time, self.chunk_size), {"time": time}
@@ -82,15 +82,15 @@ class ELMURStepper(Stepper):
 
 
 class _SlotView(NamedTuple):
-    """Ages of the slots, shared by all layers."""
+    """Time since the last write of every slot, shared by all layers."""
 
     bucket: Int[Tensor, "batch slots"]
-    """Bucket of the time since each slot was written."""
+    """Bucket index of the time since each slot was last written."""
     is_written: Bool[Tensor, "batch slots"]
 
 
 class _CompletedELMURChunks(NamedTuple):
-    """Rows whose chunk ends at a step, the chunk's index, and the write times of their slots."""
+    """Rows whose chunk ends at a step, the index of each chunk, and the write times of the rows' slots."""
 
     rows: Int[Tensor, " some"]
     chunks: Int[Tensor, " some"]
@@ -98,7 +98,7 @@ class _CompletedELMURChunks(NamedTuple):
 
 
 class _ELMURLayerStepper:
-    """Stepper of one layer: current chunks, the outputs at their positions, and slots."""
+    """Stepper of one layer: the current chunks, the layer's outputs in these chunks, and the slots."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _ELMURLayerStepper:
         self.keys[rows], self.values[rows] = self._project(new)
 
     def _forget(self, rows: Int[Tensor, " some"]) -> None:
-        """Zero the buffers of these rows. A mask alone would keep NaN, because 0 * NaN is NaN."""
+        """Zero the buffers of these rows. A mask alone does not remove NaN, because 0 * NaN is NaN."""
         self.current.clear(rows)
         for store in (self.outputs, self.slots, self.keys, self.values):
             store.index_fill_(0, rows, 0)

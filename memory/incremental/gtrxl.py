@@ -1,4 +1,4 @@
-"""Stepper of `GTrXL`: windows in ring buffers, and one product for both inputs of a gate."""
+"""Stepper of `GTrXL`: windows in ring buffers, and one matrix product for both inputs of a gate."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GTrXLStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = None if start is None else start.nonzero()[:, 0]
         if starts is not None:
             self.age.index_fill_(0, starts, 0)
@@ -44,7 +44,7 @@ class GTrXLStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         recent = torch.stack([layer.attention.recent(self.window) for layer in self.layers], dim=1)
         if rows is None:
             return {"recent": recent, "age": self.age.clone()}
@@ -66,7 +66,7 @@ class _GTrXLLayerStepper:
 
 
 class _FusedGate:
-    """A `Gate` whose reset and update products are one product."""
+    """`Gate` that computes its reset and update projections with one matrix product."""
 
     def __init__(self, gate: Any) -> None:
         self.dim = len(gate.bias)

@@ -1,4 +1,4 @@
-"""Stepper of `HCAM`: a ring buffer of chunks per row, and a read folded into three matrices."""
+"""Stepper of `HCAM`: a ring buffer of chunks per row, and read projections folded into two matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FEW_SCALARS = 1 << 13
 
 
 class HCAMStepper(Stepper):
-    """Incremental inference of a `HCAM`: one step per call, with the state updated in place.
+    """Incremental inference of an `HCAM`: one step per call, with the state updated in place.
 
     Args:
         blocks: Blocks of the memory.
@@ -43,7 +43,7 @@ class HCAMStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = self.chunk_ring.reset(start)
         self.ring.advance(starts)
         readable, completed_chunks = self.chunk_ring.advance()
@@ -61,7 +61,7 @@ class HCAMStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         all_times = torch.from_numpy(self.chunk_ring.time)
         rows = torch.arange(len(all_times)) if rows is None else rows
         time = all_times[rows]
@@ -80,7 +80,7 @@ class HCAMStepper(Stepper):
 
 
 class _CompletedHCAMChunks(NamedTuple):
-    """Rows whose chunk ends at this step, the slot of the chunk, and the ring slots of its steps."""
+    """Rows whose chunk ends at a step, the slots for these chunks, and the window slots of their steps."""
 
     rows: Int[Tensor, " some"]
     slots: Int[Tensor, " some"]
@@ -88,10 +88,11 @@ class _CompletedHCAMChunks(NamedTuple):
 
 
 class _HCAMBlockStepper:
-    """Stepper of one block: window, chunks and summaries of its rows.
+    """Stepper of one block: window, chunks and summaries of all rows.
 
-    Chunks are not moved after writing; the slots of all rows are followed by a slot of zeros. Summaries are
-    small and sorted oldest first, since the earlier of two chunks with equal scores is read.
+    A chunk stays in its slot after it is written. If a row has too few readable chunks, each
+    missing chunk is replaced by a slot of zeros. Summaries are small, so they are moved at every write to
+    stay sorted oldest first. In this order, the earlier of two chunks with equal scores is selected.
     """
 
     def __init__(self, block: Any, ring: WindowRingBuffer, state: dict[str, Tensor]) -> None:
@@ -152,7 +153,7 @@ class _HCAMBlockStepper:
         return x + functional.linear(hidden, outward.weight, outward.bias)
 
     def _read(self, query_input: Tensor, x: Tensor, readable: ReadableChunks) -> Tensor:
-        """Return `x` plus the attention output for `query_input`."""
+        """Return `x` plus the output of attention to stored chunks, with queries from `query_input`."""
         batch, dim, heads, steps = len(x), self.dim, self.heads, self.chunk_size
         projections = functional.linear(self.read_norm(query_input), self.queries, self.queries_bias)
         query = projections[:, dim : dim + heads * dim].view(batch, heads, dim)
@@ -166,7 +167,11 @@ class _HCAMBlockStepper:
         return torch.addmm(x + self.out_bias, torch.cat([read, where], dim=1), self.out)
 
     def _choose(self, query: Tensor, readable: ReadableChunks) -> tuple[Tensor, Tensor]:
-        """Return scores and slots of the best chunks; missing ones have the least score and the zero slot."""
+        """Return the scores and slots of the best chunks.
+
+        If a row has too few readable chunks, the remaining results are padding. The score of padding is the
+        most negative finite number. Its slot is the last slot of `contents`, which holds zeros.
+        """
         least = torch.finfo(query.dtype).min
         before = self.num_chunks - readable.num_readable
         if readable.num_readable > self.top_k and query.numel() * readable.num_readable <= _FEW_SCALARS:
@@ -209,7 +214,7 @@ class _HCAMBlockStepper:
     def _score_exactly(
         self, query: Tensor, readable: ReadableChunks, rows: Any, least: float
     ) -> Float[np.ndarray, "rows num_readable"]:
-        """Return scores whose rounding is identical for equal summaries."""
+        """Return scores of summaries, rounded such that equal summaries have equal scores."""
         with np.errstate(over="ignore", invalid="ignore"):
             products = self.summaries.numpy()[rows, -readable.num_readable :] * query.numpy()[rows, None]
             exact = products.sum(axis=-1)
@@ -227,11 +232,11 @@ class _HCAMBlockStepper:
 
 
 def _rank_nan_first(scores: Float[np.ndarray, "rows num_readable"]) -> Float[np.ndarray, "rows num_readable"]:
-    """Return ranking keys in which NaN scores rank first, so that they are read."""
+    """Return `scores` with NaN replaced by infinity, so that chunks with NaN scores are selected."""
     return np.where(np.isnan(scores), scores.dtype.type(np.inf), scores)
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor]:
-    """Return the layer norm as a function, without the overhead of a module call."""
+    """Return a function that computes the layer norm without the overhead of a module call."""
     shape, weight, bias, eps = list(module.normalized_shape), module.weight, module.bias, module.eps
     return lambda x: torch.layer_norm(x, shape, weight, bias, eps)

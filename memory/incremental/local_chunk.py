@@ -1,6 +1,7 @@
-"""Attention to the current chunk, one step per call. Keys and values are stored by position in the chunk.
+"""Attention to the current chunk, one step per call.
 
-A completed chunk needs no reordering. Positions after the present one still hold the previous chunk.
+Keys and values are stored at the position of their step in the chunk, so a completed chunk needs no
+reordering. Positions after the present step still hold steps of the previous chunk, which a mask hides.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from scrubjay.memory.parts.rotary import build_sine_weights
 
 
 class ChunkPosition(NamedTuple):
-    """Position of each row's step in its chunk, with its rotation and mask."""
+    """Position of each row's present step in its chunk, with the rotation and mask for this position."""
 
     offset: Int[Tensor, " batch"]
     cos: Float[Tensor, "batch 2 1 width"]
-    """Cosines for its position, and for one chunk more: queries for stored chunks are rotated by both."""
+    """Cosines at two positions: `offset`, and `offset + chunk_size` for queries to stored chunks."""
     sin: Float[Tensor, "batch 2 1 width"]
     mask: Float[Tensor, "batch 1 chunk_size"]
-    """Additive mask of the scores of the current chunk: -inf after the present position."""
+    """Additive mask of the scores in the current chunk: 0 up to the present step, -inf after it."""
 
 
 class ChunkPositions:
-    """Rotations and masks of all positions of a chunk for layers of this size."""
+    """Rotations and masks of all positions of a chunk, for layers with the sizes of `layer`."""
 
     def __init__(self, layer: Any) -> None:
         self.chunk_size = layer.chunk_size
@@ -43,13 +44,16 @@ class ChunkPositions:
         self.mask.masked_fill_(offset > offset[:, None], -math.inf)
 
     def lookup(self, time: Int[np.ndarray, " batch"]) -> ChunkPosition:
-        """Return the chunk positions of rows with episodes of these ages."""
+        """Return the chunk positions at `time`, the number of earlier steps in each row's episode."""
         offset = torch.from_numpy(time % self.chunk_size)
         return ChunkPosition(offset, self.cos[offset], self.sin[offset], self.mask[offset][:, None])
 
 
 class CurrentChunk:
-    """Current chunks of all rows in one layer, and its projections with sine weights as one matrix."""
+    """Current chunks of all rows in one layer.
+
+    One matrix holds all projections of the layer, including the sine parts of the rotary projections.
+    """
 
     def __init__(self, layer: Any, state: dict[str, Tensor], time: Int[Tensor, " batch"]) -> None:
         self.heads, self.chunk_size = layer.heads, layer.chunk_size
@@ -75,22 +79,23 @@ class CurrentChunk:
         self.projections = torch.cat([part.flatten(0, 1) for part in parts])
 
     def by_head(self, x: Tensor) -> Float[Tensor, "batch heads items width"]:
-        """Return items by head."""
+        """Return `x` with its last axis split into heads."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def by_position(self, recent: Float[Tensor, "batch chunk_size dim"]) -> Tensor:
-        """Return the last steps, which a state has oldest first, ordered by chunk position."""
+        """Reorder `recent` from the order in a state, oldest first, to the order of chunk positions."""
         return recent.gather(1, self.state_index[..., None].expand_as(recent))
 
     def append(
         self, inputs: Float[Tensor, "batch dim"], position: ChunkPosition, num_rotations: int
     ) -> tuple[Float[Tensor, "units rotations width"], Float[Tensor, "batch heads chunk_size"]]:
-        """Store a step; return its scaled queries and the scores of the current chunk.
+        """Store a step and return its scaled queries and its attention scores in the current chunk.
 
         Args:
             inputs: Normalized inputs of the step.
             position: Chunk position of the step.
-            num_rotations: 1 for queries of the current chunk, 2 to add queries of stored chunks.
+            num_rotations: Number of queries per head. With 1, only the query for the current chunk. With 2,
+                also the query for stored chunks.
         """
         parts = functional.linear(inputs, self.projections).view(len(inputs), 5, self.heads, self.width)
         cos, sin = position.cos[:, :num_rotations], position.sin[:, :num_rotations]
@@ -105,33 +110,36 @@ class CurrentChunk:
         return query, scores.view(len(inputs), self.heads, -1) + position.mask
 
     def read(self, weights: Float[Tensor, "batch heads chunk_size"]) -> Float[Tensor, "units 1 width"]:
-        """Return the weighted sum of the values of the current chunks."""
+        """Return the weighted sum of the values in the current chunk of each row and head."""
         return torch.bmm(weights.flatten(0, 1)[:, None], self.values.flatten(0, 1))
 
     def clear(self, rows: Int[Tensor, " some"]) -> None:
-        """Zero the buffers of these rows. A mask alone would keep NaN, because 0 * NaN is NaN."""
+        """Zero the buffers of these rows. A mask alone does not remove NaN, because 0 * NaN is NaN."""
         self.keys.index_fill_(0, rows, 0)
         self.values.index_fill_(0, rows, 0)
 
     def state(self, rows: Int[Tensor, " some"], recent: RecentSteps) -> dict[str, Tensor]:
-        """Return keys and values of the most recent steps of these rows."""
+        """Return the state entries of these rows: keys and values of the last `chunk_size` steps."""
         stores = (("recent_keys", self.keys), ("recent_values", self.values))
         return {name: recent.gather(store.transpose(1, 2).flatten(2)[rows]) for name, store in stores}
 
 
 class RecentSteps(NamedTuple):
-    """Chunk positions of the most recent steps, oldest first, and a mask of steps before the episode."""
+    """Chunk positions of the last `chunk_size` steps, oldest first, and a mask.
+
+    The mask is True for steps before the start of the episode.
+    """
 
     positions: Int[Tensor, "some chunk_size"]
     is_empty: Bool[Tensor, "some chunk_size"]
 
     @classmethod
     def from_age(cls, time: Int[Tensor, " some"], chunk_size: int) -> RecentSteps:
-        """Return the recent steps of rows with episodes of these ages."""
+        """Return the recent steps of rows whose episodes have lasted `time` steps."""
         positions = (time[:, None] + torch.arange(chunk_size)) % chunk_size
         return cls(positions, torch.arange(chunk_size, 0, -1) > time[:, None])
 
     def gather(self, values: Float[Tensor, "some chunk_size dim"]) -> Tensor:
-        """Return values stored by chunk position in order, oldest first, with zeros before the episode."""
+        """Reorder `values` from chunk positions to oldest first. Steps before the episode are zero."""
         steps = values.gather(1, self.positions[..., None].expand_as(values))
         return steps.masked_fill_(self.is_empty[..., None], 0)

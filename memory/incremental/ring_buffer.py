@@ -1,4 +1,4 @@
-"""Ring buffers of chunks: the readable chunks at each step and the slot of the next chunk."""
+"""Ring buffers of chunks: they track which chunks are readable and the slot of the next chunk."""
 
 from __future__ import annotations
 
@@ -11,26 +11,29 @@ from torch import Tensor
 
 
 class ReadableChunks(NamedTuple):
-    """Chunks that rows may read: their last `num_readable` chunks, newest last, where `mask` is True."""
+    """Readable chunks among the last `num_readable` chunks of each row, newest last."""
 
     num_readable: int
     mask: Bool[Tensor, "batch num_readable"] | None
-    """True for readable chunks; None if all are."""
+    """True for readable chunks; None if all `num_readable` chunks of every row are readable."""
     any_readable: Bool[Tensor, "batch 1"] | None
-    """True for rows with a readable chunk; None if all rows have one."""
+    """True for rows with a readable chunk; None if every row has a readable chunk."""
     oldest_slot: Int[np.ndarray, " batch"]
     """Slot of each row's oldest chunk."""
 
 
 class CompletedChunks(NamedTuple):
-    """Rows whose chunk ends at a step, and the slot of the chunk."""
+    """Rows whose chunk ends at a step, and the slot of each row's chunk."""
 
     rows: Int[Tensor, " some"]
     slots: Int[Tensor, " some"]
 
 
 class ChunkRingBuffer:
-    """Slot indices of one ring buffer per row, with `num_chunks` slots for chunks of `chunk_size` steps."""
+    """Slot indices of one ring buffer per row.
+
+    A ring buffer has `num_chunks` slots. Each slot holds one chunk of `chunk_size` steps.
+    """
 
     def __init__(self, time: Int[Tensor, " batch"], chunk_size: int, num_chunks: int) -> None:
         self.chunk_size, self.num_chunks = chunk_size, num_chunks
@@ -40,7 +43,7 @@ class ChunkRingBuffer:
         self._update()
 
     def reset(self, start: Bool[Tensor, " batch"] | None) -> Int[Tensor, " starts"] | None:
-        """Reset rows that start an episode; return their indices, None if there are none."""
+        """Reset the rows that start an episode and return their indices; None if no row starts one."""
         if start is None or not start.any():
             return None
         self.time[start.numpy()] = 0
@@ -48,7 +51,10 @@ class ChunkRingBuffer:
         return start.nonzero()[:, 0]
 
     def advance(self) -> tuple[ReadableChunks | None, CompletedChunks | None]:
-        """Advance one step; return the chunks it may read, and those it completes, for `commit`."""
+        """Advance one step. Return the chunks that this step may read and the chunks that it completes.
+
+        Pass the completed chunks to `commit` after they are stored.
+        """
         self.time += 1
         self.steps_until_full -= 1
         if self.steps_until_full >= 0:
@@ -59,23 +65,26 @@ class ChunkRingBuffer:
         )
 
     def commit(self, chunks: CompletedChunks) -> None:
-        """Make the chunks that a step completed readable."""
+        """Mark completed chunks as readable. Call this method after the chunks are stored."""
         rows = chunks.rows.numpy()
         self.oldest_slot[rows] = (self.oldest_slot[rows] + 1) % self.num_chunks
         self._update()
 
     def slots(self, rows: Int[Tensor, " some"]) -> Int[Tensor, "some num_chunks"]:
-        """Return the slots of the chunks of these rows, oldest first."""
+        """Return all slots of these rows in the order of their chunks, oldest first."""
         return (
             torch.from_numpy(self.oldest_slot)[rows, None] + torch.arange(self.num_chunks)
         ) % self.num_chunks
 
     def empty_slots(self, time: Int[Tensor, " some"]) -> Bool[Tensor, "some num_chunks"]:
-        """Return a mask of empty slots, oldest first, for rows with episodes of these ages."""
+        """Return a mask of empty slots, in the order of `slots`; `time` is the age of each row's episode."""
         return torch.arange(self.num_chunks) < self.num_chunks - (time // self.chunk_size)[:, None]
 
     def _update(self) -> None:
-        """Update the readable chunks, and the steps until they change without a reset."""
+        """Update `readable` and `steps_until_full`.
+
+        `steps_until_full` is the number of steps before the next step that completes a chunk in any row.
+        """
         self.readable = self._find_readable()
         self.steps_until_full = int(
             (self.chunk_size - 1 - self.time % self.chunk_size).min(initial=self.chunk_size)

@@ -1,4 +1,4 @@
-"""Stepper of `Routing`: a ring buffer per centroid, and a window ring buffer shared by all rows."""
+"""Stepper of `Routing`: a ring buffer per row and centroid, and a window with slots shared by all rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RoutingStepper(Stepper):
     Args:
         layers: Layers of the memory.
         state: Initial state, with zeros in unwritten slots.
-        window: Earlier steps that are read regardless of their centroid.
+        window: Number of earlier steps that are read regardless of their centroid.
     """
 
     @torch.no_grad()
@@ -36,7 +36,7 @@ class RoutingStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = None
         if start is not None and start.any():
             starts = start.nonzero()[:, 0]
@@ -52,7 +52,7 @@ class RoutingStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         rows = torch.arange(len(self.time)) if rows is None else rows
         time = self.time[rows]
         is_empty = torch.arange(self.window, 0, -1) > time[:, None]
@@ -63,7 +63,7 @@ class RoutingStepper(Stepper):
 
 
 class _RoutingLayerStepper:
-    """Stepper of one layer: ring buffers `[batch * centroids, heads, capacity, width]`, and the window."""
+    """Stepper of one layer: the window, and ring buffers `[batch * centroids, heads, capacity, width]`."""
 
     def __init__(self, layer: Any, ring: WindowRingBuffer, state: dict[str, Tensor]) -> None:
         self.ring, self.heads, self.layer = ring, layer.heads, layer
@@ -126,7 +126,7 @@ class _RoutingLayerStepper:
         return x
 
     def _forget(self, rows: Int[Tensor, " some"]) -> None:
-        """Zero the buffers of these rows. A mask alone would keep NaN, because 0 * NaN is NaN."""
+        """Zero the buffers of these rows. A mask alone does not remove NaN, because 0 * NaN is NaN."""
         self.counts.index_fill_(0, rows, 0)
         for window, store in zip(self.windows, self.stores, strict=True):
             window.index_fill_(0, rows, 0)
@@ -140,7 +140,7 @@ class _RoutingLayerStepper:
         keys: Tensor,
         when: Int[Tensor, " some"],
     ) -> None:
-        """Store the steps that leave the window in the ring buffers of their centroids."""
+        """Copy the steps that are no longer in the window to the ring buffers of their centroids."""
         count = self.counts[rows, to]
         ring, slot = rows * self.centroids + to, count % self.capacity
         self.stores[0][ring, :, slot] = keys

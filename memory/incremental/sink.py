@@ -1,4 +1,4 @@
-"""Stepper of `Sink`: in-place writes of keys and values, and one product for all projections."""
+"""Stepper of `Sink`: in-place writes of keys and values, and one matrix product for all projections."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class SinkStepper(Stepper):
     Args:
         layers: Layers of the memory.
         state: Initial state.
-        num_sinks: First steps of an episode that are retained.
-        window: Last steps that are retained.
+        num_sinks: Number of first steps of an episode that the cache retains.
+        window: Number of last steps that the cache retains.
     """
 
     @torch.no_grad()
@@ -45,7 +45,7 @@ class SinkStepper(Stepper):
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
-        """Return the outputs of one input per row."""
+        """Return the output of one step of every row."""
         starts = None
         if start is not None:
             starts = start.nonzero()[:, 0]
@@ -64,7 +64,7 @@ class SinkStepper(Stepper):
         return x
 
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """Return the state of these rows, by default of all."""
+        """Return the state of `rows`, by default of all rows."""
         rows = torch.arange(len(self.time)) if rows is None else rows
         layers = [layer.state(rows) for layer in self.layers]
         keys, values = (torch.stack(parts, dim=1) for parts in zip(*layers, strict=True))
@@ -76,20 +76,20 @@ class _StepContext(NamedTuple):
 
     mask: Float[Tensor, "batch 1 slots"]
     where: Int[Tensor, " batch*heads"]
-    """Indices of the written slots among the slots of all heads of all rows."""
+    """Indices of the slots that this step writes, in the flattened slots of all rows and heads."""
     starts: Int[Tensor, " some"] | None
-    """Rows that begin an episode."""
+    """Rows that start an episode; None if the caller passed no `start`."""
     early: Int[Tensor, " few"] | None
-    """Rows that write to a sink."""
+    """Rows whose step is written to a sink slot; None without such rows."""
     slot: Int[Tensor, " few"] | None
-    """Sink slots of these rows."""
+    """Sink slots of the rows in `early`."""
 
 
 class _SinkLayerStepper:
     """Stepper of one layer with keys and values `[batch * heads, slots, width]`.
 
-    Keys of sinks are stored twice: as in a state, and as they are read, without their rotary half and with
-    the position vector of their slot.
+    Keys of sinks are stored in two forms: as in a state, and as attention reads them. In the second form, the
+    rotary half is zero, and the position vector of the slot is added.
     """
 
     def __init__(self, layer: Any, keys: Tensor, values: Tensor, empty: Tensor) -> None:
@@ -122,7 +122,7 @@ class _SinkLayerStepper:
         )
 
     def state(self, rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
-        """Return keys and values of these rows in the format of a state, `[batch, slots, dim]`."""
+        """Return keys and values of these rows as state entries, `[rows, slots, dim]`."""
         keys, values = (
             cache.unflatten(0, (-1, self.heads)).index_select(0, rows).transpose(1, 2).flatten(2)
             for cache in (self.keys, self.values)
@@ -131,7 +131,7 @@ class _SinkLayerStepper:
         return keys, values
 
     def compute_rotation(self, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the rows' times for each coordinate of a head."""
+        """Return the cosine and sine of each row's rotary angle at `time`, for every coordinate of a head."""
         cos, sin = compute_cos_sin(time, self.frequencies, self.width, self.keys.dtype)
         return cos[:, None], sin[:, None]
 

@@ -1,7 +1,7 @@
 """Stepper of sliding-window attention, with a ring buffer whose slots are shared by all rows.
 
-All rows advance together, so the newest input is in the same slot of every row, and the distances of the
-slots are a view of one table. The mask of visible inputs differs between rows.
+All rows advance together, so the newest input is in the same slot of every row. The distance from the newest
+input to each slot is therefore the same in every row. The mask of visible inputs differs between rows.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from scrubjay.memory.parts.window import WindowAttention
 
 
 class WindowRingBuffer:
-    """Ring buffer of the last `window` inputs and the present one; slots and mask are shared by layers.
+    """Ring buffer of the last `window` inputs and the present input. All layers share its slots and mask.
 
-    `slot` is the slot of the present input, and before the first step that of the last input in the state.
+    `slot` is the slot of the present input. Before the first step, it is the slot of the state's last input.
     """
 
     def __init__(self, window: int, age: Int[Tensor, " batch"], dtype: torch.dtype) -> None:
@@ -30,7 +30,7 @@ class WindowRingBuffer:
         self.mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask, -math.inf)[:, None]
 
     def advance(self, starts: Int[Tensor, " some"] | None) -> None:
-        """Advance to the next slot and mask all earlier slots in the rows `starts`."""
+        """Advance to the next slot. In the rows `starts`, mask all slots of earlier inputs."""
         self.slot = (self.slot + 1) % self.num_slots
         if starts is not None:
             self.clear(starts)
@@ -48,9 +48,9 @@ class WindowRingBuffer:
 class WindowStepper:
     """Window attention of one layer with its projections folded into three matrices.
 
-    Query and key projections are one matrix, distance scores are a projection of the input (a table for
-    `positions="only"`), and value and output projections are one matrix. The results are those of
-    `WindowAttention.step`.
+    The first matrix combines the query and key projections. The second maps an input to its scores for every
+    distance. With `positions="only"`, a table of scores replaces the first two. The third combines the value
+    and output projections. Outputs equal the outputs of `WindowAttention.step` up to rounding.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class WindowStepper:
         self.out = (by_head(attention.value).mT @ output).flatten(0, 1)
 
     def step(self, x: Tensor, new_inputs: Float[Tensor, "batch dim"], starts: Tensor | None) -> Tensor:
-        """Return `x` plus the attention output; `new_inputs` are the normalized present inputs."""
+        """Return `x` plus the attention output for `new_inputs`, the normalized present inputs."""
         ring, heads = self.ring, self.heads
         num_slots, dim = ring.num_slots, new_inputs.shape[1]
         if starts is not None:
@@ -102,5 +102,5 @@ class WindowStepper:
         return torch.addmm(x, read.view(-1, heads * dim), self.out)
 
     def recent(self, count: int) -> Float[Tensor, "batch count dim"]:
-        """Return the last inputs, oldest first."""
+        """Return the last `count` inputs, oldest first."""
         return self.inputs.index_select(1, self.ring.recent_slots(count))

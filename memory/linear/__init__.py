@@ -1,1 +1,1 @@
-"""Linear-recurrent memories: one matrix per head, updated by a write rule."""
+"""Linear-recurrent memories: every head has a matrix as its state, which each step updates."""

@@ -12,9 +12,9 @@ from scrubjay.kernels.dispatch import without_autocast
 class Taylor(nn.Module):
     """Feature map whose dot product is the second-order Taylor series of exp: 1 + s + s^2 / 2.
 
-    Here d is the width and s = q . k / sqrt(d). The features are 1, x_i / d^(1/4), x_i^2 / sqrt(2 d), and
-    x_i x_j / sqrt(d) for i < j. The published code stores each x_i x_j twice: 273 features for d = 16 instead
-    of 153.
+    Here s = q . k / sqrt(d) for a query q and a key k of width d. The features of a vector x are 1,
+    x_i / d^(1/4), x_i^2 / sqrt(2 d), and x_i x_j / sqrt(d) for i < j. The published code of BASED stores each
+    product x_i x_j twice. For d = 16, it has 273 features and this map has 153.
     """
 
     left: Tensor

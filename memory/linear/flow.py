@@ -1,24 +1,26 @@
 """Flowformer: attention with flow conservation, with running means as its memory.
 
-Wu, Wu, Xu, Wang & Long 2022 (arXiv 2202.06258), the causal form of equations 5 to 8. Here a = sigmoid(q),
-c = sigmoid(k), e = 1e-6, n is the number of the step in its episode (from 1), and means run over the episode
-so far:
+Wu, Wu, Xu, Wang & Long 2022 (arXiv 2202.06258), the causal form of equations 5 to 8. For queries q, keys k
+and values v, let a = sigmoid(q), c = sigmoid(k) and e = 1e-6. n is the number of the step in its episode,
+from 1. A mean runs over the steps of the episode up to the present step. The output y of a step
+follows from four intermediate values, I, O, s and z:
 
     I = 1 / ((a + e) . (mean c + e/n)),             O = 1 / ((c + e) . (mean a + e/n)),
     s = (a + e) . (mean(c O) + e/n),                z = exp(clamp((c + e) . (mean(a I) + e/n), -1, 1)),
     y = sigmoid(s) (a I) mean(c (v z / mean z)^T).
 
-Earlier steps compete by z for the incoming flow of a step, and s allocates its output. A step attends to
-itself as well. Sums over all steps become sums over the steps so far, so this is not the non-causal form with
-a causal mask.
+I is the inverse of a query's incoming flow and O the inverse of a key's outgoing flow. Keys compete for
+incoming flow by z, and s scales the output of a query. A step also attends to itself. In the causal form,
+every sum over all steps is a sum up to the present step. The non-causal form with a causal mask would differ.
 
-Differences from the published code: it stores sums and multiplies by n. This module stores means, which give
-the same numbers and stay bounded. A step moves a mean m to m + (x - m) / n. A segment sums the differences
-from its initial mean by `kernels.linear_memory` without decay and divides by n. A decay of 1 - 1/n would be
-wrong in float32 by a hundredth of 1/n at a million steps, and so would the mean in a long episode. In
-float32, steps beyond 2^24 no longer change the means. The clamped value in z is 1, the bound itself, in the
-first step of an episode and as long as inputs are constant. Its gradient is zero there, since rounding would
-otherwise decide between two gradients.
+Differences from the published code: the published code stores sums and multiplies by n. This module stores
+means, which give the same results and stay bounded. A step moves a mean m to m + (x - m) / n. A segment sums
+the differences from its initial mean by `kernels.linear_memory` without decay, and divides by n. A decay of
+1 - 1/n would be simpler. At a million steps in float32, however, it would be wrong by a hundredth of 1/n. In
+float32, steps beyond 2^24 no longer change the means.
+
+The clamped value in z is exactly 1, the upper bound, in the first step of an episode and as long as inputs
+are constant. The gradient of z is set to zero there. Otherwise, rounding would decide between two gradients.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class FlowConfig(MemoryConfig):
     num_layers: int = 1
     """Number of layers, each with its own memory."""
     num_heads: int | None = None
-    """Heads per layer; by default the fewest whose width is 8 to 64, else 1."""
+    """Heads per layer. Default: the smallest number whose heads are 8 to 64 wide; 1 if there is none."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
 
@@ -61,7 +63,7 @@ class FlowConfig(MemoryConfig):
         count_heads(self.dim, self.num_heads)
 
     def build(self) -> Flow:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return Flow(self)
 
 
@@ -78,9 +80,10 @@ class Flow(LayeredMemory["FlowLayer"]):
 class FlowLayer(nn.Module):
     """Flow attention and a feed-forward block, both pre-norm with a residual connection.
 
-    State: `time` `[batch]`, the number of steps in the episode, and means over these steps: `mean_key` of c,
-    `mean_query` of a, `mean_out` of c O, `mean_in` of a I `[batch, heads, width]`, `mean_source` of z
-    `[batch, heads]`, `values` of c (v z / mean z)^T `[batch, heads, width, width]`.
+    State: `time` `[batch]` is the number of steps in the episode. The other entries are means over these
+    steps, with the symbols of the module's docstring. `mean_key` (of c), `mean_query` (of a), `mean_out` (of
+    c O) and `mean_in` (of a I) are `[batch, heads, width]`. `mean_source` (of z) is `[batch, heads]`.
+    `values`, the mean of c (v z / mean z)^T, is `[batch, heads, width, width]`.
     """
 
     def __init__(self, config: FlowConfig) -> None:
@@ -128,15 +131,18 @@ class FlowLayer(nn.Module):
 
 @runtime_checkable
 class _Means(Protocol):
-    """Running means over an episode."""
+    """Interface for running means over an episode."""
 
     count: Float[Tensor, "batch time 1"]
-    """Number n of each step in its episode, from 1."""
+    """Index n of each step in its episode, counted from 1."""
 
     def average(
         self, x: Float[Tensor, "batch time *some"], before: Float[Tensor, "batch *some"]
     ) -> tuple[Float[Tensor, "batch time *some"], Float[Tensor, "batch *some"]]:
-        """Return the means of `x` up to each step and up to the last step."""
+        """Return the mean of `x` up to each step, and the mean up to the last step.
+
+        `before` is the mean before the first step.
+        """
         ...
 
     def read(
@@ -146,7 +152,10 @@ class _Means(Protocol):
         value: Float[Tensor, "batch time heads width"],
         before: Float[Tensor, "batch heads width width"],
     ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch heads width width"]]:
-        """Return queries times the mean of key value^T up to their step, and the mean up to the last step."""
+        """Multiply every query by the mean of the products key value^T up to the query's step.
+
+        Return the products, and the mean up to the last step. `before` is the mean before the first step.
+        """
         ...
 
 
@@ -158,7 +167,10 @@ def flow(
     state: State,
     means: _Means,
 ) -> tuple[Float[Tensor, "batch time heads width"], State]:
-    """Return the attention outputs and the next means; `query` and `key` are a and c, both positive."""
+    """Return the attention outputs, and the running means after the last step.
+
+    `query` and `key` are the sigmoids of the queries and keys (a and c in the module's docstring).
+    """
     epsilon = (_EPSILON / means.count)[..., None]
     both = torch.stack([key, query], dim=2)
     both, after = means.average(both, torch.stack([state["mean_key"], state["mean_query"]], dim=1))
@@ -182,7 +194,7 @@ def flow(
 
 
 class _StepMeans:
-    """Running means that advance by one step."""
+    """Running means for a single step."""
 
     def __init__(self, age: Int[Tensor, " batch"], dtype: torch.dtype) -> None:
         self.count = (age + 1).to(dtype)[:, None, None]
@@ -198,7 +210,7 @@ class _StepMeans:
 
 
 class _SegmentMeans:
-    """Running means that advance by a segment."""
+    """Running means for a segment of steps."""
 
     def __init__(self, clock: Clock, dtype: torch.dtype) -> None:
         self.start = clock.start
@@ -227,7 +239,11 @@ class _SegmentMeans:
         return y, last + (total - local * last) / count
 
     def _sums(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries times the sums of key value^T over their episode's steps here, and the last sum."""
+        """Multiply every query by the sum of the products key value^T up to the query's step.
+
+        A sum runs over the steps of this segment that belong to the query's episode. Return the products, and
+        the sum up to the last step.
+        """
         log_decay = torch.zeros_like(key[..., 0])
         batch, _, heads, width = key.shape
         empty = key.new_zeros(batch, heads, width, value.shape[-1])
@@ -236,7 +252,10 @@ class _SegmentMeans:
 
 
 def _clamp_source(source: Tensor) -> Tensor:
-    """Return `source` clamped to [-1, 1]. Near 1 the gradient is 0, else rounding errors would decide it."""
+    """Clamp `source` to [-1, 1], with a zero gradient from `1 - _MARGIN` upwards.
+
+    Without this margin, rounding errors in values near 1 would decide whether the gradient is zero.
+    """
     clamped_source = source.clamp(-1, 1)
     return torch.where(source < 1 - _MARGIN, clamped_source, clamped_source.detach())
 
@@ -246,5 +265,5 @@ def _dot(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _append_axes(x: Tensor, other: Tensor) -> Tensor:
-    """Return `x` with trailing axes of length one, as many axes as `other`."""
+    """Return `x` with trailing axes of length one, so that it has the number of axes of `other`."""
     return x.view(*x.shape, *[1] * (other.ndim - x.ndim))

@@ -1,20 +1,21 @@
 """Gated DeltaNet: one matrix per head, decayed and updated by the delta rule.
 
 Yang, Kautz & Hatamizadeh 2024 (arXiv 2412.06464), equation 10. A decay per channel gives Kimi Delta Attention
-(Kimi Team 2025, arXiv 2510.26692); no decay gives DeltaNet (Yang et al. 2024, arXiv 2406.06484):
+(Kimi Team 2025, arXiv 2510.26692). No decay gives DeltaNet (Yang et al. 2024, arXiv 2406.06484). With the
+matrix S, log decay g, write strength b, key k, value v, query q and output y of a head,
 
     S_t = diag(exp g_t) S_{t-1} + b_t k_t (v_t - (diag(exp g_t) S_{t-1})^T k_t)^T,    y_t = S_t^T q_t.
 
-The kernel is `kernels.linear_memory`. Keys and queries pass a causal convolution, SiLU and a division by
-their length; values pass the convolution and SiLU. b is a sigmoid, or twice a sigmoid with
-`negative_eigenvalues` (Grazzi et al. 2024, arXiv 2411.12537), without which such a memory cannot count modulo
-any number. g = -exp(A) softplus(W x + d), with one A per head and one d per decay. The output of the memory
-is normalised, gated by the input and projected.
+The kernel is `kernels.linear_memory`. Keys, queries and values pass a causal convolution and SiLU. Keys and
+queries are then divided by their length. b is a sigmoid of the input, or twice a sigmoid with
+`negative_eigenvalues` (Grazzi et al. 2024, arXiv 2411.12537). Without this option, the memory cannot count
+modulo any number above 1. For the input x, g = -exp(A) softplus(W x + d). A has one parameter per head, and d
+has one parameter per decay. The output of the memory is normalized, gated by the input and projected.
 
 Differences from the paper: a step reads before it writes unless `read_before_write` is False. W is one
-matrix; Kimi Delta uses two of low rank. The output gate is SiLU with every kind of decay. The feed-forward
-block has GELU and no gate. At initialization, convolutions use almost only the present input, as in
-`memory/titans/neural.py`.
+matrix; Kimi Delta uses the product of two low-rank matrices. The output gate is SiLU for every setting of
+`decay`. The feed-forward block has GELU and no gate. At initialization, convolutions use almost only the
+present input, as in `memory/titans/neural.py`.
 """
 
 from __future__ import annotations
@@ -48,16 +49,18 @@ class GatedDeltaConfig(MemoryConfig):
     num_layers: int = 1
     """Number of layers, each with its own memory."""
     num_heads: int | None = None
-    """Heads per layer, one matrix each. Default: the fewest heads that are 8 to 64 wide, else 1."""
+    """Heads per layer. Default: the smallest number whose heads are 8 to 64 wide; 1 if there is none."""
     decay: Literal["head", "channel", "none"] = "head"
-    """Granularity of the decay: one per head, one per key channel, or none."""
+    """Granularity of the decay: one rate per head (`head`), one per key channel (`channel`), or no decay
+    (`none`)."""
     negative_eigenvalues: bool = False
-    """Allow write strengths up to 2, so that a step can flip a stored value's sign; counting needs it."""
+    """Allow write strengths up to 2, so that a step can flip the sign of a stored value. Counting tasks need
+    this option."""
     convolution: int = 4
-    """Kernel size of the causal convolution of keys, queries and values, in steps; 1 for the present step
-    only."""
+    """Number of steps in the causal convolution of keys, queries and values. With 1, a step uses only its
+    own input."""
     read_before_write: bool = True
-    """Read the memory before the write of the same step."""
+    """Read the memory before (True) or after (False) the write of the same step."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
 
@@ -72,16 +75,16 @@ class GatedDeltaConfig(MemoryConfig):
 
     @property
     def heads(self) -> int:
-        """Number of heads per layer, one matrix each."""
+        """Number of heads per layer. Each head has one matrix."""
         return count_heads(self.dim, self.num_heads)
 
     def build(self) -> GatedDelta:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return GatedDelta(self)
 
 
 class GatedDeltaTokens(NamedTuple):
-    """Kernel inputs of a step or a segment."""
+    """Inputs of `kernels.linear_memory` for a step or a segment."""
 
     query: Float[Tensor, "*batch heads width"]
     key: Float[Tensor, "*batch heads width"]
@@ -93,8 +96,8 @@ class GatedDeltaTokens(NamedTuple):
 class GatedDeltaLayer(nn.Module):
     """Delta-rule memory and a feed-forward block, both pre-norm with a residual connection.
 
-    State: `matrix` `[batch, heads, width, width]`, and `tail` `[batch, convolution - 1, 3 dim]`, the last
-    inputs of the convolution.
+    State: `matrix` `[batch, heads, width, width]` is the memory of each head. `tail`
+    `[batch, convolution - 1, 3 dim]` holds the last inputs of the convolution.
     """
 
     def __init__(self, config: GatedDeltaConfig) -> None:
@@ -131,7 +134,10 @@ class GatedDeltaLayer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one step and the next state; `out` receives the matrix if it is not None."""
+        """Return the output of one step and the next state.
+
+        If `out` is a tensor, the new matrix is written to it in place.
+        """
         tokens, normed_x, tail = self.project_tokens(x[:, None], state["tail"], None)
         step_tokens = GatedDeltaTokens(*(part[:, 0] for part in tokens))
         y, matrix = linear_memory_step(
@@ -192,7 +198,7 @@ class GatedDelta(LayeredMemory["GatedDeltaLayer"]):
         super().__init__(config, [GatedDeltaLayer(config) for _ in range(config.num_layers)])
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a stepper that starts from `state` and updates its own copy in place."""
         if not self.can_use_stepper(GatedDelta, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)

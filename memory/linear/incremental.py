@@ -1,4 +1,4 @@
-"""In-place steps of a memory whose layers each hold a matrix."""
+"""In-place steps of a memory whose layers have a matrix per head as their state."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from scrubjay.memory.contract.stepper import Stepper
 
 
 class MatrixStepper(Stepper):
-    """Stepper of a memory whose layers hold a `matrix`, which `layer.step(..., out=)` overwrites in place.
+    """Stepper of a memory whose layers have a state entry `matrix`.
+
+    The stepper holds a copy of the matrix of each layer. The method `step` of the layer overwrites this copy
+    in place, through its argument `out`.
 
     Args:
-        layers: The layers of the memory; their initial state must be all zeros.
-        state: State of the rows.
+        layers: Layers of the memory. Their initial state must be zero in all entries.
+        state: State of the memory before the first step.
     """
 
     @torch.no_grad()

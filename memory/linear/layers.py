@@ -1,4 +1,4 @@
-"""A memory made of stacked layers, and the default number of heads."""
+"""Base class of memories made of stacked layers, and the default number of heads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 
 @runtime_checkable
 class RecurrentLayer(Protocol):
-    """Layer of a `LayeredMemory`: a module with its own recurrent state."""
+    """Interface of a layer of `LayeredMemory`: a module with its own recurrent state."""
 
     def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
         """Return the initial state of the layer."""
@@ -55,7 +55,7 @@ class LayeredMemory(Memory, Generic[L]):
         return state
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one step."""
+        """Process one step of every row, layer by layer."""
         after: State = {}
         for index, layer in enumerate(self.layers):
             x, layer_state = layer.step(x, select_part(state, suffix=f"_{index}"))
@@ -65,7 +65,7 @@ class LayeredMemory(Memory, Generic[L]):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment, layer by layer."""
+        """Process a segment of every row, layer by layer."""
         after: State = {}
         for index, layer in enumerate(self.layers):
             x, layer_state = layer.segment(x, select_part(state, suffix=f"_{index}"), start)
@@ -74,13 +74,15 @@ class LayeredMemory(Memory, Generic[L]):
 
 
 def count_heads(dim: int, num_heads: int | None) -> int:
-    """Return `num_heads`, by default the fewest heads whose width is 8 to 64, else 1.
+    """Return `num_heads`, or the default number of heads if it is None.
+
+    The default is the smallest number whose heads are 8 to 64 wide. It is 1 if no number has such heads.
 
     Raises ValueError if `num_heads` does not divide `dim`.
     """
     if num_heads is not None:
         if num_heads < 1 or dim % num_heads:
-            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}")
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of {dim}")
         return num_heads
     widths = range(min(_WIDEST_HEAD, dim), _NARROWEST_HEAD - 1, -1)
     return next((dim // width for width in widths if dim % width == 0), 1)

@@ -1,20 +1,22 @@
 """Lightning Attention: one matrix per head with a fixed decay per head and layer.
 
 Qin et al. 2023 (TransNormerLLM, arXiv 2307.14995, section 3.1) and 2024 (Lightning Attention-2, arXiv
-2401.04658, equation 8), for head h of H from 0 and layer l of L from 0:
+2401.04658, equation 8). Heads h = 0, ..., H - 1 and layers l = 0, ..., L - 1 are counted from 0. With the
+matrix S, key k, value v, query q and output y of a head,
 
     S_t = exp(-(8 h / H) (1 - l / L)) S_{t-1} + k_t v_t^T,    y_t = S_t^T q_t.
 
-The kernel is `kernels.linear_memory` with write strength 1. Queries and keys pass SiLU. The output is divided
-by its root mean square (SRMSNorm; no norm here has weights), multiplied by U x and projected. The
-feed-forward block is W (V x * U x), gated and without another nonlinearity (SGLU).
+The kernel is `kernels.linear_memory` with write strength 1. Queries and keys pass SiLU. The output y is
+divided by its root mean square (SRMSNorm, without weights), multiplied by U x for the input x, and projected.
+The feed-forward block is W (V x * U' x), without another nonlinearity (SGLU). U, U', V and W are weight
+matrices.
 
-Differences from the paper: heads are counted from 0, as in other implementations, so one head of each layer
-never decays; the paper counts from 1. Outputs are normalised per head. A norm over all heads would let the
-head that never decays dominate the others. `slopes="geometric"` uses the slopes of the published models,
-2^(-8 h / H) instead of 8 h / H with h from 1, whose time scales reach from a few steps to 256 in the first
-layer. The learned rotary positions of the first layer (LRPE) are left out: the decays encode distances, and a
-memory has no absolute step index.
+Differences from the paper: the paper counts heads from 1. Here they are counted from 0, as in other
+implementations, so the first head of each layer never decays. Outputs are normalized per head. With a norm
+over all heads, the head that never decays would dominate. `slopes="geometric"` replaces 8 h / H by the slopes
+of the published models, 2^(-8 (h + 1) / H). Their time scales in the first layer reach from a few steps to
+256 steps. This module leaves out the learned rotary positions of the first layer (LRPE), because the decays
+encode distances and a memory has no absolute step index.
 """
 
 from __future__ import annotations
@@ -46,10 +48,10 @@ class LightningConfig(MemoryConfig):
     num_layers: int = 2
     """Number of layers, each with its own memory; later layers decay more slowly."""
     num_heads: int | None = None
-    """Heads per layer, each with its own decay; by default the largest divisor of `dim` up to 4."""
+    """Number of heads per layer, each with its own decay. Default: the largest divisor of `dim` up to 4."""
     slopes: Literal["linear", "geometric"] = "linear"
-    """Schedule of the decays over heads: linear as in the paper's equation, geometric as in the published
-    models."""
+    """Dependence of the decay rate on the head: `linear` as in the paper's equation, or `geometric` as in the
+    published models."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
 
@@ -64,7 +66,7 @@ class LightningConfig(MemoryConfig):
 
     @property
     def heads(self) -> int:
-        """Number of heads per layer, one matrix each."""
+        """Number of heads per layer. Each head has one matrix."""
         return resolve_heads(self.dim, self.num_heads)
 
     def log_decays(self, layer: int) -> list[float]:
@@ -75,7 +77,7 @@ class LightningConfig(MemoryConfig):
         return [-(2.0 ** (-8 * (head + 1) / heads)) * slower for head in range(heads)]
 
     def build(self) -> Lightning:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return Lightning(self)
 
 
@@ -89,14 +91,14 @@ class Lightning(LayeredMemory["LightningLayer"]):
         super().__init__(config, [LightningLayer(config, index) for index in range(config.num_layers)])
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a stepper that starts from `state` and updates its own copy in place."""
         if not self.can_use_stepper(Lightning, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)
 
 
 class LightningTokens(NamedTuple):
-    """Kernel inputs of a step or a segment."""
+    """Inputs of `kernels.linear_memory` for a step or a segment."""
 
     query: Float[Tensor, "*batch heads width"]
     key: Float[Tensor, "*batch heads width"]
@@ -132,7 +134,10 @@ class LightningLayer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one step and the next state; `out` receives the matrix if it is not None."""
+        """Return the output of one step and the next state.
+
+        If `out` is a tensor, the new matrix is written to it in place.
+        """
         tokens, gate = self._tokens(x, state["matrix"].dtype)
         y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
         return self._finish(x, gate, y), {"matrix": matrix}

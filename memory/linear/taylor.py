@@ -1,12 +1,13 @@
 """Linear attention with second-order Taylor features of exp: the linear part of BASED.
 
-Arora et al. 2024 (arXiv 2402.18668, section 4.1). Here s = q . k / sqrt(d), and the features phi satisfy
-phi(q) . phi(k) = 1 + s + s^2 / 2, which is at least 1/2:
+Arora et al. 2024 (arXiv 2402.18668, section 4.1). For a query q and a key k of width d, let s = q . k /
+sqrt(d). The features phi satisfy phi(q) . phi(k) = 1 + s + s^2 / 2, which is at least 1/2. With the value v_i
+of step i, the output y_t of step t is
 
-    y_t = (sum of phi(q_t) . phi(k_i) v_i, i up to t) / (sum of phi(q_t) . phi(k_i) + 1e-6).
+    y_t = (sum over i <= t of phi(q_t) . phi(k_i) v_i) / (sum over i <= t of phi(q_t) . phi(k_i) + 1e-6).
 
-The kernel is `kernels.linear_memory` with the rule "hebbian", write strength 1 and no decay. A column of ones
-appended to the values computes the denominator.
+The kernel is `kernels.linear_memory` with the rule "hebbian", write strength 1 and no decay. Each value has
+an additional coordinate of 1, so that the same product computes the denominator.
 
 Differences from the paper: each product of two coordinates is stored once, not twice
 (`memory/linear/features.py`). The feed-forward block has GELU and no gate.
@@ -37,9 +38,9 @@ class TaylorConfig(MemoryConfig):
     """Configuration of `TaylorMemory`. Raises ValueError on an invalid size."""
 
     num_heads: int | None = None
-    """Heads, one matrix each; by default the fewest whose width is 8 to 64, else 1."""
+    """Number of heads. Default: the smallest number whose heads are 8 to 64 wide; 1 if there is none."""
     feature_width: int = 16
-    """Width d of queries and keys per head; expands to 1 + 2 d + d (d - 1) / 2 features."""
+    """Width d of a head's queries and keys. The feature map has 1 + 2 d + d (d - 1) / 2 features."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward block, in units of `dim`."""
 
@@ -51,12 +52,12 @@ class TaylorConfig(MemoryConfig):
         count_heads(self.dim, self.num_heads)
 
     def build(self) -> TaylorMemory:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return TaylorMemory(self)
 
 
 class TaylorMemory(LayeredMemory["TaylorLayer"]):
-    """One layer of linear attention with second-order Taylor features, and feed-forward.
+    """One layer of linear attention with second-order Taylor features, followed by a feed-forward block.
 
     State: the entries of `TaylorLayer`, with the suffix `_0`.
     """
@@ -65,14 +66,14 @@ class TaylorMemory(LayeredMemory["TaylorLayer"]):
         super().__init__(config, [TaylorLayer(config)])
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a stepper that starts from `state` and updates its own copy in place."""
         if not self.can_use_stepper(TaylorMemory, state):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)
 
 
 class TaylorTokens(NamedTuple):
-    """Kernel inputs of a step or a segment."""
+    """Inputs of `kernels.linear_memory` for a step or a segment."""
 
     query: Float[Tensor, "*batch heads features"]
     key: Float[Tensor, "*batch heads features"]
@@ -84,7 +85,8 @@ class TaylorTokens(NamedTuple):
 class TaylorLayer(nn.Module):
     """Linear attention and a feed-forward block, both pre-norm with a residual connection.
 
-    State: `matrix` `[batch, heads, features, width + 1]`, sums of key features times values and a one.
+    State: `matrix` `[batch, heads, features, width + 1]`, the sum of phi(k) (v, 1)^T over the steps of the
+    episode. phi(k) are the features of the key k. (v, 1) is the value v with an additional coordinate, a 1.
     """
 
     def __init__(self, config: TaylorConfig) -> None:
@@ -107,7 +109,10 @@ class TaylorLayer(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one step and the next state; `out` receives the matrix if it is not None."""
+        """Return the output of one step and the next state.
+
+        If `out` is a tensor, the new matrix is written to it in place.
+        """
         tokens = self._tokens(x, state["matrix"].dtype)
         y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
         return self._finish(x, y), {"matrix": matrix}

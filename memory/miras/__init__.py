@@ -1,1 +1,1 @@
-"""Miras: neural memories with other losses and retention rules than Titans."""
+"""Miras: neural memories whose losses and retention rules differ from those of Titans."""

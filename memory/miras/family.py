@@ -1,17 +1,19 @@
-"""Base class of the three Miras memories: their network inside the layers of Titans.
+"""Base class of the three Miras memories, which use the layers of Titans.
 
 Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3. Each memory is
-`kernels.neural_memory` with its own loss and mirror map and without momentum, in the layer of
-`memory/titans/neural.py`, whose docstring applies here as well.
+`kernels.neural_memory` without momentum, with its own loss and its own map from accumulated steps to weights
+(mirror map). The layer is that of `memory/titans/neural.py`, whose docstring applies here as well.
 
-The paper's network is M(x) = x + LN(W_1 GELU(W_2 x)) with a hidden layer 4 times as wide: `depth=2,
-residual=True, norm=True`. The default is a matrix, as in Titans here. On small recall tasks the matrix
-learned in half the updates, and each update took a third of the time.
+The paper's network is M(x) = x + LN(W_1 GELU(W_2 x)), where LN is a layer norm and the hidden layer is 4
+times as wide as x. Set `depth=2, residual=True, norm=True` to use this network. The default is a single
+matrix, as in `titans`. On small recall tasks, the matrix needed half as many updates, and each update took a
+third of the time.
 
-Differences of all three from the paper: gates are per head, not per channel by matrices of low rank. The
-inner norm has no weights. Steps are bounded as in Titans, and clipped by the error that they remove, unless
-`bound_steps` is False. Weights decay towards the learned initial weights, not towards zero, where a network
-of two layers would stay for ever.
+Differences of all three memories from the paper: a gate has one value per head. In the paper, it has one
+value per channel, computed by low-rank matrices. The norm LN has no weights. Steps are bounded as in Titans,
+and clipped so that a step does not overshoot the error that it removes. `bound_steps=False` disables both the
+bounds and the clip. Weights decay towards the learned initial weights, not towards zero. A network of two
+layers could not leave zero again.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class MirasConfig(TitansConfig):
     """Base configuration of the Miras memories. Raises ValueError on an invalid value."""
 
     hidden_ratio: int = 4
-    """Hidden width of a head's network, in units of the head's width."""
+    """Width of the hidden layers of a head's network, in units of the head's width."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,7 +42,7 @@ class MirasConfig(TitansConfig):
     @property
     @abstractmethod
     def learning(self) -> Learning:
-        """Loss and weight parametrization of the networks."""
+        """Learning rule: loss of the networks, and map from accumulated gradient steps to weights."""
 
     @property
     def gates(self) -> tuple[str, ...]:
@@ -48,9 +50,9 @@ class MirasConfig(TitansConfig):
         return "step", "forgetting"
 
     def build_initial_weights(self) -> list[Tensor]:
-        """Return the layers' untrained weights.
+        """Return the untrained initial weights of the layers of a head's network.
 
-        They are not zero with `norm`, which cannot standardise a zero output.
+        With `norm`, no weights are zero, because a zero output cannot be standardized.
         """
         if not self.norm:
             return super().build_initial_weights()

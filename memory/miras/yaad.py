@@ -1,12 +1,13 @@
 """Yaad: a neural memory with a Huber loss, robust to outliers.
 
-Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3, equation 26: the loss is
-Huber's: half the squared error up to a threshold and linear beyond, so the gradient of a token is at most its
-threshold. The threshold is softplus(.) of the token. Weights decay towards the learned ones, as in Titans.
+Miras (Behrouz, Razaviyayn, Zhong & Mirrokni 2025, arXiv 2504.13173), section 5.3, equation 26. The loss is
+the Huber loss: half the squared error up to a threshold, and linear beyond the threshold. The gradient of the
+loss with respect to the output therefore never exceeds the threshold. The threshold is the softplus of a
+linear function of the token. Weights decay towards the learned initial weights, as in Titans.
 
-Differences, besides those in `memory/miras/family.py`: the threshold applies to the length of an error, which
-preserves its direction. `measure="coordinate"` clips each coordinate separately, as in the paper. Initial
-thresholds are about the length of an error.
+Besides the differences in `memory/miras/family.py`, there is one: the threshold applies to the length of an
+error vector, so clipping preserves its direction. `measure="coordinate"` clips each coordinate separately, as
+in the paper. Initial thresholds are about as large as the length of a typical error.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ class YaadConfig(MirasConfig):
     """Configuration of `Yaad`. Raises ValueError on an invalid value."""
 
     measure: Literal["norm", "coordinate"] = "norm"
-    """Quantity compared with the threshold: the length of the error (`norm`) or each coordinate."""
+    """Quantity that is compared with the threshold: the length of the error vector (`norm`), or each of its
+    coordinates (`coordinate`)."""
 
     @property
     def learning(self) -> Learning:
-        """Loss and weight parametrization of the networks."""
+        """Learning rule: loss of the networks, and map from accumulated gradient steps to weights."""
         return Learning("gelu", Huber(self.measure))
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Names of the gates per head, computed from each token."""
+        """Names of the gates. A gate has one value per head and token."""
         return "step", "forgetting", "threshold"
 
     def build(self) -> Yaad:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return Yaad(self)
 
 

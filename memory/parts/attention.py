@@ -1,11 +1,12 @@
 """Attention of a segment to stored keys and to its own steps, with score biases and a custom backward pass.
 
-The forward and backward passes take twenty operations each instead of a graph of sixty, use a softmax to the
-base 2, and compute gradients of the stored keys and values only if they are needed. Second derivatives, and
-inputs that are not float32 or float64 on a CPU, use torch's autograd.
+The forward and the backward pass take twenty operations each; a graph of torch's autograd has sixty. The
+softmax is to the base 2. Gradients of the stored keys and values are computed only if they are needed. The
+custom backward pass supports float32 and float64 inputs on a CPU. All other inputs use torch's autograd, and
+so do second derivatives.
 
-Letters: B batch, T steps, S stored items, N = S + T, M the last columns, at most N, H heads, E the width of a
-head, D = H * E, R = B * H.
+Axes: B batch, T steps of the segment, S stored items, N = S + T keys, M last keys that get a bias (M <= N),
+H heads, E width of a head, D = H * E, R = B * H.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ class AttentionInputs(NamedTuple):
     stored_keys: Float[Tensor, "B S D"]
     stored_values: Float[Tensor, "B S D"]
     mask: Float[Tensor, "B T N"]
-    """Additive mask of the scores of stored items, then of the segment's steps; -inf for masked columns. It
-    is treated as a constant. Each step needs at least one visible column."""
+    """Additive mask of the scores, first for stored items, then for the segment's steps; -inf hides a key.
+    Each step needs at least one visible key. A mask that requires a gradient disables the custom backward
+    pass."""
     bias: Float[Tensor, "B T M"]
-    """Bias that is added to the scores of the last M key columns, for all heads."""
+    """Bias that is added to the scores of the last M keys, equal in all heads. M is `bias.shape[2]`."""
     head_bias: Float[Tensor, "H T M"]
-    """Bias per head that is added to the scores of the last M key columns."""
+    """Bias of each head that is added to the scores of the last M keys. M is `bias.shape[2]`."""
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "B T D"]:
@@ -138,7 +140,10 @@ class _Attention(torch.autograd.Function):
 def _columns(
     earlier: Float[Tensor, "B S D"], own: Float[Tensor, "B T D"], heads: int
 ) -> Float[Tensor, "R N E"]:
-    """Concatenate stored columns and the segment's own columns by head."""
+    """Concatenate stored keys and the segment's keys, and split them by head.
+
+    The function is also called for stored values and the segment's values.
+    """
     batch, count, dim = earlier.shape
     columns = own.new_empty(batch, heads, count + own.shape[1], dim // heads)
     columns[:, :, :count] = by_head(earlier, heads)

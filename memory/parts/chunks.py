@@ -1,7 +1,8 @@
 """Chunks of an episode in a store of fixed capacity: when they are completed and when they are readable.
 
-Chunk boundaries are multiples of the chunk size in episode time. A chunk is readable from the step after its
-last. The oldest chunk is dropped first. A store holds its chunks oldest first, aligned to the end.
+A chunk starts at each episode start and every `chunk_size` steps after the start. Later steps can read a
+chunk after its last step. A full store drops its oldest chunk. Chunks are stored oldest first in the last
+slots of the store, so unused slots come first.
 """
 
 from __future__ import annotations
@@ -20,28 +21,31 @@ from scrubjay.memory.contract.nested import add_affixes
 
 
 class ChunkPlan(NamedTuple):
-    """Chunk positions of a segment and the steps that may read them, shared by all layers.
+    """Chunks of a segment and the steps that may read them. All layers share the plan.
 
-    A layer's table consists of its stored chunks, without the leading slots that no row has written, followed
-    by the chunks that the segment completes.
+    `readable` and `retained_chunks` refer to a table of chunks, which each layer has. The table starts with
+    the stored chunks, without the leading slots that are unwritten in all rows. The N chunks that the segment
+    completes follow.
     """
 
     num_unwritten: int
-    """Leading slots of the stores that no row has written before the segment."""
+    """Number of leading slots of a store that no row has written before the segment."""
     steps: Int[Tensor, "batch N chunk_size"]
-    """Positions, in the window followed by the segment, of the steps of chunks that the segment completes."""
+    """Positions of the steps of each completed chunk, counted from the first step of the window before the
+    segment."""
     readable: Bool[Tensor, "batch time chunks_and_N"]
     max_readable: int
     """Largest number of chunks that any query may read."""
     retained_chunks: Int[Tensor, "batch slots"]
-    """Chunks of the table that the last slots hold after the segment."""
+    """Chunk in each of the last slots of the store after the segment, as an index into the chunk table. The
+    other slots of the store are empty in all rows."""
     occupied_slots: Bool[Tensor, "batch slots"] | None
-    """True for those slots that hold a chunk; None if all do."""
+    """True for slots of `retained_chunks` that contain a chunk; None if every slot contains a chunk."""
 
     def store(
         self, table: Float[Tensor, "batch chunks_and_N *dims"], num_chunks: int
     ) -> Float[Tensor, "batch chunks *dims"]:
-        """Return the slots after the segment; unwritten slots are zero."""
+        """Return the contents of all slots of the store after the segment, zeros in unwritten slots."""
         slots = take(table, self.retained_chunks)
         if self.occupied_slots is not None:
             mask = self.occupied_slots.view(*self.occupied_slots.shape, *[1] * (table.ndim - 2))
@@ -51,7 +55,7 @@ class ChunkPlan(NamedTuple):
 
 
 def plan_chunks(clock: Clock, chunk_size: int, num_chunks: int, window: int) -> ChunkPlan:
-    """Compute the chunk plan of a segment; boundaries are multiples of `chunk_size` since each start."""
+    """Return the chunk plan of a segment. Positions count from the step `window` steps before the segment."""
     batch, length = clock.step.shape
     device = clock.age.device
     chunk = clock.chunk_index(chunk_size)
@@ -115,7 +119,7 @@ def push(store: Tensor, item: Tensor, where: Bool[Tensor, "batch"]) -> Tensor:
 def written_slots(
     time: Int[Tensor, "batch"], chunk_size: int, num_chunks: int
 ) -> Bool[Tensor, "batch chunks"]:
-    """Return a mask of the slots that hold a chunk of an episode that is `time` steps old."""
+    """Return a mask of the slots that hold a chunk after `time` steps of an episode."""
     slot = torch.arange(num_chunks, device=time.device)
     return slot >= num_chunks - (time // chunk_size)[:, None]
 
@@ -123,19 +127,22 @@ def written_slots(
 def stored_steps(
     time: Int[Tensor, " batch"], chunk_size: int, num_chunks: int
 ) -> Int[Tensor, "batch chunks chunk_size"]:
-    """Return the steps held by each slot for an episode that is `time` steps old; -1 for none."""
+    """Return the numbers of the steps that each slot holds after `time` steps of an episode; -1 if empty."""
     chunk = time[:, None] // chunk_size + torch.arange(-num_chunks, 0, device=time.device)
     steps = chunk[..., None] * chunk_size + torch.arange(chunk_size, device=time.device)
     return steps.clamp(min=-1)
 
 
 def last_steps(time: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window_and_1"]:
-    """Return the `window` steps before the present one, then the present one; -1 before the episode."""
+    """Return the episode step numbers of the last `window` steps and of the present one; -1 before step 0."""
     return (time[:, None] + torch.arange(-window, 1, device=time.device)).clamp(min=-1)
 
 
 def visited_slots(time: Int[Tensor, " batch"], window: int) -> Bool[Tensor, "batch window"]:
-    """Return a mask of the last `window` steps that belong to an episode that is `time` steps old."""
+    """Return a mask over the last `window` steps, True for steps that belong to the current episode.
+
+    The current episode has `time` steps so far.
+    """
     return torch.arange(window, 0, -1, device=time.device) <= time[:, None]
 
 
@@ -145,7 +152,7 @@ def zero_slots(value: Float[Tensor, "batch slots *dims"], mask: Bool[Tensor, "ba
 
 
 def build_empty_state(memory: Memory, batch: int, layers: int, shapes: dict[str, tuple[int, ...]]) -> State:
-    """Return the initial state of a memory with layers: time, and zeros of these shapes for each layer."""
+    """Return the initial state of a memory: the entry `time`, and zeros of these shapes for each layer."""
     state: State = {"time": torch.zeros(batch, dtype=torch.long, device=memory.device)}
     for layer in range(layers):
         empty = {
@@ -157,6 +164,6 @@ def build_empty_state(memory: Memory, batch: int, layers: int, shapes: dict[str,
 
 
 def is_finite_state(state: State) -> bool:
-    """Check that all entries except the time are finite. The check costs a tenth of a copy."""
+    """Return True if all entries except `time` are finite. The check takes a tenth of the time of a copy."""
     total = sum(value.detach().sum() for name, value in state.items() if name != "time")
     return bool(torch.as_tensor(total).isfinite())

@@ -1,8 +1,8 @@
-"""Short causal depthwise convolution over time; its state is its last inputs.
+"""Short causal depthwise convolution over time. The state consists of the last inputs.
 
-It combines neighbouring inputs, such as a key and the value after it, before a memory. Several sequence
-models apply one before mixing over time (Poli et al. 2023, arXiv 2302.10866; Arora et al. 2024, arXiv
-2402.18668).
+Before a memory, the convolution combines neighboring inputs, such as a key and the value after it. Several
+sequence models have such a convolution before the layer that mixes steps (Poli et al. 2023, arXiv 2302.10866;
+Arora et al. 2024, arXiv 2402.18668).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scrubjay.memory.parts.recent import shift_window
 class ShortConvolution(nn.Module):
     """Weighted sum of the last `width` inputs per channel; the weight of the present input starts at 1.
 
-    State: `[batch, width - 1, dim]`, the inputs before the present one, zeros where there were none.
+    The state `[batch, width - 1, dim]` holds the inputs before the present one, zeros before the first input.
     """
 
     def __init__(self, dim: int, width: int) -> None:
@@ -39,7 +39,10 @@ class ShortConvolution(nn.Module):
         before: Float[Tensor, "batch before dim"],
         start: Bool[Tensor, "batch time"] | None = None,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch before dim"]]:
-        """Return the sums and the state after the last input. A sum does not reach back beyond a `start`."""
+        """Return the weighted sums, and the state after the last input.
+
+        Inputs before a `start` do not enter the sums of later steps.
+        """
         time, reach = x.shape[1], self.width - 1
         if time == 0:
             return x, before

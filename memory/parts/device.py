@@ -9,11 +9,11 @@ if TYPE_CHECKING:
 
 
 def resolve_device(name: str | torch.device, purpose: str) -> torch.device:
-    """Return the torch device of this name. Raises ValueError, naming the purpose, if it is not available.
+    """Return the torch device of this name. Raises ValueError if the device is not available.
 
     Args:
-        name: Such as "cuda:1".
-        purpose: Use of the device for the error message, such as "hold embeddings".
+        name: Name of the device, such as "cuda:1".
+        purpose: Purpose of the device for the error message, such as "hold embeddings".
     """
     import torch  # a bank without a device does not need torch
 

@@ -6,5 +6,5 @@ from torch import nn
 
 
 def feed_forward(dim: int, hidden: int) -> nn.Sequential:
-    """Return a norm, a linear layer to `hidden`, GELU, and one back to `dim`."""
+    """Return a layer norm, a linear layer from `dim` to `hidden`, GELU, and a linear layer back to `dim`."""
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))

@@ -1,8 +1,8 @@
-"""Resets inside a segment for fused recurrent kernels, which do not support them.
+"""Episode starts inside a segment for fused recurrent kernels, which cannot reset their state.
 
-An extra step, a flush, is inserted before every start. It saturates the gates so that the state becomes
-exactly zero at the start, and no gradient crosses it. Each row grows by its own number of flushes; shorter
-rows are padded at the end with steps that keep the state.
+An extra step, a flush, is inserted before every start. The flush saturates the gates. The state is therefore
+exactly zero at the start, and no gradient passes the flush. Rows may have different numbers of flushes.
+Shorter rows are padded at the end with steps that do not change the state.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ SATURATED = 1e20
 
 @dataclass(frozen=True)
 class FlushPlan:
-    """Index of a segment's steps in the expanded segment, which has time first."""
+    """Positions of the steps of a segment in the expanded segment, which has flushes and padding."""
 
     row_index: Int[Tensor, " steps"]
-    """Row of the flattened `[stretched, batch]` for step t of row b, at index b * time + t."""
+    """Index of each step in the expanded segment, whose axes `[stretched, batch]` are flattened. Entry
+    b * time + t is the index of step t of row b."""
     step_type: Bool[Tensor, "stretched batch 3"]
     """One-hot type of each step: input, flush or padding."""
 
     @staticmethod
     def from_starts(start: Bool[Tensor, "batch time"]) -> FlushPlan | None:
-        """Return the plan for the starts after the first step, or None if there are none."""
+        """Return the plan for the starts after the first step, or None if there are no such starts."""
         batch, time = start.shape
         episode = episodes(start)
         flushes = episode - episode[:, :1]
@@ -48,14 +49,17 @@ class FlushPlan:
         return FlushPlan(row_index, torch.stack([is_input, ~(is_input | is_padding), is_padding], dim=-1))
 
     def expand(self, x: Float[Tensor, "batch time dim"]) -> Float[Tensor, "stretched batch dim+3"]:
-        """Return the expanded inputs, zero at other steps, with the step type in three more columns."""
+        """Insert steps with all inputs 0 for flushes (state resets) and padding, and append 3 columns.
+
+        The columns contain the one-hot step type.
+        """
         inputs = x.new_zeros(self.step_type[..., 0].numel(), x.shape[-1]).index_copy_(
             0, self.row_index, x.flatten(0, 1)
         )
         return torch.cat([inputs.unflatten(0, self.step_type.shape[:2]), self.step_type.to(x.dtype)], dim=-1)
 
     def collect(self, y: Float[Tensor, "stretched batch dim"]) -> Float[Tensor, "batch time dim"]:
-        """Return the outputs at the input steps."""
+        """Return the outputs of the original steps, without those of flushes (state resets) and padding."""
         return y.flatten(0, 1).index_select(0, self.row_index).unflatten(0, (y.shape[1], -1))
 
 
@@ -67,11 +71,14 @@ def cell_weights(cell: nn.RNNCellBase, dtype: torch.dtype) -> list[Tensor]:
 def expand_weights(
     weights: Sequence[Tensor], flush: tuple[int, ...], padding: tuple[int, ...]
 ) -> list[Tensor]:
-    """Return a recurrent layer's weights for expanded inputs: input, hidden, input bias, hidden bias.
+    """Return a recurrent layer's weights for inputs from `FlushPlan.expand`.
 
-    `flush` and `padding` hold a value per gate, in the layer's order: the step opens the gate (1), closes it
-    (-1) or feeds it zero (0). The input bias becomes the weight of the step type "input", so that it is not
-    added at a flush and gets no gradient from it.
+    The order is: input weight, hidden weight, input bias, hidden bias.
+
+    `flush` holds one value per gate for flush steps, and `padding` holds one value per gate for padding
+    steps, in the layer's order of gates. The value 1 opens the gate, -1 closes the gate, and 0 adds nothing
+    to the gate's input. The input bias becomes the weight of the step type "input". A flush therefore does
+    not add the bias and gives it no gradient.
     """
     weight, hidden_weight, bias, hidden_bias = weights
     width = hidden_weight.shape[1]

@@ -1,4 +1,4 @@
-"""Gate of a gated transformer, with a custom backward pass: a dozen operations forward and backward.
+"""Gate of a gated transformer, with a custom backward pass. Each pass takes about a dozen operations.
 
 tanh(a) is computed as 2 σ(2 a) - 1, which is four times as fast with the same absolute precision.
 """
@@ -17,9 +17,11 @@ from scrubjay.kernels.dispatch import without_autocast
 
 
 class Gate(nn.Module):
-    """GRU-type gate in place of a residual connection (section 3.2, "Gated-Recurrent-Unit-type").
+    """GRU-type gate in place of a residual connection (Parisotto et al. 2019, arXiv 1910.06764, section 3.2).
 
-    r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b), h = tanh(W y + U (r * x)); returns (1 - z) * x + z * h.
+    x is the stream, y the output of the sublayer. The gate returns (1 - z) * x + z * h, where
+    r = σ(W_r y + U_r x), z = σ(W_z y + U_z x - b) and h = tanh(W y + U (r * x)). All W and U are learned
+    matrices, b is a learned bias, and σ is the sigmoid.
     """
 
     def __init__(self, dim: int, bias: float) -> None:

@@ -1,8 +1,9 @@
-"""Layout of a segment on chunk grids aligned to its episodes: resets and cuts do not move chunk boundaries.
+"""Layout of a segment on a grid of chunks. Chunks start at multiples of `chunk_size` steps of an episode.
 
-Chunk boundaries are multiples of `chunk_size` in episode time. The episode pieces of a row are placed one
-after the other, each from its position within its first chunk. Positions without a step are empty. The number
-of chunks is that of the row that needs the most.
+Chunk boundaries do not depend on how a sequence is cut into segments. A row of a segment may contain pieces
+of several episodes. The grid places the pieces one after the other, in separate chunks. A piece begins at its
+position within its first chunk. Positions without a step are empty. All rows get the number of chunks of the
+row that needs the most.
 """
 
 from __future__ import annotations
@@ -28,18 +29,20 @@ class ChunkGrid:
     chunk_size: int
     num_chunks: int
     offset: int
-    """Position of the first step if every row is one piece that starts at this position of a chunk."""
+    """Position of the segment's first step in its chunk. 0 if the rows differ in this position, or if an
+    episode starts after the first step."""
     position: Int[Tensor, "batch time"] | None
     """Position of every step on the grid; None if positions count up from `offset`."""
     source: Int[Tensor, " all_places"] | None
-    """Index, over all rows, of the step at every position; the number of all steps for empty positions; None
-    if `position` is None."""
+    """Flat index (row * time + t) of the step at every position; batch * time at empty positions. None if
+    `position` is None."""
     target: Int[Tensor, " all_steps"] | None
-    """Index, over all rows, of the position of every step; None if `position` is None."""
+    """Flat index of every step's position: row * (number of positions per row) + position. None if `position`
+    is None."""
     valid: Bool[Tensor, "batch places"] | None
     """True at positions that hold a step; None if all do."""
     fresh: Bool[Tensor, "batch chunks"] | None
-    """True for chunks that begin an episode; None if none does."""
+    """True for chunks that begin an episode; None if no chunk does."""
     begins: Bool[Tensor, "batch chunks"]
     """True for chunks that begin in this segment."""
     index: Int[Tensor, "batch chunks"]
@@ -49,7 +52,7 @@ class ChunkGrid:
     def from_starts(
         cls, age: Int[Tensor, " batch"], start: Bool[Tensor, "batch time"], chunk_size: int
     ) -> ChunkGrid:
-        """Return the grid of a segment whose rows are `age` steps into an episode before it."""
+        """Return the grid of a segment; `age` is the number of earlier steps in the episode of each row."""
         batch, length = start.shape
         clock = Clock.from_starts(age, start)
         number, in_chunk = clock.chunk_index(chunk_size), clock.chunk_position(chunk_size)
@@ -109,7 +112,7 @@ class ChunkGrid:
         )
 
     def boundaries(self, every: int) -> Bool[Tensor, "batch chunks"]:
-        """Return a mask of chunks that begin here and whose index is a multiple of `every`."""
+        """Return a mask of chunks that begin in this segment and whose index is a multiple of `every`."""
         return self.begins & (self.index % every == 0)
 
     def to_grid(self, x: Tensor) -> Tensor:
@@ -145,7 +148,7 @@ def _select(rows: Float[Tensor, "rows width"], index: Tensor, some_empty: bool) 
 
 
 class _Take(torch.autograd.Function):
-    """`_select` with a gradient that gathers by the inverse index instead of a scatter-add."""
+    """Variant of `_select` whose backward pass gathers by the inverse index, without a scatter-add."""
 
     @staticmethod
     def forward(ctx, rows, index, inverse, some_empty):

@@ -11,11 +11,12 @@ _BYTES = 32_000_000
 
 @functools.cache
 def retain_freed_memory() -> None:
-    """Make the C library retain up to twice `_BYTES` of freed memory, once for the whole process.
+    """Make the C library retain freed memory in the whole process, up to 64 MB.
 
-    Tensors saved for the backward pass are freed at the end of a step, returned to the system and allocated
-    again. Mapping the pages of a megabyte costs as much as writing it five times. glibc retains blocks
-    smaller than the largest block freed so far, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). This block is
-    never written, so it costs nothing. On other systems nothing changes.
-    """
+    Without this call, memory of tensors that are saved for the backward pass is returned to the system at the
+    end of a gradient step and mapped again in the next step. Mapping a megabyte takes as long as writing the
+    megabyte five times. When a block of at most 32 MiB is freed, glibc raises a limit: from then on it
+    retains smaller blocks, up to twice the size of that block in total (mallopt(3), M_MMAP_THRESHOLD). This
+    function therefore frees one block of 32 MB. The block is never written, so it costs nothing. On systems
+    without glibc nothing changes."""
     torch.empty(_BYTES, dtype=torch.uint8)

@@ -1,8 +1,9 @@
 """Hierarchical attention of HCAM (Lampinen et al. 2021, arXiv 2105.14039, section 3).
 
-A query selects chunks by their summaries, then attends inside them. If there are few chunks, all steps are
-projected and read in large products. If there are many, only the selected chunks are read, without projecting
-them: the projections are applied to the query and to the read-out.
+A query selects chunks by their summaries, then attends inside them. If there are few chunks, the steps of all
+chunks are projected and read in large matrix products. If there are many chunks, only the selected ones are
+read. Their steps are not projected. Instead the key projection is applied to the query, and the value
+projection to the read-out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scrubjay.memory.parts.sinusoids import sinusoids
 class ReadWeights(NamedTuple):
     """Projections of a hierarchical read, each applied as `x @ weight + bias`; F is the feature width.
 
-    The summary projections have one head; the others are split into `num_heads` along F.
+    The summary projections have one head. All other projections are split into `num_heads` along F.
     """
 
     summary_key: Float[Tensor, "dim F"]
@@ -51,15 +52,15 @@ def hierarchical_attention(
     num_heads: int = 1,
     stop_memory_gradient: bool = True,
 ) -> Float[Tensor, "batch time F"]:
-    """Return the relevance-weighted sum of the attention outputs of the selected chunks (section 3).
+    """Return the sum of the attention outputs of the selected chunks, weighted by relevance (section 3).
 
     Args:
         queries: One query per step.
         keys: Summaries of the chunks.
         contents: Steps of the chunks.
         mask: True for chunks that a query may read; None for all. A query without readable chunks gets zeros.
-        weights: Projections of both levels.
-        position: Add a sinusoid of a step's distance from the end of its chunk.
+        weights: Projections for the selection of chunks and for the attention inside chunks.
+        position: Add to each stored step a sinusoidal encoding of its distance from the end of the chunk.
         top_k: Chunks selected per query.
         num_heads: Heads of the attention inside chunks.
         stop_memory_gradient: Stop the gradient into keys and contents.
@@ -89,15 +90,15 @@ def attend(
     num_heads: int,
     stop_memory_gradient: bool,
 ) -> Float[Tensor, "batch time F"]:
-    """Compute `hierarchical_attention` from a given mask and given position encodings.
+    """Compute `hierarchical_attention` with precomputed position encodings and a required mask.
 
     Args:
         queries: One query per step.
         keys: Summaries of the chunks.
         contents: Steps of the chunks.
         mask: True for chunks that a query may read; not None.
-        weights: Projections of both levels.
-        positions: Encodings added to the steps of a chunk, `[chunk_size, dim]`; None for none.
+        weights: Projections for the selection of chunks and for the attention inside chunks.
+        positions: Encodings to add to the steps of a chunk, `[chunk_size, dim]`; None adds nothing.
         top_k: Chunks selected per query.
         num_heads: Heads of the attention inside chunks.
         stop_memory_gradient: Stop the gradient into keys and contents.
@@ -132,8 +133,8 @@ def weigh(
         keys: Summaries of the chunks.
         contents: Steps of the chunks.
         mask: True for chunks that a query may read.
-        weights: Projections of both levels.
-        positions: Encodings added to the steps of a chunk.
+        weights: Projections for the selection of chunks and for the attention inside chunks.
+        positions: Encodings to add to the steps of a chunk; None adds nothing.
         top_k: Chunks selected per query.
         num_heads: Heads of the attention inside chunks.
     """
@@ -179,7 +180,10 @@ def _read_dense(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time F"]:
-    """Read projected keys and values of all stored steps; steps and queries are the contiguous dimension."""
+    """Attend to the projected keys and values of all stored steps.
+
+    The projected tensors are contiguous along their last axis, which counts steps or queries.
+    """
     (batch, chunks, length, _), (time, features) = contents.shape, (queries.shape[1], weights.query.shape[1])
     width = features // num_heads
     if chunks > top_k:
@@ -223,7 +227,10 @@ def _read_selected(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time F"]:
-    """Read the selected steps unprojected; the projections are applied to the query and the read-out."""
+    """Attend to the selected steps without projecting them.
+
+    The key projection is applied to the queries, and the value projection to the output of the attention.
+    """
     batch, time, _ = queries.shape
     features = weights.query.shape[1]
     query = queries @ weights.query

@@ -1,10 +1,10 @@
 """Sliding-window attention with relative positions over a segment, with a custom backward pass.
 
-Queries are processed in blocks, each with one contiguous range of keys. Distance scores are added along the
-diagonals of a block's scores. A softmax is computed to the base 2.
+Queries are processed in blocks, each with one contiguous range of keys. Scores by distance are added along
+the diagonals of a block's scores. The softmax is to the base 2.
 
-Letters: B batch, T steps, W window, H heads, E width of a head, D = H * E, R = H * B; L queries and C = W + L
-keys a block.
+Axes: B batch, T steps, W window, H heads, E width of a head, D = H * E, R = H * B, L queries of a block,
+C = W + L keys of a block.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class WindowWeights(NamedTuple):
     key: Float[Tensor, "D D"]
     value: Float[Tensor, "D D"]
     distance_keys: Float[Tensor, "H E W+1"]
-    """Keys of the distances, farthest first."""
+    """Key vector of each distance, farthest first."""
     output: Float[Tensor, "D D"]
     content_bias: Float[Tensor, "H E"]
     position_bias: Float[Tensor, "H E"]
@@ -59,7 +59,7 @@ class _SavedTensors(NamedTuple):
 
 
 def build_blocks(clock: Clock, window: int, shortest: int) -> list[QueryBlock]:
-    """Return the query blocks of a segment; queries see keys of their episode inside their window."""
+    """Return the query blocks of a segment. Masks hide keys of other episodes and keys outside the window."""
     time = clock.length
     length = -(-time // -(-time // max(window, shortest)))
     blocks = []
@@ -83,9 +83,9 @@ def read_segment(
     """Return the attention output of every step of a segment.
 
     Args:
-        plain: Equivalent function of `x`, `recent` and weights in differentiable torch operations.
+        plain: Differentiable torch function that computes the same output from `x`, `recent` and the weights.
         blocks: Query blocks of the segment.
-        offset: Offset of a score before its sigmoid; None for a softmax.
+        offset: Number to add to a score before the sigmoid; None uses a softmax.
         x: Inputs of the segment.
         recent: Inputs before the segment.
         weights: Fields of `WindowWeights`.
@@ -213,7 +213,7 @@ def _backward(
 
 
 def _unit(offset: float | None) -> float:
-    """Return the scale of scores: log 2 for a softmax to the base 2, which takes a third of the time."""
+    """Return the divisor of scores: log 2 for a softmax, which is computed to the base 2; 1 for a sigmoid."""
     return math.log(2) if offset is None else 1.0
 
 
@@ -227,6 +227,6 @@ def _by_step(x: Float[Tensor, "R T E"], batch: int) -> Float[Tensor, "steps D"]:
 
 
 def _diagonals(score: Float[Tensor, "R L C"], count: int) -> Float[Tensor, "R L count"]:
-    """View the diagonals of a block's scores: in row j the columns from j on, one per distance."""
+    """Return a view of the diagonals of a block's scores: in row j, `count` columns from column j on."""
     rows, length, columns = score.shape
     return score.as_strided((rows, length, count), (length * columns, columns + 1, 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def rotary_frequencies(width: int) -> Float[Tensor, " {width//2}"]:
-    """Return the angle per step of each coordinate pair; `width` must be even."""
+    """Return the angle, in radians per step, of each coordinate pair; `width` must be even."""
     exponent = torch.arange(width // 2, dtype=torch.float64) * (-2 / max(width, 1))
     return torch.exp(exponent * math.log(10_000.0))
 
@@ -31,9 +31,10 @@ def rotate(
 def build_sine_weights(
     weight: Float[Tensor, "heads width dim"], rotary_dim: int
 ) -> Float[Tensor, "heads width dim"]:
-    """Return projection weights for the sine term of `rotate`; `rotary_dim` coordinates of a head rotate.
+    """Return projection weights for the sine term of `rotate`.
 
-    The products with these weights and with `weight` give both terms of `rotate`.
+    A rotated projection is the sum of two products: the projection by `weight` times the cosines, and the
+    projection by the returned weights times the sines. `rotary_dim` coordinates of each head are rotated.
     """
     left, right, still = weight.split([rotary_dim // 2, rotary_dim // 2, weight.shape[1] - rotary_dim], dim=1)
     return torch.cat([-right, left, torch.zeros_like(still)], dim=1)
@@ -42,7 +43,7 @@ def build_sine_weights(
 def compute_cos_sin(
     time: Int[Tensor, "*batch"], frequencies: Float[Tensor, " pairs"], width: int, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "*batch {width}"], Float[Tensor, "*batch {width}"]]:
-    """Return cosines and sines for each coordinate of a head; coordinates that do not rotate have 1 and 0."""
+    """Return the cosine and sine of each coordinate of a head; coordinates without rotation get 1 and 0."""
     angle = time[..., None].double() * frequencies.double()
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     still = (*time.shape, width - 2 * len(frequencies))
@@ -54,7 +55,7 @@ def interleave_pairs(
 ) -> tuple[Int[Tensor, " dim"], Int[Tensor, " dim"]]:
     """Return the permutation that places rotating pairs next to each other, and its inverse.
 
-    In this layout `rotate_pairs` rotates `heads` of an even width with one complex product.
+    In this layout `rotate_pairs` rotates heads of an even width with one complex multiplication.
     """
     place, half = torch.arange(width), rotary_dim // 2
     pair_order = torch.stack([place[:half], place[half:rotary_dim]], dim=1).flatten()

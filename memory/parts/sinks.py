@@ -10,9 +10,10 @@ from torch import Tensor
 def compute_slot_steps(
     count: Int[Tensor, " batch"], num_sinks: int, window: int
 ) -> Int[Tensor, "batch slots"]:
-    """Return the step that each slot holds after `count` steps, counted from 0; -1 for an empty slot.
+    """Return the number of the step (from 0) in each slot after `count` steps; -1 for an empty slot.
 
-    Slots are those of `kernels.sink_slot`: the first `num_sinks` steps, then a ring of the last `window`.
+    The first `num_sinks` slots hold the first steps. The other slots are a ring buffer of the last `window`
+    steps, as in `kernels.sink_slot`.
     """
     slot = torch.arange(num_sinks + window, device=count.device)
     newest = count[:, None] - 1

@@ -1,13 +1,14 @@
-"""A layer of `Sink` over a segment, with a custom backward pass.
+"""A layer of the memory `Sink` over a segment, with a custom backward pass.
 
 Values that depend on the steps alone are computed once for all layers (`SegmentPlan`). A layer then takes
-about forty operations forward and backward, instead of a graph of two hundred: queries, keys and values of
-all heads are in one tensor, and the softmax is to the base 2. Second derivatives, and inputs that are not
-float32 or float64 on a CPU, use torch's autograd.
+about forty operations forward and backward; a graph of torch's autograd has two hundred. Queries, keys and
+values of all heads are in one tensor, and the softmax is to the base 2. The custom backward pass supports
+float32 and float64 inputs on a CPU. All other inputs use torch's autograd, and so do second derivatives.
 
-Letters: B batch, T steps, H heads, E width of a head, D = H * E, R = B * H, S sinks, N = S + P + T columns:
-the S sinks of the episode in which the segment begins, the P steps before it, and its own steps. P is
-window - 1 plus up to three masked columns.
+Axes: B batch, T steps of the segment, H heads, E width of a head, D = H * E, R = B * H, S sinks,
+N = S + P + T columns, one per key. The columns are the S sinks of the episode in which the segment begins,
+the P steps before the segment, and the T steps of the segment. P is window - 1 plus up to three masked
+columns.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from scrubjay.memory.parts.heap import retain_freed_memory
 
 _NORM_EPS = 1e-5
 _EVEN = 4
-"""Multiple of the number of columns: matrix products with odd sizes take a quarter longer."""
+"""The number of columns is a multiple of this: matrix products with odd sizes take a quarter longer."""
 
 
 class StreamingSizes(NamedTuple):
@@ -41,7 +42,7 @@ class StreamingSizes(NamedTuple):
     width: int
     """Width of a head."""
     rotary_dim: int
-    """Rotary coordinates of a head."""
+    """Number of coordinates of a head that rotary positions rotate."""
 
 
 class SegmentPlan(NamedTuple):
@@ -51,17 +52,19 @@ class SegmentPlan(NamedTuple):
     mask: Float[Tensor, "B 1 T N"]
     """Additive mask of the scores: 0 or -inf."""
     cache_index: Int[Tensor, " B*(S+P)"]
-    """For the first layer: flat index of the cache slot of each key before the segment."""
+    """Indices of the first layer's keys in the flattened cache `[B * layers * slots, D]`. Each row has the
+    keys of the S sinks, then those of the P steps before the segment."""
     early: tuple[Int[Tensor, " few"], Int[Tensor, " few"]] | None
     """Sink tokens inside the segment: their flat step indices, and the sink slots that they fill."""
     swap_index: Int[Tensor, " 2*D"]
     cos: Float[Tensor, "B*T 2*D"]
     sin: Float[Tensor, "B*T 2*D"]
-    """Rotation of queries and keys: their product with `cos` plus, with swapped pairs, that with `sin`."""
+    """Rotary factors: x is rotated to x * cos + y * sin, where y is x with columns in the order
+    `swap_index`."""
 
 
 def plan_segment(sizes: StreamingSizes, layers: int, clock: Clock, cos: Tensor, sin: Tensor) -> SegmentPlan:
-    """Return the plan of a segment; `cos` and `sin` are those of one head, `[B, T, E]`."""
+    """Return the plan of a segment; `cos` and `sin` `[B, T, E]` are the rotary factors of one head."""
     num_sinks, window, heads, _, rotary_dim = sizes
     layout = _plan_sizes(sizes, clock.length)
     age = clock.age[:, None]
@@ -86,11 +89,11 @@ class _SizePlan(NamedTuple):
     """Index and mask tensors that depend on the sizes alone."""
 
     step: Int[Tensor, " P+T"]
-    """Step of each column after the sinks, counted from the first step of the segment."""
+    """Step of each key after the sinks, counted from the first step of the segment (negative before it)."""
     causal: Bool[Tensor, "T P+T"]
     near: Bool[Tensor, "T P+T"]
     before: Int[Tensor, " P"]
-    """Steps before the segment, counted from the last sink."""
+    """Entries of `step` for the P steps before the segment, each minus the number of sinks."""
     place: Int[Tensor, " S"]
     swap_index: Int[Tensor, " 2*D"]
 
@@ -117,7 +120,10 @@ def _plan_sizes(sizes: StreamingSizes, time: int) -> _SizePlan:
 def _find_visible(
     episode_start: Int[Tensor, "B T"], layout: _SizePlan, num_sinks: int
 ) -> Bool[Tensor, "B T N"]:
-    """Return a mask of the columns that each step sees, given the first steps of the episodes."""
+    """Return a mask of the columns that each step may read.
+
+    For each step, `episode_start` is the first step of its episode, counted from the start of the segment.
+    """
     sinks = episode_start[..., None] + layout.place < 0
     # Sinks have their own columns, so the ring holds only later steps of the current episode.
     first = torch.where(episode_start <= 0, (episode_start + num_sinks).clamp_(max=0), episode_start)[
@@ -158,7 +164,7 @@ class _SavedTensors(NamedTuple):
     keys: Float[Tensor, "R N E"]
     values: Float[Tensor, "R N E"]
     scores: Float[Tensor, "R T N"]
-    """Exponentiated attention scores, as 2 to the power of the score."""
+    """2 ** (score - largest score of the query) for each attention score."""
     total: Float[Tensor, "R T 1"]
     read: Float[Tensor, "R T E"]
     flat: Float[Tensor, "B*T D"]
@@ -179,10 +185,11 @@ def run_layer(
     values: Float[Tensor, "B layers slots D"],
     *weights: Tensor,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
-    """Return the outputs of a layer for a segment, and its keys and values as stored in the state.
+    """Return the outputs of a layer for a segment, and the keys and values that the state stores.
 
     Args:
-        plain: Equivalent function of `x`, `keys`, `values` and weights in differentiable torch operations.
+        plain: Differentiable torch function that computes the same outputs from `x`, `keys`, `values` and
+            the weights.
         plan: Plan of the segment.
         layer: Index of the layer.
         x: Inputs of the layer.
@@ -275,7 +282,7 @@ def _by_head(x: Float[Tensor, "steps D"], batch: int, heads: int) -> Float[Tenso
 def _columns(
     plan: SegmentPlan, layer: int, cache: Float[Tensor, "B layers slots D"], own: Float[Tensor, "steps D"]
 ) -> Float[Tensor, "B H N E"]:
-    """Concatenate cached columns and the segment's own columns."""
+    """Concatenate cached keys and the segment's keys, or cached values and the segment's values."""
     batch, _, slots, dim = cache.shape
     heads, _, time, count = plan.sizes.heads, *plan.mask.shape[1:]
     cached_columns = cache.reshape(-1, dim).index_select(0, plan.cache_index + layer * slots)
@@ -286,7 +293,7 @@ def _columns(
 
 
 def _mark_sinks(plan: SegmentPlan, keys: Float[Tensor, "B H N E"], positions: Tensor) -> None:
-    """Zero the rotary half of the sinks' keys and add the position vectors of their slots."""
+    """Set the rotary coordinates of the sinks' keys to zero; add the position vectors of their slots."""
     sinks, rotary_dim = keys[:, :, : plan.sizes.num_sinks], plan.sizes.rotary_dim
     sinks[..., :rotary_dim] = 0
     sinks[..., rotary_dim:] += positions.transpose(0, 1)
@@ -309,7 +316,7 @@ def _backward(
     tensors: _SavedTensors,
     caches: Sequence[Tensor] | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of the state's keys and values (or None), and of all weights."""
+    """Return the gradients of `x`, of the state's keys and values (None without `caches`), and of weights."""
     grad_y, grad_key, grad_value = (None if grad is None else grad.reshape(tensors.x.shape) for grad in grads)
     grad_y = torch.zeros_like(tensors.x) if grad_y is None else grad_y
     heads, dim, scale = plan.sizes.heads, tensors.x.shape[1], plan.sizes.width**-0.5
@@ -385,7 +392,8 @@ def _attention_backward(
 ) -> tuple[Float[Tensor, "B H T E"], Float[Tensor, "B H n E"], Float[Tensor, "B H n E"], Tensor]:
     """Return the gradients of unscaled queries, keys, values, and the cached sinks' position vectors.
 
-    Keys and values are those of the segment, with its sinks marked, or all columns if `all_columns`.
+    The gradients of keys and values cover the segment, or all columns if `all_columns` is True. Keys are the
+    output of `_mark_sinks`.
     """
     heads, time = plan.sizes.heads, tensors.query.shape[1]
     batch = len(tensors.query) // heads
@@ -412,7 +420,10 @@ def _attention_backward(
 
 
 def _to_cache(plan: SegmentPlan, layer: int, grad: Float[Tensor, "B H N E"], cache: Tensor) -> Tensor:
-    """Scatter the gradient of the columns to the gradient of the state's entry."""
+    """Return the gradient of the state's keys or values, zeros for all layers except `layer`.
+
+    `grad` is the gradient of the keys or values in all N columns.
+    """
     slots, dim = cache.shape[2:]
     rows = grad[:, :, : plan.mask.shape[3] - plan.mask.shape[2]].transpose(1, 2).reshape(-1, dim)
     grad_cache = cache.new_zeros(cache.shape)

@@ -5,7 +5,7 @@ consists of `recent`, the last inputs, oldest first and right-aligned, and `age`
 episode so far: only the last `age` entries of `recent` are valid. For a segment, a `Clock` holds age and
 starts.
 
-`WindowOptions` select the scores and the activation; the default is that of Transformer-XL.
+`WindowOptions` select the scores and the activation; the defaults are those of Transformer-XL.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ Activation = Literal["softmax", "sigmoid"]
 
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
-    """Return `num_heads`; by default the largest divisor of `dim` up to 4 with wide enough heads.
+    """Return `num_heads`; by default the largest divisor of `dim` up to 4 whose heads are wide enough.
 
-    Raises ValueError, with the field's `name`, if the heads do not divide the width or are too narrow.
+    A head must be at least `narrowest` wide. Raises ValueError if the number of heads does not divide `dim`
+    or if the heads are too narrow. `name` is the name of the config field for the message.
     """
     most = dim // narrowest
     if num_heads is None:
@@ -75,7 +76,7 @@ class WindowOptions:
     def check_options(self) -> None:
         """Raise ValueError on an unknown choice or an invalid combination of options."""
         if self.convolution < 1:
-            raise ValueError(f"convolution={self.convolution}: must be at least 1; 1 disables it")
+            raise ValueError(f"convolution={self.convolution}: must be at least 1; 1 means no convolution")
         for name, choices in (("positions", Positions), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(
@@ -94,19 +95,22 @@ _DEFAULT_OPTIONS = WindowOptions()
 class WindowAttention(nn.Module):
     """Multi-head attention to the present input and the `window` inputs before it.
 
-    With `positions="xl"` a score is (q + u)·k + (q + v)·(W R_d) for distance d, over sqrt(head width), with
-    biases u and v per head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3); with "music" it
-    is q·k + q·E_d, over the same, with a vector E_d per head (Music Transformer, Huang et al. 2018, arXiv
-    1809.04281, section 3.4). With "only" it is a learned number per distance and head, initially 0, so that a
-    causal filter of values is learned (Positional Attention, Back de Luca et al. 2025, arXiv 2410.01686, with
-    distances in place of positions). Raises ValueError on a bad size.
+    With `positions="xl"` the score of query q and key k at distance d is ((q + u)·k + (q + v)·(W R_d)) /
+    sqrt(head width). R_d is a sinusoid of d, W is a learned matrix, and u and v are learned biases of the
+    head (Transformer-XL, Dai et al. 2019, arXiv 1901.02860, section 3.3). With "music" the score is (q·k +
+    q·E_d) / sqrt(head width), with a learned vector E_d per distance and head (Music Transformer, Huang et
+    al. 2018, arXiv 1809.04281, section 3.4). With "only" the score is a learned number per distance and head,
+    initially 0. The layer then learns a causal filter of values (Positional Attention, Back de Luca et al.
+    2025, arXiv 2410.01686, here with distances in place of positions). Raises ValueError if a size or an
+    option is invalid.
 
-    With `activation="sigmoid"` the weight of a score s is sigmoid(s - log window), independent of other
-    scores, so that a step need not attend to anything (Gu et al. 2025, arXiv 2410.10781).
+    With `activation="sigmoid"` the weight of a score s is sigmoid(s - log(window)). The weight does not
+    depend on other scores, so a step may attend to nothing (Gu et al. 2025, arXiv 2410.10781).
 
-    With `convolution=n` queries, keys and values are weighted sums over n steps of their episode per channel
-    (RCMHA, Sugiharto et al. 2023, arXiv 2308.03429), initially close to the present step alone. Then `recent`
-    holds the `before` = window + n - 1 inputs from which the window's keys and values are computed.
+    With `convolution=n` a causal convolution per channel filters queries, keys and values over n steps of the
+    episode (RCMHA, Sugiharto et al. 2023, arXiv 2308.03429). Initially the weight of the present step is the
+    largest. The state `recent` then holds `before` = window + n - 1 inputs, from which the keys and values of
+    the window are computed.
     """
 
     distances: Tensor
@@ -118,7 +122,7 @@ class WindowAttention(nn.Module):
         if window < 1:
             raise ValueError(f"window={window}: the window must hold at least 1 earlier input")
         if dim % 2:
-            raise ValueError(f"dim={dim}: the width must be even, one sine and one cosine per frequency")
+            raise ValueError(f"dim={dim}: the width must be even, for a sine and a cosine per frequency")
         options.check_options()
         self.window, self.positions = window, options.positions
         self.before = window + options.convolution - 1
@@ -156,9 +160,9 @@ class WindowAttention(nn.Module):
         clock: Clock,
         blocks: list[relative.QueryBlock] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Return the attention output of every step of a segment in one pass with linear cost in time.
+        """Return the attention output of every step of a segment. The cost is linear in the number of steps.
 
-        `blocks` is the result of `build_blocks` for the same clock, which layers with the same window share.
+        `blocks` is the result of `build_blocks` for this clock. Layers with the same window can share it.
         """
         weights = self._weights()
         if blocks is None and self.supports_custom_backward(x, recent):
@@ -179,7 +183,7 @@ class WindowAttention(nn.Module):
         return self.filters is None
 
     def build_blocks(self, clock: Clock) -> list[relative.QueryBlock] | None:
-        """Return the query blocks of a segment, or None if it is too long for the custom backward pass."""
+        """Return the query blocks of a segment; None if its length rules out the custom backward pass."""
         if not 1 < clock.length <= _MAX_BLOCKS * max(self.window, _SMALLEST_BLOCK):
             return None
         return relative.build_blocks(clock, self.window, _SMALLEST_BLOCK)
@@ -210,7 +214,7 @@ class WindowAttention(nn.Module):
     def _weigh_segment(
         self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights | None
     ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
-        """Return weights and values of the query blocks. Without `w`, scores depend only on distance."""
+        """Return weights and values of the query blocks. If `w` is None, scores depend only on distance."""
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries are processed in blocks that share the keys of the block and of the window before it.
@@ -282,7 +286,7 @@ class WindowAttention(nn.Module):
     def _step_weights(
         self, x: Tensor, recent: Tensor, age: Tensor
     ) -> tuple[Float[Tensor, "batch heads distances"], list[Float[Tensor, "batch distances dim"]]]:
-        """Return the attention weights of one step, and the window inputs at each lag of the filter."""
+        """Return the attention weights of one step, and the window inputs for each lag of the convolution."""
         index = torch.arange(self.before + 1, device=x.device)
         visible = index >= self.before - age[:, None]
         context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
@@ -311,7 +315,7 @@ class WindowAttention(nn.Module):
         return scores + (position_query[:, :, None] @ self.distance_keys())[:, :, 0]
 
     def _filter_weights(self, projection: nn.Linear, part: int) -> list[Float[Tensor, "heads head_dim dim"]]:
-        """Return the projection weights by head for the present input and for each lag of the filter."""
+        """Return the projection weights by head for each lag of the convolution, from lag 0 on."""
         weight = projection.weight.unflatten(0, (self.num_heads, -1))
         if self.filters is None:
             return [weight]
@@ -319,13 +323,13 @@ class WindowAttention(nn.Module):
         return [weight * each[..., None] for each in filters]
 
     def weigh(self, scores: Float[Tensor, "*batch keys"]) -> Float[Tensor, "*batch keys"]:
-        """Return the weights of scores, computed in at least float32."""
+        """Return the attention weights of scores, computed in at least float32."""
         exact = scores.to(torch.promote_types(scores.dtype, torch.float32))
         weights = torch.softmax(exact, dim=-1) if self.offset is None else torch.sigmoid(exact + self.offset)
         return weights.to(scores.dtype)
 
     def distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
-        """Return the keys of the distances, farthest first."""
+        """Return the key vector of each distance, farthest first."""
         if self.positions == "music":
             return self.embedding.mT
         return F.linear(self.distances, self.position.weight).T.unflatten(0, (self.num_heads, -1))
@@ -345,7 +349,7 @@ class WindowAttention(nn.Module):
         return relative.WindowWeights(query, key, value, self.distance_keys(), output, *self.biases())
 
     def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
-        """Return a mask of the keys in its block that each query sees: its episode, inside its window."""
+        """Return for each query a mask of its block's keys: True inside its episode and its window."""
         step = F.pad(clock.step, (0, count * block - clock.length)).unflatten(1, (count, block))
         key = torch.arange(-self.window, block, device=step.device)
         behind = torch.arange(block, device=step.device)[:, None] - key
@@ -366,9 +370,10 @@ def _add_biases(
 def unfold_windows(
     x: Float[Tensor, "batch before_and_steps width"], count: int, block: int, before: int
 ) -> Float[Tensor, "batch count before_and_block width"]:
-    """Return the steps of every block and the `before` steps ahead of it.
+    """Return for every block its steps, preceded by the `before` steps before the block.
 
-    Whole blocks are concatenated, which has a faster backward pass than unfold.
+    Whole blocks are concatenated. The backward pass of a concatenation is faster than that of
+    `Tensor.unfold`.
     """
     if count == 1:
         return x[:, None]
@@ -385,7 +390,10 @@ def pad_steps(x: Float[Tensor, "batch time width"], steps: int) -> Tensor:
 
 
 def _skew(scores: Float[Tensor, "... block distances"]) -> Float[Tensor, "... block keys"]:
-    """Shift row j of a block by j to the right: from distances to the keys of the block."""
+    """Align scores by distance with the keys of the block. Keys without a distance get score 0.
+
+    The last axis of `scores` is the distance, farthest first. Row j is shifted to the right by j columns.
+    """
     block, distances = scores.shape[-2:]
     keys = block + distances - 1
     flat = F.pad(scores, (0, block)).flatten(-2)

@@ -25,7 +25,7 @@ class Sentence:
     text: str
     """Text, including white space, so that joined sentences give the whole text."""
     tokens: tuple[int, ...]
-    """Tokens of this text alone."""
+    """Token ids of this text, tokenized without the text around it."""
 
 
 class ReadingPosition(NamedTuple):
@@ -39,7 +39,7 @@ class ReadingPosition(NamedTuple):
 
 
 class Bookmark:
-    """Reading position and retained sentences, in memory and, if `path` is given, in a file.
+    """Reading position and retained sentences. They are saved in a file unless `path` is None.
 
     Raises ValueError if the file belongs to other `settings` or is damaged.
     """
@@ -58,7 +58,7 @@ class Bookmark:
     ) -> Iterator[Sentence]:
         """Yield the parts of sentences after the reading position.
 
-        Raises ValueError if the text before it is not the text that was read.
+        Raises ValueError if the text before the position differs from the text that was read.
         """
         offset, position = 0, self.position
         for text in sentences:
@@ -89,7 +89,7 @@ class Bookmark:
             self.save()
 
     def save(self) -> None:
-        """Write the file atomically."""
+        """Write the reading position to its file atomically; without a file, do nothing."""
         self._last_save = time.monotonic()
         if self.path is None:
             return
@@ -125,7 +125,10 @@ class Bookmark:
         return offset + len(text)
 
     def _check(self, offset: int) -> None:
-        """Check, once, that the skipped text is the text that was read."""
+        """Raise ValueError if the skipped text differs from the text that was read.
+
+        Only the first call compares the texts.
+        """
         if not self._is_checked and (offset, self._digest.hexdigest()) != (
             self.position.characters,
             self.position.digest,
@@ -175,6 +178,6 @@ class ProgressDisplay:
             parts += [f"{position.characters / self._characters:.0%}", f"ETA {left:,.0f} s"]
         parts += [
             f"{(position.tokens - first.tokens) / seconds:,.0f} tokens/s",
-            f"{len(position.sentences)} sentences kept",
+            f"{len(position.sentences)} sentences retained",
         ]
         return ("\r" if self._is_terminal else "") + "  ".join(parts)

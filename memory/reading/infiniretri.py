@@ -1,15 +1,17 @@
-"""InfiniRetri: read a text of any length with a causal model; keep the sentences relevant to a question.
+"""InfiniRetri: read a text of any length with a causal model; retain the sentences relevant to a question.
 
-Ye et al. 2025 (arXiv 2502.12962): the model reads the text chunk by chunk, each chunk preceded by the
-sentences retained so far and followed by the question. The attention weights of the question's tokens, summed
-over phrases, select tokens, and their sentences are retained. At the end the question is answered from these
-sentences alone. No keys and values are carried over, so the cost is linear in the length of the text, memory
-does not grow, and the text may be longer than the model's training length.
+Ye et al. 2025 (arXiv 2502.12962): the model reads the text chunk by chunk. Each chunk is preceded by the
+sentences retained so far and followed by the question. The score of a token is the attention of the question
+to the phrase around the token. The sentences of the best tokens are retained. At the end the question is
+answered from these sentences alone. No keys and values pass from one chunk to the next. The cost is therefore
+linear in the length of the text, memory does not grow, and the text may be longer than the model's training
+length.
 
-Differences from the paper: the weights are those of retrieval heads in one layer; the paper sums all heads of
-the last layer. The forward pass ends at that layer and computes only the question's rows of weights; the
-paper runs eager attention in all layers. The attention sink is removed before neighbours are summed, so that
-it does not spread to the first sentence. Phrases do not extend over sentence boundaries.
+Differences from the paper: the attention weights are those of retrieval heads in one layer; the paper sums
+all heads of the last layer. The forward pass ends at that layer and computes only the weights of the
+question's tokens; the paper runs eager attention in all layers. The weight of the attention sink is removed
+before phrases are summed, so that it does not count for the first sentence. Phrases do not cross sentence
+boundaries.
 """
 
 from __future__ import annotations
@@ -44,13 +46,16 @@ class ReadingResult:
     sentences: tuple[str, ...]
     """Retained sentences, in the order of the text."""
     answer: str
-    """Answer of the model from these sentences."""
+    """Answer of the model from the retained sentences."""
     tokens_read: int
     """Length of the text in tokens."""
 
 
 class SentenceSelection(NamedTuple):
-    """Scores and selection of the sentences of one forward pass: those retained before, then a chunk's."""
+    """Scores and selection of the sentences of one forward pass.
+
+    The sentences that were retained before come first, then the sentences of the chunk.
+    """
 
     sentences: tuple[Sentence, ...]
     scores: tuple[float, ...]
@@ -65,14 +70,15 @@ class InfiniRetri:
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        chunk_tokens: Tokens of text per forward pass, and most tokens of retained sentences.
-        top_k: Number of tokens with the best scores whose sentences are retained.
-        phrase: Number of neighbouring tokens whose attention is summed into a token's score.
+        chunk_tokens: Maximum number of tokens of a chunk, and of all retained sentences together.
+        top_k: Number of best tokens. The sentences that contain these tokens are retained.
+        phrase: Number of neighbouring tokens over which attention is summed for the score of a token.
         layer: Layer of the attention weights. Default: the layer that copies best (see `retrieval_heads`).
         heads: Heads of that layer. Default: the heads that copy best.
-        row_weights: Weights of the question's rows. "even": equal weights. "own", as in the authors' package
-            infini-retri: the square of the row's attention to the question itself. The package uses the
-            weights of the first chunk for all chunks; here each chunk has its own.
+        row_weights: Weights of the question's tokens in the scores. "even" weights all tokens equally. "own"
+            weights a token by the square of its attention to the question itself, as in the authors' package
+            infini-retri. The package computes these weights for the first chunk only; here they are computed
+            for each chunk.
 
     Raises:
         ValueError: on an invalid size, layer or head.
@@ -126,7 +132,7 @@ class InfiniRetri:
             on_chunk: Callback with the selection after every chunk.
 
         Raises:
-            ValueError: if the file belongs to another text, question or setting.
+            ValueError: if the file `state` belongs to another text, question or setting.
         """
         bookmark = Bookmark(None if state is None else Path(state), self._settings(question))
         length = len(text) if isinstance(text, str) else None
@@ -186,7 +192,7 @@ class InfiniRetri:
         return self._cut(text[:middle]) + self._cut(text[middle:])
 
     def _prompt(self, question: str) -> tuple[list[int], list[int], list[int]]:
-        """Return the tokens before the text, of the question, and after the question."""
+        """Return the prompt's tokens before the text, those of the question, and those after the question."""
         parts = build_chat_prompt(self.tokenizer, question)
         before, question_tokens, tail = (
             self.tokenizer(part, add_special_tokens=False).input_ids for part in parts
@@ -220,10 +226,11 @@ class InfiniRetri:
 def phrase_scores(
     weights: Float[Tensor, "heads rows keys"], first: int, lengths: Sequence[int], phrase: int
 ) -> Float[Tensor, "tokens"]:
-    """Return the attention of all rows to the `phrase` tokens around each token of these sentences.
+    """Return a score for each token: the total attention to the `phrase` tokens centered on that token.
 
-    The sentences start at key `first` and follow each other. A phrase ends at the boundaries of its sentence.
-    Keys outside the sentences and the sink at key 0 count as zero.
+    The attention is summed over heads and rows. The first sentence starts at key `first`, and `lengths` holds
+    the number of tokens of each sentence. A phrase is cut off at the boundaries of its sentence. Keys outside
+    the sentences count as zero. The attention sink at key 0 also counts as zero.
     """
     attention = weights.sum(dim=(0, 1)).double()
     attention[0] = 0
@@ -240,9 +247,10 @@ def phrase_scores(
 def _keep(
     lengths: Sequence[int], scores: Float[Tensor, "tokens"], top_k: int, most_tokens: int
 ) -> tuple[int, ...]:
-    """Return the indices of the sentences with the `top_k` best tokens, in order.
+    """Return the indices of the sentences that contain the `top_k` best tokens, in ascending order.
 
-    Better sentences come first as long as all fit into `most_tokens`.
+    Sentences are added from the best one on. A sentence is skipped if its tokens would raise the total above
+    `most_tokens`.
     """
     owner = [at for at, length in enumerate(lengths) for _ in range(length)]
     selection: dict[int, None] = {}

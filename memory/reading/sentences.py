@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 LONGEST = 1000
-"""Most characters of a sentence; a longer one is split at a line end, else between words, else anywhere."""
+"""Maximum number of characters of a sentence. A longer sentence is split at a line end if there is one,
+otherwise between words, otherwise anywhere."""
 
 _PIECE = 1 << 16
 _CLOSERS = "\"'”’»)\\]」』）》"
@@ -21,10 +22,10 @@ _ABBREVIATION = re.compile(
 
 
 def split_sentences(text: str | Iterable[str]) -> Iterator[str]:
-    """Yield the sentences of a text, or of its pieces, which may be split anywhere.
+    """Yield the sentences of a text. The text may consist of pieces that are split anywhere.
 
-    The joined sentences are the text; white space belongs to the following sentence. At most one piece and
-    one sentence are in memory.
+    Joined together, the sentences are the text: white space belongs to the following sentence. At most one
+    piece and one sentence are in memory.
     """
     pieces = _pieces(text) if isinstance(text, str) else text
     buffer, start = "", 0
@@ -43,7 +44,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _end(text: str, start: int) -> int | None:
-    """Return the end of the sentence from `start` on, None if more text is needed to find it."""
+    """Return the end of the sentence that begins at `start`, None if more text is needed to find the end."""
     limit = start + LONGEST
     at = start
     while (match := _END.search(text, at, limit)) is not None:

@@ -1,1 +1,1 @@
-"""Memories built on elementwise linear recurrences, with a decay and a value per channel and step."""
+"""Memories built on elementwise linear recurrences: each step scales each channel and adds a value to it."""

@@ -1,20 +1,22 @@
 """AGaLiTe: gated transformer layer whose linear attention is approximated with a few oscillating channels.
 
-Pramanik et al. 2023 (arXiv 2310.15719, sections 3 and 4). Each head has c1, c2 and c3 of H numbers each,
-gates b = σ(.) of values and g = σ(.) ⊗ σ(c3) of keys, and features k = relu(.) ⊗ relu(c1) and q = relu(.) ⊗
-relu(c2). t is the number of the step in its episode, from 1. For each of r frequencies w from -pi to pi:
+Pramanik et al. 2023 (arXiv 2310.15719, sections 3 and 4). For every step, each head computes three vectors
+c1, c2 and c3 with `num_features` coordinates. The gate of the value v is b = σ(.), and the gate of the key is
+g = σ(.) ⊗ σ(c3). Key features are k = relu(.) ⊗ relu(c1), and query features are q = relu(.) ⊗ relu(c2). Each
+dot is a different linear function of the input. t is the number of the step in its episode, from 1. K_w, V_w
+and s are the state, with a K_w and a V_w for each of r frequencies w from -pi to pi. y is the output:
 
     K_w = (1 - g) K_w + g k cos(w t),    V_w = (1 - b) V_w + b v cos(w t),    s = (1 - g) s + g k,
     y = sum_w V_w (K_w . q) / (2 r s . q + 1e-3).
 
-Sublayers have a norm before and a gate after, as in `memory/gtrxl.py`.
+Each sublayer comes after a layer norm and before a gate, as in `memory/gtrxl.py`.
 
-Differences from the published code: t restarts at each `start`. The published code never resets t, so an
-episode depends on the length of the previous one. A frequency and its negative share one channel, since their
-cosines are equal; the published r = 2 then has one channel, whose sign alternates. Cosines are computed from
-integers modulo their period 2 (r - 1), so they stay exact after a million steps. The denominator has 1e-3
-added, not 1e-5: where queries barely match a key, gradients would otherwise be dominated by rounding errors.
-This module is one layer; the published models have four, which `stack` provides.
+Differences from the published code: t restarts at each `start`. The published code never resets t, so its
+outputs depend on the length of earlier episodes. A frequency and its negative share one channel, because
+their cosines are equal. The published r = 2 therefore needs one channel, whose sign alternates. Cosines are
+computed from integers modulo their period 2 (r - 1), so they stay exact after a million steps. The
+denominator adds 1e-3 instead of 1e-5. With 1e-5, rounding errors would dominate the gradients where queries
+barely match a key. This module is one layer. The published models have four layers, which `stack` provides.
 """
 
 from __future__ import annotations
@@ -45,15 +47,15 @@ class AGaLiTeConfig(MemoryConfig):
     """Configuration of `AGaLiTe`. Raises ValueError on an invalid value."""
 
     num_heads: int | None = None
-    """Attention heads, a divisor of `dim`; by default the largest one up to 4."""
+    """Attention heads. The number must divide `dim`. Default: the largest divisor of `dim` up to 4."""
     num_features: int = 4
-    """Key width in units of a head's width."""
+    """Width of the key features, in units of a head's width."""
     num_frequencies: int = 2
     """Number of frequencies from -pi to pi; a frequency and its negative share one channel."""
     feed_forward_ratio: int = 1
     """Hidden width of the feed-forward block, in units of `dim`."""
     gate_bias: float = 2.0
-    """Initial bias of the gates; a larger bias starts the layer closer to the identity."""
+    """Initial bias of the gates. With a larger bias, a new layer is closer to the identity."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,12 +69,12 @@ class AGaLiTeConfig(MemoryConfig):
             raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 
     def build(self) -> AGaLiTe:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return AGaLiTe(self)
 
 
 class AGaLiTeUpdate(NamedTuple):
-    """State update and query computed from inputs; F is the number of frequencies, E the width of keys."""
+    """State update and query of each input; F is the number of channels, E the width of key features."""
 
     key_decay: Float[Tensor, "*batch 1 heads E"]
     keys: Float[Tensor, "*batch F+1 heads E"]
@@ -84,8 +86,9 @@ class AGaLiTeUpdate(NamedTuple):
 class AGaLiTe(Memory):
     """One layer of approximate gated linear attention and feed-forward, both gated.
 
-    State: `keys` `[batch, 1 + frequencies, heads, features * width]`, s and then K; `values` `[batch,
-    frequencies, heads, width]`, V; and `time` `[batch]`, the number of steps in the episode.
+    State, with the symbols of the module's docstring: `keys` `[batch, 1 + channels, heads, features * width]`
+    holds s, followed by K. `values` `[batch, channels, heads, width]` holds V. `time` `[batch]` is the number
+    of steps in the episode. A channel is a frequency together with its negative.
     """
 
     multiples: Tensor
@@ -122,7 +125,7 @@ class AGaLiTe(Memory):
         return state | {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one step."""
+        """Process one step of every row."""
         update = self._write(x, state["time"])
         keys = torch.addcmul(update.keys, update.key_decay, state["keys"])
         values = torch.addcmul(update.values, update.value_decay, state["values"])
@@ -132,7 +135,7 @@ class AGaLiTe(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment."""
+        """Process a segment of every row."""
         clock = Clock.from_starts(state["time"], start)
         update = self._write(x, clock.step)
         keys, _ = scan(update.key_decay.expand_as(update.keys), update.keys, state["keys"], start=start)
@@ -173,5 +176,5 @@ class AGaLiTe(Memory):
 
 
 def _outer(x: Float[Tensor, "*batch features"], y: Float[Tensor, "*batch width"]) -> Tensor:
-    """Return the flattened outer product, `[*batch, features * width]`."""
+    """Return the outer product of `x` and `y`, flattened to `[*batch, features * width]`."""
     return (x[..., :, None] * y[..., None, :]).flatten(-2)

@@ -1,18 +1,20 @@
 """Fast and forgetful memory: traces of the input, each with its own decay rates and oscillation frequencies.
 
-Morad et al. 2023 (arXiv 2310.04128, section 4), for trace m and context c:
+Morad et al. 2023 (arXiv 2310.04128, section 4). At step t with input x_t, the state S of trace m and context
+c, and the output y, are
 
     S_t[m, c] = exp(-a_m + i w_c) S_{t-1}[m, c] + x'_t[m],    x'_t = (U x_t) σ(U' x_t),
     y_t = σ(G x_t) LN(M [Re S_t, Im S_t]) + (1 - σ(G x_t)) (R x_t).
 
-The rates a encode the age of an input, the frequencies w its position in time. Initial rates range from
-immediate forgetting to a factor of 0.01 after `max_period` steps, and initial periods 2 pi / w from 1 to
-`max_period`. Both are learned.
+U, U', G, M and R are linear maps, and LN is a layer norm. The decay rates a encode the age of an input. The
+frequencies w encode the position of an input in time. The largest initial rate halves a trace at every step,
+and the smallest decays a trace to 0.01 in `max_period` steps. Initial periods 2 pi / w range from 1 to
+`max_period` steps. Rates and frequencies are learned.
 
-Differences from the published code: a is .683 σ(p), so it never leaves the range to which the published code
-clips it, where the gradient would vanish. The range is the published one, although `kernels.scan` does not
-need it. The published code takes single steps with rates that may not be clipped yet, which breaks the first
-law.
+Differences from the published code: a is .683 σ(p) for a parameter p, so a always stays between 0 and .683.
+The published code clips a to this range, and the gradient vanishes at the bounds. `kernels.scan` does not
+need such a range. In the published code, single steps may use rates that are not clipped yet. Their outputs
+then differ from the outputs of segments. `check_memory` rejects such a memory (law 1).
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ class FFMConfig(MemoryConfig):
     trace_size: int | None = None
     """Number of traces, each with its own decay rate; by default an eighth of `dim`, at least 2."""
     context_size: int = 4
-    """Number of oscillation frequencies per trace."""
+    """Number of oscillation frequencies (contexts) per trace."""
     max_period: int = 1024
-    """Steps in which the slowest trace initially decays to 0.01, and the longest initial period."""
+    """Longest initial oscillation period in steps. In this time, the slowest trace initially decays to
+    0.01."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,14 +62,14 @@ class FFMConfig(MemoryConfig):
         return max(2, self.dim // 8) if self.trace_size is None else self.trace_size
 
     def build(self) -> FFM:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return FFM(self)
 
 
 class FFM(ScanMemory[Tensor]):
     """One layer of decaying, oscillating traces with a gated output.
 
-    State: `hidden` `[batch, traces, contexts, 2]`, real and imaginary parts of S.
+    State: `hidden` `[batch, traces, contexts, 2]`, real and imaginary parts of every trace in every context.
     """
 
     def __init__(self, config: FFMConfig) -> None:
@@ -80,14 +83,14 @@ class FFM(ScanMemory[Tensor]):
         self.mix = nn.Linear(2 * traces * contexts, self.dim)
 
     def fold_weights(self) -> Float[Tensor, "traces contexts 2"]:
-        """Return the complex decays exp(-a + i w)."""
+        """Return the complex decay factors exp(-a + i w), for decay rates a and frequencies w."""
         dtype = self.state_dtype
         modulus = torch.exp(-FASTEST * self.rate.to(dtype).sigmoid())
         frequency = self.frequency.to(dtype)
         return modulus[:, None, None] * torch.stack([frequency.cos(), frequency.sin()], dim=-1)
 
     def write(self, x: Float[Tensor, "*batch dim"], weights: Tensor) -> ScanUpdate:
-        """Return the decays and the trace inputs of `x`, which are the same for every context."""
+        """Return the decays and the inputs of the traces. All contexts of a trace have the same input."""
         trace, input_gate, skip, gate = self.inward(x).split(self.sizes, dim=-1)
         trace = (trace * input_gate.sigmoid()).to(self.state_dtype)
         value = functional.pad(trace[..., None, None].expand(*trace.shape, self.shape[1], 1), (0, 1))
@@ -96,7 +99,7 @@ class FFM(ScanMemory[Tensor]):
     def read(
         self, hidden: Tensor, read_inputs: tuple[Tensor, ...], weights: Tensor
     ) -> Float[Tensor, "*batch dim"]:
-        """Return the mixed state and the skip connection, interpolated by the gate."""
+        """Return the outputs: the gate mixes the skip connection and a projection of the state."""
         x, skip, gate = read_inputs
         mixture = self.mix(hidden.flatten(-3).to(self.mix.weight.dtype))
         normed_mixture = functional.layer_norm(mixture, mixture.shape[-1:]).to(skip.dtype)
@@ -106,7 +109,6 @@ class FFM(ScanMemory[Tensor]):
 def _linspace(first: float, last: float, count: int) -> Float[Tensor, " count"]:
     """Return `torch.linspace(first, last, count)` on the default device.
 
-    After transformers has loaded a model, `torch.linspace` itself ignores the default device and uses the
-    CPU.
+    `torch.linspace` itself would use the CPU once Hugging Face transformers has loaded a model.
     """
     return first + (last - first) / max(count - 1, 1) * torch.arange(count)

@@ -1,8 +1,11 @@
-"""Segment scan of stable Hadamard memories: M_t = C_t * M_{t-1} + v_t k_t^T, with output M_t q_t.
+"""Segment scan of stable Hadamard memories.
 
-Large batches on a CPU use a custom backward pass with time as the outermost and rows as the innermost axis,
-so that a step, and each row of an outer product, is one operation on contiguous memory. Everything else uses
-`kernels.scan`, with single steps for batch rows whose entries reach the bound.
+The matrix of step t is M_t = C_t * M_{t-1} + v_t k_t^T, with gates C, key k and value v. The output for the
+query q is M_t q_t. Entries of M are clamped to [-100, 100], the bound.
+
+Large batches on a CPU use a custom backward pass. Its tensors have time as the first axis and batch rows as
+the last axis, so that each step is one operation on contiguous memory. All other inputs use `kernels.scan`.
+Batch rows whose entries reach the bound are computed step by step.
 
 Letters: B batch, T time, S size of the matrix.
 """
@@ -28,7 +31,7 @@ _EPSILON = 1e-5
 
 
 class HadamardUpdate(NamedTuple):
-    """Matrix update and query computed from inputs."""
+    """Matrix update, query and skip connection for each input."""
 
     gate: Float[Tensor, "*batch S S"]
     value: Float[Tensor, "*batch S S"]
@@ -39,9 +42,10 @@ class HadamardUpdate(NamedTuple):
     def from_projections(
         cls, projections: Float[Tensor, "*batch parts"], theta: Float[Tensor, "*batch S"]
     ) -> HadamardUpdate:
-        """Return the update computed from projections.
+        """Return the updates for projected inputs.
 
-        `projections` holds keys and queries, values, gates, skip connection and write strengths.
+        `projections` holds keys, queries, values, gate factors, skip connection and write strengths,
+        concatenated. `theta` holds, for each step, its row in the table of gate parameters.
         """
         keys_queries, value, gate, through, strength = projections.split(_part_sizes(theta.shape[-1]), dim=-1)
         keys_queries = keys_queries.unflatten(-1, (2, -1)).relu()
@@ -52,7 +56,10 @@ class HadamardUpdate(NamedTuple):
         return cls(gate, value, query, through)
 
     def read(self, matrix: Float[Tensor, "*batch S S"]) -> Float[Tensor, "*batch S"]:
-        """Return the outputs of the matrices after these inputs."""
+        """Return the products of matrices and queries, plus the skip connections.
+
+        `matrix` holds one memory matrix per query: the matrix after the update of the same step.
+        """
         # Batched products of small matrices with one vector each are slower.
         return (matrix * self.query[..., None, :]).sum(-1) + self.through
 
@@ -63,7 +70,7 @@ def scan_segment(
     matrix: Float[Tensor, "B S S"],
     start: Bool[Tensor, "B T"],
 ) -> tuple[Float[Tensor, "B T S"], Float[Tensor, "B S S"]]:
-    """Return the outputs of every step and the last matrix."""
+    """Return the outputs of all steps and the matrix after the last step."""
     if supports_custom_backward(projections, theta, matrix) and matrix.numel() >= WIDE:
         with torch.no_grad():
             forward_pass = _ForwardPass.run(projections, theta, matrix, start)
@@ -86,23 +93,23 @@ def _part_sizes(size: int) -> list[int]:
 
 
 class _ForwardPass(NamedTuple):
-    """Saved values of the forward pass for the custom backward pass, and the outputs."""
+    """Outputs of the forward pass, and values that it saves for the custom backward pass."""
 
     gate: Float[Tensor, "T S S B"]
-    """Half of every gate; 0 at episode starts."""
+    """Gates of the memory matrix, divided by 2; 0 at episode starts."""
     matrix: Float[Tensor, "T S S B"]
     value: Float[Tensor, "T S B"]
     strength: Float[Tensor, "T 1 B"]
     theta: Float[Tensor, "T S B"]
     gate_factors: Float[Tensor, "T S B"]
-    """Factors of the table rows in the gates."""
+    """Projected inputs whose products with the gate parameters `theta` determine the gates."""
     total: Float[Tensor, "T 2 1 B"]
     keys_queries: Float[Tensor, "T 2 S B"]
     out: Float[Tensor, "T S B"]
 
     @classmethod
     def run(cls, projections: Tensor, theta: Tensor, matrix: Tensor, start: Tensor) -> _ForwardPass | None:
-        """Run the forward pass; return None if an entry reaches the bound or is not finite."""
+        """Run the forward pass. Return None if an entry of a matrix reaches the bound or is not finite."""
         projections, theta = (x.permute(1, 2, 0).contiguous() for x in (projections, theta))
         keys_queries, value, gate_factors, through, strength = projections.split(
             _part_sizes(theta.shape[1]), dim=1
@@ -150,7 +157,7 @@ class _Segment(torch.autograd.Function):
 def _backward(
     forward_pass: _ForwardPass, projections: Tensor, matrix: Tensor, grad: Tensor, grad_last: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the projections, the table rows and the initial matrix."""
+    """Return the gradients of the projections, of the gate parameters and of the initial matrix."""
     gate, matrices, value, strength, theta, gate_factors, total, keys_queries, _ = forward_pass
     size = theta.shape[1]
     key, query = keys_queries.unbind(1)
@@ -197,10 +204,10 @@ def bounded_scan(
     matrix: Float[Tensor, "batch size size"],
     start: Bool[Tensor, "batch time"],
 ) -> Float[Tensor, "batch time size size"]:
-    """Return the matrices after every step, with entries clamped to the bound.
+    """Return the matrices after every step. Entries are clamped to the range from -100 to 100.
 
-    Batch rows whose entries never reach the bound are scanned. The other rows run step by step, and so do all
-    rows under tracing and functorch, where values cannot be inspected.
+    Batch rows whose entries stay inside the range use `kernels.scan`. All other rows run step by step. Under
+    tracing and functorch transforms, all rows run step by step, because values cannot be inspected.
     """
     if is_traced() or torch._C._are_functorch_transforms_active():
         return _scan_steps(gate, value, matrix, start)

@@ -1,15 +1,18 @@
 """Linear recurrent unit: complex channels with learned decay rates and phases.
 
-Orvieto et al. 2023 (arXiv 2303.06349, sections 3 and 4), for channel n:
+Orvieto et al. 2023 (arXiv 2303.06349, sections 3 and 4). With the input x_t of step t, every channel has a
+complex state h, and the layer has the output y:
 
     h_t = l h_{t-1} + g (B x_t),    l = exp(-exp(nu) + i exp(theta)),    y_t = Re(C h_t) + D x_t.
 
-|l| < 1 holds for all parameter values. l is initialized uniformly on the area of a ring, and g to
-sqrt(1 - |l|^2), so that states have the scale of inputs. The layer normalises its input and adds
-A GELU(y) σ(A' GELU(y)) to it, as published.
+nu, theta and g are parameters of the channel; A, A', B, C and D are weights. |l| < 1 holds for all parameter
+values. Initial values of l are uniform on the area of a ring in the complex plane. Initially g = sqrt(1 -
+|l|^2), so that states have the scale of inputs. x_t is the normalized input of the layer. The output of the
+layer is its input before the norm plus `A GELU(y) σ(A' GELU(y))`, as in the published code.
 
-Differences from the published code: the ring is .9 to .999, the paper's choice for long sequences, which
-retains the beginning of an episode. The published default is the whole disk, `min_modulus=0, max_modulus=1`.
+Differences from the published code: the ring has radii .9 to .999, the paper's choice for long sequences.
+With these radii, the state retains the first steps of an episode. The published default is the whole disk,
+`min_modulus=0, max_modulus=1`.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ class LRUConfig(MemoryConfig):
     num_channels: int | None = None
     """Complex channels of the state; by default half of `dim`, so that the state is as large as an input."""
     min_modulus: float = 0.9
-    """Smallest initial decay factor per step."""
+    """Smallest initial absolute value of a decay factor (per step)."""
     max_modulus: float = 0.999
-    """Largest initial decay factor per step."""
+    """Largest initial absolute value of a decay factor (per step)."""
     max_phase: float = 2 * math.pi
-    """Largest initial phase per step, in radians."""
+    """Largest initial phase of a decay factor, in radians per step."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,12 +61,12 @@ class LRUConfig(MemoryConfig):
         return self.dim // 2 if self.num_channels is None else self.num_channels
 
     def build(self) -> LRU:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return LRU(self)
 
 
 class FoldedWeights(NamedTuple):
-    """Weights derived from the parameters: l, and B scaled by g."""
+    """Weights derived from the parameters: complex decay factors per step, and scaled input weights."""
 
     decay: Float[Tensor, "channels 2"]
     inward: Float[Tensor, "2*channels dim"]
@@ -72,7 +75,7 @@ class FoldedWeights(NamedTuple):
 class LRU(ScanMemory[FoldedWeights]):
     """Pre-norm linear recurrent unit with a gated output and a residual connection.
 
-    State: `hidden` `[batch, channels, 2]`, real and imaginary parts of h.
+    State: `hidden` `[batch, channels, 2]`, real and imaginary parts of the channels.
     """
 
     def __init__(self, config: LRUConfig) -> None:
@@ -94,7 +97,7 @@ class LRU(ScanMemory[FoldedWeights]):
         self.gate = nn.Linear(dim, 2 * dim)
 
     def fold_weights(self) -> FoldedWeights:
-        """Return l, and B scaled by g."""
+        """Return the complex decay factors of the channels, and the scaled input weights."""
         dtype = self.state_dtype
         modulus, phase = torch.exp(-self.log_rate.to(dtype).exp()), self.log_phase.to(dtype).exp()
         decay = torch.stack([modulus * phase.cos(), modulus * phase.sin()], dim=-1)
@@ -102,7 +105,7 @@ class LRU(ScanMemory[FoldedWeights]):
         return FoldedWeights(decay, inward.flatten(0, 1))
 
     def write(self, x: Float[Tensor, "*batch dim"], weights: FoldedWeights) -> ScanUpdate:
-        """Return l and g (B x) of the normed x."""
+        """Return the state update: the decay factors, and the projected inputs to add to the channels."""
         normed_x = self.norm(x)
         value = functional.linear(normed_x, weights.inward).to(self.state_dtype)
         return ScanUpdate(weights.decay, value.unflatten(-1, self.shape), (x, normed_x))
@@ -110,7 +113,7 @@ class LRU(ScanMemory[FoldedWeights]):
     def read(
         self, hidden: Tensor, read_inputs: tuple[Tensor, ...], weights: FoldedWeights
     ) -> Float[Tensor, "*batch dim"]:
-        """Return x plus the gated output y."""
+        """Return the inputs plus the gated outputs of the channels."""
         x, normed_x = read_inputs
         outward = self.outward.flatten(1)
         y = functional.linear(hidden.flatten(-2).to(outward.dtype), outward)

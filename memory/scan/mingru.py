@@ -1,14 +1,14 @@
 """Minimal gated recurrent unit: a GRU whose gate and candidate do not depend on the state.
 
-Feng et al. 2024 (arXiv 2410.01201, section 3.1 and appendix B.3):
+Feng et al. 2024 (arXiv 2410.01201, section 3.1 and appendix B.3). At step t with input x, gate z and state h:
 
     z_t = σ(W x_t),    h_t = (1 - z_t) h_{t-1} + z_t g(V x_t),    g(a) = a + 1/2 if a >= 0, else σ(a),
 
-so h is an input-weighted mean of the candidates. Of the paper's two forms, this is the one with positive
-candidates. h starts at 0 and is the output.
+so h is a weighted mean of the candidates g(V x), with weights that depend on the inputs. The paper has two
+forms. This form has positive candidates. h starts at 0 and is the output.
 
-Differences from the paper: nothing is computed in log space. The paper needs it for its parallel scan;
-`kernels.scan` never divides by products of 1 - z.
+Differences from the paper: the paper computes its parallel scan in log space. `kernels.scan` does not need
+this, because it never divides by a product of decays 1 - z.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class MinGRUConfig(MemoryConfig):
     """Configuration of `MinGRU`."""
 
     def build(self) -> MinGRU:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return MinGRU(self)
 
 
@@ -42,10 +42,10 @@ class MinGRU(ScanMemory[None]):
         self.inward = nn.Linear(self.dim, 2 * self.dim)
 
     def fold_weights(self) -> None:
-        """Return None: no weights are derived from the parameters."""
+        """Return None, because the memory needs no derived weights."""
 
     def write(self, x: Float[Tensor, "*batch dim"], weights: None) -> ScanUpdate:
-        """Return the decay 1 - z, and z times the candidate."""
+        """Return the state update for the gate z: the decay 1 - z, and z times the candidate."""
         gate, candidate = self.inward(x).to(self.state_dtype).chunk(2, dim=-1)
         gate = gate.sigmoid()
         # g without torch.where, which would compute a gradient of each branch.

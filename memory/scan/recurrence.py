@@ -1,4 +1,7 @@
-"""Base class of memories on `kernels.scan`: h_t = a_t h_{t-1} + b_t, with a and b of the input alone."""
+"""Base class of memories on `kernels.scan`.
+
+The state is h_t = a_t h_{t-1} + b_t, where a_t and b_t depend only on the input of step t.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,17 @@ class ScanUpdate(NamedTuple):
     """State update computed from inputs, in the dtype of the state."""
 
     decay: Tensor
-    """Decay factors of the channels: one per step, or one for all steps."""
+    """Decay factors of the channels: one set per step, or one set for all steps."""
     value: Tensor
-    """Values added to the channels."""
+    """Values that are added to the channels."""
     read_inputs: tuple[Tensor, ...]
-    """Tensors of the inputs that `read` needs."""
+    """Tensors computed from the inputs, which `read` needs."""
 
 
 class ScanMemory(Memory, Generic[W]):
-    """Memory of channels with an input-dependent decay and input.
+    """Memory of channels that decay at every step and add a value computed from the input.
 
-    State: `hidden` `[batch, *shape]`, with `pairs` real and imaginary parts in the last dimension.
+    State: `hidden` `[batch, *shape]`. With `pairs`, the last dimension holds real and imaginary parts.
 
     Args:
         config: Configuration of the memory.
@@ -44,17 +47,17 @@ class ScanMemory(Memory, Generic[W]):
 
     @abstractmethod
     def fold_weights(self) -> W:
-        """Return weights derived from the parameters alone; computed once for many steps."""
+        """Return weights that depend only on the parameters. A stepper computes them once for many steps."""
 
     @abstractmethod
     def write(self, x: Float[Tensor, "*batch dim"], weights: W) -> ScanUpdate:
-        """Return the state update of inputs."""
+        """Return the state update for the inputs `x`."""
 
     @abstractmethod
     def read(
         self, hidden: Tensor, read_inputs: tuple[Tensor, ...], weights: W
     ) -> Float[Tensor, "*batch dim"]:
-        """Return the outputs for the states after inputs `x`; `read_inputs` comes from `write(x)`."""
+        """Return the outputs for the states `hidden`. `read_inputs` is a field of the result of `write`."""
 
     def initial_state(self, batch_size: int) -> State:
         """Return a zero state."""
@@ -62,7 +65,7 @@ class ScanMemory(Memory, Generic[W]):
         return {"hidden": torch.zeros(shape, dtype=self.state_dtype, device=self.device)}
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one step."""
+        """Process one step of every row."""
         weights = self.fold_weights()
         decay, value, read_inputs = self.write(x, weights)
         hidden = advance(decay, value, state["hidden"], self.pairs)
@@ -71,7 +74,7 @@ class ScanMemory(Memory, Generic[W]):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment."""
+        """Process a segment of every row."""
         weights = self.fold_weights()
         decay, value, read_inputs = self.write(x, weights)
         states, after = scan(decay, value, state["hidden"], start=start, pairs=self.pairs)
@@ -79,7 +82,7 @@ class ScanMemory(Memory, Generic[W]):
         return self.read(states, read_inputs, weights), {"hidden": after.clone()}
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows and folds the weights once."""
+        """Return a stepper that starts from `state` and computes derived weights only once."""
         return (
             _ScanStepper(self, state) if self.can_use_stepper(ScanMemory, state) else super().stepper(state)
         )
@@ -95,7 +98,7 @@ def advance(decay: Tensor, value: Tensor, hidden: Tensor, pairs: bool) -> Tensor
 
 
 class _ScanStepper(Stepper):
-    """Stepper of a `ScanMemory` that folds the weights once."""
+    """Stepper of a `ScanMemory`. It calls `fold_weights` only once."""
 
     @torch.no_grad()
     def __init__(self, memory: ScanMemory[Any], state: State) -> None:

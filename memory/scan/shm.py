@@ -1,19 +1,23 @@
 """Stable Hadamard memory: a matrix whose entries each have their own multiplicative gate.
 
-Le et al. 2024 (arXiv 2410.10132, sections 3 and 4). x is normed, theta are the L rows of a table, and k and q
-are rectified and divided by their sums:
+Le et al. 2024 (arXiv 2410.10132, sections 3 and 4). The memory of step t is the matrix M_t, with gates C_t
+and output y. x is the normed input. The key k, the query q and the value v are linear functions of x; k and q
+are rectified, and each is divided by the sum of its coordinates. theta_t is a row of a learned table with L
+rows. V, e, U and W are weights:
 
     M_t = C_t * M_{t-1} + (s v) k^T,    C_t = 1 + tanh(theta_t (V x)^T),   s = σ(e x),   y = W (M_t q + U x)
 
-The gates are 1 on average, and so are their products if theta_t is sampled independently at every step. The
-memory is called stable for this reason.
+The gates are 1 on average. Products of gates over steps are also 1 on average, if theta_t is sampled
+independently at every step. The memory is called stable for this reason.
 
-Differences from the published code: a step uses row n mod L of the table, where n is its number in the
-episode. Two of the published files always use row 0, since they round a sample between 0 and 1 down. A third
-one samples at every call, so repeating a step gives another result. Entries are clamped to [-100, 100], as in
-one of the files: products of gates are bounded on average only, and under a constant observation entries
-overflow float32 within a few thousand steps. An entry at the bound stays there until its gates decay it, and
-earlier writes to it are then lost. Steps with no entry at the bound follow the equation, by `kernels.scan`.
+Differences from the published code: step n of an episode uses row n mod L of the table. Two of the published
+files always use row 0, because they draw a number between 0 and 1 and round it down. A third file draws a row
+at random in every call, so a repeated step gives another result.
+
+Entries of M are clamped to [-100, 100], as in one of the published files. Products of gates are bounded only
+on average. Without the clamp, a constant observation makes entries overflow float32 within a few thousand
+steps. An entry at the bound stays at the bound until its gates decay it, and earlier writes to the entry are
+lost. Batch rows without an entry at the bound follow the equation and use `kernels.scan`.
 """
 
 from __future__ import annotations
@@ -34,9 +38,9 @@ class SHMConfig(MemoryConfig):
     """Configuration of `SHM`. Raises ValueError on an invalid size."""
 
     memory_size: int = 16
-    """Number of rows and of columns of the matrix."""
+    """Size of the square matrix: number of its rows and of its columns."""
     table_size: int = 128
-    """Rows theta of the table; step n of an episode uses row n modulo this size."""
+    """Number of rows in the table of gate parameters. Step n of an episode uses row n modulo `table_size`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,15 +49,15 @@ class SHMConfig(MemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
     def build(self) -> SHM:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return SHM(self)
 
 
 class SHM(Memory):
     """One layer of stable Hadamard memory.
 
-    State: `matrix` `[batch, size, size]`, values by keys, and `time` `[batch]`, the number of steps in the
-    episode.
+    State: `matrix` `[batch, size, size]` has an axis for values, then an axis for keys. `time` `[batch]` is
+    the number of steps in the episode.
     """
 
     def __init__(self, config: SHMConfig) -> None:
@@ -73,7 +77,7 @@ class SHM(Memory):
         }
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one step."""
+        """Process one step of every row."""
         update = HadamardUpdate.from_projections(*self._write(x, state["time"]))
         matrix = torch.addcmul(update.value, update.gate, state["matrix"]).clamp(-BOUND, BOUND)
         return self._out(x, update.read(matrix)), {"matrix": matrix, "time": state["time"] + 1}
@@ -81,13 +85,13 @@ class SHM(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment."""
+        """Process a segment of every row."""
         clock = Clock.from_starts(state["time"], start)
         read, matrix = scan_segment(*self._write(x, clock.step), state["matrix"], start)
         return self._out(x, read), {"matrix": matrix, "time": clock.age_after}
 
     def _write(self, x: Float[Tensor, "*batch dim"], time: Int[Tensor, "*batch"]) -> tuple[Tensor, Tensor]:
-        """Return the projections of inputs and their table rows."""
+        """Return the projected inputs, and the gate parameters that the table holds for each step."""
         dtype = self.state_dtype
         return self.project(self.norm(x)).to(dtype), self.table.to(dtype)[time % self.table_size]
 

@@ -1,14 +1,14 @@
 """Base classes of memories with selected chunks: a query reads its own chunk and the top-k stored chunks.
 
-Every `chunk_size` steps of an episode form a chunk, for which a layer stores keys, values and a summary per
-head. Each head of a query scores the summaries and reads the best `top_k` chunks. This read is merged with
-causal attention to the query's own chunk by the logarithms of the softmax normalisers
-(`kernels.chunk_retrieval`, `kernels.merge`). Gradients flow into stored chunks, back to the start of the
+Every `chunk_size` steps of an episode form a chunk. For each chunk a layer stores keys, values and a summary
+per head. Each head of a query scores the summaries and reads the best `top_k` chunks
+(`kernels.chunk_retrieval`). `kernels.merge` combines this attention with causal attention to the query's own
+chunk, weighted by the softmax normalizers. Gradients flow into stored chunks, back to the start of the
 segment.
 
 Rotary positions are compact. A key is rotated by its position in its chunk. A query is rotated by its
-position in its own chunk, and for all other chunks by one chunk more: every stored chunk appears to be the
-previous one, regardless of its age.
+position in its own chunk. To read stored chunks, the query is rotated by `chunk_size` more. Every stored
+chunk therefore appears to be the previous one, regardless of its age.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ChunkedConfig(MemoryConfig):
     num_chunks: int = 32
     """Number of stored chunks; the oldest is dropped first."""
     top_k: int = 4
-    """Stored chunks that each head of a query reads, besides its own chunk."""
+    """Number of stored chunks that each head of a query reads, besides the query's own chunk."""
     num_layers: int = 1
     """Number of layers, each with its own store."""
     num_heads: int | None = None
@@ -94,7 +94,7 @@ Landmarks = Float[Tensor, "batch chunks dim"]
 def scores_within(
     query: Float[Tensor, "batch heads width"], stored_chunks: StoredChunks
 ) -> Float[Tensor, "batch heads chunks chunk_size"]:
-    """Return the scores of one query per row against all stored steps."""
+    """Return the attention scores between one query per batch row and all stored steps."""
     return torch.einsum("bhd,bmchd->bhmc", query, stored_chunks.keys) * query.shape[-1] ** -0.5
 
 
@@ -104,7 +104,11 @@ def join_weights(
     within: Float[Tensor, "batch heads chunks chunk_size"],
     combine: Literal["hierarchical", "joint"],
 ) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
-    """Return the weights of steps of the own chunk and of stored chunks; chunks not selected score -inf."""
+    """Return the attention weights of the steps of the query's own chunk, and of the steps of stored chunks.
+
+    `own` and `within` hold the scores of these steps. `chunk_scores` holds the scores of chunks, -inf for
+    chunks that are not selected.
+    """
     if combine == "hierarchical":
         far = chunk_scores + torch.log_softmax(within, dim=-1)
     else:
@@ -115,10 +119,10 @@ def join_weights(
 
 
 class ChunkedLayer(OwnChunkAttention):
-    """Pre-norm attention to the own chunk and to selected chunks, and a feed-forward block."""
+    """Layer with attention to the query's own chunk and to selected chunks, and a feed-forward block."""
 
     combine: ClassVar[Literal["hierarchical", "joint"]]
-    """Weighting of several chunks; see `kernels.chunk_retrieval`."""
+    """Value of the argument `combine` of `kernels.chunk_retrieval`, which weights the selected chunks."""
     summary_ratio: ClassVar[int] = 1
     """Width of a summary, in units of a head's width."""
 
@@ -134,12 +138,12 @@ class ChunkedLayer(OwnChunkAttention):
         values: Float[Tensor, "batch chunks chunk_size heads width"],
         landmarks: Landmarks | None,
     ) -> tuple[Float[Tensor, "batch chunks heads summary_width"], Landmarks | None]:
-        """Return the summaries of chunks, and their landmarks after this layer."""
+        """Return the summaries of chunks, and the landmarks for the next layer; None without landmarks."""
 
     def choose(
         self, query: Float[Tensor, "batch time heads width"], stored_chunks: StoredChunks
     ) -> ChunkAttention:
-        """Return the attention of rotated queries to the chunks that their heads select."""
+        """Return the attention output of rotated queries over the chunks that their heads select."""
         return chunk_retrieval(
             self.rotate(query, self.chunk_size),
             stored_chunks.keys,
@@ -157,7 +161,7 @@ class ChunkedLayer(OwnChunkAttention):
         query: Float[Tensor, "batch time heads width"],
         stored_chunks: StoredChunks,
     ) -> Float[Tensor, "batch time heads width"]:
-        """Return the attention of the queries of inputs `x` to stored chunks alone."""
+        """Return the attention output of the inputs `x` over stored chunks alone."""
         return self.choose(query, stored_chunks)[0]
 
     def mix(
@@ -167,7 +171,10 @@ class ChunkedLayer(OwnChunkAttention):
         query: Float[Tensor, "batch time heads width"],
         stored_chunks: StoredChunks,
     ) -> Float[Tensor, "batch time heads width"]:
-        """Return the attention of inputs `x` to all chunks; `own` is the attention to their own chunk."""
+        """Return the attention output of the inputs `x` over their own chunk and selected chunks.
+
+        `own` is the result of `attend_own_chunk`: the attention to their own chunk alone.
+        """
         return merge([own, self.choose(query, stored_chunks)])
 
     def weigh(
@@ -177,9 +184,9 @@ class ChunkedLayer(OwnChunkAttention):
         own: Float[Tensor, "batch heads chunk_and_1"],
         stored_chunks: StoredChunks,
     ) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
-        """Return the attention weights of `mix` over steps of the own chunk, and of stored chunks.
+        """Return the attention weights of `mix`: over steps of the query's own chunk, and over stored steps.
 
-        `own` holds the scores of the own chunk.
+        `own` contains the scores of the steps of the query's own chunk.
         """
         far = self.rotate(query, self.chunk_size)[:, None]
         choice = choose_chunks(
@@ -233,19 +240,23 @@ class _StepContext(NamedTuple):
     """Masks and positions of a step, shared by all layers."""
 
     visible: Bool[Tensor, "batch chunk_size"]
-    """Mask of the last steps that belong to the episode."""
+    """Mask of the last `chunk_size` steps: True for steps of the current episode."""
     readable: Bool[Tensor, "batch 1 chunks"]
     place: Int[Tensor, "batch 1"]
     """Position of the step in its chunk."""
 
 
 class ChunkedMemory(Memory):
-    """Stack of layers with attention to the own chunk and to selected chunks.
+    """Stack of layers with attention to the query's own chunk and to selected chunks.
 
-    State, per layer l: `keys_l` and `values_l` `[batch, chunks, chunk_size, dim]`, `summaries_l` `[batch,
-    chunks, dim]`, oldest first and aligned to the end, zeros in unused slots; `recent_keys_l` and
-    `recent_values_l` `[batch, chunk_size, dim]` of the last steps; and `time [batch]`, the number of steps in
-    the episode.
+    State entries of layer l:
+
+    - `keys_l` and `values_l` `[batch, chunks, chunk_size, dim]` and `summaries_l`
+      `[batch, chunks, summary_ratio * dim]`: stored chunks, oldest first, in the last slots. Unused slots are
+      zero.
+    - `recent_keys_l` and `recent_values_l` `[batch, chunk_size, dim]`: keys and values of the last steps.
+
+    The entry `time` `[batch]` is the number of steps in the episode.
     """
 
     retrieves = True
@@ -256,7 +267,7 @@ class ChunkedMemory(Memory):
         self.layers = cast("list[ChunkedLayer]", nn.ModuleList(layers))
 
     def landmarks(self, batch: int, chunks: int) -> Landmarks | None:
-        """Return the initial landmarks of completed chunks; None by default."""
+        """Return the landmark of each chunk before the first layer. The default None means no landmarks."""
         return None
 
     def initial_state(self, batch_size: int) -> State:
@@ -271,7 +282,10 @@ class ChunkedMemory(Memory):
         return build_empty_state(self, batch_size, len(self.layers), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return the attention of queries `x` to the stores, summed over layers; zero while all are empty."""
+        """Return the attention output of queries `x` over stored chunks, summed over layers.
+
+        The output is zero until a chunk is stored.
+        """
         time = state["time"]
         readable = written_slots(time, self.chunk_size, self.num_chunks)[:, None].expand(-1, x.shape[1], -1)
         place = (time % self.chunk_size)[:, None].expand(-1, x.shape[1])
@@ -305,7 +319,7 @@ class ChunkedMemory(Memory):
         return y[:, 0], after
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a `Stepper` that continues from `state` and updates its own buffers in place."""
         classes = {layer.stepper_class() for layer in self.layers}
         steps = classes.pop()
         if steps is None or classes or not self.can_use_stepper(ChunkedMemory, state):
@@ -324,7 +338,7 @@ class ChunkedMemory(Memory):
     def _project_step(
         self, layer: ChunkedLayer, y: Float[Tensor, "batch 1 dim"], own: State, context: _StepContext
     ) -> tuple[ChunkTokens, Tensor, Tensor, StoredChunks]:
-        """Return a layer's tokens of one step, the recent keys and values, and the stored chunks."""
+        """Return the query, key and value of one step, the recent keys and values, and the stored chunks."""
         tokens = layer.project(y, context.place, self.state_dtype)
         keys, values = (
             torch.cat([zero_slots(own[f"recent_{name}"], context.visible), new.flatten(2)], dim=1)
@@ -355,7 +369,7 @@ class ChunkedMemory(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance by a segment in one batched pass, for any pattern of `start`."""
+        """Process a segment in one batched pass; `start` may be True at any step."""
         clock = Clock.from_starts(state["time"], start)
         plan = plan_chunks(clock, self.chunk_size, self.num_chunks, self.chunk_size)
         place = clock.chunk_position(self.chunk_size)

@@ -1,23 +1,23 @@
 """ELMUR: layers with memory slots that every step reads; one slot is rewritten at the end of each chunk.
 
 Cherepanov et al. 2025 (External Layer Memory with Update/Rewrite, arXiv 2510.07151). Steps attend to their
-own chunk (the paper's segment), then to the slots, with a bias by the time since each was written. At the end
-of a chunk, a slot attends to the layer outputs of the chunk's steps, passes its own feed-forward block, and
-becomes
+own chunk (the paper's segment), then to the slots. The score of a slot has a bias that depends on the time
+since the slot was written. At the end of a chunk, one slot m attends to the layer outputs of the chunk's
+steps. A feed-forward block then computes the vector `new`, and the slot becomes
 
     m <- new                             if it was empty,
-    m <- blend new + (1 - blend) m       otherwise.
+    m <- blend * new + (1 - blend) * m   otherwise.
 
-Empty slots are filled first, then the least recently written slot is rewritten. Since every chunk rewrites
-one slot, the slots are rewritten in turn, and the age of a slot follows from the step number. A slot holds
-its last chunk with weight `blend` and earlier ones with decreasing weights. With `blend=0`, the first chunks
-stay forever.
+Empty slots are filled first. Afterwards the least recently written slot is rewritten. Since every chunk
+rewrites one slot, the slots are rewritten in turn, and the age of a slot follows from the step number. A slot
+holds its last chunk with weight `blend` and earlier chunks with decreasing weights. With `blend=0`, the first
+chunks stay forever.
 
-The following details are not published and are chosen here. Blocks are pre-norm, as in all memories of this
-package, and the new content of a slot is normed as well, so that slots do not grow without bound. Heads have
-biases by the logarithm of distances (0 to 1, to 3, to 7 and so on); the paper clips distances. A learned
-vector is added to the query of a slot, since empty slots are zero. Gradients flow into slots back to the
-start of a segment. Positions inside a chunk are rotary.
+The paper does not publish the following details. Blocks are pre-norm, as in all memories of this package. The
+new content of a slot is normalized as well, so that slots do not grow without bound. Each head has one
+learned bias for each range of distances in steps: 0 to 1, 2 to 3, 4 to 7 and so on; the paper clips
+distances. A learned vector is added to the query of a slot, since empty slots are zero. Gradients flow into
+slots, back to the start of a segment. Positions inside a chunk are rotary.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ELMURConfig(MemoryConfig):
     chunk_size: int = 16
     """Steps per chunk; one slot of each layer is rewritten at the end of a chunk."""
     num_slots: int = 16
-    """Slots per layer."""
+    """Number of slots per layer."""
     blend: float = 0.5
     """Weight of the new content when a filled slot is rewritten, from 0 to 1."""
     num_layers: int = 1
@@ -85,23 +85,27 @@ class ELMURConfig(MemoryConfig):
         resolve_heads(self.dim, self.num_heads)
 
     def build(self) -> ELMUR:
-        """Return a freshly initialised memory."""
+        """Return a freshly initialized memory."""
         return ELMUR(self)
 
 
 class Slots(NamedTuple):
-    """Contents of slots and the step of their last write in the episode; negative if empty."""
+    """Contents of slots, and the episode step at which each slot was last written; negative if empty."""
 
     content: Float[Tensor, "batch slots dim"]
     write_steps: Int[Tensor, "batch slots"]
 
 
 class ELMUR(Memory):
-    """Stack of layers with attention to the own chunk and to slots, and feed-forward.
+    """Stack of layers with attention to the query's chunk, attention to slots, and a feed-forward block.
 
-    State, per layer l: `slots_l` `[batch, slots, dim]`, zeros while empty; `recent_keys_l`, `recent_values_l`
-    and the outputs `recent_l` `[batch, chunk_size, dim]` of the last `chunk_size` steps; and `time [batch]`,
-    the number of steps in the episode.
+    State entries of layer l:
+
+    - `slots_l` `[batch, slots, dim]`: slots, zero while empty.
+    - `recent_keys_l`, `recent_values_l` and `recent_l` `[batch, chunk_size, dim]`: keys, values and layer
+      outputs of the last `chunk_size` steps.
+
+    The entry `time` `[batch]` is the number of steps in the episode.
     """
 
     retrieves = True
@@ -125,7 +129,10 @@ class ELMUR(Memory):
         return build_empty_state(self, batch_size, len(self.layers), shapes)
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return the attention of queries `x` to the slots, summed over layers; zero while all are empty."""
+        """Return the attention output of queries `x` over the slots, summed over layers.
+
+        The output is zero until a slot is written.
+        """
         time = state["time"]
         write_steps = self.last_write_steps(time // self.chunk_size)
         total = torch.zeros_like(x)
@@ -135,7 +142,7 @@ class ELMUR(Memory):
         return total
 
     def last_write_steps(self, chunks: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch slots"]:
-        """Return the step of each slot's last write after so many chunks of an episode; -1 if empty."""
+        """Return the step of each slot's last write after `chunks` chunks of an episode; -1 if empty."""
         slot = torch.arange(self.num_slots, device=chunks.device)
         last = chunks[..., None] - 1
         chunk = last - (last - slot) % self.num_slots
@@ -166,7 +173,7 @@ class ELMUR(Memory):
         return y[:, 0], after
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a `Stepper` that continues from `state` and updates its own buffers in place."""
         if not self.can_use_stepper(ELMUR, state):
             return super().stepper(state)
         return ELMURStepper(
@@ -176,7 +183,7 @@ class ELMUR(Memory):
     def _project_step(
         self, layer: _ELMURLayer, y: Float[Tensor, "batch 1 dim"], own: State, time: Int[Tensor, " batch"]
     ) -> tuple[ChunkTokens, Tensor, Tensor, Slots]:
-        """Return a layer's tokens of one step, the recent keys and values, and the slots."""
+        """Return the query, key and value of one step, the recent keys and values, and the slots."""
         is_visited = visited_slots(time, self.chunk_size)
         write_steps = self.last_write_steps(time // self.chunk_size)
         tokens = layer.project(y, (time % self.chunk_size)[:, None], self.state_dtype)
@@ -188,9 +195,10 @@ class ELMUR(Memory):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
-        """Return the attention weights of all layers over the own chunk and over the last chunks of slots.
+        """Return all layers' attention weights over steps of the query's own chunk and over steps in slots.
 
-        The weight of a rewritten slot is scaled by `blend`, the share of its last chunk.
+        The weight of a slot is divided equally among the steps of its last chunk. The weight of a rewritten
+        slot is first multiplied by `blend`, the share of the last chunk.
         """
         time, y = state["time"], x[:, None]
         place, size = time % self.chunk_size, self.chunk_size
@@ -212,7 +220,7 @@ class ELMUR(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance by a segment, a few chunks at once, for any pattern of `start`."""
+        """Process a segment, a few chunks at once; `start` may be True at any step."""
         outputs, size = [], _CHUNKS_AT_ONCE * self.chunk_size
         for first in range(0, x.shape[1], size):
             y, state = self._part(x[:, first : first + size], state, start[:, first : first + size])
@@ -220,7 +228,7 @@ class ELMUR(Memory):
         return torch.cat(outputs, dim=1), state
 
     def _part(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance by a few chunks."""
+        """Process a part of a segment: a few chunks at once."""
         clock = Clock.from_starts(state["time"], start)
         place = clock.chunk_position(self.chunk_size)
         slot_schedule = self._schedule_slots(clock)
@@ -267,7 +275,7 @@ class ELMUR(Memory):
         before: Float[Tensor, "batch chunk_and_time dim"],
         slots: Float[Tensor, "batch slots dim"],
     ) -> Slots:
-        """Return all versions of the slots, concatenated."""
+        """Return all versions of the slots (see `_SlotSchedule`), concatenated."""
         size = self.chunk_size
         empty = torch.zeros_like(slots)
         versions = [empty, slots]
@@ -284,7 +292,7 @@ class ELMUR(Memory):
         return Slots(torch.cat(versions, dim=1), slot_schedule.write_steps.flatten(1))
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in unused slots; unchanged if all its values are finite."""
+        """Return `state` with zeros in unused slots, or `state` itself if it has no NaN or inf."""
         if is_finite_state(state):
             return state
         time = state["time"]
@@ -299,24 +307,28 @@ class ELMUR(Memory):
 
 
 class _SlotSchedule(NamedTuple):
-    """Writes and reads of slots in a part of a segment."""
+    """Schedule of slot updates and slot reads in a part of a segment that completes N chunks.
+
+    A version is the content of all slots at one time. The versions are: empty slots, the slots before the
+    part, and the slots after each completed chunk.
+    """
 
     steps: Int[Tensor, "batch N chunk_size"]
-    """Indices of the steps of completed chunks into the previous chunk followed by the part."""
+    """Positions of the steps of each completed chunk. Position 0 is `chunk_size` steps before the part."""
     chunk: Int[Tensor, "batch N"]
-    """Numbers of these chunks in their episodes."""
+    """Index of each completed chunk in its episode."""
     exists: Bool[Tensor, "batch N"]
     """True for chunks with steps, False for padding."""
     visible: Bool[Tensor, "batch time versions"]
-    """One-hot version of the slots that each step reads."""
+    """True for the version that each step reads. Each step reads exactly one version of the slots."""
     write_steps: Int[Tensor, "batch versions slots"]
-    """Step of each slot's last write in each version."""
+    """Episode step at which each slot of each version was last written; -1 for an empty slot."""
     final: Int[Tensor, " batch"]
-    """Version of the final state."""
+    """Index of the version of the slots that the final state contains."""
 
     @property
     def readable(self) -> Bool[Tensor, "batch time versions_slots"]:
-        """Return the mask of the slots of all versions that each step may read."""
+        """Return a mask over the slots of all versions: True where a step can read the slot."""
         return self.visible.repeat_interleave(self.write_steps.shape[-1], dim=2)
 
     def last(self, table: Float[Tensor, "batch versions_slots dim"], slots: int) -> Tensor:
@@ -326,7 +338,7 @@ class _SlotSchedule(NamedTuple):
 
 
 class _ELMURLayer(OwnChunkAttention):
-    """Attention to the own chunk and to slots, feed-forward, and the rewrite of a slot."""
+    """Layer that attends to the query's own chunk and to slots, and rewrites a slot at the end of a chunk."""
 
     edges: Tensor
 
@@ -347,7 +359,7 @@ class _ELMURLayer(OwnChunkAttention):
         self.register_buffer("edges", 2 ** torch.arange(1, _BUCKETS), persistent=False)
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, place: Tensor) -> Tensor:
-        """Return the attention of steps to their own chunks."""
+        """Return the attention output of steps over their own chunks."""
         read, _ = attend_own_chunk(query, keys, values, place, self.chunk_size)
         return self.out(read.flatten(2).to(self.out.weight.dtype))
 
@@ -358,14 +370,14 @@ class _ELMURLayer(OwnChunkAttention):
         slots: Slots,
         readable: Bool[Tensor, "batch time slots"] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
-        """Return the attention of inputs to the filled slots; only to `readable` ones if it is not None."""
+        """Return the attention output of inputs over filled slots. A mask `readable` restricts the slots."""
         slots = self.normalize_slots(slots)
         value = self._heads(self.read_value(slots.content))
         weights = self.weigh(x, time, slots, readable).to(value.dtype)
         return self.read_out((weights @ value).transpose(1, 2).flatten(2))
 
     def normalize_slots(self, slots: Slots) -> Slots:
-        """Return slots with normed contents."""
+        """Return the slots with normalized contents."""
         return Slots(self.slot_norm(slots.content.to(self.read_out.weight.dtype)), slots.write_steps)
 
     def weigh(
@@ -375,7 +387,7 @@ class _ELMURLayer(OwnChunkAttention):
         slots: Slots,
         readable: Bool[Tensor, "batch time slots"] | None = None,
     ) -> Float[Tensor, "batch heads time slots"]:
-        """Return the attention weights of `read` over slots with normed contents."""
+        """Return the attention weights that `read` uses. `slots` is the output of `normalize_slots`."""
         query = self._heads(self.read_query(self.read_norm(x)))
         key = self._heads(self.read_key(slots.content))
         scores = query @ key.mT * query.shape[-1] ** -0.5
@@ -392,7 +404,7 @@ class _ELMURLayer(OwnChunkAttention):
     def finish(
         self, x: Tensor, time: Tensor, slots: Slots, readable: Bool[Tensor, "batch time slots"] | None = None
     ) -> Float[Tensor, "batch time dim"]:
-        """Return the layer outputs of steps after attention to their chunks."""
+        """Return the layer outputs of steps that have already attended to their own chunks."""
         x = x + self.read(x, time, slots, readable)
         return x + self.feed_forward(x)
 
@@ -403,7 +415,7 @@ class _ELMURLayer(OwnChunkAttention):
         chunk: Int[Tensor, " batch"],
         where: Bool[Tensor, " batch"],
     ) -> Float[Tensor, "batch slots dim"]:
-        """Return the slots after the end of a chunk, rewritten in the rows of the mask `where`."""
+        """Return the slots after the end of a chunk. One slot is rewritten in rows where `where` is True."""
         is_target = torch.arange(self.num_slots, device=chunk.device) == (chunk % self.num_slots)[:, None]
         old = (slots.content * is_target[..., None]).sum(dim=1)
         dtype = self.write_out.weight.dtype
@@ -425,7 +437,10 @@ class _ELMURLayer(OwnChunkAttention):
 
 
 def _unused_parameters(config: ELMURConfig) -> tuple[str, ...]:
-    """Return names of parameters without a gradient: a softmax over a single item is always 1."""
+    """Return the names of parameters that never get a gradient.
+
+    A softmax over one slot or one step is always 1, so parameters that only affect its scores have no effect.
+    """
     names = []
     if config.num_slots == 1:
         names += ["read_norm.weight", "read_norm.bias", "read_query.weight", "read_key.weight", "read_bias"]

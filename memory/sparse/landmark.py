@@ -2,14 +2,15 @@
 
 A learned vector, the landmark, follows every chunk and attends to it. Queries score a chunk by the key of its
 landmark. The softmax is grouped: the steps of each chunk form one group, and all landmarks and the steps of
-the query's own chunk form another. The weight of a step in another chunk is its weight in its group times the
-weight of its landmark; the value of a landmark is not used (section 3.1). Queries therefore only need to read
-the chunks of the best landmarks, and gradients reach all stored chunks.
+the query's own chunk form another. The weight of a step in another chunk is its weight within that chunk
+times the weight of the chunk's landmark. The value of a landmark is not used (section 3.1). Chunks with a low
+landmark weight contribute little, so a query reads only the `top_k` chunks with the best landmark scores.
+Gradients flow into the chunks that a query reads.
 
-Differences from the paper: a landmark attends to the steps of its own chunk only, not to earlier landmarks,
-and its key is computed afterwards. In the paper, all landmarks of the first layer are equal, so a single
-layer could not distinguish chunks. `top_k` is the same in training and inference. The paper trains with all
-chunks, which is `top_k=num_chunks`; the weights work with every `top_k`.
+Differences from the paper: a landmark attends only to the steps of its own chunk, not to earlier landmarks.
+Its key is computed after this attention. In the paper, all landmarks of the first layer are equal, so a
+single layer could not distinguish chunks. `top_k` is the same in training and inference. The paper trains
+with all chunks, which is `top_k=num_chunks`; the trained weights work with every `top_k`.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ class LandmarkConfig(ChunkedConfig):
     """Configuration of `Landmark`."""
 
     def build(self) -> Landmark:
-        """Return a freshly initialised memory."""
+        """Return a freshly initialized memory."""
         return Landmark(self)
 
 
 class Landmark(ChunkedMemory):
-    """Stack of layers that read their own chunk and the chunks with the best landmark scores.
+    """Stack of layers in which a query reads its own chunk and the chunks with the best landmark scores.
 
     State: the entries of `ChunkedMemory`; summaries are the keys of landmarks.
     """

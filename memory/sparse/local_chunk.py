@@ -16,7 +16,7 @@ _SMALLEST_BLOCK = 16
 
 
 class ChunkTokens(NamedTuple):
-    """Rotated queries and keys, and values, of a layer's inputs."""
+    """Rotated queries, rotated keys, and values of a layer's inputs."""
 
     query: Float[Tensor, "batch time heads width"]
     key: Float[Tensor, "batch time heads width"]
@@ -45,7 +45,7 @@ class OwnChunkAttention(nn.Module):
     def project(
         self, x: Float[Tensor, "batch time dim"], place: Int[Tensor, "batch time"], dtype: torch.dtype
     ) -> ChunkTokens:
-        """Return rotated queries and keys, and values, of inputs at these positions in their chunks."""
+        """Return rotated queries, rotated keys, and values; `place` is the position of inputs in chunks."""
         normed_x = self.norm(x)
         query, key, value = (
             part(normed_x).to(dtype).unflatten(-1, (self.heads, -1))
@@ -56,7 +56,7 @@ class OwnChunkAttention(nn.Module):
     def rotate(
         self, x: Float[Tensor, "*batch heads width"], place: Int[Tensor, "*batch"] | int
     ) -> Float[Tensor, "*batch heads width"]:
-        """Return `x` rotated by its position, at most `chunk_size`."""
+        """Return `x` rotated by the position `place`, which is at most `chunk_size`."""
         half = x.shape[-1] // 2
         left, right, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
         rotated_half = torch.cat([-right, left, torch.zeros_like(rest)], dim=-1)
@@ -68,12 +68,12 @@ def score_own_chunk(
     keys: Float[Tensor, "batch chunk_and_1 dim"],
     place: Int[Tensor, " batch"],
 ) -> Float[Tensor, "batch heads chunk_and_1"]:
-    """Return the scores of one query per row against the steps of its own chunk, -inf for other steps.
+    """Return the scores of one query per row with the steps of its own chunk, -inf for other steps.
 
     Args:
         query: Query of one step, by head.
-        keys: Keys of the `chunk_size` steps before it, and its own.
-        place: Number of steps of its chunk before it.
+        keys: Keys of the `chunk_size` steps before the query's step, followed by the key of the query's step.
+        place: Position of the query's step in its chunk, from 0.
     """
     keys = keys.unflatten(-1, query.shape[1:])
     behind = torch.arange(keys.shape[1] - 1, -1, -1, device=keys.device)
@@ -98,13 +98,13 @@ def attend_own_chunk(
     place: Int[Tensor, "batch time"],
     chunk_size: int,
 ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch time heads"]]:
-    """Return the causal attention of queries to their own chunks, and the log-normalisers.
+    """Return the causal attention output of queries over their own chunks, and the logsumexp of scores.
 
     Args:
         query: Queries of a segment.
         keys: Keys of the `chunk_size` steps before the segment, and of the segment.
         values: Values of the same steps.
-        place: Number of steps of its chunk before each query.
+        place: Position of each query's step in its chunk, from 0.
         chunk_size: Steps per chunk.
     """
     time, heads = query.shape[1:3]

@@ -1,8 +1,9 @@
 """Mixture of block attention as a memory with a state (MoBA, Lu et al. 2025, arXiv 2502.13189).
 
-The score of a chunk is the product of the query with the mean of the chunk's keys (equation 6). One softmax
-runs over the steps of the best chunks of a query's head and of its own chunk up to itself (section 2.2). The
-selection has no parameters and no gradient; gradients of selected chunks reach everything stored in them.
+The score of a chunk is the dot product of the query with the mean of the chunk's keys (equation 6). Each head
+of a query selects the chunks with the best scores. One softmax runs over the steps of these chunks and the
+steps of the query's own chunk up to the query (section 2.2). The selection has no parameters and no gradient.
+Gradients flow into the keys and values of the selected chunks.
 
 Differences from the paper: positions are compact (`memory/sparse/chunked.py`); a language model uses absolute
 positions. `top_k` does not count the query's own chunk; in the paper it does.
@@ -22,12 +23,12 @@ class MoBAConfig(ChunkedConfig):
     """Configuration of `MoBA`."""
 
     def build(self) -> MoBA:
-        """Return a freshly initialised memory."""
+        """Return a freshly initialized memory."""
         return MoBA(self)
 
 
 class MoBA(ChunkedMemory):
-    """Stack of layers that read their own chunk and the chunks with the best mean keys.
+    """Stack of layers in which a query reads its own chunk and the chunks whose mean keys score best.
 
     State: the entries of `ChunkedMemory`; summaries are means of keys.
     """

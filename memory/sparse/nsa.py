@@ -1,14 +1,14 @@
 """Native sparse attention as a memory with a state (NSA, Yuan et al. 2025, arXiv 2502.11089, section 3).
 
-Three streams have a gate per head each. *Compressed* is a softmax over one key and value per chunk, computed
-from its steps by a small network. *Selected* is a softmax over the steps of the own chunk and of the chunks
-with the largest compressed weights, summed over heads. *Window* is local attention. The weights of the
-compressed stream have gradients and thereby train the selection. With `top_k` of 3 or more, the first and the
-last chunk are always selected, as in the paper.
+The output of a head is a gated sum of three attention streams. *Compressed* attends to one key and value per
+chunk, which a small network computes from the steps of the chunk. *Selected* attends to the steps of the own
+chunk and of the chunks with the largest weights in the compressed stream, summed over heads. *Window* is
+local attention. The weights of the compressed stream have gradients and thereby train the selection. With
+`top_k` of 3 or more, the first and the last stored chunk are always selected, as in the paper.
 
-Differences from the paper: the window is the query's own chunk. All streams share keys and values, so the
-state is a third of that of the paper, where each stream has its own. Compressed blocks are the chunks and do
-not overlap. Positions are compact (`memory/sparse/chunked.py`).
+Differences from the paper: the window is the query's own chunk. All streams share keys and values. In
+the paper each stream has its own, so its state is three times as large. The compressed blocks are the chunks,
+so they do not overlap. Positions are compact (`memory/sparse/chunked.py`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class NSAConfig(ChunkedConfig):
     """Configuration of `NSA`."""
 
     def build(self) -> NSA:
-        """Return a freshly initialised memory."""
+        """Return a freshly initialized memory."""
         return NSA(self)
 
 
 class NSA(ChunkedMemory):
-    """Stack of layers that read their own chunk, all chunks in compressed form, and selected chunks.
+    """Stack of layers in which a query reads its own chunk, all compressed chunks, and selected chunks.
 
     State: the entries of `ChunkedMemory`; a head's summary is its compressed key followed by its compressed
     value.
@@ -59,7 +59,7 @@ class NSA(ChunkedMemory):
 
 
 class NSALayer(ChunkedLayer):
-    """Attention in three streams, and a feed-forward block."""
+    """Layer with attention in three streams and a feed-forward block."""
 
     combine = "joint"
     summary_ratio = 2
@@ -77,7 +77,7 @@ class NSALayer(ChunkedLayer):
         return torch.cat([self.compress_key(keys), self.compress_value(values)], dim=-1), None
 
     def recall(self, x: Tensor, query: Tensor, stored_chunks: StoredChunks) -> Tensor:
-        """Return the gated attention to stored chunks alone."""
+        """Return the gated attention to stored chunks, without the query's own chunk."""
         compressed_out, selected_read = self.streams(query, stored_chunks)
         gates = self._gates(x, query)
         return gates[0] * compressed_out + gates[1] * selected_read[0]
@@ -131,9 +131,9 @@ class NSALayer(ChunkedLayer):
     def weigh(
         self, x: Tensor, query: Tensor, own: Tensor, stored_chunks: StoredChunks
     ) -> tuple[Float[Tensor, "batch heads chunk_and_1"], Float[Tensor, "batch heads chunks chunk_size"]]:
-        """Return each step's share of the sum of gates.
+        """Return the weight of each step in the gated sum of the three streams. Gates are scaled to sum 1.
 
-        The steps of a compressed chunk share its weight equally.
+        The steps of a compressed chunk share the weight of the chunk equally.
         """
         far = self.rotate(query, self.chunk_size)[:, None]
         weights, _, chunks = self._choose(far, stored_chunks)
@@ -150,13 +150,13 @@ class NSALayer(ChunkedLayer):
         return select * near + window * torch.softmax(own, dim=-1), far
 
     def _gates(self, x: Tensor, like: Tensor) -> list[Tensor]:
-        """Return the gates of the streams."""
+        """Return the gates of the three attention streams, computed from inputs `x`, in the dtype of `like`."""
         gates = torch.sigmoid(self.gate(self.norm(x))).to(like.dtype)
         return list(gates.unflatten(-1, (_STREAMS, self.heads, 1)).unbind(dim=2))
 
 
 class _Compression(nn.Module):
-    """Two-layer network from the vectors of a chunk, plus a learned position code each, to one vector."""
+    """Two-layer network that maps the vectors of a chunk to one vector, after adding position codes."""
 
     def __init__(self, chunk_size: int, width: int) -> None:
         super().__init__()

@@ -1,21 +1,22 @@
 """The Routing Transformer as a memory with a state (Roy et al. 2021, arXiv 2003.05997, section 4.1).
 
-Queries and keys are normed without a scale, and each is assigned to the centroid with the largest product. A
-step reads the `window` steps before it and, of the steps before these, the last `capacity` ones assigned to
-the centroid of its query. One softmax runs over both sets, which are disjoint. A step of a rare cluster is
-therefore retained for long, regardless of the number of steps in other clusters.
+Queries and keys are normalized by a layer norm without parameters. Each is assigned to the centroid with the
+largest dot product. A step reads itself and the `window` steps before it. Among the steps before the window,
+it reads the last `capacity` steps that are assigned to the centroid of its query (the routed steps). One
+softmax runs over both sets. A step of a rare cluster is therefore retained for long, regardless of the number
+of steps in other clusters.
 
-Differences from the paper: a centroid of the paper takes the nearest tokens of the whole sequence, including
-later ones, so the readers of a token depend on its future. Here a centroid stores its tokens in order in a
-ring buffer, and each token is in exactly one. In the paper, half of the heads use a window and half are
-routed; here all heads do both. The heads of a layer share centroids, and the steps of the window have a bias
-by distance.
+Differences from the paper: in the paper a centroid selects the nearest tokens of the whole sequence,
+including later ones. Later tokens therefore affect which queries read a token. Here a centroid stores its
+tokens in order in a ring buffer, and each token belongs to exactly one centroid. In the paper, half of the
+heads use a window and half are routed; here all heads do both. The heads of a layer share centroids, and the
+scores of the steps in the window have a bias by distance.
 
-The paper moves centroids by a running mean of their tokens. A memory must not change during use, and a loss
-of its own would reach weights from episodes that no other loss uses. Instead, log p is added to the scores of
-routed steps, where p is the query's softmax over centroids at its own centroid. A query that benefits from
-routed steps pulls its centroid nearer, otherwise it pushes the centroid away. A single centroid has log p =
-0, which is causal attention.
+The paper moves centroids by a running mean of their tokens. Here centroids are trained by the gradient, since
+a memory must not change during use. They get their gradient from the loss of the policy, because a memory has
+no loss of its own. For this, log p is added to the scores of routed steps, where p is the probability of the
+query's centroid in a softmax over all centroids. If routed steps help a query, the gradient moves its
+centroid nearer to the query, otherwise away from the query. With a single centroid, log p is 0.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ class RoutingConfig(MemoryConfig):
     """Configuration of `Routing`. Raises ValueError on an invalid size."""
 
     num_centroids: int = 8
-    """Centroids per layer."""
+    """Number of centroids per layer."""
     capacity: int = 16
-    """Steps stored per centroid; the oldest is dropped first."""
+    """Number of steps stored per centroid. A new step replaces the oldest step if the centroid is full."""
     window: int = 16
-    """Earlier steps that are read regardless of their centroid."""
+    """Number of earlier steps that a query reads regardless of their centroid."""
     num_layers: int = 1
     """Number of layers, each with its own centroids."""
     num_heads: int | None = None
@@ -76,17 +77,21 @@ class RoutingConfig(MemoryConfig):
         resolve_heads(self.dim, self.num_heads)
 
     def build(self) -> Routing:
-        """Return a freshly initialised memory."""
+        """Return a freshly initialized memory."""
         return Routing(self)
 
 
 class Routing(Memory):
-    """Stack of layers with attention to a window and to steps of the same centroid, and feed-forward.
+    """Stack of layers with attention to a window and to steps of the same centroid, and a feed-forward block.
 
-    State, per layer l: ring buffers `keys_l` and `values_l` `[batch, centroids * capacity, dim]`, zeros in
-    unused slots, and `times_l [batch, centroids * capacity]`, the step numbers of the slots; `counts_l
-    [batch, centroids]`, the number of steps assigned to each centroid; the last steps `recent_keys_l` and
-    `recent_values_l` `[batch, window, dim]`; and `time [batch]`, the number of steps in the episode.
+    State entries of layer l:
+
+    - `keys_l` and `values_l` `[batch, centroids * capacity, dim]`: ring buffers; unused slots are zero.
+    - `times_l` `[batch, centroids * capacity]`: number of the step in each slot.
+    - `counts_l` `[batch, centroids]`: number of steps that were stored for each centroid.
+    - `recent_keys_l` and `recent_values_l` `[batch, window, dim]`: keys and values of the last steps.
+
+    The entry `time` `[batch]` is the number of steps in the episode.
     """
 
     retrieves = True
@@ -112,7 +117,10 @@ class Routing(Memory):
         return state | numbers
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return the attention of queries `x` to the rings, summed over layers; zero while all are empty."""
+        """Return the attention output of queries `x` over the ring buffers, summed over layers.
+
+        The output is zero until a step is stored.
+        """
         total = torch.zeros_like(x)
         centroid = torch.arange(self.num_centroids, device=x.device).repeat_interleave(self.capacity)
         for index, layer in enumerate(self.layers):
@@ -128,7 +136,7 @@ class Routing(Memory):
         return total
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance by one step: read, then store the step that leaves the window in its centroid's ring."""
+        """Advance by one step: read, then move the oldest step of the window to the ring of its centroid."""
         time, y = state["time"], x[:, None]
         is_visited = visited_slots(time, self.window)
         after: State = {"time": time + 1}
@@ -165,7 +173,9 @@ class Routing(Memory):
             far = own["times"].gather(1, context.slots).masked_fill(~context.readable, -1)
             weights = weigh(context.attention_inputs)[:, :, 0].mean(1)
             reads[f"window, layer {index}"] = Read.from_weights(near, weights[:, self.capacity :])
-            reads[f"of its centroid, layer {index}"] = Read.from_weights(far, weights[:, : self.capacity])
+            reads[f"steps of the same centroid, layer {index}"] = Read.from_weights(
+                far, weights[:, : self.capacity]
+            )
             y = layer.finish(y, attend(context.attention_inputs))
         return Recall(reads, {})
 
@@ -196,7 +206,7 @@ class Routing(Memory):
         return _StepContext(attention_inputs, slots, readable, recent, centroids[:, 1:], evicted_mask)
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows in place."""
+        """Return a `Stepper` that continues from `state` and updates its own buffers in place."""
         if not self.can_use_stepper(Routing, state):
             return super().stepper(state)
         return RoutingStepper(self.layers, self.blank_unwritten(state), self.window)
@@ -204,7 +214,7 @@ class Routing(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance by a segment in parts of fixed length, so that the cost is linear."""
+        """Process a segment in parts of fixed length, so that the cost is linear in the number of steps."""
         outputs = []
         for first in range(0, x.shape[1], _STEPS_AT_ONCE):
             steps = slice(first, first + _STEPS_AT_ONCE)
@@ -213,7 +223,7 @@ class Routing(Memory):
         return torch.cat(outputs, dim=1) if len(outputs) > 1 else outputs[0], state
 
     def _part(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Advance by a few steps."""
+        """Process a part of a segment: a few steps at once."""
         clock = Clock.from_starts(state["time"], start)
         near, distance = _window_mask(clock, self.window)
         # Step numbers of the window before the segment, and of its own steps.
@@ -256,7 +266,7 @@ class Routing(Memory):
         return x, after
 
     def blank_unwritten(self, state: State) -> State:
-        """Return `state` with zeros in unused slots; unchanged if all its values are finite."""
+        """Return `state` with zeros in unused slots, or `state` itself if it has no NaN or inf."""
         if is_finite_state(state):
             return state
         is_visited = visited_slots(state["time"], self.window)
@@ -275,9 +285,10 @@ class _StepContext(NamedTuple):
 
     attention_inputs: AttentionInputs
     slots: Int[Tensor, "batch capacity"]
-    """Slots of the query's centroid, which precede the window in the stored keys."""
+    """Indices of the slots of the query's centroid. In `attention_inputs` the keys of these slots come first,
+    and the keys of the window follow."""
     readable: Bool[Tensor, "batch capacity"]
-    """Mask of the filled slots."""
+    """Mask of the slots of the query's centroid: True for filled slots."""
     recent: tuple[Float[Tensor, "batch window dim"], Float[Tensor, "batch window dim"]]
     """Keys and values of the window, oldest first."""
     evicted_centroid: Int[Tensor, "batch 1"]
@@ -286,7 +297,7 @@ class _StepContext(NamedTuple):
 
 
 class RoutingTokens(NamedTuple):
-    """Normed queries and keys, and values, of a layer's inputs."""
+    """Normalized queries, normalized keys, and values of a layer's inputs."""
 
     query: Float[Tensor, "*batch dim"]
     key: Float[Tensor, "*batch dim"]
@@ -316,7 +327,7 @@ class RoutingLayer(nn.Module):
         return RoutingTokens(functional.layer_norm(query, width), functional.layer_norm(key, width), value)
 
     def output(self, read: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
-        """Return the output projection of an attention output."""
+        """Apply the layer's output projection to an attention output."""
         return self.out(read.to(self.out.weight.dtype))
 
     def finish(
@@ -328,17 +339,17 @@ class RoutingLayer(nn.Module):
 
 
 class Routes(NamedTuple):
-    """Centroids of vectors."""
+    """Assignment of vectors to centroids."""
 
     centroid: Int[Tensor, "batch steps"]
-    """Index of the centroid with the largest product."""
+    """Index of the centroid with the largest dot product."""
     log_prob: Float[Tensor, "batch steps"]
-    """Log probability of this centroid in a softmax over all."""
+    """Log probability of the assigned centroid in a softmax over all centroids."""
 
 
 @without_autocast
 def route(x: Float[Tensor, "batch steps dim"], centroids: Float[Tensor, "centroids dim"]) -> Routes:
-    """Return the centroids of vectors; only the directions of centroids matter."""
+    """Return the assignment of vectors to centroids. The lengths of the centroids do not matter."""
     log_probs = torch.log_softmax(x @ functional.normalize(centroids.to(x.dtype), dim=-1).T, dim=-1)
     log_prob, centroid = log_probs.max(dim=-1)
     return Routes(centroid, log_prob)
@@ -352,9 +363,10 @@ def _find_filled_slots(counts: Int[Tensor, "batch centroids"], capacity: int) ->
 def _window_mask(
     clock: Clock, window: int
 ) -> tuple[Bool[Tensor, "batch time window_and_time"], Int[Tensor, "time window_and_time"]]:
-    """Return the mask of previous and own steps in each step's window, and their distances.
+    """Return for each step a mask of the steps in its window, and its distances to all steps.
 
-    Distances beyond the window are clipped to `window + 1`.
+    The last axis has the `window` steps before the segment, then the segment's steps. Distances beyond the
+    window are clipped to `window + 1`.
     """
     step = torch.arange(clock.length, device=clock.step.device)
     behind = step[:, None] - torch.arange(-window, clock.length, device=step.device)
@@ -363,12 +375,13 @@ def _window_mask(
 
 
 class _RingUpdate(NamedTuple):
-    """Reads and updates of the rings in a part of a segment."""
+    """Update of the ring buffers in a part of a segment: items that queries can read, and new contents."""
 
     readable: Bool[Tensor, "batch time slots_and_window_and_time"]
-    """Mask of the steps in the ring of the query's centroid."""
+    """True for items that are in the ring buffer of the query's centroid at the query's step."""
     sources: Int[Tensor, "batch slots"]
-    """Index of the step that each slot holds afterwards; -1 for empty slots."""
+    """For each slot, the item that it contains after the part, as an index into the concatenation of old
+    slots, window and part; -1 for an empty slot."""
     counts: Int[Tensor, "batch centroids"]
 
 
@@ -379,11 +392,11 @@ def _update_rings(
     centroid_of_key: Int[Tensor, "batch window_and_time"],
     capacity: int,
 ) -> _RingUpdate:
-    """Return the reads and updates of the rings from the centroids of queries and of keys.
+    """Compute which items queries can read and what the ring buffers contain afterwards.
 
-    Keys include the window before the segment. Steps of one episode and one centroid are numbered in order;
-    steps before the segment have negative numbers. The ring of a centroid receives the first step of the
-    window before the segment's first step, the next one before its second step, and so on.
+    `centroid_of_key` includes the keys of the window before the segment. The steps of one centroid in one
+    episode have consecutive numbers; these are negative for steps that are already in the ring buffer. After
+    each step of the segment, the oldest step of the window moves to the ring buffer of its centroid.
     """
     batch, centroids = counts.shape
     time, window = clock.length, centroid_of_key.shape[1] - clock.length
@@ -436,5 +449,5 @@ def _update_rings(
 
 
 def _gather_slots(table: Float[Tensor, "batch all dim"], sources: Int[Tensor, "batch slots"]) -> Tensor:
-    """Return the contents of slots."""
+    """Return the items of `table` at the indices `sources`, zeros where the index is -1."""
     return zero_slots(take(table, sources.clamp(min=0)), sources >= 0)

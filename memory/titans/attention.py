@@ -1,9 +1,9 @@
 """Shared parts of the Titans architectures: window attention with persistent tokens, and the memory gate.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3.3 and 4. Persistent tokens are learned
-keys and values before every episode that stay visible, so attention is `kernels.sink_attention` with the
-persistent tokens as sinks. Half of each head has rotary positions by step number. Persistent tokens have no
-position, so their keys are zero in this half.
+keys and values that precede every episode and stay visible. Attention is therefore `kernels.sink_attention`
+with the persistent tokens as sinks. Half of each head has rotary positions by step number. Persistent tokens
+have no position, so their keys are zero in this half.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_CUSTOM_STEPS = 64
 
 
 class PersistentTokens(nn.Module):
-    """Projections of one attention layer with `num_persistent` persistent keys and values."""
+    """Projections of one attention layer, and its `num_persistent` learned keys and values."""
 
     frequencies: Tensor
 
@@ -63,11 +63,11 @@ class PersistentTokens(nn.Module):
         return self._rotate(self.key(x), time), self.value(x).unflatten(-1, (self.heads, self.width))
 
     def key_value_weights(self) -> Float[Tensor, "three_dims dim"]:
-        """Return the stacked weights of keys, their sine parts and values, for `rotate_products`."""
+        """Return projection weights of keys, of the sine terms of rotated keys, and of values, stacked."""
         return torch.cat([self.key.weight, self._sine_weights(self.key.weight), self.value.weight])
 
     def query_weights(self) -> Float[Tensor, "two_dims dim"]:
-        """Return the stacked weights of scaled queries and their sine parts."""
+        """Return two stacked weights: for scaled queries, and for the sine terms of their rotation."""
         weight = self.query.weight * self.width**-0.5
         return torch.cat([weight, self._sine_weights(weight)])
 
@@ -79,9 +79,10 @@ class PersistentTokens(nn.Module):
     def rotate_products(
         self, products: Float[Tensor, "batch time three_dims"], rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """Return keys and values `[batch, heads, time, width]` of products with `key_value_weights`.
+        """Return rotated keys, and values, both `[batch, heads, time, width]`.
 
-        `rotation` holds the cosines and sines of `parts.rotary.compute_cos_sin`.
+        `products` are the inputs times `key_value_weights`. `rotation` holds the cosines and sines of
+        `parts.rotary.compute_cos_sin`.
         """
         shape = (3, self.heads, self.width)
         key, across_key, value = products.unflatten(-1, shape).movedim(-2, 1).unbind(-2)
@@ -91,7 +92,7 @@ class PersistentTokens(nn.Module):
     def prepend_persistent(
         self, keys: Float[Tensor, "batch slots heads width"], values: Tensor, times: int = 1
     ) -> tuple[Tensor, Tensor]:
-        """Return keys and values with the persistent ones prepended, repeated `times` times."""
+        """Return `keys` and `values`, preceded by `times` copies of the persistent keys and values."""
         if not self.num_persistent:
             return keys, values
         persistent_pair = self.persistent(keys.shape[0], keys.dtype)
@@ -104,7 +105,7 @@ class PersistentTokens(nn.Module):
     def persistent(
         self, batch: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "batch persistent heads width"], Tensor]:
-        """Return the persistent keys and values; empty if `num_persistent` is 0."""
+        """Return the persistent keys and values. Both are empty if `num_persistent` is 0."""
         if not self.num_persistent:
             empty = self.query.weight.new_empty(batch, 0, self.heads, self.width, dtype=dtype)
             return empty, empty
@@ -119,12 +120,15 @@ class PersistentTokens(nn.Module):
 
 
 class WindowClock(NamedTuple):
-    """Positions of queries and keys in their row's stream; persistent steps precede every episode."""
+    """Positions of queries and keys in the stream of their row.
+
+    The stream of a row is its episodes in sequence. The persistent tokens precede every episode.
+    """
 
     query_step: Int[Tensor, "batch time"]
     episode_start: Int[Tensor, "batch time"]
     key_step: Int[Tensor, "batch slots"]
-    """Positions of the persistent slots of every episode, of the cache, and of the queries themselves."""
+    """Positions of every episode's persistent tokens, of the cached steps, and of the segment's steps."""
     episodes: int
 
     @classmethod
@@ -134,7 +138,7 @@ class WindowClock(NamedTuple):
         window: int,
         persistent: int,
     ) -> WindowClock:
-        """Return the positions of a segment with `persistent` steps before every episode."""
+        """Return the positions of a segment, with `persistent` tokens before every episode."""
         age = clock.age
         step = clock.stream + persistent
         episodes = 1
@@ -159,10 +163,10 @@ class WindowClock(NamedTuple):
 
 
 class WindowAttention(PersistentTokens):
-    """Attention to the last `window` steps of the episode, with the present one, and to persistent tokens.
+    """Attention to persistent tokens and to the last `window` steps, including the present step.
 
-    State: `keys` and `values` `[batch, window - 1, dim]` of the last steps, oldest first, zero in unused
-    slots.
+    State: `keys` and `values` `[batch, window - 1, dim]` of the last steps, oldest first. Unused slots are
+    zero.
     """
 
     def __init__(self, dim: int, num_heads: int | None, num_persistent: int, window: int) -> None:
@@ -180,7 +184,7 @@ class WindowAttention(PersistentTokens):
         state: State,
         clock: Clock,
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the attention output of every step and the next caches."""
+        """Return the attention outputs of all steps, and the next caches."""
         run = self._forward_custom if self._use_custom_backward(x, state, clock) else self.forward_plain
         read, *own = run(x, state["keys"], state["values"], clock)
         after = {}
@@ -199,7 +203,7 @@ class WindowAttention(PersistentTokens):
         values: Float[Tensor, "batch before dim"],
         clock: Clock,
     ) -> tuple[Float[Tensor, "batch time dim"], Tensor, Tensor]:
-        """Return attention outputs, and keys and values of all steps, with plain differentiable operations.
+        """Return the attention outputs, keys and values of all steps, with torch's autograd.
 
         Args:
             x: Inputs.
@@ -228,7 +232,7 @@ class WindowAttention(PersistentTokens):
     def weigh(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch heads window"]:
-        """Return the attention weights of one step over the last `window` steps, its own last."""
+        """Return the attention weights of one step over the last `window` steps; the present step is last."""
         query = self.project_query(x[:, None], time[:, None])[:, 0]
         own, _ = self.project(x[:, None], time[:, None])
         cached_keys = state["keys"].to(x.dtype).unflatten(-1, (self.heads, self.width))
@@ -240,7 +244,7 @@ class WindowAttention(PersistentTokens):
         return weights[..., self.num_persistent :]
 
     def _forward_custom(self, x: Tensor, keys: Tensor, values: Tensor, clock: Clock) -> tuple[Tensor, ...]:
-        """Compute `forward_plain` with a custom backward pass."""
+        """Return the result of `forward_plain`, with a custom backward pass."""
         cos, sin = compute_cos_sin(clock.step, self.frequencies, self.width, x.dtype)
         schedule = window.build_schedule(clock, self.window, self.heads, self.num_persistent, cos, sin)
         weights = {f"{name}.weight": getattr(self, name).weight for name in ("query", "key", "value", "out")}
@@ -290,9 +294,10 @@ def check_gate(kind: str) -> None:
 class MemoryGate(nn.Module):
     """Gate that combines the outputs of attention and memory (equations 25 and 28).
 
-    The paper normalises both by learned vectors and leaves the nonlinearity open. Here each output has a
-    learned RMS norm, and `mix` interpolates between them by a sigmoid of their sum. `product` multiplies both
-    after SiLU; with it, `titans_mac` was still at chance on MQAR after a million tokens.
+    The paper normalizes both outputs by learned vectors and does not specify the nonlinearity. Here each
+    output passes an RMS norm with learned weights. `mix` interpolates between the two by the sigmoid of their
+    sum. `product` multiplies them after SiLU. With `product`, `titans_mac` was still at chance on the task
+    MQAR after a million tokens.
     """
 
     def __init__(self, dim: int, kind: GateKind) -> None:
@@ -303,7 +308,7 @@ class MemoryGate(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attention_out: Tensor, recalls: Tensor) -> Tensor:
-        """Return the projected combination."""
+        """Return the projection of the combined outputs."""
         attention_out = apply_norm(self.attended_norm, attention_out)
         recalls = apply_norm(self.recalled_norm, recalls)
         if self.kind == "product":

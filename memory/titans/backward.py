@@ -1,7 +1,8 @@
 """Custom backward pass of `memory/titans/forward.py`.
 
-The pass has three parts: the reads of the memory, for all chunks at once; the recurrence over chunks, from
-the last to the first; and the projections of inputs and the gradients of weights, for all chunks at once.
+The pass has three parts. The first goes through the reads of the memory, for all chunks at once. The second
+is the recurrence over chunks, from the last to the first. The third goes through the input projections and
+computes the gradients of weights, for all chunks at once.
 
 `memory/titans/chunks.py` defines the dimension letters. A name `grad_x` is the gradient with respect to x.
 """
@@ -31,13 +32,13 @@ from scrubjay.memory.titans.schedule import Schedule
 
 
 class Backward:
-    """Backward pass over a segment; see `run`.
+    """Backward pass over a segment. Call `run` to compute the gradients.
 
     Args:
         schedule: Schedule of the segment.
         inputs: Inputs of the forward pass.
         activations: Activations of the forward pass.
-        grads: Gradients of all outputs but the last; None for outputs without a gradient.
+        grads: Gradients of all outputs except `squared_surprise`; None for an output without a gradient.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Backward:
         self.factors = Factors(*activations.factors)
 
     def run(self, needs_state_grad: bool) -> list[Tensor | None]:
-        """Return the gradients of all inputs; those of the state only with `needs_state_grad`."""
+        """Return the gradients of all inputs. Without `needs_state_grad`, the state has no gradients."""
         self._arrange_output_grads()
         self._allocate()
         self._backward_reads()
@@ -94,7 +95,7 @@ class Backward:
         ]
 
     def _arrange_output_grads(self) -> None:
-        """Arrange the gradients of the per-step outputs on the grid."""
+        """Arrange the gradients of the per-step outputs by chunk and position."""
         (batch, chunks, length, dim, *_), steps = self.schedule.sizes, len(self.schedule.target)
         parts = self.inputs.x.new_empty(steps + 1, 3 * dim)
         for place, grad in enumerate(self.grads[:3]):
@@ -137,7 +138,7 @@ class Backward:
         self.anchor_buffer = torch.empty_like(activations.anchor)
 
     def _arrange_cache_grads(self) -> list[Tensor | None]:
-        """Return gradients of all chunks' keys and values from the final state; None if it has none."""
+        """Return the gradients of keys and values from the final caches; None if a cache has no gradient."""
         results: list[Tensor | None] = []
         for grad in self.grads[6:8]:
             if grad is None:
@@ -158,7 +159,7 @@ class Backward:
         return results
 
     def _backward_reads(self) -> None:
-        """Backpropagate through the reads after writes, for all chunks at once."""
+        """Backpropagate through the outputs that the memory has after its writes, for all chunks at once."""
         activations, factors, schedule = self.activations, self.factors, self.schedule
         query, key, _ = (part.flatten(0, 1) for part in activations.tokens)
         error, grad = activations.error.flatten(0, 1), self.grad_y.flatten(0, 1)
@@ -186,7 +187,7 @@ class Backward:
         self.grad_error = grad_error.view_as(activations.error)
 
     def _last_boundary(self) -> Tensor | None:
-        """Return the gradient at the last chunk boundary; None if the final state has no gradient."""
+        """Return the gradient of the memory after the last chunk; None if there is no such gradient."""
         grad_delta, grad_momentum, grad_anchor = self.grads[3:6]
         self.grad_anchor = None
         if grad_anchor is not None:
@@ -207,7 +208,11 @@ class Backward:
         return after
 
     def _backward_chunk(self, index: int, after: Tensor | None) -> Tensor:
-        """Backpropagate through a chunk; return the gradient at its first boundary from that at its last."""
+        """Backpropagate through a chunk.
+
+        `after` is the gradient of the memory after the chunk. Return the gradient of the memory before the
+        chunk.
+        """
         activations, inputs, schedule = self.activations, self.inputs, self.schedule
         anchor = activations.states[index, :, 0] if index else activations.anchor
         anchor_weights = add_initial_weights(schedule, anchor, inputs.weight)
@@ -231,9 +236,12 @@ class Backward:
         return before
 
     def _backward_boundary(self, index: int, before: Tensor, after: Tensor | None) -> Tensor:
-        """Write the gradients of the state before a chunk, without its anchor, and of the chunk's writes.
+        """Backpropagate from the memory after a chunk to the memory before the chunk and to the writes.
 
-        Return the gradients `[R, 2, 2]` of the factors from delta and momentum to delta and momentum.
+        `after` is the gradient of the memory after the chunk. Store the gradient of the memory before the
+        chunk in `before`, without the contribution of the anchor. Store the gradient of the writes in
+        `grad_writes`. Return the gradients `[R, 2, 2]` of the factors that map delta and momentum before the
+        chunk to delta and momentum after the chunk.
         """
         activations, factors = self.activations, self.factors
         flat, reads, grad_y = before.flatten(1, 2), activations.reads[index].mT, self.grad_y[index]
@@ -253,7 +261,7 @@ class Backward:
     def _backward_writes(
         self, index: int, anchor_weights: Tensor, grad_ends: Tensor
     ) -> Float[Tensor, "R W W"]:
-        """Backpropagate through a chunk's writes; return the gradient of the anchor."""
+        """Backpropagate through a chunk's writes, and return the gradient of the anchor weights."""
         activations, factors, step = self.activations, self.factors, self.activations.step[index]
         key = activations.tokens[1, index]
         grad_key, grad_value = self.grad_tokens[1:, index]
@@ -287,7 +295,7 @@ class Backward:
     def _backward_gates(
         self, index: int, grad_step: Tensor, grad_momentum: Tensor, grad_retention: Tensor
     ) -> None:
-        """Write the gradients of the gate logits of a chunk."""
+        """Compute the gradients of the gate logits of a chunk."""
         sizes, gate_values, step = (
             self.schedule.sizes,
             self.activations.gate_values[index],
@@ -308,7 +316,7 @@ class Backward:
         self.grad_logits[index].view(logits_by_step.shape).copy_(logits_by_step)
 
     def _backward_tokens(self, index: int) -> None:
-        """Write the gradients of the projections of a chunk's queries, keys and values."""
+        """Compute the gradients of the memory's projected queries, keys and values in a chunk."""
         unit, grad = self.activations.tokens[:2, index], self.grad_tokens[:2, index]
         radial = (unit * grad).sum(-1, keepdim=True)
         grad.addcmul_(unit, radial, value=-1).mul_(self.activations.inverse[:, index])
@@ -318,7 +326,7 @@ class Backward:
         torch.mul(by_head, self.slope[index].view(self.memory_shape), out=out)
 
     def _backward_norm(self, index: int) -> None:
-        """Write the gradient of a chunk's attention outputs."""
+        """Compute the gradient of a chunk's attention outputs from that of their layer norm's output."""
         inputs, activations, dim = self.inputs, self.activations, self.schedule.sizes.dim
         grad_write_input = torch.addmm(
             self.outer_grad_write_input[index], self.grad_write_projection[index], inputs.write
@@ -340,7 +348,7 @@ class Backward:
         self.grad_attention_out = torch.add(grad_attention_out, self.outer_grad_attention_out[index], out=out)
 
     def _backward_attention(self, index: int) -> None:
-        """Write the gradients of a chunk's attention queries, keys and values."""
+        """Backpropagate through a chunk's attention to its queries, keys and values."""
         activations = self.activations
         grad_flat = (
             torch.mm(self.grad_attention_out, self.inputs.out).view(self.attention_shape).transpose(1, 2)
@@ -358,7 +366,7 @@ class Backward:
                 whole[index] += part[index]
 
     def _backward_recall(self, index: int, anchor_weights: Tensor, grad_anchor: Tensor) -> None:
-        """Backpropagate through a chunk's recalls; add to the gradient of the anchor."""
+        """Backpropagate through a chunk's recalls, and add their contribution to `grad_anchor`."""
         activations, schedule, (batch, length, heads, width) = (
             self.activations,
             self.schedule,
@@ -394,7 +402,7 @@ class Backward:
         return [*results, keys.index_select(2, self.schedule.inverse_pairs), values]
 
     def _backward_inputs(self) -> tuple[Tensor, ...]:
-        """Return the gradients of the inputs, their norm and their projection weights."""
+        """Return the gradients of the inputs, of the norm's parameters and of the projection weights."""
         schedule, inputs, activations, (batch, chunks, length, dim, heads, _, persistent, *_) = (
             self.schedule,
             self.inputs,
@@ -437,7 +445,10 @@ class Backward:
         return (grad_x + grad_rows).view(inputs.x.shape), grad_norm, grad_bias, grad_query, grad_key, *others
 
     def _differentiate_recalls(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients that recalls give to their projection and to key and value weights."""
+        """Return the gradient of the recall projection, and gradients of the key and value weights.
+
+        The gradients of the key and value weights only include the contribution of the recalls.
+        """
         inputs, dim = self.inputs, self.schedule.sizes.dim
         units = merge_heads(self.schedule, self.activations.recalls.flatten(0, 1))
         grad_recall_weights = self.grad_products.flatten(0, 1).T @ units

@@ -1,7 +1,10 @@
 """Inputs, outputs and saved activations of the chunks of `TitansMAC`.
 
-Letters: B batch, T steps, N chunks, C positions of a chunk, D = H * E, H heads of attention and E their
-width, P persistent tokens, S = P + 2 * C slots; D = M * W, M heads of memory and W their width, R = B * M.
+Letters of dimensions:
+
+- B batch, T steps, N chunks, C positions in a chunk, D width of the layer, P persistent tokens.
+- Attention has H heads of width E, D = H * E, and S = P + 2 * C slots of keys.
+- The memory has M heads of width W, D = M * W, and R = B * M networks.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor
 
 
 class SegmentInputs(NamedTuple):
-    """Differentiable arguments of `context.run`, in its order: inputs, state, parameters."""
+    """Differentiable arguments of `context.run`, in order: inputs, then the state, then parameters."""
 
     x: Float[Tensor, "B T D"]
     delta: Float[Tensor, "B M W*W"]
@@ -54,14 +57,14 @@ class Activations(NamedTuple):
     keys: Float[Tensor, "N B H S E"]
     values: Float[Tensor, "N B H S E"]
     states: Float[Tensor, "N+1 R 2 W W"]
-    """Stacked delta and momentum at the start of every chunk and after the last one."""
+    """Delta and momentum, stacked, at the start of every chunk and after the last chunk."""
     anchor: Float[Tensor, "R W W"]
     """Weights at which the gradients of the first chunk are taken."""
     recalls: Float[Tensor, "N R C W"]
-    """Recalls after RMS normalisation."""
+    """Recalls after RMS normalization."""
     recall_inverse: Float[Tensor, "N R C 1"]
     scores: Float[Tensor, "N B*H C S"]
-    """Unnormalised attention weights, as powers of 2."""
+    """Unnormalized attention weights, as powers of 2."""
     total: Float[Tensor, "N B*H C 1"]
     read: Float[Tensor, "N B*H C E"]
     flat: Float[Tensor, "N B*C D"]
@@ -70,25 +73,25 @@ class Activations(NamedTuple):
     write_mean: Float[Tensor, "N B*C 1"]
     write_deviation: Float[Tensor, "N B*C 1"]
     write_projection: Float[Tensor, "N B*C 3*D"]
-    """Queries, keys and values of the memory before the activation."""
+    """Queries, keys and values of the memory, before the activation."""
     tokens: Float[Tensor, "3 N R C W"]
     inverse: Float[Tensor, "2 N R C 1"]
     gate_values: Float[Tensor, "N 3 R C"]
     """Sigmoids of the gate logits."""
     step: Float[Tensor, "N R C"]
     logs: Float[Tensor, "N 2 R C"]
-    """Logarithms of momentum and retention."""
+    """Logarithms of the momentum and retention gates."""
     error: Float[Tensor, "N R C W"]
     writes: Float[Tensor, "N R C 2*W"]
     reads: Float[Tensor, "N R C 2*W"]
     similarities: Float[Tensor, "N*R C C"]
     pair_weights: Float[Tensor, "N*R C C"]
     factors: list[Tensor]
-    """Fields of `Factors`."""
+    """Fields of `kernels.neural.factors.Factors`."""
 
 
 class ChunkViews(NamedTuple):
-    """Views of one chunk's inputs and outputs: `Activations`, and transposed views of them."""
+    """Views of the `Activations` of one chunk, some of them transposed."""
 
     chunk_x: Float[Tensor, "B*C D"]
     recall_queries: Float[Tensor, "R C W"]
@@ -96,7 +99,7 @@ class ChunkViews(NamedTuple):
     keys: Float[Tensor, "B*H E S"]
     values: Float[Tensor, "B*H S E"]
     key_slots: Float[Tensor, "B C H E"]
-    """Key slots of the recalls."""
+    """Slots for the attention keys of the chunk's recalls."""
     value_slots: Float[Tensor, "B C H E"]
     recalls: Float[Tensor, "R C W"]
     recalls_by_step: Float[Tensor, "B C M W"]
@@ -125,12 +128,12 @@ class ChunkViews(NamedTuple):
     key: Float[Tensor, "R C W"]
     value: Float[Tensor, "R C W"]
     units: Float[Tensor, "2 R C W"]
-    """Unit queries and keys."""
+    """Queries and keys for the memory. Each vector has at most unit length."""
     inverse: Float[Tensor, "2 R C 1"]
 
 
 class SegmentOutputs(NamedTuple):
-    """Outputs of a segment; all but `squared_surprise` are differentiable."""
+    """Outputs of a segment. All except `squared_surprise` are differentiable."""
 
     attention_out: Float[Tensor, "B T D"]
     write_input: Float[Tensor, "B T D"]
@@ -141,4 +144,4 @@ class SegmentOutputs(NamedTuple):
     keys: Float[Tensor, "B 2*C D"]
     values: Float[Tensor, "B 2*C D"]
     squared_surprise: Float[Tensor, "B T M"]
-    """Squared length of the gradient of every step."""
+    """Squared length of the gradient that each step writes to each memory head."""

@@ -1,6 +1,7 @@
 """Chunks of `TitansMAC` as one autograd function of inputs, state and weights.
 
-Second derivatives, and everything but plain tensors on a CPU, use the layer's plain forward pass.
+The function computes first derivatives by a custom backward pass. For second derivatives, and for tensors
+that this pass does not support (such as tensors on a GPU), the layer's `forward` runs with torch's autograd.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def run(plain: Callable[..., Sequence[Tensor]], schedule: Schedule, *inputs: Ten
     """Return the outputs of a segment.
 
     Args:
-        plain: Differentiable function of `inputs`. It returns all outputs except the last one, the surprises.
+        plain: Function that computes the same outputs from `inputs` with torch's autograd. It omits
+            `squared_surprise`.
         schedule: Schedule of the segment.
         inputs: Fields of `SegmentInputs`.
     """

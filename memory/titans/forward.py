@@ -1,8 +1,8 @@
 """Forward pass of a layer of `TitansMAC` over a segment, chunk by chunk.
 
-Attention depends on the memory's recalls, and the memory's writes depend on the attention outputs. These two
-run in a loop over chunks. Everything else runs for all chunks at once: the input projections before the loop,
-and the reads of the written memory after it. Inside the loop, a chunk takes about fifty operations.
+Attention depends on the memory's recalls, and the memory's writes depend on the attention outputs. Recalls,
+attention and writes therefore run in a loop over chunks. A chunk takes about fifty operations in the loop.
+The input projections run before the loop, and the reads of the memory after the loop, for all chunks at once.
 `memory/titans/backward.py` is the backward pass.
 
 `memory/titans/chunks.py` defines the dimension letters.
@@ -32,7 +32,11 @@ _FLUSH_EVERY = 8
 
 
 def fold_recall_weights(schedule: Schedule, inputs: SegmentInputs) -> tuple[Tensor, Tensor]:
-    """Return the weights from normalised recalls to their projection, and to paired keys and values."""
+    """Return two weight matrices, both for normalized recalls.
+
+    The first matrix maps them to projected recalls. The second matrix maps them to attention keys and values,
+    stacked, with the keys ordered by rotary pairs.
+    """
     recall_projection_weights = inputs.recall_out * inputs.recall_norm.repeat(schedule.sizes.memories)
     return recall_projection_weights, torch.cat(
         [inputs.key.index_select(0, schedule.pairs), inputs.value]
@@ -42,13 +46,16 @@ def fold_recall_weights(schedule: Schedule, inputs: SegmentInputs) -> tuple[Tens
 def build_input_weights(
     schedule: Schedule, inputs: SegmentInputs, scale: float
 ) -> Float[Tensor, "four_dims D"]:
-    """Return the stacked weights of scaled queries and keys (both in pairs), values and recall queries."""
+    """Return the weights of scaled queries, keys, values and recall queries, stacked.
+
+    The weights of queries and keys are ordered by rotary pairs.
+    """
     query, key = (weight.index_select(0, schedule.pairs) for weight in (inputs.query, inputs.key))
     return torch.cat([query * scale, key, inputs.value, inputs.recall_query])
 
 
 class Forward:
-    """Forward pass over a segment; see `run`."""
+    """Forward pass over a segment. Call `run` to compute the outputs."""
 
     def __init__(self, schedule: Schedule, inputs: SegmentInputs) -> None:
         self.schedule, self.inputs = schedule, inputs
@@ -126,7 +133,11 @@ class Forward:
         return SegmentOutputs._make([*read, *self._final_state(), squared_surprise]), activations
 
     def _project(self) -> tuple[Tensor, ...]:
-        """Arrange the inputs and their projections on the grid; return those that attention does not use."""
+        """Project the inputs and arrange them by chunk and position.
+
+        Return the normed inputs with their mean and deviation, the inputs by chunk, and the recall queries
+        before the activation.
+        """
         schedule, inputs, (batch, chunks, length, dim, heads, rotary_width, persistent, *_) = (
             self.schedule,
             self.inputs,
@@ -164,7 +175,7 @@ class Forward:
     def _normalize_recall_queries(
         self, recall_projection: Float[Tensor, "places D"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the recall queries, of at most unit length, and the inverse norms that scaled them."""
+        """Return the recall queries, scaled to at most unit length, and the scales."""
         sizes = self.schedule.sizes
         active = functional.silu(recall_projection).view(
             sizes.chunks, *self.memory_shape[:2], *self.memory_shape[3:]
@@ -199,7 +210,7 @@ class Forward:
         self.writes = new(chunks, rows, length, 2 * width)
 
     def _chunks(self, chunk_x: Tensor, recall_queries: Tensor) -> Iterable[ChunkViews]:
-        """Return the views of every chunk's inputs and outputs."""
+        """Return views of the inputs and activations of every chunk."""
         sizes, (batch, length, heads, width) = self.schedule.sizes, self.attention_shape
         caches = [cache[..., -length:, :].transpose(2, 3) for cache in (self.keys, self.values)]
         by_head = (-1, batch, sizes.memories, length)
@@ -241,7 +252,7 @@ class Forward:
         return (ChunkViews(*views) for views in chunks)
 
     def _start_chunk(self, index: int) -> Float[Tensor, "R W W"]:
-        """Reset fresh rows and return the chunk's anchor weights."""
+        """Reset rows that start an episode with this chunk, and return the anchor weights of the chunk."""
         state, anchor = self.states[index], self.states[index, :, 0] if index else self.anchor
         if index in self.schedule.fresh:
             for part in (state, anchor):
@@ -249,7 +260,7 @@ class Forward:
         return add_initial_weights(self.schedule, anchor, self.inputs.weight)
 
     def _recall(self, index: int, chunk: ChunkViews, anchor_weights: Float[Tensor, "R W W"]) -> None:
-        """Write the keys and values of the memory's recalls."""
+        """Compute the recalls of the memory, and their attention keys and values."""
         schedule, (batch, _, length, dim, *_) = self.schedule, self.schedule.sizes
         recalls, inverse = chunk.recalls, chunk.recall_inverse
         torch.bmm(chunk.recall_queries, anchor_weights, out=recalls)
@@ -267,7 +278,7 @@ class Forward:
                 slots.copy_(torch.where(schedule.cached_slots, old, slots))
 
     def _attend(self, chunk: ChunkViews) -> None:
-        """Write the attention outputs with the residual added, and their norm."""
+        """Compute the attention outputs plus the residual, and their layer norm."""
         inputs = self.inputs
         scores = torch.bmm(chunk.query, chunk.keys, out=chunk.scores).add_(self.schedule.hidden)
         scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
@@ -287,7 +298,7 @@ class Forward:
         )
 
     def _write(self, index: int, chunk: ChunkViews, anchor_weights: Tensor) -> tuple[Factors, Tensor]:
-        """Write the attention outputs to the memory; return the chunk's factors and log gates."""
+        """Write the attention outputs to the memory. Return the chunk's factors and logarithms of gates."""
         inputs, after = self.inputs, chunk.after
         torch.mm(chunk.write_input, inputs.write.T, out=chunk.write_projection)
         torch.ops.aten.silu.out(chunk.write_projection_by_head, out=chunk.tokens_by_head)
@@ -306,7 +317,10 @@ class Forward:
         return factors, logs
 
     def _gate(self, index: int, chunk: ChunkViews) -> tuple[Factors, Tensor]:
-        """Write the step sizes as in `NeuralMemory`; return the chunk's factors and log gates."""
+        """Compute the step sizes of a chunk as in `NeuralMemory`.
+
+        Return the `Factors` of the chunk, and the logarithms of its momentum and retention gates.
+        """
         inputs, sizes, step = self.inputs, self.schedule.sizes, chunk.step
         logits = torch.addmm(inputs.gates_bias, chunk.write_input, inputs.gates.T)
         chunk.gate_values_by_step.copy_(logits.view(chunk.gate_values_by_step.shape))
@@ -325,7 +339,7 @@ class Forward:
         return Factors.from_gates(logs[None, 1], logs[None, 0], valid_steps, sizes.read_before_write), logs
 
     def _read(self, factors: Factors) -> tuple[Tensor, ...]:
-        """Return the memory's reads after its writes, and their intermediate values."""
+        """Return the memory's outputs for all chunks, and intermediate values for the backward pass."""
         schedule, states = self.schedule, self.states[:-1].flatten(2, 3).flatten(0, 1)
         query, key, _ = (part.flatten(0, 1) for part in self.tokens)
         error = self.error.flatten(0, 1)
@@ -375,21 +389,21 @@ def zero_rows(part: Float[Tensor, "R *rest"], rows: Int[Tensor, " some"]) -> Non
 def add_initial_weights(
     schedule: Schedule, anchor: Float[Tensor, "R W W"], weight: Float[Tensor, "M W W"]
 ) -> Float[Tensor, "R W W"]:
-    """Return the anchors plus the initial weights."""
+    """Return the anchor weights: the initial weights `weight` plus the difference `anchor`."""
     return (anchor.unflatten(0, (-1, schedule.sizes.memories)) + weight).flatten(0, 1)
 
 
 def apply_initial_weights(
     schedule: Schedule, x: Float[Tensor, "NR C W"], weight: Float[Tensor, "M W W"]
 ) -> Tensor:
-    """Return the products of tokens with the initial weights of their memories."""
+    """Multiply tokens by the initial weights of their memory head."""
     if schedule.sizes.memories == 1:
         return (x.view(-1, x.shape[-1]) @ weight[0]).view(x.shape)
     return (x.unflatten(0, (-1, schedule.sizes.memories)) @ weight).flatten(0, 1)
 
 
 def merge_heads(schedule: Schedule, x: Float[Tensor, "R C W"]) -> Float[Tensor, "steps D"]:
-    """Return a chunk's vectors with the memory heads concatenated."""
+    """Return the vectors of a chunk's steps, with memory heads concatenated."""
     by_step = x.unflatten(0, (-1, schedule.sizes.memories)).transpose(1, 2)
     return by_step.reshape(-1, schedule.sizes.dim)
 
@@ -397,7 +411,7 @@ def merge_heads(schedule: Schedule, x: Float[Tensor, "R C W"]) -> Float[Tensor, 
 def stack_multiples(
     x: Float[Tensor, "*rows C W"], a: Float[Tensor, "*rows C"], b: Tensor, out: Float[Tensor, "*rows C two_W"]
 ) -> Float[Tensor, "*rows C two_W"]:
-    """Return the two multiples of every token, concatenated."""
+    """Write `x * a` and `x * b`, concatenated along the last axis, to `out`, and return `out`."""
     both = out.unflatten(-1, (2, -1))
     torch.mul(x, a[..., None], out=both[..., 0, :])
     torch.mul(x, b[..., None], out=both[..., 1, :])

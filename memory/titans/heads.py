@@ -1,9 +1,9 @@
 """Queries, keys and values of a neural memory, with a causal convolution.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.4: a causal convolution with a filter per
-channel, then SiLU and, except for values, a division by the length. These operations are limited by memory
-bandwidth, so the forward and backward passes run in blocks that fit the CPU cache, and only the projected
-inputs are saved for the backward pass.
+As in Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663, section 4.4), projected inputs pass a causal
+convolution with one filter per channel, then SiLU. Queries and keys are then divided by their length. The
+speed of these operations is limited by memory bandwidth. The forward and backward passes therefore run in
+blocks of steps that fit the CPU cache, and save only the projected inputs for the backward pass.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ _BLOCK = 2**18
 
 
 class Convolution(NamedTuple):
-    """Causal filters over a segment and the inputs before it; a filter never crosses an episode start."""
+    """Causal convolution over a segment and the inputs before the segment.
+
+    The convolution never reads inputs of an earlier episode.
+    """
 
     taps: Float[Tensor, "taps width"]
-    """Filter weights; the last one applies to the newest input."""
+    """Filter weights. The last weight applies to the newest input."""
     tail: Float[Tensor, "batch taps-1 width"]
     """Last inputs before the segment."""
     step: Int[Tensor, "batch time"]
@@ -35,17 +38,23 @@ class Convolution(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Number of earlier inputs in a sum."""
+        """Number of earlier inputs that an output of the convolution uses."""
         return len(self.taps) - 1
 
     def gather_inputs(self, x: Tensor, steps: slice) -> Float[Tensor, "batch tail_and_steps width"]:
-        """Return the inputs of the sums of these steps."""
+        """Return the inputs from which `convolve` computes the outputs of `steps`.
+
+        These are the `reach` inputs before `steps`, followed by the inputs at `steps`.
+        """
         previous = self.tail[:, steps.start :]
         current = x[:, max(0, steps.start - self.reach) : steps.stop]
         return torch.cat([previous, current], dim=1) if previous.shape[1] else current
 
     def tap_masks(self, steps: slice) -> list[Float[Tensor, "batch steps 1"] | None]:
-        """Return for each tap the 0/1 mask of steps whose episode has such an old input; None if all do."""
+        """Return one mask of `steps` for each tap (filter weight), to be multiplied with the tap's inputs.
+
+        An entry is 1 if the tap's input is in the same episode as the step, else 0. None means 1 everywhere.
+        """
         step = self.step[:, steps]
         if not (step < self.reach).any():
             return [None] * len(self.taps)
@@ -53,7 +62,10 @@ class Convolution(NamedTuple):
         return [(step >= back).to(self.taps.dtype) for back in range(self.reach, 0, -1)] + [None]
 
     def convolve(self, inputs: Tensor, steps: slice) -> Float[Tensor, "batch steps width"]:
-        """Return the sums of these steps from their `inputs`."""
+        """Return the outputs of the convolution for the steps in the slice `steps`.
+
+        `inputs` is the result of `gather_inputs` for the same slice.
+        """
         length = inputs.shape[1] - self.reach
         out = inputs[:, self.reach :] * self.taps[-1]
         for place, mask in enumerate(self.tap_masks(steps)[:-1]):
@@ -63,7 +75,7 @@ class Convolution(NamedTuple):
     def backward(
         self, grad: Tensor, inputs: Tensor, steps: slice
     ) -> tuple[Float[Tensor, "batch tail_and_steps width"], Float[Tensor, "taps width"]]:
-        """Return the gradients of `inputs` and taps from the gradient of `convolve`."""
+        """Return the gradients of `inputs` and of the taps. `grad` is the gradient of the outputs."""
         grad_inputs, grad_taps = torch.empty_like(inputs), grad.new_empty(self.taps.shape)
         length = grad.shape[1]
         grad_inputs[:, : self.reach].zero_()
@@ -82,7 +94,7 @@ def compute_heads(
     num_heads: int,
     convolution: Convolution | None = None,
 ) -> Float[Tensor, "batch time 3 heads width"]:
-    """Return queries and keys of at most unit length, and values."""
+    """Return queries, keys and values, stacked. Queries and keys have at most unit length."""
     taps, tail, step = (None, None, None) if convolution is None else convolution
     if needs_plain_autograd(projections, taps, tail) or not projections.numel():
         return _compute_heads_plain(projections, num_heads, convolution)
@@ -92,18 +104,21 @@ def compute_heads(
 def split_heads(
     projections: Float[Tensor, "*batch three_dims"], num_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries and keys of at most unit length, and values, of convolved projections."""
+    """Return queries, keys and values from convolved projections.
+
+    Queries and keys have at most unit length.
+    """
     query, key, value = functional.silu(projections).unflatten(-1, (3, num_heads, -1)).unbind(-3)
     return normalize_vectors(query), normalize_vectors(key), value
 
 
 def apply_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """Return `norm` of `x` in the norm's dtype; under autocast, `x` may have a lower precision."""
+    """Return `norm(x)`, computed in the norm's dtype. Under autocast, `x` may have a lower precision."""
     return norm(x.to(norm.weight.dtype))
 
 
 def _compute_heads_plain(projections: Tensor, num_heads: int, convolution: Convolution | None) -> Tensor:
-    """Compute `compute_heads` with operations that support higher derivatives."""
+    """Return the result of `compute_heads`, from operations that support higher derivatives."""
     if convolution is not None:
         whole = slice(0, projections.shape[1])
         projections = convolution.convolve(convolution.gather_inputs(projections, whole), whole)
@@ -111,7 +126,7 @@ def _compute_heads_plain(projections: Tensor, num_heads: int, convolution: Convo
 
 
 class _Heads(torch.autograd.Function):
-    """`compute_heads` in blocks, with a custom backward pass."""
+    """Function `compute_heads` in blocks of steps, with a custom backward pass."""
 
     @staticmethod
     def forward(ctx, projections, taps, tail, step, num_heads):
@@ -171,7 +186,7 @@ class _Heads(torch.autograd.Function):
 def _heads_backward(
     x: Float[Tensor, "batch steps three_dims"], grad: Float[Tensor, "batch steps 3 heads width"]
 ) -> Tensor:
-    """Return the gradient of convolved projections from those of queries, keys and values."""
+    """Return the gradient of `x`, the convolved projections. `grad` is the gradient of the heads."""
     gate = torch.sigmoid(x)
     active = x * gate
     slope = torch.addcmul(gate, active, 1 - gate).view_as(grad)
@@ -185,7 +200,7 @@ def _heads_backward(
 
 
 def _split_blocks(x: Tensor) -> list[slice]:
-    """Return the steps of each block; devices other than a CPU use one block."""
+    """Return the steps of each block. On devices other than a CPU, there is only one block."""
     batch, time, width = x.shape
     size = max(1, _BLOCK // (batch * width)) if x.device.type == "cpu" else time
     return [slice(begin, min(begin + size, time)) for begin in range(0, time, size)]

@@ -1,10 +1,11 @@
-"""Steps of a neural memory with one matrix per head, which avoid computing the matrix at every step.
+"""Steps of a neural memory with one matrix per head, without computing the matrix at every step.
 
-Inside a chunk, gradients are taken at the chunk's anchor, and the gradient of a token is the outer product of
-its key and its error. The learned weights are therefore a weighted sum of two matrices from the start of the
-chunk and of a few outer products, and retention and momentum change only the factors. A step stores key,
-error and factors; the matrices are computed at the end of the chunk. `kernels.neural_memory_step` defines
-them.
+Inside a chunk, all gradients are taken at the anchor, the weights at the start of the chunk. The gradient of
+a token is the outer product of its key and its error. The weights are therefore a weighted sum of two
+matrices (delta and momentum at the start of the chunk) and of one outer product per step. Retention and
+momentum change only the factors of this sum. A step stores its key and error, and updates the factors. The
+matrices are computed at the end of the chunk, and equal the matrices of `kernels.neural_memory_step` up to
+rounding.
 """
 
 from __future__ import annotations
@@ -25,28 +26,32 @@ from scrubjay.memory.titans.heads import split_heads
 
 
 def is_matrix(memory: Any) -> bool:
-    """Return True if the memory's heads are plain matrices, which `MatrixSteps` supports."""
+    """Return True if every head of the memory is a plain matrix, as `MatrixSteps` requires."""
     config = memory.config
     titans = memory.learning == Learning() and "momentum" in memory.gate_names
     return config.depth == 1 and titans and not config.norm and not config.residual
 
 
 class StepInfo(NamedTuple):
-    """Episode and chunk positions of all rows in one step."""
+    """Positions of all rows in their episodes and chunks, at one step."""
 
     start_rows: Int[Tensor, " some"] | None
-    """Rows that start an episode."""
+    """Rows that start an episode; None if the caller passed no `start`."""
     full_rows: Int[Tensor, " some"] | None
-    """Rows whose chunk ends with this step."""
+    """Rows whose chunk ends with this step; None if there are none."""
     time: Int[Tensor, " batch"]
-    """Steps before this one in each row's episode."""
+    """Number of earlier steps in each row's episode."""
 
 
 class MatrixSteps:
-    """Rows of one memory: matrices `[R, D, D]` and factors, keys and errors of the present chunk; R = B H.
+    """Incremental inference of one memory, for R = batch * heads matrices with D rows and columns.
 
-    All rows write a step to the same slot of a ring buffer. Factors `[R, 2 + C]` weigh the two matrices and
-    the outer products: `delta_factors` give the learned weights, `momentum_factors` the momentum.
+    A chunk has C steps. Delta is the change of the weights from the learned initial weights. `base` and
+    `motion` `[R, D, D]` are delta and momentum at the start of the present chunk, or in the initial `state`
+    if that is later. `keys` and `errors` `[R, C, D]` are ring buffers of the last C steps. All rows write a
+    step to the same slot. The present delta is a weighted sum of `base`, `motion` and the C outer products of
+    `keys` and `errors`. Its coefficients are `delta_factors` `[R, 2 + C]`. The present momentum is the same
+    sum with the coefficients `momentum_factors`.
     """
 
     def __init__(self, memory: Any, state: dict[str, Tensor]) -> None:
@@ -70,7 +75,7 @@ class MatrixSteps:
         self.step_info: StepInfo | None = None
 
     def begin(self, step_info: StepInfo) -> None:
-        """Start a step: reset the rows that start an episode."""
+        """Start a step, and reset the rows that start an episode."""
         self.step_info = step_info
         if step_info.start_rows is not None:
             self._forget(self._expand_rows(step_info.start_rows))
@@ -78,7 +83,7 @@ class MatrixSteps:
                 self.tail.index_fill_(0, step_info.start_rows, 0)
 
     def recall(self, queries: Float[Tensor, "batch heads width"]) -> Float[Tensor, "batch heads width"]:
-        """Return the outputs of the anchor weights for queries; the memory does not change."""
+        """Return the outputs for `queries` with the weights from the start of the present chunk."""
         rows = self.batch * self.heads
         initial = self._apply_initial_weights(queries)[:, None]
         return torch.baddbmm(initial, queries.reshape(rows, 1, self.width), self.anchor).view(queries.shape)
@@ -133,7 +138,7 @@ class MatrixSteps:
         return result if self.tail is None else result | {"tail": self.tail.clone()}
 
     def _apply_initial_weights(self, part: Float[Tensor, "batch heads width"]) -> Float[Tensor, "rows width"]:
-        """Return the products with the initial weights."""
+        """Return the products of vectors with the initial weights of their heads."""
         products = torch.bmm(part.transpose(0, 1), self.weights)
         return products.transpose(0, 1).reshape(-1, self.width)
 
@@ -145,7 +150,7 @@ class MatrixSteps:
         return torch.baddbmm(read, (query * factors[:, 1:2])[:, None], self.motion)[:, 0]
 
     def _compute_matrices(self, rows: Int[Tensor, " some"]) -> tuple[Tensor, Tensor]:
-        """Return delta and momentum of these rows of heads."""
+        """Return delta and momentum of these memory rows. A memory row is one head of one batch row."""
         keys, errors = self.keys[rows].mT, self.errors[rows]
         base, motion = self.base[rows], self.motion[rows]
         matrices = []
@@ -170,13 +175,13 @@ class MatrixSteps:
 
 
 class TitansStepper(Stepper):
-    """Stepper of a `Titans`, or of one of its architectures, whose memories are matrices.
+    """Stepper of `Titans` or a subclass. Every memory head must be a plain matrix (see `is_matrix`).
 
-    Caches of layers besides their memories are overwritten in place.
+    The stepper copies the initial state. It then updates the memories and the attention caches in place.
 
     Args:
         layers: Layers of the memory.
-        state: State of the rows.
+        state: State of the memory before the first step.
         chunk_size: Steps per chunk.
     """
 

@@ -1,8 +1,8 @@
 """Titans' long-term memory alone: layers of neural memory that learn at test time.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), "LMM" in its section 4.3. `memory/titans/neural.py`
-documents the choices that the paper leaves open. Each layer is a neural memory and a feed-forward block, both
-pre-norm with a residual connection. A layer learns from its own normed inputs.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663) calls this model "LMM" in section 4.3. The paper
+leaves some choices open, which `memory/titans/neural.py` documents. Each layer is a neural memory and a
+feed-forward block, both pre-norm with a residual connection. A layer learns from its own normed inputs.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class TitansConfig(NeuralMemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
 
     def build(self) -> Titans:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return Titans(self)
 
 
 class TitansLayer(nn.Module, ABC):
-    """Layer of `Titans` or of one of its architectures.
+    """Layer of `Titans` or of one of its architectures with attention.
 
-    A subclass defines how memory and attention are combined.
+    A subclass defines the combination of memory and attention.
     """
 
     in_place: bool = False
@@ -70,7 +70,7 @@ class TitansLayer(nn.Module, ABC):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
-        """Return the output of one step, its surprise and the next state."""
+        """Return the output and the surprise of one step, and the next state."""
 
     @abstractmethod
     def segment(
@@ -79,27 +79,28 @@ class TitansLayer(nn.Module, ABC):
         state: State,
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
-        """Return the outputs of a segment, its surprises and the next state."""
+        """Return the outputs and the surprises of all steps of a segment, and the next state."""
 
     def attention_reads(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> dict[str, Read]:
-        """Return the attention weights over past steps by name; empty without attention."""
+        """Return the attention weights over past steps, by name; an empty dict without attention."""
         return {}
 
     def open_caches(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
-        """Return a copy of the layer's other caches in the format that `advance` uses.
+        """Return a copy of the attention caches in the format that `advance` uses.
 
-        `age` is the number of steps in each row's episode.
+        `caches` are the layer's state entries besides those of the memory. `age` is the number of steps in
+        each row's episode.
         """
         return None
 
     def close_caches(self, caches: Any) -> State:
-        """Return the caches as state entries; the inverse of `open_caches`."""
+        """Return the caches as state entries. This is the inverse of `open_caches`."""
         return {}
 
     def forget(self, caches: Any, rows: Int[Tensor, " some"]) -> None:
-        """Clear the caches of these rows; the memory is not affected."""
+        """Clear the attention caches of these rows. The memory does not change."""
 
     def advance(
         self,
@@ -110,7 +111,7 @@ class TitansLayer(nn.Module, ABC):
     ) -> Float[Tensor, "batch dim"]:
         """Return the output of one step and update `caches` in place.
 
-        `memory` replaces the layer's own memory and holds its state.
+        `memory` replaces the layer's own neural memory. `memory` holds its state and updates this state.
         """
         raise NotImplementedError
 
@@ -137,8 +138,9 @@ class _MemoryLayer(TitansLayer):
 class Titans(Memory):
     """Stack of neural memory and feed-forward layers.
 
-    State: the entries of every layer l, with the suffix `_l` (those of `NeuralMemory` and, in the
-    architectures, of attention), and `time` `[batch]`, the number of steps in the episode.
+    State: the entries of every layer l, with the suffix `_l`. These are the entries of `NeuralMemory`. In
+    architectures with attention, they include the attention caches. `time` `[batch]` is the number of steps
+    in the episode.
     """
 
     layer_class: ClassVar[type[TitansLayer]] = _MemoryLayer
@@ -158,7 +160,7 @@ class Titans(Memory):
         return state
 
     def step(self, x: Float[Tensor, "batch dim"], state: State) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Advance every row by one step."""
+        """Process one step of every row."""
         time = state["time"]
         after: State = {"time": time + 1}
         for index, layer in enumerate(self._layers):
@@ -168,7 +170,7 @@ class Titans(Memory):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
-        """Return the surprise of a step in every layer's memory, which is also its write strength.
+        """Return the strength of one step's write to each layer's memory. The strength is the surprise.
 
         Layers with attention also return their attention weights.
         """
@@ -181,7 +183,7 @@ class Titans(Memory):
         return Recall(reads, surprises)
 
     def stepper(self, state: State) -> Stepper:
-        """Return a stepper that advances these rows; in place if the memories are plain matrices."""
+        """Return an in-place stepper, or the default stepper if a layer does not support in-place steps."""
         layers = list(self._layers)
         if not self.can_use_stepper(Titans, state) or not all(
             layer.in_place and is_matrix(layer.memory) for layer in layers
@@ -192,7 +194,7 @@ class Titans(Memory):
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Advance every row by a segment, chunk by chunk, for any pattern of `start`."""
+        """Process a segment of every row, chunk by chunk, for any pattern of `start`."""
         y, _, after = self.segment_with_surprise(x, state, start)
         return y, after
 
@@ -201,8 +203,9 @@ class Titans(Memory):
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
         """Return the outputs, the surprise of every step and the next state.
 
-        Surprise is the length of the memory's gradient at the step, averaged over heads and layers. It is
-        detached from the graph and can serve as an intrinsic reward or a replay priority.
+        The surprise of a step is the length of the gradient that the step writes to the memory, averaged over
+        heads and layers. Surprises are detached from the graph. They can serve as an intrinsic reward or a
+        replay priority.
         """
         grid = ChunkGrid.from_starts(state["time"], start, self.chunk_size)
         after: State = {"time": grid.clock.age_after}

@@ -1,12 +1,12 @@
 """Titans with memory as a context: attention inside a chunk, over the chunk and the memory's recalls.
 
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.1, equations 21 to 25. A segment of the
-paper is one chunk of the memory here, so the memory before the segment is its anchor. With `segment_chunks`,
-it is several chunks (`memory/titans/segments.py`). The memory recalls one token for every step. Attention
-sees persistent tokens, recalled tokens and inputs of the segment up to the present step. Its output plus its
-input is written to the memory, recalled again after the write, and gated. In the paper, the last recall
-follows the write of the whole segment, which would leak the future into a step; here it follows the step's
-own write. The memory has no convolution, since attention precedes it.
+paper is `segment_chunks` chunks here, by default one. For every step, the memory recalls one token. Attention
+sees persistent tokens, and the recalls and inputs of the segment up to the present step. The attention output
+plus its input is written to the memory. The memory then recalls again, and a gate combines this last recall
+with the attention output. In the paper, the last recall follows the write of the whole segment, which would
+leak the future into a step. Here it follows the write of its own step. There is no convolution, because
+attention already mixes steps.
 """
 
 from __future__ import annotations
@@ -50,23 +50,23 @@ class TitansMACConfig(TitansConfig):
     """Configuration of `TitansMAC`. Raises ValueError on an invalid value."""
 
     convolution: int = 1
-    """Always 1: attention already mixes steps before the memory."""
+    """Always 1 (no convolution), because attention already mixes steps before the memory."""
     read_before_write: bool = False
-    """Place the last recall before the write of its own step."""
+    """Make a step's second recall (after attention) before (True) or after (False) the step's write."""
     num_persistent: int = 4
-    """Learned keys and values that attention can always see; 0 disables them."""
+    """Number of persistent tokens: learned keys and values that every step sees. 0 disables them."""
     attention_heads: int | None = None
-    """Attention heads, at least 4 wide; by default the largest divisor of `dim` up to 4."""
+    """Attention heads, each at least 4 wide. Default: the largest allowed divisor of `dim` up to 4."""
     gate: GateKind = field(default="mix", metadata=OMIT_DEFAULT)
-    """Combination of attention and memory outputs: interpolated (`mix`) or multiplied as in equation 25."""
+    """Combination of attention and memory: interpolated (`mix`) or multiplied (`product`, equation 25)."""
     segment_chunks: int = field(default=1, metadata=OMIT_DEFAULT)
-    """Chunks per segment; attention sees at most one segment."""
+    """Number of chunks per segment. Attention sees only steps of the present segment."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.convolution != 1:
             raise ValueError(
-                f"convolution={self.convolution}: the memory of titans_mac has none; leave it at 1"
+                f"convolution={self.convolution}: titans_mac has no convolution; set convolution=1"
             )
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
@@ -76,15 +76,15 @@ class TitansMACConfig(TitansConfig):
             raise ValueError(f"segment_chunks={self.segment_chunks}: must be at least 1")
 
     def build(self) -> TitansMAC:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return TitansMAC(self)
 
 
 class _ContextLayer(TitansLayer):
     """Layer of `TitansMAC`.
 
-    State: that of the memory, and `keys` and `values` `[batch, 2 segment, dim]` of the segment's inputs and
-    recalls. With several chunks per segment also `before`, shaped as `anchor`: the memory before it.
+    State: the memory's entries, and `keys` and `values` `[batch, 2 segment, dim]` of the segment's inputs and
+    recalls. With several chunks per segment, `before` is the memory before the segment, shaped as `anchor`.
     """
 
     in_place = True
@@ -118,7 +118,7 @@ class _ContextLayer(TitansLayer):
         return self.feed(x + self.gate(attention_out, recalls)), surprise, after
 
     def attention_reads(self, x, state, time):
-        """Return the attention weights over the segment's inputs, and over their recalls."""
+        """Return one step's attention weights over the inputs of the segment, and over its recalls."""
         place = (time % self.length)[:, None]
         weights = self._weigh(*self._prepare_step(x, state, time).attention_inputs)
         weights = weights.unflatten(0, (len(x), -1))[:, :, 0].mean(1)
@@ -157,7 +157,7 @@ class _ContextLayer(TitansLayer):
         return _PreparedStep((query, keys, hidden[:, None]), values, state, caches, before)
 
     def _before(self, state: State, time: Tensor) -> State:
-        """Return the memory before the segment; empty if segments have one chunk."""
+        """Return the state entry `before`, or an empty dict if every segment is a single chunk."""
         if self.config.segment_chunks == 1:
             return {}
         before, bptt_chunks = state["before"], self.config.bptt_chunks
@@ -177,9 +177,9 @@ class _ContextLayer(TitansLayer):
     def forward(
         self, grid: ChunkGrid, x: Float[Tensor, "batch time dim"], *state_parts: Tensor
     ) -> tuple[Tensor, ...]:
-        """Return attention outputs, their norm, the memory's reads for `finish`, the state and surprises.
+        """Return attention outputs, the memory's inputs and read-outs, the next state and the surprises.
 
-        The chunks run in a loop of plain operations. `state_parts` are the entries listed in `names`.
+        The chunks run in a loop, with torch's autograd. `state_parts` are the entries listed in `names`.
         """
         state = dict(zip(self.names, state_parts, strict=True))
         bptt_chunks, shape = self.config.bptt_chunks, (grid.num_chunks, -1)
@@ -225,7 +225,7 @@ class _ContextLayer(TitansLayer):
         return SegmentContext(self.attention, state, grid, self.config.segment_chunks)
 
     def _forward_custom(self, grid: ChunkGrid, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        """Compute `forward` with a custom backward pass."""
+        """Return the result of `forward`, with a custom backward pass."""
         attention, memory, batch = self.attention, self.memory, len(x)
         sizes = schedule.Sizes(
             batch,
@@ -263,7 +263,7 @@ class _ContextLayer(TitansLayer):
         return supports_custom_backward(x, *(state[name] for name in _STATE), self.recall_query.weight)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return the parameters of a segment's chunks, in the order of `chunks.SegmentInputs`."""
+        """Return the parameters of the layer by name, in the order of `chunks.SegmentInputs`."""
         attention, memory = self.attention, self.memory
         if attention.num_persistent:
             persistent = attention.persistent_keys, attention.persistent_values
@@ -297,7 +297,7 @@ class _ContextLayer(TitansLayer):
         return {name: caches[name].transpose(1, 2).flatten(2).clone() for name in _CACHES}
 
     def forget(self, caches, rows):
-        """Do nothing: the first step of a chunk clears the caches."""
+        """Do nothing, because the first step of a chunk clears the caches."""
 
     def advance(self, x, memory, caches, time):
         attention, size = self.attention, self.config.chunk_size
@@ -332,13 +332,13 @@ class _ContextLayer(TitansLayer):
     def _project_inputs(
         self, normed_x: Tensor, place: Tensor
     ) -> list[Float[Tensor, "batch heads places width"]]:
-        """Return scaled queries, keys and values of normed inputs on a grid."""
+        """Return scaled queries, keys and values of the normed inputs at the positions `place`."""
         attention = self.attention
         query = attention.project_query(normed_x, place) * attention.width**-0.5
         return [part.transpose(1, 2) for part in (query, *attention.project(normed_x, place))]
 
     def _context(self, normed_x: Tensor, place: Tensor, memory_state: State) -> State:
-        """Return keys and values `[batch, 2 time, dim]` of inputs, followed by those of their recalls."""
+        """Return keys and values `[batch, 2 time, dim]`: first of the inputs, then of their recalls."""
         recalls = self.memory.recall(self.memory.normalize_queries(self.recall_query(normed_x)), memory_state)
         parts = [self.attention.project(tokens, place) for tokens in (normed_x, recalls)]
         return {
@@ -353,7 +353,7 @@ class _ContextLayer(TitansLayer):
         values: Float[Tensor, "batch heads slots width"],
         hidden: Float[Tensor, "#rows time slots"],
     ) -> Float[Tensor, "batch time dim"]:
-        """Return the attention outputs of scaled queries; `hidden` is an additive mask, -inf or 0."""
+        """Return the attention outputs of scaled queries. `hidden` is an additive mask of 0 and -inf."""
         # Explicit operations support higher derivatives; the context is only two chunks long.
         read = torch.bmm(self._weigh(query, keys, hidden).to(values.dtype), values.flatten(0, 1))
         return self.attention.out(read.unflatten(0, (-1, self.attention.heads)).transpose(1, 2).flatten(2))
@@ -374,20 +374,20 @@ class _PreparedStep(NamedTuple):
     state: State
     """State of the memory before the step."""
     caches: State
-    """Keys and values including those of the step."""
+    """Cached keys and values, including the keys and values of the step."""
     before: State
-    """Memory before the segment, if the state has it."""
+    """Entry `before` of the state (memory before the segment), or an empty dict."""
 
 
 class _StepCaches(NamedTuple):
-    """Caches of a layer, overwritten by in-place steps, and tensors derived from its weights."""
+    """Caches of a layer, which in-place steps overwrite, and tensors derived from the layer's weights."""
 
     keys: Float[Tensor, "batch heads slots width"]
     values: Float[Tensor, "batch heads slots width"]
     input_weights: Float[Tensor, "dim six_dims"]
-    """Weights of queries, keys, values and recall queries; the rotary parts of queries and keys included."""
+    """Weights of queries, keys and values, of the sine parts of queries and keys, and of recall queries."""
     recall_weights: Float[Tensor, "dim three_dims"]
-    """Weights from recalls, before their projection, to keys, rotary parts of keys, and values."""
+    """Weights from unprojected recalls to keys, to the sine parts of keys, and to values."""
     cos: Float[Tensor, "chunk_size 1 width"]
     sin: Float[Tensor, "chunk_size 1 width"]
     hidden: Float[Tensor, "chunk_size slots"]
@@ -423,7 +423,7 @@ def _by_head(cache: Tensor, attention: PersistentTokens) -> Float[Tensor, "batch
 
 
 class _ChunkContext:
-    """Keys and values of a segment's chunks: persistent tokens, inputs and recalls."""
+    """Attention keys and values of every chunk: those of persistent tokens, inputs and recalls."""
 
     def __init__(self, layer: _ContextLayer, x: Tensor, state: State, grid: ChunkGrid) -> None:
         self.attention, self.grid = layer.attention, grid
@@ -442,18 +442,18 @@ class _ChunkContext:
         self.chunks: list[list[Tensor]] = []
 
     def step_mask(self, index: int) -> Bool[Tensor, "batch chunk_size"] | None:
-        """Return the mask of positions with a step in a chunk; None if all have one."""
+        """Return the mask of positions in a chunk that hold a step; None if all positions do."""
         return None if self.valid is None or self.full_chunks[index] else self.valid[:, index]
 
     def select_memory(self, index: int, memory_state: State) -> State:
-        """Return the memory that the chunk recalls from."""
+        """Return the memory from which a chunk recalls: the present memory."""
         return memory_state
 
     def detach(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Do nothing: the context stores no other memory."""
+        """Do nothing, because the context does not store an earlier memory."""
 
     def add(self, index: int, own: list[Tensor], recalls: Tensor) -> list[Tensor]:
-        """Add a chunk and return its keys and values, `[batch, heads, slots, width]`."""
+        """Add a chunk, and return the keys and values for its attention, `[batch, heads, slots, width]`."""
         products = functional.linear(recalls, self.key_value_weights)
         rotated_parts = self.attention.rotate_products(products, self.rotation)
         caches = [torch.cat(parts, dim=2) for parts in zip(self.persistent, own, rotated_parts, strict=True)]
@@ -467,7 +467,7 @@ class _ChunkContext:
         return caches
 
     def final_state(self) -> State:
-        """Return the caches of the last chunk of every row, zero at positions without a step."""
+        """Return the caches of the last chunk of every row. Positions without a step are zero."""
         if self.valid is None:
             last_caches = self.chunks[-1]
         else:
@@ -492,7 +492,7 @@ class _ChunkContext:
 
 
 class TitansMAC(Titans):
-    """Stack of layers with attention over a chunk and its recalls, neural memory and feed-forward.
+    """Stack of layers: attention over a segment and its recalls, then neural memory, then feed-forward.
 
     State: the entries of `Titans`, and for every layer the keys and values of the present segment.
     """

@@ -1,7 +1,7 @@
 """Titans with memory as a gate: window attention and neural memory in parallel.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Both branches
-have the same normed inputs, and a gate combines their outputs.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.2, equations 26 to 28. Attention and
+memory have the same normed inputs, and a gate combines their outputs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ class TitansMAGConfig(WindowedTitansConfig):
     """Configuration of `TitansMAG`. Raises ValueError on an invalid value."""
 
     gate: GateKind = field(default="mix", metadata=OMIT_DEFAULT)
-    """Combination of attention and memory outputs: interpolated (`mix`) or multiplied as in equation 28."""
+    """Combination of attention and memory: interpolated (`mix`) or multiplied (`product`, equation 28)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_gate(self.gate)
 
     def build(self) -> TitansMAG:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return TitansMAG(self)
 
 
@@ -61,7 +61,7 @@ class _GateLayer(WindowedLayer):
 
 
 class TitansMAG(Titans):
-    """Stack of layers that gate window attention with neural memory, and feed-forward layers.
+    """Stack of layers: window attention and neural memory, combined by a gate, then feed-forward.
 
     State: the entries of `Titans`, and the caches of `WindowAttention` for every layer.
     """

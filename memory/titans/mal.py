@@ -1,7 +1,7 @@
 """Titans with memory as a layer: window attention over the outputs of neural memory.
 
-Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. Each block is
-pre-norm and adds to a residual stream.
+Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), section 4.3, equations 29 to 31. Memory,
+attention and feed-forward layers are pre-norm with residual connections.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TitansMALConfig(WindowedTitansConfig):
     """Configuration of `TitansMAL`. Raises ValueError on an invalid value."""
 
     def build(self) -> TitansMAL:
-        """Return a freshly initialised memory."""
+        """Return a newly initialized memory."""
         return TitansMAL(self)
 
 

@@ -3,24 +3,26 @@
 Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4. The learning rule is
 `kernels.neural_memory`. This module makes the following choices where the paper leaves them open:
 
-- Each head has one gate of each kind, a function of the token. The step size is
-  `max_step * sigmoid(.) * (1 - momentum) / chunk_size`: the gradients of a chunk are taken at one anchor, so
-  the tokens of a chunk together make one gradient step of size at most 1 (`kernels.neural_memory` clips the
-  steps of deeper networks). Momentum is at most `chunk_size / (chunk_size + 1)`, so that the momentum of a
-  token adds at most one more such step after its chunk. Without this bound, a memory diverges if a large step
-  taken at low momentum is repeated at high momentum. With both bounds, weights stayed bounded in every stream
-  we tried.
-  `bound_steps=False` removes these bounds and the clip: equations 13 and 14 as printed, with plain sigmoid
-  gates. A memory may then diverge, sooner with longer chunks.
+- Each head has a gate for the step size, one for momentum and one for forgetting. All three are functions of
+  the token.
+- The step size is `max_step * sigmoid(.) * (1 - momentum) / chunk_size`. All gradients of a chunk are taken
+  at one set of weights, the anchor. With this step size, the tokens of a chunk together take one gradient
+  step of size at most 1. In addition, `kernels.neural_memory` clips the steps of deeper networks.
+- Momentum is at most `chunk_size / (chunk_size + 1)`. The momentum of a chunk then adds at most one more step
+  of this size after the chunk. Without this bound, a memory diverges if a large step, taken at low momentum,
+  is repeated at high momentum. With both bounds, weights stayed bounded in every stream that we tried.
+- `bound_steps=False` removes both bounds and the clip. The memory then follows equations 13 and 14 as
+  printed, with plain sigmoid gates. It may diverge, and with longer chunks it diverges sooner.
 - Weights decay towards the learned initial weights, initially by 0.01% to 1% per step. The last layer is
-  initialized to zero, so a read returns only written content. The persistent tokens of section 3.3, written
-  to every memory before its first step, would only change the learned initial weights; only attention has
-  them.
-- Keys, queries and values pass a causal convolution over `convolution` steps, SiLU and, except for values, a
-  division by their length. A read passes an RMS norm and an input gate before the output projection.
-- A step reads before it writes, which suits agents, or after, as in the paper.
-- `bptt_chunks` limits how far outer gradients flow back through the weights: through the whole segment, or to
-  the last boundary of so many chunks, counted from the start of the episode.
+  initialized to zero, so a read returns only written content.
+- Only attention has the persistent tokens of section 3.3. If they were written to a memory before its first
+  step, they would only change the initial weights, which are learned anyway.
+- Keys, queries and values pass a causal convolution over `convolution` steps and SiLU. Keys and queries are
+  then divided by their length. A read passes an RMS norm and an input gate before the output projection.
+- A step reads before it writes, which suits agents. With `read_before_write=False`, it reads after it writes,
+  as in the paper.
+- `bptt_chunks` limits the gradient of the outer loss through the weights. Without a limit, the gradient flows
+  through the whole segment. With a limit, it stops at every multiple of `bptt_chunks` chunks of an episode.
 """
 
 from __future__ import annotations
@@ -52,32 +54,34 @@ class NeuralMemoryConfig(MemoryConfig):
     """Configuration of `NeuralMemory`. Raises ValueError on an invalid value."""
 
     chunk_size: int = 16
-    """Steps per chunk. All gradients of a chunk are taken at the same weights. 1 is the exact online rule."""
+    """Steps per chunk. All gradients of a chunk are taken at the weights at the start of the chunk. The value
+    1 gives the exact online rule."""
     depth: int = 1
-    """Layers of a head's network; 1 is a matrix, which is cheaper and learned faster at the sizes tried so
-    far."""
+    """Number of layers of a head's network. With 1, the network is a matrix, which is cheaper. A matrix also
+    learned faster at the sizes tried so far."""
     hidden_ratio: int = 2
-    """Hidden width of a head's network, in units of the head's width."""
+    """Width of the hidden layers of a head's network, in units of the head's width."""
     num_heads: int | None = None
-    """Heads, each with its own network; by default the fewest whose width is 8 to 64, else 1."""
+    """Number of heads, each with one network. Default: the smallest number whose heads are 8 to 64
+    wide; 1 if there is none."""
     max_step: float = 1.0
-    """Upper bound of the summed step sizes of a chunk, at most 1; of the step size of a token without
-    `bound_steps`."""
+    """Upper bound of the sum of a chunk's step sizes, above 0 and at most 1. Without `bound_steps`, it bounds
+    each token's step size instead."""
     convolution: int = 4
-    """Kernel size of the causal convolution of keys, queries and values, in steps; 1 for the present step
-    only."""
+    """Number of steps in the causal convolution of keys, queries and values. With 1, a step uses only its
+    own input."""
     output_gate: bool = True
-    """Gate the output by the input."""
+    """Multiply the output by a gate that is a function of the input."""
     residual: bool = False
     """Add the input of a head's network to its output."""
     norm: bool = False
-    """Standardise the output of a head's network."""
+    """Standardize the output of a head's network."""
     read_before_write: bool = True
-    """Read the memory before the write of the same step."""
+    """Read the memory before (True) or after (False) the write of the same step."""
     bptt_chunks: int | None = None
-    """Chunks through which outer gradients flow back; None for the whole segment."""
+    """Number of chunks through which the gradient of the outer loss flows; None for the whole segment."""
     bound_steps: bool = field(default=True, metadata=OMIT_DEFAULT)
-    """Bound step sizes and momentum so that no memory diverges; False uses the equations as printed."""
+    """Bound step sizes and momentum against divergence. False uses the equations of the paper as printed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,18 +90,20 @@ class NeuralMemoryConfig(MemoryConfig):
                 raise ValueError(f"{name}={getattr(self, name)}: must be an integer of at least 1")
         if not 0 < self.max_step <= 1:
             raise ValueError(
-                f"max_step={self.max_step}: must be above 0 and at most 1, else equal steps overshoot"
+                f"max_step={self.max_step}: must be above 0 and at most 1, because larger steps overshoot"
             )
         if self.bptt_chunks is not None and self.bptt_chunks < 1:
             raise ValueError(
                 f"bptt_chunks={self.bptt_chunks}: must be at least 1, or None for the whole segment"
             )
         if self.num_heads is not None and (self.num_heads < 1 or self.dim % self.num_heads):
-            raise ValueError(f"num_heads={self.num_heads} does not divide dim={self.dim}")
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide dim={self.dim}; choose a divisor of {self.dim}"
+            )
 
     @property
     def heads(self) -> int:
-        """Number of heads per layer, one network each."""
+        """Number of heads per layer. Each head has one network."""
         if self.num_heads is not None:
             return self.num_heads
         widths = range(min(_WIDEST_HEAD, self.dim), _NARROWEST_HEAD - 1, -1)
@@ -112,26 +118,29 @@ class NeuralMemoryConfig(MemoryConfig):
 
     @property
     def learning(self) -> Learning:
-        """Loss and weight parametrization of the networks."""
+        """Learning rule: loss of the networks, and map from accumulated gradient steps to weights."""
         return Learning()
 
     @property
     def gates(self) -> tuple[str, ...]:
-        """Names of the gates per head, computed from each token."""
+        """Names of the gates. A gate has one value per head and token."""
         return "step", "momentum", "forgetting"
 
     def build_initial_weights(self) -> list[Float[Tensor, "heads _In _Out"]]:
-        """Return the layers' untrained weights; those of the last layer are zero."""
+        """Return the untrained initial weights of the layers of a head's network. The last layer is zero."""
         *layers, last = (torch.randn(self.heads, a, b) * a**-0.5 for a, b in self.layer_widths)
         return [*layers, torch.zeros_like(last)]
 
 
 class NeuralMemory(nn.Module):
-    """Memory that writes every input into the weights of its batch row and returns their outputs.
+    """Memory with one network per batch row and head, which learns at test time.
 
-    State: `delta`, `momentum` and `anchor` `[batch, heads, weights]`: the change from the learned initial
-    weights, its momentum (if the memory has momentum), and its value at the start of the chunk; `tail`
-    `[batch, convolution - 1, 3 dim]`, the last inputs of the convolution.
+    A step writes its input into the weights of the network, and reads the network's output for a query.
+
+    State: `delta`, `momentum` and `anchor` are `[batch, heads, weights]`. `delta` is the change of the
+    weights from the learned initial weights. `momentum` is the momentum of this change, if the memory has
+    momentum. `anchor` is the value of `delta` at the start of the chunk. `tail` `[batch, convolution - 1, 3
+    dim]` holds the last inputs of the convolution.
     """
 
     def __init__(self, config: NeuralMemoryConfig) -> None:
@@ -175,9 +184,9 @@ class NeuralMemory(nn.Module):
     def step(
         self, x: Float[Tensor, "batch dim"], state: State, time: Int[Tensor, " batch"]
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"], State]:
-        """Return the output of one step, its surprise and the next state.
+        """Return the output and the surprise of one step, and the next state.
 
-        `time` is the number of the step in its episode.
+        `time` is the number of the step in its episode, from 0.
         """
         projections = self.project_in(x)
         after: State = {}
@@ -202,7 +211,7 @@ class NeuralMemory(nn.Module):
         return self.finish(x, y), surprise.mean(-1), after | _from_neural_state(new_state, state)
 
     def detach_at_boundary(self, state: State, time: Int[Tensor, " batch"]) -> State:
-        """Return `state`, detached from the graph in rows at a boundary of `bptt_chunks`."""
+        """Return `state`, detached from the graph in rows whose age is a multiple of `bptt_chunks` chunks."""
         if not self.config.bptt_chunks:
             return state
         return detach_rows(state, time % (self.config.bptt_chunks * self.chunk_size) == 0)
@@ -213,7 +222,7 @@ class NeuralMemory(nn.Module):
         state: State,
         grid: ChunkGrid,
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch time"], State]:
-        """Return the outputs of a segment, its surprises and the next state."""
+        """Return the outputs and the surprises of all steps of a segment, and the next state."""
         projections = self.project_in(x)
         after: State = {}
         convolution = None
@@ -240,22 +249,25 @@ class NeuralMemory(nn.Module):
         state: State,
         valid: Bool[Tensor, "batch chunk_size"] | None,
     ) -> tuple[Float[Tensor, "batch chunk_size heads width"], Float[Tensor, "batch chunk_size"], State]:
-        """Return the reads of one chunk, for `finish`, its surprises and the next state.
+        """Return the network outputs and the surprises of one chunk, and the next state.
 
-        Only for a memory without a convolution.
+        Pass the network outputs to `finish`. The memory must not have a convolution.
         """
         heads = compute_heads(self.project_in(x), self.heads)
         y, surprise, new_state = self._learn(heads, self.gates(x), _to_neural_state(state), valid, None, None)
         return y, surprise.mean(-1), _from_neural_state(new_state, state)
 
     def normalize_queries(self, query: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch heads width"]:
-        """Return the heads of a query after SiLU, at most of unit length, for `recall`."""
+        """Return queries for `recall`: `query` after SiLU, split into heads, of at most unit length."""
         return normalize_vectors(functional.silu(query).unflatten(-1, (self.heads, self.width)))
 
     def recall(
         self, queries: Float[Tensor, "batch time heads width"], state: State
     ) -> Float[Tensor, "batch time dim"]:
-        """Return the ungated outputs of the memory before the present chunk; the memory does not change."""
+        """Return the memory's outputs for `queries`, with its weights at the start of the present chunk.
+
+        The output gate is not applied. The memory does not change.
+        """
         options = {name: self._options[name] for name in ("residual", "norm", "learning")}
         y = neural_recall(queries, list(self.weights), state["anchor"], **options)
         return self.out(apply_norm(self.out_norm, y).flatten(-2))
@@ -318,7 +330,10 @@ class NeuralMemory(nn.Module):
         return functional.softplus(self._by_name(logits)["threshold"])
 
     def finish(self, x: Tensor, y: Float[Tensor, "*batch heads width"]) -> Tensor:
-        """Return the outputs of reads `y`, gated by inputs `x`."""
+        """Normalize, gate and project the network outputs `y`, and return the result.
+
+        The output gate, if there is one, is a function of the inputs `x`.
+        """
         y = apply_norm(self.out_norm, y).flatten(-2)
         if self.config.output_gate:
             y = y * functional.silu(self.output_gate(x))
@@ -326,7 +341,7 @@ class NeuralMemory(nn.Module):
 
 
 def detach_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
-    """Return `state` with the learned weights detached from the graph in these rows."""
+    """Return `state`, with the memory's weights detached from the graph in these rows."""
     where = rows[:, None, None]
     return state | {
         name: torch.where(where, state[name].detach(), state[name])
@@ -336,7 +351,11 @@ def detach_rows(state: State, rows: Bool[Tensor, " batch"]) -> State:
 
 
 def compute_max_momentum(chunk_size: int) -> float:
-    """Return the momentum at which all later repetitions of a chunk's steps sum to one more chunk."""
+    """Return the largest momentum p that a memory with bounded steps may have.
+
+    Momentum p repeats a step with the factors p, p^2, p^3 and so on. For the largest p, the sum of these
+    factors is `chunk_size`.
+    """
     return chunk_size / (chunk_size + 1)
 
 
@@ -347,7 +366,7 @@ def _to_neural_state(state: State) -> NeuralState:
 
 
 def _from_neural_state(neural_state: NeuralState, state: State) -> State:
-    """Return the state entries of `neural_state`; without momentum, the state has no entry for it."""
+    """Return the state entries of `neural_state`. Without momentum, there is no entry `momentum`."""
     return {name: part for name, part in neural_state._asdict().items() if name in state}
 
 

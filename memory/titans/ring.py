@@ -1,7 +1,8 @@
-"""In-place steps of a `WindowAttention`: keys and values in a ring buffer with one position for all rows.
+"""In-place steps of a `WindowAttention`, with keys and values in ring buffers.
 
-A step overwrites the step that leaves the window. Persistent tokens precede the ring in every row, so that
-one product scores all keys. Projections and their sine parts are one product as well.
+A new step overwrites the step that leaves the window, in the same slot of every row. The buffer of each row
+starts with the persistent tokens, so that one matrix product scores all keys. One more product computes all
+projections, including the sine parts for rotary positions.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from scrubjay.memory.titans.attention import WindowAttention
 
 
 class WindowRing:
-    """Ring buffer of one attention layer.
+    """Ring buffers of keys and values of one attention layer.
 
     Args:
         attention: The attention layer.
-        caches: Its keys and values.
+        caches: Keys and values of the last steps, as in a state.
         age: Number of steps in each row's episode.
     """
 
@@ -48,7 +49,7 @@ class WindowRing:
         )
 
     def forget(self, rows: Int[Tensor, " some"]) -> None:
-        """Clear these rows."""
+        """Clear the cached steps of these rows."""
         for part in (self.keys, self.values):
             part[:, :, self.num_persistent :].index_fill_(0, rows, 0)
         self.ring.clear(rows)
@@ -56,7 +57,7 @@ class WindowRing:
     def step(
         self, x: Tensor, normed_x: Float[Tensor, "batch dim"], time: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch dim"]:
-        """Return `x` plus the attention output of the input `normed_x`."""
+        """Return `x` plus the attention output for the step with input `normed_x`."""
         self.ring.advance(None)
         position = self.num_persistent + self.ring.slot
         parts = functional.linear(normed_x, self.projections).view(-1, 5, self.heads, self.width)
@@ -74,7 +75,7 @@ class WindowRing:
         return torch.addmm(x, read.flatten(1), self.out)
 
     def caches(self) -> State:
-        """Return keys and values as state entries."""
+        """Return keys and values of the last steps as state entries."""
         last = self.ring.recent_slots(self.window - 1) + self.num_persistent
         buffers = {"keys": self.keys, "values": self.values}
         return {

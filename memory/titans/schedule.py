@@ -1,6 +1,6 @@
 """Schedule of a segment of `TitansMAC`: positions of steps in chunks, masks, resets and gradient stops.
 
-Letters as in `memory/titans/chunks.py`.
+`memory/titans/chunks.py` defines the dimension letters.
 """
 
 from __future__ import annotations
@@ -26,46 +26,49 @@ class Sizes(NamedTuple):
     """Steps per chunk."""
     dim: int
     heads: int
-    """Attention heads."""
+    """Number of attention heads."""
     rotary_width: int
     """Rotated coordinates per attention head."""
     persistent: int
     memories: int
-    """Memory heads."""
+    """Number of memory heads."""
     max_step: float
     max_momentum: float
     read_before_write: bool
 
 
 class Schedule(NamedTuple):
-    """Indices and masks of a segment that depend on its steps only."""
+    """Indices and masks for a segment, which depend on its sizes and episode starts but not on its inputs."""
 
     sizes: Sizes
     source: Int[Tensor, " N*B*C"]
-    """Step at every position; the number of all steps at empty positions."""
+    """Index of the step at every position of the chunk grid; at an empty position, the number of steps."""
     target: Int[Tensor, " B*T"]
-    """Position of every step."""
+    """Position of every step in the chunk grid."""
     pairs: Int[Tensor, " D"]
-    """Indices that place coordinates of queries and keys that rotate together side by side."""
+    """Order of query and key coordinates in which the two coordinates of a rotary pair are adjacent."""
     inverse_pairs: Int[Tensor, " D"]
-    """Inverse of `pairs`."""
+    """Inverse permutation of `pairs`."""
     rotation: Complex[Tensor, "C 1 E//2"]
-    """Rotary positions: a complex factor for each pair of coordinates."""
+    """Rotary positions: a complex factor for each rotary pair of coordinates."""
     hidden: Float[Tensor, "C S"]
-    """Additive mask of the scores: 0 or -inf."""
+    """Additive mask of the attention scores: 0 for visible slots, -inf for hidden slots."""
     cached_slots: Bool[Tensor, "B 1 2*C 1"] | None
-    """Slots of the first chunk that the previous segment filled; None if there are none."""
+    """Mask of slots that earlier segments filled in the first chunk; None if there are none."""
     valid_steps: Bool[Tensor, "N R C"] | None
-    """Mask of positions with a step; None if all have one."""
+    """Mask of positions that hold a step; None if all positions do."""
     fresh: dict[int, Int[Tensor, " some"]]
-    """Memory rows that start an episode with a chunk, by chunk."""
+    """For each chunk: the memory rows in which an episode starts at this chunk. There is one memory row per
+    batch row and head."""
     gradient_stops: dict[int, Int[Tensor, " some"]]
-    """Memory rows whose gradient stops at the start of a chunk, by chunk."""
+    """Dict from a chunk to the memory rows whose gradient stops at the start of this chunk."""
     anchor_chunk: Int[Tensor, " R"] | None
-    """Chunk at whose start the anchor last changed, 0 for the initial anchor; None if all changed at the
-    end."""
+    """For each memory row, the chunk at whose start its anchor (the weights at which gradients are taken)
+    last changed. 0: no change in the segment; number of chunks: a change at the end. None if all changed
+    there."""
     last: tuple[Int[Tensor, " B"], Bool[Tensor, "B 1 2*C 1"]] | None
-    """Last chunk of every row and the mask of its filled slots; None if the last chunk is full."""
+    """Chunk with the last step of each batch row, and the mask of the filled slots in this chunk. None if
+    every batch row fills the last chunk of the segment."""
 
 
 def build_schedule(
@@ -77,7 +80,7 @@ def build_schedule(
         grid: Chunk grid of the segment.
         sizes: Sizes of the layer.
         rotation: Cosines and sines `[C, E]` of the positions in a chunk.
-        bptt_chunks: Chunks through which gradients flow back; None for all.
+        bptt_chunks: Number of chunks through which gradients flow back; None for all chunks.
     """
     batch, chunks, length = sizes.batch, sizes.chunks, sizes.length
     source, target = _places(grid, batch)
@@ -117,7 +120,10 @@ def build_schedule(
 
 
 def _places(grid: ChunkGrid, batch: int) -> tuple[Int[Tensor, " places"], Int[Tensor, " steps"]]:
-    """Return the step at each position and the position of each step, ordered by chunk, then row."""
+    """Return the step at each position, and the position of each step.
+
+    Positions are ordered by chunk, then by batch row.
+    """
     chunks, length, time = grid.num_chunks, grid.chunk_size, grid.clock.length
     row = torch.arange(batch)[:, None]
     if grid.source is None or grid.position is None:
@@ -131,16 +137,18 @@ def _places(grid: ChunkGrid, batch: int) -> tuple[Int[Tensor, " places"], Int[Te
 
 
 def _slots(places: Bool[Tensor, "B C"]) -> Bool[Tensor, "B 1 two_C 1"]:
-    """Return the slots of inputs and recalls at these positions."""
+    """Convert a mask of positions to a mask of slots. Each position has an input slot and a recall slot."""
     return places.repeat(1, 2)[:, None, :, None]
 
 
 def _find_anchor_chunks(
     full: Bool[Tensor, "B N"], fresh: Bool[Tensor, "B N"] | None, sizes: Sizes
 ) -> Int[Tensor, " R"] | None:
-    """Return, for each anchor, the chunk at whose start it last changed.
+    """Return, for each memory row, the chunk at whose start its anchor last changed.
 
-    An anchor, the weights at which gradients are taken, changes after each full chunk and at episode starts.
+    A memory row is one memory head of one batch row. Its anchor holds the weights at which gradients are
+    taken. An anchor changes at episode starts and after each full chunk. For an unchanged anchor, the result
+    is chunk 0. Return None if every anchor changed after the last chunk.
     """
     moves = functional.pad(full, (1, 0), value=False)
     if fresh is not None:
@@ -152,7 +160,10 @@ def _find_anchor_chunks(
 
 
 def _rows(some: Bool[Tensor, "B N"] | None, memories: int) -> dict[int, Int[Tensor, " some"]]:
-    """Return the memory rows set in `some`, by chunk; chunks without any are left out."""
+    """Return a dict from a chunk to the memory rows that the mask `some` selects in this chunk.
+
+    A memory row is one memory head of one batch row. Chunks without selected rows are omitted.
+    """
     if some is None:
         return {}
     each = some.repeat_interleave(memories, 0).T

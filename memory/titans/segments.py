@@ -15,13 +15,13 @@ _CACHES = ("keys", "values")
 
 
 class SegmentContext:
-    """Keys and values of the segments of a layer, and the memory that their chunks recall from.
+    """Attention keys and values of each row's present segment, and the memory from which its chunks recall.
 
-    In every segment, the slots of inputs precede the slots of their recalls.
+    The slots of a segment's inputs precede the slots of its recalls.
 
     Args:
         attention: Attention of the layer.
-        state: Its `keys` and `values`, and `before`, the memory before each row's segment.
+        state: State of the layer, with `keys`, `values` and `before`, the memory before each row's segment.
         grid: Chunk grid of the steps.
         segment_chunks: Chunks per segment.
     """
@@ -48,24 +48,24 @@ class SegmentContext:
         self.hidden = torch.empty(0)
 
     def step_mask(self, index: int) -> Bool[Tensor, "batch chunk_size"] | None:
-        """Return the mask of positions with a step in a chunk; None if all have one."""
+        """Return the mask of positions in a chunk that hold a step; None if all positions do."""
         return None if self.grid.valid is None else self.valid[index]
 
     def select_memory(self, index: int, memory_state: State) -> State:
-        """Return the memory that the chunk recalls from: the memory before its segment."""
+        """Return the memory from which a chunk recalls: the memory before the chunk's segment."""
         self.before = torch.where(
             self.segment_starts[:, index, None, None], memory_state["anchor"], self.before
         )
         return {"anchor": self.before}
 
     def detach(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Detach from the graph the memory that these rows recall from."""
+        """Detach the memory before the present segment from the graph, in the rows of the mask `rows`."""
         self.before = torch.where(rows[:, None, None], self.before.detach(), self.before)
 
     def add(self, index: int, own: list[Tensor], recalls: Tensor) -> list[Tensor]:
-        """Add a chunk and return the keys and values that it can see, `[batch, heads, slots, width]`.
+        """Add a chunk, and return the keys and values for its attention, `[batch, heads, slots, width]`.
 
-        Also set `hidden`, the additive attention mask of its steps.
+        Also set `hidden`, the additive attention mask of the chunk's steps.
         """
         place = self.by_chunk[index]
         recall_projections = self.attention.project(recalls, place)

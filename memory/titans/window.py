@@ -1,11 +1,11 @@
 """Segments of `WindowAttention` with a custom backward pass.
 
-One product scores the queries of all steps against all keys that the segment sees. Coordinates that rotate
-together lie side by side, so that one complex product rotates them; weights and caches are reordered on
-entry, and results on exit. The softmax uses base 2.
+One matrix product scores the queries of all steps against all visible keys. The two coordinates of a rotary
+pair are adjacent, so that one complex product rotates all pairs. For this order, weights and caches are
+permuted before the computation, and results are permuted back. The softmax uses base 2.
 
-Letters: B batch, T steps, H heads, E width of a head, D = H * E, P persistent tokens, W window, N
-columns: P + W - 1 + T, plus up to three masked columns of padding.
+Letters: B batch, T steps, H heads, E width of a head, D = H * E, P persistent tokens, W window, N columns of
+scores. N is P + W - 1 + T, plus up to three masked columns of padding.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ class Weights(NamedTuple):
 
 
 class WindowSchedule(NamedTuple):
-    """Mask and rotations of a segment, which depend on its steps and sizes only."""
+    """Mask and rotations of a segment, which depend on its sizes and episode starts but not on its inputs."""
 
     hidden: Float[Tensor, "B 1 T N"]
-    """Additive mask of the scores: 0 or -inf."""
+    """Additive mask of the attention scores: 0 for visible columns, -inf for hidden columns."""
     rotation: Complex[Tensor, "B T 1 E//2"]
     pairs: Int[Tensor, " D"]
-    """Indices that place coordinates that rotate together side by side."""
+    """Order of query and key coordinates in which the two coordinates of a rotary pair are adjacent."""
     inverse_pairs: Int[Tensor, " D"]
-    """Inverse of `pairs`."""
+    """Inverse permutation of `pairs`."""
     heads: int
     persistent: int
     before: int
     """Number of cached steps before the segment."""
     retained_steps: int
-    """Number of last steps of the segment that stay in the cache."""
+    """Number of steps, counted from the end of the segment, that stay in the cache."""
 
 
 class _Activations(NamedTuple):
@@ -76,11 +76,11 @@ def build_schedule(
 
     Args:
         clock: Clock of the segment.
-        window: Steps that a step sees, including itself.
-        heads: Attention heads.
+        window: Number of steps that are visible to a step, including the step itself.
+        heads: Number of attention heads.
         persistent: Number of persistent tokens.
-        cos: Cosines `[B, T, E]` of every step and coordinate of a head.
-        sin: Sines of the same shape.
+        cos: Cosines `[B, T, E]` of the rotary angles, for every step and coordinate of a head.
+        sin: Sines of these angles, with the same shape.
     """
     batch, time, width = cos.shape
     pairs, inverse_pairs = interleave_pairs(heads, width, width // 4 * 2)
@@ -107,14 +107,15 @@ def read_segment(
     values: Float[Tensor, "B before D"],
     *weights: Tensor,
 ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B kept D"], Float[Tensor, "B kept D"]]:
-    """Return the attention outputs of a segment, and keys and values of the last steps.
+    """Return the attention outputs of a segment, and the keys and values of its last steps for the cache.
 
     Args:
-        plain: Function of `x`, `keys`, `values` and weights with the same results, by plain operations.
+        plain: Function that computes the same results from `x`, `keys`, `values` and weights with torch's
+            autograd.
         schedule: Schedule of the segment.
         x: Inputs.
-        keys: Cached keys.
-        values: Cached values.
+        keys: Keys of the cached steps.
+        values: Values of the cached steps.
         weights: Fields of `Weights`.
     """
     return _Segment.apply(plain, schedule, x, keys, values, *weights)
@@ -188,7 +189,10 @@ def _backward(
     activations: _Activations,
     needs_cache_grad: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of the caches with `needs_cache_grad`, and of all weights."""
+    """Return the gradients of `x`, of the caches and of all weights.
+
+    Without `needs_cache_grad`, the gradients of the caches are None.
+    """
     batch, time, dim = x.shape
     heads, width, persistent = schedule.heads, dim // schedule.heads, schedule.persistent
     grad_y = x.new_zeros(len(activations.flat), dim) if grads[0] is None else grads[0].reshape(-1, dim)
@@ -237,6 +241,9 @@ def _backward(
 
 
 def _projections(schedule: WindowSchedule, w: Weights, scale: float) -> Float[Tensor, "three_dims D"]:
-    """Return the stacked weights of scaled queries, keys and values; queries and keys in pairs."""
+    """Return the weights of scaled queries, keys and values, stacked.
+
+    The weights of queries and keys are ordered by rotary pairs.
+    """
     query, key = (weight.index_select(0, schedule.pairs) for weight in (w.query, w.key))
     return torch.cat([query * scale, key, w.value])

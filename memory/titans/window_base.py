@@ -20,23 +20,25 @@ class WindowedTitansConfig(TitansConfig):
     """Base configuration of Titans with window attention. Raises ValueError on an invalid value."""
 
     window: int = 32
-    """Steps that attention sees, including the present one; at least 2."""
+    """Number of steps to which a step attends, including the step itself; at least 2."""
     num_persistent: int = 4
-    """Learned keys and values that attention can always see; 0 disables them."""
+    """Number of persistent tokens: learned keys and values that every step sees. 0 disables them."""
     attention_heads: int | None = None
-    """Attention heads, at least 4 wide; by default the largest divisor of `dim` up to 4."""
+    """Attention heads, each at least 4 wide. Default: the largest allowed divisor of `dim` up to 4."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 2:
-            raise ValueError(f"window={self.window}: it counts the present step, so it must be at least 2")
+            raise ValueError(
+                f"window={self.window}: must be at least 2, because the window includes the present step"
+            )
         if self.num_persistent < 0:
             raise ValueError(f"num_persistent={self.num_persistent}: must not be negative")
         resolve_heads(self.dim, self.attention_heads, NARROWEST_HEAD, "attention_heads")
 
 
 class WindowedLayer(TitansLayer):
-    """Titans layer with window attention and its state."""
+    """Base class of Titans layers with window attention."""
 
     def __init__(self, config: WindowedTitansConfig) -> None:
         super().__init__(config)
@@ -50,22 +52,22 @@ class WindowedLayer(TitansLayer):
         return self.memory.initial_state(batch_size, dtype, device) | attention
 
     def attend(self, x, state, clock):
-        """Return the window attention of every step of `x` `[batch, time, dim]`, and the next caches."""
+        """Return the window attention outputs for `x` `[batch, time, dim]`, and the next caches."""
         return self.attention(x, state, clock)
 
     def window_read(self, x, state, time):
-        """Return the window attention weights of a normed step."""
+        """Return the window attention weights of one step with the normed input `x`."""
         weights = self.attention.weigh(x, state, time)
         return {"window": Read.from_weights(last_steps(time, weights.shape[-1] - 1), weights.mean(1))}
 
     def open_caches(self, caches, age):
-        """Return the caches in a ring buffer."""
+        """Return ring buffers with the contents of the caches."""
         return WindowRing(self.attention, caches, age)
 
     def close_caches(self, caches):
-        """Return the state entries of the ring buffer."""
+        """Return the contents of the ring buffers as state entries."""
         return caches.caches()
 
     def forget(self, caches, rows):
-        """Clear these rows of the ring buffer."""
+        """Clear the cached steps of these rows."""
         caches.forget(rows)

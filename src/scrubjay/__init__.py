@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 from scrubjay._version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from scrubjay import memory as memory
     from scrubjay.experiments.viz.look import look as look
 
-# `import scrubjay; scrubjay.memory.make("hcam", dim=64)` loads no other room.
-__all__, __getattr__, __dir__ = face(
+# `import scrubjay; scrubjay.memory.make("hcam", dim=64)` loads no package except `scrubjay.memory`.
+__all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {"experiments.viz.look": ["look"]},
     packages=("agents", "envs", "experiments", "kernels", "memory"),

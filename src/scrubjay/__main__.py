@@ -1,4 +1,4 @@
-"""`python -m scrubjay`: the command, where no script of it is on the path."""
+"""`python -m scrubjay`: the command, for environments whose PATH lacks the `scrubjay` script."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Faces of packages: public names are imported when first used, so that users wait for nothing else."""
+"""Lazy imports: a package imports a public name at its first use, so that `import scrubjay` is fast."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
-def face(
+def lazy_exports(
     package: str,
-    homes: Mapping[str, Sequence[str]],
+    modules: Mapping[str, Sequence[str]],
     packages: Sequence[str] = (),
     extras: Mapping[str, str] | None = None,
 ) -> tuple[list[str], Callable[[str], Any], Callable[[], list[str]]]:
-    """Return `__all__`, `__getattr__` and `__dir__` of `package`.
+    """Return `__all__`, `__getattr__` and `__dir__` for `package`.
 
     Args:
-        package: Its full name.
-        homes: The public names that live in each of its modules; one that begins with a dot stands beside it.
-        packages: Its public subpackages.
-        extras: The extra of Scrubjay that brings a foreign package which a home may lack.
+        package: Full name of the package.
+        modules: Modules of the package, relative to it, and the public names that each of them defines.
+        packages: Public subpackages.
+        extras: Third-party packages that a module may need, and the extra of Scrubjay that installs each.
     """
-    home_of = {name: home for home, names in homes.items() for name in names}
+    module_of = {name: module for module, names in modules.items() for name in names}
 
     def get(name: str) -> Any:
         if name in packages:
             return importlib.import_module(f"{package}.{name}")
-        if name not in home_of:
+        if name not in module_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         try:
-            return getattr(importlib.import_module(f".{home_of[name]}", package), name)
+            return getattr(importlib.import_module(f".{module_of[name]}", package), name)
         except ModuleNotFoundError as error:
             extra = (extras or {}).get((error.name or "").partition(".")[0])
             if extra is None:
@@ -40,6 +40,6 @@ def face(
 
     def names() -> list[str]:
         own = [name for name in vars(sys.modules[package]) if name.startswith("__")]
-        return sorted({*own, *home_of, *packages})
+        return sorted({*own, *module_of, *packages})
 
-    return sorted(home_of), get, names
+    return sorted(module_of), get, names

@@ -1,3 +1,3 @@
-"""The version, where a module below the package's face can read it."""
+"""Version of the package, in a module that imports nothing."""
 
 __version__ = "0.2.0"

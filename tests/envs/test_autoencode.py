@@ -149,7 +149,7 @@ def test_no_memoryless_policy_is_better(cards):
 
 def test_docstring_numbers():
     best = 1 / 4 + 3 / (4 * 52)
-    assert f"{best:.4f} for 52 cards" in (Autoencode.__doc__ or "")
+    assert f"52 cards {best:.4f}" in (Autoencode.__doc__ or "")
     assert f"{2 * best - 1:.4f}" in (Autoencode.__doc__ or "")
 
 

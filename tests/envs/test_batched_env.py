@@ -117,7 +117,7 @@ def test_set_state_restores_the_future_and_rejects_other_states() -> None:
     future = [obs.tolist() for obs, *_ in run_steps(env, 9)]
     env.set_state(state)
     assert [obs.tolist() for obs, *_ in run_steps(env, 9)] == future
-    with pytest.raises(ValueError, match=r"this environment has \{'pace': 2\}"):
+    with pytest.raises(ValueError, match=r"expected those of this environment: \{'pace': 2\}"):
         other.set_state(state)
     before = env.get_state()
     for broken_state, message in (

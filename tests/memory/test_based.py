@@ -42,7 +42,7 @@ def test_its_config_is_its_own_and_its_parts_are_a_stack_without_norms_between()
         ({"feature_width": 0}, "feature_width=0: must be at least 1"),
         ({"num_heads": 3}, "num_heads=3 does not divide dim=16"),
         ({"num_layers": 0}, "num_layers=0: must be at least 1"),
-        ({"window": 1}, "window=1: it counts the present step"),
+        ({"window": 1}, "window=1: must be at least 2, because the window includes"),
         ({"num_sinks": -1}, "num_sinks=-1: must not be negative"),
         ({"feed_forward_ratio": 0}, "feed_forward_ratio=0: must be at least 1"),
     ],

@@ -253,7 +253,7 @@ def test_wrong_shapes_are_named(name):
     for time in (1, 3):
         state = module.initial_state(1)
         if state:
-            with pytest.raises(ValueError, match="has 1 rows; x has 2"):
+            with pytest.raises(ValueError, match="has batch size 1; expected 2"):
                 module(torch.zeros(2, time, 8), state)
     with pytest.raises(ValueError, match=r"start has shape \(2, 4\)"):
         module(torch.zeros(2, 3, 8), module.initial_state(2), torch.zeros(2, 4, dtype=torch.bool))

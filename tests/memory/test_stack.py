@@ -136,7 +136,7 @@ def test_sizes_follow_from_the_parts():
 
 def test_another_width_is_named_with_the_stacks_and_mended():
     with pytest.raises(
-        ValueError, match=r"parts\[1\], a HCAMConfig, has dim=8, the stack dim=16: .*at_width"
+        ValueError, match=r"parts\[1\], a HCAMConfig, has dim=8, but the stack has dim=16; .*dim=16"
     ):
         StackConfig(16, (make_config("gru", dim=16), HCAM))
     with pytest.raises(ValueError, match="dim=16"):

@@ -27,22 +27,22 @@ class Prompts:
         return set(self._templates)
 
     def say(self, name: str, /, **values: object) -> str:
-        """Return the named text with `values` filled in; values are not interpreted as templates."""
+        """Return the text of the template `name` with `values`; values are not interpreted as templates."""
         return self._templates[name].substitute({key: str(value) for key, value in values.items()})
 
     def placeholders(self, name: str) -> set[str]:
-        """Return the names of the values that the named text needs."""
+        """Return the names of the values that the template `name` needs."""
         return set(self._templates[name].get_identifiers())
 
 
 class Phrase:
-    """Name of a text with its values, rendered later in some language; values may be phrases themselves."""
+    """Text to render later, in any language: a template name, and values that may be phrases, too."""
 
     def __init__(self, name: str, /, **values: object) -> None:
         self.name, self._values = name, values
 
     def render(self, prompts: Prompts) -> str:
-        """Return the text in the language of `prompts`."""
+        """Return this phrase as text in the language of `prompts`."""
         values = {
             name: value.render(prompts) if isinstance(value, Phrase) else value
             for name, value in self._values.items()
@@ -51,7 +51,11 @@ class Phrase:
 
 
 class LocalizedError(Exception):
-    """Error whose message the model reads in the prompts' language (`phrase`); `str(error)` is English."""
+    """Error with a translatable message.
+
+    `phrase.render(prompts)` is the message in the language of `prompts`. `str(error)` is the message in
+    English.
+    """
 
     def __init__(self, name: str, /, **values: object) -> None:
         self.phrase = Phrase(name, **values)

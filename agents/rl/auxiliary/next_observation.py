@@ -16,9 +16,9 @@ from scrubjay.agents.rl.segment import Segment
 class NextObservation(nn.Module):
     """Head that predicts the next observation of the same episode from features and the action.
 
-    Reconstructing the current observation needs no memory, since the policy sees it. Predicting the next
-    observation needs past observations. The loss is that of `Reconstruction`. The predictive heads of Wayne
-    et al. 2018 (MERLIN, arXiv 1803.10760) are similar, but have a prior.
+    Reconstructing the current observation needs no memory, since the policy receives it. Predicting the
+    next observation needs past observations. The loss function is the same as in `Reconstruction`. The
+    predictive heads of Wayne et al. 2018 (MERLIN, arXiv 1803.10760) are similar, but also learn a prior.
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
@@ -28,7 +28,7 @@ class NextObservation(nn.Module):
         self.predict = Reconstruction(observation_space, dim)
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
-        """Return the mean loss over all steps except the last of each episode; 0 if there are none."""
+        """Return the mean loss over steps whose next step is in the same episode; 0 if there are none."""
         follows = ~segment.starts[:, 1:]
         if not follows.any():
             return features.sum() * 0
@@ -39,7 +39,10 @@ class NextObservation(nn.Module):
 
 
 def _as_sampled(space: spaces.Space) -> spaces.Space:
-    """Return the space of actions as a policy samples them: zero-based indices or unbounded numbers."""
+    """Return the space of a policy's sampled actions: zero-based indices or unbounded numbers.
+
+    The action head's `to_env` later converts these actions to `space`, the environment's action space.
+    """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

@@ -1,7 +1,7 @@
 """Auxiliary loss of reconstructing the current observation from the memory's output.
 
-A memory that is read without gradients has no other training signal for its contents. Lampinen et al. 2021
-(arXiv 2105.14039). The paper's decoders are not published, so the decoders here mirror our encoders.
+If a memory is read without gradients, only an auxiliary loss trains its contents (Lampinen et al. 2021, arXiv
+2105.14039). The paper's decoders are not published. The decoders here mirror our encoders.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from scrubjay.agents.rl.segment import Observation, Segment
 
 
 class Reconstruction(nn.Module):
-    """Decoder that predicts the current observation from features; its loss is summed over the leaves.
+    """Decoder that predicts the current observation from features.
 
-    Images with bounds and MultiBinary have a sigmoid cross-entropy, averaged over pixels or bits. Discrete
-    and MultiDiscrete have a softmax cross-entropy, averaged over entries. Other boxes have a mean squared
-    error. In sets, as `EntityEncoder` defines them, the targets of padding are zeros, whatever the padding
-    holds.
+    The loss is a sum over the leaves of the observation space. Images with finite bounds and MultiBinary
+    leaves have a sigmoid cross-entropy, averaged over pixels or bits. Discrete and MultiDiscrete leaves have
+    a softmax cross-entropy, averaged over entries. All other Box leaves have a mean squared error. In sets
+    (see `EntityEncoder`), the target for padding is 0 for numbers and the lowest valid index for indices.
     """
 
     def __init__(self, space: spaces.Space, dim: int) -> None:
@@ -131,4 +131,4 @@ def _leaf_decoder(space: spaces.Space, dim: int) -> nn.Module:
         return _ImageDecoder(space, dim)
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return _VectorDecoder(space, dim)
-    raise TypeError(f"no decoder for space {space}")
+    raise TypeError(f"no decoder for space {space}; use Box, Discrete, MultiDiscrete or MultiBinary")

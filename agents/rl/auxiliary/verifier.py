@@ -15,13 +15,14 @@ _HORIZONS = (1, 4, 16)
 
 
 class Verifier(nn.Module):
-    """Head that picks the observation 1, 4 and 16 steps later in its episode among those of all environments.
+    """Head that identifies, from the features of a step, the observations 1, 4 and 16 steps later.
 
-    This is the verifier of the Consciousness Prior (Bengio 2017, arXiv 1709.08568, section 2.2), which
-    matches a past conscious state with the present. The memory must retain something about the future, but
-    need not reconstruct it. The paper does not specify the verifier; here it is a bilinear score and a
-    softmax over the batch, as in van den Oord et al. 2018 (arXiv 1807.03748). A batch of one has no
-    negatives: its loss is 0.
+    The candidates are the observations of all environments at the later step. This is the verifier of the
+    Consciousness Prior (Bengio 2017, arXiv 1709.08568, section 2.2), which matches a past conscious state
+    with the present. The memory must retain information that predicts later observations, but need not
+    reconstruct them. The paper does not specify the verifier. Here its score is bilinear, with a softmax over
+    the batch, as in van den Oord et al. 2018 (arXiv 1807.03748). A batch of one has no negatives, so its loss
+    is 0.
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
@@ -30,7 +31,10 @@ class Verifier(nn.Module):
         self.tell = nn.Linear(dim, len(_HORIZONS) * dim)
 
     def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
-        """Return the mean loss over all pairs of steps within an episode; 0 if there are none."""
+        """Return the mean loss over all pairs of steps that lie in the same episode, 1, 4 or 16 steps apart.
+
+        Returns 0 if there are no such pairs.
+        """
         rows = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
         targets = self.encoder(from_leaves(rows)).unflatten(0, segment.starts.shape)
         episode = segment.starts.cumsum(1)

@@ -24,21 +24,22 @@ ADJACENCY = "adjacency"
 def make_encoder(
     space: spaces.Space, dim: int, pooling: Pooling = "attention", images: ImageEncoderType = "convolution"
 ) -> nn.Module:
-    """Return the encoder of a space, with output `[batch, dim]`: an `EntityEncoder` if the space has sets.
+    """Return an encoder of observations of `space`, with output `[batch, dim]`.
 
-    Sets are recognized by their names, see `EntityEncoder`. Raises the errors of the encoder's class.
+    The encoder is an `EntityEncoder` if `space` has sets, and an `ObservationEncoder` if not. Raises
+    TypeError or ValueError if this encoder does not support `space`.
     """
     has_sets = bool(set_names(leaf_spaces(space)))
     return EntityEncoder(space, dim, pooling, images) if has_sets else ObservationEncoder(space, dim, images)
 
 
 def set_names(leaves: dict[str, spaces.Space]) -> list[str]:
-    """Return the names of all leaves that are sets: two axes and a sibling leaf `<name>_mask`."""
+    """Return the names of all sets: leaves that have two axes and a sibling leaf `<name>_mask`."""
     return [name for name in leaves if f"{name}_mask" in leaves and len(leaves[name].shape or ()) == 2]
 
 
 def mask_padding(leaves: dict[str, Tensor], space_by_name: dict[str, spaces.Space]) -> dict[str, Tensor]:
-    """Replace the padding of sets by 0, or by the lowest index; padding may hold any values."""
+    """Replace the padding of sets: numbers by 0, and indices by the lowest valid index."""
     masked_leaves = {}
     for name in set_names(space_by_name):
         values, space = leaves[name], space_by_name[name]
@@ -51,10 +52,11 @@ def mask_padding(leaves: dict[str, Tensor], space_by_name: dict[str, spaces.Spac
 class EntityEncoder(nn.Module):
     """Encoder of observations with sets, with one vector as output.
 
-    A leaf NAME with two axes and a sibling leaf NAME_mask is a set. A `SetEncoder` encodes it: neither order
-    nor padding matters, and no parameter depends on the padded size. An `ObservationEncoder` encodes all
-    other leaves except `adjacency`. Raises TypeError if a space is not supported, and ValueError if the shape
-    of a mask does not match its set.
+    A leaf NAME is a set if it has two axes and a sibling leaf NAME_mask. A `SetEncoder` encodes each set.
+    Its output does not depend on the order of elements or on padding, and its parameters do not depend on the
+    padded size. An `ObservationEncoder` encodes all other leaves except `adjacency`. Raises TypeError if a
+    space is not supported, and ValueError if a set is not a Box or MultiDiscrete with one mask bit per
+    element.
     """
 
     def __init__(
@@ -71,7 +73,8 @@ class EntityEncoder(nn.Module):
         plain = {name: leaf for name, leaf in leaves.items() if name not in special_names}
         if not plain and not self.sets:
             raise TypeError(
-                f"observation space {space} has no features; a policy needs at least one observation"
+                f"observation space {space} has no features; a policy needs at least one leaf besides masks "
+                f"and {ADJACENCY!r}"
             )
         self.plain = ObservationEncoder(spaces.Dict(plain), dim, images) if plain else None
         self.elements = nn.ModuleList()
@@ -80,8 +83,8 @@ class EntityEncoder(nn.Module):
             leaf, mask = leaves[name], leaves[f"{name}_mask"]
             if not isinstance(leaf, (spaces.Box, spaces.MultiDiscrete)) or mask.shape != leaf.shape[:1]:
                 raise ValueError(
-                    f"set {name!r} is {leaf} and its mask {mask}; expected a Box or MultiDiscrete [elements, "
-                    "features] and one bit for each element"
+                    f"set {name!r} has space {leaf} and mask space {mask}; expected a Box or MultiDiscrete "
+                    "of shape [elements, features] and a mask with one bit per element"
                 )
             encoder = SetEncoder(leaf, dim, pooling)
             self.elements.append(encoder)
@@ -101,13 +104,14 @@ class EntityEncoder(nn.Module):
 class SetEncoder(nn.Module):
     """Encoder of a padded set as a vector of `width` numbers; all elements share one network.
 
-    Numeric features (Box) pass through one linear layer and SiLU. Index features (MultiDiscrete) are one-hot
-    and pass through two, since one layer cannot represent combinations of features.
+    Numeric features (Box) pass through one linear layer with SiLU. Index features (MultiDiscrete) are one-hot
+    encoded and pass through two such layers, since one layer cannot represent combinations of features.
 
-    Pooling by "attention" concatenates the mean of the elements, two weighted means and the number of
-    elements. The weights are the softmax of the elements' scores by a learned vector, as for one seed of the
-    attention pooling of Lee et al. 2019 (arXiv 1810.00825). Pooling by "sum" adds the elements (Zaheer et al.
-    2017, arXiv 1703.06114). An empty set is encoded as zeros.
+    Pooling by "attention" concatenates the mean of the encoded elements, two weighted means and the logarithm
+    of 1 + the number of elements. For each weighted mean, the dot products of a learned vector and the
+    encoded elements pass through a softmax over the elements. The learned vector corresponds to one seed
+    vector in the attention pooling of Lee et al. 2019 (arXiv 1810.00825). Pooling by "sum" adds the encoded
+    elements (Zaheer et al. 2017, arXiv 1703.06114). An empty set is encoded as zeros.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class SetEncoder(nn.Module):
     def forward(
         self, elements: Real[Tensor, "batch elements features"], present: Bool[Tensor, "batch elements"]
     ) -> Float[Tensor, "batch width"]:
-        """Encode sets as one vector each; elements that are not `present` may hold any values."""
+        """Encode each set as one vector; elements that are not `present` are ignored."""
         # Padding is removed before the encoder: it costs no compute, and a NaN in it reaches no gradient.
         indices = present.flatten().nonzero().squeeze(1)
         features = self.encoder(elements.flatten(0, 1)[indices])
@@ -139,9 +143,9 @@ class SetEncoder(nn.Module):
 
 
 def _element_space(space: spaces.Box | spaces.MultiDiscrete) -> spaces.Box | spaces.MultiDiscrete:
-    """Return the space of one element, whose range covers that of all elements."""
+    """Return the space of one element of a set; its bounds cover all elements."""
     if isinstance(space, spaces.Box):
-        return spaces.Box(space.low[0], space.high[0], dtype=space.dtype.type)
+        return spaces.Box(space.low.min(axis=0), space.high.max(axis=0), dtype=space.dtype.type)
     first = space.start.min(axis=0)
     return spaces.MultiDiscrete((space.start + space.nvec).max(axis=0) - first, start=first)
 

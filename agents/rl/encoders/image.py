@@ -20,8 +20,8 @@ _MAX_ROUTING_SIDE = 16  # tokens along the shorter side
 class ImageEncoder(nn.Module):
     """Convolutional encoder: stride-2 layers until the shorter side is at most 8 pixels, then a linear layer.
 
-    With encoder type "routing" a `RoutingBlock` follows the first feature map whose shorter side is at most
-    16. Raises ValueError if an image is too small for the regions.
+    With `encoder_type="routing"` a `RoutingBlock` follows the first feature map whose shorter side is at most
+    16. Raises ValueError if a side of the image has fewer pixels than the block has regions along each side.
     """
 
     def __init__(self, space: spaces.Box, dim: int, encoder_type: ImageEncoderType = "convolution") -> None:

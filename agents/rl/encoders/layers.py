@@ -31,7 +31,7 @@ class Scale(nn.Module):
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Return a linear layer with the encoders' initialization."""
+    """Return a new linear layer with orthogonal weights of gain sqrt(2) and zero bias."""
     layer = nn.Linear(inputs, outputs)
     initialise(layer)
     return layer

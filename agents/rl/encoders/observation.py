@@ -22,11 +22,12 @@ _FEW_CATEGORIES = 32
 
 
 class ObservationEncoder(nn.Module):
-    """Encoder of all leaves of an observation space; several leaves are concatenated and projected to `dim`.
+    """Encoder of all leaves of an observation space as one vector of width `dim`.
 
     Box vectors and MultiBinary pass through a linear layer and SiLU. Box images (three axes, channels first
-    or last) pass through an `ImageEncoder` of type `images`. Discrete and MultiDiscrete are sums of
-    embeddings. Raises TypeError on any other space, and ValueError if an image is too small.
+    or last) pass through an `ImageEncoder` with `encoder_type=images`. Discrete and MultiDiscrete values are
+    encoded as sums of learned embeddings. The features of several leaves are concatenated and projected.
+    Raises TypeError on any other space, and ValueError if an image is too small.
     """
 
     def __init__(self, space: spaces.Space, dim: int, images: ImageEncoderType = "convolution") -> None:
@@ -84,7 +85,7 @@ class IndexEncoder(nn.Module):
 
 
 def category_sizes(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
-    """Return the number of categories and the first value of each entry of a discrete space."""
+    """Return the number of categories and the lowest value of each entry of a discrete space."""
     if isinstance(space, spaces.Discrete):
         return np.array([space.n]), np.array([space.start])
     if isinstance(space, spaces.MultiDiscrete):
@@ -99,4 +100,4 @@ def _leaf_encoder(space: spaces.Space, dim: int, images: ImageEncoderType) -> nn
         return ImageEncoder(space, dim, images)
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return VectorEncoder(space, dim)
-    raise TypeError(f"no encoder for space {space}")
+    raise TypeError(f"no encoder for space {space}; use Box, Discrete, MultiDiscrete or MultiBinary")

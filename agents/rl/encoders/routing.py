@@ -1,14 +1,17 @@
 """Bi-level routing attention over a feature map (BiFormer, Zhu et al. 2023, arXiv 2303.08810, section 3.2).
 
 A feature map is divided into regions. Each region selects the `top_k` regions whose mean keys have the
-largest product with its mean query (equations 3 and 4). A token attends, in one softmax, to all tokens of the
-regions that its own region selected. A depthwise convolution of the values is added, which encodes positions
-(equations 5 and 6). This is `kernels.chunk_retrieval` with regions as chunks. The tokens of a region are
-passed as heads of one query, since they share a selection; the selected tokens are then gathered once for all
-of them.
+largest dot product with its own mean query (equations 3 and 4). Each token attends, in one softmax, to all
+tokens of the regions that its region selected. A depthwise convolution of the values is added, which encodes
+positions (equations 5 and 6).
 
-Difference from the authors' code: if regions do not divide a side, it is divided as evenly as possible and
-padding is masked. The authors' code pads the map and attends to the padding.
+The attention is computed by `kernels.chunk_retrieval`, with regions as chunks. All tokens of a region share
+one selection, so they are passed as heads of one query. The selected tokens are then gathered once per
+region.
+
+Difference from the authors' code: if the length of a side is not a multiple of the number of regions, the
+side is divided as evenly as possible, and padding is masked. The authors' code pads the map and attends to
+the padding.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ _LOCAL = 5  # side of the convolution of values
 
 
 class RoutingBlock(nn.Module):
-    """Pre-norm residual block of bi-level routing attention and a feed-forward layer, for maps of one size.
+    """Pre-norm residual block for feature maps of one size: bi-level routing attention, then feed-forward.
 
-    Raises the errors of `RoutingAttention`.
+    Raises ValueError in the same cases as `RoutingAttention`.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class RoutingAttention(nn.Module):
             raise ValueError(f"top_k={top_k}: must be from 1 to {regions**2}, the number of regions")
         self.height, self.width, self.top_k = height, width, top_k
         if channels % _HEAD_WIDTH:
-            raise ValueError(f"channels={channels}: must be a multiple of {_HEAD_WIDTH}")
+            raise ValueError(f"channels={channels}: must be a multiple of {_HEAD_WIDTH}, the head width")
         self.heads = channels // _HEAD_WIDTH
         self.projection = nn.Linear(channels, 3 * channels)
         self.local = nn.Conv2d(channels, channels, _LOCAL, padding=_LOCAL // 2, groups=channels)
@@ -137,7 +140,7 @@ class RoutingAttention(nn.Module):
     def region_means(
         self, x: Float[Tensor, "batch tokens channels"]
     ) -> Float[Tensor, "batch regions channels"]:
-        """Return the mean of each region, without gradients: means are used for the selection only."""
+        """Return the mean token of each region, without gradients: only the selection uses these means."""
         there = torch.arange(self.members.shape[1], device=x.device) < self.lengths[:, None]
         return (self.gather_regions(x.detach()) * there[..., None]).sum(dim=2) / self.lengths[:, None]
 

@@ -16,7 +16,7 @@ def is_image(space: spaces.Space) -> bool:
 
 
 def channels_last(space: spaces.Box) -> bool:
-    """Return True if the last axis is the channels: it is not longer than the first axis."""
+    """Return True if an image space has channels last: the last axis is not longer than the first."""
     return space.shape[-1] <= space.shape[0]
 
 
@@ -28,6 +28,9 @@ def image_shape(space: spaces.Box) -> tuple[int, int, int]:
 
 
 def halving_channels(height: int, width: int) -> list[int]:
-    """Return the output channels of the stride-2 layers that reduce the shorter side to at most 8 pixels."""
+    """Return the number of output channels of each stride-2 layer of the image encoder.
+
+    The layers reduce the shorter side of the image to at most 8 pixels.
+    """
     count = max(0, math.ceil(math.log2(min(height, width) / 8)))
     return [IMAGE_CHANNELS[min(layer, len(IMAGE_CHANNELS) - 1)] for layer in range(count)]

@@ -25,8 +25,9 @@ SetFormat = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "
 class BenchOptions:
     """Benchmark a memory bank on questions about long texts, against file search and full context.
 
-    Each text is stored once and then queried. Without a model only retrieval is scored; with a model also its
-    answers. Answers are written to --out immediately; the same command continues an interrupted run.
+    Each text is stored once and then queried. Without --model only retrieval is scored; with --model the
+    answers of the model are scored too. Each answer is saved in --out immediately, so that the same command
+    continues an interrupted run.
     """
 
     files: Positional[tuple[Path, ...]]
@@ -35,9 +36,10 @@ class BenchOptions:
     format: SetFormat | None = None
     """Data set of the files; default: detected from their contents."""
     arms: tuple[Arm, ...] = ("bank", "supersedes", "consolidated", "files", "full")
-    """Methods to compare. bank: the memory bank. supersedes: the bank with the data set's annotation of which
-    record replaces which. consolidated: the bank with an oracle consolidation among the nearest records, if
-    annotated. files: keyword search in files. full: the end of the text, as much as fits the window."""
+    """Methods to compare. bank: the memory bank. supersedes: the bank, in which a new record replaces
+    an old one if the data set annotates this. consolidated: the bank, in which a new record replaces the
+    outdated one among its nearest records; only for data sets that annotate facts. files: keyword search in
+    files. full: no search; the model reads as much of the end of the text as fits --window."""
     model: str | None = None
     """Model that answers: "smollm2", a transformers folder, a GGUF file, or a LangChain provider:name;
     default: score retrieval only."""
@@ -51,7 +53,7 @@ class BenchOptions:
     window: int = 8192
     """Maximum prompt tokens of the answering model; at most its context window."""
     questions: int | None = None
-    """Maximum questions per text, the first ones; default: all."""
+    """Maximum number of questions per text; later ones are skipped. Default: all."""
     max_tokens: int = 64
     """Maximum tokens of an answer."""
     max_seconds: float = 300.0
@@ -63,7 +65,10 @@ class BenchOptions:
 
 
 def bench(options: BenchOptions) -> int:
-    """Answer the remaining questions, print and write the table; return the exit code."""
+    """Run the benchmark, print and save its table, and return the exit code.
+
+    Questions that already have a saved answer are skipped.
+    """
     if not options.files:
         raise UsageError("bench needs the files of a data set, such as locomo10.json")
     if options.questions is not None and options.questions < 1:
@@ -95,7 +100,7 @@ def bench(options: BenchOptions) -> int:
 
 
 def _open_model(name: str | None, options: BenchOptions) -> Any:
-    """Return the chat model of that name; None if `name` is None."""
+    """Return the chat model `name`, or None if `name` is None."""
     if name is None:
         return None
     local = {"policy": "full", "max_conversations": 1, "device": options.device}  # questions are independent
@@ -106,7 +111,8 @@ def _open_model(name: str | None, options: BenchOptions) -> Any:
 class FactsOptions:
     """Generate synthetic facts with contradictions for `bench`, like FactConsolidation of MemoryAgentBench.
 
-    Questions need one fact (sh) or two to three facts (mh). Each seed makes one text, without real names.
+    A question needs one fact (sh, single-hop) or two or three facts (mh, multi-hop). Each seed generates one
+    text, without real names.
     """
 
     file: Positional[Path]
@@ -118,11 +124,11 @@ class FactsOptions:
     facts: int = 1000
     """Approximate number of facts per text."""
     questions: int = 100
-    """Questions of each kind per text."""
+    """Number of questions of each type, sh and mh, per text."""
 
 
 def facts(options: FactsOptions) -> int:
-    """Write one row per seed and question kind."""
+    """Generate synthetic facts and write them as JSON lines: for each seed, one line per question type."""
     from scrubjay.experiments.quality.datasets.facts import make_rows
     from scrubjay.experiments.quality.datasets.splits import part_names
     from scrubjay.experiments.runs.directory import write_atomically

@@ -22,7 +22,10 @@ _SECONDS, _MOST_TOKENS = 300.0, 1024
 
 
 def make_decider(name: str) -> DecisionFunction:
-    """Return a consolidation function of this model. It raises FailedError if the model fails."""
+    """Return a function that asks the model called `name` how to consolidate a text.
+
+    This function raises FailedError if the model fails.
+    """
     from scrubjay.agents.langchain import ModelDecider
 
     decides = ModelDecider(open_chat_model(name, _SECONDS, 0.0, _MOST_TOKENS, policy="full"))
@@ -40,7 +43,7 @@ def make_decider(name: str) -> DecisionFunction:
 
 
 def print_decision(decision: Decision) -> None:
-    """Print the ids of the written records, and the decision on stderr."""
+    """Print the ids of the written records on stdout and the decision on stderr."""
     for step in decision.steps:
         if step.written_id is not None:
             print(step.written_id)
@@ -49,18 +52,18 @@ def print_decision(decision: Decision) -> None:
 
 @dataclass(frozen=True)
 class DecisionsOptions:
-    """Show consolidation decisions with time, id and actions; the latest ones, oldest first."""
+    """Show the latest consolidation decisions, oldest first, with time, id and actions."""
 
     file: Positional[Path]
     """Memory bank file."""
     last: int = 10
-    """Number of decisions, the latest ones."""
+    """Number of latest decisions to show."""
     json: bool = False
     """Print one JSON object per decision."""
 
 
 def decisions(options: DecisionsOptions) -> int:
-    """Print the latest decisions."""
+    """Print the latest consolidation decisions."""
     with open_bank(options.file, create=False) as bank:
         for decision in _open_decisions(bank).decisions(options.last):
             if options.json:
@@ -73,7 +76,7 @@ def decisions(options: DecisionsOptions) -> int:
 
 @dataclass(frozen=True)
 class UndoOptions:
-    """Undo a decision: records that it wrote are deleted, records that it superseded are valid again."""
+    """Undo a consolidation decision: delete records that it wrote, and restore records that it superseded."""
 
     file: Positional[Path]
     """Memory bank file."""
@@ -82,7 +85,7 @@ class UndoOptions:
 
 
 def undo(options: UndoOptions) -> int:
-    """Undo one decision."""
+    """Undo one consolidation decision."""
     with open_bank(options.file, create=False) as bank:
         print(_describe_decision(_open_decisions(bank).undo(options.id)))
     return 0

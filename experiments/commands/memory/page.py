@@ -14,7 +14,7 @@ from scrubjay.experiments.language.banks import open_bank, open_for_recall
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write a page of the records in the order of writing, with the records that each superseded."""
+    """Write a page of the records, oldest first. For each record it shows the records that it superseded."""
 
     file: Positional[Path]
     """Memory bank file."""
@@ -22,17 +22,17 @@ class PageOptions:
     """Output file: a page (.html), a picture (.png, .pdf, .svg) or a trace (.json); default: the name of the
     memory bank with .html."""
     max_records: int = 2_000
-    """Maximum number of records, the latest ones."""
+    """Maximum number of records; the page shows the latest ones."""
     query: str | None = None
     """Search query; the last step of the page shows the hits and explains their scores."""
     k: int = 10
-    """Maximum number of hits."""
+    """Maximum number of hits of --query."""
     embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search, the one that the memory was written with."""
+    """Embedding model for semantic search; must be the one with which the memory was written."""
 
 
 def page(options: PageOptions) -> int:
-    """Write the page."""
+    """Write the page of the records in a memory bank."""
     from scrubjay.experiments.viz.bank import trace_bank
     from scrubjay.experiments.viz.look import Look, check_format
 

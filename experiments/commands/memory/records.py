@@ -34,7 +34,7 @@ _SILENT_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class AddOptions:
-    """Add a text and print its id. With the text "-" it is read from stdin."""
+    """Add a text and print the id of its record. If the text is "-", read it from stdin."""
 
     file: Positional[Path]
     """Memory bank file; created if missing."""
@@ -43,16 +43,18 @@ class AddOptions:
     kind: Kind = "knowledge"
     """Kind of record."""
     namespace: str = ""
-    """Namespace of the record, from the outermost level: user/ada."""
+    """Namespace of the record, outermost level first, such as user/ada."""
     trust: Trust = "user"
-    """Author of the text. The agent asks for approval before acting on the text of a tool."""
+    """Author of the text: user, agent or tool. The agent asks for approval before it acts on a text whose
+    author is a tool."""
     supersedes: str | None = None
-    """Id of the record that this one replaces."""
+    """Id of the record that the new record replaces."""
     importance: float = 0.5
     """Importance, from 0 to 1."""
     consolidate: str | None = None
-    """Model that compares the text with the most similar records and adds it, updates or ends a record, or
-    ignores it: "smollm2", a folder, a GGUF file, or provider:name. See also `decisions` and `undo`."""
+    """Model that compares the text with the most similar records. It decides to add the text, to update or
+    end a record, or to ignore the text. Choose "smollm2", a folder, a GGUF file, or provider:name. See also
+    `decisions` and `undo`."""
     embeddings: EmbeddingsName | None = None
     """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
     one embedding model. Default: search by words only."""
@@ -94,7 +96,7 @@ def add(options: AddOptions) -> int:
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """Search records, best first. Each has id, score, kind, time, author and text."""
+    """Search records, best match first. Each match is printed with id, score, kind, time, author and text."""
 
     file: Positional[Path]
     """Memory bank file."""
@@ -103,18 +105,18 @@ class SearchOptions:
     k: int = 10
     """Maximum number of records."""
     kinds: tuple[Kind, ...] = ()
-    """Search only these kinds; default: all."""
+    """Search only these kinds of records; default: all."""
     namespace: str | None = None
-    """Search only this namespace and those below it: user/ada."""
+    """Search only this namespace and the namespaces below it, such as user/ada."""
     trusts: tuple[Trust, ...] = ()
     """Search only texts of these authors; default: all."""
     at: str | None = None
     """Search the records that were valid at this time, such as 2026-11-26 or 2026-11-26T08:30; default:
     now."""
     embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search, the one that the memory was written with."""
+    """Embedding model for semantic search; must be the one with which the memory was written."""
     by: By | None = None
-    """Search by meaning or by words only; default: both."""
+    """Search only by meaning or only by words; default: both."""
     explain: bool = False
     """Explain each score."""
     json: bool = False
@@ -149,24 +151,24 @@ def search(options: SearchOptions) -> int:
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show records with all fields: those with these ids, or the latest valid ones."""
+    """Show all fields of the records with these ids. Without ids, show the latest valid records."""
 
     file: Positional[Path]
     """Memory bank file."""
     ids: Positional[tuple[str, ...]] = ()
     """Record ids."""
     last: int = 10
-    """Number of latest records, if no id is given."""
+    """Without ids: maximum number of records; the latest ones are shown."""
     kind: Kind | None = None
-    """Show only this kind, if no id is given."""
+    """Without ids: show only this kind of records."""
     namespace: str | None = None
-    """Show only this namespace and those below it, if no id is given."""
+    """Without ids: show only this namespace and the namespaces below it."""
     json: bool = False
     """Print one JSON object per record."""
 
 
 def show(options: ShowOptions) -> int:
-    """Print records with all fields and wordings."""
+    """Print records with all fields and with the texts that were merged into them."""
     with open_bank(options.file, create=False) as bank:
         records = [_get(bank, id, options.file) for id in options.ids]
         if not options.ids:
@@ -213,7 +215,7 @@ def forget(options: ForgetOptions) -> int:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export all records as JSON lines, with ids, wordings and provenance, including superseded records."""
+    """Export all records, also superseded ones, as JSON lines with ids, merged texts and provenance."""
 
     file: Positional[Path]
     """Memory bank file."""
@@ -222,7 +224,7 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> int:
-    """Write all records; an output file is replaced only when complete."""
+    """Write all records. An existing output file is replaced only after the export is complete."""
     with open_bank(options.file, create=False) as bank:
         lines = (f"{as_json(row)}\n" for row in bank.export())
         lines = _report_progress(lines, "exported", len(bank))
@@ -239,7 +241,7 @@ def export(options: ExportOptions) -> int:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """Import exported records (.jsonl, or "-" for stdin), or documents (text, Markdown), split into passages.
+    """Import exported records (.jsonl, or "-" for stdin), or split documents (text, Markdown) into passages.
 
     Exported records keep their trust level: import them only from a bank that you trust. The same command
     continues an interrupted import; existing records are not changed.
@@ -252,17 +254,17 @@ class ImportOptions:
     kind: Kind = "knowledge"
     """Kind of record for documents."""
     namespace: str = ""
-    """Namespace for documents, from the outermost level: user/ada."""
+    """Namespace for documents, outermost level first, such as user/ada."""
     trust: Trust = "tool"
-    """Source of documents: `user` only for texts that you wrote or checked, else `tool`. The agent asks for
-    approval before it acts on texts of a tool."""
+    """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts. The agent
+    asks for approval before it acts on texts of a tool."""
     embeddings: EmbeddingsName | None = None
     """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
     one embedding model. Default: search by words only."""
 
 
 def import_(options: ImportOptions) -> int:
-    """Import the sources in order and print the number of new records of each."""
+    """Import the sources in order and print the number of new records from each source."""
     if not options.sources:
         raise ValueError("import needs an input file: exported records (.jsonl), text or Markdown")
     for source in options.sources:
@@ -277,7 +279,7 @@ def import_(options: ImportOptions) -> int:
                 continue
             text = json_reader.read_text(source)
             if not any(passages for _, passages in split_document(text)):
-                raise ValueError(f"{source} contains no passage, only headings or nothing; omit it")
+                raise ValueError(f"{source} contains no passage: it is empty or has only headings; omit it")
             ids = bank.add_document(
                 text,
                 options.kind,

@@ -1,4 +1,4 @@
-"""Store each text of a data set once, ask all of its questions, and save each answer at once."""
+"""Store each text of a data set once, ask all of its questions, and save each answer immediately."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ class Settings:
     """Settings that the answers depend on, besides the texts."""
 
     k: int = 10
-    """Number of recalled turns."""
+    """Maximum number of turns that are recalled for a query."""
     embeddings: EmbeddingsName | None = None
     window: int = 8192
-    """Maximum tokens of the shown turns, further limited by the model's context length."""
+    """Maximum tokens of a prompt with the shown turns; the model's context length may lower this limit."""
     model: str | None = None
     max_tokens: int = 64
     """Maximum tokens of a model's answer."""
@@ -77,7 +77,9 @@ class Settings:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.judge is not None and self.model is None:
-            raise UsageError(f"judge={self.judge!r}: there are no answers to judge; give --model too")
+            raise UsageError(
+                f"judge={self.judge!r}: there are no answers to judge without a model; give --model too"
+            )
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,9 @@ class BenchText:
 
 
 def read_texts(files: Sequence[Path], form: Form | None, questions: int | None) -> list[BenchText]:
-    """Read the distinct texts of files, limited to the first `questions` questions of each.
+    """Read the distinct texts of files, with the first `questions` questions of each text, or all if None.
 
-    Raises UsageError on an unknown format, and if there are no questions.
+    Raises UsageError if a file has an unknown format, or if the files contain no questions.
     """
     texts: dict[str, BenchText] = {}
     for conversation in (one for path in files for one in read_any(path, form)):
@@ -116,14 +118,15 @@ def read_texts(files: Sequence[Path], form: Form | None, questions: int | None) 
             text = BenchText(conversation, len(conversation.questions[:questions]))
             texts.setdefault(text.digest, text)
     if not texts:
-        raise UsageError(f"no questions in {', '.join(map(str, files))}")
+        raise UsageError(f"no questions in {', '.join(map(str, files))}; choose other files")
     return list(texts.values())
 
 
 class Bench:
-    """Benchmark that answers the missing questions; `model` and `judging` are langchain chat models or None.
+    """Benchmark that answers all questions without a saved answer.
 
-    Raises ValueError if `out` holds answers of other settings.
+    `model` answers and `judging` judges; each is a langchain chat model or None. Raises ValueError if `out`
+    holds answers of other settings.
     """
 
     def __init__(self, settings: Settings, out: Path, model: Any = None, judging: Any = None) -> None:
@@ -142,7 +145,7 @@ class Bench:
         self._out = out
 
     def run(self, texts: Sequence[BenchText], arms: Sequence[ViewName]) -> int:
-        """Answer the missing questions; return 0, or 128 plus the number of a stop signal."""
+        """Answer all questions without a saved answer; return 0, or 128 plus the number of a stop signal."""
         todo = list(self._todo(texts, arms))
         missing, done, last_report = sum(len(left) for _, _, left in todo), 0, time.monotonic()
         with StopRequest() as stop:
@@ -163,7 +166,7 @@ class Bench:
         return 0
 
     def rows(self, texts: Iterable[BenchText], arms: Iterable[ViewName]) -> list[dict[str, Any]]:
-        """Return the saved answers to these texts by these arms."""
+        """Return the saved answers for these texts and arms (ways to select the shown turns)."""
         num_questions, names = {text.digest: text.num_questions for text in texts}, set(arms)
         return [
             row
@@ -182,7 +185,7 @@ class Bench:
     def _todo(
         self, texts: Sequence[BenchText], arms: Sequence[ViewName]
     ) -> Iterator[tuple[BenchText, ViewName, list[tuple[int, str]]]]:
-        """Yield the missing pairs of question and reader for each text and arm."""
+        """Yield each text and arm with its unanswered pairs of question number and reader."""
         keys = ("text", "arm", "question", "reader")
         done = {tuple(row[name] for name in keys) for row in self.records.rows}
         for text in texts:
@@ -255,7 +258,11 @@ class Bench:
 
 
 def _measure_view(conversation: Conversation, question: Question, view: View) -> dict[str, Number]:
-    """Measure a view: recall of the needed turns, a correct answer in it, and an outdated turn first."""
+    """Return three measures of a view; a measure is None if the question does not define it.
+
+    `recall` is the fraction of the needed turns in the view. `held` is 1 if the view contains a correct
+    answer. `stale` is 1 if an outdated turn comes before the current one.
+    """
     measures: dict[str, Number] = dict.fromkeys(("recall", "held", "stale"))
     if question.answers:
         measures["recall"] = len(question.answers & set(view.places)) / len(question.answers)

@@ -87,10 +87,10 @@ def _invoke(model: Any, name: str, prompt: str) -> str:
 def answer_from_facts(
     conversation: Conversation, question: Question, look: ViewFunction, newest: bool
 ) -> Reply:
-    """Follow the hops of a question, and take each object from a shown fact with that subject and relation.
+    """Answer a question by lookup: take the object of each hop from a shown fact of its subject and relation.
 
-    If several facts match, the first recalled or, with `newest`, the latest one is used. The answer is empty
-    if none matches.
+    If several facts match, the first recalled fact is used, or the latest fact with `newest`. The answer is
+    empty if no fact matches.
     """
     at, tokens, cut = question.hops[0].subject, 0, False
     for hop in question.hops:

@@ -27,12 +27,16 @@ _MEASURES: Mapping[str, str] = {
 COLUMN_NOTES = """\
 "needed": fraction of the records needed for the answer that are shown. "answer held": fraction of questions
 with a correct answer in the shown text. "outdated first": fraction of questions with a replaced fact above
-the current one. "exact" to "ROUGE-L" compare the answer with the reference. "tokens": shown per question."""
+the current one. "exact" to "ROUGE-L" compare the answer with the reference. "tokens": mean number of tokens
+shown per question."""
 """Explanation of the columns."""
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table with one row per arm and ability, and for all abilities; empty measures are omitted."""
+    """Return a table with rows by ability and arm, and rows for all abilities together.
+
+    Measures without any value are omitted.
+    """
     measures = {
         label: name for label, name in _MEASURES.items() if any(row[name] is not None for row in rows)
     }
@@ -45,7 +49,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
                 some = [row for row in of_ability if (row["arm"], row["reader"]) == (arm, reader)]
                 if some:
                     lines.append(_line(ability or "all", arm, reader, some, measures.values()))
-    return markdown(["arm", "questions of", "number", *measures, "tokens"], lines)
+    return markdown(["arm", "question type", "questions", *measures, "tokens"], lines)
 
 
 def head(command: str, window: int, prompts: Mapping[str, tuple[str, str]]) -> str:

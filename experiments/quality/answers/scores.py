@@ -1,8 +1,8 @@
 """Four scores of an answer against a reference, without a judge or a model.
 
 Texts are lower-cased, punctuation is removed, and articles count in ROUGE-L only, as in SQuAD (Rajpurkar et
-al. 2016) and MemoryAgentBench. Words of a script without spaces are split into letters. Substrings match
-whole words, whereas MemoryAgentBench also finds "5" in "15".
+al. 2016) and MemoryAgentBench. Words in scripts without upper and lower case, such as Chinese, are split into
+letters. Substrings match whole words, whereas MemoryAgentBench also finds "5" in "15".
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def words(text: str) -> list[str]:
-    """Split a text into lower-case words without punctuation, and caseless scripts into letters."""
+    """Split a text into lower-case words without punctuation, and words in caseless scripts into letters."""
     letters = (
         letter
         for letter in unicodedata.normalize("NFKC", text).lower()
@@ -31,7 +31,7 @@ def words(text: str) -> list[str]:
 
 
 def exact(reference: str, answer: str) -> float:
-    """Return 1 if both have the same words, ignoring articles, else 0."""
+    """Return 1 if reference and answer have the same words in the same order, ignoring articles, else 0."""
     return float(_content(reference) == _content(answer))
 
 
@@ -42,7 +42,7 @@ def substring(reference: str, answer: str) -> float:
 
 
 def token_f1(reference: str, answer: str) -> float:
-    """Return the F1 of the common words, with multiplicity, ignoring articles."""
+    """Return the F1 score of the words that both texts share, counted with repeats and without articles."""
     reference_words, answer_words = _content(reference), _content(answer)
     if not reference_words or not answer_words:
         return float(reference_words == answer_words)
@@ -54,7 +54,7 @@ def token_f1(reference: str, answer: str) -> float:
 
 
 def rouge_l(reference: str, answer: str) -> float:
-    """Return the F1 of the longest common subsequence of words, ROUGE-L (Lin 2004) without stems."""
+    """Return ROUGE-L (Lin 2004) without stemming: the F1 score of the longest common subsequence of words."""
     reference_words, answer_words = words(reference), words(answer)
     return (
         2 * common_length(reference_words, answer_words) / (len(reference_words) + len(answer_words))
@@ -72,7 +72,7 @@ SCORERS: Mapping[str, Callable[[str, str], float]] = {
 
 
 def score(references: Sequence[str], answer: str) -> dict[str, float]:
-    """Return each score of an answer, the best over the references."""
+    """Return the scores of an answer by name; each is the best one over the references."""
     return {name: _best(compare(one, answer) for one in references) for name, compare in SCORERS.items()}
 
 

@@ -37,7 +37,7 @@ class View(NamedTuple):
 
 
 def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: Any = None) -> Recall:
-    """Store a conversation and return its recall function, for up to `k` turns; full context has no limit."""
+    """Store a conversation; return a function from a query to up to `k` turns, or to all turns for `full`."""
     if name == "full":
         newest_first = range(len(conversation.turns))[::-1]
         return lambda text: newest_first
@@ -50,9 +50,10 @@ def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: An
 
 
 def fit(places: Sequence[int], cost: Callable[[int], int], room: int, contiguous: bool) -> View:
-    """Select the first places that fit in `room` tokens.
+    """Select turns in order, up to a total of `room` tokens.
 
-    `contiguous` stops at the first turn that does not fit; otherwise that turn is skipped.
+    With `contiguous`, the selection ends before the first turn that does not fit. Otherwise only the turns
+    that do not fit are skipped.
     """
     selected_places, tokens, cut = [], 0, False
     for place in places:
@@ -89,7 +90,11 @@ def _bank(conversation: Conversation, k: int, embeddings: Any, supersedes: bool)
 
 
 def _consolidated_bank(conversation: Conversation, k: int, embeddings: Any) -> Recall:
-    """Consolidate with an error-free decision that sees the `k` nearest records only."""
+    """Store a conversation with consolidation and return its recall function.
+
+    Each decision to add or update uses the annotated facts, so it is correct for the `k` nearest records. The
+    decision ignores all other records.
+    """
     now = conversation.turns[0]
     bank = MemoryBank(":memory:", embeddings, clock=lambda: now.observed)
     place_of: dict[str, int] = {}

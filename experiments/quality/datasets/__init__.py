@@ -1,1 +1,1 @@
-"""Data sets for recall: conversations with questions that list the records with their answers."""
+"""Data sets for recall: conversations with questions. Each question lists the records that answer it."""

@@ -1,8 +1,8 @@
 """MemoryAgentBench (Hu et al. 2025, arXiv 2507.05257): long texts in passages, with questions on each.
 
-Its files do not list the records that answer a question. A record counts if it contains an answer, as passage
-recall is defined in open-domain question answering. Questions whose answers are in no record, or in more than
-one record in ten, are omitted. Files made by `facts.py` have annotations (`annotations.py`).
+Its files do not list the records that answer a question. A record counts as needed if it contains an answer,
+which is the usual definition in open-domain question answering. Questions whose answers are in no record, or
+in more than one record in ten, are omitted. Files made by `facts.py` have annotations (`annotations.py`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def read_agentbench(path: str | Path, evident: bool = True) -> list[Conversation
     """Read a file of MemoryAgentBench, as published (.parquet) or in JSON or JSON Lines.
 
     A record is a passage or a numbered fact. Conversations are named by source and number of the text.
-    `evident=False` also keeps questions without a known answering record. Raises UsageError on another
-    format, and ModuleNotFoundError on a .parquet file without pyarrow.
+    With `evident=False`, questions without a known answering record are included.
+
+    Raises UsageError on another format, and ModuleNotFoundError on a .parquet file without pyarrow.
     """
     path = Path(path)
     with expect_format("MemoryAgentBench", path):
@@ -84,7 +85,7 @@ def _text(row: dict[str, Any], number: int, evident: bool) -> Conversation:
 
 
 def _matching_records(answers: tuple[str, ...], letters: list[str]) -> frozenset[int]:
-    """Return the records that contain an answer; none if too many do."""
+    """Return indices of the records that contain an answer; empty if more than one record in ten does."""
     answer_texts = [one for one in map(_letters, answers) if one.strip()]
     places = frozenset(i for i, record in enumerate(letters) if any(one in record for one in answer_texts))
     return places if len(places) <= max(1, _COMMON * len(letters)) else frozenset()

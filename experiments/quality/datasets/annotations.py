@@ -1,9 +1,9 @@
 """Optional annotations of a MemoryAgentBench row: the stated facts, and the facts that each question needs.
 
-The row's metadata, as written by `facts.py`, has three fields. `facts` has subject, relation and object of
-each record. `hops` has the subject and the relations to follow for each question. `asked` has a question for
-the object of each relation, with {} for the subject. A later fact of the same subject and relation replaces
-an earlier one.
+The row's metadata, as written by `facts.py`, has three fields. `facts` lists subject, relation and object of
+each record. `hops` lists, for each question, the subject and the relations to follow. `asked` maps each
+relation to a question for its object; {} in the question stands for the subject. A later fact of the same
+subject and relation replaces an earlier one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FactAnnotations:
     def questions(
         self, question_texts: Sequence[str], references: Sequence[tuple[str, ...]], ability: str
     ) -> list[Question]:
-        """Build the questions with the turns that they need and the outdated turns."""
+        """Build the questions, each with the turns that its answer needs and the outdated turns."""
         return [
             self._question(question, answers, words, ability)
             for question, answers, words in zip(question_texts, references, self._hops, strict=True)

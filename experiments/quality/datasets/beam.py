@@ -34,11 +34,12 @@ _ANSWERS = ("answer", "ideal_response", "ideal_answer", "ideal_summary")
 
 
 def read_beam(folder: str | Path, evident: bool = True) -> list[Conversation]:
-    """Read the chats in a folder such as `chats/100K`, one record per message, named by their folders.
+    """Read the chats in a folder such as `chats/100K`; each message is a record.
 
-    The shortened chat is read if it exists, as its authors do. The files give only some dates, so groups of
-    messages are spaced two hours apart. Questions without sources are omitted, unless `evident` is False and
-    they have an answer. Raises UsageError on another format.
+    A chat has the name of its folder. If a folder also has a shortened chat, the full chat is ignored, as in
+    the authors' evaluation. Only some groups of messages have a date in the files. Any other group begins two
+    hours after the previous group. Questions without source messages are omitted, unless `evident` is False
+    and they have an answer. Raises UsageError on another format.
     """
     folder = Path(folder)
     with expect_format("BEAM", folder):

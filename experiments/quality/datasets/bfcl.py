@@ -14,13 +14,14 @@ _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 def read_bfcl() -> list[Conversation]:
-    """Read one conversation per scenario, named by the scenario, which is also the ability of its questions.
+    """Read one conversation per scenario.
 
-    Questions whose quoted source is in no turn are omitted. Raises ModuleNotFoundError without bfcl-eval.
+    The scenario is also the name of the conversation and the ability of its questions. A question is omitted
+    if its quoted source is in no turn. Raises ModuleNotFoundError without bfcl-eval.
     """
     spec = importlib.util.find_spec("bfcl_eval")
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("BFCL's questions are missing; pip install --no-deps bfcl-eval")
+        raise ModuleNotFoundError("BFCL's questions are missing; run pip install --no-deps bfcl-eval")
     folder = Path(spec.origin).parent / "data"
     with expect_format("BFCL", folder):
         questions = read_json_lines(folder / "BFCL_v4_memory.json")
@@ -48,7 +49,7 @@ def read_bfcl() -> list[Conversation]:
 
 
 def _find_quotes(source: str | list[str], turns: list[Turn]) -> frozenset[int]:
-    """Return the first turn that contains each passage of the source."""
+    """Return for each passage of the source the index of the first turn that contains it."""
     places = set()
     for quote in [source] if isinstance(source, str) else source:
         for part in re.split(r"\.\.\.|…", quote):

@@ -41,7 +41,7 @@ _KEYS: Mapping[str, Form] = {
 def read_any(path: Path, form: Form | None = None) -> list[Conversation]:
     """Read the conversations of a file or folder, with all questions that can be scored.
 
-    Raises UsageError on an unknown format, or if the data do not match `form`.
+    Raises UsageError if the format is unknown, or if the data do not have the format `form`.
     """
     return READERS[form or guess(path)](path)
 
@@ -53,7 +53,7 @@ def guess(path: Path) -> Form:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of a data set") from None
     if form is None:
-        raise UsageError(f"{path} is in no known format; name it with --format {'|'.join(READERS)}")
+        raise UsageError(f"{path} is in no known format; pass --format {'|'.join(READERS)}")
     return form
 
 
@@ -74,6 +74,6 @@ def _guess_file(path: Path) -> Form | None:
 
 def _head(path: Path) -> str:
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a regular file")
+        raise UsageError(f"{path} is not a regular file; give the path of a data set")
     with path.open("rb") as file:
         return file.read(_HEAD_BYTES).decode("utf-8", "replace")

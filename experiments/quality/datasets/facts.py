@@ -1,8 +1,9 @@
 """Synthetic FactConsolidation data: numbered facts about fictional people, and later contradictions.
 
 The rows have the format of MemoryAgentBench (Hu et al. 2025, arXiv 2507.05257): of two contradicting facts
-the later one holds. A question needs one fact ("sh"), or two or three ("mh"), at least one of which replaced
-another. Names and wording are sampled from `facts.json`, so that no language model knows an answer.
+the later one holds. A question of type "sh" (single-hop) needs one fact, and one of type "mh" (multi-hop) two
+or three facts. At least one of the needed facts replaced an earlier fact. Names and wording are sampled from
+`facts.json`, so that no language model knows an answer.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ class Fact(NamedTuple):
 
 
 def make_rows(seed: int, facts: int, questions: int) -> list[dict[str, Any]]:
-    """Generate rows of about `facts` facts, with single-hop and multi-hop questions, from a seed.
+    """Generate two rows of about `facts` facts: one with single-hop and one with multi-hop questions.
 
-    Raises UsageError on fewer than 60 or more than 100,000 facts, or no questions.
+    Raises UsageError if `facts` is not from 60 to 100,000, or `questions` is not from 1 to `facts`.
     """
     if not _MIN_FACTS <= facts <= MAX_FACTS:
         raise UsageError(f"facts={facts}: must be from {_MIN_FACTS} to {MAX_FACTS}")
     if not 1 <= questions <= facts:
-        raise UsageError(f"questions={questions}: must be from 1 to the {facts} facts")
+        raise UsageError(f"questions={questions}: must be from 1 to facts={facts}")
     generator = _FactGenerator(random.Random(f"facts {seed}"), facts)
     return [generator.row(seed, "sh", (1,), questions), generator.row(seed, "mh", (2, 3), questions)]
 
@@ -71,7 +72,7 @@ class _FactGenerator:
         self.sentences = [self._format_fact(fact) for fact in self.facts]
 
     def row(self, seed: int, kind: str, lengths: tuple[int, ...], questions: int) -> dict[str, Any]:
-        """Return a row with up to `questions` questions that need `lengths` facts."""
+        """Return a row with up to `questions` questions. Each question needs n facts, with n in `lengths`."""
         chains = self._chains(lengths, questions)
         fact_list = "\n".join(f"{number}. {fact}" for number, fact in enumerate(self.sentences))
         return {
@@ -99,7 +100,7 @@ class _FactGenerator:
         return self.draw.sample(others, min(len(others), 1 + self.draw.choice(_CHANGES)))
 
     def _shuffle_facts(self, versions: dict[Slot, list[str]]) -> list[Fact]:
-        """Return all facts in random order, with the versions of each slot in sequence."""
+        """Return all facts in random order, except that later versions of a fact come after earlier ones."""
         order = [slot for slot, objects in versions.items() for _ in objects]
         self.draw.shuffle(order)
         left = {slot: iter(objects) for slot, objects in versions.items()}
@@ -110,7 +111,7 @@ class _FactGenerator:
         return wording.format(s=fact.subject, o=fact.object)
 
     def _chains(self, lengths: tuple[int, ...], count: int) -> list[tuple[str, ...]]:
-        """Sample distinct chains of a subject and the relations to follow."""
+        """Sample up to `count` distinct chains. A chain is a subject and the relations to follow."""
         chains: dict[tuple[str, ...], None] = {}
         changed_slots = sorted(self.changed_slots)
         for _ in range(20 * count):
@@ -138,7 +139,7 @@ class _FactGenerator:
         return chain if slots & self.changed_slots and len(set(entities)) == len(entities) else None
 
     def _follow(self, chain: tuple[str, ...]) -> list[str]:
-        """Return the subject and the successive entities along the relations, by the final facts."""
+        """Return the subject of a chain, then the current object of each relation in turn."""
         entities = [chain[0]]
         for relation in chain[1:]:
             entities.append(self.current[entities[-1], relation])

@@ -30,7 +30,7 @@ _ABILITIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 
 
 def read_locomo(path: str | Path, evident: bool = True) -> list[Conversation]:
-    """Read the conversations of a `locomo10.json`, one record per turn, with pictures as captions.
+    """Read the conversations of a `locomo10.json`; each turn is a record, with captions for pictures.
 
     Questions of category 5, which have no answer, are omitted. Questions without evidence are omitted if
     `evident` is True or if they have no answer. Raises UsageError on another format.
@@ -41,7 +41,7 @@ def read_locomo(path: str | Path, evident: bool = True) -> list[Conversation]:
 
 
 def read_realtalk(folder: str | Path, evident: bool = True) -> list[Conversation]:
-    """Read the chats in REALTALK's folder `data`, one record per message, with pictures as captions.
+    """Read the chats in REALTALK's folder `data`; each message is a record, with captions for pictures.
 
     Chats are named by their files; `evident` is as in `read_locomo`. Raises UsageError on another format.
     """

@@ -22,7 +22,9 @@ _STEP = timedelta(seconds=30)
 
 
 def read_longmemeval(path: str | Path, evident: bool = True) -> list[Conversation]:
-    """Read the histories in a `longmemeval_*.json`, one record per message, named by the question id.
+    """Read the histories in a `longmemeval_*.json`; each message is a record.
+
+    A history has the id of its question as its name.
 
     Messages marked `has_answer` are the evidence. Questions without evidence are omitted, unless `evident` is
     False and they have an answer. Abstention questions are always omitted. Sessions are sorted by date.

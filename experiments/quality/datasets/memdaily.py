@@ -23,11 +23,11 @@ from scrubjay.experiments.quality.datasets.parsing import (
 
 
 def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]] | None = None) -> list[Conversation]:
-    """Read one conversation per pool of trajectories from MemSim's folder `messages_and_QAs`.
+    """Read MemSim's folder `messages_and_QAs`; each pool of trajectories becomes one conversation.
 
-    Without pools, each trajectory is a conversation. The name of a trajectory is its file and its number:
-    "01_simple_events/12". The file is the ability of its questions. Raises UsageError on another format or an
-    unknown trajectory.
+    A pool is a list of trajectory names. The name of a trajectory is its file and its number, such as
+    "01_simple_events/12". Without pools, each trajectory is a conversation. The ability of a question is its
+    file. Raises UsageError on another format or an unknown trajectory.
     """
     folder = Path(folder)
     with expect_format("MemDaily", folder):

@@ -17,7 +17,7 @@ _MAX_BYTES = 2**32
 
 @contextlib.contextmanager
 def expect_format(name: str, path: Path) -> Iterator[None]:
-    """Convert errors of a reader to UsageError, naming the file and the data set `name`."""
+    """Convert errors of a reader to a UsageError that names the file and the data set `name`."""
     try:
         yield
     except OSError as error:
@@ -28,18 +28,24 @@ def expect_format(name: str, path: Path) -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises ValueError on malformed JSON, and OSError."""
+    """Parse a JSON file. Raises ValueError on malformed JSON, and OSError if the file is unreadable."""
     return parse(read_untrusted(path, _MAX_BYTES), path)
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Parse a JSON Lines file. Raises ValueError, naming the line, and OSError."""
+    """Parse a JSON Lines file.
+
+    Raises ValueError, which names the malformed line, and OSError if the file is unreadable.
+    """
     lines = read_untrusted(path, MAX_LINES_BYTES).split("\n")
     return [parse(line, f"line {n} of {path}") for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def json_files(folder: Path) -> list[Path]:
-    """Return the sorted .json files of a folder. Raises ValueError if there are none, and OSError."""
+    """Return the sorted .json files of a folder.
+
+    Raises ValueError if the folder has no .json file, and OSError if the folder is unreadable.
+    """
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".json")
     if not paths:
         raise ValueError("the folder contains no .json file")
@@ -47,9 +53,12 @@ def json_files(folder: Path) -> list[Path]:
 
 
 def text(value: Any) -> str:
-    """Return a string, with lone surrogates replaced by question marks. Raises TypeError on another type."""
+    """Check that a value is a string; return it with lone surrogates replaced by question marks.
+
+    Raises TypeError on another type.
+    """
     if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} found where a string is expected")
+        raise TypeError(f"expected a string, got {value!r:.40}")
     return value.encode("utf-8", "replace").decode()
 
 
@@ -63,26 +72,29 @@ def references(value: Any) -> tuple[str, ...]:
 
 
 def to_record_text(value: Any) -> str:
-    """Return a string as text of a record: not blank, and truncated. Raises TypeError as `text`."""
+    """Return a string as text of a record: truncated to the maximum length, and "-" if it is blank.
+
+    Raises TypeError on another type.
+    """
     return text(value).strip()[:MAX_TEXT_LENGTH] or "-"
 
 
 def check_integer(value: Any) -> int:
-    """Return an integer. Raises TypeError on another type."""
+    """Check that a value is an integer and return it. Raises TypeError on another type."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{value!r:.40} found where an integer is expected")
+        raise TypeError(f"expected an integer, got {value!r:.40}")
     return value
 
 
 def items(value: Any) -> list[Any]:
-    """Return a list. Raises TypeError on another type."""
+    """Check that a value is a list and return it. Raises TypeError on another type."""
     if not isinstance(value, list):
-        raise TypeError(f"{value!r:.40} found where a list is expected")
+        raise TypeError(f"expected a list, got {value!r:.40}")
     return value
 
 
 def fields(value: Any) -> dict[str, Any]:
-    """Return a JSON object. Raises TypeError on another type."""
+    """Check that a value is a JSON object and return it. Raises TypeError on another type."""
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r:.40} found where an object is expected")
+        raise TypeError(f"expected an object, got {value!r:.40}")
     return value

@@ -1,4 +1,4 @@
-"""Concatenation of conversations."""
+"""Concatenation of conversations, so that one bank can store all of them."""
 
 from __future__ import annotations
 

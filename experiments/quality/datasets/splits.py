@@ -1,7 +1,7 @@
 """Development and test splits of the data sets, by conversation name (`parts.json`).
 
-The split separates conversations rather than questions, and in REALTALK also the people. A data set that is
-not listed is split by a hash of the conversation names.
+The two parts have no conversation in common, and in REALTALK no person. A data set that is not listed is
+split by a hash of the conversation names.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ PARTS: tuple[Part, ...] = ("development", "test")
 
 
 def part_names(set: str, part: Part) -> list[Any]:
-    """Return the conversation names of a part: seeds for synthetic sets, and pools of names for MemDaily."""
+    """Return the conversation names of a part.
+
+    The names are seeds for synthetic sets. For MemDaily, each entry is a list of trajectory names that form
+    one conversation.
+    """
     return _parts()[set][part]
 
 
 def select_part(conversations: Iterable[Conversation], set: str, part: Part) -> tuple[Conversation, ...]:
     """Select the conversations of a part.
 
-    Raises UsageError on a conversation in neither part of a listed data set, and if none is left.
+    Raises UsageError if a conversation of a listed data set is in neither part, or if the part is empty.
     """
     selected_conversations = tuple(one for one in conversations if find_part(one.name, set) == part)
     if not selected_conversations:
@@ -37,7 +41,10 @@ def select_part(conversations: Iterable[Conversation], set: str, part: Part) -> 
 
 
 def find_part(name: str, set: str) -> Part:
-    """Return the part that contains a conversation. Raises UsageError as `select_part` does."""
+    """Return the part that contains a conversation.
+
+    Raises UsageError if the data set is listed and the conversation is in neither part.
+    """
     if set not in _parts():
         return PARTS[hashlib.blake2b(name.encode(), digest_size=8).digest()[-1] % 2]
     for part in PARTS:

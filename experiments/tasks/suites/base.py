@@ -55,7 +55,7 @@ class Suite(ABC):
         """Return tokens and labels, `[rows, length]`."""
 
     def draw(self, rows: int, seed: int, index: int = 0) -> Sequences:
-        """Return batch number `index` of a seed; it depends on nothing else."""
+        """Return batch `index` of a seed, with `rows` sequences. Equal arguments give equal batches."""
         tokens, labels = self._fill(rows, np.random.default_rng([seed, index]))
         return Sequences(torch.from_numpy(tokens), torch.from_numpy(labels))
 
@@ -73,7 +73,7 @@ class Suite(ABC):
     def _require(self, name: str, least: int, why: str) -> None:
         value = getattr(self, name)
         if value < least:
-            raise ValueError(f"{name}={value}: must be at least {least}, {why}")
+            raise ValueError(f"{name}={value}: must be at least {least} ({why})")
 
 
 def distinct(

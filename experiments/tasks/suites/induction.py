@@ -1,7 +1,7 @@
-"""Induction heads (Olsson et al. 2022, arXiv 2209.11895; so Gu & Dao 2023, arXiv 2312.00752, section 4.1.2).
+"""Induction heads (Olsson et al. 2022, arXiv 2209.11895), as in Gu & Dao 2023 (arXiv 2312.00752, 4.1.2).
 
-Random tokens contain a trigger once. The last token is the trigger again, where the model must predict the
-token that followed its first occurrence. Token 0 is the trigger.
+A sequence of random tokens contains the trigger, token 0, once. The last token is the trigger again. There
+the model must predict the token that followed the first occurrence of the trigger.
 """
 
 from __future__ import annotations

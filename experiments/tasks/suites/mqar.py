@@ -1,10 +1,11 @@
 """Multi-query associative recall (Arora et al. 2023, "Zoology", arXiv 2312.04927).
 
-A sequence starts with key-value pairs; then every key is queried once, and the model must predict its value.
-As in the authors' generator (github.com/HazyResearch/zoology, data/multiquery_ar.py): token 0 is filler, keys
-are from the lower half of the vocabulary and values from the upper half, all distinct within a sequence.
-Queries are at even positions after the pairs, sampled without replacement with p(i) ~ a i^(a - 1), i counted
-from 1, so that short gaps are common, as in language. Other positions hold filler, zero or any token.
+A sequence starts with key-value pairs. Then every key is queried once, and the model must predict its value.
+The data follow the authors' generator (github.com/HazyResearch/zoology, data/multiquery_ar.py). Token 0 is
+filler. Keys are from the lower half of the vocabulary and values from the upper half, all distinct within a
+sequence. Queries are at even positions after the pairs, sampled without replacement. The i-th even position
+(i = 1, 2, ...) has a probability proportional to i^(`power` - 1). Short gaps between pairs and queries are
+thus common, as in language. Other positions hold filler: 0 or random tokens.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ class MQAR(Suite):
     num_items: int = 8
     """Number of key-value pairs; each is queried once."""
     power: float = 0.01
-    """Exponent a of the power law of gaps; 1 makes all gaps equally likely."""
+    """Exponent of the power law for gaps between pairs and queries; 1 makes all gaps equally likely."""
     random_filler: bool = True
-    """Use random tokens as filler, including keys and values, instead of token 0."""
+    """Use random tokens as filler, which may equal keys or values; otherwise the filler is token 0."""
 
     def __post_init__(self) -> None:
         self._require("num_items", 1, "one pair to query")
@@ -38,7 +39,9 @@ class MQAR(Suite):
             "length", 4 * self.num_items, f"four tokens for each of num_items={self.num_items} pairs"
         )
         self._require(
-            "vocab_size", 2 * self.num_items + 2, f"for num_items={self.num_items} keys, as many values and 0"
+            "vocab_size",
+            2 * self.num_items + 2,
+            f"for num_items={self.num_items} keys, {self.num_items} values and token 0",
         )
         if not self.power > 0:
             raise ValueError(f"power={self.power}: must be positive; 1 makes all gaps equally likely")

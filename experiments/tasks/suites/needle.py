@@ -1,9 +1,9 @@
 """Needles in a haystack, as tokens (after Kamradt 2023, github.com/gkamradt/LLMTest_NeedleInAHaystack).
 
-A needle is a key followed by its value, at a random position among filler tokens. The last token is a key,
-where the model must predict its value. With several needles all but one are distractors, as in the multi-key
-task of RULER (Hsieh et al. 2024, arXiv 2404.06654, section 3). Token 0 is not used; the first quarter of the
-vocabulary are keys, the second quarter values, the rest filler.
+A needle is a key followed by its value, at a random position among filler tokens. The last token is the key
+of one needle, and there the model must predict its value. All other needles are distractors, as in the
+multi-key task of RULER (Hsieh et al. 2024, arXiv 2404.06654, section 3). Keys are from the first quarter of
+the vocabulary, values from the second quarter, and filler from the second half. Token 0 is not used.
 """
 
 from __future__ import annotations

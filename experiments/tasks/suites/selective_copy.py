@@ -1,8 +1,8 @@
 """Selective copying (Jing et al. 2019; in this form Gu & Dao 2023, "Mamba", arXiv 2312.00752, section 4.1.1).
 
 Data tokens are scattered in noise, followed by one marker per data token. At the markers the model must
-predict the data in order. The spacing varies, so counting steps does not help. Token 0 is noise, 1 the
-marker, the rest data.
+predict the data in order. The spacing varies, so counting steps does not help. Token 0 is noise, token 1 is
+the marker, and all other tokens are data.
 """
 
 from __future__ import annotations

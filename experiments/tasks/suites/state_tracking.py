@@ -1,9 +1,10 @@
-"""State tracking: products in a group, which a state that only decays cannot represent.
+"""State tracking: products of group elements. A memory state that only decays cannot represent them.
 
-Every token is an element of a group, and at each token the model must predict the product of all so far, as
-in the word problems of Merrill, Petty & Sabharwal 2024 (arXiv 2404.08819). Z_2 is parity, Z_n counting modulo
-n, and permutations of five items (S_5) are the hardest case. Layers with decay factors between 0 and 1 solve
-none of these in sequences longer than in training (Grazzi et al. 2024, arXiv 2411.12537).
+Every token is an element of a group. At each token the model must predict the product of all elements so far,
+as in the word problems of Merrill, Petty & Sabharwal 2024 (arXiv 2404.08819). The group Z_2 is parity, Z_n is
+counting modulo n, and S_5, the permutations of five items, is the hardest case. Layers with decay factors
+between 0 and 1 solve none of these groups in sequences that are longer than in training (Grazzi et al. 2024,
+arXiv 2411.12537).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class StateTracking(Suite):
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing: all products are equally likely given the last element."""
+        """Accuracy of guessing. Without the earlier elements, all products are equally likely."""
         return 1 / len(products(self.group))
 
     def _fill(self, rows: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -19,7 +19,7 @@ _SHORTEST, _LONGEST = 16, 32
 
 
 def run(options: ChunkOptions, exact: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the outputs `[B, T, H, V]` and the state after.
+    """Return the outputs `[B, T, H, V]` and the final state.
 
     `inputs` are the fields of a `LinearInputs` in float32. `exact` selects 3xTF32 products instead of TF32.
     """
@@ -57,7 +57,7 @@ class _ChunkLoop(torch.autograd.Function):
 
 
 def build_inputs(options: ChunkOptions, exact: bool, inputs: LinearInputs) -> LinearKernelInputs:
-    """Return the inputs of the kernels."""
+    """Split tokens into chunks, compute products of decays in each chunk, and return the kernels' inputs."""
     tokens = split_tokens(inputs, options.start, options.length)
     decay_products = multiply_decays(tokens.decay)
     # The decays of a level, left and right blocks interleaved in the order of the tokens.
@@ -90,7 +90,10 @@ def allocate_trace(kernel_inputs: LinearKernelInputs) -> LinearKernelTrace:
 def allocate_grads(
     kernel_inputs: LinearKernelInputs, trace: LinearKernelTrace, grad: Tensor, grad_state: Tensor
 ) -> LinearKernelGrads:
-    """Return empty tensors for the outputs of the backward kernels; `grad_state` will be overwritten."""
+    """Return the arguments of the backward kernels, with empty tensors for their outputs.
+
+    The kernels overwrite `grad_state`.
+    """
     grad_errors = torch.empty_like(grad)
     grad_value = torch.empty_like(grad) if kernel_inputs.delta else grad_errors
     templates = (

@@ -13,7 +13,7 @@ from scrubjay.kernels.linear.gpu.layout import LinearKernelInputs
 
 
 def configurations() -> dict[str, Launch]:
-    """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     launches = {}
     for dtype, width, per_channel, rule in (
         (torch.bfloat16, 64, False, "delta"),

@@ -2,7 +2,7 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Forward kernels: products inside chunks, the loop over chunks, and the reads.
 
-Shapes at loads: C tokens of a chunk, K and V the widths of a head, all padded.
+Letters in shape comments: C tokens of a chunk, K and V the widths of a head's keys and values, all padded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ def _prepare_kernel(
     DELTA: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the decayed products of one chunk's tokens and, for the delta rule, the terms of its errors."""
+    """Write the decayed products of one chunk's queries and keys.
+
+    For the delta rule, also write the inverse, and its products with the values and with the decayed keys.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
@@ -62,7 +65,10 @@ def _scan_chunks_kernel(
     DELTA: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, TILE_V: tl.constexpr,
 ):  # fmt: skip
-    """Loop over the chunks of one row of heads, for some value channels; write their states and errors."""
+    """Loop over the chunks of one head of one batch row, for a tile of value channels.
+
+    Write the state before each chunk and, for the delta rule, the errors.
+    """
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c, d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
     e = tile * TILE_V + tl.arange(0, TILE_V)
@@ -116,7 +122,10 @@ def _read_kernel(
 def forward_launches(
     inputs: LinearKernelInputs, trace: LinearKernelTrace, after: Tensor, out: Tensor
 ) -> list[Launch]:
-    """Return the launches that fill `trace` and `out`, and advance `after` from the initial state."""
+    """Return the kernel launches, not yet run, that write to `trace`, `out` and `after`.
+
+    `after` must hold the initial state. The launches overwrite it with the final state.
+    """
     count, rows = inputs.query.shape[:2]
     tiles = -(-out.shape[-1] // inputs.tile)
     tensors = inputs.tensors() | trace._asdict() | {"after": after, "out": out}

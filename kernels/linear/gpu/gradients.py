@@ -2,7 +2,7 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Backward kernels: the reverse loop over chunks and the gradients of tokens; formulas as in `gradient`.
 
-Shapes at loads: C tokens of a chunk, K and V the widths of a head, all padded.
+Letters in shape comments: C tokens of a chunk, K and V the widths of a head's keys and values, all padded.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def _backward_states_kernel(
     DELTA: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, TILE_V: tl.constexpr,
 ):  # fmt: skip
-    """Loop over the chunks in reverse; write the gradients of states and errors, for some value channels."""
+    """Loop over the chunks in reverse, for a tile of value channels.
+
+    Write the gradients of the errors, of the state after each chunk, and of the initial state.
+    """
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     c, d = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K)
     e = tile * TILE_V + tl.arange(0, TILE_V)
@@ -95,9 +98,11 @@ def _left_gradient_kernel(
     FROM_KEYS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of one chunk's queries or, with FROM_KEYS, of its keys (the left factors).
+    """Write the gradient of one chunk's queries or, with FROM_KEYS, of its keys in the role of queries.
 
-    FROM_KEYS serves the delta rule, which subtracts the value that each key reads from earlier tokens.
+    FROM_KEYS is for the delta rule. There each key acts as a query on the earlier tokens, and the result is
+    subtracted from the value of the key's token. The kernel also writes the gradient of the cumulative log
+    decays; with FROM_KEYS, the kernel adds to that gradient.
     """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
@@ -142,7 +147,11 @@ def _right_gradient_kernel(
     FROM_KEYS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of a chunk's scaled keys from its queries; with FROM_KEYS add that from its keys."""
+    """Write the gradient of one chunk's scaled keys, which are the keys multiplied by the step sizes.
+
+    The gradient comes from the products with queries. With FROM_KEYS, it comes from the products with later
+    keys instead, and the kernel adds it to the gradient in memory.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # [C, V]
@@ -167,7 +176,10 @@ def _write_gradient_kernel(
     DELTA: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Add the gradient of the state after one chunk; write the gradients of its keys, steps and log sums."""
+    """Complete the gradients of one chunk's keys, step sizes and cumulative log decays.
+
+    The kernel adds the part of these gradients that comes from the state after the chunk.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # Gradient of the decayed keys at the chunk's end.
@@ -209,7 +221,11 @@ def _write_gradient_kernel(
 def backward_launches(
     inputs: LinearKernelInputs, trace: LinearKernelTrace, grads: LinearKernelGrads
 ) -> list[Launch]:
-    """Return the launches that fill `grads` except `grad`; `grad_state` becomes that of the initial state."""
+    """Return the kernel launches, not yet run, that fill all fields of `grads` except the input `grad`.
+
+    The field `grad_state` must hold the gradient of the final state. The launches overwrite it with the
+    gradient of the initial state.
+    """
     count, rows = inputs.query.shape[:2]
     tiles = -(-grads.grad.shape[-1] // inputs.tile)
     tensors = inputs.tensors() | trace._asdict() | grads._asdict()

@@ -1,6 +1,6 @@
 """Tensors of the kernels of linear memory, and the launch of a kernel.
 
-The fields are matched to the kernels' parameters by name: field `key` is passed as `key_ptr`.
+A field is passed to the kernel parameter of the same name: field `key` as `key_ptr`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class LinearKernelInputs:
     value: Tensor
     step: Tensor
     levels: Tensor
-    """Products of decays inside blocks of 1, 2, 4, ... tokens `[N, R, L, C, F]`; see `tiles`."""
+    """Decays inside blocks of 1, 2, 4, ... tokens, `[N, R, LEVELS, C, F]`; see `kernels.linear.gpu.tiles`."""
     from_start: Tensor
     to_end: Tensor
     delta: bool
     exact: bool
-    """Compute matrix products at nearly float32 precision (3xTF32), not TF32."""
+    """Compute matrix products by 3xTF32, which is nearly as precise as float32. False selects TF32."""
 
     @property
     def tile(self) -> int:
-        """Value channels per program of the kernels that loop over chunks."""
+        """Number of value channels that one program handles in a kernel that loops over chunks."""
         return min(32, _block(self.value.shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by name."""
+        """Return the fields that are tensors, by name."""
         names = ("query", "key", "value", "step", "levels", "from_start", "to_end")
         return {name: getattr(self, name) for name in names}
 
@@ -67,13 +67,13 @@ class LinearKernelGrads(NamedTuple):
     grad_step: Tensor
     grad_log_sums: Tensor
     grad_right: Tensor
-    """Gradient of keys times steps."""
+    """Gradient of the scaled keys (keys times step sizes)."""
 
 
 def build_launch(
     kernel: Any, grid: tuple[int, ...], inputs: LinearKernelInputs, tensors: dict[str, Tensor], **more: bool
 ) -> Launch:
-    """Return the launch of a kernel. Tensors, sizes and constants are matched to its parameters by name."""
+    """Return the launch of a kernel, with tensors, sizes and constants matched to parameters by name."""
     count, rows, length, width = inputs.query.shape
     constants: dict[str, object] = {
         "C": length,

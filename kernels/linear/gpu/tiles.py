@@ -2,9 +2,9 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Device functions: loads, stores and products of tiles, and decayed products of tokens.
 
-A level has blocks of 1, 2, 4, ... tokens. The decays of a level hold, for a token of a right block, the decay
-from the start of its block to the token; for a token of a left block, the decay from the token to the end of
-its block.
+Level l = 0, 1, 2, ... pairs every left block of 2^l tokens with the right block beside it. The decays of a
+level have one entry per token. In a right block, it is the decay from the start of the block to the token. In
+a left block, it is the decay from the token to the end of the block.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import triton.language as tl
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """Return the product of two tiles, as "tf32" or "tf32x3"."""
+    """Return the matrix product of two tiles, with PRECISION "tf32" or "tf32x3"."""
     return tl.dot(a, b, input_precision=PRECISION)
 
 
 @triton.jit
 def get(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load a tile of a contiguous matrix `[ROWS, COLUMNS]`; zeros outside of it."""
+    """Load the entries `[rows, columns]` of a contiguous matrix `[ROWS, COLUMNS]`; zeros outside."""
     mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
     return tl.load(pointer + rows[:, None] * COLUMNS + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def put(pointer, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Store a tile of a contiguous matrix `[ROWS, COLUMNS]`."""
+    """Store `tile` as the entries `[rows, columns]` of a contiguous matrix `[ROWS, COLUMNS]`."""
     mask = (rows < ROWS)[:, None] & (columns < COLUMNS)[None, :]
     tl.store(pointer + rows[:, None] * COLUMNS + columns[None, :], tile, mask=mask)
 
 
 @triton.jit
 def load_decays(pointer, rows, columns, C: tl.constexpr, F: tl.constexpr):
-    """Load the decays of tokens: `[C, 1]` for one per token, else `[C, K]`."""
+    """Load the decays of tokens: `[C, 1]` for one decay per token (F = 1), else `[C, K]`."""
     if F == 1:
         decays = tl.load(pointer + rows, mask=rows < C, other=0.0)[:, None]
     else:
@@ -45,7 +45,10 @@ def load_decays(pointer, rows, columns, C: tl.constexpr, F: tl.constexpr):
 
 @triton.jit
 def load_chunk_decay(pointer, channels, C: tl.constexpr, F: tl.constexpr):
-    """Load a chunk's total decay, `[K, 1]`: the last row of the decays accumulated from its start."""
+    """Load the decay over a whole chunk, `[K, 1]`.
+
+    `pointer` points to the decays from the chunk's start to each token. The last token's decays are loaded.
+    """
     if F == 1:
         decays = tl.load(pointer + (C - 1) + channels * 0)[:, None]
     else:
@@ -55,14 +58,17 @@ def load_chunk_decay(pointer, channels, C: tl.constexpr, F: tl.constexpr):
 
 @triton.jit
 def is_block_pair(rows, columns, level):
-    """Return the mask of token pairs in a right block of 2^level tokens and the left block beside it."""
+    """Return the mask of entries with the row in a right block and the column in the left block beside it.
+
+    Blocks have 2^level tokens.
+    """
     i, j = rows[:, None] >> level, columns[None, :] >> level
     return ((i >> 1) == (j >> 1)) & (i > j)
 
 
 @triton.jit
 def pair_decays(pointer, rows, columns, C: tl.constexpr, LEVELS: tl.constexpr):
-    """Return the decay between each two tokens `[C, C]` for one decay per token; 0 for future tokens."""
+    """Return the decay between every two tokens `[C, C]` if F = 1; 0 for future tokens."""
     decays = tl.where((rows[:, None] == columns[None, :]) & (rows < C)[:, None], 1.0, 0.0)
     for level in range(LEVELS):
         left = tl.load(pointer + level * C + columns, mask=columns < C, other=0.0)
@@ -76,7 +82,10 @@ def pair_products(
     x, y, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the causal products `[C, C]` of each x with each y up to it, times the decays between them."""
+    """Return the decayed causal products of `x` and `y`, `[C, C]`.
+
+    Entry [i, j] is the dot product of x_i and y_j times the decay from token j to token i; 0 for j > i.
+    """
     if F == 1:
         products = dot(x, tl.trans(y), PRECISION) * pair_decays(pointer, rows, columns, C, LEVELS)
     else:
@@ -95,7 +104,10 @@ def left_gradient(
     grad, y, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of x `[C, K]` from that of `pair_products`."""
+    """Return the gradient `[C, K]` of the argument `x` of `pair_products`.
+
+    `grad` is the gradient of the result of `pair_products`.
+    """
     if F == 1:
         result = dot(grad * pair_decays(pointer, rows, columns, C, LEVELS), y, PRECISION)
     else:
@@ -114,7 +126,10 @@ def right_gradient(
     grad, x, pointer, rows, columns, channels,
     C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of y `[C, K]` from that of `pair_products`."""
+    """Return the gradient `[C, K]` of the argument `y` of `pair_products`.
+
+    `grad` is the gradient of the result of `pair_products`.
+    """
     if F == 1:
         result = dot(tl.trans(grad * pair_decays(pointer, rows, columns, C, LEVELS)), x, PRECISION)
     else:

@@ -29,7 +29,7 @@ from scrubjay.kernels.neural.network import NeuralState, Problem
 
 
 def run_kernels(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
-    """Run all chunks by the kernels; arguments and results as those of `run_chunks`."""
+    """Run all chunks on Triton kernels. The results are those of `loop.run_chunks`."""
     batch, time, heads, _ = problem.query.shape
     count, rows = time // problem.chunk_size, batch * heads
 
@@ -57,7 +57,10 @@ def run_kernels(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
 
 
 def _pack_rule(layout: Layout, step_size: Tensor, rule: Coefficients) -> Tensor:
-    """Return step sizes and coefficients in one tensor `[R, N, .]`, at the offsets of `Layout.rule_slots`."""
+    """Return one tensor `[R, N, size]`, with the step sizes and coefficients of each chunk.
+
+    `Layout.rule_slots` lists the offsets in the last dim.
+    """
     rows, count, _ = step_size.shape
     end_scalars = (rule.end_retention, rule.end_buildup, rule.end_momentum_retention)
     parts = [
@@ -105,7 +108,7 @@ class _KernelOptions(NamedTuple):
 
 
 class _ChunkLoop(torch.autograd.Function):
-    """All kernels as one operation, differentiable once."""
+    """Autograd function over all kernels, differentiable once."""
 
     @staticmethod
     def forward(ctx, options: _KernelOptions, *flat: Tensor):
@@ -137,7 +140,7 @@ def _inputs(options: _KernelOptions, flat: Sequence[Tensor]) -> NeuralKernelInpu
 def forward(
     inputs: NeuralKernelInputs, layout: Layout
 ) -> tuple[Tensor, Tensor, NeuralState, NeuralKernelTrace]:
-    """Return the outputs, the squared norms of the gradients, the state after, and the trace."""
+    """Return the outputs, squared norms of the inner gradients, the final state, and the saved results."""
     query, state, flags = inputs.query, inputs.state, inputs.borders.flags
     y, trace, anchor = query.new_empty(query.shape), allocate_trace(inputs, layout), state.anchor.clone()
     starts_fresh, ends_incomplete = (
@@ -193,7 +196,7 @@ def _tokens(x: Tensor, inputs: NeuralKernelInputs) -> Tensor:
 def _weight_gradients(
     inputs: NeuralKernelInputs, layout: Layout, trace: NeuralKernelTrace, grad_y: Tensor, grads: Tensor
 ) -> list[Tensor]:
-    """Return the gradients of the weights: inputs^T gradient of every product, summed over all tokens."""
+    """Return the gradients of the initial weights of each layer, summed over all tokens."""
 
     def product(a: Tensor, b: Tensor) -> Tensor:
         return torch.einsum("bthi,btho->hio", a.float(), b.float())

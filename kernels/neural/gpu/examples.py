@@ -16,7 +16,7 @@ from scrubjay.kernels.neural.network import NetworkShape, NeuralState
 
 
 def configurations() -> dict[str, Launch]:
-    """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     launches = {}
     for dtype, width, hidden, length in (
         (torch.bfloat16, 64, None, 32),

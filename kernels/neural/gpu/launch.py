@@ -1,4 +1,4 @@
-"""Launch of a kernel of neural memory, with arguments matched to its parameters by name."""
+"""Launch of a kernel of neural memory, with arguments matched to the kernel's parameters by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs
 def build_launch(
     kernel, programs: int, inputs: NeuralKernelInputs, layout: Layout, arguments: dict[str, Tensor]
 ) -> Launch:
-    """Return the launch of a kernel with the inputs and constants that its parameters name."""
+    """Return the launch of a kernel, with inputs and constants matched to its parameters by name."""
     inner, width = layout.shape.layers[-1]
     exact = all(x.dtype == torch.float32 for x in (inputs.query, inputs.key, inputs.value))
     constants: dict[str, object] = {
@@ -60,5 +60,5 @@ def _block(size: int) -> int:
 
 
 def _warps(layout: Layout) -> int:
-    """Return the number of warps: one per 16 tokens, the rows of most products, but at least four."""
+    """Return the number of warps: one for every 16 tokens of a chunk, but at least four."""
     return max(4, _block(layout.length) // 16)

@@ -12,20 +12,20 @@ from scrubjay.kernels.neural.network import NetworkShape, NeuralState
 
 
 class NeuralKernelInputs(NamedTuple):
-    """Inputs of the kernels: tokens `[B, T, H, D]` in their own dtype, the others float32 and contiguous."""
+    """Inputs of the kernels: tokens `[B, T, H, D]` of any dtype; rule, weights and state in float32."""
 
     query: Tensor
     key: Tensor
     value: Tensor
     rule: Tensor
-    """Step sizes and coefficients of every chunk `[R, N, .]`, at the offsets of `Layout.rule_slots`."""
+    """Step sizes and coefficients of every chunk, `[R, N, size]`, at the offsets of `Layout.rule_slots`."""
     weights: tuple[Tensor, ...]
     state: NeuralState
     borders: KernelBorders
 
 
 class BorderFlag(IntFlag):
-    """Flags of a chunk."""
+    """Bit flags that describe the start, the end and the anchor of a chunk."""
 
     FRESH = 1
     """The chunk begins with zero delta and momentum."""
@@ -42,9 +42,10 @@ class BorderFlag(IntFlag):
 
 
 class KernelBorders(NamedTuple):
-    """Chunk borders `[B, N]`: `BorderFlag` bits, and the chunk whose first delta is the anchor.
+    """Flags and anchor sources of all chunks, `[B, N]` each.
 
-    The source is -1 if the anchor is the initial one.
+    `flags` holds `BorderFlag` bits. `source` is the chunk whose first delta is the anchor, or -1 for the
+    initial anchor.
     """
 
     flags: Tensor
@@ -52,26 +53,31 @@ class KernelBorders(NamedTuple):
 
 
 class NeuralKernelTrace(NamedTuple):
-    """Outputs of the forward kernels for the backward pass, in two tensors to save registers for addresses.
+    """Outputs of the forward kernels that the backward pass needs.
 
-    The states `[R, N + 1, 2, P]` are delta and momentum at the starts of chunks, then those after the last.
+    Two tensors hold all results. One tensor per result would cost more registers for addresses. `states`,
+    `[R, N + 1, 2, P]`, holds delta and momentum before each of N chunks, and after the last chunk. P is the
+    number of weights of one head.
     """
 
     states: Tensor
     chunks: Tensor
-    """Intermediate results of every chunk `[R, N, .]`, at the offsets of `Layout.trace_slots`."""
+    """Intermediate results of every chunk, `[R, N, size]`, for R = B H rows of N chunks.
+
+    `Layout.trace_slots` holds the offset of each result in the last dim.
+    """
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets and widths of the data of a chunk of `length` tokens."""
+    """Offsets and widths of a chunk's data in the packed tensors. A chunk has `length` tokens."""
 
     shape: NetworkShape
     length: int
 
     @property
     def trace_slots(self) -> dict[str, tuple[int, int]]:
-        """Saved results: products of keys, deltas and products of queries of the hidden units, and others."""
+        """Offset and width of each saved result of a chunk. The width is the number of values per token."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
         return self._slots(
@@ -87,7 +93,7 @@ class Layout:
 
     @property
     def grad_slots(self) -> dict[str, tuple[int, int]]:
-        """Gradients of inputs, errors, keys, and of the hidden units' deltas, reads, slopes and products."""
+        """Offset and width of the gradient of each intermediate result of a chunk. The width is per token."""
         inner, width = self.shape.layers[-1]
         hidden = inner * (len(self.shape.layers) - 1)
         return self._slots(
@@ -102,7 +108,7 @@ class Layout:
 
     @property
     def rule_slots(self) -> dict[str, int]:
-        """Offsets of the coefficients of a chunk; its step sizes are at 0."""
+        """Offset of each coefficient of a chunk. The step sizes are at offset 0."""
         length = self.length
         return {
             "read_retention": length,
@@ -117,7 +123,7 @@ class Layout:
         }
 
     def sizes(self) -> dict[str, int]:
-        """Return the sizes of a chunk's coefficients, saved results and gradients."""
+        """Return the element counts of a chunk's coefficients, saved results and gradients."""
         return {
             "RULE_SIZE": _padded(self.rule_slots["read_mixing"] + self.length**2),
             "TRACE_SIZE": _padded(_end(self.trace_slots, self.length)),
@@ -125,7 +131,10 @@ class Layout:
         }
 
     def view(self, whole: Tensor, name: str) -> Tensor:
-        """Return a view `[R, N, C, width]` of a saved result or gradient."""
+        """Return a view of the saved result or gradient `name` in the packed tensor `whole`.
+
+        The view has shape `[R, N, C, width]`: R = B H rows, N chunks, C tokens per chunk.
+        """
         offset, width = (self.trace_slots | self.grad_slots)[name]
         return whole[..., offset : offset + self.length * width].unflatten(-1, (self.length, width))
 
@@ -142,7 +151,7 @@ def _end(slots: dict[str, tuple[int, int]], length: int) -> int:
 
 
 def _padded(size: int) -> int:
-    """Return the next multiple of 16, at which loads are aligned."""
+    """Return `size`, rounded up to a multiple of 16, so that loads are aligned."""
     return -(-size // 16) * 16
 
 

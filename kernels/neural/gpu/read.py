@@ -2,7 +2,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Forward kernel of the reads, with one program per chunk.
 
-Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+Letters in shape comments: C tokens of a chunk, D the width of a head, I a tile of the hidden width; all
+padded.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _read_kernel(
 
 
 def read_launch(inputs: NeuralKernelInputs, layout: Layout, y: Tensor, trace: NeuralKernelTrace) -> Launch:
-    """Return the launch that fills `y` and the reads of `trace`."""
+    """Return the launch that writes the outputs to `y` and the results of the reads to `trace`."""
     rows, count, _ = inputs.rule.shape
     arguments = {"states_ptr": trace.states, "trace_ptr": trace.chunks, "out_ptr": y}
     return build_launch(_read_kernel, rows * count, inputs, layout, arguments)

@@ -18,7 +18,7 @@ FRESH_NEXT = tl.constexpr(BorderFlag.FRESH_NEXT.value)
 
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
-    """Return the product of two tiles, as "tf32" or "tf32x3"."""
+    """Return the matrix product of two tiles, with PRECISION "tf32" or "tf32x3"."""
     return tl.dot(a, b, input_precision=PRECISION)
 
 
@@ -57,7 +57,10 @@ def flush_denormals(x):
 
 @triton.jit
 def _load(pointers, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load `[rows, columns]` in float32, zeros outside of `[ROWS, COLUMNS]`; masked only if necessary."""
+    """Load the entries `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside.
+
+    The load is masked only if the matrix size is not a multiple of the tile size.
+    """
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:
@@ -79,7 +82,7 @@ def _store(pointers, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 @triton.jit
 def get(pointer, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside of it."""
+    """Load the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside the matrix."""
     pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
     return _load(pointers, rows, columns, ROWS, COLUMNS)
 

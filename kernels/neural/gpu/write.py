@@ -1,18 +1,18 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Forward kernel of the writes: a loop over chunks, from a chunk's delta and momentum to the next one's.
+"""Forward kernel of the writes: a loop over chunks that updates delta and momentum.
 
-A tile is loaded from the state slot of its chunk and stored in that of the next chunk. Delta and momentum are
-full operands of a chunk's products, and would fill the registers if they stayed there (at D = I = C = 64 a
-thread needed more than 500 of 255). The slots stay in the L2 cache, and the backward pass needs them: 2 P
-numbers per chunk. Saving only every g-th state would require a second loop, and the loop dominates the
-runtime.
+State slot n holds delta and momentum before chunk n. Chunk n loads them from slot n by tiles, and stores the
+updated tiles in slot n + 1. In registers they would not fit: at D = I = C = 64 a thread needed more than 500
+registers, and the limit is 255. The slots stay in the L2 cache. A slot takes 2 P numbers, with
+P weights per head. The backward pass needs the slots. If fewer states were saved, it would need a second loop
+over chunks, and the loop dominates the runtime.
 
-The anchor of a chunk is its first delta, but after an incomplete chunk it is an older one. Such an old anchor
-is kept in the tensor that returns it: the incomplete chunk writes it, and chunks with the flag OLD_ANCHOR
-read it.
+The anchor of a chunk is its first delta. After an incomplete chunk, the anchor is an older delta. The
+incomplete chunk stores it in the tensor `anchor`, and chunks with the flag OLD_ANCHOR read it from there.
 
-Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+Letters in shape comments: C tokens of a chunk, D the width of a head, I a tile of the hidden width; all
+padded.
 """
 
 from __future__ import annotations
@@ -188,6 +188,9 @@ def _write_kernel(
 def write_launch(
     inputs: NeuralKernelInputs, layout: Layout, anchor: Tensor, trace: NeuralKernelTrace
 ) -> Launch:
-    """Return the launch that fills `trace` except its reads, and updates `anchor` at incomplete chunks."""
+    """Return the launch of the loop over chunks, which fills `trace` except the results of the reads.
+
+    For incomplete chunks, the loop also stores the anchor in `anchor`.
+    """
     arguments = {"anchor_ptr": anchor, "states_ptr": trace.states, "trace_ptr": trace.chunks}
     return build_launch(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)

@@ -1,10 +1,11 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Attention inside the selected chunks, one query per program.
+"""Attention inside the selected chunks, with one program per query and unit.
 
-A tile's rows are the R = H / U query heads of a unit.
+The rows of a tile are the R = H / U query heads of the unit. `kernels.retrieval.op` defines units, H and U.
 
-Shapes at loads: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths, padded.
+Letters in shape comments: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths
+of keys, values and summaries; all padded.
 """
 
 from __future__ import annotations

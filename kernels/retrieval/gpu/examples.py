@@ -14,7 +14,7 @@ from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 
 def configurations() -> dict[str, Launch]:
-    """Return the launches of the main configurations on meta tensors, to compile without a GPU."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     # 16 query heads on 2 key heads with chunks of 64, selected per key head; and HCAM's shape, 4 heads with
     # one selection.
     per_key_head, one_selection = (16, 2, 2, 64), (4, 1, 1, 16)

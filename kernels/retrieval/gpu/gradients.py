@@ -5,7 +5,8 @@
 The memory gradient loops over the queries that selected a chunk, listed in a fixed order. It needs no atomics
 and is deterministic.
 
-Shapes at loads: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths, padded.
+Letters in shape comments: R query heads of a unit, C steps of a chunk, K selected chunks, D, V and DS widths
+of keys, values and summaries; all padded.
 """
 
 from __future__ import annotations
@@ -44,7 +45,11 @@ def _query_gradient_kernel(
     JOINT: tl.constexpr, SHARED: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """Write the query gradient, and delta: each chunk's read-out (joint: the total) times its gradient."""
+    """Write the gradient of the queries, and `delta`.
+
+    `delta` holds the dot product of each chunk's read-out with its gradient. With JOINT, it holds one dot
+    product for all chunks, minus the gradient of the log normaliser.
+    """
     i_row = tl.program_id(0).to(tl.int64)
     i_u = tl.program_id(1).to(tl.int64)
     i_b, i_t = i_row // T, i_row % T
@@ -237,9 +242,10 @@ def query_gradient_launch(
         reading: Inputs of the op, packed for the kernels.
         choice: Options of the attention.
         outputs: Outputs of the forward pass.
-        output_grads: Gradients of the read-out and its normaliser.
+        output_grads: Gradients of the read-out and its log normaliser.
         query_grad: Output, the query gradient.
-        delta: Output, products of read-outs and their gradients, minus the normaliser's gradient (joint).
+        delta: Output, dot products of read-outs with their gradients. Joint attention subtracts the gradient
+            of the log normaliser.
     """
     batch, time = reading.query.shape[:2]
     sizes = kernel_sizes(reading, choice)
@@ -276,9 +282,9 @@ def memory_gradient_launch(
         reading: Inputs of the op, packed for the kernels.
         choice: Options of the attention.
         outputs: Outputs of the forward pass.
-        output_grads: Gradients of the read-out and its normaliser.
-        delta: As written by the query gradient launch.
-        readers: Flat list of the queries that read each chunk, and the offsets of the chunks.
+        output_grads: Gradients of the read-out and its log normaliser.
+        delta: Output of the launch of `query_gradient_launch`.
+        readers: Result of `list_readers`.
         memory_grads: Outputs, the gradients of keys and of values.
     """
     batch, num_chunks, length, groups, _ = reading.keys.shape
@@ -302,7 +308,11 @@ def memory_gradient_launch(
 
 
 def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:
-    """List each chunk's readers: flat entries `(b, t, u, k)`, sorted by (b, key head, chunk), and offsets."""
+    """Return all selections sorted by chunk, and the position of each chunk's first selection.
+
+    A selection is the flat index of an entry (batch row, query, unit, k). The selections are sorted by batch
+    row, key head and chunk.
+    """
     chunks = reading.chunks
     batch, _, coarse, _ = chunks.shape
     num_chunks, groups, units = reading.keys.shape[1], reading.keys.shape[3], reading.units
@@ -322,7 +332,10 @@ def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:
 def score_gradients(
     choice: Choice, weights: Tensor, delta: Tensor, lse_grad: Tensor | None
 ) -> Float[Tensor, "B T S K"]:
-    """Return the gradient of the selected scores (hierarchical) through the softmax and its normaliser."""
+    """Return the gradient of the selected scores, through their softmax and logsumexp.
+
+    For combine="hierarchical" only.
+    """
     batch, time, coarse, _ = weights.shape
     weight_grad = delta.view(batch, time, coarse, -1, choice.top_k).sum(dim=3)
     score_grad = weights * (weight_grad - (weights * weight_grad).sum(dim=-1, keepdim=True))
@@ -334,7 +347,7 @@ def score_gradients(
 def coarse_gradients(
     problem: Problem, choice: Choice, chunks: Tensor, score_grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of summary queries and summaries, by two dense products."""
+    """Return the gradients of summary queries and summaries from those of the selected scores."""
     query, summaries = problem.summary_query, problem.summaries
     batch, time, coarse, _ = chunks.shape
     num_chunks, groups = summaries.shape[1:3]

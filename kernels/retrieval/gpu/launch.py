@@ -64,13 +64,15 @@ def backward(
     needs_memory_grads: bool,
     score_source: Problem | None = None,
 ) -> dict[str, Tensor]:
-    """Return gradients by tensor name. `score_source` gets gradients in place of the scores if it is passed.
+    """Return the gradients of the tensors by name.
+
+    With `score_source`, its summary queries and summaries get gradients instead of the scores.
 
     Args:
         reading: Inputs of the op.
         choice: Options of selection and attention.
         outputs: Outputs of the forward pass.
-        output_grads: Gradients of the read-out and its normaliser.
+        output_grads: Gradients of the read-out and its log normaliser.
         needs_memory_grads: Compute the gradients of keys, values and positions.
         score_source: Queries and summaries that scores were computed from; None if the reading has scores.
     """

@@ -1,11 +1,12 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Top-k selection in one pass over the summaries, with the best K in registers.
+"""Top-k selection in one pass over the summaries, with the best K chunks in registers.
 
 Each candidate is one 64-bit integer that sorts by score and then by chunk, earlier chunks first. Scores are
 exact float32 products.
 
-Shapes at loads: T queries of a tile, M chunks, K the best of them, DS the summaries' width, all padded.
+Letters in shape comments: T queries of a tile, M chunks, K best chunks, DS the width of summaries; all
+padded.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ def _select_kernel(
 
 
 def select_launch(problem: Problem, choice: Choice, chunks: Tensor) -> Launch:
-    """Return the launch that fills `chunks`."""
+    """Return the kernel launch, not yet run, that writes the selected chunks to `chunks`."""
     query, summaries, valid = problem.summary_query, problem.summaries, problem.valid
     batch, time, coarse, width = query.shape
     block_k = triton.next_power_of_2(choice.top_k)

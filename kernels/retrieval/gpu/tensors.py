@@ -15,24 +15,28 @@ class AttentionOutputs(NamedTuple):
     """Outputs of the attention kernel."""
 
     out: Tensor
-    """The read-out."""
+    """Read-out, `[B, T, H, V]`."""
     weights: Tensor
     """Softmax weights of the selected chunks, `[B, T, S, K]`."""
     normalisers: Tensor
-    """Logsumexp of each softmax: `[B, T, H, K]`, one per chunk, or `[B, T, H, 1]` (joint)."""
+    """Logsumexp over the steps of each chunk, `[B, T, H, K]`; if joint, over all chunks, `[B, T, H, 1]`."""
     lse: Tensor
-    """Logsumexp of the total read-out, `[B, T, H]`."""
+    """Log normaliser that `chunk_retrieval` returns, `[B, T, H]`."""
 
 
 class OutputGrads(NamedTuple):
-    """Gradients of the read-out and of its normaliser (None if it has none)."""
+    """Gradients of the read-out and of its log normaliser (None if that has no gradient)."""
 
     out: Tensor
     lse: Tensor | None
 
 
 def pack_reading(reading: Reading) -> Reading:
-    """Convert the tensors to the kernels' layout: dense last dimensions, int32 indices, others contiguous."""
+    """Convert the tensors to the kernels' layout.
+
+    Queries, keys and values get a contiguous last dim. Indices become int32. All other tensors become
+    contiguous.
+    """
     query, keys = ensure_dense_rows(reading.query), ensure_dense_rows(reading.keys)
     values = keys if reading.values is reading.keys else ensure_dense_rows(reading.values)
     positions, scores, lengths = reading.positions, reading.scores, reading.lengths

@@ -16,7 +16,11 @@ from scrubjay.kernels.retrieval.problem import Choice, Reading
 def rows_tile(
     pointer, positions_ptr, c, d, length, step, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """Load `[BLOCK_C, BLOCK]`: steps c of one chunk with their position codes, zeros beyond its length."""
+    """Load the steps `c` of one chunk as a tile `[BLOCK_C, BLOCK]`.
+
+    Position codes are added to the steps if `positions_ptr` is not None. Steps beyond the length of the chunk
+    are zero.
+    """
     mask = (c < length)[:, None] & (d < WIDTH)[None, :]
     tile = tl.load(pointer + c.to(tl.int64)[:, None] * step + d[None, :], mask=mask, other=0.0)
     if positions_ptr is not None:
@@ -26,7 +30,7 @@ def rows_tile(
 
 
 def stride_arguments(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
-    """Return the strides of a tensor's first dimensions, keyed by kernel argument."""
+    """Return the strides of a tensor's first dims by kernel parameter, such as `keys_b`."""
     return {f"{name}_{dim}": 0 if tensor is None else tensor.stride(i) for i, dim in enumerate(dims)}
 
 
@@ -37,7 +41,7 @@ def _is_shared(reading: Reading) -> bool:
 
 
 def padded_size(width: int) -> int:
-    """Return the tile size that covers `width`."""
+    """Return the tile size for `width`: the next power of two, at least 16."""
     return max(16, triton.next_power_of_2(width))
 
 
@@ -56,7 +60,7 @@ def tile_sizes(reading: Reading, rows: int) -> dict[str, int]:
 
 
 def kernel_sizes(reading: Reading, choice: Choice) -> dict[str, int]:
-    """Return the constants of the kernels that read memory."""
+    """Return the compile-time sizes and flags that the attention and gradient kernels share."""
     units = reading.units
     return {
         "C": reading.keys.shape[2],

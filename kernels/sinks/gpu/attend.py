@@ -1,8 +1,8 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""Forward kernel of sink attention; a program computes one tile of rows.
+"""Forward kernel of sink attention. A program computes one tile of rows.
 
-Shape letters at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+Letters in shape comments: R rows of a tile, K keys, D and V the widths of keys and values; all padded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Example launches of sink attention's kernels, compiled by checks."""
+"""Example launches of the kernels of sink attention, which the tests compile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scrubjay.kernels.sinks.gpu.gradients import key_gradient_launch, query_grad
 
 
 def configurations() -> dict[str, Launch]:
-    """Return launches of the main sizes on meta tensors."""
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
     launches = {}
     for dtype, width in ((torch.float16, 64), (torch.bfloat16, 128), (torch.float32, 64)):
         name = f"{str(dtype).removeprefix('torch.')}, D={width}"

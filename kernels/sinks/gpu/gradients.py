@@ -2,7 +2,7 @@
 # pyright: reportAttributeAccessIssue=false
 """Backward kernels of sink attention: queries by tiles of rows, keys and values by tiles of keys.
 
-Shape letters at loads: R rows of a tile, K keys, D and V the widths of keys and values, all padded.
+Letters in shape comments: R rows of a tile, K keys, D and V the widths of keys and values; all padded.
 """
 
 from __future__ import annotations
@@ -259,8 +259,8 @@ def query_gradient_launch(
 ) -> Launch:
     """Return the kernel launch, not yet run, that writes `delta` and `query_grad`.
 
-    Args: those of `kernels.sink_attention`, its outputs with their gradients, and
-    the tensors to fill.
+    Args: those of `kernels.sink_attention`, its outputs, the gradients of these outputs, and the tensors to
+    fill.
     """
     tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
     steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}

@@ -1,4 +1,4 @@
-"""Forward and backward of sink attention by the Triton kernels."""
+"""Forward and backward pass of sink attention by Triton kernels."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def backward(
     num_sinks: int,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of query, keys, values and sink_logit, the last empty without a sink_logit.
+    """Return the gradients of query, keys, values and sink_logit; the last is empty without a sink_logit.
 
-    Args: those of `kernels.sink_attention`, the outputs of `forward`, and their gradients. The
+    Args: those of `kernels.sink_attention`, the outputs of `forward`, and the gradients of these outputs. The
     gradient of the log-sum-exp may be None.
     """
     grad, log_sum_grad = grads

@@ -2,7 +2,8 @@
 # pyright: reportAttributeAccessIssue=false
 """Shared parts of sink attention's kernels: visibility limits, loads and stores of tiles, block sizes.
 
-Steps are int32 and relative to the first query's step, which is exact for episodes of up to 2**30 steps.
+Step numbers are int32, relative to the step of the first query. They are exact for episodes of up to 2**30
+steps.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ def locate_program(tiles, groups):
 def load_limits(
     query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
 ):
-    """Load the visibility limits of rows.
+    """Load the limits of the steps that are visible to each row. A row is a query of one head.
 
-    A row sees the steps from `first` to `last` that are before `sink_end` or after `before_window`.
+    Returns `first`, `last`, `sink_end` and `before_window`. A step from `first` to `last` is visible if it is
+    less than `sink_end` or greater than `before_window`.
     """
     step = tl.load(query_step + time * query_step_t, mask=inside, other=-1).to(tl.int64)
     start = tl.load(episode_start + time * episode_start_t, mask=inside, other=0).to(tl.int64)
@@ -53,7 +55,7 @@ def load_limits(
 
 @triton.jit
 def load_keys(key_step, key_step_n, slot, slots, base):
-    """Load the relative steps of slots; an empty slot gets a step below all others."""
+    """Load the step numbers of key slots, relative to step `base`. An empty slot gets the lowest number."""
     step = tl.load(key_step + slot * key_step_n, mask=slot < slots, other=-1).to(tl.int64)
     return _relative(step, base)
 
@@ -66,7 +68,7 @@ def is_visible(key, first, last, sink_end, before_window):
 
 @triton.jit
 def widest_limits(first, last, sink_end, before_window):
-    """Return limits of the tile, which hide a key only if all rows hide it."""
+    """Return common limits for a tile of rows. They hide a key only if the limits of all rows hide it."""
     sees_any = last >= -FAR
     first = tl.min(tl.where(sees_any, first, FAR))
     before_window = tl.min(tl.where(sees_any, before_window, FAR))
@@ -75,7 +77,7 @@ def widest_limits(first, last, sink_end, before_window):
 
 @triton.jit
 def load_tile(pointer, rows, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Load a tile whose row i begins at `rows[i]`."""
+    """Load a tile. Row i begins at offset `rows[i]` of `pointer`."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None]
     if WIDTH < BLOCK:
@@ -85,7 +87,7 @@ def load_tile(pointer, rows, inside, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def store_tile(pointer, rows, inside, tile, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Store a tile whose row i begins at `rows[i]`."""
+    """Store a tile. Row i begins at offset `rows[i]` of `pointer`."""
     column = tl.arange(0, BLOCK)
     mask = inside[:, None]
     if WIDTH < BLOCK:
@@ -107,11 +109,11 @@ def build_launch(
 
     Args:
         kernel: Kernel. The keys of the following dictionaries are names of its parameters.
-        role: Purpose of the kernel, by which the block sizes are selected.
+        role: Purpose of the kernel, which determines the block sizes.
         tensors: Strided queries, keys and values, and the gradient of the output.
         steps: Tensors of step numbers of queries, keys and episode starts.
-        extra: Contiguous tensors, which need no strides, or None.
-        window: Window length in steps, the query's own included.
+        extra: Contiguous tensors, which need no stride arguments; None for absent tensors.
+        window: Window length in steps, including the query's own step.
         num_sinks: Number of sink steps at the start of an episode.
         scale: Factor of the scores.
     """

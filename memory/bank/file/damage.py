@@ -1,4 +1,4 @@
-"""Detection of damaged bank files: values that no bank writes, by disk damage or manipulation."""
+"""Detection of damaged or manipulated bank files, which contain values that no bank writes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DamagedBankError(ValueError):
 
 
 class UnreadableError(ValueError):
-    """Error for an invalid value in the file; the store adds the file's name."""
+    """Error for an invalid value in the file. `Store` turns it into a DamagedBankError with the file name."""
 
 
 # Errors that values of a wrong type raise. Bugs raise them, too, so the file is checked before damage is
@@ -55,7 +55,7 @@ _SCHEMA_CHECKS = (
 
 
 def is_damage_error(error: Exception, connection: sqlite3.Connection) -> bool:
-    """Return True if an error, raised while a file was read or written, is caused by the file's content."""
+    """Return True if the content of the file caused an error during reading or writing."""
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:  # "Could not decode to UTF-8" and errors of a closed file have no code
@@ -69,7 +69,7 @@ def is_damage_error(error: Exception, connection: sqlite3.Connection) -> bool:
 def unpack_vectors(blobs: list[bytes], dimension: int | None = None) -> Float[np.ndarray, "R D"]:
     """Return stored embeddings as an array. Raises UnreadableError if they are invalid.
 
-    All must have `dimension` numbers; None takes the dimension of the first.
+    Each embedding must have `dimension` numbers. If `dimension` is None, the first embedding sets it.
     """
     size = 4 * dimension if dimension is not None else len(blobs[0]) if blobs else 4
     if any(not isinstance(blob, bytes) or len(blob) != size or not size or size % 4 for blob in blobs):
@@ -81,10 +81,13 @@ def unpack_vectors(blobs: list[bytes], dimension: int | None = None) -> Float[np
 
 
 def read_fact(connection: sqlite3.Connection, name: str) -> int | None:
-    """Return an integer of the table `facts`, None if it is not set yet. Raises UnreadableError."""
+    """Return the integer value of the entry `name` in the table `facts`, None if its value is NULL.
+
+    Raises UnreadableError if the entry is missing, or if its value is neither an integer nor NULL.
+    """
     row = connection.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
     if row is None or not isinstance(row[0], int | None):
-        raise UnreadableError(f"the table of facts has no valid {name!r}")
+        raise UnreadableError(f"the table `facts` has no valid entry {name!r}")
     return row[0]
 
 

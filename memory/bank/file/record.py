@@ -34,29 +34,34 @@ _LAST = math.nextafter(
 
 @dataclass(frozen=True)
 class Explanation:
-    """Parts of a hit's score: the score is the sum of all `from_...`, `recency` and `importance`."""
+    """Parts of the score of a hit.
+
+    The score is the sum of `from_words`, `from_embeddings`, `from_neighbours`, `recency` and `importance`.
+    """
 
     keyword_rank: int | None
     """Rank, from 1, among the records that contain words of the query; None if this record has none."""
     dense_rank: int | None
-    """Rank by cosine, from 1, among the candidates; None without an embedding."""
+    """Rank by cosine, from 1, among the candidates of the search; None if the record has no embedding."""
     cosine: float | None
     """Cosine similarity of the record's and the query's embeddings."""
     from_words: float
-    """Score of the query's words: 5 if the record has all of them. A missing rare word costs more."""
+    """Score for the query's words that the record contains: about 5 for all words. Rare words count more."""
     from_embeddings: float
-    """Standard deviations of the cosine above the average record, times the model's fluency in the query's
-    script and the bank's `dense_weight`. The cosine itself in a search by meaning."""
+    """Score for the embedding: the product of z, the bank's `dense_weight`, and the embedding model's fluency
+    in the script of the query (`memory/bank/search/fluency.py`). z is the difference between the cosine and
+    the mean cosine of all records that the search accepts, in standard deviations. In a search with
+    `by="meaning"`, the score is the cosine itself."""
     from_neighbours: float
-    """Score added by the records right before and after it."""
+    """Score for the records right before and after this record in the same conversation or section."""
     recency: float
-    """Amount that recency adds to the score, from 0.02 for a new record down to -0.02."""
+    """Amount that recency adds to the score, from 0.02 for a new record down to -0.02 for an old record."""
     importance: float
     """Amount that importance adds to the score, from -0.02 to 0.02."""
 
     @property
     def summary(self) -> str:
-        """One line with all values that are set, by name."""
+        """One line with the names and values of the parts of the score, without parts that are None."""
         parts = dataclasses.asdict(self).items()
         return ", ".join(f"{name} {_number(value)}" for name, value in parts if value is not None)
 
@@ -67,7 +72,7 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """Record of a memory; only `valid_to`, `renewed` and `sayings` change after it is written."""
+    """Record of a memory bank. After it is written, only `valid_to`, `renewed` and `sayings` change."""
 
     id: str
     """Unique id in the bank."""
@@ -86,7 +91,7 @@ class Record:
     observed: datetime
     """Time of the first statement or observation."""
     renewed: datetime
-    """Time of the latest statement that was merged into it."""
+    """Time of the latest statement that was merged into this record; equal to `observed` if there is none."""
     valid_from: datetime | None
     """Start of validity; None for no start."""
     valid_to: datetime | None
@@ -96,7 +101,7 @@ class Record:
     supersedes: str | None
     """Id of the record that this one replaced; None if it replaced none."""
     sayings: int
-    """Number of statements merged into this record, the first included."""
+    """Number of statements in this record: the first one and all that were merged into the record."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,10 @@ class Hit(Record):
 
 
 def to_seconds(moment: Time, name: str) -> float:
-    """Return seconds since 1970. Raises TypeError or ValueError naming the argument.
+    """Return a time as seconds since 1970. Raises TypeError or ValueError; the message contains `name`.
 
-    A datetime whose seconds fall outside the calendar, as `datetime.max` does by rounding, is clipped.
+    For a datetime the result is clipped to the years 1 to 9999. Without clipping, `datetime.max` would be
+    rounded up to the year 10000.
     """
     if isinstance(moment, datetime):
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
@@ -134,16 +140,20 @@ def to_datetime(seconds: float) -> datetime:
 
 
 def time_zone(moment: Time) -> tzinfo:
-    """Return the time zone of a moment, UTC if it has none."""
+    """Return the time zone of a time, UTC if the time has no time zone."""
     return (moment.tzinfo if isinstance(moment, datetime) else None) or UTC
 
 
 def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
-    """Return the namespace as a tuple. Raises TypeError or ValueError unless it has non-empty strings."""
+    """Return the namespace as a tuple.
+
+    Raises TypeError if the namespace is a string or a part is not a string. Raises ValueError if a part is
+    empty or contains U+001F.
+    """
     if isinstance(namespace, str) or not all(isinstance(part, str) for part in namespace):
         raise TypeError(f'namespace={namespace!r}: pass a tuple of strings such as ("user", "ada")')
     if any(not part or "\x1f" in part for part in namespace):
-        raise ValueError(f"namespace={namespace!r}: its parts must be non-empty, without U+001F")
+        raise ValueError(f"namespace={namespace!r}: every part must be non-empty and without U+001F")
     return tuple(namespace)
 
 
@@ -165,7 +175,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> str:
 def check_choices(
     name: str, values: Iterable[str] | str | None, choices: tuple[str, ...]
 ) -> tuple[str, ...] | None:
-    """Return one or several values as a tuple; None for all.
+    """Return one or several values as a tuple. None, which means all choices, stays None.
 
     Raises ValueError if a value is not among the choices, or if there are no values.
     """
@@ -180,12 +190,15 @@ def check_choices(
 
 
 def join_namespace(namespace: tuple[str, ...]) -> str:
-    """Return a namespace as one string; each part ends in U+001F, so that an outer namespace is a prefix."""
+    """Return a namespace as one string.
+
+    Each part ends in U+001F, so that the string of an outer namespace is a prefix of the strings below it.
+    """
     return "".join(f"{part}\x1f" for part in namespace)
 
 
 def split_namespace(joined_namespace: str) -> tuple[str, ...]:
-    """Return the parts of a string of `join_namespace`."""
+    """Return the namespace whose parts `join_namespace` joined."""
     return tuple(joined_namespace.split("\x1f")[:-1])
 
 

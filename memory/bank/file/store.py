@@ -108,24 +108,26 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Open a write transaction: exclusive among writers, committed at the end or rolled back.
+        """Open a write transaction. It is committed after the `with` block, or rolled back on an exception.
 
-        A nested `writing` of the same thread joins the outer transaction.
+        Only one writer at a time has a write transaction. A nested `writing` in the same thread joins the
+        outer transaction.
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
     def on_rollback(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once if the current transaction has written something and is rolled back.
+        """Call `callback` if the current transaction is rolled back.
 
-        Use it to drop caches that were filled inside the transaction.
+        Use it to drop caches that were filled inside the transaction. If the transaction has not written
+        anything so far, this method does nothing.
         """
         with self._lock:
             if self._connection.in_transaction and self._connection.total_changes > self._changes_at_start:
                 self._rollback_callbacks.add(callback)
 
     def add_tables(self, name: str, migrations: tuple[tuple[str, ...], ...]) -> None:
-        """Create or migrate additional tables; each `name` has its own migration version.
+        """Create or migrate additional tables; the file stores one layout version per `name`.
 
         Raises ValueError if the tables were written by a newer Scrubjay.
         """
@@ -138,13 +140,14 @@ class Store:
                 "CREATE TABLE IF NOT EXISTS layouts (name TEXT PRIMARY KEY, version INTEGER NOT NULL) "
                 "WITHOUT ROWID"
             )
-            self._migrate(migrations, _layout_version(connection, name), f"{name} of layout")
+            self._migrate(migrations, _layout_version(connection, name), f"{name} tables with layout")
             connection.execute("INSERT OR REPLACE INTO layouts VALUES (?, ?)", (name, len(migrations)))
 
     def erase_traces(self) -> None:
-        """Truncate the write-ahead log, which still has deleted content, unless another process reads it.
+        """Truncate the write-ahead log, which still contains deleted content.
 
-        Call it after `writing`; inside a transaction it does nothing.
+        The log is not truncated while another process reads it. Call this method after `writing`; inside a
+        transaction it does nothing.
         """
         with self._lock, self._reporting_damage():
             if not self._connection.in_transaction:
@@ -206,27 +209,30 @@ class Store:
             connection.execute(f"PRAGMA user_version = {len(_MIGRATIONS)}")
 
     def _check_owner(self) -> None:
-        """Raise DamagedBankError if the file is another program's database, before anything is written."""
+        """Raise DamagedBankError if the file is another program's database. Call it before any write."""
         with self.reading() as connection:
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
         if tables and (version == 0 or "records" not in tables):
             raise DamagedBankError(
-                f"{self.path!r} is another program's database, with {', '.join(sorted(tables)[:3])}; give "
-                "the memory a file of its own"
+                f"{self.path!r} is another program's database, with tables {', '.join(sorted(tables)[:3])}; "
+                "choose another file for the memory bank"
             )
 
     def _migrate(self, migrations: Sequence[Sequence[str]], version: int, label: str) -> None:
         if version > len(migrations):
             raise ValueError(
-                f"{self.path!r} has {label} {version}, this Scrubjay supports up to {len(migrations)}; "
-                "upgrade scrubjay to open it"
+                f"{self.path!r} has {label} {version}, but this Scrubjay supports layouts up to "
+                f"{len(migrations)}; upgrade scrubjay to open the file"
             )
         for statement in (s for migration in migrations[version:] for s in migration):
             self._connection.execute(statement)
 
     def _use_log(self) -> None:
-        """Switch to the write-ahead log; retry while locked, since SQLite's timeout does not apply here."""
+        """Switch to the write-ahead log.
+
+        Retry while the file is locked, since SQLite's timeout does not apply to this switch.
+        """
         deadline = time.monotonic() + _LOCK_TIMEOUT
         while True:
             try:
@@ -261,7 +267,7 @@ def select(
     values: Sequence[object] = (),
     key: str = "number",
 ) -> list[tuple]:
-    """Return columns of the records that have their `key` among `numbers` and meet a condition, unordered.
+    """Return columns of the records whose `key` is in `numbers` and that meet a condition, in any order.
 
     Args:
         connection: Connection to the bank's file.

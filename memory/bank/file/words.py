@@ -4,8 +4,8 @@ Latin words are matched by Porter stems; Chinese, Japanese and Korean are split 
 date of a record is among its words, so that a query with a day, a month or a year matches records of that
 date.
 
-SQLite's tokenizer treats a run of Chinese characters as one word, so parts of it do not match. Character
-bigrams need no dictionary and have higher recall than dictionary words.
+SQLite's tokenizer treats a run of Chinese characters as one word, so that parts of the run do not match.
+Character bigrams need no dictionary and have higher recall than dictionary words.
 """
 
 from __future__ import annotations
@@ -40,14 +40,19 @@ _QUERY_STOP_WORDS = STOP_WORDS - {"may"}  # in a query, "may" is more often the 
 
 
 def index_text(text: str) -> str:
-    """Return the text to index; unspaced script becomes bigrams and the last character of each run."""
+    """Return the text to index.
+
+    Each run of Chinese, Japanese or Korean characters is replaced by its bigrams (pairs of adjacent
+    characters) and its last character.
+    """
     return _RUN.sub(lambda run: f" {' '.join(_pairs(run[0]))} {run[0][-1]} ", normalise(text))
 
 
 def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
-    """Return the date of a text's observation for the index, such as "7 May 2023 05 07".
+    """Return the index words of the date on which a text was observed, such as "7 May 2023 05 07".
 
-    The date is in unspaced script if the text is, and empty if the time is outside the calendar.
+    The date is in Chinese characters if the text contains Chinese, Japanese or Korean. The result is empty
+    if the time is outside the calendar.
     """
     try:
         day = datetime.fromtimestamp(observed, zone)
@@ -82,7 +87,10 @@ def day_terms(query: str) -> set[str]:
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-cased words of a text in order; bigrams of characters in unspaced script."""
+    """Return the lower-cased words of a text in order.
+
+    A run of Chinese, Japanese or Korean characters becomes bigrams.
+    """
     result: list[str] = []
     for word in _WORD.findall(normalise(text).lower()):
         position = 0

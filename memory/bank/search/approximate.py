@@ -29,7 +29,7 @@ _BATCH = 8192  # embeddings read at a time
 
 
 class ApproximateIndex(DenseIndex):
-    """Approximate index in files beside the bank, updated with writes of all processes.
+    """Approximate index in files beside the bank. It includes the records that other processes write.
 
     Raises ModuleNotFoundError without usearch.
     """
@@ -44,9 +44,10 @@ class ApproximateIndex(DenseIndex):
         self._sample = _Sample(dimension)
 
     def catch_up(self) -> Iterator[tuple[int, int]]:
-        """Build missing segments; yield (indexed, total) record numbers.
+        """Build the missing segments of the index.
 
-        Call it outside a transaction, as it takes half a millisecond of CPU time per record.
+        Yield a pair after each segment: the last indexed record number and the highest record number. Call
+        this method outside a transaction, since it takes half a millisecond of CPU time per record.
         """
         with self._store.reading() as connection:
             (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM records").fetchone()
@@ -70,22 +71,23 @@ class ApproximateIndex(DenseIndex):
                 self._tail = VectorIndex(self._dimension, after=num_indexed)
 
     def refresh(self, connection: sqlite3.Connection) -> None:
-        """Read the records that no segment contains."""
+        """Read the embeddings that no index segment contains, and update the sample of embeddings."""
         self._connection = connection
         self._tail.refresh(connection)
         self._sample.refresh(connection)
 
     def scan(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Scan:
-        """Return a scan of similarities to a query of length 1."""
+        """Return the similarities of records to a query vector of length 1."""
         sample, stride = self._sample.cosines(query, allows), self._sample.step
         if stride > 1 and len(sample) < _MIN_SAMPLE_MATCHES:
             return self.read_exact(query, allows)
         return _GraphScan(self, self._connection, query, allows, sample, len(sample) * stride)
 
     def nearest(self, query: Float[np.ndarray, "D"], each: int) -> tuple[Int[np.ndarray, "K"], bool]:
-        """Return approximately nearest records, best first, and a flag, True if these are all records.
+        """Return the approximately nearest records as record numbers, and True if these are all records.
 
-        `each` results are requested from each segment and from the records outside all segments.
+        The nearest record comes first. `each` is the number of results to request from each segment, and from
+        the records outside all segments.
         """
         tail = self._tail.scan(query, lambda *scope: True)
         newest_numbers = tail.nearest(each)
@@ -103,7 +105,7 @@ class ApproximateIndex(DenseIndex):
         return max(_MIN_PER_SEGMENT, count // (len(self._graphs) + 1))
 
     def read_exact(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> ExactScan:
-        """Read and score all accepted records."""
+        """Read all records that `allows` accepts, and return their exact cosines."""
         scopes = self._connection.execute("SELECT DISTINCT namespace, kind FROM records").fetchall()
         numbers: list[int] = []
         cosines = [np.zeros(0, dtype=np.float32)]
@@ -139,7 +141,7 @@ class _GraphScan(Scan):
         self._cosine_cache: dict[int, float] = {}
 
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the cosines of accepted records, NaN for a record without an embedding."""
+        """Return the cosine of the query and each of these records, NaN for a record without an embedding."""
         number_list = numbers.tolist()
         missing = [number for number in number_list if number not in self._cosine_cache]
         read_numbers, vectors = read_vectors(self._connection, missing, len(self._query))
@@ -147,7 +149,10 @@ class _GraphScan(Scan):
         return np.array([self._cosine_cache.get(number, np.nan) for number in number_list])
 
     def nearest(self, count: int) -> Int[np.ndarray, "K"]:
-        """Return about the nearest `count` record numbers, sorted by exact cosine; ties: newest first."""
+        """Return the record numbers of roughly the `count` nearest records, sorted by exact cosine.
+
+        Of two records with equal cosines, the newer one comes first.
+        """
         each = self._index.count_per_segment(count)
         while True:
             candidates, all_of_them = self._index.nearest(self._query, each)
@@ -163,16 +168,16 @@ class _GraphScan(Scan):
 
 
 class _Sample:
-    """Regular sample of records, which estimates the distribution of cosines for a query."""
+    """Sample of every n-th record, which estimates the distribution of cosines for a query."""
 
     def __init__(self, dimension: int) -> None:
         self.step = 1
-        """Stride of the sample in record numbers."""
+        """Distance between the numbers of two sampled records."""
         self._dimension = dimension
         self._version: tuple[int, int, int | None] | None = None
 
     def refresh(self, connection: sqlite3.Connection) -> None:
-        """Read the sample again if the file has changed it."""
+        """Read the sampled embeddings again if the sampled records may have changed since the last call."""
         (highest,) = connection.execute("SELECT COALESCE(MAX(number), 0) FROM vectors").fetchone()
         self.step = 1 << max(0, highest // _MAX_SAMPLE).bit_length()
         version = (self.step, highest // self.step, read_fact(connection, "deletions"))
@@ -194,7 +199,7 @@ class _Sample:
 def read_vectors(
     connection: sqlite3.Connection, numbers: Sequence[int], dimension: int
 ) -> tuple[list[int], Float[np.ndarray, "R D"]]:
-    """Return the numbers of the records that have embeddings, and the embeddings."""
+    """Return the record numbers among `numbers` that have an embedding, and these embeddings."""
     vector = "(SELECT vector FROM vectors WHERE vectors.number = records.number)"
     rows = [row for row in select(connection, f"number, {vector}", numbers) if row[1] is not None]
     embedded_numbers, blobs = zip(*rows, strict=True) if rows else ((), ())

@@ -1,4 +1,4 @@
-"""Candidate records of a search, with their neighbours in the chunk."""
+"""Candidate records of a search, and the records before and after each in its conversation or document."""
 
 from __future__ import annotations
 
@@ -32,24 +32,32 @@ class Candidates(NamedTuple):
 
     @classmethod
     def from_rows(cls, rows: Iterable[Row]) -> Self:
-        """Return the candidates of rows without duplicates. Raises UnreadableError on an invalid row."""
+        """Build candidates from database rows, each record once. Raises UnreadableError on an invalid row."""
         try:
             unique_rows = {row[0]: row for row in rows}.values()
             table = np.fromiter(itertools.chain.from_iterable(unique_rows), dtype=np.float64).reshape(-1, 5)
         except (TypeError, ValueError) as error:
             # A column of a damaged or manipulated SQLite file may hold any type.
-            raise UnreadableError(f"a record's place, time or importance is not a number: {error}") from error
+            raise UnreadableError(
+                f"a record's position, time or importance is not a number: {error}"
+            ) from error
         table = table[np.lexsort((table[:, 2], table[:, 1]))]
         numbers, chunks, places, renewed, importance = table.T
         follows = (chunks[1:] == chunks[:-1]) & (places[1:] == places[:-1] + 1)
         return cls(numbers.astype(np.int64), follows.astype(np.float64), renewed, importance)
 
     def before(self, values: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return for each record the value of the record before it, 0 if that is not a candidate."""
+        """Return, for each candidate, the value of the previous record in the same chunk.
+
+        The value is 0 if the previous record is not a candidate.
+        """
         return np.concatenate([[0.0], values[:-1] * self.adjoining])[: len(values)]
 
     def after(self, values: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return for each record the value of the record after it, 0 if that is not a candidate."""
+        """Return, for each candidate, the value of the next record in the same chunk.
+
+        The value is 0 if the next record is not a candidate.
+        """
         return np.concatenate([values[1:] * self.adjoining, [0.0]])[: len(values)]
 
 
@@ -62,15 +70,15 @@ def select_rows(connection: sqlite3.Connection, numbers: Sequence[int], filter: 
 def neighbours(
     connection: sqlite3.Connection, rows: Iterable[Row], exclude: Iterable[Row], filter: Filter
 ) -> list[Row]:
-    """Return the accepted rows right before and after `rows` in their chunks, without the rows of `exclude`.
+    """Return the rows right before and after `rows` in the same chunks, if `filter` accepts them.
 
-    Raises UnreadableError if a place is not a number.
+    The rows of `exclude` are left out. Raises UnreadableError if a position in a chunk is not a number.
     """
     try:
         pairs = {(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)}
         pairs = list(pairs.difference((chunk, place) for _, chunk, place, *_ in exclude))
     except TypeError as error:
-        raise UnreadableError(f"a record's place is not a number: {error}") from error
+        raise UnreadableError(f"a record's position in its chunk is not a number: {error}") from error
     condition, values = filter.condition()
     result: list[Row] = []
     for first in range(0, len(pairs), _MAX_PAIRS):

@@ -1,7 +1,7 @@
 """Dense search: exact cosine similarities of all accepted records to a query.
 
-The embeddings are held by NumPy, so that a bank with a remote embedding service does not import torch, or on
-a torch device (`memory/bank/search/matrix.py`). A scan reads them once.
+NumPy holds the embeddings, so that a bank with a remote embedding service does not import torch. If a torch
+device is chosen, that device holds them (`memory/bank/search/matrix.py`). A scan reads each embedding once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Scan(ABC):
     """Similarities of records to one query."""
 
     def __init__(self, sample: Float[np.ndarray, "S"], count: int) -> None:
-        """Standardize cosines by a sample of the `count` accepted records."""
+        """Compute mean and standard deviation of the cosines in a sample of the `count` accepted records."""
         self.count = count
         """Number of accepted records."""
         sample = sample.astype(np.float64, copy=False)
@@ -43,16 +43,16 @@ class Scan(ABC):
         self._deviation = math.sqrt(max(square - self._mean**2, 0.0))
 
     def deviations(self, cosines: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return z-scores: standard deviations of cosines above the mean of all accepted records."""
+        """Return the z-scores of cosines in the distribution of the cosines of all accepted records."""
         return (cosines - self._mean) / max(self._deviation, _MIN_DEVIATION)
 
     @abstractmethod
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the cosines of accepted records, NaN for a record without an embedding."""
+        """Return the cosine of the query and each of these records, NaN for a record without an embedding."""
 
     @abstractmethod
     def nearest(self, count: int) -> Int[np.ndarray, "K"]:
-        """Return the numbers of up to `count` records, nearest first; ties: newest first."""
+        """Return the record numbers of up to `count` nearest records, best first; ties: newest first."""
 
 
 class DenseIndex(ABC):
@@ -64,7 +64,7 @@ class DenseIndex(ABC):
 
     @abstractmethod
     def scan(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Scan:
-        """Return a scan of similarities to a query of length 1."""
+        """Return the similarities of records to a query vector of length 1."""
 
 
 class ExactScan(Scan):
@@ -75,21 +75,21 @@ class ExactScan(Scan):
         super().__init__(self._cosines, len(cosines))
 
     def cosines(self, numbers: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the cosines of accepted records, NaN for a record without an embedding."""
+        """Return the cosine of the query and each of these records, NaN for a record without an embedding."""
         if not self.count:
             return np.full(len(numbers), np.nan)
         places = np.minimum(np.searchsorted(self._numbers, numbers), self.count - 1)
         return np.where(self._numbers[places] == numbers, self._cosines[places], np.nan)
 
     def nearest(self, count: int) -> Int[np.ndarray, "K"]:
-        """Return the numbers of up to `count` records, nearest first; ties: newest first."""
+        """Return the record numbers of up to `count` nearest records, best first; ties: newest first."""
         return self._numbers[::-1][best(self._cosines[::-1], count)]
 
 
 class VectorIndex(DenseIndex):
-    """Exact index of records with numbers above `after`, updated with writes of all processes.
+    """Exact index of the records with numbers above `after`. It includes records that other processes write.
 
-    NumPy holds the embeddings, or a torch device.
+    The embeddings are in a NumPy array or on a torch device.
     """
 
     def __init__(self, dimension: int, device: torch.device | None = None, after: int = 0) -> None:
@@ -118,7 +118,7 @@ class VectorIndex(DenseIndex):
             self._append(batch)
 
     def scan(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> ExactScan:
-        """Return a scan of similarities to a query of length 1."""
+        """Return the similarities of records to a query vector of length 1."""
         numbers, accepted_scopes = self._numbers[: self._count], [allows(*scope) for scope in self._scopes]
         if all(accepted_scopes):
             return ExactScan(numbers, self._matrix.first_scores(query, self._count))
@@ -166,8 +166,8 @@ def normalize_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarra
     """
     if len(vectors) != count or len({len(vector) for vector in vectors}) != 1:
         raise ValueError(
-            f"the model returned {len(vectors)} embeddings for {count} texts; it must return one per text, "
-            "all of one dimension"
+            f"the embedding model returned {len(vectors)} vectors for {count} texts; it must return one "
+            "vector per text, and all vectors must have the same dimension"
         )
     array = np.array(vectors, dtype=np.float32)
     if not np.isfinite(array).all():

@@ -13,11 +13,11 @@ class Filter:
     at: float
     """Time at which records must be valid, in seconds since 1970."""
     kinds: tuple[str, ...] | None
-    """Accepted kinds; None for all."""
+    """Kinds of record that the filter accepts; None accepts all kinds."""
     namespace: str | None
-    """Prefix of the stored namespace; None for all."""
+    """Accepted namespace, a string from `join_namespace`, with all namespaces below it; None accepts all."""
     trusts: tuple[str, ...] | None
-    """Accepted authors; None for all."""
+    """Authors whose records the filter accepts; None accepts all authors."""
 
     def condition(self) -> tuple[str, list[object]]:
         """Return the SQL condition and the values of its placeholders."""

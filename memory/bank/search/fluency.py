@@ -1,8 +1,8 @@
 """Fluency of an embedding model in a script, measured on twelve questions and answers in that script.
 
-A model returns vectors for languages that it was not trained on, too, and the cosines of a single query do
-not reveal it. The model is therefore tested once per script, on questions and answers that share no words
-(`fluency.json`): an English model matches nearly all pairs in Latin script and none in Chinese.
+A model also returns vectors for a language that it was not trained on. The cosines of a single query do not
+reveal this. The model is therefore tested once per script, on questions and answers that share no words
+(`fluency.json`). An English model matches nearly all pairs in Latin script and none in Chinese.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def script_of(text: str) -> str:
 def fluency(embeddings: Embeddings, script: str) -> float:
     """Return the fluency of an embedding model in a script, from 0.02 to 1; 1 if there are no test questions.
 
-    Fluency is 2p - 1, where p is the probability that a question is nearer to its own answer than to another
-    (the area under the ROC curve, scaled so that chance is 0). One call embeds all 24 texts. Raises
-    ValueError on invalid vectors.
+    Fluency is 2p - 1, which is 0 for chance. p is the probability that a question and its own answer are
+    nearer than a wrong pair that shares one of the two texts (area under the ROC curve). One call embeds all
+    24 texts. Raises ValueError on invalid vectors.
     """
     pairs = question_pairs().get(script)
     if pairs is None:

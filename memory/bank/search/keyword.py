@@ -1,10 +1,10 @@
 """Keyword search: the share of a query's words that a record contains, by BM25.
 
-BM25 is computed by SQLite's FTS5 (Robertson & Zaragoza 2009). The sum over the query's words is divided by
-the sum of their inverse document frequencies (rarities), so that scores of short and long queries are
-comparable. Runtime grows with the number of matching records. Words in too many records therefore select no
-candidates; they only add to the score of candidates that rarer words select. If all words are that common,
-the newest records with the rarest word are the candidates.
+SQLite's FTS5 computes BM25 (Robertson & Zaragoza 2009), a sum over the words of the query. The sum is divided
+by the sum of the words' inverse document frequencies (rarities), so that scores of short and long queries are
+comparable. The runtime grows with the number of matching records. Therefore words that occur in too many
+records select no candidates. They only add to the score of candidates that rarer words select. If all words
+are too common, the newest records with the rarest word are the candidates.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ class KeywordMatches(NamedTuple):
     """Keyword scores of the records that contain words of a query."""
 
     coverage: dict[int, float]
-    """Share of the query's words, weighted by rarity, by record number."""
+    """Share of the query's words that a record contains, weighted by rarity. Keys are record numbers."""
     neighbour_coverage: dict[int, float]
-    """Coverage without date words, which a record lends to its neighbours. Records of one day and their
-    neighbours contain the same date words by themselves."""
+    """Share of the query's words other than date words that a record contains, weighted by rarity. Keys are
+    record numbers. A fraction of a record's share is added to the scores of the records right before and
+    after it. Date words are left out, since the date of a record says nothing about its neighbours."""
     rows: list[Row]
     """Rows of the best matches, best first."""
 
@@ -38,9 +39,11 @@ class KeywordMatches(NamedTuple):
 def match_keywords(
     connection: sqlite3.Connection, query: str, filter: Filter, count: int, min_rarity: float
 ) -> KeywordMatches:
-    """Return the keyword scores of a query, with the rows of at least `count` valid matches if available.
+    """Return the keyword scores of a query, and the rows of the best valid matches.
 
-    Ties are sorted newest first. The sum of rarities is at least `min_rarity`.
+    At least `count` rows are returned, or all valid matches if there are fewer.
+    Records with equal scores are sorted newest first. Scores are divided by the sum of the rarities of the
+    query's words, or by `min_rarity` if this sum is smaller.
     """
     counts = {term: _count(connection, term) for term in match_terms(query)}
     records = _count_records(connection)
@@ -78,7 +81,7 @@ def _score_records(
 
 
 def _build_expression(connection: sqlite3.Connection, counts: dict[str, int], scope: str) -> tuple[str, int]:
-    """Return an FTS5 expression with a bounded number of matches, and the oldest record number to score.
+    """Return an FTS5 expression with a bounded number of matches, and the lowest record number to score.
 
     The expression is empty if no record matches.
     """

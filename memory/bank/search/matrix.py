@@ -32,11 +32,11 @@ class Matrix:
         self._rows[self._to_device(rows)] = self._to_device(vectors)
 
     def keep(self, rows: Int[np.ndarray, "R"]) -> None:
-        """Drop all other rows and the reserved memory."""
+        """Drop all rows that are not in `rows`, and release the reserved memory."""
         self._rows = self._rows[self._to_device(rows)]
 
     def scores(self, query: Float[np.ndarray, "D"], rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the dot products of the given rows with a query."""
+        """Return the dot products of these rows with a query."""
         return self._to_numpy(row_scores(self._to_device(query[None]), self._rows, self._to_device(rows)))[0]
 
     def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
@@ -73,7 +73,11 @@ class DeviceMatrix(Matrix):
 
 
 def reserve_rows(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
-    """Return an array or tensor with at least `rows` rows; reallocation reserves more, to amortize growth."""
+    """Return the array or tensor with at least `rows` rows.
+
+    If `array` is too short, it is copied to an array with at least 1.5 times as many rows, so that copies
+    stay rare.
+    """
     if rows <= len(array):
         return array
     larger = zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)

@@ -1,15 +1,18 @@
 """Ranking of records by embedding similarity, keyword coverage, and the scores of their neighbours.
 
-    score = z + 5 (w + half of w before and after) + 1.5 max(0, largest z before or after - sqrt(2 ln N))
+    score = z + 5 (w + (w1 + w2) / 2) + 1.5 max(0, max(z1, z2) - sqrt(2 ln N))
 
-- z is the z-score of the cosine among all N accepted records, since the range of cosines depends on the
-  model: 0 to 1 for one, above 0.7 for another. It is multiplied by the bank's `dense_weight` and by the
-  model's fluency in the query's script (`memory/bank/search/fluency.py`).
-- w is the share of the query's words that a record contains (`memory/bank/search/keyword.py`), about 1 for
-  all words. Convex combinations outperform rank fusion (Bruch, Gai and Ingber 2023, arXiv 2210.11934).
-- A reply need not repeat the words of its question, so it gets a share of the scores of its neighbours in the
-  segment: of w except date words, which the neighbours contain themselves; of z only if a neighbour's z
-  exceeds the expected maximum of N random records.
+- z is the embedding similarity: the z-score of the record's cosine among all N accepted records. A z-score is
+  used because the range of cosines depends on the model: 0 to 1 for some, above 0.7 for others. z is
+  multiplied by the bank's `dense_weight` and by the model's fluency in the query's script
+  (`memory/bank/search/fluency.py`).
+- w is the share of the query's words that the record contains (`memory/bank/search/keyword.py`), about 1 for
+  all words. z and w are added, since convex combinations outperform rank fusion (Bruch, Gai and Ingber 2023,
+  arXiv 2210.11934).
+- w1, w2, z1 and z2 belong to the neighbours: the previous and the next record of the same chunk. Neighbours
+  count because a reply need not repeat the words of its question. w1 and w2 leave out date words, since each
+  record contains the words of its own date. z1 and z2 count only above sqrt(2 ln N), the expected maximum of
+  N random z-scores.
 - Recency and importance each change the score by at most 0.02: they break ties.
 
 The weights were tuned on the development parts of `experiments/quality/datasets/parts.json`.
@@ -43,7 +46,7 @@ _MATCH_FACTOR = 2  # keyword matches per depth, since many records may contain t
 
 
 class RankedRecord(NamedTuple):
-    """Search result by record number."""
+    """Search result: the number of a record and its score."""
 
     number: int
     score: float
@@ -67,7 +70,7 @@ def recall(
         connection: Connection to the bank's file.
         query: Words or a question.
         scan: Similarities of records to the query; None for keywords alone.
-        dense_weight: Weight of one standard deviation of cosine similarity.
+        dense_weight: Factor of the z-scores of cosine similarities.
         filter: Filter on records.
         now: Current time in seconds, from which the age of records is computed.
         k: Maximum number of records.
@@ -129,7 +132,7 @@ def recall(
 
 
 def rank_by_cosine(connection: sqlite3.Connection, scan: Scan, filter: Filter, k: int) -> list[RankedRecord]:
-    """Return the `k` records with the largest cosines, which are their scores; ties: newest first."""
+    """Return the `k` records with the largest cosines; ties: newest first. The cosines are the scores."""
     near_numbers = _numbers(_nearest_rows(connection, scan, filter, k)[:k])
     return [
         RankedRecord(number, cosine, Explanation(None, rank, cosine, 0.0, cosine, 0.0, 0.0, 0.0))

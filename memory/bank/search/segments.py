@@ -1,17 +1,22 @@
 """Segment files of an approximate index beside a bank, one per range of record numbers (extra `ann`).
 
-`bank.db-ann/` contains HNSW graphs (Malkov and Yashunin 2016, arXiv 1603.09320) of half-precision embeddings,
-written by usearch and memory-mapped. A segment is built once all its record numbers are in use; afterwards
-only `forget` changes it. An interrupted build therefore resumes at the next segment, and readers and writers
-of all processes wait for one segment at most. SQLite is authoritative: a file stores a hash of the id of its
-last record, and it is rebuilt if the bank has another record there, or if its checksum, verified before
-mapping, is wrong. The checksum protects against disk damage, not against an attacker, who can forge it:
-delete the index that came with an untrusted bank.
+The folder `bank.db-ann/` contains HNSW graphs (Malkov and Yashunin 2016, arXiv 1603.09320) of half-precision
+embeddings. usearch writes the files, and a search maps them into memory. A segment is built once all its
+record numbers are in use. Afterwards only `forget` changes the segment.
 
-Deletion: files are put in place, and records deleted, under SQLite's write lock. The writer overwrites the
-embedding of a deleted record in the file; if the embedding occurs twice or not at all, the file is deleted. A
-file with a higher deletion count than the bank comes from a transaction that was rolled back; it is deleted
-before the bank reaches that count again.
+Segments are built and saved one by one. An interrupted build therefore resumes at the first segment that is
+missing. No transaction is open while a graph is built. Transactions of other threads and processes wait at
+most while the build reads or saves one segment.
+
+SQLite is authoritative. A segment file stores a hash of the id of its last record. The file is rebuilt if the
+bank has another last record in the range, or if the checksum of the file is wrong. The checksum is verified
+before the file is mapped. It protects against disk damage, but an attacker can forge it. Therefore delete the
+index of an untrusted bank.
+
+Files are moved into place, and records are deleted, under SQLite's write lock. `forget` overwrites the
+embedding of the deleted record in the segment file. If the embedding occurs twice or not at all in the file,
+the file is deleted. A rolled-back transaction may leave a file with a higher deletion count than the bank.
+This file is deleted before the bank reaches that count again.
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ from scrubjay.memory.bank.file.damage import read_fact
 from scrubjay.memory.bank.file.store import Store
 
 SEGMENT = 65_536
-"""Number of record numbers per segment."""
+"""Size of a segment in record numbers, including those of deleted records."""
 _MAGIC = b"scrubjay-ann-2\0\0"
 _TRAILER = struct.Struct("<16sqqq32s32s")
 _NUM_ROOTS = 256  # records of a graph that are added sequentially
@@ -41,7 +46,7 @@ _PART_NAME = "part"  # name of the file being written; one at a time
 
 
 class _Trailer(NamedTuple):
-    """Trailer of a segment file."""
+    """Metadata at the end of a segment file of the approximate index."""
 
     mark: bytes
     length: int
@@ -50,12 +55,12 @@ class _Trailer(NamedTuple):
     deletions: int
     """Deletion count of the bank when the file was last written."""
     last: bytes
-    """Result of `hash_last_record`."""
+    """Hash of the id of the last record in the segment, from `hash_last_record`."""
     checksum: bytes = bytes(32)
-    """Checksum of the graph and of the fields above."""
+    """Checksum of the graph and of all other fields of this trailer."""
 
     def sign(self, graph: Iterable[bytes]) -> _Trailer:
-        """Return the trailer with its checksum; `graph` yields the graph in pieces."""
+        """Return the trailer with its checksum; `graph` yields the bytes of the graph in pieces."""
         digest = hashlib.blake2b(_TRAILER.pack(*self._replace(checksum=bytes(32))), digest_size=32)
         for piece in graph:
             digest.update(piece)
@@ -63,17 +68,17 @@ class _Trailer(NamedTuple):
 
 
 class Segments:
-    """Segments of a bank's index."""
+    """Segment files of a bank's approximate index."""
 
     def __init__(self, store: Store, dimension: int) -> None:
         self._store, self._dimension = store, dimension
         self._open_graphs: dict[int, tuple[tuple[int, int], Any]] = {}
 
     def open(self, connection: sqlite3.Connection, segment: int) -> Any:
-        """Return the graph of a segment; map it again if its file has changed.
+        """Return the graph of a segment; map the file again if it has changed.
 
-        Raises FileNotFoundError if the file does not exist, ValueError, RuntimeError or OSError if it is
-        unusable.
+        Raises FileNotFoundError if the file does not exist. Raises ValueError, RuntimeError or OSError if the
+        file is unusable.
         """
         path = _segment_path(self._store.path, segment)
         try:
@@ -81,16 +86,17 @@ class Segments:
             trailer = _read_trailer(path)
             if trailer.dimension != self._dimension:
                 raise ValueError(
-                    f"its embeddings have dimension {trailer.dimension}, the bank's have {self._dimension}"
+                    f"{path} has embeddings of dimension {trailer.dimension}, "
+                    f"but the bank has embeddings of dimension {self._dimension}"
                 )
             # More deletions than the bank: one was rolled back in the bank after the file had been changed.
             ahead = trailer.deletions > count_deletions(connection)
             if ahead or trailer.last != hash_last_record(connection, segment):
-                raise ValueError("it was built from records that the bank does not have")
+                raise ValueError(f"{path} was built from records that the bank does not have")
             if segment not in self._open_graphs or self._open_graphs[segment][0] != stamp:
                 # Mapping a damaged file would crash the process.
                 if trailer.sign(_read_pieces(path, trailer.length)) != trailer:
-                    raise ValueError("it is damaged: wrong checksum")
+                    raise ValueError(f"{path} is damaged: wrong checksum")
                 graph = _empty_graph(self._dimension)
                 graph.view(str(path))
                 self._open_graphs[segment] = stamp, graph
@@ -102,7 +108,8 @@ class Segments:
     def build(self, segment: int) -> Any:
         """Build the graph of a segment that could not be opened, save it, and return it.
 
-        Other processes can read and write the bank meanwhile. Returns None if all its records were deleted.
+        Other processes can read and write the bank meanwhile. Returns None if all records of the segment were
+        deleted.
         """
         path = _segment_path(self._store.path, segment)
         with self._store.writing() as connection:
@@ -111,7 +118,7 @@ class Segments:
             except FileNotFoundError:
                 pass
             except (ValueError, RuntimeError, OSError) as error:
-                warnings.warn(f"rebuilding {path}: {error}", stacklevel=2)
+                warnings.warn(f"rebuilding segment {segment} of the search index: {error}", stacklevel=2)
         while True:
             with self._store.reading() as connection:
                 deletions = count_deletions(connection)
@@ -134,7 +141,7 @@ class Segments:
 
 
 def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, vector: bytes | None) -> None:
-    """Overwrite the embedding of a record in its segment, after `connection` has deleted the record."""
+    """Overwrite a record's embedding in the index files, after `connection` has deleted the record."""
     segment = (number - 1) // SEGMENT
     path = _segment_path(bank, segment)
     (path.parent / _PART_NAME).unlink(missing_ok=True)  # left by a process that crashed
@@ -168,7 +175,7 @@ def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, ve
 
 
 def _segment_bounds(segment: int) -> tuple[int, int]:
-    """Return the record number before a segment's first one, and its last one."""
+    """Return the last record number before a segment, and the last record number in the segment."""
     return segment * SEGMENT, (segment + 1) * SEGMENT
 
 
@@ -182,9 +189,10 @@ def hash_last_record(connection: sqlite3.Connection, segment: int) -> bytes | No
 
 
 def add_vectors(graph: Any, numbers: Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
-    """Add records to an empty graph on all cores, and re-add records that a search for all does not return.
+    """Add records to an empty graph on all cores. Add unreachable records again.
 
-    Raises KeyboardInterrupt on Ctrl-C, for which usearch raises RuntimeError.
+    A record is unreachable if a search for all records does not return it. Raises KeyboardInterrupt on
+    Ctrl-C, where usearch itself raises RuntimeError.
     """
     # Records that are added concurrently do not link to each other, and some become unreachable. The first
     # records are therefore added sequentially, and unreachable ones are added again at the end. Among many
@@ -244,7 +252,7 @@ def _read_trailer(path: Path) -> _Trailer:
         trailer = _Trailer(*_TRAILER.unpack(end))
         if trailer.mark == _MAGIC and trailer.length == size - _TRAILER.size:
             return trailer
-    raise ValueError("it is not a complete index segment")
+    raise ValueError(f"{path} is not a complete index segment")
 
 
 def _read_pieces(path: Path, length: int) -> Iterator[bytes]:

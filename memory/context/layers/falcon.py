@@ -19,7 +19,7 @@ def falcon_modules(decoder: nn.Module) -> list[nn.Module]:
 
 
 def serve_falcon(decoder: nn.Module) -> bool:
-    """Make Falcon's attention modules use a `PolicyCache`; return whether there are such modules."""
+    """Make the attention modules of a Falcon model use a `PolicyCache`; return False for other models."""
     modules = falcon_modules(decoder)
     for module in modules:
         if not isinstance(module.forward, functools.partial):
@@ -29,14 +29,16 @@ def serve_falcon(decoder: nn.Module) -> bool:
 
 @contextmanager
 def falcon_attention(decoder: nn.Module, attention: Attention) -> Iterator[None]:
-    """Make Falcon's attention modules call `attention` inside the block, with any cache except `PolicyCache`.
+    """Make Falcon's attention modules call the function `attention` inside the `with` block.
 
-    Raises ValueError for ALiBi, whose bias is not passed to attention functions.
+    Do not use a `PolicyCache` inside this block. Raises ValueError on a model with ALiBi, because attention
+    functions do not receive the ALiBi bias.
     """
     modules = falcon_modules(decoder)
     if modules and getattr(decoder.config, "alibi", False):
         raise ValueError(
-            "this Falcon adds an ALiBi bias inside its attention module; use a Falcon with rotary positions"
+            "this Falcon model adds an ALiBi bias inside its attention module, which is not supported; use a "
+            "Falcon model with rotary positions"
         )
     before = [module.__dict__.get("forward") for module in modules]
     try:

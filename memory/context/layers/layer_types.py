@@ -1,4 +1,4 @@
-"""Layer types of a model from its config, and checks for models that no policy supports."""
+"""Layer types from a model's config, and errors for models that no policy supports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class LayerType(NamedTuple):
     attends: bool
     """True for a layer with keys and values."""
     window: int | None
-    """Tokens that a query sees, its own included, or tokens per chunk; None for full attention."""
+    """Number of tokens in a window or, with `is_chunked`, in a chunk; None for full attention.
+
+    A window includes the query's own token."""
     is_chunked: bool
     """True for chunked attention, False for a sliding window."""
     states: int
@@ -39,24 +41,24 @@ def get_layer_types(config: PreTrainedConfig) -> list[LayerType]:
         )
     if getattr(config, "alibi", False) or name in ("bloom", "mpt"):
         raise ValueError(
-            f"{name} adds positions to its scores (ALiBi), which policies do not support: use the model's "
-            "own cache"
+            f"{name} adds a position bias to its attention scores (ALiBi), which policies do not support: "
+            "use the model's own cache"
         )
     if name == "recurrent_gemma":
         raise ValueError(
-            f"{name} keeps states in its modules instead of its cache, so that conversations would mix: use "
-            "a model whose states are in the cache"
+            f"{name} keeps states in its modules, not in the cache, so different conversations would share "
+            "states: use a model that keeps its states in the cache"
         )
     if (loops := getattr(config, "n_recurrent_loops", 1)) > 1:
         raise ValueError(
-            f"{name} runs its layers {loops} times in a call with additional caches, which policies do not "
-            "support: use the model's own cache"
+            f"{name} runs its layers {loops} times in a call and uses additional caches, which policies do "
+            "not support: use the model's own cache"
         )
     types, options = get_layer_types_and_kwargs(config)
     if "reuse" in (getattr(config, "kv_sharing_modes", None) or []):
         raise ValueError(
-            f"{name} has layers that read the keys of other layers, which a policy may have evicted: use the "
-            "model's own cache"
+            f"{name} has layers that read the keys of other layers, but a policy may have evicted these "
+            "keys: use the model's own cache"
         )
     if unknown := sorted(set(types) - _ATTENTION_TYPES - _STATE_TYPES - {_STATELESS}):
         raise ValueError(

@@ -1,6 +1,7 @@
-"""Cache layer of a model's own sliding window or chunked attention; it keeps the tokens in view.
+"""Policy and memory of a model layer with its own sliding window or chunked attention.
 
-The user's policy does not apply: the window is part of the model, and tokens keep their positions.
+The layer retains only the tokens that later tokens can read. The user's policy does not apply, because the
+window is part of the model. Tokens keep their positions in the text.
 """
 
 from __future__ import annotations
@@ -19,24 +20,28 @@ from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Lay
 
 @dataclass(frozen=True)
 class LocalWindowPolicy(ContextPolicy):
-    """Sliding window or chunk of a model layer without full attention."""
+    """Policy of a model layer with a sliding window or chunked attention."""
 
     window: int
-    """Columns that a token sees, its own included; or columns per chunk."""
+    """Number of tokens in a window, including the query's own token; with `is_chunked`, in a chunk."""
     is_chunked: bool = False
-    """Use chunked attention, as in Llama 4: a token sees its chunk up to itself, not the last columns."""
+    """Use chunked attention, as in Llama 4: a token reads the tokens of its own chunk up to itself."""
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
         return LocalWindowMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the keys, values and times of at most `window` columns."""
+        """Return the cache size in bytes: keys, values and text indices of at most `window` tokens."""
         return min(tokens, self.window) * (shape.token_bytes + shape.layers * shape.batch * 8)
 
 
 class LocalWindowMemory(LayerMemory):
-    """Memory of one layer. State: `keys`, `values`, `time` of the last columns, a ring buffer once full."""
+    """Memory of one layer with a sliding window or chunked attention.
+
+    State: `keys`, `values` and `time` (index in the text) of the last tokens. Once the window is full, these
+    tensors are ring buffers.
+    """
 
     def __init__(self, policy: LocalWindowPolicy) -> None:
         super().__init__()
@@ -44,7 +49,11 @@ class LocalWindowMemory(LayerMemory):
         self._oldest = 0  # column in a full ring buffer
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        """Return the attention output: over the ring buffer for one token, over a band for several tokens."""
+        """Return the attention output of the new tokens, and store their keys and values.
+
+        A single new token reads a ring buffer of the last tokens. Several new tokens read past and new tokens
+        under a window mask.
+        """
         if step.length > 1 or torch.is_grad_enabled() or not self._full:
             return self._attend_to_band(query, keys, values, step, scoring)
         self.state = make_writable(self.state)
@@ -63,11 +72,15 @@ class LocalWindowMemory(LayerMemory):
         """Do nothing: `attend` has already stored the new tokens."""
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last columns. Raises ValueError once the window has dropped columns."""
+        """Remove the last `columns` tokens.
+
+        Raises ValueError if the window is full. A full window may have dropped tokens that the shorter text
+        needs.
+        """
         if self._full:
             raise ValueError(
-                f"crop: the model's own window of {self.policy.window} has dropped tokens that the shorter "
-                "text needs; save the cache first and load it again instead"
+                f"crop: the model's own window of {self.policy.window} tokens has dropped tokens that the "
+                "shorter text needs; save the cache before you add tokens, and load it instead of cropping"
             )
         columns_left = self.state["time"].shape[1] - columns
         self.state = {
@@ -76,7 +89,7 @@ class LocalWindowMemory(LayerMemory):
         }
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state in the order of the text."""
+        """Return the state, with the tokens in the order of the text."""
         return self._in_order()
 
     @property
@@ -121,7 +134,7 @@ class LocalWindowMemory(LayerMemory):
     def _sees(
         self, query: Int[Tensor, "batch rows"], keys: Int[Tensor, "batch columns"]
     ) -> Bool[Tensor, "batch rows columns"]:
-        """Return the mask of columns that are not padding and, with chunks, lie in the query's chunk."""
+        """Return a mask: True if a key is not padding and, in chunked attention, is in the query's chunk."""
         visible = (keys >= 0)[:, None].expand(-1, query.shape[1], -1)
         if not self.policy.is_chunked:
             return visible

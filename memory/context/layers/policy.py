@@ -25,7 +25,7 @@ class LayeredCache(Protocol):
     """True once a layer has processed tokens of the current call."""
 
     track_tokens: bool
-    """True if values carry token marks, so that retained tokens can be listed."""
+    """True if each value vector gets extra coordinates that identify its token, for `get_retained_tokens`."""
 
     @property
     def layers(self) -> Sized:
@@ -34,23 +34,23 @@ class LayeredCache(Protocol):
 
     @property
     def rotaries(self) -> Sequence[Rotary | None]:
-        """Rotary positions of each layer; None for layers whose keys are not moved."""
+        """Rotary positions of each layer; None for a layer whose policy keeps the model's positions."""
         ...
 
     def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
-        """Return the new tokens of this call."""
+        """Return the new tokens of this call as a `Step`."""
         ...
 
     def allocate(self, index: int, length: int) -> None:
-        """Set the budgets of the layers up to `index`."""
+        """Set the token budgets of layers 0 to `index`."""
         ...
 
 
 class PolicyLayer(CacheLayerMixin):
     """Transformers cache layer with the memory of one layer under its policy.
 
-    `shared_index` is the first layer with an equal policy and equal rotary positions; the layers share what
-    they compute for a step.
+    `shared_index` is the index of the first layer with an equal policy and equal rotary positions. Layers
+    with the same `shared_index` share the results of `Step.compute_once`.
     """
 
     def __init__(self, cache: LayeredCache, index: int, policy: ContextPolicy, shared_index: int) -> None:
@@ -73,7 +73,7 @@ class PolicyLayer(CacheLayerMixin):
 
     @property
     def sees_everything(self) -> bool:
-        """True for full attention, to which the cache's policy applies."""
+        """True for a layer with full attention. The cache's policy applies only to such layers."""
         return not isinstance(self.policy, LocalWindowPolicy)
 
     def attend(
@@ -90,7 +90,7 @@ class PolicyLayer(CacheLayerMixin):
             query: Queries of the new tokens, already rotated by the model.
             keys: Keys of the new tokens, already rotated by the model.
             values: Values of the new tokens.
-            mask: The tokenizer's padding mask, "batch columns"; None without padding.
+            mask: The tokenizer's mask of past and new tokens, "batch tokens"; None without padding.
             scoring: The model's scale, soft cap and learned sinks.
         """
         # A layer with its own budget may retain other tokens than all other layers.
@@ -120,10 +120,16 @@ class PolicyLayer(CacheLayerMixin):
         return out
 
     def get_retained_tokens(self, counts: Int[Tensor, " batch"]) -> RetainedTokens:
-        """Return the retained tokens of texts of `counts` tokens; raise ValueError before the first token."""
+        """Return the tokens that the layer retains; `counts` is the number of tokens of each text.
+
+        Raises ValueError if the layer has read no token since it was built or loaded.
+        """
         values, count = self.memory.get_retained_values(counts), int(counts.max())
         if values is None or self.first_share is None:
-            raise ValueError("the cache has seen no token yet, or none since it was loaded")
+            raise ValueError(
+                "the cache has read no token yet, or none since it was loaded; call the model with this "
+                "cache first"
+            )
         stored_mask = find_tokens(values.values, count)
         read_mask = stored_mask if values.read_values is None else find_tokens(values.read_values, count)
         fetched_mask = (
@@ -134,7 +140,10 @@ class PolicyLayer(CacheLayerMixin):
         return RetainedTokens(stored_mask, read_mask, fetched_mask, self.first_share)
 
     def shrink(self, budget: int) -> None:
-        """Reduce the budget to `budget` tokens, also for the prompt just read."""
+        """Reduce the layer's budget to `budget` tokens.
+
+        This also evicts tokens of the prompt that the layer has just read, if the budget is not yet final.
+        """
         self.memory.shrink(budget)
         self.budget = budget
 
@@ -147,24 +156,24 @@ class PolicyLayer(CacheLayerMixin):
         self.memory.load_state_dict(state)
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes on the model's device, or those offloaded to `place`, "cpu" or "disk"."""
+        """Return the bytes on the model's device, or the bytes offloaded to `place` ("cpu" or "disk")."""
         return self.memory.nbytes(place)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Do nothing: a memory allocates when it receives tokens."""
+        """Do nothing: the layer's memory allocates tensors when it receives tokens."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return the new keys and values unchanged; `PolicyCache.update` passes them to the policy."""
+        """Return the new keys and values unchanged; the attention function passes them to the policy."""
         return key_states, value_states
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return the number of columns of a padding mask, and their offset 0."""
+        """Return the length of a padding mask over past and new tokens, and its offset, which is 0."""
         return self.past_length + query_length, 0
 
     def get_seq_length(self) -> int:
-        """Return the number of columns seen, retained or not, padding included."""
+        """Return the number of tokens read so far, with evicted tokens and padding included."""
         return self.past_length
 
     def get_max_length(self) -> int:
@@ -172,7 +181,7 @@ class PolicyLayer(CacheLayerMixin):
         return -1
 
     def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows, in this order."""
+        """Select the batch rows with the indices `beam_idx`, in this order."""
         self.memory.reorder(beam_idx)
         if self.shape is not None:
             self.shape = dataclasses.replace(self.shape, batch=len(beam_idx))

@@ -1,8 +1,8 @@
-"""Rotary positions of a model's layers, found by a probe, since model families implement them differently.
+"""Rotary positions of a model's layers, measured by a probe of the model.
 
-The probe reads a single token at two positions. The token attends only to itself at either position, so in
-every layer the two passes differ only in the rotation of its key. Its query must be rotated alike, up to a
-factor.
+Model families implement rotary positions differently, so the probe does not rely on their code. It runs the
+model on a single token at two positions. The token attends only to itself, so in every layer the keys of the
+two runs differ only by a rotation. The queries must differ by the same rotation, up to a factor.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ class ModelRotation(NamedTuple):
     """Rotary positions of a model by layer."""
 
     by_layer: tuple[Rotary | None, ...]
-    """Rotary positions of each layer, shared by layers with equal ones; None if unknown or without keys."""
+    """Rotary positions of each layer; None for a layer without keys or with unknown positions.
+
+    Layers with equal rotary positions share one object."""
     sizes: dict[int, tuple[int, int]]
-    """Number of key heads and key width of each layer with keys."""
+    """(number of key heads, key width) of each layer with keys, by layer index."""
     num_types: int
     """Number of rotary embeddings that the model has."""
     dynamic_type: str | None
@@ -47,7 +49,10 @@ _rotations: WeakKeyDictionary[nn.Module, ModelRotation] = WeakKeyDictionary()
 
 
 def decoder_of(model: PreTrainedModel) -> Any:
-    """Return the decoder with the attention layers; some models call their last layer their decoder."""
+    """Return the submodel with the attention layers.
+
+    This is `get_decoder()`, except for models in which `get_decoder()` returns only the last layer.
+    """
     decoder = model.get_decoder()
     return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
 
@@ -63,7 +68,10 @@ def has_rotary(decoder: nn.Module) -> bool:
 
 
 def find_rotation(model: PreTrainedModel) -> ModelRotation:
-    """Return the rotary positions of a model's layers; the model is probed once."""
+    """Return the rotary positions of a model's layers.
+
+    The first call runs the model to measure the positions. Later calls return the stored result.
+    """
     if model not in _rotations:
         _rotations[model] = _probe_rotation(model)
     return _rotations[model]
@@ -124,7 +132,7 @@ def _layouts(pairs: int, width: int) -> Iterator[PairLayout]:
 
 
 def _frequency_getters(decoder: nn.Module) -> Iterator[Callable[[], Tensor]]:
-    """Yield a getter of the frequencies of each rotary embedding in a decoder."""
+    """Yield a function for each rotary embedding in a decoder; the function returns the frequencies."""
     for module in decoder.modules():
         for name, _ in module.named_buffers(recurse=False):
             if name.endswith("inv_freq") and not name.endswith("original_inv_freq"):
@@ -138,26 +146,26 @@ def _rope_types(module: nn.Module) -> set[str]:
 
 
 class _Rounding(NamedTuple):
-    """Bound on the rounding error of a rotation in a model's precision, for each pair of coordinates.
+    """Bound on the rounding error of a rotation, relative to the size of each pair of coordinates.
 
-    Trained models have channels a hundred times as large as others. With one bound relative to the largest
-    channels, the rotation of all other pairs would count as rounding.
+    In trained models, some channels are a hundred times as large as other channels. A single bound relative
+    to the largest channels would be so loose that it would accept any rotation of the small channels.
     """
 
     relative: float
-    """Error relative to the norm of a pair."""
+    """Largest allowed error of a coordinate, relative to the norm of its coordinate pair."""
     absolute: float
-    """Absolute error, for subnormal numbers."""
+    """Absolute part of the error bound, for subnormal numbers."""
 
     @classmethod
     def from_dtype(cls, dtype: torch.dtype) -> Self:
-        """Return the bounds for a dtype."""
+        """Return the bounds on rounding errors for a dtype."""
         kind = torch.finfo(dtype)
         # Angles are float32 in any model. Rounding cosines, products and their sum makes less than 3 eps.
         return cls(max(4 * kind.eps, 1e-4), 4 * kind.smallest_normal * kind.eps)
 
     def error(self, expected: Tensor, actual: Tensor, layout: PairLayout) -> float:
-        """Return the largest difference as a multiple of its bound; NaN and infinities exceed any."""
+        """Return the largest ratio of `|actual - expected|` to its bound; NaN counts as infinity."""
         interleaved_pairs = layout.interleave(expected)
         pairs = interleaved_pairs[..., : 2 * layout.pairs].unflatten(-1, (layout.pairs, 2)).norm(dim=-1)
         lengths = torch.cat(
@@ -168,7 +176,10 @@ class _Rounding(NamedTuple):
 
 
 def _rescale(x: Tensor, y: Tensor) -> Tensor:
-    """Scale each head of `x` by the factor that brings it closest to `y`: some models scale by position."""
+    """Scale each head of `x` so that it is as close as possible to the same head of `y`.
+
+    Some models multiply queries by a factor that depends on the position.
+    """
     return x * (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
 
 
@@ -199,7 +210,7 @@ class _RecordingCache(DynamicCache):
 
 
 class _RecordingLayer(NamedTuple):
-    """Layer whose attention is computed next."""
+    """Layer that records the queries of the next attention call."""
 
     cache: _RecordingCache
     index: int
@@ -209,7 +220,8 @@ class _RecordingLayer(NamedTuple):
     ) -> Tensor:
         """Record the query, and return the token's own values.
 
-        Learned sinks are ignored: their weight would carry the rounding of a score into later layers.
+        Learned sinks are ignored. Their weight depends on a score, so the rounding error of the score would
+        reach later layers.
         """
         self.cache.queries[self.index] = query.detach().cpu()
         own_values = values[:, :, -query.shape[2] :]
@@ -217,7 +229,7 @@ class _RecordingLayer(NamedTuple):
 
 
 def _read_single_token(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return the key and the query that each layer computes for a single token at a position."""
+    """Return the keys and the queries of a single token at `position`, by layer index."""
     decoder = decoder_of(model)
     config = model.config.get_text_config(decoder=True)
     serve_falcon(decoder)

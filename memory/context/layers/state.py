@@ -13,7 +13,10 @@ from scrubjay.memory.context.policies.base import ContextPolicy
 
 
 class StateLayer(LinearAttentionLayer):
-    """States of one layer. The model reads and writes them; the cache stores, saves and reorders them."""
+    """Recurrent or convolutional states of one layer.
+
+    The model computes the states; the cache stores, saves and reorders the states.
+    """
 
     def __init__(self, cache: LayeredCache, number_of_states: int = 1) -> None:
         LinearAttentionLayer.__init__(self, number_of_states)
@@ -50,7 +53,7 @@ class StateLayer(LinearAttentionLayer):
             self.dtype, self.device = state.dtype, state.device
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the states, which are on the model's device."""
+        """Return the bytes of the states; 0 if `place` is set, since states are never offloaded."""
         return 0 if place else sum(state.nbytes for state in StateLayer.state_dict(self).values())
 
 
@@ -69,7 +72,7 @@ class StateAndPolicyLayer(StateLayer, PolicyLayer):
         StateLayer.__init__(self, cache, number_of_states)
 
     def lazy_initialization(self, *args: Any, **options: Any) -> None:
-        """Allocate states; a memory allocates when it receives tokens."""
+        """Allocate the states. The tensors for keys and values are allocated when tokens arrive."""
         if options:
             StateLayer.lazy_initialization(self, **options)
 
@@ -80,7 +83,7 @@ class StateAndPolicyLayer(StateLayer, PolicyLayer):
             StateLayer.reset(self)
 
     def reorder_cache(self, beam_idx: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows, in this order."""
+        """Select the batch rows with the indices `beam_idx`, in this order."""
         PolicyLayer.reorder_cache(self, beam_idx)
         StateLayer.reorder_cache(self, beam_idx)  # pyright: ignore[reportArgumentType]
 
@@ -97,5 +100,5 @@ class StateAndPolicyLayer(StateLayer, PolicyLayer):
         )
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the states and the memory."""
+        """Return the bytes of states, keys and values on the model's device, or offloaded to `place`."""
         return PolicyLayer.nbytes(self, place) + StateLayer.nbytes(self, place)

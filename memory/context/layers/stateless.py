@@ -1,4 +1,4 @@
-"""Cache layer without state, for layers of experts or a feed-forward network only, as in Nemotron-H."""
+"""Cache layer without state, for layers that have only experts or a feed-forward network (Nemotron-H)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from transformers.cache_utils import DummyLayer
 
 
 class StatelessLayer(DummyLayer):
-    """Placeholder for a layer without cache, so that layer indices match those of the model."""
+    """Placeholder for a model layer without a cache, so that layer indices match those of the model."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return an empty dict."""

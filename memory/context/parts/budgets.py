@@ -10,18 +10,21 @@ _MIN_PREFERENCE = 1e-9
 
 
 def split_budget(total: int, preferences: Sequence[float], columns: Sequence[int], least: int) -> list[int]:
-    """Split `total` tokens among layers in proportion to their preferences; return the budget of each layer.
+    """Return one token budget per layer, in proportion to `preferences`; the budgets sum to `total`.
 
-    Each layer gets at least `least` tokens, and at most its `columns` until all layers have theirs; the rest
-    is distributed evenly. Budgets are rounded by Webster's method, so that no budget grows when a layer is
-    added.
+    Each layer gets at least `least` tokens, and at most the number of tokens that it has read (`columns`). If
+    `total` exceeds the sum of these maxima, the remaining tokens are distributed evenly. Budgets are rounded
+    by Webster's method, so that the budget of a layer does not grow when another layer is added.
 
     Raises ValueError if `total` is too small, or on a preference that is negative, NaN or infinite.
     """
     if any(not 0 <= preference < math.inf for preference in preferences):
-        raise ValueError(f"preferences={list(preferences)}: each must be finite and not negative")
+        raise ValueError(f"preferences={list(preferences)}: each number must be finite and not negative")
     if total < least * len(preferences):
-        raise ValueError(f"total={total}: {len(preferences)} layers need at least {least} tokens each")
+        raise ValueError(
+            f"total={total}: must be at least {least * len(preferences)}, since each of the "
+            f"{len(preferences)} layers needs at least {least} tokens"
+        )
     weights = [max(preference, _MIN_PREFERENCE) for preference in preferences]
     most = [max(count, least) for count in columns]
     if total >= sum(most):

@@ -1,4 +1,7 @@
-"""Causal attention over all keys or a window, by torch's fused kernels, without a full query-by-key mask."""
+"""Causal attention and masked attention by torch's fused kernels.
+
+Causal attention never builds the full query-by-key mask.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ def causal_attention(
     scoring: Scoring,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads length value_width"]:
-    """Return causal attention of queries over keys; the last keys are those of the queries, in order.
+    """Return the causal attention output of the last `length` tokens over all tokens.
 
-    The output of a query that is not `valid` is arbitrary but finite.
+    The last `length` keys belong to the queries, in the same order. The output of a token that is False in
+    `valid` is arbitrary but finite.
 
     Args:
-        query: Queries of the last `length` columns.
-        keys: Keys of all columns.
-        values: Values of all columns.
-        valid: Mask of columns that may be read; None for all.
+        query: Queries of the last `length` tokens.
+        keys: Keys of all tokens.
+        values: Values of all tokens.
+        valid: True for tokens of the text, False for padding; None if there is no padding.
         scoring: The model's scale, soft cap and learned sinks.
         dropout: Dropout probability of the weights.
     """
@@ -71,13 +75,14 @@ def masked_attention(
     scoring: Scoring,
     dropout: float = 0.0,
 ) -> Float[Tensor, "batch heads length value_width"]:
-    """Return attention of queries over the keys that a mask allows, over all keys without a mask.
+    """Return the attention output of queries over the keys that `mask` allows.
 
     Args:
         query: Queries of `length` tokens.
-        keys: Keys of all columns.
-        values: Values of all columns.
-        mask: Columns that each query sees, at least one, per batch row or for all rows at once.
+        keys: Keys of all tokens.
+        values: Values of all tokens.
+        mask: True where a query is allowed to read a key; each query needs at least one such key. A mask with
+            batch size 1 applies to all batch rows. None allows all keys.
         scoring: The model's scale, soft cap and learned sinks.
         dropout: Dropout probability of the weights.
     """
@@ -100,6 +105,6 @@ def masked_attention(
 
 
 def _allow_self(mask: Tensor, reach: int, rows: int) -> Tensor:
-    """Let every query see itself, since a softmax over no column is NaN."""
+    """Let every query read its own key. Without any key, the softmax would return NaN."""
     own = torch.ones(rows, reach, dtype=torch.bool, device=mask.device).tril(reach - rows).triu(reach - rows)
     return mask | own

@@ -1,8 +1,10 @@
-"""Token marks: extra coordinates of value vectors that identify their tokens.
+"""Token marks: extra coordinates of a value vector that identify the token of the vector.
 
-A policy moves and evicts values, and selects by queries and keys. It needs no code for marks: its own tensors
-show which tokens it retains. The marks are the token's index in the text, as digits that every precision
-holds exactly, and a one for the first tokens of the text. The attention output of that last coordinate is the
+A policy needs no code for marks. It moves and evicts whole value vectors, and it selects tokens only by
+queries and keys. So the marks in a policy's tensors show which tokens the policy retains.
+
+The first marks are the token's index in the text, as digits that are exact in every precision. The last mark
+is 1 for the first tokens of the text and 0 for all other tokens. The attention output at the last mark is the
 share of attention that the first tokens receive.
 """
 
@@ -30,17 +32,20 @@ class RetainedTokens(NamedTuple):
     stored_mask: Bool[Tensor, "batch key_heads tokens"]
     """Tokens that can still be read, offloaded ones included."""
     read_mask: Bool[Tensor, "batch key_heads tokens"]
-    """Tokens that the last token read."""
+    """Tokens that the last token attended to."""
     fetched_mask: Bool[Tensor, "batch key_heads tokens"]
-    """Tokens selected for the last token by a score, if the policy selects."""
+    """Tokens that the policy selected by score for the last token; all False without such a selection."""
     first_share: Float[Tensor, "batch heads"]
-    """Share of the last token's attention that the first tokens received."""
+    """Share of the last token's attention that the first 4 tokens of the text received."""
 
 
 def add_marks(
     values: Float[Tensor, "batch key_heads length width"], time: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "batch key_heads length wider"]:
-    """Append marks to values; the marks of padding (`time` below 0) are zeros."""
+    """Append to each value vector the extra coordinates (marks) that identify its token.
+
+    The marks of padding (`time` below 0) are zeros.
+    """
     place = (time + 1).clamp(min=0)
     digits = [place // _BASE**digit % _BASE for digit in range(_DIGITS)]
     first = (time >= 0) & (time < FIRST)
@@ -51,7 +56,11 @@ def add_marks(
 def find_tokens(
     values: Float[Tensor, "batch key_heads columns wider"], count: int
 ) -> Bool[Tensor, "batch key_heads tokens"]:
-    """Return the mask of a text's first `count` tokens that occur in marked values, except zero vectors."""
+    """Return a mask of the first `count` tokens of a text: True for each token with a vector in `values`.
+
+    Each vector in `values` ends with the marks of `add_marks`. The marks identify the token of the vector. A
+    zero vector belongs to no token.
+    """
     digits = values[..., -MARKS : -MARKS + _DIGITS].float().round().long()
     place = (digits * torch.tensor([_BASE**digit for digit in range(_DIGITS)], device=values.device)).sum(-1)
     # Cropped tokens may remain in unused capacity.

@@ -7,11 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 BLOCK = 256
-"""Columns by which the capacity grows."""
+"""Number of tokens by which the capacity grows."""
 
 
 def compute_capacity(columns: int, most: int | None = None) -> int:
-    """Return the capacity for `columns` columns: the next multiple of `BLOCK`, limited by `most`."""
+    """Return the capacity for `columns` tokens: the next multiple of `BLOCK`, limited by `most`."""
     capacity = -(-columns // BLOCK) * BLOCK
     return capacity if most is None else max(min(capacity, most), columns)
 
@@ -22,10 +22,10 @@ def append(
     new: Float[Tensor, "batch heads length *width"],
     most: int | None = None,
 ) -> Float[Tensor, "batch heads more *width"]:
-    """Return the buffer with new columns after the first `count`, followed by zeros.
+    """Write the `new` tokens after the first `count` tokens of a buffer, and return the buffer.
 
-    The buffer is written in place, or replaced by a larger one if the columns do not fit. With gradients it
-    is always replaced, since they need the earlier tensor unchanged.
+    The buffer is changed in place if the new tokens fit. If they do not fit, the result is a larger buffer
+    that ends with zeros. With gradients, the result is always a new buffer: autograd needs the old one.
     """
     total = count + new.shape[2]
     if buffer is not None and total <= buffer.shape[2] and not _must_not_change(buffer, new):
@@ -39,13 +39,16 @@ def append(
 def shrink(
     buffer: Float[Tensor, "batch heads capacity width"], count: int
 ) -> Float[Tensor, "batch heads less width"]:
-    """Return the buffer for its first `count` columns; excess capacity is freed."""
+    """Return the buffer with only the capacity that its first `count` tokens need."""
     columns = compute_capacity(count)
     return buffer if columns == buffer.shape[2] else buffer[:, :, :columns].clone()
 
 
 def make_writable(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state that may be written in place: a copy if its tensors were created in inference mode."""
+    """Return a state that can be written in place.
+
+    The result is a copy if the tensors of `state` were created in inference mode.
+    """
     if not any(map(_is_frozen, state.values())):
         return state
     return {name: tensor.clone() for name, tensor in state.items()}

@@ -1,9 +1,10 @@
 """Rotate keys and queries of a language model exactly to the positions that a policy chooses.
 
-Rotations compose (RoFormer, Su et al. 2021, arXiv 2104.09864), so a vector at one position is moved to
-another by the difference of the angles. Models compute angles in float32: at a million tokens the error is up
-to 0.06, and that of scores a per cent (StreamingLLM's streams are longer). Here the difference to the target
-angle is computed in float64 from the model's own float32 angle, so that stored keys are exact.
+Rotations compose (RoFormer, Su et al. 2021, arXiv 2104.09864): a rotation by the difference of two angles
+moves a vector from one position to another. Models compute angles in float32. At position one million, the
+error of an angle is up to 0.06 radians, and the error of an attention score is about one percent.
+StreamingLLM reads texts that are even longer. This module takes the model's own float32 angle and computes
+the difference to the exact target angle in float64. The stored keys are therefore exact.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 BLOCK = 256
-"""Slots by which the precomputed rotation grows."""
+"""Number of positions by which the precomputed rotation grows."""
 
 
 @dataclass(frozen=True)
 class PairLayout:
-    """Layout of the rotary pairs in the first coordinates of a head."""
+    """Order of the rotated coordinate pairs, which are the first coordinates of a head."""
 
     pairs: int
-    """Number of pairs."""
+    """Number of coordinate pairs of a head that are rotated."""
     is_interleaved: bool = False
-    """Pair i is (2 i, 2 i + 1) if True, (i, i + pairs) otherwise."""
+    """True if pair i has the coordinates 2 i and 2 i + 1, False if it has coordinates i and i + `pairs`."""
 
     def interleave(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Convert `x` from the model's layout to interleaved pairs."""
+        """Reorder the coordinates of `x` from the model's layout to interleaved rotary pairs."""
         return x if self.is_interleaved or not self.pairs else self._transpose_pairs(x, 2, self.pairs)
 
     def deinterleave(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Convert `x` from interleaved pairs to the model's layout."""
+        """Reorder the coordinates of `x` from interleaved rotary pairs to the model's layout."""
         return x if self.is_interleaved or not self.pairs else self._transpose_pairs(x, self.pairs, 2)
 
     def _transpose_pairs(self, x: Tensor, *sizes: int) -> Tensor:
@@ -43,7 +44,7 @@ class PairLayout:
 
 
 class Rotation:
-    """Rotation of each pair of coordinates by its own angle, in the model's layout.
+    """Rotation of vectors in the model's layout, with a separate angle for each pair of coordinates.
 
     Args:
         cos: Cosines of the angles.
@@ -61,7 +62,10 @@ class Rotation:
         self._cos, self._sin = self._expand_pairs(cos, cos), self._expand_pairs(-sin, sin)
 
     def expand_to_heads(self, counts: Sequence[int]) -> Rotation:
-        """Return a rotation of one token's heads: `counts[i]` heads use the rotation of token i, in order."""
+        """Return a rotation for a single token, with different angles for different groups of heads.
+
+        Group i has the next `counts[i]` heads and gets the angles that this object has for token i.
+        """
         own = copy.copy(self)
         for name in ("_cos", "_sin"):
             places = getattr(self, name).unbind(dim=2)
@@ -72,7 +76,7 @@ class Rotation:
     def __call__(
         self, x: Float[Tensor, "batch heads length width"]
     ) -> Float[Tensor, "batch heads length width"]:
-        """Rotate the pairs of `x`; other coordinates are unchanged."""
+        """Rotate the coordinate pairs of `x`; coordinates outside the pairs are unchanged."""
         pairs = self._layout.pairs
         if not pairs:
             return x
@@ -98,17 +102,17 @@ class Rotation:
         return x[..., :pairs], x[..., pairs:]
 
     def _expand_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        """Arrange values for the first and second coordinates of pairs in the layout of a head."""
+        """Join the tensors `first` and `second` (coordinates of all pairs) in the layout of a head."""
         if self._layout.is_interleaved:
             return torch.stack([first, second], dim=-1).flatten(-2)
         return torch.cat([first, second], dim=-1)
 
 
 class PairedRotation:
-    """Rotation of interleaved pairs, each as one complex number.
+    """Rotation of interleaved pairs, where each pair is one complex number.
 
-    For many tokens this is three times as fast as `Rotation`. Interleaving does not change the products of
-    queries and keys if both are interleaved.
+    For many tokens this class is three times as fast as `Rotation`. Attention scores do not change if queries
+    and keys are both interleaved.
 
     Args:
         by: Complex numbers of modulus 1 with the angles of the pairs.
@@ -119,7 +123,7 @@ class PairedRotation:
         self._by, self._layout = by, layout
 
     def interleave_and_rotate(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Rotate `x`, which has the model's layout, and interleave its pairs."""
+        """Convert `x` from the model's layout to interleaved pairs, and rotate it."""
         pairs, is_interleaved = self._layout.pairs, self._layout.is_interleaved
         if is_interleaved or not pairs:
             return self(x)
@@ -127,7 +131,7 @@ class PairedRotation:
         return self._rotate(torch.complex(paired_x[..., :pairs], paired_x[..., pairs:]), x)
 
     def __call__(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
-        """Rotate `x`, which has interleaved pairs; other coordinates are unchanged."""
+        """Rotate the interleaved pairs of `x`; coordinates outside the pairs are unchanged."""
         pairs = self._layout.pairs
         if not pairs:
             return x
@@ -137,11 +141,14 @@ class PairedRotation:
         return self._rotate(torch.view_as_complex(paired_x.view(*x.shape[:-1], pairs, 2)), x)
 
     def slice_tokens(self, first: int, last: int) -> PairedRotation:
-        """Return the rotation of the tokens from `first` to `last`."""
+        """Return the rotation of the tokens from `first` to `last`, `last` excluded."""
         return PairedRotation(self._by[..., first:last, :], self._layout)
 
     def expand_to_heads(self, counts: Sequence[int]) -> PairedRotation:
-        """Return a rotation of one token's heads: `counts[i]` heads use the rotation of token i, in order."""
+        """Return a rotation for a single token, with different angles for different groups of heads.
+
+        Group i has the next `counts[i]` heads and gets the angles that this object has for token i.
+        """
         places = self._by.unbind(dim=2)
         parts = [place.expand(-1, heads, -1) for place, heads in zip(places, counts, strict=True)]
         return PairedRotation(torch.cat(parts, dim=1)[:, :, None], self._layout)
@@ -154,12 +161,12 @@ class PairedRotation:
 
 
 class Rotary:
-    """Rotary positions of model layers with equal rotations.
+    """Rotary positions (RoPE) that one or more model layers share.
 
     Args:
         layout: Layout of the pairs; 0 pairs for layers without positions.
-        frequencies: Getter of the angles per position, "pairs"; a getter, since a model may move to another
-            device.
+        frequencies: Function without arguments that returns the frequency of each pair, in radians per
+            position. Each new rotation calls this function, since the model may move to another device.
         dtype: Data type of cosines and sines.
     """
 
@@ -172,11 +179,11 @@ class Rotary:
     def make_rotation(
         self, position_ids: Int[Tensor, "batch length"], targets: Int[Tensor, "batch length"]
     ) -> Rotation:
-        """Return the rotation of tokens from the model's `position_ids` to `targets`."""
+        """Return the rotation from the model's `position_ids` to the positions `targets`."""
         return self._build_rotation(self._angle_difference(position_ids, targets))
 
     def make_shift(self, by: Int[Tensor, "batch length"]) -> Rotation:
-        """Return the rotation of tokens at exact positions by `by` positions."""
+        """Return the rotation by `by` positions, for vectors that a `Rotary` has already rotated exactly."""
         return self._build_rotation(self.compute_angles(by))
 
     def make_paired_rotation(
@@ -190,7 +197,7 @@ class Rotary:
         return self._build_paired_rotation(self.compute_angles(by))
 
     def make_slot_rotation(self, columns: int, device: torch.device) -> PairedRotation:
-        """Return the precomputed rotation of columns from position 0 to consecutive slots."""
+        """Return a precomputed rotation of `columns` keys that moves key i from position 0 to position i."""
         frequencies = self._frequencies()
         if self._slots is None or self._slots[0] is not frequencies or self._slots[1] < columns:
             count = -(-columns // BLOCK) * BLOCK
@@ -213,7 +220,11 @@ class Rotary:
     def _angle_difference(
         self, position_ids: Int[Tensor, "batch length"], targets: Int[Tensor, "batch length"]
     ) -> Tensor:
-        """Return the angles from the model's positions to the targets."""
+        """Return the angles, in radians, of the rotation from positions `position_ids` to `targets`.
+
+        The angles of `targets` are exact. The angles of `position_ids` are rounded as in the model, so that
+        the rotation undoes the model's own rotation.
+        """
         # The model's own angle, in the model's precision.
         model_angles = position_ids[..., None].float() * self._frequencies().to(
             position_ids.device, torch.float32
@@ -221,5 +232,5 @@ class Rotary:
         return self.compute_angles(targets) - model_angles.double()
 
     def compute_angles(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
-        """Return the exact angles of positions."""
+        """Return the rotary angles at `position` in radians, as float64."""
         return position[..., None].double() * self._frequencies().to(position.device, torch.float64)

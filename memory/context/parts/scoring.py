@@ -1,4 +1,4 @@
-"""Attention weights from the products of queries and keys: scale, soft cap, softmax, learned sinks."""
+"""Attention weights from dot products of queries and keys: scale, soft cap, softmax, learned sinks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class Scoring:
     """Scale, soft cap and learned sinks of one model layer, which every policy must apply."""
 
     scale: float
-    """Factor of the products of queries and keys."""
+    """Factor of the dot products of queries and keys."""
     cap: float | None = None
     """Soft cap of the scores: `cap * tanh(score / cap)`, as in Gemma 2 (arXiv 2408.00118, section 2)."""
     sinks: Float[Tensor, " heads"] | None = None
-    """Learned score per head that takes a share of the weights without a key, as in gpt-oss."""
+    """Learned score per head, as in gpt-oss. It takes part in the softmax, but has no key and no value."""
 
     @property
     def is_plain(self) -> bool:
@@ -28,7 +28,7 @@ class Scoring:
     def compute_scores(
         self, products: Float[Tensor, "*batch rows columns"]
     ) -> Float[Tensor, "*batch rows columns"]:
-        """Return the scores of products of queries and keys."""
+        """Return attention scores: dot products of queries and keys, scaled and soft-capped."""
         scores = products * self.scale
         return scores if self.cap is None else self.cap * torch.tanh(scores / self.cap)
 
@@ -37,10 +37,10 @@ class Scoring:
         products: Float[Tensor, "batch key_heads shared rows columns"],
         hidden: Bool[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch key_heads shared rows columns"]:
-        """Return the attention weights, at least in float32. They sum to 1, or to less with learned sinks.
+        """Return attention weights in float32 or higher precision.
 
-        A row with all columns hidden gets arbitrary finite weights. `shared` are the query heads per key
-        head.
+        The weights of a query sum to 1, or to less than 1 with learned sinks. A query whose keys are all
+        `hidden` gets arbitrary finite weights. The axis "shared" has the query heads of one key head.
         """
         scores = self.compute_scores(products).to(torch.promote_types(products.dtype, torch.float32))
         if hidden is not None:

@@ -16,25 +16,25 @@ StoreLocation = Literal["model", "cpu", "disk"]
 
 
 class TokenPlaces(NamedTuple):
-    """Indices of new tokens that are not padding, in any order."""
+    """Indices of the new tokens, padding excluded: batch `row`, `column` in the call, `time` in the text."""
 
     row: Int[Tensor, " tokens"]
     column: Int[Tensor, " tokens"]
     time: Int[Tensor, " tokens"]
     longest: int
-    """Token count of the longest row."""
+    """Number of tokens of the longest text."""
 
     @classmethod
     def from_times(cls, time: Int[Tensor, "batch length"]) -> TokenPlaces:
-        """Return the indices of tokens with these times; negative times are padding."""
+        """Return the indices of the tokens with `time` at least 0; negative values mark padding."""
         row, column = (time >= 0).nonzero(as_tuple=True)
         return cls(row, column, time[row, column], int(time.max()) + 1)
 
 
 class ChunkStore:
-    """Growing table `[rows, chunks, chunk_size, width]`; on disk it is a file deleted with the store.
+    """Growing table of chunks of shape `[batch * heads, chunks, chunk_size, width]`.
 
-    Its rows are the heads of each batch row.
+    On disk, the table is a file. The file is deleted with the store.
     """
 
     def __init__(self, place: StoreLocation, folder: str | None, like: Tensor, chunk_size: int) -> None:
@@ -46,30 +46,36 @@ class ChunkStore:
         self._set_table(self._allocate(0))
 
     def append(self, new: Float[Tensor, "batch heads length width"], first: int) -> None:
-        """Write tokens from index `first` on, with equal indices in every row."""
+        """Write `new` tokens to the same token indices of every row, from index `first` on."""
         self._grow(first + new.shape[2])
         self._tokens.narrow(1, first, new.shape[2]).copy_(new.detach().flatten(0, 1))
 
     def write(self, new: Float[Tensor, "batch heads length width"], places: TokenPlaces) -> None:
-        """Write tokens at their indices in each row."""
+        """Write the tokens of `new` to their rows, each token at its index in the text.
+
+        `places` has these rows and indices. It omits padding, so padding is not written.
+        """
         self._grow(places.longest)
         time, row = (place.to(self._table.device) for place in (places.time, places.row))
         token = new.detach().transpose(1, 2)[places.row, places.column].to(self._table.device)
         self._tokens.unflatten(0, (self.batch, self.heads))[row, :, time] = token
 
     def fetch(self, chunks: Int[Tensor, "rows selected"]) -> Float[Tensor, "rows selected chunk_size width"]:
-        """Return these chunks on the model's device."""
+        """Return the chunks with these indices, on the model's device."""
         # Indexing rows of one long table is several times as fast as using three indices.
         index = (chunks.to(self._table.device) + self._first_chunks).flatten()
         chunk_table = self._chunks.index_select(0, index).view(*chunks.shape, *self._inner)
         return chunk_table.to(self._device, non_blocking=True)
 
     def read_range(self, first: int, last: int) -> Float[Tensor, "rows tokens width"]:
-        """Return the tokens from `first` to `last` on the model's device; a view if they are stored there."""
+        """Return the tokens from `first` to `last - 1` of every row, on the model's device.
+
+        The result is a view if the table is on the model's device.
+        """
         return self._tokens.narrow(1, first, last - first).to(self._device)
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows, in this order."""
+        """Select the batch rows with the indices `rows`, in this order."""
         old = self._table.unflatten(0, (self.batch, self.heads))
         self.batch = len(rows)
         self._close()
@@ -77,13 +83,13 @@ class ChunkStore:
         torch.index_select(old, 0, rows.to(old.device), out=self._table.unflatten(0, (len(rows), self.heads)))
 
     def _set_table(self, table: Tensor) -> None:
-        """Set the table and the views of it used for reading."""
+        """Use `table` as storage, and create a view of its tokens and a view of its chunks."""
         self._table, chunks = table, table.shape[1]
         self._tokens, self._chunks = table.flatten(1, 2), table.flatten(2).flatten(0, 1)
         self._first_chunks = chunks * torch.arange(len(table), device=table.device)[:, None]
 
     def _grow(self, tokens: int) -> None:
-        """Allocate capacity for this many tokens."""
+        """Allocate capacity for `tokens` tokens per row."""
         old, chunks = self._table, -(-tokens // self._inner[0])
         if chunks <= old.shape[1]:
             return
@@ -95,7 +101,7 @@ class ChunkStore:
         self._set_table(table)
 
     def __deepcopy__(self, memo: dict[int, object]) -> ChunkStore:
-        """Return a copy of the table; on disk it gets its own file."""
+        """Return a copy of the store. On disk, the copy has a file of its own."""
         clone = object.__new__(ChunkStore)
         clone._place, clone._folder, clone._device = self._place, self._folder, self._device
         clone.batch, clone.heads, clone._inner, clone._dtype = (

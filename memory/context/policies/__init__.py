@@ -1,1 +1,1 @@
-"""Context policies, one file each."""
+"""Context policies, each in a module of its own."""

@@ -47,7 +47,7 @@ class CacheShape:
 
     @property
     def token_bytes(self) -> int:
-        """Bytes of one token's keys and values in all rows and layers."""
+        """Number of bytes for one token in each batch row: its keys and values in all layers."""
         return self.layers * self.batch * self.key_heads * (self.key_width + self.value_width) * self.itemsize
 
 
@@ -55,22 +55,24 @@ class LayerStats(NamedTuple):
     """Statistics of a layer about the prompt that it has just read."""
 
     columns: int
-    """Tokens in the longest row before eviction."""
+    """Number of tokens in the longest batch row, before eviction."""
     preference: float
-    """Share of the joint budget that the layer asks for, in the policy's own units; the mean over rows."""
+    """Weight of the layer in the split of a joint budget, as the mean over the batch rows.
+
+    Only the ratio to the weights of other layers matters."""
 
 
 class Step:
-    """New tokens of one call, shared by all layers.
+    """New tokens of one model call. All layers share one object.
 
     Args:
-        time: Index of each token in its row's text, negative for padding.
+        time: Index of each token in its text, negative for padding.
         position_ids: Position that the model used for each token.
-        past_length: Columns before the step, padding included.
-        before: Tokens of each row before the step.
-        after: Tokens of each row after the step.
-        padded: True if any row has had padding.
-        rotary: The model's rotary positions; None for a policy that does not move positions.
+        past_length: Number of tokens per row before the call, padding included.
+        before: Number of tokens of each row before the call, without padding.
+        after: Number of tokens of each row after the call, without padding.
+        padded: True if any row has padding, in this call or an earlier one.
+        rotary: The model's rotary positions; None for a policy that keeps the model's positions.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Step:
 
     @property
     def length(self) -> int:
-        """Number of new columns."""
+        """Number of new tokens per row, padding included."""
         return self.time.shape[1]
 
     @property
@@ -102,9 +104,10 @@ class Step:
         return self._rotary
 
     def for_policy(self, policy: Hashable, rotary: Rotary | None = None) -> Step:
-        """Return a view of the step for the layers under one policy, with its own values of `compute_once`.
+        """Return the copy of this step that all layers of one policy share.
 
-        `rotary` holds the rotary positions of these layers; None for a policy that does not move positions.
+        In the copy, `compute_once` returns results of this policy only.
+        `rotary` has the rotary positions of these layers; None if the policy keeps the model's positions.
         """
         if policy not in self._by_policy:
             own = self._by_policy[policy] = copy.copy(self)
@@ -112,16 +115,16 @@ class Step:
         return self._by_policy[policy]
 
     def compute_once(self, name: str, make: Callable[[], Shared]) -> Shared:
-        """Call `make` in the first layer that asks for `name`; return its result in all layers of the policy.
+        """Call `make` on the first request for `name`, and return this result to all layers of the policy.
 
-        The result may depend on the policy's sizes, but not on anything else that differs between layers.
+        The result may depend on the sizes of the policy. It must not depend on the layer.
         """
         if name not in self._values:
             self._values[name] = make()
         return self._values[name]  # pyright: ignore[reportReturnType]
 
     def narrow(self, first: int, length: int) -> Step:
-        """Return the `length` columns from `first` on as a step."""
+        """Return a step with only `length` of this step's tokens, beginning at index `first`."""
         if first == 0 and length == self.length:
             return self
         return self.compute_once(f"part {first} {length}", lambda: self._narrow(first, length))
@@ -146,9 +149,10 @@ class Step:
 
 
 class PastKeyValues(NamedTuple):
-    """Past keys and values that the queries of a piece read in addition to the piece's own.
+    """Past keys and values for the queries of a piece, that is, of some consecutive new tokens.
 
-    `valid` masks the columns to read; None for all.
+    The queries also read the keys and values of the piece itself. `valid` is True for past tokens that are
+    read; None means that all past tokens are read.
     """
 
     keys: Float[Tensor, "batch key_heads columns width"]
@@ -157,25 +161,27 @@ class PastKeyValues(NamedTuple):
 
 
 class RetainedValues(NamedTuple):
-    """Value vectors in a memory, in any order, padded with zeros where a head has fewer than others."""
+    """Value vectors that a memory retains, in any order. Heads with fewer vectors are padded with zeros."""
 
     values: Float[Tensor, "batch key_heads columns width"]
     """All retained values."""
     read_values: Float[Tensor, "batch key_heads read width"] | None = None
-    """Values that the last token read; None for all."""
+    """Values that the last token read; None if it read all values."""
     fetched_values: Float[Tensor, "batch key_heads fetched width"] | None = None
-    """Values of the tokens that scores selected for the last token; None if nothing is selected."""
+    """Values of the tokens that were selected by score for the last token; None without such a selection."""
 
 
 class LayerMemory(ABC):
-    """Memory of one layer: `state`, a flat dict of tensors, batch first, empty at the start.
+    """Memory of one layer.
+
+    `state` is a flat dict of tensors with the batch as first axis. It is empty before the first token.
 
     `attend` splits new tokens into pieces. For each piece it calls `retrieve`, `generate` and `compress`.
     `retrieve` calls `load` for offloaded tokens. A policy overrides the methods that it changes.
     """
 
     layout: PairLayout | None = None
-    """Layout of the model's rotary pairs; None for a policy that does not move positions."""
+    """Layout of the model's rotary pairs; None for a policy that keeps the model's positions."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -207,17 +213,20 @@ class LayerMemory(ABC):
         return out
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces that are attended one after another; by default one piece."""
+        """Return the lengths of the pieces into which `attend` splits a step; by default one piece."""
         return [step.length]
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> PastKeyValues | None:
-        """Return the past keys and values that the piece's queries read, None for none; by default all."""
+        """Return the past keys and values for a piece, that is, for some consecutive new tokens.
+
+        By default these are all keys and values in the state. The result is None if there are no past tokens.
+        """
         if "keys" not in self.state:
             return None
         return PastKeyValues(self.state["keys"], self.state["values"], self.state.get("valid"))
 
     def load(self, chunks: Tensor) -> tuple[Tensor, Tensor]:
-        """Return offloaded keys and values on the model's device."""
+        """Return the keys and values of offloaded chunks, on the model's device."""
         raise NotImplementedError(
             f"{type(self).__name__} does not support offloading: all tokens are on the model's device"
         )
@@ -231,15 +240,15 @@ class LayerMemory(ABC):
         step: Step,
         scoring: Scoring,
     ) -> Tensor:
-        """Return the attention output of the piece over `past` and, causally, over itself.
+        """Return the attention output of a piece, that is, of some consecutive new tokens.
 
-        By default this is one softmax over both.
+        The queries read `past` and, causally, the piece itself. By default one softmax covers all keys.
 
         Args:
             query: Queries of the piece, "batch heads length width".
             keys: Keys of the piece, "batch key_heads length width".
             values: Values of the piece, "batch key_heads length value_width".
-            past: Result of `retrieve`; None for no past.
+            past: Result of `retrieve`; None if there is no past.
             step: The piece as a step.
             scoring: The model's scale, soft cap and learned sinks.
         """
@@ -251,13 +260,13 @@ class LayerMemory(ABC):
 
     @abstractmethod
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Add the new tokens to the state and evict those that exceed the budget."""
+        """Add the new tokens to the state, and evict the tokens that exceed the budget."""
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the retained values of texts of `count` tokens; by default those of the state, all read.
+        """Return the values that the memory retains for texts of `count` tokens; None before the first token.
 
-        Returns None before the first token. A memory that reads only a part of its tokens, or offloads
-        values, overrides this method.
+        By default, the method returns the values in the state and assumes that the last token has read all of
+        them. A memory that reads only a part of its tokens, or offloads values, overrides this method.
         """
         values, valid = self.state.get("values"), self.state.get("valid")
         if values is None:
@@ -267,29 +276,36 @@ class LayerMemory(ABC):
         )
 
     def measure(self) -> LayerStats:
-        """Return the statistics for `ContextPolicy.allocate`, right after a prompt."""
-        raise NotImplementedError(f"{type(self).__name__} does not measure prompts, which `allocate` needs")
+        """Return statistics of the prompt that the layer has just read, for `ContextPolicy.allocate`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not implement measure(), which a policy with allocate() needs"
+        )
 
     def shrink(self, budget: int) -> None:
-        """Reduce the budget to `budget` tokens, also for the prompt just read, until `settle`.
+        """Reduce the budget to `budget` tokens.
 
-        Raises ValueError on a budget that is invalid for the policy.
+        Before `settle` is called, this also evicts tokens of the prompt that the layer has just read. Raises
+        ValueError on a budget that is invalid for the policy.
         """
-        raise NotImplementedError(f"{type(self).__name__} has a fixed budget and does not support shrink()")
+        raise NotImplementedError(
+            f"{type(self).__name__} does not implement shrink(), which a policy with allocate() needs"
+        )
 
     def settle(self) -> None:
-        """Free what only `shrink` needs: all layers have read the prompt, and budgets are final."""
-        raise NotImplementedError(f"{type(self).__name__} has a fixed budget and does not support settle()")
+        """Make the budget final. Free the tensors of the prompt that only `shrink` needs."""
+        raise NotImplementedError(
+            f"{type(self).__name__} does not implement settle(), which a policy with allocate() needs"
+        )
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last `columns` tokens of every row of `count` tokens.
+        """Remove the last `columns` tokens of every row; `count` is the number of tokens of each row.
 
         Raises ValueError if the earlier state cannot be restored.
         """
         raise ValueError(f"{type(self).__name__} cannot be cropped; reset the cache, or load a saved cache")
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows of each tensor, in this order; rows may repeat."""
+        """Select the batch rows with the indices `rows`, in this order; indices may repeat."""
         self.state = {name: x.index_select(0, rows.to(x.device)) for name, x in self.state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -301,31 +317,31 @@ class LayerMemory(ABC):
         self.state = state
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the number of bytes on the model's device, or offloaded to `place` ("cpu" or "disk")."""
+        """Return the bytes on the model's device, or the bytes offloaded to `place` ("cpu" or "disk")."""
         return 0 if place else sum(tensor.nbytes for tensor in self.state.values())
 
 
 class ContextPolicy(ABC):
     """Config of a policy: a frozen dataclass that raises ValueError on invalid sizes.
 
-    Its properties hold for all layers, although `for_layer` may return different policies.
+    Its class variables apply to all layers, even if `for_layer` returns different policies.
     """
 
     moves_positions: ClassVar[bool] = False
-    """True if the policy moves tokens to other positions than those of the model."""
+    """True if the policy gives tokens other positions than the model does."""
     can_crop: ClassVar[bool] = False
-    """True if a cache can be cropped at any length."""
+    """True if a cache can be cropped to any shorter length."""
     split_invariant: ClassVar[bool] = True
-    """True if results do not depend on the split of a text into calls.
+    """True if results do not depend on how a text is split into calls.
 
     Assisted decoding needs this and `can_crop`."""
     query_aware: ClassVar[bool] = False
-    """True if the last tokens of a call select the tokens that are read later.
+    """True if the last tokens of a prompt decide which cached tokens the generated tokens read.
 
-    A prompt should then be read in one call, with the question at its end."""
+    The prompt should then be passed in one call, with the question at its end."""
 
     def call_length(self, prompt: int, block: int) -> int:
-        """Return the number of prompt tokens to read in one call, by default `block`."""
+        """Return the number of tokens to read per call: `prompt` if `query_aware`, else `block`."""
         return max(prompt, 1) if self.query_aware else block
 
     def for_layer(self, index: int, count: int) -> ContextPolicy:
@@ -338,14 +354,15 @@ class ContextPolicy(ABC):
         return type(self).allocate is not ContextPolicy.allocate
 
     def allocate(self, stats: Sequence[LayerStats], shape: CacheShape) -> Sequence[int] | None:
-        """Return the budgets, in tokens, of the layers that have read a prompt so far, in order.
+        """Return one token budget for each layer that has read the prompt so far, in order.
 
-        This is called after each layer of a call with several tokens, so that the cache never holds more than
-        the budgets and one layer's prompt. Evicted tokens do not come back, so the budget of a layer should
-        only decrease as further layers follow. All rows of a batch share a budget. None leaves the last layer
-        at its configured budget.
+        The cache calls this method after each layer of a call with several tokens. So only one layer at a
+        time stores the whole prompt, and earlier layers store at most their budgets of tokens. Evicted tokens
+        cannot be restored, so the budget of a layer should only decrease from one call of this method to the
+        next. All rows of a batch have equal budgets. If the method returns None, the layer that has just read
+        the prompt uses its configured budget.
 
-        The memories of such a policy must implement `measure`, `shrink` and `settle`.
+        The memories of a policy that overrides this method must implement `measure`, `shrink` and `settle`.
         """
         return None
 
@@ -357,8 +374,8 @@ class ContextPolicy(ABC):
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of a cache of this shape on the model's device after `tokens` tokens per row.
 
-        `at_once` is True if the tokens came in one call, False if one by one. The results are equal for a
-        policy with `split_invariant`.
+        `at_once` is True if the tokens came in one call, False if they came one by one. A policy with
+        `split_invariant` returns the same number in both cases.
         """
 
 

@@ -1,19 +1,19 @@
-"""Chunk retrieval: keep all tokens; each key head reads the best chunks for its queries and the last tokens.
+"""Chunk retrieval: keep all tokens; each key head reads the last tokens and the chunks with the best scores.
 
-LongHeads (Lu et al. 2024, arXiv 2402.10685): the text is split into chunks. A head reads the first chunk, the
-latest chunks and those with the best scores, at consecutive positions without gaps, so that a text may be
-much longer than those of training. The score of a chunk is that of the mean of its keys without rotation, as
-in MoBA (Lu et al. 2025, arXiv 2502.13189). Unlike LongHeads' score it needs no queries of the chunk, and so
-works for a cache that is fed token by token. An upper bound from each chunk's smallest and largest
-coordinates, as in Quest (Tang et al. 2024, arXiv 2406.10774), takes twice the memory and is so loose that it
-misses the relevant chunks. Chunks are stored in memory or on disk and loaded on demand; the model's device
-keeps one vector per chunk.
+LongHeads (Lu et al. 2024, arXiv 2402.10685) splits the text into chunks. A head reads the first chunk, the
+latest chunks and the best chunks. All of them get consecutive positions without gaps, so the text may be much
+longer than the training texts. Each query scores a chunk by the mean of the chunk's
+unrotated keys, as in MoBA (Lu et al. 2025, arXiv 2502.13189). LongHeads' own score needs the queries of a
+whole chunk, but a cache may get one token per call. Quest's score (Tang et al. 2024, arXiv 2406.10774) is an
+upper bound on the scores of a chunk's keys, computed from their smallest and largest coordinates. It takes
+twice the memory and is so loose that it misses relevant chunks. Chunks that are offloaded to main memory or
+disk are loaded on demand. The model's device then stores only one vector per chunk.
 
-The queries of a prompt select chunks together in pieces of 64, as in InfLLM (Xiao et al. 2024, arXiv
-2402.04617); a generated token selects alone. `kernels.choose_chunks` selects by the queries' votes. The
-selected chunks are loaded and read in one softmax with the new tokens, whose keys get the positions after
-them. `kernels.attend_chosen` and `merge` give equal results up to rounding and take several times as long per
-token.
+Every 64 consecutive queries of a prompt select chunks together, as in InfLLM (Xiao et al. 2024, arXiv
+2402.04617). Each generated token selects its own chunks. `kernels.choose_chunks` selects the chunks with the
+most votes of the queries. One softmax covers the selected chunks and the new tokens, which get the positions
+after the chunks. `kernels.attend_chosen` and `merge` would give equal results up to rounding, but would take
+several times as long per token.
 """
 
 from __future__ import annotations
@@ -52,18 +52,18 @@ _PIECE = 64
 
 @dataclass(frozen=True)
 class ChunksPolicy(ContextPolicy):
-    """Keep all tokens; read the first chunk, the last ones and the best between, `budget` tokens in total."""
+    """Keep all tokens; read the first chunk, the last chunks and the best chunks in between."""
 
     budget: int = 1024
-    """Tokens read by a query, in addition to those of the current call."""
+    """Number of past tokens that a query reads, in addition to the new tokens of its call."""
     chunk_size: int = 8
     """Tokens per chunk."""
     local_chunks: int | None = None
-    """Chunks before the current one that are always read. Default: half of the chunks in `budget`."""
+    """Number of chunks before the current one that are always read. Default: half the chunks in `budget`."""
     store: StoreLocation = "cpu"
     """Storage of chunks: "model" (the model's device), "cpu" (main memory) or "disk" (a temporary file)."""
     folder: str | None = None
-    """Folder of the temporary files. Default: the system's folder for temporary files."""
+    """Folder of the files if `store` is "disk". Default: the system's folder for temporary files."""
 
     moves_positions: ClassVar[bool] = True
     split_invariant: ClassVar[bool] = False
@@ -80,18 +80,18 @@ class ChunksPolicy(ContextPolicy):
             local = 2 if self.local_chunks is None else self.local_chunks  # half of the least, rounded down
             raise ValueError(
                 f"budget={self.budget}: must be at least {(local + 3) * self.chunk_size}, for the first "
-                f"chunk, {local} local ones, the current one and one selected, of {self.chunk_size} tokens "
-                "each"
+                f"chunk, {local} local chunks, the current chunk and one selected chunk, of "
+                f"{self.chunk_size} tokens each"
             )
 
     @property
     def num_local(self) -> int:
-        """Number of chunks before the current one that are always read."""
+        """Number of local chunks: the chunks just before the current chunk, which are always read."""
         return self.budget // self.chunk_size // 2 if self.local_chunks is None else self.local_chunks
 
     @property
     def num_selected(self) -> int:
-        """Number of chunks selected by score: all except the first, the local ones and the current one."""
+        """Number of chunks selected by score: all in `budget` except first, local and current chunks."""
         return self.budget // self.chunk_size - self.num_local - 2
 
     def build(self) -> LayerMemory:
@@ -99,7 +99,7 @@ class ChunksPolicy(ContextPolicy):
         return ChunksMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the means of full chunks, and of all chunks if `store` is "model"."""
+        """Return the bytes on the device: a mean key per full chunk, and all chunks if `store` is "model"."""
         full, num_started = tokens // self.chunk_size, -(-tokens // self.chunk_size)
         mean = shape.layers * shape.batch * shape.key_heads * shape.key_width * shape.itemsize
         return full * mean + num_started * self.chunk_size * shape.token_bytes * (self.store == "model")
@@ -109,34 +109,36 @@ class _SingleTokenPlan(NamedTuple):
     """Values shared by all layers for a call with a single token."""
 
     rotation: PairedRotation
-    """Rotation of the query to its slot, and of the key and the selecting query to position 0."""
+    """Rotation of the query to its position in this call; the key and a copy of the query go to position 0.
+
+    The copy of the query selects chunks."""
     count: int
     """Number of tokens before the new token."""
     num_closed: int
     """Number of chunks to select from, the first included; 0 if all chunks are read."""
     far: PairedRotation
-    """Rotary rotation that moves the keys of selected chunks to the positions of their slots."""
+    """Rotation that moves the keys of selected chunks from position 0 to their positions in this call."""
     near: PairedRotation
-    """Rotary rotation of the keys after the selected chunks."""
+    """Rotation that moves the keys of the last chunks from position 0 to their positions in this call."""
     votes: Float[Tensor, "rows chunks"]
-    """Buffer for the votes of the heads; the first chunk always has infinite votes."""
+    """Buffer for the votes of the heads. The first chunk has infinite votes, so it is always selected."""
 
 
 class _LastRead(NamedTuple):
-    """Chunks that the last tokens read."""
+    """Result of the last selection of chunks."""
 
     chunks: Int[Tensor, "*rows selected"]
     """Indices of the selected chunks, the first chunk included, -1 for unused entries."""
     full: Int[Tensor, " batch"] | int
-    """Number of full chunks at that time; the last of them are the local chunks."""
+    """Number of full chunks when chunks were selected. The local chunks are the last of these."""
 
 
 class ChunksMemory(LayerMemory):
     """Memory of one layer.
 
-    State: `means` of the keys of each full chunk, rotated to position 0. Keys and values are in a
-    `ChunkStore`, with keys rotated to position 0 and interleaved pairs. A single token reads the last chunks
-    in the store without a copy.
+    State: `means`, the mean key of each full chunk, rotated to position 0. Keys and values are in a
+    `ChunkStore`. The stored keys are rotated to position 0 and have interleaved pairs. If a call has only
+    one token, this token reads the last chunks in the store without a copy.
     """
 
     def __init__(self, policy: ChunksPolicy) -> None:
@@ -155,7 +157,7 @@ class ChunksMemory(LayerMemory):
         return self._read_one(query, keys, values, step, scoring)
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces whose queries select chunks together."""
+        """Return the lengths of the pieces of a step. All queries of a piece select chunks together."""
         whole, rest = divmod(step.length, _PIECE)
         return [_PIECE] * whole + [rest] * (rest > 0)
 
@@ -180,21 +182,21 @@ class ChunksMemory(LayerMemory):
         )
 
     def _valid(self, chunks: Int[Tensor, "batch chunks"], step: Step) -> Bool[Tensor, "batch tokens"]:
-        """Return the mask of existing tokens in the chunks.
+        """Return a mask of the positions in `chunks`: True if the position holds a token.
 
-        It is equal for all heads and layers, since only full chunks are selected.
+        Heads and layers share the mask. Each selects different chunks, but equally many, and only full ones.
         """
         size = self.policy.chunk_size
         token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)
         return ((chunks[:, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
 
     def _present(self, full: Int[Tensor, " batch"], step: Step) -> Int[Tensor, "batch 1 1"]:
-        """Return the index of the partial chunk, -1 if there is none."""
+        """Return the index of each row's last chunk if it is only partly filled, else -1."""
         is_partial = step.before % self.policy.chunk_size > 0
         return torch.where(is_partial, full, -1)[:, None, None]
 
     def load(self, chunks: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
-        """Load chunks from the store; negative indices load an arbitrary chunk."""
+        """Return keys and values of chunks in the store; a negative index returns an arbitrary chunk."""
         assert self._store is not None
         table = self._store.fetch(chunks.clamp(min=0).flatten(0, 1)).flatten(1, 2)
         table = table.unflatten(0, chunks.shape[:2])
@@ -209,7 +211,7 @@ class ChunksMemory(LayerMemory):
         step: Step,
         scoring: Scoring,
     ) -> Tensor:
-        """Attend causally at slot positions.
+        """Return causal attention output; the tokens that are read have consecutive positions.
 
         Args: those of `LayerMemory.generate`.
         """
@@ -232,12 +234,12 @@ class ChunksMemory(LayerMemory):
         return attend_at_slots(query, keys, values, there, step, scoring)[0]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Add new tokens to the store, and compute the means of new full chunks."""
+        """Add new tokens to the store, and compute the mean key of each chunk that is now full."""
         self._put(rotate_to_origin(keys, step), values, step)
         self._take_means(step)
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the values of all chunks, those that the last token read, and those selected for it."""
+        """Return the values of all chunks, of the chunks that the last token read, and of selected chunks."""
         if self._store is None:
             return None
         size = self.policy.chunk_size
@@ -258,14 +260,14 @@ class ChunksMemory(LayerMemory):
         return RetainedValues(values, *(values * mask for mask in token_masks))
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last tokens."""
+        """Remove the last `columns` tokens of every row."""
         self._last_read = None
         size, longest = self.policy.chunk_size, max(int(count.max()) - columns, 0)
         self._num_started = -(-longest // size)
         self.state = {name: tensor[:, :, : longest // size] for name, tensor in self.state.items()}
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
-        """Select these batch rows, in this order, in the state and in the store."""
+        """Select the batch rows with the indices `rows`, in this order, in the state and in the store."""
         super().reorder(rows)
         self._last_read = None
         if self._store is not None:
@@ -295,13 +297,13 @@ class ChunksMemory(LayerMemory):
         self.state = {"means": self._relayout(state["means"], "together")} if "means" in state else {}
 
     def _relayout(self, keys: Tensor, how: Literal["together", "apart"]) -> Tensor:
-        """Return a key-value table with the pairs of keys interleaved or in the model's layout."""
+        """Reorder `keys` to interleaved pairs if `how` is "together", otherwise to the model's layout."""
         assert self.layout is not None
         relay = self.layout.interleave if how == "together" else self.layout.deinterleave
         return torch.cat([relay(keys[..., : self._width]), keys[..., self._width :]], dim=-1)
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes on the model's device, or those of the chunks stored in `place`."""
+        """Return the bytes on the model's device, or the bytes of the chunks offloaded to `place`."""
         chunks = self._num_started * self._chunk_bytes
         if place is not None:
             return chunks if place == self.policy.store else 0
@@ -313,7 +315,7 @@ class ChunksMemory(LayerMemory):
         self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
 
     def _put(self, keys: Tensor, values: Tensor, step: Step) -> None:
-        """Add new tokens to the store, with keys at position 0."""
+        """Add new tokens to the store; `keys` are already rotated to position 0."""
         table = torch.cat([keys, values], dim=-1).detach()
         if self._store is None:
             self._open(table, keys.shape[-1])
@@ -327,7 +329,10 @@ class ChunksMemory(LayerMemory):
         )
 
     def _take_means(self, step: Step) -> None:
-        """Compute the means of chunks that the step has filled; those of shorter rows are never used."""
+        """Compute the mean key of each chunk that this step completes in at least one row.
+
+        All rows get a mean. In a shorter row the chunk may not be full yet. Its mean is then not used.
+        """
         assert self._store is not None
         size = self.policy.chunk_size
         before, after = step.compute_once("bounds", lambda: _bounds(step))
@@ -391,9 +396,10 @@ class ChunksMemory(LayerMemory):
     def _reach(
         self, at_origin: Float[Tensor, "rows shared width"], plan: _SingleTokenPlan, scoring: Scoring
     ) -> tuple[Tensor | None, Tensor]:
-        """Return the tokens that a query reads: the selected chunks, None if all are read, and the rest.
+        """Return two tables of the tokens that a query reads: the selected chunks, and the last chunks.
 
-        Both hold keys and values side by side, "rows tokens width". The rest is a view of the store.
+        If the query reads all tokens, the first table is None, and the second table has all chunks. Each
+        table has keys and values, "rows tokens width".
         """
         assert self._store is not None
         near = self._store.read_range(plan.num_closed * self.policy.chunk_size, plan.count + 1)
@@ -407,9 +413,9 @@ class ChunksMemory(LayerMemory):
     def _choose_alone(
         self, at_origin: Float[Tensor, "rows shared width"], plan: _SingleTokenPlan, scoring: Scoring
     ) -> Int[Tensor, "rows selected"]:
-        """Return the first chunk and the best of the closed chunks, in order.
+        """Return the indices of the first chunk and of the best chunks before the local chunks, in order.
 
-        The result equals that of `choose_chunks` with a sink chunk, in half the time.
+        The result equals that of `choose_chunks` with one sink chunk, but takes half the time.
         """
         means = self.state["means"].flatten(0, 1)[:, 1 : plan.num_closed]
         scores = scoring.compute_scores(torch.bmm(at_origin, means.mT)).float()
@@ -423,7 +429,7 @@ class ChunksMemory(LayerMemory):
         full: Int[Tensor, " batch"],
         scoring: Scoring,
     ) -> Int[Tensor, "batch key_heads selected"]:
-        """Return the first chunk, the last full ones and the best in between; -1 for missing chunks."""
+        """Return the indices of the first, the last and the best other full chunks; -1 for unused entries."""
         assert self._store is not None
         policy, groups = self.policy, self._store.heads
         longest = step.compute_once("longest", lambda: int(full.max()))
@@ -449,7 +455,7 @@ class ChunksMemory(LayerMemory):
     ) -> Float[Tensor, "batch key_heads chunks"]:
         """Return the votes for each full chunk, summed over the queries of each key head.
 
-        Each query has one vote, distributed by a softmax over the chunks that are not always read.
+        Each query splits one vote among chunks by a softmax. Chunks that are always read get no votes.
         """
         means = self.state["means"]
         query = rotate_to_origin(query, step).detach().unflatten(1, (means.shape[1], -1)).flatten(2, 3)
@@ -468,13 +474,13 @@ class ChunksMemory(LayerMemory):
         return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
 
     def _excluded_chunks(self, full: Int[Tensor, " batch"], chunks: int) -> Bool[Tensor, "batch chunks"]:
-        """Return the mask of chunks that are always read or not full."""
+        """Return a mask: True for chunks that get no votes, because they are always read or not full."""
         chunk = torch.arange(chunks, device=full.device)
         return (chunk == 0) | (chunk >= full[:, None] - self.policy.num_local)
 
 
 def _bounds(step: Step) -> tuple[int, int]:
-    """Return the token count of the shortest row before a step, and of the longest row after it."""
+    """Return the token count of the shortest row before a step, and of the longest row after the step."""
     if not step.padded:
         before = int(step.before[0])
         return before, before + step.length
@@ -482,7 +488,7 @@ def _bounds(step: Step) -> tuple[int, int]:
 
 
 def _fills(step: Step, size: int) -> bool:
-    """Return True if a step fills a chunk in any row."""
+    """Return True if a step completes a chunk of `size` tokens in any row."""
     return bool((step.after // size > step.before // size).any())
 
 

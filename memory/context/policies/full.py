@@ -1,6 +1,6 @@
 """Full attention: no token is evicted, and the cache grows with the text.
 
-This is the baseline of all other policies.
+This policy is the baseline for all other policies.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class FullPolicy(ContextPolicy):
         return FullMemory()
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of all tokens' keys and values, and of the capacity allocated ahead."""
+        """Return the bytes of the buffers for keys and values, unused capacity included."""
         return compute_capacity(tokens) * shape.token_bytes
 
 
 class FullMemory(LayerMemory):
     """Memory of one layer.
 
-    State: buffers `keys` and `values`, of which the first `columns` are in use, and `valid` once a row has
-    had padding.
+    State: buffers `keys` and `values`, and a mask `valid` once a row has had padding. The first `columns`
+    tokens of each buffer are in use.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class FullMemory(LayerMemory):
         )
 
     def get_columns(self, name: str) -> Float[Tensor, "batch key_heads columns width"]:
-        """Return the columns of `keys` or `values` in use."""
+        """Return the used part of the buffer `keys` or `values`."""
         return self.state[name][:, :, : self.columns]
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
@@ -67,7 +67,7 @@ class FullMemory(LayerMemory):
             self.state["valid"] = torch.cat([old, step.time >= 0], dim=1)
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last columns."""
+        """Remove the last `columns` tokens of every row."""
         self.columns -= columns
         for name in ("keys", "values"):
             self.state[name] = shrink(self.state[name], self.columns)
@@ -81,7 +81,7 @@ class FullMemory(LayerMemory):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors that `state_dict` returned, and allocate capacity for more."""
+        """Load the tensors that `state_dict` returned, and allocate capacity for more tokens."""
         self.state = dict(state)
         if "keys" in state:
             self.columns = state["keys"].shape[2]

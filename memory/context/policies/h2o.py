@@ -1,11 +1,13 @@
 """H2O: keep the tokens with the highest accumulated attention, and the last ones.
 
-Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head sums the attention that each of its keys
-receives from all later queries; a full cache evicts the key with the smallest sum. Beyond the paper: the
-first tokens are never evicted, which would rarely happen anyway. Tokens are evicted `interval` at a time, at
-points that only depend on the token count of a row, so that results do not depend on the split of a text into
-calls. Positions are slots of the cache, as in StreamingLLM, so that texts longer than those of training can
-be read. Query heads that share a key head share one sum, and the memory of evicted tokens is freed.
+Zhang et al. 2023 (arXiv 2306.14048, algorithm 1): every head sums, for each key, the attention that the key
+receives from all later queries. A full cache evicts the key with the smallest sum. Beyond the paper, the
+first tokens are never evicted. Their sums are rarely the smallest anyway.
+
+Tokens are evicted `interval` at a time. The points of eviction depend only on the token count of a row, so
+results do not depend on how a text is split into calls. Tokens get consecutive positions inside the cache,
+as in StreamingLLM, so the text may be longer than the training texts. Query heads that share a key head share
+one sum, so that the memory of evicted tokens can be freed.
 """
 
 from __future__ import annotations
@@ -35,16 +37,16 @@ _LONGEST_PIECE = 128
 
 @dataclass(frozen=True)
 class H2OPolicy(ContextPolicy):
-    """Keep the last `recent` tokens and, per key head, the most attended of the earlier ones."""
+    """Keep the last `recent` tokens and, per key head, the earlier tokens with the most attention."""
 
     budget: int = 1024
-    """Largest number of tokens kept, and read by a query, including its own."""
+    """Largest number of tokens in the cache. A query reads all of them, its own token included."""
     recent: int | None = None
-    """Last tokens that are never evicted. Default: half of the budget, as in the paper."""
+    """Number of last tokens that are never evicted. Default: half of the budget, as in the paper."""
     num_sinks: int = 4
-    """First tokens that are never evicted."""
+    """Number of first tokens that are never evicted."""
     interval: int = 16
-    """Tokens evicted at once."""
+    """Number of tokens that are evicted at a time."""
 
     moves_positions: ClassVar[bool] = True
 
@@ -59,22 +61,22 @@ class H2OPolicy(ContextPolicy):
         least = max(2 * others - 1, 2) if self.recent is None else others + self.recent
         if self.budget < least:
             raise ValueError(
-                f"budget={self.budget}: too small for {self.num_sinks} sinks, {self.num_recent} recent "
-                f"tokens and an interval of {self.interval}; raise it to at least {least} or lower the others"
+                f"budget={self.budget}: too small for num_sinks={self.num_sinks}, {self.num_recent} recent "
+                f"tokens and interval={self.interval}; raise budget to at least {least}, or lower these sizes"
             )
 
     @property
     def num_recent(self) -> int:
-        """Last tokens that are never evicted."""
+        """Number of last tokens that are never evicted."""
         return self.budget // 2 if self.recent is None else self.recent
 
     def count_retained(self, tokens: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
-        """Return the number of retained tokens after `tokens` tokens."""
+        """Return the number of tokens that the cache retains after it has read `tokens` tokens."""
         excess = tokens - self.budget
         return torch.where(excess < 0, tokens, self.budget - self.interval + excess % self.interval)
 
     def count_retained_int(self, tokens: int) -> int:
-        """Return the number of retained tokens after `tokens` tokens, for an integer."""
+        """Return the result of `count_retained` for an integer."""
         excess = tokens - self.budget
         return tokens if excess < 0 else self.budget - self.interval + excess % self.interval
 
@@ -83,7 +85,7 @@ class H2OPolicy(ContextPolicy):
         return H2OMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the cache and of a float32 sum per key, with the capacity allocated ahead."""
+        """Return the bytes of keys, values and one float32 sum per key, unused capacity included."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
         return compute_capacity(self.count_retained_int(tokens), self.budget) * (shape.token_bytes + sums)
 
@@ -91,8 +93,9 @@ class H2OPolicy(ContextPolicy):
 class H2OMemory(LayerMemory):
     """Memory of one layer.
 
-    State: buffers `keys` (rotated to position 0, pairs interleaved), `values` and `sums`. The first `columns`
-    are in use, followed by zeros. The tokens of a row with fewer than others are its last columns.
+    State: buffers `keys` (rotated to position 0, with interleaved pairs), `values` and `sums` (of attention).
+    The first `columns` entries of each buffer are in use, followed by zeros. A row with fewer tokens than
+    other rows has unused entries before its tokens.
     """
 
     def __init__(self, policy: H2OPolicy) -> None:
@@ -101,11 +104,14 @@ class H2OMemory(LayerMemory):
         self.columns = 0
 
     def get_columns(self, name: str) -> Tensor:
-        """Return the columns of one state tensor in use."""
+        """Return the used part of the buffer `name`."""
         return self.state[name][:, :, : self.columns]
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of pieces that end where a row's cache is full."""
+        """Return the lengths of the pieces into which a step is split.
+
+        A piece ends where the cache of any row is full, or after 128 tokens.
+        """
         if step.length == 1:
             return [1]
         token_counts = step.before[:, None] + (step.time >= 0).cumsum(dim=1)
@@ -133,7 +139,7 @@ class H2OMemory(LayerMemory):
         step: Step,
         scoring: Scoring,
     ) -> Tensor:
-        """Append the piece, attend causally at slot positions, and accumulate the attention of each key.
+        """Append new tokens, return their attention output, and update the attention sum of each key.
 
         Args: those of `LayerMemory.generate`.
         """
@@ -151,7 +157,10 @@ class H2OMemory(LayerMemory):
         return out
 
     def _add_up(self, attention: Float[Tensor, "batch key_heads columns"], before: int) -> None:
-        """Add the attention of each column to its sum; columns from `before` on are new."""
+        """Add `attention`, received from the new queries, to the attention sums of all tokens.
+
+        Tokens from index `before` on are new. Their sums start at 0.
+        """
         sums, columns = self.state.get("sums"), attention.shape[2]
         if sums is None or sums.shape[2] < columns:
             new = attention.new_zeros(*attention.shape[:2], columns - before)
@@ -160,7 +169,7 @@ class H2OMemory(LayerMemory):
         self.state["sums"][:, :, :columns].add_(attention)
 
     def _rotate(self, query: Tensor, keys: Tensor, slots: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Rotate new queries to the positions of their slots, and rotate new keys back to position 0."""
+        """Rotate new queries to their positions in the cache, and rotate new keys to position 0."""
         if step.length > 1:
             return rotate_new_to_slots(query, slots, step), rotate_to_origin(keys, step)
         heads, groups = query.shape[1], keys.shape[1]
@@ -201,7 +210,7 @@ class H2OMemory(LayerMemory):
         return tensors | {"keys": self._layout().deinterleave(tensors["keys"])} if tensors else tensors
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Load the tensors that `state_dict` returned, and allocate capacity for more."""
+        """Load the tensors that `state_dict` returned, and allocate capacity for more tokens."""
         self.columns = state["keys"].shape[2] if state else 0
         self._set_state(state | {"keys": self._layout().interleave(state["keys"])} if state else state)
 
@@ -210,11 +219,11 @@ class H2OMemory(LayerMemory):
         return self.layout
 
     def _set_state(self, tensors: dict[str, Tensor]) -> None:
-        """Store these tensors as the state, with capacity for more columns."""
+        """Store these tensors as the state, with capacity for more tokens."""
         self.state = {name: append(None, 0, tensor, self.policy.budget) for name, tensor in tensors.items()}
 
     def _must_drop(self, step: Step) -> bool:
-        """Return True if columns must be removed because a row is full or has padding."""
+        """Return True if tokens must be removed, because a row is full or has padding."""
         if not step.padded:
             before = int(step.before[0])
             return (
@@ -225,7 +234,7 @@ class H2OMemory(LayerMemory):
         return bool((counts != self.policy.count_retained(step.before) + step.length).any())
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
-        """Return the slots of the stored and the new columns, -1 for padding."""
+        """Return the cache positions of all stored tokens and all new tokens; negative for padding."""
         if not step.padded:
             return torch.arange(count + step.length, device=step.time.device).expand(len(step.time), -1)
         counts = self.policy.count_retained(step.before)[:, None]

@@ -1,9 +1,10 @@
-"""Recycled attention: decode on a small copy of the cache that a full step refreshes periodically.
+"""Recycled attention: most generated tokens read only a copy of a small part of the cache.
 
-RefreshKV (Xu et al. 2024, arXiv 2411.05787): the whole cache is kept, but only every `stride`-th token reads
-all of it. The others read a copy with the tokens most attended to by the last full step (max pooling along
-the text and over the query heads of a key head) and the tokens since then. The paper also skips full steps
-while queries are similar; here every `stride`-th step is full. Prompts use full attention.
+RefreshKV (Xu et al. 2024, arXiv 2411.05787) keeps the whole cache, but only every `stride`-th token reads
+all of it. Such a full step also makes a new copy of the tokens that receive the most attention. To select
+them, the attention is max-pooled along the text and over the query heads of a key head. Later tokens are
+added to the copy until the next full step. The paper also skips a full step if the queries have hardly
+changed. Here every `stride`-th step is full. Prompts use full attention.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from scrubjay.memory.context.policies.full import FullMemory
 
 @dataclass(frozen=True)
 class RecycledPolicy(ContextPolicy):
-    """Keep all tokens; read `budget` of them, and all at every `stride`-th token."""
+    """Keep all tokens; every `stride`-th new token reads all of them, the others read `budget` tokens."""
 
     budget: int = 1024
-    """Number of tokens that a step between two full steps reads. The tokens since the last full step, at most
-    `stride`, are among them."""
+    """Number of tokens that a generated token reads if it does not read the whole cache. This includes all
+    tokens since the last read of the whole cache, at most `stride`."""
     stride: int = 10
-    """Tokens per full step."""
+    """Every `stride`-th generated token reads the whole cache; all other tokens read `budget` tokens."""
     kernel: int = 15
-    """Width of the pooling along the text, an odd number.
+    """Width of the max pooling of attention along the text, an odd number of tokens.
 
-    The paper's 7 finds only half of a seven-digit number if each digit is a token."""
+    The RefreshKV paper uses a width of 7. With this width, a model retrieves only half of a
+    seven-digit number if each digit is a token."""
     num_sinks: int = 4
-    """First tokens that are always read."""
+    """Number of first tokens that are always read."""
 
     split_invariant: ClassVar[bool] = False
     query_aware: ClassVar[bool] = True
@@ -60,7 +62,7 @@ class RecycledPolicy(ContextPolicy):
 
     @property
     def copy_size(self) -> int:
-        """Number of tokens in a new copy."""
+        """Number of tokens that are copied after a read of the whole cache."""
         return self.budget - self.stride
 
     def build(self) -> LayerMemory:
@@ -68,7 +70,7 @@ class RecycledPolicy(ContextPolicy):
         return RecycledMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of all tokens, of the capacity allocated ahead, and of the copy."""
+        """Return the bytes of the whole cache, unused capacity included, and of the copied tokens."""
         since = 0 if at_once else max(tokens - 1, 0) % self.stride
         copy_length = min(self.copy_size, tokens - since) + since
         return (compute_capacity(tokens) + copy_length) * shape.token_bytes
@@ -77,8 +79,8 @@ class RecycledPolicy(ContextPolicy):
 class RecycledMemory(FullMemory):
     """Memory of one layer.
 
-    State: that of `FullMemory` and the copy, `copied_keys` and `copied_values`, with `copied_valid` if rows
-    differ.
+    State: the tensors of `FullMemory`, and the copy in `copied_keys` and `copied_values`. If rows have
+    different token counts, the mask `copied_valid` is True for the used entries of the copy.
     """
 
     def __init__(self, policy: RecycledPolicy) -> None:
@@ -87,7 +89,11 @@ class RecycledMemory(FullMemory):
         self._since = 0
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        """Attend to the copy, or to all tokens and then refresh the copy."""
+        """Return the attention output of the new tokens.
+
+        A full step reads all cached tokens, and copies those with the most attention. All other steps read
+        only this copy.
+        """
         if step.length > 1 or not self._since or self._since == self.policy.stride:
             out = super().attend(query, keys, values, step, scoring)
             self._refresh(query[:, :, -1:], scoring)
@@ -109,7 +115,12 @@ class RecycledMemory(FullMemory):
         )
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the values of all tokens, and those of the copy if the last token read it."""
+        """Return the values that the memory retains for texts of `count` tokens; None before the first token.
+
+        `values` of the result has the values of all tokens. If the last token has read only the copy of the
+        best tokens, `read_values` has the values in this copy, and `fetched_values` has the values of the
+        tokens that were selected by score.
+        """
         retained_values, copy = super().get_retained_values(count), self.state.get("copied_values")
         if retained_values is None or copy is None or self._since == 1:
             return retained_values
@@ -117,13 +128,16 @@ class RecycledMemory(FullMemory):
         return RetainedValues(retained_values.values, copy, copy[:, :, self.policy.num_sinks : since])
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last columns and the copy; the next token reads all tokens."""
+        """Remove the last `columns` tokens, and delete the copy of the best tokens.
+
+        The next token then reads all tokens.
+        """
         super().crop(columns, count)
         self.state = {name: tensor for name, tensor in self.state.items() if not name.startswith("copied")}
         self._since = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the state and the age of the copy."""
+        """Return the state, and the number of steps since the last full step, the full step included."""
         return super().state_dict() | {"since": torch.tensor(self._since)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -132,7 +146,7 @@ class RecycledMemory(FullMemory):
         super().load_state_dict({name: tensor for name, tensor in state.items() if name != "since"})
 
     def _refresh(self, query: Float[Tensor, "batch heads 1 width"], scoring: Scoring) -> None:
-        """Copy the tokens that the last query attends to."""
+        """Copy the tokens that the last query attends to most."""
         keys, valid = self.get_columns("keys").detach(), self.state.get("valid")
         batch, groups, columns, width = keys.shape
         most = min(self.policy.copy_size, columns)

@@ -1,16 +1,20 @@
 """StreamingLLM: keep the first and the last tokens of an endless text, at positions inside the cache.
 
-Xiao et al. 2023 (arXiv 2309.17453, section 3.2). Queries put the attention that a softmax must put somewhere
-on the first tokens, the sinks; a window without sinks fails. Positions are slots of the cache, so that no
-distance exceeds the distances of training: the query of token t is at slot p(t) = min(t, budget - 1). This
-changes no distance inside the window. Therefore only the sinks need a query rotated to p(t), and no key is
-rotated again. All queries of a long prompt can thus be computed at once (one band, one column of sinks, one
-softmax), with gradients, in time linear in the prompt; the paper and its code go token by token.
+Xiao et al. 2023 (arXiv 2309.17453, section 3.2). Attention weights must sum to 1. A query that needs little
+from other tokens puts the remaining weight on the first tokens, the sinks. A window without sinks drops these
+tokens, and the model fails.
 
-A prompt uses `kernels.sink_attention`, a single token two matrix products and one softmax. The kernel takes
-one query per token, so the sink scores are passed as extra coordinates of all keys, which would be copied for
-every token. With the kernel a token takes 1.83 times as long as with transformers' own cache at SmolLM2's
-sizes, without it 1.00 times (benchmark `decoding`).
+Positions are counted inside the cache, so that no distance exceeds the distances of training. The query of
+token t gets the position p(t) = min(t, budget - 1). Distances inside the window do not change. Therefore only
+the scores of sinks need a query at position p(t), and no key is rotated again. All queries of a long prompt
+can thus be computed at once, with gradients, in time linear in the prompt length. One softmax covers the
+window and the sinks. The paper and its code process one token at a time.
+
+A prompt uses `kernels.sink_attention`. This kernel takes only one query per token, so the scores of sinks
+must be extra coordinates of queries and keys. For a single token, the extra coordinates would require a copy
+of all cached keys. A call with a single token therefore uses two matrix products and one softmax. At
+SmolLM2's sizes, such a call takes 1.00 times as long as with transformers' own cache. With the kernel,
+the call would take 1.83 times as long (benchmark `decoding`).
 """
 
 from __future__ import annotations
@@ -40,9 +44,9 @@ class SinksPolicy(ContextPolicy):
     """Keep the first `num_sinks` and the last `budget - num_sinks` tokens."""
 
     budget: int = 1024
-    """Tokens kept, and read by a query, including its own."""
+    """Number of tokens in the cache. A query reads all of them, its own token included."""
     num_sinks: int = 4
-    """First tokens of the text among the kept ones; 4 are enough for every model of the paper."""
+    """Number of first tokens that are never evicted. 4 are enough for every model in StreamingLLM's paper."""
 
     moves_positions: ClassVar[bool] = True
 
@@ -51,7 +55,8 @@ class SinksPolicy(ContextPolicy):
             raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
         if self.budget < self.num_sinks + 1:
             raise ValueError(
-                f"budget={self.budget}: must be at least {self.num_sinks + 1}, the sinks and the token itself"
+                f"budget={self.budget}: must be at least {self.num_sinks + 1}, for {self.num_sinks} sinks "
+                "and the query's own token"
             )
 
     def build(self) -> LayerMemory:
@@ -66,8 +71,8 @@ class SinksPolicy(ContextPolicy):
 class StreamMemory(LayerMemory):
     """Memory of one layer.
 
-    State: `keys` and `values`, sinks first, then a ring buffer (`kernels.sink_slot`). Keys are at their exact
-    positions in the text.
+    State: `keys` and `values`, sinks first, then a ring buffer (`kernels.sink_slot`). Keys are rotated to
+    their exact positions in the text.
     """
 
     def __init__(self, budget: int, num_sinks: int) -> None:
@@ -76,20 +81,29 @@ class StreamMemory(LayerMemory):
         self.slots = budget
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        """Return the attention output: over the ring buffer for one token, over a band for several tokens."""
+        """Return the attention output of the new tokens, and store their keys and values.
+
+        A single new token reads the cached tokens directly. Several new tokens read cached and new tokens
+        under a mask for the window and the sinks.
+        """
         if step.length > 1 or step.padded or torch.is_grad_enabled():
             return super().attend(query, keys, values, step, scoring)
         return self._read_one(query, keys, values, step, scoring)
 
     def pieces(self, step: Step) -> list[int]:
-        """Return one piece if gradients are enabled, otherwise pieces of bounded length."""
+        """Return the lengths of the pieces into which a step is split.
+
+        With gradients there is one piece. Without gradients a piece has at most 1024 tokens.
+        """
         if torch.is_grad_enabled():
             return [step.length]
         whole, rest = divmod(step.length, _PIECE)
         return [_PIECE] * whole + [rest] * (rest > 0)
 
     def generate(self, query, keys, values, past, step, scoring) -> Tensor:
-        """Attend to the window and the sinks, each with its own rotation of the query, in one softmax.
+        """Return the attention output over the window and the sinks, in one softmax.
+
+        The query has one rotation for the window and another rotation for the sinks.
 
         Args: those of `LayerMemory.generate`.
         """
@@ -127,7 +141,10 @@ class StreamMemory(LayerMemory):
     def _read_band(
         self, query: Tensor, keys: Tensor, values: Tensor, key_time: Tensor, step: Step, scoring: Scoring
     ) -> Tensor:
-        """Return the attention output for scores that the kernel does not support, some rows at a time."""
+        """Return the attention output for a model with a soft cap or learned sinks.
+
+        The queries are processed in blocks of `BLOCK`, so that the full query-by-key mask is never built.
+        """
         column, out = torch.arange(keys.shape[2], device=keys.device), []
         new = column[-step.length :]
         for first in range(0, step.length, BLOCK):
@@ -142,9 +159,11 @@ class StreamMemory(LayerMemory):
     def _with_sink_scores(
         self, query: Tensor, in_window: Tensor, keys: Tensor, key_time: Tensor, step: Step
     ) -> tuple[Tensor, Tensor]:
-        """Return queries and keys whose products with sinks use the query's rotation for sinks.
+        """Append one coordinate per sink to queries and keys, and return both.
 
-        Both get one more coordinate per sink: a query holds its score there, the sink a one.
+        In the coordinate of a sink, a query has its dot product with the key of this sink. The key of a sink
+        is 1 in the coordinate of this sink and 0 in all other coordinates. Keys of other tokens are 0 in the
+        coordinates of sinks. The dot products are thus correct for the window and for the sinks.
         """
         sink = torch.arange(self.num_sinks, device=keys.device)
         is_sink = step.compute_once(f"is sink {keys.shape[2]}", lambda: key_time[:, :, None] == sink)
@@ -166,7 +185,7 @@ class StreamMemory(LayerMemory):
         ).to(dtype)
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Fill each slot with the last token that belongs to it."""
+        """Store the new tokens: each slot of the cache gets the last token that belongs to the slot."""
         past_columns = self.state["keys"].shape[2] if self.state else 0
         source = step.compute_once(f"source {past_columns}", lambda: self._sources(step, past_columns))
         new_tensors = {
@@ -181,11 +200,12 @@ class StreamMemory(LayerMemory):
             self.state[name] = table.gather(2, index)
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
-        """Remove the last tokens. Raises ValueError once a row has evicted tokens."""
+        """Remove the last `columns` tokens. Raises ValueError if a row has evicted tokens."""
         if int(count.max()) > self.slots:
             raise ValueError(
-                f"crop: the budget of {self.slots} is exceeded by a text of {int(count.max())} tokens, and "
-                "evicted tokens cannot be restored; save the cache first and load it again instead"
+                f"crop: a text of {int(count.max())} tokens exceeds the budget of {self.slots}, and evicted "
+                "tokens cannot be restored; save the cache before you add tokens, and load it instead of "
+                "cropping"
             )
         columns_left = int(count.max()) - columns
         self.state = {name: tensor[:, :, :columns_left] for name, tensor in self.state.items()}
@@ -204,14 +224,21 @@ class StreamMemory(LayerMemory):
         return self._read_past(in_window, vectors[:, heads + groups :], keys, values, scoring)
 
     def _make_head_rotation(self, heads: int, groups: int, past: bool, step: Step) -> Rotation:
-        """Return the rotation of a token's query and key, and `past` the budget of the query to its slot."""
+        """Return the rotation of one token's query and key to the token's index in the text.
+
+        If `past` is True, this index is at least the budget. The rotation then also moves a copy of the
+        query to the position of the last slot.
+        """
         if not past:
             return step.rotary.make_rotation(step.position_ids, step.time)
         targets = torch.cat([step.time, torch.full_like(step.time, self.slots - 1)], dim=1)
         return step.rotary.make_rotation(step.position_ids, targets).expand_to_heads([heads + groups, heads])
 
     def _put(self, key: Tensor, value: Tensor, count: int) -> None:
-        """Append token `count` (from 0) of the text, or overwrite the oldest token in the ring buffer."""
+        """Add a new token to the state; `count` is the token's index in the text.
+
+        In a full ring buffer, the new token replaces the oldest token that is not a sink.
+        """
         past_columns = self.state["keys"].shape[2] if self.state else 0
         self.state = make_writable(self.state)
         for name, new in (("keys", key), ("values", value)):
@@ -225,7 +252,10 @@ class StreamMemory(LayerMemory):
     def _read_past(
         self, in_window: Tensor, at_slot: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
     ) -> Tensor:
-        """Return the attention output of a token past the budget: sinks use the query at its slot."""
+        """Return the attention output of a token whose index in the text is at least the budget.
+
+        The dot products with sinks use the query `at_slot`. All others use the query `in_window`.
+        """
         batch, groups, slots, width = keys.shape
         table, sinks = keys.flatten(0, 1), slice(0, self.num_sinks)
         scores = torch.bmm(in_window.reshape(batch * groups, -1, width), table.mT)
@@ -248,7 +278,7 @@ class StreamMemory(LayerMemory):
         return held_in_slots(count, self.num_sinks, self.window)
 
     def _sources(self, step: Step, past_columns: int) -> Int[Tensor, "batch slots"]:
-        """Return the column, of the stored and new ones, that fills each slot."""
+        """Return, for each slot, the index of the stored or new token that fills the slot."""
         token = self._slot_times(step.after)[:, : min(self.slots, int(step.after.max()))]
         first = step.before[:, None]
         slot = torch.arange(token.shape[1], device=token.device)

@@ -1,8 +1,8 @@
-"""Attention at slot positions: the tokens that are read get consecutive positions without gaps.
+"""Attention at slot positions: the tokens that are read get consecutive positions (slots) without gaps.
 
-Keys are stored at exact positions and rotated to their slots when they are read. Rounding errors do not
-accumulate, and no distance exceeds the number of tokens read, for a text of any length (StreamingLLM, Xiao et
-al. 2023, arXiv 2309.17453).
+Stored keys are rotated to position 0. Every read rotates the keys from position 0 to their slots, so rounding
+errors do not accumulate. In a text of any length, no distance exceeds the number of tokens read
+(StreamingLLM, Xiao et al. 2023, arXiv 2309.17453).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scrubjay.memory.context.policies.base import Step
 
 
 def rotate_to_origin(x: Float[Tensor, "batch heads length width"], step: Step) -> Tensor:
-    """Rotate new keys or queries to position 0, with interleaved pairs."""
+    """Rotate new keys or queries to position 0; the result has interleaved pairs."""
     origin = step.compute_once(
         "origin",
         lambda: step.rotary.make_paired_rotation(step.position_ids, torch.zeros_like(step.position_ids)),
@@ -27,9 +27,10 @@ def rotate_to_origin(x: Float[Tensor, "batch heads length width"], step: Step) -
 def rotate_to_slots(
     keys: Float[Tensor, "batch key_heads columns width"], slots: Int[Tensor, "batch columns"], step: Step
 ) -> Tensor:
-    """Rotate keys from position 0 to their slots.
+    """Rotate keys from position 0 to the positions `slots`.
 
-    `slots` is the same object in every layer, and negative for columns that are not read.
+    Every layer must pass the same tensor object as `slots`, because all layers share one rotation. A negative
+    position marks a token that is not read.
     """
     if not _has_gaps(slots, step):
         return step.compute_once(
@@ -39,7 +40,7 @@ def rotate_to_slots(
 
 
 def rotate_new_to_slots(x: Float[Tensor, "batch heads length width"], slots: Tensor, step: Step) -> Tensor:
-    """Rotate new keys or queries to the last entries of `slots`, with interleaved pairs."""
+    """Rotate new keys or queries to the last positions in `slots`; the result has interleaved pairs."""
     new = slots[:, -step.length :]
     return step.compute_once(
         "place", lambda: step.rotary.make_paired_rotation(step.position_ids, new.clamp(min=0))
@@ -56,13 +57,16 @@ def attend_at_slots(
 ) -> tuple[
     Float[Tensor, "batch heads length value_width"], Float[Tensor, "batch key_heads shared length columns"]
 ]:
-    """Return the attention output and weights of new tokens, which are the last columns.
+    """Return the attention output and the attention weights of the new tokens.
+
+    The new tokens are the last ones in `keys`, `values` and `slots`.
 
     Args:
-        query: Queries of the new tokens at their slots, with interleaved pairs.
-        keys: Keys of all columns at their slots, with interleaved pairs.
-        values: Values of all columns.
-        slots: Slots of all columns, negative for columns that are not read; the same object in every layer.
+        query: Queries of the new tokens, rotated to their positions in `slots`, with interleaved pairs.
+        keys: Keys of all tokens, rotated to the positions `slots`, with interleaved pairs.
+        values: Values of all tokens.
+        slots: Positions of all tokens, negative for tokens that are not read. Every layer must pass the same
+            tensor object.
         step: The new tokens as a step.
         scoring: The model's scale, soft cap and learned sinks.
     """
@@ -85,9 +89,9 @@ def _has_gaps(slots: Int[Tensor, "batch columns"], step: Step) -> bool:
 
 
 def _hidden(slots: Int[Tensor, "batch columns"], new: Int[Tensor, "batch length"]) -> Tensor:
-    """Return the mask of columns that each new token does not read.
+    """Return the mask of tokens that each new token does not read.
 
-    Padding reads itself, since a softmax needs at least one column.
+    A padding token reads itself, since a softmax needs at least one token.
     """
     hidden = (slots[:, None, :] > new[:, :, None]) | (slots < 0)[:, None, :]
     column = torch.arange(slots.shape[1], device=slots.device)

@@ -1,11 +1,14 @@
 """SnapKV: keep the tokens of a prompt that its last tokens attend to.
 
-Li et al. 2024 (arXiv 2404.14469, section 4): a prompt is read in full. Then every head keeps the last
-`window` tokens and the tokens that these attend to most, after pooling along the text, which keeps neighbours
-together. A question at the end of a prompt thus selects the tokens to keep. Beyond the paper: generated
-tokens are compressed in the same way, so that the cache is bounded. The first tokens are always kept. Query
-heads that share a key head select together, so that the memory of evicted tokens is freed. Positions are
-those of the text, so the text must not be longer than those of training.
+Li et al. 2024 (arXiv 2404.14469, section 4): the cache first reads the whole prompt. Then every head keeps
+the last `window` tokens and the tokens that receive the most attention from this window. The attention is
+pooled along the text, so that neighboring tokens stay together. A question at the end of a prompt thus
+selects the tokens to keep.
+
+Beyond the paper, generated tokens are compressed in the same way, so that the cache is bounded. The first
+tokens are always kept. Query heads that share a key head select together, so that the memory of evicted
+tokens can be freed. Tokens keep their positions in the text, so the text must not be longer than the training
+texts.
 """
 
 from __future__ import annotations
@@ -28,15 +31,16 @@ class SnapKVPolicy(ContextPolicy):
     """Keep the last `window` tokens of a prompt and the earlier tokens that they attend to most."""
 
     budget: int = 1024
-    """Tokens kept of a prompt. Generation adds up to `window - 1` tokens before the next compression."""
+    """Number of prompt tokens to keep. Generation adds up to `window - 1` tokens before it evicts tokens."""
     window: int = 32
-    """Last tokens, whose queries select the tokens to keep. They are always kept."""
+    """Number of last tokens whose queries select the tokens to keep. These last tokens are always kept."""
     kernel: int = 15
-    """Width of the pooling along the text, an odd number.
+    """Number of neighboring tokens over which attention is averaged (average pooling); must be odd.
 
-    The paper's 5 or 7 keep only half of a seven-digit number if each digit is a token."""
+    The SnapKV paper uses 5 and 7. With these values, a seven-digit number loses half of its digits if each
+    digit is a token."""
     num_sinks: int = 4
-    """First tokens, which are always kept."""
+    """Number of first tokens that are always kept."""
 
     split_invariant: ClassVar[bool] = False
     query_aware: ClassVar[bool] = True
@@ -51,8 +55,8 @@ class SnapKVPolicy(ContextPolicy):
             )
         if self.budget < self.window + self.num_sinks:
             raise ValueError(
-                f"budget={self.budget}: must be at least {self.window + self.num_sinks}, for the window of "
-                f"{self.window} and {self.num_sinks} sinks"
+                f"budget={self.budget}: must be at least {self.window + self.num_sinks}, for the last "
+                f"{self.window} tokens (window) and {self.num_sinks} sinks"
             )
 
     def build(self) -> LayerMemory:
@@ -60,14 +64,15 @@ class SnapKVPolicy(ContextPolicy):
         return SnapKVMemory(self)
 
     def prefer(self, weights: Float[Tensor, "batch heads window columns"]) -> Float[Tensor, " batch"]:
-        """Return a layer's preference for `allocate` in each row from the window's attention; default: ones.
+        """Return the layer's weight in the split of a joint budget, for each batch row; by default 1.
 
-        In a row with fewer queries than `window`, the missing queries have zero weights.
+        `weights` are the attention weights of the last `window` queries. In a row with fewer queries, the
+        missing queries have zero weights.
         """
         return weights.new_ones(len(weights))
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the cache and of the window's queries."""
+        """Return the bytes of the cache and of the last `window` queries."""
         columns = min(tokens, self.budget)
         if not at_once and tokens >= self.budget:
             columns += (tokens - self.budget) % self.window
@@ -78,8 +83,8 @@ class SnapKVPolicy(ContextPolicy):
 class SnapKVMemory(LayerMemory):
     """Memory of one layer.
 
-    State: `keys`, `values` and the last `queries`; also `valid` if rows differ. The tokens of a shorter row
-    are its last columns.
+    State: `keys`, `values` and the last `queries`. If rows have different token counts, shorter rows start
+    with unused entries, and the mask `valid` is False for these entries.
     """
 
     def __init__(self, policy: SnapKVPolicy) -> None:
@@ -88,9 +93,10 @@ class SnapKVMemory(LayerMemory):
         self._pending: _PendingPrompt | None = None
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Append the piece; after a prompt, or once the budget is exceeded by a window, evict tokens.
+        """Append the new tokens. After a prompt, evict the tokens that exceed the budget.
 
-        With a policy that allocates budgets, a prompt waits for its budget.
+        If the policy allocates layer budgets, the tokens stay until the budget of the layer is final.
+        Generated tokens cause an eviction only if the cache exceeds the budget by `window` tokens.
         """
         valid = self._append(query, keys, values, step)
         is_deferred = step.length > 1 and self.policy.allocates
@@ -108,12 +114,15 @@ class SnapKVMemory(LayerMemory):
             self.settle()
 
     def measure(self) -> LayerStats:
-        """Return the token count of the prompt and the policy's preference for this layer."""
+        """Return the prompt's token count, and this layer's weight in the split of a joint budget."""
         assert self._pending is not None
         return self._pending.stats
 
     def shrink(self, budget: int) -> None:
-        """Reduce the budget to `budget` tokens, also for the prompt just read."""
+        """Reduce the budget to `budget` tokens.
+
+        Before `settle` is called, this also evicts tokens of the prompt that the layer has just read.
+        """
         # The policy validates the budget.
         self.budget = replace(self.policy, budget=budget).budget
         if self._pending is None:
@@ -134,7 +143,7 @@ class SnapKVMemory(LayerMemory):
         self._pending = self._pending._replace(worth=worth)
 
     def settle(self) -> None:
-        """Evict the tokens of the prompt beyond the budget, and free their scores."""
+        """Evict the prompt tokens that exceed the budget, and free the scores of the prompt tokens."""
         if self._pending is not None:
             self.shrink(self.budget)
             self._pending = None
@@ -149,11 +158,14 @@ class SnapKVMemory(LayerMemory):
         )
 
     def _full(self, count: Int[Tensor, " batch"], prompt: Bool[Tensor, " batch"]) -> Bool[Tensor, " batch"]:
-        """Return the rows to compress: above the budget after a prompt, otherwise a window above it."""
+        """Return a mask of the batch rows in which tokens must be evicted.
+
+        After a prompt, these rows exceed the budget. In generation, they exceed it by `window` tokens.
+        """
         return (count >= self.budget + self.policy.window) | (prompt & (count > self.budget))
 
     def _append(self, query: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor | None:
-        """Append new tokens, with each row's padding moved to the front; return the mask of valid columns."""
+        """Append new tokens, and move each row's padding to the front; return the mask of valid tokens."""
         window = self.policy.window
         new = {"keys": keys, "values": values, "queries": query}
         if self.state:
@@ -184,7 +196,7 @@ class SnapKVMemory(LayerMemory):
     def _weights(
         self, count: Int[Tensor, " batch"], step: Step, scoring: Scoring
     ) -> Float[Tensor, "batch key_heads shared window columns"]:
-        """Return the attention weights of the window's queries; zeros for missing queries of a row."""
+        """Return the attention weights of the last `window` queries; zeros for queries that a row lacks."""
         query, keys = self.state["queries"], self.state["keys"]
         batch, _, num_queries, width = query.shape
         groups, columns = keys.shape[1:3]
@@ -217,11 +229,11 @@ class SnapKVMemory(LayerMemory):
 
 
 class _PendingPrompt(NamedTuple):
-    """Scores and counts of a prompt until its budget is final."""
+    """Scores and token counts of a prompt, kept until the token budget of the layer is final."""
 
     worth: Float[Tensor, "batch key_heads columns"]
     count: Int[Tensor, " batch"]
-    """Tokens of each row before eviction."""
+    """Number of tokens of each row before eviction."""
     prompt: Bool[Tensor, " batch"]
     """True for rows with several tokens in this call."""
     stats: LayerStats

@@ -14,13 +14,13 @@ class WindowPolicy(ContextPolicy):
     """Keep the last `budget` tokens."""
 
     budget: int = 1024
-    """Tokens kept, and read by a query, including its own."""
+    """Number of tokens in the cache. A query reads all of them, its own token included."""
 
     moves_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.budget < 1:
-            raise ValueError(f"budget={self.budget}: must be at least 1, since it includes the token itself")
+            raise ValueError(f"budget={self.budget}: must be at least 1, for the query's own token")
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""

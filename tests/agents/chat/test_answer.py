@@ -90,3 +90,16 @@ def test_it_ends_at_its_limit_and_says_why(chat):
     assert answer.usage_metadata["output_tokens"] == 7
     stopped_answer = chat(max_tokens=7).invoke("Hello", stop=[answer.text[2:4]])
     assert stopped_answer.response_metadata["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("policy", ["full", "snapkv"])
+def test_the_cache_and_the_pending_tokens_have_the_text_of_the_conversation(chat, tiny_chat, policy):
+    tokenizer = tiny_chat[1]
+    question = "Hello " * 60
+    full_text = chat(policy=policy, budget=64).invoke(question).text
+    model = chat(policy=policy, budget=64)
+    stop = full_text[4:8]
+    assert model.invoke(question, stop=[stop]).text == full_text[: full_text.index(stop)]
+    conversation = model._conversations.latest(None)
+    num_tokens = conversation.cache.get_seq_length() + len(conversation.pending)
+    assert num_tokens == len(tokenizer(conversation.text).input_ids)

@@ -61,8 +61,8 @@ def test_a_plan_survives_writing_and_reading(name, arguments):
         ("I would look it up.", "no JSON object"),
         ('{"task_name": "x"}', "command has no name"),
         ('{"command": {"name": "f", "args": [1]}}', "args must be a JSON object, not list"),
-        ('{"command": 4}', "command must be an object"),
-        ('{"command": {"name": "f", "args": {"x": Infinity}}}', "no form for"),
+        ('{"command": 4}', "command must be a JSON object"),
+        ('{"command": {"name": "f", "args": {"x": Infinity}}}', "JSON cannot represent"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_a_reason(text, problem):

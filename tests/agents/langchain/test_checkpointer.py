@@ -250,7 +250,7 @@ def test_errors_name_what_is_wrong(saver):
         saver.put_writes(thread(), [("a", 1)], "task")
     with pytest.raises(TypeError, match=r"limit=1\.5"):
         list(saver.list(None, limit=1.5))
-    with pytest.raises(ValueError, match="strategy='some'; choose from keep_latest, delete"):
+    with pytest.raises(ValueError, match="strategy='some': choose from keep_latest, delete"):
         saver.prune(["t"], strategy="some")
 
 

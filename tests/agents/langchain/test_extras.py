@@ -16,11 +16,11 @@ class Missing:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
-import scrubjay.agents.langchain as faces
+import scrubjay.agents.langchain as package
 assert "langchain_core" not in sys.modules
-for name in faces.__all__:
+for name in package.__all__:
     try:
-        getattr(faces, name)
+        getattr(package, name)
         print(name, "works")
     except ModuleNotFoundError as error:
         print(name, error)

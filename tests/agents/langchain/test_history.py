@@ -145,7 +145,7 @@ def test_what_json_cannot_hold_keeps_nothing_of_its_turn(bank):
     history = BankChatMessageHistory(bank, "t")
     with pytest.raises(TypeError, match=r"bank='facts\.db': pass a bank"):
         BankChatMessageHistory("facts.db", "t")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="of type 'tool' must be JSON"):
+    with pytest.raises(TypeError, match="of type 'tool': all its fields must be JSON-serializable"):
         history.add_messages([HumanMessage("fine"), ToolMessage("x", tool_call_id="c", artifact=object())])
     assert history.messages == []
     assert len(bank) == 0

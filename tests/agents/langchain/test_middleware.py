@@ -146,7 +146,7 @@ def test_only_whole_records_within_the_budget_and_a_note_of_the_rest(bank):
     assert 0 < text.count("Acorn note") < 6
     assert f"{6 - text.count('Acorn note')} memories" in text
     assert all(text.count(f"word{n} ") in (0, 39, 40) for n in range(6))
-    with pytest.raises(ValueError, match="token_budget=5: not even the heading fits"):
+    with pytest.raises(ValueError, match="token_budget=5: too small for the heading"):
         BankMiddleware(bank, token_budget=5)
 
 

@@ -89,7 +89,7 @@ def test_what_was_replaced_is_not_replaced_again(bank, tools):
         run(tools["update_memory"], id=saved_id, text="Ada lives in Basel.")
         again = run(tools["update_memory"], id=saved_id, text="Ada lives in Rome.")
     assert again.status == "error"
-    assert "no longer holds. Take an id from search_memory" in again.text
+    assert "is no longer valid. Take an id from search_memory" in again.text
     assert [hit.text for hit in bank.search("Where does Ada live?")] == ["Ada lives in Basel."]
 
 
@@ -115,7 +115,8 @@ def test_after_text_from_outside_only_its_own_kind_can_be_changed(bank, tools):
             for name, arguments in (("update_memory", {"text": "Ada lives in Rome."}), ("forget_memory", {})):
                 refusal = run(tools[name], id=user_record_id, **arguments)
                 assert refusal.status == "error"
-                assert "was not changed: its source is user" in refusal.text
+                assert "was not changed" in refusal.text
+                assert "trust 'user'" in refusal.text
     saved_id = run(tools["save_memory"], text="A page says Ada lives in Rome.").artifact["id"]
     assert bank.get(saved_id).trust == "tool"
     updated_id = run(tools["update_memory"], id=saved_id, text="A page says Ada lives in Oslo.").artifact[

@@ -271,5 +271,5 @@ def test_what_is_no_template_is_refused_when_it_is_given(bank, part):
         lambda: KwaiAgent(ScriptedModel(replies=[]), namespace=("user", part)),
     )
     for make in makers:
-        with pytest.raises(ValueError, match="double a literal brace"):
+        with pytest.raises(ValueError, match="double every literal brace"):
             make()

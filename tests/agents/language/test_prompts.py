@@ -47,7 +47,7 @@ def test_an_error_is_english_and_its_phrase_any_language():
     )
     assert isinstance(error, OSError)
     assert isinstance(error, LocalizedError)
-    assert str(error) == "a.example cannot be reached (no address answered in time)"
+    assert str(error) == "a.example cannot be reached (none of the host's addresses answered in time)"
     assert error.phrase.render(load_prompts("zh")) == "无法连接 a.example（没有地址及时回应）"
     assert not error.offline
     assert isinstance(RequestError("web_password"), ValueError)

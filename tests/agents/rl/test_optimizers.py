@@ -90,10 +90,10 @@ def list_invalid_states():
         yield lambda state, k=key, v=value: state.update({k: v}), "does not match this policy"
     yield lambda state: state["state"].update({7: {}}), "does not match this policy"
     yield lambda state: state["state"].update({"x": {}}), "does not match this policy"
-    yield lambda state: state["state"][0].pop("exp_avg"), "different entries"
+    yield lambda state: state["state"][0].pop("exp_avg"), "must have the same keys"
     yield lambda state: state["param_groups"][0].update(params=[0]), "does not match this policy"
     for rate in (None, "x", -1.0, float("nan"), True, [0.1]):
-        yield lambda state, r=rate: state["param_groups"][0].update(lr=r), "its learning rate is"
+        yield lambda state, r=rate: state["param_groups"][0].update(lr=r), "the state has learning rate"
 
 
 @pytest.mark.parametrize(("change", "message"), list_invalid_states())

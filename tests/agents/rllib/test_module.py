@@ -103,7 +103,7 @@ def test_what_cannot_be_built_is_refused_by_name():
         MemoryModule(observation_space=BOX, action_space=BOX, model_config={"policy": "gru"})
     with pytest.raises(TypeError, match="expected a TeamPolicyConfig"):
         TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": PolicyConfig()})
-    with pytest.raises(TypeError, match="expected tuples with one part per agent"):
+    with pytest.raises(TypeError, match="expected Tuple spaces with one entry per agent"):
         TeamModule(observation_space=BOX, action_space=BOX, model_config={"policy": TeamPolicyConfig()})
     for space in (spaces.MultiBinary(2), spaces.Discrete(3, start=1)):
         with pytest.raises(TypeError, match="is not supported by RLlib"):

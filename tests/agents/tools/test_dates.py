@@ -31,7 +31,7 @@ def test_written_moments_are_read_back(moment, mark):
         ("2025-02-29", "month 2 of 2025 has 28 days"),
         ("2026-13-01", "no month 13"),
         ("25/12/2026", "year first"),
-        ("0000-01-01", "years from 1 to 9999"),
+        ("0000-01-01", "the year must be from 1 to 9999"),
         ("2026-01-01 25:00", "not a time"),
         ("2026-01-01 noon", "not a time"),
         ("tomorrow", "not a date"),

@@ -63,7 +63,7 @@ def test_lunar_dates_become_days():
         ({"date": "2026-13-1", "from_calendar": "lunar"}, "no month 13"),
         ({"date": "2026-0-1", "from_calendar": "lunar"}, "no month 0"),
         ({"date": "2026-1-31", "from_calendar": "lunar"}, "has 30 days, not 31"),
-        ({"date": "2026-01-01", "leap_month": True}, "leap_month is for lunar dates"),
+        ({"date": "2026-01-01", "leap_month": True}, "leap_month is only for lunar dates"),
         ({"date": "1582-01-01"}, "1900 to 2100"),
         ({"date": "first of May", "from_calendar": "lunar"}, "YEAR-MONTH-DAY"),
     ],

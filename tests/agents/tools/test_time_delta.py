@@ -69,7 +69,7 @@ def test_time_zones_count_and_are_not_mixed_with_none():
     assert data["total_seconds"] == 8 * 3600
     answer = ask("time_delta", start="2026-01-01 00:00", end="2026-01-01 00:00Z")
     assert answer.status == "error"
-    assert "both or neither" in answer.content
+    assert "to both or to neither" in answer.content
     assert ask("time_delta", start="2026-11-25", end="now").artifact["data"]["total_seconds"] == 22.5 * 3600
 
 

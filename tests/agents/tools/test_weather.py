@@ -60,8 +60,8 @@ def test_weather_of_now_of_past_days_and_of_days_to_come(sky):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"location": "Nowhere"}, "no place is called 'Nowhere'"),
-        ({"location": "Paris", "start": "2027-01-01"}, "to 2026-12-10"),
+        ({"location": "Nowhere"}, "no place is named 'Nowhere'"),
+        ({"location": "Paris", "start": "2027-01-01"}, "on 2026-12-10"),
         ({"location": "Paris", "start": "2026-01-01", "end": "2026-02-01"}, "at most 31 days"),
         ({"location": "Paris", "start": "2026-02-30"}, "28 days"),
     ],

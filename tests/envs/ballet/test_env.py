@@ -213,8 +213,8 @@ def test_a_state_without_dtype_is_of_floats():
         ({"dtype": "float64"}, "dtype='float64': choose from 'float32', 'uint8'"),
         ({"min_dancers": 3}, "min_dancers=3: expected an integer from 1 to num_dancers=2"),
         ({"min_dancers": 0}, "min_dancers=0: expected an integer"),
-        ({"walk_steps": 2}, "walk_steps=2, max_steps=None: .* walk_steps of at least 3"),
-        ({"walk_steps": 9, "max_steps": 400}, "walk_steps=9, max_steps=400: expected only one of them"),
+        ({"walk_steps": 2}, "walk_steps=2, max_steps=None: .* walk_steps must be an integer of at least 3"),
+        ({"walk_steps": 9, "max_steps": 400}, "walk_steps=9, max_steps=400: pass only one of them"),
         ({"dtype": "uint8", "observation": "symbolic"}, "observation='symbolic' has none"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Benchmark of decoding: caches have the expected length; `sinks` by the kernel gives equal logits."""
+"""Benchmark of decoding: caches have the expected length; `sinks` with sink_attention has equal logits."""
 
 import dataclasses
 from typing import Any
@@ -27,7 +27,7 @@ BENCH = DecodingBench(budget=32, policies=("full", "window", "sinks"), turn=4)
 def model():
     torch.manual_seed(0)
     own = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
-    sizes: Any = SIZES["4 layers of 256"] | own
+    sizes: Any = SIZES["4 layers of width 256"] | own
     return LlamaForCausalLM(LlamaConfig(**sizes)).eval()
 
 

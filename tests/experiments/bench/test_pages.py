@@ -1,4 +1,4 @@
-"""Benchmark of pages: opens each page in a browser and compares it with the film alone."""
+"""Benchmark of pages: opens each page in a browser and compares it with a page of the pictures only."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_each_page_is_compared_with_the_film_alone(capsys):
     pages.main(pages.PagesBench(dancers=2, max_steps=5, rounds=1))
     output = capsys.readouterr().out
     assert "2 dancers, 5 steps, 5 pictures" in output
-    for name in ("the empty page", "the film alone", "the page"):
+    for name in ("empty page", "pictures only", "episode page"):
         assert re.search(rf"^\| {name} \| \d+ ms \| [\d.]+x \| [\d,]+ \| [\d.]+x \|$", output, re.MULTILINE)
     assert "1.00x" in output
 

@@ -12,4 +12,4 @@ def test_every_way_is_compared_with_its_peer(capsys):
         assert re.search(rf"^\| {name} \| [\d.]+ ms, [\d.]+x \| [\d.]+ ms, [\d.]+x \|$", output, re.MULTILINE)
     for peer in ("attention", "GRU cell"):
         assert len(re.findall(rf"^\| {peer} \| [\d.]+ ms, 1\.00x", output, re.MULTILINE)) == 1
-    assert "| against GRU cell | 1 rows | 3 rows |" in output
+    assert "| relative to GRU cell | batch size 1 | batch size 3 |" in output

@@ -347,7 +347,7 @@ def test_a_file_that_is_no_memory_is_named(here, tmp_path):
 def test_a_provider_needs_its_package(usage_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "langchain.chat_models", None)
     message = usage_error("agent", "Hi", "--tools", "none", "--model", "openai:gpt-5")
-    assert "model='openai:gpt-5' needs more: pip install langchain langchain-openai" in message
+    assert "model='openai:gpt-5' needs missing packages: pip install langchain langchain-openai" in message
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def test_a_terminal_sees_that_a_model_is_being_loaded(here, folder, monkeypatch)
 
 @pytest.mark.parametrize(
     ("budget", "message"),
-    [("600", "budget=600), and max_tokens=600 leaves none for the prompt"), ("800", "context_tokens=200: ")],
+    [("600", "max_tokens=600 leaves no tokens for the prompt"), ("800", "context_tokens=200: ")],
 )
 def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budget, message):
     words = ["--model", folder, "--max-tokens", "600", "--budget", budget, "--tools", "time_delta"]

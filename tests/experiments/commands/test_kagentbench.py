@@ -42,7 +42,7 @@ def test_predictions_may_be_in_a_file_of_their_own(here, tmp_path):
     (tmp_path / "guesses.jsonl").write_text("\n".join(map(json.dumps, guesses[1:])))
     code, _, err = here("kagentbench", "bench.jsonl", "guesses.jsonl")
     assert code == 2
-    assert "1 ids have no prediction, 'plantooluse' first" in err
+    assert "1 ids have no prediction, such as 'plantooluse'" in err
 
 
 def test_a_part_of_the_benchmark_has_no_overall_score(here, tmp_path):

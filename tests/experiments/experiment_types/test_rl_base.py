@@ -166,7 +166,7 @@ def test_an_invalid_learner_is_refused(recipe, arguments, message):
         (lambda c: c["learner"].update(name="reinforces"), "did you mean 'reinforce'"),
         (lambda c: c["learner"].pop("name"), "GAMATRConfig: it trains the policy of one team, not"),
         (lambda c: c["learner"].update(wings=2), "config.learner has no field wings"),
-        (lambda c: c.update(learner=3), "expected an object with a registered name"),
+        (lambda c: c.update(learner=3), 'expected a JSON object whose key "name" has a registered name'),
     ],
 )
 def test_a_config_file_with_an_invalid_learner_is_refused(change, message):

@@ -164,7 +164,10 @@ def test_a_wrong_suite_in_a_config_is_named():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"parameters": 100}, "budget=100 parameters: GRUConfig of width 8"),
+        (
+            {"parameters": 100},
+            "budget=100 parameters: no feed-forward width matches; .* of GRUConfig with width 8",
+        ),
         ({"eval_items": (5,)}, "length=16: must be at least 20"),
         ({"suite": Induction(vocab_size=20, length=16), "eval_items": (2,)}, "num_items=2: induction"),
     ],

@@ -205,7 +205,7 @@ def test_an_extension_by_another_process_is_not_overwritten(copy):
         ),
         ([{"previous_total": 9, "done": 9}], r"extensions\[0\] is missing the required fields total"),
         ([{"previous_total": 9, "done": 9, "total": 192, "by": "me"}], "no field by"),
-        ([9], r"extensions\[0\]=9: expected an object"),
+        ([9], r"extensions\[0\]=9: expected a JSON object"),
         ("all", "extensions='all'"),
         (
             [{"previous_total": 9, "done": 9, "total": 20}, {"previous_total": 21, "done": 20, "total": 192}],

@@ -41,5 +41,5 @@ def test_wrong_input_is_named():
         generate_conversation("fr", 0)
     with pytest.raises(ValueError, match="people=21"):
         generate_conversation("en", 0, 1000, 21)
-    with pytest.raises(ValueError, match="need"):
+    with pytest.raises(ValueError, match="turns=50: must be at least"):
         generate_conversation("en", 0, 50)

@@ -122,7 +122,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], message: str, folder:
 def test_cpus_that_others_keep_are_not_waited_for(cluster, tmp_path):
     keeper = ray.remote(num_cpus=1)(lambda: time.sleep(1000)).remote()
     done = train_by_address(tmp_path, cluster.address)
-    assert_refused(done, "need 1 CPUs; of the cluster's 1 only 0 are free", tmp_path)
+    assert_refused(done, "need 1 CPUs; only 0 of the cluster's 1 CPUs are free", tmp_path)
     ray.cancel(keeper, force=True)
 
 

@@ -136,7 +136,7 @@ def test_a_head_that_asks_for_a_token_is_told_of_in_one_line(tmp_path):
             ({"RAY_AUTH_TOKEN_PATH": "nowhere"}, "RAY_AUTH_TOKEN_PATH names no file: copy ~/.ray/auth_token"),
             (
                 {"RAY_AUTH_TOKEN": token, "RAY_AUTH_MODE": "disabled"},
-                "that of RAY_AUTH_TOKEN is kept back: set RAY_AUTH_MODE=token",
+                "the token of RAY_AUTH_TOKEN is not sent: set RAY_AUTH_MODE=token",
             ),
         ):
             failed_job = launch(tmp_path, "tmaze-demo", "--address", address, **here, **variables)
@@ -216,7 +216,7 @@ def test_a_job_trains_a_run_further_and_begins_another_with_its_weights(head, tm
             ["tmaze", "--address", "http://127.0.0.1:1"],
             "no dashboard at http://127.0.0.1:1: <urlopen error [Errno 111] Connection refused>",
         ),
-        (["tmaze", "--address", "127.0.0.1:1"], "write it as http://HEAD:8265"),
+        (["tmaze", "--address", "127.0.0.1:1"], "write the address as http://HEAD:8265"),
         (["tmaze", "--address", "http://127.0.0.1:1", "--num-env-runners", "65"], "num_env_runners=65"),
         (["tmaze-demmo", "--address", "http://127.0.0.1:1"], "did you mean 'tmaze-demo'"),
         (

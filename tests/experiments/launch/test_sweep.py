@@ -44,7 +44,7 @@ def test_words_are_flags_of_train():
     ("words", "message"),
     [
         (["tmaze"], "sweep needs at least one --param NAME=V1,V2"),
-        (["tmaze", "--param", "seed=0,0"], "param 'seed': give it once, with distinct values"),
+        (["tmaze", "--param", "seed=0,0"], "param 'seed': duplicate flag or value; give it once"),
         (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
         (["tmaze", "--param", "memory=gru,grue"], "unknown memory 'grue'"),
         (["tmaze", "--param", "ppo.gama=0.9"], "unknown option '--ppo.gama'; did you mean '--ppo.gamma'?"),

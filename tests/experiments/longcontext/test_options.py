@@ -45,7 +45,7 @@ def test_what_no_measurement_can_do_is_named(name, fields, message, text):
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
-    [("blank.txt", " \n", "no text in it"), ("page.md", "It was dark.", "give a .txt file")],
+    [("blank.txt", " \n", "the text is empty"), ("page.md", "It was dark.", "give a .txt file")],
 )
 def test_what_is_no_text_is_named_before_a_model_is_loaded(name, content, message, tmp_path):
     file = tmp_path / name

@@ -51,7 +51,7 @@ def test_a_fact_is_told_once_and_asked_for_once(language, seed):
         ({"question_turns": (3, 50)}, "distinct"),
         ({"question_turns": (50, 50)}, "distinct"),
         ({"question_turns": (50, 500)}, "distinct"),
-        ({"question_turns": tuple(range(100, 140))}, "types of facts"),
+        ({"question_turns": tuple(range(100, 140))}, "a different type of fact"),
     ],
 )
 def test_places_that_cannot_be_are_named(places, words):

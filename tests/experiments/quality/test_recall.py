@@ -131,7 +131,7 @@ def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypat
     for name, set in READERS.items():
         monkeypatch.setattr(recall, name, reader(name, set))
     plain = [corpus.name for corpus in recall.corpora(RecallBench(turns=400), part)]
-    synthetic = [f"made, {language}" for language in LANGUAGES]
+    synthetic = [f"synthetic, {language}" for language in LANGUAGES]
     assert plain == [*synthetic, *(f"{name}, in one bank" for name in synthetic), "BFCL"]
     assert read == [("read_bfcl",)]
     paths = {name.removeprefix("read_"): Path(name) for name in READERS if name != "read_bfcl"}

@@ -221,7 +221,7 @@ def test_the_recipe_alone_asks_for_its_environment(usage_error):
         ("mine:nothing", "it returned a int, not a PettingZoo ParallelEnv"),
         ("mine:Unnamed", "Unnamed has no possible_agents: set it"),
         ("mine:Newcomer", "unknown agent 'third'; possible_agents must list .* but is .'left', 'right'."),
-        ("mine:Larger", "the possible_agents of a team must stay the same"),
+        ("mine:Larger", "possible_agents must be the same in all environments"),
         ("mine:Unlike", "observation_space of 'right' .* pad them .supersuit.pad_observations_v0"),
         ("mine:Unable", "action_space of 'right' .* pad_action_space_v0"),
         ("mine:Words", r"observation space Text.* use Box, .* or a Dict or Tuple of these"),

@@ -70,6 +70,7 @@ def replace_training_state(path, training):
     with pytest.raises(CheckpointError) as error:
         load_training(path)
     assert "\n" not in str(error.value)
+    assert "--trust" not in str(error.value)
     return str(error.value.__cause__)
 
 
@@ -79,10 +80,10 @@ def test_training_state_that_expands_in_memory_is_refused(tmp_path):
     tree: list = [1]
     for _ in range(60):
         tree = [tree, tree]
-    assert "occurs in two places" in replace_training_state(path, {"a": tree})
+    assert "the same dict, list or tuple in two places" in replace_training_state(path, {"a": tree})
     circle: dict = {}
     circle["a"] = circle
-    assert "occurs in two places" in replace_training_state(path, circle)
+    assert "the same dict, list or tuple in two places" in replace_training_state(path, circle)
     wide = torch.zeros(1).expand(10**12)
     assert "a tensor of shape [1000000000000] is larger than the file" in replace_training_state(
         path, {"a": [wide]}
@@ -99,4 +100,4 @@ def test_compressed_training_state_is_refused(tmp_path):
     assert (path / "training.pt").stat().st_size < 10**5
     with pytest.raises(CheckpointError) as error:
         load_training(path)
-    assert "parts are compressed" in str(error.value.__cause__)
+    assert "is a compressed archive" in str(error.value.__cause__)

@@ -39,7 +39,7 @@ def test_settings_without_results_may_change(tmp_path):
     [
         ('{"a": "x", "b": 1}', "expected int"),
         ('{"b": 1}', "lacks a"),
-        ("[1]", "in place of an object"),
+        ("[1]", "instead of a JSON object"),
         ('{"a": 1', "is not JSON"),
         ("[" * 100_000, "too deep"),
         ('{"a": ' + "9" * 5000 + "}", "5000 digits"),

@@ -55,7 +55,7 @@ def test_an_unknown_memory_error_explains_scrubjay_import(here, monkeypatch):
     code, _, err = here("list")
     assert (code, err) == (
         2,
-        "scrubjay: SCRUBJAY_IMPORT=./my_memory.py: expected a module's name, as my_memory is\n",
+        "scrubjay: SCRUBJAY_IMPORT=./my_memory.py: expected a module name, such as my_memory\n",
     )
     monkeypatch.setenv("SCRUBJAY_IMPORT", "json, my_memries")
     code, _, err = here("list")

@@ -40,7 +40,7 @@ def test_every_policy_is_seen(tiny_chat, name):
         recall = step.recalls[0]
         assert recall.name == "kept"
         assert float(recall.weights.sum()) == pytest.approx(
-            trace.tracks["tokens kept, mean of heads"][place], abs=0.2
+            trace.tracks["retained tokens, mean over heads"][place], abs=0.2
         )
     names = {recall.name for step in trace.steps for recall in step.recalls}
     assert names == ({"kept", "read", "fetched"} if name in ("chunks", "recycled") else {"kept"})

@@ -25,7 +25,7 @@ def test_known_returns_have_known_numbers():
     assert (low + high) / 2 == pytest.approx(mean)
     # The variances are 2 each, over 2 episodes each.
     assert high - mean == pytest.approx(1.959964 * np.sqrt(2.0))
-    with pytest.raises(ValueError, match="1 values"):
+    with pytest.raises(ValueError, match="size 1"):
         memory_bias(scores(1.0), scores(1.0, 2.0))
 
 
@@ -82,7 +82,7 @@ def test_the_command_tells_both(runs, capsys):
     [
         (["--full", "partial"], "both runs have the same observations"),
         (["--full", "memoryless_elsewhere"], "the memories differ"),
-        (["--memoryless", "full"], "must have a memory"),
+        (["--memoryless", "full"], "must have the memory 'none'"),
         (["--memoryless", "memoryless_elsewhere"], "different tasks"),
         (["--full", "full", "--set", "k=2"], "--set"),
         (["--full", "full", "--episodes", "1"], "episodes=1"),

@@ -85,7 +85,7 @@ def leaves_hear(leaves):
 def test_how_strongly_each_agent_writes_is_told():
     trace = trace_team(policy_for(memory=make_config("gru", dim=16)), ENV)
     for agent in ENV.make().possible_agents:
-        changes = trace.tracks[f"{agent}/state moved, share of its length"]
+        changes = trace.tracks[f"{agent}/change of the state relative to its norm"]
         assert changes[0] == pytest.approx(1)  # the state starts at zero
         assert all(0 < (value or 0) < 1 for value in changes[1:])
 

@@ -299,13 +299,13 @@ def test_no_tokens_and_no_rows():
 
 def test_invalid_arguments_are_named():
     arguments = draw()
-    with pytest.raises(ValueError, match="chunk_size=5: must be at least 1 and divide the 12 tokens"):
+    with pytest.raises(ValueError, match="chunk_size=5: must be at least 1 and divide the token count 12"):
         neural_memory(**replace_arguments(arguments, chunk_size=5))
     with pytest.raises(ValueError, match=r"fresh has shape \(2, 4\); expected \(2, 3\)"):
         neural_memory(**replace_arguments(arguments, fresh=torch.zeros(2, 4, dtype=torch.bool)))
     with pytest.raises(ValueError, match="do not form a network"):
         neural_memory(**replace_arguments(arguments, weights=arguments["weights"][:1] * 2))
-    with pytest.raises(ValueError, match="weights map 3 to 5"):
+    with pytest.raises(ValueError, match="weights map inputs of width 3 to outputs of width 5"):
         neural_memory(**replace_arguments(arguments, weights=arguments["weights"][:1]))
 
 

@@ -280,8 +280,8 @@ def test_a_compiled_call_is_one_graph_with_the_same_values_and_gradients(draw):
     [
         ({"chunks": torch.zeros(2, 5, 2)}, TypeError, "chunks have dtype"),
         ({"chunks": torch.zeros(2, 4, 2, 1, dtype=torch.long)}, ValueError, "chunks have shape"),
-        ({"chunks": torch.zeros(2, 5, 3, 1, dtype=torch.long)}, ValueError, "3 coarse heads do not divide"),
-        ({"chunks": torch.full((2, 5, 2, 3), 6)}, ValueError, "chunk 6 is out of range; there are 6 chunks"),
+        ({"chunks": torch.zeros(2, 5, 3, 1, dtype=torch.long)}, ValueError, "3 heads of chunks do not"),
+        ({"chunks": torch.full((2, 5, 2, 3), 6)}, ValueError, "chunks has index 6, but keys has only 6"),
         ({"scores": None}, ValueError, "pass scores or use combine='joint'"),
         ({"scores": torch.zeros(2, 5, 2, 2)}, ValueError, "scores have shape"),
         ({"scores": torch.zeros(2, 5, 2, 3, dtype=torch.long)}, TypeError, "scores have dtype"),

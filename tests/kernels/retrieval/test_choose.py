@@ -155,7 +155,7 @@ def test_arrays_need_no_torch(modules_after):
                 "summaries": np.zeros((2, 4, 2, 5)),
             },
             ValueError,
-            "2 summary heads do not divide 3",
+            "summaries has 2 heads, which do not divide the 3",
         ),
         (
             {

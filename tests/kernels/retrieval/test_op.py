@@ -174,7 +174,7 @@ def test_half_precision_stays_near_the_definition(draw, path, dtype):
         ({"values": torch.zeros(2, 5, 3, 2, 6)}, "values have shape"),
         ({"summaries": torch.zeros(2, 5, 2, 6)}, "summaries have shape"),
         ({"valid": torch.zeros(2, 4, dtype=torch.long)}, "valid has shape"),
-        ({"values": torch.zeros(2, 6, 3, 2, 0)}, "V=0"),
+        ({"values": torch.zeros(2, 6, 3, 2, 0)}, "values have width 0"),
         ({"valid": torch.zeros(2, 5, 7, dtype=torch.bool)}, "valid has shape"),
         ({"positions": torch.zeros(4, 6)}, "positions have shape"),
     ],

@@ -109,9 +109,9 @@ def test_gradients_are_not_recorded_and_arguments_stay_as_they_are():
     [
         ({"count": 0}, ValueError, "count=0: must be at least 1"),
         ({"query": np.zeros(3, "f")}, ValueError, r"query has shape \(3,\), keys \(5, 3\)"),
-        ({"query": np.zeros((1, 4), "f")}, ValueError, r"they must be \[Q, D\] and \[N, D\]"),
-        ({"norms": np.ones(4, "f")}, ValueError, r"norms has shape \(4,\); it must have 5"),
-        ({"row_mask": np.ones(5)}, TypeError, "row_mask has dtype float64; it must be bool"),
+        ({"query": np.zeros((1, 4), "f")}, ValueError, r"expected \[queries, width\] and \[rows, width\]"),
+        ({"norms": np.ones(4, "f")}, ValueError, r"norms has shape \(4,\); expected \(5,\)"),
+        ({"row_mask": np.ones(5)}, TypeError, "row_mask has dtype float64; expected bool"),
         ({"keys": np.zeros((5, 3))}, TypeError, "keys float64; arrays must be float32"),
         ({"implementation": "torch"}, ValueError, "implementation='torch': numpy arrays support only 'auto'"),
     ],

@@ -22,7 +22,7 @@ def test_banded_refuses_another_layout(permute_slots, draw):
     earlier_start = {"episode_start": arguments["episode_start"].clone()}
     earlier_start["episode_start"][:, -1] = -1
     for change in (permute_slots(arguments), skipped_step, earlier_start):
-        with pytest.raises(ValueError, match="consecutive query_step"):
+        with pytest.raises(ValueError, match="query_step is consecutive"):
             sink_attention(**(arguments | change), window=3, implementation="banded")
 
 

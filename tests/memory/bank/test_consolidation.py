@@ -143,7 +143,7 @@ def test_what_a_tool_said_is_not_shown_beside_what_others_said(bank):
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ([], "has no changes"),
+        ([], "returned no changes"),
         ([Change("update", 7, "x")], "not a candidate"),
         ([Change("delete", -1)], "not a candidate"),
         ([Change("delete")], "not a candidate"),
@@ -152,8 +152,8 @@ def test_what_a_tool_said_is_not_shown_beside_what_others_said(bank):
         ([Change("update", 0, " ")], "nothing to remember"),
         ([Change("update", 0, "half \ud800")], "lone surrogate"),
         ([Change("update", 0, cast("Any", 7))], "not a string"),
-        ([Change("update", 0), Change("delete", 0)], "more than one change"),
-        ([Change("add"), Change("add")], "more than one change"),
+        ([Change("update", 0), Change("delete", 0)], "two changes"),
+        ([Change("add"), Change("add")], "two changes"),
         ([Change("delete", 0), Change("delete", 9)], "not a candidate"),
     ],
 )
@@ -246,7 +246,7 @@ def test_what_is_built_upon_is_not_pulled_away(bank):
     bank.add("Vera lives in Lisbon.", "knowledge")
     consolidation, _ = build_consolidation(bank, Change("update", 0))
     first, second = (consolidation.add(f"Vera lives in {city}.") for city in ("Porto", "Braga"))
-    with pytest.raises(ValueError, match="has changed since; undo what changed it first"):
+    with pytest.raises(ValueError, match="has changed since the decision; undo the later change first"):
         consolidation.undo(first.id)
     assert [hit.text for hit in bank.search("Vera")] == ["Vera lives in Braga."]
     consolidation.undo(second.id)

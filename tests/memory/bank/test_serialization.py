@@ -178,7 +178,7 @@ def test_what_is_no_record_is_refused_by_name_and_nothing_is_written(changes, me
         with MemoryBank(":memory:") as copy:
             with pytest.raises((ValueError, TypeError), match=message):
                 copy.restore([*rows, {**rows[0], "id": "second", **changes}])
-            with pytest.raises((ValueError, TypeError), match="lacks text"):
+            with pytest.raises((ValueError, TypeError), match="lacks the fields: text"):
                 copy.restore([{name: rows[0][name] for name in rows[0] if name != "text"}])
             with pytest.raises(TypeError, match="not list"):
                 copy.restore(json.loads("[[]]"))

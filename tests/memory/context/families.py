@@ -176,22 +176,23 @@ def table() -> str:
     """Return the text of experiments/results/families.md: `python tests/memory/context/families.py > ...`."""
     policies = ", ".join(f"`{name}`" for name in context.list_policies())
     introduction = (
-        f"Tiny random models of each family read texts of three times the budget under every policy\n"
-        f"({policies}). The results equal those of their own layers\n"
-        "on the retained tokens, and `full` equals their own cache:\n"
-        "`pytest tests/memory/context/test_families.py -m ''`. Layers with a sliding window or chunked\n"
-        "attention keep the tokens in view; policies do not apply to them."
+        "Tiny random models of each family read texts of three times the budget under every policy\n"
+        f"({policies}). Their outputs equal those of the\n"
+        "family's own layers on the retained tokens. Outputs under `full` equal those with the family's\n"
+        "own cache. The test is `pytest tests/memory/context/test_families.py -m ''`. Policies do not\n"
+        "apply to layers with a sliding window or chunked attention, which retain the tokens that they\n"
+        "attend to."
     )
     lines = [
         "# Families of language models under context policies",
         "",
         introduction,
         "",
-        "| family | layers tested | scores |",
+        "| family | layers of the model | attention scores |",
         "| --- | --- | --- |",
         *(f"| {family} | {_layers(family)} | {_scores(family)} |" for family in FAMILIES),
         "",
-        "Unsupported families, refused with this reason before weights are read:",
+        "Unsupported families. An error with this reason is raised before weights are read:",
         "",
         "| family | reason |",
         "| --- | --- |",
@@ -205,10 +206,10 @@ def _layers(family: str) -> str:
     layer_types, rotation = get_layer_types(model.config.get_text_config(decoder=True)), find_rotation(model)
     descriptions = []
     for index, layer_type in enumerate(layer_types):
-        sees = (
-            "all"
+        attention = (
+            "full attention"
             if layer_type.window is None
-            else f"{'its chunk' if layer_type.is_chunked else 'the last'} {layer_type.window}"
+            else f"{'chunks' if layer_type.is_chunked else 'window'} of {layer_type.window}"
         )
         rotary = rotation.by_layer[index]
         where = ""
@@ -216,8 +217,8 @@ def _layers(family: str) -> str:
             layout = rotary.layout
             pairs = f"{layout.pairs} {'interleaved ' if layout.is_interleaved else ''}rotary pairs"
             where = f", {pairs}" if layout.pairs else ", without positions"
-        parts = [f"sees {sees}{where}"] if layer_type.attends else []
-        descriptions.append(" and ".join(parts + ["has a state"] * (layer_type.states > 0)) or "no state")
+        parts = [f"{attention}{where}"] if layer_type.attends else []
+        descriptions.append(" and ".join(parts + ["recurrent state"] * (layer_type.states > 0)) or "no cache")
     return "; ".join(dict.fromkeys(descriptions))
 
 

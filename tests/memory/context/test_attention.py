@@ -101,5 +101,5 @@ def test_a_layer_that_is_read_twice_in_a_call_is_refused():
     """A looped model does so; its second loop would count as new tokens."""
     model = make_model("Llama")
     model.model.layers[1] = model.model.layers[0]
-    with pytest.raises(ValueError, match="reads layer 0 twice in one call"):
+    with pytest.raises(ValueError, match="runs layer 0 twice in one call"):
         read(model, full(model), IDS)

@@ -347,10 +347,10 @@ def test_states_cannot_be_cropped_and_drafts_are_refused():
     model = make("lfm2")
     cache = PolicyCache(context.make("full"), model)
     read(model, cache, torch.randint(2, 128, (1, 20)), [])
-    with pytest.raises(ValueError, match="states of their own"):
+    with pytest.raises(ValueError, match="recurrent or convolutional states"):
         cache.crop(-1)
     assert not cache.is_croppable
-    with pytest.raises(ValueError, match=r"assisted decoding .* do not support this; leave the"):
+    with pytest.raises(ValueError, match=r"assisted decoding .* do not support this; omit the"):
         cache.activate_past_recording()
     # Windows can be cropped until they are full.
     model = make("gemma3", sliding_window=32)

@@ -29,7 +29,7 @@ REPORTING = {
     *("memora", "moneta", "titans", "titans_mac", "titans_mag", "titans_mal", "yaad"),
 }
 """Memories that report reads. All others report only the relative change of their state."""
-STATE_CHANGE = "state moved, share of its length"
+STATE_CHANGE = "change of the state relative to its norm"
 
 
 def build_memory(name, fields, seed=0) -> Any:

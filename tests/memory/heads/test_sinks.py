@@ -116,9 +116,9 @@ def test_a_policy_cache_is_refused_inside_a_block(tiny_llama, policy, block):
     before = PolicyCache(make(policy), model)
     expected = model(ids, cache=PolicyCache(make(policy), model)).logits
     with BLOCKS[block](model):
-        with pytest.raises(ValueError, match="would have no effect; leave the block"):
+        with pytest.raises(ValueError, match="would have no effect; call the model outside"):
             PolicyCache(make(policy), model)
-        with pytest.raises(ValueError, match="would have no effect; leave the block"):
+        with pytest.raises(ValueError, match="would have no effect; call the model outside"):
             model(ids, cache=before)
         model(ids)
     assert torch.equal(model(ids, cache=before).logits, expected)

@@ -180,8 +180,8 @@ def test_persistent_tokens_and_window_are_seen(name):
 
 def test_impossible_sizes_are_named():
     for name, fields, message in [
-        ("titans_mac", {"convolution": 4}, "convolution=4: the memory of titans_mac has none"),
-        ("titans_mag", {"window": 1}, "window=1: it counts the present step"),
+        ("titans_mac", {"convolution": 4}, "convolution=4: titans_mac has no convolution"),
+        ("titans_mag", {"window": 1}, "window=1: must be at least 2, because the window includes"),
         ("titans_mal", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mac", {"num_persistent": -1}, "num_persistent=-1: must not be negative"),
         ("titans_mag", {"gate": "sum"}, "gate='sum'; choose from mix, product"),

@@ -239,7 +239,9 @@ def test_without_a_bound_on_momentum_relayed_steps_diverge(monkeypatch):
 
 
 def test_steps_whose_sum_exceeds_two_make_a_matrix_diverge():
-    with pytest.raises(ValueError, match=r"max_step=2\.2: must be above 0 and at most 1, else equal steps"):
+    with pytest.raises(
+        ValueError, match=r"max_step=2\.2: must be above 0 and at most 1, because larger steps overshoot"
+    ):
         titans(max_step=2.2)
     module = worst(1, -20.0)
     object.__setattr__(module.layers[0].memory.config, "max_step", 2.2)

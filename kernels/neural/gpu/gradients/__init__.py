@@ -1,1 +1,1 @@
-"""Gradients of reads, of writes and of the rule, each a kernel or two."""
+"""Backward kernels of the reads, of the writes and of the coefficients."""

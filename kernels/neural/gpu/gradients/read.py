@@ -2,7 +2,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Backward kernels of the reads, with one program per chunk: first the upper layer, then the lower.
 
-Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+Letters in shape comments: C tokens of a chunk, D the width of a head, I a tile of the hidden width; all
+padded.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ def _read_gradient_kernel(
     ERROR_GRAD: tl.constexpr, KEY_GRAD: tl.constexpr, READ_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of a chunk's reads in the upper layer: inputs, coefficients, writes and state."""
+    """Backpropagate the reads of one chunk through the upper layer.
+
+    Writes the gradients of the layer's inputs, of the read coefficients, of the chunk's errors and keys, and
+    of the state before the chunk.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -164,7 +169,11 @@ def _lower_read_gradient_kernel(
     GRADS_SIZE: tl.constexpr, KEY_GRAD: tl.constexpr, INNER_GRAD: tl.constexpr, READ_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of queries and the lower layer from those of the upper layer's inputs."""
+    """Backpropagate the reads of one chunk through the lower layer.
+
+    Starts from the gradients of the upper layer's inputs. Writes the gradients of the queries, of the keys,
+    of the read coefficients and of the state before the chunk.
+    """
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -274,13 +283,13 @@ def read_gradient_launches(
 
     Args:
         inputs: Inputs of the kernels.
-        layout: Offsets and widths.
+        layout: Offsets and widths of a chunk's data.
         trace: Saved results of the forward kernels.
         grad_y: Gradient of the outputs.
-        grad_query: Gradient of the queries; filled.
-        grad_rule: Gradient of the coefficients; those of the reads are filled.
-        grads: Gradients of each chunk's intermediate results; filled.
-        states_grad: Gradients of the states; filled except for the last slot.
+        grad_query: Output, the gradient of the queries.
+        grad_rule: Gradient of the coefficients. The launches write only the entries of the read coefficients.
+        grads: Output, the gradients of each chunk's intermediate results.
+        states_grad: Gradients of the states. The launches write all of them except that of the final state.
     """
     rows, count, _ = inputs.rule.shape
     arguments = {

@@ -2,7 +2,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Backward kernel of the coefficients at the ends of chunks, with one program per chunk.
 
-Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+Letters in shape comments: C tokens of a chunk, D the width of a head, I a tile of the hidden width; all
+padded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def _rule_gradient_kernel(
     CLIPPED_STEP: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradients of the coefficients at the end of one chunk, from those of the state after it."""
+    """Write the gradients of the coefficients that determine the state after one chunk."""
     chunk = tl.program_id(0).to(tl.int64)
     row = chunk // N
     i_b, i_h = row // H, row % H
@@ -104,7 +105,10 @@ def rule_gradient_launch(
     grad_rule: Tensor,
     states_grad: Tensor,
 ) -> Launch:
-    """Return the launch that fills the gradients of the coefficients at the ends of chunks."""
+    """Return the kernel launch, not yet run, that writes the gradients of end coefficients to `grad_rule`.
+
+    The end coefficients determine the state at the end of each chunk.
+    """
     rows, count, _ = inputs.rule.shape
     arguments = {
         "states_ptr": trace.states,

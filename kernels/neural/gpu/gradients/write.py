@@ -2,7 +2,8 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Backward kernel of the writes: a reverse loop over chunks, from a chunk's end to its start.
 
-Shapes at loads: C tokens of a chunk, D the width of a head, I a tile of the hidden width, all padded.
+Letters in shape comments: C tokens of a chunk, D the width of a head, I a tile of the hidden width; all
+padded.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from scrubjay.kernels.neural.gpu.tiles import (
 
 @triton.jit
 def _add_anchor_gradient(grad_anchor, p_delta, p_momentum, p_anchor, flags, place, mask):
-    """Add an anchor's gradient to that of the delta it was, or pass it on to the chunk that set the anchor.
+    """Add the gradient of a chunk's anchor to the gradient of the delta before the chunk.
 
-    Writes zeros if no gradient flows across the start of the chunk.
+    The anchor is the delta at which the chunk computes its inner gradients. If the anchor is older than the
+    chunk, its gradient is passed back to earlier chunks instead. If no gradient flows across the chunk's
+    start, the gradients of delta and momentum before the chunk are set to zero.
     """
     if (flags & INCOMPLETE) != 0:
         grad_anchor += tl.load(p_anchor + place, mask=mask, other=0.0)
@@ -66,9 +69,9 @@ def _write_gradient_kernel(
     PRODUCT_GRAD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """Loop over the chunks in reverse: chunk n adds to the gradient of state slot n from that of slot n + 1.
+    """Loop over the chunks in reverse. Chunk n propagates the gradient of state n + 1 to state n.
 
-    The gradients of errors and keys are accumulated in `grads` over the phases.
+    State n is the state before chunk n. The gradients of errors and keys are accumulated in `grads`.
     """
     row = tl.program_id(0).to(tl.int64)
     i_b, i_h = row // H, row % H
@@ -293,12 +296,14 @@ def write_gradient_launch(
 
     Args:
         inputs: Inputs of the kernels.
-        layout: Offsets and widths.
+        layout: Offsets and widths of a chunk's data.
         trace: Saved results of the forward kernels.
-        grad_rule: Gradient of the coefficients; filled.
-        grads: Gradients of each chunk's intermediate results, with those of the reads; updated.
-        states_grad: Gradients of the states, from the last slot to the first; updated.
-        grad_anchor: Gradient of the anchor after the last chunk; becomes that of the initial anchor.
+        grad_rule: Gradient of the coefficients. The launch fills only the entries for the step sizes and the
+            error shares.
+        grads: Gradients of each chunk's intermediate results, after `read_gradient_launches`. The launch
+            updates them.
+        states_grad: Gradients of the states. The launch updates them from the final state to the first.
+        grad_anchor: Gradient of the final anchor. The launch overwrites it with that of the initial anchor.
     """
     arguments = {
         "anchor_ptr": inputs.state.anchor,

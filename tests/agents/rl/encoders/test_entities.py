@@ -172,3 +172,14 @@ def test_a_space_with_a_set_is_encoded_as_one_and_another_is_not() -> None:
     space_with_set = spaces.Dict({**flat.spaces, "dancers_mask": spaces.MultiBinary(6)})
     assert isinstance(make_encoder(space_with_set, 8, "sum"), EntityEncoder)
     assert not isinstance(make_encoder(flat, 8), EntityEncoder)
+
+
+def test_integer_elements_are_scaled_by_the_bounds_of_all_elements() -> None:
+    low, high = np.array([[0, -4], [-2, 0], [0, 0]]), np.array([[1, 0], [2, 4], [6, 1]])
+    different = SetEncoder(spaces.Box(low, high, dtype=np.int64), 8, "sum")
+    equal = SetEncoder(
+        spaces.Box(np.tile([-2, -4], (3, 1)), np.tile([6, 4], (3, 1)), dtype=np.int64), 8, "sum"
+    )
+    equal.load_state_dict(different.state_dict())
+    elements, present = torch.tensor([[[1, -4], [2, 4], [6, 0]]]), torch.ones(1, 3, dtype=torch.bool)
+    torch.testing.assert_close(different(elements, present), equal(elements, present), rtol=0, atol=0)

@@ -21,7 +21,7 @@ def test_facts_are_written_and_measured_and_not_measured_again(here, tmp_path):
     *lines, blank, path = out.splitlines()
     assert (blank, path) == ("", "out/table.md")
     assert lines[0].startswith(
-        "| arm | questions of | number | needed | answer held | outdated first | exact |"
+        "| arm | question type | questions | needed | answer held | outdated first | exact |"
     )
     assert "| bank with annotated replacements, first fact | all | 16 |" in out
     table = (tmp_path / "out" / "table.md").read_text()
@@ -52,7 +52,7 @@ def test_a_set_with_evidence_is_measured_without_answers(here, tmp_path):
     )
     code, out, _ = here("memory", "bench", "locomo10.json", "--out", "out")
     assert code == 0
-    assert out.splitlines()[0] == "| arm | questions of | number | needed | answer held | tokens |"
+    assert out.splitlines()[0] == "| arm | question type | questions | needed | answer held | tokens |"
     # No record supersedes another there.
     assert [row["arm"] for row in rows(tmp_path / "out")] == ["bank", "files", "full"]
     assert {row["recall"] for row in rows(tmp_path / "out")} == {1}

@@ -55,7 +55,7 @@ def test_a_reply_that_is_none_adds_and_says_so(openai, here):
     openai("I would rather not.")
     code, out, err = here("memory", "add", "m.db", "Vera lives in Lisbon", *MODEL)
     assert code == 0
-    assert "refused: the model's reply has no changes in JSON" in err
+    assert "refused: the model's reply contains no JSON object with a list named changes" in err
     assert texts(here) == ["Vera lives in Lisbon"]
     assert out.strip() in here("memory", "show", "m.db")[1]
 

@@ -180,7 +180,7 @@ def test_mistakes_in_a_file_are_named(here, tmp_path):
     (tmp_path / "no.db").write_text("This is a letter, and long enough to be taken for a database by nobody.")
     for words, message in (
         (["import", "m.db", "bad.jsonl"], "bad.jsonl, line 2 is not JSON"),
-        (["import", "m.db", "worse.jsonl"], "worse.jsonl, line 1: a record lacks text"),
+        (["import", "m.db", "worse.jsonl"], "worse.jsonl, line 1: a record lacks the fields: text"),
         (["search", "no.db", "x"], "no.db is not a memory bank"),
         (["show", "m.db", "abc"], "no record 'abc'"),
         (["forget", "m.db", id, "abc"], "no record 'abc'"),

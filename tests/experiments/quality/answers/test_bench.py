@@ -77,7 +77,7 @@ def test_what_is_answered_is_not_asked_again_and_other_settings_are_refused(fact
     assert [row["answer"] for row in bench.rows(texts, ("bank",))] == ["one", "two", "three", "four"]
     more = read_texts([facts], None, 3)
     assert len(bench.rows(more, ("bank",))) == 4  # the first questions of a text are the same, however many
-    with pytest.raises(ValueError, match="k=10, now 3: choose another --out"):
+    with pytest.raises(ValueError, match=r"k=10, now 3\); choose another --out"):
         Bench(Settings(k=3, model="scripted"), out, model)
 
 

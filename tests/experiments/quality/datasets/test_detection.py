@@ -84,9 +84,7 @@ def test_the_order_of_fields_does_not_matter(tmp_path, file_format):
 def test_an_unknown_format_is_an_error_of_one_line(tmp_path, text):
     path = tmp_path / "set.json"
     path.write_text(text)
-    with pytest.raises(
-        UsageError, match=r"set\.json is in no known format; name it with --format agentbench"
-    ):
+    with pytest.raises(UsageError, match=r"set\.json is in no known format; pass --format agentbench"):
         guess(path)
 
 

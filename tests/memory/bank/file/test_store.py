@@ -132,7 +132,7 @@ def test_another_programs_database_is_refused_and_left_as_it_is(tmp_path, versio
         connection.execute("CREATE TABLE users (name TEXT)")
         connection.execute(f"PRAGMA user_version = {version}")
     before = path.read_bytes()
-    with pytest.raises(DamagedBankError, match="another program's database, with users"):
+    with pytest.raises(DamagedBankError, match="another program's database, with tables users"):
         MemoryBank(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

@@ -272,7 +272,7 @@ def test_a_file_that_is_not_whole_is_built_anew(path, spoil):
     right = len(file.read_bytes())
     file.write_bytes(spoil(file.read_bytes()))
     with open_bank(path) as bank:
-        with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch: "):
+        with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch "):
             assert hits(bank) == expected
         assert bank.search("fact 17")[0].id == ids[17]
         assert hits(bank) == expected
@@ -436,7 +436,7 @@ def test_an_index_with_a_bit_flipped_anywhere_is_built_anew(path, reopen):
             file.write_bytes(damaged_content)
             if reopen:
                 bank = stack.enter_context(open_bank(path))
-            with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch: it "):
+            with pytest.warns(UserWarning, match=r"rebuilding .*000000\.usearch (has|is|was) "):
                 assert hits(bank) == expected
             assert hits(bank) == expected
             assert len(file.read_bytes()) == len(whole)

@@ -71,7 +71,7 @@ def test_equal_and_zero_preferences():
 
 
 def test_invalid_totals_and_preferences_are_reported():
-    with pytest.raises(ValueError, match="total=11: 3 layers need at least 4"):
+    with pytest.raises(ValueError, match="total=11: must be at least 12, since each of the 3 layers needs"):
         split_budget(11, [1.0] * 3, [50] * 3, 4)
     for wrong in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="finite"):

@@ -3,12 +3,12 @@
 import pytest
 
 
-@pytest.mark.parametrize("face", ["bank", "context", "contract", "heads", "reading", "titans"])
-def test_a_face_loads_neither_torch_nor_its_own_modules(face, modules_after):
-    module_names = modules_after(f"import scrubjay.memory.{face}")
-    assert f"scrubjay.memory.{face}" in module_names
+@pytest.mark.parametrize("package", ["bank", "context", "contract", "heads", "reading", "titans"])
+def test_a_package_loads_neither_torch_nor_its_own_modules(package, modules_after):
+    module_names = modules_after(f"import scrubjay.memory.{package}")
+    assert f"scrubjay.memory.{package}" in module_names
     assert module_names.isdisjoint({"torch", "numpy", "sqlite3"})
-    assert not [name for name in module_names if name.startswith(f"scrubjay.memory.{face}.")]
+    assert not [name for name in module_names if name.startswith(f"scrubjay.memory.{package}.")]
 
 
 def test_naming_the_error_loads_the_laws_but_not_the_checker(modules_after):

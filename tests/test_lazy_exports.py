@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import scrubjay
-from scrubjay._lazy import face
+from scrubjay._lazy import lazy_exports
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("agents", "envs", "experiments", "kernels", "memory")
@@ -31,7 +31,7 @@ def packages() -> list[str]:
 
 
 def lazy_packages() -> list[str]:
-    return [name for name in packages() if "face(" in source(name)]
+    return [name for name in packages() if "lazy_exports(" in source(name)]
 
 
 def source(package: str) -> str:
@@ -54,7 +54,7 @@ def test_every_exported_name_is_found_and_others_are_not(package):
 def test_dir_and_help_show_public_names(package):
     module = importlib.import_module(package)
     assert set(module.__all__) <= set(dir(module))
-    assert not {"TYPE_CHECKING", "annotations", "face"} & set(module.__all__)
+    assert not {"TYPE_CHECKING", "annotations", "lazy_exports"} & set(module.__all__)
     page = pydoc.plain(pydoc.render_doc(module))
     for name in module.__all__:
         if inspect.isclass(value := getattr(module, name)) or inspect.isfunction(value):
@@ -76,7 +76,7 @@ def test_a_lazy_face_shows_nothing_but_its_names_and_subpackages(package):
 def test_public_subpackages_are_shown_by_the_face_above():
     for package in packages()[1:]:
         above, _, name = package.rpartition(".")
-        if "face(" in source(above):
+        if "lazy_exports(" in source(above):
             assert name in dir(importlib.import_module(above)), f"{above} does not show {name}"
 
 
@@ -134,7 +134,7 @@ def test_importing_a_package_does_not_import_optional_dependencies(packages, hea
 
 def test_a_missing_package_is_reported_with_its_extra(monkeypatch):
     extras = {"transformers": "lm"}
-    _, get, _ = face("scrubjay.memory.context", {"models": ["load_model"]}, extras=extras)
+    _, get, _ = lazy_exports("scrubjay.memory.context", {"models": ["load_model"]}, extras=extras)
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "scrubjay.memory.context.models", raising=False)
     with pytest.raises(ImportError, match=r"load_model needs transformers: pip install 'scrubjay\[lm\]'"):
