@@ -58,15 +58,15 @@ class KeyToDoor(SingleEnv):
         #######     #######     #######
 
     The room is W x W cells, W = max(5, `num_colours`). Explore, `explore_steps` (E) steps: a key lies on a
-    random cell other than the agent's, in one of `num_colours` (C) colours with equal chance. The agent takes
+    random cell other than the agent's, in one of `num_colours` (C) colors with equal chance. The agent takes
     the key by walking onto it. Distract, `distract_steps` (D) steps: the room holds one apple at a time. The
     agent eats the apple by walking onto it, and the next apple appears on another cell. Use, at most 15
-    steps: the upper wall has C doors, one of each colour, in random order. Walking into a door ends the
-    episode. With `shuffle_doors=False` the doors are always in the order of colours, so a door's colour
+    steps: the upper wall has C doors, one of each color, in random order. Walking into a door ends the
+    episode. With `shuffle_doors=False` the doors are always in the order of colors, so a door's color
     determines its position. Policies learn this setting much sooner.
 
-    Memory: observations of the later phases contain neither the key's colour nor whether the key was taken.
-    Each phase starts with the agent in the middle, so that its position cannot encode the colour.
+    Memory: observations of the later phases contain neither the key's color nor whether the key was taken.
+    Each phase starts with the agent in the middle, so that its position cannot encode the color.
     Credit assignment: taking the key pays nothing before the door, and the apples in between pay a random
     amount. C = 1 tests credit assignment alone; small E and D make both easier.
 
@@ -76,17 +76,17 @@ class KeyToDoor(SingleEnv):
     index          name              values   meaning
     ============== ================= ======== ===========================================================
     0, 1, 2        phase             0, 1     one-hot: explore, distract, use
-    3 + 3 c        colour c present  0, 1     the key or a door of colour c = 0 .. C - 1 is in the room
-    4 + 3 c        colour c, rows    -1 .. 1  (its row - the agent's row) / W; above is negative
-    5 + 3 c        colour c, columns -1 .. 1  (its column - the agent's column) / W; left is negative
+    3 + 3 c        color c present   0, 1     the key or a door of color c = 0 .. C - 1 is in the room
+    4 + 3 c        color c, rows     -1 .. 1  (its row - the agent's row) / W; above is negative
+    5 + 3 c        color c, columns  -1 .. 1  (its column - the agent's column) / W; left is negative
     3 C + 3 .. + 5 apple             as above present, rows, columns
     ============== ================= ======== ===========================================================
 
-    Entries of absent objects are zero. The last two phases do not depend on the key's colour.
+    Entries of absent objects are zero. The last two phases do not depend on the key's color.
 
     Action, `Discrete(4)`: 0 up, 1 down, 2 left, 3 right, by one cell; walls stop the agent.
 
-    Reward: 1 for walking into the door of the key's colour with the key. An apple pays `apple_reward` in half
+    Reward: 1 for walking into the door of the key's color with the key. An apple pays `apple_reward` in half
     of the episodes (rich apples) and `apple_reward` / 10 in the other half. All other steps give 0.
 
     End: `terminated` on entering a door, and after E + D + 15 steps (the horizon belongs to the task, so
@@ -104,7 +104,7 @@ class KeyToDoor(SingleEnv):
     C from 1 to 8; `apple_reward` as a multiple of the door's reward, finite and at least 0.
 
     Paper: Hung et al. 2018, arXiv 1810.06721. Their Key-to-Door task defines the phases and the key without
-    reward; their visual match task defines the colours. Ni et al. 2023, arXiv 2307.03864, use both tasks
+    reward; their visual match task defines the colors. Ni et al. 2023, arXiv 2307.03864, use both tasks
     separately. Their phases last 15, 30 to 90 and 10 to 15 steps, and a door pays as much as one rich apple
     (`apple_reward=1`). Deviations: both tasks are combined; the whole room is observed, as relative positions
     instead of pixels in a 5 x 5 view; one apple at a time instead of ten; any door ends the episode.

@@ -73,8 +73,9 @@ class MemoryPlanning(SingleEnv):
     Best: the table lists mean return and success by `size` and `max_steps`. The player with memory walks
     straight to the goal if it has visited the goal's place, and to the nearest unvisited place if not (not
     proven optimal). The player without memory collects where both symbols agree and otherwise moves down or
-    left with equal probability. This is the best policy that does not depend on which symbols it observes. A
-    fixed move for each pair of symbols is better at size 2 and 20 steps: return 5.0, success 0.61.
+    left with equal probability. This is the best policy that uses only whether the two symbols are
+    equal. A policy without memory may also have a fixed action for each pair of symbols. At size 2 and 20
+    steps such a policy is better: return 5.0, success 0.61.
 
     =============== ============ =========== ===========
     player          4, 100       3, 50       2, 20
@@ -85,8 +86,8 @@ class MemoryPlanning(SingleEnv):
     random actions   1.0  0.03    0.8  0.04   0.8  0.09
     =============== ============ =========== ===========
 
-    Units: size in places, from 2 to 16; time in steps, `max_steps` from 2 floor(size / 2) + 1 (the farthest
-    place and a collect) to 10,000.
+    Units: size in places, from 2 to 16; time in steps. `max_steps` is at least 2 floor(size / 2) + 1, the
+    steps to the farthest place and a collect, and at most 10,000.
 
     Paper: Ritter et al. 2020, arXiv 2006.03662, the Memory & Planning Game. Deviations: the two symbols
     form one flat vector, and success is reported.

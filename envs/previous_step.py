@@ -1,7 +1,7 @@
 """Wrappers that add the previous action and reward to each observation.
 
-Recurrent policies receive these inputs since RL² (Duan et al. 2016, arXiv 1611.02779). A memory then need not
-infer its own actions and their rewards.
+Recurrent policies have received these inputs since RL² (Duan et al. 2016, arXiv 1611.02779). With these
+inputs, a memory need not infer the actions and rewards of its agent.
 """
 
 from __future__ import annotations
@@ -78,7 +78,8 @@ class PreviousSteps(VectorWrapper):
         """Reset all sub-environments. Raises ValueError on a `reset_mask`."""
         if options is not None and "reset_mask" in options:
             raise ValueError(
-                "reset_mask is not supported: previous actions are not stored; reset all environments"
+                "reset_mask is not supported: the previous actions of environments that continue are not "
+                "stored; reset all environments"
             )
         observations, infos = self.env.reset(seed=seed, options=options)
         return self._builder.build(observations, *self._build_empty()), infos

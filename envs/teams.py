@@ -107,7 +107,10 @@ class ParallelTeams:
             )
             for name in acting:
                 if name not in env_rewards:
-                    raise TeamError(f"no reward of {name!r}, which acted; got rewards of {list(env_rewards)}")
+                    raise TeamError(
+                        f"no reward of {name!r}: step() must return a reward of each agent that acted; "
+                        f"it returned rewards of {list(env_rewards)}"
+                    )
                 try:
                     rewards[row, column[name]] = env_rewards[name]
                 except (TypeError, ValueError):
@@ -243,9 +246,9 @@ def _get_common_space(env: ParallelEnv, kind: str) -> spaces.Space:
 def _flatten_space(
     space: spaces.Space, path: tuple[Any, ...] = ()
 ) -> dict[str, tuple[tuple[Any, ...], spaces.Space]]:
-    """Return a dict from the name of each leaf of a nested space to its path and space.
+    """Return the path and the space of each leaf of a nested space, in a dict by leaf name.
 
-    The name is the path joined with "/".
+    The name of a leaf is its path joined with "/".
     """
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())

@@ -32,7 +32,7 @@ class Catalogue:
 
     recipes: dict[str, str]
     methods: dict[str, str]
-    """Methods of recipes with several agents."""
+    """Training methods, such as MAPPO, of recipes with several agents."""
     learners: dict[str, list[str]]
     """Dict from the type of a policy, "agent" or "team", to the names of the learners that train it."""
     memories: dict[str, str]

@@ -94,7 +94,7 @@ def from_dict(values: dict[str, Any], schemas: dict[str, ConfigSchema]) -> Any:
 
 
 def _parse_type(type_name: Any) -> Any:
-    """Return the type whose name `_type_name` returned."""
+    """Return the type that `type_name`, a result of `_type_name`, describes."""
     if isinstance(type_name, str):
         return _TYPES[type_name]
     if isinstance(type_name, dict):

@@ -41,7 +41,7 @@ def needs_graph(*grads: Tensor | None) -> bool:
 
 
 def are_batched(*grads: Tensor | None) -> bool:
-    """Return True if `torch.autograd.grad(..., is_grads_batched=True)` computed the gradients."""
+    """Return True if one of `grads` comes from `torch.autograd.grad(..., is_grads_batched=True)`."""
     return any(grad is not None and functorch.is_legacy_batchedtensor(grad) for grad in grads)
 
 

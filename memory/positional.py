@@ -48,12 +48,12 @@ class Positional(NoMemory):
         return {"time": torch.zeros(batch_size, dtype=torch.int64, device=self.device)}
 
     def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
-        """Return the layer's output and the next time."""
+        """Return the layer's output and the next state."""
         y, _ = super().step(x + self._embed_time(state["time"]), {})
         return y, {"time": state["time"] + 1}
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
-        """Return the outputs of all steps and the next time."""
+        """Return the outputs of all steps, and the state after the last step."""
         clock = Clock.from_starts(state["time"], start)
         y, _ = super().segment(x + self._embed_time(clock.step), {}, start)
         return y, {"time": clock.age_after}

@@ -270,7 +270,7 @@ class _RotaryAngles(NamedTuple):
 
 
 class _SegmentContext(NamedTuple):
-    """Clock of a segment, steps of the slots, and rotary angles, shared by all layers."""
+    """Clock of a segment, steps whose keys are in the slots, and rotary angles, shared by all layers."""
 
     clock: Clock
     slot_steps: _SlotSteps

@@ -60,11 +60,11 @@ def sketch(build: Callable[[], Model], max_bytes: int, max_tensors: int = _MOST_
 
 
 def build_matching(build: Callable[[], Model], weights: Mapping[str, Tensor]) -> Model:
-    """Return the model that `build` creates, with these weights.
+    """Create a model by `build()`, load `weights` into it, and return it.
 
-    The function first compares the weights with a model on the device "meta". It allocates memory only if
-    they match, so the model is no larger than the weights. Raises MisfitError if they do not match. Errors of
-    `build` propagate.
+    The function first compares the names and shapes of the weights with those of a model on the device
+    "meta". It allocates the model only if they match, so a wrong config cannot exhaust the RAM. Raises
+    MisfitError if they do not match. Errors of `build` propagate.
     """
     expected = sketch_for(build, [value.numel() for value in weights.values()]).state_dict()
     for name in sorted({*expected, *weights}):
@@ -93,7 +93,8 @@ def sketch_for(build: Callable[[], Model], sizes: Sequence[int]) -> Model:
 
 
 def state_nbytes(model: Any, rows: int) -> int:
-    """Return the size in bytes of a sketch's initial state with batch size `rows`.
+    """Return the size in bytes of the initial state, at batch size `rows`, of a model without allocated
+    weights.
 
     Raises TooLargeError if a size exceeds torch's integer range.
     """

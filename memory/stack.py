@@ -79,8 +79,8 @@ class StackConfig(MemoryConfig):
 class Stack(Memory):
     """Memories in sequence.
 
-    State: the entries of every part i (from 0), prefixed with `i.`. `retrieves` is True if it is True for a
-    part.
+    State: the entries of every part i (from 0), prefixed with `i.`. `retrieves` is True if at least one part
+    retrieves.
     """
 
     def __init__(self, config: StackConfig) -> None:
@@ -110,7 +110,7 @@ class Stack(Memory):
         return state
 
     def read(self, x: Float[Tensor, "batch time dim"], state: State) -> Float[Tensor, "batch time dim"]:
-        """Return the read-outs for queries `x`, summed over all parts that retrieve."""
+        """Return the sum of the read-outs for the queries `x` over all parts with `retrieves=True`."""
         total = torch.zeros_like(x)
         for _, norm, part, own in self._each(state):
             if part.retrieves:

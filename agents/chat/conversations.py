@@ -50,7 +50,7 @@ class Conversation:
     last_prompt_token: int = 0
     """Last token of `last_prompt`."""
     head: list[int] = field(default_factory=list)
-    """Tokens of the first prompt, at the beginning of the cache."""
+    """Tokens of the conversation's first prompt; the cache begins with these tokens."""
 
     def save(self, folder: Path) -> None:
         """Save the conversation to `folder`, which is created if it does not exist."""
@@ -180,7 +180,7 @@ class ConversationStore:
         return Conversation(cache, model, thread, head=list(tokens))
 
     def latest(self, thread: str | None) -> Conversation | None:
-        """Return the most recently used conversation of this name; None if there is none.
+        """Return the most recently used conversation named `thread`; None if there is none.
 
         The conversation stays in the store.
         """
@@ -204,7 +204,7 @@ class ConversationStore:
                 self._conversations.popitem(last=False)
 
     def forget(self, thread: str | None) -> None:
-        """Delete all conversations of this name."""
+        """Delete all conversations named `thread`; None deletes all unnamed conversations."""
         with self._lock:
             while self._pop(lambda conversation: conversation.thread == thread):
                 pass

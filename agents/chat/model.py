@@ -138,11 +138,11 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def tokens_in_view(self) -> int | None:
-        """Maximum length, in tokens, of a prompt that the model can read in full until the end of its answer.
+        """Maximum prompt length, in tokens, at which the complete prompt remains in view during the answer.
 
-        The prompt and an answer of `max_tokens` tokens must fit in the budget of the context policy and in
-        the model's training length. None if the policy has no budget and this length is unknown. Raises
-        ValueError if `max_tokens` leaves no tokens for a prompt.
+        The prompt and an answer of `max_tokens` tokens must together fit in the budget of the context policy
+        and in the training length of the model. None if the policy has no budget and the training length is
+        unknown. Raises ValueError if `max_tokens` leaves no tokens for a prompt.
         """
         lengths = [getattr(self.context_policy, "budget", None), self.loaded_model.trained_length]
         bounds = [length for length in lengths if length is not None]
@@ -258,7 +258,7 @@ class LocalChatModel(BaseChatModel):
         )
 
     def forget_conversation(self, thread_id: str | None = None) -> None:
-        """Delete the stored conversation of this name; None deletes all unnamed conversations."""
+        """Delete the stored conversation `thread_id`; None deletes all unnamed conversations."""
         self._conversations.forget(thread_id)
 
     def invoke(

@@ -74,9 +74,10 @@ def write_prompt(
     into the first user message (a missing user message is inserted). If the template still fails, the
     function passes each content as a list of parts.
 
-    Only the template writes control tokens. If a message, a tool description or the instruction contains a
-    control token, or a string with which the template marks a block, a zero-width space is inserted into it.
-    If the template handles reasoning, earlier answers are passed to the template without their reasoning.
+    Only the template writes control tokens. A message, a tool description or the instruction may contain a
+    control token, or a string with which the template marks a block. The function inserts a zero-width space
+    into each such token or string. If the template handles reasoning, earlier answers are passed to the
+    template without their reasoning.
 
     Raises ValueError if there are no messages, if a content is not text, or if there is no template. Raises
     ValueError also if the template fails, rejects the conversation or leaves out a part of it.

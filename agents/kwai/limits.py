@@ -40,8 +40,8 @@ class Limits:
     result_tokens: int = 2_000
     """Maximum tokens of one tool's result; a longer result is cut and gets a note."""
     context_tokens: int = 8_192
-    """Maximum tokens of one prompt. An agent created without limits uses the context window of its model
-    (`make_limits`)."""
+    """Maximum tokens of one prompt. For an agent created without limits, `make_limits` lowers this value to
+    the prompt length that its local model can read in full."""
     dialogue_tokens: int = 4_096
     """Maximum tokens of earlier turns in the prompt; never more than half of `context_tokens`.
 
@@ -92,7 +92,7 @@ def make_prompt_token_counter(model: Any) -> Callable[[str], int]:
 
 
 class Meter:
-    """Meter of the cost of one question so far."""
+    """Counter of the tokens, tool calls and seconds that one question has used so far."""
 
     def __init__(self, limits: Limits, count_tokens: Callable[[str], int]) -> None:
         self.limits = limits

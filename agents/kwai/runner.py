@@ -74,7 +74,7 @@ class _AnswerStream:
 
     @property
     def message(self) -> AIMessage:
-        """Complete message of all chunks."""
+        """Complete message, joined from all chunks; an empty message if there are no chunks."""
         if not self._chunks:
             return AIMessage("")
         message, *others = self._chunks

@@ -52,7 +52,9 @@ _STRATEGIES = ("keep_latest", "delete")
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
-    """Checkpointer on an SQLite file of its own or of a bank; safe for threads, event loops and processes.
+    """Checkpointer on an SQLite file, which may also contain a memory bank.
+
+    Several threads, event loops and processes may use the file at the same time.
 
     Completed calls of `put` and `put_writes` survive a crash of the process (kill -9). A power failure may
     lose the data of the last calls but does not corrupt the file.

@@ -85,9 +85,9 @@ def _parse_change(value: Any) -> Change:
         raise ValueError("each change in the model's reply must be a JSON object")  # noqa: TRY004  (invalid model output)
     number, text = value.get("record"), value.get("text")
     if number is not None and (not isinstance(number, int) or isinstance(number, bool)):
-        raise ValueError("the field record of a change in the model's reply is not an integer")
+        raise ValueError("the model's reply contains a change whose field 'record' is not an integer")
     if text is not None and not isinstance(text, str):
-        raise ValueError("the field text of a change in the model's reply is not a string")
+        raise ValueError("the model's reply contains a change whose field 'text' is not a string")
     index = None if number is None else number - 1
     action: Any = value.get("action")
     # Only an update may reword; "add" keeps the original text.

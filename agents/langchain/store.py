@@ -115,7 +115,10 @@ class BankStore(BaseStore):
         self.close()
 
     def batch(self, ops: Iterable[Op]) -> list[Any]:
-        """Run store operations, reads first, and return their results in the order of `ops`.
+        """Run store operations and return their results in the order of `ops`.
+
+        All read operations run before all write operations. If several operations write the same key of one
+        namespace, only the last of them is run.
 
         Raises TypeError if an object is not a store operation.
         """

@@ -38,8 +38,9 @@ def memory_tools(
 
     The tools use the records of `namespace` and of all namespaces below it. A template such as
     `("user", "{user_id}")` is filled from the call's config["configurable"] and LangGraph's context. A search
-    returns at most `k` records. Without "tool" in `trusts`, a search excludes texts of tools, and its results
-    count as trusted. Raises ValueError or TypeError if an argument is invalid.
+    returns at most `k` records, and only records of the authors in `trusts` (user, agent, tool). If `trusts`
+    does not contain "tool", the results of a search count as trusted. Raises ValueError or TypeError if an
+    argument is invalid.
     """
     check_count("k", k, 1)
     fields = {"bank": bank, "namespace": check_template(namespace)}

@@ -29,7 +29,7 @@ class PackedContext:
 
     @property
     def items(self) -> tuple[Any, ...]:
-        """All items and the note, in order."""
+        """Items and note in display order; an empty note is left out."""
         note = (self.note,) if self.note else ()
         return (*self.pinned_items, *self.recalled_items, *note, *self.recent_items)
 

@@ -42,7 +42,7 @@ _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
 
 def fence(text: str, source: str, trust: str, prompts: Prompts) -> str:
-    """Return `text` between two marks that it cannot forge; the first mark names `source` and `trust`."""
+    """Return `text` between two marks that the text cannot forge; the first names `source` and `trust`."""
     number = secrets.token_hex(4)
     note = prompts.say("data_note", source=_one_line(source), trust=_one_line(trust))
     return f"<<<{note} {number}>>>\n{escape_marks(text)}\n<<<END {number}>>>"

@@ -19,10 +19,10 @@ def generalized_advantage(
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, "batch time"]]:
     """Return generalized advantages, and the returns `advantages + values` as targets of the critic.
 
-    Implements equation 16 of Schulman et al. 2016 (arXiv 1506.02438). The next value of a step is 0 if the
-    step is terminated, the bootstrap value if it is truncated, and the value of the next step in all other
-    cases. Advantages never include rewards or values of a later episode. A step that is both terminated and
-    truncated counts as terminated.
+    Implements equation 16 of Schulman et al. 2016 (arXiv 1506.02438). The TD error of a step is
+    `reward + gamma * V - value`. V is 0 if the step is terminated, the bootstrap value if the step is
+    truncated, and the value of the next step in all other cases. Advantages never include rewards or values
+    of a later episode. A step that is both terminated and truncated counts as terminated.
 
     Args:
         rewards: Reward of each step.

@@ -49,7 +49,7 @@ class Distribution(Protocol):
         ...
 
     def agent(self, index: int) -> Self:
-        """Return the distribution of agent `index`; the last leading axis must be the agents."""
+        """Return the distribution of agent `index`; the last leading axis must be the axis of agents."""
         ...
 
     def detach(self) -> Self:
@@ -99,7 +99,7 @@ class Categorical:
     def fisher(self, direction: Tensor) -> Tensor:
         """Return F v for the vector v = `direction`, where F is the Fisher information of `outputs`.
 
-        The entry of `direction` for each choice is multiplied by the probability of this choice.
+        F is diagonal: its entries are the probabilities of the choices.
         """
         return self.outputs().detach().exp() * direction
 
@@ -188,7 +188,7 @@ class DiagonalGaussian:
     def fisher(self, direction: Tensor) -> Tensor:
         """Return F v for the vector v = `direction`, where F is the Fisher information of `outputs`.
 
-        The mean part of `direction` is divided by the variances. The log standard deviation part is doubled.
+        F is diagonal: its entries are 1 / variance for the means, and 2 for the log standard deviations.
         """
         mean_direction, log_std_direction = direction.chunk(2, dim=-1)
         return torch.cat([mean_direction * (-2 * self.log_std.detach()).exp(), 2 * log_std_direction], dim=-1)
@@ -249,7 +249,7 @@ class CategoricalHead(nn.Module):
         return IndependentCategoricals(logits)
 
     def to_env(self, action: Tensor) -> np.ndarray:
-        """Convert sampled indices to the environment's space: add its first value, set shape and dtype."""
+        """Convert sampled indices to the environment's space: add its start value, set shape and dtype."""
         array = action.cpu().numpy()
         if self.single:
             return array + self.first if self.first else array

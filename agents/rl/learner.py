@@ -39,7 +39,8 @@ class LearnerConfig(ABC):
     supports_peers: ClassVar[bool] = False
     """True if several processes can share one update through `peers`, each with a part of the batch."""
     min_rows_field: ClassVar[str | None] = None
-    """Name of the config field that sets the minimum number of environments in a batch; None if it is 1."""
+    """Name of the config field that sets the minimum number of environments in a batch. None if the learner
+    has no such field; the minimum is then 1."""
 
     @abstractmethod
     def build(self, policy: Any, seed: int = 0, peers: SingleProcess | None = None) -> Learner:

@@ -49,7 +49,10 @@ def leaf_values(observation: Any) -> dict[str, Any]:
 
 
 def leaf_dtype(space: spaces.Space) -> torch.dtype:
-    """Return the tensor dtype of a leaf: uint8 is unchanged, discrete spaces are int64, others float32."""
+    """Return the tensor dtype of a leaf.
+
+    The dtype is int64 for Discrete and MultiDiscrete, uint8 for other leaves of dtype uint8, else float32.
+    """
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return torch.int64
     return torch.uint8 if space.dtype == np.uint8 else torch.float32
@@ -98,8 +101,9 @@ def check_observation(space: spaces.Space, observation: Any) -> None:
 def check_indices(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) -> None:
     """Raise EnvFaultError if a Discrete or MultiDiscrete value is out of range.
 
-    For such a value an encoder would look up the embedding of another entry. Values may have batch axes. The
-    padding of sets is not checked, since no layer reads padding.
+    `IndexEncoder` has one embedding table for all entries of a space, so a value that is out of range can
+    select the embedding of another entry. Values may have batch axes. The padding of sets is not checked,
+    since no layer reads padding.
     """
     for key, leaf in leaves.items():
         if isinstance(leaf, (spaces.Discrete, spaces.MultiDiscrete)):
@@ -151,9 +155,10 @@ def is_batched(space: spaces.Space, observation: Observation) -> bool:
 
 
 def _drop_padding(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.ndarray:
-    """Return True for each invalid value of the leaf `key` that is not padding.
+    """Return `wrong`, but with False for padding.
 
-    `wrong` is True for each invalid value. Only a set has padding: `values` then has a mask `{key}_mask`.
+    `wrong` is True for each invalid value of the leaf `key`. A leaf has padding only if it is a set; then
+    `values` also has its mask, under `{key}_mask`.
     """
     mask = values.get(f"{key}_mask")
     return (

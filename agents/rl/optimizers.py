@@ -19,7 +19,8 @@ _INVALID = "optimizer state does not match this policy"
 def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.optim.Adam:
     """Return a new Adam optimizer with the settings that all learners use.
 
-    For speed, the C library of this process retains freed memory from now on.
+    As a side effect, the C library keeps up to 64 MB of freed memory in this process from now on, instead of
+    returning this memory to the operating system. This makes gradient steps faster.
     """
     retain_freed_memory()
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)

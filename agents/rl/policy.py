@@ -173,7 +173,7 @@ class Policy(nn.Module):
     ) -> PolicyOutput:
         """Select one action per environment, as `step` does, but faster.
 
-        `stepper` is a result of `memory.stepper`. It holds the memory state and updates this state itself.
+        `stepper` is a result of `memory.stepper`. The stepper holds the memory state and updates it.
         """
         memory_output = stepper.step(self.encoder(observation), start)
         return self._select_action(self.add_skip(memory_output, observation), generator, deterministic)

@@ -43,7 +43,7 @@ class PPOConfig(LearnerConfig):
     epochs: int = 4
     """Epochs over each batch."""
     num_minibatches: int = 4
-    """Minibatches per epoch; a minibatch has the whole segments of some environments."""
+    """Number of minibatches per epoch; a minibatch has the whole segments of some environments."""
     entropy_coefficient: float = 0.01
     """Coefficient of the entropy bonus."""
     barrier_coefficient: float = field(default=0.0, metadata=OMIT_DEFAULT)
@@ -127,7 +127,7 @@ class PPO:
     With `peers`, learners in several processes compute one update together. Each learner has a part of the
     batch, and all learners have the same seed. Minibatches, gradients and the normalization of advantages
     cover the whole batch, so the update is the same as with a single learner. There is one exception:
-    auxiliary losses that predict later observations are averaged over the part of each learner.
+    each learner averages the auxiliary losses that predict later observations over its own part of the batch.
     """
 
     def __init__(

@@ -192,7 +192,11 @@ def _check_size(outline: Any) -> None:
 
 
 def _check_weights(headers: dict[str, _TensorHeader], expected: dict[str, Tensor], file: Path) -> torch.dtype:
-    """Return the dtype of the stored weights. Raises ValueError if names, shapes or dtypes do not match."""
+    """Return the dtype of the stored weights.
+
+    Raises ValueError if names or shapes in `headers` differ from those in `expected`. Also raises ValueError
+    if the floating-point weights have several dtypes or a dtype that is not supported.
+    """
     errors = [f"{name} is missing" for name in expected if name not in headers]
     errors += [f"{name} is not a weight of this policy" for name in headers if name not in expected]
     errors += [

@@ -46,7 +46,8 @@ class EpisodeStats:
     """Value of `info["success"]` at the end of the episode, if present."""
     measures: dict[str, float] = field(default_factory=dict)
     """Other measures by name. For a single agent: the value of `info[name]` at the end of the episode, for
-    each name in `MEASURES` that is present. For a team: means over the steps of the episode."""
+    each name in `MEASURES` that is present. For a team: the mean of each metric in the environment's
+    `infos` over the steps of the episode."""
 
 
 class BaseSampler(ABC):
@@ -82,7 +83,7 @@ class BaseSampler(ABC):
         """Collect and return the next segment. Later calls do not change its tensors."""
 
     def restart(self, seed: int) -> None:
-        """Reset every environment and reseed all random numbers with `seed`."""
+        """Reset every environment, and seed all random number generators with `seed`."""
         self._generator.manual_seed(seed)
         self._begin(seed)
 

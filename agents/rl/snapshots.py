@@ -76,7 +76,10 @@ def _all_layers(env: VectorEnv) -> list[list[Any]]:
     env_layers = [_layers(sub_env) for sub_env in env.envs] if type(env) is SyncVectorEnv else [None]
     complete = [layers for layers in env_layers if layers is not None]
     if len(complete) != len(env_layers):
-        raise TypeError(f"{env} has no get_state and set_state, which are required to save its state")
+        raise TypeError(
+            f"{env} cannot save its state: use a SyncVectorEnv of environments that have get_state and "
+            "set_state; wrappers must come from gymnasium.make or have stateless = True"
+        )
     return complete
 
 

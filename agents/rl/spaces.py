@@ -46,8 +46,8 @@ class Spaces:
     def find_mismatch(self, other: Spaces) -> str | None:
         """Describe why a policy for these spaces cannot act in an environment with the spaces `other`.
 
-        Returns None if the policy can act. Shapes, dtypes, numbers of choices and first choices must be
-        equal. The bounds of a Box can differ.
+        Returns None if the policy can act. The number of agents, shapes and dtypes must be equal. Discrete
+        and MultiDiscrete spaces must also have equal sizes and start values. The bounds of a Box can differ.
         """
         if self.num_agents != other.num_agents:
             return f"the policy has num_agents={self.num_agents}, the environment {other.num_agents}"
@@ -181,7 +181,10 @@ class _Reader:
     def _multi_discrete(self, value: Mapping[str, Any], _: int) -> spaces.MultiDiscrete:
         sizes, start = (_parse_array(value[name]) for name in ("n", "start"))
         if sizes.dtype.kind != "i" or start.dtype.kind != "i":
-            raise ValueError(f"n={value['n']!r:.40} and start={value['start']!r:.40}: expected integers")
+            raise ValueError(
+                f"MultiDiscrete with n={value['n']!r:.40} and start={value['start']!r:.40}: both must have "
+                "only integers"
+            )
         # One layer has the logits of all entries, each padded to the largest number of choices.
         self._take(sizes.size * max((_parse_int(size, 1) for size in sizes.reshape(-1).tolist()), default=0))
         return spaces.MultiDiscrete(sizes, dtype=_parse_dtype(value["dtype"], "iu").type, start=start)

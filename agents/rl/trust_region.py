@@ -92,7 +92,8 @@ class TrustRegionConfig:
     damping: float = 0.1
     """Damping that is added to the diagonal of the Fisher information; increase it for noisy gradients."""
     shrink: float = 0.8
-    """Factor by which a backtracking step of the line search shortens the step, between 0 and 1."""
+    """Factor by which the line search shortens a step that does not improve the surrogate; above 0 and
+    below 1. For a step beyond the divergence limit, the line search computes a factor instead."""
     backtracks: int = 10
     """Maximum number of backtracking steps; if all fail, the weights are restored."""
     curvature: Curvature = "difference"
@@ -130,7 +131,7 @@ class NaturalGradient(NamedTuple):
     direction: Float[Tensor, "numbers"]
     """Natural gradient, computed approximately by conjugate gradient."""
     fisher: Float[Tensor, "numbers"]
-    """Product of the Fisher information, without damping, and `direction`."""
+    """Product F x, where F is the Fisher information without damping, and x is `direction`."""
     surrogate: float
     """Value of the surrogate before the step."""
     residual: float
@@ -385,11 +386,12 @@ def set_parameters(parameters: Sequence[Tensor], values: Float[Tensor, "numbers"
 
 
 def _full_scale(natural: NaturalGradient, kl: Tensor, limits: Tensor, displacement: Tensor | None) -> float:
-    """Return the scale s of a step x at which a model of the mean divergence reaches almost the limit.
+    """Return the scale s such that the step s x almost reaches the divergence limit, by a quadratic model.
 
-    The model is `kl + s displacement'Fx + s^2 x'Fx / 2`, where F is the Fisher information and kl is the
-    divergence before the step. If there are several agents, kl and limits are averaged over the agents.
-    Returns 0 if x'Fx is not positive.
+    x is `natural.direction`, and F is the Fisher information. d is `displacement`: the current parameters
+    minus the parameters from which the divergence is measured. The model of the mean divergence after the
+    step is `kl + s d'Fx + s^2 x'Fx / 2`; `kl` is the divergence before the step. With several agents, `kl`
+    and `limits` are averaged over the agents. Returns 0 if x'Fx is not positive.
     """
     square = float(natural.direction @ natural.fisher)
     if not square > 0:

@@ -73,7 +73,7 @@ class SegmentAlgorithm(Algorithm):
     def _call_learners(self, call: Callable[[Any], Any]) -> list[Any]:
         """Run `call` on every learner and return the results.
 
-        Raises a learner's error, which RLlib would return as a result.
+        If a call fails, its error is raised. RLlib itself would put the error into the results.
         """
         results = list(self.learner_group.foreach_learner(call))
         for result in results:
@@ -141,9 +141,9 @@ class SegmentAlgorithm(Algorithm):
         self._log(self.last_result)
 
     def _collect(self) -> list[RunnerSample]:
-        """Sample until the batch has `min_rows` environments.
+        """Collect segments from the env runners until the batch has at least `min_rows` environments.
 
-        One call per env runner is enough unless env runners have failed.
+        One segment from each env runner is enough unless env runners have failed.
         """
         group = self.env_runner_group
         weights = ray.put(self._weights)

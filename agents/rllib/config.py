@@ -40,7 +40,7 @@ class SegmentConfig(AlgorithmConfig):
     """
 
     envs_field: ClassVar[str] = "envs"
-    """Name under which `segments` accepts the environments; error messages use this name."""
+    """Argument of the method `segments` that sets the environments. Error messages name it."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SegmentTraining)
@@ -74,8 +74,9 @@ class SegmentConfig(AlgorithmConfig):
         """Set environments, policy and learner; None leaves a setting unchanged.
 
         Args:
-            envs: Function of a number n that makes n environments: a gymnasium vector environment with
-                autoreset mode SAME_STEP, or a `TeamEnv`. The function is pickled and sent to the workers.
+            envs: Function that receives a number n and returns n environments, as a gymnasium vector
+                environment with autoreset mode SAME_STEP or as a `TeamEnv`. The function is pickled and sent
+                to the workers.
             num_envs: Total number of environments, divided among env runners as evenly as possible.
             segment_length: Steps of each environment in a batch.
             policy: Config of the policy, its memory included.
@@ -123,7 +124,10 @@ class SegmentConfig(AlgorithmConfig):
         return make_sampler(envs, policy, self.segment_length, seed)
 
     def make_learner(self, policy: Any, peers: SingleProcess) -> Learner:
-        """Return a learner that trains `policy`; several learners share one update through `peers`."""
+        """Return a learner that trains `policy`.
+
+        `peers` computes sums and moments over all learners that compute one update together.
+        """
         return self.learner.build(policy, self.learner_seed, peers)
 
     @property

@@ -36,7 +36,7 @@ class SegmentLearner(TorchLearner):
         """Do nothing: the scrubjay learner has its own optimizers."""
 
     def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
-        """Do nothing, see `configure_optimizers`."""
+        """Do nothing: the scrubjay learner has its own optimizers, also for this module."""
 
     def compute_loss_for_module(self, **_: Any) -> Any:
         """Raise NotImplementedError: RLlib's update is overridden and never calls this method."""

@@ -1,4 +1,4 @@
-"""RLlib env runner that samples segments and stores memory states only at their start."""
+"""RLlib env runner that collects segments, each with only the memory state before its first step."""
 
 from __future__ import annotations
 
@@ -74,7 +74,10 @@ class SegmentRunner(EnvRunner):
         self.sampler.set_state(states[self.first_row])
 
     def restart(self, weights: dict[str, Tensor], seed: int) -> None:
-        """Load the weights and begin new episodes; `seed` is the same for all runners."""
+        """Load the weights and begin new episodes.
+
+        All runners receive the same `seed`. Each runner adds the index of its first environment to `seed`.
+        """
         self.policy.load_state_dict(weights)
         self.sampler.restart(seed + self.first_row)
 

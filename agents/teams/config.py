@@ -25,8 +25,8 @@ class GAMATRSettings(TrustRegionConfig):
     With allocated, the mean of the limits is `kl_limit`, and the limit of each agent is proportional to the
     square of its expected improvement."""
     advantage: Advantage = "own"
-    """Advantage that each agent maximizes: own for its own advantage, or team for the mean advantage of
-    all living agents. This mean is noisier."""
+    """Advantage that each agent maximizes: own or team. With own, it is the advantage of this agent. With
+    team, it is the mean advantage of all living agents, which is noisier."""
     normalize_advantage: bool = True
     """Normalize the advantages of each agent to mean 0 and standard deviation 1."""
     gamma: float = 0.97
@@ -41,10 +41,10 @@ class GAMATRSettings(TrustRegionConfig):
     curvature_share: float = 0.25
     """Fraction of the environments that the Fisher information uses. Gradient and divergence use all."""
     critic_epochs: int = 5
-    """Epochs of the critic over each batch."""
+    """Number of training epochs of the critic on each batch."""
     minibatches: int = 4
-    """Minibatches per epoch, of the critic and of actors in clip modes; a minibatch has the whole segments of
-    some environments."""
+    """Number of minibatches per epoch, for the critic and, in clip modes, also for the actors. A minibatch
+    has the whole segments of some environments."""
     normalize_values: bool = True
     """Normalize the critic's targets by the running mean and standard deviation of returns."""
     max_grad_norm: float = 1.0

@@ -119,8 +119,10 @@ class Member:
     def move(self, pull: Tensor, coupling: float) -> None:
         """Replace the agent's step by a new step from the old weights, within the trust region.
 
-        The new step maximizes the surrogate with `pull` added to the advantages. `coupling` is the penalty
-        multiplied by the number of the agent's edges. A larger `coupling` makes the step shorter.
+        The new step maximizes the surrogate with `pull` added to the advantages. `pull`, `[batch, time,
+        agents]`, draws the agent's joint model toward the models of its neighbors on the ring. `coupling` is
+        the penalty coefficient multiplied by the number of these neighbors. A larger `coupling` makes the
+        step shorter.
         """
         self.go_back()  # the graphs are those of the old weights
         direction, square = self._solve(pull)

@@ -38,7 +38,8 @@ class Mode:
     """Update mode of a team's actors, with its requirements."""
 
     move: Callable[[TeamPolicy, TeamBatch, GAMATRSettings, ModeContext], ModeResult]
-    """Function that updates the policy's actors. With `uses_optimizer` it returns an empty list of steps."""
+    """Function that updates the policy's actors. If `uses_optimizer` is True, the function returns no
+    trust-region steps."""
     needs_joint: bool = False
     """True if each actor must model the actions of all agents."""
     supports_shared: bool = True

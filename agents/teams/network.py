@@ -22,8 +22,8 @@ class AgentTrace(NamedTuple):
     """Attention weights of the agent over all agents, itself included, averaged over heads. None without
     graph rounds."""
     graph_change: Float[Tensor, " rows"]
-    """Relative change of the agent's features by all graph rounds: norm of the change, divided by the norm of
-    the features before the first round."""
+    """Norm of the change of the agent's features by all graph rounds together, divided by the norm of the
+    features before the first round. 0 without graph rounds."""
     recall: Recall | None
     """Contents that the memory recalls; None if the memory does not report them."""
 
@@ -51,11 +51,12 @@ class TeamNetwork(nn.Module):
         start: Bool[Tensor, "batch time"],
         agent: int | None = None,
     ) -> tuple[Float[Tensor, "batch time *agents dim"], State]:
-        """Return the features of every agent in a segment and the next memory states, `[batch, agents, ...]`.
+        """Return the features of every agent in a segment, and the memory states after the segment.
 
-        Leaves are `[batch, time, agents, ...]`; `alive=None` means that all agents are alive. If `agent`
-        is set, the results belong to this agent only, without an axis for agents. Without graph rounds
-        these results depend only on this agent's observations.
+        The axes of `leaves` are `[batch, time, agents, ...]`. The axes of memory states are
+        `[batch, agents, ...]`. `alive=None` means that all agents are alive. If `agent` is set, the results
+        belong to this agent only, without an axis for agents. Without graph rounds these results depend only
+        on this agent's observations.
         """
         nodes = self._nodes(leaves, alive, agent, axis=2)
         if agent is not None:
@@ -74,7 +75,11 @@ class TeamNetwork(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         agent: int | None = None,
     ) -> tuple[Float[Tensor, "rows *agents dim"], State]:
-        """Return features and memory states after one step; leaves are `[rows, agents, ...]`."""
+        """Return the features of every agent in one step, and the memory states after this step.
+
+        The axes of `leaves` and of memory states are `[rows, agents, ...]`. If `agent` is set, the results
+        belong to this agent only, without an axis for agents.
+        """
         return self._step_memory(self._nodes(leaves, alive, agent, axis=1), state, start, agent)
 
     @torch.no_grad()

@@ -111,9 +111,10 @@ class TeamActor(nn.Module):
 class TeamPolicy(nn.Module):
     """Actor-critic policy for teams of `num_agents` agents; each space is the space of one agent.
 
-    Actor and critic share no parameters. The shapes of parameters do not depend on the padded sizes of sets
-    and, with a shared actor, not on `num_agents`. With `shared=False` the distribution of agent m depends
-    only on actor m, which then also encodes the observations of the other agents for graph attention.
+    Actor and critic share no parameters. The shapes of parameters do not depend on the padded sizes of sets.
+    With a shared actor these shapes do not depend on `num_agents` either. With `shared=False` the
+    distribution of agent m depends only on actor m, which then also encodes the observations of the other
+    agents for graph attention.
 
     Memory states are `[rows, agents, ...]`: each agent has one state for the actor and one for the critic.
     Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
@@ -213,7 +214,7 @@ class TeamPolicy(nn.Module):
     def step_with_traces(
         self, observation: Observation, alive: Bool[Tensor, "rows agents"], state: State
     ) -> tuple[TeamPolicyStep, list[AgentTrace]]:
-        """Return the deterministic results of `step`, and the trace of each agent."""
+        """Return the result of `step` with `deterministic=True`, and the trace of each agent."""
         leaves, living = _mask_observations(observation, alive)
         traces: list[AgentTrace] = []
         distribution, actor = self._distribution(leaves, living, state, None, traces)
@@ -359,7 +360,7 @@ class TeamPolicy(nn.Module):
         action: Tensor,
         actor: State,
     ) -> TeamPolicyStep:
-        """Apply the critic; return actions, log-probabilities, values and next states."""
+        """Estimate values with the critic, and return the complete step of the policy."""
         features, critic = self.critic.network.step(leaves, alive, select_part(state, prefix=_CRITIC), start)
         after = {**add_affixes(actor, prefix=_ACTOR), **add_affixes(critic, prefix=_CRITIC)}
         return TeamPolicyStep(action, distribution.log_prob(action), self.critic(features, alive), after)

@@ -155,7 +155,11 @@ def natural_gradients(
 def _sample(
     policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int | None = None
 ) -> WeightedDistribution | None:
-    """Return evenly spaced environments of the batch for the Fisher information; None for all of them."""
+    """Return the action distribution and the sample weights from which the Fisher information is computed.
+
+    Both belong to a part of the batch: the fraction `config.curvature_share` of the environments, evenly
+    spaced. Returns None if this part is the whole batch.
+    """
     count = max(1, round(config.curvature_share * batch.segment.num_rows))
     if count >= batch.segment.num_rows:
         return None

@@ -30,7 +30,7 @@ class Bilingual(NamedTuple):
     zh: str
 
     def say(self, language: Language) -> str:
-        """Return the text in `language`."""
+        """Return the English or the Chinese text, according to `language`."""
         return self.zh if language == "zh" else self.en
 
 

@@ -24,7 +24,8 @@ def span(start: datetime, end: datetime) -> Span:
     """Return the calendar time from `start` to a later `end`.
 
     One month after the 31st is the last day of a shorter month. One year after 29 February is 28 February.
-    Years and months are added to `start` first (`add_months`); `rest` is the time from there to `end`.
+    The whole years and months are added to `start` first (`add_months`). `rest` is the time from the
+    resulting moment to `end`.
     """
     months = (end.year - start.year) * 12 + end.month - start.month
     if add_months(start, months) > end:

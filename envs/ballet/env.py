@@ -69,7 +69,7 @@ class Ballet(SingleEnv):
     0, 1      rows and columns from the agent to the dancer, divided by 8, from -1 to 1
     2 .. 10   its move in this step, one-hot: N, NE, E, SE, S, SW, W, NW, none
     11 .. 25  shape, one-hot, in the order of `scrubjay.envs.ballet.world.SHAPE_NAMES`
-    26 .. 44  colour, one-hot, in the order of `scrubjay.envs.ballet.world.COLOUR_NAMES`
+    26 .. 44  color, one-hot, in the order of `scrubjay.envs.ballet.world.COLOUR_NAMES`
     ========= ============================================================================
 
     Observation with `observation="set"`, a Dict with the same content, for permutation-invariant encoders:
@@ -79,7 +79,7 @@ class Ballet(SingleEnv):
     ============ =================== ===================================================================
     dancers      MultiDiscrete       for each of 8 slots 6 numbers: rows and columns from the agent to the
                  [8, 6]              dancer, plus 8; its moves in this step and in the previous one, 8
-                                     for none; shape; colour. Unused slots are zero
+                                     for none; shape; color. Unused slots are zero
     dancers_mask MultiBinary(8)      1 for slots with a dancer
     instruction  Discrete(14)        as with "rgb"
     ============ =================== ===================================================================
@@ -336,7 +336,7 @@ class BalletVector(BatchedEnv):
         return {"image": self._observe_images(rows), "instruction": instruction}
 
     def _update_still(self, rows: np.ndarray) -> None:
-        """Precompute the symbolic observations of `rows`: all dancers at rest, no instruction."""
+        """Precompute the symbolic observations of `rows` without any dance and without instruction."""
         if self.observation != "symbolic":
             return
         still = np.zeros((len(rows), _SIZE), dtype=np.float32)

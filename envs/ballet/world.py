@@ -100,7 +100,7 @@ Picture = Float32[np.ndarray, "height width 3"] | UInt8[np.ndarray, "height widt
 
 
 def draw_tile(shape: int, colour: int, dtype: str = "float32") -> Picture:
-    """Return the RGB image of a dancer's cell, `[9, 9, 3]`: float32 from 0 to 1, or uint8 to 255."""
+    """Return the RGB image of a dancer's cell, `[9, 9, 3]`: float32 from 0 to 1, or uint8 from 0 to 255."""
     return _tiles(dtype)[shape, colour]
 
 

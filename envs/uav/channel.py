@@ -30,9 +30,9 @@ class Surroundings(NamedTuple):
     b: float
     """Slope of the line-of-sight probability's sigmoid, per degree."""
     los_excess_db: float
-    """Mean excess over free-space path loss with line of sight, dB."""
+    """Mean loss in addition to the free-space loss, dB; for links with line of sight."""
     nlos_excess_db: float
-    """Mean excess over free-space path loss without line of sight, dB."""
+    """Mean loss in addition to the free-space loss, dB; for links without line of sight."""
 
 
 SURROUNDINGS: Mapping[str, Surroundings] = MappingProxyType(
@@ -205,7 +205,7 @@ def tr36777_los_probability(ground_distance_m: Numbers, height_m: Numbers, scena
 
     Args:
         ground_distance_m: horizontal distance d2D.
-        height_m: height of the aerial terminal above ground: above 22.5 m (RMa-AV: 10 m) and up to 300 m.
+        height_m: height of the aerial terminal over ground: more than 22.5 m (RMa-AV: 10 m), at most 300 m.
         scenario: UMa-AV, UMi-AV or RMa-AV: urban macro, urban micro or rural macro cell with aerial vehicles.
 
     Raises:

@@ -46,7 +46,7 @@ class UAVConfig:
     flight_3d: bool = False
     """Let UAVs climb and descend."""
     max_climb_m_s: float = 5.0
-    """Vertical speed of climbing and descending, in addition to the ground speed."""
+    """Maximum vertical speed of climbing and descending, in addition to the ground speed."""
     height_m: float = 100.0
     """Initial height of UAVs; constant unless `flight_3d` is set."""
     min_height_m: float = 50.0
@@ -100,9 +100,9 @@ class UAVConfig:
     """Fairness term of the reward. "std": subtract the standard deviation of the user rates. "jain": multiply
     by Jain's index of the user rates. "none": no fairness term."""
     fairness_weight: float = 0.5
-    """Weight of the standard deviation for fairness "std"."""
+    """Weight of the standard deviation of user rates; only fairness "std" uses it."""
     reward_per_bps_hz: float = 0.1
-    """Reward per bit/s/Hz on the UAV's own sub-channel."""
+    """Reward per bit/s/Hz of the users that the UAV serves, after the fairness term."""
     collision_penalty: float = 1.0
     """Penalty for both UAVs of each colliding pair."""
     boundary_penalty: float = 0.1

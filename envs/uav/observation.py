@@ -28,11 +28,12 @@ def observation_space(config: UAVConfig) -> spaces.Dict:
     =============== ========== ==========================================================================
     key             shape      meaning
     =============== ========== ==========================================================================
-    own             [11 + N]   position (3: area and heights scaled to -1 .. 1; height -1 in 2-D), last
-                               displacement (3: relative to the largest possible), power and battery
-                               (fractions of the maximum; battery 1 if unlimited), own spectral
-                               efficiency (relative to 20 bit/s/Hz), fraction of users served, elapsed
-                               time (fraction of `max_steps`), sub-channel (one-hot)
+    own             [11 + N]   position (3: area and height range scaled to -1 .. 1; the height is -1
+                               without `flight_3d`), last displacement (3: relative to the largest
+                               possible), power and battery (fractions of the maximum; battery 1 if
+                               unlimited), own spectral efficiency (relative to 20 bit/s/Hz), fraction
+                               of users served, elapsed time (fraction of `max_steps`), sub-channel
+                               (one-hot)
     users           [K, 5]     position relative to the UAV (2: in side lengths), spectral efficiency of
                                the user's link (relative to 20 bit/s/Hz), mean rate so far (-1 for zero, 0
                                for the mean over users, 1 for twice that or more), served by this UAV (0/1)

@@ -32,9 +32,10 @@ class UAVWorld:
     5. UAVs with an empty battery and UAVs that fail at random are terminated. They still receive the reward
        of this step.
 
-    The reward of a flying UAV starts from the sum of its users' rates divided by B. This is the mean spectral
-    efficiency of these users in bit/s/Hz. Fairness "std" subtracts `fairness_weight` times the standard
-    deviation of rate x K / (B x number of flying UAVs) over all users. Fairness "jain" multiplies by Jain's
+    The reward of a flying UAV starts from the sum of its users' rates divided by B. As the users share the
+    UAV's time, this sum is the mean of log2(1 + SINR) over these users, in bit/s/Hz. Fairness "std" computes
+    rate x K / (B x number of flying UAVs) for each user and subtracts `fairness_weight` times the standard
+    deviation of these values over all users. Fairness "jain" multiplies by Jain's
     index of all users' rates. The result is multiplied by `reward_per_bps_hz`; then the penalties are
     subtracted. Reward "team" gives each flying UAV the mean reward of all flying UAVs.
 

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.bank
 
 Texts have a unique number and 12 words of a vocabulary of 50,000 with Zipf-like frequencies. Vectors are
-random points around one of 2,000 centres. Times are CPU times, so that other work on the machine does not
+random points around one of 2,000 centers. Times are CPU times, so that other work on the machine does not
 count. The time of a search includes the embedding of its query, which costs almost nothing here. Every search
 measurement starts a new process. A bank of more than `--writes` records consists of copies of the bank of
 `--writes` records, made in SQL. The next run reuses the banks in `--folder`. If lancedb is installed, a bank
@@ -83,7 +83,7 @@ class Texts:
 
 
 class CheapEmbeddings:
-    """Embeddings by the hash of a text: one of the centres plus noise."""
+    """Embeddings without a model: the hash of a text selects a random center and the added noise."""
 
     def __init__(self, dimension: int) -> None:
         self.dimension = dimension

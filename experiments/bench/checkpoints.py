@@ -51,7 +51,7 @@ class CheckpointsBench:
 
 @dataclass(frozen=True)
 class ConversationCost:
-    """Measured cost of one conversation."""
+    """Measured times and file size of one conversation."""
 
     write: float
     """Milliseconds per turn for the writes of checkpoints and the work of LangGraph itself."""

@@ -64,8 +64,9 @@ class DecodingBench:
     policies: tuple[str, ...] = ("full", "window", "sinks", "snapkv", "recycled", "h2o", "chunks")
     """Names of the context policies to measure."""
     tokens: tuple[int, ...] = (160, 32)
-    """Number of decoded tokens per round, for each model size. For comparison: h2o evicts keys at every 16th
-    token, snapkv evicts at every 32nd token, and recycled attends to all keys at every 10th token."""
+    """Number of decoded tokens per round, for each model size. Some policies do extra work at intervals: h2o
+    evicts keys at every 16th token, snapkv evicts keys at every 32nd token, and recycled attends to all keys
+    at every 10th token."""
     rounds: tuple[int, ...] = (7, 3)
     """Number of timed rounds, for each model size."""
     turn: int = 16

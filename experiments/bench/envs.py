@@ -1,6 +1,6 @@
 """Speed of the batched environments against loops over single environments.
 
-    OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.envs
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.envs
 
 Three methods take turns with the same random actions on one CPU thread: a plain loop over single
 environments, gymnasium's SyncVectorEnv over them, and our batched environment. Most single environments are

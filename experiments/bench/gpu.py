@@ -6,7 +6,7 @@ First the output and gradients of every op are compared with its torch path in f
 tolerance ends the run before any timing. Then chunk retrieval (a causal segment, and decode) and sink
 attention are timed against torch's `scaled_dot_product_attention`. If flash-linear-attention is installed,
 chunk retrieval is also timed against its `parallel_nsa`, which does not select blocks but gets them as an
-argument. Neural memory, linear memory and nearest-neighbour search are timed against their own torch paths.
+argument. Neural memory, linear memory and nearest-neighbor search are timed against their own torch paths.
 Prints tables with the GPU and the versions. Options: `--help`.
 """
 
@@ -133,7 +133,7 @@ def _check_nearest(device: str, dtype: torch.dtype) -> float:
     result = nearest(query, keys, 20, norms=norms, row_mask=row_mask, implementation="triton")
     error = _relative_error(result.scores, right.values[:, :20])
     if not torch.equal(result.rows, right.indices[:, :20]) or not error < TOLERANCE[torch.float32]:
-        raise SystemExit(f"nearest in {dtype}: wrong rows, or error {error:.1e} too large; nothing timed")
+        raise SystemExit(f"nearest in {dtype}: rows are wrong or error {error:.1e} is too big; nothing timed")
     return error
 
 

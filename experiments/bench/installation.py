@@ -1,6 +1,6 @@
 """Disk space and duration of an installation: Scrubjay without extras, then what each user extra adds.
 
-    python -m scrubjay.experiments.bench.installation
+    python -P -m scrubjay.experiments.bench.installation
 
 Installs from the repository into a new virtual environment, with pip's current cache. Uninstalls the packages
 of an extra before it installs the next one. Sizes are megabytes on disk. Options: `--help`.

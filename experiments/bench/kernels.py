@@ -48,13 +48,14 @@ class KernelsBench:
     top_k: int = 4
     """Selected chunks per query."""
     rows: tuple[int, ...] = (1, 8, 64, 256)
-    """Batch sizes of a decode step, for the comparison with the bandwidth."""
+    """Batch sizes at which a decode step is timed. Each time is compared with that of reading the keys and
+    values from RAM."""
     repeats: int = 15
     """Timed passes of each method. `least_seconds` can raise this number and `seconds` can lower it."""
     least_seconds: float = 0.5
     """Minimum duration of a comparison in seconds."""
     seconds: float = 8.0
-    """Duration in seconds after which a comparison stops, once each method has run three times."""
+    """Time limit of a comparison in seconds. Three passes of each method are always timed."""
     seed: int = 0
     """Seed of the inputs."""
 

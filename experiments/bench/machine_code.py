@@ -41,7 +41,7 @@ class MachineCode:
 
 
 def configurations(op: str) -> dict[str, Launch]:
-    """Return launches of an op's main kernel configurations on meta tensors."""
+    """Return example launches of an op's kernels by name. They hold meta tensors, so no GPU is needed."""
     return importlib.import_module(f"scrubjay.kernels.{PACKAGES[op]}.gpu").configurations()
 
 

@@ -38,7 +38,7 @@ class MemoriesConfig:
     """Options of the benchmark."""
 
     env: str = "scrubjay/RepeatPrevious-v0"
-    """Any environment id with a small observation."""
+    """Environment id; any environment with small observations is suitable."""
     memories: tuple[str, ...] = ()
     """Memories to compare with `none`; by default all registered memories, and `titans` with depth 2."""
     dim: int = 64

@@ -57,7 +57,8 @@ class RayBenchConfig:
     cluster: tuple[int, ...] = (8, 64, 512)
     """Numbers of env runners for which the throughput of clusters is predicted."""
     gigabytes_per_second: float = 1.25
-    """Bandwidth of the driver's network in gigabytes per second; the default is 10 gigabits per second."""
+    """Bandwidth of the driver's network in gigabytes per second. The default is that of a network
+    of 10 gigabits per second."""
 
 
 def build_config(memory: str) -> TrainConfig:
@@ -133,7 +134,10 @@ def _runners(number: int) -> str:
 
 @dataclass(frozen=True)
 class Constants:
-    """Measured cost of one environment's segment and of one copy of the weights, on one core, no network."""
+    """Measured costs of one environment's segment and of one copy of the weights.
+
+    The costs are measured on one CPU core and without transfers over a network.
+    """
 
     steps: int
     """Steps of a segment of one environment."""

@@ -1,6 +1,6 @@
 """Cost of resets inside a segment for GRU and LSTM, against torch's layers without resets.
 
-    OMP_NUM_THREADS=1 python -m scrubjay.experiments.bench.resets
+    OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.resets
 
 Times one forward and backward pass on one CPU thread. Our layer and torch's take turns. Prints medians as a
 table. Options: `--help`.
@@ -36,7 +36,7 @@ class ResetsBench:
     start_rates: tuple[float, ...] = (0.0, 0.02, 0.1)
     """Fractions of steps that start a new episode."""
     repeats: int = 60
-    """Timed passes of each layer; every pass samples new starts."""
+    """Number of timed passes of each layer. The episode starts are drawn anew for every pass."""
     seed: int = 0
     """Seed of inputs, weights and starts."""
 

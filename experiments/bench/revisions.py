@@ -86,7 +86,7 @@ def time_cases(least_seconds: float) -> dict[str, float]:
 
 
 def _cases() -> dict[str, Callable[[], object]]:
-    """Return cases that run on every commit of the package."""
+    """Return the timed functions by case name. Each function works with every commit of the package."""
     import torch
 
     from scrubjay import memory

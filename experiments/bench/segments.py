@@ -41,7 +41,7 @@ class SegmentsBench:
     histories: tuple[int, ...] = (1024, 4096, 16384, 65536)
     """Steps of the history before the segment."""
     memory: HCAMConfig = field(default_factory=HCAMConfig)
-    """HCAM's sizes; its width is replaced by `dim`."""
+    """Config of HCAM. The benchmark's `dim` replaces the width in this config."""
     start_rate: float = 0.02
     """Fraction of the segment's steps that start a new episode, for HCAM with resets."""
     repeats: int = 15
@@ -183,7 +183,10 @@ def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
 
 
 def _time_in_turns(methods: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Return median milliseconds of a forward pass and of forward and backward; methods take turns."""
+    """Return two medians per method, in milliseconds: of a forward pass, and of forward plus backward pass.
+
+    The methods take turns.
+    """
     forward: dict[str, list[float]] = {name: [] for name in methods}
     both: dict[str, list[float]] = {name: [] for name in methods}
     for trial in range(-2, repeats):

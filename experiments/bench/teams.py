@@ -35,7 +35,7 @@ class TeamsBench:
         ("uav-paper", "hatrpo"),
         ("uav-paper", "gamatr"),
     )
-    """Pairs of a recipe and a method."""
+    """Pairs of a recipe name and a method name, e.g. `spread` and `hatrpo`."""
     rounds: int = 5
     """Timed updates per case."""
 

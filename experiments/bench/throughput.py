@@ -1,6 +1,6 @@
 """Environment steps per second of training, compared with sb3-contrib's RecurrentPPO.
 
-Run: `python -m scrubjay.experiments.bench.throughput`
+Run: `python -P -m scrubjay.experiments.bench.throughput`
 
 One process, one thread; all trainers have the same task, width, number of environments, rollout length,
 epochs and minibatches. A rollout of 128 steps, 10 epochs and minibatches of 128 steps are the defaults of
@@ -34,7 +34,7 @@ class ThroughputConfig:
     """Options of the benchmark."""
 
     env: str = "scrubjay/RepeatPrevious-v0"
-    """Any environment id with a small observation."""
+    """Environment id; any environment with small observations is suitable."""
     memories: tuple[str, ...] = ("gru", "lstm")
     """Scrubjay memories to measure."""
     dim: int = 64
@@ -158,7 +158,7 @@ class Timing:
     rounds: list[dict[str, float]] = field(default_factory=list)
 
     def seconds(self, part: str) -> float:
-        """Return the median seconds per update of one part."""
+        """Return the median seconds per update that `part` takes, such as the environment or the learner."""
         return median(durations[part] for durations in self.rounds)
 
     @property

@@ -3,10 +3,11 @@
     pip install titans-pytorch
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.titans
 
-All modules map [batch, tokens, width] to the same shape with projections of query, key, value and output; the
-whole layer also has norms and a feed-forward part. The modules take turns in one process on one CPU thread.
-Attention is torch's scaled_dot_product_attention. Peak memory is the increase during one forward and backward
-pass; each module is measured in a new process. Prints tables. Options: `--help`.
+All modules map [batch, tokens, width] to the same shape with projections of query, key, value and output. The
+row "the whole layer" is a complete `titans` memory, which also has norms and a feed-forward part. The modules
+take turns in one process on one CPU thread. Attention is torch's scaled_dot_product_attention. Peak memory is
+the increase during one forward and backward pass; each module is measured in a new process. Prints tables.
+Options: `--help`.
 """
 
 from __future__ import annotations
@@ -259,7 +260,10 @@ def _resets(bench: TitansBench) -> None:
 def _time_in_turns(
     modules_by_name: dict[str, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
 ) -> dict[str, tuple[float, float]]:
-    """Return median seconds of a forward pass and of forward and backward; modules take turns."""
+    """Return two medians per module, in seconds: of a forward pass, and of forward plus backward pass.
+
+    The modules take turns. If `backward` is False, the second pass is skipped and its median is near 0.
+    """
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in modules_by_name}
     for trial in range(-1, bench.repeats):
         for name, run in modules_by_name.items():

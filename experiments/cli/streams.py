@@ -55,7 +55,7 @@ def _open_null(number: int) -> io.TextIOWrapper:
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Return escapes for the characters that cannot be encoded, and the position after them.
+    """Return escapes for the characters that cannot be encoded, and the position where encoding continues.
 
     Characters get JSON escapes, so that printed JSON stays valid. Undecodable bytes get Python escapes.
     """

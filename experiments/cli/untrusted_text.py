@@ -1,4 +1,4 @@
-"""Sanitizing of untrusted text before it is printed, against terminal escapes and bidirectional overrides."""
+"""Sanitizing of untrusted text for printing: terminal escapes and bidirectional overrides have no effect."""
 
 from __future__ import annotations
 

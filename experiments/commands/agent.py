@@ -294,7 +294,8 @@ def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
 def _failure_handler() -> Any:
     """Return a LangChain callback that stores the last error of the model in its attribute `error`.
 
-    Error classes differ by provider, so the caller compares error objects instead of classes.
+    The caller treats an exception as a model error if it is this object. The class of an exception does not
+    suffice, since error classes differ by provider.
     """
     from langchain_core.callbacks import BaseCallbackHandler
 

@@ -44,7 +44,7 @@ class CompareOptions:
     out: Path = Path("runs/compare")
     """Directory for all runs, table.md, curves.png and the other plots."""
     trust: bool = False
-    """Unpickle existing runs of older versions in the directory, which can execute code."""
+    """Trust the existing runs in --out: allow the pickled data in their files to execute code."""
 
     def check(self) -> None:
         """Raise ValueError on invalid numbers and lists, before any training."""

@@ -203,7 +203,7 @@ class _BaselineRun(NamedTuple):
 def _load_baselines(
     config: AgentConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
 ) -> dict[str, _BaselineRun]:
-    """Return the runs that --full and --memoryless name, each by the name of the difference it yields.
+    """Return the runs that --full and --memoryless name. The keys are the names of the reported differences.
 
     Raises ValueError if a difference would not be meaningful.
     """

@@ -48,8 +48,8 @@ class InspectOptions:
     """Question about the whole text. The page of --look then shows the answer, and how InfiniRetri
     processes the text to find it."""
     chunk: int = 512
-    """With --question: maximum number of tokens in a chunk of InfiniRetri. All retained sentences together
-    have at most the same number of tokens."""
+    """With --question: maximum number of tokens in each chunk of the text that InfiniRetri processes. This is
+    also the maximum number of tokens in all retained sentences together."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -60,9 +60,7 @@ def run(argv: Sequence[str]) -> int:
     with bad_input():
         for name, value in (("policy", options.policy), ("question", options.question)):
             if value is not None and options.look is None:
-                raise ValueError(
-                    f"{name}={value!r}: requires an output file for a page; add --look {name}.html"
-                )
+                raise ValueError(f"{name}={value!r}: has an effect only with --look; add --look {name}.html")
         if options.policy is not None and options.question is not None:
             raise ValueError(
                 f"question={options.question!r} and policy={options.policy!r} cannot be combined; omit one"

@@ -76,7 +76,7 @@ class ResumeOptions:
     """Logging service that also receives the metrics of every update. If the service already has a run for
     this directory, that run is continued."""
     env: str | None = None
-    """Id of the run's environment, to confirm that a custom environment may be created."""
+    """Id of the run's environment, as permission to create it. Only a custom environment needs permission."""
     trust: bool = False
     """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
 

@@ -58,7 +58,7 @@ class EpisodeScores:
     successes: tuple[float, ...]
     """Success of each episode, from 0 to 1; empty if the environment does not report it."""
     measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Further measures of each episode from the environment, such as whether a choice was reached."""
+    """Other measurements by name, one value per episode, such as whether the agent reached a choice."""
 
     def summary(self) -> dict[str, float]:
         """Return means, with 95 % intervals for return and success (Wilson interval for binary success)."""

@@ -75,7 +75,7 @@ class TeamScores:
     """Measurements by name, such as the sum of rates: means over the steps of an episode, `[episodes]`."""
 
     def summary(self) -> dict[str, float]:
-        """Return means, with a 95 % interval for the team's return, which is the sum over its agents."""
+        """Return means over episodes, with a 95 % interval for the team's return (the sum over agents)."""
         summary = summarize_episodes(self.returns.sum(axis=1), self.lengths)
         return summary | {name: float(values.mean()) for name, values in self.measures.items()}
 
@@ -90,9 +90,9 @@ def evaluate_team(
 ) -> TeamScores:
     """Evaluate an actor on whole episodes; no global random generator is changed.
 
-    Every environment plays a fixed number of episodes. To use the episodes that finish first would favor
-    short episodes. Scores are ordered by environment. With equal seeds, the k-th episodes of two actors are
-    thus from the same environment.
+    Every environment plays a fixed number of episodes, because the episodes that finish first are mostly
+    short ones. Scores are ordered by environment. With equal seeds, the k-th episodes of two actors are thus
+    from the same environment.
 
     Args:
         actor: Actor to evaluate.

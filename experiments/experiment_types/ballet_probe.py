@@ -44,8 +44,8 @@ class BalletProbeConfig(SupervisedConfig):
     by their encodings. At width 64 the encodings are too similar: most HCAMs still confuse dances at the end
     of training."""
     learning_rate: float = 1e-3
-    """Initial learning rate of Adam. The rate decays linearly to 0 at `total_steps`. Extending the run does
-    not change this decay."""
+    """Initial learning rate of Adam. The rate decays linearly to 0 at the original `total_steps`. An
+    extension of the run keeps the rate of the last update before it."""
     num_dancers: int = 2
     """Maximum number of dancers in training; batches cycle through 2, 4, ... up to this number."""
     delay: int = 16
@@ -97,7 +97,7 @@ class BalletProbeConfig(SupervisedConfig):
         return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return an estimate of the bytes that each setting needs in training and test."""
+        """Return a dict from settings, such as `delay=64`, to estimated bytes in training and test."""
         model = sketch(self.make_model, MEMORY_LIMIT)
         eval_envs = min(_EVAL_ENVS, self.eval_episodes)
         ballets = max(self.batch_questions, eval_envs)

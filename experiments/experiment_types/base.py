@@ -61,7 +61,7 @@ class Experiment(Protocol):
     def init_step(self) -> int | None:
         """Training step of the run `init_from` at which the initial weights were saved.
 
-        None if `init_from` is None or before this run starts."""
+        None if `init_from` is None, or if the new run has not started yet."""
         ...
 
     @property
@@ -74,7 +74,7 @@ class Experiment(Protocol):
         ...
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return an estimate of the bytes that each setting needs in training.
+        """Return a dict from settings, such as `env.num_envs=8`, to estimated bytes in training.
 
         Raises ValueError if one setting alone exceeds the memory limit.
         """

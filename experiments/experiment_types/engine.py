@@ -82,7 +82,11 @@ class Engine(ABC):
         return model
 
     def _restore(self, checkpoint: Path, training: dict[str, Any], weights: dict[str, Tensor]) -> int:
-        """Restore the state of a checkpoint; return the size in bytes that metrics.jsonl had at this step."""
+        """Restore the state of a checkpoint, and return the size of metrics.jsonl in bytes.
+
+        The size is that at the step of the checkpoint. Raises CheckpointError if the checkpoint
+        does not match the run.
+        """
         self.step = checkpoint_step(checkpoint)
         try:
             self.model.load_state_dict(weights)

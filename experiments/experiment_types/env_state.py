@@ -17,7 +17,10 @@ _PICKLED = "pickled env"
 
 
 def pack_env_states(samplers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return sampler states for a checkpoint. Environment states that are not plain data are pickled."""
+    """Return the states `samplers` in a form that a checkpoint can store.
+
+    Each sampler state contains an environment state, which is pickled if it is not plain data.
+    """
     return [{**entry, "sampler": _pack(entry["sampler"])} for entry in samplers]
 
 

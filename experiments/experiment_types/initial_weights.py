@@ -28,9 +28,9 @@ class SourceRun:
     path: Path
     config: Experiment
     checkpoint: Path
-    """Latest checkpoint of that run."""
+    """Latest checkpoint of the run."""
     spaces: Spaces | None
-    """Spaces of that run's environment; None if it has no environment or has not stored the spaces."""
+    """Spaces of the run's environment; None if the run has no environment or has not stored the spaces."""
 
 
 def load_initial_weights(source: SourceRun, config: Experiment) -> tuple[dict[str, Tensor], int]:

@@ -80,7 +80,7 @@ class RLConfig(TrainingPlan, ABC):
 
     @property
     def steps_per_update(self) -> int:
-        """Environment steps in one segment, summed over all environments."""
+        """Number of environment steps per update, summed over all environments."""
         return self.env.num_envs * self.segment_length
 
     @property
@@ -128,7 +128,7 @@ class RLConfig(TrainingPlan, ABC):
         return self.policy.build(self.env.spaces() if envs is None else Spaces.from_env(envs))
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return an estimate of the bytes that each setting needs in training.
+        """Return a dict from settings, such as `env.num_envs=8`, to estimated bytes in training.
 
         Creates at most one environment.
         """

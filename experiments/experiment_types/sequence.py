@@ -90,7 +90,7 @@ class SequenceTaskConfig(SupervisedConfig):
         return self.suite.chance
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return an estimate of the bytes that each setting needs in training and test."""
+        """Return a dict from settings, such as `batch_rows=64`, to estimated bytes in training and test."""
         suite, rows = self.suite, self.batch_rows
         model = sketch(self.make_model, MEMORY_LIMIT)
         counts, longest = max(self.train_sizes[0], *self.eval_items, 1), max(1, *self.eval_longer)

@@ -45,8 +45,8 @@ class SupervisedConfig(TrainingPlan, ABC):
     memory: MemoryConfig = field(default_factory=lambda: make_config("gru", dim=64))
     """Memory config."""
     learning_rate: float = 2e-3
-    """Initial learning rate of Adam. The rate decays linearly to 0 at `total_steps`. Extending the run does
-    not change this decay."""
+    """Initial learning rate of Adam. It decays linearly and would reach 0 after the original `total_steps`.
+    If the run is trained further, all additional updates use the rate of the last original update."""
     total_steps: int = 3_000_000
     """Total number of sequence steps in training, over all sequences; rounded up to whole batches."""
     seed: int = 0
@@ -145,7 +145,7 @@ class SupervisedConfig(TrainingPlan, ABC):
         return dataclasses.replace(self, memory=memory)
 
     def rough_bytes(self) -> dict[str, int]:
-        """Return an estimate of the bytes that each setting needs in training and test.
+        """Return a dict from settings, such as `batch_rows=64`, to estimated bytes in training and test.
 
         An empty dict means that no estimate is known.
         """
@@ -212,7 +212,7 @@ class SupervisedEngine(Engine):
     def _set_learning_rate(self) -> float:
         """Set and return the learning rate of this update.
 
-        The rate decays until step `first_plan`. It stays constant in an extension of the run."""
+        The rate decays over the initial total of steps, `first_plan`. It stays constant in an extension."""
         groups = self.optimizer.param_groups
         if self.step < self.config.first_plan:
             for group in groups:

@@ -77,8 +77,8 @@ class TrainingPlan:
         for before, after in pairwise(self.extensions):
             if after.previous_total != before.total or after.done < before.done:
                 raise ValueError(
-                    f"extensions: {after} does not follow {before}: it must have "
-                    f"previous_total={before.total}, and done must be at least {before.done}"
+                    f"extensions: {after} does not follow {before}; the later extension "
+                    f"must have previous_total={before.total} and done of at least {before.done}"
                 )
         if self.extensions and self.extensions[-1].total != self.total_steps:
             raise ValueError(
@@ -88,7 +88,7 @@ class TrainingPlan:
 
     @property
     def first_plan(self) -> int:
-        """`total_steps` at the start of the run."""
+        """Value of `total_steps` before the first extension; schedules last for this number of steps."""
         return self.extensions[0].previous_total if self.extensions else self.total_steps
 
     def with_total_steps(self, total_steps: int, completed_steps: int) -> Self:

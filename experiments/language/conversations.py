@@ -78,7 +78,7 @@ class Conversation:
     turns: tuple[Turn, ...]
     questions: tuple[Question, ...]
     name: str = ""
-    """Name in its data set."""
+    """Name of the conversation in its data set."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,10 @@ def generate_reminders(
 ) -> tuple[Conversation, tuple[Reminder, ...]]:
     """Generate a conversation with facts about one person, and return it with the facts.
 
-    Consecutive turns from `fact_turn` on state one fact each. Each turn in `question_turns` asks for one of
-    these facts, in reverse order: the last question asks for the first fact. Questions and facts differ in
-    wording. Other people have facts of the same types, and small talk mentions everybody.
+    The first `len(question_turns)` turns from `fact_turn` onward state one fact each. Each turn in
+    `question_turns` asks for one of these facts, in reverse order: the last question asks for the first fact.
+    Questions and facts differ in wording. Other people have facts of the same types, and small talk mentions
+    everybody.
 
     Raises ValueError if fact and question turns overlap or are out of range, if there are more questions than
     types of facts, or if `turns` is too small.
@@ -258,7 +259,7 @@ class _ConversationGenerator:
         return sorted(self.free.pop() for _ in range(count))
 
     def say(self, place: int, fact: str) -> None:
-        """State a fact with a random opening and ending."""
+        """Write a fact into turn `place`, with a random opening and ending."""
         opening, ending = (
             self.draw.choice(self.wording["openings"]),
             self.draw.choice(self.wording["endings"]),

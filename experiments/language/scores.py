@@ -129,7 +129,7 @@ def plan_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float
 
 
 def tool_score(references: Sequence[Mapping[str, Any]], plan: StepPlan) -> float:
-    """Return the best `arguments_score` of the plan over references with the same tool, or 0."""
+    """Return the plan's best `arguments_score` over references with the same tool; 0 if there is none."""
     return _best(
         _same_tool(reference, plan) * arguments_score(reference["tool_args"], plan.arguments)
         for reference in references
@@ -141,8 +141,8 @@ def reflection_score(
 ) -> float:
     """Return the plan's best score over references with the same tool, or 0.
 
-    A score is 0.3 times the ROUGE-L of the thoughts plus 0.7 times `arguments_score`. References that repeat
-    the last task are left out.
+    A score is 0.3 times the ROUGE-L of the thoughts plus 0.7 times `arguments_score`. References
+    with the tool and the arguments of the last task are left out.
     """
     last = last_task if isinstance(last_task, Mapping) else (last_task[-1] if last_task else {})
     return _best(

@@ -17,7 +17,10 @@ class WandbClient:
         self.id: str = run.id
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Log the metrics of an update. The service ignores a step that it received before a crash."""
+        """Log the metrics of an update.
+
+        A run that resumes after a crash may log a step again; the service then keeps the first metrics.
+        """
         self._run.log(dict(row), step=step)
 
     def close(self, result: Mapping[str, float] | None) -> None:

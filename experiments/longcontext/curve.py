@@ -30,9 +30,9 @@ class Curve:
         return np.array([row[name] for row in self.rows], dtype=float)
 
     def milliseconds(self, clock: str, first: float = 0.0) -> float:
-        """Return the milliseconds per token by a clock, "cpu" or "wall".
+        """Return the mean number of milliseconds per token; `clock` is "cpu" or "wall".
 
-        `first` is the fraction of blocks at the beginning of the text that are left out.
+        The mean leaves out a fraction `first` of the blocks, from the beginning of the text.
         """
         begin = int(first * len(self.rows))
         tokens = sum(len(row["nats"]) for row in self.rows[begin:])

@@ -35,9 +35,9 @@ class Example:
         return f"{self.instruction}\n\n{self.context}\n\n{self.question}"
 
     def render(self, tokenizer: Any) -> str:
-        """Return prompt and answer prefix, formatted by the tokenizer's chat template.
+        """Return the prompt in the tokenizer's chat template, followed by the answer prefix.
 
-        A tokenizer without chat template gives plain text. Control tokens in the text are escaped.
+        Without a chat template, both are plain text. Control tokens in both are escaped.
         """
         template = getattr(tokenizer, "chat_template", None)
         quotes = Quotes(ControlTokens(tokenizer), template or "")
@@ -87,7 +87,8 @@ def fit(build: Callable[[int], Example], length: int, count: Callable[[Example],
 def string_match_all(answer: str, references: Sequence[str]) -> float:
     """Return the fraction of `references` that `answer` contains, ignoring case.
 
-    This is RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). More text never lowers the score.
+    This is RULER's metric (Hsieh et al. 2024, arXiv 2404.06654). Additional text never lowers the
+    score.
     """
     if not references:
         raise ValueError("references is empty; pass at least one string")

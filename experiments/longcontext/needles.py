@@ -33,7 +33,7 @@ class Needles:
     """Needle task: number and type of keys, values and queries. Raises ValueError on an invalid task."""
 
     hay: Hay = "essay"
-    """Type of the surrounding text: essay, noise (one repeated line) or needles of other keys."""
+    """Type of the surrounding text: essay, noise (one repeated line) or needles (with other keys)."""
     keys: int = 1
     """Number of different keys among the needles, including keys without a query."""
     values: int = 1

@@ -46,7 +46,7 @@ class MeasureOptions:
     """Names of context policies."""
     budget: int = 256
     """Number of keys that a policy retains per layer and head. If a policy retains all keys, the
-    budget is the number of keys that a token attends to. The method full ignores this option."""
+    budget is the number of keys that a token attends to. The method `full` ignores this option."""
     block: int = 512
     """Tokens per forward pass."""
     seed: int = 0
@@ -134,9 +134,9 @@ class AgreementOptions(MeasureOptions):
     prompts: int = 8
     """Number of random excerpts of the text."""
     length: int = 2048
-    """Tokens per excerpt."""
+    """Number of tokens per excerpt."""
     new_tokens: int = 32
-    """Tokens generated after each excerpt."""
+    """Number of tokens to generate after each excerpt."""
     out: Path = Path("runs/agreement")
     """Output directory; the same command resumes an interrupted run."""
 
@@ -211,7 +211,7 @@ class HaystackOptions(MeasureOptions):
 class PerplexityOptions(MeasureOptions):
     """Stream a text through a model under each policy, and report perplexity, time and memory.
 
-    With a larger `--tokens`, the same command continues the results in its directory.
+    The same command with a larger `--tokens` continues the results in the output directory.
     """
 
     methods: tuple[str, ...] = ("window", "sinks")
@@ -254,7 +254,7 @@ class SpeedOptions(MeasureOptions):
     contexts: tuple[int, ...] = (1024, 4096, 8192)
     """Context lengths: numbers of tokens that are read before the timed tokens."""
     full_until: int = 8192
-    """Longest context for the method full, which retains all tokens."""
+    """Longest context for the method `full`, which retains all tokens."""
     steps: int = 8
     """Number of tokens in one measurement; the method recompute always measures one token."""
     repeats: int = 5
@@ -276,8 +276,8 @@ class SpeedOptions(MeasureOptions):
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):
             raise ValueError(
-                f"contexts={self.contexts}: two lengths must be more than {between} tokens (steps x "
-                "repeats) apart, because the timed tokens of one length precede the next length"
+                f"contexts={self.contexts}: any two lengths must differ by more than {between} tokens (steps "
+                "x repeats), because the model reads that many timed tokens after the shorter length"
             )
         if lengths[0] < self.budget:
             raise ValueError(f"contexts={self.contexts}: each must be at least budget={self.budget} tokens")

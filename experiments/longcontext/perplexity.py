@@ -117,7 +117,7 @@ def _save(cache: context.PolicyCache, out: Path, name: str, tokens: int) -> None
 
 
 def _sample(options: PerplexityOptions) -> list[int]:
-    """Return the random positions, sorted, that are measured without a cache."""
+    """Return the sorted random positions at which the loss is also measured without a cache."""
     later = range(options.budget, options.tokens)
     return sorted(random.Random(options.seed).sample(later, options.recompute))
 

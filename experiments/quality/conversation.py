@@ -309,8 +309,8 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
 def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[int, int]:
     """Return for each question turn the rank of its fact among the search hits; 100 if no hit is the fact.
 
-    The bank contains the user turns before the question. Hits that are questions do not count,
-    because the agent shows few earlier questions.
+    The bank contains the user turns before the question. Earlier questions among the hits are not counted in
+    the rank, because the agent's prompt contains few of them.
     """
     conversation, reminders = options.script(seed)
     facts = {reminder.question_turn: conversation.turns[reminder.fact_turn].text for reminder in reminders}
@@ -329,7 +329,10 @@ def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[in
 
 
 def _recall(options: ConversationBench) -> list[str]:
-    """Return a table of the number of conversations whose fact is in the first hits, by question turn."""
+    """Return a table that counts the conversations in which the needed fact is among a bank's first hits.
+
+    A row is a bank and a number of first hits; a column is the turn of the question.
+    """
     if not options.recall_seeds:
         return []
     rows = []

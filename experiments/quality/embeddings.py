@@ -44,12 +44,12 @@ class EmbeddingsBench:
     words: tuple[int, ...] = (12, 60, 124, 252, 508)
     """Lengths of the texts in words."""
     texts: int = 4
-    """Number of texts per call, in the columns with several texts per call."""
+    """Number of texts in one call, for the table columns that measure several texts per call."""
     passes: tuple[int, ...] = (1, 8, 32)
     """Batch sizes of E5's engine to measure. List them in ascending order: the reported memory is the peak
     since the start of the process, so a large batch hides the peak of a smaller one after it."""
     passed_words: int = 60
-    """Length in words of the texts for `passes`."""
+    """Length in words of each text in the measurement of `passes`."""
     repeats: int = 3
     """Number of calls of each measurement; the median is reported."""
     seed: int = 0

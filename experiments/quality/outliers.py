@@ -4,11 +4,12 @@
 
 The neural memories of Titans and Miras are tested at initialization, without the surrounding layer. A
 sequence of pairs of random unit keys and random values is stored in one pass, with one full step of gradient
-descent per chunk. The values of some pairs are scaled up; these pairs are the outliers. For the key of any
-other pair, the recall is correct if the output has a higher cosine with the key's value than with any other
-value of the sequence. In a complete layer a norm precedes the memory and removes the length of its input, so
-outliers can only arise from learned weights. Nothing is trained. The options are the only
-free settings. Prints a table; all scores are in `scores.jsonl`. Options: `--help`.
+descent per chunk. The values of some pairs are scaled up; these pairs are the outliers. Then the memory is
+read with the keys of all other pairs. The recall of a pair is correct if the output has a higher cosine with
+the value of this pair than with any other value of the sequence. In a complete layer a norm precedes the
+memory and removes the length of its input, so outliers can only arise from learned weights. Nothing is
+trained, and there are no settings besides the options. Prints a table; all scores are in `scores.jsonl`.
+Options: `--help`.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def run_probe(
 ) -> int:
     """Run the probe `quality.NAME` with options from the command line; return the exit code.
 
-    `run` takes the options and the command for the report, and returns the report's file or its lines. After
-    Ctrl-C a message says that the same command resumes the run.
+    `run` takes the parsed options and the command line, which the report quotes. It returns the path of the
+    report or the lines of the report. Ctrl-C prints a message that the same command resumes the run.
     """
     parsed_options = tyro.cli(options, description=about)
     command = shlex.join(["python", "-P", "-m", f"scrubjay.experiments.quality.{name}", *sys.argv[1:]])

@@ -5,11 +5,12 @@
     python -P -m scrubjay.experiments.quality.recall --cache vectors.db
     python -P -m scrubjay.experiments.quality.recall --cache vectors.db --part test
 
-The data are synthetic conversations in English and Chinese, each in its own bank and all in one bank, and
-BFCL's questions about memory. Options add LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench
-from their published files. All choices are made on the development parts, which `datasets/parts.json` lists.
-On the test parts a bank is compared with the baseline that was best on the development part. Embeddings are
-cached, so an interrupted run resumes fast. Prints tables. Options: `--help`.
+The data are BFCL's questions about memory and synthetic conversations in English and Chinese. Each synthetic
+conversation has its own bank; for another column of the tables, all conversations of a language share a bank.
+Options add LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench from their published files. All
+choices are made on the development parts, which `datasets/parts.json` lists. On the test parts a bank is
+compared with the baseline that was best on the development part. Embeddings are cached, so an interrupted run
+resumes fast. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Corpus:
 
 
 def corpora(config: RecallBench, part: Part) -> list[Corpus]:
-    """Load all corpora of one part."""
+    """Load all corpora of one part of the data: "development" or "test"."""
     seeds = part_names("made", part)
     result = [
         Corpus(

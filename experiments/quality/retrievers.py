@@ -1,10 +1,10 @@
 """Retrievers of the recall benchmark: each indexes a conversation and returns a recall function.
 
 The baselines are components of other memories at their documented settings: SQLite's keyword index, bm25s,
-langchain's vector store, exact cosine, the fusion of mem0 (candidates by vectors only, mean of cosine and a
-sigmoid of BM25), and reciprocal rank fusion. The convex combinations (Bruch, Gai and Ingber 2023, arXiv
-2210.11934) are strengthened: stop words are removed, Chinese is indexed by character pairs, and one of them
-adds a fraction of the neighbouring turns' scores.
+langchain's vector store, exact cosine similarity, the fusion of mem0 (candidates by vectors only, mean of
+cosine and a sigmoid of BM25), and reciprocal rank fusion. Two convex combinations (Bruch, Gai and Ingber
+2023, arXiv 2210.11934) are improved: they remove stop words and index Chinese by character pairs, and the
+second also adds a fraction of the scores of the neighboring turns.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def most_recent(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 
 def keyword_index(conversation: Conversation, embeddings: Embeddings) -> Recall:
-    """Recall with SQLite's FTS5: Porter stemming, any word of the question, BM25."""
+    """Recall with SQLite's FTS5: turns that contain any stemmed word of the question, ranked by BM25."""
     search = _bm25(conversation)
     return lambda question, k: [place for place, _ in search(question.text, k)]
 
@@ -156,7 +156,8 @@ convex_with_neighbours = convex(_NEIGHBOURS)
 def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
     """Return a retriever that uses a `MemoryBank` with these options, without embeddings if not `dense`.
 
-    With `timely` the bank also gets the annotated replacements and the times of the questions.
+    If `timely` is True, the bank also knows the record that each turn replaces, and the time at which each
+    answer must be valid.
     """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
@@ -186,9 +187,11 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
 
 
 def _bm25(conversation: Conversation, careful: bool = False) -> Callable[[str, int], list[tuple[int, float]]]:
-    """Return an FTS5 search of the turns; a search returns pairs of turn index and BM25 score.
+    """Build an FTS5 index of the turns and return its search function.
 
-    `careful` drops stop words and splits scripts without spaces.
+    The function maps a question and a limit to pairs of turn index and BM25 score, best first. With
+    `careful`, a question's stop words are ignored, and Chinese, Japanese and Korean are split into character
+    pairs.
     """
     index = sqlite3.connect(":memory:")
     index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')

@@ -27,7 +27,7 @@ def _hcam_settings(chunks: int) -> dict[str, Any]:
 
 
 def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
-    """Return a reinforcement-learning config for Ballet; `dancers` maps environment settings to values."""
+    """Return a reinforcement-learning config for Ballet; `dancers` has settings such as num_dancers."""
     return TrainConfig(
         # With the original's 1,024 steps a random walk also arrives, so success would not require learning.
         env=EnvConfig(

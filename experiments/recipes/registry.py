@@ -28,9 +28,11 @@ class Recipe(Generic[AnyExperiment]):
     """Name of the setting for the length of the task, and a tuple of factors. For each factor, the policy is
     also evaluated on a longer task: the training value of the setting is multiplied by the factor."""
     sizes: Range | None = None
-    """Setting for the team size, and team sizes at which a trained team is tested."""
+    """Name of the setting for the team size, and a tuple of team sizes. A trained team is also evaluated at
+    each of these sizes."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Settings by memory name. They override the defaults of a memory that is selected by its name."""
+    """Memory settings of this recipe: a dict from memory name to values of config fields. If a memory is
+    selected by its name, these values replace the defaults of its config."""
 
     def __call__(self) -> AnyExperiment:
         """Return the config, with the recipe's name set."""

@@ -58,7 +58,7 @@ def parity() -> SequenceTaskConfig:
 
 @recipe("state-tracking", settings=_TRACKING_SETTINGS)
 def state_tracking() -> SequenceTaskConfig:
-    """Supervised sequence modeling: predict the product of all permutations of 3 items so far."""
+    """Supervised sequence modeling: after each permutation of 3 items, predict the product so far."""
     # If a GRU learns the task, it does so within one to two million tokens, while the learning rate is high.
     return dataclasses.replace(_tracking_config("S3"), total_steps=4_000_000)
 

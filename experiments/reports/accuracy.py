@@ -110,7 +110,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
 
 
 def _panels(runs: Sequence[Run]) -> tuple[Figure, list[tuple[Axes, str, list[Run]]]]:
-    """Return a figure, and the axes, name and runs of every recipe."""
+    """Return a figure with one panel per recipe, and the axes, recipe name and runs of each panel."""
     recipes = _by_recipe(runs)
     figure = make_figure(len(recipes))
     row = figure.subplots(1, len(recipes), squeeze=False)[0]
@@ -132,7 +132,7 @@ def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def _curves(
     runs: Sequence[Run], labels: Mapping[Run, str], along: int, other_size: int
 ) -> dict[str, list[dict[int, float]]]:
-    """Return a dict from each label to its runs' accuracies: for each run a dict from test size to accuracy.
+    """Return a dict from each label to the curves of its runs. A curve maps test sizes to accuracies.
 
     `along` selects the test size: 0 is the number of items to remember, 1 the time span. The other size is
     fixed at `other_size`.

@@ -32,10 +32,11 @@ LONGER_FILE = "longer.json"
 def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     """Write the tables, scores and plots of a comparison, and return the paths of the files.
 
-    The files are table.md, scores.jsonl, curves.png, and plots of the tests at sizes other than in training.
-    These plots are longer.png for policies and RECIPE-sizes.png for teams. Supervised experiments have one
-    plot per size of the task, such as lengths.png and items.png, and state.png if results contain the state
-    size. table.md also names the runs that have no curve because no training episode ended.
+    The files are table.md, scores.jsonl, curves.png and plots of the tests. The tests include task sizes that
+    do not occur in training. The plots are longer.png for policies and RECIPE-sizes.png for teams. Supervised
+    experiments have one plot per kind of size, such as lengths.png and items.png, and state.png if results
+    contain the size of the memory state. table.md also names the runs that have no curve because no training
+    episode ended.
     """
     from scrubjay.experiments.reports.curves import has_curve, plot_longer, plot_runs
 

@@ -22,12 +22,12 @@ class Coverage:
     """Radio coverage at the center of every cell of a square grid. Rows go north, columns go east."""
 
     sinr_db: Float[np.ndarray, "cells cells"]
-    """Signal-to-interference-and-noise ratio in dB, for the UAV with the strongest mean gain; -inf without
-    UAVs."""
+    """Signal-to-interference-and-noise ratio of each cell in dB, for the signal of the UAV with the strongest
+    mean gain in that cell. -inf if there are no UAVs."""
     rate_bps: Float[np.ndarray, "cells cells"]
     """Rate in bit/s of an additional user in the cell, who shares the UAV with its present users."""
     server: Int[np.ndarray, "cells cells"]
-    """Index of the UAV with the strongest mean gain; -1 without UAVs."""
+    """Index of the UAV with the strongest mean gain in the cell; -1 without UAVs."""
 
 
 def compute_coverage(world: UAVWorld, row: int = 0, cells: int = 160) -> Coverage:

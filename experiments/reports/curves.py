@@ -37,8 +37,8 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
 
     Runs with the same task, memory and settings share one curve, which is their mean. The range from the
     worst to the best seed is shaded. The default metric is the success rate if every run has it, otherwise
-    the episode return. A dashed line shows the best success without
-    memory, if known. Raises ValueError, naming the existing metrics, if the metric does not exist.
+    the episode return. A dashed line shows the best success without memory, if known. Raises ValueError,
+    naming the existing metrics, if the metric does not exist.
     """
     rows = {run: run.metrics() for run in runs}
     labels = label_runs(runs)

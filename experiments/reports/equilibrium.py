@@ -26,9 +26,10 @@ from scrubjay.experiments.runs.statistics import normal_interval
 
 @dataclass(frozen=True)
 class Gain:
-    """Increase of one agent's return per episode by its best response, with a confidence interval.
+    """Mean increase of one agent's return per episode when this agent alone plays its best response.
 
-    `before` is the return of the agent without the best response, over episodes with the same seeds.
+    `before` is the agent's mean return in the unchanged team, over episodes with the same seeds. `low` and
+    `high` are the limits of the confidence interval of `gain`.
     """
 
     before: float
@@ -103,11 +104,11 @@ def measure_gains(
     learner_checkpoint: Mapping[str, Any] | None = None,
     on_update: Callable[[int, int], None] | None = None,
 ) -> list[Gain]:
-    """Return the gain of each agent after it has trained alone for `steps` environment steps.
+    """Train each agent alone for `steps` environment steps, and return the increase of each agent's return.
 
-    The largest gain is the epsilon of the team: its distance from an equilibrium. Actions are sampled, since
-    an equilibrium is defined for stochastic policies. The teams before and after this training play episodes
-    with the same seeds.
+    While one agent trains, the policies of all other agents stay fixed. The largest increase is the epsilon
+    of the team: its distance from an equilibrium. The teams before and after the training play episodes with
+    the same seeds. Their actions are sampled, since an equilibrium is defined for stochastic policies.
 
     Args:
         policy: Policy of the team; it is not changed.

@@ -69,9 +69,10 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
 
     The error is the difference between outputs of the model and of the policy.
 
-    The inputs are the observation (one input per key of a dict), each state tensor, and start. The outputs
-    are the action, the value, and each next state tensor. Raises ValueError if onnx and onnxscript are
-    missing, if the memory uses an operation that ONNX lacks, or if the file does not reproduce the policy.
+    The inputs are the observation (one input per key of a dict), each state tensor, and `start`, which is
+    True for environments that begin an episode. The outputs are the action, the value, and each next state
+    tensor. Raises ValueError if onnx and onnxscript are missing, if the memory uses an operation that ONNX
+    lacks, or if the file does not reproduce the policy.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:

@@ -81,7 +81,7 @@ def _measure_table(runs: Sequence[Run], out: Path) -> str:
 
 
 def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[int, list[Scores]]]:
-    """Return a nested dict from label and team size to a list with the scores of each seed.
+    """Return `scores[label][team_size]`, a list with one entry per seed.
 
     Runs without a shared actor are omitted. Rule-based policies have the labels `rule: <name>`.
     """

@@ -49,7 +49,7 @@ def lock(path: Path) -> IO[str]:
 
 
 def check_name(path: Path) -> None:
-    """Raise ValueError if a path is not valid UTF-8, which TensorBoard cannot open."""
+    """Raise ValueError if a path is not valid UTF-8; TensorBoard cannot open such a path."""
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:

@@ -11,7 +11,10 @@ _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, 
 
 
 class GracefulInterrupt(KeyboardInterrupt):
-    """Exit after a stop request, with all progress saved; `resume_command` continues the work."""
+    """Error that ends the command after a stop request. All progress is saved.
+
+    `resume_command` is the command that continues the run.
+    """
 
     def __init__(self, signal_number: int, resume_command: str = "the same command") -> None:
         super().__init__(f"stopped; resume with: {resume_command}")

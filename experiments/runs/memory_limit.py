@@ -13,7 +13,8 @@ MEMORY_LIMIT = 2**31
 def check_memory_limit(needs: Mapping[str, int]) -> None:
     """Raise ValueError if a run needs more than `MEMORY_LIMIT` bytes in total.
 
-    `needs` maps a setting to the bytes that it needs. The error names the setting that needs most.
+    `needs` is a dict from settings, such as `env.num_envs=8`, to the bytes that each setting needs. The
+    error names the setting that needs most.
     """
     total = sum(needs.values())
     if total > MEMORY_LIMIT:
@@ -48,7 +49,7 @@ def limit_memory(max_bytes: int) -> Iterator[None]:
 
 
 def available_bytes() -> int:
-    """Return the free memory of this machine in bytes, or `MEMORY_LIMIT` if less is free or unknown."""
+    """Return the free memory in bytes. Return `MEMORY_LIMIT` if less is free, or if the value is unknown."""
     return max(MEMORY_LIMIT, _read_kibibytes("/proc/meminfo", "MemAvailable") or 0)
 
 

@@ -57,7 +57,7 @@ class EpisodeWindow:
         return means
 
     def get_state(self) -> list[Episode]:
-        """Return the episodes in the window as plain data."""
+        """Return the last finished episodes, at most `WINDOW`, as plain data."""
         return list(self._episodes)
 
     def set_state(self, state: Iterable[Episode]) -> None:

@@ -28,7 +28,10 @@ def to_plain(value: Any, where: str = "state") -> Any:
         return value
     if kind in (dict, OrderedDict):
         if _ARRAY in value or _SCALAR in value or not all(map(_is_key, value)):
-            raise TypeError(f"{where} has the keys {list(value)!r:.100}: expected strings and numbers")
+            raise TypeError(
+                f"{where} has the keys {list(value)!r:.100}: each must be a string, an integer or a tuple, "
+                f"and neither {_ARRAY!r} nor {_SCALAR!r}"
+            )
         return kind((key, to_plain(item, f"{where}[{key!r}]")) for key, item in value.items())
     if kind in (list, tuple):
         return kind(to_plain(item, f"{where}[{index}]") for index, item in enumerate(value))

@@ -68,7 +68,10 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 
 def normal_interval(values: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the interval of the mean by the normal approximation. With one value its width is zero."""
+    """Return the confidence interval of the mean by the normal approximation.
+
+    For a single value, both ends of the interval equal this value. Raises ValueError if `values` is empty.
+    """
     sample = np.asarray(values, dtype=float).ravel()
     if sample.size == 0:
         raise ValueError("no values: at least one is needed")

@@ -137,7 +137,10 @@ class EnvConfig:
 
 
 def gymnasium_id(name: str) -> str:
-    """Prefix ids of Scrubjay with the module that registers them; return other ids unchanged."""
+    """Return the environment id with which gymnasium can create the environment.
+
+    An id of Scrubjay gets the prefix `scrubjay.envs:`, the module that registers it. Another id is unchanged.
+    """
     return f"scrubjay.envs:{name}" if name.startswith("scrubjay/") else name
 
 

@@ -26,7 +26,7 @@ class EnvFacts:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Load facts from the text of `to_json`. Raises ValueError on invalid text and on excessive sizes."""
+        """Load the facts that `to_json` wrote. Raises ValueError on invalid text or excessive sizes."""
         fields = parse_object(text, "the content")
         spaces, success = Spaces.from_dict(fields), fields["success_without_memory"]
         return cls(spaces, None if success is None else _finite(success))

@@ -151,8 +151,8 @@ KNOWN_TEAMS: dict[str, KnownTeamEnv] = {
 
 
 def find_known_team(id: str) -> KnownTeamEnv:
-    """Return the `KnownTeamEnv` of the environment `module:callable`.
+    """Return the entry of `KNOWN_TEAMS` with this `module:callable`.
 
-    For an unknown environment it has no presets and no heuristics.
+    If there is no such entry, return a new `KnownTeamEnv` without presets and heuristics.
     """
     return next((entry for entry in KNOWN_TEAMS.values() if entry.id == id), KnownTeamEnv(id))

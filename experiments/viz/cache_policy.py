@@ -31,7 +31,7 @@ class _Snapshot(NamedTuple):
     retained_tokens: float
     """Number of retained tokens, mean over heads."""
     to_first: float
-    """Share of the attention that falls on the first tokens, mean over heads."""
+    """Share of the attention that falls on the first `FIRST` tokens, mean over heads."""
     options: dict[str, float]
 
 
@@ -78,7 +78,8 @@ class RetentionRecorder:
         """Return the trace up to now.
 
         Each step recalls the tokens that the cache retained, the tokens that attention read, and the tokens
-        that the policy selected by score. Tables hold values by layer and head.
+        that the policy selected by score. The tables of the trace hold the number of retained tokens and the
+        attention to the first tokens, by layer and head.
         """
         words = ["…" if token is None else decode_token(self._tokenizer, token) for token in self._tokens]
         steps = []
@@ -139,7 +140,10 @@ class RetentionRecorder:
         return tables if retrieval is None else tables | retrieval_table(retrieval)
 
     def _drop_oldest_weights(self) -> None:
-        """Drop the recall weights of the oldest steps if there are more than `_MOST_WEIGHTS`."""
+        """Drop the recall weights of the oldest steps until at most `_MOST_WEIGHTS` weights remain.
+
+        The last step keeps its weights.
+        """
         sizes = {place: sum(len(one.levels) for one in m.recalls) for place, m in self._snapshots.items()}
         over = sum(sizes.values()) - _MOST_WEIGHTS
         for place in sorted(sizes)[:-1]:

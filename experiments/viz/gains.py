@@ -31,7 +31,7 @@ class BestResponses:
     """Environment settings that override those of the run."""
     steps: int
     episodes: int = 100
-    """Evaluation episodes of each team."""
+    """Number of evaluation episodes per team."""
     seed: int = 1
 
     def __post_init__(self) -> None:

@@ -60,7 +60,7 @@ class Recall:
 
     name: str
     runs: tuple[tuple[int, int], ...]
-    """First step and length of each run of consecutive steps."""
+    """First step and length of each range of consecutive recalled steps."""
     most: float
     """Largest weight."""
     levels: bytes
@@ -68,7 +68,7 @@ class Recall:
 
     @classmethod
     def from_weights(cls, name: str, steps: ArrayLike, weights: ArrayLike) -> Recall:
-        """Build a recall from step numbers and weights; leave out weight 0 and the number -1 (no step)."""
+        """Build a recall from step numbers and weights; leave out weight 0 and the number -1 (padding)."""
         steps, weights = np.asarray(steps, np.int64), np.asarray(weights, np.float64)
         is_recalled = (steps >= 0) & (weights > 0)
         steps, weights = steps[is_recalled], weights[is_recalled]

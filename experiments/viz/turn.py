@@ -14,12 +14,12 @@ _PLAN_ACTIONS = ("thinking", "conclusion")
 def trace_turn(result: Mapping[str, Any]) -> Trace:
     """Return the trace of one result of `KwaiAgent`, for the last question in its messages.
 
-    The first step is the question. Records from memory come before the plan that uses them. A plan recalls
-    the records that it uses, weighted by search score. A tool result recalls its call. The answer recalls its
-    records and all tool results. The track `untrusted text` is 1 after the agent has read untrusted text.
-    From then on, a tool with side effects needs approval. A call without approval is `blocked`: its step
-    holds the reason and recalls the steps with untrusted text. The tracks `tokens` and `seconds` are totals
-    up to the end of each step.
+    The first step is the question. Records from memory come before the plan that uses them. The recalls of a
+    step link to earlier steps. A plan links to the records that it uses, weighted by search score. A tool
+    result links to its call. The answer links to its records and to all tool results. The track
+    `untrusted text` is 1 after the agent has read untrusted text. From then on, a tool with side effects
+    needs approval. A call without approval is `blocked`: its step holds the reason and links to the steps
+    with untrusted text. The tracks `tokens` and `seconds` are totals up to the end of each step.
     """
     question = next(message.text for message in reversed(result["messages"]) if message.type == "human")
     events = result["events"]

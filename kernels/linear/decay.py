@@ -26,7 +26,7 @@ _FLUSHED_FROM = 16
 
 
 class DecayProducts(NamedTuple):
-    """Products of decays inside every chunk."""
+    """Cumulative products of the decays in each chunk, between the places that the kernels need."""
 
     block_products: list[tuple[Tensor, Tensor]]
     """Two tensors of decays for each block length 1, 2, 4, ..., both `[N, R, pairs, length, F]`.

@@ -91,7 +91,8 @@ class LayerStates(NamedTuple):
 class ChunkTrace(NamedTuple):
     """Intermediate results of a chunk that its backward pass needs.
 
-    The trace holds the results that only a matrix product could recompute. The state is saved separately.
+    The backward pass recomputes all other results, such as the activations and the gradients of each layer.
+    The state is saved separately.
     """
 
     products: list[Tensor]

@@ -51,8 +51,8 @@ class MatrixInputs(NamedTuple):
 class Factors(NamedTuple):
     """Coefficients of the learning rule for each token of every chunk.
 
-    The `read_` fields apply to the reads, the `end_` fields and `ends` to the state at the chunk's end. If
-    tokens are read before they are written, the read coefficients of token t are those after the write of
+    The `read_` fields determine the read of each token. The `end_` fields and `ends` determine the state at
+    the chunk's end. With `read_before_write`, the read of token t uses the coefficients after the write of
     token t - 1.
     """
 

@@ -55,7 +55,10 @@ _MAX_PAIR_NUMBERS = 2**18
 
 
 class _ChunkBorders(NamedTuple):
-    """Masks of events at the chunk borders, `[N, R, 1, 1]` each; None if an event never occurs."""
+    """Masks of chunks that begin with a reset or a gradient stop, or whose last token is skipped.
+
+    Each mask is `[N, R, 1, 1]` for N chunks and R heads of all batch rows. A mask without True is None.
+    """
 
     fresh: Tensor | None
     cut: Tensor | None
@@ -77,7 +80,7 @@ class _LoopOptions(NamedTuple):
     threshold: Tensor | None = None
     """Threshold of each token's error, `[N, R, C, 1]`; None if the loss has no threshold."""
     initial_weights: list[Tensor] | None = None
-    """Initial weights (duals) with which a `fresh` chunk begins; None if it begins with zeros."""
+    """Initial duals, at which a `fresh` chunk begins; None if states are deltas, which begin at zero."""
 
     def coefficients(self, chunks: range, log_retention: Tensor, log_momentum: Tensor) -> Coefficients:
         """Return the coefficients of the learning rule for some chunks, from their gates."""
@@ -190,8 +193,8 @@ def _group_length(tokens: NeuralTokens, interval: int) -> int:
 def _choose_interval(tokens: NeuralTokens, layers: LayerStates) -> int:
     """Return the number of chunks between two saved states.
 
-    This is the smallest number for which the saved and the recomputed states fit in the memory limit. It is
-    at most the square root of the number of chunks, which minimizes the sum of saved and recomputed states.
+    This is the smallest number for which the saved and the recomputed states fit in the memory limit. It
+    never exceeds the square root of the number of chunks, because there the fewest states are held.
     """
     state = sum(x.numel() * x.element_size() for x in (*layers.delta, *layers.momentum))
     count, most = len(tokens.query), _MAX_SAVED_BYTES // max(1, state)

@@ -135,7 +135,7 @@ class _SegmentPass:
     def write(self, y: Tensor | None = None) -> None:
         """Loop over the chunks: compute the states and the errors.
 
-        If `y` is passed, add to it what the queries read from the state before their chunk.
+        If `y` is passed, each query also reads the state before its chunk, and the result is added to `y`.
         """
         inputs, rows, width = self.inputs, self.rows, self.width
         self.states = inputs.query.new_empty(self.count + 2, rows, 2, width, width)
@@ -289,7 +289,11 @@ class _SegmentPass:
         )
 
     def _ends(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the decays of delta and momentum over each chunk, and the share of momentum in delta."""
+        """Return the coefficients of the state at each chunk's end.
+
+        The first tuple holds the decays of delta and momentum over each chunk. The second holds the factor
+        of the momentum at the chunk's start in the delta at the chunk's end.
+        """
         return self.factors.ends[..., None, None].unbind(), self.factors.end_buildup[..., None, None].unbind()
 
     def _anchor_weights(self, index: int, out: Float[Tensor, "R D D"]) -> Float[Tensor, "R D D"]:
@@ -322,9 +326,11 @@ class _BorderPlan:
 
     A row is one head of one batch row. Border n is the start of chunk n, and the last border is the end of
     the segment. The anchor at a border is the delta at this or an earlier border, or the initial anchor.
-    `source` holds the index of that border for each border and row, or -1 for the initial anchor.
-    `used_border` equals `source`, but a chunk without valid tokens uses its own border. `gradient_target`
-    equals `used_border`, or is -2 if a gradient stop lies between `used_border` and the border itself.
+    Three tensors hold an index for each border and row:
+
+    - `source`: the border whose delta is the anchor, or -1 for the initial anchor
+    - `used_border`: the same, but the chunk's own start for a chunk without valid tokens
+    - `gradient_target`: equal to `used_border`, but -2 if a later gradient stop blocks the anchor's gradient
     """
 
     def __init__(self, segment: SegmentOptions, inputs: MatrixInputs) -> None:
@@ -366,9 +372,9 @@ class _BorderPlan:
         return torch.from_numpy(x).to(self.device)
 
     def _rows_by_chunk(self, mask: np.ndarray | None) -> dict[int, Int[Tensor, " some"]]:
-        """Return a dict from the index of a chunk to the indices of its rows that are True in `mask`.
+        """Return a dict that maps a chunk n to the indices of all rows r for which `mask[n, r]` is True.
 
-        Chunks without a True row are absent.
+        Chunks without such a row are absent.
         """
         if mask is None:
             return {}
@@ -376,7 +382,7 @@ class _BorderPlan:
         return {index: self._to_device(np.flatnonzero(mask[index])) for index in some}
 
     def anchor(self, states: Float[Tensor, "N_and_2 R 2 D D"], index: int) -> Float[Tensor, "R D D"]:
-        """Return the anchor of each row in chunk `index`."""
+        """Return the anchors of chunk `index`, one for each head of each batch row."""
         if not self.has_other_anchor[index]:
             return states[index, :, 0]
         if self.borders[index] == [_INITIAL_ANCHOR]:

@@ -233,12 +233,14 @@ def mirror_weights(
 def compute_tangent_base(
     weights: Sequence[Tensor], anchor_weights: Sequence[Tensor], anchor: Sequence[Tensor], shape: NetworkShape
 ) -> Sequence[Tensor]:
-    """Return the weights to which delta is added to get the network's weights inside a chunk.
+    """Return, for each layer, the part of the network's weights that is constant inside a chunk.
+
+    The weights are this part plus delta, the change that learning has made so far.
 
     Args:
-        weights: Initial weights (duals).
+        weights: Initial weights, before the mirror map.
         anchor_weights: Weights at the anchor, from `mirror_weights`.
-        anchor: Anchor of the chunk: the delta at which its gradients are computed.
+        anchor: Anchor of the chunk: the delta at which the chunk's gradients are computed.
         shape: Sizes of the network.
     """
     if shape.learning.mirror == _IDENTITY:
@@ -302,14 +304,17 @@ def row_inner(a: Float[Tensor, "*heads C D"], b: Tensor) -> Float[Tensor, "*head
 
 
 class Rule(NamedTuple):
-    """Closed form of delta and momentum in a chunk; row t holds the coefficients after token t."""
+    """Closed form of delta and momentum in a chunk; row t holds the coefficients after token t.
+
+    The initial delta and momentum are those at the chunk's start.
+    """
 
     retention: Float[Tensor, "*heads C"]
-    """Coefficient b of each token: factor of the chunk's initial delta in the delta after the token."""
+    """Coefficient b of each token: the delta after the token contains b times the initial delta."""
     buildup: Float[Tensor, "*heads C"]
-    """Coefficient f of each token: factor of the chunk's initial momentum in the delta after the token."""
+    """Coefficient f of each token: the delta after the token contains f times the initial momentum."""
     momentum_retention: Float[Tensor, "*heads C"]
-    """For each token: factor of the chunk's initial momentum in the momentum after the token."""
+    """Factor of the initial momentum in the momentum after each token."""
     mixing: Float[Tensor, "*heads C C"]
     """Coefficients G: entry [t, j] is the share of token j's step in the delta after token t."""
     trace: Float[Tensor, "*heads C"]

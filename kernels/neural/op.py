@@ -22,10 +22,10 @@ is the gradient at the output. Then C equal tokens together remove at most their
 `clip=False` disables the clip. A single matrix with keys of at most unit length needs no clip. Instead, its
 caller limits the momentum, and limits the step size to a multiple of (1 - momentum_t) / C.
 
-Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`. They
-minimize another loss. Then r is the gradient of this loss, and the clip uses the inner product of r with the
-error instead of |r|^2. Their weights are a mirror map of the accumulated dual. They begin a chunk at
-mirror(W + anchor), and change inside the chunk by as much as delta.
+Other members of the family (Miras, Behrouz et al. 2025, arXiv 2504.13173) differ by their `Learning`.
+With another loss, r is the gradient of that loss, and the clip uses the inner product of r with the error
+instead of |r|^2. With a mirror map, the initial weights W are duals: the network's weights are
+mirror(W + anchor) at the start of a chunk, and change inside the chunk by the same amount as delta.
 
 Letters: B batch, T time, H heads, N chunks, C chunk length, D width of a head, P weights of a head's network.
 """
@@ -92,11 +92,11 @@ def neural_memory(
     """Return the outputs, the surprise of each token, and the final state.
 
     The surprise is the norm of the inner gradient, detached from the graph. T must be a multiple of C =
-    `chunk_size`. Token t has position t % C in its chunk. A token that is not `valid` is skipped; its values
-    must be finite. A `fresh` chunk begins with zero delta and momentum. No gradient flows across the start of
-    a `cut` chunk. Chunk 0 may continue an earlier chunk. Then the first tokens of chunk 0 are not valid, and
-    its anchor is the anchor of `state`. `norm` standardizes the network's output, before `residual` adds the
-    input.
+    `chunk_size`. Token t has position t % C in its chunk. A token that is not `valid` is skipped, but its
+    query, key and value must be finite. A `fresh` chunk begins with zero delta and momentum. No gradient
+    flows across the start of a `cut` chunk. Chunk 0 may continue an earlier chunk. Then the first tokens of
+    chunk 0 are not valid, and its anchor is the anchor of `state`. `norm` standardizes the network's output,
+    before `residual` adds the input.
 
     "torch" runs one chunk at a time, in time linear in T, with a custom backward pass. "closed" runs the same
     loop, and autograd can differentiate it any number of times. With `norm`, or with a `learning` other than

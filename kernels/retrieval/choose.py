@@ -59,8 +59,8 @@ def choose_chunks(
         num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
         return_lse: Also return the logsumexp of the selected scores, the normaliser of hierarchical
             attention.
-        implementation: An implementation of `scrubjay.kernels.dispatch`; "auto" for NumPy arrays.
-            "triton" needs summaries instead of scores.
+        implementation: Name of an implementation, from `scrubjay.kernels.dispatch`. For NumPy arrays only
+            "auto" is allowed. "triton" needs summaries instead of scores.
 
     Raises ValueError on mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.
     Raises ValueError unless either `scores`, or both `summary_query` and `summaries`, are passed. Raises

@@ -93,7 +93,7 @@ def attend_all(
     values: Float[Tensor, "N V MC"],
     weights: Float[Tensor, "B #G M 1 #HG T"],
 ) -> Float[Tensor, "N V R"]:
-    """Return the sum of each chunk's attention output, weighted by `weights`.
+    """Attend to each chunk separately; return the sum of the outputs, each multiplied by its weight.
 
     All inputs must be finite.
     """
@@ -170,9 +170,10 @@ def _multiply_weights(attention: Tensor, weights: Tensor, out: Tensor) -> None:
 
 
 def _blocks(query: Tensor, keys: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield three slices for each block: of dim 0 of `query`, and of dims 0 and 1 of `weights`.
+    """Yield one tuple of three slices for each block.
 
-    A block holds all key heads of some sequences, or some key heads of one sequence.
+    The first slice is for dim 0 of `query`. The second and third are for dims 0 and 1 of `weights`. A block
+    holds all key heads of some sequences, or some key heads of one sequence.
     """
     batch, weight_groups = weights.shape[:2]
     groups, group_scalars = len(query) // batch, keys.shape[1] * query.shape[2]

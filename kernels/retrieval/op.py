@@ -141,8 +141,9 @@ def chunk_retrieval(
         num_sink_chunks: Leading readable chunks that are always kept; 0 for none.
         num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
         stop_memory_gradient: Detach keys, values and summaries.
-        return_lse: Also return a logsumexp for `merge`: of the logits of all selected tokens (joint), or of
-            the selected chunk scores (hierarchical). It is -inf for queries that read nothing.
+        return_lse: Also return a logsumexp for `merge`. For "joint", it covers the logits of all selected
+            tokens. For "hierarchical", it covers the selected chunk scores. It is -inf for queries that read
+            nothing.
         implementation: An implementation of `scrubjay.kernels.dispatch`, or a variant of "torch".
 
     Raises ValueError on mismatched shapes, and if `top_k` is below 1 or too small for the always-kept chunks.

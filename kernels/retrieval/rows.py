@@ -45,7 +45,7 @@ class Runs:
 
     @functools.cached_property
     def indices(self) -> Int[Tensor, "N KC"]:
-        """Row indices of every query, run by run."""
+        """Indices of the K * C table rows that each query lists, one run after another."""
         # Indices are much of the memory traffic for narrow rows, so int32 is used where it fits.
         dtype = torch.int32 if self.rows < 2**31 else torch.int64
         step = torch.arange(self.length, dtype=dtype) * self.stride

@@ -121,7 +121,7 @@ def _block_sizes(tensors: Problem | Reading, choice: Choice, path: str) -> tuple
 
 
 def _trim(problem: Problem) -> Problem:
-    """Drop the chunks before the first and after the last chunk that any query may read.
+    """Drop the leading and trailing chunks that no query may read.
 
     Early in an episode, most chunks of a large store are unused. `retrieve` does not call this function on a
     GPU, because the search for the first and the last chunk would synchronize with the device.
@@ -184,10 +184,9 @@ def _zero_unselected(reading: Reading, path: str) -> Reading:
 
 
 def _needs_blanking(tensors: Problem | Reading, path: str) -> tuple[bool, bool]:
-    """Return two flags: the first for unread chunks, the second for steps beyond a chunk's length.
+    """Return two flags: unread chunks must be zeroed, and steps beyond a chunk's length must be zeroed.
 
-    A flag is True if these chunks or steps must be zeroed, because the path multiplies them by a weight of
-    zero, and 0 * NaN is NaN.
+    They must be zeroed if `path` multiplies them by a weight of zero, because 0 * NaN is NaN.
     """
     several = tensors.query.shape[1] > 1
     # With one query per sequence "gather" zeros only the fetched chunks; "listed" skips unread chunks.

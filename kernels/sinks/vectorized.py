@@ -300,7 +300,10 @@ def _zero_invisible_slots(
 def _find_slots(
     key_step: Int[Tensor, "B N"], first: Int[Tensor, "B 1"], count: int, empty: int
 ) -> Int[Tensor, "B count"]:
-    """Return the slots of the `count` steps from `first` on; `empty` for a step that is in no slot."""
+    """Return the slot of each step from `first` to `first + count - 1`.
+
+    The result is `empty` for a step that is in no slot. `key_step` holds the step in each slot.
+    """
     batch, slots = key_step.shape
     offset = key_step - first
     offset = offset.masked_fill((key_step < 0) | (offset < 0) | (offset > count), count).long()

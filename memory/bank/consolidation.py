@@ -262,7 +262,7 @@ def _check_changes(changes: Sequence[Change], candidates: Sequence[Record], draf
             raise ValueError("a change has an unknown action; choose from add, update, delete, none")
         if change.text is not None:
             if not isinstance(change.text, str):
-                raise ValueError("the new wording in a change is not a string")
+                raise ValueError(f"a change has text={change.text!r}; expected a string")
             check_memorable(change.text)
     for index in indices:
         if not isinstance(index, int) or not 0 <= index < len(candidates):

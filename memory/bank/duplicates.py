@@ -115,7 +115,10 @@ def compute_digest(scope: str, text: str) -> bytes:
 
 
 def compute_marks(scope: str, features: TextFeatures) -> Marks:
-    """Return the locality-sensitive hashes of a text within its scope."""
+    """Return the locality-sensitive hashes of a text.
+
+    The hashes depend on the scope. Texts with different namespace, kind or trust get different hashes.
+    """
     by_words: list[bytes] = []
     by_vector: list[bytes] = []
     if features.stems:

@@ -34,7 +34,8 @@ class Fingerprint(NamedTuple):
     last_compared: int = 0
     """Number of the newest record that the draft was compared with before the transaction."""
     duplicate: int | None = None
-    """Number of the oldest record, up to `last_compared`, that the draft duplicates; None if none exists."""
+    """Number of the oldest record that the draft duplicates, among the records with numbers up to
+    `last_compared`; None if there is no such record."""
 
 
 class Draft(NamedTuple):

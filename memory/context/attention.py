@@ -97,7 +97,7 @@ def set_next_layer(layer: AttentionLayer) -> None:
 def set_reading(reading: bool) -> None:
     """Mark the start (True) or the end (False) of a model call with a `PolicyCache` in this thread.
 
-    If an interrupted call has not used the layer from `set_next_layer`, this function discards that layer.
+    An interrupted call may leave behind a layer that `set_next_layer` set. This function removes that layer.
     """
     _thread_state.layer, _thread_state.reading = None, reading
 

@@ -2,10 +2,10 @@
 
 A tokenizer turns `<|im_end|>` into the end of a message, no matter who wrote it. Before a template is
 applied, each character of a quote is replaced by a private code point. Templates strip, join or JSON-encode
-text, but they do not change these code points. So every character of the rendered prompt is known to come
-from a quote or from the template. The rendered prompt is then tokenized. If the tokenizer would create a
-control token from a quote, or from a quote and its surroundings, a zero-width space is inserted into the
-quote. All other text stays unchanged.
+text, but they do not change these code points. So the code points in the rendered prompt show which
+text comes from a quote. The rendered prompt is then tokenized. If the tokenizer would create a control token
+from a quote, or from a quote and its surroundings, a zero-width space is inserted into the quote. All other
+text stays unchanged.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class Quotes:
         return content.translate(self._codes) if isinstance(content, str) else content
 
     def decode(self, encoded_text: str) -> str:
-        """Replace private code points by the original characters, without escaping control tokens."""
+        """Replace private code points by the original characters. Control tokens in the text are not
+        escaped."""
         return encoded_text.translate(self._codes.letters)
 
     def to_prompt(self, prompt: str) -> str:

@@ -59,8 +59,8 @@ class Memory(nn.Module, ABC):
     """True for memories that look up stored items; these have `read(x, state)`. An instance may override the
     value of its class."""
     stores: tuple[str, ...] | None = None
-    """Names of the state entries that hold the stored items of a memory that retrieves; None for all entries.
-    Slots that no step has written may hold any value."""
+    """Names of the state entries that hold stored items, if `retrieves` is True; None for all entries. Slots
+    of these entries that no step has written may hold any value."""
     no_gradient: tuple[str, ...] = ()
     """Names of parameters that by design receive no gradient; an instance may extend this list."""
     _anchor: Tensor
@@ -314,7 +314,7 @@ def _norm(value: Tensor, dim: int | None = None) -> Tensor:
 
 
 def reset_rows(state: State, initial: State, is_start: Bool[Tensor, " batch"]) -> State:
-    """Return `state` with `initial`, a state of one row, in all rows where `is_start` is True."""
+    """Return `state` with the single row of `initial` in place of each row where `is_start` is True."""
     return {
         name: torch.where(is_start.view(-1, *[1] * (value.ndim - 1)), initial[name], value)
         for name, value in state.items()

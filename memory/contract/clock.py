@@ -37,7 +37,10 @@ class Clock(NamedTuple):
 
     @classmethod
     def from_age(cls, age: Int[Tensor, " batch"], length: int = 1) -> Clock:
-        """Return the clock of `length` steps without an episode start."""
+        """Return the clock of a segment of `length` steps in which no episode starts.
+
+        `age` is the number of steps since the last episode start, counted before the segment.
+        """
         stream = age[:, None] if length == 1 else age[:, None] + torch.arange(length, device=age.device)
         return cls(age, None, stream, torch.zeros_like(stream), stream)
 

@@ -387,7 +387,7 @@ def check_empty_reads_zero(trial: Trial) -> None:
 
 
 def list_other_entries(memory: Any) -> list[str]:
-    """Return the names of state entries outside the memory's `stores`: entries without unwritten slots."""
+    """Return the names of the state entries that are not in the memory's `stores`; [] if `stores` is None."""
     stores = getattr(memory, "stores", None)
     return [] if stores is None else [name for name in memory.initial_state(1) if name not in stores]
 

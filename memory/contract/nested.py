@@ -10,12 +10,12 @@ from scrubjay.memory.contract.base import State
 
 
 def add_affixes(part: State, *, prefix: str = "", suffix: str = "") -> State:
-    """Return a part's entries with the prefix and suffix that they have in the whole state."""
+    """Return the entries of a part's state, with the prefix and suffix added to their names."""
     return {f"{prefix}{name}{suffix}": value for name, value in part.items()}
 
 
 def select_part(state: State, *, prefix: str = "", suffix: str = "") -> State:
-    """Return the entries with this prefix and suffix, and remove both from their names."""
+    """Return the entries whose names have this prefix and suffix, with both removed from the names."""
     return {
         name.removeprefix(prefix).removesuffix(suffix): value
         for name, value in state.items()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Read(NamedTuple):
-    """Attention weights of one read."""
+    """Steps that a memory reads in one attention operation, with their attention weights."""
 
     steps: Int[Tensor, "batch items"]
     """Numbers of the steps that are read, from 0 at the start of the episode; -1 for padding."""
@@ -22,7 +22,7 @@ class Read(NamedTuple):
 
     @classmethod
     def from_weights(cls, steps: Int[Tensor, "batch *items"], weights: Float[Tensor, "batch *items"]) -> Read:
-        """Return a read in float32. Padding gets weight 0. Weights with a sum above 1 are scaled to sum 1."""
+        """Return a float32 `Read`. Padding gets weight 0. Weights with a sum above 1 are scaled to sum 1."""
         steps, weights = steps.flatten(1), weights.flatten(1).float()
         weights = torch.where(steps < 0, 0, weights)
         return cls(steps, weights / weights.sum(dim=1, keepdim=True).clamp(min=1))
@@ -32,9 +32,9 @@ class Recall(NamedTuple):
     """Record of one step of a memory: attention weights of its reads, and strengths of its writes."""
 
     reads: dict[str, Read]
-    """Reads by name, such as "window, layer 0"."""
+    """Dict from the name of each read operation, such as "window, layer 0", to its attention weights."""
     writes: dict[str, Float[Tensor, " batch"]]
-    """Strengths of the writes by name, such as "surprise, layer 0"."""
+    """Dict from the name of each write operation, such as "surprise, layer 0", to its strength."""
 
     def select_rows(self, rows: slice) -> Recall:
         """Return the reads and writes of these batch rows."""

@@ -78,7 +78,7 @@ def attention_weights(
 
 
 class _AllCaptured(Exception):
-    """Signal that all requested weights are computed; ends the forward pass."""
+    """Exception that ends the forward pass once all requested weights are computed."""
 
 
 class _Capture:

@@ -86,8 +86,8 @@ class RetrievalHeads:
     """Retrieval scores of all heads of a model."""
 
     scores: tuple[tuple[float, ...], ...]
-    """Score of each head, by layer and head, from 0 to 1: the fraction of copied tokens for which the head's
-    largest attention weight was on the token in the text."""
+    """Score of each head, by layer and head, from 0 to 1. The score is the fraction of the answer's tokens
+    for which the head's largest attention weight was on the same token in the sentence with the answer."""
     probes: int
     """Number of probes that the model answered correctly. Scores are averaged over these probes."""
     layers: tuple[int, ...] = ()
@@ -242,7 +242,10 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
 
 
 def _score(model: PreTrainedModel, tokenizer: Any, probe: _Probe) -> Float[Tensor, "layers heads"] | None:
-    """Return the share of the value's tokens that each head copied; None if the model answers wrongly."""
+    """Return, for each head, the share of the target number's tokens that the head copied.
+
+    Return None if the model answers the probe wrongly.
+    """
     before, question_text, tail = build_chat_prompt(tokenizer, probe.question)
     start = probe.text.index(probe.value)
     suffix = probe.text[start + len(probe.value) :] + question_text + tail + probe.answer

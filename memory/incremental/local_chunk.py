@@ -23,7 +23,7 @@ class ChunkPosition(NamedTuple):
 
     offset: Int[Tensor, " batch"]
     cos: Float[Tensor, "batch 2 1 width"]
-    """Cosines at two positions: `offset`, and `offset + chunk_size` for queries to stored chunks."""
+    """Cosines of the rotary angles at `offset`, and at `offset + chunk_size` for queries to stored chunks."""
     sin: Float[Tensor, "batch 2 1 width"]
     mask: Float[Tensor, "batch 1 chunk_size"]
     """Additive mask of the scores in the current chunk: 0 up to the present step, -inf after it."""
@@ -135,7 +135,7 @@ class RecentSteps(NamedTuple):
 
     @classmethod
     def from_age(cls, time: Int[Tensor, " some"], chunk_size: int) -> RecentSteps:
-        """Return the recent steps of rows whose episodes have lasted `time` steps."""
+        """Build a `RecentSteps` for rows whose episodes have `time` steps so far."""
         positions = (time[:, None] + torch.arange(chunk_size)) % chunk_size
         return cls(positions, torch.arange(chunk_size, 0, -1) > time[:, None])
 

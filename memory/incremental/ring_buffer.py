@@ -77,7 +77,10 @@ class ChunkRingBuffer:
         ) % self.num_chunks
 
     def empty_slots(self, time: Int[Tensor, " some"]) -> Bool[Tensor, "some num_chunks"]:
-        """Return a mask of empty slots, in the order of `slots`; `time` is the age of each row's episode."""
+        """Return a mask in the order of `slots()`. It is True where a slot holds no chunk.
+
+        `time` is the number of steps in each row's episode.
+        """
         return torch.arange(self.num_chunks) < self.num_chunks - (time // self.chunk_size)[:, None]
 
     def _update(self) -> None:

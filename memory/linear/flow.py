@@ -131,7 +131,7 @@ class FlowLayer(nn.Module):
 
 @runtime_checkable
 class _Means(Protocol):
-    """Interface for running means over an episode."""
+    """Interface of objects that compute running means over an episode."""
 
     count: Float[Tensor, "batch time 1"]
     """Index n of each step in its episode, counted from 1."""
@@ -152,9 +152,10 @@ class _Means(Protocol):
         value: Float[Tensor, "batch time heads width"],
         before: Float[Tensor, "batch heads width width"],
     ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch heads width width"]]:
-        """Multiply every query by the mean of the products key value^T up to the query's step.
+        """Multiply every query by the mean of the matrices key value^T up to the query's step.
 
-        Return the products, and the mean up to the last step. `before` is the mean before the first step.
+        Return one output per query, and the mean matrix up to the last step. `before` is the mean matrix
+        before the first step.
         """
         ...
 

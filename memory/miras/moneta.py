@@ -33,7 +33,8 @@ class MonetaConfig(MirasConfig):
     sharpness: float = 10.0
     """Slope of the smooth function that replaces the sign of an error; unused if `exponent` is 2."""
     q: float = 4.0
-    """Order q of the norm by which the weights are divided; 2 disables the division."""
+    """Order q of the norm. The accumulated weights are divided by their q-norm to the power q - 2; 2 disables
+    the division."""
 
     @property
     def learning(self) -> Learning:

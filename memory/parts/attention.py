@@ -39,9 +39,9 @@ class AttentionInputs(NamedTuple):
     Each step needs at least one visible key. A mask that requires a gradient disables the custom backward
     pass."""
     bias: Float[Tensor, "B T M"]
-    """Bias that is added to the scores of the last M keys, equal in all heads. M is `bias.shape[2]`."""
+    """Bias by batch row and step, added to the scores of the last M keys. It is equal in all heads."""
     head_bias: Float[Tensor, "H T M"]
-    """Bias of each head that is added to the scores of the last M keys. M is `bias.shape[2]`."""
+    """Bias by head and step, added to the scores of the last M keys. It is equal in all batch rows."""
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "B T D"]:

@@ -23,9 +23,9 @@ from scrubjay.memory.contract.nested import add_affixes
 class ChunkPlan(NamedTuple):
     """Chunks of a segment and the steps that may read them. All layers share the plan.
 
-    `readable` and `retained_chunks` refer to a table of chunks, which each layer has. The table starts with
-    the stored chunks, without the leading slots that are unwritten in all rows. The N chunks that the segment
-    completes follow.
+    `readable` and `retained_chunks` refer to a chunk table. Each layer has such a table. It contains the
+    stored chunks, followed by the N chunks that the segment completes. Leading slots of the store that are
+    unwritten in all rows are omitted.
     """
 
     num_unwritten: int

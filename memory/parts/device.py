@@ -23,7 +23,7 @@ def resolve_device(name: str | torch.device, purpose: str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"device={str(name)!r}: torch cannot {purpose} on this device ({reason}); omit it or choose an "
-            "available device"
+            f"device={str(name)!r}: torch cannot {purpose} on this device ({reason}); omit `device` or "
+            "choose an available device"
         ) from None
     return probe.device

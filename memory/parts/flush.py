@@ -32,7 +32,7 @@ class FlushPlan:
 
     @staticmethod
     def from_starts(start: Bool[Tensor, "batch time"]) -> FlushPlan | None:
-        """Return the plan for the starts after the first step, or None if there are no such starts."""
+        """Return the plan for the episode starts after the first step; None if no episode starts there."""
         batch, time = start.shape
         episode = episodes(start)
         flushes = episode - episode[:, :1]
@@ -71,14 +71,14 @@ def cell_weights(cell: nn.RNNCellBase, dtype: torch.dtype) -> list[Tensor]:
 def expand_weights(
     weights: Sequence[Tensor], flush: tuple[int, ...], padding: tuple[int, ...]
 ) -> list[Tensor]:
-    """Return a recurrent layer's weights for inputs from `FlushPlan.expand`.
+    """Extend a recurrent layer's weights for the inputs that `FlushPlan.expand` returns.
 
-    The order is: input weight, hidden weight, input bias, hidden bias.
+    These inputs have three more features: a one-hot code of the step type (input, flush, padding). The input
+    weight gets a column per step type. The column of "input" is the input bias, so flushes do not add the
+    bias and give it no gradient. `flush` and `padding` set the other two columns, with one value per gate in
+    the layer's order of gates: 1 opens the gate, -1 closes it, and 0 adds nothing to its input.
 
-    `flush` holds one value per gate for flush steps, and `padding` holds one value per gate for padding
-    steps, in the layer's order of gates. The value 1 opens the gate, -1 closes the gate, and 0 adds nothing
-    to the gate's input. The input bias becomes the weight of the step type "input". A flush therefore does
-    not add the bias and gives it no gradient.
+    Returns the input weight, hidden weight, input bias (zeros) and hidden bias.
     """
     weight, hidden_weight, bias, hidden_bias = weights
     width = hidden_weight.shape[1]

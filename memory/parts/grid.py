@@ -116,7 +116,7 @@ class ChunkGrid:
         return self.begins & (self.index % every == 0)
 
     def to_grid(self, x: Tensor) -> Tensor:
-        """Convert `[batch, time, ...]` to `[batch, places, ...]`; empty positions are zero."""
+        """Convert `[batch, time, ...]` to `[batch, places, ...]`, with zeros at positions without a step."""
         if self.source is None or self.target is None:
             behind = self.num_chunks * self.chunk_size - self.offset - self.clock.length
             if not self.offset and not behind:

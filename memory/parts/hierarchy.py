@@ -52,7 +52,9 @@ def hierarchical_attention(
     num_heads: int = 1,
     stop_memory_gradient: bool = True,
 ) -> Float[Tensor, "batch time F"]:
-    """Return the sum of the attention outputs of the selected chunks, weighted by relevance (section 3).
+    """Attend inside the chunks that a query selects, and return the weighted sum of the outputs.
+
+    The weight of a chunk is the softmax of its summary's score among the selected chunks.
 
     Args:
         queries: One query per step.
@@ -60,13 +62,14 @@ def hierarchical_attention(
         contents: Steps of the chunks.
         mask: True for chunks that a query may read; None for all. A query without readable chunks gets zeros.
         weights: Projections for the selection of chunks and for the attention inside chunks.
-        position: Add to each stored step a sinusoidal encoding of its distance from the end of the chunk.
-        top_k: Chunks selected per query.
-        num_heads: Heads of the attention inside chunks.
-        stop_memory_gradient: Stop the gradient into keys and contents.
+        position: Whether to add to each stored step a sinusoidal encoding of its distance from the end of
+            the chunk.
+        top_k: Number of chunks that each query selects.
+        num_heads: Number of heads of the attention inside chunks.
+        stop_memory_gradient: Whether to stop the gradient into `keys` and `contents`.
 
     Raises:
-        ValueError: if `num_heads` does not divide F or shapes disagree.
+        ValueError: if `num_heads` does not divide the feature width F of `weights`, or shapes disagree.
     """
     features = weights.query.shape[1]
     if features % num_heads:
@@ -180,9 +183,9 @@ def _read_dense(
     top_k: int,
     num_heads: int,
 ) -> Float[Tensor, "batch time F"]:
-    """Attend to the projected keys and values of all stored steps.
+    """Return the attention output, computed by matrix products over all stored steps.
 
-    The projected tensors are contiguous along their last axis, which counts steps or queries.
+    Queries, keys and values are projected to contiguous tensors `[batch, features, steps]`.
     """
     (batch, chunks, length, _), (time, features) = contents.shape, (queries.shape[1], weights.query.shape[1])
     width = features // num_heads

@@ -30,7 +30,7 @@ class WindowWeights(NamedTuple):
     key: Float[Tensor, "D D"]
     value: Float[Tensor, "D D"]
     distance_keys: Float[Tensor, "H E W+1"]
-    """Key vector of each distance, farthest first."""
+    """Key vector of each distance between query and key, from W steps down to 0."""
     output: Float[Tensor, "D D"]
     content_bias: Float[Tensor, "H E"]
     position_bias: Float[Tensor, "H E"]

@@ -77,6 +77,6 @@ def rotate_pairs(
     rotation: Complex[Tensor, "*times half"],
     out: Float[Tensor, "*steps width"],
 ) -> None:
-    """Write `x`, whose pairs are interleaved, to `out` after rotation."""
+    """Rotate the interleaved coordinate pairs of `x`, and write the result to `out`."""
     x, out = (torch.view_as_complex(part.unflatten(-1, (-1, 2))) for part in (x, out))
     torch.mul(x, rotation, out=out)

@@ -93,7 +93,7 @@ class _SizePlan(NamedTuple):
     causal: Bool[Tensor, "T P+T"]
     near: Bool[Tensor, "T P+T"]
     before: Int[Tensor, " P"]
-    """Entries of `step` for the P steps before the segment, each minus the number of sinks."""
+    """For each key of the window before the segment: its entry in `step` minus the number of sinks."""
     place: Int[Tensor, " S"]
     swap_index: Int[Tensor, " 2*D"]
 
@@ -420,9 +420,9 @@ def _attention_backward(
 
 
 def _to_cache(plan: SegmentPlan, layer: int, grad: Float[Tensor, "B H N E"], cache: Tensor) -> Tensor:
-    """Return the gradient of the state's keys or values, zeros for all layers except `layer`.
+    """Return the gradient of the keys or values in the state; it is zero for all layers except `layer`.
 
-    `grad` is the gradient of the keys or values in all N columns.
+    `grad` is the gradient of the keys or values of the sinks, the steps before the segment, and its steps.
     """
     slots, dim = cache.shape[2:]
     rows = grad[:, :, : plan.mask.shape[3] - plan.mask.shape[2]].transpose(1, 2).reshape(-1, dim)

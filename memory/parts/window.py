@@ -214,7 +214,10 @@ class WindowAttention(nn.Module):
     def _weigh_segment(
         self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights | None
     ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
-        """Return weights and values of the query blocks. If `w` is None, scores depend only on distance."""
+        """Return the attention weights of the queries of each block, and the values of the block's keys.
+
+        `w` contains the parameters of the attention. If `w` is None, the scores depend only on distance.
+        """
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries are processed in blocks that share the keys of the block and of the window before it.
@@ -286,7 +289,10 @@ class WindowAttention(nn.Module):
     def _step_weights(
         self, x: Tensor, recent: Tensor, age: Tensor
     ) -> tuple[Float[Tensor, "batch heads distances"], list[Float[Tensor, "batch distances dim"]]]:
-        """Return the attention weights of one step, and the window inputs for each lag of the convolution."""
+        """Return the attention weights of one step, and a list of inputs with one item per convolution lag.
+
+        The item of a lag contains the inputs of the window and of the step, each from `lag` steps earlier.
+        """
         index = torch.arange(self.before + 1, device=x.device)
         visible = index >= self.before - age[:, None]
         context = torch.cat([recent.to(x.dtype), x[:, None]], dim=1)
@@ -329,7 +335,7 @@ class WindowAttention(nn.Module):
         return weights.to(scores.dtype)
 
     def distance_keys(self) -> Float[Tensor, "heads head_dim distances"]:
-        """Return the key vector of each distance, farthest first."""
+        """Return the key vector of each distance between query and key, the longest distance first."""
         if self.positions == "music":
             return self.embedding.mT
         return F.linear(self.distances, self.position.weight).T.unflatten(0, (self.num_heads, -1))
@@ -370,10 +376,10 @@ def _add_biases(
 def unfold_windows(
     x: Float[Tensor, "batch before_and_steps width"], count: int, block: int, before: int
 ) -> Float[Tensor, "batch count before_and_block width"]:
-    """Return for every block its steps, preceded by the `before` steps before the block.
+    """Return the steps of every block, preceded by the `before` earlier steps.
 
-    Whole blocks are concatenated. The backward pass of a concatenation is faster than that of
-    `Tensor.unfold`.
+    The function concatenates shifted blocks instead of calling `Tensor.unfold`, whose backward pass is
+    slower.
     """
     if count == 1:
         return x[:, None]

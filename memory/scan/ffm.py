@@ -7,8 +7,8 @@ c, and the output y, are
     y_t = σ(G x_t) LN(M [Re S_t, Im S_t]) + (1 - σ(G x_t)) (R x_t).
 
 U, U', G, M and R are linear maps, and LN is a layer norm. The decay rates a encode the age of an input. The
-frequencies w encode the position of an input in time. The largest initial rate halves a trace at every step,
-and the smallest decays a trace to 0.01 in `max_period` steps. Initial periods 2 pi / w range from 1 to
+frequencies w encode the position of an input in time. Before training, the fastest trace halves at every
+step, and the slowest decays to 0.01 in `max_period` steps. The initial periods 2 pi / w range from 1 to
 `max_period` steps. Rates and frequencies are learned.
 
 Differences from the published code: a is .683 σ(p) for a parameter p, so a always stays between 0 and .683.
@@ -44,8 +44,8 @@ class FFMConfig(MemoryConfig):
     context_size: int = 4
     """Number of oscillation frequencies (contexts) per trace."""
     max_period: int = 1024
-    """Longest initial oscillation period in steps. In this time, the slowest trace initially decays to
-    0.01."""
+    """Longest oscillation period at initialization, in steps. Before training, the slowest trace decays to
+    0.01 of its value over this period."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

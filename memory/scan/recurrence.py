@@ -27,7 +27,7 @@ class ScanUpdate(NamedTuple):
     value: Tensor
     """Values that are added to the channels."""
     read_inputs: tuple[Tensor, ...]
-    """Tensors computed from the inputs, which `read` needs."""
+    """Additional tensors for `read`, computed from the inputs."""
 
 
 class ScanMemory(Memory, Generic[W]):

@@ -171,9 +171,9 @@ class ChunkedLayer(OwnChunkAttention):
         query: Float[Tensor, "batch time heads width"],
         stored_chunks: StoredChunks,
     ) -> Float[Tensor, "batch time heads width"]:
-        """Return the attention output of the inputs `x` over their own chunk and selected chunks.
+        """Return the attention output of each input in `x` over its own chunk and selected chunks.
 
-        `own` is the result of `attend_own_chunk`: the attention to their own chunk alone.
+        `own` is the result of `attend_own_chunk`: the attention of each input to its own chunk alone.
         """
         return merge([own, self.choose(query, stored_chunks)])
 
@@ -267,7 +267,7 @@ class ChunkedMemory(Memory):
         self.layers = cast("list[ChunkedLayer]", nn.ModuleList(layers))
 
     def landmarks(self, batch: int, chunks: int) -> Landmarks | None:
-        """Return the landmark of each chunk before the first layer. The default None means no landmarks."""
+        """Return the initial landmark of each chunk, which the first layer updates; None for no landmarks."""
         return None
 
     def initial_state(self, batch_size: int) -> State:

@@ -314,7 +314,8 @@ class _SlotSchedule(NamedTuple):
     """
 
     steps: Int[Tensor, "batch N chunk_size"]
-    """Positions of the steps of each completed chunk. Position 0 is `chunk_size` steps before the part."""
+    """For each chunk that ends in the part of the segment: the positions of its steps. The first step of the
+    part has position `chunk_size`. Smaller positions are steps before the part."""
     chunk: Int[Tensor, "batch N"]
     """Index of each completed chunk in its episode."""
     exists: Bool[Tensor, "batch N"]
@@ -322,9 +323,10 @@ class _SlotSchedule(NamedTuple):
     visible: Bool[Tensor, "batch time versions"]
     """True for the version that each step reads. Each step reads exactly one version of the slots."""
     write_steps: Int[Tensor, "batch versions slots"]
-    """Episode step at which each slot of each version was last written; -1 for an empty slot."""
+    """For each version of the slots: the episode step at which each slot was last written; -1 if it is
+    empty."""
     final: Int[Tensor, " batch"]
-    """Index of the version of the slots that the final state contains."""
+    """Index of the version that the state after the part contains."""
 
     @property
     def readable(self) -> Bool[Tensor, "batch time versions_slots"]:
@@ -332,7 +334,7 @@ class _SlotSchedule(NamedTuple):
         return self.visible.repeat_interleave(self.write_steps.shape[-1], dim=2)
 
     def last(self, table: Float[Tensor, "batch versions_slots dim"], slots: int) -> Tensor:
-        """Return the slots of the final version."""
+        """Return the slots that the state after the part contains."""
         versions = table.unflatten(1, (-1, slots))
         return take(versions, self.final[:, None])[:, 0]
 

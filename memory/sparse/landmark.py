@@ -44,7 +44,7 @@ class Landmark(ChunkedMemory):
         self.landmark = nn.Parameter(torch.randn(config.dim))
 
     def landmarks(self, batch: int, chunks: int) -> Float[Tensor, "batch chunks dim"]:
-        """Return the landmark of each chunk before the first layer."""
+        """Return the initial landmark of each chunk, which the first layer updates."""
         return self.landmark.expand(batch, chunks, -1)
 
 

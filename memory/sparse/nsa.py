@@ -150,7 +150,7 @@ class NSALayer(ChunkedLayer):
         return select * near + window * torch.softmax(own, dim=-1), far
 
     def _gates(self, x: Tensor, like: Tensor) -> list[Tensor]:
-        """Return the gates of the three attention streams, computed from inputs `x`, in the dtype of `like`."""
+        """Return the gates of the three attention streams for inputs `x`, in the dtype of `like`."""
         gates = torch.sigmoid(self.gate(self.norm(x))).to(like.dtype)
         return list(gates.unflatten(-1, (_STREAMS, self.heads, 1)).unbind(dim=2))
 

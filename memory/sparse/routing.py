@@ -164,7 +164,8 @@ class Routing(Memory):
 
     @torch.no_grad()
     def recall(self, x: Float[Tensor, "batch dim"], state: State) -> Recall:
-        """Return the attention weights of all layers over the window and the ring of the query's centroid."""
+        """Return all layers' attention weights: over the window, and over the stored steps of the query's
+        centroid."""
         time, y, reads = state["time"], x[:, None], {}
         is_visited, near = visited_slots(time, self.window), last_steps(time, self.window)
         for index, layer in enumerate(self.layers):
@@ -342,7 +343,7 @@ class Routes(NamedTuple):
     """Assignment of vectors to centroids."""
 
     centroid: Int[Tensor, "batch steps"]
-    """Index of the centroid with the largest dot product."""
+    """Index of the assigned centroid, whose direction has the largest dot product with the vector."""
     log_prob: Float[Tensor, "batch steps"]
     """Log probability of the assigned centroid in a softmax over all centroids."""
 
@@ -375,7 +376,7 @@ def _window_mask(
 
 
 class _RingUpdate(NamedTuple):
-    """Update of the ring buffers in a part of a segment: items that queries can read, and new contents."""
+    """Mask of the items that queries of a part of a segment can read, and the ring buffers after the part."""
 
     readable: Bool[Tensor, "batch time slots_and_window_and_time"]
     """True for items that are in the ring buffer of the query's centroid at the query's step."""

@@ -55,11 +55,11 @@ class PersistentTokens(nn.Module):
         self.register_buffer("frequencies", rotary_frequencies(self.rotary_width), persistent=False)
 
     def project_query(self, x: Tensor, time: Tensor) -> Float[Tensor, "batch time heads width"]:
-        """Return the rotated queries of `x` at these times."""
+        """Return the queries of `x`, rotated to the positions `time`."""
         return self._rotate(self.query(x), time)
 
     def project(self, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rotated keys and the values of `x` at these times, `[batch, time, heads, width]`."""
+        """Return keys, rotated to the positions `time`, and values of `x`, `[batch, time, heads, width]`."""
         return self._rotate(self.key(x), time), self.value(x).unflatten(-1, (self.heads, self.width))
 
     def key_value_weights(self) -> Float[Tensor, "three_dims dim"]:
@@ -308,7 +308,7 @@ class MemoryGate(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
 
     def forward(self, attention_out: Tensor, recalls: Tensor) -> Tensor:
-        """Return the projection of the combined outputs."""
+        """Return the gated combination of `attention_out` and `recalls`, after the output projection."""
         attention_out = apply_norm(self.attended_norm, attention_out)
         recalls = apply_norm(self.recalled_norm, recalls)
         if self.kind == "product":

@@ -159,7 +159,7 @@ class Backward:
         return results
 
     def _backward_reads(self) -> None:
-        """Backpropagate through the outputs that the memory has after its writes, for all chunks at once."""
+        """Backpropagate through the outputs `y` of the memory, for all chunks at once."""
         activations, factors, schedule = self.activations, self.factors, self.schedule
         query, key, _ = (part.flatten(0, 1) for part in activations.tokens)
         error, grad = activations.error.flatten(0, 1), self.grad_y.flatten(0, 1)
@@ -240,8 +240,8 @@ class Backward:
 
         `after` is the gradient of the memory after the chunk. Store the gradient of the memory before the
         chunk in `before`, without the contribution of the anchor. Store the gradient of the writes in
-        `grad_writes`. Return the gradients `[R, 2, 2]` of the factors that map delta and momentum before the
-        chunk to delta and momentum after the chunk.
+        `grad_writes`. Return the gradients `[R, 2, 2]`, for R networks, of the factors that map delta and
+        momentum before the chunk to delta and momentum after the chunk.
         """
         activations, factors = self.activations, self.factors
         flat, reads, grad_y = before.flatten(1, 2), activations.reads[index].mT, self.grad_y[index]
@@ -326,7 +326,7 @@ class Backward:
         torch.mul(by_head, self.slope[index].view(self.memory_shape), out=out)
 
     def _backward_norm(self, index: int) -> None:
-        """Compute the gradient of a chunk's attention outputs from that of their layer norm's output."""
+        """Backpropagate through the layer norm that follows a chunk's attention outputs."""
         inputs, activations, dim = self.inputs, self.activations, self.schedule.sizes.dim
         grad_write_input = torch.addmm(
             self.outer_grad_write_input[index], self.grad_write_projection[index], inputs.write

@@ -175,7 +175,8 @@ class Forward:
     def _normalize_recall_queries(
         self, recall_projection: Float[Tensor, "places D"]
     ) -> tuple[Tensor, Tensor]:
-        """Return the recall queries, scaled to at most unit length, and the scales."""
+        """Return the recall queries, each scaled to just below unit length, and the factors of this
+        scaling."""
         sizes = self.schedule.sizes
         active = functional.silu(recall_projection).view(
             sizes.chunks, *self.memory_shape[:2], *self.memory_shape[3:]
@@ -298,7 +299,7 @@ class Forward:
         )
 
     def _write(self, index: int, chunk: ChunkViews, anchor_weights: Tensor) -> tuple[Factors, Tensor]:
-        """Write the attention outputs to the memory. Return the chunk's factors and logarithms of gates."""
+        """Write a chunk's attention outputs to the memory. Return the results of `_gate`."""
         inputs, after = self.inputs, chunk.after
         torch.mm(chunk.write_input, inputs.write.T, out=chunk.write_projection)
         torch.ops.aten.silu.out(chunk.write_projection_by_head, out=chunk.tokens_by_head)

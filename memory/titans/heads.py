@@ -186,7 +186,7 @@ class _Heads(torch.autograd.Function):
 def _heads_backward(
     x: Float[Tensor, "batch steps three_dims"], grad: Float[Tensor, "batch steps 3 heads width"]
 ) -> Tensor:
-    """Return the gradient of `x`, the convolved projections. `grad` is the gradient of the heads."""
+    """Return the gradient of the convolved projections `x`, given `grad` for queries, keys and values."""
     gate = torch.sigmoid(x)
     active = x * gate
     slope = torch.addcmul(gate, active, 1 - gate).view_as(grad)
@@ -200,7 +200,7 @@ def _heads_backward(
 
 
 def _split_blocks(x: Tensor) -> list[slice]:
-    """Return the steps of each block. On devices other than a CPU, there is only one block."""
+    """Return one slice of steps per block. A block fits a CPU cache; on other devices, it has all steps."""
     batch, time, width = x.shape
     size = max(1, _BLOCK // (batch * width)) if x.device.type == "cpu" else time
     return [slice(begin, min(begin + size, time)) for begin in range(0, time, size)]

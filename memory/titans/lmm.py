@@ -111,7 +111,7 @@ class TitansLayer(nn.Module, ABC):
     ) -> Float[Tensor, "batch dim"]:
         """Return the output of one step and update `caches` in place.
 
-        `memory` replaces the layer's own neural memory. `memory` holds its state and updates this state.
+        `memory` is the in-place stepper of the layer's neural memory. The stepper holds the memory's state.
         """
         raise NotImplementedError
 

@@ -118,7 +118,7 @@ class _ContextLayer(TitansLayer):
         return self.feed(x + self.gate(attention_out, recalls)), surprise, after
 
     def attention_reads(self, x, state, time):
-        """Return one step's attention weights over the inputs of the segment, and over its recalls."""
+        """Return one step's attention weights over the inputs and over the recalls of the segment."""
         place = (time % self.length)[:, None]
         weights = self._weigh(*self._prepare_step(x, state, time).attention_inputs)
         weights = weights.unflatten(0, (len(x), -1))[:, :, 0].mean(1)
@@ -338,7 +338,7 @@ class _ContextLayer(TitansLayer):
         return [part.transpose(1, 2) for part in (query, *attention.project(normed_x, place))]
 
     def _context(self, normed_x: Tensor, place: Tensor, memory_state: State) -> State:
-        """Return keys and values `[batch, 2 time, dim]`: first of the inputs, then of their recalls."""
+        """Return keys and values `[batch, 2 time, dim]`. Those of the inputs precede those of the recalls."""
         recalls = self.memory.recall(self.memory.normalize_queries(self.recall_query(normed_x)), memory_state)
         parts = [self.attention.project(tokens, place) for tokens in (normed_x, recalls)]
         return {
@@ -385,7 +385,7 @@ class _StepCaches(NamedTuple):
     keys: Float[Tensor, "batch heads slots width"]
     values: Float[Tensor, "batch heads slots width"]
     input_weights: Float[Tensor, "dim six_dims"]
-    """Weights of queries, keys and values, of the sine parts of queries and keys, and of recall queries."""
+    """Weights of queries, their rotary sine parts, keys, their sine parts, values, and recall queries."""
     recall_weights: Float[Tensor, "dim three_dims"]
     """Weights from unprojected recalls to keys, to the sine parts of keys, and to values."""
     cos: Float[Tensor, "chunk_size 1 width"]
@@ -450,7 +450,7 @@ class _ChunkContext:
         return memory_state
 
     def detach(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Do nothing, because the context does not store an earlier memory."""
+        """Do nothing: this object stores no memory of an earlier chunk whose gradient could stop."""
 
     def add(self, index: int, own: list[Tensor], recalls: Tensor) -> list[Tensor]:
         """Add a chunk, and return the keys and values for its attention, `[batch, heads, slots, width]`."""

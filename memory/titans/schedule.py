@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
     heads: int
     """Number of attention heads."""
     rotary_width: int
-    """Rotated coordinates per attention head."""
+    """Number of coordinates per attention head that the rotary positions rotate."""
     persistent: int
     memories: int
     """Number of memory heads."""
@@ -63,12 +63,12 @@ class Schedule(NamedTuple):
     gradient_stops: dict[int, Int[Tensor, " some"]]
     """Dict from a chunk to the memory rows whose gradient stops at the start of this chunk."""
     anchor_chunk: Int[Tensor, " R"] | None
-    """For each memory row, the chunk at whose start its anchor (the weights at which gradients are taken)
-    last changed. 0: no change in the segment; number of chunks: a change at the end. None if all changed
-    there."""
+    """For each memory row, the index of the chunk before which its anchor last changed. An anchor holds the
+    weights at which gradients are taken. A row without a change has 0. A row whose anchor changed after the
+    last chunk has the number of chunks. None if all rows have the number of chunks."""
     last: tuple[Int[Tensor, " B"], Bool[Tensor, "B 1 2*C 1"]] | None
-    """Chunk with the last step of each batch row, and the mask of the filled slots in this chunk. None if
-    every batch row fills the last chunk of the segment."""
+    """For each batch row: the index of the chunk that contains its last step, and the mask of the filled
+    slots in that chunk. None if the last chunk of the segment is full in every batch row."""
 
 
 def build_schedule(

@@ -42,7 +42,7 @@ class Phrase:
         self.name, self._values = name, values
 
     def render(self, prompts: Prompts) -> str:
-        """Return this phrase as text in the language of `prompts`."""
+        """Return the text of the phrase, with its values, in the language of `prompts`."""
         values = {
             name: value.render(prompts) if isinstance(value, Phrase) else value
             for name, value in self._values.items()

@@ -73,8 +73,8 @@ class EntityEncoder(nn.Module):
         plain = {name: leaf for name, leaf in leaves.items() if name not in special_names}
         if not plain and not self.sets:
             raise TypeError(
-                f"observation space {space} has no features; a policy needs at least one leaf besides masks "
-                f"and {ADJACENCY!r}"
+                f"observation space {space} has nothing to encode; add at least one leaf besides masks and "
+                f"{ADJACENCY!r}"
             )
         self.plain = ObservationEncoder(spaces.Dict(plain), dim, images) if plain else None
         self.elements = nn.ModuleList()

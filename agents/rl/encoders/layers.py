@@ -13,7 +13,10 @@ from scrubjay.agents.rl.encoders.shape import is_image
 
 
 class Scale(nn.Module):
-    """Layer that scales integer and image boxes with finite bounds to [0, 1]; other values are unchanged."""
+    """Layer that scales images and integers from the finite bounds of their Box space to [0, 1].
+
+    All other values are unchanged.
+    """
 
     def __init__(self, space: spaces.Space) -> None:
         super().__init__()

@@ -73,7 +73,7 @@ class RoutingAttention(nn.Module):
     lengths: Int[Tensor, " regions"]
     """Number of tokens of each region."""
     places: Int[Tensor, " tokens"]
-    """Position of each token in the flattened `members`."""
+    """Position of each token in `members`, which is flattened to `[regions * length]`."""
 
     def __init__(self, channels: int, height: int, width: int, regions: int, top_k: int) -> None:
         super().__init__()

@@ -48,8 +48,8 @@ class BenchOptions:
     k: int = 10
     """Number of records retrieved per question."""
     embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search: minilm for English, e5 for a hundred languages; default: words
-    only."""
+    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. Default:
+    search by words only."""
     window: int = 8192
     """Maximum prompt tokens of the answering model; at most its context window."""
     questions: int | None = None
@@ -124,7 +124,7 @@ class FactsOptions:
     facts: int = 1000
     """Approximate number of facts per text."""
     questions: int = 100
-    """Number of questions of each type, sh and mh, per text."""
+    """Number of questions per text and type; the types are sh (single-hop) and mh (multi-hop)."""
 
 
 def facts(options: FactsOptions) -> int:

@@ -14,7 +14,7 @@ from scrubjay.experiments.language.banks import open_bank, open_for_recall
 
 @dataclass(frozen=True)
 class PageOptions:
-    """Write a page of the records, oldest first. For each record it shows the records that it superseded."""
+    """Write a page with one step per record, oldest first. A step also shows any superseded record."""
 
     file: Positional[Path]
     """Memory bank file."""
@@ -24,7 +24,7 @@ class PageOptions:
     max_records: int = 2_000
     """Maximum number of records; the page shows the latest ones."""
     query: str | None = None
-    """Search query; the last step of the page shows the hits and explains their scores."""
+    """Search query. The page gets a last step that shows the hits and explains their scores."""
     k: int = 10
     """Maximum number of hits of --query."""
     embeddings: EmbeddingsName | None = None

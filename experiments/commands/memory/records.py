@@ -252,9 +252,10 @@ class ImportOptions:
     sources: Positional[tuple[Path, ...]]
     """Files to import."""
     kind: Kind = "knowledge"
-    """Kind of record for documents."""
+    """Kind of the records that are made from documents. Exported records keep their own kind."""
     namespace: str = ""
-    """Namespace for documents, outermost level first, such as user/ada."""
+    """Namespace of the records that are made from documents, outermost level first, such as user/ada.
+    Exported records keep their own namespace."""
     trust: Trust = "tool"
     """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts. The agent
     asks for approval before it acts on texts of a tool."""

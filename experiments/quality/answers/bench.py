@@ -103,7 +103,7 @@ class BenchText:
 
     @property
     def knows_facts(self) -> bool:
-        """True if questions can be answered from the facts of the turns."""
+        """True if annotations list the facts that a question needs, so that lookup can answer it."""
         return any(question.hops for question in self.conversation.questions)
 
 
@@ -123,7 +123,7 @@ def read_texts(files: Sequence[Path], form: Form | None, questions: int | None) 
 
 
 class Bench:
-    """Benchmark that answers all questions without a saved answer.
+    """Benchmark that answers every question that has no saved answer yet.
 
     `model` answers and `judging` judges; each is a langchain chat model or None. Raises ValueError if `out`
     holds answers of other settings.
@@ -145,7 +145,7 @@ class Bench:
         self._out = out
 
     def run(self, texts: Sequence[BenchText], arms: Sequence[ViewName]) -> int:
-        """Answer all questions without a saved answer; return 0, or 128 plus the number of a stop signal."""
+        """Answer all questions not yet answered; return 0, or 128 plus the number of a stop signal."""
         todo = list(self._todo(texts, arms))
         missing, done, last_report = sum(len(left) for _, _, left in todo), 0, time.monotonic()
         with StopRequest() as stop:
@@ -185,7 +185,7 @@ class Bench:
     def _todo(
         self, texts: Sequence[BenchText], arms: Sequence[ViewName]
     ) -> Iterator[tuple[BenchText, ViewName, list[tuple[int, str]]]]:
-        """Yield each text and arm with its unanswered pairs of question number and reader."""
+        """Yield each text and arm (view) with the pairs of question number and reader that lack an answer."""
         keys = ("text", "arm", "question", "reader")
         done = {tuple(row[name] for name in keys) for row in self.records.rows}
         for text in texts:

@@ -87,10 +87,11 @@ def _invoke(model: Any, name: str, prompt: str) -> str:
 def answer_from_facts(
     conversation: Conversation, question: Question, look: ViewFunction, newest: bool
 ) -> Reply:
-    """Answer a question by lookup: take the object of each hop from a shown fact of its subject and relation.
+    """Answer a question by lookup in the annotated facts of the shown turns, without a model.
 
-    If several facts match, the first recalled fact is used, or the latest fact with `newest`. The answer is
-    empty if no fact matches.
+    Each hop looks up the object of a fact by subject and relation; the object is the subject of the next hop.
+    If several facts match, the first recalled fact is used, or the latest fact if `newest` is True. The
+    answer is empty if no fact matches.
     """
     at, tokens, cut = question.hops[0].subject, 0, False
     for hop in question.hops:

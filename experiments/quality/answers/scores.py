@@ -17,7 +17,10 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 def words(text: str) -> list[str]:
-    """Split a text into lower-case words without punctuation, and words in caseless scripts into letters."""
+    """Split a text into lower-case words without punctuation.
+
+    A word in a script without upper and lower case, such as Chinese, is split into its letters.
+    """
     letters = (
         letter
         for letter in unicodedata.normalize("NFKC", text).lower()
@@ -72,7 +75,7 @@ SCORERS: Mapping[str, Callable[[str, str], float]] = {
 
 
 def score(references: Sequence[str], answer: str) -> dict[str, float]:
-    """Return the scores of an answer by name; each is the best one over the references."""
+    """Return four scores of an answer by name. Each is the maximum over the references."""
     return {name: _best(compare(one, answer) for one in references) for name, compare in SCORERS.items()}
 
 

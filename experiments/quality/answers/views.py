@@ -37,7 +37,10 @@ class View(NamedTuple):
 
 
 def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: Any = None) -> Recall:
-    """Store a conversation; return a function from a query to up to `k` turns, or to all turns for `full`."""
+    """Store a conversation and return its recall function.
+
+    The function maps a query to the indices of at most `k` turns, or of all turns for `full`.
+    """
     if name == "full":
         newest_first = range(len(conversation.turns))[::-1]
         return lambda text: newest_first
@@ -92,8 +95,8 @@ def _bank(conversation: Conversation, k: int, embeddings: Any, supersedes: bool)
 def _consolidated_bank(conversation: Conversation, k: int, embeddings: Any) -> Recall:
     """Store a conversation with consolidation and return its recall function.
 
-    Each decision to add or update uses the annotated facts, so it is correct for the `k` nearest records. The
-    decision ignores all other records.
+    Each turn adds a record or updates one of the `k` nearest records. The annotated facts decide between the
+    two: a turn updates a record if both state a fact of the same subject and relation.
     """
     now = conversation.turns[0]
     bank = MemoryBank(":memory:", embeddings, clock=lambda: now.observed)

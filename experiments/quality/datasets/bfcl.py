@@ -16,8 +16,9 @@ _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 def read_bfcl() -> list[Conversation]:
     """Read one conversation per scenario.
 
-    The scenario is also the name of the conversation and the ability of its questions. A question is omitted
-    if its quoted source is in no turn. Raises ModuleNotFoundError without bfcl-eval.
+    The scenario's name is the name of the conversation and the `ability` of its questions. A question is
+    omitted if no turn contains the source that the data set quotes for it. Raises ModuleNotFoundError if
+    bfcl-eval is not installed.
     """
     spec = importlib.util.find_spec("bfcl_eval")
     if spec is None or spec.origin is None:
@@ -49,7 +50,7 @@ def read_bfcl() -> list[Conversation]:
 
 
 def _find_quotes(source: str | list[str], turns: list[Turn]) -> frozenset[int]:
-    """Return for each passage of the source the index of the first turn that contains it."""
+    """Return, for each quoted passage in `source`, the index of the first turn that contains it."""
     places = set()
     for quote in [source] if isinstance(source, str) else source:
         for part in re.split(r"\.\.\.|…", quote):

@@ -94,7 +94,7 @@ class _FactGenerator:
                 yield subject, name
 
     def _versions(self, slot: Slot) -> list[str]:
-        """Sample the successive objects of a subject and relation, all different."""
+        """Sample the different objects that a subject has one after another in a relation."""
         subject, relation = slot
         others = [name for name in self.names_by_kind[self.relations[relation]["is"]] if name != subject]
         return self.draw.sample(others, min(len(others), 1 + self.draw.choice(_CHANGES)))

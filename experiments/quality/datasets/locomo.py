@@ -32,8 +32,8 @@ _ABILITIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop"}
 def read_locomo(path: str | Path, evident: bool = True) -> list[Conversation]:
     """Read the conversations of a `locomo10.json`; each turn is a record, with captions for pictures.
 
-    Questions of category 5, which have no answer, are omitted. Questions without evidence are omitted if
-    `evident` is True or if they have no answer. Raises UsageError on another format.
+    Questions of category 5, which have no answer, are omitted. Questions without evidence are also omitted,
+    unless `evident` is False and they have an answer. Raises UsageError on another format.
     """
     path = Path(path)
     with expect_format("LoCoMo", path):

@@ -25,9 +25,9 @@ from scrubjay.experiments.quality.datasets.parsing import (
 def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]] | None = None) -> list[Conversation]:
     """Read MemSim's folder `messages_and_QAs`; each pool of trajectories becomes one conversation.
 
-    A pool is a list of trajectory names. The name of a trajectory is its file and its number, such as
-    "01_simple_events/12". Without pools, each trajectory is a conversation. The ability of a question is its
-    file. Raises UsageError on another format or an unknown trajectory.
+    A pool is a list of trajectory names. A trajectory's name consists of a file name and a number, e.g.
+    "01_simple_events/12". Without pools, each trajectory is a conversation. A question's ability is the file
+    name, e.g. "01_simple_events". Raises UsageError on another format or an unknown trajectory.
     """
     folder = Path(folder)
     with expect_format("MemDaily", folder):

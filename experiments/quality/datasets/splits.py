@@ -43,7 +43,7 @@ def select_part(conversations: Iterable[Conversation], set: str, part: Part) -> 
 def find_part(name: str, set: str) -> Part:
     """Return the part that contains a conversation.
 
-    Raises UsageError if the data set is listed and the conversation is in neither part.
+    Raises UsageError if `parts.json` lists the data set but no part contains the conversation.
     """
     if set not in _parts():
         return PARTS[hashlib.blake2b(name.encode(), digest_size=8).digest()[-1] % 2]

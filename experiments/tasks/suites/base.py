@@ -34,7 +34,7 @@ class Suite(ABC):
     items: ClassVar[str]
     """Plural noun for the items that `num_items` counts."""
     num_items: Any
-    """Number of items to remember per sequence; a dataclass field in tasks where it is configurable."""
+    """Number of items to remember per sequence. Each subclass defines it as a field or as a constant."""
 
     vocab_size: int = 64
     """Vocabulary size; tokens are integers from 0 to vocab_size - 1."""
@@ -65,8 +65,8 @@ class Suite(ABC):
             return dataclasses.replace(self, length=length)
         if "num_items" not in {field.name for field in dataclasses.fields(self)}:
             raise ValueError(
-                f"num_items={num_items}: {self.kind} always has {self.num_items} {self.items}; set "
-                "eval_items=()"
+                f"num_items={num_items}: {self.kind} always has {self.num_items} {self.items} and cannot be "
+                "tested with other numbers; set eval_items=()"
             )
         return dataclasses.replace(self, num_items=num_items, length=length)
 

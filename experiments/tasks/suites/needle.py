@@ -19,7 +19,7 @@ from scrubjay.experiments.tasks.suites.base import IGNORED, Suite, distinct
 
 @dataclass(frozen=True)
 class Needle(Suite):
-    """Needle in a haystack: key-value pairs among filler, one of which is queried by the last token."""
+    """Needle in a haystack: key-value pairs among filler; the last token queries the key of one pair."""
 
     kind: ClassVar[str] = "needle"
     items: ClassVar[str] = "needles"

@@ -221,10 +221,10 @@ def _write_gradient_kernel(
 def backward_launches(
     inputs: LinearKernelInputs, trace: LinearKernelTrace, grads: LinearKernelGrads
 ) -> list[Launch]:
-    """Return the kernel launches, not yet run, that fill all fields of `grads` except the input `grad`.
+    """Return the kernel launches, not yet run, that fill the fields of `grads`.
 
-    The field `grad_state` must hold the gradient of the final state. The launches overwrite it with the
-    gradient of the initial state.
+    The field `grad` is an input, the gradient of the outputs. The field `grad_state` must hold the gradient
+    of the final state. The launches overwrite it with the gradient of the initial state.
     """
     count, rows = inputs.query.shape[:2]
     tiles = -(-grads.grad.shape[-1] // inputs.tile)

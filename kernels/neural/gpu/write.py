@@ -188,9 +188,10 @@ def _write_kernel(
 def write_launch(
     inputs: NeuralKernelInputs, layout: Layout, anchor: Tensor, trace: NeuralKernelTrace
 ) -> Launch:
-    """Return the launch of the loop over chunks, which fills `trace` except the results of the reads.
+    """Return the launch of the loop over chunks. It fills `trace`, except the slot `read` of each chunk.
 
-    For incomplete chunks, the loop also stores the anchor in `anchor`.
+    `anchor` must hold the initial anchor. Before the kernel processes a chunk whose last token is skipped, it
+    overwrites `anchor` with the anchor of this chunk. Other chunks do not change `anchor`.
     """
     arguments = {"anchor_ptr": anchor, "states_ptr": trace.states, "trace_ptr": trace.chunks}
     return build_launch(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)

@@ -1,4 +1,4 @@
-"""Chunk retrieval on Triton: select, attend, and the gradients of queries and of memory.
+"""Chunk retrieval on Triton: selection of chunks, attention, and gradients of queries and memory.
 
 Letters as in `chunk_retrieval`: B, T, M, C, H, G and S are sizes, `i_b` etc. are indices, and BLOCK_X is the
 tile size along X. R = H / U is the number of query heads of a unit, D, V and DS are the widths of keys,

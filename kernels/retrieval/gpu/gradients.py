@@ -308,10 +308,10 @@ def memory_gradient_launch(
 
 
 def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:
-    """Return all selections sorted by chunk, and the position of each chunk's first selection.
+    """Return all selections in order, and for each chunk the position of its first selection.
 
-    A selection is the flat index of an entry (batch row, query, unit, k). The selections are sorted by batch
-    row, key head and chunk.
+    A selection is a flat index into selected chunks of shape [batch rows, queries, query heads, k]. The
+    selections are sorted by batch row, key head and chunk.
     """
     chunks = reading.chunks
     batch, _, coarse, _ = chunks.shape
@@ -347,7 +347,7 @@ def score_gradients(
 def coarse_gradients(
     problem: Problem, choice: Choice, chunks: Tensor, score_grad: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of summary queries and summaries from those of the selected scores."""
+    """Return the gradients of summary queries and summaries, from the gradient of the selected scores."""
     query, summaries = problem.summary_query, problem.summaries
     batch, time, coarse, _ = chunks.shape
     num_chunks, groups = summaries.shape[1:3]

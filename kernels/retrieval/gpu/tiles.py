@@ -30,7 +30,10 @@ def rows_tile(
 
 
 def stride_arguments(name: str, tensor: Tensor | None, dims: str) -> dict[str, int]:
-    """Return the strides of a tensor's first dims by kernel parameter, such as `keys_b`."""
+    """Return the strides of the first dims of `tensor` as launch arguments, all zero for None.
+
+    `dims` has one letter for each dim. The stride of dim "b" of the tensor named "keys" becomes `keys_b`.
+    """
     return {f"{name}_{dim}": 0 if tensor is None else tensor.stride(i) for i, dim in enumerate(dims)}
 
 

@@ -1,6 +1,10 @@
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false, reportIndexIssue=false
 # pyright: reportAttributeAccessIssue=false
-"""Backward kernels of sink attention: queries by tiles of rows, keys and values by tiles of keys.
+"""Backward kernels of sink attention.
+
+One kernel computes the query gradient; each of its programs handles a tile of rows, where a row is a query of
+one head. The other kernel computes the gradients of keys and values; each of its programs handles a tile of
+keys.
 
 Letters in shape comments: R rows of a tile, K keys, D and V the widths of keys and values; all padded.
 """

@@ -62,7 +62,7 @@ def load_keys(key_step, key_step_n, slot, slots, base):
 
 @triton.jit
 def is_visible(key, first, last, sink_end, before_window):
-    """Return a mask of the keys that are visible to rows with these limits."""
+    """Return a mask of the keys that are visible under limits from `load_limits` or `widest_limits`."""
     return (key >= first) & (key <= last) & ((key < sink_end) | (key > before_window))
 
 

@@ -48,9 +48,9 @@ class Explanation:
     from_words: float
     """Score for the query's words that the record contains: about 5 for all words. Rare words count more."""
     from_embeddings: float
-    """Score for the embedding: the product of z, the bank's `dense_weight`, and the embedding model's fluency
-    in the script of the query (`memory/bank/search/fluency.py`). z is the difference between the cosine and
-    the mean cosine of all records that the search accepts, in standard deviations. In a search with
+    """Score for the embedding: `z * dense_weight * fluency`. The fluency says how well the embedding model
+    knows the script of the query (`memory/bank/search/fluency.py`). z is the difference between the cosine
+    and the mean cosine of all records that the search accepts, in standard deviations. In a search with
     `by="meaning"`, the score is the cosine itself."""
     from_neighbours: float
     """Score for the records right before and after this record in the same conversation or section."""

@@ -84,10 +84,10 @@ class ApproximateIndex(DenseIndex):
         return _GraphScan(self, self._connection, query, allows, sample, len(sample) * stride)
 
     def nearest(self, query: Float[np.ndarray, "D"], each: int) -> tuple[Int[np.ndarray, "K"], bool]:
-        """Return the approximately nearest records as record numbers, and True if these are all records.
+        """Return the numbers of the approximately nearest records, nearest first, and a flag.
 
-        The nearest record comes first. `each` is the number of results to request from each segment, and from
-        the records outside all segments.
+        The flag is True if the numbers include every record of the index. `each` is the number of results to
+        request from each segment, and from the records outside all segments.
         """
         tail = self._tail.scan(query, lambda *scope: True)
         newest_numbers = tail.nearest(each)

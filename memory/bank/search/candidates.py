@@ -78,7 +78,9 @@ def neighbours(
         pairs = {(chunk, place + step) for _, chunk, place, *_ in rows for step in (-1, 1)}
         pairs = list(pairs.difference((chunk, place) for _, chunk, place, *_ in exclude))
     except TypeError as error:
-        raise UnreadableError(f"a record's position in its chunk is not a number: {error}") from error
+        raise UnreadableError(
+            f"the table `records` has a position in a chunk that is not a number: {error}"
+        ) from error
     condition, values = filter.condition()
     result: list[Row] = []
     for first in range(0, len(pairs), _MAX_PAIRS):

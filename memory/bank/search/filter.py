@@ -45,7 +45,7 @@ class Filter:
 
 
 def scope_words(namespace: str, kind: str) -> str:
-    """Return the index words of a record's kind and of every level of its namespace."""
+    """Return the words in the keyword index for a record's kind and for every level of its namespace."""
     ends = [i + 1 for i, letter in enumerate(namespace) if letter == "\x1f"]
     return " ".join([_scope_word(kind), *(_scope_word(namespace[:end]) for end in ends)])
 

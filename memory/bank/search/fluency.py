@@ -70,5 +70,5 @@ def _script(letter: str) -> str:
 
 @functools.cache
 def question_pairs() -> dict[str, list[list[str]]]:
-    """Return twelve pairs of question and answer per script."""
+    """Return twelve pairs of question and answer for each writing system, such as "latin"."""
     return json.loads(_FILE.read_text(encoding="utf-8"))

@@ -106,7 +106,7 @@ class Segments:
         return self._open_graphs[segment][1]
 
     def build(self, segment: int) -> Any:
-        """Build the graph of a segment that could not be opened, save it, and return it.
+        """Build a segment's graph anew, because the saved graph could not be opened; save and return it.
 
         Other processes can read and write the bank meanwhile. Returns None if all records of the segment were
         deleted.
@@ -141,7 +141,8 @@ class Segments:
 
 
 def forget_in_segment(connection: sqlite3.Connection, bank: str, number: int, vector: bytes | None) -> None:
-    """Overwrite a record's embedding in the index files, after `connection` has deleted the record."""
+    """Overwrite a record's embedding in the index files. The caller has deleted the record in
+    `connection`."""
     segment = (number - 1) // SEGMENT
     path = _segment_path(bank, segment)
     (path.parent / _PART_NAME).unlink(missing_ok=True)  # left by a process that crashed

@@ -203,7 +203,7 @@ class _RecordingCache(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Record the keys and update the cache."""
+        """Record the new keys of layer `layer_idx`, then store keys and values as `DynamicCache` does."""
         self.keys[layer_idx] = key_states.detach().cpu()
         set_next_layer(_RecordingLayer(self, layer_idx))
         return super().update(key_states, value_states, layer_idx, *args, **options)

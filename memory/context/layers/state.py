@@ -53,7 +53,10 @@ class StateLayer(LinearAttentionLayer):
             self.dtype, self.device = state.dtype, state.device
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of the states; 0 if `place` is set, since states are never offloaded."""
+        """Return the bytes of the states on the model's device.
+
+        If `place` is "cpu" or "disk", return 0, since states are never offloaded.
+        """
         return 0 if place else sum(state.nbytes for state in StateLayer.state_dict(self).values())
 
 

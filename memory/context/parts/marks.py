@@ -56,10 +56,10 @@ def add_marks(
 def find_tokens(
     values: Float[Tensor, "batch key_heads columns wider"], count: int
 ) -> Bool[Tensor, "batch key_heads tokens"]:
-    """Return a mask of the first `count` tokens of a text: True for each token with a vector in `values`.
+    """Return a mask of the first `count` tokens of a text, for each key head.
 
-    Each vector in `values` ends with the marks of `add_marks`. The marks identify the token of the vector. A
-    zero vector belongs to no token.
+    The mask is True for a token if a vector in `values` belongs to the token. The last coordinates of a
+    vector are the marks from `add_marks`, which identify its token. A zero vector belongs to no token.
     """
     digits = values[..., -MARKS : -MARKS + _DIGITS].float().round().long()
     place = (digits * torch.tensor([_BASE**digit for digit in range(_DIGITS)], device=values.device)).sum(-1)

@@ -284,9 +284,8 @@ class LayerMemory(ABC):
     def shrink(self, budget: int) -> None:
         """Reduce the budget to `budget` tokens.
 
-        Before `settle` is called, this also evicts tokens of the prompt that the layer has just read. Raises
-        ValueError on a budget that is invalid for the policy.
-        """
+        A call before `settle` also evicts tokens of the prompt that the layer has just read. Raises
+        ValueError on a budget that is invalid for the policy."""
         raise NotImplementedError(
             f"{type(self).__name__} does not implement shrink(), which a policy with allocate() needs"
         )

@@ -59,7 +59,7 @@ class ChunksPolicy(ContextPolicy):
     chunk_size: int = 8
     """Tokens per chunk."""
     local_chunks: int | None = None
-    """Number of chunks before the current one that are always read. Default: half the chunks in `budget`."""
+    """Number of chunks just before the current chunk, always read. Default: half the chunks in `budget`."""
     store: StoreLocation = "cpu"
     """Storage of chunks: "model" (the model's device), "cpu" (main memory) or "disk" (a temporary file)."""
     folder: str | None = None
@@ -109,9 +109,10 @@ class _SingleTokenPlan(NamedTuple):
     """Values shared by all layers for a call with a single token."""
 
     rotation: PairedRotation
-    """Rotation of the query to its position in this call; the key and a copy of the query go to position 0.
+    """Rotation of the query, the key and a copy of the query, joined along the head axis.
 
-    The copy of the query selects chunks."""
+    The copy selects chunks. The key and the copy move to position 0. The query moves to its position among
+    the tokens that it reads."""
     count: int
     """Number of tokens before the new token."""
     num_closed: int
@@ -239,7 +240,7 @@ class ChunksMemory(LayerMemory):
         self._take_means(step)
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the values of all chunks, of the chunks that the last token read, and of selected chunks."""
+        """Return all values, the values that the last token read, and the values selected by score."""
         if self._store is None:
             return None
         size = self.policy.chunk_size
@@ -474,7 +475,7 @@ class ChunksMemory(LayerMemory):
         return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
 
     def _excluded_chunks(self, full: Int[Tensor, " batch"], chunks: int) -> Bool[Tensor, "batch chunks"]:
-        """Return a mask: True for chunks that get no votes, because they are always read or not full."""
+        """Return a mask that is True for chunks without votes: first chunk, local chunks, unfilled chunks."""
         chunk = torch.arange(chunks, device=full.device)
         return (chunk == 0) | (chunk >= full[:, None] - self.policy.num_local)
 

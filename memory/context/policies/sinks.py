@@ -185,7 +185,7 @@ class StreamMemory(LayerMemory):
         ).to(dtype)
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
-        """Store the new tokens: each slot of the cache gets the last token that belongs to the slot."""
+        """Store the new tokens. If several tokens share a slot of the cache, the last of them fills it."""
         past_columns = self.state["keys"].shape[2] if self.state else 0
         source = step.compute_once(f"source {past_columns}", lambda: self._sources(step, past_columns))
         new_tensors = {

@@ -30,7 +30,7 @@ def test_no_room_is_made_for_more_choices_than_are_meant(choices):
     """A policy scores as many for each as the most that one has: one large one makes all of them large."""
     fields = Spaces(BYTES, spaces.MultiDiscrete([2, 3])).to_dict()
     fields["action"] = {**fields["action"], "n": choices, "start": choices}
-    with pytest.raises(ValueError, match=r"numbers or choices|expected|spaces of an environment"):
+    with pytest.raises(ValueError, match=r"numbers or choices|expected|integers|spaces of an environment"):
         Spaces.from_dict(fields)
 
 

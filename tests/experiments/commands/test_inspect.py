@@ -11,7 +11,7 @@ from scrubjay.experiments.viz.trace import read_trace
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--question", "Who?"], "question='Who?': requires an output file for a page"),
+        (["--question", "Who?"], "question='Who?': has an effect only with --look"),
         (["--question", "Who?", "--policy", "sinks", "--look", "a.html"], "cannot be combined"),
     ],
 )

@@ -64,8 +64,8 @@ def test_generators_are_restored():
         ([deque([1])], r"state\[0\] is a collections.deque"),
         ({"x": np.array([None])}, "numpy.ndarray"),
         (np.array([1, 2], dtype=">i4"), "numpy.ndarray"),
-        ({3.5: 1}, "expected strings and numbers"),
-        ({"numpy array": 1}, "expected strings and numbers"),
+        ({3.5: 1}, "each must be a string, an integer or a tuple"),
+        ({"numpy array": 1}, "each must be a string, an integer or a tuple"),
         (print, "builtin_function_or_method"),
     ],
 )

@@ -151,7 +151,7 @@ def test_what_a_tool_said_is_not_shown_beside_what_others_said(bank):
         ([Change(cast("Any", "erase"), 0)], "action"),
         ([Change("update", 0, " ")], "nothing to remember"),
         ([Change("update", 0, "half \ud800")], "lone surrogate"),
-        ([Change("update", 0, cast("Any", 7))], "not a string"),
+        ([Change("update", 0, cast("Any", 7))], "expected a string"),
         ([Change("update", 0), Change("delete", 0)], "two changes"),
         ([Change("add"), Change("add")], "two changes"),
         ([Change("delete", 0), Change("delete", 9)], "not a candidate"),

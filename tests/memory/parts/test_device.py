@@ -13,6 +13,6 @@ def test_an_available_device_is_returned():
 
 @pytest.mark.parametrize("name", ["cuda:99", "abacus", torch.device("cuda:99")])
 def test_an_unavailable_device_is_named(name):
-    message = f"device='{name}': torch cannot hold a heron on this device .*; omit it"
+    message = f"device='{name}': torch cannot hold a heron on this device .*; omit `device`"
     with pytest.raises(ValueError, match=message):
         resolve_device(name, "hold a heron")

@@ -110,7 +110,7 @@ def test_adjacency_is_no_feature_and_a_plain_space_is_encoded() -> None:
 def test_bad_spaces_are_named() -> None:
     with pytest.raises(ValueError, match=r"'users'.*one bit"):
         EntityEncoder(spaces.Dict({**space(4).spaces, "users_mask": spaces.MultiBinary(3)}), 8)
-    with pytest.raises(TypeError, match="no features"):
+    with pytest.raises(TypeError, match="nothing to encode"):
         EntityEncoder(spaces.Dict({"adjacency": spaces.MultiBinary(3)}), 8)
 
 
