@@ -229,8 +229,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
         except ValueError as error:
             raise ValueError(
-                f"token_budget={self._budget}: too small for the heading of the recalled records and a note; "
-                "raise token_budget"
+                f"token_budget={self._budget}: too small for the heading of the recalled records and the "
+                "note on records that are left out; raise token_budget"
             ) from error
         return "\n".join(getattr(item, "text", item) for item in packed.items)
 

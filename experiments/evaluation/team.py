@@ -72,7 +72,8 @@ class TeamScores:
     lengths: np.ndarray
     """Number of steps of each episode, `[episodes]`."""
     measures: dict[str, np.ndarray]
-    """Measurements by name, such as the sum of rates: means over the steps of an episode, `[episodes]`."""
+    """Measurements by name, such as the sum of rates. Each is an array `[episodes]` of means over the
+    steps."""
 
     def summary(self) -> dict[str, float]:
         """Return means over episodes, with a 95 % interval for the team's return (the sum over agents)."""

@@ -1,9 +1,7 @@
-"""Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), with one config for all memories.
-
-The configs differ only in the discount factor. It is 0.9 for the card tasks, whose answers do not affect
-later steps, and 0.99 for the cart-pole task, whose pushes do.
-Use the recipes with a search of settings: `scrubjay compare --search --recipes popgym-autoencode ...`.
-"""
+"""Recipes of POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), each with one config for all
+memories. The configs of two tasks differ only in the discount factor. It is 0.9 for the card tasks, whose
+answers do not affect later steps, and 0.99 for the cart-pole task, whose pushes do. Use the recipes with a
+search of settings: `scrubjay compare --search --recipes popgym-autoencode ...`."""
 
 from __future__ import annotations
 

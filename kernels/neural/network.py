@@ -170,7 +170,8 @@ def activate(product: Tensor, shape: NetworkShape) -> Tensor:
 
 
 def compute_output(x: Tensor, product: Tensor, shape: NetworkShape) -> Tensor:
-    """Return the network's output from its input `x` and the last layer's product."""
+    """Return the output of the network: the product of its last layer, normalized if `shape.norm`, plus its
+    input `x` if `shape.residual`."""
     if shape.norm:
         product = functional.layer_norm(product, product.shape[-1:], eps=NORM_EPSILON)
     return x + product if shape.residual else product

@@ -88,8 +88,8 @@ def scores_launch(
     Args:
         query: Queries, `[Q, D]`.
         keys: Table of rows, `[N, D]`.
-        rows: Numbers of the rows to score; None for all rows.
-        norms: Divisors of the scores, one for each row.
+        rows: Indices of the R rows to score, `[R]`; None for all rows (then R = N).
+        norms: Divisors of the scores, `[R]`, one per scored row.
         row_mask: True for rows that may be returned; other rows score -inf.
         out: Output, a score for each query and row.
     """

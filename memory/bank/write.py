@@ -310,7 +310,7 @@ def prepare_draft(store: Store, draft: Draft) -> Draft:
 
 
 def _duplicates_record(store: Store, number: int, fingerprint: Fingerprint) -> bool:
-    """Return True if a draft adds nothing to a record; False if the record was deleted."""
+    """Return True if the record still exists and the draft adds nothing to it."""
     with store.reading() as connection:
         content = _read_content(connection, number)
     return content is not None and duplicates.is_duplicate(

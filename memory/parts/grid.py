@@ -29,7 +29,7 @@ class ChunkGrid:
     chunk_size: int
     num_chunks: int
     offset: int
-    """Position of the segment's first step in its chunk. 0 if the rows differ in this position, or if an
+    """Position of the segment's first step in its chunk. 0 if it differs between batch rows, or if a new
     episode starts after the first step."""
     position: Int[Tensor, "batch time"] | None
     """Position of every step on the grid; None if positions count up from `offset`."""

@@ -249,7 +249,7 @@ class ELMUR(Memory):
         return x, after
 
     def _schedule_slots(self, clock: Clock) -> _SlotSchedule:
-        """Return the slot schedule of a part of a segment, shared by all layers."""
+        """Return the chunks, slot writes and slot reads of a part of a segment, which all layers share."""
         size, device = self.chunk_size, clock.step.device
         steps = plan_chunks(clock, size, 1, size).steps
         ends = steps[..., -1] - size
@@ -323,8 +323,8 @@ class _SlotSchedule(NamedTuple):
     visible: Bool[Tensor, "batch time versions"]
     """True for the version that each step reads. Each step reads exactly one version of the slots."""
     write_steps: Int[Tensor, "batch versions slots"]
-    """For each version of the slots: the episode step at which each slot was last written; -1 if it is
-    empty."""
+    """Episode step at which each slot was last written, for each version (content at one time) of the slots.
+    -1 for an empty slot."""
     final: Int[Tensor, " batch"]
     """Index of the version that the state after the part contains."""
 

@@ -67,7 +67,7 @@ def attend_at_slots(
         values: Values of all tokens.
         slots: Positions of all tokens, negative for tokens that are not read. Every layer must pass the same
             tensor object.
-        step: The new tokens as a step.
+        step: Sizes and positions of the new tokens, shared by all layers.
         scoring: The model's scale, soft cap and learned sinks.
     """
     batch, heads, length, width = query.shape

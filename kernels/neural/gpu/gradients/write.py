@@ -34,11 +34,11 @@ from scrubjay.kernels.neural.gpu.tiles import (
 
 @triton.jit
 def _add_anchor_gradient(grad_anchor, p_delta, p_momentum, p_anchor, flags, place, mask):
-    """Add the gradient of a chunk's anchor to the gradient of the delta before the chunk.
+    """Add the gradient of a chunk's anchor to the gradient of the delta at the chunk's start.
 
-    The anchor is the delta at which the chunk computes its inner gradients. If the anchor is older than the
-    chunk, its gradient is passed back to earlier chunks instead. If no gradient flows across the chunk's
-    start, the gradients of delta and momentum before the chunk are set to zero.
+    Delta is the change of the memory's weights. The anchor is the delta at which the chunk computes its inner
+    gradients, by default that of its start. If it is an older one, its gradient is passed back to earlier
+    chunks. If no gradient flows across the chunk's start, the gradients of delta and momentum there become 0.
     """
     if (flags & INCOMPLETE) != 0:
         grad_anchor += tl.load(p_anchor + place, mask=mask, other=0.0)
