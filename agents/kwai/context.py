@@ -180,7 +180,7 @@ class PromptBuilder:
                     raise ValueError(
                         f"context_tokens={self._budget}: the profile, the tools and the question need "
                         f"{minimum:,} tokens, plus a note about omitted items; pass fewer tools or raise "
-                        "Limits.context_tokens (for a local model, raise its budget)"
+                        "Limits.context_tokens; a local model may also need a larger LocalChatModel.budget"
                     ) from error
                 first += 1  # drop the earliest step rather than the question
         shown_steps = min(len(packed.recent_items), len(steps) - first)

@@ -46,9 +46,9 @@ class TitansBench:
     dim: int = 256
     """Model width in the first table."""
     dims: tuple[int, ...] = (64, 256, 512)
-    """Model widths in the table of sequence lengths, which uses batch size 1."""
+    """Model widths to measure at the lengths of `lengths`, with batch size 1."""
     lengths: tuple[int, ...] = (2048, 8192, 32768, 65536)
-    """Sequence lengths in the table of sequence lengths, in tokens."""
+    """Sequence lengths to measure in the second table, in tokens."""
     largest: int = 2**23
     """Maximum of the product of length and width in the table of sequence lengths. Larger sizes are left out,
     because attention takes minutes."""

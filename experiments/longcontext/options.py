@@ -35,7 +35,8 @@ class MeasureOptions:
     """A .txt file, or Debian's r-cran-janeaustenr .deb (apt-get download r-cran-janeaustenr); several
     files are joined."""
     title: str | None = None
-    """First letters of the title of one text in a .deb, such as northanger; None joins all texts."""
+    """Beginning of the title of one text, such as northanger, if `text` is a .deb; None joins all its
+    texts."""
     model: str = "smollm2"
     """Model name (smollm2), or a folder or GGUF file of a causal language model."""
     device: str = "cpu"

@@ -65,7 +65,7 @@ class _ChunkBorders(NamedTuple):
     incomplete: Tensor | None
 
     def select(self, chunk: int) -> _ChunkBorders:
-        """Return the masks of one chunk, `[R, 1, 1]` each."""
+        """Return the three masks of one chunk, `[R, 1, 1]` each, for R memory heads of all batch rows."""
         return _ChunkBorders(*(None if border is None else border[chunk] for border in self))
 
 

@@ -37,8 +37,8 @@ class ChunkPlan(NamedTuple):
     max_readable: int
     """Largest number of chunks that any query may read."""
     retained_chunks: Int[Tensor, "batch slots"]
-    """Chunk in each of the last slots of the store after the segment, as an index into the chunk table. The
-    other slots of the store are empty in all rows."""
+    """Chunks that the store holds once the segment is processed, as indices into the chunk table: one for
+    each of its last slots. The earlier slots are empty in all rows."""
     occupied_slots: Bool[Tensor, "batch slots"] | None
     """True for slots of `retained_chunks` that contain a chunk; None if every slot contains a chunk."""
 

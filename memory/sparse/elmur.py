@@ -249,7 +249,8 @@ class ELMUR(Memory):
         return x, after
 
     def _schedule_slots(self, clock: Clock) -> _SlotSchedule:
-        """Return the chunks, slot writes and slot reads of a part of a segment, which all layers share."""
+        """Return the schedule of a part of a segment: chunks, slot writes, slot reads. All layers share
+        it."""
         size, device = self.chunk_size, clock.step.device
         steps = plan_chunks(clock, size, 1, size).steps
         ends = steps[..., -1] - size

@@ -166,7 +166,10 @@ class Bench:
         return 0
 
     def rows(self, texts: Iterable[BenchText], arms: Iterable[ViewName]) -> list[dict[str, Any]]:
-        """Return the saved answers for these texts and arms (ways to select the shown turns)."""
+        """Return the saved answers for these texts and arms.
+
+        An arm is a way to select the turns of a conversation that the answering model gets.
+        """
         num_questions, names = {text.digest: text.num_questions for text in texts}, set(arms)
         return [
             row

@@ -2,10 +2,10 @@
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
 """Device functions: loads, stores and products of tiles, and decayed products of tokens.
 
-Level l = 0, 1, 2, ... pairs every left block of 2^l tokens with the right block beside it. The decays of a
-level have one entry per token. In a right block, it is the decay from the start of the block to the token. In
-a left block, it is the decay from the token to the end of the block.
-"""
+The decays of a chunk are stored in levels. At level l = 0, 1, 2, ... the chunk is cut into blocks of 2^l
+tokens, and neighboring blocks form pairs of a left and a right block. A level has one decay per token. In a
+right block, it is the decay from the start of the block to the token. In a left block, it is the decay from
+the token to the end of the block."""
 
 from __future__ import annotations
 

@@ -308,10 +308,10 @@ def memory_gradient_launch(
 
 
 def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:
-    """Return all selections in order, and for each chunk the position of its first selection.
+    """Return all selections, sorted by batch row, key head and chunk, and where each chunk's selections
+    begin.
 
-    A selection is a flat index into selected chunks of shape [batch rows, queries, query heads, k]. The
-    selections are sorted by batch row, key head and chunk.
+    A selection is a flat index into the array of selected chunks, `[batch rows, queries, query heads, k]`.
     """
     chunks = reading.chunks
     batch, _, coarse, _ = chunks.shape

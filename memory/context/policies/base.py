@@ -263,7 +263,8 @@ class LayerMemory(ABC):
         """Add the new tokens to the state, and evict the tokens that exceed the budget."""
 
     def get_retained_values(self, count: Int[Tensor, " batch"]) -> RetainedValues | None:
-        """Return the values that the memory retains for texts of `count` tokens; None before the first token.
+        """Return the retained attention values (V) after `count` tokens of each text; None before the first
+        token.
 
         By default, the method returns the values in the state and assumes that the last token has read all of
         them. A memory that reads only a part of its tokens, or offloads values, overrides this method.

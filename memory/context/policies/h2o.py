@@ -128,7 +128,8 @@ class H2OMemory(LayerMemory):
         return pieces
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> None:
-        """Return None: `generate` reads the state after appending the new tokens."""
+        """Return None: nothing is read before `generate`, which appends the new tokens and reads the whole
+        state."""
 
     def generate(
         self,
