@@ -379,7 +379,9 @@ class Run:
         """Latest complete checkpoint. Raises ValueError if there is none."""
         latest = self.latest
         if latest is None:
-            raise ValueError(f"{self.path} has no checkpoint yet; resume with: {self.resume_command}")
+            raise ValueError(
+                f"{self.path} has no checkpoint yet; to train the run, call: {self.resume_command}"
+            )
         return latest
 
 

@@ -40,7 +40,7 @@ class SegmentLearner(TorchLearner):
 
     def compute_loss_for_module(self, **_: Any) -> Any:
         """Raise NotImplementedError: RLlib's update is overridden and never calls this method."""
-        raise NotImplementedError("SegmentLearner has no RLlib loss: its scrubjay learner computes losses")
+        raise NotImplementedError("SegmentLearner does not use RLlib's losses; call `update`")
 
     def update(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *, training_data: TrainingData, return_state: bool = False, **_: Any

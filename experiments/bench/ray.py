@@ -151,7 +151,7 @@ class Constants:
     """Seconds of all epochs over the segment of one environment, in one learner."""
 
     def ceiling(self, bytes_per_second: float) -> float:
-        """Return the steps per second that the driver can receive, for any number of runners and learners."""
+        """Return the maximum steps per second that the driver can receive, however many runners there are."""
         return self.steps / (self.gather_seconds + self.row_bytes / bytes_per_second)
 
 

@@ -69,7 +69,8 @@ class AgentOptions:
     max_steps: int = 5
     """Maximum tool calls per question."""
     max_seconds: float = 300.0
-    """Time limit in seconds for one question, checked between calls, and for each call to a provider."""
+    """Time limit in seconds. It applies to each question, checked between calls, and to each call to a
+    provider."""
     planning: Literal["auto", "native", "json"] = "auto"
     """Plan format: native tool calls or JSON text; auto uses tool calls if the model supports them."""
     language: Literal["en", "zh"] = "en"

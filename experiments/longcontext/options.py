@@ -65,7 +65,9 @@ class MeasureOptions:
         from scrubjay.memory import context
 
         if not self.text:
-            raise ValueError("no text is given; name a .txt file or a .deb of novels")
+            raise ValueError(
+                "text=(): pass a .txt file, or the Debian package r-cran-janeaustenr (.deb) with novels"
+            )
         for path in self.text:
             if not path.is_file():
                 raise ValueError(f"there is no file {path}")

@@ -49,7 +49,7 @@ class EmbeddingsBench:
     """Batch sizes of E5's engine to measure. List them in ascending order: the reported memory is the peak
     since the start of the process, so a large batch hides the peak of a smaller one after it."""
     passed_words: int = 60
-    """Length in words of each text in the measurement of `passes`."""
+    """Length in words of each text in the measurement of the batch sizes in `passes`."""
     repeats: int = 3
     """Number of calls of each measurement; the median is reported."""
     seed: int = 0

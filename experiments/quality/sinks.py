@@ -87,7 +87,11 @@ def task(bench: SinksBench, activation: Activation, seed: int) -> SequenceTaskCo
 def first_token_attention(
     model: SequenceModel, tokens: Int[Tensor, "batch time"]
 ) -> dict[str, Float[Tensor, "batch modules heads"]]:
-    """Return each head's mean attention to the first token: the raw weight, and its share of all weights."""
+    """Return each head's mean attention to the first token: the weight, and its share of the sum of all
+    weights.
+
+    The weights of a head may sum to less than 1.
+    """
     measurements: dict[str, list[Tensor]] = {measure: [] for measure in _MEASURES}
 
     def look(module: WindowAttention, inputs: tuple[Any, ...], _: Tensor) -> None:

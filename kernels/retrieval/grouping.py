@@ -35,7 +35,7 @@ class Groups(NamedTuple):
     query: Int[Tensor, "N slots"]
     """Index of the query in each slot; an unused slot has T, the number of queries."""
     slot: Int[Tensor, "B T U K"]
-    """Slot of each query for its k-th chunk; arbitrary if the query has no k-th chunk."""
+    """Slot, in `query`, that each query has for its k-th chunk; arbitrary if the query has no k-th chunk."""
     extra_chunks: list[Int[Tensor, " some"]]
     """Chunk index of each extra tile, one tensor per unit. All tiles of a chunk but its first are extra."""
     size: int

@@ -60,10 +60,10 @@ class MemoryBank:
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:
-        path: SQLite file; created if it does not exist.
-        embeddings: Embedding model for dense retrieval; None searches by keywords alone.
-        clock: Function that returns the current time. The time zone of this time decides when a day starts.
-        dense_weight: Score per standard deviation of cosine similarity. For comparison, a record that
+        path: SQLite file; created if it does not exist. embeddings: Embedding model for dense retrieval; None
+        searches by keywords alone. clock: Function that returns the current time. The time zone of this time
+        decides when a day starts. dense_weight: Score of a record whose cosine similarity is one standard
+        deviation above the mean. For comparison, a record that
             contains all words of the query scores 5 (`memory/bank/search/recall.py`).
         surprise: Options of a neural memory over the embeddings (`memory/bank/surprise.py`); None disables
             it.

@@ -117,8 +117,8 @@ class PolicyCache(Cache):
             raise RuntimeError(INTERRUPTED)
         if length > 1 and self._config.model_type in STATE_RESETTING_MODELS and self.get_seq_length():
             raise ValueError(
-                f"{self._config.model_type} resets its states in every call with several tokens, also with "
-                "its own cache: pass the whole prompt in the first call and later tokens one by one "
+                f"{self._config.model_type} resets its states in every call with several tokens, with any "
+                "cache: pass the whole prompt in the first call and later tokens one by one "
                 "(`call_length` returns the number of tokens per call)"
             )
         self.position_ids = position_ids

@@ -164,7 +164,8 @@ def _compare_episodes(
     how: list[str],
     finite: bool,
 ) -> None:
-    """Run the rows of a batch, and compare their results after a start with those of fresh episodes.
+    """Run a batch in which an episode starts midway, and compare the results from there on with fresh
+    episodes.
 
     The batch has one block of rows for each description in `how`. Each block has one row for each fresh
     episode in `expected`.

@@ -295,7 +295,9 @@ def import_(options: ImportOptions) -> int:
 def _get(bank: MemoryBank, id: str, file: Path) -> Record:
     record = bank.get(id)
     if record is None:
-        raise ValueError(f"{file} has no record {id!r}; search and show print ids")
+        raise ValueError(
+            f"{file} has no record {id!r}; `scrubjay memory search` and `scrubjay memory show` print ids"
+        )
     return record
 
 

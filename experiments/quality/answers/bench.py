@@ -64,7 +64,8 @@ class Settings:
     """Maximum number of turns that are recalled for a query."""
     embeddings: EmbeddingsName | None = None
     window: int = 8192
-    """Maximum tokens of a prompt with the shown turns; the model's context length may lower this limit."""
+    """Maximum tokens of a prompt, with the turns of the conversation in it. A shorter context length of the
+    model lowers this limit."""
     model: str | None = None
     max_tokens: int = 64
     """Maximum tokens of a model's answer."""

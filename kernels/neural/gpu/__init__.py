@@ -15,9 +15,9 @@ A product of float32 tensors is computed as three TF32 products (3xTF32), with n
 query, key or value has half precision, a single TF32 product is used. It is as precise as float16, but
 without the range limits of float16, because delta, momentum and gradients stay float32.
 
-C and D are padded to powers of two from 16 to 64. Sizes beyond those of `configurations` give correct
-results, but may spill registers. Three examples are C = 64, two layers with D = 64, and two layers in
-float32.
+C and D are padded to powers of two from 16 to 64. Inputs that `configurations` does not list give
+correct results, but their kernels may spill registers. Such inputs are chunks of C = 64, two layers with
+D = 64, and two layers in float32.
 """
 
 from scrubjay.kernels.neural.gpu.autograd import run_kernels

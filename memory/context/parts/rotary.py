@@ -102,7 +102,8 @@ class Rotation:
         return x[..., :pairs], x[..., pairs:]
 
     def _expand_pairs(self, first: Tensor, second: Tensor) -> Tensor:
-        """Join the tensors `first` and `second` (coordinates of all pairs) in the layout of a head."""
+        """Join the first and the second coordinates of all rotary pairs to a vector in the layout of a
+        head."""
         if self._layout.is_interleaved:
             return torch.stack([first, second], dim=-1).flatten(-2)
         return torch.cat([first, second], dim=-1)

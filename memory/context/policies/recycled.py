@@ -79,7 +79,8 @@ class RecycledPolicy(ContextPolicy):
 class RecycledMemory(FullMemory):
     """Memory of one layer.
 
-    State: the tensors of `FullMemory`, and the copy in `copied_keys` and `copied_values`. If rows have
+    State: the tensors of `FullMemory`, and a copy of the keys and values that most queries read, in
+    `copied_keys` and `copied_values`. If rows have
     different token counts, the mask `copied_valid` is True for the used entries of the copy.
     """
 

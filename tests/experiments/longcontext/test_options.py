@@ -30,7 +30,7 @@ def test_the_defaults_of_every_measurement_can_work(name, text):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"text": ()}, "no text is given"),
+        ({"text": ()}, r"text=\(\): pass a .txt file"),
         ({"methods": ()}, "--methods is empty"),
         ({"methods": ("sink",)}, "did you mean 'sinks'"),
         ({"dtype": "int8"}, "'int8'"),
