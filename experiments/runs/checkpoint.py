@@ -126,7 +126,10 @@ def _is_pickled(file: Path, error: Exception) -> bool:
     if isinstance(error, pickle.UnpicklingError):
         return True
     # A file without a zip archive, as older versions of torch write it, begins with a pickle.
-    return file.exists() and file.open("rb").read(1) == pickle.PROTO
+    if not file.exists():
+        return False
+    with file.open("rb") as content:
+        return content.read(1) == pickle.PROTO
 
 
 def _check_uncompressed(file: Path) -> None:
