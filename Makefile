@@ -9,11 +9,11 @@ export OMP_NUM_THREADS ?= 1
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
 	teams throughput titans
 
-.PHONY: always help demo test test-slow lint format type shapes bench bench-gpu docs docs-check clean
+.PHONY: always help demo test test-slow test-all lint format type shapes bench bench-gpu docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
-	@echo "make test        run the default test suite; test-slow runs the long tests"
+	@echo "make test        run the default test suite; test-slow runs the long tests, test-all all tests"
 	@echo "make lint type   style, import layers, types"
 	@echo "make shapes      hold the calls of some suites to the shapes that are declared"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
@@ -42,7 +42,10 @@ test: $(VENV)/.installed-dev
 	$(BIN)/pytest -n auto
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto -m 'slow and not matrix'
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto -m 'slow or not slow'
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)

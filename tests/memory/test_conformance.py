@@ -110,6 +110,16 @@ def format_fields(fields):
     return "-".join([*map(memory.name_of, parts), *(f"{k}{v}" for k, v in plain.items())]) or "default"
 
 
+FAMILIES = {
+    type(memory.make_config(name)).__module__.split(".")[2]: name for name in reversed(memory.list_memories())
+}
+"""One memory of each package of `scrubjay.memory`. `make test-all` runs the long tests of all memories."""
+
+NAMES = [
+    pytest.param(name, marks=[] if name in FAMILIES.values() else pytest.mark.matrix)
+    for name in memory.list_memories()
+]
+
 CASES = [
     pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
     for name in memory.list_memories()
@@ -175,6 +185,7 @@ def test_laws_without_compilation(name, fields):
 
 
 @pytest.mark.slow
+@pytest.mark.matrix
 @pytest.mark.parametrize(("name", "fields"), [case for case in CASES if case.values[1]])
 def test_laws_hold_for_other_random_data(name, fields):
     """Test small sizes with other starts, and all sizes but the default ones also in the other dtype."""
@@ -185,7 +196,7 @@ def test_laws_hold_for_other_random_data(name, fields):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", memory.list_memories())
+@pytest.mark.parametrize("name", NAMES)
 def test_laws_hold_under_autocast_at_the_default_sizes(name):
     module = memory.make(name, dim=16)
     memory.check_memory(module, laws=(1, 2, 4, 5, 6, 9), dtypes=(), autocast=True)
@@ -204,7 +215,12 @@ def test_one_step_compiles_and_exports(name):
 
 # Of the default sizes and of more stacks: tracing them is part of it.
 TRACED = [
-    pytest.param(name, fields, id=f"{name}-{format_fields(fields)}")
+    pytest.param(
+        name,
+        fields,
+        id=f"{name}-{format_fields(fields)}",
+        marks=[] if name in FAMILIES.values() and not fields else pytest.mark.matrix,
+    )
     for name in memory.list_memories()
     for fields in [{}, *(SIZES["stack"] if name == "stack" else [])]
 ]
@@ -218,7 +234,7 @@ def test_one_step_compiles_to_machine_code(name, fields):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", memory.list_memories())
+@pytest.mark.parametrize("name", NAMES)
 def test_a_million_steps(name):
     memory.check_memory(memory.make(name, dim=8), laws=(5,), long=True)
 

@@ -177,8 +177,8 @@ def test_adversarial_streams_stay_bounded(depth, momentum, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("depth", "momentum"), [(1, 2.0), (2, 6.0)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.matrix)])
+@pytest.mark.parametrize(("depth", "momentum"), [(1, 2.0), pytest.param(2, 6.0, marks=pytest.mark.matrix)])
 def test_adversarial_streams_stay_bounded_for_a_million_steps(depth, momentum, dtype):
     assert greatest(worst(depth, momentum), 1_000_000, dtype) < 1000
 
