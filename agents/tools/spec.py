@@ -79,7 +79,8 @@ class Argument:
 
 @dataclass(frozen=True)
 class ToolSpec:
-    """Specification of a tool, independent of language, clock and network."""
+    """Specification of a tool. A context with a language, a clock and a network client turns it into a
+    tool."""
 
     name: str
     """Name in tool calls; ASCII, since providers require it."""

@@ -327,7 +327,7 @@ class _SlotSchedule(NamedTuple):
     """Episode step at which each slot was last written, for each version (content at one time) of the slots.
     -1 for an empty slot."""
     final: Int[Tensor, " batch"]
-    """Index of the version of the slots that the state after the part of the segment contains."""
+    """Index of the version of the slots that the next state contains."""
 
     @property
     def readable(self) -> Bool[Tensor, "batch time versions_slots"]:

@@ -2,8 +2,8 @@
 
 Delta is the change of the weights from their learned initial values. Inside a chunk, all gradients are taken
 at the weights of the chunk's start. The gradient of a token is the outer product of its key and its error.
-Delta at a step is therefore a weighted sum of delta and momentum at the chunk's start and of one outer
-product per step. Retention and
+Delta at a step is therefore a weighted sum of these terms: delta at the chunk's start, momentum at the
+chunk's start, and the outer products of the chunk's steps so far. Retention and
 momentum change only the factors of this sum. A step stores its key and error, and updates the factors. The
 matrices are computed at the end of the chunk, and equal the matrices of `kernels.neural_memory_step` up to
 rounding.

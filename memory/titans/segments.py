@@ -17,7 +17,7 @@ _CACHES = ("keys", "values")
 class SegmentContext:
     """Attention keys and values of each row's present segment, and the memory from which its chunks recall.
 
-    The slots of a segment's inputs precede the slots of its recalls.
+    Among the keys of attention, the inputs of a segment come first, and its recalls follow.
 
     Args:
         attention: Attention of the layer.
