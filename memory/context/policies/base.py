@@ -285,9 +285,8 @@ class LayerMemory(ABC):
     def shrink(self, budget: int) -> None:
         """Reduce the budget to `budget` tokens.
 
-                If the prompt that the layer has just read is longer, the call evicts tokens of it, unless
-                `settle` was
-        called before. Raises ValueError on a budget that is invalid for the policy.
+        If the prompt that the layer has just read is longer, the call evicts tokens of the prompt, unless
+        `settle` was called before. Raises ValueError on a budget that is invalid for the policy.
         """
         raise NotImplementedError(
             f"{type(self).__name__} does not implement shrink(), which a policy with allocate() needs"
