@@ -50,8 +50,8 @@ class TeamPolicyConfig:
     shared: bool = True
     """Share one actor among all agents. If False, each agent has a separate actor."""
     joint: bool = False
-    """Let each actor also model the actions of all other agents, as mode consensus requires. Needs
-    `shared=False`."""
+    """Let each actor also model the actions of all other agents. The learner gamatr needs this in its mode
+    consensus. Needs `shared=False`."""
 
     def __post_init__(self) -> None:
         if self.graph_rounds < 0:

@@ -39,9 +39,9 @@ class AttentionInputs(NamedTuple):
     Each step needs at least one visible key. A mask that requires a gradient disables the custom backward
     pass."""
     bias: Float[Tensor, "B T M"]
-    """Bias by batch row and step, added to the scores of the last M keys. It is equal in all heads."""
+    """Bias by batch row, step and key, added to the scores of the last M keys. It is equal in all heads."""
     head_bias: Float[Tensor, "H T M"]
-    """Bias by head and step, added to the scores of the last M keys. It is equal in all batch rows."""
+    """Bias by head, step and key, added to the scores of the last M keys. It is equal in all batch rows."""
 
 
 def attend(inputs: AttentionInputs) -> Float[Tensor, "B T D"]:

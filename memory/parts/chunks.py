@@ -31,8 +31,8 @@ class ChunkPlan(NamedTuple):
     num_unwritten: int
     """Number of leading slots of a store that no row has written before the segment."""
     steps: Int[Tensor, "batch N chunk_size"]
-    """Positions of the steps of each completed chunk, counted from the first step of the window before the
-    segment."""
+    """For each completed chunk: the positions of its steps. Position 0 is the first step of the window, which
+    precedes the segment."""
     readable: Bool[Tensor, "batch time chunks_and_N"]
     max_readable: int
     """Largest number of chunks that any query may read."""

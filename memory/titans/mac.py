@@ -385,7 +385,7 @@ class _StepCaches(NamedTuple):
     keys: Float[Tensor, "batch heads slots width"]
     values: Float[Tensor, "batch heads slots width"]
     input_weights: Float[Tensor, "dim six_dims"]
-    """Weights of queries, their rotary sine parts, keys, their sine parts, values, and recall queries."""
+    """Weights: queries, rotary sine part of queries, keys, sine part of keys, values, recall queries."""
     recall_weights: Float[Tensor, "dim three_dims"]
     """Weights from unprojected recalls to keys, to the sine parts of keys, and to values."""
     cos: Float[Tensor, "chunk_size 1 width"]

@@ -25,7 +25,7 @@ class NeuralKernelInputs(NamedTuple):
 
 
 class BorderFlag(IntFlag):
-    """Bit flags that describe the start, the end and the anchor of a chunk."""
+    """Bit flags of a chunk: its start, its end, and its anchor, the weights at which gradients are taken."""
 
     FRESH = 1
     """The chunk begins with zero delta and momentum."""
