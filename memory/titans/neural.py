@@ -8,8 +8,8 @@ Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4. T
 - The step size is `max_step * sigmoid(.) * (1 - momentum) / chunk_size`. All gradients of a chunk are taken
   at one set of weights, the anchor. With this step size, the tokens of a chunk together take one gradient
   step of size at most 1. In addition, `kernels.neural_memory` clips the steps of deeper networks.
-- Momentum is at most `chunk_size / (chunk_size + 1)`. After a chunk, momentum moves the weights further in the
-  direction of the chunk's step. With this bound, these movements add up to at most one more step of size 1.
+- Momentum is at most `chunk_size / (chunk_size + 1)`. After a chunk, momentum moves the weights further along
+  the chunk's step. With this bound, these movements add up to at most one more step of size 1.
   Without it, a memory diverges if high momentum continues a large step that was taken at low momentum. With
   both bounds, weights stayed bounded in every stream that we tried.
 - `bound_steps=False` removes both bounds and the clip. The memory then follows equations 13 and 14 as
