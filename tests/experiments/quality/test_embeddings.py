@@ -34,7 +34,7 @@ def test_each_length_size_of_a_pass_and_script_has_a_row(capsys):
     rows = [line[2:-2].split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     firsts = [row[0] for row in rows if row[0] != "---"]
     assert firsts[:3] == ["tokens, MiniLM / E5", "4 / 6", "5 / 7"]
-    assert firsts[3:6] == ["texts per pass", "1", "2"]
+    assert firsts[3:6] == ["batch size", "1", "2"]
     fluencies = {script: (float(mini), float(e5)) for script, mini, e5 in rows[-7:]}
     assert fluencies["cjk"] == (0.02, fluencies["cjk"][1])
     assert fluencies["cjk"][1] > 0.7 < min(fluencies["latin"])
