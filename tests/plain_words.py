@@ -67,8 +67,6 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
             yield node.lineno, "attribute", node.attr
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             yield node.lineno, "function", node.name
-            if node.name.strip("_").startswith("of_"):
-                yield node.lineno, "function", node.name
         elif isinstance(node, ast.ClassDef):
             yield node.lineno, "class", node.name
         elif isinstance(node, ast.alias) and node.asname:

@@ -150,10 +150,12 @@ class LocalChatModel(BaseChatModel):
             return None
         view_length = min(bounds)
         if view_length <= self.max_tokens:
-            limit = "the policy's budget" if view_length == lengths[0] else "the model's training length"
+            limit, remedy = "the model's training length", "lower max_tokens"
+            if view_length == lengths[0]:
+                limit, remedy = "the policy's budget", "lower max_tokens or raise budget"
             raise ValueError(
                 f"max_tokens={self.max_tokens} leaves no tokens for the prompt, because {limit} is "
-                f"{view_length} tokens; lower max_tokens" + (" or raise budget" if "budget" in limit else "")
+                f"{view_length} tokens; {remedy}"
             )
         return view_length - self.max_tokens
 
