@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 import inspect
 from collections.abc import Mapping
-from typing import Any, Generic, SupportsIndex, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 Config = TypeVar("Config")
 
@@ -18,13 +19,23 @@ class UnknownNameError(ValueError):
 class Registry(dict[str, type[Config]], Generic[Config]):
     """Config classes (frozen dataclasses) by name.
 
-    `kind` is the noun that error messages use for an entry, such as "memory". `register_function` is the name
-    of the function that adds an entry.
+    Args:
+        kind: Noun that error messages use for an entry, such as "memory".
+        register_function: Name of the function that adds an entry.
+        configs: Classes by name. A string "module:Class" is imported at the first use of its name.
     """
 
-    def __init__(self, kind: str, register_function: str, configs: Mapping[str, type[Config]]) -> None:
-        super().__init__(configs)
+    def __init__(self, kind: str, register_function: str, configs: Mapping[str, type[Config] | str]) -> None:
+        super().__init__(cast("Mapping[str, type[Config]]", configs))
         self.kind, self.register_function = kind, register_function
+
+    def __getitem__(self, name: str) -> type[Config]:
+        """Return the class of this name."""
+        entry: Any = super().__getitem__(name)
+        if isinstance(entry, str):
+            module, _, class_name = entry.partition(":")
+            entry = self[name] = getattr(importlib.import_module(module), class_name)
+        return entry
 
     def register(self, name: str, config_class: type[Config]) -> None:
         """Add a config class under `name`.
@@ -81,8 +92,10 @@ class Registry(dict[str, type[Config]], Generic[Config]):
 
     def name_of(self, config: Config) -> str:
         """Return the registered name of a config's class. Raises ValueError if there is none."""
-        for name, config_class in self.items():
-            if type(config) is config_class:
+        place = f"{type(config).__module__}:{type(config).__qualname__}"
+        for name, entry in cast("dict[str, type[Config] | str]", self).items():
+            # An entry of another module is not imported for the comparison.
+            if (entry is type(config) or entry == place) and self[name] is type(config):
                 return name
         raise ValueError(f"{type(config).__name__} is not registered; call {self.register_function} first")
 

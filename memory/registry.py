@@ -1,74 +1,48 @@
-"""Registry of memories by name; the conformance tests run on every registered memory."""
+"""Registry of memories by name; the conformance tests run on every registered memory.
+
+A memory is imported at the first use of its name, so a policy with one memory does not import all of them.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from scrubjay.memory.based import BasedConfig
 from scrubjay.memory.config_registry import Registry
 from scrubjay.memory.contract.base import Memory, MemoryConfig
-from scrubjay.memory.gru import GRUConfig
-from scrubjay.memory.gtrxl import GTrXLConfig
-from scrubjay.memory.hcam import HCAMConfig
-from scrubjay.memory.linear.flow import FlowConfig
-from scrubjay.memory.linear.gated_delta import GatedDeltaConfig
-from scrubjay.memory.linear.lightning import LightningConfig
-from scrubjay.memory.lstm import LSTMConfig
-from scrubjay.memory.miras.memora import MemoraConfig
-from scrubjay.memory.miras.moneta import MonetaConfig
-from scrubjay.memory.miras.yaad import YaadConfig
-from scrubjay.memory.none import NoMemoryConfig
-from scrubjay.memory.positional import PositionalConfig
-from scrubjay.memory.scan.agalite import AGaLiTeConfig
-from scrubjay.memory.scan.ffm import FFMConfig
-from scrubjay.memory.scan.lru import LRUConfig
-from scrubjay.memory.scan.mingru import MinGRUConfig
-from scrubjay.memory.scan.shm import SHMConfig
-from scrubjay.memory.sink import SinkConfig
-from scrubjay.memory.sparse.elmur import ELMURConfig
-from scrubjay.memory.sparse.landmark import LandmarkConfig
-from scrubjay.memory.sparse.moba import MoBAConfig
-from scrubjay.memory.sparse.nsa import NSAConfig
-from scrubjay.memory.sparse.routing import RoutingConfig
-from scrubjay.memory.stack import StackConfig
-from scrubjay.memory.titans.lmm import TitansConfig
-from scrubjay.memory.titans.mac import TitansMACConfig
-from scrubjay.memory.titans.mag import TitansMAGConfig
-from scrubjay.memory.titans.mal import TitansMALConfig
 
 _CONFIGS: Registry[MemoryConfig] = Registry(
     "memory",
     "scrubjay.memory.register",
     {
-        "agalite": AGaLiTeConfig,
-        "based": BasedConfig,
-        "elmur": ELMURConfig,
-        "ffm": FFMConfig,
-        "flow": FlowConfig,
-        "gated_delta": GatedDeltaConfig,
-        "gru": GRUConfig,
-        "gtrxl": GTrXLConfig,
-        "hcam": HCAMConfig,
-        "landmark": LandmarkConfig,
-        "lightning": LightningConfig,
-        "lru": LRUConfig,
-        "lstm": LSTMConfig,
-        "memora": MemoraConfig,
-        "mingru": MinGRUConfig,
-        "moba": MoBAConfig,
-        "moneta": MonetaConfig,
-        "none": NoMemoryConfig,
-        "nsa": NSAConfig,
-        "positional": PositionalConfig,
-        "routing": RoutingConfig,
-        "shm": SHMConfig,
-        "sink": SinkConfig,
-        "stack": StackConfig,
-        "titans": TitansConfig,
-        "titans_mac": TitansMACConfig,
-        "titans_mag": TitansMAGConfig,
-        "titans_mal": TitansMALConfig,
-        "yaad": YaadConfig,
+        "agalite": "scrubjay.memory.scan.agalite:AGaLiTeConfig",
+        "based": "scrubjay.memory.based:BasedConfig",
+        "elmur": "scrubjay.memory.sparse.elmur:ELMURConfig",
+        "ffm": "scrubjay.memory.scan.ffm:FFMConfig",
+        "flow": "scrubjay.memory.linear.flow:FlowConfig",
+        "gated_delta": "scrubjay.memory.linear.gated_delta:GatedDeltaConfig",
+        "gru": "scrubjay.memory.gru:GRUConfig",
+        "gtrxl": "scrubjay.memory.gtrxl:GTrXLConfig",
+        "hcam": "scrubjay.memory.hcam:HCAMConfig",
+        "landmark": "scrubjay.memory.sparse.landmark:LandmarkConfig",
+        "lightning": "scrubjay.memory.linear.lightning:LightningConfig",
+        "lru": "scrubjay.memory.scan.lru:LRUConfig",
+        "lstm": "scrubjay.memory.lstm:LSTMConfig",
+        "memora": "scrubjay.memory.miras.memora:MemoraConfig",
+        "mingru": "scrubjay.memory.scan.mingru:MinGRUConfig",
+        "moba": "scrubjay.memory.sparse.moba:MoBAConfig",
+        "moneta": "scrubjay.memory.miras.moneta:MonetaConfig",
+        "none": "scrubjay.memory.none:NoMemoryConfig",
+        "nsa": "scrubjay.memory.sparse.nsa:NSAConfig",
+        "positional": "scrubjay.memory.positional:PositionalConfig",
+        "routing": "scrubjay.memory.sparse.routing:RoutingConfig",
+        "shm": "scrubjay.memory.scan.shm:SHMConfig",
+        "sink": "scrubjay.memory.sink:SinkConfig",
+        "stack": "scrubjay.memory.stack:StackConfig",
+        "titans": "scrubjay.memory.titans.lmm:TitansConfig",
+        "titans_mac": "scrubjay.memory.titans.mac:TitansMACConfig",
+        "titans_mag": "scrubjay.memory.titans.mag:TitansMAGConfig",
+        "titans_mal": "scrubjay.memory.titans.mal:TitansMALConfig",
+        "yaad": "scrubjay.memory.miras.yaad:YaadConfig",
     },
 )
 

@@ -23,8 +23,7 @@ from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.contract.recall import Recall
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.gru import GRUConfig
-from scrubjay.memory.sink import SinkConfig
+from scrubjay.memory.registry import make_config
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,9 @@ class StackConfig(MemoryConfig):
         super().__post_init__()
         if self.parts is None:
             # The default has the stack's width, which only an instance knows.
-            object.__setattr__(self, "parts", (SinkConfig(dim=self.dim), GRUConfig(dim=self.dim)))
+            object.__setattr__(
+                self, "parts", (make_config("sink", dim=self.dim), make_config("gru", dim=self.dim))
+            )
         if not self.parts:
             raise ValueError(f"parts={self.parts}: a stack needs at least one memory")
         for index, part in enumerate(self.parts):

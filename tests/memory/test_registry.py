@@ -1,6 +1,8 @@
 """Registry of memories: names round-trip, and errors list the choices."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
@@ -56,3 +58,20 @@ def test_a_cell_that_is_run_again_registers_again():
     cell()
     again = cell()
     assert type(registry.configure("leaky")) is again
+
+
+def test_a_memory_is_imported_at_the_first_use_of_its_name():
+    code = (
+        "import sys; from scrubjay import memory; "
+        "config = memory.make_config('gru'); assert memory.name_of(config) == 'gru'; "
+        "assert 'hcam' in memory.list_memories(); assert 'scrubjay.memory.gru' in sys.modules; "
+        "assert 'scrubjay.memory.hcam' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_class_that_only_has_the_name_of_a_registered_class_is_not_registered():
+    registered = type(memory.make_config("gru"))
+    twin = type(registered.__name__, (registered,), {"__module__": registered.__module__})
+    with pytest.raises(ValueError, match="GRUConfig is not registered"):
+        memory.name_of(twin())
