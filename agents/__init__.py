@@ -8,6 +8,7 @@ from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.agents.chat.model import LocalChatModel as LocalChatModel
+    from scrubjay.agents.language.declarations import tool as tool
     from scrubjay.agents.learners import list_learners as list_learners
     from scrubjay.agents.learners import make_learner_config as make_learner_config
     from scrubjay.agents.learners import register_learner as register_learner
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from scrubjay.agents.teams.sampler import TeamEpisodeStats as TeamEpisodeStats
     from scrubjay.agents.teams.sampler import TeamSampler as TeamSampler
     from scrubjay.agents.teams.segment import TeamSegment as TeamSegment
-    from scrubjay.agents.tools.annotations import tool as tool
 
 # Imported lazily: a language-model agent must not wait for the import of torch.
 __all__, __getattr__, __dir__ = lazy_exports(
@@ -57,7 +57,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
         "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
         "teams.segment": ["TeamSegment"],
-        "tools.annotations": ["tool"],
+        "language.declarations": ["tool"],
     },
     packages=("embeddings", "kwai", "langchain", "rllib", "tools"),
 )

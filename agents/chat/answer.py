@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,8 +13,36 @@ from torch import Tensor
 from scrubjay.agents.chat.constraint import CALL_BEGIN, Constraint
 from scrubjay.agents.chat.conversations import Conversation
 from scrubjay.agents.chat.language_model import LoadedModel
-from scrubjay.agents.chat.sampling import Sampling
-from scrubjay.agents.chat.text import AnswerText
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling distribution of the next token. Raises ValueError on invalid values."""
+
+    temperature: float = 0.0
+    """Softmax temperature; 0 selects the most likely token (greedy decoding)."""
+    top_p: float = 0.95
+    """Nucleus sampling: total probability of the most likely tokens to sample from (Holtzman et al. 2020)."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive and finite")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: must be above 0 and at most 1")
+
+    def choose(self, logits: Float[Tensor, "vocabulary"], generator: torch.Generator) -> int:
+        """Return one token; a token with logit -inf is never sampled."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        # Subtract the maximum first: a small temperature must not overflow.
+        probabilities = ((logits - logits.max()).cpu() / self.temperature).softmax(-1)
+        if self.top_p < 1:
+            sorted_probabilities, tokens = probabilities.sort(descending=True)
+            # A token stays if the tokens before it sum to less than `top_p`; the most likely one always
+            # stays.
+            sorted_probabilities[sorted_probabilities.cumsum(-1) - sorted_probabilities >= self.top_p] = 0
+            return int(tokens[torch.multinomial(sorted_probabilities, 1, generator=generator)])
+        return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 @dataclass(frozen=True)
@@ -203,3 +232,84 @@ def crop(conversation: Conversation, length: int) -> bool:
     except (ValueError, NotImplementedError):
         return False
     return True
+
+
+class AnswerText:
+    """Text of an answer that grows token by token.
+
+    `push` returns only text that is certain to be part of the answer. It holds back an incomplete character,
+    and text that may be the beginning of a stop sequence. `text` contains all text so far, including a stop
+    sequence.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        if "" in stops:
+            raise ValueError("stop='': a stop sequence must not be empty")
+        self._tokenizer, self._stops = tokenizer, tuple(stops)
+        self._tokens: list[int] = []
+        # Decoding starts at `_anchor`, some tokens earlier: some tokenizers drop the space of the first word.
+        self._anchor = self._read = 0
+        self._shown_length = 0
+        self._ends = [0]
+        self.text = ""
+        self.stop_at: int | None = None
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """Tokens of the answer so far."""
+        return self._tokens
+
+    @property
+    def is_stopped(self) -> bool:
+        """True if the text contains a stop sequence, which begins at `stop_at`."""
+        return self.stop_at is not None
+
+    def push(self, token: int) -> str:
+        """Add a token; return the text that is now certain to be part of the answer."""
+        self._tokens.append(token)
+        before = self._decode(self._tokens[self._anchor : self._read])
+        now = self._decode(self._tokens[self._anchor :])
+        if len(now) > len(before) and not now.endswith("\ufffd"):
+            self.text += now[len(before) :]
+            self._anchor, self._read = self._read, len(self._tokens)
+        self._ends.append(len(self.text))
+        positions = [at for stop in self._stops if (at := self.text.find(stop, self._search_start())) >= 0]
+        if not positions:
+            return self._show(len(self.text) - self._count_held_back())
+        self.stop_at = min(positions)
+        return self._show(self.stop_at)
+
+    def finish(self) -> str:
+        """End the answer; return the text that was held back and is part of the answer."""
+        if not self.is_stopped and self._read < len(self._tokens):
+            before = self._decode(self._tokens[self._anchor : self._read])
+            self.text += self._decode(self._tokens[self._anchor :])[len(before) :]
+            self._ends[-1] = len(self.text)
+        return self._show(self.stop_at if self.stop_at is not None else len(self.text))
+
+    def tokens_within(self, length: int) -> tuple[int, int]:
+        """Return a pair: how many tokens end in the first `length` characters, and where the last one ends.
+
+        The second number is a position in `text`.
+        """
+        end = max(end for end in self._ends if end <= length)
+        # The first token with this end: tokens after it belong to an incomplete character.
+        return self._ends.index(end), end
+
+    def _show(self, end: int) -> str:
+        new, self._shown_length = self.text[self._shown_length : end], max(self._shown_length, end)
+        return new
+
+    def _search_start(self) -> int:
+        longest = max((len(stop) for stop in self._stops), default=1)
+        return max(0, self._shown_length - longest + 1)
+
+    def _count_held_back(self) -> int:
+        """Return the length of the longest suffix of `text` that is the beginning of a stop sequence."""
+        sizes = (
+            size for stop in self._stops for size in range(1, len(stop)) if self.text.endswith(stop[:size])
+        )
+        return max(sizes, default=0)
+
+    def _decode(self, tokens: list[int]) -> str:
+        return self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)

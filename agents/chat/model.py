@@ -25,14 +25,11 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import PrivateAttr, model_validator
 
-from scrubjay.agents.chat.answer import Answer, AnswerConfig, crop
-from scrubjay.agents.chat.answer_format import AnswerFormat
-from scrubjay.agents.chat.calls import CallPart, CallSplitter
+from scrubjay.agents.chat.answer import Answer, AnswerConfig, Sampling, crop
+from scrubjay.agents.chat.answer_format import AnswerFormat, CallPart, CallSplitter, parse_answers
 from scrubjay.agents.chat.conversations import Conversation, ConversationStore
 from scrubjay.agents.chat.language_model import LoadedModel, load
 from scrubjay.agents.chat.prompt import write_prompt
-from scrubjay.agents.chat.sampling import Sampling
-from scrubjay.agents.chat.structured_output import parse_answers
 from scrubjay.memory import context
 
 # Options of hosted models that a local one ignores; third-party code may pass them.

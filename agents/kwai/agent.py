@@ -15,7 +15,14 @@ from langchain_core.runnables.config import patch_config
 from langchain_core.runnables.utils import AddableDict
 from langchain_core.tools import BaseTool
 
-from scrubjay.agents.kwai.context import PromptBuilder, filter_dialogue, split_passages
+from scrubjay.agents.kwai.context import (
+    Profile,
+    PromptBuilder,
+    filter_dialogue,
+    index_tools,
+    prepare_for_binding,
+    split_passages,
+)
 from scrubjay.agents.kwai.executor import Executor
 from scrubjay.agents.kwai.limits import (
     Limits,
@@ -25,15 +32,12 @@ from scrubjay.agents.kwai.limits import (
     make_token_counter,
 )
 from scrubjay.agents.kwai.loop import LoopParts, run_turn
-from scrubjay.agents.kwai.memory_protocol import AgentMemory
+from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.kwai.profile import Profile
 from scrubjay.agents.kwai.recall import MemoryAccess
 from scrubjay.agents.kwai.runner import Loop, arun_loop, run_loop
-from scrubjay.agents.kwai.tool_prompt import index_tools, prepare_for_binding
-from scrubjay.agents.kwai.transcript import repair_transcript
-from scrubjay.agents.kwai.turn import Passage, Turn
+from scrubjay.agents.kwai.turn import AgentMemory, Passage, Turn
 from scrubjay.agents.language.declarations import is_third_party, is_trusted
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts

@@ -9,9 +9,9 @@ from typing import Any, Literal
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
 
-from scrubjay.agents.kwai.effects import Effect, RunFunction, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
+from scrubjay.agents.kwai.runner import Effect, RunFunction, RunTool, ToolTimeoutError
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
@@ -19,7 +19,7 @@ from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import fence, find_sources, truncate_text
-from scrubjay.agents.tools.argument_errors import describe_faults
+from scrubjay.agents.tools.base import describe_faults
 
 
 @dataclass(frozen=True)

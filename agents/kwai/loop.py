@@ -15,14 +15,12 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
 from scrubjay.agents.kwai.context import PromptBuilder
-from scrubjay.agents.kwai.effects import AskModel, Effect
-from scrubjay.agents.kwai.events import Step
 from scrubjay.agents.kwai.executor import Executor
+from scrubjay.agents.kwai.messages import extract_text
 from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.recall import MemoryAccess
-from scrubjay.agents.kwai.replies import extract_text
-from scrubjay.agents.kwai.runner import Loop
-from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.runner import AskModel, Effect, Loop
+from scrubjay.agents.kwai.turn import Step, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.untrusted import TAINTED

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
 from scrubjay.agents.kwai.context import PromptBuilder
-from scrubjay.agents.kwai.effects import AskModel, Effect
+from scrubjay.agents.kwai.messages import extract_text, extract_thinking, is_cut_off
 from scrubjay.agents.kwai.plans import (
     FINISH,
     NOTHING,
@@ -26,7 +26,7 @@ from scrubjay.agents.kwai.plans import (
     read_arguments,
     read_plan,
 )
-from scrubjay.agents.kwai.replies import extract_text, extract_thinking, is_cut_off
+from scrubjay.agents.kwai.runner import AskModel, Effect
 from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.text import clean
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any
 
-from scrubjay.agents.kwai.effects import Effect, RunFunction
-from scrubjay.agents.kwai.events import Step
-from scrubjay.agents.kwai.memory_protocol import AgentMemory, MemoryRecord
-from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.runner import Effect, RunFunction
+from scrubjay.agents.kwai.turn import AgentMemory, MemoryRecord, Step, Turn
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import is_question, truncate_for_storage
 from scrubjay.memory import MemoryBank

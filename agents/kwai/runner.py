@@ -1,4 +1,9 @@
-"""Run the agent loop and perform its effects, either in threads or on an asyncio event loop."""
+"""Run the agent loop and perform its effects, either in threads or on an asyncio event loop.
+
+The agent loop is a generator that yields updates (dictionaries for the caller) and effects (actions with
+I/O). One loop therefore serves sync and async callers. The runner performs each effect and sends the result
+to the generator. If the effect fails, the runner throws the error into the generator.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +13,52 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, wait
+from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, message_chunk_to_message
-from langchain_core.runnables import RunnableConfig
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
-from scrubjay.agents.kwai.effects import AskModel, Effect, RunTool, ToolTimeoutError
-from scrubjay.agents.kwai.replies import extract_text, keep_pending, strip_thoughts
+from scrubjay.agents.kwai.messages import extract_text, keep_pending, strip_thoughts
+from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import taint_scope
 
+
+class ToolTimeoutError(Exception):
+    """A tool did not return in time; the tool may still be running."""
+
+
+@dataclass(frozen=True)
+class AskModel:
+    """Effect that calls the model. The loop receives the reply, an AIMessage."""
+
+    model: Runnable[Any, Any]
+    messages: list[BaseMessage]
+    is_answer: bool = False
+    """True if the reply's text is the answer, which is streamed to the caller."""
+
+
+@dataclass(frozen=True)
+class RunTool:
+    """Effect that runs a tool. The loop receives the return value, or ToolTimeoutError after `seconds`."""
+
+    tool: BaseTool
+    call: Call
+    seconds: float
+    is_tainted: bool
+    """True if untrusted text was read before the call."""
+
+
+@dataclass(frozen=True)
+class RunFunction:
+    """Effect that calls a function, which may block. The loop receives the return value."""
+
+    function: Callable[[], Any]
+
+
+Effect = AskModel | RunTool | RunFunction
 Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]
 

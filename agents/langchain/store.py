@@ -7,9 +7,10 @@ keys to values.
 from __future__ import annotations
 
 import json
+import operator
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +34,6 @@ from langgraph.store.base import (
     validate_op_namespace,
 )
 
-from scrubjay.agents.langchain.filter import matches_filter
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
@@ -209,7 +209,7 @@ class BankStore(BaseStore):
         matching = {
             space[: op.max_depth]
             for space in spaces
-            if all(_matches(condition, space) for condition in op.match_conditions or ())
+            if all(_matches_condition(condition, space) for condition in op.match_conditions or ())
         }
         return sorted(matching)[op.offset : op.offset + op.limit]
 
@@ -341,7 +341,7 @@ def _fields(row: tuple) -> dict[str, Any]:
     }
 
 
-def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
+def _matches_condition(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
     path = condition.path
     if len(path) > len(namespace):
         return False
@@ -352,3 +352,45 @@ def _matches(condition: MatchCondition, namespace: tuple[str, ...]) -> bool:
     else:
         raise ValueError(f"match_type={condition.match_type!r}: choose from prefix, suffix")
     return all(pattern in ("*", label) for pattern, label in zip(path, part, strict=True))
+
+
+_ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
+_OPERATORS = ("$eq", "$ne", *_ORDER)
+
+
+def matches_filter(value: Any, filter: Mapping[str, Any] | None) -> bool:
+    """Return True if a value matches a filter; a missing key counts as None.
+
+    The operators `$gt $gte $lt $lte` compare a number with a number, or a string with a string. For other
+    types the result is False. Raises ValueError if an operator is unknown.
+    """
+    return all(_matches(value.get(key), expected) for key, expected in (filter or {}).items())
+
+
+def _matches(value: Any, expected: Any) -> bool:
+    if isinstance(expected, Mapping):
+        if any(str(key).startswith("$") for key in expected):
+            return all(_compare(value, name, bound) for name, bound in expected.items())
+        return isinstance(value, Mapping) and matches_filter(value, expected)
+    if isinstance(expected, list | tuple):
+        return (
+            isinstance(value, list | tuple)
+            and len(value) == len(expected)
+            and all(map(_matches, value, expected))
+        )
+    return value == expected
+
+
+def _compare(value: Any, name: str, bound: Any) -> bool:
+    if name not in _OPERATORS:
+        raise ValueError(f"unknown operator {name!r} in a filter; choose from {', '.join(_OPERATORS)}")
+    if name == "$eq":
+        return value == bound
+    if name == "$ne":
+        return value != bound
+    return _comparable(value, bound) and _ORDER[name](value, bound)
+
+
+def _comparable(value: Any, bound: Any) -> bool:
+    both = (value, bound)
+    return all(isinstance(one, int | float) for one in both) or all(isinstance(one, str) for one in both)

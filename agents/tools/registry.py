@@ -10,20 +10,17 @@ from typing import Literal, get_args
 
 from langchain_core.tools import BaseTool
 
-from scrubjay.agents.tools.base import Language
+from scrubjay.agents.tools.base import Language, Replay
 from scrubjay.agents.tools.browse import BROWSE
 from scrubjay.agents.tools.calculator import CALCULATOR
-from scrubjay.agents.tools.calendar import CALENDAR
+from scrubjay.agents.tools.calendar import CALENDAR, SOLAR_TERMS
+from scrubjay.agents.tools.dates import TIME_DELTA
 from scrubjay.agents.tools.holidays import HOLIDAYS
 from scrubjay.agents.tools.lunar_date import LUNAR_DATE
-from scrubjay.agents.tools.replay import Replay
-from scrubjay.agents.tools.solar_terms import SOLAR_TERMS
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec, build
-from scrubjay.agents.tools.time_delta import TIME_DELTA
 from scrubjay.agents.tools.weather import WEATHER
 from scrubjay.agents.tools.web import Web, WebConfig
-from scrubjay.agents.tools.web_search import WEB_SEARCH
-from scrubjay.agents.tools.wikipedia import WIKIPEDIA
+from scrubjay.agents.tools.web_search import WEB_SEARCH, WIKIPEDIA
 
 _SPECS: dict[str, ToolSpec] = {
     spec.name: spec

@@ -17,9 +17,14 @@ from langchain_core.tools import StructuredTool, ToolException
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from scrubjay.agents.language.prompts import LocalizedError, Prompts, load_prompts
-from scrubjay.agents.tools.argument_errors import describe_faults
-from scrubjay.agents.tools.base import Language, ToolResult, ToolUnavailable, UnreachableError
-from scrubjay.agents.tools.replay import Replay
+from scrubjay.agents.tools.base import (
+    Language,
+    Replay,
+    ToolResult,
+    ToolUnavailable,
+    UnreachableError,
+    describe_faults,
+)
 from scrubjay.agents.tools.web import Web
 
 

@@ -13,7 +13,7 @@ from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
 from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
-from scrubjay.agents.tools.wikipedia import read_json
+from scrubjay.agents.tools.web_search import read_json
 
 PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"

@@ -1,16 +1,21 @@
-"""Web search with ddgs, which queries several engines and needs no API key."""
+"""Search the web with ddgs, and search Wikipedia."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+from urllib.parse import urlencode
+
+from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
 from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
-from scrubjay.agents.tools.web import run_with_timeout
+from scrubjay.agents.tools.web import Page, run_with_timeout
 
 MAX_CHARACTERS = 500
 """Maximum characters of an excerpt."""
 
 
-def _run(context: ToolContext, query: str, count: int) -> ToolResult:
+def _search(context: ToolContext, query: str, count: int) -> ToolResult:
     if not query.strip():
         raise ToolArgumentError("search_empty")
     if not 1 <= count <= 20:
@@ -64,8 +69,82 @@ WEB_SEARCH = ToolSpec(
         Argument("query", str, Bilingual("what to search for", "搜索词")),
         Argument("count", int, Bilingual("how many hits, 1 to 20", "结果数，1 至 20"), 5),
     ),
-    run=_run,
+    run=_search,
     side_effect=False,
     network=True,
     packages=("ddgs",),
+)
+
+
+API = "https://{language}.wikipedia.org/w/api.php"
+MAX_ARTICLE_CHARACTERS = 2000
+"""Maximum characters of one article."""
+
+
+def read_json(page: Page) -> Any:
+    """Return the JSON value of a page. Raises RequestError if the page is not JSON."""
+    try:
+        return json.loads("" if page.truncated else page.text)
+    except ValueError:
+        raise RequestError("web_not_json") from None
+
+
+def _look_up(context: ToolContext, query: str, count: int) -> ToolResult:
+    if not query.strip():
+        raise ToolArgumentError("wiki_empty")
+    if not 1 <= count <= 5:
+        raise ToolArgumentError("search_count", most=5, count=count)
+    parameters = {
+        "action": "query",
+        "format": "json",
+        "formatversion": 2,
+        "generator": "search",
+        "gsrsearch": query,
+        "gsrlimit": count,
+        "prop": "extracts|info",
+        "inprop": "url",
+        "exintro": 1,
+        "explaintext": 1,
+        "exlimit": "max",
+        "redirects": 1,
+    }
+    if context.language == "zh":
+        parameters["variant"] = "zh-cn"
+    response = read_json(context.web.get(f"{API.format(language=context.language)}?{urlencode(parameters)}"))
+    if "error" in response:
+        raise RequestError("wiki_refuses", error=response["error"].get("info", response["error"]))
+    articles = sorted(response.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
+    data = [
+        {
+            "title": article["title"],
+            "url": article.get("fullurl", ""),
+            "text": _cut(article.get("extract", "").strip()),
+        }
+        for article in articles[:count]
+    ]
+    if not data:
+        return ToolResult(context.say("No article was found.", "没有找到条目。"), data=[])
+    blocks = [f"{article['title']}\n{article['url']}\n{article['text']}" for article in data]
+    return ToolResult("\n\n".join(blocks), tuple(article["url"] for article in data), data)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_ARTICLE_CHARACTERS else text[:MAX_ARTICLE_CHARACTERS] + " [...]"
+
+
+WIKIPEDIA = ToolSpec(
+    name="wikipedia",
+    zh_name="维基百科",
+    description=Bilingual(
+        "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates of "
+        "birth.",
+        "查询维基百科条目简介，适合人物、地点、生卒日期等。",
+    ),
+    arguments=(
+        Argument("query", str, Bilingual("a name or some words", "名称或关键词")),
+        Argument("count", int, Bilingual("how many articles, 1 to 5", "条目数，1 至 5"), 2),
+    ),
+    run=_look_up,
+    side_effect=False,
+    network=True,
 )

@@ -220,7 +220,7 @@ class Conversation:
         """
         from langchain_core.messages import HumanMessage
 
-        from scrubjay.agents.kwai.replies import is_cut_off
+        from scrubjay.agents.kwai.messages import is_cut_off
 
         options, messages = self._options, [*self._messages, HumanMessage(question)]
         failure = _failure_handler()
@@ -385,9 +385,8 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
 
     Raises ValueError on an unknown tool, and ImportError if the module of a tool cannot be imported.
     """
-    from scrubjay.agents.language.declarations import is_trusted
+    from scrubjay.agents.language.declarations import as_tool, is_trusted
     from scrubjay.agents.tools import make_tools
-    from scrubjay.agents.tools.annotations import as_tool
 
     names = [tool_name.strip() for tool_name in options.tools.split(",") if tool_name.strip()]
     if not names:

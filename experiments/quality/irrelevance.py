@@ -32,7 +32,7 @@ from langchain_core.tools import StructuredTool
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.transcript import repair_transcript
+from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.runs.directory import write_atomically

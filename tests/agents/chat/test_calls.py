@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.agents.chat.calls import CallPart, CallSplitter
+from scrubjay.agents.chat.answer_format import CallPart, CallSplitter
 from scrubjay.agents.chat.constraint import CALL_BEGIN
 from scrubjay.agents.chat.prompt import call_text
 

@@ -77,7 +77,7 @@ def test_a_model_calls_reads_the_result_and_answers(template, tiny_chat):
 
 
 def test_calls_in_another_models_form_are_text(tiny_chat):
-    from scrubjay.agents.chat.calls import CallSplitter
+    from scrubjay.agents.chat.answer_format import CallSplitter
 
     for text in (
         '[TOOL_CALLS] [{"name": "adder"}]',

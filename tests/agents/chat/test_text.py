@@ -9,7 +9,7 @@ pytest.importorskip("transformers")
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.agents.chat.text import AnswerText
+from scrubjay.agents.chat.answer import AnswerText
 
 # One to four tokens per character, since a token is a byte.
 TEXTS = st.text(st.sampled_from("ab é鴉🐦"), max_size=12)

@@ -15,7 +15,7 @@ from langchain_core.tools import tool as langchain_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.agents.kwai.transcript import repair_transcript
+from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
 
 from .replayable import assert_replayable

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scrubjay.agents.tools import WebConfig, make_tools
 from scrubjay.agents.tools.base import Language
-from scrubjay.agents.tools.solar_terms import CHINA
+from scrubjay.agents.tools.calendar import CHINA
 
 OPEN = WebConfig(allow_private=True)
 MOMENTS = st.datetimes(datetime(1583, 1, 1), datetime(9998, 12, 31)).map(lambda m: m.replace(microsecond=0))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.agents.tools.addresses import is_public
+from scrubjay.agents.tools.web import is_public
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scrubjay.agents.tools.calendar import CHINA
 from scrubjay.agents.tools.lunar_date import from_lunar, to_lunar
-from scrubjay.agents.tools.solar_terms import CHINA
 
 ephem = pytest.importorskip("ephem")
 from .asking import ask

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from scrubjay.agents.tools.solar_terms import TERMS, solar_terms
+from scrubjay.agents.tools.calendar import TERMS, solar_terms
 
 ephem = pytest.importorskip("ephem")
 

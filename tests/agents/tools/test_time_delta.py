@@ -8,7 +8,7 @@ from dateutil.relativedelta import relativedelta
 from hypothesis import given
 
 from scrubjay.agents.tools import make_tools
-from scrubjay.agents.tools.time_delta import add_months, span
+from scrubjay.agents.tools.dates import add_months, span
 
 from .asking import MOMENTS, ask
 

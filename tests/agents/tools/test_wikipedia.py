@@ -3,7 +3,7 @@
 import json
 from urllib.parse import parse_qs, urlsplit
 
-from scrubjay.agents.tools import wikipedia
+from scrubjay.agents.tools import web_search
 
 from .asking import ask
 
@@ -31,13 +31,13 @@ def test_wikipedia_gives_introductions_and_sources(serve, monkeypatch):
         handler.answer("application/json", json.dumps(replies[query]).encode())
 
     site = serve({"/api": api, "/page": ("text/html", b"<html>"), "/": ("text/html", b"")})
-    monkeypatch.setattr(wikipedia, "API", site.url + "api")
+    monkeypatch.setattr(web_search, "API", site.url + "api")
     answer = ask("wikipedia", query="jay")
     assert answer.content.startswith("Scrub jay\nhttps://en.wikipedia.org/wiki/Jay\nA bird.\n\nAcorn")
     assert answer.content.endswith("x [...]")
     assert answer.artifact["urls"] == [page["fullurl"] for page in reversed(pages)]
     assert ask("wikipedia", "zh", query="nothing").content == "没有找到条目。"
     assert "no such action" in ask("wikipedia", query="bad").content
-    monkeypatch.setattr(wikipedia, "API", site.url + "page")
+    monkeypatch.setattr(web_search, "API", site.url + "page")
     assert "not JSON" in ask("wikipedia", query="jay").content
     assert ask("wikipedia", query=" ").status == "error"

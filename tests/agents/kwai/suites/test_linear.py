@@ -6,9 +6,9 @@ from datetime import datetime
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 
-from scrubjay.agents.chat.calls import CallSplitter
+from scrubjay.agents.chat.answer_format import CallSplitter
+from scrubjay.agents.kwai.messages import extract_text, strip_thoughts
 from scrubjay.agents.kwai.plans import PlanError, read_plan
-from scrubjay.agents.kwai.replies import extract_text, strip_thoughts
 from scrubjay.agents.kwai.runner import _AnswerStream
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import Gate

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 
 from scrubjay.agents.kwai import KwaiAgent
-from scrubjay.agents.kwai.replies import extract_text, is_cut_off, strip_thoughts
+from scrubjay.agents.kwai.messages import extract_text, is_cut_off, strip_thoughts
 from scrubjay.memory import MemoryBank
 
 from .scripted_model import ScriptedModel, call, plan

@@ -1,12 +1,14 @@
-"""Extract text, reasoning and finish reason from a model's reply, in the formats of different providers."""
+"""Read a model's replies in the formats of different providers, and repair message histories."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 
+from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean, clean_value
 
 _REASONS = ("finish_reason", "stop_reason", "stopReason", "done_reason")
@@ -76,3 +78,31 @@ def extract_thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
             assert isinstance(value, dict)
             reasoning_blocks.append(value)
     return reasoning_blocks
+
+
+def repair_transcript(messages: Sequence[BaseMessage], prompts: Prompts) -> list[BaseMessage]:
+    """Return `messages` with exactly one result for every call; a valid history is not changed.
+
+    A crashed run (of this or another framework) leaves calls without results. Providers reject such calls.
+    """
+    repaired_messages: list[BaseMessage] = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        if isinstance(message, ToolMessage):
+            continue  # results that belong to a call are added with the call below
+        repaired_messages.append(message)
+        if not isinstance(message, AIMessage):
+            continue
+        open_calls = {call["id"]: call for call in [*message.tool_calls, *message.invalid_tool_calls]}
+        while place < len(messages) and isinstance(result := messages[place], ToolMessage):
+            if open_calls.pop(result.tool_call_id, None) is not None:
+                repaired_messages.append(result)
+            place += 1
+        repaired_messages += [
+            ToolMessage(prompts.say("interrupted"), tool_call_id=call_id, name=call["name"], status="error")
+            for call_id, call in open_calls.items()
+            if call_id
+        ]
+    return repaired_messages

@@ -1,15 +1,19 @@
-"""Recorded answers: writing, reading, concurrent writers, incomplete lines."""
+"""Recorded results, and messages about invalid arguments."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ConfigDict, ValidationError, create_model
 
+from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.tools import Replay, WebConfig, make_tools
-from scrubjay.agents.tools.base import ToolResult
+from scrubjay.agents.tools.base import ToolResult, describe_faults
 
 from .asking import call, clock
 
@@ -92,3 +96,22 @@ def test_answers_are_recorded_and_given_again_without_network(tmp_path, serve):
     assert call(chinese, url=site.url).status == "error"  # recorded in another language
     assert call(tools[0], url=site.url + "other").status == "error"
     assert site.paths == ["/"]
+
+
+def test_english_words_of_faults_are_pydantic_s():
+    kinds: dict[str, Any] = {
+        "s": str, "i": int, "f": float, "b": bool, "l": list, "d": dict, "w": Literal["solar", "lunar"],
+    }  # fmt: skip
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in kinds.items()}
+    schema = create_model("schema", __config__=ConfigDict(extra="forbid"), **fields)
+    wrong = [dict.fromkeys([*kinds, "more"], value) for value in (None, "?", 1.5, [])]
+    names = set()
+    for arguments in [{}, *wrong]:
+        with pytest.raises(ValidationError) as raises:
+            schema(**arguments)
+        faults = raises.value.errors()
+        names |= {f"fault_{fault['type']}" for fault in faults}
+        plain = "; ".join(f"{fault['loc'][0]}: {fault['msg']}" for fault in faults)
+        assert describe_faults(raises.value, load_prompts("en")) == plain
+        assert not re.search("Input|valid", describe_faults(raises.value, load_prompts("zh")))
+    assert names == {name for name in load_prompts("en").names if name.startswith("fault_")}
