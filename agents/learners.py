@@ -69,7 +69,4 @@ def get_learner_name(config: LearnerConfig) -> str:
     return _LEARNERS.name_of(config)
 
 
-# Older runs of teams stored no learner name: gamatr was then the only learner of teams.
-serialization.register_family(
-    LearnerConfig, lambda name: type(make_learner_config(name)), get_learner_name, default_name="gamatr"
-)
+serialization.register_family(LearnerConfig, lambda name: type(make_learner_config(name)), get_learner_name)

@@ -8,7 +8,6 @@ from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.experiments.evaluation.policy import evaluate as evaluate
-    from scrubjay.experiments.experiment_types.reinforcement import AgentTaskConfig as AgentTaskConfig
     from scrubjay.experiments.experiment_types.reinforcement import TrainConfig as TrainConfig
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
@@ -23,7 +22,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "evaluation.policy": ["evaluate"],
-        "experiment_types.reinforcement": ["AgentTaskConfig", "TrainConfig"],
+        "experiment_types.reinforcement": ["TrainConfig"],
         "recipes": ["RECIPES", "with_memory"],
         "run": ["Run"],
         "runs.cluster": ["RayOptions"],

@@ -58,8 +58,8 @@ class Catalogue:
     """Settings with which a recipe overrides the defaults of a memory: `memory_settings[recipe][memory]`."""
     method_settings: dict[str, dict[str, Any]]
     """Policy settings, learner settings and memory of each method."""
-    default_learners: dict[str, list[str]]
-    """Default learner of each recipe that trains a policy: its config field and its registered name."""
+    default_learners: dict[str, str]
+    """Registered name of the default learner of each recipe that trains a policy."""
 
 
 @cache
@@ -110,10 +110,7 @@ def build_catalogue() -> Catalogue:
             name: {"policy": method.policy, "learner": method.learner, "memory": method.memory}
             for name, method in METHODS.items()
         },
-        default_learners={
-            name: [config.learner_field, get_learner_name(config.learner)]
-            for name, config in trained_configs.items()
-        },
+        default_learners={name: get_learner_name(config.learner) for name, config in trained_configs.items()},
     )
 
 

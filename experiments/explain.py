@@ -25,7 +25,7 @@ def explain(recipe: str, arguments: Sequence[str]) -> None:
     try:
         config = from_dict(_apply_choices(recipe, remaining), load_catalogue().schemas)
         if recipe in load_catalogue().default_learners:
-            remaining = expand_short_options(remaining, *load_catalogue().default_learners[recipe])
+            remaining = expand_short_options(remaining, load_catalogue().default_learners[recipe])
         parse(type(config), remaining, f"scrubjay train {recipe}", config)
     except (LookupError, ValueError, UsageError):
         return
@@ -48,7 +48,7 @@ def _apply_choices(recipe: str, arguments: list[str]) -> dict[str, Any]:
         for name in take_flag(arguments, "--learner"):
             if team and name in stored_catalogue.learners["team"]:
                 _set_learner(config, name)
-            elif name != stored_catalogue.default_learners[recipe][1]:
+            elif name != stored_catalogue.default_learners[recipe]:
                 raise LookupError(name)
     for name in take_flag(arguments, "--memory"):
         settings = stored_catalogue.memory_settings[recipe].get(name, {})

@@ -22,14 +22,14 @@ loss `verifier` is from that paper. A policy with `skip` also receives the prese
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import OMIT_DEFAULT, Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.contract.recall import Read, Recall
@@ -76,7 +76,7 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     """Number of earlier steps in the local attention window, at least `chunk_size`. Default: `chunk_size`."""
     stop_memory_gradient: bool = True
     """Stop the gradient at stored chunks, as in the paper."""
-    bottleneck: bool = field(default=False, metadata=OMIT_DEFAULT)
+    bottleneck: bool = False
     """Pass only the read-out of the selected chunks, without the residual stream, to the feed-forward
     layer."""
 

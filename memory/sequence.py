@@ -12,7 +12,7 @@ import inspect
 import itertools
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, cast
@@ -24,7 +24,6 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import (
-    OMIT_DEFAULT,
     Memory,
     MemoryConfig,
     State,
@@ -36,7 +35,7 @@ from scrubjay.memory.contract.base import (
 from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.parts.convolution import ShortConvolution
 from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.serialization import decode, encode
+from scrubjay.memory.serialization import FORMAT, decode, encode, take_format
 from scrubjay.memory.sketch import sketch_for
 
 _TOLERANCE = 0.01
@@ -61,7 +60,7 @@ class SequenceConfig:
     """Hidden units of a feed-forward layer; by default 2 * `memory.dim`. See `match_parameters`."""
     convolution_width: int = 3
     """Number of steps in the causal convolution before each memory; 1 disables the convolution."""
-    num_learned_sinks: int = field(default=0, metadata=OMIT_DEFAULT)
+    num_learned_sinks: int = 0
     """Number of learned inputs before every sequence, like the sink token of Xiao et al. 2023 (arXiv
     2309.17453, section 3.3). The initial state of the model is the state after these inputs."""
 
@@ -261,7 +260,9 @@ class SequenceModel(
     def _save_pretrained(self, save_directory: Path) -> None:
         super()._save_pretrained(save_directory)
         # Written here, since the mixin would not store the type of the memory.
-        (save_directory / "config.json").write_text(json.dumps(encode(self.config), indent=2) + "\n")
+        (save_directory / "config.json").write_text(
+            json.dumps({"format": FORMAT, **encode(self.config)}, indent=2) + "\n"
+        )
 
     @classmethod
     def _from_pretrained(
@@ -270,6 +271,7 @@ class SequenceModel(
         if config is None:  # the mixin only logs a missing config
             raise FileNotFoundError(f"{model_id} has no config.json; write the model with save_pretrained")
         if not isinstance(config, SequenceConfig):
+            take_format(config := dict(config), f"config.json of {model_id}")
             config = decode(SequenceConfig, config)
         options.setdefault("strict", True)
         # An untrusted config may exceed the memory, so the weights must have the size of its model.

@@ -13,10 +13,16 @@ import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from scrubjay.memory.contract.base import OMIT_DEFAULT, MemoryConfig
+from scrubjay._version import __version__
+from scrubjay.memory.contract.base import MemoryConfig
 from scrubjay.memory.registry import make_config, name_of
 
 T = TypeVar("T")
+
+FORMAT = 2
+"""Number of the format of stored configs. A file with another number, or with none, is refused.
+
+The number grows if a stored config can no longer be read, or would be read with another meaning."""
 
 
 class _Family(NamedTuple):
@@ -24,27 +30,30 @@ class _Family(NamedTuple):
 
     class_of: Callable[[str], type]
     name_of: Callable[[Any], str]
-    default_name: str | None
 
 
 _FAMILIES: dict[type, _Family] = {
-    MemoryConfig: _Family(lambda name: type(make_config(name)), name_of, default_name=None),
+    MemoryConfig: _Family(lambda name: type(make_config(name)), name_of),
 }
 
 
-def register_family(
-    base: type,
-    class_of: Callable[[str], type],
-    name_of: Callable[[Any], str],
-    default_name: str | None = None,
-) -> None:
+def register_family(base: type, class_of: Callable[[str], type], name_of: Callable[[Any], str]) -> None:
     """Register `base`, so that its subclasses are identified by an entry `name` in JSON.
 
     `class_of` returns the class for a name, or raises ValueError. `name_of` returns the name of a config.
-    `encode` omits the entry `name` if the name is `default_name`. `decode` uses `default_name` if the entry
-    `name` is missing.
     """
-    _FAMILIES[base] = _Family(class_of, name_of, default_name)
+    _FAMILIES[base] = _Family(class_of, name_of)
+
+
+def take_format(fields: dict[str, Any], source: object) -> None:
+    """Remove the entry `format` of a stored config. Raises ValueError if it is not `FORMAT`."""
+    found = fields.pop("format", None)
+    if type(found) is not int or found != FORMAT:
+        written = "no format number" if found is None else f"format {found!r:.40}"
+        raise ValueError(
+            f"{source} has {written}: Scrubjay {__version__} reads format {FORMAT}; load it with the version "
+            "that wrote it, or create it again with this version"
+        )
 
 
 def encode(value: Any) -> Any:
@@ -54,8 +63,7 @@ def encode(value: Any) -> Any:
     """
     for base, family in _FAMILIES.items():
         if isinstance(value, base):
-            name = family.name_of(value)
-            return _fields(value) if name == family.default_name else {"name": name, **_fields(value)}
+            return {"name": family.name_of(value), **_fields(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         kind = getattr(type(value), "kind", None)
         return _fields(value) if kind is None else {"kind": kind, **_fields(value)}
@@ -80,12 +88,7 @@ def decode(kind: type[T], value: Any, where: str = "config") -> T:
 
 def _fields(config: Any) -> dict[str, Any]:
     hints = typing.get_type_hints(type(config))
-    values = {
-        field.name: value
-        for field in dataclasses.fields(config)
-        if (value := getattr(config, field.name)) != field.default
-        or not OMIT_DEFAULT.items() <= field.metadata.items()
-    }
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {
         # A field whose type is one class of a family needs no name.
         name: _fields(value) if _is_one_of_family(hints[name]) else encode(value)
@@ -153,7 +156,7 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
 
 
 def _decode_named(family: _Family, value: Any, where: str) -> Any:
-    name = value.get("name", family.default_name) if isinstance(value, dict) else None
+    name = value.get("name") if isinstance(value, dict) else None
     if not isinstance(name, str):
         raise ValueError(  # noqa: TRY004
             f'{where}={value!r}: expected a JSON object whose key "name" has a registered name as value, '

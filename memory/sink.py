@@ -15,7 +15,7 @@ values that are the same in every episode (section 3.3 of the paper).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -27,7 +27,7 @@ from torch.nn import functional
 from scrubjay.kernels import merge, sink_attention, sink_slot
 from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.kernels.dispatch import is_traced, without_autocast
-from scrubjay.memory.contract.base import OMIT_DEFAULT, Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.contract.recall import Read, Recall
 from scrubjay.memory.contract.stepper import Stepper
@@ -60,7 +60,7 @@ class SinkConfig(MemoryConfig):
     head can then give all steps a low weight."""
     feed_forward_ratio: int = 2
     """Hidden width of the feed-forward layer, in units of `dim`."""
-    num_learned_sinks: int = field(default=0, metadata=OMIT_DEFAULT)
+    num_learned_sinks: int = 0
     """Number of learned keys and values in each layer, visible to every step."""
 
     def __post_init__(self) -> None:

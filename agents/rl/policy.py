@@ -26,7 +26,6 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.positional import PositionalConfig
-from scrubjay.memory.serialization import OMIT_DEFAULT
 from scrubjay.memory.stack import StackConfig
 
 
@@ -38,16 +37,16 @@ class PolicyConfig:
     """Memory between the encoder and the heads."""
     reconstruction: bool = False
     """Add a head that reconstructs observations, for learners with a reconstruction loss."""
-    auxiliary: tuple[Auxiliary, ...] = dataclasses.field(default=(), metadata=OMIT_DEFAULT)
+    auxiliary: tuple[Auxiliary, ...] = ()
     """Auxiliary heads to add: reconstruction, next_observation, verifier. Only learners with an auxiliary
     loss use these heads."""
-    skip: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
+    skip: bool = False
     """Add a skip connection: the output of a second encoder is added to the output of the memory."""
-    pooling: Pooling = dataclasses.field(default="attention", metadata=OMIT_DEFAULT)
+    pooling: Pooling = "attention"
     """Pooling of sets in observations: attention or sum. A set is a leaf NAME with a sibling NAME_mask."""
-    images: ImageEncoderType = dataclasses.field(default="convolution", metadata=OMIT_DEFAULT)
+    images: ImageEncoderType = "convolution"
     """Image encoder: convolution, or routing to add attention between image regions."""
-    clock: bool = dataclasses.field(default=False, metadata=OMIT_DEFAULT)
+    clock: bool = False
     """Add an encoding of the time since episode start to the memory's input. Without it, memories with
     normalized attention weights cannot count steps."""
 

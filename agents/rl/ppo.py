@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
@@ -21,7 +21,6 @@ from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.reward_scale import RewardScale
 from scrubjay.agents.rl.segment import Segment
-from scrubjay.memory.serialization import OMIT_DEFAULT
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,31 @@ class PPOConfig(LearnerConfig):
     """Number of minibatches per epoch; a minibatch has the whole segments of some environments."""
     entropy_coefficient: float = 0.01
     """Coefficient of the entropy bonus."""
-    barrier_coefficient: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    barrier_coefficient: float = 0.0
     """Coefficient of the log barrier KL(uniform, policy), which keeps every action possible; discrete actions
     only."""
     value_coefficient: float = 0.5
     """Coefficient of the value loss."""
     reconstruction_coefficient: float = 0.0
     """Coefficient of the reconstruction loss; above 0 requires a policy with `reconstruction=True`."""
-    auxiliary_coefficient: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    auxiliary_coefficient: float = 0.0
     """Coefficient of the auxiliary losses; above 0 requires a policy with `auxiliary=(...)`."""
     max_grad_norm: float = 0.5
     """Maximum norm for gradient clipping."""
     normalize_advantage: bool = True
     """Normalize advantages over the whole batch to mean 0 and standard deviation 1."""
-    least_deviation: float = field(default=0.0, metadata=OMIT_DEFAULT)
+    least_deviation: float = 0.0
     """Minimum of the standard deviation by which `normalize_advantage` divides; 0 for no minimum. A minimum
     avoids the amplification of small advantages, which are mostly noise once the task is learned."""
-    scale_rewards: bool = field(default=False, metadata=OMIT_DEFAULT)
+    scale_rewards: bool = False
     """Divide rewards by the running root mean square of returns. Values and the value loss then refer to the
     scaled rewards."""
     target_kl: float | None = None
     """Mean KL divergence from the sampling policy, in nats, above which the remaining epochs of an update are
     skipped; None for no limit."""
-    anneal: bool = field(default=False, metadata=OMIT_DEFAULT)
+    anneal: bool = False
     """Decay the learning rate linearly to 0."""
-    anneal_steps: int | None = field(default=None, metadata=OMIT_DEFAULT)
+    anneal_steps: int | None = None
     """Environment steps over which the learning rate decays; None for the total steps of the run."""
 
     def __post_init__(self) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from scrubjay.agents.rl.model_card import Origin, build_card
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.memory.serialization import decode, encode
+from scrubjay.memory.serialization import FORMAT, decode, encode, take_format
 from scrubjay.memory.sketch import nbytes, sketch_for, state_nbytes
 
 WEIGHTS = "model.safetensors"
@@ -66,6 +66,7 @@ def save(
     policy_class = type(policy).__name__
     fields = {
         "library": _LIBRARY,
+        "format": FORMAT,
         "class": policy_class,
         "policy": encode(config),
         "spaces": spaces.to_dict(),
@@ -145,6 +146,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(fields, dict) or fields.get("library") != _LIBRARY:
         raise ValueError(f"{file} is not the config of a {_LIBRARY} policy")
+    take_format(fields, file)
     missing = [name for name in ("class", "policy", "spaces") if name not in fields]
     if missing:
         raise ValueError(f"{file} has no {', '.join(missing)}: save the policy again with save_pretrained")

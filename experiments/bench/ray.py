@@ -88,10 +88,10 @@ def build_rllib(config: TrainConfig, num_env_runners: int) -> Any:
         )
         .training(
             train_batch_size_per_learner=env.num_envs * config.segment_length,
-            minibatch_size=env.num_envs * config.segment_length // config.ppo.num_minibatches,
-            num_epochs=config.ppo.epochs,
-            lr=config.ppo.learning_rate,
-            gamma=config.ppo.gamma,
+            minibatch_size=env.num_envs * config.segment_length // config.learner.num_minibatches,
+            num_epochs=config.learner.epochs,
+            lr=config.learner.learning_rate,
+            gamma=config.learner.gamma,
         )
         .debugging(log_level="ERROR")
     )
@@ -301,8 +301,8 @@ def main() -> None:
     print(
         f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x "
         f"{config.segment_length} steps, "
-        f"{config.ppo.epochs} epochs x {config.ppo.num_minibatches} minibatches, 2 cores, 1 thread per "
-        "process, "
+        f"{config.learner.epochs} epochs x {config.learner.num_minibatches} minibatches, 2 cores, "
+        "1 thread per process, "
         f"torch {torch.__version__}, ray {ray.__version__}\n"
     )
     with tempfile.TemporaryDirectory() as folder:

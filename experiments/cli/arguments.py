@@ -108,12 +108,9 @@ def take_flag(arguments: list[str], flag: str) -> list[str]:
     return values
 
 
-def expand_short_options(arguments: Sequence[str], learner_field: str, learner: str) -> list[str]:
-    """Expand the short options `--memory.` and `--learner.` to the full paths of the config's fields."""
-    for short in ("--learner.", f"--{learner}."):
-        arguments = [
-            re.sub(f"^{re.escape(short)}", f"--{learner_field}.", argument) for argument in arguments
-        ]
+def expand_short_options(arguments: Sequence[str], learner: str) -> list[str]:
+    """Expand `--memory.`, and the learner's name as in `--ppo.`, to the full paths of the config's fields."""
+    arguments = [re.sub(f"^--{re.escape(learner)}\\.", "--learner.", argument) for argument in arguments]
     return [word.replace("--memory.", "--policy.memory.", 1) for word in arguments]
 
 

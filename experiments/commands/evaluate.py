@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
     from scrubjay.experiments.evaluation.policy import EpisodeScores
-    from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
     from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
     from scrubjay.experiments.experiment_types.team import TeamTaskConfig
     from scrubjay.experiments.run import Run
@@ -86,7 +86,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _evaluate_agent(
-    run: Run, config: AgentConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
+    run: Run, config: TrainConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
     """Evaluate a trained policy on episodes and print the results."""
     from scrubjay.experiments.evaluation.policy import evaluate
@@ -201,7 +201,7 @@ class _BaselineRun(NamedTuple):
 
 
 def _load_baselines(
-    config: AgentConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
+    config: TrainConfig, policy: Policy, settings: Sequence[str], options: EvalOptions
 ) -> dict[str, _BaselineRun]:
     """Return the runs that --full and --memoryless name. The keys are the names of the reported differences.
 

@@ -12,7 +12,7 @@ from scrubjay.envs.teams import TeamError
 from scrubjay.experiments.cli.failures import FailedError, UsageError, describe, is_out_of_memory
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import CheckpointError
@@ -44,17 +44,17 @@ def memory_guard(trust: bool) -> Iterator[None]:
         ) from error
 
 
-def load_agent(path: Path, trust: bool = False) -> tuple[Run, AgentConfig]:
+def load_agent(path: Path, trust: bool = False) -> tuple[Run, TrainConfig]:
     """Load a single-agent run. Raises UsageError for a run of another type."""
     with bad_input():
         run = Run.load(path, trust)
     return run, config_of_agent(run)
 
 
-def config_of_agent(run: Run) -> AgentConfig:
+def config_of_agent(run: Run) -> TrainConfig:
     """Return the config of a single-agent run. Raises UsageError for a run of another type."""
     with bad_input():
-        if not isinstance(run.config, AgentConfig):
+        if not isinstance(run.config, TrainConfig):
             missing_part = "single-agent policy" if isinstance(run.config, TeamTaskConfig) else "policy"
             raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no {missing_part}")
         return run.config

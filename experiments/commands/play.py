@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
 def _play(options: PlayOptions, settings: list[str]) -> int:
     """Record an episode of a run, environment, recipe or team."""
     from scrubjay.experiments.commands.loading import load_agent
-    from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.reports.episode import check_film, play
@@ -56,7 +56,7 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
             policy = trained_run.policy_for(env)
         else:
             recipe = RECIPES[options.source]() if options.source in RECIPES else None
-            env = recipe.env if isinstance(recipe, AgentConfig) else EnvConfig(options.source, num_envs=1)
+            env = recipe.env if isinstance(recipe, TrainConfig) else EnvConfig(options.source, num_envs=1)
             env = with_env_settings(env, settings)
         out = options.out or folder / "episode.gif"
         frames, total = play(env, out, policy, options.seed, options.max_steps)

@@ -13,7 +13,7 @@ from scrubjay.experiments.experiment_types.engine import Engine
 from scrubjay.experiments.experiment_types.initial_weights import SourceRun as SourceRun
 from scrubjay.experiments.experiment_types.initial_weights import load_initial_weights as load_initial_weights
 from scrubjay.experiments.experiment_types.local import LocalEngine
-from scrubjay.experiments.experiment_types.reinforcement import AgentTaskConfig, TrainConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.runs.json_reader import parse_object
@@ -22,7 +22,6 @@ from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import serialization
 
 _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
-    "agent": (AgentTaskConfig, LocalEngine),
     "ballet-probe": (BalletProbeConfig, ProbeEngine),
     "sequence-task": (SequenceTaskConfig, SequenceEngine),
     "team": (TeamTaskConfig, LocalEngine),
@@ -40,16 +39,18 @@ def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engin
 
 def to_json(config: Experiment) -> str:
     """Return the text of config.json for `config`."""
-    return json.dumps(serialization.encode(config), indent=2) + "\n"
+    return json.dumps({"format": serialization.FORMAT, **serialization.encode(config)}, indent=2) + "\n"
 
 
 def from_json(text: str, trust: bool = False) -> Experiment:
-    """Return the config that `to_json` wrote. Raises ValueError naming the invalid field.
+    """Return the config that `to_json` wrote. Raises ValueError naming the invalid field, or the format
+    if another version of Scrubjay wrote the text.
 
     Without `trust`, the name of the environment is marked as untrusted, unless it is safe or the user named
     it in this process. An untrusted environment cannot be created, since its code could do anything.
     """
     fields = parse_object(text, "config.json")
+    serialization.take_format(fields, "config.json")
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")

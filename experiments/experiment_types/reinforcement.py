@@ -1,4 +1,4 @@
-"""Configs of reinforcement-learning experiments with one agent, trained by PPO or another learner."""
+"""Config of a reinforcement-learning experiment with one agent, trained by PPO or another learner."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from scrubjay.memory import MemoryConfig, name_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentConfig(RLConfig):
-    """Base config of an experiment in which a policy with a memory learns one environment."""
+class TrainConfig(RLConfig):
+    """Config of an experiment in which a policy with a memory learns one environment."""
 
+    kind: ClassVar[str] = "train"
     policy_type: ClassVar[str | None] = "agent"
 
     recipe: str = "ppo"
@@ -28,6 +29,8 @@ class AgentConfig(RLConfig):
     """Environment."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     """Encoder, memory and heads of the policy."""
+    learner: LearnerConfig = field(default_factory=PPOConfig)
+    """Config of the learner: PPO by default."""
     segment_length: int = 64
     """Steps per environment between two updates; also the length of backpropagation through time. The state
     of the memory carries over to the next segment, but without gradients."""
@@ -49,52 +52,8 @@ class AgentConfig(RLConfig):
         """Return a copy of this config with another memory in its policy."""
         return dataclasses.replace(self, policy=dataclasses.replace(self.policy, memory=memory))
 
-    def with_learner(self, learner: LearnerConfig) -> AgentConfig:
-        """Return a copy with another learner: a `TrainConfig` for PPO, otherwise an `AgentTaskConfig`."""
-        fields = {item.name: getattr(self, item.name) for item in dataclasses.fields(AgentConfig)}
-        if type(learner) is PPOConfig:
-            return TrainConfig(**fields, ppo=learner)
-        return AgentTaskConfig(**fields, learner=learner)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(AgentConfig):
-    """Config of an experiment in which a policy with a memory learns one environment by PPO."""
-
-    kind: ClassVar[str] = "train"
-    learner_field: ClassVar[str] = "ppo"
-
-    ppo: PPOConfig = field(default_factory=PPOConfig)
-    """Config of the PPO learner."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if type(self.ppo) is not PPOConfig:
-            raise TypeError(
-                f"ppo={self.ppo!r}: must be a PPOConfig; for another learner use AgentTaskConfig(learner=...)"
-            )
-
-    @property
-    def learner(self) -> PPOConfig:
-        """Config of the PPO learner."""
-        return self.ppo
-
     @property
     def label(self) -> str:
-        """Registered name of the memory."""
-        return name_of(self.memory)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentTaskConfig(AgentConfig):
-    """Config of an experiment in which a policy with a memory learns one environment by `learner`."""
-
-    kind: ClassVar[str] = "agent"
-
-    learner: LearnerConfig
-    """Config of the learner."""
-
-    @property
-    def label(self) -> str:
-        """Registered names of learner and memory."""
-        return f"{get_learner_name(self.learner)}-{name_of(self.memory)}"
+        """Registered name of the memory; the name of a learner other than PPO comes before it."""
+        memory = name_of(self.memory)
+        return memory if type(self.learner) is PPOConfig else f"{get_learner_name(self.learner)}-{memory}"

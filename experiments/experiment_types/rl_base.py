@@ -7,7 +7,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.observations import leaf_spaces
@@ -39,13 +39,13 @@ class RLConfig(TrainingPlan, ABC):
     policy_type: ClassVar[str | None]
     """Type of the trained policy: "agent" or "team"."""
     shape_fields: ClassVar[tuple[str, ...]] = ("policy",)
-    learner_field: ClassVar[str] = "learner"
-    """Name of the config field with the learner's settings, as used on the command line."""
 
     env: Any
     """Environment config; it has `num_envs`, `make_batch`, `spaces` and `facts`."""
     policy: Any
     """Policy config; it has the field `memory` and the method `build`."""
+    learner: LearnerConfig
+    """Config of the learner."""
     total_steps: int = 500_000
     """Environment steps of the whole run, summed over all environments; rounded up to whole updates."""
     segment_length: int
@@ -70,13 +70,6 @@ class RLConfig(TrainingPlan, ABC):
         for name in ("seed", "checkpoint_seconds", "eval_episodes"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-
-    if TYPE_CHECKING:  # at runtime, a dataclass field of a subclass would take this property as its default
-
-        @property
-        def learner(self) -> LearnerConfig:
-            """Config of the learner."""
-            ...
 
     @property
     def steps_per_update(self) -> int:
@@ -112,7 +105,7 @@ class RLConfig(TrainingPlan, ABC):
     def with_memory(self, memory: MemoryConfig) -> Self:
         """Return a copy of this config with another memory in its policy."""
 
-    def with_learner(self, learner: LearnerConfig) -> RLConfig:
+    def with_learner(self, learner: LearnerConfig) -> Self:
         """Return a copy of this config with another learner."""
         return dataclasses.replace(self, learner=learner)
 
@@ -150,7 +143,7 @@ class RLConfig(TrainingPlan, ABC):
         rows, learner = self.env.num_envs, self.learner
         if learner.policy_type != self.policy_type:
             raise ValueError(
-                f"{self.learner_field}={type(learner).__name__}: it trains the policy of one "
+                f"learner={type(learner).__name__}: it trains the policy of one "
                 f"{learner.policy_type}, not of one {self.policy_type}; choose another learner"
             )
         if ray is None:
@@ -164,7 +157,7 @@ class RLConfig(TrainingPlan, ABC):
             learner.check_learners(ray.num_learners)
         if learner.min_rows > rows:
             raise ValueError(
-                f"{self.learner_field}.{learner.min_rows_field}={learner.min_rows}: must be at most "
+                f"learner.{learner.min_rows_field}={learner.min_rows}: must be at most "
                 f"env.num_envs={rows}, since each minibatch needs an environment"
             )
         state = self.planned_learner.build(self.make_policy()).get_state()

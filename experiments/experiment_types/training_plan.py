@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from tyro.conf import Fixed, Suppress
 
-from scrubjay.memory.serialization import OMIT_DEFAULT
-
 RECORDED = {"recorded": True}
 """Metadata of fields that a run records itself and that no flag sets."""
 
@@ -50,15 +48,13 @@ class TrainingPlan:
     shape_fields: ClassVar[tuple[str, ...]]
     """Fields that determine the shapes of the weights, besides the spaces of the environment."""
 
-    init_from: str | None = dataclasses.field(default=None, metadata=OMIT_DEFAULT)
+    init_from: str | None = None
     """Run directory whose latest weights initialize this run. Optimizer state and step counts are not
     copied."""
-    init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(
-        default=None, metadata=RECORDED | OMIT_DEFAULT
-    )
+    init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(default=None, metadata=RECORDED)
     """Number of steps that the run `init_from` had trained its weights; recorded at the start of this run."""
     extensions: Annotated[tuple[Extension, ...], Suppress, Fixed] = dataclasses.field(
-        default=(), metadata=RECORDED | OMIT_DEFAULT
+        default=(), metadata=RECORDED
     )
     """Extensions by `scrubjay resume RUN --total-steps N`; the last total is `total_steps`."""
 

@@ -40,7 +40,7 @@ def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_
             # Predicting the next observation requires knowing the dance.
             auxiliary=("next_observation",),
         ),
-        ppo=PPOConfig(
+        learner=PPOConfig(
             learning_rate=2e-3, anneal=True, gamma=0.97, gae_lambda=0.9, epochs=3, auxiliary_coefficient=0.5
         ),
         total_steps=3_000_000,
@@ -78,7 +78,7 @@ def ballet_reconstruction() -> TrainConfig:
             "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
         ),
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
-        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
+        learner=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
         total_steps=2_000_000,
         segment_length=64,
     )

@@ -19,7 +19,7 @@ def ppo() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig(""),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(scale_rewards=True),
+        learner=PPOConfig(scale_rewards=True),
     )
 
 

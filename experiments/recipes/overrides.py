@@ -36,7 +36,7 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
 
     Flags are applied in this order: `--method NAME` (multi-agent recipes), `--learner NAME` (recipes with a
     policy), `--memory NAME`, then fields of the memory (`--memory.FIELD`), of the learner (`--learner.FIELD`)
-    and of the config (`--ppo.gamma`). `--memory.parts gru+hcam` sets the parts of a stack, and
+    and of the config (`--total-steps`). `--memory.parts gru+hcam` sets the parts of a stack, and
     `--memory.parts.1.FIELD` a field of one part. `--env ID` selects the environment and `--set name=value`
     changes one of its settings.
     """
@@ -57,7 +57,7 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
         config = config.with_memory(_with_parts(config, config.memory, remaining))
     if isinstance(config, RLConfig):
         config = dataclasses.replace(config, env=_with_env(config.env, remaining))
-        remaining = expand_short_options(remaining, config.learner_field, get_learner_name(config.learner))
+        remaining = expand_short_options(remaining, get_learner_name(config.learner))
     config = parse(type(config), remaining, f"scrubjay train {recipe}", config, (*TRAINING_FLAGS, "--engine"))
     if isinstance(config, RLConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)

@@ -19,7 +19,7 @@ def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> 
     return TrainConfig(
         env=EnvConfig(env_id, kwargs, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma),
+        learner=PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma),
         total_steps=1_000_000,
         segment_length=64,
     )

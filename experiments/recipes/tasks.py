@@ -28,7 +28,7 @@ def tmaze() -> TrainConfig:
         policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True, skip=True),
         # The barrier restores exploration if the policy settles on one turn before it uses the cue.
         # `least_deviation`: once all turns are correct, advantages scaled to deviation 1 would be noise.
-        ppo=PPOConfig(
+        learner=PPOConfig(
             learning_rate=1e-3,
             anneal=True,
             barrier_coefficient=0.01,
@@ -63,7 +63,7 @@ def tmaze_demo() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
+        learner=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
         total_steps=240_000,
         segment_length=32,
     )
@@ -75,7 +75,7 @@ def repeat_previous() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(learning_rate=1e-3),
+        learner=PPOConfig(learning_rate=1e-3),
         total_steps=600_000,
         segment_length=64,
     )
@@ -95,7 +95,7 @@ def autoencode() -> TrainConfig:
         # The distance to the queried card depends on the step, hence the clock.
         policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
         # Answers do not affect later steps, so a short horizon only reduces noise in the advantages.
-        ppo=PPOConfig(learning_rate=1e-3, gamma=0.9),
+        learner=PPOConfig(learning_rate=1e-3, gamma=0.9),
         total_steps=600_000,
         segment_length=64,
     )
@@ -107,7 +107,7 @@ def memory_planning() -> TrainConfig:
     return TrainConfig(
         env=EnvConfig("scrubjay/MemoryPlanning-v0", {"size": 2, "max_steps": 20}, num_envs=64),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(learning_rate=2e-3, gamma=0.95),
+        learner=PPOConfig(learning_rate=2e-3, gamma=0.95),
         total_steps=600_000,
         segment_length=20,
     )
@@ -129,7 +129,7 @@ def key_to_door() -> TrainConfig:
             num_envs=64,
         ),
         policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        ppo=PPOConfig(learning_rate=2e-3, gamma=0.98, entropy_coefficient=0.03),
+        learner=PPOConfig(learning_rate=2e-3, gamma=0.98, entropy_coefficient=0.03),
         total_steps=600_000,
         segment_length=64,
     )
@@ -142,7 +142,7 @@ def count_recall() -> TrainConfig:
         env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
         # Attention yields the share of matching cards; the clock turns it into a count.
         policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
-        ppo=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
+        learner=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
         total_steps=600_000,
         segment_length=64,
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scrubjay.experiments.evaluation.policy import evaluate
-from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import longer_range
@@ -83,7 +83,7 @@ def score_longer_tasks(run: Run, episodes: int = 100) -> dict[int, float]:
     """
     config = run.config
     longer = longer_range(config.recipe)
-    if not isinstance(config, AgentConfig) or longer is None:
+    if not isinstance(config, TrainConfig) or longer is None:
         return {}
     file = run.path / LONGER_FILE
     if not file.exists():

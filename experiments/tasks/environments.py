@@ -23,7 +23,6 @@ from scrubjay.experiments.tasks.missing_packages import install_hint, missing_mo
 from scrubjay.experiments.tasks.names import admit, is_safe, make_env_importable, mark_untrusted
 from scrubjay.experiments.tasks.spec import EnvFacts
 from scrubjay.experiments.tasks.validation import check_single
-from scrubjay.memory.serialization import OMIT_DEFAULT
 
 SETTING_ERRORS = (ArithmeticError, AssertionError, LookupError, TypeError, ValueError)
 """Errors that an environment may raise for invalid settings."""
@@ -39,7 +38,7 @@ class EnvConfig:
     """Keyword arguments of the environment; change one with `--set name=value`."""
     num_envs: int = 16
     """Number of parallel environments."""
-    inputs: tuple[Input, ...] = field(default=("observation",), metadata=OMIT_DEFAULT)
+    inputs: tuple[Input, ...] = ("observation",)
     """Inputs of the policy: the observation, and optionally the previous action and reward."""
     subprocesses: bool = False
     """Run each environment in its own process; faster only if a step takes more than about 0.2 ms."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
@@ -100,7 +100,7 @@ def look(
             return Look(read_trace(source))
         source = Run.load(source, trust)
     config = source.config
-    if not isinstance(config, AgentConfig | TeamTaskConfig):
+    if not isinstance(config, TrainConfig | TeamTaskConfig):
         raise TypeError(f"{source.path} is a run of kind {config.kind!r}, which has no policy")
     kwargs = config.env.kwargs | (settings or {})
     with ProgressDisplay(f"look at {config.env.id}", 2 * max_steps, show=progress) as display:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from gymnasium import Space
 
 from scrubjay.experiments.evaluation.policy import EpisodeScores
-from scrubjay.experiments.experiment_types.reinforcement import AgentConfig
+from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.runs.statistics import difference_interval
 from scrubjay.memory import name_of
 
@@ -43,7 +43,7 @@ def memory_bias(recurrent: EpisodeScores, memoryless: EpisodeScores) -> Differen
     return Difference(*difference_interval(recurrent.returns, memoryless.returns))
 
 
-def check_gap(full: AgentConfig, partial: AgentConfig, spaces: tuple[Space, Space]) -> None:
+def check_gap(full: TrainConfig, partial: TrainConfig, spaces: tuple[Space, Space]) -> None:
     """Raise ValueError unless two runs have different observations, but equal memories and action spaces.
 
     `spaces` are the two action spaces.
@@ -65,7 +65,7 @@ def check_gap(full: AgentConfig, partial: AgentConfig, spaces: tuple[Space, Spac
         )
 
 
-def check_bias(recurrent: AgentConfig, memoryless: AgentConfig) -> None:
+def check_bias(recurrent: TrainConfig, memoryless: TrainConfig) -> None:
     """Raise ValueError unless two runs share a task and only the second one is memoryless."""
     for config, name in ((recurrent, "the run"), (memoryless, "the memoryless run")):
         memory = name_of(config.policy.memory)

@@ -21,10 +21,6 @@ from scrubjay.memory.contract.stepper import PlainStepper, Stepper, can_fold
 
 State = dict[str, Tensor]
 
-OMIT_DEFAULT = {"omit_default": True}
-"""Metadata of a config field that was added later. At its default the field is not written, so older versions
-can read configs that do not use it."""
-
 _TRUSTED_PACKAGES = ("torch.nn.", "scrubjay.")
 """Packages whose layers are fully described by their weights."""
 

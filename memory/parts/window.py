@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scrubjay.kernels.derivatives import supports_custom_backward
-from scrubjay.memory.contract.base import OMIT_DEFAULT
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts import relative
 from scrubjay.memory.parts.convolution import ShortConvolution
@@ -65,12 +64,12 @@ def _divisors(number: int, most: int) -> list[int]:
 class WindowOptions:
     """Options of the window attention, shared by all memories that have one."""
 
-    positions: Positions = field(default="xl", metadata=OMIT_DEFAULT, kw_only=True)
+    positions: Positions = field(default="xl", kw_only=True)
     """Relative positions in scores: `xl` uses sinusoids and biases, `music` a learned vector per distance,
     `only` a learned score per distance without content scores."""
-    activation: Activation = field(default="softmax", metadata=OMIT_DEFAULT, kw_only=True)
+    activation: Activation = field(default="softmax", kw_only=True)
     """Function from scores to weights: `softmax`, or an independent `sigmoid` per score."""
-    convolution: int = field(default=1, metadata=OMIT_DEFAULT, kw_only=True)
+    convolution: int = field(default=1, kw_only=True)
     """Width of a causal convolution of queries, keys and values; 1 disables it."""
 
     def check_options(self) -> None:

@@ -11,7 +11,7 @@ attention already mixes steps.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import supports_custom_backward
-from scrubjay.memory.contract.base import OMIT_DEFAULT, State
+from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.recall import Read
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import compute_cos_sin
@@ -57,9 +57,9 @@ class TitansMACConfig(TitansConfig):
     """Number of persistent tokens: learned keys and values that every step sees. 0 disables them."""
     attention_heads: int | None = None
     """Attention heads, each at least 4 wide. Default: the largest allowed divisor of `dim` up to 4."""
-    gate: GateKind = field(default="mix", metadata=OMIT_DEFAULT)
+    gate: GateKind = "mix"
     """Combination of attention and memory: interpolated (`mix`) or multiplied (`product`, equation 25)."""
-    segment_chunks: int = field(default=1, metadata=OMIT_DEFAULT)
+    segment_chunks: int = 1
     """Number of chunks per segment. Attention sees only steps of the present segment."""
 
     def __post_init__(self) -> None:

@@ -6,10 +6,9 @@ memory have the same normed inputs, and a gate combines their outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-from scrubjay.memory.contract.base import OMIT_DEFAULT
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.titans.attention import GateKind, MemoryGate, check_gate
 from scrubjay.memory.titans.lmm import Titans, TitansLayer
@@ -20,7 +19,7 @@ from scrubjay.memory.titans.window_base import WindowedLayer, WindowedTitansConf
 class TitansMAGConfig(WindowedTitansConfig):
     """Configuration of `TitansMAG`. Raises ValueError on an invalid value."""
 
-    gate: GateKind = field(default="mix", metadata=OMIT_DEFAULT)
+    gate: GateKind = "mix"
     """Combination of attention and memory: interpolated (`mix`) or multiplied (`product`, equation 28)."""
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from scrubjay.kernels import Gates, Learning, NeuralState, neural_memory, neural_memory_step, neural_recall
-from scrubjay.memory.contract.base import OMIT_DEFAULT, MemoryConfig, State
+from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.unit import normalize_vectors
@@ -81,7 +81,7 @@ class NeuralMemoryConfig(MemoryConfig):
     """Read the memory before (True) or after (False) the write of the same step."""
     bptt_chunks: int | None = None
     """Number of chunks through which the gradient of the outer loss flows; None for the whole segment."""
-    bound_steps: bool = field(default=True, metadata=OMIT_DEFAULT)
+    bound_steps: bool = True
     """Bound step sizes and momentum against divergence. False uses the equations of the paper as printed."""
 
     def __post_init__(self) -> None:

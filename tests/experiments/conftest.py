@@ -26,7 +26,7 @@ def make_tiny(memory: str = "gru", **fields: Any) -> TrainConfig:
         "recipe": "tiny",
         "env": EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}, num_envs=4),
         "policy": PolicyConfig(memory=make_config(memory, dim=16)),
-        "ppo": PPOConfig(epochs=1, num_minibatches=2),
+        "learner": PPOConfig(epochs=1, num_minibatches=2),
         "total_steps": 192,
         "segment_length": 8,
         "device": "cpu",

@@ -97,7 +97,7 @@ def test_a_kill_before_the_first_checkpoint_starts_over(tiny, tmp_path, assert_s
 
 def test_a_diverged_run_is_stopped_and_resumed_like_any_other(tiny, tmp_path, record):
     """Non-finite weights are not saved as a checkpoint; the checkpoint before them stays."""
-    config = tiny(ppo=PPOConfig(learning_rate=1e30, num_minibatches=1))
+    config = tiny(learner=PPOConfig(learning_rate=1e30, num_minibatches=1))
     reference = train(config, tmp_path / "reference")
     assert loss_warnings(reference.metrics()[-1])
     run = Run.create(config, tmp_path / "stopped")

@@ -99,7 +99,7 @@ def test_a_missing_result_field_is_named_with_the_fix(finished_run, tmp_path):
 
 def test_nothing_is_written_for_a_config_that_cannot_run(tmp_path, tiny):
     with pytest.raises(ValueError, match="num_minibatches=5"):
-        train(tiny(ppo=PPOConfig(num_minibatches=5)), tmp_path / "run")
+        train(tiny(learner=PPOConfig(num_minibatches=5)), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -112,7 +112,7 @@ def test_a_folder_name_that_is_not_utf8_is_refused(tmp_path, tiny):
 
 def test_memory_learns_what_no_memory_cannot(tmp_path, tiny):
     ppo = PPOConfig(learning_rate=5e-3, num_minibatches=2)
-    settings = {"total_steps": 12_000, "ppo": ppo, "eval_episodes": 100}
+    settings = {"total_steps": 12_000, "learner": ppo, "eval_episodes": 100}
     scores = {}
     for memory in ("none", "gru"):
         policy = PolicyConfig(memory=make_config(memory, dim=16))

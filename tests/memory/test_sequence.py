@@ -177,7 +177,7 @@ def test_a_saved_model_comes_back_whole(memory, fields, tmp_path):
     model.save_pretrained(tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["memory"]["name"] == memory
-    assert ("num_learned_sinks" in config) == ("sinks" in fields)
+    assert config["num_learned_sinks"] == fields.get("sinks", 0)
     loaded_model = SequenceModel.from_pretrained(tmp_path / "model", local_files_only=True)
     assert loaded_model.config == model.config
     tokens = draw(2, 20)
@@ -209,6 +209,15 @@ def test_a_model_comes_from_a_cache_of_the_hub_too(tmp_path):
     loaded_model = SequenceModel.from_pretrained("me/model", cache_dir=tmp_path, local_files_only=True)
     assert loaded_model.config == model.config
     assert torch.equal(loaded_model.embedding.weight, model.embedding.weight)
+
+
+@pytest.mark.parametrize("number", [None, 1, 3, "2"])
+def test_a_model_of_another_format_is_refused(tmp_path, number):
+    make().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": number}))
+    with pytest.raises(ValueError, match=r"format.*reads format 2; load it with the version that wrote"):
+        SequenceModel.from_pretrained(tmp_path)
 
 
 def test_a_folder_without_config_is_named(tmp_path):

@@ -164,6 +164,7 @@ SHAPE = ("spaces", "observation", "shape")
         ("spaces",),
         ("class",),
         ("library",),
+        ("format",),
     ],
     ids=".".join,
 )
@@ -197,7 +198,9 @@ def test_no_memory_is_built_larger_than_its_weights(name, folder):
         ("[" * 100_000, "too deeply"),
         ("[]", "not the config of a scrubjay policy"),
         ("{}", "not the config of a scrubjay policy"),
-        ('{"library": "scrubjay"}', "has no class, policy, spaces"),
+        ('{"library": "scrubjay"}', "has no format number: Scrubjay"),
+        ('{"library": "scrubjay", "format": 1}', "has format 1: Scrubjay"),
+        ('{"library": "scrubjay", "format": 2}', "has no class, policy, spaces"),
         ('{"library": NaN}', "finite"),
         ('{"library": 1e999}', "finite"),
         ("1" * 5000, "digits"),

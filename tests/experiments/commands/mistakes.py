@@ -60,7 +60,7 @@ _FILE = re.compile(r"\{(?!word)(\w+)\}")
 TINY = "--total-steps 64 --env.num-envs 4 --segment-length 8 --eval-episodes 2"
 _TRAINED = "--total-steps --segment-length --seed --eval-episodes --checkpoint-seconds"
 _AGENT = (
-    f"{_TRAINED} --env.num-envs --ppo.gamma --ppo.epochs --ppo.learning-rate --ppo.num-minibatches "
+    f"{_TRAINED} --env.num-envs --learner.gamma --ppo.epochs --ppo.learning-rate --ppo.num-minibatches "
     "--policy.memory.dim --memory.dim --ppo.clip-coefficient --ppo.target-kl"
 )
 _NAMES = "--memory --learner --method --env --set --device --engine --recipe --env.id"

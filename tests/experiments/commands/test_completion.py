@@ -75,7 +75,7 @@ def test_bash_completes_options_of_the_recipe_and_of_the_memory_that_is_named(ba
         "scrubjay eval --ep",
         "scrubjay eval --mem",
         "scrubjay eval --memory ",
-        "scrubjay train tmaze --ppo.gam",
+        "scrubjay train tmaze --learner.gam",
         "scrubjay train tmaze --memory hcam --memory.ch",
         "scrubjay train tmaze --memory.",
         "scrubjay train uav-small --policy.graph-r",
@@ -83,7 +83,7 @@ def test_bash_completes_options_of_the_recipe_and_of_the_memory_that_is_named(ba
     assert of_verb == {"--episodes"}
     assert settings == {"--memory", "--memoryless"}
     assert not value
-    assert of_learner == {"--ppo.gamma"}
+    assert of_learner == {"--learner.gamma"}
     assert of_memory == {"--memory.chunk-size"}
     assert of_default == {"--memory.dim"}
     assert of_team == {"--policy.graph-rounds"}

@@ -62,9 +62,9 @@ def test_train_eval_plot_play_in_one_go(here, tmp_path):
         (["trian"], ["'trian'", "resume", "did you mean 'train'"]),
         (["train", "tmaze", "--memory", "gru", "--memory.dim", "7"], ["dim=7", "even and at least 8"]),
         (["train", "tmaze", "--memory", "hcam", "--memory.chunk-size", "0"], ["chunk_size=0"]),
-        (["train", "tmaze", "--ppo.gama", "1"], ["'--ppo.gama'", "did you mean '--ppo.gamma'"]),
+        (["train", "tmaze", "--ppo.gama", "1"], ["'--learner.gama'", "did you mean '--learner.gamma'"]),
         (["train", "tmaze", "--memroy", "gru"], ["'--memroy'", "did you mean '--memory'"]),
-        (["train", "tmaze", "--ppo.gamma", "high"], ["--ppo.gamma", "'high'"]),
+        (["train", "tmaze", "--ppo.gamma", "high"], ["--learner.gamma", "'high'"]),
         (["train", "tmaze", "--ppo.gamma", "2"], ["gamma=2"]),
         (["train", "tmaze", "--device", "tpu"], ["'tpu'", "auto", "cpu", "cuda"]),
         (["train", "tmaze-demo", "--env.num-envs", "2"], ["num_minibatches=4", "num_envs=2"]),
@@ -216,7 +216,7 @@ def test_overrides_reach_their_fields():
     )
     assert config.label == "hcam"
     assert (config.policy.memory.dim, vars(config.policy.memory)["chunk_size"]) == (32, 4)
-    assert config.ppo.target_kl == 0.1
+    assert config.learner.target_kl == 0.1
     assert config.env.kwargs == {"corridor_length": 50}
     config = override("tmaze", ["--set", "active=true", "--env.kwargs.corridor-length", "9"])
     assert config.env.kwargs == {"active": True, "corridor_length": 9}

@@ -176,7 +176,7 @@ def test_settings_that_do_not_affect_weights_may_differ(tiny, tmp_path):
     source = train(tiny(policy=PolicyConfig(memory=memory), total_steps=32), tmp_path / "source")
     other = PolicyConfig(memory=make_config("hcam", dim=16, chunk_size=2))
     ppo = PPOConfig(epochs=2, num_minibatches=2)
-    config = tiny(policy=other, ppo=ppo, total_steps=32, init_from=source.path)
+    config = tiny(policy=other, learner=ppo, total_steps=32, init_from=source.path)
     assert train(config, tmp_path / "run").is_finished
 
 

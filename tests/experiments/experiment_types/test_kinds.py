@@ -33,7 +33,7 @@ configs = st.builds(
         ),
         reconstruction=st.booleans(),
     ),
-    ppo=st.builds(
+    learner=st.builds(
         PPOConfig,
         gamma=st.floats(0, 1),
         epochs=st.integers(1, 9),
@@ -70,7 +70,7 @@ def test_config_survives_json_types_included(config):
         (lambda c: c.update(device="tpu"), "config.device='tpu': choose from auto, cpu, cuda"),
         (lambda c: c.update(total_steps="many"), "config.total_steps='many': expected int"),
         (lambda c: c.update(seed=True), "config.seed=True: expected int"),
-        (lambda c: c["ppo"].update(lambda_=1), "config.ppo has no field lambda_"),
+        (lambda c: c["learner"].update(lambda_=1), "config.learner has no field lambda_"),
         (lambda c: c.update(kind="bake"), "kind='bake'"),
     ],
 )
@@ -78,6 +78,19 @@ def test_an_invalid_config_field_is_named(tiny, change, message):
     fields = json.loads(to_json(tiny()))
     change(fields)
     with pytest.raises(ValueError, match=message):
+        from_json(json.dumps(fields))
+
+
+@pytest.mark.parametrize("number", [None, 1, 3, "2", 2.0, True, [2]])
+def test_a_config_of_another_format_is_refused(tiny, number):
+    """A config of another version is never read with another meaning."""
+    fields = json.loads(to_json(tiny()))
+    fields["format"] = number
+    if number is None:
+        del fields["format"]
+    with pytest.raises(
+        ValueError, match=r"config.json has .*format.*: Scrubjay 0.* reads format 2; load it with"
+    ):
         from_json(json.dumps(fields))
 
 

@@ -223,7 +223,7 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
     config = tiny("gru")
     algorithm_config = (
         SegmentPPOConfig()
-        .segments(vector_env=config.env.make_vector, num_envs=4, policy=config.policy, ppo=config.ppo)
+        .segments(vector_env=config.env.make_vector, num_envs=4, policy=config.policy, ppo=config.learner)
         .env_runners(num_env_runners=0)
     )
     algorithm: Any = algorithm_config.build_algo()
@@ -239,7 +239,7 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
     restored_algorithm.stop()
     assert {int(after[name]["step"]) / int(state["step"]) for name, state in before.items()} == {2}
     # Adam's steps are bounded, so that two updates from the same weights cannot be far apart.
-    bound = 10 * config.ppo.learning_rate * int(before[0]["step"])
+    bound = 10 * config.learner.learning_rate * int(before[0]["step"])
     for name, value in restored_algorithm.last_result.parts["policy"].items():
         torch.testing.assert_close(value, expected["policy"][name], rtol=0, atol=bound)
 

@@ -14,7 +14,7 @@ def test_images_and_instructions_train_resume_and_play(tiny, tmp_path):
     config = tiny(
         env=EnvConfig("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 1, "max_steps": 24}, num_envs=2),
         policy=PolicyConfig(memory=make_config("hcam", dim=16), reconstruction=True),
-        ppo=PPOConfig(epochs=1, num_minibatches=2, reconstruction_coefficient=1.0),
+        learner=PPOConfig(epochs=1, num_minibatches=2, reconstruction_coefficient=1.0),
         total_steps=96,
         segment_length=12,
         eval_episodes=2,

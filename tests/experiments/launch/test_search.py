@@ -205,7 +205,7 @@ def test_compare_searches_first_and_says_what_it_found(here, tmp_path):
         search = json.loads((tmp_path / f"out/search/tmaze-demo-{memory}/search.json").read_text())
         (best,) = search["rungs"][-1]
         run = Run.load(tmp_path / f"out/tmaze-demo-{memory}-s0")
-        assert run.config.ppo.learning_rate == float(best.split("=")[1])  # pyright: ignore[reportAttributeAccessIssue]
+        assert run.config.learner.learning_rate == float(best.split("=")[1])  # pyright: ignore[reportAttributeAccessIssue]
         assert f"| tmaze-demo | {memory} | {best} |" in (tmp_path / "out/search.md").read_text()
     assert (
         "--search ppo.learning-rate=1e-3,1e-2 --search-seeds 1000" in (tmp_path / "out/table.md").read_text()

@@ -47,7 +47,10 @@ def test_words_are_flags_of_train():
         (["tmaze", "--param", "seed=0,0"], "param 'seed': duplicate flag or value; give it once"),
         (["tmaze", "--param", "memory"], "param 'memory': write it as name=v1,v2"),
         (["tmaze", "--param", "memory=gru,grue"], "unknown memory 'grue'"),
-        (["tmaze", "--param", "ppo.gama=0.9"], "unknown option '--ppo.gama'; did you mean '--ppo.gamma'?"),
+        (
+            ["tmaze", "--param", "ppo.gama=0.9"],
+            "unknown option '--learner.gama'; did you mean '--learner.gamma'?",
+        ),
         (["tmaze", "--param", "set.corridor_length=0"], "corridor_length=0"),
         (["tmaze", "--param", "seed=0", "--jobs", "many"], "jobs='many': expected a whole number"),
     ],

@@ -53,7 +53,7 @@ def test_only_task_and_horizon_differ():
     shapes = set()
     for name in THEIRS:
         config = RECIPES[name]()
-        same = dataclasses.replace(config.ppo, gamma=0.0)
+        same = dataclasses.replace(config.learner, gamma=0.0)
         shapes.add((same, config.policy, config.env.num_envs, config.total_steps, config.segment_length))
     assert len(shapes) == 1
 

@@ -49,8 +49,8 @@ def test_runs_of_one_memory_are_told_apart_by_what_else_was_asked_of_them(finish
         "gru, clock False",
         "gru, clock True",
     ]
-    faster = dataclasses.replace(config.ppo, learning_rate=0.5)
-    assert label_runs([make_run(0), make_run(0, ppo=faster)]).popitem()[1] == "gru, learning rate 0.5"
+    faster = dataclasses.replace(config.learner, learning_rate=0.5)
+    assert label_runs([make_run(0), make_run(0, learner=faster)]).popitem()[1] == "gru, learning rate 0.5"
     longer = dataclasses.replace(config.env, kwargs={**config.env.kwargs, "num_decks": 3})
     assert label_runs([make_run(0), make_run(0, env=longer)]).popitem()[1] == "gru, num decks 3"
     # Runs of other tasks have their own panel, and the number of steps makes no difference.
