@@ -9,8 +9,8 @@ import pytest
 
 import scrubjay
 from scrubjay.experiments.commands import COMMANDS
+from scrubjay.experiments.commands.longcontext import MEASUREMENTS
 from scrubjay.experiments.commands.memory import ACTIONS
-from scrubjay.experiments.longcontext.commands import MEASUREMENTS
 
 ROOT = Path(__file__).parent.parent
 HEAVY = (

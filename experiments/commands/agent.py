@@ -19,9 +19,8 @@ from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
-from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
-from scrubjay.experiments.language.models import open_chat_model
-from scrubjay.experiments.language.tuning import append_records, rejection_reason
+from scrubjay.experiments.lm.models import open_bank, open_chat_model, open_for_recall, read_namespace
+from scrubjay.experiments.lm.tuning import append_records, rejection_reason
 from scrubjay.experiments.runs.json_reader import read_text
 from scrubjay.experiments.runs.user_modules import make_importable
 

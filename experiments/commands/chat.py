@@ -19,7 +19,7 @@ from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
-from scrubjay.experiments.language.models import open_local_model
+from scrubjay.experiments.lm.models import open_local_model
 from scrubjay.experiments.runs.json_reader import parse, read_untrusted
 
 if TYPE_CHECKING:

@@ -145,7 +145,7 @@ def _actions(command: str) -> dict[str, tuple[str, type]]:
         from scrubjay.experiments.commands.memory import ACTIONS
 
         return {name: (about, kind) for name, (about, kind, _) in ACTIONS.items()}
-    from scrubjay.experiments.longcontext.commands import MEASUREMENTS
+    from scrubjay.experiments.commands.longcontext import MEASUREMENTS
 
     return dict(MEASUREMENTS)
 

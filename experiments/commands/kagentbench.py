@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.terminal import bad_input, table
-from scrubjay.experiments.language.scores import WEIGHTS, join, score
+from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
 from scrubjay.experiments.runs import json_reader
 from scrubjay.experiments.runs.progress import ProgressLines
 

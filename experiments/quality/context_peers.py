@@ -25,12 +25,10 @@ import torch
 import tyro
 from tyro.conf import Positional
 
-from scrubjay.experiments.longcontext.answering import answer, answer_with_infiniretri
-from scrubjay.experiments.longcontext.examples import Example, string_match_all, token_counter
-from scrubjay.experiments.longcontext.haystack import NEEDLE, Cell, make_cell
-from scrubjay.experiments.longcontext.needles import split_sentences
-from scrubjay.experiments.longcontext.reading import tokenize
-from scrubjay.experiments.longcontext.texts import read_text
+from scrubjay.experiments.lm.haystack import NEEDLE, Cell, make_cell
+from scrubjay.experiments.lm.needles import Example, split_sentences, string_match_all, token_counter
+from scrubjay.experiments.lm.reading import answer, answer_with_infiniretri, tokenize
+from scrubjay.experiments.lm.texts import read_text
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.records import markdown
 from scrubjay.memory import context

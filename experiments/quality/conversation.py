@@ -31,7 +31,7 @@ from langchain_core.runnables import RunnableConfig
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
-from scrubjay.experiments.language.conversations import Conversation, Reminder, generate_reminders
+from scrubjay.experiments.lm.conversations import Conversation, Reminder, generate_reminders
 from scrubjay.experiments.quality.probe import run_probe
 from scrubjay.experiments.reports.colours import assign_colors
 from scrubjay.experiments.reports.curves import make_figure, place_legend, save_figure

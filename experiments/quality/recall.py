@@ -30,7 +30,7 @@ import tyro
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.cli.failures import UsageError, report
-from scrubjay.experiments.language.conversations import (
+from scrubjay.experiments.lm.conversations import (
     ABILITIES,
     LANGUAGES,
     Conversation,

@@ -20,7 +20,7 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from scrubjay.experiments.language.conversations import Conversation, Question
+from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.file.words import index_text, match_terms
 

@@ -15,7 +15,7 @@ from tyro.conf import Positional
 from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.cli.arguments import UsageError
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.language.models import open_chat_model
+from scrubjay.experiments.lm.models import open_chat_model
 
 Arm = Literal["bank", "supersedes", "consolidated", "files", "full"]
 SetFormat = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]

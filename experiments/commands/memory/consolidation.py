@@ -11,8 +11,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.cli.untrusted_text import as_json, one_line
-from scrubjay.experiments.language.banks import open_bank
-from scrubjay.experiments.language.models import open_chat_model
+from scrubjay.experiments.lm.models import open_bank, open_chat_model
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation, Decision
 from scrubjay.memory.bank.consolidation import DecisionFunction

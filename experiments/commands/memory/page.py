@@ -9,7 +9,7 @@ from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.language.banks import open_bank, open_for_recall
+from scrubjay.experiments.lm.models import open_bank, open_for_recall
 
 
 @dataclass(frozen=True)

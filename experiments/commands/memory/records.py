@@ -17,7 +17,7 @@ from tyro.conf import Positional
 from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable
 from scrubjay.experiments.commands.memory.consolidation import make_decider, print_decision
-from scrubjay.experiments.language.banks import open_bank, open_for_recall, read_namespace
+from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
 from scrubjay.experiments.runs import json_reader
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation

@@ -16,7 +16,7 @@ from typing import Any
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.language.conversations import Conversation, Question
+from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.experiments.quality.answers.readers import (
     JUDGE_PROMPT,
     PROMPT,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.language.conversations import Conversation, Question
+from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.experiments.quality.answers.scores import words
 from scrubjay.experiments.quality.answers.views import View
 

@@ -11,7 +11,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from scrubjay.experiments.language.rouge import common_length
+from scrubjay.experiments.lm.kagentbench import common_length
 
 _ARTICLES = frozenset(("a", "an", "the"))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from scrubjay.experiments.language.conversations import Conversation, Question
+from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.experiments.quality import retrievers
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 from scrubjay.experiments.quality.datasets.annotations import FactAnnotations
 from scrubjay.experiments.quality.datasets.parsing import (
     expect_format,

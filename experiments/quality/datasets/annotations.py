@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from scrubjay.experiments.language.conversations import Hop, Question, Turn
+from scrubjay.experiments.lm.conversations import Hop, Question, Turn
 from scrubjay.experiments.quality.datasets.parsing import fields, items, text
 
 

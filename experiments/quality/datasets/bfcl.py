@@ -7,7 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 from scrubjay.experiments.quality.datasets.parsing import expect_format, read_json_lines
 
 _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)

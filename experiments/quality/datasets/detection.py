@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.language.conversations import Conversation
+from scrubjay.experiments.lm.conversations import Conversation
 from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
 from scrubjay.experiments.quality.datasets.beam import read_beam
 from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk

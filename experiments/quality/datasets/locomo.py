@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 from scrubjay.experiments.quality.datasets.parsing import (
     expect_format,
     fields,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 
 
 def concatenate(conversations: Iterable[Conversation]) -> Conversation:

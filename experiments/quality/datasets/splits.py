@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.language.conversations import Conversation
+from scrubjay.experiments.lm.conversations import Conversation
 
 Part = Literal["development", "test"]
 PARTS: tuple[Part, ...] = ("development", "test")

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scrubjay.experiments.language.scores import WEIGHTS
+from scrubjay.experiments.lm.kagentbench import WEIGHTS
 
-from ..language.records import HAND, TREE, record
+from ..lm.records import HAND, TREE, record
 
 
 def complete(tmp_path, name="bench.jsonl"):

@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("wonderwords")
 
-from scrubjay.experiments.longcontext.examples import string_match_all
+from scrubjay.experiments.lm.needles import string_match_all
 from scrubjay.experiments.quality import context_peers
 from scrubjay.experiments.quality.context_peers import PeersBench, main
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from scrubjay.experiments.language.conversations import generate_reminders
+from scrubjay.experiments.lm.conversations import generate_reminders
 from scrubjay.experiments.quality import conversation
 from scrubjay.experiments.quality.conversation import ConversationBench, names_value, run
 

@@ -11,7 +11,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
-from scrubjay.experiments.language.conversations import ABILITIES, LANGUAGES, Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import ABILITIES, LANGUAGES, Conversation, Question, Turn
 from scrubjay.experiments.quality import recall
 from scrubjay.experiments.quality.datasets.splits import PARTS
 from scrubjay.experiments.quality.recall import (

@@ -9,7 +9,7 @@ pytest.importorskip("langchain_core")
 
 from langchain_core.embeddings import Embeddings
 
-from scrubjay.experiments.language.conversations import Conversation, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 from scrubjay.experiments.quality import retrievers
 
 MEANINGS = {"car": 0, "vehicle": 0, "truck": 0, "rain": 1, "storm": 1, "cake": 2, "pie": 2}

@@ -7,7 +7,7 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
 from scrubjay.experiments.cli.failures import FailedError
-from scrubjay.experiments.language.conversations import Conversation, Hop, Question, Turn
+from scrubjay.experiments.lm.conversations import Conversation, Hop, Question, Turn
 from scrubjay.experiments.quality.answers.readers import answer_from_facts, answer_with_model, judge
 from scrubjay.experiments.quality.answers.views import View
 

@@ -1,6 +1,6 @@
 """Conversations in one mean what they meant apart."""
 
-from scrubjay.experiments.language.conversations import generate_conversation
+from scrubjay.experiments.lm.conversations import generate_conversation
 from scrubjay.experiments.quality.datasets.pooling import concatenate
 
 

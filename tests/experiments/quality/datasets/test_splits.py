@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.language.conversations import Conversation
+from scrubjay.experiments.lm.conversations import Conversation
 from scrubjay.experiments.quality.datasets import splits
 from scrubjay.experiments.quality.datasets.splits import PARTS, find_part, part_names, select_part
 

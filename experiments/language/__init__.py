@@ -1,1 +1,0 @@
-"""Experiments with language agents: conversations, scores, prompt templates, tuning records."""

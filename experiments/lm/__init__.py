@@ -1,0 +1,1 @@
+"""Language models: long-context measurements, conversations, KAgentBench and tuning records."""

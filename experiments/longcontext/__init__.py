@@ -1,1 +1,0 @@
-"""Long-context benchmarks: quality, runtime and memory of context policies in a language model."""
