@@ -24,8 +24,8 @@ TOGETHER = {
     "tests/experiments/commands/test_mistakes.py": "mistakes",
     "tests/experiments/test_resume.py": "run",
     "tests/memory/context/test_models.py": "smollm2",
-    "tests/memory/heads/test_retrieval.py": "smollm2",
-    "tests/memory/reading/test_infiniretri.py": "smollm2",
+    "tests/memory/context/test_retrieval_heads.py": "smollm2",
+    "tests/memory/context/test_infiniretri.py": "smollm2",
     "tests/test_site.py": "wheel",  # setuptools builds in the tree, one at a time
     "tests/test_wheel.py": "wheel",
 }

@@ -136,7 +136,7 @@ class Chat:
             return
         from scrubjay.experiments.viz.cache_policy import RetentionRecorder, record_calls
         from scrubjay.experiments.viz.look import Look
-        from scrubjay.memory.heads.retrieval import stored_retrieval_heads
+        from scrubjay.memory.context.retrieval_heads import stored_retrieval_heads
 
         local_model = self._chat.loaded_model
         if self._keeping is None:

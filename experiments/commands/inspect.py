@@ -131,7 +131,7 @@ def _trace_retrieval(inspection: InspectionResult, options: InspectOptions, titl
     from scrubjay.experiments.runs.json_reader import read_text
     from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
     from scrubjay.experiments.viz.look import Look
-    from scrubjay.memory.reading.infiniretri import InfiniRetri
+    from scrubjay.memory.context.infiniretri import InfiniRetri
 
     assert options.question is not None
     assert options.look is not None

@@ -22,7 +22,7 @@ from scrubjay.experiments.lm.ruler import make_example
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
-from scrubjay.memory.reading.infiniretri import InfiniRetri
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 _ONE_NEEDLE = Needles(new_tokens=24)
 

@@ -20,8 +20,8 @@ from transformers import PreTrainedModel
 from scrubjay.experiments.lm.needles import Example, string_match_all
 from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
 from scrubjay.memory import context
+from scrubjay.memory.context.infiniretri import InfiniRetri
 from scrubjay.memory.context.quotes import ControlTokens
-from scrubjay.memory.reading.infiniretri import InfiniRetri
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from scrubjay.experiments.lm.texts import read_text
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.records import markdown
 from scrubjay.memory import context
-from scrubjay.memory.reading.infiniretri import InfiniRetri
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 KEYS, SINKS = 256, 4
 

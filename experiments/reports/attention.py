@@ -23,8 +23,8 @@ from scrubjay.memory.context.quotes import ControlTokens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from scrubjay.memory.heads.retrieval import RetrievalHeads
-    from scrubjay.memory.heads.sink_rate import AttentionStats
+    from scrubjay.memory.context.attention_sinks import AttentionStats
+    from scrubjay.memory.context.retrieval_heads import RetrievalHeads
 
 _LENGTH = 64
 """Sequence length in tokens at which Gu et al. measure the sink rate."""
@@ -56,10 +56,10 @@ def inspect_model(
     and the layer with the best retrieval head. Raises ValueError for an invalid model, text or layer.
     """
     # Imported on first use, since transformers takes seconds to import.
+    from scrubjay.memory.context.attention_sinks import measure_attention
+    from scrubjay.memory.context.capture import attention_weights
     from scrubjay.memory.context.models import load_model
-    from scrubjay.memory.heads.capture import attention_weights
-    from scrubjay.memory.heads.prompts import prepend_bos
-    from scrubjay.memory.heads.sink_rate import measure_attention
+    from scrubjay.memory.context.quotes import prepend_bos
 
     if tokens_shown < 2:
         raise ValueError(f"tokens={tokens_shown}: must be at least 2")
@@ -103,7 +103,7 @@ def _numbers(
 
 def _retrieval(model: Any, tokenizer: Any, stats: AttentionStats) -> RetrievalHeads:
     """Print and return the retrieval heads of the model; scores are zero if they cannot be measured."""
-    from scrubjay.memory.heads.retrieval import RetrievalHeads, retrieval_heads
+    from scrubjay.memory.context.retrieval_heads import RetrievalHeads, retrieval_heads
 
     try:
         scores = retrieval_heads(model, tokenizer)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from scrubjay.experiments.viz.language_model import decode_token, retrieval_table, top_tokens
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
-from scrubjay.memory.context.parts.marks import FIRST, RetainedTokens
+from scrubjay.memory.context.layers.policy import FIRST, RetainedTokens
 
 if TYPE_CHECKING:
     from scrubjay.memory.context import PolicyCache
-    from scrubjay.memory.heads.retrieval import RetrievalHeads
+    from scrubjay.memory.context.retrieval_heads import RetrievalHeads
 
 KEPT, READ, FETCHED = "kept", "read", "fetched"
 """Names of recalls: the share of heads over all layers that keep, read or fetch a token."""

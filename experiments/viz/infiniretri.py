@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scrubjay.experiments.viz.cache_policy import KEPT
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
-from scrubjay.memory.reading.infiniretri import InfiniRetri, ReadingResult, SentenceSelection
+from scrubjay.memory.context.infiniretri import InfiniRetri, ReadingResult, SentenceSelection
 
 
 class InfiniRetriRecorder:

@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
-from scrubjay.memory.heads.capture import attention_weights
+from scrubjay.memory.context.capture import attention_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from scrubjay.memory.heads.retrieval import RetrievalHeads
-    from scrubjay.memory.heads.sink_rate import AttentionStats
+    from scrubjay.memory.context.attention_sinks import AttentionStats
+    from scrubjay.memory.context.retrieval_heads import RetrievalHeads
 
 _LIKELIEST = 5
 

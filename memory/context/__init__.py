@@ -13,6 +13,7 @@ from scrubjay._lazy import lazy_exports
 if TYPE_CHECKING:
     from scrubjay.memory.context.cache import PolicyCache as PolicyCache
     from scrubjay.memory.context.dtypes import check_dtype as check_dtype
+    from scrubjay.memory.context.infiniretri import InfiniRetri as InfiniRetri
     from scrubjay.memory.context.models import load_model as load_model
     from scrubjay.memory.context.policies.base import CacheShape as CacheShape
     from scrubjay.memory.context.policies.base import ContextPolicy as ContextPolicy
@@ -30,6 +31,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "cache": ["PolicyCache"],
         "dtypes": ["check_dtype"],
+        "infiniretri": ["InfiniRetri"],
         "models": ["load_model"],
         "policies.base": ["CacheShape", "ContextPolicy", "LayerMemory", "LayerStats", "Step"],
         "registry": ["list_policies", "make", "name_of", "register"],

@@ -1,30 +1,33 @@
-"""Attention function through which a transformers model calls its context policy.
+"""How a transformers model calls its context policy: an attention function and two hooks.
 
 The function is registered with transformers on first use. It needs no query-by-key mask: transformers passes
-the tokenizer's padding mask to the function unchanged.
+the tokenizer's padding mask to the function unchanged. The hooks select the function while a model runs with
+a `PolicyCache`, and restore the model's config afterwards. Falcon calls no attention function of
+transformers, so its attention modules get a `forward` of their own.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib
+import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from scrubjay.memory.context.parts.dense import causal_attention
-from scrubjay.memory.context.parts.scoring import Scoring
+from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 
 ATTENTION = "scrubjay"
 """Name of the attention function in `config._attn_implementation`."""
-
-
 WRAPPED = "scrubjay_layers"
-"""Name of the attention function inside `memory.heads` blocks that change or record attention."""
+"""Name of the attention function inside `wrapped_attention` blocks that change or record attention."""
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 """Attention function of transformers: `attention(module, query, key, value, mask, **options)`.
@@ -199,3 +202,166 @@ def _padding_mask(
             # The 4-d mask makes `policy_attention` raise. A mask made for a missing encoder is never used.
             return torch.empty(0, 0, 0, 0)
     return attention_mask
+
+
+class _ActiveCaches:
+    """Policy caches in use by one model, and the model's own attention implementation.
+
+    `caches` has one cache per thread id. Calls without a `PolicyCache` use `outside_attention`.
+    """
+
+    def __init__(self) -> None:
+        self.caches: dict[int, Any] = {}
+        self.outside_attention: str | None = None
+
+
+_active_caches: WeakKeyDictionary[nn.Module, _ActiveCaches] = WeakKeyDictionary()
+LOCK = threading.Lock()
+"""Lock around changes of a model's attention implementation."""
+
+
+def attend_by_policy(decoder: nn.Module) -> str | None:
+    """Install hooks so that decoder calls with a `PolicyCache` use its policy.
+
+    Returns the attention implementation of calls without a `PolicyCache`. Raises ValueError inside a
+    `with` block that changes or records the model's own attention.
+    """
+    register_attention()
+    if _enter not in decoder._forward_pre_hooks.values():
+        decoder.register_forward_pre_hook(_enter, with_kwargs=True)
+        decoder.register_forward_hook(_leave, always_call=True)
+    with LOCK:
+        check_not_wrapped(decoder)
+        return _find_outside_attention(decoder)
+
+
+def _find_outside_attention(decoder: nn.Module) -> str | None:
+    config: Any = decoder.config
+    active = _active_caches.get(decoder)
+    return active.outside_attention if active is not None and active.caches else config._attn_implementation
+
+
+def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    # A call interrupted by Ctrl-C has not run its post hook.
+    _leave(decoder)
+    caches = (each for each in (*args, *options.values()) if hasattr(each, "outside_attention"))
+    cache = next(caches, None)
+    if cache is None:
+        return None
+    positions = _position_ids(decoder, args, options)
+    inputs: Any = next(
+        x for x in (*args[:1], options.get("input_ids"), options.get("inputs_embeds")) if x is not None
+    )
+    if positions is None and cache.adds_position_ids and len(args) < 2:
+        past_length = cache.get_seq_length()
+        positions = torch.arange(past_length, past_length + inputs.shape[1], device=inputs.device)[None]
+        options = options | {"position_ids": positions}
+    cache.begin_call(positions, inputs.shape[1])
+    outside_attention = cache.outside_attention
+    config: Any = decoder.config
+    with LOCK:
+        check_not_wrapped(decoder)
+        current_attention = _find_outside_attention(decoder)
+        if current_attention != outside_attention:
+            raise RuntimeError(
+                f"the model uses attention {current_attention!r}, so it does not call the policy; build the "
+                "cache for this model, after all calls of set_attn_implementation"
+            )
+        active = _active_caches.setdefault(decoder, _ActiveCaches())
+        active.caches[threading.get_ident()] = cache
+        active.outside_attention, config._attn_implementation = outside_attention, ATTENTION
+    set_reading(True)
+    return args, options
+
+
+def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    if "position_ids" in options or len(args) < 2:
+        return options.get("position_ids")
+    return inspect.signature(decoder.forward).bind_partial(*args, **options).arguments.get("position_ids")
+
+
+def _leave(decoder: nn.Module, _: Any = None, output: Any = None) -> None:
+    config: Any = decoder.config
+    set_reading(False)
+    with LOCK:
+        active = _active_caches.get(decoder)
+        cache = None if active is None else active.caches.pop(threading.get_ident(), None)
+        if active is None or cache is None:
+            return
+        if output is not None:
+            cache.end_call()
+        if not active.caches:
+            config._attn_implementation = active.outside_attention
+
+
+def falcon_modules(decoder: nn.Module) -> list[nn.Module]:
+    """Return the attention modules of a Falcon model; an empty list for other models."""
+    return [module for module in decoder.modules() if type(module).__name__ == "FalconAttention"]
+
+
+def serve_falcon(decoder: nn.Module) -> bool:
+    """Make the attention modules of a Falcon model use a `PolicyCache`; return False for other models."""
+    modules = falcon_modules(decoder)
+    for module in modules:
+        if not isinstance(module.forward, functools.partial):
+            module.forward = functools.partial(_attend_by_policy, module, module.forward)
+    return bool(modules)
+
+
+@contextmanager
+def falcon_attention(decoder: nn.Module, attention: Attention) -> Iterator[None]:
+    """Make Falcon's attention modules call the function `attention` inside the `with` block.
+
+    Do not use a `PolicyCache` inside this block. Raises ValueError on a model with ALiBi, because attention
+    functions do not receive the ALiBi bias.
+    """
+    modules = falcon_modules(decoder)
+    if modules and getattr(decoder.config, "alibi", False):
+        raise ValueError(
+            "this Falcon model adds an ALiBi bias inside its attention module, which is not supported; use a "
+            "Falcon model with rotary positions"
+        )
+    before = [module.__dict__.get("forward") for module in modules]
+    try:
+        for module in modules:
+            module.forward = functools.partial(_attend, module, attention)
+        yield
+    finally:
+        for module, forward in zip(modules, before, strict=True):
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
+
+
+def _attend_by_policy(
+    module: Any,
+    forward: Any,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    if not hasattr(options.get("layer_past"), "outside_attention"):
+        return forward(hidden_states, alibi, attention_mask, **options)
+    return _attend(module, policy_attention, hidden_states, alibi, attention_mask, **options)
+
+
+def _attend(
+    module: Any,
+    attention: Attention,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    query, keys, values = (
+        part.transpose(1, 2) for part in module._split_heads(module.query_key_value(hidden_states))
+    )
+    family: Any = importlib.import_module("transformers.models.falcon.modeling_falcon")
+    query, keys = family.apply_rotary_pos_emb(query, keys, *options["position_embeddings"])
+    cache = options.get("layer_past")
+    if cache is not None:
+        keys, values = cache.update(keys, values, module.layer_idx)
+    out, _ = attention(module, query, keys, values, attention_mask, scaling=module.inv_norm_factor)
+    return module.dense(out.flatten(2)), None

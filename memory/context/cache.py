@@ -16,19 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
-from scrubjay.memory.context.attention import ATTENTION, set_next_layer
-from scrubjay.memory.context.layers.falcon import serve_falcon
+from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve_falcon, set_next_layer
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import LocalWindowPolicy
-from scrubjay.memory.context.layers.policy import PolicyLayer
+from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
 from scrubjay.memory.context.layers.rotation import decoder_of, find_rotation, has_rotary, takes_positions
-from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer
-from scrubjay.memory.context.layers.stateless import StatelessLayer
-from scrubjay.memory.context.parts.marks import RetainedTokens
-from scrubjay.memory.context.parts.rotary import Rotary
+from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer, StatelessLayer
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
+from scrubjay.memory.context.policies.rotary import Rotary
 from scrubjay.memory.context.registry import name_of
-from scrubjay.memory.context.switch import attend_by_policy
 
 INTERRUPTED = (
     "an earlier call with this cache was interrupted, by Ctrl-C or an error, after only some layers had "

@@ -10,9 +10,8 @@ from scrubjay.memory.context.policies.chunks import ChunksPolicy
 from scrubjay.memory.context.policies.full import FullPolicy
 from scrubjay.memory.context.policies.h2o import H2OPolicy
 from scrubjay.memory.context.policies.recycled import RecycledPolicy
-from scrubjay.memory.context.policies.sinks import SinksPolicy
+from scrubjay.memory.context.policies.sinks import SinksPolicy, WindowPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
-from scrubjay.memory.context.policies.window import WindowPolicy
 
 _POLICIES: Registry[ContextPolicy] = Registry(
     "policy",

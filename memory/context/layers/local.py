@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.dense import BLOCK, masked_attention
-from scrubjay.memory.context.parts.preallocation import make_writable
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.buffers import make_writable
+from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from scrubjay.memory.context.attention import set_next_layer
-from scrubjay.memory.context.layers.falcon import serve_falcon
-from scrubjay.memory.context.parts.rotary import PairLayout, Rotary, Rotation
-from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.context.switch import attend_by_policy
+from scrubjay.memory.context.attention import attend_by_policy, serve_falcon, set_next_layer
+from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.policies.rotary import PairLayout, Rotary, Rotation
 
 _FAR = 101
 """Probe position at which fast and slow pairs have clearly different angles, far from full turns.

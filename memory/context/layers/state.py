@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 
 from scrubjay.memory.context.layers.policy import LayeredCache, PolicyLayer
 from scrubjay.memory.context.policies.base import ContextPolicy
@@ -105,3 +105,18 @@ class StateAndPolicyLayer(StateLayer, PolicyLayer):
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes of states, keys and values on the model's device, or offloaded to `place`."""
         return PolicyLayer.nbytes(self, place) + StateLayer.nbytes(self, place)
+
+
+class StatelessLayer(DummyLayer):
+    """Placeholder for a model layer without a cache, so that layer indices match those of the model."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return an empty dict."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def nbytes(self, place: str | None = None) -> int:
+        """Return 0."""
+        return 0

@@ -28,9 +28,6 @@ from torch.nn import functional
 
 from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.select import best
-from scrubjay.memory.context.parts.rotary import PairedRotation
-from scrubjay.memory.context.parts.scoring import Scoring
-from scrubjay.memory.context.parts.store import ChunkStore, StoreLocation, TokenPlaces
 from scrubjay.memory.context.policies.base import (
     CacheShape,
     ContextPolicy,
@@ -39,12 +36,15 @@ from scrubjay.memory.context.policies.base import (
     RetainedValues,
     Step,
 )
+from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.policies.rotary import PairedRotation
 from scrubjay.memory.context.policies.slots import (
     attend_at_slots,
     rotate_new_to_slots,
     rotate_to_origin,
     rotate_to_slots,
 )
+from scrubjay.memory.context.policies.store import ChunkStore, StoreLocation, TokenPlaces
 
 # Queries that select chunks together.
 _PIECE = 64

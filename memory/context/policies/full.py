@@ -12,10 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.dense import causal_attention
-from scrubjay.memory.context.parts.preallocation import append, compute_capacity, shrink
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.buffers import append, compute_capacity, shrink
+from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.eviction import drop_worst, gather_columns, keep_best
-from scrubjay.memory.context.parts.preallocation import append, compute_capacity, make_writable
-from scrubjay.memory.context.parts.rotary import PairedRotation, PairLayout
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, PastKeyValues, Step
+from scrubjay.memory.context.policies.buffers import (
+    append,
+    compute_capacity,
+    drop_worst,
+    gather_columns,
+    keep_best,
+    make_writable,
+)
+from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.policies.rotary import PairedRotation, PairLayout
 from scrubjay.memory.context.policies.slots import (
     attend_at_slots,
     rotate_new_to_slots,

@@ -17,11 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.context.parts.dense import causal_attention
-from scrubjay.memory.context.parts.eviction import gather_columns, keep_best
-from scrubjay.memory.context.parts.preallocation import compute_capacity
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, RetainedValues, Step
+from scrubjay.memory.context.policies.buffers import compute_capacity, gather_columns, keep_best
+from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 from scrubjay.memory.context.policies.full import FullMemory
 
 

@@ -2,7 +2,7 @@
 
 Xiao et al. 2023 (arXiv 2309.17453, section 3.2). Attention weights must sum to 1. A query that needs little
 from other tokens puts the remaining weight on the first tokens, the sinks. A window without sinks drops these
-tokens, and the model fails.
+tokens, and the model fails; `WindowPolicy` is this baseline.
 
 Positions are counted inside the cache, so that no distance exceeds the distances of training. The query of
 token t gets the position p(t) = min(t, budget - 1). Distances inside the window do not change. Therefore only
@@ -28,11 +28,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
-from scrubjay.memory.context.parts.dense import BLOCK, masked_attention
-from scrubjay.memory.context.parts.preallocation import make_writable
-from scrubjay.memory.context.parts.rotary import Rotation
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.buffers import make_writable
+from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
+from scrubjay.memory.context.policies.rotary import Rotation
 from scrubjay.memory.parts.sinks import compute_slot_steps as held_in_slots
 
 # Columns attended at once without gradients, which keeps the band's copies of keys small.
@@ -62,6 +61,28 @@ class SinksPolicy(ContextPolicy):
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
         return StreamMemory(self.budget, self.num_sinks)
+
+    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
+        """Return the bytes of the keys and values of at most `budget` tokens."""
+        return min(tokens, self.budget) * shape.token_bytes
+
+
+@dataclass(frozen=True)
+class WindowPolicy(ContextPolicy):
+    """Keep the last `budget` tokens, without sinks. This baseline fails on most models."""
+
+    budget: int = 1024
+    """Number of tokens in the cache. A query reads all of them, its own token included."""
+
+    moves_positions: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget={self.budget}: must be at least 1, for the query's own token")
+
+    def build(self) -> LayerMemory:
+        """Return an empty memory for one layer."""
+        return StreamMemory(self.budget, num_sinks=0)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of the keys and values of at most `budget` tokens."""

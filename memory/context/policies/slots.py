@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Step
+from scrubjay.memory.context.policies.dense import Scoring
 
 
 def rotate_to_origin(x: Float[Tensor, "batch heads length width"], step: Step) -> Tensor:

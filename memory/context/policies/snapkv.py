@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.context.parts.eviction import gather_columns, keep_best
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, LayerStats, Step
+from scrubjay.memory.context.policies.buffers import gather_columns, keep_best
+from scrubjay.memory.context.policies.dense import Scoring
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from scrubjay.experiments.lm.needles import Example
 from scrubjay.experiments.lm.reading import answer, answer_with_infiniretri, tokenize
 from scrubjay.memory import context
-from scrubjay.memory.reading.infiniretri import InfiniRetri
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 
 def test_an_answer_is_what_generate_writes(model):

@@ -7,7 +7,7 @@ pytest.importorskip("transformers")
 from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
 from scrubjay.experiments.viz.page import render_page
 from scrubjay.experiments.viz.trace import from_json, to_json
-from scrubjay.memory.reading.infiniretri import InfiniRetri
+from scrubjay.memory.context.infiniretri import InfiniRetri
 
 TEXT = " ".join(f"Jay {number} hid <b>worm {number}</b> here." for number in range(30))
 

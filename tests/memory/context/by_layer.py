@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.memory.context import CacheShape, ContextPolicy, LayerStats
-from scrubjay.memory.context.parts.budgets import split_budget
+from scrubjay.memory.context.policies.base import split_budget
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 

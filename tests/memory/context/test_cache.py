@@ -11,9 +11,9 @@ from by_layer import AlternatingPolicy, SpreadPolicy, close, pad, read
 
 from scrubjay.memory import context
 from scrubjay.memory.context import ContextPolicy, PolicyCache
-from scrubjay.memory.context.parts.rotary import Rotary
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.full import FullPolicy
+from scrubjay.memory.context.policies.rotary import Rotary
 from scrubjay.memory.context.policies.sinks import SinksPolicy
 from scrubjay.memory.context.policies.snapkv import SnapKVPolicy
 

@@ -14,11 +14,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from scrubjay.memory import context
 from scrubjay.memory.context import PolicyCache
+from scrubjay.memory.context.capture import attention_modules, capture_attention
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateLayer
 from scrubjay.memory.context.policies.chunks import ChunksMemory
-from scrubjay.memory.heads.capture import capture_attention
-from scrubjay.memory.heads.wrap import attention_modules
 
 BUDGET, SINKS, PROMPT, LENGTH = 12, 2, 30, 40
 POLICIES = {

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from scrubjay.memory import context
 from scrubjay.memory.context.layers.rotation import find_rotation
-from scrubjay.memory.context.parts.rotary import PairLayout
+from scrubjay.memory.context.policies.rotary import PairLayout
 
 TEXT = (
     "The lighthouse keeper wrote one line in the log each evening: the state of the sea, the oil left in "

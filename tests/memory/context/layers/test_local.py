@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.memory.context.layers.local import LocalWindowPolicy
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Step
+from scrubjay.memory.context.policies.dense import Scoring
 
 LENGTH = 23
 

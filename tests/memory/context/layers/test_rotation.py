@@ -11,7 +11,7 @@ from transformers import CodeGenConfig, CodeGenForCausalLM, DoryForCausalLM, GPT
 from scrubjay.memory import context
 from scrubjay.memory.context.cache import PolicyCache
 from scrubjay.memory.context.layers.rotation import find_rotation
-from scrubjay.memory.context.parts.rotary import PairLayout
+from scrubjay.memory.context.policies.rotary import PairLayout
 
 EVERY = {
     "llama": PairLayout(4),

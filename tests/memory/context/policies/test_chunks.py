@@ -8,9 +8,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from scrubjay.kernels import attend_chosen, merge
 from scrubjay.memory.context.layers.rotation import find_rotation
-from scrubjay.memory.context.parts.scoring import Scoring
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.chunks import ChunksPolicy
+from scrubjay.memory.context.policies.dense import Scoring
 
 HEADS, GROUPS, WIDTH, SCALE = 4, 2, 8, 0.4
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from scrubjay.memory.heads import retrieval as module
-from scrubjay.memory.heads.prompts import build_chat_prompt
-from scrubjay.memory.heads.retrieval import RetrievalHeads, measure_retrieval_heads, retrieval_heads
+from scrubjay.memory.context import retrieval_heads as module
+from scrubjay.memory.context.quotes import build_chat_prompt
+from scrubjay.memory.context.retrieval_heads import RetrievalHeads, measure_retrieval_heads, retrieval_heads
 
 HEADS = RetrievalHeads(((0.1, 0.0, 0.4), (0.3, 0.25, 0.1), (0.0, 0.0, 0.0)), probes=4)
 

@@ -8,7 +8,7 @@ from by_layer import BY_LAYER, close, pad, read
 from test_contract import SMALL
 
 from scrubjay.memory import context
-from scrubjay.memory.context.parts.marks import FIRST, MARKS, add_marks, find_tokens
+from scrubjay.memory.context.layers.policy import FIRST, MARKS, add_marks, find_tokens
 
 POLICIES = [*context.list_policies(), *BY_LAYER]
 pytestmark = pytest.mark.usefixtures("register_test_policies")

@@ -1,4 +1,4 @@
-"""Preallocation gives the results of a copy at each step, without the copies."""
+"""Buffers give the results of a copy at each step; eviction keeps the best columns in order."""
 
 import pytest
 import torch
@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.memory import context
-from scrubjay.memory.context.parts.preallocation import BLOCK, append, compute_capacity, shrink
+from scrubjay.memory.context.policies.buffers import (
+    BLOCK,
+    append,
+    compute_capacity,
+    drop_worst,
+    gather_columns,
+    keep_best,
+    shrink,
+)
 
 LENGTHS = st.lists(st.integers(1, 2 * BLOCK), min_size=1, max_size=6)
 
@@ -60,3 +68,29 @@ def test_gradients_of_a_text_outlive_the_tokens_after_it(name, tiny_llama):
     gradient = torch.autograd.grad(loss, model.model.embed_tokens.weight)[0]
     loss = model(ids, cache=context.PolicyCache(context.make(name), model)).logits[:, -1].square().sum()
     torch.testing.assert_close(gradient, torch.autograd.grad(loss, model.model.embed_tokens.weight)[0])
+
+
+@st.composite
+def worths(draw):
+    """Draw scores, many of them equal and some infinite, and the number of columns to keep."""
+    columns = draw(st.integers(2, 40))
+    worth = st.sampled_from([-1.0, 0.0, 0.5, 2.0, float("inf")])
+    rows = draw(st.lists(st.lists(worth, min_size=columns, max_size=columns), min_size=4, max_size=4))
+    return torch.tensor(rows).view(2, 2, columns), draw(st.integers(1, columns - 1))
+
+
+@given(worths())
+def test_the_worst_go_and_the_rest_stay_in_order(case):
+    worth, most = case
+    best_columns = drop_worst(worth, most)
+    assert torch.equal(best_columns, keep_best(worth, torch.tensor([most, most]), most))
+    for row, columns in zip(worth.flatten(0, 1).tolist(), best_columns.flatten(0, 1).tolist(), strict=True):
+        ranking = sorted(range(len(row)), key=lambda column: (-row[column], column))
+        assert columns == sorted(ranking[:most])
+
+
+def test_each_head_takes_its_own():
+    table = torch.randn(2, 3, 7, 4)
+    columns = torch.randint(0, 7, (2, 3, 5))
+    gathered_columns = gather_columns(table, columns)
+    assert torch.equal(gathered_columns, table.gather(2, columns[..., None].expand(-1, -1, -1, 4)))

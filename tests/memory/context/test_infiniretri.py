@@ -8,9 +8,9 @@ import random
 import pytest
 import torch
 
-from scrubjay.memory.reading import bookmark, infiniretri
-from scrubjay.memory.reading.infiniretri import InfiniRetri, phrase_scores
-from scrubjay.memory.reading.sentences import split_sentences
+from scrubjay.memory.context import infiniretri
+from scrubjay.memory.context.infiniretri import InfiniRetri, phrase_scores
+from scrubjay.memory.context.sentences import split_sentences
 
 
 class Letters:
@@ -195,7 +195,7 @@ def test_neither_text_nor_question_has_control_tokens(tiny_chat):
 
 
 def test_progress_is_printed(reader, capsys, monkeypatch):
-    monkeypatch.setattr(bookmark, "_LINE_SECONDS", 0.0)
+    monkeypatch.setattr(sentences, "_LINE_SECONDS", 0.0)
     reader.read(TEXT, "Which?", max_new_tokens=1)
     assert f"read {len(TEXT):,} tokens  100%" in capsys.readouterr().err
 

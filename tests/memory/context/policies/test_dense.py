@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.memory.context.parts.dense import causal_attention, masked_attention
-from scrubjay.memory.context.parts.scoring import Scoring
+from scrubjay.memory.context.policies.dense import Scoring, causal_attention, masked_attention
 
 
 def tensors(length, columns, heads=4, groups=2):

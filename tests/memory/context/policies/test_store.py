@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from scrubjay.memory.context.parts.store import ChunkStore, TokenPlaces
+from scrubjay.memory.context.policies.store import ChunkStore, TokenPlaces
 
 BATCH, HEADS, SIZE, WIDTH = 2, 3, 4, 5
 

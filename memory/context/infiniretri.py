@@ -29,12 +29,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from scrubjay.kernels.select import best
-from scrubjay.memory.context.quotes import ControlTokens
-from scrubjay.memory.heads.capture import attention_weights
-from scrubjay.memory.heads.prompts import build_chat_prompt, prepend_bos
-from scrubjay.memory.heads.retrieval import retrieval_heads
-from scrubjay.memory.reading.bookmark import Bookmark, ProgressDisplay, Sentence
-from scrubjay.memory.reading.sentences import split_sentences
+from scrubjay.memory.context.capture import attention_weights
+from scrubjay.memory.context.quotes import ControlTokens, build_chat_prompt, prepend_bos
+from scrubjay.memory.context.retrieval_heads import retrieval_heads
+from scrubjay.memory.context.sentences import Bookmark, ProgressDisplay, Sentence, split_sentences
 
 _LENGTH_MULTIPLE = 64
 

@@ -8,9 +8,8 @@ import torch
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.memory.context import PolicyCache, list_policies, make
-from scrubjay.memory.heads.capture import attention_weights, capture_attention
-from scrubjay.memory.heads.sink_bias import sink_bias
-from scrubjay.memory.heads.sink_rate import sink_rate, sink_weights
+from scrubjay.memory.context.attention_sinks import sink_bias, sink_rate, sink_weights
+from scrubjay.memory.context.capture import attention_weights, capture_attention
 
 
 def tokens(batch=2, time=9):

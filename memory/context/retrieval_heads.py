@@ -27,9 +27,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.memory.heads.capture import capture_attention
-from scrubjay.memory.heads.prompts import build_chat_prompt, prepend_bos
-from scrubjay.memory.heads.wrap import attention_modules
+from scrubjay.memory.context.capture import attention_modules, capture_attention
+from scrubjay.memory.context.quotes import build_chat_prompt, prepend_bos
 
 # Least cosine similarity of embeddings: near 0 for unrelated models, near 1 for fine-tunes.
 _SIMILARITY = 0.9

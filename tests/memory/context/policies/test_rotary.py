@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.memory.context.parts.rotary import PairLayout, Rotary
+from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
 
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
 LAYOUTS = [PairLayout(3), PairLayout(3, is_interleaved=True)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.reading.sentences import LONGEST, split_sentences
+from scrubjay.memory.context.sentences import LONGEST, split_sentences
 
 LETTERS = st.text(alphabet='aB1.!?。！”" \n\t…)é中', max_size=200)
 

@@ -1,1 +1,0 @@
-"""Analysis of single attention heads: sinks, retrieval heads, and captured weights."""
