@@ -34,10 +34,12 @@ def test_a_wheel_contains_every_package(tmp_path):
         "py.typed",
         "memory/hcam.py",
         "kernels/retrieval/op.py",
-        "experiments/bench/envs.py",
+        "experiments/answers/parts.json",
         *pages,
     ):
         assert f"scrubjay/{name}" in names
+    evidence = tuple(f"scrubjay/experiments/{folder}/" for folder in ("bench", "quality", "results"))
+    assert not [name for name in names if name.startswith(evidence)]
     assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"scrubjay"}
 
 

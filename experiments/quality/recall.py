@@ -8,7 +8,7 @@
 The data are BFCL's questions about memory and synthetic conversations in English and Chinese. Each synthetic
 conversation has its own bank; for another column of the tables, all conversations of a language share a bank.
 Options add LoCoMo, REALTALK, MemDaily, BEAM, LongMemEval and MemoryAgentBench from their published files. All
-choices are made on the development parts, which `datasets/parts.json` lists. On the test parts a bank is
+choices are made on the development parts, which `answers/parts.json` lists. On the test parts a bank is
 compared with the baseline that was best on the development part. Embeddings are cached, so an interrupted run
 resumes fast. Prints tables. Options: `--help`.
 """
@@ -21,7 +21,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,24 +29,27 @@ import torch
 import tyro
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.datasets import Part, part_names, select_part
+from scrubjay.experiments.answers.dialogues import (
+    read_beam,
+    read_locomo,
+    read_longmemeval,
+    read_memdaily,
+    read_realtalk,
+)
+from scrubjay.experiments.answers.views import CachedEmbeddings
 from scrubjay.experiments.cli.failures import UsageError, report
 from scrubjay.experiments.lm.conversations import (
     ABILITIES,
     LANGUAGES,
     Conversation,
     Question,
+    Turn,
     generate_conversation,
 )
 from scrubjay.experiments.quality import retrievers
-from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
-from scrubjay.experiments.quality.datasets.beam import read_beam
-from scrubjay.experiments.quality.datasets.bfcl import read_bfcl
-from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk
-from scrubjay.experiments.quality.datasets.longmemeval import read_longmemeval
-from scrubjay.experiments.quality.datasets.memdaily import read_memdaily
-from scrubjay.experiments.quality.datasets.pooling import concatenate
-from scrubjay.experiments.quality.datasets.splits import Part, part_names, select_part
-from scrubjay.experiments.quality.embedding_cache import CachedEmbeddings
+from scrubjay.experiments.quality.bfcl import read_bfcl
 from scrubjay.experiments.runs.statistics import bootstrap_interval
 from scrubjay.memory import SurpriseConfig
 
@@ -168,6 +171,23 @@ def corpora(config: RecallBench, part: Part) -> list[Corpus]:
         conversations = itertools.chain.from_iterable(map(read_agentbench, config.agentbench))
         result.append(Corpus("MemoryAgentBench", select_part(conversations, "MemoryAgentBench", part)))
     return result
+
+
+def concatenate(conversations: Iterable[Conversation]) -> Conversation:
+    """Concatenate conversations into one, with all their questions."""
+    turns: list[Turn] = []
+    questions: list[Question] = []
+    for conversation in conversations:
+        begin = len(turns)
+        for turn in conversation.turns:
+            turns.append(replace(turn, replaces=None if turn.replaces is None else begin + turn.replaces))
+        for question in conversation.questions:
+            answers, outdated_answers = (
+                frozenset(begin + place for place in places)
+                for places in (question.answers, question.outdated_answers)
+            )
+            questions.append(replace(question, answers=answers, outdated_answers=outdated_answers))
+    return Conversation(tuple(turns), tuple(questions))
 
 
 def ask(

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import importlib
 import math
-import re
-import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -20,9 +18,9 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
+from scrubjay.experiments.answers.views import bm25_index
 from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.words import index_text, match_terms
 
 Recall = Callable[[Question, int], list[int]]
 """Function from a question and k to indices of turns, best first."""
@@ -42,13 +40,13 @@ def most_recent(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 def keyword_index(conversation: Conversation, embeddings: Embeddings) -> Recall:
     """Recall with SQLite's FTS5: turns that contain any stemmed word of the question, ranked by BM25."""
-    search = _bm25(conversation)
+    search = bm25_index(conversation)
     return lambda question, k: [place for place, _ in search(question.text, k)]
 
 
 def keyword_index_without_stop_words(conversation: Conversation, embeddings: Embeddings) -> Recall:
     """Recall with FTS5, without stop words in questions, and with Chinese as character pairs."""
-    search = _bm25(conversation, careful=True)
+    search = bm25_index(conversation, careful=True)
     return lambda question, k: [place for place, _ in search(question.text, k)]
 
 
@@ -97,7 +95,7 @@ def vector_store(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 def mem0_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
     """Recall with mem0's scoring, without its entity store: mean of cosine and a sigmoid of BM25."""
-    words, cosines = _bm25(conversation), _cosines(conversation, embeddings)
+    words, cosines = bm25_index(conversation), _cosines(conversation, embeddings)
 
     def recall(question: Question, k: int) -> list[int]:
         terms = len(question.text.split())
@@ -115,7 +113,7 @@ def mem0_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
 
 def rank_fusion(conversation: Conversation, embeddings: Embeddings) -> Recall:
     """Recall by reciprocal rank fusion of keyword index and cosine, with equal weights."""
-    words, cosines = _bm25(conversation), _cosines(conversation, embeddings)
+    words, cosines = bm25_index(conversation), _cosines(conversation, embeddings)
 
     def recall(question: Question, k: int) -> list[int]:
         score: dict[int, float] = {}
@@ -135,7 +133,7 @@ def convex(neighbours: float = 0.0) -> Arm:
     """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
-        words, cosines = _bm25(conversation, careful=True), _cosines(conversation, embeddings)
+        words, cosines = bm25_index(conversation, careful=True), _cosines(conversation, embeddings)
 
         def recall(question: Question, k: int) -> list[int]:
             shared = np.zeros(len(conversation.turns))
@@ -184,31 +182,6 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
         return recall
 
     return arm
-
-
-def _bm25(conversation: Conversation, careful: bool = False) -> Callable[[str, int], list[tuple[int, float]]]:
-    """Build an FTS5 index of the turns and return its search function.
-
-    The function maps a question and a limit to pairs of turn index and BM25 score, best first. With
-    `careful`, a question's stop words are ignored, and Chinese, Japanese and Korean are split into character
-    pairs.
-    """
-    index = sqlite3.connect(":memory:")
-    index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')
-    index.executemany(
-        "INSERT INTO words (rowid, text) VALUES (?, ?)",
-        [
-            (place, index_text(turn.text) if careful else turn.text)
-            for place, turn in enumerate(conversation.turns)
-        ],
-    )
-
-    def search(question: str, k: int) -> list[tuple[int, float]]:
-        terms = match_terms(question) if careful else [f'"{word}"' for word in re.findall(r"\w+", question)]
-        sql = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
-        return index.execute(sql, (" OR ".join(terms), k)).fetchall() if terms else []
-
-    return search
 
 
 def _cosines(conversation: Conversation, embeddings: Embeddings) -> Callable[[str], np.ndarray]:

@@ -73,9 +73,9 @@ def bench(options: BenchOptions) -> int:
         raise UsageError("bench needs the files of a data set, such as locomo10.json")
     if options.questions is not None and options.questions < 1:
         raise UsageError(f"questions={options.questions}: must be at least 1")
-    from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
-    from scrubjay.experiments.quality.answers.readers import JUDGE_PROMPT, PROMPT
-    from scrubjay.experiments.quality.answers.report import head, table
+    from scrubjay.experiments.answers.bench import Bench, Settings, read_texts
+    from scrubjay.experiments.answers.readers import JUDGE_PROMPT, PROMPT
+    from scrubjay.experiments.answers.scores import head, table
     from scrubjay.experiments.runs.device import one_thread
     from scrubjay.experiments.runs.directory import write_atomically
 
@@ -129,8 +129,8 @@ class FactsOptions:
 
 def facts(options: FactsOptions) -> int:
     """Generate synthetic facts and write them as JSON lines: for each seed, one line per question type."""
-    from scrubjay.experiments.quality.datasets.facts import make_rows
-    from scrubjay.experiments.quality.datasets.splits import part_names
+    from scrubjay.experiments.answers.datasets import part_names
+    from scrubjay.experiments.answers.facts import make_rows
     from scrubjay.experiments.runs.directory import write_atomically
 
     if not options.file.parent.is_dir():

@@ -15,7 +15,7 @@
   N random z-scores.
 - Recency and importance each change the score by at most 0.02: they break ties.
 
-The weights were tuned on the development parts of `experiments/quality/datasets/parts.json`.
+The weights were tuned on the development parts of `experiments/answers/parts.json`.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from scrubjay.experiments import RECIPES, Run, train, with_memory
-from scrubjay.experiments.quality.datasets.facts import make_rows
+from scrubjay.experiments.answers.facts import make_rows
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.memory import MemoryBank
 

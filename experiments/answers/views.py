@@ -5,15 +5,25 @@ Each view stores a conversation once and is then queried for every question.
 
 from __future__ import annotations
 
+import hashlib
+import re
+import sqlite3
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from scrubjay.experiments.lm.conversations import Conversation, Question
-from scrubjay.experiments.quality import retrievers
+import numpy as np
+from langchain_core.embeddings import Embeddings
+
+from scrubjay.experiments.lm.conversations import Conversation
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation
 from scrubjay.memory.bank.file.record import Record
+from scrubjay.memory.bank.file.words import index_text, match_terms
 
+_BATCH = 512
+"""Number of texts that are embedded at once."""
 Recall = Callable[[str], Sequence[int]]
 """Function from a query to indices of turns, best first."""
 ViewName = Literal["bank", "supersedes", "consolidated", "files", "full"]
@@ -45,8 +55,8 @@ def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: An
         newest_first = range(len(conversation.turns))[::-1]
         return lambda text: newest_first
     if name == "files":
-        search = retrievers.keyword_index(conversation, embeddings)
-        return lambda text: search(Question(text, frozenset(), ""), k)
+        search = bm25_index(conversation)
+        return lambda text: [place for place, _ in search(text, k)]
     if name == "consolidated":
         return _consolidated_bank(conversation, k, embeddings)
     return _bank(conversation, k, embeddings, supersedes=name == "supersedes")
@@ -115,3 +125,76 @@ def _consolidated_bank(conversation: Conversation, k: int, embeddings: Any) -> R
         (step,) = consolidation.add(turn.text, "conversation", observed=turn.observed).steps
         place_of[step.written_id or ""] = place
     return lambda text: [place_of[hit.id] for hit in bank.search(text, k)]
+
+
+def bm25_index(
+    conversation: Conversation, careful: bool = False
+) -> Callable[[str, int], list[tuple[int, float]]]:
+    """Build an FTS5 index of the turns and return its search function.
+
+    The function maps a question and a limit to pairs of turn index and BM25 score, best first. With
+    `careful`, a question's stop words are ignored, and Chinese, Japanese and Korean are split into character
+    pairs.
+    """
+    index = sqlite3.connect(":memory:")
+    index.execute('CREATE VIRTUAL TABLE words USING fts5(text, tokenize = "porter unicode61")')
+    index.executemany(
+        "INSERT INTO words (rowid, text) VALUES (?, ?)",
+        [
+            (place, index_text(turn.text) if careful else turn.text)
+            for place, turn in enumerate(conversation.turns)
+        ],
+    )
+
+    def search(question: str, k: int) -> list[tuple[int, float]]:
+        terms = match_terms(question) if careful else [f'"{word}"' for word in re.findall(r"\w+", question)]
+        sql = "SELECT rowid, -rank FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?"
+        return index.execute(sql, (" OR ".join(terms), k)).fetchall() if terms else []
+
+    return search
+
+
+class CachedEmbeddings(Embeddings):
+    """Embeddings that cache their vectors in the SQLite file `path`; use one file per embedding model."""
+
+    def __init__(self, embeddings: Embeddings, path: str | Path) -> None:
+        self._embeddings = embeddings
+        self._database = sqlite3.connect(path, isolation_level=None)
+        self._database.execute(
+            "CREATE TABLE IF NOT EXISTS vectors (hash BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID"
+        )
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        """Return one vector per text."""
+        missing = sorted({text for text in texts if self._find(_hash(text)) is None}, key=len)
+        for first in range(0, len(missing), _BATCH):
+            batch = missing[first : first + _BATCH]
+            self._keep([_hash(text) for text in batch], self._embeddings.embed_documents(batch))
+            if len(missing) > _BATCH:
+                print(f"embedded {first + len(batch):,}/{len(missing):,}", file=sys.stderr, flush=True)
+        return [_unpack(self._find(_hash(text))) for text in texts]
+
+    def embed_query(self, text: str) -> list[float]:
+        """Return the vector of a query, which may differ from that of a document with the same text."""
+        hash = _hash(text, person=b"query")
+        if self._find(hash) is None:
+            self._keep([hash], [self._embeddings.embed_query(text)])
+        return _unpack(self._find(hash))
+
+    def _keep(self, hashes: list[bytes], vectors: list[list[float]]) -> None:
+        rows = [
+            (hash, np.array(v, dtype=np.float32).tobytes()) for hash, v in zip(hashes, vectors, strict=True)
+        ]
+        self._database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    def _find(self, hash: bytes) -> bytes | None:
+        row = self._database.execute("SELECT vector FROM vectors WHERE hash = ?", (hash,)).fetchone()
+        return None if row is None else row[0]
+
+
+def _unpack(vector: bytes | None) -> list[float]:
+    return np.frombuffer(vector or b"", dtype=np.float32).tolist()
+
+
+def _hash(text: str, person: bytes = b"") -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16, person=person).digest()

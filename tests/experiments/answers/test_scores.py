@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.experiments.quality.answers.scores import (
+from scrubjay.experiments.answers.scores import (
     SCORERS,
     exact,
     rouge_l,

@@ -15,9 +15,8 @@ from typing import Any
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.agents.language.text import estimate_tokens
-from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.lm.conversations import Conversation, Question
-from scrubjay.experiments.quality.answers.readers import (
+from scrubjay.experiments.answers.datasets import Form, read_any
+from scrubjay.experiments.answers.readers import (
     JUDGE_PROMPT,
     PROMPT,
     Reply,
@@ -28,10 +27,10 @@ from scrubjay.experiments.quality.answers.readers import (
     judge,
     record,
 )
-from scrubjay.experiments.quality.answers.scores import SCORERS, score, substring
-from scrubjay.experiments.quality.answers.views import Recall, View, ViewName, fit, open_view
-from scrubjay.experiments.quality.datasets.detection import Form, read_any
-from scrubjay.experiments.quality.embedding_cache import CachedEmbeddings
+from scrubjay.experiments.answers.scores import SCORERS, score, substring
+from scrubjay.experiments.answers.views import CachedEmbeddings, Recall, View, ViewName, fit, open_view
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.experiments.runs.interruption import StopRequest
 from scrubjay.experiments.runs.records import Records, prepare_results_dir
 

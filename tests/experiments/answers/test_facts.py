@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 
+from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.datasets import PARTS, part_names
+from scrubjay.experiments.answers.facts import make_rows
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
-from scrubjay.experiments.quality.datasets.facts import make_rows
-from scrubjay.experiments.quality.datasets.splits import PARTS, part_names
 
 
 def put(path, rows):

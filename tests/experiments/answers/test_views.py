@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from scrubjay.experiments.quality.answers.views import LABELS, fit, open_view
-from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
-from scrubjay.experiments.quality.datasets.facts import make_rows
+from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.facts import make_rows
+from scrubjay.experiments.answers.views import LABELS, fit, open_view
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from scrubjay.experiments.answers.scores import words
+from scrubjay.experiments.answers.views import View
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.lm.conversations import Conversation, Question
-from scrubjay.experiments.quality.answers.scores import words
-from scrubjay.experiments.quality.answers.views import View
 
 PROMPT = """\
 Below is what was said and written, the oldest first, each with the moment it is of.

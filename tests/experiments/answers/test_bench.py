@@ -6,13 +6,13 @@ import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
+from scrubjay.experiments.answers.bench import Bench, Settings, read_texts
+from scrubjay.experiments.answers.facts import make_rows
+from scrubjay.experiments.answers.scores import table
+from scrubjay.experiments.answers.views import LABELS
 from scrubjay.experiments.cli.failures import FailedError, UsageError
-from scrubjay.experiments.quality.answers.bench import Bench, Settings, read_texts
-from scrubjay.experiments.quality.answers.report import table
-from scrubjay.experiments.quality.answers.views import LABELS
-from scrubjay.experiments.quality.datasets.facts import make_rows
 
-from ..datasets.test_parsing import corrupt
+from .test_dialogues import corrupt
 
 ARMS = tuple(LABELS)
 

@@ -7,8 +7,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from scrubjay.experiments.answers.parsing import expect_format, read_json_lines
 from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
-from scrubjay.experiments.quality.datasets.parsing import expect_format, read_json_lines
 
 _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
 

@@ -1,19 +1,29 @@
-"""Read files of any supported data set, with detection of the format."""
+"""Published data sets: readers of their files, detection of the format, and development and test parts.
+
+The two parts of a data set have no conversation in common, and in REALTALK no person (`parts.json`). A data
+set that is not listed is split by a hash of the conversation names.
+"""
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.dialogues import (
+    read_beam,
+    read_locomo,
+    read_longmemeval,
+    read_memdaily,
+    read_realtalk,
+)
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.lm.conversations import Conversation
-from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
-from scrubjay.experiments.quality.datasets.beam import read_beam
-from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk
-from scrubjay.experiments.quality.datasets.longmemeval import read_longmemeval
-from scrubjay.experiments.quality.datasets.memdaily import read_memdaily
 
 Form = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
 READERS: Mapping[Form, Callable[[Path], list[Conversation]]] = {
@@ -24,6 +34,8 @@ READERS: Mapping[Form, Callable[[Path], list[Conversation]]] = {
     "beam": lambda path: read_beam(path, evident=False),
     "memdaily": read_memdaily,
 }
+Part = Literal["development", "test"]
+PARTS: tuple[Part, ...] = ("development", "test")
 _HEAD_BYTES = 4096
 _FIRST_KEY = re.compile(r'\s*\[?\s*\{\s*"([^"\\]{1,40})"')
 _KEYS: Mapping[str, Form] = {
@@ -77,3 +89,43 @@ def _head(path: Path) -> str:
         raise UsageError(f"{path} is not a regular file; give the path of a data set")
     with path.open("rb") as file:
         return file.read(_HEAD_BYTES).decode("utf-8", "replace")
+
+
+def part_names(set: str, part: Part) -> list[Any]:
+    """Return the conversation names of a part.
+
+    The names are seeds for synthetic sets. For MemDaily, each entry is a list of trajectory names that form
+    one conversation.
+    """
+    return _parts()[set][part]
+
+
+def select_part(conversations: Iterable[Conversation], set: str, part: Part) -> tuple[Conversation, ...]:
+    """Select the conversations of a part.
+
+    Raises UsageError if a conversation of a listed data set is in neither part, or if the part is empty.
+    """
+    selected_conversations = tuple(one for one in conversations if find_part(one.name, set) == part)
+    if not selected_conversations:
+        raise UsageError(f"{set}: no conversations of the {part} part; give the whole data set")
+    return selected_conversations
+
+
+def find_part(name: str, set: str) -> Part:
+    """Return the part that contains a conversation.
+
+    Raises UsageError if `parts.json` lists the data set but no part contains the conversation.
+    """
+    if set not in _parts():
+        return PARTS[hashlib.blake2b(name.encode(), digest_size=8).digest()[-1] % 2]
+    for part in PARTS:
+        if name in part_names(set, part):
+            return part
+    raise UsageError(
+        f"{set}: {name!r} is in neither part, {' or '.join(PARTS)}; pass the unmodified published data set"
+    )
+
+
+@functools.cache
+def _parts() -> dict[str, dict[Part, list[Any]]]:
+    return json.loads(Path(__file__).with_name("parts.json").read_text(encoding="utf-8"))

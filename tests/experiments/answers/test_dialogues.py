@@ -5,12 +5,15 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.dialogues import (
+    read_beam,
+    read_locomo,
+    read_longmemeval,
+    read_memdaily,
+    read_realtalk,
+)
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.quality.datasets.agentbench import read_agentbench
-from scrubjay.experiments.quality.datasets.beam import read_beam
-from scrubjay.experiments.quality.datasets.locomo import read_locomo, read_realtalk
-from scrubjay.experiments.quality.datasets.longmemeval import read_longmemeval
-from scrubjay.experiments.quality.datasets.memdaily import read_memdaily
 from scrubjay.memory import MemoryBank
 
 

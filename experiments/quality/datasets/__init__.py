@@ -1,1 +1,0 @@
-"""Data sets for recall: conversations with questions. Each question lists the records that answer it."""
