@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import reduce
@@ -178,41 +179,34 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncIterator[dict[str, Any]]:
         """Answer the question on the event loop in parts that add up to the complete result."""
-
-        async def once() -> AsyncIterator[Any]:
-            yield input
-
-        async for part in self._atransform_stream_with_config(once(), self._astream, config, **kwargs):
+        parts = self._atransform_stream_with_config(_yield_once(input), self._astream, config, **kwargs)
+        async for part in parts:
             yield part
 
     def _invoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
-        config = patch_config(config, callbacks=run_manager.get_child())
-        return dict(_sum_parts(run_loop(self._begin(input, config), config, streaming=False)))
+        parts = self._stream(iter([input]), run_manager, config, streaming=False)
+        return dict(reduce(operator.add, parts, AddableDict()))
 
     async def _ainvoke(self, input: Any, run_manager: Any, config: RunnableConfig) -> dict[str, Any]:
-        config = patch_config(config, callbacks=run_manager.get_child())
-        return dict(
-            _sum_parts(
-                [part async for part in arun_loop(self._begin(input, config), config, streaming=False)]
-            )
-        )
+        parts = self._astream(_yield_once(input), run_manager, config, streaming=False)
+        return dict(reduce(operator.add, [part async for part in parts], AddableDict()))
 
     def _stream(
-        self, inputs: Iterator[Any], run_manager: Any, config: RunnableConfig
-    ) -> Iterator[dict[str, Any]]:
+        self, inputs: Iterator[Any], run_manager: Any, config: RunnableConfig, streaming: bool = True
+    ) -> Iterator[AddableDict]:
         config = patch_config(config, callbacks=run_manager.get_child())
-        for part in run_loop(self._begin(_join_inputs(list(inputs)), config), config, streaming=True):
+        for part in run_loop(self._begin(reduce(operator.add, inputs), config, streaming), config):
             yield AddableDict(part)
 
     async def _astream(
-        self, inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig
-    ) -> AsyncIterator[dict[str, Any]]:
+        self, inputs: AsyncIterator[Any], run_manager: Any, config: RunnableConfig, streaming: bool = True
+    ) -> AsyncIterator[AddableDict]:
         config = patch_config(config, callbacks=run_manager.get_child())
-        whole = _join_inputs([part async for part in inputs])
-        async for part in arun_loop(self._begin(whole, config), config, streaming=True):
+        whole = reduce(operator.add, [part async for part in inputs])
+        async for part in arun_loop(self._begin(whole, config, streaming), config):
             yield AddableDict(part)
 
-    def _begin(self, input: Any, config: RunnableConfig) -> Loop:
+    def _begin(self, input: Any, config: RunnableConfig, streaming: bool) -> Loop:
         messages, knowledge = _read_input(input)
         messages = repair_transcript(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
@@ -253,6 +247,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             self._context,
             self._prompts,
             self.max_steps,
+            streaming,
         )
 
         def loop() -> Loop:
@@ -322,9 +317,5 @@ def _read_passage(document: Any) -> Passage:
     return Passage(clean(text), getattr(document, "metadata", {}).get("untrusted", True) is False)
 
 
-def _join_inputs(inputs: list[Any]) -> Any:
-    return inputs[0] if len(inputs) == 1 else reduce(lambda left, right: left + right, inputs)
-
-
-def _sum_parts(parts: Any) -> AddableDict:
-    return reduce(lambda left, right: left + right, parts, AddableDict())
+async def _yield_once(input: Any) -> AsyncIterator[Any]:
+    yield input

@@ -11,21 +11,19 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
-from langchain_core.messages import AIMessage, HumanMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.runnables import Runnable
 
 from scrubjay.agents.kwai.context import PromptBuilder
 from scrubjay.agents.kwai.executor import Executor
-from scrubjay.agents.kwai.messages import extract_text
+from scrubjay.agents.kwai.messages import AnswerStream, extract_text
 from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.recall import MemoryAccess
-from scrubjay.agents.kwai.runner import AskModel, Effect, Loop
+from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, StreamModel, Update
 from scrubjay.agents.kwai.turn import Step, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.untrusted import TAINTED
-
-Update = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,8 @@ class LoopParts:
     prompt_builder: PromptBuilder
     prompts: Prompts
     max_steps: int
+    streaming: bool
+    """True if the answer is streamed token by token."""
 
 
 def run_turn(parts: LoopParts, turn: Turn) -> Loop:
@@ -159,7 +159,7 @@ def _write(
 ) -> Generator[Update | Effect, Any, AIMessage]:
     prompt = parts.prompt_builder.build_answer_prompt(turn, stop_reason)
     for _ in range(2):
-        reply: AIMessage = yield AskModel(parts.model, prompt, is_answer=True)
+        reply = yield from _ask(parts, prompt)
         turn.meter.record_usage(prompt, reply)
         text = extract_text(reply)
         if text.strip():
@@ -173,3 +173,17 @@ def _write(
     text = parts.prompts.say("no_answer")
     yield {"answer": text}
     return AIMessage(text, response_metadata=reply.response_metadata)
+
+
+def _ask(parts: LoopParts, prompt: list[BaseMessage]) -> Generator[Update | Effect, Any, AIMessage]:
+    """Ask the model for the answer; yield its text, whole or in chunks, and return the reply."""
+    if not parts.streaming:
+        reply: AIMessage = yield AskModel(parts.model, prompt)
+        if text := extract_text(reply):
+            yield {"answer": text}
+        return reply
+    answer, next_chunk = AnswerStream(), StreamModel(parts.model, prompt)
+    while (chunk := (yield next_chunk)) is not None:
+        if text := answer.add(chunk):
+            yield {"answer": text}
+    return answer.message

@@ -6,7 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    ToolMessage,
+    message_chunk_to_message,
+)
 
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean, clean_value
@@ -63,6 +69,37 @@ def keep_pending(text: str) -> str:
     if rest.startswith(_OPEN):
         return _OPEN + rest[len(_OPEN) :][1 - len(_CLOSE) :]
     return f"{_OPEN}{_CLOSE}{rest}" if thoughts[1] else text
+
+
+class AnswerStream:
+    """Streamed answer that is assembled from chunks."""
+
+    def __init__(self) -> None:
+        self._chunks: list[AIMessage] = []
+        self._text, self._has_text = "", False
+
+    def add(self, chunk: AIMessage) -> str:
+        """Add a chunk (or the whole message); return the new text of the answer without `<think>` blocks."""
+        self._chunks.append(chunk)
+        text = clean(chunk.text)
+        if not self._has_text:
+            self._text += text
+            text = strip_thoughts(self._text)
+            self._has_text = bool(text)
+            self._text = "" if self._has_text else keep_pending(self._text)
+        return text
+
+    @property
+    def message(self) -> AIMessage:
+        """Complete message, joined from all chunks; an empty message if there are no chunks."""
+        if not self._chunks:
+            return AIMessage("")
+        message, *others = self._chunks
+        if isinstance(message, AIMessageChunk):
+            # Add all chunks at once: one by one takes quadratic time.
+            message = message_chunk_to_message(message + others)
+        assert isinstance(message, AIMessage)
+        return message
 
 
 def extract_thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:

@@ -1,8 +1,9 @@
 """Run the agent loop and perform its effects, either in threads or on an asyncio event loop.
 
 The agent loop is a generator that yields updates (dictionaries for the caller) and effects (actions with
-I/O). One loop therefore serves sync and async callers. The runner performs each effect and sends the result
-to the generator. If the effect fails, the runner throws the error into the generator.
+I/O). One loop therefore serves sync and async callers. The runner performs each effect, by `run` or by
+`arun`, and sends the result to the generator. If the effect fails, the runner throws the error into the
+generator.
 """
 
 from __future__ import annotations
@@ -13,21 +14,43 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
-from scrubjay.agents.kwai.messages import extract_text, keep_pending, strip_thoughts
 from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import taint_scope
 
 
-class ToolTimeoutError(Exception):
-    """A tool did not return in time; the tool may still be running."""
+def run_loop(loop: Loop, config: RunnableConfig) -> Iterator[Update]:
+    """Run the agent loop `loop` and yield its updates."""
+    with contextlib.closing(loop):
+        driver = _LoopDriver(loop)
+        for effect in driver:
+            if isinstance(effect, dict):
+                yield effect
+                continue
+            try:
+                driver.reply = effect.run(config)
+            except Exception as error:  # noqa: BLE001  thrown into the loop
+                driver.error = error
+
+
+async def arun_loop(loop: Loop, config: RunnableConfig) -> AsyncIterator[Update]:
+    """Run the agent loop `loop` like `run_loop`, but on the asyncio event loop."""
+    with contextlib.closing(loop):
+        driver = _LoopDriver(loop)
+        for effect in driver:
+            if isinstance(effect, dict):
+                yield effect
+                continue
+            try:
+                driver.reply = await effect.arun(config)
+            except Exception as error:  # noqa: BLE001  thrown into the loop
+                driver.error = error
 
 
 @dataclass(frozen=True)
@@ -36,8 +59,54 @@ class AskModel:
 
     model: Runnable[Any, Any]
     messages: list[BaseMessage]
-    is_answer: bool = False
-    """True if the reply's text is the answer, which is streamed to the caller."""
+
+    def run(self, config: RunnableConfig) -> AIMessage:
+        """Call the model."""
+        return self.model.invoke(self.messages, config)
+
+    async def arun(self, config: RunnableConfig) -> AIMessage:
+        """Call the model on the event loop."""
+        return await self.model.ainvoke(self.messages, config)
+
+
+@dataclass
+class StreamModel:
+    """Effect that reads the next chunk of a streamed reply. After the last chunk, the loop receives None."""
+
+    model: Runnable[Any, Any]
+    messages: list[BaseMessage]
+    _chunks: Any = field(default=None, init=False)
+
+    def run(self, config: RunnableConfig) -> AIMessage | None:
+        """Read the next chunk; the first call starts the stream."""
+        if self._chunks is None:
+            self._chunks = self.model.stream(self.messages, config)
+        return next(self._chunks, None)
+
+    async def arun(self, config: RunnableConfig) -> AIMessage | None:
+        """Read the next chunk on the event loop; the first call starts the stream."""
+        if self._chunks is None:
+            self._chunks = self.model.astream(self.messages, config)
+        return await anext(self._chunks, None)
+
+
+@dataclass(frozen=True)
+class RunFunction:
+    """Effect that calls a function, which may block. The loop receives the return value."""
+
+    function: Callable[[], Any]
+
+    def run(self, config: RunnableConfig) -> Any:
+        """Call the function."""
+        return self.function()
+
+    async def arun(self, config: RunnableConfig) -> Any:
+        """Call the function in a thread."""
+        return await asyncio.to_thread(self.function)
+
+
+class ToolTimeoutError(Exception):
+    """A tool did not return in time; the tool may still be running."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +119,53 @@ class RunTool:
     is_tainted: bool
     """True if untrusted text was read before the call."""
 
+    def run(self, config: RunnableConfig) -> Any:
+        """Run the tool in a thread."""
+        running = _in_thread(lambda: self._invoke(config))
+        if not wait([running], timeout=self.seconds).done:
+            raise ToolTimeoutError
+        return running.result()
 
-@dataclass(frozen=True)
-class RunFunction:
-    """Effect that calls a function, which may block. The loop receives the return value."""
+    async def arun(self, config: RunnableConfig) -> Any:
+        """Run an async tool on the event loop, and any other tool in a thread."""
+        running: asyncio.Future[Any]
+        if _is_async(self.tool):
+            running = asyncio.ensure_future(self._ainvoke(config))
+        else:
+            # Do not use the event loop's thread pool: asyncio.run would wait for a thread that never ends.
+            running = asyncio.wrap_future(_in_thread(lambda: self._invoke(config)))
+        try:
+            done, _ = await asyncio.wait([running], timeout=self.seconds)
+        except BaseException:
+            running.cancel()
+            raise
+        if not done:
+            running.cancel()
+            raise ToolTimeoutError
+        return running.result()
 
-    function: Callable[[], Any]
+    def _invoke(self, config: RunnableConfig) -> Any:
+        if isinstance(self.tool, StructuredTool | Tool) and self.tool.func is None:
+            # An async-only tool, such as one of an MCP server; this thread has no event loop.
+            return asyncio.run(self._ainvoke(config))
+        with taint_scope(self.is_tainted):
+            return self.tool.invoke(self._tool_call, config)
+
+    async def _ainvoke(self, config: RunnableConfig) -> Any:
+        with taint_scope(self.is_tainted):
+            return await self.tool.ainvoke(self._tool_call, config)
+
+    @property
+    def _tool_call(self) -> dict[str, Any]:
+        return {
+            "name": self.tool.name,
+            "args": self.call.arguments,
+            "id": self.call.id,
+            "type": "tool_call",
+        }
 
 
-Effect = AskModel | RunTool | RunFunction
+Effect = AskModel | StreamModel | RunFunction | RunTool
 Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]
 
@@ -66,143 +173,21 @@ Loop = Generator[Update | Effect, Any, None]
 class _LoopDriver:
     """Iterator over the effects and updates that the agent loop yields.
 
-    `reply` is the result of the last effect. The driver sends this result to the loop. If an effect fails,
-    the driver throws the effect's error into the loop.
+    `reply` is the result of the last effect and `error` its failure. The driver sends the result to the loop,
+    or throws the error into the loop.
     """
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
         self.reply: Any = None
-        self._error: Exception | None = None
+        self.error: Exception | None = None
 
     def __iter__(self) -> Iterator[Update | Effect]:
-        while True:
-            reply, error, self.reply, self._error = self.reply, self._error, None, None
-            try:
-                effect = self._loop.throw(error) if error is not None else self._loop.send(reply)
-            except StopIteration:
-                return
-            yield effect
+        return self
 
-    @contextlib.contextmanager
-    def catch_errors(self) -> Iterator[None]:
-        """Catch an error of the `with` block; the driver's next step throws this error into the loop."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001
-            self._error = error
-
-
-class _AnswerStream:
-    """Streamed answer that is assembled from chunks."""
-
-    def __init__(self) -> None:
-        self._chunks: list[AIMessage] = []
-        self._text, self._has_text = "", False
-
-    def add(self, chunk: AIMessage) -> Iterator[Update]:
-        """Add a chunk (or the whole message) and yield an update with its text, without `<think>` blocks."""
-        self._chunks.append(chunk)
-        text = clean(chunk.text)
-        if not self._has_text:
-            self._text += text
-            text = strip_thoughts(self._text)
-            self._has_text = bool(text)
-            self._text = "" if self._has_text else keep_pending(self._text)
-        if text:
-            yield {"answer": text}
-
-    @property
-    def message(self) -> AIMessage:
-        """Complete message, joined from all chunks; an empty message if there are no chunks."""
-        if not self._chunks:
-            return AIMessage("")
-        message, *others = self._chunks
-        if isinstance(message, AIMessageChunk):
-            # Add all chunks at once: one by one takes quadratic time.
-            message = message_chunk_to_message(message + others)
-        assert isinstance(message, AIMessage)
-        return message
-
-
-def run_loop(loop: Loop, config: RunnableConfig, streaming: bool) -> Iterator[Update]:
-    """Run the agent loop `loop` and yield its updates; with `streaming`, the answer comes in chunks."""
-    with contextlib.closing(loop):
-        driver = _LoopDriver(loop)
-        for effect in driver:
-            if isinstance(effect, dict):
-                yield effect
-                continue
-            with driver.catch_errors():
-                if isinstance(effect, AskModel) and effect.is_answer and streaming:
-                    answer = _AnswerStream()
-                    for chunk in effect.model.stream(effect.messages, config):
-                        yield from answer.add(chunk)
-                    driver.reply = answer.message
-                elif isinstance(effect, AskModel):
-                    driver.reply = effect.model.invoke(effect.messages, config)
-                    if effect.is_answer:
-                        yield from _yield_answer(driver.reply)
-                elif isinstance(effect, RunTool):
-                    driver.reply = _run_tool(effect, config)
-                else:
-                    driver.reply = effect.function()
-
-
-async def arun_loop(loop: Loop, config: RunnableConfig, streaming: bool) -> AsyncIterator[Update]:
-    """Run the agent loop `loop` like `run_loop`, but on the asyncio event loop."""
-    with contextlib.closing(loop):
-        driver = _LoopDriver(loop)
-        for effect in driver:
-            if isinstance(effect, dict):
-                yield effect
-                continue
-            with driver.catch_errors():
-                if isinstance(effect, AskModel) and effect.is_answer and streaming:
-                    answer = _AnswerStream()
-                    async for chunk in effect.model.astream(effect.messages, config):
-                        for update in answer.add(chunk):
-                            yield update
-                    driver.reply = answer.message
-                elif isinstance(effect, AskModel):
-                    driver.reply = await effect.model.ainvoke(effect.messages, config)
-                    if effect.is_answer:
-                        for update in _yield_answer(driver.reply):
-                            yield update
-                elif isinstance(effect, RunTool):
-                    driver.reply = await _arun_tool(effect, config)
-                else:
-                    driver.reply = await asyncio.to_thread(effect.function)
-
-
-def _yield_answer(message: AIMessage) -> Iterator[Update]:
-    if text := extract_text(message):
-        yield {"answer": text}
-
-
-def _run_tool(run: RunTool, config: RunnableConfig) -> Any:
-    running = _in_thread(lambda: _invoke(run, config))
-    if not wait([running], timeout=run.seconds).done:
-        raise ToolTimeoutError
-    return running.result()
-
-
-async def _arun_tool(run: RunTool, config: RunnableConfig) -> Any:
-    running: asyncio.Future[Any]
-    if _is_async(run.tool):
-        running = asyncio.ensure_future(_ainvoke(run, config))
-    else:
-        # Do not use the event loop's thread pool: asyncio.run would wait for a thread that never ends.
-        running = asyncio.wrap_future(_in_thread(lambda: _invoke(run, config)))
-    try:
-        done, _ = await asyncio.wait([running], timeout=run.seconds)
-    except BaseException:
-        running.cancel()
-        raise
-    if not done:
-        running.cancel()
-        raise ToolTimeoutError
-    return running.result()
+    def __next__(self) -> Update | Effect:
+        reply, error, self.reply, self.error = self.reply, self.error, None, None
+        return self._loop.send(reply) if error is None else self._loop.throw(error)
 
 
 def _in_thread(function: Callable[[], Any]) -> Future[Any]:
@@ -221,23 +206,6 @@ def _in_thread(function: Callable[[], Any]) -> Future[Any]:
 
     threading.Thread(target=run, name="tool", daemon=True).start()
     return future
-
-
-def _invoke(run: RunTool, config: RunnableConfig) -> Any:
-    if isinstance(run.tool, StructuredTool | Tool) and run.tool.func is None:
-        # An async-only tool, such as one of an MCP server; this thread has no event loop.
-        return asyncio.run(_ainvoke(run, config))
-    with taint_scope(run.is_tainted):
-        return run.tool.invoke(_as_tool_call(run), config)
-
-
-async def _ainvoke(run: RunTool, config: RunnableConfig) -> Any:
-    with taint_scope(run.is_tainted):
-        return await run.tool.ainvoke(_as_tool_call(run), config)
-
-
-def _as_tool_call(run: RunTool) -> dict[str, Any]:
-    return {"name": run.tool.name, "args": run.call.arguments, "id": run.call.id, "type": "tool_call"}
 
 
 def _is_async(tool: BaseTool) -> bool:

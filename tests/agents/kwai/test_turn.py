@@ -1,6 +1,7 @@
 """State of a question: events, steps, and the addresses that a call may contain."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage
@@ -19,7 +20,7 @@ def make_turn(question="Where is it?", **fields):
     )
 
 
-def make_step(result, status="success", trusted=False, **arguments):
+def make_step(result, status: Any = "success", trusted=False, **arguments):
     return Step(1, "read", "browse", arguments, "call_1", result, status, ("json",), trusted)
 
 

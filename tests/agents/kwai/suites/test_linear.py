@@ -7,9 +7,8 @@ import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
 
 from scrubjay.agents.chat.answer_format import CallSplitter
-from scrubjay.agents.kwai.messages import extract_text, strip_thoughts
+from scrubjay.agents.kwai.messages import AnswerStream, extract_text, strip_thoughts
 from scrubjay.agents.kwai.plans import PlanError, read_plan
-from scrubjay.agents.kwai.runner import _AnswerStream
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import Gate
 from scrubjay.agents.language.prompts import load_prompts
@@ -65,9 +64,9 @@ def test_four_times_the_text_takes_about_four_times_as_long(work, unit):
 
 @pytest.mark.parametrize("unit", texts.UNITS.values(), ids=texts.UNITS)
 def test_of_a_streamed_reply_no_more_is_read_again_than_what_may_begin_a_mark(unit):
-    stream = _AnswerStream()
+    stream = AnswerStream()
     for piece in ("<think>", *[unit] * 100, "</think>", "<think>", *[unit] * 100, "</think>a", unit):
-        list(stream.add(AIMessageChunk(content=piece)))
+        stream.add(AIMessageChunk(content=piece))
         assert len(stream._text) <= len("<think></think><think></think")
 
 
@@ -76,11 +75,10 @@ def test_what_is_streamed_says_what_the_whole_does(unit):
     thoughts = f" <think>{unit}</think> {unit}<think>", f"<think>{unit * 9}</thin</think>a"
     for text in (*thoughts, unit, "<think"):
         for size in (1, 2, 5, 100):
-            stream = _AnswerStream()
+            stream = AnswerStream()
             visible_text = "".join(
-                update["answer"]
+                stream.add(AIMessageChunk(content=text[first : first + size]))
                 for first in range(0, len(text), size)
-                for update in stream.add(AIMessageChunk(content=text[first : first + size]))
             )
             assert visible_text == strip_thoughts(text)
             assert stream.message.text == text
