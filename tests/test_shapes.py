@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("beartype")
+pytestmark = pytest.mark.requires("beartype")
+
 TESTS = Path(__file__).parent
 
 

@@ -8,10 +8,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from popgym import envs as popgym_envs
 
 import scrubjay.envs  # noqa: F401  (registers)
 
-popgym_envs = pytest.importorskip("popgym.envs")
+pytestmark = pytest.mark.requires("popgym")
 
 Answer = Callable[[Sequence[np.ndarray]], int]
 """Policy with memory: maps all observations of the episode so far to an answer."""

@@ -107,8 +107,9 @@ def test_alive_masks_and_observations_follow_the_agents() -> None:
     assert all(one.is_closed for one in envs)
 
 
+@pytest.mark.requires("mpe2")
 def test_simple_spread_equals_separate_environments() -> None:
-    simple_spread_v3 = pytest.importorskip("mpe2.simple_spread_v3")
+    from mpe2 import simple_spread_v3
 
     def make() -> ParallelEnv:
         return simple_spread_v3.parallel_env(N=3, max_cycles=4)

@@ -4,7 +4,6 @@ The interpreter must be selected before the first import of triton and replaces 
 it cannot share a process with the other tests. All files share one process, to import torch and triton once.
 """
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -17,7 +16,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "conftest"))
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.requires("triton")
 @pytest.mark.timeout(600)
 def test_kernels_under_the_interpreter():
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib"]

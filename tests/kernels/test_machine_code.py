@@ -1,7 +1,6 @@
 """Every main configuration of every kernel compiles to machine code without a GPU."""
 
 import dataclasses
-import importlib.util
 import os
 
 import pytest
@@ -11,7 +10,7 @@ from scrubjay.experiments.bench import machine_code
 LEAST = min(machine_code.SHARED_LIMIT, key=lambda capability: machine_code.SHARED_LIMIT[capability])
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
+    pytest.mark.requires("triton"),
     pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter cannot compile"),
 ]
 

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
 
 @pytest.fixture
-def tiny_llama():
+def tiny_llama(require):
     """Return a factory of random tiny Llamas: `tiny_llama(dtype=torch.float64)`."""
+    require("transformers")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     def build(dtype=torch.float32, seed=0, **fields):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
@@ -17,6 +13,8 @@ from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.memory import context
 
 from .talking import read
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 @given(st.data())

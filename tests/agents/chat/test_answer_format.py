@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.chat.answer_format import AnswerFormat
 
 from .talking import adder, weather
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 def test_a_choice_is_free_unless_it_leans_to_calls(chat):

@@ -7,10 +7,6 @@ import re
 
 import jsonschema
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +16,8 @@ from scrubjay.agents.chat.constraint import Constraint, json_grammar
 from scrubjay.agents.chat.language_model import LoadedModel
 
 from .talking import adder, weather
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 @pytest.mark.parametrize("choice", ["any", "adder"])

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, HumanMessage
@@ -20,6 +16,8 @@ from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.memory.context import PolicyCache, make
 
 from .talking import QUESTIONS, SYSTEM, read, talk, weather
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 @pytest.mark.parametrize(("policy", "budget"), [("full", 0), ("sinks", 1024), ("sinks", 24), ("window", 24)])

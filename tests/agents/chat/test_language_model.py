@@ -7,15 +7,14 @@ import copy
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.chat.language_model import LoadedModel, load
 from scrubjay.memory import context
 
 from .families import FAMILIES
 from .talking import QUESTIONS, read
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 def test_ready_models_of_one_name_are_two(tiny_chat):

@@ -6,16 +6,14 @@ import asyncio
 import threading
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from langchain_core.messages import HumanMessage
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.memory import context
 
 from .talking import QUESTIONS, read, talk, weather
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 def test_a_budget_set_later_holds_for_the_next_conversation(chat):

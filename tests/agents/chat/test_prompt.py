@@ -5,10 +5,6 @@ from __future__ import annotations
 import re
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
@@ -19,6 +15,8 @@ from scrubjay.agents.chat.prompt import write_prompt
 
 from .families import FAMILIES
 from .talking import adder, weather
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 def test_a_users_text_cannot_end_his_turn(tiny_chat):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("langchain_tests")
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from langchain_core.messages import HumanMessage
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from scrubjay.agents import LocalChatModel
+
+pytestmark = pytest.mark.requires("langchain_tests", "transformers", "llguidance")
 
 
 class _Chat:

@@ -1,10 +1,6 @@
 """Templates of all structures contain the whole conversation, and tool calls work with each of them."""
 
 import pytest
-
-pytest.importorskip("transformers")
-pytest.importorskip("llguidance")
-
 from langchain_core.messages import AIMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
@@ -13,6 +9,8 @@ from scrubjay.agents.chat.prompt import write_prompt
 
 from .talking import adder
 from .templates import TEMPLATES
+
+pytestmark = pytest.mark.requires("transformers", "llguidance")
 
 
 def make_call_message(*ids):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("transformers")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.agents.chat.answer import AnswerText
+
+pytestmark = pytest.mark.requires("transformers")
 
 # One to four tokens per character, since a token is a byte.
 TEXTS = st.text(st.sampled_from("ab é鴉🐦"), max_size=12)

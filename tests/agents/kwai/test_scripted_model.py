@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 from langchain_core.messages import AIMessage
-
-pytest.importorskip("langchain_tests")
-
 from langchain_tests.unit_tests import ChatModelUnitTests
 
 from .scripted_model import ScriptedModel
+
+pytestmark = pytest.mark.requires("langchain_tests")
 
 
 class TestScriptedModel(ChatModelUnitTests):

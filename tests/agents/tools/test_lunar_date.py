@@ -2,6 +2,7 @@
 
 from datetime import UTC, date, datetime, timedelta
 
+import ephem
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from scrubjay.agents.tools.calendar import CHINA
 from scrubjay.agents.tools.lunar_date import from_lunar, to_lunar
 
-ephem = pytest.importorskip("ephem")
 from .asking import ask
+
+pytestmark = pytest.mark.requires("ephem")
 
 LUNAR_DAYS = st.dates(date(1900, 2, 1), date(2100, 12, 31))
 

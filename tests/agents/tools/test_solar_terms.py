@@ -3,11 +3,12 @@
 import itertools
 from datetime import UTC, datetime, timedelta
 
+import ephem
 import pytest
 
 from scrubjay.agents.tools.calendar import TERMS, solar_terms
 
-ephem = pytest.importorskip("ephem")
+pytestmark = pytest.mark.requires("ephem")
 
 
 def sun_longitude(moment: datetime) -> float:

@@ -174,12 +174,15 @@ def test_of_a_chat_that_was_shortened_the_short_one_is_read(tmp_path):
     assert list_questions(conversation)[0] == ("How long?", {0}, "knowledge_update")
 
 
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+@pytest.mark.parametrize(
+    "suffix", [".json", ".jsonl", pytest.param(".parquet", marks=pytest.mark.requires("pyarrow"))]
+)
 def test_agentbench_knows_an_answer_by_its_words(tmp_path, suffix):
     path = tmp_path / f"conflict{suffix}"
     if suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist([AGENTBENCH]), path)
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([AGENTBENCH]), path)
     else:
         put(path, AGENTBENCH if suffix == ".jsonl" else [AGENTBENCH])
     (conversation,) = read_agentbench(path)
@@ -293,8 +296,8 @@ def test_a_file_that_is_not_there_or_no_json_is_named(tmp_path, name):
         READERS[name](tmp_path if name in FOLDERS else tmp_path / "set.json")
 
 
+@pytest.mark.requires("pyarrow")
 def test_a_parquet_that_is_none_is_refused(tmp_path):
-    pytest.importorskip("pyarrow")
     path = tmp_path / "rows.parquet"
     path.write_bytes(b"PAR1" + bytes(40) + b"PAR1")
     with pytest.raises(UsageError, match=r"rows\.parquet is not in the format of MemoryAgentBench"):

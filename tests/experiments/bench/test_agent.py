@@ -3,13 +3,11 @@
 import sys
 
 import pytest
-
-pytest.importorskip("langgraph")
-pytest.importorskip("langchain_core")
-
 from langchain_core.messages import ToolMessage
 
 from scrubjay.experiments.bench import agent
+
+pytestmark = pytest.mark.requires("langgraph")
 
 
 @pytest.mark.parametrize("steps", [1, 3])

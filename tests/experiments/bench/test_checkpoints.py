@@ -2,8 +2,6 @@
 
 import pytest
 
-pytest.importorskip("langgraph")
-
 from scrubjay.experiments.bench import checkpoints
 from scrubjay.experiments.bench.checkpoints import (
     CHECKPOINTER,
@@ -13,6 +11,8 @@ from scrubjay.experiments.bench.checkpoints import (
     ConversationCost,
     main,
 )
+
+pytestmark = pytest.mark.requires("langgraph")
 
 
 def test_ours_keeps_every_turn_and_tells_what_it_took():

@@ -4,9 +4,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -18,6 +15,8 @@ from scrubjay.experiments.bench.decoding import (
     list_caches,
     measure,
 )
+
+pytestmark = pytest.mark.requires("transformers")
 
 TOKENS = 8
 BENCH = DecodingBench(budget=32, policies=("full", "window", "sinks"), turn=4)

@@ -8,8 +8,8 @@ from scrubjay.experiments.bench import pages
 from scrubjay.experiments.viz.trace import Trace
 
 
+@pytest.mark.requires("playwright")
 def test_each_page_is_compared_with_the_film_alone(capsys):
-    pytest.importorskip("playwright")
     if pages.chromium() is None:
         pytest.skip("no chromium")
     pages.main(pages.PagesBench(dancers=2, max_steps=5, rounds=1))
@@ -26,8 +26,8 @@ def test_a_film_is_every_picture_once():
     assert re.findall(r'src="([^"]*)"', text) == list(pictures)
 
 
+@pytest.mark.requires("playwright")
 def test_without_a_browser_the_error_says_what_to_do(monkeypatch):
-    pytest.importorskip("playwright")
     monkeypatch.setattr(pages, "chromium", lambda: None)
     with pytest.raises(RuntimeError, match="set CHROMIUM"):
         pages.time_pages({"empty": pages.EMPTY}, 1)

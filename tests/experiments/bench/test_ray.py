@@ -4,8 +4,6 @@ import dataclasses
 
 import pytest
 
-pytest.importorskip("ray.rllib")
-
 from scrubjay.experiments.bench.ray import Constants, ScalingModel, build_config, speed_table
 
 CONSTANTS = Constants(

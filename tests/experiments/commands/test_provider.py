@@ -7,12 +7,11 @@ import json
 
 import pytest
 
-pytest.importorskip("langchain_openai")
-pytest.importorskip("langchain")
-
 from scrubjay.memory import MemoryBank
 
 from ...agents.kwai.chat_completions import BreaksOff, Fails, Hangs, Says, calls
+
+pytestmark = pytest.mark.requires("langchain_openai", "langchain")
 
 MODEL = ("--model", "openai:small")
 ADD = [calls("calculator", expression="2 + 3"), "I have it."]

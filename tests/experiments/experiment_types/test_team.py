@@ -107,8 +107,8 @@ def test_a_method_overrides_the_recipe(recipe):
     assert with_method(with_method(config, "itrpo"), "gamatr") == with_method(config, "gamatr")
 
 
+@pytest.mark.requires("mpe2")
 def test_pettingzoos_own_environments_train(tmp_path):
-    pytest.importorskip("mpe2")
     config = dataclasses.replace(
         RECIPES["spread"](), env=TeamEnvConfig(SPREAD, {"N": 2, "max_cycles": 5}, num_envs=4), total_steps=100
     )

@@ -13,9 +13,11 @@ WORDS = [f"w{number}" for number in range(90)]
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory):
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
+def model_folder(tmp_path_factory, require):
+    require("transformers")
+    import tokenizers
+    import transformers
+
     folder = tmp_path_factory.mktemp("model")
     tokenizer = tokenizers.Tokenizer(
         tokenizers.models.WordLevel(

@@ -3,14 +3,13 @@
 import random
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 
 from scrubjay.experiments.lm.agreement import AgreementOptions, write
 from scrubjay.experiments.lm.reading import tokenize
 from scrubjay.memory import context
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 def test_a_policy_that_drops_nothing_agrees_with_full(run, rows):

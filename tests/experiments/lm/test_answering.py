@@ -3,15 +3,14 @@
 import dataclasses
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 
 from scrubjay.experiments.lm.needles import Example
 from scrubjay.experiments.lm.reading import answer, answer_with_infiniretri, tokenize
 from scrubjay.memory import context
 from scrubjay.memory.context.infiniretri import InfiniRetri
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 def test_an_answer_is_what_generate_writes(model):

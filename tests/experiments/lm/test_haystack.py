@@ -2,11 +2,10 @@
 
 import pytest
 
-pytest.importorskip("transformers")
-pytest.importorskip("wonderwords")
-
 from scrubjay.experiments.lm.haystack import HaystackOptions, cells, make_cell
 from scrubjay.experiments.lm.needles import split_sentences, token_counter
+
+pytestmark = pytest.mark.requires("transformers", "wonderwords")
 
 
 def test_the_grid_is_filled_once(run, rows):

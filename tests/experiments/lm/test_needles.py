@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("wonderwords")
-
 from scrubjay.experiments.lm.needles import (
     NOISE,
     Example,
@@ -20,6 +18,8 @@ from scrubjay.experiments.lm.needles import (
     string_match_all,
     words,
 )
+
+pytestmark = pytest.mark.requires("wonderwords")
 
 SENTENCES = split_sentences("It rained. The heron, as ever, stood!\nDid it\nmove? " * 3 + "No.")
 

@@ -3,15 +3,14 @@
 import json
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 
 from scrubjay.experiments.commands import main
 from scrubjay.experiments.lm.perplexity import PerplexityOptions, run_perplexity
 from scrubjay.experiments.lm.reading import Curve, recompute, tokenize
 from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 def test_losses_are_those_of_the_model_in_one_pass(run, model, text, rows):

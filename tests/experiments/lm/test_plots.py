@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("transformers")
-
 from scrubjay.experiments.lm import plots
 from scrubjay.experiments.lm.reading import Curve
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
 """Tests of reading in blocks, or at once if a policy selects keys at the end of a prompt."""
 
 import pytest
-
-pytest.importorskip("transformers")
-
 import torch
 
 from scrubjay.experiments.lm.reading import read
 from scrubjay.memory import context
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.mark.parametrize("name", ["snapkv", "recycled", "chunks"])

@@ -5,10 +5,10 @@ import re
 
 import pytest
 
-pytest.importorskip("wonderwords")
-
 from scrubjay.experiments.lm.needles import split_sentences, string_match_all
 from scrubjay.experiments.lm.ruler import list_tasks, make_example
+
+pytestmark = pytest.mark.requires("wonderwords")
 
 SENTENCES = split_sentences("It rained. The heron, as ever, stood!\nDid it\nmove? " * 3 + "No.")
 

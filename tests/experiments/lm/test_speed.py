@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.requires("transformers")
 
 
 def test_turns_are_timed_once_for_each(run, rows):

@@ -4,9 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-
-pytest.importorskip("langchain_core")
-
 from langchain_core.tools import StructuredTool
 
 from scrubjay.agents import tool

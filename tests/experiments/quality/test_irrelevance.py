@@ -11,8 +11,7 @@ from langchain_core.messages import AIMessage
 from scrubjay.experiments.quality import irrelevance
 from scrubjay.experiments.quality.irrelevance import IrrelevanceBench, ask, make_tools, read_cases, run
 
-pytest.importorskip("bfcl_eval")
-pytest.importorskip("llguidance")
+pytestmark = pytest.mark.requires("bfcl_eval", "llguidance")
 
 
 def test_all_functions_become_tools_that_take_what_their_schema_says():

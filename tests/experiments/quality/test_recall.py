@@ -6,9 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("langchain_core")
-
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from scrubjay.experiments.answers.datasets import PARTS

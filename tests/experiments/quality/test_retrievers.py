@@ -4,9 +4,6 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
-
-pytest.importorskip("langchain_core")
-
 from langchain_core.embeddings import Embeddings
 
 from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
@@ -55,14 +52,14 @@ ALL = {
 }
 
 
-def need(name):
-    if name == "bm25s":
-        pytest.importorskip("bm25s")
+def with_marks(names):
+    return [
+        pytest.param(name, marks=pytest.mark.requires("bm25s") if name == "bm25s" else []) for name in names
+    ]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", with_marks(ALL))
 def test_places_are_turns_each_once_and_no_more_than_asked_for(name, conversation):
-    need(name)
     recall = ALL[name](conversation, ByMeaning())
     for depth in (1, 3, 20):
         places = recall(ask("Was there a storm with rain?"), depth)
@@ -71,9 +68,8 @@ def test_places_are_turns_each_once_and_no_more_than_asked_for(name, conversatio
         assert places == recall(ask("Was there a storm with rain?"), depth)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name != "recent"])
+@pytest.mark.parametrize("name", with_marks(name for name in ALL if name != "recent"))
 def test_the_turn_with_the_questions_word_is_first(name, conversation):
-    need(name)
     assert ALL[name](conversation, ByMeaning())(ask("storm"), 3)[0] == 1
 
 
@@ -83,10 +79,9 @@ def test_what_has_embeddings_finds_what_shares_no_word(name, conversation):
 
 
 @pytest.mark.parametrize(
-    "name", ["keyword", "keyword without stop words", "bm25s", "bank without embeddings"]
+    "name", with_marks(["keyword", "keyword without stop words", "bm25s", "bank without embeddings"])
 )
 def test_words_alone_find_no_meaning(name, conversation):
-    need(name)
     assert 2 not in ALL[name](conversation, ByMeaning())(ask("cake"), 5)
 
 

@@ -5,11 +5,12 @@ import subprocess
 import sys
 
 import pytest
+from popgym import envs as popgym_envs
 
 from scrubjay.experiments import RECIPES
 from scrubjay.experiments.experiment_types.local import LocalEngine
 
-popgym_envs = pytest.importorskip("popgym.envs")
+pytestmark = pytest.mark.requires("popgym")
 
 THEIRS = {
     "popgym-repeat-previous": "RepeatPreviousEasy",

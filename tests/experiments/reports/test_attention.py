@@ -9,7 +9,7 @@ import torch
 
 from scrubjay.experiments.commands.main import main
 
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.requires("transformers")
 
 
 @pytest.fixture(scope="module")

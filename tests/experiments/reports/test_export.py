@@ -46,23 +46,21 @@ def test_dict_observations_can_be_exported(tmp_path):
     assert export_torch(make_policy("gru", space), tmp_path / "policy.pt2") <= 1e-5
 
 
-@pytest.mark.parametrize("form", ["torch", "onnx"])
+@pytest.mark.parametrize(
+    "form", ["torch", pytest.param("onnx", marks=pytest.mark.requires("onnx", "onnxscript"))]
+)
 def test_bytes_of_pictures_can_be_exported(form, tmp_path):
-    if form == "onnx":
-        pytest.importorskip("onnx")
-        pytest.importorskip("onnxscript")
     space = gymnasium.make("scrubjay.envs:scrubjay/Ballet-v0", dtype="uint8").observation_space
     export = {"torch": export_torch, "onnx": export_onnx}[form]
     assert export(make_policy("gru", space), tmp_path / "policy") <= 1e-4
 
 
 # A GRU's is made of pictures above.
+@pytest.mark.requires("onnx", "onnxscript")
 @pytest.mark.parametrize(
     "memory", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gru", "hcam"))]
 )
 def test_the_onnx_model_is_the_policy(memory, tmp_path):
-    pytest.importorskip("onnx")
-    pytest.importorskip("onnxscript")
     assert export_onnx(make_policy(memory), tmp_path / "policy.onnx") <= 1e-4
     assert (tmp_path / "policy.onnx").exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +10,7 @@ from PIL import Image
 from scrubjay.experiments.reports.episode import write_episode
 from scrubjay.experiments.reports.film import write_mp4
 
-imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+pytestmark = pytest.mark.requires("imageio_ffmpeg")
 
 
 def read(path):

@@ -190,8 +190,8 @@ def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypa
     assert "does not match" in capsys.readouterr().err
 
 
+@pytest.mark.requires("mpe2")
 def test_teams_without_rules_play_at_random(tmp_path, capsys):
-    pytest.importorskip("mpe2")
     words = ["play", "spread", "--out", str(tmp_path / "spread.gif"), "--max-steps", "2"]
     assert main(words) == 0
     assert "3 frames" in capsys.readouterr().out

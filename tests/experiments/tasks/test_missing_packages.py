@@ -61,8 +61,8 @@ def test_what_is_missing_is_named_with_what_brings_it(tmp_path):
         ("popgym:popgym-CountRecalEasy-v0", "did you mean 'popgym:popgym-CountRecallEasy-v0'?"),
     ],
 )
-def test_who_has_the_package_is_not_told_to_install_it(name, message, usage_error):
-    pytest.importorskip(name[: name.index(":")].partition(".")[0])
+def test_who_has_the_package_is_not_told_to_install_it(name, message, usage_error, require):
+    require(name[: name.index(":")].partition(".")[0])
     output = usage_error("train", "team" if "mpe2" in name else "ppo", "--env", name)
     assert message in output
     assert "pip install" not in output

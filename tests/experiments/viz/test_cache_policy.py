@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("transformers")
-
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.viz.cache_policy import RetentionRecorder, record_calls, trace_retention
 from scrubjay.experiments.viz.page import render_page
 from scrubjay.experiments.viz.trace import Trace, from_json, read_trace, to_json
 from scrubjay.memory import context
+
+pytestmark = pytest.mark.requires("transformers")
 
 SMALL = {
     "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3},

@@ -2,12 +2,12 @@
 
 import pytest
 
-pytest.importorskip("transformers")
-
 from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
 from scrubjay.experiments.viz.page import render_page
 from scrubjay.experiments.viz.trace import from_json, to_json
 from scrubjay.memory.context.infiniretri import InfiniRetri
+
+pytestmark = pytest.mark.requires("transformers")
 
 TEXT = " ".join(f"Jay {number} hid <b>worm {number}</b> here." for number in range(30))
 

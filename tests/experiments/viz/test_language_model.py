@@ -9,7 +9,8 @@ from scrubjay.experiments.viz.language_model import trace_reading
 from scrubjay.experiments.viz.page import render_page
 from scrubjay.experiments.viz.trace import from_json, read_trace, to_json
 
-pytest.importorskip("transformers")
+pytestmark = pytest.mark.requires("transformers")
+
 WORDS = ["?", "the", "jay", "hid", "a", "<b>worm</b>", "and", "flew"]
 
 

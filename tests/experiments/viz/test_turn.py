@@ -4,8 +4,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-pytest.importorskip("langchain_core")
-
 import scrubjay
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent

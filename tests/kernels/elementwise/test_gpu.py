@@ -1,14 +1,12 @@
 """Launches of the scan kernels; the results are tested under the interpreter."""
 
-import importlib.util
 import inspect
 
 import pytest
 
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("triton is not installed", allow_module_level=True)
-
 from scrubjay.kernels.elementwise.gpu import configurations
+
+pytestmark = pytest.mark.requires("triton")
 
 LAUNCHES = configurations()
 

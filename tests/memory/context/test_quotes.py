@@ -5,18 +5,15 @@ import json
 
 import pytest
 import torch
-
-from scrubjay.memory.context.attention_sinks import measure_attention
-from scrubjay.memory.context.infiniretri import InfiniRetri
-from scrubjay.memory.context.quotes import build_chat_prompt, prepend_bos
-from scrubjay.memory.context.retrieval_heads import _probes, _score
-
-pytest.importorskip("transformers")
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.context.quotes import ControlTokens, Quotes
+from scrubjay.memory.context.attention_sinks import measure_attention
+from scrubjay.memory.context.infiniretri import InfiniRetri
+from scrubjay.memory.context.quotes import ControlTokens, Quotes, build_chat_prompt, prepend_bos
+from scrubjay.memory.context.retrieval_heads import _probes, _score
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 @given(st.text())

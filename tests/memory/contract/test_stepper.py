@@ -182,8 +182,10 @@ def test_invalid_values_affect_only_their_row_until_its_next_episode(name, bad_v
         for key, value in run_stepper(module, x, start, module.initial_state(ROWS), range(begin))[1].items()
     }
     after, _ = run_stepper(module, x, start, bad_state, range(begin, STEPS))
-    torch.testing.assert_close(after[2], sound[0][2, begin:], rtol=0, atol=1e-6)
-    torch.testing.assert_close(after[others], sound[0][others, begin:], rtol=0, atol=1e-6)
+    # The new stepper cuts its chunks elsewhere: sums round relative to their largest terms.
+    expected = sound[0][:, begin:]
+    rounding = 16 * torch.finfo(expected.dtype).eps * max(1.0, float(expected.abs().max()))
+    torch.testing.assert_close(after, expected, rtol=0, atol=rounding)
 
 
 @pytest.mark.parametrize("name", IN_PLACE)

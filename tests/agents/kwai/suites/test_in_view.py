@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
-pytest.importorskip("transformers")
-
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
 from pydantic import PrivateAttr
@@ -19,6 +16,8 @@ from scrubjay.experiments.commands.agent import AgentOptions
 from scrubjay.memory import MemoryBank
 
 from ..scripted_model import ScriptedModel, call, plan
+
+pytestmark = pytest.mark.requires("transformers")
 
 
 class Counting(LocalChatModel):

