@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from scrubjay.experiments.bench.revision_cases import time_cases
 from scrubjay.experiments.bench.revisions import RevisionsBench, main
+from scrubjay.memory import list_memories
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -23,16 +25,23 @@ def _is_checkout() -> bool:
 def test_a_commit_is_timed_beside_this_tree_and_leaves_nothing(capsys):
     git = ["git", "-C", str(ROOT), "worktree", "list"]
     before = subprocess.run(git, check=True, capture_output=True, text=True).stdout
-    main(RevisionsBench(base="HEAD", rounds=1, least_seconds=0.0))
+    main(RevisionsBench(base="HEAD", case="hcam", rounds=1, least_seconds=0.0))
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert table[0] == "| case | HEAD | this tree | earlier / now |"
-    assert len(table) > 10
+    assert table[0] == "| case | HEAD | this tree | now / earlier | by round |"
+    assert len(table) == 2 + 3
     for row in table[2:]:
         base, now, ratio = row.split("|")[2:5]
         assert float(base) > 0
         assert float(now) > 0
         assert ratio.strip().startswith("**")
     assert subprocess.run(git, check=True, capture_output=True, text=True).stdout == before
+
+
+@pytest.mark.slow
+def test_every_case_runs():
+    times = time_cases("", 0.0)
+    assert sum("PPO update" in case for case in times) == len(list_memories())
+    assert min(times.values()) > 0
 
 
 @pytest.mark.skipif(not _is_checkout(), reason="not a checkout of one's own")

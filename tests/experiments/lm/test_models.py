@@ -21,14 +21,14 @@ def test_a_bank_is_made_only_on_demand_and_opened_again(tmp_path):
 def test_a_file_that_is_no_bank_is_refused_in_one_line_and_unchanged(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("buy milk")
-    with pytest.raises(ValueError, match=r"notes\.txt") as caught:
+    with pytest.raises(ValueError, match=r"notes\.txt") as refusal:
         open_bank(path, create=False)
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(refusal.value).splitlines()) == 1
     assert path.read_text() == "buy milk"
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(ValueError, match="folder .*nowhere does not exist"):
+    with pytest.raises(ValueError, match=r"folder .*nowhere does not exist"):
         open_bank(tmp_path / "nowhere" / "new.db", create=True)
 
 
