@@ -30,7 +30,7 @@ import tyro
 from ray.rllib.algorithms.ppo import PPOConfig as RLlibPPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-from scrubjay.agents import Sampler
+from scrubjay.agents import PPOConfig, Sampler
 from scrubjay.agents.rl.segment import Segment
 from scrubjay.experiments.experiment_types.engine import Engine
 from scrubjay.experiments.experiment_types.local import LocalEngine
@@ -70,7 +70,8 @@ def build_config(memory: str) -> TrainConfig:
 
 def build_rllib(config: TrainConfig, num_env_runners: int) -> Any:
     """Return RLlib's PPO on the task of `config`, with the same numbers of steps, epochs and minibatches."""
-    env = config.env
+    env, ppo = config.env, config.learner
+    assert isinstance(ppo, PPOConfig)
     algorithm_config = (
         RLlibPPOConfig()
         .environment(gymnasium_id(env.id), env_config=dict(env.kwargs))
@@ -88,10 +89,10 @@ def build_rllib(config: TrainConfig, num_env_runners: int) -> Any:
         )
         .training(
             train_batch_size_per_learner=env.num_envs * config.segment_length,
-            minibatch_size=env.num_envs * config.segment_length // config.learner.num_minibatches,
-            num_epochs=config.learner.epochs,
-            lr=config.learner.learning_rate,
-            gamma=config.learner.gamma,
+            minibatch_size=env.num_envs * config.segment_length // ppo.num_minibatches,
+            num_epochs=ppo.epochs,
+            lr=ppo.learning_rate,
+            gamma=ppo.gamma,
         )
         .debugging(log_level="ERROR")
     )
@@ -298,6 +299,7 @@ def main() -> None:
         runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
     config = build_config("lstm")
+    assert isinstance(config.learner, PPOConfig)
     print(
         f"{config.recipe}, LSTM of width 64, {config.env.num_envs} environments x "
         f"{config.segment_length} steps, "
