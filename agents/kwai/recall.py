@@ -10,7 +10,7 @@ from scrubjay.agents.kwai.turn import AgentMemory, MemoryRecord, Step, Turn
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import is_question, truncate_for_storage
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 
 class MemoryAccess:

@@ -43,8 +43,8 @@ from scrubjay.agents.langchain.checkpoints import (
     read_checkpoint,
 )
 from scrubjay.agents.langchain.serializer import StrictSerializer
-from scrubjay.memory.bank.file.record import check_count
 from scrubjay.memory.bank.file.store import Store
+from scrubjay.memory.bank.record import check_count
 
 _T = TypeVar("_T")
 _PAGE_SIZE = 64  # checkpoints per read of an asynchronous listing

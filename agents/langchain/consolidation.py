@@ -22,7 +22,7 @@ from langchain_core.messages import HumanMessage, SystemMessage
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import escape_control_tokens
 from scrubjay.memory.bank.consolidation import Change
-from scrubjay.memory.bank.file.record import Record
+from scrubjay.memory.bank.record import Record
 
 RULES = """\
 You keep a memory of short statements. You are shown a new statement, and the records of the memory that are \

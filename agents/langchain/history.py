@@ -16,8 +16,7 @@ from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, truncate_for_storage
 from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import join_namespace
-from scrubjay.memory.bank.write import Draft
+from scrubjay.memory.bank.record import Draft, join_namespace
 
 _MIGRATIONS = (
     (

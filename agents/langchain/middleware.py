@@ -22,7 +22,7 @@ from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, estimate_tokens, truncate_for_storage
 from scrubjay.agents.language.untrusted import TAINTED, fence, taint_scope
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import (
+from scrubjay.memory.bank.record import (
     KINDS,
     MAX_TEXT_LENGTH,
     TRUSTS,

@@ -13,7 +13,7 @@ from pydantic import field_validator
 
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import Hit
+from scrubjay.memory.bank.record import Hit
 
 
 class BankRetriever(BaseRetriever):

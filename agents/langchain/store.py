@@ -37,8 +37,7 @@ from langgraph.store.base import (
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import check_count, join_namespace, split_namespace
-from scrubjay.memory.bank.write import check_text
+from scrubjay.memory.bank.record import check_count, check_text, join_namespace, split_namespace
 
 _MIGRATIONS = (
     (

@@ -19,7 +19,7 @@ from scrubjay.agents.language.namespaces import check_template, fill_template
 from scrubjay.agents.language.text import clean
 from scrubjay.agents.language.untrusted import is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
-from scrubjay.memory.bank.file.record import (
+from scrubjay.memory.bank.record import (
     MAX_TEXT_LENGTH,
     TRUSTS,
     Hit,

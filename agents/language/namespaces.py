@@ -16,7 +16,7 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig, ensure_config
 
-from scrubjay.memory.bank.file.record import check_namespace
+from scrubjay.memory.bank.record import check_namespace
 
 
 def check_template(namespace: Sequence[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.runs.json_reader import MAX_LINES_BYTES, parse, read_untrusted
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 _MAX_BYTES = 2**32
 """Maximum file size; the longest files of LongMemEval have 2.7 GB."""

@@ -19,8 +19,8 @@ from langchain_core.embeddings import Embeddings
 from scrubjay.experiments.lm.conversations import Conversation
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation
-from scrubjay.memory.bank.file.record import Record
 from scrubjay.memory.bank.file.words import index_text, match_terms
+from scrubjay.memory.bank.record import Record
 
 _BATCH = 512
 """Number of texts that are embedded at once."""

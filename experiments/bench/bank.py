@@ -32,9 +32,10 @@ import tyro
 from scrubjay.experiments.runs.cost import peak_bytes
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.embedding_model import normalize_vectors
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
-from scrubjay.memory.bank.search.dense import VectorIndex, normalize_vectors
+from scrubjay.memory.bank.search.dense import VectorIndex
 
 _VOCABULARY, _WORDS, _CENTRES = 50_000, 12, 2_000
 _TENTHS = 10

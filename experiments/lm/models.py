@@ -13,8 +13,7 @@ from rich.console import Console
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.memory import DamagedBankError, MemoryBank
-from scrubjay.memory.bank.embedding_model import lacks_embeddings
-from scrubjay.memory.bank.search.dense import read_dimension
+from scrubjay.memory.bank.embedding_model import lacks_embeddings, read_dimension
 
 _PROVIDER = re.compile(r"[a-z][a-z0-9_-]+:[^/\\]+.*")
 

@@ -5,7 +5,7 @@
 Both embed the same texts in turns in one process, with one and with several texts per call. The texts are
 English words that are one token in both models. A second table has the time of E5's engine alone by batch
 size. A third table shows how well each model matches questions and answers, with twelve questions per script
-(`scrubjay.memory.bank.search.fluency`). Times are CPU times, so that other work on the machine does not
+(`scrubjay.memory.bank.embedding_model`). Times are CPU times, so that other work on the machine does not
 count. Prints tables. Options: `--help`.
 """
 
@@ -28,7 +28,7 @@ from scrubjay.agents.langchain import E5Embeddings, MiniLMEmbeddings
 from scrubjay.experiments.runs.cost import peak_bytes
 from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.records import markdown
-from scrubjay.memory.bank.search.fluency import fluency, question_pairs
+from scrubjay.memory.bank.embedding_model import fluency, question_pairs
 
 # One token each in both models.
 _WORDS = (

@@ -10,7 +10,7 @@ from typing import Any
 
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import Hit
+from scrubjay.memory.bank.record import Hit
 
 
 def trace_bank(

@@ -21,36 +21,34 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from scrubjay.memory.bank.document import split_document
+from scrubjay.memory.bank.duplicates import prepare_draft, write_drafts
 from scrubjay.memory.bank.embedding_index import EmbeddingIndex, check_options
-from scrubjay.memory.bank.file.record import (
+from scrubjay.memory.bank.embedding_model import Embeddings
+from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.index import forget
+from scrubjay.memory.bank.record import (
     COLUMNS,
     KINDS,
     TRUSTS,
+    Draft,
     Hit,
     Record,
     Time,
     check_choice,
     check_choices,
     check_count,
+    check_length,
+    check_memorable,
     check_namespace,
+    encode_provenance,
     join_namespace,
     record_fields,
     time_zone,
     to_seconds,
 )
-from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.search.filter import Filter
-from scrubjay.memory.bank.search.fluency import Embeddings
+from scrubjay.memory.bank.search.candidates import Filter
 from scrubjay.memory.bank.search.recall import rank_by_cosine, recall
 from scrubjay.memory.bank.serialization import BATCH, Restorer, build_draft, check_row, read_rows
-from scrubjay.memory.bank.write import (
-    Draft,
-    Writer,
-    check_length,
-    check_memorable,
-    encode_provenance,
-    prepare_draft,
-)
 
 if TYPE_CHECKING:
     from scrubjay.memory.bank.surprise import SurpriseConfig
@@ -176,10 +174,10 @@ class MemoryBank:
 
         Args: see `add`.
         """
+        moment = self._clock()
         check_memorable(text)
         if importance is not None and not (isinstance(importance, int | float) and 0 <= importance <= 1):
             raise ValueError(f"importance={importance!r}: must be a number from 0 to 1")
-        moment = self._clock()
         now = to_seconds(moment, "clock()")
         start = None if valid_from is None else to_seconds(valid_from, "valid_from")
         end = None if valid_to is None else to_seconds(valid_to, "valid_to")
@@ -200,7 +198,6 @@ class MemoryBank:
             importance=0.5 if importance is None else float(importance),
             supersedes=supersedes,
             merge=merge and supersedes is None,
-            vector=None,
             zone=time_zone(moment),
         )
 
@@ -210,9 +207,7 @@ class MemoryBank:
         This is the slow part of a write. Call it before the transaction, so that other writers do not wait.
         """
         if self._embedding_index is not None:
-            vectors = self._embedding_index.embed_texts([draft.text for draft in drafts])
-            drafts = [draft._replace(vector=v) for draft, v in zip(drafts, vectors, strict=True)]
-            drafts = self._embedding_index.add_surprise(drafts)
+            drafts = self._embedding_index.embed_drafts(drafts)
         return [prepare_draft(self._store, draft) for draft in drafts]
 
     def write(self, drafts: list[Draft]) -> list[str]:
@@ -225,8 +220,7 @@ class MemoryBank:
         with self._store.writing() as connection:
             if self._embedding_index is not None and drafts[0].vector is not None:
                 self._embedding_index.note_dimension(connection, drafts[0].vector)
-            writer = Writer(connection)
-            return [writer.write(draft) for draft in drafts]
+            return write_drafts(connection, drafts)
 
     def add_document(
         self,
@@ -410,7 +404,7 @@ class MemoryBank:
         reader in another process may delay the overwriting.
         """
         with self._store.writing() as connection:
-            is_deleted = Writer(connection).forget(id, self._store.path)
+            is_deleted = forget(connection, id, self._store.path)
         if is_deleted:
             self._store.erase_traces()
         return is_deleted

@@ -19,15 +19,17 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.file.damage import UnreadableError
-from scrubjay.memory.bank.file.record import (
+from scrubjay.memory.bank.record import (
+    Draft,
     Record,
     Time,
     check_count,
+    check_memorable,
+    encode_provenance,
     split_namespace,
     to_datetime,
     to_seconds,
 )
-from scrubjay.memory.bank.write import Draft, check_memorable, encode_provenance
 
 Action = Literal["add", "update", "delete", "none"]
 _TABLES = (

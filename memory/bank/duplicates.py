@@ -6,20 +6,28 @@ embedding (Charikar 2002). A new text is a duplicate if it adds nothing to the o
 subset of the old words, or its embedding is very near. In both cases numbers, names, symbols, negation and
 question marks must agree. In a large bank many projections agree by chance. Embeddings are therefore compared
 before texts are read.
+
+A draft is compared twice: with the records of the file before the transaction, since this is slow, and inside
+the transaction with the records that were written since.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import struct
+import sqlite3
 import unicodedata
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import numpy as np
 
-from scrubjay.memory.bank.file.words import STOP_WORDS, normalise, words
+from scrubjay.memory.bank.file.damage import UnreadableError, unpack_vectors
+from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.file.words import STOP_WORDS, day_words, index_text, normalise, split_words
+from scrubjay.memory.bank.index import append, merge
+from scrubjay.memory.bank.record import Draft, Fingerprint, Marks, TextFeatures
 
+_MAX_CANDIDATES = 8  # newest records compared per mark
 _BANDS, _ROWS = 6, 3
 _PLANES, _SIGNS = 8, 12
 _OVERLAP = 0.75
@@ -43,41 +51,150 @@ _RANDOM = np.random.default_rng(1997)
 _MULTIPLIERS = _RANDOM.integers(1, 2**63, size=_BANDS * _ROWS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 
 
-class TextFeatures(NamedTuple):
-    """Features that decide whether two texts are duplicates."""
+def prepare_draft(store: Store, draft: Draft) -> Draft:
+    """Return a draft with its index data, after a search for duplicates among the records in the file.
 
-    all_stems: tuple[str, ...]
-    """Stems of all words, in order."""
-    stems: frozenset[str]
-    """Stems of the content words."""
-    names: frozenset[str]
-    """Stems of the names in the text, and all its numbers."""
-    symbols: tuple[str, ...]
-    has_negation: bool
-    is_question: bool
-    vector: np.ndarray | None
+    This is slow: call it before the transaction. `write_drafts` then compares the draft only with records
+    that were written since.
+    """
+    fingerprint = compute_fingerprint(draft)
+    if draft.merge:
+        with store.reading() as connection:
+            if _find_equal(connection, draft, fingerprint) is not None:
+                return draft._replace(fingerprint=fingerprint)
+            (newest,) = connection.execute("SELECT MAX(number) FROM records").fetchone()
+            similar = _find_similar(connection, draft, fingerprint)
+        duplicate = next((number for number in similar if _adds_nothing(store, number, fingerprint)), None)
+        fingerprint = fingerprint._replace(last_compared=newest or 0, duplicate=duplicate)
+    return draft._replace(fingerprint=fingerprint)
 
 
-class Marks(NamedTuple):
-    """Locality-sensitive hashes as signed 64-bit integers. Duplicates very likely share at least one."""
+def write_drafts(connection: sqlite3.Connection, drafts: Iterable[Draft]) -> list[str]:
+    """Merge each draft into the record that it duplicates, or insert it. Return one record id per draft."""
+    ids: list[str] = []
+    features: dict[int, TextFeatures] = {}  # of records that the transaction has read or written
+    chunk_of_section: dict[int, int] = {}
+    for draft in drafts:
+        fingerprint = draft.fingerprint or compute_fingerprint(draft)
+        number = _find_duplicate(connection, draft, fingerprint, features) if draft.merge else None
+        if number is not None:
+            ids.append(merge(connection, number, draft))
+        else:
+            number, id = append(connection, draft, fingerprint, chunk_of_section)
+            features[number] = fingerprint.features
+            ids.append(id)
+    return ids
 
-    by_words: list[int]
-    by_vector: list[int]
+
+def compute_fingerprint(draft: Draft) -> Fingerprint:
+    """Compute the index data of a draft for keyword search and for the search for duplicates.
+
+    With an embedding model, set the draft's `vector` before this call.
+    """
+    scope = f"{draft.namespace}\0{draft.kind}\0{draft.trust}"
+    features = extract_features(draft.text, draft.vector)
+    digest, marks = compute_digest(scope, draft.text), compute_marks(scope, features)
+    indexed_text = f"{index_text(draft.text)} {day_words(draft.text, draft.observed, draft.zone)}"
+    return Fingerprint(features, digest, marks, indexed_text)
+
+
+def _find_duplicate(
+    connection: sqlite3.Connection, draft: Draft, fingerprint: Fingerprint, features: dict[int, TextFeatures]
+) -> int | None:
+    if (number := _find_equal(connection, draft, fingerprint)) is not None:
+        return number
+    after = fingerprint.last_compared
+    if fingerprint.duplicate is not None:
+        if select(connection, "number", [fingerprint.duplicate], *_validity_condition(draft)):
+            return fingerprint.duplicate
+        after = 0
+    for number in _find_similar(connection, draft, fingerprint, after):
+        if number not in features:
+            content = _read_content(connection, number)
+            assert content is not None  # found in the same transaction
+            features[number] = extract_features(*content)
+        if is_duplicate(fingerprint.features, features[number]):
+            return number
+    return None
+
+
+def _find_equal(connection: sqlite3.Connection, draft: Draft, fingerprint: Fingerprint) -> int | None:
+    """Return the number of a record with the draft's text and validity; None if there is none."""
+    validity, values = _validity_condition(draft)
+    row = connection.execute(
+        f"SELECT number FROM records WHERE digest = ? AND {validity}", (fingerprint.digest, *values)
+    ).fetchone()
+    return row[0] if row else None
+
+
+def _find_similar(
+    connection: sqlite3.Connection, draft: Draft, fingerprint: Fingerprint, after: int = 0
+) -> list[int]:
+    """Return the record numbers of possible duplicates of a draft, oldest first.
+
+    Only records with the same validity as the draft and with numbers above `after` are searched.
+    """
+    numbers = _find_marked(connection, fingerprint.marks.by_words, after)
+    if draft.vector is not None:
+        near = _find_marked(connection, fingerprint.marks.by_vector, after)
+        places = ", ".join("?" * len(near))
+        rows = connection.execute(
+            f"SELECT number, vector FROM vectors WHERE number IN ({places})", [*near]
+        ).fetchall()
+        cosines = unpack_vectors([blob for _, blob in rows], len(draft.vector)) @ draft.vector
+        numbers |= {number for (number, _), c in zip(rows, cosines, strict=True) if c >= COSINE}
+    return sorted(number for (number,) in select(connection, "number", numbers, *_validity_condition(draft)))
+
+
+def _find_marked(connection: sqlite3.Connection, marks: list[int], after: int) -> set[int]:
+    """Return the numbers above `after` of the newest records with each mark."""
+    return {
+        number
+        for mark in marks
+        for (number,) in connection.execute(
+            "SELECT number FROM marks WHERE mark = ? AND number > ? ORDER BY number DESC LIMIT ?",
+            (mark, after, _MAX_CANDIDATES),
+        )
+    }
+
+
+def _adds_nothing(store: Store, number: int, fingerprint: Fingerprint) -> bool:
+    """Return True if the record still exists and the draft adds nothing to it."""
+    with store.reading() as connection:
+        content = _read_content(connection, number)
+    return content is not None and is_duplicate(fingerprint.features, extract_features(*content))
+
+
+def _validity_condition(draft: Draft) -> tuple[str, tuple[float | None, float | None]]:
+    """Return an SQL condition, and the values of its placeholders.
+
+    The condition holds for records with the same start and end of validity as the draft.
+    """
+    return "valid_from IS ? AND valid_to IS ?", (draft.valid_from, draft.valid_to)
+
+
+def _read_content(connection: sqlite3.Connection, number: int) -> tuple[str, np.ndarray | None] | None:
+    """Return text and embedding of a record; None if the record does not exist."""
+    row = connection.execute(
+        "SELECT text, vector FROM records LEFT JOIN vectors USING (number) WHERE number = ?", (number,)
+    ).fetchone()
+    if row and not isinstance(row[0], str):
+        raise UnreadableError(f"record {number} has {row[0]!r:.80} in place of a text")
+    return row and (row[0], None if row[1] is None else unpack_vectors([row[1]])[0])
 
 
 def extract_features(text: str, vector: np.ndarray | None) -> TextFeatures:
     """Return the features of a text: stems, names and numbers, symbols, negation, question, embedding."""
-    all_words = words(text)
-    stem_of = {word: _stem(word) for word in all_words}
-    content = stem_of.keys() - STOP_WORDS - _COURTESY or stem_of.keys()
     text = normalise(text)
     # A capital letter at the start of a sentence does not indicate a name.
     running = _SENTENCE_START.sub(lambda start: start[0].lower(), text)
-    names = {_stem(part) for name in _NAME.findall(running) for part in words(name) if part not in STOP_WORDS}
+    all_words, name_words = split_words(text), split_words(" ".join(_NAME.findall(running)))
+    stem_of = {word: _stem(word) for word in all_words}
+    content = stem_of.keys() - STOP_WORDS - _COURTESY or stem_of.keys()
     return TextFeatures(
         all_stems=tuple(map(stem_of.__getitem__, all_words)),
         stems=frozenset(map(stem_of.__getitem__, content)),
-        names=frozenset(names),
+        names=frozenset(map(_stem, set(name_words) - STOP_WORDS)),
         symbols=tuple(
             sign[0].strip() for sign in _SYMBOL.finditer(text.replace("−", "-")) if _is_significant(sign[1])
         ),
@@ -132,16 +249,6 @@ def compute_marks(scope: str, features: TextFeatures) -> Marks:
         by_vector = [b"v%d" % i + row.tobytes() for i, row in enumerate(signs)]
     mark = scope.encode()
     return Marks(*([_hash(mark + band) - 2**63 for band in bands] for bands in (by_words, by_vector)))
-
-
-def pack_marks(marks: list[int]) -> bytes:
-    """Pack the locality-sensitive hashes (marks) of a text into bytes."""
-    return struct.pack(f"<{len(marks)}q", *marks)
-
-
-def unpack_marks(packed: bytes) -> tuple[int, ...]:
-    """Return the locality-sensitive hashes (marks) of a text from the bytes of `pack_marks`."""
-    return struct.unpack(f"<{len(packed) // 8}q", packed)
 
 
 def _planes(dimension: int) -> np.ndarray:

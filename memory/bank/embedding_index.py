@@ -10,20 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from scrubjay.memory.bank.embedding_model import VerifiedRecord, check_dimension, check_model
+from scrubjay.memory.bank.embedding_model import (
+    Embeddings,
+    VerifiedRecord,
+    check_dimension,
+    check_model,
+    fluency,
+    normalize_vectors,
+    read_dimension,
+    script_of,
+)
 from scrubjay.memory.bank.file.store import Store
+from scrubjay.memory.bank.record import Draft
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
 from scrubjay.memory.bank.search.dense import (
     DenseIndex,
     Scan,
     ScopePredicate,
     VectorIndex,
-    normalize_vectors,
-    read_dimension,
 )
-from scrubjay.memory.bank.search.fluency import Embeddings, fluency, script_of
 from scrubjay.memory.bank.search.segments import require_usearch
-from scrubjay.memory.bank.write import Draft
 from scrubjay.memory.parts.device import resolve_device
 
 if TYPE_CHECKING:
@@ -62,13 +68,14 @@ class EmbeddingIndex:
         self.check_model()
         return list(normalize_vectors(self._embeddings.embed_documents(texts), len(texts)))
 
-    def add_surprise(self, drafts: list[Draft]) -> list[Draft]:
-        """Return the drafts, in which an importance computed from surprise replaces an importance of 0.5.
+    def embed_drafts(self, drafts: list[Draft]) -> list[Draft]:
+        """Return the drafts with their vectors; an importance from surprise replaces an importance of 0.5.
 
-        Without a neural memory, or if its config disables `importance`, the drafts are returned unchanged.
+        Without a neural memory, or if its config disables `importance`, the importance stays unchanged.
         """
-        vector = drafts[0].vector if drafts else None
-        surprise = None if vector is None else self._get_surprise(len(vector))
+        vectors = self.embed_texts([draft.text for draft in drafts])
+        drafts = [draft._replace(vector=vector) for draft, vector in zip(drafts, vectors, strict=True)]
+        surprise = self._get_surprise(len(vectors[0])) if vectors else None
         return drafts if surprise is None else surprise.add_importance(drafts)
 
     def embed_query(self, text: str, alone: bool = False) -> Float[np.ndarray, "D"]:

@@ -12,24 +12,26 @@ from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from typing import Any
 
-from scrubjay.memory.bank.file.record import (
+from scrubjay.memory.bank.duplicates import compute_fingerprint
+from scrubjay.memory.bank.index import insert
+from scrubjay.memory.bank.record import (
+    DRAFT_COLUMNS,
     KINDS,
     TRUSTS,
+    Draft,
     check_choice,
     check_namespace,
+    check_text,
+    encode_provenance,
     join_namespace,
     read_json,
     split_namespace,
     to_seconds,
 )
-from scrubjay.memory.bank.write import Draft, Writer, check_text, compute_fingerprint, encode_provenance
 
 _COLUMNS = (
     "id", "text", "kind", "namespace", "trust", "provenance", "created", "observed", "renewed", "valid_from",
     "valid_to", "importance", "supersedes", "chunk", "place",
-)  # fmt: skip
-_COPIED_COLUMNS = (
-    "text", "kind", "trust", "created", "observed", "valid_from", "valid_to", "importance", "supersedes",
 )  # fmt: skip
 _TIMES = ("created", "observed", "renewed")
 BATCH = 500
@@ -86,7 +88,7 @@ class Restorer:
             "chunk": chunk,
             "place": row["place"],
         }
-        number = Writer(connection).insert(draft, draft.fingerprint or compute_fingerprint(draft), columns)
+        number = insert(connection, draft, draft.fingerprint or compute_fingerprint(draft), columns)
         if not chunk:
             # A chunk's number is that of its first record, negated for a section of a document.
             chunk = self._chunks[row["chunk"]] = number if row["chunk"] > 0 else -number
@@ -103,14 +105,10 @@ class Restorer:
 
 def build_draft(row: Mapping[str, Any], vector: Any, zone: tzinfo) -> Draft:
     """Build a draft with index data from a valid exported record. Slow: call it before a transaction."""
-    draft = Draft(
-        **{name: row[name] for name in _COPIED_COLUMNS},
-        namespace=join_namespace(tuple(row["namespace"])),
-        provenance=encode_provenance(row["provenance"]),
-        merge=False,
-        vector=vector,
-        zone=zone,
-    )
+    fields = {name: row[name] for name in DRAFT_COLUMNS}
+    fields["namespace"] = join_namespace(tuple(row["namespace"]))
+    fields["provenance"] = encode_provenance(row["provenance"])
+    draft = Draft(**fields, merge=False, vector=vector, zone=zone)
     return draft._replace(fingerprint=compute_fingerprint(draft))
 
 

@@ -23,7 +23,7 @@ import torch
 
 from scrubjay.memory.bank.file.damage import UnreadableError, read_fact, unpack_vectors
 from scrubjay.memory.bank.file.store import Store
-from scrubjay.memory.bank.write import Draft
+from scrubjay.memory.bank.record import Draft
 from scrubjay.memory.titans.lmm import TitansConfig
 from scrubjay.memory.titans.neural import NeuralMemory
 

@@ -15,7 +15,7 @@ from scrubjay.experiments.lm.models import open_bank, open_chat_model
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation, Decision
 from scrubjay.memory.bank.consolidation import DecisionFunction
-from scrubjay.memory.bank.file.record import Record
+from scrubjay.memory.bank.record import Record
 
 _SECONDS, _MOST_TOKENS = 300.0, 1024
 

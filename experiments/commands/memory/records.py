@@ -22,7 +22,7 @@ from scrubjay.experiments.runs import json_reader
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.document import split_document
-from scrubjay.memory.bank.file.record import Hit, Record
+from scrubjay.memory.bank.record import Hit, Record
 from scrubjay.memory.bank.serialization import check_row
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]

@@ -91,8 +91,13 @@ def words(text: str) -> list[str]:
 
     A run of Chinese, Japanese or Korean characters becomes bigrams.
     """
+    return split_words(normalise(text))
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text that `normalise` returned, as `words` does."""
     result: list[str] = []
-    for word in _WORD.findall(normalise(text).lower()):
+    for word in _WORD.findall(text.lower()):
         position = 0
         for run in _RUN.finditer(word):
             if run.start() > position:

@@ -1,26 +1,96 @@
 """Dense search: exact cosine similarities of all accepted records to a query.
 
 NumPy holds the embeddings, so that a bank with a remote embedding service does not import torch. If a torch
-device is chosen, that device holds them (`memory/bank/search/matrix.py`). A scan reads each embedding once.
+device is chosen, that device holds them. Inputs and outputs are NumPy arrays; `scrubjay.kernels.row_scores`
+scans the rows on their device and reads each embedding once.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sqlite3
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from scrubjay.kernels import row_scores
 from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.damage import read_fact, unpack_vectors
-from scrubjay.memory.bank.search.matrix import DeviceMatrix, Matrix, reserve_rows
 
 if TYPE_CHECKING:
     import torch
+
+
+class Matrix:
+    """Matrix with rows of `dimension` numbers, held by NumPy."""
+
+    def __init__(self, dimension: int) -> None:
+        self._rows = self._to_device(np.zeros((0, dimension), dtype=np.float32))
+
+    def reserve(self, rows: int) -> None:
+        """Reserve memory for at least `rows` rows, filled with zeros."""
+        self._rows = reserve_rows(self._rows, rows)
+
+    def __setitem__(self, rows: slice | Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
+        self._rows[self._to_device(rows)] = self._to_device(vectors)
+
+    def keep(self, rows: Int[np.ndarray, "R"]) -> None:
+        """Drop all rows that are not in `rows`, and release the reserved memory."""
+        self._rows = self._rows[self._to_device(rows)]
+
+    def scores(self, query: Float[np.ndarray, "D"], rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
+        """Return the dot products of these rows with a query."""
+        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows, self._to_device(rows)))[0]
+
+    def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
+        """Return the dot products of the first `count` rows with a query."""
+        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows[:count]))[0]
+
+    def _to_device(self, array: Any) -> Any:
+        return array
+
+    def _to_numpy(self, rows: Any) -> np.ndarray:
+        return rows
+
+
+class DeviceMatrix(Matrix):
+    """Matrix with rows of `dimension` numbers, held on a torch device."""
+
+    def __init__(self, dimension: int, device: torch.device) -> None:
+        self._device = device
+        super().__init__(dimension)
+
+    def reserve(self, rows: int) -> None:
+        """Reserve memory for at least `rows` rows, filled with zeros."""
+        import torch
+
+        self._rows = reserve_rows(self._rows, rows, functools.partial(torch.zeros, device=self._device))
+
+    def _to_device(self, array: Any) -> Any:
+        import torch
+
+        return array if isinstance(array, slice) else torch.from_numpy(array).to(self._device)
+
+    def _to_numpy(self, rows: torch.Tensor) -> np.ndarray:
+        return rows.cpu().numpy()
+
+
+def reserve_rows(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
+    """Return the array or tensor with at least `rows` rows.
+
+    If `array` is too short, it is copied to an array with at least 1.5 times as many rows, so that copies
+    stay rare.
+    """
+    if rows <= len(array):
+        return array
+    larger = zeros((max(rows, len(array) * 3 // 2, 64), *array.shape[1:]), dtype=array.dtype)
+    larger[: len(array)] = array
+    return larger
+
 
 _BATCH = 8192  # embeddings read at a time
 _MIN_DEVIATION = 1e-3  # cosines differ by rounding only below it
@@ -152,24 +222,3 @@ class VectorIndex(DenseIndex):
         self._matrix.keep(retained_rows)
         self._numbers, self._scope_of_row = self._numbers[retained_rows], self._scope_of_row[retained_rows]
         self._count = len(retained_rows)
-
-
-def read_dimension(connection: sqlite3.Connection) -> int | None:
-    """Return the dimension of the bank's embeddings, None if it has none."""
-    return read_fact(connection, "dimension")
-
-
-def normalize_vectors(vectors: list[list[float]], count: int) -> Float[np.ndarray, "count dimension"]:
-    """Return embeddings normalized to length 1.
-
-    Raises ValueError unless they are `count` finite vectors of one dimension.
-    """
-    if len(vectors) != count or len({len(vector) for vector in vectors}) != 1:
-        raise ValueError(
-            f"the embedding model returned {len(vectors)} vectors for {count} texts; it must return one "
-            "vector per text, and all vectors must have the same dimension"
-        )
-    array = np.array(vectors, dtype=np.float32)
-    if not np.isfinite(array).all():
-        raise ValueError("an embedding contains NaN or infinity; check the embedding model")
-    return array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)

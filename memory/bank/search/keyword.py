@@ -16,8 +16,7 @@ import sqlite3
 from typing import NamedTuple
 
 from scrubjay.memory.bank.file.words import day_terms, match_terms
-from scrubjay.memory.bank.search.candidates import Row, select_rows
-from scrubjay.memory.bank.search.filter import Filter
+from scrubjay.memory.bank.search.candidates import Filter, Row, select_rows
 
 _MAX_MATCHES = 10_000
 _MIN_RARITY = 1e-6  # FTS5's value for a word in more than half of the records

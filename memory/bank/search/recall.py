@@ -5,7 +5,7 @@
 - z is the embedding similarity: the z-score of the record's cosine among all N accepted records. A z-score is
   used because the range of cosines depends on the model: 0 to 1 for some, above 0.7 for others. z is
   multiplied by the bank's `dense_weight` and by the model's fluency in the query's script
-  (`memory/bank/search/fluency.py`).
+  (`memory/bank/embedding_model.py`).
 - w is the share of the query's words that the record contains (`memory/bank/search/keyword.py`), about 1 for
   all words. z and w are added, since convex combinations outperform rank fusion (Bruch, Gai and Ingber 2023,
   arXiv 2210.11934).
@@ -28,10 +28,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
-from scrubjay.memory.bank.file.record import Explanation
-from scrubjay.memory.bank.search.candidates import Candidates, Row, neighbours, select_rows
+from scrubjay.memory.bank.record import Explanation
+from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_rows
 from scrubjay.memory.bank.search.dense import Scan
-from scrubjay.memory.bank.search.filter import Filter
 from scrubjay.memory.bank.search.keyword import match_keywords
 
 _WORD_WEIGHT = 5.0

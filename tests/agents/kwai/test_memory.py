@@ -12,7 +12,7 @@ from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 from .scripted_model import ScriptedModel, call
 

@@ -25,7 +25,7 @@ from langchain_core.runnables.history import RunnableWithMessageHistory
 from scrubjay.agents.langchain import BankChatMessageHistory
 from scrubjay.agents.language.untrusted import TAINTED
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 MESSAGES_OF_ALL_TYPES = [
     SystemMessage("Be brief.", id="s"),

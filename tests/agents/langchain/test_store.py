@@ -23,7 +23,7 @@ from langgraph.store.memory import InMemoryStore
 
 from scrubjay.agents.langchain import BankStore
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 WORDS = st.sampled_from(["ada", "bern", "café", "鸟"])
 SPACES = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(tuple)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.file.record import MAX_TEXT_LENGTH
+from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.embedding_model import fluency
 from scrubjay.memory.bank.file.words import day_words, index_text, match_terms
-from scrubjay.memory.bank.search.fluency import fluency
 
 DAY = timedelta(days=1)
 BEGIN = datetime(2024, 1, 1, 9, tzinfo=UTC)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank.embedding_model import fluency, question_pairs, script_of
 from scrubjay.memory.bank.file.words import match_terms
-from scrubjay.memory.bank.search.fluency import fluency, question_pairs, script_of
 
 PAIRS = question_pairs()
 SCRIPTS = sorted(PAIRS)

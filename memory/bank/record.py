@@ -1,4 +1,7 @@
-"""Records of a memory bank: one record type for every kind of memory, and checks of its fields."""
+"""Records of a memory bank, drafts of records to write, and checks of their fields.
+
+One record type serves every kind of memory.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, tzinfo
-from typing import Any, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
 
 from scrubjay.memory.bank.file.damage import UnreadableError
 
@@ -49,7 +54,7 @@ class Explanation:
     """Score for the query's words that the record contains: about 5 for all words. Rare words count more."""
     from_embeddings: float
     """Score for the embedding: `z * dense_weight * fluency`. The fluency says how well the embedding model
-    knows the script of the query (`memory/bank/search/fluency.py`). z is the difference between the cosine
+    knows the script of the query (`memory/bank/embedding_model.py`). z is the difference between the cosine
     and the mean cosine of all records that the search accepts, in standard deviations. In a search with
     `by="meaning"`, the score is the cosine itself."""
     from_neighbours: float
@@ -112,6 +117,74 @@ class Hit(Record):
     """Score; higher is better. Scores are comparable within one search only."""
     explanation: Explanation | None = field(default=None, kw_only=True)
     """Parts of the score; None unless the search was called with `explain`."""
+
+
+class TextFeatures(NamedTuple):
+    """Features that decide whether two texts are duplicates."""
+
+    all_stems: tuple[str, ...]
+    """Stems of all words, in order."""
+    stems: frozenset[str]
+    """Stems of the content words."""
+    names: frozenset[str]
+    """Stems of the names in the text, and all its numbers."""
+    symbols: tuple[str, ...]
+    has_negation: bool
+    is_question: bool
+    vector: np.ndarray | None
+
+
+class Marks(NamedTuple):
+    """Locality-sensitive hashes as signed 64-bit integers. Duplicates very likely share at least one."""
+
+    by_words: list[int]
+    by_vector: list[int]
+
+
+class Fingerprint(NamedTuple):
+    """Index data of a draft's text, for keyword search and for the search for duplicates."""
+
+    features: TextFeatures
+    digest: bytes
+    """Hash of the text and its scope (namespace, kind and trust)."""
+    marks: Marks
+    indexed_text: str
+    """Text for the keyword index."""
+    last_compared: int = 0
+    """Number of the newest record that the draft was compared with before the transaction."""
+    duplicate: int | None = None
+    """Number of the oldest record that the draft duplicates, among the records with numbers up to
+    `last_compared`; None if there is no such record."""
+
+
+class Draft(NamedTuple):
+    """Record to be written; times are seconds since 1970."""
+
+    text: str
+    kind: str
+    namespace: str
+    trust: str
+    provenance: str
+    created: float
+    observed: float
+    valid_from: float | None
+    valid_to: float | None
+    importance: float
+    supersedes: str | None
+    merge: bool
+    """Merge the draft into a record that already says the same."""
+    vector: np.ndarray | None = None
+    """Embedding of length 1; None before it is computed, or without an embedding model."""
+    section: int | None = None
+    """Number of the section in a document; None outside documents."""
+    zone: tzinfo = UTC
+    """Time zone of the date that the keyword index stores for the record."""
+    fingerprint: Fingerprint | None = None
+    """Index data; None before it is computed."""
+
+
+DRAFT_COLUMNS = Draft._fields[:11]
+"""Fields of a draft that are columns of the table of records."""
 
 
 def to_seconds(moment: Time, name: str) -> float:
@@ -230,3 +303,42 @@ def read_json(provenance: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UnreadableError(f"a record's provenance is not a JSON object: {value!r:.80}")
     return value
+
+
+def encode_provenance(provenance: dict[str, Any]) -> str:
+    """Return provenance as JSON. Raises TypeError or ValueError if it is not JSON-serializable."""
+    try:
+        text = json.dumps(provenance, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"provenance={provenance!r:.200}: must be JSON-serializable: {error}") from None
+    check_text("provenance", text)
+    return text
+
+
+def check_memorable(text: str) -> None:
+    """Raise ValueError or TypeError if a text cannot be stored."""
+    check_length("text", text)
+    if not text.strip():
+        raise ValueError(f"text={text[:80]!r}: nothing to remember; pass a text that is not blank")
+    check_text("text", text)
+
+
+def check_length(name: str, text: str) -> None:
+    """Raise TypeError if `text` is not a string, ValueError if it is longer than `MAX_TEXT_LENGTH`."""
+    if not isinstance(text, str):
+        raise TypeError(f"{name}={text!r}: pass a string")
+    if len(text) > MAX_TEXT_LENGTH:
+        raise ValueError(
+            f"{name} has {len(text):,} characters, the maximum is {MAX_TEXT_LENGTH:,}; cut it, or store "
+            "it as passages with add_document"
+        )
+
+
+def check_text(name: str, text: str) -> None:
+    """Raise ValueError if a text contains a lone surrogate, which UTF-8 cannot encode."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} contains the lone surrogate {error.object[error.start]!r}; decode the text again"
+        ) from None

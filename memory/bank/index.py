@@ -1,0 +1,137 @@
+"""Index of a bank: records with their entries for keywords, duplicates and embeddings, in one transaction."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+import uuid
+from typing import Any
+
+from scrubjay.memory.bank.record import DRAFT_COLUMNS, Draft, Fingerprint
+from scrubjay.memory.bank.search.candidates import scope_words
+from scrubjay.memory.bank.search.segments import forget_in_segment
+
+_MAX_PAUSE = 86400.0  # seconds without a record after which a new chunk starts
+
+
+def merge(connection: sqlite3.Connection, number: int, draft: Draft) -> str:
+    """Merge a draft into record `number`, and return the id of the record."""
+    connection.execute(
+        "INSERT INTO sayings VALUES (?, ?, ?, ?)", (number, draft.text, draft.observed, draft.provenance)
+    )
+    (id,) = connection.execute(
+        "UPDATE records SET sayings = sayings + 1, renewed = MAX(renewed, ?) WHERE number = ? RETURNING id",
+        (draft.observed, number),
+    ).fetchone()
+    return id
+
+
+def append(
+    connection: sqlite3.Connection,
+    draft: Draft,
+    fingerprint: Fingerprint,
+    chunk_of_section: dict[int, int],
+) -> tuple[int, str]:
+    """Insert a draft as a new record at the end of its chunk; return the record's number and id.
+
+    The validity of a superseded record ends. `chunk_of_section` holds the chunks of the document's sections
+    that the transaction has written.
+    """
+    if draft.supersedes is not None:
+        _end_validity(connection, draft)
+        if draft.valid_from is None:
+            draft = draft._replace(valid_from=draft.observed)
+    chunk = _find_chunk(connection, draft, chunk_of_section)
+    (newest,) = connection.execute("SELECT MAX(place) FROM records WHERE chunk = ?", (chunk,)).fetchone()
+    id, place = uuid.uuid4().hex, 0 if newest is None else newest + 1
+    columns = {"id": id, "renewed": draft.observed, "chunk": chunk, "place": place}
+    number = insert(connection, draft, fingerprint, columns)
+    if chunk == 0:
+        chunk = number
+        if draft.section is not None:
+            chunk = chunk_of_section[draft.section] = -number
+        connection.execute("UPDATE records SET chunk = ? WHERE number = ?", (chunk, number))
+    return number, id
+
+
+def insert(
+    connection: sqlite3.Connection, draft: Draft, fingerprint: Fingerprint, columns: dict[str, Any]
+) -> int:
+    """Insert a record and its index entries; return its number.
+
+    `columns` has the values that are not part of a draft.
+    """
+    marks = [*fingerprint.marks.by_words, *fingerprint.marks.by_vector]
+    row = {name: getattr(draft, name) for name in DRAFT_COLUMNS}
+    row |= {"digest": fingerprint.digest, "marks": struct.pack(f"<{len(marks)}q", *marks), **columns}
+    number = connection.execute(
+        f"INSERT INTO records ({', '.join(row)}) VALUES ({', '.join('?' * len(row))})", list(row.values())
+    ).lastrowid
+    assert number is not None
+    connection.execute(
+        "INSERT INTO words (rowid, scope, body) VALUES (?, ?, ?)",
+        (number, scope_words(draft.namespace, draft.kind), fingerprint.indexed_text),
+    )
+    connection.executemany(
+        "INSERT OR IGNORE INTO marks VALUES (?, ?)",
+        [(mark, number) for mark in marks],
+    )
+    if draft.vector is not None:
+        connection.execute("INSERT INTO vectors VALUES (?, ?)", (number, draft.vector.tobytes()))
+    return number
+
+
+def forget(connection: sqlite3.Connection, id: str, bank: str) -> bool:
+    """Delete a record and its index entries, also in the index files beside the bank file `bank`.
+
+    Return True if the record existed.
+    """
+    row = connection.execute(
+        "SELECT number, marks, vector FROM records LEFT JOIN vectors USING (number) WHERE id = ?",
+        (id,),
+    ).fetchone()
+    if row is None:
+        return False
+    number, marks, vector = row
+    connection.executemany(
+        "DELETE FROM marks WHERE mark = ? AND number = ?",
+        [(mark, number) for (mark,) in struct.iter_unpack("<q", marks)],
+    )
+    connection.execute("DELETE FROM words WHERE rowid = ?", (number,))
+    if sqlite3.sqlite_version_info < (3, 42):
+        connection.execute("INSERT INTO words (words) VALUES ('optimize')")
+    connection.execute("DELETE FROM records WHERE number = ?", (number,))
+    connection.execute("UPDATE facts SET value = value + 1 WHERE name = 'deletions'")
+    forget_in_segment(connection, bank, number, vector)
+    return True
+
+
+def _end_validity(connection: sqlite3.Connection, draft: Draft) -> None:
+    """End the validity of the record that a draft supersedes; raise ValueError if it must not be replaced."""
+    row = connection.execute("SELECT number, trust FROM records WHERE id = ?", (draft.supersedes,)).fetchone()
+    if row is None:
+        raise ValueError(f"supersedes={draft.supersedes!r}: unknown record; pass an id returned by add")
+    number, trust = row
+    if draft.trust == "tool" and trust != "tool":
+        raise ValueError(
+            f"supersedes={draft.supersedes!r}: a text of trust 'tool' cannot replace a record of trust "
+            f"{trust!r}; let the agent or the user confirm the text"
+        )
+    end = draft.observed if draft.valid_from is None else draft.valid_from
+    connection.execute(
+        "UPDATE records SET valid_to = MIN(?, COALESCE(valid_to, ?)) WHERE number = ?", (end, end, number)
+    )
+
+
+def _find_chunk(connection: sqlite3.Connection, draft: Draft, chunk_of_section: dict[int, int]) -> int:
+    """Return the chunk that a draft continues; 0 for a new chunk."""
+    if draft.section is not None:
+        return chunk_of_section.get(draft.section, 0)
+    newest = connection.execute(
+        "SELECT chunk, renewed FROM records WHERE namespace = ? AND kind = ? ORDER BY number DESC LIMIT 1",
+        (draft.namespace, draft.kind),
+    ).fetchone()
+    # Sections of documents have negative chunk numbers; they are never continued.
+    if newest is None or newest[0] <= 0 or abs(draft.observed - newest[1]) > _MAX_PAUSE:
+        return 0
+    return newest[0]
