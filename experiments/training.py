@@ -155,7 +155,7 @@ def _open_engine(run: Run, ray: RayOptions | None) -> Engine:
 def _write_extension(run: Run) -> None:
     """Store a new total of steps, if there is one, and delete the cached scores of the old weights."""
     if run.stored_config is not None:
-        from scrubjay.experiments.reports.comparison import list_cached_files  # this import loads the recipes
+        from scrubjay.experiments.viz.comparison import list_cached_files  # this import loads the recipes
 
         for file in list_cached_files(run):
             file.unlink(missing_ok=True)
@@ -173,7 +173,7 @@ def _make_engine(run: Run, ray: RayOptions | None) -> Engine:
 
 
 def _plot_curve(run: Run) -> None:
-    from scrubjay.experiments.reports.curves import has_curve, plot_runs  # matplotlib is slow to import
+    from scrubjay.experiments.viz.curves import has_curve, plot_runs  # matplotlib is slow to import
 
     if has_curve(run):
         plot_runs([run], run.path / CURVE)

@@ -24,7 +24,7 @@ import tyro
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.viz.episode import trace_episode
-from scrubjay.experiments.viz.page import render_page
+from scrubjay.experiments.viz.look import render_page
 from scrubjay.experiments.viz.trace import Trace
 from scrubjay.memory import make_config
 

@@ -23,7 +23,7 @@ from scrubjay.experiments.lm.models import open_local_model
 from scrubjay.experiments.runs.json_reader import parse, read_untrusted
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.viz.cache_policy import RetentionRecorder
+    from scrubjay.experiments.viz.language_model import RetentionRecorder
 
 _THREAD = "chat"
 _MESSAGES = "messages.json"
@@ -134,7 +134,7 @@ class Chat:
         if self.options.look is None:
             yield
             return
-        from scrubjay.experiments.viz.cache_policy import RetentionRecorder, record_calls
+        from scrubjay.experiments.viz.language_model import RetentionRecorder, record_calls
         from scrubjay.experiments.viz.look import Look
         from scrubjay.memory.context.retrieval_heads import stored_retrieval_heads
 

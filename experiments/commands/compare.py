@@ -73,7 +73,7 @@ def run(argv: Sequence[str]) -> int:
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.methods import METHODS
     from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.reports.comparison import write_report
+    from scrubjay.experiments.viz.comparison import write_report
     from scrubjay.memory import list_memories
 
     for label, names, choices in (

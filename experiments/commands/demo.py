@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
     from scrubjay.experiments.launch.parallel import prepare, run_in_processes
     from scrubjay.experiments.recipes import with_memory
     from scrubjay.experiments.recipes.tasks import recall_demo
-    from scrubjay.experiments.reports.curves import plot_runs
+    from scrubjay.experiments.viz.curves import plot_runs
 
     base = dataclasses.replace(recall_demo(), seed=options.seed)
     if options.total_steps is not None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.tasks.teams import TeamEnvConfig
-    from scrubjay.experiments.viz.observability import Difference
+    from scrubjay.experiments.viz.differences import Difference
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _load_baselines(
     Raises ValueError if a difference would not be meaningful.
     """
     from scrubjay.experiments.commands.loading import load_agent
-    from scrubjay.experiments.viz.observability import check_bias, check_gap, memory_bias, observability_gap
+    from scrubjay.experiments.viz.differences import check_bias, check_gap, memory_bias, observability_gap
 
     if settings and (options.full or options.memoryless):
         raise ValueError(
@@ -241,8 +241,8 @@ def _evaluate_team(
     """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
     from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.reports.equilibrium import get_trust_region_config
     from scrubjay.experiments.runs.seeding import derive_seed
+    from scrubjay.experiments.viz.differences import get_trust_region_config
 
     with bad_input():
         env = with_env_settings(config.env, settings)
@@ -284,7 +284,7 @@ def _describe_env(env: EnvConfig | TeamEnvConfig) -> str:
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
-    from scrubjay.experiments.reports.equilibrium import (
+    from scrubjay.experiments.viz.differences import (
         build_untrained_policy,
         learner_state,
         measure_gains_with_progress,

@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 def _write_step(options: ExportOptions) -> int:
     from scrubjay.experiments.commands.loading import load_agent, memory_guard
-    from scrubjay.experiments.reports.export import export_onnx, export_torch
+    from scrubjay.experiments.export import export_onnx, export_torch
 
     with memory_guard(options.trust), bad_input():
         trained_run, _ = load_agent(options.run, options.trust)
@@ -56,7 +56,7 @@ def _write_step(options: ExportOptions) -> int:
 
 def _write_pretrained(options: ExportOptions) -> int:
     from scrubjay.experiments.commands.loading import memory_guard
-    from scrubjay.experiments.reports.pretrained import export_pretrained
+    from scrubjay.experiments.export import export_pretrained
     from scrubjay.experiments.run import Run
 
     with memory_guard(options.trust), bad_input():

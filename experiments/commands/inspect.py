@@ -14,7 +14,7 @@ from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.reports.attention import InspectionResult
+    from scrubjay.experiments.viz.attention import InspectionResult
     from scrubjay.experiments.viz.trace import Trace
     from scrubjay.memory.context import ContextPolicy
 
@@ -55,7 +55,7 @@ class InspectOptions:
 def run(argv: Sequence[str]) -> int:
     """`scrubjay inspect MODEL --text FILE [--layers N ...] [--look PAGE [--policy NAME | --question Q]]`."""
     options = parse(InspectOptions, argv, "scrubjay inspect")
-    from scrubjay.experiments.reports.attention import inspect_model
+    from scrubjay.experiments.viz.attention import inspect_model
 
     with bad_input():
         for name, value in (("policy", options.policy), ("question", options.question)):
@@ -103,7 +103,7 @@ def _trace_cache(
     inspection: InspectionResult, policy: ContextPolicy, prompt: int | None, title: str
 ) -> Trace:
     from scrubjay.experiments.runs.progress import ProgressDisplay
-    from scrubjay.experiments.viz.cache_policy import trace_retention
+    from scrubjay.experiments.viz.language_model import trace_retention
     from scrubjay.memory import context
 
     cache = context.PolicyCache(policy, inspection.model, track_tokens=True)
@@ -129,7 +129,7 @@ def _trace_retrieval(inspection: InspectionResult, options: InspectOptions, titl
     After Ctrl-C the page shows the part of the text that was read.
     """
     from scrubjay.experiments.runs.json_reader import read_text
-    from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
+    from scrubjay.experiments.viz.language_model import InfiniRetriRecorder
     from scrubjay.experiments.viz.look import Look
     from scrubjay.memory.context.infiniretri import InfiniRetri
 

@@ -42,7 +42,7 @@ def run(argv: Sequence[str]) -> int:
     options = parse(LookOptions, remaining, "scrubjay look")
     from scrubjay.experiments.commands.loading import memory_guard
     from scrubjay.experiments.recipes.overrides import parse_setting
-    from scrubjay.experiments.viz.gains import BestResponses
+    from scrubjay.experiments.viz.differences import BestResponses
     from scrubjay.experiments.viz.look import Look, check_format, look
 
     with memory_guard(options.trust), bad_input():

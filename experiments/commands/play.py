@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tyro.conf import Positional
 
 from scrubjay.experiments.cli.arguments import UsageError, parse, take_flag
 from scrubjay.experiments.cli.terminal import bad_input, table
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.reports.options import PlayOptions
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.reports.team_episode import TeamSetup
+    from scrubjay.experiments.viz.film import TeamSetup
+
+
+@dataclass(frozen=True)
+class PlayOptions:
+    """Record one episode as a GIF or MP4, with a trained policy, random actions or a rule-based policy."""
+
+    source: Positional[str]
+    """Run directory, environment id, recipe (its environment is used), or uav."""
+    out: Path | None = None
+    """Output file, .gif or .mp4 (needs the extra `film`); default: episode.gif in the run directory, else in
+    the current directory."""
+    seed: int = 1
+    """Seed of the episode."""
+    max_steps: int = 500
+    """Maximum number of steps of the episode."""
+    policy: str | None = None
+    """Policy of a team: a run directory or "random"; for uav also "static" or "follow". Default: the policy
+    of the run; without a run "follow" for uav, "random" for other teams."""
+    preset: str | None = None
+    """Preset of uav: small, paper or city; default: the preset of the run or recipe, else small."""
+    coverage: Path | None = None
+    """Output file for a coverage map of uav at the end of the episode; its extension sets the format."""
+    trust: bool = False
+    """Trust the run directory: allow custom environments and pickled code."""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -32,9 +58,8 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
     from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.reports.episode import check_film, play
-    from scrubjay.experiments.reports.team_episode import set_up_team
     from scrubjay.experiments.tasks.environments import EnvConfig
+    from scrubjay.experiments.viz.film import check_film, play, set_up_team
 
     with bad_input():
         check_film(options.out or Path("episode.gif"), options.max_steps)
@@ -66,8 +91,8 @@ def _play(options: PlayOptions, settings: list[str]) -> int:
 
 def _play_team(cast: TeamSetup, options: PlayOptions) -> int:
     """Record an episode of a team; with --coverage also write a coverage map."""
-    from scrubjay.experiments.reports.coverage import plot_coverage
-    from scrubjay.experiments.reports.team_episode import play_team
+    from scrubjay.experiments.viz.coverage import plot_coverage
+    from scrubjay.experiments.viz.film import play_team
 
     with bad_input():
         env = cast.env.make(render_mode="rgb_array")

@@ -35,10 +35,10 @@ def run(argv: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME] [--against bytes]`."""
     options = parse(PlotOptions, argv, "scrubjay plot")
     from scrubjay.experiments.commands.loading import memory_guard
-    from scrubjay.experiments.reports.accuracy import plot_state
-    from scrubjay.experiments.reports.curves import plot_runs
     from scrubjay.experiments.run import Run
     from scrubjay.experiments.runs.directory import CURVE
+    from scrubjay.experiments.viz.accuracy import plot_state
+    from scrubjay.experiments.viz.curves import plot_runs
 
     with memory_guard(options.trust), bad_input():
         if not options.runs:

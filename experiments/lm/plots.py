@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.lm.reading import Curve
-from scrubjay.experiments.reports.colours import assign_colors
-from scrubjay.experiments.reports.curves import make_figure, place_legend, save_figure
+from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
 
 _BINS = 40
 

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
+import html
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
@@ -14,18 +22,23 @@ from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.directory import write_atomically
 from scrubjay.experiments.runs.progress import ProgressDisplay
 from scrubjay.experiments.tasks.kwargs import KwargValue
-from scrubjay.experiments.viz.bank import trace_bank
-from scrubjay.experiments.viz.episode import trace_episode
-from scrubjay.experiments.viz.page import render_iframe, render_page
-from scrubjay.experiments.viz.team import trace_team
-from scrubjay.experiments.viz.trace import Trace, read_trace, write_trace
-from scrubjay.experiments.viz.turn import trace_turn
+from scrubjay.experiments.viz.agent import trace_bank, trace_turn
+from scrubjay.experiments.viz.episode import trace_episode, trace_team
+from scrubjay.experiments.viz.trace import Trace, read_trace, to_json, write_trace
 from scrubjay.memory import MemoryBank
 
 PICTURES = (".png", ".pdf", ".svg")
 FORMATS = (".html", ".json", *PICTURES)
 """Supported file name endings of the output."""
 _DATABASE = b"SQLite format 3"
+_ESCAPES = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "<>&'"})
+_HEIGHT = 760
+"""Height of a page in a notebook, in CSS pixels."""
+_TRACK, _MAP, _WIDTH = 1.1, 2.8, 6.4
+"""Heights of a track and of a map, and the width of the figure, in inches."""
+_MOST_TRACKS, _MOST_MAPS = 48, 12
+_LARGEST = 600
+"""Maximum width of a map in cells; in longer traces a cell is the maximum over consecutive steps."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +55,6 @@ class Look:
         out = Path(out)
         check_format(out)
         if out.suffix.lower() in PICTURES:
-            # Matplotlib is imported only for pictures.
-            from scrubjay.experiments.viz.picture import draw_trace
-
             return draw_trace(self.trace, out)
         if out.suffix.lower() == ".json":
             return write_trace(self.trace, out)
@@ -121,3 +131,106 @@ def check_format(out: Path) -> None:
         raise ValueError(
             f"out={str(out)!r}: the ending must be one of {', '.join(FORMATS)}; name it {out.stem}.html"
         )
+
+
+def render_page(trace: Trace) -> str:
+    """Return the HTML page of a trace: one file that loads no other resources.
+
+    The text of a trace is untrusted. The page holds it as JSON with all markup characters escaped. The script
+    adds it as text nodes. The content security policy of the page allows only that script, by its hash.
+    """
+    style, script = _read_part(".css"), _read_part(".js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    # The trace is inserted last, so that placeholders in its text are not replaced.
+    document = (
+        _read_part(".html").replace("@policy@", policy).replace("@style@", style).replace("@script@", script)
+    )
+    return document.replace("@trace@", to_json(trace).translate(_ESCAPES))
+
+
+def render_iframe(trace: Trace) -> str:
+    """Return a sandboxed iframe with the page, for a notebook; the page cannot access the notebook."""
+    return (
+        f'<iframe sandbox="allow-scripts" width="100%" height="{_HEIGHT}" style="border: 0" '
+        f'srcdoc="{html.escape(render_page(trace))}"></iframe>'
+    )
+
+
+@cache
+def _read_part(ending: str) -> str:
+    return Path(__file__).with_name(f"page{ending}").read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def draw_trace(trace: Trace, out: Path | str) -> Path:
+    """Draw a figure of a trace for a paper into a file, whose name sets the format, and return the path.
+
+    The figure has the tracks, and a map of the recalled steps for each recall: at most 48 tracks and 12 maps.
+    Raises ValueError if the trace has no steps, or neither tracks nor recalls.
+    """
+    from matplotlib.figure import Figure  # imported only for pictures, since the import is slow
+    from matplotlib.ticker import MaxNLocator
+
+    from scrubjay.experiments.viz.curves import save_figure
+
+    size = max(1, -(-len(trace.steps) // _LARGEST))
+    maps = recall_maps(trace, size, _MOST_MAPS)
+    tracks = dict(itertools.islice(trace.tracks.items(), _MOST_TRACKS))
+    heights = [_TRACK] * len(tracks) + [_MAP] * len(maps)
+    if not trace.steps or not heights:
+        raise ValueError(
+            f"{trace.title!r} has {len(trace.steps)} steps, {len(tracks)} tracks and {len(maps)} recalls; "
+            "there is nothing to draw"
+        )
+    figure = Figure(figsize=(_WIDTH, sum(heights) + 0.6), dpi=150, layout="constrained")
+    rows = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    figure.suptitle(trace.title, fontsize=10)
+    steps = np.arange(len(trace.steps))
+    for axes, (name, values) in zip(rows, tracks.items(), strict=False):
+        numbers = np.array([np.nan if value is None else value for value in values], float)
+        axes.plot(steps, numbers, linewidth=1.2, marker="." if len(steps) < 60 else None, markersize=3)
+        axes.set_title(name, fontsize=8, loc="left")
+        axes.ticklabel_format(useOffset=False)
+        axes.tick_params(labelsize=7)
+    for axes, (name, weights) in zip(rows[len(tracks) :], maps.items(), strict=True):
+        edge = size * len(weights) - 0.5
+        image = axes.imshow(
+            weights.T,
+            origin="lower",
+            aspect="auto",
+            interpolation="nearest",
+            cmap="Blues",
+            vmin=0,
+            extent=(-0.5, edge, -0.5, edge),
+        )
+        axes.set_title(f"{name}: recalled step (y) at each step (x)", fontsize=8, loc="left")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.tick_params(labelsize=7)
+        figure.colorbar(image, ax=axes, pad=0.01).ax.tick_params(labelsize=6)
+    rows[-1].set_xlabel("step", fontsize=8)
+    rows[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return save_figure(figure, out)
+
+
+def recall_maps(
+    trace: Trace, size: int = 1, most: int | None = None
+) -> dict[str, Float[np.ndarray, "step source"]]:
+    """Return one map of recall weights per recall name; rows are steps, and columns are recalled steps.
+
+    A cell of a map covers `size` consecutive steps on each axis and holds the largest of their weights.
+    Only the first `most` names get a map.
+    """
+    names = dict.fromkeys(recall.name for step in trace.steps for recall in step.recalls)
+    points = -(-len(trace.steps) // size)
+    maps = {name: np.zeros((points, points), np.float32) for name in itertools.islice(names, most)}
+    for number, step in enumerate(trace.steps):
+        for recall in step.recalls:
+            if recall.name in maps:
+                np.maximum.at(maps[recall.name][number // size], recall.steps // size, recall.weights)
+    return maps

@@ -33,7 +33,7 @@ class PageOptions:
 
 def page(options: PageOptions) -> int:
     """Write the page of the records in a memory bank."""
-    from scrubjay.experiments.viz.bank import trace_bank
+    from scrubjay.experiments.viz.agent import trace_bank
     from scrubjay.experiments.viz.look import Look, check_format
 
     out = options.out or options.file.with_suffix(".html")

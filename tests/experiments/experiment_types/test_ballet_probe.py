@@ -22,8 +22,8 @@ from scrubjay.experiments.experiment_types.ballet_probe import (
     count_correct_answers,
     watch,
 )
-from scrubjay.experiments.reports.accuracy import plot_spans
-from scrubjay.experiments.reports.comparison import write_report
+from scrubjay.experiments.viz.accuracy import plot_spans
+from scrubjay.experiments.viz.comparison import write_report
 from scrubjay.memory import list_memories, make_config
 
 

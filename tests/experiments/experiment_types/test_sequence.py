@@ -18,8 +18,8 @@ from scrubjay.experiments.experiment_types.sequence import (
     count_correct_answers,
 )
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.reports.comparison import write_report
 from scrubjay.experiments.tasks.suites import MQAR, Induction, SelectiveCopy
+from scrubjay.experiments.viz.comparison import write_report
 from scrubjay.memory import make_config
 
 RECIPES_HERE = ("mqar", "needle", "multikey-needle", "selective-copy", "induction")

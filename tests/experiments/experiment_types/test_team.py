@@ -20,8 +20,8 @@ from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.experiment_types.rl_base import evaluate_result
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.methods import METHODS, with_method
-from scrubjay.experiments.reports.equilibrium import build_untrained_policy, measure_gains
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.viz.differences import build_untrained_policy, measure_gains
 from scrubjay.memory import make_config
 
 UAV = "scrubjay.envs.uav:parallel_env"

@@ -4,7 +4,7 @@ import pytest
 
 import scrubjay
 from scrubjay.experiments.commands import memory as command
-from scrubjay.experiments.viz.bank import trace_bank
+from scrubjay.experiments.viz.agent import trace_bank
 from scrubjay.experiments.viz.trace import from_json, read_trace, to_json
 from scrubjay.memory import MemoryBank
 

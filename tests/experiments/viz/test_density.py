@@ -11,7 +11,7 @@ from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.experiments import RECIPES, EnvConfig, train, with_memory
 from scrubjay.experiments.viz.density import recall_density
 from scrubjay.experiments.viz.episode import trace_episode
-from scrubjay.experiments.viz.picture import recall_maps
+from scrubjay.experiments.viz.look import recall_maps
 from scrubjay.memory import make_config
 
 from .conftest import policy_for

@@ -116,7 +116,7 @@ def test_progress_is_told_to_the_end():
 
 @pytest.mark.slow
 def test_a_ballet_is_a_page_of_less_than_five_megabytes():
-    from scrubjay.experiments.viz.page import render_page
+    from scrubjay.experiments.viz.look import render_page
 
     env = EnvConfig("scrubjay/Ballet-v0", {"num_dancers": 8})
     trace = trace_episode(policy_for(env, "hcam", dim=64), env, max_steps=1000)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from scrubjay.experiments.viz.infiniretri import InfiniRetriRecorder
-from scrubjay.experiments.viz.page import render_page
+from scrubjay.experiments.viz.language_model import InfiniRetriRecorder
+from scrubjay.experiments.viz.look import render_page
 from scrubjay.experiments.viz.trace import from_json, to_json
 from scrubjay.memory.context.infiniretri import InfiniRetri
 

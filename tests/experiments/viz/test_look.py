@@ -6,8 +6,7 @@ from PIL import Image
 
 import scrubjay
 from scrubjay.experiments import Run
-from scrubjay.experiments.viz.look import FORMATS
-from scrubjay.experiments.viz.picture import recall_maps
+from scrubjay.experiments.viz.look import FORMATS, recall_maps
 from scrubjay.experiments.viz.trace import Recall, Step, Trace, read_trace, write_trace
 
 

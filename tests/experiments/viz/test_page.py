@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from scrubjay.experiments.viz.page import render_iframe, render_page
+from scrubjay.experiments.viz.look import render_iframe, render_page
 from scrubjay.experiments.viz.trace import Recall, Step, Trace, from_json, to_json
 
 from .test_trace import PICTURE

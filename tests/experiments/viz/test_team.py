@@ -11,10 +11,10 @@ from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import train
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.reports.equilibrium import learner_state, measure_gains_with_progress
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.viz.differences import learner_state, measure_gains_with_progress
+from scrubjay.experiments.viz.episode import trace_team
 from scrubjay.experiments.viz.look import look
-from scrubjay.experiments.viz.team import trace_team
 from scrubjay.experiments.viz.trace import from_json, read_trace, to_json
 from scrubjay.memory import make_config
 

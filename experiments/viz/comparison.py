@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,6 @@ from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import longer_range
-from scrubjay.experiments.reports.scores import write_scores
-from scrubjay.experiments.reports.teams import size_files, team_plots, team_tables
 from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.device import one_thread
 from scrubjay.experiments.runs.directory import write_atomically
@@ -25,6 +23,7 @@ from scrubjay.experiments.runs.json_reader import read_numbers
 from scrubjay.experiments.runs.provenance import processor, version
 from scrubjay.experiments.runs.seeding import derive_seed
 from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.viz.teams import size_files, team_plots, team_tables
 
 LONGER_FILE = "longer.json"
 
@@ -38,7 +37,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     contain the size of the memory state. table.md also names the runs that have no curve because no training
     episode ended.
     """
-    from scrubjay.experiments.reports.curves import has_curve, plot_longer, plot_runs
+    from scrubjay.experiments.viz.curves import has_curve, plot_longer, plot_runs
 
     longer = {run.path: score_longer_tasks(run) for run in runs}
     supervised: dict[tuple[str, str], list[Run]] = {}
@@ -69,7 +68,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
 
 
 def _accuracy_plots(runs: Sequence[Run], out: Path, counts: str, spans: str) -> list[Path]:
-    from scrubjay.experiments.reports.accuracy import plot_counts, plot_spans, plot_state
+    from scrubjay.experiments.viz.accuracy import plot_counts, plot_spans, plot_state
 
     paths = [plot_spans(runs, out / f"{spans}.png"), plot_counts(runs, out / f"{counts}.png")]
     return [*paths, plot_state(runs, out / "state.png")] if _have_state_bytes(runs) else paths
@@ -227,3 +226,37 @@ def _cell(scores: Sequence[float]) -> str:
         return f"{scores[0]:.2f}"
     low, high = bootstrap_interval(scores)
     return f"{interquartile_mean(scores):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def write_scores(
+    runs: Sequence[Run], longer: Mapping[Path, Mapping[int, float]], out: Path, command: str
+) -> Path:
+    """Write scores.jsonl with task, memory, seed, test, score, return, steps, command and commit per line.
+
+    `longer` maps the path of each run to its scores on longer tasks: a dict from the value of the task's
+    length setting to the score.
+    """
+    provenance = {"command": command, "commit": version()}
+    lines = [json.dumps({**row, **provenance}) + "\n" for run in runs for row in _rows(run, longer[run.path])]
+    path = out / "scores.jsonl"
+    write_atomically(path, "".join(lines))
+    return path
+
+
+def _rows(run: Run, longer: Mapping[int, float]) -> Iterator[dict[str, Any]]:
+    config, result = run.config, run.result
+    about = {"task": config.recipe, "memory": config.label, "seed": config.seed, "steps": result["step"]}
+    measure = "success" if "success" in result else "episodic_return"
+    score = {"measure": measure, "score": result[measure]}
+    if "episodic_return" in result:
+        score["return"] = result["episodic_return"]
+    bounds = {name: result[f"{measure}_{name}"] for name in ("low", "high") if f"{measure}_{name}" in result}
+    yield {**about, "test": {}, **score, **bounds}
+    setting = longer_range(config.recipe)
+    for value, score in longer.items():
+        assert setting is not None  # otherwise there are no scores
+        yield {**about, "test": {setting[0]: value}, "measure": measure, "score": score}
+    if isinstance(config, SupervisedConfig):
+        for (count, span), score in config.accuracies(result).items():
+            test = dict(zip(config.axes, (count, span), strict=True))
+            yield {**about, "test": test, "measure": "success", "score": score}

@@ -1,9 +1,12 @@
-"""Learning curves: one panel per task, one color per memory, mean and range over seeds."""
+"""Learning curves and curves of test scores, with the mean and the range over seeds.
+
+A memory has the same color in every plot.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +19,6 @@ from numpy.typing import NDArray
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.experiment_types.initial_weights import flatten
 from scrubjay.experiments.recipes.registry import longer_range
-from scrubjay.experiments.reports.colours import assign_colors
 from scrubjay.experiments.run import Run
 
 LABELS = {
@@ -25,6 +27,47 @@ LABELS = {
     "charts/episodic_length": "steps per episode",
     "charts/SPS": "environment steps per second",
 }
+_TEAM_LABELS = {
+    "episodic_return": "return per episode, over all agents",
+    "sum_rate_bps": "sum of rates, bit/s",
+    "fifth_percentile_rate_bps": "5th percentile of users' rates, bit/s",
+}
+"""Labels of the measures of teams that are plotted against the team size."""
+_OWN = {
+    "none": "#7f7f7f",
+    "positional": "#c7c7c7",
+    "gru": "#1f77b4",
+    "lstm": "#17becf",
+    "gtrxl": "#2ca02c",
+    "sink": "#bcbd22",
+    "stack": "#c7b299",
+    "hcam": "#d62728",
+    "landmark": "#ff7f0e",
+    "moba": "#8c564b",
+    "nsa": "#c49c94",
+    "elmur": "#e377c2",
+    "routing": "#f7b6d2",
+    "titans": "#9467bd",
+    "titans_mac": "#5b3a8e",
+    "titans_mag": "#c5b0d5",
+    "titans_mal": "#b04fd6",
+    "yaad": "#e6ab02",
+    "moneta": "#a6761d",
+    "memora": "#ffd92f",
+    "gated_delta": "#1b7837",
+    "flow": "#7fbf7b",
+    "based": "#b8e186",
+    "lightning": "#00c08b",
+    "lru": "#08519c",
+    "mingru": "#6baed6",
+    "ffm": "#08306b",
+    "shm": "#9ecae1",
+    "agalite": "#008080",
+}
+_OTHERS = (
+    "#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22",
+    "#17becf", "#ffbb78", "#98df8a", "#ff9896", "#aec7e8", "#dbdb8d",
+)  # fmt: skip
 _GRID = 400
 _LONGEST_LABEL = 300
 _MOST_NAMES = 18
@@ -142,6 +185,37 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
     return save_figure(figure, out)
 
 
+def plot_sizes(
+    scores: Mapping[str, Mapping[int, Sequence[Mapping[str, float]]]],
+    size: str,
+    training_size: int,
+    out: Path | str,
+) -> Path:
+    """Plot the measures of each method and rule-based policy against the team size, and return the path.
+
+    `scores` maps the name of each method or rule-based policy to a dict from team size to measures. `size` is
+    the name of the setting for the team size, and `training_size` its value in training. Curves show the mean
+    and the range over seeds; curves of rule-based policies are dashed.
+    """
+    shades = assign_colors(scores)
+    figure = make_figure(len(_TEAM_LABELS))
+    panels = figure.subplots(1, len(_TEAM_LABELS))
+    for axes, (measure, axis_label) in zip(panels, _TEAM_LABELS.items(), strict=True):
+        for label, by_size in scores.items():
+            sizes, values = list(by_size), [[seed[measure] for seed in seeds] for seeds in by_size.values()]
+            line = "--" if label.startswith("rule: ") else "-"
+            axes.plot(sizes, np.mean(values, axis=1), line, marker="o", color=shades[label], label=label)
+            low, high = np.min(values, axis=1), np.max(values, axis=1)
+            axes.fill_between(sizes, low, high, color=shades[label], alpha=0.2, linewidth=0)
+            axes.set_xticks(sizes)
+        axes.axvline(training_size, color="grey", linestyle=":", linewidth=1, label="training value")
+        axes.set_xlabel(f"{size.replace('_', ' ')} (test)")
+        axes.set_ylabel(axis_label)
+        axes.grid(alpha=0.3)
+    place_legend(panels[-1])
+    return save_figure(figure, out)
+
+
 def make_figure(panels: int) -> Figure:
     """Return an empty figure that is wide enough for `panels` axes side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
@@ -213,3 +287,21 @@ def _format_steps(steps: float) -> str:
         if abs(steps) >= size:
             return f"{steps / size:g}{letter}"
     return f"{steps:g}"
+
+
+def assign_colors(labels: Iterable[str]) -> dict[str, str]:
+    """Return a color for every label.
+
+    Each memory has a fixed color. If several labels name one memory with different sizes, only the first of
+    these labels gets the color. All other labels get unused colors. Equal sets of labels get equal colors.
+    """
+    sorted_labels = sorted(set(labels))
+    colors: dict[str, str] = {}
+    for label in sorted_labels:
+        own = _OWN.get(label.partition(",")[0])
+        if own is not None and own not in colors.values():
+            colors[label] = own
+    free = [colour for colour in _OTHERS if colour not in colors.values()]
+    rest = [label for label in sorted_labels if label not in colors]
+    colors |= {label: free[number % len(free)] for number, label in enumerate(rest)}
+    return colors

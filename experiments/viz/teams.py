@@ -39,7 +39,7 @@ def team_tables(runs: Sequence[Run], out: Path) -> list[str]:
 
 def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
     """Plot measures against team size, for each recipe that is tested at several sizes; return the paths."""
-    from scrubjay.experiments.reports.team_sizes import plot_sizes
+    from scrubjay.experiments.viz.curves import plot_sizes
 
     paths = []
     for recipe, group in _group_evaluated_runs(runs).items():

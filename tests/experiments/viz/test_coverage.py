@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from scrubjay.envs.uav import teams
-from scrubjay.experiments.reports.coverage import compute_coverage, plot_coverage
+from scrubjay.experiments.viz.coverage import compute_coverage, plot_coverage
 
 
 @pytest.fixture

@@ -1,16 +1,20 @@
 """Learning curves, and labels and legends of plots."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from scrubjay.experiments import Run, train
-from scrubjay.experiments.reports import curves
-from scrubjay.experiments.reports.curves import label_runs, plot_longer, plot_runs
-from scrubjay.memory import make_config
+from scrubjay.experiments.viz import curves
+from scrubjay.experiments.viz.curves import assign_colors, label_runs, plot_longer, plot_runs
+from scrubjay.memory import list_memories, make_config
 
 from ..pictures import assert_picture
 
@@ -127,3 +131,22 @@ def test_what_was_tested_longer_is_drawn_by_the_setting_that_made_it_so(tiny, tm
     (curve, trained_line) = axes.lines
     np.testing.assert_allclose(curve.get_ydata(), [0.9, 0.3])
     assert set(trained_line.get_xdata()) == {1}
+
+
+@given(st.sets(st.sampled_from(list_memories()), min_size=1))
+def test_a_memory_has_its_own_colour_among_any_others(names):
+    alone = {name: assign_colors([name])[name] for name in names}
+    assert assign_colors(names) == alone
+    assert len(set(alone.values())) == len(names)
+
+
+def test_sizes_of_one_memory_are_told_apart_from_it_and_from_others():
+    colors = assign_colors(["hcam, chunk size 8", "hcam, chunk size 16", "gru"])
+    assert colors["hcam, chunk size 16"] == assign_colors(["hcam"])["hcam"]
+    assert len(set(colors.values())) == 3
+
+
+def test_those_without_a_colour_of_their_own_share_one_last():
+    assert assign_colors(["b", "a", "b"]) == {"a": "#1f77b4", "b": "#ff7f0e"}
+    many = assign_colors(str(number) for number in range(40))
+    assert len(set(many.values())) == 15

@@ -7,8 +7,8 @@ import pytest
 import scrubjay
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent
+from scrubjay.experiments.viz.agent import trace_turn
 from scrubjay.experiments.viz.trace import from_json, to_json
-from scrubjay.experiments.viz.turn import trace_turn
 from scrubjay.memory import MemoryBank
 
 from ...agents.kwai.scripted_model import ScriptedModel, call

@@ -10,9 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scrubjay.experiments.reports.colours import assign_colors
-from scrubjay.experiments.reports.curves import label_runs, make_figure, place_legend, save_figure
 from scrubjay.experiments.run import Run
+from scrubjay.experiments.viz.curves import assign_colors, label_runs, make_figure, place_legend, save_figure
 
 _ACCURACY_LABEL = "accuracy"
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scrubjay.envs.uav import channel
 from scrubjay.envs.uav.rendering import channel_colour
 from scrubjay.envs.uav.world import UAVWorld
-from scrubjay.experiments.reports.curves import save_figure
+from scrubjay.experiments.viz.curves import save_figure
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scrubjay.experiments.reports import accuracy
+from scrubjay.experiments.viz import accuracy
 
 from .results import CONFIG, create_answer_run
 

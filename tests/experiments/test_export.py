@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from scrubjay.agents.rl.policy import Policy, PolicyConfig
-from scrubjay.experiments.reports.export import export_onnx, export_torch
+from scrubjay.experiments.export import export_onnx, export_torch
 from scrubjay.memory import list_memories, make_config
 
 VECTOR = spaces.Box(-1, 1, (4,), np.float32)

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from scrubjay.experiments import EnvConfig
-from scrubjay.experiments.reports import comparison
-from scrubjay.experiments.reports.comparison import LONGER_FILE, score_longer_tasks, write_report
+from scrubjay.experiments.viz import comparison
+from scrubjay.experiments.viz.comparison import LONGER_FILE, score_longer_tasks, write_report
 
 from .results import create_answer_run, create_finished_run
 

@@ -1,3 +1,5 @@
+"""`scrubjay play`: teams, their rules and runs, and errors that name the fix."""
+
 from __future__ import annotations
 
 import sys
@@ -5,115 +7,15 @@ import types
 
 import numpy as np
 import pytest
-from gymnasium import spaces
-from pettingzoo import ParallelEnv
 from PIL import Image, ImageSequence
 
 from scrubjay.agents.teams.gamatr import GAMATRConfig
-from scrubjay.agents.teams.policy import TeamPolicy, TeamPolicyConfig
-from scrubjay.envs import uav
 from scrubjay.experiments import train
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.reports.team_episode import play_team
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig
 
-
-class Relay(ParallelEnv):
-    """Each agent observes the time and its number, and its reward is its action.
-
-    The second leaves after two of four steps.
-    """
-
-    metadata = {"name": "relay", "render_fps": 5}
-    possible_agents = ["first", "second"]
-    last = 4
-
-    def observation_space(self, agent):
-        return spaces.Box(0, 10, (2,), np.float32)
-
-    def action_space(self, agent):
-        return spaces.Discrete(5)
-
-    def reset(self, seed=None, options=None):
-        self.agents, self.time, self.seed = list(self.possible_agents), 0, seed
-        return self._see(), {agent: {} for agent in self.agents}
-
-    def step(self, actions):
-        assert list(actions) == self.agents
-        self.time += 1
-        acting_agents, over = self.agents, self.time == self.last
-        observations = self._see()
-        terminations = {agent: self.time == 2 and agent == "second" for agent in acting_agents}
-        self.agents = [agent for agent in acting_agents if not over and not terminations[agent]]
-        infos = {agent: {"double": 2.0 * self.time, "name": "relay"} for agent in acting_agents}
-        return observations, dict(actions), terminations, dict.fromkeys(acting_agents, over), infos
-
-    def render(self):
-        return np.full((8, 8, 3), 50 * self.time, dtype=np.uint8)
-
-    def _see(self):
-        return {
-            agent: np.array([self.time, 1 + self.possible_agents.index(agent)], np.float32)
-            for agent in self.agents
-        }
-
-
-def test_a_team_is_played_to_its_end(tmp_path):
-    actor_calls = []
-
-    def actor(env, observations, alive, start):
-        actor_calls.append((observations[""][0].tolist(), alive[0].tolist(), start.tolist()))
-        return np.array([[1, 3]])
-
-    env = Relay()
-    episode = play_team(env, actor, tmp_path / "new" / "relay.gif", seed=9)
-    assert env.seed == 9
-    assert episode.frames == 5
-    assert episode.returns == {"first": 4, "second": 6}
-    assert episode.measures == {"double": 5.0}
-    assert actor_calls == [
-        ([[0, 1], [0, 2]], [True, True], [True]),
-        ([[1, 1], [1, 2]], [True, True], [False]),
-        ([[2, 1], [2, 2]], [True, False], [False]),
-        ([[3, 1], [0, 0]], [True, False], [False]),
-    ]
-    with Image.open(tmp_path / "new" / "relay.gif") as gif:
-        assert gif.info["duration"] == 200
-        assert len(list(ImageSequence.Iterator(gif))) == 5
-
-
-def still(env: object, observations: object, alive: np.ndarray, start: np.ndarray) -> np.ndarray:
-    return np.array([[0, 0]])
-
-
-def test_a_long_episode_is_cut(tmp_path):
-    episode = play_team(Relay(), still, tmp_path / "relay.gif", max_steps=2)
-    assert episode.frames == 3
-    with pytest.raises(ValueError, match="max_steps=0"):
-        play_team(Relay(), still, tmp_path / "relay.gif", max_steps=0)
-
-
-def test_an_env_that_renders_nothing(tmp_path):
-    for render in (lambda self: None, ParallelEnv.render):
-        unseen = type("Unseen", (Relay,), {"render": render})
-        with pytest.raises(ValueError, match="relay"):
-            play_team(unseen(), still, tmp_path / "relay.gif")
-
-
-def test_a_policy_that_remembers_is_played(tmp_path):
-    env = uav.parallel_env("small", num_uavs=3, max_steps=4, render_mode="rgb_array")
-    agent = env.possible_agents[0]
-    policy = TeamPolicy(env.observation_space(agent), env.action_space(agent), 3, TeamPolicyConfig())
-    state = None
-
-    def actor(env, observations, alive, start):
-        nonlocal state
-        actions, state = policy.act(observations, alive, state, start)
-        return actions
-
-    assert play_team(env, actor, tmp_path / "uav.gif").frames == 5
-    assert env.world.time.tolist() == [4]
+from ..viz.test_film import Relay
 
 
 @pytest.mark.parametrize(("policy", "preset"), [("random", "small"), ("static", "city"), ("follow", "paper")])

@@ -1,1 +1,0 @@
-"""Reports on runs: curves, videos, tables and exported policies."""

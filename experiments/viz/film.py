@@ -1,0 +1,362 @@
+"""Recording of one episode of a policy or a team as an animated GIF or a video."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from pettingzoo import ParallelEnv
+from PIL import Image
+
+from scrubjay.agents.rl.observations import check_observation, leaf_spaces, leaf_values
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
+from scrubjay.experiments.evaluation.team import Actor, PolicyActor, list_rules
+from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.recipes import RECIPES
+from scrubjay.experiments.recipes.overrides import with_env_settings
+from scrubjay.experiments.run import Run
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.errors import environment_errors
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
+
+E = TypeVar("E")
+FORMATS = (".gif", ".mp4")
+"""Supported file name endings of a recording."""
+
+
+def play(
+    env_config: EnvConfig, out: Path | str, policy: Policy | None = None, seed: int = 0, max_steps: int = 500
+) -> tuple[int, float]:
+    """Record one episode to a GIF or MP4; return the number of frames and the return of the episode.
+
+    Actions are random without a policy. Raises ValueError if the environment cannot render pictures, and
+    ImportError for an MP4 without the extra `film`.
+    """
+    env = env_config.make(render_mode="rgb_array")
+    try:
+        act = _random_actor(env, seed) if policy is None else _actor(policy)
+        with environment_errors(env_config.id):
+            observation, _ = env.reset(seed=seed)
+            check_observation(env.observation_space, observation)
+        frames, total, start, over = [render_frame(env, env_config.id)], 0.0, True, False
+        while not over and len(frames) <= max_steps:
+            action = act(observation, start)
+            with environment_errors(env_config.id):
+                observation, reward, terminated, truncated, _ = env.step(action)
+                check_observation(env.observation_space, observation)
+            frames.append(render_frame(env, env_config.id))
+            total, start, over = total + float(reward), False, bool(terminated or truncated)
+        per_second = float(env.metadata.get("render_fps") or 10)
+    finally:
+        env.close()
+    write_episode(frames, out, per_second)
+    return len(frames), total
+
+
+def check_film(out: Path, max_steps: int) -> None:
+    """Check the output options before an episode is played.
+
+    Raises ValueError for an unknown file name ending or `max_steps` below 1, and ImportError for an MP4
+    without the extra `film`.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise ValueError(
+            f"out={str(out)!r}: the ending must be .gif or .mp4; name it {out.stem}.gif or {out.stem}.mp4"
+        )
+    if out.suffix.lower() == ".mp4":
+        check_encoder()
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps}: must be at least 1")
+
+
+def write_episode(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as an MP4 or GIF, by file name extension. The last picture stays for one second."""
+    write = write_mp4 if Path(out).suffix.lower() == ".mp4" else write_gif
+    write(frames, out, per_second)
+
+
+def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as a looping GIF. The last picture stays for one second."""
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
+    durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
+    frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
+    state = None
+
+    def act(observation: Any, start: bool) -> Any:
+        nonlocal state
+        action, state = policy.act(observation, state, start)
+        return action
+
+    return act
+
+
+def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
+    env.action_space.seed(seed)
+    return lambda observation, start: env.action_space.sample()
+
+
+def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
+    """Build an environment with `make`; return the environment, and True if it renders pictures."""
+    try:
+        env = make(render_mode="rgb_array")
+    except ValueError:
+        return make(), False
+    return env, getattr(env, "render_mode", "rgb_array") == "rgb_array"
+
+
+def render_frame(env: Any, name: str) -> Image.Image:
+    """Return the rendered picture. Raises ValueError, naming the environment, if it does not render."""
+    try:
+        pixels = env.render()
+    except NotImplementedError:
+        pixels = None
+    if not isinstance(pixels, np.ndarray) or pixels.ndim != 3:
+        raise ValueError(f"environment {name!r} does not render pictures; it needs render_mode 'rgb_array'")
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def check_encoder() -> None:
+    """Raise ImportError, with installation instructions, if ffmpeg is missing."""
+    try:
+        import imageio_ffmpeg
+
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(
+            f"an MP4 needs ffmpeg from the extra `film` ({str(error).strip()}): pip install 'scrubjay[film]'"
+        ) from error
+
+
+def write_mp4(frames: Sequence[Image.Image], out: Path | str, per_second: float) -> None:
+    """Write pictures as an MP4. The last picture stays for one second.
+
+    A picture with an odd height or width is padded by one pixel, since the format needs even sizes. Raises
+    ImportError if ffmpeg is missing, and OSError if the file cannot be written.
+    """
+    check_encoder()
+    import imageio_ffmpeg
+
+    pictures = [np.asarray(frame.convert("RGB")) for frame in frames]
+    # Colors are stored per 2 by 2 pixels, so sizes must be even.
+    height, width = (-(-max(picture.shape[axis] for picture in pictures) // 2) * 2 for axis in (0, 1))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "wb"):  # raises a short OSError, unlike ffmpeg, if the file cannot be written
+        pass
+    film = imageio_ffmpeg.write_frames(
+        os.path.abspath(out),  # ffmpeg would parse names that start with - or data: differently
+        (width, height),
+        fps=per_second,  # pyright: ignore[reportArgumentType]  (ffmpeg also accepts fractions)
+        quality=8,
+        macro_block_size=2,
+        ffmpeg_log_level="quiet",
+    )
+    film.send(None)
+    try:
+        for picture in [*pictures, *[pictures[-1]] * (max(1, round(per_second)) - 1)]:
+            film.send(_pad(picture, height, width))
+    except OSError as error:
+        raise _incomplete_film_error(out) from error
+    finally:
+        film.close()
+    if b"moov" not in _read_box_names(out):  # the index is written last
+        raise _incomplete_film_error(out)
+
+
+def _read_box_names(path: Path | str) -> list[bytes]:
+    """Return the names of the top-level boxes of an MP4; a box starts with its size and its name."""
+    parts = []
+    with open(path, "rb") as file:
+        while len(head := file.read(8)) == 8 and (size := int.from_bytes(head[:4])) >= 8:
+            parts.append(head[4:])
+            file.seek(size - 8, os.SEEK_CUR)
+    return parts
+
+
+def _incomplete_film_error(out: Path | str) -> OSError:
+    return OSError(errno.EIO, "ffmpeg could not finish the video; check the free disk space", str(out))
+
+
+def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a contiguous picture of this size, padded by repeating the last row and column."""
+    missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+    return np.ascontiguousarray(np.pad(picture, missing, mode="edge"))
+
+
+@dataclass(frozen=True)
+class TeamSetup:
+    """Environment and actor of a recording."""
+
+    env: TeamEnvConfig
+    """Environment of the team."""
+    actor: Actor
+    """Function that selects the actions of all agents."""
+    folder: Path
+    """Default output directory: the run directory, or the current directory."""
+
+
+@dataclass(frozen=True)
+class TeamEpisode:
+    """Result of an episode."""
+
+    frames: int
+    """Number of pictures written."""
+    returns: dict[str, float]
+    """Sum of rewards of each agent."""
+    measures: dict[str, float]
+    """Measures of the environment by name, such as "sum_rate_bps"; means over the steps of the episode."""
+
+
+def set_up_team(
+    source: str,
+    policy: str | None,
+    preset: str | None,
+    settings: Sequence[str],
+    seed: int,
+    trust: bool = False,
+) -> TeamSetup | None:
+    """Return environment and actor for a team run, a recipe or a name in `KNOWN_TEAMS`; else None.
+
+    Args:
+        source: Run directory, recipe, or name in `KNOWN_TEAMS`. A run also sets the default policy.
+        policy: Directory of a team run, "random", or a rule of the environment; None for the default.
+        preset: Preset of the environment; it replaces the settings of the run or recipe.
+        settings: Environment settings `name=value`.
+        seed: Seed of random actions.
+        trust: Trust the run, as in `Run.load`.
+
+    Raises:
+        UsageError: for an unknown policy, a run of a single agent, or an invalid setting.
+        ValueError: if the policy does not match the environment.
+    """
+    known_env = KNOWN_TEAMS.get(source)
+    run = None if known_env else _load_team_run(source, trust)
+    recipe = RECIPES[source]() if source in RECIPES else None
+    if run is not None:
+        env = _task(run).env
+    elif isinstance(recipe, TeamTaskConfig):
+        env = recipe.env
+    elif known_env is not None:
+        env = TeamEnvConfig(known_env.id)
+    else:
+        return None
+    policy_run = run
+    if policy is not None:
+        policy_run = _load_team_run(policy, trust)
+        if known_env is not None and policy_run is not None:
+            env = _task(policy_run).env
+    if preset is not None:
+        if not find_known_team(env.id).presets:
+            env_names = [name for name, teams in KNOWN_TEAMS.items() if teams.presets]
+            raise UsageError(f"--preset is supported only by {' and '.join(env_names)}, not by {env.id}")
+        env = TeamEnvConfig(env.id, {"preset": preset})
+    env = with_env_settings(env, settings)
+    actor = (
+        _build_actor(policy, env, seed)
+        if policy_run is None
+        else PolicyActor(policy_run.team_policy_for(env))
+    )
+    return TeamSetup(env, actor, Path() if run is None else run.path)
+
+
+def play_team(
+    env: ParallelEnv[Any, Any, Any], actor: Actor, out: Path | str, seed: int = 0, max_steps: int = 500
+) -> TeamEpisode:
+    """Record one episode of a team of identical agents to a GIF or MP4.
+
+    The environment stays in its final state. Raises ValueError if the environment does not render pictures,
+    or if `max_steps` is below 1.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps={max_steps}: must be at least 1")
+    metadata = getattr(env, "metadata", {})  # ParallelEnv does not define it
+    name = str(metadata.get("name", type(env).__name__))
+    observations, _ = env.reset(seed=seed)
+    frames = [render_frame(env, name)]
+    returns = dict.fromkeys(env.possible_agents, 0.0)
+    values_by_measure: dict[str, list[float]] = {}
+    start = np.ones(1, dtype=bool)
+    while env.agents and len(frames) <= max_steps:
+        alive = np.array([[agent in env.agents for agent in env.possible_agents]])
+        actions = actor(env, batch_observations(env, observations), alive, start)[0]
+        agent_actions = {
+            agent: action
+            for agent, action in zip(env.possible_agents, actions, strict=True)
+            if agent in env.agents
+        }
+        observations, rewards, _, _, infos = env.step(agent_actions)
+        for agent, reward in rewards.items():
+            returns[agent] += float(reward)
+        for measure, value in next(iter(infos.values()), {}).items():
+            if isinstance(value, (int, float, np.integer, np.floating)):
+                values_by_measure.setdefault(measure, []).append(float(value))
+        frames.append(render_frame(env, name))
+        start = np.zeros(1, dtype=bool)
+    write_episode(frames, out, float(metadata.get("render_fps") or 10))
+    return TeamEpisode(
+        len(frames),
+        returns,
+        {measure: float(np.mean(values)) for measure, values in values_by_measure.items()},
+    )
+
+
+def batch_observations(
+    env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return a dict from each leaf of the observation space to an array `[1, agents, ...]`.
+
+    The entries of agents that have left the episode are zero.
+    """
+    space = env.observation_space(env.possible_agents[0])
+    batch = {
+        name: np.zeros((1, len(env.possible_agents), *(leaf.shape or ())), dtype=leaf.dtype)
+        for name, leaf in leaf_spaces(space).items()
+    }
+    for column, agent in enumerate(env.possible_agents):
+        if agent in observations:
+            for name, value in leaf_values(observations[agent]).items():
+                batch[name][0, column] = value
+    return batch
+
+
+def _load_team_run(path: str, trust: bool) -> Run | None:
+    """Load a team run; None if the directory does not exist or is not a team run."""
+    run = Run.load(path, trust) if Path(path).exists() else None
+    return run if run is not None and isinstance(run.config, TeamTaskConfig) else None
+
+
+def _task(run: Run) -> TeamTaskConfig:
+    assert isinstance(run.config, TeamTaskConfig)
+    return run.config
+
+
+def _build_actor(name: str | None, env: TeamEnvConfig, seed: int) -> Actor:
+    builders: dict[str, Callable[[int], Actor]] = {"random": _build_random_actor, **list_rules(env)}
+    name = name or find_known_team(env.id).default_rule
+    if name not in builders:
+        choices = f"{', '.join(builders)}, or the directory of a team run"
+        raise UsageError(
+            f"unknown policy {name!r}; choose from {choices}{did_you_mean(name, list(builders))}"
+        )
+    return builders[name](seed)
+
+
+def _build_random_actor(seed: int) -> Actor:
+    def act(
+        env: ParallelEnv[Any, Any, Any], observations: Any, alive: np.ndarray, start: np.ndarray
+    ) -> np.ndarray:
+        if start.any():
+            for number, agent in enumerate(env.possible_agents):
+                env.action_space(agent).seed(seed + number)
+        return np.stack([[env.action_space(agent).sample() for agent in env.possible_agents]])
+
+    return act
