@@ -11,7 +11,6 @@ step is one model call, one tool call and the overhead between these calls. Prin
 from __future__ import annotations
 
 import statistics
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
+from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.memory import MemoryBank
 
 _SHORT = 1  # steps of the short answer; the time per step is the difference to a longer answer
@@ -108,17 +108,17 @@ def build_methods(steps: int) -> dict[str, Callable[[], Any]]:
 
 def measure(steps: int, repeats: int) -> dict[str, float]:
     """Return each agent's median CPU seconds per answer. Agents take turns; the first round is a warm-up."""
-    running = build_methods(steps)
-    seconds: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(repeats + 1):
-        for name, answer in running.items():
-            began = time.process_time()
-            result = answer()
-            seconds[name].append(time.process_time() - began)
-            ran = sum(isinstance(message, ToolMessage) for message in result["messages"])
-            if ran != steps:
-                raise RuntimeError(f"{name} ran {ran} tools instead of {steps}")
-    return {name: statistics.median(times[1:]) for name, times in seconds.items()}
+
+    def check(name: str, answer: Callable[[], Any]) -> None:
+        ran = sum(isinstance(message, ToolMessage) for message in answer()["messages"])
+        if ran != steps:
+            raise RuntimeError(f"{name} ran {ran} tools instead of {steps}")
+
+    methods = {
+        name: lambda name=name, answer=answer: check(name, answer)
+        for name, answer in build_methods(steps).items()
+    }
+    return {name: statistics.median(seconds) for name, seconds in time_in_turns(methods, repeats).items()}
 
 
 def main() -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
@@ -27,6 +26,7 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrubjay.experiments.bench.throughput import RecurrentPPOTrainer, ScrubjayTrainer, ThroughputConfig
+from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import Memory, MemoryConfig, list_memories, make_config
 
@@ -119,13 +119,11 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
             config.training, memory, EnvConfig(config.env).make_vector(config.num_envs)
         )
     trainers[_PEER] = RecurrentPPOTrainer(config.training)
-    for trial in range(config.rounds + 1):
-        for name, trainer in trainers.items():
-            training = _milliseconds(trainer.update)
-            update = _milliseconds(trainer.learn)
-            if trial:
-                costs[name].training.append(training)
-                costs[name].update.append(update)
+    methods: dict[tuple[str, str], Callable[[], object]] = {}
+    for name, trainer in trainers.items():
+        methods[name, "training"], methods[name, "update"] = trainer.update, trainer.learn
+    for (name, part), seconds in time_in_turns(methods, config.rounds).items():
+        getattr(costs[name], part).extend(1e3 * second for second in seconds)
     speed = _operations_per_millisecond()
     for name, trainer in trainers.items():
         with FlopCounterMode(display=False, custom_mapping=_LSTM_FLOPS) as counter:
@@ -153,7 +151,7 @@ _LSTM_FLOPS = {
 def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
     """Return the peak number of operations per millisecond, measured on a large matrix product."""
     left, right = torch.randn(2, size, size)
-    return 2 * size**3 / min(_milliseconds(lambda: left @ right) for _ in range(rounds))
+    return 2 * size**3 / (1e3 * min(time_in_turns({"": lambda: left @ right}, rounds)[""]))
 
 
 def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]) -> None:
@@ -161,11 +159,8 @@ def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict
     modules = {name: memory.build() for name, memory in memories.items()}
     for rows in config.rows:
         loops = {name: _StepLoop(memory, rows, config.steps) for name, memory in modules.items()}
-        for trial in range(config.rounds + 1):
-            for name, loop in loops.items():
-                milliseconds = _milliseconds(loop) / config.steps
-                if trial:
-                    costs[name].step.setdefault(rows, []).append(milliseconds)
+        for name, seconds in time_in_turns(loops, config.rounds).items():
+            costs[name].step[rows] = [1e3 * second / config.steps for second in seconds]
 
 
 class _StepLoop:
@@ -213,12 +208,6 @@ def _table(
         cells.append(f"{memories[name].build().state_bytes():,}" if name in memories else "-")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
-
-
-def _milliseconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return (time.process_time() - start) * 1e3
 
 
 if __name__ == "__main__":

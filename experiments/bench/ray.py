@@ -32,6 +32,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from scrubjay.agents import PPOConfig, Sampler
 from scrubjay.agents.rl.segment import Segment
+from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.experiments.experiment_types.engine import Engine
 from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.experiment_types.ray_engine import RayEngine
@@ -120,13 +121,8 @@ def measure_speeds(bench: RayBenchConfig, folder: Path) -> dict[str, float]:
             algorithm = build_rllib(config, number)
             stack.callback(algorithm.stop)
             update[f"RLlib PPO with LSTM, {_runners(number)}"] = algorithm.train
-        seconds: dict[str, list[float]] = {name: [] for name in update}
-        for _ in range(bench.warm_up + bench.rounds):
-            for name, once in update.items():
-                began = time.perf_counter()
-                once()
-                seconds[name].append(time.perf_counter() - began)
-    return {name: steps / median(durations[bench.warm_up :]) for name, durations in seconds.items()}
+        seconds = time_in_turns(update, bench.rounds, bench.warm_up, time.perf_counter)
+    return {name: steps / median(durations) for name, durations in seconds.items()}
 
 
 def _runners(number: int) -> str:
@@ -187,12 +183,7 @@ def _size(value: Any) -> int:
 
 
 def _time(call: Callable[[], object], repeats: int = 5) -> float:
-    durations = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - began)
-    return median(durations)
+    return median(time_in_turns({"": call}, repeats, 0, time.perf_counter)[""])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ are CPU times, the minimum of all rounds. A ratio below 1 is faster than the bas
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.kernels import linear_memory, linear_memory_step
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -111,15 +111,8 @@ def _run(run: Callable[[], Tensor], along: Tensor, grad: bool) -> None:
 
 
 def _time_least(methods: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the minimum CPU seconds of each method; the first round is a warm-up."""
-    least = dict.fromkeys(methods, float("inf"))
-    for trial in range(rounds + 1):
-        for name, run in methods.items():
-            began = time.process_time()
-            run()
-            if trial:
-                least[name] = min(least[name], time.process_time() - began)
-    return least
+    """Return the minimum CPU seconds of each method."""
+    return {name: min(seconds) for name, seconds in time_in_turns(methods, rounds).items()}
 
 
 if __name__ == "__main__":

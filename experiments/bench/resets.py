@@ -18,6 +18,7 @@ import torch
 import tyro
 from torch import nn
 
+from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.memory.contract.base import Memory
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.lstm import LSTMConfig
@@ -64,23 +65,24 @@ def main(bench: ResetsBench) -> None:
 
 def _time_in_turns(bench: ResetsBench, layer: nn.Module, memory: Memory, rate: float) -> tuple[float, float]:
     """Return median seconds of torch's layer and of our memory."""
-    theirs, ours = [], []
     state = memory.initial_state(bench.batch)
-    for trial in range(-3, bench.repeats):
-        x = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
-        start = torch.rand(bench.batch, bench.time) < rate
-        seconds = _time_pass(layer, (x,)), _time_pass(memory, (x, state, start))
-        if trial >= 0:
-            theirs.append(seconds[0])
-            ours.append(seconds[1])
-    return statistics.median(theirs), statistics.median(ours)
+    inputs = {}
 
+    def draw() -> None:
+        inputs["x"] = torch.randn(bench.batch, bench.time, bench.dim, requires_grad=True)
+        inputs["start"] = torch.rand(bench.batch, bench.time) < rate
 
-def _time_pass(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    module.zero_grad()
-    began = time.perf_counter()
-    module(*inputs)[0].sum().backward()
-    return time.perf_counter() - began
+    def run(module: nn.Module, *arguments: Any) -> None:
+        module.zero_grad()
+        module(inputs["x"], *arguments)[0].sum().backward()
+
+    methods = {
+        "draw": draw,
+        "theirs": lambda: run(layer),
+        "ours": lambda: run(memory, state, inputs["start"]),
+    }
+    seconds = time_in_turns(methods, bench.repeats, warm_up=3, clock=time.perf_counter)
+    return statistics.median(seconds["theirs"]), statistics.median(seconds["ours"])
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -24,6 +22,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.experiments.bench.timing import time_passes
 from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.parts.window import resolve_heads
 
@@ -116,7 +115,7 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
             "gru": lambda x=x: gru(x)[0],
             "full": lambda x=x, past=past: full(x, past[0], past[1]),
         }
-        cost = _time_in_turns(methods, bench.repeats)
+        cost = time_passes(methods, bench.repeats)
         cells = [f"{forward:.1f} / {both:.1f}" for forward, both in cost.values()]
         ratio = " / ".join(f"{cost['full'][i] / cost['hcam'][i]:.1f}x" for i in range(2))
         print(f"| {history:,} | {' | '.join(cells)} | {ratio} |")
@@ -147,7 +146,7 @@ def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
             "summaries_0": contents.mean(2),
             "time": torch.full((bench.batch,), config.num_chunks * config.chunk_size),
         }
-        cost = _time_in_turns(
+        cost = time_passes(
             {
                 "ours": lambda x=x, state=state: hcam.read(x, state),
                 "theirs": lambda x=x: theirs(x, contents.flatten(1, 2)),
@@ -176,30 +175,10 @@ def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
             "time": torch.tensor([chunks * config.chunk_size]),
         }
         methods[f"{history:,}"] = lambda hcam=hcam, state=state: hcam.read(x, state)
-    cost = _time_in_turns(methods, bench.repeats)
+    cost = time_passes(methods, bench.repeats)
     first = next(iter(cost.values()))
     for name, (forward, both) in cost.items():
         print(f"| {name} | {forward:.2f} / {both:.2f} | {forward / first[0]:.1f}x / {both / first[1]:.1f}x |")
-
-
-def _time_in_turns(methods: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, tuple[float, float]]:
-    """Return two medians per method, in milliseconds: of a forward pass, and of forward plus backward pass.
-
-    The methods take turns.
-    """
-    forward: dict[str, list[float]] = {name: [] for name in methods}
-    both: dict[str, list[float]] = {name: [] for name in methods}
-    for trial in range(-2, repeats):
-        for name, run in methods.items():
-            began = time.perf_counter()
-            with torch.no_grad():
-                run()
-            middle = time.perf_counter()
-            run().sum().backward()
-            if trial >= 0:
-                forward[name].append((middle - began) * 1e3)
-                both[name].append((time.perf_counter() - middle) * 1e3)
-    return {name: (statistics.median(forward[name]), statistics.median(both[name])) for name in methods}
 
 
 if __name__ == "__main__":

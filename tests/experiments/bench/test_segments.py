@@ -2,7 +2,7 @@
 
 import torch
 
-from scrubjay.experiments.bench.segments import FullAttention, _time_in_turns
+from scrubjay.experiments.bench.segments import FullAttention
 
 DIM, HEADS = 8, 2
 
@@ -32,21 +32,3 @@ def test_later_steps_change_nothing_before_them():
     before, after = block(x, empty, empty), block(other, empty, empty)
     torch.testing.assert_close(before[:, :4], after[:, :4])
     assert not torch.allclose(before[:, 4:], after[:, 4:])
-
-
-def test_methods_take_turns_and_run_forward_and_backward():
-    calls = []
-
-    def build_method(name):
-        weight = torch.ones(1, requires_grad=True)
-
-        def run():
-            calls.append((name, torch.is_grad_enabled()))
-            return weight * 2
-
-        return run
-
-    costs = _time_in_turns({name: build_method(name) for name in "ab"}, repeats=3)
-    assert list(costs) == ["a", "b"]
-    once = [("a", False), ("a", True), ("b", False), ("b", True)]
-    assert calls == once * (3 + 2)  # two rounds warm up
