@@ -159,12 +159,77 @@ def check_floats(**tensors: Tensor | None) -> None:
             raise TypeError(f"{name} has dtype {tensor.dtype}; expected a floating-point dtype")
 
 
+def check_shapes(expected: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raise ValueError that names the first tensor whose shape differs from the expected one.
+
+    `expected` holds a tensor and its shape by name. Tensors that are None pass.
+    """
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {shape}")
+
+
+def check_start(start: Tensor | None, batch: int, time: int) -> None:
+    """Raise ValueError if the mask of episode starts is not `[batch, time]` or not of dtype bool."""
+    check_shapes({"start": (start, (batch, time))})
+    if start is not None and start.dtype != torch.bool:
+        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool; pass start.bool()")
+
+
 def unsupported_dtype(*tensors: Tensor) -> str | None:
     """Return the reason why the Triton kernels do not support a dtype of `tensors`; None if they do."""
     for tensor in tensors:
         if tensor.dtype not in TRITON_DTYPES:
             return f"the kernels support float16, bfloat16 and float32, not {tensor.dtype}"
     return None
+
+
+def unsupported_transform() -> str | None:
+    """Return the reason why no Triton kernel can run under tracing or torch.func; None outside of both."""
+    if is_traced() or torch._C._are_functorch_transforms_active():
+        return "no kernel under torch.compile or torch.func"
+    return None
+
+
+def run_checked(
+    fast: Callable[[Tensor | None], tuple[Tensor, ...]],
+    rerun: Callable[..., tuple[Tensor, ...]],
+    reference: Callable[..., tuple[Tensor, ...]],
+    start: Tensor | None,
+    *inputs: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the results of `fast`; the reference computes batch rows with non-finite results.
+
+    0 * NaN is NaN, so a NaN after an episode start may come from before the start. And a product of decays
+    may overflow where no result does. Under tracing and torch.func no check is possible.
+
+    Args:
+        fast: Function of the mask of episode starts, which is None if no episode starts.
+        rerun: Fast function of the mask and the inputs, for the rows without such results.
+        reference: Reference function of the mask and the inputs.
+        start: Mask of the steps that begin an episode, `[batch, time]`; None if no step does.
+        inputs: Inputs, batch first.
+    """
+    can_check = not (is_traced() or needs_plain_autograd(*inputs))
+    if can_check and inputs[0].is_cpu and start is not None and not start.any():
+        start = None
+    results = fast(start)
+    if not can_check:
+        return results
+    first, *others = (x.detach().sum() for x in results)
+    if bool(torch.isfinite(sum(others, first))):
+        return results
+    finite = torch.stack([torch.isfinite(x.detach()).flatten(1).all(1) for x in results]).all(0)
+    if finite.all():  # only the sum overflowed
+        return results
+    if not finite.any():
+        return reference(start, *inputs)
+    parts = [
+        run(None if start is None else start[rows], *(x[rows] for x in inputs))
+        for run, rows in ((rerun, finite), (reference, ~finite))
+    ]
+    order = torch.cat([finite.nonzero()[:, 0], (~finite).nonzero()[:, 0]]).argsort()
+    return tuple(torch.cat(pair)[order] for pair in zip(*parts, strict=True))
 
 
 def empty_gradients(

@@ -22,14 +22,16 @@ from torch import Tensor
 from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.kernels.dispatch import (
     Implementation,
-    is_traced,
-    needs_plain_autograd,
+    check_shapes,
+    check_start,
     resolve,
+    run_checked,
     unsupported_dtype,
+    unsupported_transform,
     widest_dtype,
     without_autocast,
 )
-from scrubjay.kernels.elementwise import blocks, reference, sequential, steady
+from scrubjay.kernels.elementwise.vectorized import NARROW, run_blocks, run_in_place, run_reference
 
 
 @without_autocast
@@ -63,9 +65,7 @@ def scan(
     Raises ValueError if shapes do not match.
     """
     _check(decay, value, state, start, pairs)
-    reason = unsupported_dtype(decay, value, state)
-    if reason is None and (is_traced() or torch._C._are_functorch_transforms_active()):
-        reason = "no kernel under torch.compile or torch.func"
+    reason = unsupported_dtype(decay, value, state) or unsupported_transform()
     path = resolve(implementation, decay, value, state, unsupported_reason=reason)
     dtype = widest_dtype(decay, value, state)
     decay, value, state = (x.to(dtype) for x in (decay, value, state))
@@ -77,7 +77,7 @@ def scan(
     if pairs:
         decay, value, state = (torch.view_as_complex(x.contiguous()) for x in (decay, value, state))
     if path == "reference" or shape[1] <= 1 or 0 in shape:
-        states, after = reference.run(start, decay.expand_as(value), value, state)
+        states, after = run_reference(start, decay.expand_as(value), value, state)
     else:
         decay = decay.reshape(*shape[:2], -1) if decay.ndim == value.ndim else decay.flatten()
         flat = (decay, value.reshape(*shape[:2], -1), state.reshape(shape[0], -1))
@@ -89,38 +89,22 @@ def scan(
 
 
 def _run_fast(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor) -> Tensor:
-    """Run the fast path. The reference recomputes batch rows with non-finite values."""
-    can_check = not (is_traced() or needs_plain_autograd(decay, value, state))
-    if can_check and value.is_cpu and start is not None and not start.any():
-        start = None
+    """Run a fast path. Batch rows that are recomputed run by blocks."""
     has_custom_backward = supports_custom_backward(decay, value, state)
-    if has_custom_backward and decay.ndim == 1 and state.numel() >= steady.NARROW:
-        states = steady.scan(start, decay, value, state)
-        decay = decay.expand_as(value)
-    else:
-        decay = decay.expand_as(value)
-        states = (
-            sequential.scan(start, decay, value, state)
-            if has_custom_backward
-            else blocks.run(start, decay, value, state)
-        )
-    # 0 * NaN is NaN, so a NaN after a start may come from before it; and a product of decays may overflow
-    # where no state does.
-    if not can_check or bool(torch.isfinite(states.detach().sum())):
-        return states
-    non_finite = ~torch.isfinite(states.detach()).flatten(1).all(1)
-    if not non_finite.any():  # only the sum overflowed
-        return states
-    inputs = [x[non_finite] for x in (decay, value, state)]
-    reference_states, _ = reference.run(None if start is None else start[non_finite], *inputs)
-    finite = ~non_finite
-    if not finite.any():
-        return reference_states
-    inputs = [x[finite] for x in (decay, value, state)]
-    rest = blocks.run(None if start is None else start[finite], *inputs)
-    return torch.cat([rest, reference_states])[
-        torch.cat([finite.nonzero()[:, 0], non_finite.nonzero()[:, 0]]).argsort()
-    ]
+    whole_decay = decay.expand_as(value)
+    if not has_custom_backward or state.numel() < NARROW:
+        decay = whole_decay
+    run = run_in_place if has_custom_backward else run_blocks
+    (states,) = run_checked(
+        lambda start: (run(start, decay, value, state),),
+        lambda *inputs: (run_blocks(*inputs),),
+        lambda *inputs: run_reference(*inputs)[:1],
+        start,
+        whole_decay,
+        value,
+        state,
+    )
+    return states
 
 
 def _check(decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pairs: bool) -> None:
@@ -131,13 +115,10 @@ def _check(decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pa
     if pairs and (value.ndim < 3 or value.shape[-1] != 2):
         raise ValueError(f"value has shape {tuple(value.shape)}; expected a last dim of 2 with pairs=True")
     batch, time, *rest = value.shape
-    expected = {
-        "decay": (decay, tuple(rest) if decay.ndim == len(rest) else (batch, time, *rest)),
-        "state": (state, (batch, *rest)),
-        "start": (start, (batch, time)),
-    }
-    for name, (tensor, size) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != size:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
-    if start is not None and start.dtype != torch.bool:
-        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool; pass start.bool()")
+    check_shapes(
+        {
+            "decay": (decay, tuple(rest) if decay.ndim == len(rest) else (batch, time, *rest)),
+            "state": (state, (batch, *rest)),
+        }
+    )
+    check_start(start, batch, time)

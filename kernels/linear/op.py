@@ -27,10 +27,13 @@ from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.kernels.dispatch import (
     Implementation,
     check_floats,
+    check_shapes,
+    check_start,
     is_traced,
-    needs_plain_autograd,
     resolve,
+    run_checked,
     unsupported_dtype,
+    unsupported_transform,
     widest_dtype,
     without_autocast,
 )
@@ -83,15 +86,12 @@ def linear_memory(
     Raises ValueError if shapes do not match, on an unknown rule and on a `chunk_size` below 1. Raises
     TypeError on integer tensors.
     """
-    _check(LinearInputs(query, key, value, log_decay, step, state), start, rule)
+    arguments = LinearInputs(query, key, value, log_decay, step, state)
+    _check(arguments, start, rule)
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
-    unsupported_reason = _unsupported_by_triton(query, key, value, log_decay, step, state)
-    path = resolve(
-        implementation, query, key, value, log_decay, step, state, unsupported_reason=unsupported_reason
-    )
-    dtype, out_dtype = widest_dtype(query, key, value, log_decay, step, state), query.dtype
-    inputs = LinearInputs(*(x.to(dtype) for x in (query, key, value, log_decay, step, state)))
+    path = resolve(implementation, *arguments, unsupported_reason=_unsupported_by_triton(arguments))
+    inputs = _to_widest_dtype(arguments)
     if path == "reference" or 0 in query.shape[:2]:
         y, after = reference.run(inputs, start, rule, read_before_write)
     elif query.shape[1] == 1 and (path == "torch" or implementation == "auto"):
@@ -99,8 +99,14 @@ def linear_memory(
     else:
         exact = all(x.dtype == torch.float32 for x in (query, key, value))
         options = _RunOptions(path, rule, chunk_size, read_before_write, exact)
-        y, after = _run_checked(options, inputs, start)
-    return y.to(out_dtype), after
+        y, after = run_checked(
+            lambda start: _run(options, inputs, start),
+            lambda start, *some: _run(options, LinearInputs(*some), start),
+            lambda start, *some: reference.run(LinearInputs(*some), start, rule, read_before_write),
+            start,
+            *inputs,
+        )
+    return y.to(query.dtype), after
 
 
 @without_autocast
@@ -131,12 +137,15 @@ def linear_memory_step(
 
     Raises ValueError if shapes do not match or on an unknown rule, and TypeError on integer tensors.
     """
-    one_token = LinearInputs(*(x[:, None] for x in (query, key, value, log_decay, step)), state=state)
-    _check(one_token, None, rule)
-    dtype, out_dtype = widest_dtype(query, key, value, log_decay, step, state), query.dtype
-    inputs = LinearInputs(*(x.to(dtype) for x in (query, key, value, log_decay, step, state)))
-    y, after = _advance(inputs, rule, read_before_write, out)
-    return y.to(out_dtype), after
+    arguments = LinearInputs(query, key, value, log_decay, step, state)
+    _check(LinearInputs(*(x[:, None] for x in arguments[:5]), state=state), None, rule)
+    y, after = _advance(_to_widest_dtype(arguments), rule, read_before_write, out)
+    return y.to(query.dtype), after
+
+
+def _to_widest_dtype(arguments: LinearInputs) -> LinearInputs:
+    dtype = widest_dtype(*arguments)
+    return LinearInputs(*(x.to(dtype) for x in arguments))
 
 
 def _advance(
@@ -187,37 +196,6 @@ class _RunOptions(NamedTuple):
     """Compute the products in Triton by 3xTF32, which is nearly as precise as float32, instead of TF32."""
 
 
-def _run_checked(options: _RunOptions, inputs: LinearInputs, start: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a fast path. The reference recomputes batch rows with non-finite values."""
-    can_check = not (is_traced() or needs_plain_autograd(*inputs))
-    if can_check and inputs.query.is_cpu and start is not None and not start.any():
-        start = None
-    y, after = _run(options, inputs, start)
-    # 0 * NaN is NaN, so a NaN after a start may come from before it.
-    if not can_check or bool(torch.isfinite(y.detach().sum() + after.detach().sum())):
-        return y, after
-    non_finite = ~(
-        torch.isfinite(y.detach()).flatten(1).all(1) & torch.isfinite(after.detach()).flatten(1).all(1)
-    )
-    if not non_finite.any():  # only the sum overflowed
-        return y, after
-    if non_finite.all():
-        return reference.run(inputs, start, options.rule, options.read_before_write)
-    finite_rows, non_finite_rows = (rows.nonzero()[:, 0] for rows in (~non_finite, non_finite))
-    finite_results = _run(
-        options,
-        LinearInputs(*(x[finite_rows] for x in inputs)),
-        None if start is None else start[finite_rows],
-    )
-    starts = None if start is None else start[non_finite_rows]
-    reference_results = reference.run(
-        LinearInputs(*(x[non_finite_rows] for x in inputs)), starts, options.rule, options.read_before_write
-    )
-    order = torch.cat([finite_rows, non_finite_rows]).argsort()
-    y, after = (torch.cat(parts)[order] for parts in zip(finite_results, reference_results, strict=True))
-    return y, after
-
-
 def _run(options: _RunOptions, inputs: LinearInputs, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run a fast path. A read before a write is computed as a read after the previous token's write."""
     if not options.read_before_write:
@@ -244,15 +222,13 @@ def _write_then_read(
     return run_with_autograd(chunk_options, *inputs)
 
 
-def _unsupported_by_triton(query, key, value, log_decay, step, state) -> str | None:
-    if reason := unsupported_dtype(query, key, value, log_decay, step, state):
+def _unsupported_by_triton(inputs: LinearInputs) -> str | None:
+    if reason := unsupported_dtype(*inputs):
         return reason
-    width = max(query.shape[-1], value.shape[-1])
+    width = max(inputs.query.shape[-1], inputs.value.shape[-1])
     if width > _WIDEST_TRITON_HEAD:
         return f"no kernel for heads of width {width}, only up to {_WIDEST_TRITON_HEAD}"
-    if is_traced() or torch._C._are_functorch_transforms_active():
-        return "no kernel under torch.compile or torch.func"
-    return None
+    return unsupported_transform()
 
 
 def _check(inputs: LinearInputs, start: Tensor | None, rule: str) -> None:
@@ -265,16 +241,13 @@ def _check(inputs: LinearInputs, start: Tensor | None, rule: str) -> None:
         raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected [batch, time, heads, width]")
     batch, time, heads, width = query.shape
     channel = log_decay.ndim == 4
-    expected = {
-        "key": (key, (batch, time, heads, width)),
-        "value": (value, (batch, time, heads, value.shape[-1])),
-        "log_decay": (log_decay, (batch, time, heads, width) if channel else (batch, time, heads)),
-        "step": (step, (batch, time, heads)),
-        "state": (state, (batch, heads, width, value.shape[-1])),
-        "start": (start, (batch, time)),
-    }
-    for name, (tensor, size) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != size:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
-    if start is not None and start.dtype != torch.bool:
-        raise ValueError(f"start has dtype {start.dtype}; expected torch.bool; pass start.bool()")
+    check_shapes(
+        {
+            "key": (key, (batch, time, heads, width)),
+            "value": (value, (batch, time, heads, value.shape[-1])),
+            "log_decay": (log_decay, (batch, time, heads, width) if channel else (batch, time, heads)),
+            "step": (step, (batch, time, heads)),
+            "state": (state, (batch, heads, width, value.shape[-1])),
+        }
+    )
+    check_start(start, batch, time)

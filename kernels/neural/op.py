@@ -39,7 +39,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import check_floats, is_traced, resolve, unsupported_dtype, without_autocast
+from scrubjay.kernels.dispatch import (
+    check_floats,
+    check_shapes,
+    resolve,
+    unsupported_dtype,
+    unsupported_transform,
+    without_autocast,
+)
 from scrubjay.kernels.neural import reference
 from scrubjay.kernels.neural.loop import run_chunks
 from scrubjay.kernels.neural.mirror_map import forgets_all
@@ -205,15 +212,13 @@ def neural_memory_step(
     if chunk_size < 1:
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1")
     _check_network(weights, heads, width)
-    _check_parts({"key": key, "value": value}, (batch, heads, width))
-    _check_parts({f"gates.{name}": gate for name, gate in gates._asdict().items()}, (batch, heads))
-    _check_parts(
-        {f"state.{name}": part for name, part in state._asdict().items()}, (batch, heads, shape.size)
+    tokens = {"key": key, "value": value}
+    check_shapes(
+        _expect_shapes(tokens, gates, state, query.shape, shape) | {"completes": (completes, (batch,))}
     )
-    _check_parts({"completes": completes}, (batch,))
     _check_threshold(threshold, learning)
     if threshold is not None:
-        _check_parts({"threshold": threshold}, (batch, heads))
+        check_shapes({"threshold": (threshold, (batch, heads))})
         threshold = threshold[..., None, None]
     dtype = torch.promote_types(state.delta.dtype, torch.float32)
     q, k, v = (x.to(dtype)[:, :, None] for x in (query, key, value))
@@ -280,7 +285,7 @@ def neural_recall(
     batch, _, heads, width = query.shape
     check_floats(query=query)
     _check_network(weights, heads, width)
-    _check_parts({"learned_weights": learned_weights}, (batch, heads, shape.size))
+    check_shapes({"learned_weights": (learned_weights, (batch, heads, shape.size))})
     dtype = torch.promote_types(learned_weights.dtype, torch.float32)
     layers = mirror_weights([w.to(dtype) for w in weights], unpack(learned_weights, shape), shape)
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
@@ -304,9 +309,7 @@ def _unsupported_by_triton(
             f"no kernel for head width {query.shape[-1]} and chunk_size {chunk_size}; "
             f"both must be at most {_WIDEST_TRITON_TILE}"
         )
-    if is_traced() or torch._C._are_functorch_transforms_active():
-        return "no kernel under torch.compile or torch.func"
-    return None
+    return unsupported_transform()
 
 
 def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, threshold) -> None:
@@ -316,19 +319,14 @@ def _check(query, key, value, gates, weights, state, shape, chunk_size, valid, f
         raise ValueError(f"chunk_size={chunk_size}: must be at least 1 and divide the token count {time}")
     _check_network(weights, heads, width)
     _check_threshold(threshold, shape.learning)
-    expected = {
-        "key": (key, (batch, time, heads, width)),
-        "value": (value, (batch, time, heads, width)),
-        **{f"gates.{name}": (gate, (batch, time, heads)) for name, gate in gates._asdict().items()},
-        **{f"state.{name}": (part, (batch, heads, shape.size)) for name, part in state._asdict().items()},
+    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "valid": (valid, (batch, time)),
         "fresh": (fresh, (batch, time // chunk_size)),
         "cut": (cut, (batch, time // chunk_size)),
         "threshold": (threshold, (batch, time, heads)),
     }
-    for name, (tensor, size) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != size:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}; expected {size}")
+    tokens = {"key": key, "value": value}
+    check_shapes(_expect_shapes(tokens, gates, state, query.shape, shape) | expected)
 
 
 def _check_network(weights: Sequence[Tensor], heads: int, width: int) -> None:
@@ -349,7 +347,14 @@ def _check_threshold(threshold: Tensor | None, learning: Learning) -> None:
         raise ValueError(f"threshold is not supported by {learning.bias}; pass threshold=None")
 
 
-def _check_parts(parts: dict[str, Tensor], size: tuple[int, ...]) -> None:
-    for name, part in parts.items():
-        if tuple(part.shape) != size:
-            raise ValueError(f"{name} has shape {tuple(part.shape)}; expected {size}")
+def _expect_shapes(
+    tokens: dict[str, Tensor], gates: Gates, state: NeuralState, size: tuple[int, ...], shape: NetworkShape
+) -> dict[str, tuple[Tensor | None, tuple[int, ...]]]:
+    """Return tokens, gates and state by name, each with its expected shape. Queries have the shape `size`."""
+    return {
+        **{name: (token, tuple(size)) for name, token in tokens.items()},
+        **{f"gates.{name}": (gate, tuple(size[:-1])) for name, gate in gates._asdict().items()},
+        **{
+            f"state.{name}": (part, (size[0], size[-2], shape.size)) for name, part in state._asdict().items()
+        },
+    }

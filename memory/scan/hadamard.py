@@ -22,8 +22,7 @@ from torch import Tensor
 from scrubjay.kernels import scan
 from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
 from scrubjay.kernels.dispatch import is_traced, without_autocast
-from scrubjay.kernels.elementwise.sequential import WIDE
-from scrubjay.kernels.elementwise.steady import scan_in_place
+from scrubjay.kernels.elementwise.vectorized import WIDE, scan_in_place
 
 BOUND = 100.0
 """Largest absolute value of the matrix entries."""
