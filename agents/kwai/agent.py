@@ -233,28 +233,17 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         )
         # Build the prompt once before anything is stored: it raises an error if the question does not fit.
         self._planner.prompt(turn) if self._planner else self._context.build_answer_prompt(turn, None)
+        memory = self._memory if self._recall_limit else None
         parts = LoopParts(
             self._model,
             self._planner,
             self._executor,
-            MemoryAccess(
-                self._memory if self._recall_limit else None,
-                namespace,
-                self._recall_limit,
-                self._prompts,
-                **thread,
-            ),
+            MemoryAccess(memory, namespace, self._recall_limit, self._prompts, **thread),
             self._context,
-            self._prompts,
             self.max_steps,
             streaming,
         )
-
-        def loop() -> Loop:
-            yield {"messages": messages, "answer": "", "steps": [], "events": []}
-            yield from run_turn(parts, turn)
-
-        return loop()
+        return run_turn(parts, turn, messages)
 
     def _taints(self, message: BaseMessage) -> bool:
         if not isinstance(message, ToolMessage):
@@ -263,19 +252,18 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         return tool is None or not is_trusted(tool)
 
     def _make_planner(self, planning: str) -> Planner:
-        if planning == "json":
-            return Planner(self._model, self.tools, False, self._context)
-        try:
-            bound = cast("Any", self._model).bind_tools(
-                [prepare_for_binding(tool, self._prompts) for tool in self.tools.values()]
-            )
-        except (NotImplementedError, AttributeError):
-            if planning == "native":
-                raise TypeError(
-                    f"planning='native': {type(self._model).__name__} cannot bind tools; use planning='json'"
-                ) from None
-            return Planner(self._model, self.tools, False, self._context)
-        return Planner(bound, self.tools, True, self._context)
+        model, native = self._model, planning != "json"
+        if native:
+            bound_tools = [prepare_for_binding(tool, self._prompts) for tool in self.tools.values()]
+            try:
+                model = cast("Any", model).bind_tools(bound_tools)
+            except (NotImplementedError, AttributeError):
+                if planning == "native":
+                    raise TypeError(
+                        f"planning='native': {type(model).__name__} cannot bind tools; use planning='json'"
+                    ) from None
+                native = False
+        return Planner(model, self.tools, native, self._context)
 
 
 def _check_names(namespace: Any) -> Any:

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
+from pydantic import ValidationError
+from pydantic.v1 import ValidationError as OldValidationError
 
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.plans import Call
@@ -118,7 +120,7 @@ class Executor:
         return find_objection(tool, self._gates[call.name], call.arguments, turn.allowed_addresses)
 
     def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
-        if _is_validation_error(error):
+        if isinstance(error, ValidationError | OldValidationError):
             text = self._prompts.say(
                 "bad_arguments", tool=call.name, error=describe_faults(error, self._prompts)
             )
@@ -141,10 +143,3 @@ class Executor:
 
     def _cut(self, text: str) -> str:
         return truncate_text(text, self._limits.result_tokens, self._count_tokens, self._prompts)
-
-
-def _is_validation_error(error: Exception) -> bool:
-    from pydantic import ValidationError
-    from pydantic.v1 import ValidationError as OldValidationError
-
-    return isinstance(error, ValidationError | OldValidationError)

@@ -22,7 +22,6 @@ from scrubjay.agents.kwai.recall import MemoryAccess
 from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, StreamModel, Update
 from scrubjay.agents.kwai.turn import Step, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
-from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.untrusted import TAINTED
 
 
@@ -37,18 +36,18 @@ class LoopParts:
     executor: Executor
     memory: MemoryAccess
     prompt_builder: PromptBuilder
-    prompts: Prompts
     max_steps: int
     streaming: bool
     """True if the answer is streamed token by token."""
 
 
-def run_turn(parts: LoopParts, turn: Turn) -> Loop:
+def run_turn(parts: LoopParts, turn: Turn, messages: list[BaseMessage]) -> Loop:
     """Answer one question as a generator of updates and effects.
 
     The updates add up to the result. A call and its result are always in the same update. The messages of the
     updates so far are therefore a valid history for a model at any time.
     """
+    yield {"messages": messages, "answer": "", "steps": [], "events": []}
     yield from parts.memory.remember_question(turn)
     stop_reason = yield from _work(parts, turn)
     if not turn.recalled_records and parts.planner is None:
@@ -150,14 +149,17 @@ def _conclude(parts: LoopParts, turn: Turn, stop_reason: str) -> Generator[Updat
         metadata = answer.response_metadata | {TAINTED: True}
         answer = answer.model_copy(update={"response_metadata": metadata})
     yield turn.make_event("conclusion", answer.text) | {"messages": [answer]}
-    if answer.text != parts.prompts.say("no_answer"):
+    if answer.text != parts.prompt_builder.prompts.say("no_answer"):
         yield from parts.memory.remember_answer(turn, answer.text)
 
 
 def _write(
     parts: LoopParts, turn: Turn, stop_reason: str | None
 ) -> Generator[Update | Effect, Any, AIMessage]:
-    prompt = parts.prompt_builder.build_answer_prompt(turn, stop_reason)
+    prompt, say = (
+        parts.prompt_builder.build_answer_prompt(turn, stop_reason),
+        parts.prompt_builder.prompts.say,
+    )
     for _ in range(2):
         reply = yield from _ask(parts, prompt)
         turn.meter.record_usage(prompt, reply)
@@ -169,8 +171,8 @@ def _write(
                 response_metadata=reply.response_metadata,
                 id=reply.id,
             )
-        prompt = [*prompt, HumanMessage(parts.prompts.say("ask_again"))]
-    text = parts.prompts.say("no_answer")
+        prompt = [*prompt, HumanMessage(say("ask_again"))]
+    text = say("no_answer")
     yield {"answer": text}
     return AIMessage(text, response_metadata=reply.response_metadata)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scrubjay.agents.language.prompts import LocalizedError
-from scrubjay.agents.language.text import clean, clean_value
+from scrubjay.agents.language.text import clean, clean_value, iterate_objects
 
 FINISH = "task_complete"
 NOTHING = "do_nothing"
@@ -101,21 +101,15 @@ def _candidates(text: str) -> Iterator[tuple[str, Any]]:
     except (ValueError, RecursionError):
         pass
     text = text[:_MAX_REPAIR_LENGTH]  # the following methods take quadratic time
-    decoder, place = json.JSONDecoder(), text.find("{")
-    first, has_failed = place, False
-    for _ in range(_MAX_OBJECTS):
-        if place < 0:
-            break
-        try:
-            value, end = decoder.raw_decode(text, place)
-        except (ValueError, RecursionError):
-            has_failed, place = True, text.find("{", place + 1)
-            continue
+    has_failed = False
+    for value in iterate_objects(text, _MAX_OBJECTS):
+        if value is None:
+            has_failed = True
         # After an invalid object this one may be a part of it; repairing the whole is better than using a
         # part.
-        if not has_failed or "command" in value:
+        elif not has_failed or "command" in value:
             yield "prose", value
-        place = text.find("{", end)
+    first = text.find("{")
     if first >= 0:
         from json_repair import loads  # the import takes 0.1 s; do it only if needed
 

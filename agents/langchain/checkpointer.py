@@ -11,9 +11,11 @@ import json
 import random
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from functools import wraps
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from types import CoroutineType
+from typing import Any, ParamSpec, Self, TypeVar, cast
 
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import RunnableConfig
@@ -47,8 +49,20 @@ from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import check_count
 
 _T = TypeVar("_T")
+_P = ParamSpec("_P")
 _PAGE_SIZE = 64  # checkpoints per read of an asynchronous listing
 _STRATEGIES = ("keep_latest", "delete")
+
+
+def _in_thread(method: Callable[_P, _T]) -> Callable[_P, CoroutineType[Any, Any, _T]]:
+    """Return the asynchronous form of `method`, which runs it in a worker thread."""
+
+    @wraps(method)
+    async def run(*arguments: _P.args, **options: _P.kwargs) -> _T:
+        checkpointer, *others = arguments
+        return await run_in_executor(None, getattr(checkpointer, method.__name__), *others, **options)
+
+    return run
 
 
 class Checkpointer(BaseCheckpointSaver[str]):
@@ -275,9 +289,13 @@ class Checkpointer(BaseCheckpointSaver[str]):
                 )
         self._store.erase_traces()
 
-    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        """Run `get_tuple` in a worker thread, without blocking the event loop."""
-        return await _run_in_thread(self.get_tuple, config)
+    aget_tuple = _in_thread(get_tuple)
+    aput = _in_thread(put)
+    aput_writes = _in_thread(put_writes)
+    adelete_thread = _in_thread(delete_thread)
+    adelete_for_runs = _in_thread(delete_for_runs)
+    acopy_thread = _in_thread(copy_thread)
+    aprune = _in_thread(prune)
 
     async def alist(
         self,
@@ -289,45 +307,9 @@ class Checkpointer(BaseCheckpointSaver[str]):
     ) -> AsyncIterator[CheckpointTuple]:
         """Run `list` in a worker thread, without blocking the event loop."""
         checkpoints = self.list(config, filter=filter, before=before, limit=limit)
-        while page := await _run_in_thread(lambda: [*islice(checkpoints, _PAGE_SIZE)]):
+        while page := await run_in_executor(None, lambda: [*islice(checkpoints, _PAGE_SIZE)]):
             for checkpoint in page:
                 yield checkpoint
-
-    async def aput(
-        self,
-        config: RunnableConfig,
-        checkpoint: Checkpoint,
-        metadata: CheckpointMetadata,
-        new_versions: ChannelVersions,
-    ) -> RunnableConfig:
-        """Run `put` in a worker thread, without blocking the event loop."""
-        return await _run_in_thread(self.put, config, checkpoint, metadata, new_versions)
-
-    async def aput_writes(
-        self,
-        config: RunnableConfig,
-        writes: Sequence[tuple[str, Any]],
-        task_id: str,
-        task_path: str = "",
-    ) -> None:
-        """Run `put_writes` in a worker thread, without blocking the event loop."""
-        await _run_in_thread(self.put_writes, config, writes, task_id, task_path)
-
-    async def adelete_thread(self, thread_id: str) -> None:
-        """Run `delete_thread` in a worker thread, without blocking the event loop."""
-        await _run_in_thread(self.delete_thread, thread_id)
-
-    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
-        """Run `delete_for_runs` in a worker thread, without blocking the event loop."""
-        await _run_in_thread(self.delete_for_runs, run_ids)
-
-    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
-        """Run `copy_thread` in a worker thread, without blocking the event loop."""
-        await _run_in_thread(self.copy_thread, source_thread_id, target_thread_id)
-
-    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
-        """Run `prune` in a worker thread, without blocking the event loop."""
-        await _run_in_thread(lambda: self.prune(thread_ids, strategy=strategy))
 
     def _read_numbered(self, number: int, filter: dict[str, Any] | None) -> CheckpointTuple | None:
         """Return a checkpoint by number; None if it was deleted or its metadata does not match the filter."""
@@ -420,7 +402,3 @@ def _address(config: RunnableConfig) -> tuple[str, str, str | None]:
 
 def _config(thread: str, namespace: str, id: str) -> RunnableConfig:
     return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": id}}
-
-
-async def _run_in_thread(function: Callable[..., _T], *arguments: Any) -> _T:
-    return await run_in_executor(None, function, *arguments)

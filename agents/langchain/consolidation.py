@@ -13,13 +13,13 @@ Direct writes to a bank, such as `bank.add`, do not call the model.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from scrubjay.agents.language.text import clean
+from scrubjay.agents.language.text import clean, iterate_objects
 from scrubjay.agents.language.untrusted import escape_control_tokens
 from scrubjay.memory.bank.consolidation import Change
 from scrubjay.memory.bank.record import Record
@@ -74,8 +74,8 @@ def read_changes(reply: str) -> list[Change]:
 
     Raises ValueError if the reply contains no valid changes. The error message does not quote the reply.
     """
-    for value in _iterate_objects(clean(reply)[-_MAX_REPLY_LENGTH:]):
-        if isinstance(value.get("changes"), list):
+    for value in iterate_objects(clean(reply)[-_MAX_REPLY_LENGTH:], _MAX_TRIES):
+        if value is not None and isinstance(value.get("changes"), list):
             return [_parse_change(one) for one in value["changes"]]
     raise ValueError("the model's reply contains no JSON object with a list named changes")
 
@@ -92,21 +92,6 @@ def _parse_change(value: Any) -> Change:
     action: Any = value.get("action")
     # Only an update may reword; "add" keeps the original text.
     return Change(action, index, text if action == "update" else None)
-
-
-def _iterate_objects(text: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects in a text, in order."""
-    decoder, at = json.JSONDecoder(), text.find("{")
-    for _ in range(_MAX_TRIES):
-        if at < 0:
-            return
-        end = at + 1
-        try:
-            value, end = decoder.raw_decode(text, at)
-            yield value
-        except (ValueError, RecursionError):
-            pass
-        at = text.find("{", end)
 
 
 def _sanitize(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Annotated, Any, NamedTuple, NotRequired, cast
+from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
@@ -224,7 +224,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         return request.override(messages=messages)
 
     def _pack(self, records: list[dict[str, str]]) -> str:
-        items = [_Item(record, self._fence(record)) for record in records]
+        items = [self._fence(record) for record in records]
         try:
             packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
         except ValueError as error:
@@ -232,16 +232,11 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 f"token_budget={self._budget}: too small for the heading of the recalled records and the "
                 "note on records that are left out; raise token_budget"
             ) from error
-        return "\n".join(getattr(item, "text", item) for item in packed.items)
+        return "\n".join(packed.items)
 
     def _fence(self, record: dict[str, str]) -> str:
         source = f"memory {record['kind']} {record['id']}"
         return fence(record["text"], source, record["trust"], self._prompts)
-
-
-class _Item(NamedTuple):
-    record: dict[str, str]
-    text: str
 
 
 def _is_user_message(message: BaseMessage) -> bool:

@@ -70,16 +70,15 @@ class BankRetriever(BaseRetriever):
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return self._find(query, **overrides)
+        arguments = {name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts")} | overrides
+        return [_document(hit) for hit in self.bank.search(query, **arguments)]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **overrides: Any
     ) -> list[Document]:
-        return await run_in_executor(None, lambda: self._find(query, **overrides))
-
-    def _find(self, query: str, **overrides: Any) -> list[Document]:
-        arguments = {name: getattr(self, name) for name in ("k", "namespace", "kinds", "trusts")} | overrides
-        return [_document(hit) for hit in self.bank.search(query, **arguments)]
+        return await run_in_executor(
+            None, self._get_relevant_documents, query, run_manager=run_manager.get_sync(), **overrides
+        )
 
 
 def _document(hit: Hit) -> Document:

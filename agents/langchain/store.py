@@ -354,7 +354,7 @@ def _matches_condition(condition: MatchCondition, namespace: tuple[str, ...]) ->
 
 
 _ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
-_OPERATORS = ("$eq", "$ne", *_ORDER)
+_OPERATORS = {"$eq": operator.eq, "$ne": operator.ne} | _ORDER
 
 
 def matches_filter(value: Any, filter: Mapping[str, Any] | None) -> bool:
@@ -383,11 +383,7 @@ def _matches(value: Any, expected: Any) -> bool:
 def _compare(value: Any, name: str, bound: Any) -> bool:
     if name not in _OPERATORS:
         raise ValueError(f"unknown operator {name!r} in a filter; choose from {', '.join(_OPERATORS)}")
-    if name == "$eq":
-        return value == bound
-    if name == "$ne":
-        return value != bound
-    return _comparable(value, bound) and _ORDER[name](value, bound)
+    return (name not in _ORDER or _comparable(value, bound)) and _OPERATORS[name](value, bound)
 
 
 def _comparable(value: Any, bound: Any) -> bool:

@@ -28,8 +28,6 @@ from scrubjay.memory.bank.record import (
     check_count,
 )
 
-_WRITE_METADATA = {"side_effect": True, "untrusted": False}
-
 
 def memory_tools(
     bank: MemoryBank, namespace: Sequence[str], k: int = 6, trusts: Sequence[str] = TRUSTS
@@ -57,6 +55,7 @@ class _MemoryTool(BaseTool):
     namespace: tuple[str, ...]
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
+    metadata: dict[str, Any] | None = {"side_effect": True, "untrusted": False}
 
     def _resolve_namespace(self) -> tuple[str, ...]:
         """Return the namespace of the current call; the model cannot influence it."""
@@ -75,12 +74,9 @@ class _MemoryTool(BaseTool):
             )
         return record
 
-    def _trust(self) -> str:
-        return "tool" if is_tainted() else "agent"
-
     def _write(self, text: str, **fields: Any) -> str:
         try:
-            return self.bank.add(clean(text), trust=self._trust(), **fields)
+            return self.bank.add(clean(text), trust="tool" if is_tainted() else "agent", **fields)
         except ValueError as error:
             raise ToolException(str(error)) from error
 
@@ -100,6 +96,7 @@ class SearchMemory(_MemoryTool):
         "Look up what is remembered from before. Returns records with their ids, the best first."
     )
     args_schema: Any = _Search
+    metadata: dict[str, Any] | None = None
     k: int = 6
     trusts: tuple[str, ...] = TRUSTS
 
@@ -128,7 +125,6 @@ class SaveMemory(_MemoryTool):
     name: str = "save_memory"
     description: str = "Remember one fact for later conversations."
     args_schema: Any = _Save
-    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, text: str) -> tuple[str, dict[str, Any]]:
         id = self._write(text, kind="knowledge", namespace=self._resolve_namespace())
@@ -146,7 +142,6 @@ class UpdateMemory(_MemoryTool):
     name: str = "update_memory"
     description: str = "Correct a remembered fact that is no longer true; the old one is kept as past."
     args_schema: Any = _Update
-    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, id: str, text: str) -> tuple[str, dict[str, Any]]:
         old = self._get_writable_record(id)
@@ -170,7 +165,6 @@ class ForgetMemory(_MemoryTool):
     name: str = "forget_memory"
     description: str = "Delete a remembered record for good, as when the user asks for it."
     args_schema: Any = _Forget
-    metadata: dict[str, Any] | None = _WRITE_METADATA
 
     def _run(self, id: str) -> tuple[str, dict[str, Any]]:
         self._get_writable_record(id)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
@@ -38,6 +41,22 @@ def clean_value(value: object) -> object:
     if isinstance(value, list | tuple):
         return [clean_value(item) for item in value]
     return value
+
+
+def iterate_objects(text: str, tries: int) -> Iterator[dict[str, Any] | None]:
+    """Yield the JSON objects in a text, in order; None for a brace at which no valid object begins.
+
+    At most `tries` braces are tried.
+    """
+    decoder, place = json.JSONDecoder(), text.find("{")
+    for _ in range(tries):
+        if place < 0:
+            return
+        value, end = None, place + 1
+        with contextlib.suppress(ValueError, RecursionError):
+            value, end = decoder.raw_decode(text, place)
+        yield value
+        place = text.find("{", end)
 
 
 def is_question(text: str) -> bool:
