@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,15 +16,25 @@ from scrubjay.agents.chat.language_model import LoadedModel
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Sampling distribution of the next token. Raises ValueError on invalid values."""
+class AnswerConfig:
+    """Sampling settings and stop conditions of one answer. Raises ValueError on invalid values."""
 
+    max_tokens: int = 512
+    """Maximum number of tokens of the answer."""
     temperature: float = 0.0
     """Softmax temperature; 0 selects the most likely token (greedy decoding)."""
     top_p: float = 0.95
     """Nucleus sampling: total probability of the most likely tokens to sample from (Holtzman et al. 2020)."""
+    seed: int | None = None
+    """Seed of the sampling; None selects a random seed."""
+    stop: tuple[str, ...] = ()
+    """Stop sequences; the answer ends before the first stop sequence in its text."""
+    call_bias: float = 0.0
+    """Logit bias of the token that begins a tool call; applied only to the first token of the answer."""
 
     def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens={self.max_tokens}: must be at least 1")
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature={self.temperature}: must be 0 (greedy) or positive and finite")
         if not 0 < self.top_p <= 1:
@@ -43,26 +53,6 @@ class Sampling:
             sorted_probabilities[sorted_probabilities.cumsum(-1) - sorted_probabilities >= self.top_p] = 0
             return int(tokens[torch.multinomial(sorted_probabilities, 1, generator=generator)])
         return int(torch.multinomial(probabilities, 1, generator=generator))
-
-
-@dataclass(frozen=True)
-class AnswerConfig:
-    """Sampling settings and stop conditions of one answer."""
-
-    max_tokens: int = 512
-    """Maximum number of tokens of the answer."""
-    sampling: Sampling = field(default_factory=Sampling)
-    """Sampling distribution of each token."""
-    seed: int | None = None
-    """Seed of the sampling; None selects a random seed."""
-    stop: tuple[str, ...] = ()
-    """Stop sequences; the answer ends before the first stop sequence in its text."""
-    call_bias: float = 0.0
-    """Logit bias of the token that begins a tool call; applied only to the first token of the answer."""
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens={self.max_tokens}: must be at least 1")
 
 
 class Answer:
@@ -178,7 +168,7 @@ class Answer:
 
     def _next(self, logits: Float[Tensor, "vocabulary"]) -> list[int]:
         """Return the next token, or several tokens if the constraint or the token limit leaves no choice."""
-        constraint, choose = self._constraint, self._config.sampling.choose
+        constraint, choose = self._constraint, self._config.choose
         if constraint is None:
             return [choose(logits, self._generator)]
         if self._config.call_bias and self.tokens == 0:

@@ -54,7 +54,7 @@ class Constraint:
     def restrict(self, logits: Float[Tensor, "vocabulary"]) -> Float[Tensor, "vocabulary"]:
         """Return the logits with -inf for all tokens that would make the answer invalid."""
         allowed_tokens = torch.zeros(logits.shape, dtype=torch.bool)
-        mask = torch.from_numpy(self._compute_allowed())
+        mask = torch.from_numpy(_unpack(self._matcher.compute_bitmask()))
         size = min(len(mask), len(allowed_tokens))
         allowed_tokens[:size] = mask[:size]
         return logits.masked_fill(~allowed_tokens.to(logits.device), -torch.inf)
@@ -105,9 +105,6 @@ class Constraint:
     def _token(self, text: str) -> int | None:
         tokens = self._vocabulary.tokenize_str(text)
         return tokens[0] if len(tokens) == 1 else None
-
-    def _compute_allowed(self) -> np.ndarray:
-        return _unpack(self._matcher.compute_bitmask())
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -8,7 +8,7 @@ import threading
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,6 @@ if TYPE_CHECKING:
     from scrubjay.agents.chat.language_model import LoadedModel
 
 _TEXT = "conversation.json"
-_STORED_NAMES = {
-    "last_prompt": "asked",
-    "last_prompt_length": "asked_length",
-    "last_prompt_token": "asked_last",
-}
-"""Keys in the file of the fields whose key is not the field's name."""
-_FIELD_NAMES = {key: name for name, key in _STORED_NAMES.items()}
 
 
 @dataclass
@@ -55,11 +48,7 @@ class Conversation:
     def save(self, folder: Path) -> None:
         """Save the conversation to `folder`, which is created if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
-        metadata = {
-            _STORED_NAMES.get(name, name): value
-            for name, value in vars(self).items()
-            if name not in ("cache", "thread")
-        }
+        metadata = {name: value for name, value in vars(self).items() if name not in ("cache", "thread")}
         metadata["model"] = self.model.name
         # The cache file has a unique name, stored in the text file. Until the text file is replaced, which is
         # atomic, the previous conversation stays valid.
@@ -82,10 +71,10 @@ class Conversation:
 
         try:
             metadata = _read_metadata(folder)
+            _check_fields(folder, metadata)
             cache = PolicyCache.load(folder / Path(metadata.pop("cache")).name, policy, model.model)
             name = metadata.pop("model")
-            fields = {_FIELD_NAMES.get(key, key): value for key, value in metadata.items()}
-            conversation = cls(cache, model, thread=thread, **fields)
+            conversation = cls(cache, model, thread, **metadata)
         except (OSError, KeyError, TypeError) as error:
             raise ValueError(f"{folder} holds no saved conversation: {error}") from error
         if name != model.name:
@@ -104,6 +93,15 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise ValueError(f"{folder} holds no saved conversation: {_TEXT} is not a JSON object")  # noqa: TRY004
     return metadata
+
+
+def _check_fields(folder: Path, metadata: dict[str, Any]) -> None:
+    expected_names = {field.name for field in fields(Conversation)} - {"thread"}
+    if metadata.keys() != expected_names:
+        raise ValueError(
+            f"{folder} holds no saved conversation of this version of Scrubjay: the fields in {_TEXT} are "
+            f"{', '.join(sorted(metadata))}; expected {', '.join(sorted(expected_names))}"
+        )
 
 
 class ConversationStore:

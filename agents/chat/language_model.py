@@ -114,22 +114,20 @@ def load(source: Any, dtype: torch.dtype, device: str, trust: bool = False) -> L
     """
     from scrubjay.memory import context
 
+    key: Any = tuple(map(id, source)) if isinstance(source, tuple) else (str(source), dtype, device, trust)
     with _loading:
-        if isinstance(source, tuple):
-            model, tokenizer = source
-            key: Any = (id(model), id(tokenizer))
-            if key not in _loaded_models:
-                name = getattr(model, "name_or_path", "") or type(model).__name__
-                loaded_model = LoadedModel(model, tokenizer, Path(name).name)
-                _loaded_models[key] = loaded_model
-                return loaded_model
-        else:
-            key = (str(source), dtype, device, trust)
-            if key not in _loaded_models:
-                model_and_tokenizer = context.load_model(
-                    source, dtype, device, under_policy=True, trust=trust
-                )
-                loaded_model = LoadedModel(*model_and_tokenizer, name=str(source))
-                _loaded_models[key] = loaded_model
-                return loaded_model
-        return _loaded_models[key]
+        loaded_model = _loaded_models.get(key)
+        if loaded_model is None:
+            if isinstance(source, tuple):
+                model, tokenizer = source
+            else:
+                model, tokenizer = context.load_model(source, dtype, device, under_policy=True, trust=trust)
+            loaded_model = _loaded_models[key] = LoadedModel(model, tokenizer, get_name(source))
+        return loaded_model
+
+
+def get_name(source: Any) -> str:
+    """Return the name of a model that was passed by name or as a `(model, tokenizer)` pair."""
+    if isinstance(source, tuple):
+        return Path(getattr(source[0], "name_or_path", "") or type(source[0]).__name__).name
+    return str(source)

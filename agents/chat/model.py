@@ -17,18 +17,19 @@ from typing import Any, cast
 import torch
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput, ModelProfile
+from langchain_core.language_models.chat_models import generate_from_stream
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.tool import tool_call_chunk
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import PrivateAttr, model_validator
 
-from scrubjay.agents.chat.answer import Answer, AnswerConfig, Sampling, crop
+from scrubjay.agents.chat.answer import Answer, AnswerConfig, crop
 from scrubjay.agents.chat.answer_format import AnswerFormat, CallPart, CallSplitter, parse_answers
 from scrubjay.agents.chat.conversations import Conversation, ConversationStore
-from scrubjay.agents.chat.language_model import LoadedModel, load
+from scrubjay.agents.chat.language_model import LoadedModel, get_name, load
 from scrubjay.agents.chat.prompt import write_prompt
 from scrubjay.memory import context
 
@@ -162,7 +163,7 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model": self._name(self.model), "policy": repr(self.context_policy)}
+        return {"model": get_name(self.model), "policy": repr(self.context_policy)}
 
     def bind_tools(
         self,
@@ -292,18 +293,7 @@ class LocalChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        chunks = [chunk.message for chunk in self._stream(messages, stop, **kwargs)]
-        whole = cast("AIMessageChunk", chunks[0])
-        for chunk in chunks[1:]:
-            whole = cast("AIMessageChunk", whole + chunk)
-        message = AIMessage(
-            content=whole.content,
-            tool_calls=whole.tool_calls,
-            invalid_tool_calls=whole.invalid_tool_calls,
-            response_metadata=whole.response_metadata,
-            usage_metadata=whole.usage_metadata,
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        return generate_from_stream(self._stream(messages, stop, **kwargs))
 
     def _stream(
         self,
@@ -361,7 +351,7 @@ class LocalChatModel(BaseChatModel):
                 content="",
                 chunk_position="last",
                 response_metadata={
-                    "model_name": self._name(kwargs.get("model", self.model)),
+                    "model_name": get_name(kwargs.get("model", self.model)),
                     "finish_reason": reason,
                     "cache_bytes": conversation.cache.nbytes(),
                     "seconds": time.perf_counter() - start_time,
@@ -407,32 +397,21 @@ class LocalChatModel(BaseChatModel):
             self._loaded_models[key] = load(source, getattr(torch, self.dtype), self.device, self.trust)
         return self._loaded_models[key]
 
-    def _name(self, source: Any) -> str:
-        if isinstance(source, tuple):
-            return Path(getattr(source[0], "name_or_path", "") or type(source[0]).__name__).name
-        return str(source)
-
     def _answer_config(self, stop: list[str] | None, options: dict[str, Any]) -> AnswerConfig:
         """Return the settings of one call: the options of the call override those of the model."""
         values = {
             name: options.get(name, getattr(self, name))
             for name in ("temperature", "top_p", "seed", "max_tokens", "call_bias")
         }
-        return AnswerConfig(
-            max_tokens=values["max_tokens"],
-            sampling=Sampling(values["temperature"], values["top_p"]),
-            seed=values["seed"],
-            call_bias=values["call_bias"],
-            stop=tuple(stop if stop is not None else self.stop or ()),
-        )
+        return AnswerConfig(**values, stop=tuple(stop if stop is not None else self.stop or ()))
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         config = self._answer_config(stop, kwargs)
         params = LangSmithParams(
             ls_provider="scrubjay",
-            ls_model_name=self._name(kwargs.get("model", self.model)),
+            ls_model_name=get_name(kwargs.get("model", self.model)),
             ls_model_type="chat",
-            ls_temperature=config.sampling.temperature,
+            ls_temperature=config.temperature,
             ls_max_tokens=config.max_tokens,
         )
         if config.stop:

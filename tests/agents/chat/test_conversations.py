@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -223,6 +225,25 @@ def test_a_mark_that_a_model_spells_in_letters_is_none_in_what_is_kept(tiny_chat
     )
     assert not empty_prompt.startswith(conversation.text)
     assert spelled_prompt.startswith(conversation.text)
+
+
+def test_a_conversation_of_another_format_is_refused(chat, tmp_path):
+    """Version 0.1.0 stored `last_prompt` as `asked`."""
+    model = chat(policy="full")
+    model.invoke("Hello")
+    model.save_conversation(tmp_path)
+    file = tmp_path / "conversation.json"
+    stored = json.loads(file.read_text())
+    for changed in (
+        {"asked" if name == "last_prompt" else name: value for name, value in stored.items()},
+        {name: value for name, value in stored.items() if name != "head"},
+        stored | {"format": 2},
+    ):
+        file.write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match=r"no saved conversation of this version.*last_prompt_token"):
+            model.load_conversation(tmp_path)
+    file.write_text(json.dumps(stored))
+    model.load_conversation(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"cache": 3}', "\x00"])
