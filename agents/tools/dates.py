@@ -5,8 +5,7 @@ from __future__ import annotations
 import calendar
 import re
 from collections.abc import Callable
-from datetime import date, datetime, timedelta, timezone
-from typing import NamedTuple
+from datetime import date, datetime, timezone
 
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
@@ -69,52 +68,26 @@ def parse_day(text: str, now: Callable[[], datetime]) -> date:
     return moment.date() if isinstance(moment, datetime) else moment
 
 
-class Span(NamedTuple):
-    """Calendar time between two moments: whole years, then whole months, then the remainder."""
-
-    years: int
-    months: int
-    rest: timedelta
-    """Time after the whole months: less than a month, never negative."""
-
-
-def span(start: datetime, end: datetime) -> Span:
-    """Return the calendar time from `start` to a later `end`.
-
-    One month after the 31st is the last day of a shorter month. One year after 29 February is 28 February.
-    The whole years and months are added to `start` first (`add_months`). `rest` is the time from the
-    resulting moment to `end`.
-    """
-    months = (end.year - start.year) * 12 + end.month - start.month
-    if add_months(start, months) > end:
-        months -= 1
-    years, left = divmod(months, 12)
-    return Span(years, left, end - add_months(start, months))
-
-
-def add_months(moment: datetime, months: int) -> datetime:
-    """Return the same day of the month, `months` months later; in a shorter month, return its last day."""
-    year, month = divmod(moment.year * 12 + moment.month - 1 + months, 12)
-    day = min(moment.day, calendar.monthrange(year, month + 1)[1])
-    return moment.replace(year=year, month=month + 1, day=day)
-
-
 def _run(context: ToolContext, start: str, end: str) -> ToolResult:
+    from dateutil.relativedelta import relativedelta
+
     first, last = parse_moment(start, context.clock), parse_moment(end, context.clock)
     days_only = not isinstance(first, datetime) and not isinstance(last, datetime)
     begin, finish = _moments(first, last)
     is_swapped = begin > finish
     if is_swapped:
         first, last, begin, finish = last, first, finish, begin
-    years, months, rest = span(begin, finish)
+    # Whole years and months, then the remainder. One month after the 31st is the last day of a shorter month.
+    # One year after 29 February is 28 February.
+    span = relativedelta(finish, begin)
     total = finish - begin
     parts = [
-        (years, "year", "年"),
-        (months, "month", "个月"),
-        (rest.days, "day", "天"),
-        (rest.seconds // 3600, "hour", "小时"),
-        (rest.seconds // 60 % 60, "minute", "分"),
-        (rest.seconds % 60, "second", "秒"),
+        (span.years, "year", "年"),
+        (span.months, "month", "个月"),
+        (span.days, "day", "天"),
+        (span.hours, "hour", "小时"),
+        (span.minutes, "minute", "分"),
+        (span.seconds, "second", "秒"),
     ]
     nonzero_parts = [part for part in parts if part[0]] or [(0, "day", "天")]
     between = context.say(
@@ -133,10 +106,10 @@ def _run(context: ToolContext, start: str, end: str) -> ToolResult:
             "所给开始时间晚于结束时间，已对调。",
         )
     data = {
-        "years": years,
-        "months": months,
-        "days": rest.days,
-        "seconds": rest.seconds,
+        "years": span.years,
+        "months": span.months,
+        "days": span.days,
+        "seconds": (span.hours * 60 + span.minutes) * 60 + span.seconds,
         "total_days": total.days,
         "total_seconds": total.total_seconds(),
         "swapped": is_swapped,

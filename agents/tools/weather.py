@@ -13,7 +13,6 @@ from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
 from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
-from scrubjay.agents.tools.web_search import read_json
 
 PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"
@@ -100,7 +99,7 @@ def _find(context: ToolContext, location: str) -> dict[str, Any]:
 
 
 def _ask(context: ToolContext, service: str, parameters: dict[str, Any]) -> dict[str, Any]:
-    return read_json(context.web.get(f"{service}?{urlencode(parameters)}"))
+    return context.web.get(f"{service}?{urlencode(parameters)}").read_json()
 
 
 def _now(now: dict[str, Any], context: ToolContext) -> str:

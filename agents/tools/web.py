@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import threading
 import time
 import zlib
@@ -94,6 +95,13 @@ class Page(NamedTuple):
             return self.content.decode(self.charset or "utf-8", "replace")
         except LookupError:
             return self.content.decode("utf-8", "replace")
+
+    def read_json(self) -> Any:
+        """Return the JSON value of the page. Raises RequestError if the page is not JSON."""
+        try:
+            return json.loads("" if self.truncated else self.text)
+        except ValueError:
+            raise RequestError("web_not_json") from None
 
 
 class Web:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
 from urllib.parse import urlencode
 
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
 from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
-from scrubjay.agents.tools.web import Page, run_with_timeout
+from scrubjay.agents.tools.web import run_with_timeout
 
 MAX_CHARACTERS = 500
 """Maximum characters of an excerpt."""
+MAX_ARTICLE_CHARACTERS = 2000
+"""Maximum characters of an article of Wikipedia."""
+API = "https://{language}.wikipedia.org/w/api.php"
 
 
 def _search(context: ToolContext, query: str, count: int) -> ToolResult:
-    if not query.strip():
-        raise ToolArgumentError("search_empty")
-    if not 1 <= count <= 20:
-        raise ToolArgumentError("search_count", most=20, count=count)
+    _check(query, count, 20, "search_empty")
     from ddgs import DDGS
     from ddgs.exceptions import DDGSException
 
@@ -42,10 +40,6 @@ def _search(context: ToolContext, query: str, count: int) -> ToolResult:
             if is_offline:
                 raise UnreachableError("search_unreachable") from error
             raise UnreachableError("search_failed", offline=False, error=message[:200]) from error
-    if not hits:
-        return ToolResult(
-            context.say("Nothing was found; try other words.", "没有找到结果，请换词再试。"), data=[]
-        )
     data = [
         {
             "title": hit.get("title", ""),
@@ -54,8 +48,10 @@ def _search(context: ToolContext, query: str, count: int) -> ToolResult:
         }
         for hit in hits[:count]
     ]
-    blocks = [f"{number}. {hit['title']}\n{hit['url']}\n{hit['text']}" for number, hit in enumerate(data, 1)]
-    return ToolResult("\n\n".join(blocks), tuple(hit["url"] for hit in data), data)
+    heads = [f"{number}. {hit['title']}" for number, hit in enumerate(data, 1)]
+    return _to_result(
+        data, heads, context.say("Nothing was found; try other words.", "没有找到结果，请换词再试。")
+    )
 
 
 WEB_SEARCH = ToolSpec(
@@ -76,24 +72,8 @@ WEB_SEARCH = ToolSpec(
 )
 
 
-API = "https://{language}.wikipedia.org/w/api.php"
-MAX_ARTICLE_CHARACTERS = 2000
-"""Maximum characters of one article."""
-
-
-def read_json(page: Page) -> Any:
-    """Return the JSON value of a page. Raises RequestError if the page is not JSON."""
-    try:
-        return json.loads("" if page.truncated else page.text)
-    except ValueError:
-        raise RequestError("web_not_json") from None
-
-
 def _look_up(context: ToolContext, query: str, count: int) -> ToolResult:
-    if not query.strip():
-        raise ToolArgumentError("wiki_empty")
-    if not 1 <= count <= 5:
-        raise ToolArgumentError("search_count", most=5, count=count)
+    _check(query, count, 5, "wiki_empty")
     parameters = {
         "action": "query",
         "format": "json",
@@ -110,7 +90,8 @@ def _look_up(context: ToolContext, query: str, count: int) -> ToolResult:
     }
     if context.language == "zh":
         parameters["variant"] = "zh-cn"
-    response = read_json(context.web.get(f"{API.format(language=context.language)}?{urlencode(parameters)}"))
+    address = f"{API.format(language=context.language)}?{urlencode(parameters)}"
+    response = context.web.get(address).read_json()
     if "error" in response:
         raise RequestError("wiki_refuses", error=response["error"].get("info", response["error"]))
     articles = sorted(response.get("query", {}).get("pages", []), key=lambda article: article.get("index", 0))
@@ -122,14 +103,24 @@ def _look_up(context: ToolContext, query: str, count: int) -> ToolResult:
         }
         for article in articles[:count]
     ]
-    if not data:
-        return ToolResult(context.say("No article was found.", "没有找到条目。"), data=[])
-    blocks = [f"{article['title']}\n{article['url']}\n{article['text']}" for article in data]
-    return ToolResult("\n\n".join(blocks), tuple(article["url"] for article in data), data)
+    titles = [article["title"] for article in data]
+    return _to_result(data, titles, context.say("No article was found.", "没有找到条目。"))
+
+
+def _check(query: str, count: int, most: int, empty: str) -> None:
+    if not query.strip():
+        raise ToolArgumentError(empty)
+    if not 1 <= count <= most:
+        raise ToolArgumentError("search_count", most=most, count=count)
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_ARTICLE_CHARACTERS else text[:MAX_ARTICLE_CHARACTERS] + " [...]"
+
+
+def _to_result(data: list[dict[str, str]], heads: list[str], nothing: str) -> ToolResult:
+    blocks = [f"{head}\n{hit['url']}\n{hit['text']}" for head, hit in zip(heads, data, strict=True)]
+    return ToolResult("\n\n".join(blocks) or nothing, tuple(hit["url"] for hit in data), data)
 
 
 WIKIPEDIA = ToolSpec(
