@@ -42,8 +42,7 @@ from scrubjay.agents.kwai.turn import AgentMemory, Passage, Turn
 from scrubjay.agents.language.declarations import is_third_party, is_trusted
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import TAINTED
+from scrubjay.agents.language.text import TAINTED, clean
 
 _PLANNING = ("auto", "native", "json")
 

@@ -18,8 +18,7 @@ from scrubjay.agents.kwai.turn import MemoryRecord, Passage, Step, Turn
 from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, is_third_party
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
-from scrubjay.agents.language.text import clean, clean_value
-from scrubjay.agents.language.untrusted import escape_marks, fence
+from scrubjay.agents.language.text import clean, clean_value, escape_marks, fence
 
 
 @dataclass(frozen=True)

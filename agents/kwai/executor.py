@@ -19,8 +19,7 @@ from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
-from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import fence, find_sources, truncate_text
+from scrubjay.agents.language.text import clean, fence, find_sources, truncate_text
 from scrubjay.agents.tools.base import describe_faults
 
 

@@ -22,7 +22,7 @@ from scrubjay.agents.kwai.recall import MemoryAccess
 from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, StreamModel, Update
 from scrubjay.agents.kwai.turn import Step, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
-from scrubjay.agents.language.untrusted import TAINTED
+from scrubjay.agents.language.text import TAINTED
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.language.untrusted import taint_scope
+from scrubjay.agents.language.text import taint_scope
 
 
 def run_loop(loop: Loop, config: RunnableConfig) -> Iterator[Update]:

@@ -19,8 +19,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from scrubjay.agents.language.text import clean, iterate_objects
-from scrubjay.agents.language.untrusted import escape_control_tokens
+from scrubjay.agents.language.text import clean, escape_control_tokens, iterate_objects
 from scrubjay.memory.bank.consolidation import Change
 from scrubjay.memory.bank.record import Record
 

@@ -13,8 +13,7 @@ from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents.language.namespaces import check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import clean, truncate_for_storage
-from scrubjay.agents.language.untrusted import TAINTED
+from scrubjay.agents.language.text import TAINTED, clean, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import Draft, join_namespace
 

@@ -19,8 +19,14 @@ from scrubjay.agents.language.gate import Gate, collect_texts, find_objection
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import clean, estimate_tokens, truncate_for_storage
-from scrubjay.agents.language.untrusted import TAINTED, fence, taint_scope
+from scrubjay.agents.language.text import (
+    TAINTED,
+    clean,
+    estimate_tokens,
+    fence,
+    taint_scope,
+    truncate_for_storage,
+)
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import (
     KINDS,

@@ -16,8 +16,7 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field
 
 from scrubjay.agents.language.namespaces import check_template, fill_template
-from scrubjay.agents.language.text import clean
-from scrubjay.agents.language.untrusted import is_tainted
+from scrubjay.agents.language.text import clean, is_tainted
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import (
     MAX_TEXT_LENGTH,

@@ -22,7 +22,7 @@ from statistics import fmean
 from string import Template as Text
 from typing import TYPE_CHECKING, Any
 
-from scrubjay.agents.language.untrusted import escape_control_tokens
+from scrubjay.agents.language.text import escape_control_tokens
 from scrubjay.experiments.lm.kagentbench import tool_score
 from scrubjay.experiments.lm.prompt_formats import StepPlan, format_plan, parse_plan
 

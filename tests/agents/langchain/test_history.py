@@ -23,7 +23,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langchain_core.runnables.history import RunnableWithMessageHistory
 
 from scrubjay.agents.langchain import BankChatMessageHistory
-from scrubjay.agents.language.untrusted import TAINTED
+from scrubjay.agents.language.text import TAINTED
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 

@@ -13,7 +13,7 @@ from langchain_tests.integration_tests import ToolsIntegrationTests
 from scrubjay.agents.kwai import KwaiAgent
 from scrubjay.agents.langchain import memory_tools
 from scrubjay.agents.language.declarations import has_side_effect, is_trusted
-from scrubjay.agents.language.untrusted import taint_scope
+from scrubjay.agents.language.text import taint_scope
 from scrubjay.memory import MemoryBank
 
 from ..kwai.scripted_model import ScriptedModel, call

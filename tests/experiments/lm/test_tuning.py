@@ -8,7 +8,7 @@ from langchain_core.tools import StructuredTool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Profile
-from scrubjay.agents.language.untrusted import escape_control_tokens
+from scrubjay.agents.language.text import escape_control_tokens
 from scrubjay.experiments.lm.prompt_formats import StepPlan, format_plan, parse_plan
 from scrubjay.experiments.lm.tuning import (
     FINISH,

@@ -12,8 +12,7 @@ from scrubjay.agents.kwai.plans import PlanError, read_plan
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import Gate
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import clean, estimate_tokens, is_question
-from scrubjay.agents.language.untrusted import fence
+from scrubjay.agents.language.text import clean, estimate_tokens, fence, is_question
 from scrubjay.agents.tools import make_tools
 from scrubjay.agents.tools.base import ToolArgumentError
 from scrubjay.agents.tools.browse import select_passages

@@ -8,8 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import estimate_tokens
-from scrubjay.agents.language.untrusted import fence, truncate_text
+from scrubjay.agents.language.text import estimate_tokens, fence, truncate_text
 
 
 @given(st.text(max_size=80), st.text(max_size=40))
