@@ -7,9 +7,8 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
 from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE
-from scrubjay.envs.single_env import SingleEnv
 
 _NUM_CARDS = 52
 _MOST_CARDS = 10_000

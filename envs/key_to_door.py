@@ -10,9 +10,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_bool, is_integer
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
-from scrubjay.envs.single_env import SingleEnv
 
 _NUM_COLOURS = 3
 _EXPLORE_STEPS = 15

@@ -9,9 +9,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
 from scrubjay.envs.drawing import BACKGROUND, INK, PALE
-from scrubjay.envs.single_env import SingleEnv
 
 _SIZE = 4
 _LARGEST = 16

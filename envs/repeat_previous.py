@@ -9,9 +9,8 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
 from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
-from scrubjay.envs.single_env import SingleEnv
 
 _K = 4
 _NUM_DECKS = 1

@@ -9,9 +9,8 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_bool, is_integer
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
-from scrubjay.envs.single_env import SingleEnv
 
 _CORRIDOR_LENGTH = 10
 _LONGEST = 1_000_000

@@ -10,10 +10,9 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 
 from scrubjay.envs.ballet import world
-from scrubjay.envs.ballet.rendering import BalletScene, dancer_letter, draw_scene, format_scene
-from scrubjay.envs.batched_env import BatchedEnv, Observations, Rows, is_integer
+from scrubjay.envs.ballet.world import BalletScene, dancer_letter, draw_scene, format_scene
+from scrubjay.envs.batched_env import BatchedEnv, Observations, Rows, SingleEnv, is_integer
 from scrubjay.envs.random_streams import restore_generator
-from scrubjay.envs.single_env import SingleEnv
 
 _NUM_DANCERS = 2
 _DELAY = 16

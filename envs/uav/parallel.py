@@ -119,8 +119,7 @@ class UAVDownlink(ParallelEnv):
         if not self._trail_m:
             raise ResetNeeded("render() was called before reset(); call reset() first")
         # Imported here so that Pillow is loaded only for rendering.
-        from scrubjay.envs.uav.rendering import draw
-        from scrubjay.envs.uav.scene import build_scene
+        from scrubjay.envs.uav.rendering import build_scene, draw
 
         return draw(build_scene(self.world, 0, np.stack(self._trail_m)))
 

@@ -12,6 +12,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.drawing import BACKGROUND, INK, PALE
+from scrubjay.envs.uav.observation import MAX_BPS_HZ
+from scrubjay.envs.uav.world import UAVWorld
 
 Colour = tuple[int, int, int]
 
@@ -393,3 +395,30 @@ def _round_down(value: float) -> float:
     """Round down to 1, 2 or 5 times a power of ten."""
     power = 10.0 ** math.floor(math.log10(value))
     return max(step * power for step in (1, 2, 5) if step * power <= value * (1 + 1e-9))
+
+
+def build_scene(world: UAVWorld, row: int, trail_m: Float[np.ndarray, "steps uavs 2"] | None = None) -> Scene:
+    """Build the scene of environment `row`; `trail_m` holds past UAV positions (see `Scene`).
+
+    A user's color shows the rate of the user. The brightest color stands for rates of at least
+    20 bit/s/Hz * `bandwidth_hz` * `num_uavs` / `num_users`.
+    """
+    config, alive = world.config, world.alive[row]
+    server = world.association[row]
+    is_served = (server >= 0) & alive[server]
+    fair_share = config.bandwidth_hz * config.num_uavs / config.num_users
+    return Scene(
+        area_m=config.area_m,
+        uav_position_m=world.position_m[row].copy(),
+        alive=alive.copy(),
+        sub_channel=world.channel[row].copy(),
+        power_w=world.power_w[row],
+        user_position_m=world.user_position_m[row].copy(),
+        rate_bps=world.rate_bps[row].copy(),
+        server=np.where(is_served, server, -1),
+        full_rate_bps=MAX_BPS_HZ * fair_share,
+        step=int(world.time[row]),
+        episode_steps=config.max_steps,
+        in_collision=world.collisions[row] > 0,
+        trail_m=np.zeros((0, config.num_uavs, 2)) if trail_m is None else trail_m,
+    )

@@ -11,8 +11,8 @@ from gymnasium.utils import seeding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scrubjay.envs.batched_env import SingleEnv
 from scrubjay.envs.repeat_previous import RepeatPrevious, RepeatPreviousVector
-from scrubjay.envs.single_env import SingleEnv
 
 MASK = 2**64 - 1
 

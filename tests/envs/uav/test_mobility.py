@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from scrubjay.envs.random_streams import RowStreams
 from scrubjay.envs.uav.config import UAVConfig
-from scrubjay.envs.uav.energy import DISC_AREA_M2, propulsion_power_w
 from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
+from scrubjay.envs.uav.world import DISC_AREA_M2, propulsion_power_w
 
 ROWS = np.arange(200)
 
