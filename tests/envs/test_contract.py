@@ -1,12 +1,18 @@
-"""Contract of all scrubjay environments; a new environment needs one line in `CASES`."""
+"""Contract of all scrubjay environments; a new environment needs one line in `CASES`.
+
+The example of `docs/extending/environment.md` is one of the cases.
+"""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import pickle
+import re
 import subprocess
 import sys
+import types
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -28,6 +34,22 @@ from hypothesis import strategies as st
 
 from scrubjay.envs import list_environments
 from scrubjay.envs.batched_env import BatchedEnv
+
+PAGE = Path(__file__).parents[2] / "docs" / "extending" / "environment.md"
+EXAMPLE = "extending/Coin-v0"
+
+
+def register_example() -> None:
+    """Register the environment of the page about new environments."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    module = types.ModuleType("extending_environment")
+    sys.modules[module.__name__] = module
+    exec(compile(code, str(PAGE), "exec"), module.__dict__)
+    single = f"{module.__name__}:Coin"
+    gymnasium.register(EXAMPLE, entry_point=single, vector_entry_point=f"{single}Vector")
+
+
+register_example()
 
 CASES = [
     ("scrubjay/Ballet-v0", {"num_dancers": 1, "delay": 2, "max_steps": 25}),
@@ -54,9 +76,11 @@ CASES = [
     ("scrubjay/TMaze-v0", {"corridor_length": 4, "active": True}),
     ("scrubjay/RepeatPrevious-v0", {}),
     ("scrubjay/RepeatPrevious-v0", {"k": 32, "num_decks": 2}),
+    (EXAMPLE, {}),
+    (EXAMPLE, {"delay": 12}),
 ]
 every_case = pytest.mark.parametrize(("env_id", "options"), CASES, ids=lambda value: str(value))
-every_id = pytest.mark.parametrize("env_id", list_environments())
+every_id = pytest.mark.parametrize("env_id", [*list_environments(), EXAMPLE])
 
 
 def make_single(env_id, options, **more) -> Any:
@@ -122,7 +146,7 @@ def assert_same(left, right):
 
 
 def test_every_listed_environment_is_tested_here():
-    assert {env_id for env_id, _ in CASES} == set(list_environments())
+    assert {env_id for env_id, _ in CASES} == {*list_environments(), EXAMPLE}
 
 
 @every_case
@@ -343,14 +367,15 @@ def test_success_without_memory_is_offered_as_documented(env_id, options, expect
 def test_pictures_keep_their_size_and_change_with_the_episode(env_id, render_mode):
     env = make_single(env_id, {}, render_mode=render_mode)
     env.reset(seed=0)
-    frames = [env.render()]
-    for _ in range(9):
-        env.step(0)
+    frames, done = [env.render()], False
+    while not done and len(frames) < 10:
+        _, _, terminated, truncated, _ = env.step(0)
         frames.append(env.render())
+        done = terminated or truncated
     if render_mode == "rgb_array":
         assert {(frame.shape, frame.dtype) for frame in frames} == {(frames[0].shape, np.dtype(np.uint8))}
         frames = [frame.tobytes() for frame in frames]
-    assert len(set(frames)) == 10
+    assert len(set(frames)) == len(frames) > 1
     batch = make_ours(env_id, {"render_mode": render_mode}, 3)
     batch.reset(seed=0)
     assert len(batch.render()) == 3
