@@ -28,7 +28,7 @@ from tables import ROOT, write_others, write_tables
 
 from scrubjay import envs, memory
 from scrubjay.experiments.forms import build_schema
-from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.memory import context
 
 _FEW = 4

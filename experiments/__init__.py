@@ -8,11 +8,11 @@ from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.experiments.evaluation.policy import evaluate as evaluate
-    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig as TrainConfig
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
-    from scrubjay.experiments.run import Run as Run
     from scrubjay.experiments.runs.cluster import RayOptions as RayOptions
+    from scrubjay.experiments.runs.reinforcement import TrainConfig as TrainConfig
+    from scrubjay.experiments.runs.run import Run as Run
     from scrubjay.experiments.tasks.environments import EnvConfig as EnvConfig
     from scrubjay.experiments.training import resume as resume
     from scrubjay.experiments.training import train as train
@@ -22,11 +22,11 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "evaluation.policy": ["evaluate"],
-        "experiment_types.reinforcement": ["TrainConfig"],
         "recipes": ["RECIPES", "with_memory"],
-        "run": ["Run"],
         "runs.cluster": ["RayOptions"],
-        "tasks.environments": ["EnvConfig"],
+        "runs.reinforcement": ["TrainConfig"],
+        "runs.run": ["Run"],
         "training": ["resume", "train"],
+        "tasks.environments": ["EnvConfig"],
     },
 )

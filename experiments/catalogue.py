@@ -74,7 +74,7 @@ def build_catalogue() -> Catalogue:
     from scrubjay.envs import list_environments
     from scrubjay.experiments.cli.arguments import list_flags
     from scrubjay.experiments.recipes import RECIPES
-    from scrubjay.experiments.recipes.methods import METHODS
+    from scrubjay.experiments.recipes.teams import METHODS
     from scrubjay.memory import context, list_memories, make, name_of
 
     memories = {name: make(name, dim=_WIDTH) for name in list_memories()}

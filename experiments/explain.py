@@ -7,9 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from scrubjay.experiments.catalogue import load_catalogue
-from scrubjay.experiments.cli.arguments import UsageError, expand_short_options, parse, take_flag
+from scrubjay.experiments.cli.arguments import (
+    UsageError,
+    expand_short_options,
+    parse,
+    parse_setting,
+    take_flag,
+)
 from scrubjay.experiments.forms import from_dict
-from scrubjay.experiments.tasks.kwargs import parse_setting
 
 
 def explain(recipe: str, arguments: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import gymnasium_id
 from scrubjay.memory import State
 

@@ -7,19 +7,17 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from scrubjay.experiments import loggers
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.experiment_types import make_engine
-from scrubjay.experiments.experiment_types.base import Experiment
-from scrubjay.experiments.experiment_types.engine import Engine
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.files import CONFIG, CURVE, RESULT, read_object, write_atomically
+from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
+from scrubjay.experiments.resources import one_thread
+from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.directory import CONFIG, CURVE, RESULT, write_atomically
-from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
-from scrubjay.experiments.runs.json_reader import read_object
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.engine import Engine
+from scrubjay.experiments.runs.kinds import make_engine
 from scrubjay.experiments.runs.metrics import OnUpdate
-from scrubjay.experiments.runs.progress import ProgressDisplay
+from scrubjay.experiments.runs.run import Run
 
 
 class TrainingStartError(ValueError):
@@ -165,9 +163,7 @@ def _write_extension(run: Run) -> None:
 def _make_engine(run: Run, ray: RayOptions | None) -> Engine:
     if ray is None:
         return make_engine(run.config, run.path, run.trust)
-    from scrubjay.experiments.experiment_types.ray_engine import (
-        make_ray_engine,  # importing RLlib takes seconds
-    )
+    from scrubjay.experiments.runs.ray_engine import make_ray_engine  # importing RLlib takes seconds
 
     return make_ray_engine(run.config, run.path, ray, run.trust)
 

@@ -29,7 +29,7 @@ LONGEST = ("test_docs.py", "test_interpreted.py", "test_machine_code.py")
 TOGETHER = {
     "tests/agents/chat/test_model.py": "smollm2",
     "tests/agents/chat/test_prompt.py": "smollm2",
-    "tests/experiments/experiment_types/test_ray_engine.py": "cluster",
+    "tests/experiments/runs/test_ray_engine.py": "cluster",
     "tests/experiments/commands/test_mistakes.py": "mistakes",
     "tests/experiments/test_resume.py": "run",
     "tests/memory/context/test_models.py": "smollm2",

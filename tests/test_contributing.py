@@ -47,7 +47,7 @@ def snippets(tmp_path_factory):
         ("policy", "memory/context/registry.py"),
         ("environment", "envs/registration.py"),
         ("learner", "agents/learners.py"),
-        ("experiment", "experiments/experiment_types/__init__.py"),
+        ("experiment", "experiments/runs/kinds.py"),
         ("command", "experiments/commands/__init__.py"),
         ("tool", "agents/tools/registry.py"),
         ("kernel", "kernels/__init__.py"),
@@ -137,9 +137,9 @@ def test_the_recipe(snippets, tmp_path):
 
 
 def test_the_experiment_type(snippets, monkeypatch, tmp_path):
-    from scrubjay.experiments import experiment_types
+    from scrubjay.experiments.runs import kinds
 
-    monkeypatch.setitem(experiment_types._KINDS, "parity", (snippets.ParityConfig, snippets.ParityEngine))
+    monkeypatch.setitem(kinds._KINDS, "parity", (snippets.ParityConfig, snippets.ParityEngine))
     memory = scrubjay.memory.make_config("gru", dim=16)
     run = train(snippets.ParityConfig(memory=memory, learning_rate=0.02), tmp_path / "parity")
     assert run.result["success"] > 0.9

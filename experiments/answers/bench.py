@@ -31,8 +31,8 @@ from scrubjay.experiments.answers.scores import SCORERS, score, substring
 from scrubjay.experiments.answers.views import CachedEmbeddings, Recall, View, ViewName, fit, open_view
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.lm.conversations import Conversation, Question
-from scrubjay.experiments.runs.interruption import StopRequest
-from scrubjay.experiments.runs.records import Records, prepare_results_dir
+from scrubjay.experiments.measurements import Records, prepare_results_dir
+from scrubjay.experiments.progress import StopRequest
 
 Number = float | None
 ROW: dict[str, Any] = {

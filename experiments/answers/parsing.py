@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.runs.json_reader import MAX_LINES_BYTES, parse, read_untrusted
+from scrubjay.experiments.files import MAX_LINES_BYTES, parse, read_untrusted
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 _MAX_BYTES = 2**32

@@ -18,8 +18,7 @@ from typing import Any
 from scrubjay.experiments.answers.views import LABELS
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.lm.kagentbench import common_length
-from scrubjay.experiments.runs.provenance import processor, version
-from scrubjay.experiments.runs.records import markdown
+from scrubjay.experiments.measurements import markdown, processor, version
 
 _ARTICLES = frozenset(("a", "an", "the"))
 _READER_LABELS: Mapping[str, str] = {"": "", "first": ", first fact", "newest": ", newest fact"}

@@ -29,7 +29,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from scrubjay.experiments.runs.cost import peak_bytes
+from scrubjay.experiments.resources import peak_bytes
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.embedding_model import normalize_vectors

@@ -33,13 +33,12 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from scrubjay.agents import PPOConfig, Sampler
 from scrubjay.agents.rl.segment import Segment
 from scrubjay.experiments.bench.timing import time_in_turns
-from scrubjay.experiments.experiment_types.engine import Engine
-from scrubjay.experiments.experiment_types.local import LocalEngine
-from scrubjay.experiments.experiment_types.ray_engine import RayEngine
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
-from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.engine import Engine, LocalEngine
+from scrubjay.experiments.runs.ray_engine import RayEngine
+from scrubjay.experiments.runs.reinforcement import TrainConfig
+from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import gymnasium_id
 
 

@@ -18,9 +18,9 @@ import torch
 import tyro
 
 from scrubjay.agents.teams.sampler import TeamSampler
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.recipes.methods import with_method
+from scrubjay.experiments.recipes.teams import with_method
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
+from scrubjay.experiments.files import read_text
 from scrubjay.experiments.lm.models import open_bank, open_chat_model, open_for_recall, read_namespace
 from scrubjay.experiments.lm.tuning import append_records, rejection_reason
-from scrubjay.experiments.runs.json_reader import read_text
-from scrubjay.experiments.runs.user_modules import make_importable
+from scrubjay.experiments.user_modules import make_importable
 
 if TYPE_CHECKING:
     from langchain_core.tools import BaseTool

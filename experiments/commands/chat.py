@@ -19,8 +19,8 @@ from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
+from scrubjay.experiments.files import parse, read_untrusted
 from scrubjay.experiments.lm.models import open_local_model
-from scrubjay.experiments.runs.json_reader import parse, read_untrusted
 
 if TYPE_CHECKING:
     from scrubjay.experiments.viz.language_model import RetentionRecorder

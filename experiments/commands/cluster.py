@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scrubjay.experiments import loggers
 from scrubjay.experiments.cli.arguments import UsageError, choose, take_flag
 from scrubjay.experiments.cli.terminal import bad_input, parse_integer
 from scrubjay.experiments.explain import explain
+from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 
 
@@ -40,7 +40,7 @@ def launch(argv: Sequence[str]) -> int:
         raise UsageError("launch needs --address http://HEAD:8265, the address of the cluster's dashboard")
     from scrubjay.experiments.launch.ray_job import follow, submit
     from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.run import default_path
+    from scrubjay.experiments.runs.run import default_path
 
     if resume_dirs:
         if run_dirs:

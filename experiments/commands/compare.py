@@ -13,7 +13,7 @@ from pathlib import Path
 from scrubjay.experiments.cli.arguments import choose, parse
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.progress import GracefulInterrupt
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def run(argv: Sequence[str]) -> int:
     options, train_flags = parse(CompareOptions, argv[:cut], "scrubjay compare"), argv[cut + 1 :]
     from scrubjay.experiments.launch.parallel import prepare, run_in_processes
     from scrubjay.experiments.recipes import RECIPES
-    from scrubjay.experiments.recipes.methods import METHODS
     from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.recipes.teams import METHODS
     from scrubjay.experiments.viz.comparison import write_report
     from scrubjay.memory import list_memories
 
@@ -135,8 +135,8 @@ def _search_settings(flags_by_method: dict[tuple[str, str], list[str]], options:
 
 def _varied_flag(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
     """Return the flag to vary on a recipe, either `--memory` or `--method`, and the values to compare."""
-    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
     from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 
     if isinstance(RECIPES[recipe](), TeamTaskConfig):
         return "--method", options.methods

@@ -24,8 +24,8 @@ from scrubjay.experiments.catalogue import load_catalogue
 from scrubjay.experiments.cli.arguments import TRAINING_FLAGS, UsageError, choose
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.commands import COMMANDS
-from scrubjay.experiments.loggers import LOGGERS
-from scrubjay.experiments.runs.directory import CONFIG
+from scrubjay.experiments.files import CONFIG
+from scrubjay.experiments.runs.loggers import LOGGERS
 
 SHELLS = {
     "bash": 'eval "$(scrubjay completion bash)"',

@@ -10,7 +10,7 @@ from pathlib import Path
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.progress import GracefulInterrupt
 
 
 @dataclass(frozen=True)

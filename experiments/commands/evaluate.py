@@ -14,16 +14,15 @@ from scrubjay.experiments.cli.arguments import parse, take_flag
 from scrubjay.experiments.cli.terminal import bad_input, table
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.evaluation import MAX_STEPS
-from scrubjay.experiments.runs.progress import ProgressLines
+from scrubjay.experiments.progress import ProgressLines
 
 if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
     from scrubjay.experiments.evaluation.policy import EpisodeScores
-    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-    from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
-    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+    from scrubjay.experiments.runs.run import Run
+    from scrubjay.experiments.runs.supervised import SupervisedConfig
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.tasks.teams import TeamEnvConfig
     from scrubjay.experiments.viz.differences import Difference
@@ -68,10 +67,10 @@ def run(argv: Sequence[str]) -> int:
     settings, changes = (take_flag(remaining, flag) for flag in ("--set", "--memory"))
     options = parse(EvalOptions, remaining, "scrubjay eval", extra_flags=("--set", "--memory"))
     from scrubjay.experiments.commands.loading import config_of_agent, memory_guard
-    from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
-    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
     from scrubjay.experiments.recipes.overrides import with_memory_fields
-    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+    from scrubjay.experiments.runs.run import Run
+    from scrubjay.experiments.runs.supervised import SupervisedConfig
 
     with memory_guard(options.trust):
         with bad_input():
@@ -91,7 +90,7 @@ def _evaluate_agent(
     """Evaluate a trained policy on episodes and print the results."""
     from scrubjay.experiments.evaluation.policy import evaluate
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.runs.seeding import derive_seed
+    from scrubjay.experiments.runs.config import derive_seed
 
     with bad_input():
         if options.best_response:
@@ -241,7 +240,7 @@ def _evaluate_team(
     """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
     from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.runs.seeding import derive_seed
+    from scrubjay.experiments.runs.config import derive_seed
     from scrubjay.experiments.viz.differences import get_trust_region_config
 
     with bad_input():

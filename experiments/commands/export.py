@@ -57,7 +57,7 @@ def _write_step(options: ExportOptions) -> int:
 def _write_pretrained(options: ExportOptions) -> int:
     from scrubjay.experiments.commands.loading import memory_guard
     from scrubjay.experiments.export import export_pretrained
-    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.run import Run
 
     with memory_guard(options.trust), bad_input():
         trained_run = Run.load(options.run, options.trust)

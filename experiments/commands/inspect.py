@@ -102,7 +102,7 @@ def _policy(options: InspectOptions) -> ContextPolicy | None:
 def _trace_cache(
     inspection: InspectionResult, policy: ContextPolicy, prompt: int | None, title: str
 ) -> Trace:
-    from scrubjay.experiments.runs.progress import ProgressDisplay
+    from scrubjay.experiments.progress import ProgressDisplay
     from scrubjay.experiments.viz.language_model import trace_retention
     from scrubjay.memory import context
 
@@ -128,7 +128,7 @@ def _trace_retrieval(inspection: InspectionResult, options: InspectOptions, titl
 
     After Ctrl-C the page shows the part of the text that was read.
     """
-    from scrubjay.experiments.runs.json_reader import read_text
+    from scrubjay.experiments.files import read_text
     from scrubjay.experiments.viz.language_model import InfiniRetriRecorder
     from scrubjay.experiments.viz.look import Look
     from scrubjay.memory.context.infiniretri import InfiniRetri

@@ -10,11 +10,11 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from scrubjay.experiments import files as json_reader
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.terminal import bad_input, table
 from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
-from scrubjay.experiments.runs import json_reader
-from scrubjay.experiments.runs.progress import ProgressLines
+from scrubjay.experiments.progress import ProgressLines
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cache
 from scrubjay.experiments.catalogue import Catalogue, build_catalogue, load_catalogue
 from scrubjay.experiments.cli.arguments import UsageError
 from scrubjay.experiments.cli.terminal import table
-from scrubjay.experiments.runs.user_modules import IMPORT_VARIABLE
+from scrubjay.experiments.user_modules import IMPORT_VARIABLE
 
 
 def run(argv: Sequence[str]) -> int:

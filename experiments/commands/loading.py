@@ -12,14 +12,13 @@ from scrubjay.envs.teams import TeamError
 from scrubjay.experiments.cli.failures import FailedError, UsageError, describe, is_out_of_memory
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.files import CURVE
+from scrubjay.experiments.progress import GracefulInterrupt
+from scrubjay.experiments.resources import MEMORY_LIMIT, available_bytes, limit_memory
 from scrubjay.experiments.runs.checkpoint import CheckpointError
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.directory import CURVE
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
-from scrubjay.experiments.runs.memory_limit import MEMORY_LIMIT, available_bytes, limit_memory
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.training import TrainingStartError, run_training
 
 

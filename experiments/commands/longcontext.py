@@ -17,7 +17,7 @@ from scrubjay.experiments.lm.options import (
     PerplexityOptions,
     SpeedOptions,
 )
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.progress import GracefulInterrupt
 
 MEASUREMENTS: dict[str, tuple[str, type[MeasureOptions]]] = {
     "perplexity": ("perplexity of a streamed text by position, with time and memory", PerplexityOptions),
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     name = choose("measurement", arguments[0], list(MEASUREMENTS))
     options = parse(MEASUREMENTS[name][1], arguments[1:], f"scrubjay longcontext {name}")
     measure = _measure(name)
-    from scrubjay.experiments.runs.device import one_thread
+    from scrubjay.experiments.resources import one_thread
 
     try:
         with one_thread():

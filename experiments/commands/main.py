@@ -49,9 +49,9 @@ def _run(argv: list[str]) -> int:
         return 0
     import logging
 
+    from scrubjay.experiments import user_modules
     from scrubjay.experiments.cli.arguments import choose
     from scrubjay.experiments.cli.terminal import bad_input
-    from scrubjay.experiments.runs import user_modules
 
     logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
     run_command = load_command(choose("command", argv[0], list(COMMANDS)))

@@ -55,9 +55,9 @@ def run(argv: Sequence[str]) -> int:
 def _play(options: PlayOptions, settings: list[str]) -> int:
     """Record an episode of a run, environment, recipe or team."""
     from scrubjay.experiments.commands.loading import load_agent
-    from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.overrides import with_env_settings
+    from scrubjay.experiments.runs.reinforcement import TrainConfig
     from scrubjay.experiments.tasks.environments import EnvConfig
     from scrubjay.experiments.viz.film import check_film, play, set_up_team
 

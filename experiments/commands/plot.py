@@ -35,8 +35,8 @@ def run(argv: Sequence[str]) -> int:
     """`scrubjay plot RUN [RUN ...] [--out FILE] [--metric NAME] [--against bytes]`."""
     options = parse(PlotOptions, argv, "scrubjay plot")
     from scrubjay.experiments.commands.loading import memory_guard
-    from scrubjay.experiments.run import Run
-    from scrubjay.experiments.runs.directory import CURVE
+    from scrubjay.experiments.files import CURVE
+    from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.viz.accuracy import plot_state
     from scrubjay.experiments.viz.curves import plot_runs
 

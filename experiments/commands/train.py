@@ -9,13 +9,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from scrubjay.experiments import loggers
 from scrubjay.experiments.cli.arguments import parse, take_flag
 from scrubjay.experiments.cli.terminal import bad_input, table
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.commands.cluster import join_cluster, take_engine, take_logger
 from scrubjay.experiments.commands.list import list_learner_names, list_methods, list_recipes
 from scrubjay.experiments.explain import explain
+from scrubjay.experiments.runs import loggers
 
 LoggerName = Literal["wandb", "mlflow"]
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
     explain(argv[0], remaining)
     from scrubjay.experiments.commands.loading import continue_training
     from scrubjay.experiments.recipes.overrides import override
-    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.run import Run
 
     config = override(argv[0], remaining)
     with bad_input():
@@ -87,7 +87,7 @@ def resume(argv: Sequence[str]) -> int:
     ray = take_engine(remaining)
     options = parse(ResumeOptions, remaining, "scrubjay resume")
     from scrubjay.experiments.commands.loading import continue_training, memory_guard
-    from scrubjay.experiments.run import Run
+    from scrubjay.experiments.runs.run import Run
 
     with memory_guard(options.trust or ray is not None):  # Ray processes reserve their own memory
         with bad_input():

@@ -12,9 +12,9 @@ from scrubjay.agents.rl.observations import check_indices, leaf_spaces, leaf_val
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.sampler import MEASURES, final_info
 from scrubjay.experiments.evaluation import MAX_STEPS
-from scrubjay.experiments.runs.statistics import normal_interval, wilson_interval
+from scrubjay.experiments.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.errors import environment_errors
+from scrubjay.experiments.tasks.faults import environment_errors
 
 MAX_ENVS = 64
 

@@ -16,13 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from scrubjay.experiments.cli.failures import FailedError, UsageError
 from scrubjay.experiments.cli.terminal import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.experiment_types.base import Experiment
-from scrubjay.experiments.experiment_types.rl_base import RLConfig
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.directory import CONFIG, METRICS
-from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
-from scrubjay.experiments.runs.json_reader import check_numbers, parse_object
-from scrubjay.experiments.runs.progress import PLAIN_SECONDS, describe_row
+from scrubjay.experiments.files import CONFIG, METRICS, check_numbers, parse_object
+from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, StopRequest, describe_row
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.reinforcement import RLConfig
+from scrubjay.experiments.runs.run import Run
 
 LOG = "log.txt"
 

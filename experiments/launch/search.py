@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.failures import FailedError, UsageError
-from scrubjay.experiments.experiment_types.rl_base import RLConfig
+from scrubjay.experiments.files import read_text, write_atomically
 from scrubjay.experiments.launch.parallel import prepare, run_in_processes
 from scrubjay.experiments.launch.sweep import Sweep, folder_name
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import read_text
+from scrubjay.experiments.runs.reinforcement import RLConfig
+from scrubjay.experiments.runs.run import Run
 
 SETTINGS = ("ppo.learning-rate=3e-4,1e-3,2e-3,4e-3", "ppo.entropy-coefficient=0.003,0.01,0.03")
 """Default grid of twelve settings."""

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.untrusted_text import printable
+from scrubjay.experiments.files import read_text, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.run import resolve_initial_weights
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import read_text
-from scrubjay.experiments.runs.user_modules import import_user_modules
+from scrubjay.experiments.runs.run import resolve_initial_weights
 from scrubjay.experiments.training import run_training
+from scrubjay.experiments.user_modules import import_user_modules
 
 _REPORTS = 16
 """Number of times a trial reports its score to the scheduler."""

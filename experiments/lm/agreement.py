@@ -18,12 +18,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import FULL, AgreementOptions
 from scrubjay.experiments.lm.reading import cache_nbytes, read, tokenize_text
-from scrubjay.experiments.runs.cost import ElapsedTime, stopwatch
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.resources import ElapsedTime, stopwatch
 from scrubjay.memory import context
 
 _ROW = {

@@ -15,13 +15,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, get_type_hints
 
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.needles import Example, Needles, fit, split_sentences, token_counter
 from scrubjay.experiments.lm.options import INFINIRETRI, NEEDLE, HaystackOptions
 from scrubjay.experiments.lm.reading import Answer, answer, answer_with_infiniretri
 from scrubjay.experiments.lm.ruler import make_example
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.memory.context.infiniretri import InfiniRetri
 
 _ONE_NEEDLE = Needles(new_tokens=24)

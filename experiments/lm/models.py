@@ -52,7 +52,7 @@ def open_local_model(**settings: Any) -> Any:
     from pydantic import ValidationError
 
     from scrubjay.agents import LocalChatModel
-    from scrubjay.experiments.runs.device import resolve_device
+    from scrubjay.experiments.resources import resolve_device
 
     settings["device"] = str(resolve_device(settings["device"]))
     try:

@@ -121,7 +121,7 @@ class MeasureOptions:
         """Return model and tokenizer."""
         import torch
 
-        from scrubjay.experiments.runs.device import resolve_device
+        from scrubjay.experiments.resources import resolve_device
         from scrubjay.memory import context
 
         dtype = getattr(torch, self.dtype)

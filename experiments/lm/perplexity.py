@@ -15,13 +15,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import RECOMPUTE, PerplexityOptions
 from scrubjay.experiments.lm.reading import Curve, cache_nbytes, losses, recompute
-from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
+from scrubjay.experiments.resources import resident_bytes, stopwatch
 from scrubjay.memory import context
 
 _BLOCK = {

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from scrubjay.experiments.lm.needles import Example, string_match_all
-from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
+from scrubjay.experiments.resources import resident_bytes, stopwatch
 from scrubjay.memory import context
 from scrubjay.memory.context.infiniretri import InfiniRetri
 from scrubjay.memory.context.quotes import ControlTokens

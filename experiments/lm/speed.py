@@ -14,12 +14,12 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import RECOMPUTE, SpeedOptions
 from scrubjay.experiments.lm.reading import cache_nbytes, read, recompute
-from scrubjay.experiments.runs.cost import stopwatch
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.resources import stopwatch
 from scrubjay.memory import context
 
 _ROW = {"context": int, "method": str, "repeat": int, "wall": float, "cpu": float, "cache_bytes": int}

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from scrubjay.experiments.runs import json_reader
+from scrubjay.experiments import files as json_reader
 
 _VECTOR_OF_STRINGS, _STRING = 16, 9
 _DATABASE = "data/Rdata.rdb"

@@ -29,8 +29,8 @@ from scrubjay.experiments.lm.haystack import NEEDLE, Cell, make_cell
 from scrubjay.experiments.lm.needles import Example, split_sentences, string_match_all, token_counter
 from scrubjay.experiments.lm.reading import answer, answer_with_infiniretri, tokenize
 from scrubjay.experiments.lm.texts import read_text
-from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.records import markdown
+from scrubjay.experiments.measurements import markdown
+from scrubjay.experiments.resources import one_thread
 from scrubjay.memory import context
 from scrubjay.memory.context.infiniretri import InfiniRetri
 

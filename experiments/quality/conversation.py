@@ -31,13 +31,12 @@ from langchain_core.runnables import RunnableConfig
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
+from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.conversations import Conversation, Reminder, generate_reminders
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.runs.cost import resident_bytes, stopwatch
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.resources import resident_bytes, stopwatch
 from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
 from scrubjay.memory import MemoryBank
 

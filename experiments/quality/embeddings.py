@@ -25,9 +25,8 @@ import tyro
 
 from scrubjay.agents.embeddings import e5, minilm
 from scrubjay.agents.langchain import E5Embeddings, MiniLMEmbeddings
-from scrubjay.experiments.runs.cost import peak_bytes
-from scrubjay.experiments.runs.provenance import processor, version
-from scrubjay.experiments.runs.records import markdown
+from scrubjay.experiments.measurements import markdown, processor, version
+from scrubjay.experiments.resources import peak_bytes
 from scrubjay.memory.bank.embedding_model import fluency, question_pairs
 
 # One token each in both models.

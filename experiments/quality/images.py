@@ -28,11 +28,11 @@ from torch.nn import functional
 from scrubjay.agents.rl.encoders.image import ImageEncoder, ImageEncoderType
 from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import COLOUR_NAMES, NO_MOVE
+from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
-from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.runs.config import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)

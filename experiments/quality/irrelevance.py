@@ -34,10 +34,10 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
 
 OUTSIDE = "The library in the market street is open from nine to five."
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}

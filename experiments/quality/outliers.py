@@ -23,11 +23,10 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
+from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir, version
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.provenance import version
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
-from scrubjay.experiments.runs.statistics import format_spread
+from scrubjay.experiments.statistics import format_spread
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_recall
 from scrubjay.memory import make_config
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig

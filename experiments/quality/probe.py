@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import tyro
 
-from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.progress import GracefulInterrupt
+from scrubjay.experiments.resources import one_thread
 
 Options = TypeVar("Options")
 

@@ -50,7 +50,7 @@ from scrubjay.experiments.lm.conversations import (
 )
 from scrubjay.experiments.quality import retrievers
 from scrubjay.experiments.quality.bfcl import read_bfcl
-from scrubjay.experiments.runs.statistics import bootstrap_interval
+from scrubjay.experiments.statistics import bootstrap_interval
 from scrubjay.memory import SurpriseConfig
 
 DEPTHS = (5, 10, 20)

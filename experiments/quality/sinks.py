@@ -25,15 +25,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
+from scrubjay.experiments.files import CONFIG, write_atomically
+from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.run import Run
 from scrubjay.experiments.runs.checkpoint import load_weights
-from scrubjay.experiments.runs.directory import CONFIG, write_atomically
-from scrubjay.experiments.runs.records import Records, header, markdown, prepare_results_dir
-from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.runs.statistics import format_spread
-from scrubjay.experiments.tasks.suites import MQAR
+from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.runs.sequence import SequenceTaskConfig
+from scrubjay.experiments.statistics import format_spread
+from scrubjay.experiments.tasks.sequences import MQAR
 from scrubjay.experiments.training import resume, train
 from scrubjay.memory import make_config
 from scrubjay.memory.parts.window import Activation, WindowAttention

@@ -11,5 +11,5 @@ from scrubjay.experiments.recipes.registry import with_memory as with_memory
 
 # In the order of `scrubjay list`: first the recipes to try first, last those that need an environment of your
 # own.
-for _family in ("tasks", "ballet", "popgym", "sequences", "teams", "custom"):
+for _family in ("tasks", "sequences", "teams", "custom"):
     importlib.import_module(f"{__name__}.{_family}")

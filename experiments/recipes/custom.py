@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.recipes.methods import with_method
 from scrubjay.experiments.recipes.registry import recipe
+from scrubjay.experiments.recipes.teams import with_method
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config

@@ -13,16 +13,15 @@ from scrubjay.experiments.cli.arguments import (
     choose,
     expand_short_options,
     parse,
+    parse_setting,
     take_flag,
 )
 from scrubjay.experiments.cli.terminal import bad_input, parse_integer
-from scrubjay.experiments.experiment_types.base import Experiment
-from scrubjay.experiments.experiment_types.rl_base import RLConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES, with_memory
-from scrubjay.experiments.recipes.methods import METHODS, with_method
+from scrubjay.experiments.recipes.teams import METHODS, with_method
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.kwargs import parse_setting
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, list_memories, name_of
 from scrubjay.memory.serialization import decode, encode

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from scrubjay.experiments.experiment_types.base import Experiment
+from scrubjay.experiments.runs.config import Experiment
 from scrubjay.memory import MemoryConfig, make_config
 
 AnyExperiment = TypeVar("AnyExperiment", bound=Experiment)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
-from scrubjay.experiments.tasks.suites import MQAR, Induction, Needle, SelectiveCopy, StateTracking
-from scrubjay.experiments.tasks.suites.state_tracking import Group
+from scrubjay.experiments.runs.sequence import SequenceTaskConfig
+from scrubjay.experiments.tasks.sequences import MQAR, Group, Induction, Needle, SelectiveCopy, StateTracking
 
 # Training sequences have 8 chunks, of which 4 are read, so that selection is learned. `num_chunks` suffices
 # for the longest test. One layer per block, for all memories.

@@ -1,14 +1,16 @@
-"""Recipes of small tasks, each of which tests one ability of a memory."""
+"""Recipes of tasks for one agent, each of which tests one ability of a memory."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
 from scrubjay.experiments.recipes.registry import recipe
-from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.runs.reinforcement import TrainConfig
+from scrubjay.experiments.tasks.environments import EnvConfig, KwargValue
 from scrubjay.memory import make_config
 
 # Counting, and recall at a distance that depends on the current step, need a second layer. GTrXL has two by
@@ -146,3 +148,131 @@ def count_recall() -> TrainConfig:
         total_steps=600_000,
         segment_length=64,
     )
+
+
+# 8 dances span 16 chunks. With a smaller top_k the relevant chunk would often be left out before the
+# selection is learned. Gradients flow into the memory, since no reconstruction loss trains its contents.
+_PROBE_SETTINGS = {"hcam": {"top_k": 16, "stop_memory_gradient": False}, "landmark": {"top_k": 16}}
+
+
+def _hcam_settings(chunks: int) -> dict[str, Any]:
+    """Return HCAM settings for reinforcement learning on episodes that fill `chunks` chunks.
+
+    HCAM reads all chunks. Gradients flow through the stored chunks back to the steps of the dances, since no
+    separate loss trains the contents of the memory.
+    """
+    return {"top_k": chunks, "stop_memory_gradient": False}
+
+
+def _ballet_config(dancers: dict[str, Any], chunks: int, num_envs: int, segment_length: int) -> TrainConfig:
+    """Return a reinforcement-learning config for Ballet; `dancers` has settings such as num_dancers."""
+    return TrainConfig(
+        # With the original's 1,024 steps a random walk also arrives, so success would not require learning.
+        env=EnvConfig(
+            "scrubjay/Ballet-v0", {**dancers, "observation": "set", "walk_steps": 32}, num_envs=num_envs
+        ),
+        policy=PolicyConfig(
+            memory=make_config("hcam", dim=64, **_hcam_settings(chunks)),
+            # Walking needs the current observation, not memory.
+            skip=True,
+            # Predicting the next observation requires knowing the dance.
+            auxiliary=("next_observation",),
+        ),
+        learner=PPOConfig(
+            learning_rate=2e-3, anneal=True, gamma=0.97, gae_lambda=0.9, epochs=3, auxiliary_coefficient=0.5
+        ),
+        total_steps=3_000_000,
+        segment_length=segment_length,
+    )
+
+
+@recipe("ballet", settings={"hcam": _hcam_settings(4)})
+def ballet() -> TrainConfig:
+    """Ballet: watch 2 dancers, then walk to the one whose dance is named; see also ballet-4 and -8."""
+    return _ballet_config({"num_dancers": 2, "delay": 2}, 4, num_envs=192, segment_length=64)
+
+
+@recipe("ballet-4", settings={"hcam": _hcam_settings(10), "landmark": {"top_k": 10}})
+def ballet_4() -> TrainConfig:
+    """Ballet with 2 to 4 dancers and 16 steps between dances."""
+    return _ballet_config(
+        {"num_dancers": 4, "min_dancers": 2, "delay": 16}, 10, num_envs=96, segment_length=160
+    )
+
+
+@recipe("ballet-8", settings={"hcam": _hcam_settings(18), "landmark": {"top_k": 18}})
+def ballet_8() -> TrainConfig:
+    """Ballet with 2 to 8 dancers and 16 steps between dances."""
+    return _ballet_config(
+        {"num_dancers": 8, "min_dancers": 2, "delay": 16}, 18, num_envs=64, segment_length=288
+    )
+
+
+@recipe("ballet-reconstruction")
+def ballet_reconstruction() -> TrainConfig:
+    """Ballet with symbolic observations and HCAM's reconstruction loss."""
+    return TrainConfig(
+        env=EnvConfig(
+            "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
+        ),
+        policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
+        learner=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
+        total_steps=2_000_000,
+        segment_length=64,
+    )
+
+
+@recipe("ballet-probe", settings=_PROBE_SETTINGS)
+def ballet_probe() -> BalletProbeConfig:
+    """Supervised: watch 2 dancers, then name the dancer of each dance; see also ballet-probe-4 and -8."""
+    return BalletProbeConfig()
+
+
+@recipe("ballet-probe-4", settings=_PROBE_SETTINGS)
+def ballet_probe_4() -> BalletProbeConfig:
+    """Supervised: watch 4 dancers, then name the dancer of each dance."""
+    return BalletProbeConfig(num_dancers=4)
+
+
+@recipe("ballet-probe-8", settings=_PROBE_SETTINGS)
+def ballet_probe_8() -> BalletProbeConfig:
+    """Supervised: watch 8 dancers, then name the dancer of each dance."""
+    return BalletProbeConfig(num_dancers=8)
+
+
+# POPGym's easy tasks (Morad et al. 2023, arXiv 2303.01859), each with one config for all memories. Two
+# configs differ only in the discount factor. It is 0.9 for the card tasks, whose answers do not affect later
+# steps, and 0.99 for the cart-pole task, whose pushes do. Use the recipes with a search of settings:
+# `scrubjay compare --search --recipes popgym-autoencode ...`.
+def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConfig:
+    return TrainConfig(
+        env=EnvConfig(env_id, kwargs, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64)),
+        learner=PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma),
+        total_steps=1_000_000,
+        segment_length=64,
+    )
+
+
+@recipe("popgym-repeat-previous", settings=TWO_LAYERS)
+def popgym_repeat_previous() -> TrainConfig:
+    """POPGym's RepeatPreviousEasy: name the suit of the card shown four steps ago."""
+    return _popgym_config("scrubjay/RepeatPrevious-v0", {"k": 4}, gamma=0.9)
+
+
+@recipe("popgym-autoencode", settings=TWO_LAYERS)
+def popgym_autoencode() -> TrainConfig:
+    """POPGym's AutoencodeEasy: watch 52 cards, then name their suits in reverse order."""
+    return _popgym_config("scrubjay/Autoencode-v0", {"num_cards": 52}, gamma=0.9)
+
+
+@recipe("popgym-count-recall", settings=TWO_LAYERS)
+def popgym_count_recall() -> TrainConfig:
+    """POPGym's CountRecallEasy: count the cards of the queried color among up to 52."""
+    return _popgym_config("scrubjay/CountRecall-v0", {"num_cards": 52, "num_values": 2}, gamma=0.9)
+
+
+@recipe("popgym-cartpole", settings=TWO_LAYERS)
+def popgym_cartpole() -> TrainConfig:
+    """POPGym's PositionOnlyCartPoleEasy: balance a pole; only position and angle are observed."""
+    return _popgym_config("popgym:popgym-PositionOnlyCartPoleEasy-v0", {}, gamma=0.99)

@@ -1,11 +1,15 @@
-"""Multi-agent recipes."""
+"""Multi-agent recipes and methods: GA-MATR, its ablations, and baselines."""
 
 from __future__ import annotations
 
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes.registry import recipe
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
@@ -66,3 +70,91 @@ def spread() -> TeamTaskConfig:
         learner=GAMATRConfig(mode="sequential", advantage="team"),
         total_steps=200_000,
     )
+
+
+@dataclass(frozen=True)
+class Method:
+    """Settings of a method that override those of the recipe."""
+
+    description: str
+    """One-line description."""
+    policy: dict[str, Any] = field(default_factory=dict)
+    """Values for fields of `TeamPolicyConfig`."""
+    learner: dict[str, Any] = field(default_factory=dict)
+    """Values for fields of `GAMATRConfig`."""
+    memory: str | None = None
+    """Name of the memory; None for the memory of the recipe."""
+
+
+# Set explicitly, since a recipe may use other values.
+_GRAPH: dict[str, Any] = {"graph_rounds": TeamPolicyConfig.graph_rounds, "critic": TeamPolicyConfig.critic}
+_NO_GRAPH: dict[str, Any] = {"graph_rounds": 0, "critic": "pooled"}
+
+METHODS: dict[str, Method] = {
+    "gamatr": Method(
+        "graph attention, recurrence, attention critic, sequential trust-region updates",
+        {**_GRAPH, "shared": False},
+        {"mode": "sequential"},
+    ),
+    "gamatr-shared": Method(
+        "GA-MATR with one shared actor, for teams of any size",
+        {**_GRAPH, "shared": True},
+        {"mode": "independent"},
+    ),
+    "hatrpo": Method(
+        "sequential trust-region updates, separate weights, no graph",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "sequential"},
+    ),
+    "itrpo": Method(
+        "independent trust-region updates, local critics, no graph",
+        {"graph_rounds": 0, "critic": "local", "shared": False},
+        {"mode": "independent"},
+    ),
+    "mappo": Method(
+        "clipped updates, shared weights, central critic, no graph",
+        {**_NO_GRAPH, "shared": True},
+        {"mode": "clip"},
+    ),
+    "happo": Method(
+        "sequential clipped updates, separate weights, no graph",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "clip_sequential"},
+    ),
+    "matrpo": Method(
+        "trust-region updates with consensus among neighbors (ADMM), no graph",
+        {**_NO_GRAPH, "shared": False, "joint": True},
+        {"mode": "consensus"},
+    ),
+    "matrl": Method(
+        "independent trust-region updates, mixed by the equilibrium of a metagame of old and new policies",
+        {**_NO_GRAPH, "shared": False},
+        {"mode": "metagame"},
+    ),
+    "gamatr-no-graph": Method(
+        "GA-MATR without communication",
+        {**_GRAPH, "shared": False, "graph_rounds": 0},
+        {"mode": "sequential"},
+    ),
+    "gamatr-no-recurrence": Method(
+        "GA-MATR without memory",
+        {**_GRAPH, "shared": False},
+        {"mode": "sequential"},
+        memory="none",
+    ),
+    "gamatr-no-attention-critic": Method(
+        "GA-MATR with a mean-pooling critic",
+        {**_GRAPH, "shared": False, "critic": "pooled"},
+        {"mode": "sequential"},
+    ),
+}
+
+
+def with_method(config: TeamTaskConfig, name: str) -> TeamTaskConfig:
+    """Return the config with another method. Raises KeyError on an unknown name."""
+    method = METHODS[name]
+    policy = dataclasses.replace(config.policy, **method.policy)
+    if method.memory is not None:
+        policy = dataclasses.replace(policy, memory=make_config(method.memory, dim=policy.memory.dim))
+    learner = dataclasses.replace(config.learner, **method.learner)
+    return dataclasses.replace(config, method=name, policy=policy, learner=learner)

@@ -1,1 +1,1 @@
-"""Infrastructure of runs: directories, records, checkpoints, seeds, devices and interruption."""
+"""Experiments: their configs, run directories, engines and training."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.runs.user_modules import IMPORT_VARIABLE, appended_folder, worker_folder
+from scrubjay.experiments.user_modules import IMPORT_VARIABLE, appended_folder, worker_folder
 
 TOKEN = "~/.ray/auth_token"
 """Path of Ray's authentication token."""
@@ -92,7 +92,7 @@ def connect(options: RayOptions) -> bool:
 def _follow_driver() -> None:
     """Call `user_modules.follow_driver` if Scrubjay is installed on this node; otherwise do nothing."""
     try:
-        from scrubjay.experiments.runs.user_modules import follow_driver
+        from scrubjay.experiments.user_modules import follow_driver
     except ImportError:
         return
     follow_driver()

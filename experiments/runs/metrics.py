@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.rl.sampler import EpisodeStats
-from scrubjay.experiments.runs.directory import check_name
+from scrubjay.experiments.files import check_name
 
 WINDOW = 100
 """Number of episodes in the moving average of charts."""

@@ -1,1 +1,1 @@
-"""Configs of tasks: environments, teams and synthetic sequences."""
+"""Tasks that experiments learn: environments, teams and synthetic sequences."""

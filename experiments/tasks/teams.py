@@ -14,11 +14,17 @@ from pettingzoo import ParallelEnv
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
-from scrubjay.experiments.tasks.environments import SETTING_ERRORS, describe_setting_error, load_callable
-from scrubjay.experiments.tasks.kwargs import KwargValue
-from scrubjay.experiments.tasks.names import admit, is_safe_team, mark_untrusted
-from scrubjay.experiments.tasks.spec import EnvFacts
-from scrubjay.experiments.tasks.validation import check_team
+from scrubjay.experiments.tasks.environments import (
+    SETTING_ERRORS,
+    EnvFacts,
+    KwargValue,
+    admit,
+    describe_setting_error,
+    is_safe_team,
+    load_callable,
+    mark_untrusted,
+)
+from scrubjay.experiments.tasks.faults import check_team
 
 _TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.viz.curves import assign_colors, label_runs, make_figure, place_legend, save_figure
 
 _ACCURACY_LABEL = "accuracy"

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import read_text
+from scrubjay.experiments.files import read_text, write_atomically
 from scrubjay.experiments.viz.curves import save_figure
 from scrubjay.memory.context.quotes import ControlTokens
 

@@ -12,17 +12,15 @@ from typing import Any
 import torch
 
 from scrubjay.experiments.evaluation.policy import evaluate
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-from scrubjay.experiments.experiment_types.supervised import SupervisedConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.files import read_numbers, write_atomically
+from scrubjay.experiments.measurements import processor, version
 from scrubjay.experiments.recipes.registry import longer_range
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import read_numbers
-from scrubjay.experiments.runs.provenance import processor, version
-from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.resources import one_thread
+from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.runs.supervised import SupervisedConfig
+from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.experiments.viz.teams import size_files, team_plots, team_tables
 
 LONGER_FILE = "longer.json"

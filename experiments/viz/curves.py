@@ -17,9 +17,9 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 
 from scrubjay.experiments.cli.untrusted_text import printable
-from scrubjay.experiments.experiment_types.initial_weights import flatten
 from scrubjay.experiments.recipes.registry import longer_range
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.initial_weights import flatten
+from scrubjay.experiments.runs.run import Run
 
 LABELS = {
     "charts/success": "success per episode (0 to 1)",

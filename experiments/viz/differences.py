@@ -26,14 +26,13 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.evaluation.policy import EpisodeScores
 from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.runs.checkpoint import load_training
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.runs.statistics import difference_interval, normal_interval
-from scrubjay.experiments.tasks.kwargs import KwargValue
+from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.statistics import difference_interval, normal_interval
+from scrubjay.experiments.tasks.environments import KwargValue
 from scrubjay.experiments.viz.trace import Trace
 from scrubjay.memory import name_of
 

@@ -26,7 +26,7 @@ from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.teams.network import AgentTrace
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.errors import environment_errors
+from scrubjay.experiments.tasks.faults import environment_errors
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.density import recall_density
 from scrubjay.experiments.viz.film import batch_observations, make_rendering_env, render_frame

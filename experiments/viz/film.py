@@ -17,12 +17,12 @@ from scrubjay.agents.rl.observations import check_observation, leaf_spaces, leaf
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
 from scrubjay.experiments.evaluation.team import Actor, PolicyActor, list_rules
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
-from scrubjay.experiments.run import Run
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.errors import environment_errors
+from scrubjay.experiments.tasks.faults import environment_errors
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
 
 E = TypeVar("E")

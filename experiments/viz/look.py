@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from scrubjay.experiments.experiment_types.reinforcement import TrainConfig
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.progress import ProgressDisplay
-from scrubjay.experiments.tasks.kwargs import KwargValue
+from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.progress import ProgressDisplay
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.tasks.environments import KwargValue
 from scrubjay.experiments.viz.agent import trace_bank, trace_turn
 from scrubjay.experiments.viz.episode import trace_episode, trace_team
 from scrubjay.experiments.viz.trace import Trace, read_trace, to_json, write_trace

@@ -8,14 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scrubjay.experiments.evaluation.team import Actor, PolicyActor, evaluate_team, list_rules
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.recipes.registry import Range, size_range
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.device import one_thread
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import read_numbers
-from scrubjay.experiments.runs.seeding import derive_seed
-from scrubjay.experiments.runs.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.resources import one_thread
+from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 
 _HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
 

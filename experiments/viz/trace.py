@@ -44,8 +44,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scrubjay.experiments.runs.directory import write_atomically
-from scrubjay.experiments.runs.json_reader import is_number, parse_object, read_untrusted
+from scrubjay.experiments.files import is_number, parse_object, read_untrusted, write_atomically
 
 FORMAT, VERSION = "scrubjay-trace", 1
 KINDS = ("policy", "team", "language model", "agent")

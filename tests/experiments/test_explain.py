@@ -6,8 +6,8 @@ from scrubjay.experiments import RECIPES
 from scrubjay.experiments.catalogue import load_catalogue
 from scrubjay.experiments.cli.arguments import UsageError
 from scrubjay.experiments.explain import explain
-from scrubjay.experiments.recipes.methods import METHODS
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.recipes.teams import METHODS
 from scrubjay.memory import list_memories
 
 ONE_RECIPE_PER_TYPE = ("autoencode", "ballet-probe", "mqar", "uav-small")

@@ -14,7 +14,7 @@ import pytest
 
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.tasks import names
+from scrubjay.experiments.tasks import environments as names
 
 from .commands.fork_runner import CommandResult, complaint, run
 from .hostile import CONTROL_CODES, NAME, corrupt_run

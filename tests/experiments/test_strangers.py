@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from scrubjay.experiments import EnvConfig, Run, resume, train
-from scrubjay.experiments.experiment_types.local import LocalEngine
-from scrubjay.experiments.tasks import names
+from scrubjay.experiments.runs.engine import LocalEngine
+from scrubjay.experiments.tasks import environments as names
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 EVIL = """
@@ -37,7 +37,7 @@ NAMES = [
     ("evilmod:Foo", {}),
     ("evilmod:Foo-v0", {}),
     ("evilmod:scrubjay/TMaze-v0", {}),
-    ("scrubjay.experiments.tasks.names:UntrustedName", {}),
+    ("scrubjay.experiments.tasks.environments:UntrustedName", {}),
     ("GymV26Environment-v0", {"env_id": "evilmod:Foo-v0"}),
     ("CartPole-v1", {"vector_entry_point": "evilmod:Foo"}),
     ("InvertedPendulum-v5", {"xml_file": "evil.xml"}),
@@ -111,8 +111,8 @@ def test_settings_of_the_user_do_not_trust_the_environment(command, untrusted_ru
 
 def test_a_team_environment_that_only_the_file_names_is_not_made(tmp_path, expect_refusal):
     (tmp_path / "evilmod.py").write_text(EVIL)
-    from scrubjay.experiments.experiment_types import to_json
-    from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+    from scrubjay.experiments.runs.kinds import to_json
+    from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 
     path = tmp_path / "run"
     path.mkdir()

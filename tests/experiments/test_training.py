@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from scrubjay.experiments import Run, resume, train
-from scrubjay.experiments.runs.directory import lock
+from scrubjay.experiments.files import lock
 from scrubjay.experiments.training import TrainingStartError
 
 

@@ -76,8 +76,8 @@ def bench(options: BenchOptions) -> int:
     from scrubjay.experiments.answers.bench import Bench, Settings, read_texts
     from scrubjay.experiments.answers.readers import JUDGE_PROMPT, PROMPT
     from scrubjay.experiments.answers.scores import head, table
-    from scrubjay.experiments.runs.device import one_thread
-    from scrubjay.experiments.runs.directory import write_atomically
+    from scrubjay.experiments.files import write_atomically
+    from scrubjay.experiments.resources import one_thread
 
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
@@ -131,7 +131,7 @@ def facts(options: FactsOptions) -> int:
     """Generate synthetic facts and write them as JSON lines: for each seed, one line per question type."""
     from scrubjay.experiments.answers.datasets import part_names
     from scrubjay.experiments.answers.facts import make_rows
-    from scrubjay.experiments.runs.directory import write_atomically
+    from scrubjay.experiments.files import write_atomically
 
     if not options.file.parent.is_dir():
         raise UsageError(f"folder {options.file.parent} for {options.file.name} does not exist")

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import EmbeddingsName
+from scrubjay.experiments import files as json_reader
 from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable
 from scrubjay.experiments.commands.memory.consolidation import make_decider, print_decision
 from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
-from scrubjay.experiments.runs import json_reader
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.document import split_document

@@ -26,7 +26,7 @@ def test_a_row_tells_the_rates_of_its_recipe_and_method(monkeypatch, capsys):
 
 
 def test_the_cases_measured_by_default_are_there():
-    from scrubjay.experiments.recipes.methods import METHODS
+    from scrubjay.experiments.recipes.teams import METHODS
 
     for recipe, method in TeamsBench().cases:
         assert RECIPES[recipe]().policy_type == "team"

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs.directory import lock
+from scrubjay.experiments.files import lock
+from scrubjay.experiments.runs.run import Run
 
 LONG = ["--total-steps", "9000000", "--env.num-envs", "4", "--segment-length", "8", "--run-dir", "run"]
 

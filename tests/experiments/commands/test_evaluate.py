@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
-from scrubjay.experiments.run import Run
-from scrubjay.experiments.runs import progress
-from scrubjay.experiments.tasks.suites import MQAR
+from scrubjay.experiments import progress
+from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.runs.sequence import SequenceTaskConfig
+from scrubjay.experiments.tasks.sequences import MQAR
 from scrubjay.experiments.training import train
 from scrubjay.memory import make_config
 from scrubjay.memory.stack import StackConfig

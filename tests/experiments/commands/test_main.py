@@ -18,8 +18,8 @@ from scrubjay.experiments import Run, commands
 from scrubjay.experiments.cli.arguments import UsageError
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.commands.main import main
+from scrubjay.experiments.files import lock
 from scrubjay.experiments.recipes.overrides import override
-from scrubjay.experiments.runs.directory import lock
 
 TINY = ["--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "3"]
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageSequence
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.experiments import train
 from scrubjay.experiments.commands.main import main
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig
 
 from ..viz.test_film import Relay

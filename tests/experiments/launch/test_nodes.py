@@ -14,7 +14,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from scrubjay.experiments import RayOptions, Run
-from scrubjay.experiments.experiment_types.ray_engine import RayEngine
+from scrubjay.experiments.runs.ray_engine import RayEngine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -12,7 +12,7 @@ from scrubjay.experiments.cli.failures import FailedError, UsageError
 from scrubjay.experiments.launch import search as searching
 from scrubjay.experiments.launch.search import Search, run_searches, write_search_report
 from scrubjay.experiments.launch.sweep import Sweep, parse_param
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
+from scrubjay.experiments.progress import GracefulInterrupt
 from scrubjay.experiments.training import run_training
 
 FLAGS = (

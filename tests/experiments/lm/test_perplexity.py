@@ -8,7 +8,7 @@ import torch
 from scrubjay.experiments.commands import main
 from scrubjay.experiments.lm.perplexity import PerplexityOptions, run_perplexity
 from scrubjay.experiments.lm.reading import Curve, recompute, tokenize
-from scrubjay.experiments.runs.interruption import GracefulInterrupt, StopRequest
+from scrubjay.experiments.progress import GracefulInterrupt, StopRequest
 
 pytestmark = pytest.mark.requires("transformers")
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from scrubjay.experiments.progress import GracefulInterrupt
 from scrubjay.experiments.quality.probe import run_probe
-from scrubjay.experiments.runs.interruption import GracefulInterrupt
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.recipes.registry import with_memory
+from scrubjay.experiments.runs.engine import LocalEngine
 
 BY_REWARD = ("ballet", "ballet-4", "ballet-8")
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from scrubjay.experiments import Run
-from scrubjay.experiments.recipes.methods import METHODS
-from scrubjay.experiments.tasks import names
+from scrubjay.experiments.recipes.teams import METHODS
+from scrubjay.experiments.tasks import environments as names
 
 MINE = """
 import numpy as np

@@ -9,9 +9,9 @@ import torch
 
 from scrubjay.experiments import Run, train
 from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.experiment_types.local import LocalEngine
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.memory import make_config
 from scrubjay.memory.stack import StackConfig
 

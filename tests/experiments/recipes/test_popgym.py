@@ -8,7 +8,7 @@ import pytest
 from popgym import envs as popgym_envs
 
 from scrubjay.experiments import RECIPES
-from scrubjay.experiments.experiment_types.local import LocalEngine
+from scrubjay.experiments.runs.engine import LocalEngine
 
 pytestmark = pytest.mark.requires("popgym")
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import RECIPES, TrainConfig, with_memory
-from scrubjay.experiments.experiment_types import from_json, to_json
-from scrubjay.experiments.experiment_types.base import Experiment
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.recipes.registry import longer_range, recipe, size_range
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.memory import list_memories, make_config
 
 NEEDS = {

@@ -5,7 +5,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.experiments.runs.seeding import derive_seed
+from scrubjay.experiments.runs.config import derive_seed
 
 
 @given(st.integers(0, 10_000), st.integers(1, 5))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scrubjay.experiments.runs.serialization import from_plain, to_plain
+from scrubjay.experiments.runs.checkpoint import from_plain, to_plain
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.recipes import RECIPES
-from scrubjay.experiments.tasks.spec import EnvFacts
+from scrubjay.experiments.tasks.environments import EnvFacts
 
 SPACES = [
     spaces.Box(-np.inf, np.inf, (3,), np.float32),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments import Run
-from scrubjay.experiments.experiment_types.sequence import SequenceTaskConfig
-from scrubjay.experiments.tasks.suites import MQAR
+from scrubjay.experiments.runs.sequence import SequenceTaskConfig
+from scrubjay.experiments.tasks.sequences import MQAR
 from scrubjay.memory import make_config
 
 CONFIG = SequenceTaskConfig(

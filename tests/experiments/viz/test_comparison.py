@@ -131,7 +131,7 @@ def evaluations(monkeypatch):
         return Scores(env)
 
     monkeypatch.setattr(comparison, "evaluate", evaluate)
-    monkeypatch.setattr("scrubjay.experiments.run.Run.policy_for", lambda run, env: None)
+    monkeypatch.setattr("scrubjay.experiments.runs.run.Run.policy_for", lambda run, env: None)
     return calls
 
 

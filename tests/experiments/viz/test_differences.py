@@ -13,8 +13,8 @@ from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.evaluation.policy import EpisodeScores
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
-from scrubjay.experiments.runs.statistics import difference_interval
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
+from scrubjay.experiments.statistics import difference_interval
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.differences import (
     get_trust_region_config,

@@ -10,7 +10,7 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import train
 from scrubjay.experiments.commands.main import main
-from scrubjay.experiments.experiment_types.team import TeamTaskConfig
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.differences import learner_state, measure_gains_with_progress
 from scrubjay.experiments.viz.episode import trace_team

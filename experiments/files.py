@@ -1,0 +1,202 @@
+"""Files of runs and results: names, locks, atomic writes, and readers of JSON that may be untrusted."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import math
+import os
+import stat
+from pathlib import Path
+from typing import IO, Any
+
+_log = logging.getLogger(__name__)
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+CURVE = "curve.png"
+ENVIRONMENT = "environment.json"
+INITIAL = "initial.safetensors"
+"""Initial weights, copied from another run."""
+CHECKPOINTS = "checkpoints"
+
+
+def lock(path: Path) -> IO[str]:
+    """Lock a run for training; return an open file that holds the lock until it is closed.
+
+    The system releases the lock when the process ends. Raises ValueError if another process holds the lock.
+    On NFS the lock also works between machines if the server supports locks, as NFS 4 does. If the file
+    system has no locks, a warning is logged.
+    """
+    file = (path / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such locks
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # some NFS servers raise PermissionError
+        file.close()
+        raise ValueError(f"{path} is being trained by another process; wait for it or stop it") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            file.close()
+            raise
+        _log.warning(
+            "%s: this file system does not support locks; train the run in one process at a time", path
+        )
+    return file
+
+
+def check_name(path: Path) -> None:
+    """Raise ValueError if a path is not valid UTF-8; TensorBoard cannot open such a path."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{path} is not valid UTF-8; give the folder another name") from None
+
+
+def check_files(path: Path) -> None:
+    """Raise ValueError if there is anything but regular files and folders below `path`.
+
+    Through a link, a run would write to files outside its directory.
+    """
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            try:
+                mode = os.lstat(os.path.join(folder, name)).st_mode
+            except FileNotFoundError:  # the process that trains it deleted the file meanwhile
+                continue
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(
+                    f"{os.path.join(folder, name)} is a link or a special file; a run directory must have "
+                    "plain files. Copy the file there, or pass --trust (trust=True in Python) to trust it"
+                )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file atomically: if the process is killed, the file has its old or its new content."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:  # fails on an existing link
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+MAX_BYTES = 2**26
+"""Maximum size of a file with one object; the largest stores the bounds of all observation elements."""
+MAX_LINES_BYTES = 2**28
+"""Maximum size of a JSON-lines file, about half a million updates."""
+
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)
+
+
+class Fields(dict[str, Any]):
+    """JSON object. A missing field raises ValueError, which names the source and, if known, a remedy."""
+
+    def __init__(self, values: dict[str, Any], source: object, remedy: str = "") -> None:
+        super().__init__(values)
+        self.source, self.remedy = source, remedy
+
+    def __missing__(self, name: str) -> Any:
+        if self.remedy:
+            raise ValueError(f"{self.source} lacks {name}: {self.remedy}")
+        raise ValueError(f"{self.source} is damaged: it lacks {name}")
+
+
+def parse(text: str, source: object) -> Any:
+    """Parse JSON text. Raises ValueError, naming `source`, if it is not valid JSON."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{source} is not JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{source} is not JSON: {error}") from None
+
+
+def parse_object(text: str, source: object) -> Fields:
+    """Parse a JSON object. Raises ValueError, naming `source`, if the text is not a JSON object."""
+    value = parse(text, source)
+    if not isinstance(value, dict):
+        raise ValueError(  # noqa: TRY004  (the error is about the content of a file)
+            f"{source} is damaged: it holds {value!r:.40} instead of a JSON object"
+        )
+    return Fields(value, source)
+
+
+def read_object(path: Path) -> Fields:
+    """Read a JSON object from a file. Raises ValueError on other content, and OSError if reading fails."""
+    return parse_object(read_untrusted(path), path)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file. Raises ValueError, naming the file, if it is not UTF-8; OSError if reading fails."""
+    return _decode(path.read_bytes(), path)
+
+
+def read_untrusted(path: Path, max_bytes: int = MAX_BYTES) -> str:
+    """Read a text file of a run or a measurement, which may be untrusted.
+
+    Raises ValueError, naming the file, if it is not UTF-8, not a regular file, or larger than `max_bytes`.
+    Raises OSError if reading fails.
+    """
+    # Open a pipe without blocking, and then reject it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _AT_ONCE)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file")
+        if status.st_size > max_bytes:
+            raise ValueError(f"{path} has {status.st_size:,} bytes: the limit is {max_bytes:,}")
+        return _decode(file.read(max_bytes + 1), path)
+
+
+def read_lines(path: Path) -> list[Fields]:
+    """Return the objects in a JSON-lines file; return an empty list if the file does not exist.
+
+    An incomplete last line is skipped. Raises ValueError, naming the line, if any other line holds no object.
+    """
+    try:
+        text = read_untrusted(path, MAX_LINES_BYTES)
+    except FileNotFoundError:
+        return []
+    return [
+        parse_object(line, f"line {number} of {path}")
+        for number, line in enumerate(text.split("\n")[:-1], 1)
+        if line.strip()
+    ]
+
+
+def read_numbers(path: Path) -> Fields:
+    """Read an object of numbers from a JSON file. Raises ValueError on other content."""
+    return check_numbers(read_object(path))
+
+
+def check_numbers(fields: Fields) -> Fields:
+    """Return `fields`. Raises ValueError unless all values are numbers that a float can represent."""
+    for name, value in fields.items():
+        if not is_number(value):
+            raise ValueError(f"{fields.source} is damaged: {name}={value!r:.40} is not a number")
+    return fields
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        # Universal newlines, as in text mode.
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not valid UTF-8: byte {error.start} is invalid") from None
+
+
+def is_number(value: Any) -> bool:
+    """Return True if a value is a JSON number, including NaN, that a float can represent."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        math.isnan(value)
+    except OverflowError:
+        return False
+    return True

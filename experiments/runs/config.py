@@ -1,0 +1,188 @@
+"""Config of any experiment: what run directories, engines, resuming and plots require of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+import numpy as np
+from torch import nn
+from tyro.conf import Fixed, Suppress
+
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.memory import MemoryConfig
+
+RECORDED = {"recorded": True}
+"""Metadata of fields that a run records itself and that no flag sets."""
+
+
+@dataclass(frozen=True)
+class Extension:
+    """Extension of a run to a larger total of steps. Raises ValueError if the total is already reached."""
+
+    previous_total: int
+    """`total_steps` before the extension."""
+    done: int
+    """Steps completed when the run was extended."""
+    total: int
+    """`total_steps` after the extension."""
+
+    def __post_init__(self) -> None:
+        if self.previous_total < 1 or self.done < 0:
+            raise ValueError(
+                f"extension from previous_total={self.previous_total} at done={self.done}: "
+                "previous_total must be at least 1, and done must not be negative"
+            )
+        if self.total <= self.done:
+            raise ValueError(
+                f"total_steps={self.total}: the run has completed {self.done} steps; choose a larger total"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(ABC):
+    """Base config of all experiments. Raises ValueError if the fields contradict each other.
+
+    A run is trained to `total_steps`, which `scrubjay resume RUN --total-steps N` can raise. Schedules, such
+    as that of the learning rate, last for `first_plan` steps and then keep their last value.
+    """
+
+    kind: ClassVar[str]
+    """Name of this class in config.json."""
+    policy_type: ClassVar[str | None] = None
+    """Type of the trained policy: "agent" or "team"; None if there is no policy."""
+    shape_fields: ClassVar[tuple[str, ...]]
+    """Fields that determine the shapes of the weights, besides the spaces of the environment."""
+
+    init_from: str | None = None
+    """Run directory whose latest weights initialize this run. Optimizer state and step counts are not
+    copied."""
+    init_step: Annotated[int | None, Suppress, Fixed] = dataclasses.field(default=None, metadata=RECORDED)
+    """Number of steps that the run `init_from` had trained its weights; recorded at the start of this run."""
+    extensions: Annotated[tuple[Extension, ...], Suppress, Fixed] = dataclasses.field(
+        default=(), metadata=RECORDED
+    )
+    """Extensions by `scrubjay resume RUN --total-steps N`; the last total is `total_steps`."""
+    recipe: str
+    """Task name in run directories and plots; runs with the same recipe share a panel."""
+    total_steps: int
+    """Total of steps; `planned_steps` rounds it up to whole updates."""
+    seed: int = 0
+    """Seed of all randomness."""
+    checkpoint_seconds: float = 30.0
+    """Seconds between checkpoints; a killed run loses at most this much work."""
+
+    if TYPE_CHECKING:  # a field in some subclasses and a property in others
+
+        @property
+        def memory(self) -> MemoryConfig:
+            """Memory config."""
+            ...
+
+    def __post_init__(self) -> None:
+        if self.init_from is not None:
+            object.__setattr__(self, "init_from", os.fspath(self.init_from))
+        if self.total_steps < 1:
+            raise ValueError(f"total_steps={self.total_steps}: must be at least 1")
+        for name in ("seed", "checkpoint_seconds"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.init_step is not None and self.init_step < 0:
+            raise ValueError(f"init_step={self.init_step}: must not be negative")
+        for before, after in pairwise(self.extensions):
+            if after.previous_total != before.total or after.done < before.done:
+                raise ValueError(
+                    f"extensions: {after} does not follow {before}; the later extension "
+                    f"must have previous_total={before.total} and done of at least {before.done}"
+                )
+        if self.extensions and self.extensions[-1].total != self.total_steps:
+            raise ValueError(
+                f"total_steps={self.total_steps}: must equal the total of the last extension, "
+                f"{self.extensions[-1].total}; for a new run pass extensions=()"
+            )
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """Method name in plots; runs with the same label share a curve."""
+
+    @property
+    @abstractmethod
+    def planned_steps(self) -> int:
+        """Number of steps after which the run ends."""
+
+    @property
+    @abstractmethod
+    def success_without_memory(self) -> float | None:
+        """Best possible success rate without memory; None if it is unknown."""
+
+    @abstractmethod
+    def with_memory(self, memory: MemoryConfig) -> Self:
+        """Return a copy of this config with another memory."""
+
+    @abstractmethod
+    def make_model(self) -> nn.Module:
+        """Return a new, untrained model."""
+
+    @abstractmethod
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Raise ValueError or TypeError if the experiment cannot run.
+
+        The check is for this machine if `ray` is None, and otherwise for a Ray cluster with these options.
+        """
+
+    def rough_bytes(self) -> dict[str, int]:
+        """Return a dict from settings, such as `env.num_envs=8`, to estimated bytes in training and test.
+
+        An empty dict means that no estimate is known. Raises ValueError if one setting alone exceeds the
+        memory limit.
+        """
+        return {}
+
+    @property
+    def first_plan(self) -> int:
+        """Value of `total_steps` before the first extension; schedules last for this number of steps."""
+        return self.extensions[0].previous_total if self.extensions else self.total_steps
+
+    def with_total_steps(self, total_steps: int, completed_steps: int) -> Self:
+        """Return a copy with the new total `total_steps`, for a run that has completed `completed_steps`.
+
+        Raises ValueError if `total_steps` is not larger than `completed_steps`.
+        """
+        extension = Extension(self.total_steps, completed_steps, total_steps)
+        fields: dict[str, Any] = {
+            "total_steps": total_steps,
+            "extensions": (*self.extensions, extension),
+        }
+        return dataclasses.replace(self, **fields)
+
+    def without_extensions(self) -> Self:
+        """Return this config as it was at the start of the run."""
+        fields: dict[str, Any] = {"total_steps": self.first_plan, "extensions": (), "init_step": None}
+        return dataclasses.replace(self, **fields)
+
+    def with_run_fields(self, stored_config: Experiment) -> Self:
+        """Return a copy that takes `total_steps`, `extensions` and `init_step` from `stored_config`."""
+        names = ("total_steps", "extensions", "init_step")
+        return dataclasses.replace(self, **{name: getattr(stored_config, name) for name in names})
+
+
+_PURPOSES = ("weights", "sampling", "minibatches", "evaluation")
+
+
+def derive_seed(
+    seed: int, purpose: Literal["weights", "sampling", "minibatches", "evaluation"], step: int = 0
+) -> int:
+    """Return a 31-bit seed for one purpose of an experiment. Different values of `step` give different seeds.
+
+    A vector environment gives its environments consecutive seeds. Without derived seeds, experiments
+    with seeds 0 and 1, or training and evaluation, would share nearly all their episodes.
+    """
+    # Step 0 is left out, for the same seeds as in versions without `step`.
+    entropy = [seed, _PURPOSES.index(purpose), step][: 3 if step else 2]
+    words = np.random.SeedSequence(entropy).generate_state(1)
+    return int(words[0] >> 1)

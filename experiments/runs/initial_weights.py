@@ -1,0 +1,127 @@
+"""Loading of initial weights from another run. If they do not match, the error names the differences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from torch import Tensor
+
+from scrubjay.agents.rl.encoders.shape import is_image
+from scrubjay.agents.rl.observations import leaf_spaces
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.experiments.runs.checkpoint import checkpoint_step, load_weights
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.memory import serialization
+
+_MAX_DIFFERENCES = 3
+"""Maximum number of differences in an error."""
+
+
+@dataclass(frozen=True)
+class SourceRun:
+    """Run that provides the initial weights."""
+
+    path: Path
+    config: Experiment
+    checkpoint: Path
+    """Latest checkpoint of the run."""
+    spaces: Spaces | None
+    """Spaces of the run's environment; None if the run has no environment or has not stored the spaces."""
+
+
+def load_initial_weights(source: SourceRun, config: Experiment) -> tuple[dict[str, Tensor], int]:
+    """Return the latest weights of the run `source` and the training step at which they were saved.
+
+    The weights become the initial weights of `config`. They include everything in the policy's `state_dict`,
+    such as observation statistics. No code of the source run is executed. Raises ValueError naming the
+    differences if the weights do not match `config`.
+    """
+    ours, theirs = (one.policy_type or one.kind for one in (config, source.config))
+    if ours != theirs:
+        difference = f"it trained the model of kind {theirs!r}, this run trains one of kind {ours!r}"
+        raise _mismatch_error(source, "name a run of the same kind", difference)
+    if source.spaces is not None:
+        _check_spaces(source, source.spaces, config)
+    weights = load_weights(source.checkpoint)
+    shapes, source_shapes = (
+        {name: tuple(value.shape) for name, value in part.items()}
+        for part in (config.make_model().state_dict(), weights)
+    )
+    settings = _differences(_settings(config), _settings(source.config))
+    class_names = [text for name, text in settings.items() if name.rpartition(".")[2] == "name"]
+    if class_names or shapes != source_shapes:
+        differences = class_names or [*(settings or _differences(shapes, source_shapes)).values()]
+        raise _mismatch_error(source, "use the same settings as that run, or name another run", *differences)
+    return weights, checkpoint_step(source.checkpoint)
+
+
+def _mismatch_error(source: SourceRun, remedy: str, *differences: str) -> ValueError:
+    text = ", ".join(" ".join(difference.split()) for difference in differences[:_MAX_DIFFERENCES])
+    more = f" and {len(differences) - _MAX_DIFFERENCES} more" if len(differences) > _MAX_DIFFERENCES else ""
+    return ValueError(f"init_from={str(source.path)!r} does not match this run: {text}{more}; {remedy}")
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """Return the settings that determine weight shapes; keys are dotted names such as `policy.memory.dim`."""
+    values = serialization.encode(config)
+    return flatten({name: values[name] for name in config.shape_fields})
+
+
+def flatten(value: Any, name: str = "") -> dict[str, Any]:
+    """Flatten nested dicts and lists to one dict, whose keys are dotted names such as `memory.dim`."""
+    if not isinstance(value, dict | list):
+        return {name: value}
+    parts = value.items() if isinstance(value, dict) else enumerate(value)
+    return {
+        inner: leaf
+        for key, part in parts
+        for inner, leaf in flatten(part, f"{name}.{key}" if name else str(key)).items()
+    }
+
+
+def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
+    """Return a dict from the name of each differing or missing value to a description of the difference."""
+    missing = "nothing"
+    return {
+        name: f"{name} is {here.get(name, missing)!r} here and {there.get(name, missing)!r} there"
+        for name in {**here, **there}
+        if here.get(name, missing) != there.get(name, missing)
+    }
+
+
+def _check_spaces(source: SourceRun, there: Spaces, config: Any) -> None:
+    here = config.env.spaces()
+    team = here.num_agents is not None
+    if team and here.num_agents != there.num_agents and not config.policy.shared:
+        difference = f"the team has {here.num_agents} agents here and {there.num_agents} there"
+        raise _mismatch_error(source, "only policy.shared=True supports teams of other sizes", difference)
+    remedy = "choose an environment with the same spaces, or name another run"
+    if here.action != there.action:
+        raise _mismatch_error(
+            source, remedy, f"the action space is {here.action} here and {there.action} there"
+        )
+    ours, theirs = leaf_spaces(here.observation), leaf_spaces(there.observation)
+    for name in {**ours, **theirs}:
+        if name not in ours or name not in theirs or not _read_alike(ours[name], theirs[name], team):
+            part = f" of {name!r}" if name else ""
+            difference = f"{ours.get(name, 'nothing')} here and {theirs.get(name, 'nothing')} there"
+            raise _mismatch_error(source, remedy, f"the observation space{part} is {difference}")
+
+
+def _read_alike(here: spaces.Space, there: spaces.Space, team: bool) -> bool:
+    """Return True if encoders of the observation spaces `here` and `there` can share weights."""
+    if here == there:
+        return True
+    if type(here) is not type(there) or not isinstance(here, spaces.Box | spaces.MultiBinary):
+        return False
+    # Entity sets of a team may be padded to other sizes; in all other cases weights depend on the sizes.
+    ours, theirs = here.shape, there.shape or ()
+    if len(ours) != len(theirs) or (ours != theirs and not team):
+        return False
+    # Bounds are used only to scale images and integers.
+    floats = all(np.issubdtype(space.dtype, np.floating) for space in (here, there))
+    return isinstance(here, spaces.MultiBinary) or (floats and not is_image(here))

@@ -1,0 +1,63 @@
+"""Registry of the experiment types in config.json, each with a config class and an engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from scrubjay.experiments.files import parse_object
+from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig, ProbeEngine
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.engine import Engine, LocalEngine
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import serialization
+
+_KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
+    "ballet-probe": (BalletProbeConfig, ProbeEngine),
+    "sequence-task": (SequenceTaskConfig, SequenceEngine),
+    "team": (TeamTaskConfig, LocalEngine),
+    "train": (TrainConfig, LocalEngine),
+}
+
+
+def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engine:
+    """Return the engine that trains `config` in this process.
+
+    If `trust` is True, the engine also loads pickled data in a checkpoint. Such data can execute any code.
+    """
+    return _KINDS[config.kind][1](config, run_dir, trust)
+
+
+def to_json(config: Experiment) -> str:
+    """Return the text of config.json for `config`."""
+    return json.dumps({"format": serialization.FORMAT, **serialization.encode(config)}, indent=2) + "\n"
+
+
+def from_json(text: str, trust: bool = False) -> Experiment:
+    """Return the config that `to_json` wrote. Raises ValueError naming the invalid field, or the format
+    if another version of Scrubjay wrote the text.
+
+    Without `trust`, the name of the environment is marked as untrusted, unless it is safe or the user named
+    it in this process. An untrusted environment cannot be created, since its code could do anything.
+    """
+    fields = parse_object(text, "config.json")
+    serialization.take_format(fields, "config.json")
+    kind = fields.pop("kind", None)
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
+    try:
+        config = serialization.decode(_KINDS[kind][0], fields)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply") from None
+    if trust:
+        return config
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    env_configs = {
+        name: value for name, value in values.items() if isinstance(value, (EnvConfig, TeamEnvConfig))
+    }
+    return dataclasses.replace(config, **{name: env.as_untrusted() for name, env in env_configs.items()})

@@ -1,0 +1,450 @@
+"""Run directory of an experiment: its config, metrics, checkpoints, result and trained policy."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Callable
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments import progress
+from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT
+from scrubjay.experiments.evaluation.policy import MAX_ENVS
+from scrubjay.experiments.files import (
+    CHECKPOINTS,
+    CONFIG,
+    ENVIRONMENT,
+    INITIAL,
+    MAX_BYTES,
+    METRICS,
+    RESULT,
+    Fields,
+    check_files,
+    check_name,
+    check_numbers,
+    lock,
+    read_lines,
+    read_object,
+    read_untrusted,
+    write_atomically,
+)
+from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
+from scrubjay.experiments.runs.checkpoint import (
+    checkpoint_step,
+    latest_checkpoint,
+    load_weights,
+    write_weights,
+)
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.initial_weights import SourceRun, load_initial_weights
+from scrubjay.experiments.runs.kinds import from_json, to_json
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.memory import MemoryConfig
+from scrubjay.memory.config_registry import UnknownNameError
+from scrubjay.memory.sketch import MisfitError, build_matching, sketch, state_nbytes
+
+
+class Run:
+    """Directory of one experiment.
+
+    It contains config.json, environment.json (the spaces, in reinforcement learning only), metrics.jsonl (one
+    row per update), TensorBoard events and checkpoints/. A finished run adds result.json and curve.png. A run
+    that was initialized with the weights of another run has initial.safetensors.
+
+    Example:
+        run = Run.load("runs/tmaze-gru-s0-20260101-120000")
+        action, state = run.policy.act(observation, state, start)
+    """
+
+    def __init__(self, path: Path, config: Experiment, trust: bool = False, untrusted: bool = False) -> None:
+        self.path = path
+        self.config = config
+        self.trust = trust
+        self.untrusted = untrusted
+        """True if the config was read from an untrusted directory; its sizes are then limited."""
+        self.source = f"in {CONFIG}"
+        """Origin of the config, for error messages."""
+        self.stored_config: Experiment | None = None
+        """Config in config.json if `with_total_steps` made another one that is not written yet; else None."""
+
+    @classmethod
+    def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
+        """Create a run directory, with a copy of the weights that `config.init_from` names.
+
+        Raises ValueError if the directory already holds a run, or if the weights do not match the config.
+        """
+        if path is not None and not str(path):
+            raise ValueError(
+                "the name of the run directory is empty; pass a folder, or omit it to create one in runs"
+            )
+        check_name(Path(path or ""))
+        config, weights = resolve_initial_weights(config)
+        path = _make_directory(config) if path is None else Path(path)
+        path.mkdir(parents=True, exist_ok=True)
+        check_files(path)
+        with lock(path):  # if two processes start at once, the second one sees the config of the first
+            if (path / CONFIG).exists():
+                raise ValueError(
+                    f"{path} already holds a run; choose another directory, or: "
+                    f"{_format_resume_command(path)}"
+                )
+            # Leftovers of an unknown run would be resumed from, or overwritten.
+            for name in (CHECKPOINTS, METRICS, RESULT):
+                if (path / name).exists():
+                    raise ValueError(
+                        f"{path} holds {name} of a run but no {CONFIG}; choose another directory"
+                    )
+            for name in (ENVIRONMENT, INITIAL):  # leftovers of a start that was killed
+                (path / name).unlink(missing_ok=True)
+            if config.policy_type is not None:
+                _store_facts(config, path / ENVIRONMENT)
+            if weights is not None:
+                write_weights(path / INITIAL, weights)
+            write_atomically(path / CONFIG, to_json(config))
+        return cls(path, config)
+
+    @classmethod
+    def load(cls, path: Path | str, trust: bool = False) -> Run:
+        """Open a run directory, which may be untrusted.
+
+        If `trust` is True, the run may execute any code. It may create environments that are neither part of
+        Scrubjay nor named by the user in this process. It may also load pickled data: training states of
+        older versions, and environment states that are not plain data.
+
+        Raises ValueError if the directory holds no run, or if it holds links and `trust` is False.
+        """
+        path = Path(path)
+        if not trust and os.path.lexists(path / CONFIG):
+            check_files(path)
+        try:
+            text = read_untrusted(path / CONFIG)
+        except OSError:
+            raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
+        try:
+            return cls(path, from_json(text, trust), trust, untrusted=not trust)
+        except (ValueError, TypeError) as error:
+            own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
+            raise ValueError(f"{path / CONFIG}: {error}{own}") from error
+
+    def with_trusted_env(self, name: str) -> Run:
+        """Return a copy of this run that trusts the environment `name`, which the user passed.
+
+        Raises ValueError if the run uses a different environment.
+        """
+        config: Any = self.config
+        if config.policy_type is None or config.env.id != name:
+            raise ValueError(f"{self.path} does not use the environment {name!r}; omit --env, or correct it")
+        env = dataclasses.replace(config.env, id=name)
+        return Run(self.path, dataclasses.replace(config, env=env), self.trust, self.untrusted)
+
+    def with_memory(self, memory: MemoryConfig) -> Run:
+        """Return a copy of this run with other memory settings, but with the same weights."""
+        run = Run(self.path, self.config.with_memory(memory), self.trust, self.untrusted)
+        run.source = "with these memory settings"
+        return run
+
+    def check(self, ray: RayOptions | None = None) -> None:
+        """Raise ValueError or TypeError if the experiment cannot run on this machine.
+
+        If `ray` is not None, check that it can run on Ray instead. An untrusted run must also stay within the
+        memory limit.
+        """
+        if self.untrusted:
+            check_memory_limit(self.config.rough_bytes())
+        self.config.check(ray)
+
+    def with_total_steps(self, total_steps: int) -> Run:
+        """Return a copy of this run with another total of steps. Training writes the total to config.json.
+
+        Raises ValueError if the run has already completed `total_steps` steps, or if it has a result but no
+        checkpoint.
+        """
+        if total_steps == self.config.total_steps and not self.is_finished:
+            return self
+        if self.is_finished and self.latest is None:
+            raise ValueError(f"{self.path} has a result but no complete checkpoint to resume from")
+        try:
+            config = self.config.with_total_steps(total_steps, self.step)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from None
+        run = Run(self.path, config, self.trust, self.untrusted)
+        run.stored_config = self.config
+        return run
+
+    def write_extension(self) -> None:
+        """Write the new total of steps to config.json and delete the old result.
+
+        The caller must hold the lock of the directory. Raises ValueError if another process has extended the
+        run since it was loaded.
+        """
+        if self.stored_config is None:
+            return
+        if Run.load(self.path, self.trust).config != self.stored_config:
+            raise ValueError(
+                f"{self.path} was extended by another process since it was loaded; load it again"
+            )
+        # Delete the result first: after a kill here the run has its old config and is evaluated again.
+        (self.path / RESULT).unlink(missing_ok=True)
+        write_atomically(self.path / CONFIG, to_json(self.config))
+        self.stored_config = None
+
+    @property
+    def resume_command(self) -> str:
+        """Command that resumes the run.
+
+        The command names a custom environment with --env, unless the name comes from an untrusted file.
+        """
+        config: Any = self.config
+        name = "" if config.policy_type is None else config.env.id
+        own = ":" in name and not name.startswith("scrubjay.envs:") and not isinstance(name, UntrustedName)
+        return _format_resume_command(self.path, *(["--env", name] if own else []))
+
+    @property
+    def is_finished(self) -> bool:
+        """True if the run reached its last step and was evaluated."""
+        return self.stored_config is None and (self.path / RESULT).exists()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Evaluation of the trained policy. Raises ValueError if the run is not finished."""
+        if not self.is_finished:
+            raise ValueError(f"{self.path} is not finished; resume with: {self.resume_command}")
+        result = read_object(self.path / RESULT)
+        result.remedy = (
+            "runs with eval_episodes=0 have no score; if this run should have one, delete the file and "
+            "evaluate "
+            f"again with: {self.resume_command}"
+        )
+        # The "tests" of a supervised run are a list of such objects.
+        check_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
+        return result
+
+    @property
+    def latest(self) -> Path | None:
+        """Latest complete checkpoint on disk; None if there is none."""
+        return latest_checkpoint(self.path / CHECKPOINTS)
+
+    @property
+    def step(self) -> int:
+        """Environment steps at the latest checkpoint."""
+        latest = self.latest
+        return checkpoint_step(latest) if latest else 0
+
+    def metrics(self) -> list[dict[str, float]]:
+        """Return one row per update; an incomplete last line is skipped.
+
+        Raises ValueError if another line is damaged.
+        """
+        rows = [check_numbers(row) for row in read_lines(self.path / METRICS)]
+        for row in rows:
+            _ = row["step"]
+        return [dict(row) for row in rows]
+
+    @property
+    def loss_warnings(self) -> list[str]:
+        """Warnings about non-finite losses in the last row of metrics. Raises the errors of `metrics`."""
+        return [word for row in self.metrics()[-1:] for word in progress.loss_warnings(row)]
+
+    @cached_property
+    def facts(self) -> EnvFacts:
+        """Facts about the environment, as stored when the run started.
+
+        Runs of older versions lack environment.json; their environment is created instead. Raises ValueError
+        if the file is damaged, or if the environment must be created but its name is untrusted. Raises
+        TypeError if the experiment has no environment.
+        """
+        config: Any = self.config
+        if config.policy_type is None:
+            raise TypeError(f"{self.path} is a run of kind {config.kind!r}, which has no environment")
+        file = self.path / ENVIRONMENT
+        try:
+            text = read_untrusted(file)
+        except FileNotFoundError:
+            return config.env.facts()
+        try:
+            return EnvFacts.from_json(text)
+        except ValueError as error:
+            raise ValueError(
+                f"{file}: {error}; delete this file to read the spaces from the environment"
+            ) from error
+
+    @property
+    def success_without_memory(self) -> float | None:
+        """Best possible success rate without memory; None if it is unknown. Raises the errors of `facts`.
+
+        Also None for a policy that observes the time, since such a policy may exceed the rate that is
+        possible with the observations alone.
+        """
+        config: Any = self.config
+        if config.policy_type != "agent":
+            return config.success_without_memory
+        return None if config.policy.clock else self.facts.success_without_memory
+
+    @cached_property
+    def policy(self) -> Policy:
+        """Policy at the latest checkpoint, on the CPU.
+
+        Raises ValueError if there is no checkpoint yet, or its weights do not match the config; TypeError if
+        the run trains no policy.
+        """
+        config = self._require_config("agent", "policy")
+        weights, spaces = load_weights(self.checkpoint), self.facts.spaces
+        try:
+            return self._build_policy(lambda: config.policy.build(spaces), weights)
+        except MisfitError as error:
+            raise self._mismatch_error("policy", error) from error
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """Model of a supervised run at the latest checkpoint, on the CPU.
+
+        Raises ValueError if there is no checkpoint yet, or its weights do not match the config.
+        """
+        weights = load_weights(self.checkpoint)
+        if self.untrusted:
+            check_memory_limit(self.config.rough_bytes())
+        try:
+            return build_matching(self.config.make_model, weights).eval()
+        except MisfitError as error:
+            raise self._mismatch_error("model", error) from error
+
+    def policy_for(self, env: EnvConfig) -> Policy:
+        """Return `policy` for use in `env`.
+
+        Raises the errors of `policy`, and ValueError if the spaces of `env` are not those of the policy.
+        """
+        policy, env_spaces = self.policy, env.spaces()
+        policy_spaces = Spaces(policy.observation_space, policy.action_space)
+        if (misfit := policy_spaces.find_mismatch(env_spaces)) is not None:
+            raise ValueError(f"the policy of {self.path} does not match the environment {env.id!r}: {misfit}")
+        return policy
+
+    @cached_property
+    def team_policy(self) -> TeamPolicy:
+        """Policy of the team at the latest checkpoint, on the CPU. Raises the errors of `policy`."""
+        return self.team_policy_for()
+
+    def team_policy_for(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
+        """Return the policy of the team for `env`, which may have another number of agents.
+
+        Raises the errors of `policy`, and ValueError if the policy does not match `env`.
+        """
+        config = self._require_config("team", "team")
+        weights = load_weights(self.checkpoint)
+        spaces = self.facts.spaces if env is None else env.spaces()
+        try:
+            return self._build_policy(lambda: config.policy.build(spaces), weights)
+        except MisfitError as error:
+            if env is None or env == config.env:
+                raise self._mismatch_error("team", error) from error
+            raise ValueError(
+                f"the policy of {self.path} does not match the environment settings {env.kwargs}: it was "
+                f"trained with {config.env.kwargs}. Each agent needs the same observation and action spaces "
+                f"as in training. Other team sizes need policy.shared=True ({error})"
+            ) from error
+
+    def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
+        return ValueError(f"the weights in {self.latest} do not match the {what} {self.source}: {error}")
+
+    def _build_policy(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
+        """Build a policy with these weights. An untrusted run must also stay within the memory limit."""
+        policy = build_matching(build, weights)
+        if self.untrusted:
+            rows = MAX_ENVS
+            state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), rows)
+            check_memory_limit({f"the memory of {rows} environments by {CONFIG}": state_bytes})
+        return policy.eval()
+
+    def _require_config(self, policy_type: str, missing_part: str) -> Any:
+        if self.config.policy_type != policy_type:
+            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {missing_part}")
+        return self.config
+
+    @property
+    def checkpoint(self) -> Path:
+        """Latest complete checkpoint. Raises ValueError if there is none."""
+        latest = self.latest
+        if latest is None:
+            raise ValueError(
+                f"{self.path} has no checkpoint yet; to train the run, call: {self.resume_command}"
+            )
+        return latest
+
+
+def _format_resume_command(path: Path, *flags: str) -> str:
+    return shlex.join(["scrubjay", "resume", str(path), *flags])
+
+
+def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, Tensor] | None]:
+    """Load the weights that `config.init_from` names.
+
+    Returns a pair: the config with `init_step` set, and the weights. If `init_from` is None, the pair is the
+    unchanged config and None. Raises ValueError if there are no weights, or if they do not match the config;
+    the message names the difference.
+    """
+    if config.init_from is None:
+        return config, None
+    run = Run.load(config.init_from)
+    # A run of an older version has no such file; its weights alone are compared, to avoid creating its
+    # environment.
+    has_spaces = run.config.policy_type is not None and (run.path / ENVIRONMENT).exists()
+    spaces = run.facts.spaces if has_spaces else None
+    weights, step = load_initial_weights(SourceRun(run.path, run.config, run.checkpoint, spaces), config)
+    any_config: Any = config
+    return dataclasses.replace(any_config, init_step=step), weights
+
+
+def _make_directory(config: Experiment) -> Path:
+    """Create and return a directory with the default name, which no other process has created."""
+    while True:
+        path = default_path(config)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+
+
+def default_path(config: Experiment) -> Path:
+    """Return `runs/<recipe>-<memory>-s<seed>-<time>`, with a number appended if that path exists."""
+    name = f"{config.recipe}-{config.label}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}".replace("/", "-")
+    path, number = Path("runs") / name, 1
+    while path.exists():
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _store_facts(config: Any, path: Path) -> None:
+    """Write the facts about the environment to `path`.
+
+    Writes nothing if the environment cannot be created, or if the facts are too large or change on reloading.
+    """
+    try:
+        facts = config.env.facts()
+        text = facts.to_json()
+        restored_facts = EnvFacts.from_json(text)
+    except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
+        return
+    if restored_facts == facts and len(text) <= MAX_BYTES:
+        write_atomically(path, text)
+
+
+def _list_nearby_runs(path: Path) -> str:
+    """Return text that lists the runs in `path`, or else in its parent folder; empty if there are none."""
+    for folder in (path, path.parent):
+        names = sorted(child.parent.name for child in folder.glob(f"*/{CONFIG}"))
+        if names:
+            return f"; runs in {folder}: {', '.join(names)}"
+    return ""

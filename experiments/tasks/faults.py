@@ -1,0 +1,150 @@
+"""Faults of environments: wrong types and results, errors during episodes, and missing packages."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import VectorEnv
+from pettingzoo import AECEnv, ParallelEnv
+
+from scrubjay.agents.rl.observations import (
+    EnvFaultError,
+    check_finite,
+    check_observation,
+    check_rewards,
+    leaf_spaces,
+    leaf_values,
+)
+
+
+def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
+    """Return `env` if it is a single-agent environment; raise ValueError otherwise."""
+    if isinstance(env, gymnasium.Env):
+        return env
+    if isinstance(env, ParallelEnv):
+        reason = f"it returned a PettingZoo ParallelEnv, a team: use scrubjay train team --env {name}"
+    elif isinstance(env, AECEnv):
+        reason = f"it returned a PettingZoo AECEnv, a team whose agents take turns: {_parallel_hint(name)}"
+    elif isinstance(env, VectorEnv):
+        reason = "it returned a VectorEnv; name a callable that returns a single environment instead"
+    else:
+        reason = f"it returned a {type(env).__name__}, not a gymnasium.Env"
+    raise ValueError(f"environment {str(name)!r}: {reason}")
+
+
+def check_team(env: Any, name: str) -> ParallelEnv[Any, Any, Any]:
+    """Return `env` if it is a team environment; raise ValueError otherwise."""
+    if isinstance(env, ParallelEnv):
+        return env
+    if isinstance(env, AECEnv):
+        reason = f"its agents take turns (an AECEnv): {_parallel_hint(name)}"
+    elif isinstance(env, gymnasium.Env | VectorEnv):
+        reason = f"it returned a single-agent environment, not a team: use scrubjay train ppo --env {name}"
+    else:
+        reason = f"it returned a {type(env).__name__}, not a PettingZoo ParallelEnv"
+    raise ValueError(f"environment {str(name)!r}: {reason}")
+
+
+def _parallel_hint(name: str) -> str:
+    """Return a hint on converting a turn-based environment to a parallel one."""
+    module = str(name).partition(":")[0]
+    own = f"use {module}:parallel_env, or " if hasattr(sys.modules.get(module), "parallel_env") else ""
+    return f"{own}name your own function that returns pettingzoo.utils.aec_to_parallel(env)"
+
+
+_TRIAL_STEPS = 16
+
+
+class BrokenEnvError(RuntimeError):
+    """Error raised by an environment's own code. It is not bad input, so its traceback is kept."""
+
+
+@contextlib.contextmanager
+def environment_errors(name: str) -> Iterator[None]:
+    """Add the name of the environment to errors that are raised in the `with` block.
+
+    Raises EnvFaultError on invalid observations or rewards. Raises BrokenEnvError in place of TypeError and
+    ValueError of the environment, which would be mistaken for errors of input validation.
+    """
+    try:
+        yield
+    except EnvFaultError as error:
+        raise EnvFaultError(f"environment {str(name)!r}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise BrokenEnvError(f"environment {str(name)!r} raised {type(error).__name__}: {error}") from error
+
+
+def try_out(env: gymnasium.Env[Any, Any]) -> None:
+    """Take some random steps. Raises EnvFaultError if the environment violates gymnasium's API."""
+    env.action_space.seed(0)
+    over = True
+    for time in range(_TRIAL_STEPS):
+        if over:
+            observation, _ = _check_result("reset", env.reset(seed=None if time else 0), "observation, info")
+            _check_observation(env, observation)
+        result = _check_result(
+            "step",
+            env.step(env.action_space.sample()),
+            "observation, reward, terminated, truncated, info",
+        )
+        _check_observation(env, result[0])
+        _check_reward(result[1])
+        over = bool(result[2] or result[3])
+
+
+def _check_result(method: str, result: Any, expected: str) -> tuple[Any, ...]:
+    count = len(expected.split(", "))
+    if not isinstance(result, tuple) or len(result) != count or not isinstance(result[-1], dict):
+        returned_type = (
+            f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        )
+        raise EnvFaultError(f"{method} returned {returned_type}; expected {expected} as in gymnasium 1.x")
+    return result
+
+
+def _check_observation(env: gymnasium.Env[Any, Any], observation: Any) -> None:
+    check_observation(env.observation_space, observation)
+    check_finite(leaf_spaces(env.observation_space), leaf_values(observation))
+
+
+def _check_reward(reward: Any) -> None:
+    try:
+        array = np.asarray(reward, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.shape:
+        raise EnvFaultError(f"step returned reward {reward!r:.60}; it must be a number")
+    check_rewards(array.reshape(1, 1))
+
+
+_REMEDIES = {
+    "mpe2": "pip install 'scrubjay[mpe]'",
+    "popgym": "pip install 'scrubjay[popgym]'",
+    # Its requirements pin an older gymnasium, hence --no-deps.
+    "memory_gym": "pip install --no-deps memory-gym pygame",
+}
+
+
+def missing_module(error: BaseException) -> str | None:
+    """Return the name of the missing module from an error or its causes; None if no module is named."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            return cause.name
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def install_hint(name: str, module: str | None) -> str | None:
+    """Return the install command for the `module` that environment `name` lacks; None if unknown."""
+    if module is None:
+        return None
+    source = name.partition(":")[0].partition(".")[0]
+    if module.startswith(f"{source}."):  # the package is installed, but has no such submodule
+        return None
+    return _REMEDIES.get(module.partition(".")[0]) or _REMEDIES.get(source)

@@ -1,0 +1,160 @@
+"""Faults of a user's environment are reported with its name, before training or when they occur."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from scrubjay.agents.rl.observations import EnvFaultError
+from scrubjay.experiments import EnvConfig, TrainConfig, train
+from scrubjay.experiments.tasks.faults import BrokenEnvError
+
+
+class Things(gymnasium.Env):
+    """Environment with set, discrete and vector observations; step number `when` has the fault `fault`."""
+
+    observation_space = spaces.Dict(
+        {
+            "things": spaces.Box(-1, 1, (3, 2), np.float32),
+            "things_mask": spaces.MultiBinary(3),
+            "place": spaces.Discrete(4, start=1),
+            "marks": spaces.MultiDiscrete([2, 3]),
+        }
+    )
+    action_space = spaces.Discrete(2)
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, fault: str = "", when: int = 1, render_mode: str | None = None) -> None:
+        self.fault, self.when, self.steps, self.render_mode = fault, when, 0, render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.time = 0
+        observation = self.observe()
+        return observation if self.fault == "old reset" else (observation, {})
+
+    def observe(self) -> dict[str, Any]:
+        things = np.full((3, 2), np.nan, np.float32)  # the third slot is masked out
+        things[:2] = 0.5
+        mask, marks = np.array([1, 1, 0], np.int8), np.array([1, 2])
+        return {"things": things, "things_mask": mask, "place": 4, "marks": marks}
+
+    def render(self) -> Any:
+        return np.zeros((8, 8, 3), np.uint8)
+
+    def step(self, action: Any) -> Any:
+        self.time, self.steps = self.time + 1, self.steps + 1
+        observation, reward, over = self.observe(), 1.0, self.time == 5
+        fault = self.fault if self.steps == self.when else ""
+        if fault == "bug":
+            raise ValueError("a bug")
+        if fault == "shape":
+            observation["things"] = observation["things"][:2]
+        if fault == "missing":
+            del observation["marks"]
+        if fault == "place":
+            observation["place"] = 0
+        if fault == "marks":
+            observation["marks"] = np.array([2, 0])  # a valid index of another mark in a flat encoding
+        if fault == "nan":
+            observation["things"][0, 1] = np.nan
+        if fault == "paid nothing":
+            reward = None
+        if fault == "paid twice":
+            reward = np.ones(2)
+        if fault == "paid inf":
+            reward = np.inf
+        return (
+            (observation, reward, over, {}) if fault == "old step" else (observation, reward, over, False, {})
+        )
+
+
+FAULTS = {
+    "shape": r"observation 'things' has shape \(2, 2\); expected \(3, 2\), as its space is",
+    "missing": r"observation has no key 'marks', only \['place', 'things', 'things_mask'\]",
+    "place": r"observation 'place' contains 0, which is not in its space, Discrete\(4, start=1\)",
+    "marks": r"observation 'marks' contains 2, which is not in its space, MultiDiscrete\(\[2 3\]\)",
+    "nan": "observation 'things' contains nan; observations must be finite",
+    "paid nothing": "environment 0 returned the reward nan; rewards must be finite",
+    "paid twice": r"step returned reward array\(\[1., 1.\]\); it must be a number",
+    "paid inf": "environment 0 returned the reward inf; rewards must be finite",
+    "old reset": "reset returned a dict; expected observation, info",
+    "old step": "step returned a tuple of 4; expected observation, reward, terminated, truncated, info",
+}
+SEEN_LATER = ("place", "marks", "nan", "paid nothing", "paid inf")
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_things", sys.modules[__name__])
+
+
+def config(tiny, **kwargs: Any) -> TrainConfig:
+    return tiny(env=EnvConfig("my_things:Things", kwargs, num_envs=4))
+
+
+def test_what_is_right_is_tried_out_and_learned_from(tiny, tmp_path):
+    train(config(tiny), tmp_path / "run")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_from_the_beginning_is_told_before_a_run_is_begun(fault, tiny, tmp_path):
+    with pytest.raises(EnvFaultError, match=f"environment 'my_things:Things': {FAULTS[fault]}"):
+        train(config(tiny, fault=fault), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("fault", SEEN_LATER)
+def test_what_goes_wrong_later_ends_the_training_before_anything_is_learned_from_it(fault, tiny, tmp_path):
+    with pytest.raises(EnvFaultError, match=FAULTS[fault]):
+        train(config(tiny, fault=fault, when=18), tmp_path / "run")
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(rows) == 2
+    assert not any("NaN" in row for row in rows)
+
+
+def test_the_command_says_how_to_go_on(here, tiny, tmp_path, monkeypatch):
+    words = ["train", "ppo", "--env", "my_things:Things", "--set", "fault=place", "--set", "when=18"]
+    code, _, err = here(
+        *words, "--env.num-envs", 4, "--segment-length", 8, "--total-steps", 192, "--run-dir", "r"
+    )
+    assert code == 1
+    assert err.startswith("scrubjay: environment 'my_things:Things': observation 'place' contains 0")
+    assert err.endswith("after fixing it, continue with: scrubjay resume r --env my_things:Things\n")
+
+
+def test_a_bug_of_an_environment_in_training_is_named_with_how_to_go_on(here, tiny, tmp_path, monkeypatch):
+    words = ["train", "ppo", "--env", "my_things:Things", "--set", "fault=bug", "--set", "when=18"]
+    code, _, err = here(
+        *words, "--env.num-envs", 4, "--segment-length", 8, "--total-steps", 192, "--run-dir", "r"
+    )
+    assert code == 1
+    assert (
+        "a bug; after fixing it, continue with: scrubjay resume r --env my_things:Things (traceback: " in err
+    )
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "look"])
+def test_what_an_environment_raises_is_told_as_its_own_with_its_traceback(verb, here, tiny, tmp_path):
+    train(config(tiny), tmp_path / "r")
+    words = [verb, "r", "--trust", "--set", "when=3"]
+    code, _, err = here(*words, "--set", "fault=bug")
+    assert code == 1
+    prefix = (
+        "scrubjay: internal error: BrokenEnvError: environment 'my_things:Things' raised ValueError: a bug ("
+    )
+    assert err.startswith(prefix)
+    code, _, err = here(*words, "--set", "fault=marks")
+    assert code == 2
+    assert "environment 'my_things:Things': observation 'marks' contains 2, which is not in its" in err
+
+
+def test_a_bug_in_its_first_steps_keeps_its_traceback(tiny, tmp_path):
+    with pytest.raises(BrokenEnvError, match="environment 'my_things:Things' raised ValueError: a bug"):
+        train(config(tiny, fault="bug"), tmp_path / "run")

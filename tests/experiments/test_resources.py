@@ -1,0 +1,46 @@
+"""The memory limit of untrusted runs, and the setting that its error names."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from scrubjay.experiments import RECIPES
+from scrubjay.experiments.resources import MEMORY_LIMIT, available_bytes, check_memory_limit, limit_memory
+from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig
+from scrubjay.experiments.runs.sequence import SequenceTaskConfig
+from scrubjay.memory import make_config
+
+
+def test_the_setting_that_needs_most_memory_is_named():
+    check_memory_limit({"a": MEMORY_LIMIT - 1, "b": 1})
+    with pytest.raises(ValueError, match=r"^b=3: .* needs about 5\.0 GiB .* 2\.0 GiB; add --trust"):
+        check_memory_limit({"a": MEMORY_LIMIT, "b=3": MEMORY_LIMIT + 2**30})
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("ppo", "team")])
+def test_every_recipe_fits_into_the_memory_limit(name):
+    check_memory_limit(RECIPES[name]().rough_bytes())
+
+
+@pytest.mark.parametrize(
+    ("kind", "chunks", "sizes"),
+    [(SequenceTaskConfig, 2**16, {"batch_rows": 1}), (BalletProbeConfig, 2**14, {})],
+)
+def test_evaluation_batches_count_like_training_batches(kind, chunks, sizes):
+    memory = make_config("hcam", dim=8, num_chunks=chunks)
+    with pytest.raises(ValueError, match=r"^memory=hcam of batch_.* tested: .* needs about .* GiB"):
+        check_memory_limit(kind(memory=memory, **sizes).rough_bytes())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is no memory limit on a machine with a GPU")
+def test_allocations_beyond_the_limit_fail_inside_the_context_alone():
+    with limit_memory(2**27):
+        assert np.ones(2**20).sum() == 2**20
+        with pytest.raises(MemoryError):
+            np.ones(2**26)
+        with pytest.raises(RuntimeError, match="allocate memory"):
+            torch.ones(2**26, dtype=torch.float64)
+    assert np.ones(2**25).sum() == 2**25
+    assert available_bytes() >= MEMORY_LIMIT
