@@ -44,7 +44,7 @@ def register_example() -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     module = types.ModuleType("extending_environment")
     sys.modules[module.__name__] = module
-    exec(compile(code, str(PAGE), "exec"), module.__dict__)
+    exec(compile(code, str(PAGE), "exec"), module.__dict__)  # noqa: S102 - a page of this repository
     single = f"{module.__name__}:Coin"
     gymnasium.register(EXAMPLE, entry_point=single, vector_entry_point=f"{single}Vector")
 

@@ -1,8 +1,13 @@
-"""Policies with different layers, and shared helpers of the policy tests."""
+"""Policies with different layers, those of the page about policies, and helpers of the policy tests."""
 
+import ast
+import re
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,7 +47,27 @@ class SpreadPolicy(SnapKVPolicy):
         return split_budget(self.budget * shape.layers, preferences, columns, self.window + self.num_sinks)
 
 
-BY_LAYER = {"alternating": AlternatingPolicy, "spread": SpreadPolicy}
+PAGE = Path(__file__).parents[3] / "docs" / "extending" / "policy.md"
+
+
+def load_page() -> types.ModuleType:
+    """Return a module with the classes of the page about new policies."""
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL))
+    tree = ast.parse(code)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.ClassDef)]
+    module = types.ModuleType("extending_policy")
+    sys.modules[module.__name__] = module
+    exec(compile(tree, str(PAGE), "exec"), module.__dict__)  # noqa: S102 - a page of this repository
+    return module
+
+
+page = load_page()
+BY_LAYER = {
+    "alternating": AlternatingPolicy,
+    "spread": SpreadPolicy,
+    "tail": page.TailPolicy,
+    "widening": page.WideningPolicy,
+}
 
 
 @contextmanager

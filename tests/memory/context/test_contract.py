@@ -1,4 +1,4 @@
-"""Contract tests of every registered context policy, and of two with different layers."""
+"""Contract of all context policies: those of the registry, two with different layers, and the page's."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +22,8 @@ SMALL = {
     "sinks": {"budget": 8, "num_sinks": 2},
     "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
     "spread": {"budget": 12, "window": 4, "num_sinks": 2},
+    "tail": {"budget": 8},
+    "widening": {"budget": 8},
     "window": {"budget": 8},
 }
 LARGE = {
@@ -33,6 +35,8 @@ LARGE = {
     "sinks": {"budget": 64},
     "snapkv": {"budget": 64},
     "spread": {"budget": 64},
+    "tail": {"budget": 64},
+    "widening": {"budget": 64},
     "window": {"budget": 64},
 }
 # Policies whose memories cannot be cropped.
