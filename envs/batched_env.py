@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int64
 
-from scrubjay.envs.random_streams import RowStreams, restore_generator
+from scrubjay.envs.random_streams import RowStreams, check_arrays, restore_generator
 
 Rows = Int64[np.ndarray, " some"]
 Observations = np.ndarray | dict[str, np.ndarray]
@@ -66,17 +66,14 @@ class BatchedEnv(VectorEnv, ABC):
             autoreset_mode: When to reset a sub-environment whose episode has ended. By default it is reset in
                 the next step, as in gymnasium.
         """
-        if not is_integer(num_envs) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            choices = ", ".join(self.metadata["render_modes"])
-            raise ValueError(f"render_mode={render_mode!r}: choose from {choices}, or None")
+        num_envs = check_integer("num_envs", num_envs, 1)
+        check_render_mode(render_mode, self.metadata["render_modes"])
         try:
             self.autoreset_mode = AutoresetMode(autoreset_mode)
         except ValueError:
             choices = ", ".join(mode.value for mode in AutoresetMode)
             raise ValueError(f"autoreset_mode={autoreset_mode!r}: choose from {choices}") from None
-        self.num_envs = int(num_envs)
+        self.num_envs = num_envs
         self.single_observation_space = observation_space
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, self.num_envs)
@@ -232,16 +229,7 @@ class BatchedEnv(VectorEnv, ABC):
             )
         own = {name: getattr(self, name) for name in self.row_arrays}
         own |= {"streams": self.streams.position, "ended": np.zeros(self.num_envs, dtype=np.bool_)}
-        for name, values in own.items():
-            if name not in state:
-                raise ValueError(
-                    f"state lacks {name!r}; pass what get_state() of {type(self).__name__} returned"
-                )
-            array = np.asarray(state[name])
-            if (array.dtype, array.shape) != (values.dtype, values.shape):
-                raise ValueError(
-                    f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
-                )
+        check_arrays(state, own, f"what get_state() of {type(self).__name__} returned")
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `get_state` exactly.
@@ -285,6 +273,23 @@ def _mask_infos(infos: dict[str, np.ndarray], mask: Bool[np.ndarray, " rows"]) -
         result[name][mask] = values[mask]
         result[f"_{name}"] = mask.copy()
     return result
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None, limits: str | None = None) -> int:
+    """Return `value` as a Python integer. Raises ValueError unless it is an integer from `low` to `high`.
+
+    `limits` replaces the text "from low to high" in the message.
+    """
+    if not is_integer(value) or value < low or (high is not None and value > high):
+        limits = limits or (f"of at least {low}" if high is None else f"from {low} to {high}")
+        raise ValueError(f"{name}={value!r}: expected an integer {limits}")
+    return int(value)
+
+
+def check_render_mode(render_mode: str | None, modes: Sequence[str]) -> None:
+    """Raise ValueError unless `render_mode` is one of `modes`, or None."""
+    if render_mode is not None and render_mode not in modes:
+        raise ValueError(f"render_mode={render_mode!r}: choose from {', '.join(modes)}, or None")
 
 
 def is_bool(value: Any) -> bool:

@@ -7,7 +7,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_integer
 from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE
 
 _NUM_CARDS = 52
@@ -78,9 +78,7 @@ class CountRecallVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(num_values) or not 2 <= num_values <= len(_LETTERS):
-            raise ValueError(f"num_values={num_values!r}: expected an integer from 2 to {len(_LETTERS)}")
-        self.num_values = int(num_values)
+        self.num_values = check_integer("num_values", num_values, 2, len(_LETTERS))
         few = 2 * num_values
         if not is_integer(num_cards) or not few <= num_cards <= _MOST_CARDS or num_cards % num_values:
             raise ValueError(
@@ -103,9 +101,8 @@ class CountRecallVector(BatchedEnv):
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.queries = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
         self.counts = np.zeros((self.num_envs, self.num_values), dtype=np.int64)
-        self.time = np.zeros(self.num_envs, dtype=np.int64)
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
-        self.right = np.zeros(self.num_envs, dtype=np.int64)
+        self.time, self.right = np.zeros((2, self.num_envs), dtype=np.int64)
 
     def _reset_rows(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % self.num_values

@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_bool
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
 
 _NUM_COLOURS = 3
@@ -171,23 +171,15 @@ class KeyToDoorVector(BatchedEnv):
             autoreset_mode: When to reset a sub-environment whose episode has ended. By default it is reset in
                 the next step, as in gymnasium.
         """
-        if not is_integer(num_colours) or not 1 <= num_colours <= len(_COLOURS):
-            raise ValueError(f"num_colours={num_colours!r}: expected an integer from 1 to {len(_COLOURS)}")
-        self.num_colours = int(num_colours)
+        self.num_colours = check_integer("num_colours", num_colours, 1, len(_COLOURS))
         self.side = max(_SMALLEST_SIDE, self.num_colours)
         # With fewer steps some keys cannot be reached.
         farthest = 2 * (self.side // 2)
-        if not is_integer(explore_steps) or not farthest <= explore_steps <= _LONGEST:
-            raise ValueError(
-                f"explore_steps={explore_steps!r}: expected an integer from {farthest} to {_LONGEST}"
-            )
-        if not is_integer(distract_steps) or not 0 <= distract_steps <= _LONGEST:
-            raise ValueError(f"distract_steps={distract_steps!r}: expected an integer from 0 to {_LONGEST}")
+        self.explore_steps = check_integer("explore_steps", explore_steps, farthest, _LONGEST)
+        self.distract_steps = check_integer("distract_steps", distract_steps, 0, _LONGEST)
         is_number = isinstance(apple_reward, Real) and not isinstance(apple_reward, bool)
         if not is_number or not 0 <= apple_reward < np.inf:
             raise ValueError(f"apple_reward={apple_reward!r}: expected a finite number of at least 0")
-        self.explore_steps = int(explore_steps)
-        self.distract_steps = int(distract_steps)
         self.apple_reward = float(apple_reward)
         if not is_bool(shuffle_doors):
             raise ValueError(f"shuffle_doors={shuffle_doors!r}: expected True or False")
@@ -213,15 +205,11 @@ class KeyToDoorVector(BatchedEnv):
         self._num_cells = self.side**2
         self._start = self.side // 2 * (self.side + 1)
         self._next, self._position = _build_room(self.side, self.num_colours)
-        self.key_colour = np.zeros(self.num_envs, dtype=np.int64)
-        self.key_place = np.zeros(self.num_envs, dtype=np.int64)
+        counts = np.zeros((6, self.num_envs), dtype=np.int64)
+        self.key_colour, self.key_place, self.rich, self.place, self.apples_eaten, self.time = counts
         self.doors = np.tile(self._num_cells + np.arange(self.num_colours), (self.num_envs, 1))
-        self.rich = np.zeros(self.num_envs, dtype=np.int64)
         self.apples = np.zeros((self.num_envs, self.distract_steps + 1), dtype=np.int8)
-        self.place = np.zeros(self.num_envs, dtype=np.int64)
         self.has_key = np.zeros(self.num_envs, dtype=np.bool_)
-        self.apples_eaten = np.zeros(self.num_envs, dtype=np.int64)
-        self.time = np.zeros(self.num_envs, dtype=np.int64)
 
     def _reset_rows(self, rows: Rows) -> None:
         cells = self._num_cells

@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer
 from scrubjay.envs.drawing import BACKGROUND, INK, PALE
 
 _SIZE = 4
@@ -111,14 +111,10 @@ class MemoryPlanningVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(size) or not 2 <= size <= _LARGEST:
-            raise ValueError(f"size={size!r}: expected an integer from 2 to {_LARGEST}")
-        self.size = int(size)
+        self.size = check_integer("size", size, 2, _LARGEST)
         # The farthest place and a collect, so that the first goal can always be collected.
         shortest = 2 * (self.size // 2) + 1
-        if not is_integer(max_steps) or not shortest <= max_steps <= _LONGEST:
-            raise ValueError(f"max_steps={max_steps!r}: expected an integer from {shortest} to {_LONGEST}")
-        self.max_steps = int(max_steps)
+        self.max_steps = check_integer("max_steps", max_steps, shortest, _LONGEST)
         self.num_places = self.size**2
         super().__init__(
             num_envs,
@@ -133,9 +129,7 @@ class MemoryPlanningVector(BatchedEnv):
         # A goal takes at least a move and a collect. One more goal is shown if the last step collects.
         self.goals = np.zeros((self.num_envs, self.max_steps // 2 + 1), dtype=np.int16)
         self.possible = np.ones(self.num_envs, dtype=np.int64)
-        self.place = np.zeros(self.num_envs, dtype=np.int64)
-        self.goals_collected = np.zeros(self.num_envs, dtype=np.int64)
-        self.time = np.zeros(self.num_envs, dtype=np.int64)
+        self.place, self.goals_collected, self.time = np.zeros((3, self.num_envs), dtype=np.int64)
 
     def _reset_rows(self, rows: Rows) -> None:
         places, num_goals = self.num_places, self.goals.shape[1]

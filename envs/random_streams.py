@@ -1,7 +1,8 @@
-"""Vectorized random number streams, one per sub-environment."""
+"""State of environments: vectorized random number streams, one per sub-environment, and checks of states."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,21 @@ class RowStreams:
         # Keep arrays contiguous: numpy may round strided arrays differently, depending on the other rows.
         radius = np.sqrt(np.float32(-2) * np.log(1 - first))
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :count]
+
+
+def check_arrays(state: Mapping[str, Any], own: Mapping[str, np.ndarray], source: str) -> None:
+    """Raise ValueError unless `state` has arrays with the names, dtypes and shapes of `own`.
+
+    `source` says in the message which value to pass as state.
+    """
+    for name, values in own.items():
+        if name not in state:
+            raise ValueError(f"state lacks {name!r}; pass {source}")
+        array = np.asarray(state[name])
+        if (array.dtype, array.shape) != (values.dtype, values.shape):
+            raise ValueError(
+                f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
+            )
 
 
 def restore_generator(state: Any) -> np.random.Generator:

@@ -9,7 +9,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer
 from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
 
 _K = 4
@@ -95,19 +95,15 @@ class RepeatPreviousVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(num_decks) or not 1 <= num_decks <= _MOST_DECKS:
-            raise ValueError(f"num_decks={num_decks!r}: expected an integer from 1 to {_MOST_DECKS}")
-        self.num_cards = _CARDS_PER_DECK * int(num_decks)
-        if not is_integer(k) or not 1 <= k < self.num_cards:
-            raise ValueError(
-                f"k={k!r}: expected an integer from 1 to {self.num_cards - 1} (number of cards minus one)"
-            )
-        self.k = int(k)
+        num_decks = check_integer("num_decks", num_decks, 1, _MOST_DECKS)
+        self.num_cards = _CARDS_PER_DECK * num_decks
+        last = self.num_cards - 1
+        self.k = check_integer("k", k, 1, last, f"from 1 to {last} (number of cards minus one)")
         super().__init__(
             num_envs,
             Discrete(4),
             Discrete(4),
-            {"k": self.k, "num_decks": int(num_decks)},
+            {"k": self.k, "num_decks": num_decks},
             render_mode,
             autoreset_mode,
         )
@@ -115,9 +111,8 @@ class RepeatPreviousVector(BatchedEnv):
         if self.k > 1:  # name any suit but the current one
             self.success_without_memory = self.num_cards / 4 / (self.num_cards - 1)
         self.deck = np.zeros((self.num_envs, self.num_cards), dtype=np.int8)
-        self.time = np.zeros(self.num_envs, dtype=np.int64)
         self.answer = np.full(self.num_envs, -1, dtype=np.int64)
-        self.right = np.zeros(self.num_envs, dtype=np.int64)
+        self.time, self.right = np.zeros((2, self.num_envs), dtype=np.int64)
 
     def _reset_rows(self, rows: Rows) -> None:
         self.deck[rows] = self.streams.permutations(rows, self.num_cards) % 4

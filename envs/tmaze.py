@@ -9,7 +9,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
 from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_bool, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_bool
 from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
 
 _CORRIDOR_LENGTH = 10
@@ -97,11 +97,8 @@ class TMazeVector(BatchedEnv):
         render_mode: str | None = None,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
     ) -> None:
-        if not is_integer(corridor_length) or not 1 <= corridor_length <= _LONGEST:
-            raise ValueError(
-                f"corridor_length={corridor_length!r}: expected an integer from 1 to {_LONGEST:,}"
-            )
-        self.corridor_length = int(corridor_length)
+        limits = f"from 1 to {_LONGEST:,}"
+        self.corridor_length = check_integer("corridor_length", corridor_length, 1, _LONGEST, limits)
         if not is_bool(active):
             raise ValueError(f"active={active!r}: expected True or False")
         self.active = bool(active)
@@ -116,10 +113,7 @@ class TMazeVector(BatchedEnv):
         self._detour = 2 if self.active else 0
         self._oracle = -1 if self.active else 0
         self.horizon = self.corridor_length + self._detour + 1
-        self.cue = np.zeros(self.num_envs, dtype=np.int64)
-        self.position = np.zeros(self.num_envs, dtype=np.int64)
-        self.arm = np.zeros(self.num_envs, dtype=np.int64)
-        self.time = np.zeros(self.num_envs, dtype=np.int64)
+        self.cue, self.position, self.arm, self.time = np.zeros((4, self.num_envs), dtype=np.int64)
 
     def _reset_rows(self, rows: Rows) -> None:
         self.cue[rows] = 2 * self.streams.integers(rows, high=2, count=1)[:, 0] - 1

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode
 
 from scrubjay.envs.ballet import world
 from scrubjay.envs.ballet.world import BalletScene, dancer_letter, draw_scene, format_scene
-from scrubjay.envs.batched_env import BatchedEnv, Observations, Rows, SingleEnv, is_integer
+from scrubjay.envs.batched_env import BatchedEnv, Observations, Rows, SingleEnv, check_integer, is_integer
 from scrubjay.envs.random_streams import restore_generator
 
 _NUM_DANCERS = 2
@@ -163,21 +163,21 @@ class BalletVector(BatchedEnv):
             walk_steps: Number of steps from the start of the choice phase until an episode is truncated;
                 replaces `max_steps`.
         """
-        if not is_integer(num_dancers) or not 1 <= num_dancers <= SLOTS:
-            raise ValueError(f"num_dancers={num_dancers!r}: expected an integer from 1 to {SLOTS}")
-        if not is_integer(delay) or delay < 1:
-            raise ValueError(f"delay={delay!r}: expected an integer of at least 1")
+        self.num_dancers = check_integer("num_dancers", num_dancers, 1, SLOTS)
+        self.delay = check_integer("delay", delay, 1)
         if observation not in _SPACES:
             raise ValueError(f"observation={observation!r}: choose from {', '.join(map(repr, _SPACES))}")
         if dtype not in ("float32", "uint8"):
             raise ValueError(f"dtype={dtype!r}: choose from 'float32', 'uint8'")
         if dtype == "uint8" and observation != "rgb":
             raise ValueError(f"dtype='uint8' needs images; observation={observation!r} has none")
-        self.dtype = dtype
-        self.num_dancers, self.delay, self.observation = int(num_dancers), int(delay), observation
+        self.dtype, self.observation = dtype, observation
         self._period = world.MOVES_PER_DANCE - 1 + self.delay
         self.choice_step = self.num_dancers * self._period
-        self.min_dancers = _check_min_dancers(min_dancers, self.num_dancers)
+        self.min_dancers = self.num_dancers
+        if min_dancers is not None:
+            limits = f"from 1 to num_dancers={num_dancers}"
+            self.min_dancers = check_integer("min_dancers", min_dancers, 1, num_dancers, limits)
         self.walk_steps = walk_steps
         if walk_steps is not None:
             if max_steps is not None or not is_integer(walk_steps) or walk_steps < _NEAREST:
@@ -447,14 +447,6 @@ class BalletVector(BatchedEnv):
 
 
 _INSTRUCTIONS = np.array(world.INSTRUCTIONS, dtype=object)
-
-
-def _check_min_dancers(min_dancers: int | None, num_dancers: int) -> int:
-    if min_dancers is None:
-        return num_dancers
-    if not is_integer(min_dancers) or not 1 <= min_dancers <= num_dancers:
-        raise ValueError(f"min_dancers={min_dancers!r}: expected an integer from 1 to {num_dancers=}")
-    return int(min_dancers)
 
 
 def _rgb_space(dtype: str) -> Dict:

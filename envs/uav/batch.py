@@ -12,7 +12,7 @@ from gymnasium.spaces import MultiDiscrete
 from gymnasium.utils import seeding
 from jaxtyping import Bool, Int
 
-from scrubjay.envs.batched_env import is_integer
+from scrubjay.envs.batched_env import check_integer
 from scrubjay.envs.teams import TeamStep
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.observation import flat_space, flatten_observations, observation_space, observe
@@ -36,9 +36,7 @@ class UAVTeams:
     def __init__(self, num_envs: int, config: UAVConfig, observation: ObservationFormat = "parts") -> None:
         if observation not in ("parts", "flat"):
             raise ValueError(f"observation={observation!r}: choose from 'parts', 'flat'")
-        if not is_integer(num_envs) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r}: expected an integer of at least 1")
-        self.num_envs = int(num_envs)
+        self.num_envs = check_integer("num_envs", num_envs, 1)
         self.config = config
         self.world = UAVWorld(self.num_envs, config)
         self.possible_agents = [f"uav_{agent}" for agent in range(config.num_uavs)]

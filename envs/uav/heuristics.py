@@ -15,6 +15,7 @@ its users times the tangent of `max_coverage_elevation_deg`, within the height l
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -37,8 +38,8 @@ class HasWorld(Protocol):
     world: UAVWorld
 
 
-class Random:
-    """Uniformly random policy over moves, sub-channels and power levels."""
+class Heuristic(ABC):
+    """Policy of all UAVs; `seed` starts its random numbers."""
 
     def __init__(self, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
@@ -51,30 +52,33 @@ class Random:
         start: Bool[np.ndarray, " rows"],
     ) -> Actions:
         """Return the actions of all UAVs; dead UAVs get zeros."""
-        config = env.world.config
+        return self._act(env.world, alive, start) * alive[..., None]
+
+    @abstractmethod
+    def _act(self, world: UAVWorld, alive: AliveMask, start: Bool[np.ndarray, " rows"]) -> Actions:
+        """Return the actions of all UAVs; those of dead UAVs do not matter."""
+
+
+class Random(Heuristic):
+    """Uniformly random policy over moves, sub-channels and power levels."""
+
+    def _act(self, world: UAVWorld, alive: AliveMask, start: Bool[np.ndarray, " rows"]) -> Actions:
+        config = world.config
         choices = [config.num_moves, config.num_channels, config.power_levels]
-        return self._rng.integers(choices, size=(*alive.shape, 3)) * alive[..., None]
+        return self._rng.integers(choices, size=(*alive.shape, 3))
 
 
-class Static:
+class Static(Heuristic):
     """Policy that flies to the k-means centers of the initial user positions and hovers there.
 
     There is one center per flying UAV. Centers are assigned greedily, the nearest UAV-center pair first.
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self._rng = np.random.default_rng(seed)
+        super().__init__(seed)
         self._goal_m = np.zeros((0, 0, 3))
 
-    def __call__(
-        self,
-        env: HasWorld,
-        observations: Mapping[str, Any],
-        alive: AliveMask,
-        start: Bool[np.ndarray, " rows"],
-    ) -> Actions:
-        """Return the actions of all UAVs; dead UAVs get zeros."""
-        world = env.world
+    def _act(self, world: UAVWorld, alive: AliveMask, start: Bool[np.ndarray, " rows"]) -> Actions:
         if self._goal_m.shape != world.position_m.shape:
             self._goal_m = world.position_m.astype(float)
         rows = np.flatnonzero(start)
@@ -85,24 +89,13 @@ class Static:
         return _build_actions(world, self._goal_m, alive)
 
 
-class Follow:
+class Follow(Heuristic):
     """Policy that assigns each user to the nearest flying UAV; UAVs fly to the mean position of their users.
 
     A UAV without users flies toward the user with the largest distance to its nearest flying UAV.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        pass
-
-    def __call__(
-        self,
-        env: HasWorld,
-        observations: Mapping[str, Any],
-        alive: AliveMask,
-        start: Bool[np.ndarray, " rows"],
-    ) -> Actions:
-        """Return the actions of all UAVs; dead UAVs get zeros."""
-        world = env.world
+    def _act(self, world: UAVWorld, alive: AliveMask, start: Bool[np.ndarray, " rows"]) -> Actions:
         users, position = world.user_position_m.astype(float), world.position_m.astype(float)
         square, nearest = _find_nearest(users, position[..., :2], alive)
         mean, count = _average_groups(users, nearest, alive.shape[1])
@@ -111,7 +104,7 @@ class Follow:
         return _build_actions(world, _add_height(world.config, goal, users, alive, position), alive)
 
 
-HEURISTICS: dict[str, Callable[[int], Random | Static | Follow]] = {
+HEURISTICS: dict[str, Callable[[int], Heuristic]] = {
     "random": Random,
     "static": Static,
     "follow": Follow,
@@ -190,7 +183,7 @@ def _build_actions(world: UAVWorld, goal_m: Positions, alive: AliveMask) -> Acti
     move = np.where(outside, np.inf, square).argmin(axis=-1)
     channel = assign_channels(position, alive, config.num_channels)
     power = np.full_like(channel, config.power_levels - 1)
-    return np.stack([move, channel, power], axis=-1) * alive[..., None]
+    return np.stack([move, channel, power], axis=-1)
 
 
 def _add_height(

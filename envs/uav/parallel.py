@@ -13,6 +13,7 @@ from gymnasium.utils import seeding
 from jaxtyping import Float32, UInt8
 from pettingzoo import ParallelEnv
 
+from scrubjay.envs.batched_env import check_render_mode
 from scrubjay.envs.uav.batch import ObservationFormat, UAVTeams
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.observation import global_state, state_space
@@ -33,9 +34,7 @@ class UAVDownlink(ParallelEnv):
     def __init__(
         self, config: UAVConfig, render_mode: str | None = None, observation: ObservationFormat = "parts"
     ) -> None:
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            choices = ", ".join(self.metadata["render_modes"])
-            raise ValueError(f"render_mode={render_mode!r}: choose from {choices}, or None")
+        check_render_mode(render_mode, self.metadata["render_modes"])
         self.config = config
         self.render_mode = render_mode
         self._teams = UAVTeams(1, config, observation)

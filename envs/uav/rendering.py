@@ -139,16 +139,8 @@ class _Map:
         self.canvas.rectangle((*low, *high), fill=_PAPER)
         step = _round_down(self.scene.area_m / 5)
         for line in np.arange(step, self.scene.area_m * 0.999, step):
-            self.canvas.line(
-                (*self.to_pixel((line, 0)), *self.to_pixel((line, self.scene.area_m))),
-                fill=_GRID,
-                width=_SMOOTH,
-            )
-            self.canvas.line(
-                (*self.to_pixel((0, line)), *self.to_pixel((self.scene.area_m, line))),
-                fill=_GRID,
-                width=_SMOOTH,
-            )
+            self.draw_line((line, 0), (line, self.scene.area_m), _GRID)
+            self.draw_line((0, line), (self.scene.area_m, line), _GRID)
         self.canvas.rectangle((*low, *high), outline=PALE, width=_SMOOTH)
         x, y = low[0], high[1] + 12 * _SMOOTH
         end = self.to_pixel((step, 0))[0]
@@ -161,10 +153,8 @@ class _Map:
         scene = self.scene
         for user in np.flatnonzero(scene.server >= 0):
             uav = scene.server[user]
-            ends = *self.to_pixel(scene.uav_position_m[uav]), *self.to_pixel(scene.user_position_m[user])
-            self.canvas.line(
-                ends, fill=_lighten(channel_colour(int(scene.sub_channel[uav])), 0.45), width=_SMOOTH
-            )
+            ink = _lighten(channel_colour(int(scene.sub_channel[uav])), 0.45)
+            self.draw_line(scene.uav_position_m[uav], scene.user_position_m[user], ink)
 
     def draw_interference(self) -> None:
         scene = self.scene
@@ -186,8 +176,7 @@ class _Map:
                 ends = self.scene.trail_m[step - 1 : step + 1, uav]
                 if np.isfinite(ends).all():
                     age = 0.75 * (1 - step / num_steps)
-                    line = *self.to_pixel(ends[0]), *self.to_pixel(ends[1])
-                    self.canvas.line(line, fill=_lighten(ink, age), width=round(1.5 * _SMOOTH))
+                    self.draw_line(ends[0], ends[1], _lighten(ink, age), round(1.5 * _SMOOTH))
 
     def draw_users(self) -> None:
         radius = (5 if len(self.scene.server) <= 60 else 4) * _SMOOTH
@@ -222,6 +211,16 @@ class _Map:
             else:
                 x, anchor = centre[0] + 16 * _SMOOTH, "lm"
             _draw_text(self.canvas, (x, centre[1] - 11 * _SMOOTH), label, 12, INK, anchor, halo=True)
+
+    def draw_line(
+        self,
+        start: Sequence[float] | np.ndarray,
+        end: Sequence[float] | np.ndarray,
+        ink: Colour,
+        width: int = _SMOOTH,
+    ) -> None:
+        """Draw a line between two positions in meters."""
+        self.canvas.line((*self.to_pixel(start), *self.to_pixel(end)), fill=ink, width=width)
 
     def to_pixel(self, place: Sequence[float] | np.ndarray) -> tuple[int, int]:
         """Convert a position in meters to a pixel; north is up."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from scrubjay.envs.random_streams import RowStreams
+from scrubjay.envs.random_streams import RowStreams, check_arrays
 from scrubjay.envs.uav.channel import dbm_to_w, mean_gain, noise_w, sinr
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
@@ -70,39 +70,43 @@ class UAVWorld:
         self.streams = RowStreams(num_envs, np.random.default_rng())
         self.all_rows = np.arange(num_envs)
         self._uavs = np.arange(uavs)
-        self.time: Int64[np.ndarray, " R"] = np.zeros(rows, dtype=np.int64)
+
+        def zeros(*shape: int, dtype: type[np.generic] = np.float32) -> Any:
+            return np.zeros((rows, *shape), dtype=dtype)
+
+        self.time: Int64[np.ndarray, " R"] = zeros(dtype=np.int64)
         """Steps since the start of the episode."""
-        self.alive: Bool[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.bool_)
-        self.position_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
-        self.displacement_m: Float32[np.ndarray, "R M 3"] = np.zeros((rows, uavs, 3), dtype=np.float32)
+        self.alive: Bool[np.ndarray, "R M"] = zeros(uavs, dtype=np.bool_)
+        self.position_m: Float32[np.ndarray, "R M 3"] = zeros(uavs, 3)
+        self.displacement_m: Float32[np.ndarray, "R M 3"] = zeros(uavs, 3)
         """Displacement in the last step."""
-        self.channel: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
-        self.power_level: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
-        self.battery_j: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
+        self.channel: Int64[np.ndarray, "R M"] = zeros(uavs, dtype=np.int64)
+        self.power_level: Int64[np.ndarray, "R M"] = zeros(uavs, dtype=np.int64)
+        self.battery_j: Float32[np.ndarray, "R M"] = zeros(uavs)
         """Remaining energy; always 0 if batteries are unlimited."""
-        self.user_position_m: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
-        self.user_velocity_m_s: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
-        self.user_goal: Float32[np.ndarray, "R K 2"] = np.zeros((rows, users, 2), dtype=np.float32)
-        self.hot_spot_m: Float32[np.ndarray, "R H 2"] = np.zeros((rows, config.hot_spots, 2), np.float32)
-        self.association: Int64[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.int64)
+        self.user_position_m: Float32[np.ndarray, "R K 2"] = zeros(users, 2)
+        self.user_velocity_m_s: Float32[np.ndarray, "R K 2"] = zeros(users, 2)
+        self.user_goal: Float32[np.ndarray, "R K 2"] = zeros(users, 2)
+        self.hot_spot_m: Float32[np.ndarray, "R H 2"] = zeros(config.hot_spots, 2)
+        self.association: Int64[np.ndarray, "R K"] = zeros(users, dtype=np.int64)
         """Index of the UAV that served each user in the last slot; -1 if none was flying."""
-        self.load: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        self.load: Int64[np.ndarray, "R M"] = zeros(uavs, dtype=np.int64)
         """Number of users served by each UAV."""
-        self.own_bps_hz: Float32[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.float32)
+        self.own_bps_hz: Float32[np.ndarray, "R M"] = zeros(uavs)
         """Sum of the rates of each UAV's users over B, which is their mean spectral efficiency."""
-        self.efficiency: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
+        self.efficiency: Float32[np.ndarray, "R K"] = zeros(users)
         """Spectral efficiency log2(1 + SINR) of each user in bit/s/Hz, before time sharing."""
-        self.rate_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
-        self.rate_sum_bps: Float32[np.ndarray, "R K"] = np.zeros((rows, users), dtype=np.float32)
+        self.rate_bps: Float32[np.ndarray, "R K"] = zeros(users)
+        self.rate_sum_bps: Float32[np.ndarray, "R K"] = zeros(users)
         """Sum of rates over the steps of the episode."""
-        self.collisions: Int64[np.ndarray, "R M"] = np.zeros((rows, uavs), dtype=np.int64)
+        self.collisions: Int64[np.ndarray, "R M"] = zeros(uavs, dtype=np.int64)
         """Number of collisions of each UAV in the last step."""
         self.uav_offset_m: Float32[np.ndarray, "3 R M M"] = np.zeros((3, rows, uavs, uavs), np.float32)
         """Position of UAV j relative to UAV i at [:, row, i, j]. This and the next two arrays are computed
         from positions."""
         self.user_offset_m: Float32[np.ndarray, "2 R M K"] = np.zeros((2, rows, uavs, users), np.float32)
         """Ground positions of users relative to each UAV."""
-        self.user_distance_m: Float32[np.ndarray, "R M K"] = np.zeros((rows, uavs, users), np.float32)
+        self.user_distance_m: Float32[np.ndarray, "R M K"] = zeros(uavs, users)
         """Ground distance from each UAV to each user."""
         self._moves = move_table_m(config)
         self._move_energy_j = _move_energy_j(config)
@@ -197,14 +201,7 @@ class UAVWorld:
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if the arrays of `state` do not match this world in name, dtype or shape."""
-        for name, values in self.state().items():
-            if name not in state:
-                raise ValueError(f"state lacks {name!r}; pass the return value of get_state()")
-            array = np.asarray(state[name])
-            if (array.dtype, array.shape) != (values.dtype, values.shape):
-                raise ValueError(
-                    f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
-                )
+        check_arrays(state, self.state(), "the return value of get_state()")
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `state()`.
