@@ -33,7 +33,12 @@ from scrubjay.memory.context.attention import (
     falcon_attention,
     falcon_modules,
 )
-from scrubjay.memory.context.policies.dense import Scoring, causal_attention, masked_attention
+from scrubjay.memory.context.policies.dense import (
+    Scoring,
+    causal_attention,
+    masked_attention,
+    softmax_with_sinks,
+)
 
 Wrapper = Callable[..., tuple[Tensor, Tensor | None]]
 """Wrapper `wrapper(attention, module, query, key, value, mask, **options)`, which calls `attention`."""
@@ -240,10 +245,6 @@ class _Capture:
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        *,
-        scaling: float,
-        softcap: float | None = None,
-        s_aux: Tensor | None = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         heads = range(query.shape[1]) if self.heads is None else self.heads
@@ -251,9 +252,8 @@ class _Capture:
             raise ValueError(
                 f"heads {list(heads)} of layer {self.layer}: the layer has heads 0 to {query.shape[1] - 1}"
             )
-        scoring = Scoring(scaling, softcap, s_aux)
+        scoring = Scoring(options["scaling"], options.get("softcap"), options.get("s_aux"))
         self.keep(self.layer, compute_weights(query, key, mask, scoring, heads, self.rows))
-        options |= {"scaling": scaling, "softcap": softcap, "s_aux": s_aux}
         return attention(module, query, key, value, mask, **options)
 
 
@@ -291,7 +291,5 @@ def compute_weights(
         logits = logits.masked_fill(~mask, torch.finfo(wide).min)
     else:
         logits = logits + mask
-    if scoring.sinks is None:
-        return logits.softmax(dim=-1)
-    sinks = scoring.sinks[head_indices].to(wide)[:, None, None].expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, sinks], dim=-1).softmax(dim=-1)[..., :-1]
+    sinks = None if scoring.sinks is None else scoring.sinks[head_indices].view(-1, 1, 1)
+    return softmax_with_sinks(logits, sinks)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
@@ -119,6 +119,23 @@ def select_rows(connection: sqlite3.Connection, numbers: Sequence[int], filter: 
     """Return the rows that the filter accepts, in the order of `numbers`."""
     rows = {row[0]: row for row in select(connection, _COLUMNS, numbers, *filter.condition())}
     return [rows[number] for number in numbers if number in rows]
+
+
+def select_enough(
+    connection: sqlite3.Connection, best: Callable[[int], list[int]], filter: Filter, count: int
+) -> list[Row]:
+    """Return the rows of at least the `count` best records that the filter accepts, if there are as many.
+
+    `best(depth)` returns the numbers of the `depth` best records, or of all if there are fewer. An index
+    includes expired records: the search goes deeper until enough valid records remain.
+    """
+    depth = count
+    while True:
+        numbers = best(depth)
+        rows = select_rows(connection, numbers, filter)
+        if len(rows) >= count or len(numbers) < depth:
+            return rows
+        depth *= 4
 
 
 def neighbours(

@@ -16,7 +16,7 @@ import sqlite3
 from typing import NamedTuple
 
 from scrubjay.memory.bank.file.words import day_terms, match_terms
-from scrubjay.memory.bank.search.candidates import Filter, Row, select_rows
+from scrubjay.memory.bank.search.candidates import Filter, Row, select_enough
 
 _MAX_MATCHES = 10_000
 _MIN_RARITY = 1e-6  # FTS5's value for a word in more than half of the records
@@ -54,16 +54,9 @@ def match_keywords(
         neighbour_scores = _score_records(connection, others, filter.scope(), total_rarity)
     scores.reverse()
     scores.sort(key=operator.itemgetter(1), reverse=True)  # stable, so ties keep their order
-    depth = count
-    while True:
-        # The index includes expired records: search deeper until enough valid records remain.
-        rows = select_rows(connection, [number for number, _ in scores[:depth]], filter)
-        if len(rows) >= count or depth >= len(scores):
-            coverage = dict(scores)
-            return KeywordMatches(
-                coverage, coverage if neighbour_scores is scores else dict(neighbour_scores), rows
-            )
-        depth *= 4
+    rows = select_enough(connection, lambda depth: [number for number, _ in scores[:depth]], filter, count)
+    coverage = dict(scores)
+    return KeywordMatches(coverage, coverage if neighbour_scores is scores else dict(neighbour_scores), rows)
 
 
 def _score_records(

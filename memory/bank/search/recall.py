@@ -29,7 +29,7 @@ from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
 from scrubjay.memory.bank.record import Explanation
-from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_rows
+from scrubjay.memory.bank.search.candidates import Candidates, Filter, Row, neighbours, select_enough
 from scrubjay.memory.bank.search.dense import Scan
 from scrubjay.memory.bank.search.keyword import match_keywords
 
@@ -143,14 +143,7 @@ def rank_by_cosine(connection: sqlite3.Connection, scan: Scan, filter: Filter, k
 
 def _nearest_rows(connection: sqlite3.Connection, scan: Scan, filter: Filter, count: int) -> list[Row]:
     """Return the rows of at least the `count` nearest valid records, nearest first."""
-    depth = count
-    while True:
-        # The index includes expired records: search deeper until enough valid records remain.
-        near_numbers = scan.nearest(depth).tolist()
-        rows = select_rows(connection, near_numbers, filter)
-        if len(rows) >= count or len(near_numbers) < depth:
-            return rows
-        depth *= 4
+    return select_enough(connection, lambda depth: scan.nearest(depth).tolist(), filter, count)
 
 
 def _numbers(rows: list[Row]) -> Int[np.ndarray, "R"]:

@@ -255,7 +255,8 @@ class LayerMemory(ABC):
         """
         valid = step.time >= 0 if step.padded else None
         if past is not None:
-            valid = _join_valid(past, valid, step)
+            if past.valid is not None or valid is not None:
+                valid = extend_valid(past.valid, past.keys.shape[2], step)
             keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
         return causal_attention(query, keys, values, valid, scoring)
 
@@ -381,12 +382,28 @@ class ContextPolicy(ABC):
         """
 
 
-def _join_valid(past: PastKeyValues, valid: Tensor | None, step: Step) -> Tensor | None:
-    if past.valid is None and valid is None:
-        return None
-    batch, count = step.time.shape[0], past.keys.shape[2]
-    old = past.valid if past.valid is not None else step.time.new_ones(batch, count, dtype=torch.bool)
-    return torch.cat([old, step.time >= 0], dim=1)
+def extend_valid(valid: Tensor | None, count: int, step: Step) -> Bool[Tensor, "batch columns"]:
+    """Return the mask of tokens that are not padding, after a step.
+
+    `valid` is the mask of the `count` past tokens; None if none of them is padding.
+    """
+    own = step.time >= 0
+    return torch.cat([own.new_ones(len(own), count) if valid is None else valid, own], dim=1)
+
+
+def check_minimums(policy: ContextPolicy, **minimums: int) -> None:
+    """Raise ValueError if a field of a policy is below its minimum."""
+    for name, least in minimums.items():
+        if getattr(policy, name) < least:
+            raise ValueError(f"{name}={getattr(policy, name)}: must be at least {least}")
+
+
+def check_kernel(kernel: int) -> None:
+    """Raise ValueError unless the width of a pooling along the text is odd and positive."""
+    if kernel < 1:
+        raise ValueError(f"kernel={kernel}: must be at least 1")
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel={kernel}: must be odd, so that pooled scores stay aligned with tokens")
 
 
 # Smallest preference, so that layers with preference 0 share what the others leave.

@@ -35,6 +35,7 @@ from scrubjay.memory.context.policies.base import (
     PastKeyValues,
     RetainedValues,
     Step,
+    check_minimums,
 )
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.rotary import PairedRotation
@@ -72,8 +73,7 @@ class ChunksPolicy(ContextPolicy):
     def __post_init__(self) -> None:
         if self.store not in ("model", "cpu", "disk"):
             raise ValueError(f"store={self.store!r}; choose 'model', 'cpu' or 'disk'")
-        if self.chunk_size < 1:
-            raise ValueError(f"chunk_size={self.chunk_size}: must be at least 1")
+        check_minimums(self, chunk_size=1)
         if self.local_chunks is not None and self.local_chunks < 0:
             raise ValueError(f"local_chunks={self.local_chunks}: must not be negative")
         if self.num_selected < 1:

@@ -49,11 +49,19 @@ class Scoring:
         scores = self.compute_scores(products).to(torch.promote_types(products.dtype, torch.float32))
         if hidden is not None:
             scores = scores.masked_fill(hidden, torch.finfo(scores.dtype).min)
-        if self.sinks is None:
-            return torch.softmax(scores, dim=-1)
-        groups, shared = scores.shape[1:3]
-        sinks = self.sinks.to(scores.dtype).view(groups, shared, 1, 1).expand(*scores.shape[:-1], 1)
-        return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+        return softmax_with_sinks(
+            scores, None if self.sinks is None else self.sinks.view(*scores.shape[1:3], 1, 1)
+        )
+
+
+def softmax_with_sinks(
+    scores: Float[Tensor, "*batch rows columns"], sinks: Float[Tensor, "*heads 1 1"] | None
+) -> Float[Tensor, "*batch rows columns"]:
+    """Return the softmax of scores and learned sinks over the columns, without the weights of the sinks."""
+    if sinks is None:
+        return torch.softmax(scores, dim=-1)
+    sinks = sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
 
 
 BLOCK = 256

@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
+from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step, extend_valid
 from scrubjay.memory.context.policies.buffers import append, compute_capacity, shrink
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 
@@ -60,10 +59,7 @@ class FullMemory(LayerMemory):
             self.state[name] = append(self.state.get(name), self.columns, new)
         self.columns += step.length
         if step.padded:
-            old = self.state.get("valid")
-            if old is None:
-                old = torch.ones(len(step.time), step.past_length, dtype=torch.bool, device=keys.device)
-            self.state["valid"] = torch.cat([old, step.time >= 0], dim=1)
+            self.state["valid"] = extend_valid(self.state.get("valid"), step.past_length, step)
 
     def crop(self, columns: int, count: Int[Tensor, " batch"]) -> None:
         """Remove the last `columns` tokens of every row."""

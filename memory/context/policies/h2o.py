@@ -19,7 +19,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, PastKeyValues, Step
+from scrubjay.memory.context.policies.base import (
+    CacheShape,
+    ContextPolicy,
+    LayerMemory,
+    PastKeyValues,
+    Step,
+    check_minimums,
+)
 from scrubjay.memory.context.policies.buffers import (
     append,
     compute_capacity,
@@ -57,9 +64,7 @@ class H2OPolicy(ContextPolicy):
     moves_positions: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, least in (("num_sinks", 0), ("interval", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
+        check_minimums(self, num_sinks=0, interval=1)
         if self.recent is not None and self.recent < 1:
             raise ValueError(f"recent={self.recent}: must be at least 1")
         others = self.num_sinks + self.interval

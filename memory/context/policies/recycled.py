@@ -17,7 +17,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, RetainedValues, Step
+from scrubjay.memory.context.policies.base import (
+    CacheShape,
+    ContextPolicy,
+    LayerMemory,
+    RetainedValues,
+    Step,
+    check_kernel,
+    check_minimums,
+    extend_valid,
+)
 from scrubjay.memory.context.policies.buffers import compute_capacity, gather_columns, keep_best
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 from scrubjay.memory.context.policies.full import FullMemory
@@ -45,13 +54,8 @@ class RecycledPolicy(ContextPolicy):
     can_crop: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, least in (("stride", 1), ("num_sinks", 0), ("kernel", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.kernel % 2 == 0:
-            raise ValueError(
-                f"kernel={self.kernel}: must be odd, so that pooled scores stay aligned with tokens"
-            )
+        check_minimums(self, stride=1, num_sinks=0)
+        check_kernel(self.kernel)
         if self.copy_size < max(self.num_sinks, 1):
             raise ValueError(
                 f"budget={self.budget}: must be at least {max(self.num_sinks, 1) + self.stride}, for "
@@ -104,10 +108,7 @@ class RecycledMemory(FullMemory):
         for name, new in (("copied_keys", keys), ("copied_values", values)):
             self.state[name] = torch.cat([self.state[name], new], dim=2)
         if "valid" in self.state:
-            old = self.state.get("copied_valid")
-            if old is None:
-                old = torch.ones(len(keys), copy_length, dtype=torch.bool, device=keys.device)
-            self.state["copied_valid"] = torch.cat([old, step.time >= 0], dim=1)
+            self.state["copied_valid"] = extend_valid(self.state.get("copied_valid"), copy_length, step)
         copy = self.state
         return causal_attention(
             query, copy["copied_keys"], copy["copied_values"], copy.get("copied_valid"), scoring

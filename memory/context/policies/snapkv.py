@@ -21,7 +21,16 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, LayerStats, Step
+from scrubjay.memory.context.policies.base import (
+    CacheShape,
+    ContextPolicy,
+    LayerMemory,
+    LayerStats,
+    Step,
+    check_kernel,
+    check_minimums,
+    extend_valid,
+)
 from scrubjay.memory.context.policies.buffers import gather_columns, keep_best
 from scrubjay.memory.context.policies.dense import Scoring
 
@@ -46,13 +55,8 @@ class SnapKVPolicy(ContextPolicy):
     query_aware: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, least in (("window", 1), ("num_sinks", 0), ("kernel", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.kernel % 2 == 0:
-            raise ValueError(
-                f"kernel={self.kernel}: must be odd, so that pooled scores stay aligned with tokens"
-            )
+        check_minimums(self, window=1, num_sinks=0)
+        check_kernel(self.kernel)
         if self.budget < self.window + self.num_sinks:
             raise ValueError(
                 f"budget={self.budget}: must be at least {self.window + self.num_sinks}, for the last "
@@ -177,9 +181,7 @@ class SnapKVMemory(LayerMemory):
             return None
         past_columns, past_queries = (new[name].shape[2] - step.length for name in ("keys", "queries"))
         own = step.time >= 0
-        if valid is None:
-            valid = own.new_ones(len(own), past_columns)
-        valid = torch.cat([valid, own], dim=1)
+        valid = extend_valid(valid, past_columns, step)
         column = torch.arange(past_queries, device=own.device)
         valid_queries = torch.cat(
             [column >= past_queries - step.before.clamp(max=window)[:, None], own], dim=1
