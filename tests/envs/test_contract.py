@@ -9,7 +9,6 @@ import copy
 import inspect
 import pickle
 import re
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -459,48 +458,3 @@ def test_a_state_of_another_environment_is_refused(env_id):
 def test_metadata_is_that_of_the_batch(env_id):
     single, batch = make_single(env_id, {}), make_ours(env_id, {}, 2)
     assert {**single.metadata, "autoreset_mode": AutoresetMode.SAME_STEP} == batch.metadata
-
-
-def run_python(code):
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-
-
-def test_made_in_a_fresh_process():
-    code = (
-        "import gymnasium\n"
-        "env = gymnasium.make('scrubjay.envs:scrubjay/TMaze-v0', corridor_length=50)\n"
-        "print(env.reset(seed=0)[0].shape, env.spec.id)\n"
-        "env = gymnasium.make_vec('scrubjay.envs:scrubjay/RepeatPrevious-v0', num_envs=8,\n"
-        "                         vectorization_mode='vector_entry_point', k=2)\n"
-        "print(env.reset(seed=0)[0].shape)\n"
-    )
-    assert run_python(code).splitlines() == ["(4,) scrubjay/TMaze-v0", "(8,)"]
-
-
-def test_import_is_cheap_and_may_be_repeated():
-    code = (
-        "import importlib, sys, gymnasium, scrubjay.envs\n"
-        "importlib.reload(scrubjay.envs)\n"
-        "print([m for m in ('torch', 'ray', 'PIL', 'scrubjay.envs.tmaze') if m in sys.modules])\n"
-        "print(all(i in gymnasium.registry for i in scrubjay.envs.list_environments()))\n"
-    )
-    assert run_python(code).splitlines() == ["[]", "True"]
-
-
-@pytest.mark.slow
-def test_made_in_a_ray_worker():
-    code = (
-        "import ray, gymnasium\n"
-        "ray.init(address='local', num_cpus=1, include_dashboard=False, log_to_driver=False)\n"
-        "@ray.remote\n"
-        "def play():\n"
-        "    env = gymnasium.make('scrubjay.envs:scrubjay/TMaze-v0', corridor_length=3)\n"
-        "    env.reset(seed=0)\n"
-        "    return [env.step(0)[0].tolist() for _ in range(3)]\n"
-        "print(ray.get(play.remote()))\n"
-        "ray.shutdown()\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[[0.0, 1.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]]"

@@ -15,13 +15,13 @@ STAGES = ("record", "duplicates", "index")
 def enter_stages(call):
     """Return the stages that a call enters, in order and without repetitions."""
     folder = Path(index.__file__).parent
-    entered = []
+    sequence = []
 
     def note(frame, event, argument):
         path = Path(frame.f_code.co_filename)
         is_stage = path.parent == folder and path.stem in STAGES
-        if event == "call" and is_stage and entered[-1:] != [path.stem]:
-            entered.append(path.stem)
+        if event == "call" and is_stage and sequence[-1:] != [path.stem]:
+            sequence.append(path.stem)
 
     before = sys.getprofile()
     sys.setprofile(note)
@@ -29,7 +29,7 @@ def enter_stages(call):
         call()
     finally:
         sys.setprofile(before)
-    return entered
+    return sequence
 
 
 @pytest.mark.parametrize("text", ["Vera moved to Basel.", "Ada lives in Basel."], ids=["new", "duplicate"])

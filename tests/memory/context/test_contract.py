@@ -27,17 +27,12 @@ SMALL = {
     "window": {"budget": 8},
 }
 LARGE = {
+    **dict.fromkeys(
+        ("h2o", "recycled", "sinks", "snapkv", "spread", "tail", "widening", "window"), {"budget": 64}
+    ),
     "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
-    "recycled": {"budget": 64},
     "full": {},
-    "h2o": {"budget": 64},
-    "sinks": {"budget": 64},
-    "snapkv": {"budget": 64},
-    "spread": {"budget": 64},
-    "tail": {"budget": 64},
-    "widening": {"budget": 64},
-    "window": {"budget": 64},
 }
 # Policies whose memories cannot be cropped.
 CROP_NOTHING = {"h2o", "snapkv", "spread"}
