@@ -26,10 +26,9 @@ SMALL = {
     "widening": {"budget": 8},
     "window": {"budget": 8},
 }
+NAMES_WITH_BUDGET = ("h2o", "recycled", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
-    **dict.fromkeys(
-        ("h2o", "recycled", "sinks", "snapkv", "spread", "tail", "widening", "window"), {"budget": 64}
-    ),
+    **{name: {"budget": 64} for name in NAMES_WITH_BUDGET},
     "alternating": {},
     "chunks": {"budget": 80, "chunk_size": 8},
     "full": {},
