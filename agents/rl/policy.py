@@ -14,11 +14,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from scrubjay.agents.rl import pretrained
-from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary
-from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
+from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
 from scrubjay.agents.rl.encoders.entities import Pooling, make_encoder
-from scrubjay.agents.rl.encoders.image import ImageEncoderType
+from scrubjay.agents.rl.encoders.observation import ImageEncoderType
 from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation, Segment

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders.image import ImageEncoder, ImageEncoderType
+from scrubjay.agents.rl.encoders.observation import ImageEncoder, ImageEncoderType
 from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import COLOUR_NAMES, NO_MOVE
 from scrubjay.experiments.files import write_atomically

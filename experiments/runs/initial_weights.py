@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 from torch import Tensor
 
-from scrubjay.agents.rl.encoders.shape import is_image
+from scrubjay.agents.rl.encoders.observation import is_image
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.experiments.runs.checkpoint import checkpoint_step, load_weights

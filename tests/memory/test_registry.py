@@ -71,7 +71,7 @@ def test_a_memory_is_imported_at_the_first_use_of_its_name():
 
 
 def test_a_class_that_only_has_the_name_of_a_registered_class_is_not_registered():
-    registered = type(memory.make_config("gru"))
-    twin = type(registered.__name__, (registered,), {"__module__": registered.__module__})
+    original = type(memory.make_config("gru"))
+    twin = type(original.__name__, (original,), {"__module__": original.__module__})
     with pytest.raises(ValueError, match="GRUConfig is not registered"):
         memory.name_of(twin())

@@ -10,8 +10,12 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Real
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.image import ImageEncoderType
-from scrubjay.agents.rl.encoders.observation import IndexEncoder, ObservationEncoder, VectorEncoder
+from scrubjay.agents.rl.encoders.observation import (
+    ImageEncoderType,
+    IndexEncoder,
+    ObservationEncoder,
+    VectorEncoder,
+)
 from scrubjay.agents.rl.observations import leaf_spaces
 
 Pooling = Literal["attention", "sum"]

@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler
-from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction
+from scrubjay.agents.rl.auxiliary import Reconstruction
 from scrubjay.agents.rl.encoders.observation import IndexEncoder, ObservationEncoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, leaf_spaces, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation, Segment

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.agents import Policy, PolicyConfig
-from scrubjay.agents.rl.encoders.image import ImageEncoder
+from scrubjay.agents.rl.encoders.observation import ImageEncoder
 from scrubjay.agents.rl.encoders.routing import RoutingAttention, RoutingBlock, assign_regions
 from scrubjay.memory import make_config
 from scrubjay.memory.sketch import sketch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch.nn import functional
 
 from scrubjay.agents import PPO, Policy, PPOConfig, Segment
-from scrubjay.agents.rl.auxiliary import HEADS
-from scrubjay.agents.rl.auxiliary.next_observation import NextObservation
-from scrubjay.agents.rl.auxiliary.reconstruction import Reconstruction, SegmentReconstruction
+from scrubjay.agents.rl.auxiliary import (
+    HEADS,
+    NextObservation,
+    Reconstruction,
+    SegmentReconstruction,
+    Verifier,
+)
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.memory import make_config
 
@@ -200,3 +206,139 @@ def test_indices_of_many_sizes_cost_the_mean_of_their_cross_entropies() -> None:
     entries = (target - torch.as_tensor(space.start)).flatten(1).unbind(1)
     costs = [torch.nn.functional.cross_entropy(*pair) for pair in zip(parts, entries, strict=True)]
     torch.testing.assert_close(drawing(features, target), torch.stack(costs).mean())
+
+
+def make_zero_decoder(space: spaces.Space) -> Reconstruction:
+    """Return decoders whose outputs are all zero."""
+    reconstruction = Reconstruction(space, 8)
+    for parameter in reconstruction.parameters():
+        torch.nn.init.zeros_(parameter)
+    return reconstruction
+
+
+def test_losses_of_a_decoder_that_says_nothing_are_known() -> None:
+    features = torch.randn(3, 8)
+    index = make_zero_decoder(spaces.Discrete(5, start=1))(features, torch.tensor([1, 5, 3]))
+    assert index.item() == pytest.approx(np.log(5))
+    indices = make_zero_decoder(spaces.MultiDiscrete([2, 8]))(
+        features, torch.tensor([[0, 7], [1, 1], [1, 0]])
+    )
+    assert indices.item() == pytest.approx((np.log(2) + np.log(8)) / 2)
+    bits = make_zero_decoder(spaces.MultiBinary(4))(features, torch.randint(2, (3, 4)))
+    assert bits.item() == pytest.approx(np.log(2))
+    image_space = spaces.Box(0, 255, (20, 17, 3), np.uint8)
+    image = make_zero_decoder(image_space)(features, torch.randint(256, (3, 20, 17, 3), dtype=torch.uint8))
+    assert image.item() == pytest.approx(np.log(2))
+    vector = torch.randn(3, 2)
+    loss = make_zero_decoder(spaces.Box(-np.inf, np.inf, (2,)))(features, vector)
+    torch.testing.assert_close(loss, vector.square().mean())
+
+
+def test_a_dict_costs_the_sum_of_its_leaves() -> None:
+    leaves = {"digit": spaces.Discrete(3), "speed": spaces.Box(-np.inf, np.inf, (2,))}
+    together = Reconstruction(spaces.Dict(leaves), 8)
+    features = torch.randn(4, 8)
+    observation = {"digit": torch.tensor([0, 1, 2, 0]), "speed": torch.randn(4, 2)}
+    alone = [
+        decode(features, observation[key]) for key, decode in zip(leaves, together.decoders, strict=True)
+    ]
+    torch.testing.assert_close(together(features, observation), sum(alone))
+
+
+def test_image_pixels_cost_sigmoid_cross_entropy_where_they_are() -> None:
+    space = spaces.Box(0, 255, (3, 4, 3), np.uint8)  # so small that a linear layer draws it
+    reconstruction = Reconstruction(space, 8)
+    features, image = torch.randn(2, 8), torch.randint(256, (2, 3, 4, 3), dtype=torch.uint8)
+    logits = reconstruction.decoders[0].get_submodule("linear")(features).view(2, 3, 3, 4).permute(0, 2, 3, 1)
+    expected = functional.binary_cross_entropy_with_logits(logits, image / 255)
+    torch.testing.assert_close(reconstruction(features, image), expected)
+
+
+def test_a_decoder_learns_to_draw_an_image() -> None:
+    torch.manual_seed(0)
+    space = spaces.Box(0, 255, (20, 17, 3), np.uint8)
+    reconstruction = Reconstruction(space, 8)
+    images = 255 * torch.randint(2, (4, 20, 17, 3), dtype=torch.uint8)
+    features = torch.eye(4, 8)
+    optimizer = torch.optim.Adam(reconstruction.parameters(), lr=0.01)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = reconstruction(features, images)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_images_of_either_kind_have_a_cross_entropy_whatever_their_scale(dtype):
+    top = 255 if dtype == np.uint8 else 1
+    space = spaces.Box(0, top, (24, 20, 3), dtype)
+    reconstruction = Reconstruction(space, 8)
+    decoder = next(m for m in reconstruction.modules() if type(m).__name__ == "_ImageDecoder")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.zero_()
+    image = torch.full((1, 24, 20, 3), top, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
+    # Logits of 0 say "one half": log 2 nats a pixel, where a squared error would be 1 or 1/4.
+    torch.testing.assert_close(decoder(torch.zeros(1, 8), image), torch.tensor(2.0).log())
+
+
+def make_constant_segment(numbers, time):
+    """Return a segment in which each environment shows its number at every step of one episode."""
+    places = torch.as_tensor(numbers)[:, None].expand(-1, time).contiguous()
+    starts = torch.zeros(places.shape, dtype=torch.bool)
+    starts[:, 0] = True
+    return make_segment(places, torch.zeros_like(places), starts)
+
+
+def one_hot_numbers(numbers, time):
+    return torch.nn.functional.one_hot(torch.as_tensor(numbers), 16).float()[:, None].expand(-1, time, -1)
+
+
+def verifier(batch):
+    torch.manual_seed(0)
+    return Verifier(spaces.Discrete(batch), spaces.Discrete(2), 16)
+
+
+def fit_verifier(features, segment):
+    head = verifier(len(segment.starts))
+    optimizer = torch.optim.Adam(head.parameters(), lr=3e-2)
+    for _ in range(120):
+        optimizer.zero_grad()
+        loss = head(features, segment)
+        loss.backward()
+        optimizer.step()
+    return loss.item()
+
+
+def test_who_kept_it_tells_its_own_future_from_that_of_others():
+    segment = make_constant_segment(range(8), 20)
+    assert fit_verifier(one_hot_numbers(range(8), 20), segment) < 0.05
+    # The same for all rows says of none which is its own, however long one learns.
+    assert fit_verifier(torch.ones(8, 20, 16), segment) == pytest.approx(math.log(8), abs=1e-3)
+
+
+def test_rows_that_show_the_same_cannot_be_told_apart():
+    twice = [0, 0, 1, 1, 2, 2, 3, 3]
+    assert fit_verifier(one_hot_numbers(twice, 20), make_constant_segment(twice, 20)) == pytest.approx(
+        math.log(2), abs=0.05
+    )
+
+
+def test_steps_are_asked_for_what_follows_in_their_episode():
+    segment = make_constant_segment(range(3), 12)
+    segment.starts[1, 6] = True
+    features = torch.randn(3, 12, 16, requires_grad=True)
+    has_gradient = torch.autograd.grad(verifier(3)(features, segment), features)[0].abs().sum(-1) > 0
+    # One and four steps later lie within; sixteen do not.
+    assert has_gradient[0].tolist() == [True] * 11 + [False]
+    assert has_gradient[1].tolist() == [True] * 5 + [False] + [True] * 5 + [False]
+
+
+@pytest.mark.parametrize(("batch", "time"), [(1, 12), (3, 1)])
+def test_alone_or_without_a_future_it_costs_nothing(batch, time):
+    head = verifier(batch)
+    features = torch.randn(batch, time, 16, requires_grad=True)
+    loss = head(features, make_constant_segment(range(batch), time))
+    assert loss.item() == 0
+    assert not torch.autograd.grad(loss, features)[0].any()

@@ -1,12 +1,14 @@
-"""Auxiliary loss of reconstructing the current observation from the memory's output.
+"""Auxiliary losses by name: prediction tasks on the memory's output that teach it what to retain.
 
 If a memory is read without gradients, only an auxiliary loss trains its contents (Lampinen et al. 2021, arXiv
-2105.14039). The paper's decoders are not published. The decoders here mirror our encoders.
+2105.14039). The decoders of that paper are not published. The decoders here mirror our encoders.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,12 +17,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders.entities import mask_padding
-from scrubjay.agents.rl.encoders.layers import Scale
-from scrubjay.agents.rl.encoders.observation import category_sizes
-from scrubjay.agents.rl.encoders.shape import channels_last, halving_channels, image_shape, is_image
+from scrubjay.agents.rl.encoders.entities import make_encoder, mask_padding
+from scrubjay.agents.rl.encoders.observation import (
+    ObservationEncoder,
+    Scale,
+    category_sizes,
+    channels_last,
+    halving_channels,
+    image_shape,
+    is_image,
+)
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves
 from scrubjay.agents.rl.segment import Observation, Segment
+
+Auxiliary = Literal["reconstruction", "next_observation", "verifier"]
+
+_HORIZONS = (1, 4, 16)
+"""Numbers of steps from a step to the observations that `Verifier` must identify."""
 
 
 class Reconstruction(nn.Module):
@@ -132,3 +145,86 @@ def _leaf_decoder(space: spaces.Space, dim: int) -> nn.Module:
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         return _VectorDecoder(space, dim)
     raise TypeError(f"no decoder for space {space}; use Box, Discrete, MultiDiscrete or MultiBinary")
+
+
+class NextObservation(nn.Module):
+    """Head that predicts the next observation of the same episode from features and the action.
+
+    Reconstructing the current observation needs no memory, since the policy receives it. Predicting the
+    next observation needs past observations. The loss function is the same as in `Reconstruction`. The
+    predictive heads of Wayne et al. 2018 (MERLIN, arXiv 1803.10760) are similar, but also learn a prior.
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
+        super().__init__()
+        self.action = ObservationEncoder(_as_sampled(action_space), dim)
+        self.features = nn.Linear(dim, dim)
+        self.predict = Reconstruction(observation_space, dim)
+
+    def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
+        """Return the mean loss over steps whose next step is in the same episode; 0 if there are none."""
+        follows = ~segment.starts[:, 1:]
+        if not follows.any():
+            return features.sum() * 0
+        action_features = self.action(segment.actions[:, :-1][follows])
+        leaves = {key: leaf[:, 1:][follows] for key, leaf in to_leaves(segment.observations).items()}
+        both = nn.functional.silu(self.features(features[:, :-1][follows]) + action_features)
+        return self.predict(both, from_leaves(leaves))
+
+
+def _as_sampled(space: spaces.Space) -> spaces.Space:
+    """Return the space of a policy's sampled actions: zero-based indices or unbounded numbers.
+
+    The action head's `to_env` later converts these actions to `space`, the environment's action space.
+    """
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(space.nvec)
+    if isinstance(space, spaces.Box):
+        return spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    return space
+
+
+class Verifier(nn.Module):
+    """Head that identifies, from the features of a step, the observations 1, 4 and 16 steps later.
+
+    The candidates are the observations of all environments at the later step. This is the verifier of the
+    Consciousness Prior (Bengio 2017, arXiv 1709.08568, section 2.2), which matches a past conscious state
+    with the present. The memory must retain information that predicts later observations, but need not
+    reconstruct them. The paper does not specify the verifier. Here its score is bilinear, with a softmax over
+    the batch, as in van den Oord et al. 2018 (arXiv 1807.03748). A batch of one has no negatives, so its loss
+    is 0.
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, dim: int) -> None:
+        super().__init__()
+        self.encoder = make_encoder(observation_space, dim)
+        self.tell = nn.Linear(dim, len(_HORIZONS) * dim)
+
+    def forward(self, features: Float[Tensor, "batch time dim"], segment: Segment) -> Float[Tensor, ""]:
+        """Return the mean loss over all pairs of steps that lie in the same episode, 1, 4 or 16 steps apart.
+
+        Returns 0 if there are no such pairs.
+        """
+        rows = {key: leaf.flatten(0, 1) for key, leaf in to_leaves(segment.observations).items()}
+        targets = self.encoder(from_leaves(rows)).unflatten(0, segment.starts.shape)
+        episode = segment.starts.cumsum(1)
+        losses = []
+        for later, query in zip(_HORIZONS, self.tell(features).chunk(len(_HORIZONS), dim=-1), strict=True):
+            scores = torch.einsum("btd,ctd->tbc", query[:, :-later], targets[:, later:])
+            scores = scores * targets.shape[-1] ** -0.5
+            own = scores.log_softmax(-1).diagonal(dim1=1, dim2=2).T
+            losses.append(-own[episode[:, later:] == episode[:, :-later]])
+        loss = torch.cat(losses)
+        return loss.mean() if len(loss) else features.sum() * 0
+
+
+HEADS: dict[Auxiliary, Callable[[spaces.Space, spaces.Space, int], nn.Module]] = {
+    "reconstruction": SegmentReconstruction,
+    "next_observation": NextObservation,
+    "verifier": Verifier,
+}
+"""Head classes by name, built from observation space, action space and feature width.
+
+A head maps features and their segment to a scalar loss."""
