@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Literal, ParamSpec, TypeVar
 
 import torch
@@ -31,6 +33,13 @@ Result = TypeVar("Result")
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _CHOICES = ("auto", "reference", "torch", "triton")
 _default_implementation: str = "auto"
+
+_MODULES = {
+    "retrieval.dense": "scrubjay.kernels.retrieval.dense",
+    "retrieval.reference": "scrubjay.kernels.retrieval.reference",
+    "retrieval.torch": "scrubjay.kernels.retrieval.vectorized",
+}
+"""Registry of implementations: the module of each name."""
 
 
 @contextlib.contextmanager
@@ -89,6 +98,12 @@ def resolve(
                 "implementation='triton' has no forward-mode derivative; use 'torch' for jvp and dual numbers"
             )
     return implementation
+
+
+@functools.cache
+def load_implementation(name: str) -> ModuleType:
+    """Return the module of an implementation, imported at its first use: "retrieval.reference"."""
+    return importlib.import_module(_MODULES[name])
 
 
 def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

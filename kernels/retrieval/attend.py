@@ -14,15 +14,16 @@ from torch import Tensor
 
 from scrubjay.kernels.dispatch import empty_gradients, is_traced, resolve, without_autocast
 from scrubjay.kernels.retrieval import reference, vectorized
-from scrubjay.kernels.retrieval.checks import (
+from scrubjay.kernels.retrieval.op import Combine, Implementation
+from scrubjay.kernels.retrieval.problem import (
+    Choice,
+    Reading,
     check_heads,
     check_memory,
     empty_output,
     promote_dtypes,
     unsupported_sizes,
 )
-from scrubjay.kernels.retrieval.op import Combine, Implementation
-from scrubjay.kernels.retrieval.problem import Choice, Reading
 
 
 @overload

@@ -45,7 +45,7 @@ def choose_chunks(
 
     Scores are passed in, or computed as `summary_query · summaries * summary_scale`. Ties go to the earlier
     chunk. The first `num_sink_chunks` and the last `num_local_chunks` readable chunks are always kept and
-    count toward `top_k`. NaN scores count as -inf; such chunks are kept only as sink or local chunks.
+    count toward `top_k`. NaN in `scores` counts as -inf; such chunks are kept only as sink or local chunks.
     `attend_chosen` attends to the selected chunks.
 
     Args:

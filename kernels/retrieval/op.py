@@ -18,18 +18,24 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.dispatch import empty_gradients, is_compiled, resolve, without_autocast
-from scrubjay.kernels.retrieval import reference, vectorized
-from scrubjay.kernels.retrieval.checks import (
+from scrubjay.kernels.dispatch import (
+    empty_gradients,
+    is_compiled,
+    load_implementation,
+    resolve,
+    without_autocast,
+)
+from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
+from scrubjay.kernels.retrieval.problem import (
+    Choice,
+    Problem,
+    as_mask,
     check_heads,
     check_memory,
     empty_output,
     promote_dtypes,
     unsupported_sizes,
 )
-from scrubjay.kernels.retrieval.choose import check_counts, check_summaries
-from scrubjay.kernels.retrieval.problem import Choice, Problem
-from scrubjay.kernels.retrieval.selection import as_mask
 
 Combine = Literal["hierarchical", "joint"]
 Implementation = Literal["auto", "reference", "torch", "triton", "dense", "listed", "gather"]
@@ -191,11 +197,11 @@ def chunk_retrieval(
     if 0 in (num_chunks, keys.shape[2], *query.shape):
         out, lse = empty_output(query, values)
     elif path == "reference":
-        out, lse = reference.retrieve(problem, choice)
+        out, lse = load_implementation("retrieval.reference").retrieve(problem, choice)
     elif path == "triton" or (path == "torch" and is_compiled()):
         out, *_, lse = _op(*problem, *choice, path)
     else:
-        out, lse = vectorized.retrieve(problem, choice, path)
+        out, lse = load_implementation("retrieval.torch").retrieve(problem, choice, path)
     return (out, lse) if return_lse else out  # pyright: ignore[reportReturnType]
 
 
@@ -227,7 +233,7 @@ def _op(
         chunks, outputs = gpu.forward(problem, choice)
         return outputs.out, chunks, outputs.weights, outputs.normalisers, outputs.lse
     empty = [query.new_empty(0, dtype=dtype) for dtype in (torch.int32, *[torch.float32] * 3)]
-    out, lse = vectorized.retrieve(problem, choice, implementation)
+    out, lse = load_implementation("retrieval.torch").retrieve(problem, choice, implementation)
     # Compiled graphs rely on the layout of the fake implementation.
     lse = empty[3] if lse is None else lse.contiguous()
     return out.contiguous(), empty[0], empty[1], empty[2], lse
@@ -283,7 +289,9 @@ def _backward(ctx, grad, *others) -> tuple:
             inputs[name] = (
                 inputs[name].view_as(inputs[name]) if create_graph else inputs[name].detach().requires_grad_()
             )
-        out, lse = vectorized.retrieve(Problem(**inputs), ctx.choice, ctx.implementation)
+        out, lse = load_implementation("retrieval.torch").retrieve(
+            Problem(**inputs), ctx.choice, ctx.implementation
+        )
         leaves = [inputs[name] for name in sources]
         pairs = [(out, grad)] if lse is None or lse_grad is None else [(out, grad), (lse, lse_grad)]
         # Outputs that depend on no leaf have no gradient (joint, if only scores need one).

@@ -19,9 +19,9 @@ from scrubjay.kernels.normalisers import log_normaliser, softmax_or_zero
 from scrubjay.kernels.retrieval.dense import dense
 from scrubjay.kernels.retrieval.grouping import attend_grouped, build_groups, is_grouping_faster
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading, Tensors, any_along
-from scrubjay.kernels.retrieval.ranking import select, zero_idle_queries, zero_unread_summaries
 from scrubjay.kernels.retrieval.rows import DTYPES as LISTED_DTYPES
 from scrubjay.kernels.retrieval.rows import Runs, dots, mix
+from scrubjay.kernels.retrieval.selection import select, zero_idle_queries, zero_unread_summaries
 
 # Scalars per block, so that intermediates fit the caches; larger inputs are split into blocks.
 _BLOCK_SCALARS = {"dense": 1 << 24, "listed": 1 << 21, "gather": 1 << 24}

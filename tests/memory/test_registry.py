@@ -7,7 +7,6 @@ import sys
 import pytest
 
 from scrubjay import memory
-from scrubjay.memory.config_registry import Registry
 
 
 @pytest.mark.parametrize("name", memory.list_memories())
@@ -42,22 +41,6 @@ def test_registering_another_object_than_a_config_class_is_refused():
     with pytest.raises(TypeError, match=r"PlainConfig adds fields .*@dataclass\(frozen=True\)"):
         memory.register("leaky", PlainConfig)
     assert "leaky" not in memory.list_memories()
-
-
-def test_a_cell_that_is_run_again_registers_again():
-    registry = Registry("memory", "register", {})
-
-    def cell():
-        @dataclasses.dataclass(frozen=True)
-        class LeakyConfig:
-            dim: int = 8
-
-        registry.register("leaky", LeakyConfig)
-        return LeakyConfig
-
-    cell()
-    again = cell()
-    assert type(registry.configure("leaky")) is again
 
 
 def test_a_memory_is_imported_at_the_first_use_of_its_name():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from scrubjay.kernels.retrieval import ranking
+from scrubjay.kernels import choose_chunks
+from scrubjay.kernels.retrieval import selection
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 
@@ -23,15 +24,15 @@ def choice(top_k, **options) -> Choice:
 @pytest.mark.parametrize("pieces", [1 << 21, 100])
 def test_equal_summaries_score_alike_in_a_large_product(pieces, monkeypatch):
     """A large product may round equal rows differently; the earlier chunk must still win."""
-    monkeypatch.setattr(ranking, "_PIECE_SCALARS", pieces)
+    monkeypatch.setattr(selection, "_PIECE_SCALARS", pieces)
     generator = torch.Generator().manual_seed(0)
     summaries = torch.randn(1, 1, 1, 64, generator=generator).expand(1, 200, 1, 64).clone()
     query = torch.randn(1, 50, 3, 64, generator=generator)
-    chunks, _ = ranking.select(problem(query, summaries), choice(5))
+    chunks, _ = selection.select(problem(query, summaries), choice(5))
     assert (chunks.sort(dim=-1).values == torch.arange(5)).all()
-    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(5))
+    chunks, _ = selection.select_in_order(problem(query, summaries), choice(5))
     assert (chunks == torch.arange(5)).all()
-    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(5, num_sinks=1, num_locals=2))
+    chunks, _ = selection.select_in_order(problem(query, summaries), choice(5, num_sinks=1, num_locals=2))
     assert (chunks == torch.tensor([0, 198, 199, 1, 2])).all()
 
 
@@ -41,7 +42,7 @@ def test_equal_summaries_among_the_selected_chunks_are_in_order():
     one, two = torch.randn(2, 1, 1, 1, 64, generator=generator)
     summaries = torch.cat([two, one, one, two, one, torch.zeros_like(one)], dim=1)
     query = torch.cat([one, one * 0.3, one * 7], dim=1)
-    chunks, scores = ranking.select_in_order(problem(query, summaries), choice(6))
+    chunks, scores = selection.select_in_order(problem(query, summaries), choice(6))
     twins = {(1, 2, 4), (0, 3)}
     for row in chunks[0, :, 0].tolist():
         order = {chunk: place for place, chunk in enumerate(row)}
@@ -58,8 +59,8 @@ def test_scores_of_chosen_chunks_are_the_scores_by_which_they_were_chosen():
     valid[0, 0] = False
     summaries[~valid.any(dim=1)] = math.nan
     inputs = problem(query, summaries, valid)
-    chunks, scores = ranking.select_in_order(inputs, choice(3))
-    again = ranking.score_chunks(inputs, choice(3), chunks)
+    chunks, scores = selection.select_in_order(inputs, choice(3))
+    again = selection.score_chunks(inputs, choice(3), chunks)
     torch.testing.assert_close(again, scores)
 
 
@@ -68,13 +69,13 @@ def test_idle_queries_and_unread_summaries_are_blanked_and_no_other():
     query, summaries = torch.randn(1, 2, 1, 4, generator=generator), torch.ones(1, 3, 1, 4)
     valid = torch.tensor([[[True, False, True], [False, False, False]]])
     inputs = problem(query, summaries.requires_grad_(), valid)
-    zeroed_inputs = ranking.zero_unread_summaries(ranking.zero_idle_queries(inputs))
+    zeroed_inputs = selection.zero_unread_summaries(selection.zero_idle_queries(inputs))
     assert torch.equal(zeroed_inputs.query[0, 0], query[0, 0])
     assert (zeroed_inputs.query[0, 1] == 0).all()
     assert zeroed_inputs.summary_query is zeroed_inputs.query
     assert zeroed_inputs.summaries[0, :, 0, 0].tolist() == [1, 0, 1]
     whole = problem(query, summaries)
-    assert ranking.zero_unread_summaries(ranking.zero_idle_queries(whole)) is whole
+    assert selection.zero_unread_summaries(selection.zero_idle_queries(whole)) is whole
 
 
 @pytest.mark.parametrize("twins", [2, 90])
@@ -86,7 +87,7 @@ def test_of_many_chunks_the_earlier_of_equals_wins_however_many_there_are(twins)
     # Equal chunks for every query, which have the best score for about half of the queries.
     places = torch.randperm(100, generator=generator)[:twins].sort().values
     summaries[:, places] = query[:, :1] * 3
-    chunks, _ = ranking.select_in_order(problem(query, summaries), choice(3))
+    chunks, _ = selection.select_in_order(problem(query, summaries), choice(3))
     best = (query[0, :, 0] @ query[0, 0, 0]) > 1
     assert best.sum() > 5
     for row in chunks[0, best, 0]:
@@ -95,7 +96,7 @@ def test_of_many_chunks_the_earlier_of_equals_wins_however_many_there_are(twins)
 
 def test_scores_of_the_selected_chunks_alone_have_the_full_gradient(monkeypatch):
     """With many chunks only the selected ones are rescored, under a mask per sequence or per query."""
-    monkeypatch.setattr(ranking, "_RESCORE_RATIO", 16)
+    monkeypatch.setattr(selection, "_RESCORE_RATIO", 16)
     generator = torch.Generator().manual_seed(5)
     summaries = torch.randn(2, 64, 2, 8, generator=generator, dtype=torch.float64)
     query = torch.randn(2, 6, 4, 8, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -106,7 +107,7 @@ def test_scores_of_the_selected_chunks_alone_have_the_full_gradient(monkeypatch)
         problem_inputs = problem(query, summaries, valid)
         results = []
         for inputs in (problem_inputs, problem_inputs._replace(summaries=summaries.clone().requires_grad_())):
-            chunks, scores = ranking.select(inputs, choice(2))
+            chunks, scores = selection.select(inputs, choice(2))
             assert scores.requires_grad
             (grad,) = torch.autograd.grad(scores.nan_to_num(neginf=0).square().sum(), query)
             order = scores.argsort(dim=-1, descending=True)
@@ -116,3 +117,25 @@ def test_scores_of_the_selected_chunks_alone_have_the_full_gradient(monkeypatch)
         assert (one == other)[there].all()
         torch.testing.assert_close(score, other_score)
         torch.testing.assert_close(grad, by_all)
+
+
+@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_step_selects_as_the_general_path(rows, complete, monkeypatch):
+    """Few products are exact; many are rounded, and exact where the last selected chunk is nearly tied."""
+    generator = torch.Generator().manual_seed(rows)
+    summaries = torch.randn(rows, 5, 1, 16, generator=generator).repeat(1, 4, 1, 1)
+    summaries[:, 7] = math.nan
+    query = torch.randn(rows, 1, 1, 16, generator=generator)
+    valid = torch.ones(rows, 1, 20, dtype=torch.bool)
+    if not complete:
+        valid = torch.rand(rows, 1, 20, generator=generator) < 0.3
+        valid[0] = False
+    for top_k in (1, 6, 20, 30):
+        fast = choose_chunks(valid, top_k=top_k, summary_query=query, summaries=summaries)
+        with monkeypatch.context() as patch:
+            patch.setattr(selection, "_is_step_of_rows", lambda *_: False)
+            general = choose_chunks(valid, top_k=top_k, summary_query=query, summaries=summaries)
+        torch.testing.assert_close(fast.chunks.sort(dim=-1)[0], general.chunks.sort(dim=-1)[0])
+        torch.testing.assert_close(fast.scores, general.scores, equal_nan=True)
+        assert fast.chunks.dtype == general.chunks.dtype
