@@ -106,6 +106,11 @@ def load_implementation(name: str) -> ModuleType:
     return importlib.import_module(_MODULES[name])
 
 
+def prefers_torch() -> bool:
+    """Return True if "auto" means "torch" for tensors on the CPU, False if `force` set another default."""
+    return _default_implementation in ("auto", "torch")
+
+
 def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Return a function that runs `op` with torch.autocast disabled.
 
@@ -114,7 +119,7 @@ def without_autocast(op: Callable[Arguments, Result]) -> Callable[Arguments, Res
 
     @functools.wraps(op)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> Result:
-        if not any(torch.is_autocast_enabled(device_type) for device_type in ("cpu", "cuda")):
+        if not (torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")):
             return op(*args, **options)
         device_types = {
             value.device.type for value in (*args, *options.values()) if isinstance(value, Tensor)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Array = TypeVar("Array", np.ndarray, "Tensor")
 
-_FEW = 1024
+FEW = 1024
 """Largest tensor that is sorted as a whole; for so few scores the number of calls dominates the runtime."""
 
 _GROUP = 32
@@ -58,7 +58,7 @@ def _select_in_tensor(scores: Any, count: int) -> Any:
 
     if scores.is_cuda and scores.dtype == torch.float32:
         return _select_by_packed_keys(scores, count)
-    if scores.is_cuda or is_traced() or scores.numel() <= _FEW:
+    if scores.is_cuda or is_traced() or scores.numel() <= FEW:
         return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     # topk is ten times faster than a stable sort, but the order of equal scores is undefined.
     values, indices = largest(scores, min(count + 1, scores.shape[-1]))

@@ -174,7 +174,6 @@ class _StackStepper(Stepper):
         self.norms = list(stack.norms)
         self.parts = [part.stepper(own) for _, _, part, own in stack._each(state)]
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         for norm, part in zip(self.norms, self.parts, strict=True):

@@ -38,6 +38,7 @@ def choose_chunks(
     summary_scale: float | None = None,
     num_sink_chunks: int = 0,
     num_local_chunks: int = 0,
+    largest_entry: float | None = None,
     return_lse: bool = False,
     implementation: Implementation = "auto",
 ) -> SelectedChunks[Array]:
@@ -57,6 +58,7 @@ def choose_chunks(
         summary_scale: Scale of the scores, Ds**-0.5 by default.
         num_sink_chunks: Leading readable chunks that are always kept; 0 for none.
         num_local_chunks: Trailing readable chunks that are always kept; 0 for none.
+        largest_entry: Largest absolute entry of `summaries`, if known. It saves the search for it in a step.
         return_lse: Also return the logsumexp of the selected scores, the normaliser of hierarchical
             attention.
         implementation: Name of an implementation, from `scrubjay.kernels.dispatch`. For NumPy arrays only
@@ -66,9 +68,17 @@ def choose_chunks(
     Raises ValueError unless either `scores`, or both `summary_query` and `summaries`, are passed. Raises
     TypeError on wrong dtypes.
     """
+    is_array, has_options = isinstance(valid, np.ndarray), num_sink_chunks or num_local_chunks or return_lse
+    if not (is_array or has_options) and implementation == "auto":
+        from scrubjay.kernels.retrieval.selection import choose_in_step
+
+        selection = choose_in_step(
+            valid, top_k, scores, summary_query, summaries, summary_scale, largest_entry
+        )
+        if selection is not None:
+            return SelectedChunks(*selection)
     check_counts(top_k, num_sink_chunks, num_local_chunks)
-    sources_set = [scores is not None, summary_query is not None, summaries is not None]
-    if sources_set not in ([True, False, False], [False, True, True]):
+    if not ((scores is None) == (summary_query is not None) == (summaries is not None)):
         raise ValueError("choose_chunks needs either scores, or both summary_query and summaries")
     if scores is not None:
         _check_scores(scores, valid)
@@ -76,16 +86,19 @@ def choose_chunks(
         check_summaries(summary_query, summaries, valid)
     score_source: Any = (scores, summary_query, summaries, summary_scale)
     forced_counts = (num_sink_chunks, num_local_chunks)
-    if isinstance(valid, np.ndarray):
+    if is_array:
         if implementation != "auto":
             raise ValueError(f"implementation={implementation!r} is for tensors; use 'auto' for NumPy arrays")
         chunks, kept_scores = _choose_arrays(valid, top_k, score_source, forced_counts)
         return SelectedChunks(chunks, kept_scores, _log_normaliser(kept_scores) if return_lse else None)
-    from scrubjay.kernels.normalisers import log_normaliser
     from scrubjay.kernels.retrieval.selection import choose_tensors
 
     chunks, kept_scores = choose_tensors(valid, top_k, score_source, forced_counts, implementation)
-    return SelectedChunks(chunks, kept_scores, log_normaliser(kept_scores) if return_lse else None)
+    if not return_lse:
+        return SelectedChunks(chunks, kept_scores)
+    from scrubjay.kernels.normalisers import log_normaliser
+
+    return SelectedChunks(chunks, kept_scores, log_normaliser(kept_scores))
 
 
 def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:
@@ -145,19 +158,21 @@ def _check_scores(scores: Any, valid: Any) -> None:
 
 def check_summaries(query: Any, summaries: Any, valid: Any) -> None:
     """Raise ValueError or TypeError if chunk scores cannot be computed from these inputs."""
-    for name, array in (("summary_query", query), ("summaries", summaries)):
-        if array.ndim != 4:
-            raise ValueError(f"{name} has shape {tuple(array.shape)}; expected 4 dimensions")
+    # Every access to the shape of a tensor creates a new object.
+    shape, stored = query.shape, summaries.shape
+    for name, array, sizes in (("summary_query", query, shape), ("summaries", summaries, stored)):
+        if len(sizes) != 4:
+            raise ValueError(f"{name} has shape {tuple(sizes)}; expected 4 dimensions")
         _check_floating(name, array)
-    if query.shape[0] != summaries.shape[0] or query.shape[3] != summaries.shape[3] or query.shape[3] < 1:
-        expected = f"[{query.shape[0]}, chunks, heads, {query.shape[3]}] with a width of at least 1"
-        raise ValueError(f"summaries have shape {tuple(summaries.shape)}; expected {expected}")
-    if summaries.shape[2] < 1 or query.shape[2] % summaries.shape[2]:
+    if shape[0] != stored[0] or shape[3] != stored[3] or shape[3] < 1:
+        expected = f"[{shape[0]}, chunks, heads, {shape[3]}] with a width of at least 1"
+        raise ValueError(f"summaries have shape {tuple(stored)}; expected {expected}")
+    if stored[2] < 1 or shape[2] % stored[2]:
         raise ValueError(
-            f"summaries has {summaries.shape[2]} heads, which do not divide the {query.shape[2]} heads of "
+            f"summaries has {stored[2]} heads, which do not divide the {shape[2]} heads of "
             "summary_query evenly"
         )
-    _check_valid(valid, (query.shape[0], query.shape[1], summaries.shape[1]))
+    _check_valid(valid, (shape[0], shape[1], stored[1]))
 
 
 def _check_floating(name: str, array: Any) -> None:
@@ -170,5 +185,5 @@ def _check_valid(valid: Any, mask_shape: tuple[int, int, int]) -> None:
     if "bool" not in dtype_name and "int" not in dtype_name:
         raise TypeError(f"valid has dtype {valid.dtype}; expected an integer dtype (counts) or bool (a mask)")
     shape = mask_shape if "bool" in dtype_name else mask_shape[:2]
-    if tuple(valid.shape) != shape:
+    if valid.shape != shape:
         raise ValueError(f"valid has shape {tuple(valid.shape)}; expected {list(shape)}")

@@ -32,11 +32,14 @@ class Stepper(ABC):
         if start is not None and (start.dtype != torch.bool or start.shape != x.shape[:1]):
             actual = f"dtype {start.dtype} and shape {tuple(start.shape)}"
             raise ValueError(f"start has {actual}; expected dtype torch.bool and shape {tuple(x.shape[:1])}")
-        return self._advance(x, start)
+        if not torch.is_grad_enabled():
+            return self._advance(x, start)
+        with torch.no_grad():
+            return self._advance(x, start)
 
     @abstractmethod
     def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
-        """Advance one step; inputs are already validated."""
+        """Advance one step; inputs are already validated and gradients are disabled."""
 
     @abstractmethod
     def state(self, rows: Int[Tensor, " some"] | None = None) -> dict[str, Tensor]:
@@ -56,7 +59,6 @@ class PlainStepper(Stepper):
     ) -> None:
         self._step, self._state = step, state
 
-    @torch.no_grad()
     def _advance(self, x: Float[Tensor, "batch dim"], start: Bool[Tensor, " batch"] | None) -> Tensor:
         """Return the outputs of one input per row."""
         y, self._state = self._step(x[:, None], self._state, None if start is None else start[:, None])

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.kernels.select import best
 from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.local_chunk import ChunkPosition, ChunkPositions, CurrentChunk, RecentSteps
@@ -54,7 +54,6 @@ class ChunkedStepper(Stepper):
         ]
         self.positions = ChunkPositions(self.layers[0].layer)
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = self.ring.reset(start)
@@ -81,16 +80,6 @@ class ChunkedStepper(Stepper):
         return state
 
 
-class _SelectedChunks(NamedTuple):
-    """Selected chunks of each unit. A unit is one head of a row, or all heads of a row together."""
-
-    scores: Float[Tensor, "batch units K"]
-    """Scores of the selected chunks; -inf where no chunk is selected."""
-    slots: Int[Tensor, "batch units K"]
-    """Slots of the selected chunks, as indices in the flattened slots of all rows. One additional slot at the
-    end holds zeros. Its index is used where no chunk is selected."""
-
-
 class ChunkedLayerStepper:
     """Stepper of one layer: current chunks, stored chunks and summaries of all rows.
 
@@ -103,7 +92,7 @@ class ChunkedLayerStepper:
         self.heads, self.width = self.current.heads, self.current.width
         batch, self.num_chunks, self.chunk_size, _ = state["keys"].shape
         self.top_k = min(layer.top_k, self.num_chunks)
-        self.first = torch.arange(batch)[:, None, None] * self.num_chunks
+        self.rows, self.head_numbers = np.arange(batch)[:, None, None], np.arange(self.heads)[:, None]
         self.stores = []
         for name in ("keys", "values"):
             shape = (batch * self.num_chunks + 1, self.heads, self.chunk_size, self.width)
@@ -146,42 +135,51 @@ class ChunkedLayerStepper:
         if readable is None:
             return self.current.read(torch.softmax(own_scores, dim=-1))
         scores = torch.bmm(far, self.summaries.flatten(0, 1)[:, self.num_chunks - readable.num_readable :].mT)
-        scores = scores.view(len(own_scores), self.heads, -1)
-        if readable.mask is not None:
-            scores = scores.masked_fill(~readable.mask[:, None], -math.inf)
+        scores = scores.view(len(own_scores), 1, self.heads, -1)
         if readable.num_readable > self.top_k:
             # NaN scores rank first, so that they are read.
-            chunks = best(
-                torch.nan_to_num(scores, nan=math.inf, posinf=math.inf, neginf=-math.inf), self.top_k
+            ranking = torch.nan_to_num(scores, nan=math.inf, posinf=math.inf, neginf=-math.inf)
+            chosen_chunks = choose_chunks(readable.valid, top_k=self.top_k, scores=ranking)
+            chunks = chosen_chunks.chunks.numpy()[:, 0]
+            return self.read_selected(
+                own_scores, far, chosen_chunks.scores[:, 0], self._locate(chunks, readable)
             )
-            scores = scores.gather(2, chunks)
-        else:
-            chunks = torch.arange(readable.num_readable)[None, None]
-        return self.read_selected(own_scores, far, self._locate(scores, chunks, readable))
+        scores, slots = scores[:, 0], readable.slots[:, None]
+        if readable.mask is not None:
+            scores = torch.where(readable.valid, scores, -math.inf)
+            slots = np.where(readable.valid.numpy(), slots, len(self.stores[0]) - 1)
+        return self.read_selected(own_scores, far, scores, slots)
 
     def _locate(
-        self,
-        scores: Float[Tensor, "batch units K"],
-        chunks: Int[Tensor, "#batch #units K"],
-        readable: ReadableChunks,
-    ) -> _SelectedChunks:
-        """Return scores and slots of the selected `chunks`, given as indices among the readable chunks."""
-        chunk_slot = chunks + (self.num_chunks - readable.num_readable)
-        slots = (
-            torch.from_numpy(readable.oldest_slot)[:, None, None] + chunk_slot
-        ) % self.num_chunks + self.first
-        return _SelectedChunks(scores, slots.masked_fill(scores == -math.inf, self.stores[0].shape[0] - 1))
+        self, chunks: Int[np.ndarray, "batch units K"], readable: ReadableChunks
+    ) -> Int[np.ndarray, "batch units K"]:
+        """Return the slots of `chunks`, given as indices among the readable chunks.
 
-    def read_selected(self, own_scores: Tensor, far: Tensor, chosen_chunks: _SelectedChunks) -> Tensor:
-        """Return the attention output over the current chunk and the selected chunks."""
+        Slots are indices in the flattened slots of all rows. One additional slot at the end holds zeros. Its
+        index is returned for the chunk index -1.
+        """
+        return np.where(chunks < 0, len(self.stores[0]) - 1, readable.slots[self.rows, chunks])
+
+    def read_selected(
+        self,
+        own_scores: Float[Tensor, "batch heads chunk_size"],
+        far: Float[Tensor, "batch_heads 1 width"],
+        scores: Float[Tensor, "batch units K"],
+        slots: Int[np.ndarray, "batch units K"],
+    ) -> Float[Tensor, "batch_heads 1 width"]:
+        """Return the attention output over the current chunk and the selected chunks.
+
+        A unit is one head of a row, or all heads of a row together. The arguments `scores` and `slots`
+        describe the selected chunks of each unit; the score is -inf where no chunk is selected.
+        """
         batch, steps = len(own_scores), own_scores.shape[2]
-        rows = (chosen_chunks.slots * self.heads + torch.arange(self.heads)[:, None]).flatten()
+        rows = torch.from_numpy((slots * self.heads + self.head_numbers).ravel())
         chosen_keys, chosen_values = (
             store.flatten(0, 1).index_select(0, rows).view(batch * self.heads, -1, self.width)
             for store in self.stores
         )
         within = torch.bmm(far, chosen_keys.mT).view(batch, self.heads, -1, self.chunk_size)
-        scores = chosen_chunks.scores[..., None]
+        scores = scores[..., None]
         if self.layer.combine == "hierarchical":
             within = torch.log_softmax(within, dim=-1) + scores
         else:
@@ -252,10 +250,7 @@ class CompressedLayerStepper(ChunkedLayerStepper):
             num_sink_chunks=always,
             num_local_chunks=always,
         ).chunks[:, 0]
-        exists = (indices >= 0) & (indices < readable.num_readable)
-        scores = torch.zeros(indices.shape, dtype=own_scores.dtype).masked_fill_(~exists, -math.inf)
-        chosen_read = self.read_selected(
-            own_scores, far, self._locate(scores, indices.clamp(0, readable.num_readable - 1), readable)
-        )
+        scores = torch.zeros(indices.shape, dtype=own_scores.dtype).masked_fill_(indices < 0, -math.inf)
+        chosen_read = self.read_selected(own_scores, far, scores, self._locate(indices.numpy(), readable))
         read = torch.bmm(weights.flatten(0, 1)[:, None], compressed_values)
         return compress * read + select * chosen_read + window * alone

@@ -47,7 +47,6 @@ class ELMURStepper(Stepper):
         self.positions, self.edges = ChunkPositions(self.layers[0].layer), self.layers[0].layer.edges
         self.last_written = write_times(self.time // chunk_size)
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = None

@@ -31,7 +31,6 @@ class GTrXLStepper(Stepper):
             for index, layer in enumerate(layers)
         ]
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = None if start is None else start.nonzero()[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -11,14 +12,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.select import best
+from scrubjay.kernels import choose_chunks
 from scrubjay.memory.contract.nested import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, ReadableChunks
 from scrubjay.memory.incremental.window import WindowRingBuffer, WindowStepper
-
-# Largest number of products with summaries for which numpy is faster than torch.
-_FEW_SCALARS = 1 << 13
 
 
 class HCAMStepper(Stepper):
@@ -41,7 +39,6 @@ class HCAMStepper(Stepper):
             for layer, block in enumerate(blocks)
         ]
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = self.chunk_ring.reset(start)
@@ -73,7 +70,7 @@ class HCAMStepper(Stepper):
             own = {
                 "recent": block.local.recent(self.window)[rows].masked_fill_(is_empty, 0),
                 "contents": contents[rows[:, None], slots].masked_fill_(unwritten[..., None, None], 0),
-                "summaries": block.summaries[rows].masked_fill_(unwritten[..., None], 0),
+                "summaries": block.summaries[rows, :, 0].masked_fill_(unwritten[..., None], 0),
             }
             state |= add_affixes(own, suffix=f"_{layer}")
         return state
@@ -98,18 +95,19 @@ class _HCAMBlockStepper:
     def __init__(self, block: Any, ring: WindowRingBuffer, state: dict[str, Tensor]) -> None:
         self.local = WindowStepper(block.local, ring, state["recent"])
         self.bottleneck = block.bottleneck
-        contents, self.summaries = state["contents"], state["summaries"].clone()
+        contents, self.summaries = state["contents"], state["summaries"].clone()[:, :, None]
+        self.largest = float(self.summaries.nan_to_num(0.0).abs().amax()) if self.summaries.numel() else 0.0
         batch, self.num_chunks, self.chunk_size, self.dim = contents.shape
         self.contents = contents.new_zeros(batch * self.num_chunks + 1, self.chunk_size, self.dim)
         self.contents[:-1] = contents.flatten(0, 1)
-        self.first = np.arange(batch)[:, None] * self.num_chunks
+        self.rows = np.arange(batch)[:, None]
         self.top_k = min(block.top_k, self.num_chunks)
-        self.largest = float(self.summaries.nan_to_num(0.0).abs().amax()) if self.summaries.numel() else 0.0
         self.local_norm, self.read_norm = _norm(block.local_norm), _norm(block.read_norm)
         norm, self.inward, _, self.outward = block.feed_forward
         self.norm_before = _norm(norm)
         dim, heads = self.dim, block.num_heads
         self.heads, width = heads, dim // heads
+        self.sizes = dim, heads * dim, heads * self.chunk_size
         query, key, value = (
             projection.weight.unflatten(0, (heads, width))
             for projection in (block.query, block.key, block.value)
@@ -156,84 +154,57 @@ class _HCAMBlockStepper:
         """Return `x` plus the output of attention to stored chunks, with queries from `query_input`."""
         batch, dim, heads, steps = len(x), self.dim, self.heads, self.chunk_size
         projections = functional.linear(self.read_norm(query_input), self.queries, self.queries_bias)
-        query = projections[:, dim : dim + heads * dim].view(batch, heads, dim)
-        positions = projections[:, dim + heads * dim :].view(batch, heads, 1, steps)
-        scores, slots = self._choose(projections[:, :dim], readable)
-        chosen_steps = self.contents.index_select(0, slots.flatten()).view(batch, -1, dim)
-        inside = torch.bmm(query, chosen_steps.mT).view(batch, heads, -1, steps) + positions
-        weights = torch.softmax(inside, dim=-1).mul_(torch.softmax(scores, dim=-1)[:, None, :, None])
+        summary_query, query, positions = projections.split(self.sizes, dim=1)
+        scores, slots = self._choose(summary_query.view(batch, 1, 1, dim), readable)
+        chosen_steps = self.contents.index_select(0, slots).view(batch, -1, dim)
+        inside = torch.bmm(query.view(batch, heads, dim), chosen_steps.mT).view(batch, heads, -1, steps)
+        inside += positions.view(batch, heads, 1, steps)
+        weights = torch.softmax(inside, dim=-1)
+        weights.mul_(torch.softmax(scores, dim=-1).view(batch, 1, -1, 1))
         read = torch.bmm(weights.view(batch, heads, -1), chosen_steps).view(batch, -1)
         where = weights.sum(dim=2).view(batch, -1)
         return torch.addmm(x + self.out_bias, torch.cat([read, where], dim=1), self.out)
 
-    def _choose(self, query: Tensor, readable: ReadableChunks) -> tuple[Tensor, Tensor]:
-        """Return the scores and slots of the best chunks.
+    def _choose(
+        self, query: Float[Tensor, "batch 1 1 dim"], readable: ReadableChunks
+    ) -> tuple[Float[Tensor, "batch *ones K"], Int[Tensor, " batch_K"]]:
+        """Return the scores and slots of the chunks to read.
 
-        If a row has too few readable chunks, the remaining results are padding. The score of padding is the
-        most negative finite number. Its slot is the last slot of `contents`, which holds zeros.
+        If a row has too few readable chunks, the remaining results are padding with a score of -inf. Its slot
+        is the last slot of `contents`, which holds zeros.
         """
-        least = torch.finfo(query.dtype).min
         before = self.num_chunks - readable.num_readable
-        if readable.num_readable > self.top_k and query.numel() * readable.num_readable <= _FEW_SCALARS:
-            exact = self._score_exactly(query, readable, slice(None), least)
-            chunks = np.argsort(-_rank_nan_first(exact), axis=1, kind="stable")[:, : self.top_k]
-            values = torch.from_numpy(np.take_along_axis(exact, chunks, axis=1))
-        else:
-            # A row-matrix product is ten times as fast as a matrix-column product.
-            scores = torch.bmm(query[:, None], self.summaries[:, before:].mT)[:, 0]
+        summaries = self.summaries[:, before:] if before else self.summaries
+        if readable.num_readable > self.top_k:
+            chosen_chunks = choose_chunks(
+                readable.valid,
+                top_k=self.top_k,
+                summary_query=query,
+                summaries=summaries,
+                summary_scale=1.0,
+                largest_entry=self.largest,
+            )
+            scores, chunks = chosen_chunks.scores, chosen_chunks.chunks.numpy()[:, 0, 0]
+            slots = readable.slots[self.rows, chunks]
             if readable.mask is not None:
-                scores = torch.where(readable.mask, scores, least)
-            if readable.num_readable <= self.top_k:
-                values, chunks = scores, np.arange(readable.num_readable)[None]
-            else:
-                values, chunks = self._best(query, scores, readable, least)
-        # numpy is faster for so few numbers.
-        slots = (readable.oldest_slot[:, None] + (before + chunks)) % self.num_chunks + self.first
-        if readable.mask is not None:
-            slots[values.numpy() == least] = len(self.contents) - 1
-        return values, torch.from_numpy(slots)
-
-    def _best(
-        self, query: Tensor, scores: Tensor, readable: ReadableChunks, least: float
-    ) -> tuple[Tensor, Int[np.ndarray, "batch top_k"]]:
-        values, columns = scores.topk(self.top_k + 1, dim=1)
-        top_values, chunks, query_values = values.numpy(), columns.numpy()[:, :-1], query.numpy()
-        # A product may round scores of equal summaries differently; the earlier of equal ones must be
-        # selected.
-        rounding = 2 * self.dim * torch.finfo(query.dtype).eps * self.largest
-        with np.errstate(over="ignore", invalid="ignore"):
-            near = top_values[:, -2] - top_values[:, -1] <= np.abs(query_values).sum(axis=1) * rounding
-            close = np.flatnonzero(near & (top_values[:, -1] > least))
-            if len(close) == 0:
-                return values[:, :-1], chunks
-        chunks = chunks.copy()
-        exact = _rank_nan_first(self._score_exactly(query, readable, close, least))
-        chunks[close] = best(torch.from_numpy(exact), self.top_k)
-        return scores.gather(1, torch.from_numpy(chunks)), chunks
-
-    def _score_exactly(
-        self, query: Tensor, readable: ReadableChunks, rows: Any, least: float
-    ) -> Float[np.ndarray, "rows num_readable"]:
-        """Return scores of summaries, rounded such that equal summaries have equal scores."""
-        with np.errstate(over="ignore", invalid="ignore"):
-            products = self.summaries.numpy()[rows, -readable.num_readable :] * query.numpy()[rows, None]
-            exact = products.sum(axis=-1)
-        if readable.mask is None:
-            return exact
-        return np.where(readable.mask.numpy()[rows], exact, exact.dtype.type(least))
+                slots[chunks < 0] = len(self.contents) - 1
+        else:
+            # All readable chunks are read, oldest first. A row-matrix product is ten times as fast as a
+            # matrix-column product.
+            scores = torch.bmm(query[:, 0], summaries[:, :, 0].mT)[:, 0]
+            slots = readable.slots
+            if readable.mask is not None:
+                scores = torch.where(readable.mask, scores, -math.inf)
+                slots = np.where(readable.mask.numpy(), slots, len(self.contents) - 1)
+        return scores, torch.from_numpy(slots.ravel())
 
     def _store(self, new_chunks: _CompletedHCAMChunks) -> None:
         rows, slots, ring_slots = new_chunks
         chunk = self.local.inputs[rows[:, None], ring_slots]
         summary = chunk.mean(dim=1)
         self.contents.index_copy_(0, rows * self.num_chunks + slots, chunk)
-        self.summaries[rows] = torch.cat([self.summaries[rows, 1:], summary[:, None]], dim=1)
+        self.summaries[rows] = torch.cat([self.summaries[rows, 1:], summary[:, None, None]], dim=1)
         self.largest = max(self.largest, float(summary.abs().amax()))
-
-
-def _rank_nan_first(scores: Float[np.ndarray, "rows num_readable"]) -> Float[np.ndarray, "rows num_readable"]:
-    """Return `scores` with NaN replaced by infinity, so that chunks with NaN scores are selected."""
-    return np.where(np.isnan(scores), scores.dtype.type(np.inf), scores)
 
 
 def _norm(module: Any) -> Callable[[Tensor], Tensor]:

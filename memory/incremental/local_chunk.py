@@ -37,16 +37,18 @@ class ChunkPositions:
         (cos, cos_step), (sin, sin_step) = (
             part[:, None].split(self.chunk_size) for part in (layer.cos, layer.sin)
         )
-        self.cos = torch.cat([cos, cos * cos_step - sin * sin_step], dim=1)
-        self.sin = torch.cat([sin, sin * cos_step + cos * sin_step], dim=1)
+        cosines = torch.cat([cos, cos * cos_step - sin * sin_step], dim=1)
+        sines = torch.cat([sin, sin * cos_step + cos * sin_step], dim=1)
         offset = torch.arange(self.chunk_size)
-        self.mask = torch.zeros(self.chunk_size, self.chunk_size, dtype=self.cos.dtype)
-        self.mask.masked_fill_(offset > offset[:, None], -math.inf)
+        mask = torch.zeros(self.chunk_size, self.chunk_size, dtype=cos.dtype)
+        mask.masked_fill_(offset > offset[:, None], -math.inf)
+        self.tables = cosines, sines, mask[:, None]
 
     def lookup(self, time: Int[np.ndarray, " batch"]) -> ChunkPosition:
         """Return the chunk positions at `time`, the number of earlier steps in each row's episode."""
         offset = torch.from_numpy(time % self.chunk_size)
-        return ChunkPosition(offset, self.cos[offset], self.sin[offset], self.mask[offset][:, None])
+        # Three times as fast as indexing.
+        return ChunkPosition(offset, *(table.index_select(0, offset) for table in self.tables))
 
 
 class CurrentChunk:

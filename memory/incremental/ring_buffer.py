@@ -16,10 +16,12 @@ class ReadableChunks(NamedTuple):
     num_readable: int
     mask: Bool[Tensor, "batch num_readable"] | None
     """True for readable chunks; None if all `num_readable` chunks of every row are readable."""
+    valid: Bool[Tensor, "batch 1 num_readable"]
+    """True for readable chunks, as `choose_chunks` expects it."""
     any_readable: Bool[Tensor, "batch 1"] | None
     """True for rows with a readable chunk; None if every row has a readable chunk."""
-    oldest_slot: Int[np.ndarray, " batch"]
-    """Slot of each row's oldest chunk."""
+    slots: Int[np.ndarray, "batch num_readable"]
+    """Slots of these chunks, as indices in the flattened slots of all rows."""
 
 
 class CompletedChunks(NamedTuple):
@@ -40,6 +42,9 @@ class ChunkRingBuffer:
         self.time = time.numpy().copy()
         # Slot of each row's oldest chunk, which the next chunk overwrites.
         self.oldest_slot = np.zeros_like(self.time)
+        self._numbers = np.arange(num_chunks)
+        self._first_slot = np.arange(len(time))[:, None] * num_chunks
+        self._all_valid = torch.ones(len(time), 1, num_chunks, dtype=torch.bool)
         self._update()
 
     def reset(self, start: Bool[Tensor, " batch"] | None) -> Int[Tensor, " starts"] | None:
@@ -98,7 +103,10 @@ class ChunkRingBuffer:
         num_readable = int(num_chunks_written.max(initial=0))
         if num_readable == 0:
             return None
+        numbers = self._numbers[self.num_chunks - num_readable :]
+        slots = (self.oldest_slot[:, None] + numbers) % self.num_chunks + self._first_slot
         if num_chunks_written.min() == num_readable:
-            return ReadableChunks(num_readable, None, None, self.oldest_slot)
-        readable = torch.from_numpy(np.arange(num_readable) >= num_readable - num_chunks_written[:, None])
-        return ReadableChunks(num_readable, readable, readable[:, -1:].contiguous(), self.oldest_slot)
+            return ReadableChunks(num_readable, None, self._all_valid[:, :, :num_readable], None, slots)
+        readable = torch.from_numpy(numbers >= self.num_chunks - num_chunks_written[:, None])
+        any_readable = readable[:, -1:].contiguous()
+        return ReadableChunks(num_readable, readable, readable[:, None], any_readable, slots)

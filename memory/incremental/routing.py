@@ -34,7 +34,6 @@ class RoutingStepper(Stepper):
             for index, layer in enumerate(layers)
         ]
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = None

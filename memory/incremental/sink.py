@@ -43,7 +43,6 @@ class SinkStepper(Stepper):
         # Index of the first slot of each row's heads.
         self.first = torch.arange(batch * self.layers[0].heads).view(batch, -1) * self.slots
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         starts = None

@@ -26,6 +26,7 @@ class WindowRingBuffer:
         self.num_slots, self.slot = window + 1, window - 1
         slots = torch.arange(self.num_slots)
         mask = (slots < window - age[:, None]) | (slots == window)
+        self.steps_until_visible = self.num_slots
         # Additive mask of the scores.
         self.mask = torch.zeros(mask.shape, dtype=dtype).masked_fill_(mask, -math.inf)[:, None]
 
@@ -34,10 +35,13 @@ class WindowRingBuffer:
         self.slot = (self.slot + 1) % self.num_slots
         if starts is not None:
             self.clear(starts)
-        self.mask[:, :, self.slot] = 0
+        if self.steps_until_visible:
+            self.mask[:, :, self.slot] = 0
+            self.steps_until_visible -= 1
 
     def clear(self, rows: Int[Tensor, " some"]) -> None:
         """Mask all slots in these rows."""
+        self.steps_until_visible = self.num_slots
         self.mask.index_fill_(0, rows, -math.inf)
 
     def recent_slots(self, count: int) -> Int[Tensor, " count"]:
