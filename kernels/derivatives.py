@@ -1,7 +1,8 @@
-"""Helpers of custom backward passes: check whether the inputs allow one, and fall back to autograd."""
+"""Helpers of custom backward passes: checks of the inputs, a fall-back to autograd, and reuse of memory."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
 from scrubjay.kernels.dispatch import any_dual, needs_plain_autograd
+
+_BLOCK_BYTES = 32_000_000
 
 
 def supports_custom_backward(*tensors: Tensor) -> bool:
@@ -68,3 +71,16 @@ def differentiate_graph(
     return [
         torch.zeros_like(x) if grad is None else grad for grad, x in zip(input_grads, leaves, strict=True)
     ]
+
+
+@functools.cache
+def retain_freed_memory() -> None:
+    """Make the C library retain freed memory in the whole process, up to 64 MB.
+
+    Without this call, memory of tensors that are saved for the backward pass is returned to the system at the
+    end of a gradient step and mapped again in the next step. Mapping a megabyte takes as long as writing the
+    megabyte five times. When a block of at most 32 MiB is freed, glibc raises a limit: from then on it
+    retains smaller blocks, up to twice the size of that block in total (mallopt(3), M_MMAP_THRESHOLD). This
+    function therefore frees one block of 32 MB. The block is never written, so it costs nothing. On systems
+    without glibc nothing changes."""
+    torch.empty(_BLOCK_BYTES, dtype=torch.uint8)

@@ -37,9 +37,11 @@ _default_implementation: str = "auto"
 _MODULES = {
     "retrieval.dense": "scrubjay.kernels.retrieval.dense",
     "retrieval.reference": "scrubjay.kernels.retrieval.reference",
+    "retrieval.step": "scrubjay.kernels.retrieval.step",
     "retrieval.torch": "scrubjay.kernels.retrieval.vectorized",
 }
 """Registry of implementations: the module of each name."""
+_LOADED: dict[str, ModuleType] = {}
 
 
 @contextlib.contextmanager
@@ -100,10 +102,17 @@ def resolve(
     return implementation
 
 
-@functools.cache
 def load_implementation(name: str) -> ModuleType:
     """Return the module of an implementation, imported at its first use: "retrieval.reference"."""
-    return importlib.import_module(_MODULES[name])
+    # torch.compile traces a lookup in `_LOADED`, but no import.
+    if torch.compiler.is_compiling() or name not in _LOADED:
+        _import_implementation(name)
+    return _LOADED[name]
+
+
+@torch.compiler.assume_constant_result
+def _import_implementation(name: str) -> None:
+    _LOADED[name] = importlib.import_module(_MODULES[name])
 
 
 def prefers_torch() -> bool:

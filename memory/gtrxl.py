@@ -17,14 +17,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.recall import Read, Recall
-from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.incremental.gtrxl import GTrXLStepper
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State
+from scrubjay.memory.contract.clock import Clock, shift_window
+from scrubjay.memory.contract.stepper import Stepper, load_fast_path
 from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.gate import Gate
-from scrubjay.memory.parts.recent import shift_window
 from scrubjay.memory.parts.window import WindowAttention, WindowOptions, resolve_heads
 
 
@@ -111,7 +108,7 @@ class GTrXL(Memory):
         """
         if not self.layers[0].attention.is_foldable or not self.can_use_stepper(GTrXL, state):
             return super().stepper(state)
-        return GTrXLStepper(self.layers, state)
+        return load_fast_path("gtrxl stepper")(self.layers, state)
 
     def segment(self, x: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """Process a segment of every row in one pass."""

@@ -29,12 +29,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.contract.recall import Read, Recall
-from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.incremental.hcam import HCAMStepper
+from scrubjay.kernels import choose_chunks
+from scrubjay.kernels.normalisers import softmax_or_zero
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.clock import Clock, shift_window
+from scrubjay.memory.contract.stepper import Stepper, load_fast_path
 from scrubjay.memory.parts.chunks import (
     build_empty_state,
     is_finite_state,
@@ -47,10 +46,8 @@ from scrubjay.memory.parts.chunks import (
     written_slots,
     zero_slots,
 )
-from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.hierarchy import ReadWeights, attend, weigh
-from scrubjay.memory.parts.recent import shift_window
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.layers import feed_forward, sinusoids
 from scrubjay.memory.parts.window import (
     WindowAttention,
     WindowOptions,
@@ -103,6 +100,51 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     def build(self) -> HCAM:
         """Return a newly initialized HCAM of these sizes."""
         return HCAM(self)
+
+
+def weigh(
+    queries: Float[Tensor, "batch time width"],
+    keys: Float[Tensor, "batch chunks dim"],
+    contents: Float[Tensor, "batch chunks chunk_size dim"],
+    mask: Bool[Tensor, "batch time chunks"],
+    weights: ReadWeights,
+    positions: Float[Tensor, "chunk_size dim"] | None,
+    top_k: int,
+    num_heads: int,
+) -> Float[Tensor, "batch time heads chunks chunk_size"]:
+    """Return the weight of each stored step in a hierarchical read (section 3 of the paper).
+
+    The read-out of a head is the weighted sum of the projected steps: sum over m, c of weight[m, c] times
+    (contents[m, c] + positions[c]) @ value. `hierarchical_attention` computes the read-outs faster.
+
+    Args:
+        queries: One query per step.
+        keys: Summaries of the chunks.
+        contents: Steps of the chunks.
+        mask: True for chunks that a query may read.
+        weights: Projections for the selection of chunks and for the attention inside chunks.
+        positions: Encodings to add to the steps of a chunk; None adds nothing.
+        top_k: Chunks selected per query.
+        num_heads: Heads of the attention inside chunks.
+    """
+    # The summaries of the top_k chunks are weighted by a softmax of their scores.
+    chunks, features = contents.shape[1], weights.query.shape[1]
+    summary_query = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
+    scale = features**-0.5
+    selection = choose_chunks(
+        mask, top_k=top_k, summary_query=summary_query, summaries=keys[:, :, None], summary_scale=scale
+    )
+    shares = softmax_or_zero(selection.scores[:, :, 0])
+    place = selection.chunks[:, :, 0].long().remainder(chunks + 1)  # -1 (no chunk) maps to an extra column
+    shares = shares.new_zeros(*mask.shape[:2], chunks + 1).scatter_(2, place, shares)[..., :chunks]
+    # The steps inside each of these chunks are weighted by a second softmax, one for each head.
+    query = queries @ weights.query
+    query = query if weights.query_bias is None else query + weights.query_bias
+    key = (contents if positions is None else contents + positions) @ weights.key
+    query, key = (part.unflatten(-1, (num_heads, -1)) for part in (query, key))
+    scores = torch.einsum("bthe,bmche->bthmc", query, key) * query.shape[-1] ** -0.5
+    shares = shares[:, :, None, :, None]
+    return torch.where(shares > 0, shares * torch.softmax(scores, dim=-1), 0)
 
 
 class HCAM(Memory):
@@ -191,7 +233,7 @@ class HCAM(Memory):
         """
         if not self._layers[0].local.is_foldable or not self.can_use_stepper(HCAM, state):
             return super().stepper(state)
-        return HCAMStepper(self._layers, self._zero_unwritten(state), self.chunk_size)
+        return load_fast_path("hcam stepper")(self._layers, self._zero_unwritten(state), self.chunk_size)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
@@ -288,19 +330,18 @@ class _HCAMBlock(nn.Module):
         self.feed_forward = feed_forward(dim, 2 * dim)
 
     def read(self, x: Tensor, store: _ReadableStore) -> Tensor:
-        read = attend(
+        # If no query may read more than top_k chunks, all are selected.
+        reads_all = store.max_readable is not None and store.max_readable <= self.top_k
+        read = hierarchical_attention(
             self.read_norm(x),
             store.summaries.to(x.dtype),
             store.contents.to(x.dtype),
             store.readable,
             self._weights(),
             self.positions,
-            # If no query may read more than top_k chunks, all are selected.
-            self.top_k
-            if store.max_readable is None or store.max_readable > self.top_k
-            else store.summaries.shape[1],
-            self.num_heads,
-            self.stop_memory_gradient,
+            top_k=store.summaries.shape[1] if reads_all else self.top_k,
+            num_heads=self.num_heads,
+            stop_memory_gradient=self.stop_memory_gradient,
         )
         return read.to(x.dtype)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.layers import feed_forward
 
 
 @dataclass(frozen=True)

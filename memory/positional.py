@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scrubjay.memory.contract.base import State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.none import NoMemory, NoMemoryConfig
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.layers import sinusoids
 
 
 @dataclass(frozen=True)

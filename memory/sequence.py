@@ -27,14 +27,14 @@ from scrubjay.memory.contract.base import (
     Memory,
     MemoryConfig,
     State,
+    add_affixes,
     check_entries,
     check_start,
     check_state,
     reset_rows,
+    select_part,
 )
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.parts.convolution import ShortConvolution
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.layers import ShortConvolution, feed_forward
 from scrubjay.memory.serialization import FORMAT, decode, encode, take_format
 from scrubjay.memory.sketch import sketch_for
 

@@ -27,15 +27,13 @@ from torch.nn import functional
 from scrubjay.kernels import merge, sink_attention, sink_slot
 from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.kernels.dispatch import is_traced, without_autocast
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.recall import Read, Recall
-from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.incremental.sink import SinkStepper
+from scrubjay.memory.contract.stepper import Stepper, load_fast_path
 from scrubjay.memory.parts import streaming
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.chunks import compute_slot_steps
+from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.parts.rotary import build_sine_weights, compute_cos_sin, rotary_frequencies
-from scrubjay.memory.parts.sinks import compute_slot_steps
 from scrubjay.memory.parts.window import resolve_heads
 
 _NARROWEST_HEAD = 4
@@ -143,7 +141,7 @@ class Sink(Memory):
         """Return an in-place stepper, or the default stepper if there are learned sinks."""
         if self._layers[0].num_learned or not self.can_use_stepper(Sink, state):
             return super().stepper(state)
-        return SinkStepper(self._layers, self.blank_unwritten(state), *self._sizes)
+        return load_fast_path("sink stepper")(self._layers, self.blank_unwritten(state), *self._sizes)
 
     def segment(
         self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]

@@ -19,9 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.contract.recall import Recall
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Recall, State, add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.registry import make_config
 

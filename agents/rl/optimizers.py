@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam as step_of_adam
 
-from scrubjay.memory.parts.heap import retain_freed_memory
+from scrubjay.kernels.derivatives import retain_freed_memory
 
 _INVALID = "optimizer state does not match this policy"
 

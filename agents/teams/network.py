@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scrubjay.agents.rl.encoders.entities import ADJACENCY, EntityEncoder
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
-from scrubjay.memory.contract.recall import Recall
+from scrubjay.memory.contract.base import Recall
 
 
 class AgentTrace(NamedTuple):

@@ -29,7 +29,7 @@ from scrubjay.agents.teams.critic import CriticType, TeamCritic
 from scrubjay.agents.teams.network import AgentTrace, TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 
 _ACTOR, _CRITIC = "actor/", "critic/"
 

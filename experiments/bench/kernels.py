@@ -27,6 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
 from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.layers import sinusoids
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
         add_pos_enc=True,
     )
     weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
+    positions = sinusoids(torch.arange(chunk), dim).flip(0).float()
     yield (
         f"Milliseconds of a hierarchical read of {chunks} chunks of {chunk} steps of width {dim}, with "
         "projections, batch size 8:\n"
@@ -151,7 +153,7 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
 
         def ours(x=x) -> Tensor:
             return hierarchical_attention(
-                x, summaries, contents, None, weights, top_k=bench.top_k, num_heads=4
+                x, summaries, contents, None, weights, positions, top_k=bench.top_k, num_heads=4
             )
 
         def definition(per_head=per_head, valid=valid, chunks_per_head=chunks_per_head) -> Tensor:

@@ -19,8 +19,8 @@ from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine
 from scrubjay.experiments.statistics import wilson_interval
+from scrubjay.kernels.derivatives import retain_freed_memory
 from scrubjay.memory import MemoryConfig, make_config, name_of
-from scrubjay.memory.parts.heap import retain_freed_memory
 
 _MAX_GRAD_NORM = 1.0
 

@@ -70,13 +70,14 @@ def choose_chunks(
     """
     is_array, has_options = isinstance(valid, np.ndarray), num_sink_chunks or num_local_chunks or return_lse
     if not (is_array or has_options) and implementation == "auto":
-        from scrubjay.kernels.retrieval.selection import choose_in_step
+        from scrubjay.kernels.dispatch import is_traced, load_implementation
 
-        selection = choose_in_step(
-            valid, top_k, scores, summary_query, summaries, summary_scale, largest_entry
-        )
-        if selection is not None:
-            return SelectedChunks(*selection)
+        if not is_traced():
+            selection = load_implementation("retrieval.step").choose(
+                valid, top_k, scores, summary_query, summaries, summary_scale, largest_entry
+            )
+            if selection is not None:
+                return SelectedChunks(*selection)
     check_counts(top_k, num_sink_chunks, num_local_chunks)
     if not ((scores is None) == (summary_query is not None) == (summaries is not None)):
         raise ValueError("choose_chunks needs either scores, or both summary_query and summaries")
@@ -159,20 +160,20 @@ def _check_scores(scores: Any, valid: Any) -> None:
 def check_summaries(query: Any, summaries: Any, valid: Any) -> None:
     """Raise ValueError or TypeError if chunk scores cannot be computed from these inputs."""
     # Every access to the shape of a tensor creates a new object.
-    shape, stored = query.shape, summaries.shape
-    for name, array, sizes in (("summary_query", query, shape), ("summaries", summaries, stored)):
+    shape, other = query.shape, summaries.shape
+    for name, array, sizes in (("summary_query", query, shape), ("summaries", summaries, other)):
         if len(sizes) != 4:
             raise ValueError(f"{name} has shape {tuple(sizes)}; expected 4 dimensions")
         _check_floating(name, array)
-    if shape[0] != stored[0] or shape[3] != stored[3] or shape[3] < 1:
+    if shape[0] != other[0] or shape[3] != other[3] or shape[3] < 1:
         expected = f"[{shape[0]}, chunks, heads, {shape[3]}] with a width of at least 1"
-        raise ValueError(f"summaries have shape {tuple(stored)}; expected {expected}")
-    if stored[2] < 1 or shape[2] % stored[2]:
+        raise ValueError(f"summaries have shape {tuple(other)}; expected {expected}")
+    if other[2] < 1 or shape[2] % other[2]:
         raise ValueError(
-            f"summaries has {stored[2]} heads, which do not divide the {shape[2]} heads of "
+            f"summaries has {other[2]} heads, which do not divide the {shape[2]} heads of "
             "summary_query evenly"
         )
-    _check_valid(valid, (shape[0], shape[1], stored[1]))
+    _check_valid(valid, (shape[0], shape[1], other[1]))
 
 
 def _check_floating(name: str, array: Any) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,21 +15,15 @@ from scrubjay.kernels.dispatch import (
     any_dual,
     is_traced,
     load_implementation,
-    prefers_torch,
     resolve,
     unsupported_dtype,
     without_autocast,
 )
 from scrubjay.kernels.retrieval.problem import MAX_TOP_K, Choice, Problem, all_true, any_along, as_mask
-from scrubjay.kernels.select import FEW, best, largest
+from scrubjay.kernels.select import best, largest
 
 # Scalars per piece when exact scores of tied queries are computed, so that a piece fits the caches.
 _PIECE_SCALARS = 1 << 21
-
-# Largest number of products of a step for which numpy is faster than torch.
-_FEW_PRODUCTS = 1 << 13
-
-_STEP_DTYPES = (torch.float32, torch.float64)
 
 # Chunks per selected chunk above which ties are resolved among the best candidates only, if these suffice.
 _CANDIDATE_RATIO = 8
@@ -99,141 +92,6 @@ def _unsupported_reason(query: Tensor, top_k: int) -> str | None:
     if top_k > MAX_TOP_K:
         return f"top_k={top_k} is more than the {MAX_TOP_K} chunks that the Triton kernels support"
     return unsupported_dtype(query)
-
-
-def choose_in_step(
-    valid: Tensor,
-    top_k: int,
-    scores: Tensor | None,
-    query: Tensor | None,
-    summaries: Tensor | None,
-    scale: float | None,
-    largest_entry: float | None,
-) -> Selection | None:
-    """Run `kernels.choose_chunks` for one step of an agent on the CPU: one query per row, without gradients.
-
-    This takes a fourth of the time of the general path, since so few numbers are selected mostly by Python.
-    Returns None if the arguments are not those of a step, or if they are not valid.
-
-    Args: those of `kernels.choose_chunks`.
-    """
-    if is_traced() or not prefers_torch() or torch.is_autocast_enabled("cpu"):
-        return None
-    queries = query if scores is None else scores
-    items = summaries if scores is None else scores
-    if not (isinstance(queries, Tensor) and isinstance(items, Tensor)) or len(shape := queries.shape) != 4:
-        return None
-    num_chunks = items.shape[1 if scores is None else 3]
-    is_step = shape[1] == 1 and queries.is_cpu and queries.dtype in _STEP_DTYPES and top_k > 0 < num_chunks
-    fits = is_step and valid.dtype == torch.bool and valid.shape == (shape[0], 1, num_chunks)
-    if not fits or queries.requires_grad or items.requires_grad:
-        return None
-    if torch._C._are_functorch_transforms_active() or any_dual(queries, items):
-        return None
-    if scores is not None:
-        fits = query is None and summaries is None
-        return _select_scores_in_step(scores, valid, top_k) if fits else None
-    assert query is not None
-    assert summaries is not None
-    if (
-        shape[2] != 1
-        or summaries.shape != (shape[0], num_chunks, 1, shape[3])
-        or summaries.dtype != query.dtype
-    ):
-        return None
-    scale = shape[3] ** -0.5 if scale is None else scale
-    return _select_in_step(query if scale == 1 else query * scale, summaries, valid, top_k, largest_entry)
-
-
-def _select_scores_in_step(
-    scores: Float[Tensor, "B 1 S M"], valid: Bool[Tensor, "B 1 M"], top_k: int
-) -> Selection:
-    """Select chunks by `scores`."""
-    ranking = torch.nan_to_num(scores, nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    if not np.logical_and.reduce(valid.numpy(), axis=None):
-        ranking = torch.where(valid[:, :, None], ranking, -math.inf)
-    if ranking.numel() <= FEW:
-        # As in `best`, but the sort also returns the scores.
-        kept_scores, chunks = (
-            part[..., :top_k] for part in ranking.sort(dim=-1, descending=True, stable=True)
-        )
-    else:
-        chunks = best(ranking, top_k)
-        kept_scores = ranking.gather(3, chunks)
-    return chunks.masked_fill_(kept_scores == -math.inf, -1), kept_scores
-
-
-def _select_in_step(
-    query: Float[Tensor, "B 1 1 Ds"],
-    summaries: Float[Tensor, "B M 1 Ds"],
-    valid: Bool[Tensor, "B 1 M"],
-    top_k: int,
-    largest_entry: float | None,
-) -> Selection:
-    """Select chunks by their summaries. NaN scores rank first, as in the general path."""
-    mask: Any = valid.numpy()[:, 0]
-    mask = None if np.logical_and.reduce(mask, axis=None) else mask
-    queries, stored = query.numpy()[:, 0, 0], summaries.numpy()[:, :, 0]
-    rows, num_chunks = np.arange(len(stored))[:, None], stored.shape[1]
-    if queries.size * num_chunks <= _FEW_PRODUCTS:
-        scores = _score_exactly(queries, stored, mask)
-        chunks = _sort_stably(scores)[:, :top_k]
-        scores = scores[rows, chunks]
-    else:
-        # A row-matrix product is ten times as fast as a matrix-column product.
-        products = torch.bmm(query[:, 0], summaries[:, :, 0].mT)
-        products = (products if mask is None else torch.where(valid, products, -math.inf))[:, 0]
-        values, columns = products.topk(min(top_k + 1, num_chunks), dim=1)
-        scores, chunks = values.numpy(), columns.numpy()
-        if num_chunks > top_k:
-            largest = _find_largest_entry(summaries) if largest_entry is None else largest_entry
-            close = _find_ties(queries, scores, largest)
-            scores, chunks = scores[:, :-1], chunks[:, :-1]
-            if len(close):
-                exact = _score_exactly(queries[close], stored[close], None if mask is None else mask[close])
-                picked = _sort_stably(exact)[:, :top_k]
-                chunks[close], scores[close] = picked, products.numpy()[close[:, None], picked]
-    if mask is not None:
-        chunks[scores == -math.inf] = -1
-    # Indexing in numpy takes a tenth of the time.
-    return torch.from_numpy(chunks[:, None, None]), torch.from_numpy(scores[:, None, None])
-
-
-def _find_ties(
-    query: Float[np.ndarray, "B Ds"], scores: Float[np.ndarray, "B K_and_1"], largest_entry: float
-) -> Int[np.ndarray, " some"]:
-    """Return the rows whose last selected and first dropped chunk differ by no more than rounding.
-
-    One large product may round the scores of two equal summaries differently. `scores` are those of the
-    selected chunks and of the first dropped one.
-    """
-    rounding = 2 * query.shape[1] * np.finfo(query.dtype).eps * largest_entry
-    with np.errstate(over="ignore", invalid="ignore"):
-        near = scores[:, -2] - scores[:, -1] <= np.abs(query).sum(axis=1) * rounding
-    return (near & (scores[:, -1] > -math.inf)).nonzero()[0]
-
-
-def _find_largest_entry(summaries: Tensor) -> float:
-    """Return the largest absolute value of an entry that is not NaN."""
-    lowest, highest = (float(value) for value in torch.aminmax(summaries))
-    return float(summaries.nan_to_num(0.0).abs().amax()) if math.isnan(lowest) else max(highest, -lowest)
-
-
-def _score_exactly(
-    query: Float[np.ndarray, "B Ds"],
-    summaries: Float[np.ndarray, "B M Ds"],
-    mask: Bool[np.ndarray, "B M"] | None,
-) -> Float[np.ndarray, "B M"]:
-    """Return scores of summaries, rounded such that equal summaries have equal scores."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        scores = (summaries * query[:, None]).sum(axis=-1)
-    return scores if mask is None else np.where(mask, scores, scores.dtype.type(-math.inf))
-
-
-def _sort_stably(scores: Float[np.ndarray, "B M"]) -> Int[np.ndarray, "B M"]:
-    """Return the order of scores: NaN first, then descending, equal scores in order of index."""
-    ascending = np.where(np.isnan(scores), scores.dtype.type(-math.inf), -scores)
-    return ascending.argsort(axis=1, kind="stable")
 
 
 def select(problem: Problem, choice: Choice) -> Selection:

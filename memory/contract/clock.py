@@ -1,11 +1,11 @@
-"""Episode clock: the number of each step of a segment within its episode."""
+"""Episode clock: the number of each step of a segment within its episode, and the window of last inputs."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -77,3 +77,17 @@ def last_marked(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
     """Return for each step t the last step with a True mask among the steps 0 to t, -1 if there is none."""
     step = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, step, -1).cummax(dim=1).values
+
+
+def shift_window(
+    recent: Float[Tensor, "batch window dim"],
+    x: Float[Tensor, "batch time dim"],
+    clock: Clock,
+) -> Float[Tensor, "batch window dim"]:
+    """Return the last `window` inputs after a segment, oldest first; zeros before the current episode."""
+    window = recent.shape[1]
+    # Only the needed steps are concatenated: copying a whole segment costs as much as a pass over it.
+    behind = recent[:, min(x.shape[1], window) :]
+    inputs = torch.cat([behind, x[:, max(0, x.shape[1] - window) :].to(recent.dtype)], dim=1)
+    index = torch.arange(window, device=x.device)
+    return torch.where((index >= window - clock.age_after[:, None])[..., None], inputs, 0)

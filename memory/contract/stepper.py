@@ -3,16 +3,36 @@
 `Memory.step` must not modify its arguments. It therefore copies even state entries that hardly change, and it
 multiplies the same weight matrices with each other at every step. A stepper is created once for many steps
 with the same weights. It has its own buffers, overwrites them in place, and returns a state on request.
+
+Steppers and other fast paths of memories are imported at their first use. A memory is defined without them.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_FAST_PATHS = {
+    "gtrxl stepper": "scrubjay.memory.incremental.gtrxl:GTrXLStepper",
+    "hcam stepper": "scrubjay.memory.incremental.hcam:HCAMStepper",
+    "sink stepper": "scrubjay.memory.incremental.sink:SinkStepper",
+    "window segment": "scrubjay.memory.parts.relative:SegmentReader",
+}
+"""Registry of fast paths: the module and class of each name."""
+
+
+@functools.cache
+def load_fast_path(name: str) -> Any:
+    """Return the class of a fast path."""
+    module, _, class_name = _FAST_PATHS[name].partition(":")
+    return getattr(importlib.import_module(module), class_name)
 
 
 class Stepper(ABC):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from scrubjay.kernels import choose_chunks
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.local_chunk import ChunkPosition, ChunkPositions, CurrentChunk, RecentSteps
 from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, CompletedChunks, ReadableChunks

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.local_chunk import ChunkPosition, ChunkPositions, CurrentChunk, RecentSteps
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels import choose_chunks
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, ReadableChunks
 from scrubjay.memory.incremental.window import WindowRingBuffer, WindowStepper

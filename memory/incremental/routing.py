@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.window import WindowRingBuffer
 

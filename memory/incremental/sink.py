@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from scrubjay.kernels import sink_slot
 from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.memory.parts.chunks import compute_slot_steps
 from scrubjay.memory.parts.rotary import build_sine_weights, compute_cos_sin
-from scrubjay.memory.parts.sinks import compute_slot_steps
 
 
 class SinkStepper(Stepper):

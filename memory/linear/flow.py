@@ -37,7 +37,7 @@ from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.linear.layers import LayeredMemory, count_heads
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.layers import feed_forward
 
 _EPSILON = 1e-6
 # Largest rounding error of a value that is exactly one.

@@ -34,9 +34,7 @@ from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.linear.incremental import MatrixStepper
 from scrubjay.memory.linear.layers import LayeredMemory, count_heads
-from scrubjay.memory.parts.convolution import ShortConvolution
-from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.unit import normalize_vectors
+from scrubjay.memory.parts.layers import ShortConvolution, feed_forward, normalize_vectors
 
 # Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 
 

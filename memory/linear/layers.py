@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import Memory, MemoryConfig, State, add_affixes, select_part
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 

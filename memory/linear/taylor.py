@@ -28,7 +28,7 @@ from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.linear.features import Taylor
 from scrubjay.memory.linear.incremental import MatrixStepper
 from scrubjay.memory.linear.layers import LayeredMemory, count_heads
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.layers import feed_forward
 
 _EPSILON = 1e-6
 

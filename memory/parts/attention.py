@@ -19,9 +19,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
+from scrubjay.kernels.derivatives import (
+    differentiate_graph,
+    needs_graph,
+    retain_freed_memory,
+    supports_custom_backward,
+)
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.parts.heap import retain_freed_memory
 
 _LOG2_E = math.log2(math.e)
 

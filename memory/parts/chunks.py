@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.dispatch import needs_plain_autograd
-from scrubjay.memory.contract.base import Memory, State
+from scrubjay.memory.contract.base import Memory, State, add_affixes
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.nested import add_affixes
 
 
 class ChunkPlan(NamedTuple):
@@ -136,6 +135,22 @@ def stored_steps(
 def last_steps(time: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window_and_1"]:
     """Return the episode step numbers of the last `window` steps and of the present one; -1 before step 0."""
     return (time[:, None] + torch.arange(-window, 1, device=time.device)).clamp(min=-1)
+
+
+def compute_slot_steps(
+    count: Int[Tensor, " batch"], num_sinks: int, window: int
+) -> Int[Tensor, "batch slots"]:
+    """Return the number of the step (from 0) in each slot after `count` steps; -1 for an empty slot.
+
+    The first `num_sinks` slots hold the first steps. The other slots are a ring buffer of the last `window`
+    steps, as in `kernels.sink_slot`.
+    """
+    slot = torch.arange(num_sinks + window, device=count.device)
+    newest = count[:, None] - 1
+    # The step in a ring slot is as far behind the newest step as the two slots are apart.
+    ring = newest - (newest - slot) % window
+    step = torch.where(slot < num_sinks, slot, ring)
+    return torch.where((step >= slot) & (step <= newest), step, -1)
 
 
 def visited_slots(time: Int[Tensor, " batch"], window: int) -> Bool[Tensor, "batch window"]:

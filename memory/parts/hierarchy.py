@@ -15,11 +15,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from scrubjay.kernels import choose_chunks, chunk_retrieval
-from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
-from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.kernels.retrieval.dense import attend_all
+from scrubjay.kernels.dispatch import load_implementation, needs_plain_autograd, without_autocast
 from scrubjay.kernels.retrieval.problem import any_along
-from scrubjay.memory.parts.sinusoids import sinusoids
 
 
 class ReadWeights(NamedTuple):
@@ -46,7 +43,7 @@ def hierarchical_attention(
     contents: Float[Tensor, "batch chunks chunk_size dim"],
     mask: Bool[Tensor, "batch time chunks"] | None,
     weights: ReadWeights,
-    position: bool = True,
+    positions: Float[Tensor, "chunk_size dim"] | None = None,
     *,
     top_k: int = 4,
     num_heads: int = 1,
@@ -62,8 +59,7 @@ def hierarchical_attention(
         contents: Steps of the chunks.
         mask: True for chunks that a query may read; None for all. A query without readable chunks gets zeros.
         weights: Projections for the selection of chunks and for the attention inside chunks.
-        position: Whether to add to each stored step a sinusoidal encoding of its distance from the end of
-            the chunk.
+        positions: Encodings to add to the stored steps of every chunk, oldest first; None adds nothing.
         top_k: Number of chunks that each query selects.
         num_heads: Number of heads of the attention inside chunks.
         stop_memory_gradient: Whether to stop the gradient into `keys` and `contents`.
@@ -76,36 +72,6 @@ def hierarchical_attention(
         raise ValueError(f"num_heads={num_heads} does not divide the feature width {features}")
     if mask is None:
         mask = torch.ones(*queries.shape[:2], keys.shape[1], dtype=torch.bool, device=keys.device)
-    # The newest step of a chunk is at distance 0.
-    steps, width = contents.shape[2:]
-    positions = sinusoids(torch.arange(steps), width).flip(0).to(contents) if position else None
-    return attend(queries, keys, contents, mask, weights, positions, top_k, num_heads, stop_memory_gradient)
-
-
-def attend(
-    queries: Tensor,
-    keys: Tensor,
-    contents: Tensor,
-    mask: Tensor,
-    weights: ReadWeights,
-    positions: Tensor | None,
-    top_k: int,
-    num_heads: int,
-    stop_memory_gradient: bool,
-) -> Float[Tensor, "batch time F"]:
-    """Compute `hierarchical_attention` with precomputed position encodings and a required mask.
-
-    Args:
-        queries: One query per step.
-        keys: Summaries of the chunks.
-        contents: Steps of the chunks.
-        mask: True for chunks that a query may read; not None.
-        weights: Projections for the selection of chunks and for the attention inside chunks.
-        positions: Encodings to add to the steps of a chunk, `[chunk_size, dim]`; None adds nothing.
-        top_k: Chunks selected per query.
-        num_heads: Heads of the attention inside chunks.
-        stop_memory_gradient: Stop the gradient into keys and contents.
-    """
     if stop_memory_gradient:
         keys, contents = keys.detach(), contents.detach()
     few = _is_dense_cheaper(queries, contents, weights.key, top_k, num_heads)
@@ -117,46 +83,6 @@ def attend(
     if weights.out_bias is not None:
         out = out + weights.out_bias
     return torch.where(any_along(mask, -1)[..., None], out, 0.0)
-
-
-def weigh(
-    queries: Float[Tensor, "batch time width"],
-    keys: Float[Tensor, "batch chunks dim"],
-    contents: Float[Tensor, "batch chunks chunk_size dim"],
-    mask: Bool[Tensor, "batch time chunks"],
-    weights: ReadWeights,
-    positions: Float[Tensor, "chunk_size dim"] | None,
-    top_k: int,
-    num_heads: int,
-) -> Float[Tensor, "batch time heads chunks chunk_size"]:
-    """Return the weight of each stored step in the output of `attend` with the same arguments.
-
-    Args:
-        queries: One query per step.
-        keys: Summaries of the chunks.
-        contents: Steps of the chunks.
-        mask: True for chunks that a query may read.
-        weights: Projections for the selection of chunks and for the attention inside chunks.
-        positions: Encodings to add to the steps of a chunk; None adds nothing.
-        top_k: Chunks selected per query.
-        num_heads: Heads of the attention inside chunks.
-    """
-    chunks, features = contents.shape[1], weights.query.shape[1]
-    summary_query = (queries @ weights.summary_query @ weights.summary_key.T)[:, :, None]
-    scale = features**-0.5
-    selection = choose_chunks(
-        mask, top_k=top_k, summary_query=summary_query, summaries=keys[:, :, None], summary_scale=scale
-    )
-    shares = softmax_or_zero(selection.scores[:, :, 0])
-    place = selection.chunks[:, :, 0].long().remainder(chunks + 1)  # -1 (no chunk) maps to an extra column
-    shares = shares.new_zeros(*mask.shape[:2], chunks + 1).scatter_(2, place, shares)[..., :chunks]
-    query = queries @ weights.query
-    query = query if weights.query_bias is None else query + weights.query_bias
-    key = (contents if positions is None else contents + positions) @ weights.key
-    query, key = (part.unflatten(-1, (num_heads, -1)) for part in (query, key))
-    scores = torch.einsum("bthe,bmche->bthmc", query, key) * query.shape[-1] ** -0.5
-    shares = shares[:, :, None, :, None]
-    return torch.where(shares > 0, shares * torch.softmax(scores, dim=-1), 0)
 
 
 def _is_dense_cheaper(queries: Tensor, contents: Tensor, key: Tensor, top_k: int, num_heads: int) -> bool:
@@ -211,7 +137,7 @@ def _read_dense(
     key, value = project(weights.key, stored_steps), project(weights.value, stored_steps)
     coarse = (keys @ weights.summary_key) @ (weights.summary_query.T * features**-0.5)
     scores = torch.bmm(coarse, queries.mT).masked_fill(~mask.mT, torch.finfo(queries.dtype).min)
-    read = attend_all(
+    read = load_implementation("retrieval.dense").attend_all(
         query.view(-1, width, time),
         key.view(-1, width, chunks * length).mT,
         value.view(-1, width, chunks * length),

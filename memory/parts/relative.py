@@ -17,23 +17,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.derivatives import (
+    differentiate_graph,
+    needs_graph,
+    retain_freed_memory,
+    supports_custom_backward,
+)
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.heap import retain_freed_memory
+from scrubjay.memory.parts.window import SMALLEST_BLOCK, WindowWeights
 
-
-class WindowWeights(NamedTuple):
-    """Parameters of `WindowAttention`, in the order of `read_segment`'s arguments."""
-
-    query: Float[Tensor, "D D"]
-    key: Float[Tensor, "D D"]
-    value: Float[Tensor, "D D"]
-    distance_keys: Float[Tensor, "H E W+1"]
-    """Key vector of each distance between query and key, from W steps down to 0."""
-    output: Float[Tensor, "D D"]
-    content_bias: Float[Tensor, "H E"]
-    position_bias: Float[Tensor, "H E"]
+_MAX_BLOCKS = 8
+"""Largest number of blocks of a segment with a custom backward pass."""
 
 
 class QueryBlock(NamedTuple):
@@ -58,39 +53,54 @@ class _SavedTensors(NamedTuple):
     flat: Float[Tensor, "B*T D"]
 
 
-def build_blocks(clock: Clock, window: int, shortest: int) -> list[QueryBlock]:
-    """Return the query blocks of a segment. Masks hide keys of other episodes and keys outside the window."""
-    time = clock.length
-    length = -(-time // -(-time // max(window, shortest)))
-    blocks = []
-    for begin in range(0, time, length):
-        end = min(begin + length, time)
-        behind = torch.arange(end - begin)[:, None] - torch.arange(-window, end - begin)
-        visible = behind.int() <= clock.step[:, begin:end].clamp(max=window).int()[..., None]
-        mask = torch.where(visible & (behind >= 0), 0.0, -math.inf)
-        blocks.append(QueryBlock(slice(begin, end), slice(begin, end + window), mask))
-    return blocks
-
-
-def read_segment(
-    plain: Callable[..., Tensor],
-    blocks: list[QueryBlock],
-    offset: float | None,
-    x: Float[Tensor, "B T D"],
-    recent: Float[Tensor, "B W D"],
-    *weights: Tensor,
-) -> Float[Tensor, "B T D"]:
-    """Return the attention output of every step of a segment.
+class SegmentReader:
+    """Attention of `WindowAttention` over a segment, with a custom backward pass.
 
     Args:
-        plain: Differentiable torch function that computes the same output from `x`, `recent` and the weights.
-        blocks: Query blocks of the segment.
+        window: Number of earlier steps to which a step attends.
         offset: Number to add to a score before the sigmoid; None uses a softmax.
-        x: Inputs of the segment.
-        recent: Inputs before the segment.
-        weights: Fields of `WindowWeights`.
     """
-    return _Segment.apply(plain, blocks, offset, x, recent, *weights)
+
+    def __init__(self, window: int, offset: float | None) -> None:
+        self.window, self.offset = window, offset
+
+    @staticmethod
+    def supports(*tensors: Tensor) -> bool:
+        """Return True if the custom backward pass supports these inputs and weights."""
+        return len(tensors[0]) > 0 and supports_custom_backward(*tensors)
+
+    def build_blocks(self, clock: Clock) -> list[QueryBlock] | None:
+        """Return the query blocks of a segment; None if its length rules out the custom backward pass.
+
+        Masks hide keys of other episodes and keys outside the window.
+        """
+        time, window = clock.length, self.window
+        if not 1 < time <= _MAX_BLOCKS * max(window, SMALLEST_BLOCK):
+            return None
+        length = -(-time // -(-time // max(window, SMALLEST_BLOCK)))
+        blocks = []
+        for begin in range(0, time, length):
+            end = min(begin + length, time)
+            behind = torch.arange(end - begin)[:, None] - torch.arange(-window, end - begin)
+            visible = behind.int() <= clock.step[:, begin:end].clamp(max=window).int()[..., None]
+            mask = torch.where(visible & (behind >= 0), 0.0, -math.inf)
+            blocks.append(QueryBlock(slice(begin, end), slice(begin, end + window), mask))
+        return blocks
+
+    def read(
+        self,
+        plain: Callable[..., Tensor],
+        blocks: list[QueryBlock],
+        x: Float[Tensor, "B T D"],
+        recent: Float[Tensor, "B W D"],
+        weights: WindowWeights,
+    ) -> Float[Tensor, "B T D"]:
+        """Return the attention output of every step of a segment.
+
+        `plain` is a differentiable torch function that computes the same output from `x`, `recent` and the
+        weights.
+        """
+        return _Segment.apply(plain, blocks, self.offset, x, recent, *weights)
 
 
 class _Segment(torch.autograd.Function):

@@ -23,10 +23,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, retain_freed_memory
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.heap import retain_freed_memory
 
 _NORM_EPS = 1e-5
 _EVEN = 4

@@ -14,22 +14,20 @@ import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scrubjay.kernels.derivatives import supports_custom_backward
+from scrubjay.kernels.dispatch import is_traced
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts import relative
-from scrubjay.memory.parts.convolution import ShortConvolution
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.contract.stepper import load_fast_path
+from scrubjay.memory.parts.layers import ShortConvolution, sinusoids
 
-_SMALLEST_BLOCK = 16
-_MAX_BLOCKS = 8
-"""Largest number of blocks of a segment with a custom backward pass."""
+SMALLEST_BLOCK = 16
+"""Smallest number of queries that share their keys, unless a segment is shorter."""
 _INITIAL_FILTER_SCALE = 0.2
 """Factor of the initial weights of a short convolution for earlier steps."""
 _MAX_DEFAULT_HEADS = 4
@@ -89,6 +87,19 @@ class WindowOptions:
 
 
 _DEFAULT_OPTIONS = WindowOptions()
+
+
+class WindowWeights(NamedTuple):
+    """Parameters of `WindowAttention`, in the order in which autograd functions take them."""
+
+    query: Float[Tensor, "dim dim"]
+    key: Float[Tensor, "dim dim"]
+    value: Float[Tensor, "dim dim"]
+    distance_keys: Float[Tensor, "heads head_dim distances"]
+    """Key vector of each distance between query and key, from `window` steps down to 0."""
+    output: Float[Tensor, "dim dim"]
+    content_bias: Float[Tensor, "heads head_dim"]
+    position_bias: Float[Tensor, "heads head_dim"]
 
 
 class WindowAttention(nn.Module):
@@ -157,7 +168,7 @@ class WindowAttention(nn.Module):
         x: Float[Tensor, "batch time dim"],
         recent: Float[Tensor, "batch before dim"],
         clock: Clock,
-        blocks: list[relative.QueryBlock] | None = None,
+        blocks: list[Any] | None = None,
     ) -> Float[Tensor, "batch time dim"]:
         """Return the attention output of every step of a segment. The cost is linear in the number of steps.
 
@@ -169,23 +180,25 @@ class WindowAttention(nn.Module):
         if blocks is None:
             return self._run_torch(clock, x, recent, *weights)
         plain = functools.partial(self._run_torch, clock)
-        return relative.read_segment(plain, blocks, self.offset, x, recent, *weights)
+        return self._reader().read(plain, blocks, x, recent, weights)
 
     def supports_custom_backward(self, x: Tensor, recent: Tensor) -> bool:
         """Check that a segment of these inputs supports the custom backward pass."""
-        plain = self.filters is not None or self.positions == "only"
-        return len(x) > 0 and not plain and supports_custom_backward(x, recent, self.value.weight)
+        plain = self.filters is not None or self.positions == "only" or is_traced()
+        return not plain and self._reader().supports(x, recent, self.value.weight)
 
     @property
     def is_foldable(self) -> bool:
         """True if the projections may be multiplied with each other in advance."""
         return self.filters is None
 
-    def build_blocks(self, clock: Clock) -> list[relative.QueryBlock] | None:
+    def build_blocks(self, clock: Clock) -> list[Any] | None:
         """Return the query blocks of a segment; None if its length rules out the custom backward pass."""
-        if not 1 < clock.length <= _MAX_BLOCKS * max(self.window, _SMALLEST_BLOCK):
-            return None
-        return relative.build_blocks(clock, self.window, _SMALLEST_BLOCK)
+        return self._reader().build_blocks(clock)
+
+    def _reader(self) -> Any:
+        """Return the fast path for segments."""
+        return load_fast_path("window segment")(self.window, self.offset)
 
     def segment_weights(
         self,
@@ -204,14 +217,14 @@ class WindowAttention(nn.Module):
 
     def _run_torch(self, clock: Clock, x: Tensor, recent: Tensor, *weights: Tensor) -> Tensor:
         """Return the attention output, computed by differentiable torch operations."""
-        w = relative.WindowWeights(*weights) if weights else None
+        w = WindowWeights(*weights) if weights else None
         attention_weights, value = self._weigh_segment(clock, x, recent, w)
         read = (attention_weights @ value).transpose(2, 3)
         output = self.output.weight if w is None else w.output
         return F.linear(read.flatten(3).flatten(1, 2)[:, : x.shape[1]], output)
 
     def _weigh_segment(
-        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights | None
+        self, clock: Clock, x: Tensor, recent: Tensor, w: WindowWeights | None
     ) -> tuple[Float[Tensor, "batch count heads block keys"], Float[Tensor, "batch count heads keys width"]]:
         """Return the attention weights of the queries of each block, and the values of the block's keys.
 
@@ -220,7 +233,7 @@ class WindowAttention(nn.Module):
         batch, time, dim = x.shape
         window, heads = self.window, self.num_heads
         # Queries are processed in blocks that share the keys of the block and of the window before it.
-        count = math.ceil(time / max(window, _SMALLEST_BLOCK))
+        count = math.ceil(time / max(window, SMALLEST_BLOCK))
         block = math.ceil(time / count)
         padding = count * block - time
 
@@ -245,7 +258,7 @@ class WindowAttention(nn.Module):
         return self.weigh(scores), value
 
     def _project(
-        self, clock: Clock, x: Tensor, recent: Tensor, w: relative.WindowWeights
+        self, clock: Clock, x: Tensor, recent: Tensor, w: WindowWeights
     ) -> tuple[Float[Tensor, "batch time dim"], Float[Tensor, "batch window_and_time 2*dim"]]:
         """Return queries of the segment, and concatenated keys and values of window and segment."""
         if self.filters is None:
@@ -346,12 +359,12 @@ class WindowAttention(nn.Module):
             return none, none
         return self.content_bias, self.position_bias
 
-    def _weights(self) -> relative.WindowWeights | tuple[()]:
+    def _weights(self) -> WindowWeights | tuple[()]:
         """Return the parameters of the attention, or () if scores depend on distances alone."""
         if self.positions == "only":
             return ()
         query, key, value, output = (part.weight for part in (self.query, self.key, self.value, self.output))
-        return relative.WindowWeights(query, key, value, self.distance_keys(), output, *self.biases())
+        return WindowWeights(query, key, value, self.distance_keys(), output, *self.biases())
 
     def _visible(self, clock: Clock, count: int, block: int) -> Bool[Tensor, "batch count block keys"]:
         """Return for each query a mask of its block's keys: True inside its episode and its window."""

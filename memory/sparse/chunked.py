@@ -23,10 +23,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import choose_chunks, chunk_retrieval, merge
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.contract.recall import Read, Recall
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.chunked import ChunkedLayerStepper, ChunkedStepper
 from scrubjay.memory.parts.chunks import (
@@ -41,8 +39,7 @@ from scrubjay.memory.parts.chunks import (
     written_slots,
     zero_slots,
 )
-from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.sparse.local_chunk import (
     ChunkTokens,

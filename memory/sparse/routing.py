@@ -31,10 +31,8 @@ from torch.nn import functional
 
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.normalisers import softmax_or_zero
-from scrubjay.memory.contract.base import Memory, MemoryConfig, State
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.contract.recall import Read, Recall
+from scrubjay.memory.contract.base import Memory, MemoryConfig, Read, Recall, State, add_affixes, select_part
+from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.incremental.routing import RoutingStepper
 from scrubjay.memory.parts.attention import AttentionInputs, attend, by_head, weigh
@@ -46,8 +44,7 @@ from scrubjay.memory.parts.chunks import (
     visited_slots,
     zero_slots,
 )
-from scrubjay.memory.parts.feed_forward import feed_forward
-from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.sparse.local_chunk import projections
 

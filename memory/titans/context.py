@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, retain_freed_memory
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.parts.heap import retain_freed_memory
 from scrubjay.memory.titans.backward import Backward
 from scrubjay.memory.titans.chunks import Activations, SegmentInputs, SegmentOutputs
 from scrubjay.memory.titans.forward import Forward

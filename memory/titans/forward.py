@@ -20,8 +20,8 @@ from torch.nn import functional
 
 from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import NEGLIGIBLE
+from scrubjay.memory.parts.layers import inverse_norm
 from scrubjay.memory.parts.rotary import rotate_pairs
-from scrubjay.memory.parts.unit import inverse_norm
 from scrubjay.memory.titans.chunks import Activations, ChunkViews, SegmentInputs, SegmentOutputs
 from scrubjay.memory.titans.schedule import Schedule
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
 from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
-from scrubjay.memory.parts.unit import inverse_norm, normalize_vectors
+from scrubjay.memory.parts.layers import inverse_norm, normalize_vectors
 
 # Numbers in a block; a block and its intermediate values fit a CPU cache.
 _BLOCK = 2**18

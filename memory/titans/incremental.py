@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scrubjay.kernels import Learning, NeuralState
 from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 from scrubjay.memory.titans.heads import split_heads
 

@@ -16,12 +16,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.base import Memory, State
-from scrubjay.memory.contract.nested import add_affixes, select_part
-from scrubjay.memory.contract.recall import Read, Recall
+from scrubjay.memory.contract.base import Memory, Read, Recall, State, add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.parts.feed_forward import feed_forward
 from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.titans.incremental import MatrixSteps, TitansStepper, is_matrix
 from scrubjay.memory.titans.neural import NeuralMemory, NeuralMemoryConfig
 

@@ -22,8 +22,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import supports_custom_backward
-from scrubjay.memory.contract.base import State
-from scrubjay.memory.contract.recall import Read
+from scrubjay.memory.contract.base import Read, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import compute_cos_sin
 from scrubjay.memory.parts.window import resolve_heads

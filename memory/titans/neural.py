@@ -40,9 +40,9 @@ from torch.nn import functional
 
 from scrubjay.kernels import Gates, Learning, NeuralState, neural_memory, neural_memory_step, neural_recall
 from scrubjay.memory.contract.base import MemoryConfig, State
+from scrubjay.memory.contract.clock import shift_window
 from scrubjay.memory.parts.grid import ChunkGrid
-from scrubjay.memory.parts.recent import shift_window
-from scrubjay.memory.parts.unit import normalize_vectors
+from scrubjay.memory.parts.layers import normalize_vectors
 from scrubjay.memory.titans.heads import Convolution, apply_norm, compute_heads, split_heads
 
 _WIDEST_HEAD, _NARROWEST_HEAD = 64, 8

@@ -18,10 +18,9 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
+from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, retain_freed_memory
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.heap import retain_freed_memory
 from scrubjay.memory.parts.rotary import build_complex_rotations, interleave_pairs, rotate_pairs
 
 _COLUMN_MULTIPLE = 4

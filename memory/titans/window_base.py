@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scrubjay.memory.contract.base import State
-from scrubjay.memory.contract.recall import Read
+from scrubjay.memory.contract.base import Read, State
 from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.window import resolve_heads
 from scrubjay.memory.titans.attention import NARROWEST_HEAD, WindowAttention

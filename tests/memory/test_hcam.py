@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scrubjay import memory
 from scrubjay.memory.hcam import HCAMConfig
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.layers import sinusoids
 
 from .oracles import beside_oracles
 

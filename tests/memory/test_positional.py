@@ -3,7 +3,7 @@
 import torch
 
 from scrubjay import memory
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.layers import sinusoids
 from scrubjay.memory.positional import PositionalConfig
 
 

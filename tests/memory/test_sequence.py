@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scrubjay.memory import SequenceConfig, SequenceModel, list_memories, make_config, match_parameters
-from scrubjay.memory.parts.convolution import ShortConvolution
+from scrubjay.memory.parts.layers import ShortConvolution
 from scrubjay.memory.sketch import MisfitError
 
 VOCAB = 11

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import chunk_retrieval
-from scrubjay.memory.parts.feed_forward import feed_forward
+from scrubjay.memory.parts.layers import feed_forward
 
 REGIONS = 4
 """Default number of regions along each side of a feature map."""

@@ -32,7 +32,7 @@ from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Lay
 from scrubjay.memory.context.policies.buffers import make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 from scrubjay.memory.context.policies.rotary import Rotation
-from scrubjay.memory.parts.sinks import compute_slot_steps as held_in_slots
+from scrubjay.memory.parts.chunks import compute_slot_steps as held_in_slots
 
 # Columns attended at once without gradients, which keeps the band's copies of keys small.
 _PIECE = 1024

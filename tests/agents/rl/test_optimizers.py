@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
-from scrubjay.memory.parts.heap import retain_freed_memory
+from scrubjay.kernels.derivatives import retain_freed_memory
 
 
 def train_model(steps: int, seed: int = 0) -> tuple[nn.Module, torch.optim.Adam]:

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.contract.nested import add_affixes, select_part
+from scrubjay.memory.contract.base import add_affixes, select_part
 
 WORDS = st.text("ab01", min_size=1, max_size=3)
 PATTERNS = st.sampled_from([("{}.", ""), ("{}/", ""), ("block_{}.", ""), ("", "_{}")])

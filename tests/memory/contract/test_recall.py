@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scrubjay import memory
-from scrubjay.memory.contract.recall import Read, Recall
+from scrubjay.memory.contract.base import Read, Recall
 
 from ..test_conformance import SIZES, format_fields
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.memory.linear.features import Taylor
-from scrubjay.memory.parts.unit import normalize_vectors
+from scrubjay.memory.parts.layers import normalize_vectors
 
 
 @given(width=st.integers(1, 20), scale=st.floats(0, 30), seed=st.integers(0, 2**31))

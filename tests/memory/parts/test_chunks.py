@@ -4,8 +4,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scrubjay.kernels import sink_slot
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.chunks import plan_chunks, push, take, written_slots
+from scrubjay.memory.parts.chunks import compute_slot_steps, plan_chunks, push, take, written_slots
 
 
 @settings(max_examples=60, deadline=None)
@@ -64,3 +65,23 @@ def test_push_drops_the_oldest_item_of_the_selected_rows():
     result = push(store, item, torch.tensor([True, False]))
     assert result.tolist() == [[1, 2, 10], [3, 4, 5]]
     assert push(store, item, torch.tensor([False, False])) is store
+
+
+@pytest.mark.parametrize(("num_sinks", "window"), [(0, 1), (0, 5), (1, 1), (4, 3), (3, 8)])
+def test_slots_hold_what_was_written_last(num_sinks, window):
+    slots = torch.full((num_sinks + window,), -1)
+    expected = [slots.clone()]
+    for step in range(3 * (num_sinks + window)):
+        slots[sink_slot(torch.tensor([step]), num_sinks, window)] = step
+        expected.append(slots.clone())
+    # One row per age.
+    assert torch.equal(
+        compute_slot_steps(torch.arange(len(expected)), num_sinks, window), torch.stack(expected)
+    )
+
+
+def test_slots_hold_the_first_steps_and_the_last():
+    for count in range(40):
+        slot_steps = compute_slot_steps(torch.tensor([count]), 3, 5)[0]
+        steps = {step for step in range(count) if step < 3 or step >= count - 5}
+        assert sorted(slot_steps[slot_steps >= 0].tolist()) == sorted(steps)

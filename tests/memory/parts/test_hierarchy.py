@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from scrubjay.memory.hcam import weigh
 from scrubjay.memory.parts import hierarchy
-from scrubjay.memory.parts.hierarchy import ReadWeights, attend, hierarchical_attention, weigh
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
+from scrubjay.memory.parts.layers import sinusoids
 
 
 def golden():
@@ -43,9 +44,12 @@ def golden():
     return wave((2, 3, 8), 0.1), contents.mean(dim=2), contents, mask, weights
 
 
+POSITIONS = sinusoids(torch.arange(4), 8).flip(0)
+
+
 def test_read_path_agrees_with_the_reference_implementation():
     queries, keys, contents, mask, weights = golden()
-    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=2, num_heads=2)
+    out = hierarchical_attention(queries, keys, contents, mask, weights, POSITIONS, top_k=2, num_heads=2)
     expected = {
         (0, 0): [0.473348, 0.625912, 0.693762, 0.667714, 0.551295, 0.360260, 0.120465, -0.135633],
         (0, 1): [0.479695, 0.635287, 0.704897, 0.679101],
@@ -61,17 +65,15 @@ def test_read_path_agrees_with_the_reference_implementation():
 def test_read_ignores_the_order_of_chunks_and_position_matters():
     queries, keys, contents, mask, weights = golden()
     order = torch.tensor([3, 0, 4, 1, 2])
-    out = hierarchical_attention(queries, keys, contents, mask, weights, top_k=5)
+    out = hierarchical_attention(queries, keys, contents, mask, weights, POSITIONS, top_k=5)
     other_out = hierarchical_attention(
-        queries, keys[:, order], contents[:, order], mask[..., order], weights, top_k=5
+        queries, keys[:, order], contents[:, order], mask[..., order], weights, POSITIONS, top_k=5
     )
     torch.testing.assert_close(other_out, out)
-    flat = hierarchical_attention(queries, keys, contents, mask, weights, position=False, top_k=5)
+    flat = hierarchical_attention(queries, keys, contents, mask, weights, top_k=5)
     assert (flat - out).abs().max() > 1e-2
     within = contents.flip(2)
-    torch.testing.assert_close(
-        hierarchical_attention(queries, keys, within, mask, weights, position=False, top_k=5), flat
-    )
+    torch.testing.assert_close(hierarchical_attention(queries, keys, within, mask, weights, top_k=5), flat)
 
 
 @pytest.mark.parametrize("top_k", [2, 5])
@@ -92,7 +94,7 @@ def test_few_chunks_and_many_are_read_alike(top_k, position, monkeypatch):
             arguments[2],
             mask,
             ReadWeights(*arguments[3:]),
-            position,
+            POSITIONS if position else None,
             top_k=top_k,
             num_heads=2,
             stop_memory_gradient=False,
@@ -126,9 +128,9 @@ def test_weights_give_the_read_output(top_k):
     summary_key, summary_query, key, query = square
     weights = ReadWeights(summary_key, summary_query, key, query, identity, identity, query_bias=key[0])
     for heads in (1, 2):
-        arguments = queries, keys, contents, mask, weights, None, top_k, heads
-        shares = weigh(*arguments).unflatten(-2, (6,))
+        arguments = queries, keys, contents, mask, weights, None
+        shares = weigh(*arguments, top_k, heads).unflatten(-2, (6,))
         by_head = contents.unflatten(-1, (heads, -1))
         read = torch.einsum("bthmc,bmche->bthe", shares, by_head).flatten(2)
-        torch.testing.assert_close(read, attend(*arguments, False))
+        torch.testing.assert_close(read, hierarchical_attention(*arguments, top_k=top_k, num_heads=heads))
         assert int((shares.sum(dim=(2, 4)) > 0).sum(-1).max()) == min(top_k, 6)

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.parts.window import (
     WindowAttention,
     resolve_heads,

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from scrubjay.memory.parts.sinusoids import sinusoids
+from scrubjay.memory.parts.layers import sinusoids
 
 
 def test_they_are_the_papers():

@@ -1,22 +1,50 @@
-"""Short causal depthwise convolution over time. The state consists of the last inputs.
-
-Before a memory, the convolution combines neighboring inputs, such as a key and the value after it. Several
-sequence models have such a convolution before the layer that mixes steps (Poli et al. 2023, arXiv 2302.10866;
-Arora et al. 2024, arXiv 2402.18668).
-"""
+"""Small layers and functions that several memories share: feed-forward, positions, norms and convolution."""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.parts.recent import shift_window
+from scrubjay.memory.contract.clock import Clock, shift_window
+
+_EPSILON = 1e-6
+
+
+def feed_forward(dim: int, hidden: int) -> nn.Sequential:
+    """Return a layer norm, a linear layer from `dim` to `hidden`, GELU, and a linear layer back to `dim`."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+def sinusoids(steps: Int[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape dim"]:
+    """Return sinusoidal encodings of step numbers or distances (Vaswani et al. 2017, section 3.5).
+
+    They are `dim` / 2 sines, then `dim` / 2 cosines, in float64, since steps may reach millions.
+    """
+    exponent = torch.arange(0, dim, 2, dtype=torch.float64, device=steps.device)
+    frequency = torch.exp(exponent * (-math.log(10_000.0) / dim))
+    angle = steps[..., None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def normalize_vectors(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
+    """Return vectors scaled to just below unit length."""
+    return x * inverse_norm(x)
+
+
+def inverse_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
+    """Return the factors that scale vectors to just below unit length."""
+    return torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
 
 
 class ShortConvolution(nn.Module):
-    """Weighted sum of the last `width` inputs per channel; the weight of the present input starts at 1.
+    """Causal depthwise convolution: a weighted sum of the last `width` inputs per channel.
+
+    Before a memory, it combines neighboring inputs, such as a key and the value after it. Several sequence
+    models have such a convolution before the layer that mixes steps (Poli et al. 2023, arXiv 2302.10866;
+    Arora et al. 2024, arXiv 2402.18668). The weight of the present input starts at 1.
 
     The state `[batch, width - 1, dim]` holds the inputs before the present one, zeros before the first input.
     """

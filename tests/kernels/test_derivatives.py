@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import resource, torch
-from scrubjay.memory.parts.heap import retain_freed_memory
+from scrubjay.kernels.derivatives import retain_freed_memory
 
 def faults():
     begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
