@@ -6,7 +6,8 @@
 3. Causal: an input does not change earlier outputs.
 4. Rows are independent: the output of a row does not depend on other rows or on the order of rows.
 5. Fixed shape: the state never grows, `state_bytes` is exact, outputs stay finite over a million steps, and
-   float64 is computed in float64.
+   float64 is computed in float64. Under autocast, norms are computed in float32, and outputs are those without
+   autocast up to the rounding of products.
 6. No hidden state: the state is a flat dict of tensors, there is no other state, and no argument is modified.
    A memory that is rebuilt from its config and `state_dict` gives the same outputs.
 7. Empty store reads zero: if a memory retrieves stored items, it reads exact zeros until one is stored.
@@ -60,7 +61,8 @@ def check_memory(
         long: Also test law 5 over a million steps with random, constant, zero and alternating inputs, and
             then law 1 from the final state. This takes a minute or more.
         autocast: Also test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16. Shapes and dtypes must
-            be the same as without autocast. Values are compared with the precision of bfloat16.
+            be the same as without autocast. The bound of errors follows from the rounding of bfloat16 and the
+            number of products. Norms must be computed in float32.
         compile_backend: Backend of torch.compile for law 8. "inductor" generates code; the default only
             traces.
         seed: Seed of the inputs; the memory's weights are used as they are.

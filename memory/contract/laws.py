@@ -12,10 +12,9 @@ from safetensors import torch as safetensors
 from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State, detach_state
+from scrubjay.memory.contract.precision import check_precision
 from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
 
-_SHIFT = 1e-9
-"""Shift far below float32's resolution and far above float64's."""
 # Values before a start: NaN and inf, and finite values that overflow in a product.
 _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
 
@@ -298,18 +297,7 @@ def check_fixed_shape(trial: Trial) -> None:
                     raise MemoryLawError(
                         5, f"after call {step} of {time} steps the state changed from {initial} to {now}"
                     )
-    if trial.dtype == torch.float64:
-        _check_float64(trial)
-
-
-def _check_float64(trial: Trial) -> None:
-    """Law 5 for float64: nothing is rounded to float32, so tiny shifts of x change the output linearly."""
-    x, start, state = trial.draw(), trial.draw_starts(), trial.draw_state()
-    shift = _SHIFT * trial.draw()
-    with torch.no_grad():
-        there, here, back = (trial.memory(inputs, state, start)[0] for inputs in (x + shift, x, x - shift))
-    what = f"output, computed in less than float64 (compared with shifts of x by ±{_SHIFT:.0e}),"
-    compare(5, what, here, (there + back) / 2, trial.tolerance)
+    check_precision(trial)
 
 
 def check_no_hidden_state(trial: Trial) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scrubjay.memory.contract.base import State, detach_state
 
@@ -23,8 +25,12 @@ LAWS = {
 }
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 _ROW_TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
-# Error of one rounding to bfloat16, as of a product under autocast.
-_AUTOCAST_TOLERANCE = 2e-2
+ROUNDING = torch.finfo(torch.bfloat16).eps / 2
+"""Largest relative error of one rounding to bfloat16."""
+DEVIATIONS = 4
+"""Largest error under autocast, in standard deviations."""
+_PRODUCTS = ("addmm", "addmv", "baddbmm", "bmm", "convolution", "dot", "mm", "mv")
+_NORMS = ("linalg_vector_norm", "norm", "rsqrt")
 BATCH = 3
 _AGE = 1_000_000
 
@@ -37,6 +43,36 @@ class MemoryLawError(AssertionError):
         self.law, self.detail = law, message
 
 
+class AutocastRecord(TorchDispatchMode):
+    """Record of the operations that a memory computes in bfloat16 under autocast.
+
+    A product rounds its two factors and its result to bfloat16. A rounding has a relative error of at most
+    u = 2**-8, with a standard deviation of u / sqrt(3). Independent errors add up as their squares do (Higham
+    & Mary 2019, SIAM J. Sci. Comput. 41). Two results of a memory with n products then differ with a standard
+    deviation of u sqrt(2 * 3 n / 3) = u sqrt(2 n). The bound is four standard deviations.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_products = 0
+        self.norms: set[str] = set()
+        """Names of norms that are computed in bfloat16."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and record it."""
+        is_half = any(isinstance(value, Tensor) and value.dtype == torch.bfloat16 for value in args)
+        name = func.overloadpacket.__name__ if is_half else ""
+        self.num_products += name in _PRODUCTS
+        if name in _NORMS:
+            self.norms.add(name)
+        return func(*args, **(kwargs or {}))
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference of two results of the memory."""
+        return DEVIATIONS * ROUNDING * (2 * max(1, self.num_products)) ** 0.5
+
+
 class Trial:
     """A copy of the memory with its test data; all random data is reproducible.
 
@@ -46,7 +82,8 @@ class Trial:
         steps: Length of the test sequences.
         dtype: Dtype of the inputs.
         seed: Seed of all random data.
-        autocast: Run the memory under torch.autocast to bfloat16, and compare to bfloat16's precision.
+        autocast: Run the memory under torch.autocast to bfloat16, and compare to bfloat16's precision: see
+            `AutocastRecord`.
     """
 
     def __init__(
@@ -55,12 +92,28 @@ class Trial:
         self.memory, self.dim, self.steps, self.dtype = memory, dim, steps, dtype
         self.device = next((p.device for p in memory.parameters()), torch.device("cpu"))
         self.generator = torch.Generator().manual_seed(seed)
-        self.tolerance = _TOLERANCE.get(dtype, 1e-5)
-        self.row_tolerance = _ROW_TOLERANCE.get(dtype, 1e-6)
         self.autocast = autocast
         if autocast:
-            self.tolerance = self.row_tolerance = _AUTOCAST_TOLERANCE
             memory.forward = self.autocast_context()(memory.forward)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest error of outputs, states and gradients."""
+        return self.autocast_record.tolerance if self.autocast else _TOLERANCE.get(self.dtype, 1e-5)
+
+    @property
+    def row_tolerance(self) -> float:
+        """Largest error if only other rows or the order of rows change."""
+        return self.autocast_record.tolerance if self.autocast else _ROW_TOLERANCE.get(self.dtype, 1e-6)
+
+    @cached_property
+    def autocast_record(self) -> AutocastRecord:
+        """Record of one step of the memory under autocast."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(BATCH, 1, self.dim, generator=generator).to(self.device, self.dtype)
+        with torch.no_grad(), AutocastRecord() as record:
+            self.memory(x, self.memory.initial_state(BATCH))
+        return record
 
     def autocast_context(self) -> torch.autocast:
         """Return the autocast context of the memory."""

@@ -31,11 +31,12 @@ def sinusoids(steps: Int[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape d
 
 def normalize_vectors(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch width"]:
     """Return vectors scaled to just below unit length."""
-    return x * inverse_norm(x)
+    return x * inverse_norm(x).to(x.dtype)
 
 
 def inverse_norm(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
-    """Return the factors that scale vectors to just below unit length."""
+    """Return the factors that scale vectors to just below unit length, in at least float32."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     return torch.rsqrt((x * x).sum(-1, keepdim=True) + _EPSILON)
 
 

@@ -1,5 +1,6 @@
 """The chunk plan of a segment against a loop over its steps."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
