@@ -6,7 +6,7 @@
 3. Causal: an input does not change earlier outputs.
 4. Rows are independent: the output of a row does not depend on other rows or on the order of rows.
 5. Fixed shape: the state never grows, `state_bytes` is exact, outputs stay finite over a million steps, and
-   float64 is computed in float64. Under autocast, norms are computed in float32, and outputs are those without
+   float64 is computed in float64. Under autocast norms are computed in float32, and outputs are those without
    autocast up to the rounding of products.
 6. No hidden state: the state is a flat dict of tensors, there is no other state, and no argument is modified.
    A memory that is rebuilt from its config and `state_dict` gives the same outputs.
