@@ -6,7 +6,6 @@ import copy
 import json
 import threading
 import uuid
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -115,7 +114,7 @@ class ConversationStore:
         if limit < 0:
             raise ValueError(f"max_conversations={limit}: must not be negative")
         self._limit = limit
-        self._conversations: OrderedDict[int, Conversation] = OrderedDict()
+        self._conversations: list[Conversation] = []  # least recently used first
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -128,18 +127,14 @@ class ConversationStore:
         its last prompt.
         """
         with self._lock:
-            return self._pop(
-                lambda conversation: (
-                    conversation.model is model
-                    and conversation.thread == thread
-                    and text.startswith((conversation.text, conversation.last_prompt))
-                ),
-                prefer=lambda conversation: (
-                    len(conversation.text)
-                    if text.startswith(conversation.text)
-                    else len(conversation.last_prompt)
-                ),
-            )
+            lengths = {
+                index: len(one.text if text.startswith(one.text) else one.last_prompt)
+                for index, one in enumerate(self._conversations)
+                if one.model is model
+                and one.thread == thread
+                and text.startswith((one.text, one.last_prompt))
+            }
+            return self._conversations.pop(max(lengths, key=lengths.__getitem__)) if lengths else None
 
     def branch(
         self, tokens: Sequence[int], model: LoadedModel, thread: str | None, policy: Any
@@ -152,21 +147,20 @@ class ConversationStore:
         half of the cache must then be reusable.
         """
         with self._lock:
-            candidates = [
+            lengths = {
                 # Never the whole prompt: its last token must be processed to get the next logits.
-                (min(_count_shared(conversation.head, tokens[:-1]), conversation.cache.get_seq_length()), key)
-                for key, conversation in self._conversations.items()
-                if conversation.model is model
-                and conversation.thread == thread
-                and conversation.cache.policy == policy
-            ]
-            length, key = max(candidates, default=(0, 0))
+                index: min(_count_shared(one.head, tokens[:-1]), one.cache.get_seq_length())
+                for index, one in enumerate(self._conversations)
+                if one.model is model and one.thread == thread and one.cache.policy == policy
+            }
+            index = max(lengths, key=lengths.__getitem__, default=0)
+            length = lengths.get(index, 0)
             if not length:
                 return None
-            cache = self._conversations[key].cache
+            cache = self._conversations[index].cache
             cached_length = cache.get_seq_length()
             if thread is not None:
-                del self._conversations[key]
+                del self._conversations[index]
             elif 2 * length >= cached_length:
                 cache = copy.deepcopy(cache)
             else:
@@ -183,10 +177,8 @@ class ConversationStore:
         The conversation stays in the store.
         """
         with self._lock:
-            matches = [
-                conversation for conversation in self._conversations.values() if conversation.thread == thread
-            ]
-            return matches[-1] if matches else None
+            matches = (one for one in reversed(self._conversations) if one.thread == thread)
+            return next(matches, None)
 
     def put(self, conversation: Conversation) -> None:
         """Store a conversation as the most recently used.
@@ -194,24 +186,16 @@ class ConversationStore:
         A stored conversation of the same name is replaced. If the store holds more than `limit`
         conversations, the least recently used conversation is dropped.
         """
+        name = conversation.thread
         with self._lock:
-            if conversation.thread is not None:
-                self._pop(lambda other: other.thread == conversation.thread)
-            self._conversations[id(conversation)] = conversation
-            while len(self._conversations) > self._limit:
-                self._conversations.popitem(last=False)
+            others = [one for one in self._conversations if name is None or one.thread != name]
+            self._conversations = [*others, conversation]
+            del self._conversations[: -self._limit or None]
 
     def forget(self, thread: str | None) -> None:
         """Delete all conversations named `thread`; None deletes all unnamed conversations."""
         with self._lock:
-            while self._pop(lambda conversation: conversation.thread == thread):
-                pass
-
-    def _pop(self, matches: Any, prefer: Any = lambda conversation: 0) -> Conversation | None:
-        keys = [key for key, conversation in self._conversations.items() if matches(conversation)]
-        if not keys:
-            return None
-        return self._conversations.pop(max(keys, key=lambda key: prefer(self._conversations[key])))
+            self._conversations = [one for one in self._conversations if one.thread != thread]
 
 
 def _count_shared(one: Sequence[int], other: Sequence[int]) -> int:

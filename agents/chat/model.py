@@ -332,14 +332,10 @@ class LocalChatModel(BaseChatModel):
         try:
             with closing(iter(answer)) as pieces:
                 for piece in pieces:
-                    if answer_format.tools:
-                        for chunk in chunks(splitter.push(piece)):
-                            has_calls = has_calls or bool(
-                                cast("AIMessageChunk", chunk.message).tool_call_chunks
-                            )
-                            yield chunk
-                    elif piece:
-                        yield from chunks(iter([piece]))
+                    parts = splitter.push(piece) if answer_format.tools else filter(None, [piece])
+                    for chunk in chunks(parts):
+                        has_calls = has_calls or bool(cast("AIMessageChunk", chunk.message).tool_call_chunks)
+                        yield chunk
                 yield from chunks(splitter.finish())
         except GeneratorExit:
             self._conversations.put(conversation)

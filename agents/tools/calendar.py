@@ -153,15 +153,7 @@ def solar_terms(year: int) -> dict[str, datetime]:
     for name in TERMS:
         candidates = [table[key] for key in (name, _SECOND.get(name)) if key in table]
         (match,) = [solar for solar in candidates if solar.getYear() == year]
-        terms[name] = datetime(
-            year,
-            match.getMonth(),
-            match.getDay(),
-            match.getHour(),
-            match.getMinute(),
-            match.getSecond(),
-            tzinfo=CHINA,
-        )
+        terms[name] = datetime.fromisoformat(match.toYmdHms()).replace(tzinfo=CHINA)
     return terms
 
 

@@ -62,7 +62,7 @@ def from_lunar(year: int, month: int, day: int, leap: bool) -> date:
     from lunar_python import Lunar
 
     solar = Lunar.fromYmd(year, -month if leap else month, day).getSolar()
-    return date(solar.getYear(), solar.getMonth(), solar.getDay())
+    return date.fromisoformat(solar.toYmd())
 
 
 def check_year(year: int) -> None:
