@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 from langchain_core.messages import ToolMessage
 from langchain_core.tools import BaseTool, ToolException
@@ -12,35 +12,16 @@ from pydantic import ValidationError
 from pydantic.v1 import ValidationError as OldValidationError
 
 from scrubjay.agents.kwai.limits import Limits
+from scrubjay.agents.kwai.planner import Decision
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.runner import Effect, RunFunction, RunTool, ToolTimeoutError
-from scrubjay.agents.kwai.turn import Turn
+from scrubjay.agents.kwai.turn import Step, Turn
 from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.agents.language.text import clean, fence, find_sources, truncate_text
 from scrubjay.agents.tools.base import describe_faults
-
-
-@dataclass(frozen=True)
-class Observation:
-    """Outcome of a tool call."""
-
-    text: str
-    """Result, or the reason why there is no result.
-
-    The text is truncated to `Limits.result_tokens` tokens. It does not contain the marks that label it as
-    data in a prompt."""
-    status: Literal["success", "error"]
-    trusted: bool = True
-    """True if no third party could influence the text."""
-    has_run: bool = False
-    """True if the tool was started."""
-    is_blocked: bool = False
-    """True if the call needed approval after untrusted text was read, but got none; it was not run."""
-    sources: tuple[str, ...] = ()
-    artifact: Any = None
 
 
 class Executor:
@@ -58,52 +39,70 @@ class Executor:
         self._count_tokens, self._approve = count_tokens, approve
         self._gates = {name: Gate(tool) for name, tool in tools.items()}
 
-    def run(self, call: Call, turn: Turn, step: int) -> Generator[Effect, Any, Observation]:
-        """Run `call` unless a limit, a repetition or missing approval prevents it."""
-        say, tool = self._prompts.say, self._tools.get(call.name)
+    def run(self, decision: Decision, turn: Turn) -> Generator[Effect, Any, Step]:
+        """Run the decision's call unless a limit, a repetition or missing approval prevents it."""
+        call, index, say = decision.calls[0], len(turn.steps) + 1, self._prompts.say
+        make_step = partial(
+            Step,
+            index,
+            decision.task_name,
+            call.name,
+            call.arguments,
+            call.id,
+            parse_methods=decision.parse_methods,
+        )
+        tool = self._tools.get(call.name)
         if tool is None:
             names = ", ".join(self._tools)
-            return Observation(say("unknown_tool", tool=call.name, tools=names), "error")
+            return make_step(say("unknown_tool", tool=call.name, tools=names), "error")
         earlier = turn.meter.find_repeat(call.name, call.arguments)
         if earlier is not None:
-            return Observation(say("repeated", tool=call.name, step=earlier), "error")
+            return make_step(say("repeated", tool=call.name, step=earlier), "error")
         if not turn.meter.seconds_left():
-            return Observation(say("too_late", tool=call.name), "error")
+            return make_step(say("too_late", tool=call.name), "error")
         reason = self._objection(tool, call, turn)
         if reason:
             approve = self._approve
             # Only True approves: an unawaited coroutine is truthy.
             if approve is None or (yield RunFunction(lambda: approve(call))) is not True:
-                return Observation(say(reason, tool=call.name), "error", is_blocked=True)
-        turn.meter.record_tool_call(call.name, call.arguments, step)
+                return make_step(say(reason, tool=call.name), "error", is_blocked=True)
+        turn.meter.record_tool_call(call.name, call.arguments, index)
         seconds = turn.meter.seconds_for_a_tool()
         try:
             output = yield RunTool(tool, call, seconds, turn.is_tainted)
         except ToolTimeoutError:
-            return Observation(
-                say("timed_out", tool=call.name, seconds=f"{seconds:g}"), "error", has_run=True
-            )
-        except (
-            MissingValueError
-        ):  # a namespace template lacks a value: an error of the caller, not of the tool
-            raise
+            text = say("timed_out", tool=call.name, seconds=f"{seconds:g}")
+            return make_step(text, "error", has_run=True)
+        except MissingValueError:
+            raise  # a namespace template lacks a value: an error of the caller, not of the tool
         except Exception as error:  # noqa: BLE001  reported to the planner
-            return self._failure(tool, call, error)
-        return self._success(tool, call, output)
+            # An error is as untrusted as a result: it may quote a server's response.
+            text = self._cut(self._describe(call, error))
+            return make_step(text, "error", trusted=is_trusted(tool), has_run=True)
+        artifact, status = None, "success"
+        if isinstance(output, ToolMessage):
+            artifact, status, output = output.artifact, output.status, output.text
+        return make_step(
+            self._cut(clean(str(output)).strip()),
+            status,
+            trusted=is_trusted(tool),
+            sources=find_sources(call.arguments, artifact),
+            artifact=artifact,
+            has_run=True,
+        )
 
-    def build_message(self, call: Call, observation: Observation) -> ToolMessage:
+    def build_message(self, call: Call, step: Step) -> ToolMessage:
         """Return the result as a message for the history; marks around a tool's text label it as data."""
-        text = observation.text
-        if observation.has_run:
-            source = " ".join([call.name, *observation.sources])
-            trust = "trusted tool" if observation.trusted else "tool"
-            text = fence(text, source, trust, self._prompts)
+        text = step.result
+        if step.has_run:
+            source = " ".join([call.name, *step.sources])
+            text = fence(text, source, "trusted tool" if step.trusted else "tool", self._prompts)
         return ToolMessage(
             text,
             tool_call_id=call.id,
             name=call.safe_name,
-            status=observation.status,
-            artifact=observation.artifact,
+            status=step.status,
+            artifact=step.artifact,
         )
 
     def build_postponed_message(self, call: Call) -> ToolMessage:
@@ -118,27 +117,12 @@ class Executor:
             return None
         return find_objection(tool, self._gates[call.name], call.arguments, turn.allowed_addresses)
 
-    def _failure(self, tool: BaseTool, call: Call, error: Exception) -> Observation:
+    def _describe(self, call: Call, error: Exception) -> str:
         if isinstance(error, ValidationError | OldValidationError):
-            text = self._prompts.say(
-                "bad_arguments", tool=call.name, error=describe_faults(error, self._prompts)
-            )
-        else:
-            reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
-            text = self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
-        # An error is as untrusted as a result: it may quote a server's response.
-        return Observation(self._cut(text), "error", is_trusted(tool), has_run=True)
-
-    def _success(self, tool: BaseTool, call: Call, output: Any) -> Observation:
-        artifact, status = None, "success"
-        if isinstance(output, ToolMessage):
-            artifact, status, text = output.artifact, output.status, output.text
-        else:
-            text = str(output)
-        text = clean(text).strip()
-        sources = find_sources(call.arguments, artifact)
-        trusted = is_trusted(tool)
-        return Observation(self._cut(text), status, trusted, True, sources=sources, artifact=artifact)
+            faults = describe_faults(error, self._prompts)
+            return self._prompts.say("bad_arguments", tool=call.name, error=faults)
+        reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
+        return self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
 
     def _cut(self, text: str) -> str:
         return truncate_text(text, self._limits.result_tokens, self._count_tokens, self._prompts)

@@ -20,7 +20,7 @@ from scrubjay.agents.kwai.messages import AnswerStream, extract_text
 from scrubjay.agents.kwai.planner import Decision, Planner
 from scrubjay.agents.kwai.recall import MemoryAccess
 from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, StreamModel, Update
-from scrubjay.agents.kwai.turn import Step, Turn
+from scrubjay.agents.kwai.turn import Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.text import TAINTED
 
@@ -92,7 +92,6 @@ def _work(parts: LoopParts, turn: Turn) -> Generator[Update | Effect, Any, str]:
 def _step(parts: LoopParts, turn: Turn, decision: Decision) -> Generator[Update | Effect, Any, bool]:
     """Run one task; return True if its tool was started."""
     call, *postponed_calls = decision.calls
-    index = len(turn.steps) + 1
     yield turn.make_event("thought", decision.task_name)
     yield turn.make_event("execute", f"{call.name}({json.dumps(call.arguments, ensure_ascii=False)})")
     address = call.arguments.get("url")
@@ -101,36 +100,22 @@ def _step(parts: LoopParts, turn: Turn, decision: Decision) -> Generator[Update 
             normalize_address(address) in find_addresses(step.result) for step in turn.steps
         )
         yield turn.make_event("click" if is_followed_link else "reading", address)
-    observation = yield from parts.executor.run(call, turn, index)
-    step = Step(
-        index,
-        decision.task_name,
-        call.name,
-        call.arguments,
-        call.id,
-        observation.text,
-        observation.status,
-        decision.parse_methods,
-        observation.trusted,
-        observation.sources,
-        observation.artifact,
-        observation.is_blocked,
-    )
-    turn.is_tainted = turn.is_tainted or not observation.trusted
+    step = yield from parts.executor.run(decision, turn)
+    turn.is_tainted = turn.is_tainted or not step.trusted
     turn.reflection = None if step.sufficient else parts.prompt_builder.build_reflection(step)
     turn.steps.append(step)
     assert decision.message is not None
     pair = [
         decision.message,
-        parts.executor.build_message(call, observation),
+        parts.executor.build_message(call, step),
         *(parts.executor.build_postponed_message(other) for other in postponed_calls),
     ]
     turn.transcript.append(pair)
     action = "observation" if step.status == "success" else "fail"
     yield turn.make_event(action, step.result) | {"messages": pair, "steps": [step]}
-    if observation.has_run:
+    if step.has_run:
         yield from parts.memory.remember_step(turn, step)
-    return observation.has_run
+    return step.has_run
 
 
 def _conclude(parts: LoopParts, turn: Turn, stop_reason: str) -> Generator[Update | Effect, Any, None]:

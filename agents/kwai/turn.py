@@ -150,6 +150,8 @@ class Step:
     """Artifact of the tool's result."""
     is_blocked: bool = False
     """True if the call was not run because untrusted text was read and the call was not approved."""
+    has_run: bool = False
+    """True if the tool was started."""
 
     @property
     def sufficient(self) -> bool:
