@@ -6,6 +6,8 @@ the best tokens of each key head and frees the memory of the others.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -67,6 +69,35 @@ def _is_frozen(tensor: Tensor) -> bool:
 
 def _must_not_change(buffer: Tensor, new: Tensor) -> bool:
     return _is_frozen(buffer) or buffer.requires_grad or (torch.is_grad_enabled() and new.requires_grad)
+
+
+def rate_tokens(
+    attention: Float[Tensor, "batch key_heads columns"],
+    count: Int[Tensor, " batch"],
+    num_sinks: int,
+    recent: int,
+    pool: Callable[..., Tensor],
+    kernel: int,
+) -> Float[Tensor, "batch key_heads columns"]:
+    """Return the worth of each token, its attention pooled along the text; infinity for safe tokens.
+
+    The first `num_sinks` and the last `recent` tokens are safe. The worth of padding is minus infinity.
+
+    Args:
+        attention: Attention that each token received. Padding comes before the tokens of a row.
+        count: Number of tokens of each row.
+        num_sinks: Number of first tokens that are safe.
+        recent: Number of last tokens that are safe.
+        pool: Pooling function of torch, such as `max_pool1d`.
+        kernel: Odd width of the pooling.
+    """
+    columns = attention.shape[2]
+    slot = (torch.arange(columns, device=attention.device) - columns + count[:, None])[:, None]
+    is_token = slot >= 0
+    safe = is_token & ((slot < num_sinks) | (slot >= (count - recent)[:, None, None]))
+    # Sinks are masked before pooling, which would spread their weight to their neighbours.
+    worth = pool(attention.masked_fill(safe | ~is_token, 0), kernel, stride=1, padding=kernel // 2)
+    return worth.masked_fill(~is_token, float("-inf")).masked_fill(safe, float("inf"))
 
 
 def keep_best(

@@ -27,7 +27,7 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
     extend_valid,
 )
-from scrubjay.memory.context.policies.buffers import compute_capacity, gather_columns, keep_best
+from scrubjay.memory.context.policies.buffers import compute_capacity, gather_columns, keep_best, rate_tokens
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 from scrubjay.memory.context.policies.full import FullMemory
 
@@ -157,13 +157,10 @@ class RecycledMemory(FullMemory):
             # Padding comes first, so that consecutive tokens of the text are adjacent.
             order = valid.byte().argsort(dim=1, stable=True)[:, None].expand(-1, groups, -1)
             products = products.gather(3, order[:, :, None].expand_as(products))
-        slot = torch.arange(columns, device=keys.device) - columns + count[:, None, None]
-        sink = (slot >= 0) & (slot < self.policy.num_sinks)
-        # Sinks are masked before pooling, which would spread their weight to their neighbours.
-        weights = scoring.compute_weights(products[:, :, :, None], (slot < 0)[:, :, None, None])
-        weights = weights[:, :, :, 0].amax(dim=2).masked_fill(sink, 0)
-        worth = functional.max_pool1d(weights, self.policy.kernel, stride=1, padding=self.policy.kernel // 2)
-        worth = worth.masked_fill(slot < 0, float("-inf")).masked_fill(sink, float("inf"))
+        hidden = torch.arange(columns, device=keys.device) < columns - count[:, None]
+        weights = scoring.compute_weights(products[:, :, :, None], hidden[:, None, None, None])
+        attention, policy = weights[:, :, :, 0].amax(dim=2), self.policy
+        worth = rate_tokens(attention, count, policy.num_sinks, 0, functional.max_pool1d, policy.kernel)
         best = keep_best(worth, counts, most)
         if valid is not None:
             best = order.gather(2, best)

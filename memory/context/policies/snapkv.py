@@ -31,7 +31,7 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
     extend_valid,
 )
-from scrubjay.memory.context.policies.buffers import gather_columns, keep_best
+from scrubjay.memory.context.policies.buffers import gather_columns, keep_best, rate_tokens
 from scrubjay.memory.context.policies.dense import Scoring
 
 
@@ -110,7 +110,10 @@ class SnapKVMemory(LayerMemory):
         count = step.after.new_full((len(keys),), columns) if valid is None else valid.sum(dim=1)
         weights = self._weights(count, step, scoring)
         preference = float(self.policy.prefer(weights.flatten(1, 2)).mean()) if is_deferred else 1.0
-        worth = self._worth(weights.sum(dim=(2, 3)), count)
+        attention, policy = weights.sum(dim=(2, 3)), self.policy
+        worth = rate_tokens(
+            attention, count, policy.num_sinks, policy.window, functional.avg_pool1d, policy.kernel
+        )
         self._pending = _PendingPrompt(
             worth, count, step.after - step.before > 1, LayerStats(columns, preference)
         )
@@ -212,22 +215,6 @@ class SnapKVMemory(LayerMemory):
         return (
             scoring.compute_weights(products, hidden[:, None, None]) * valid_queries[:, None, None, :, None]
         )
-
-    def _worth(
-        self, attention: Float[Tensor, "batch key_heads columns"], count: Int[Tensor, " batch"]
-    ) -> Float[Tensor, "batch key_heads columns"]:
-        """Return the pooled attention of each key; infinity for tokens that are always kept."""
-        columns = attention.shape[2]
-        slot = torch.arange(columns, device=attention.device) - columns + count[:, None]
-        sink = (slot >= 0) & (slot < self.policy.num_sinks)
-        last = slot >= (count - self.policy.window)[:, None]
-        # Sinks are masked before pooling, which would spread their weight to their neighbours.
-        attention = attention.masked_fill((sink | last | (slot < 0))[:, None], 0)
-        scores = functional.avg_pool1d(
-            attention, self.policy.kernel, stride=1, padding=self.policy.kernel // 2
-        )
-        scores = scores.masked_fill((slot < 0)[:, None], float("-inf"))
-        return scores.masked_fill(((sink | last) & (slot >= 0))[:, None], float("inf"))
 
 
 class _PendingPrompt(NamedTuple):
