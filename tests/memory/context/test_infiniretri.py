@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from scrubjay.memory.context import infiniretri
+from scrubjay.memory.context import infiniretri, sentences
 from scrubjay.memory.context.infiniretri import InfiniRetri, phrase_scores
 from scrubjay.memory.context.sentences import split_sentences
 
