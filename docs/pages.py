@@ -24,10 +24,10 @@ from policy_plot import DESCRIPTION as POLICY_PLOT
 from policy_plot import draw_policy
 from reach import DESCRIPTION as REACH
 from reach import draw_reach
+from sphinx.pycode import ModuleAnalyzer
 from tables import ROOT, write_others, write_tables
 
 from scrubjay import envs, memory
-from scrubjay.experiments.forms import build_schema
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
 from scrubjay.memory import context
 
@@ -282,12 +282,19 @@ def _reference(package: str) -> tuple[str, str]:
 
 
 def _fields(kind: type[Any]) -> str:
-    form = build_schema(kind)
-    required_names = {f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING}
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(base):
+            documented = ModuleAnalyzer.for_module(base.__module__).find_attr_docs()
+            texts |= {
+                name: " ".join(doc) for (owner, name), doc in documented.items() if owner == base.__name__
+            }
     lines = []
-    for name, field in form["fields"].items():
-        default = "" if name in required_names else f" = {field['default']!r}"
-        lines.append(f"``{name}{default}``\n   {' '.join((field['help'] or '').split())}")
+    for field in dataclasses.fields(kind):
+        if not field.metadata.get("recorded"):  # recorded fields are not settings
+            value = list(field.default) if isinstance(field.default, tuple) else field.default
+            default = "" if value is dataclasses.MISSING else f" = {value!r}"
+            lines.append(f"``{field.name}{default}``\n   {' '.join(texts.get(field.name, '').split())}")
     return "\n\n".join(lines) or "None."
 
 

@@ -9,9 +9,11 @@ import io
 import itertools
 import re
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
+from tyro.conf import UseAppendAction, arg
 
 from scrubjay.experiments.cli.failures import UsageError
 
@@ -21,7 +23,17 @@ _EXTENSIBLE = ("memory", "learner")
 """Labels of values for which users can register their own classes."""
 OWN_MODULE_HINT = "; SCRUBJAY_IMPORT names a module that registers your own"
 """Hint for an unknown name that a user module may register."""
+_CHOICE = re.compile(r"invalid choice '(.*)' for argument '(?:--)?(.*)'\. Expected one of \((.*)\) ?\.")
 _REWORDINGS = (
+    (
+        r"^(\S+): no type matching \{None\}\|INT could be instantiated from \[(.*?)\]\..*$",
+        r"\1 \2: expected a whole number",
+    ),
+    (
+        r"^(\S+): no type matching \{None\}\|FLOAT could be instantiated from \[(.*?)\]\..*$",
+        r"\1 \2: expected a number",
+    ),
+    (r"^Missing value for argument '(\S+)'\..*$", r"\1 needs a value"),
     (r"^(\S+): invalid literal for int\(\) with base 10: (.*)$", r"\1 \2: expected a whole number"),
     (r"^(\S+): could not convert string to float: (.*)$", r"\1 \2: expected a number"),
     (r"^(\S+): Exceeds the limit .*value has (\d+) digits.*$", r"\1: a number of \2 digits is too long"),
@@ -31,18 +43,21 @@ _REWORDINGS = (
     ),
 )
 
-TRAINING_FLAGS = (
-    "--memory",
-    "--learner",
-    "--method",
-    "--env",
-    "--set",
-    "--init-from",
-    "--run-dir",
-    "--quiet",
-    "--logger",
-)
-"""Flags of `scrubjay train` that are not fields of the config."""
+
+@dataclass(frozen=True)
+class RecipeFlags:
+    """Flags that choose the parts of a config. They are applied in this order, and may be repeated."""
+
+    method: UseAppendAction[tuple[str, ...]] = ()
+    """Training method of a multi-agent recipe."""
+    learner: UseAppendAction[tuple[str, ...]] = ()
+    """Learner of a recipe with a policy; `--learner.FIELD` sets a field of it."""
+    memory: UseAppendAction[tuple[str, ...]] = ()
+    """Memory; `--memory.FIELD` sets a field of it."""
+    env: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["--env.id"])] = ()
+    """Environment of a recipe with a policy: an id or module:callable."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME=VALUE")] = ()
+    """Setting of the environment, such as corridor_length=50."""
 
 
 def parse(
@@ -58,20 +73,42 @@ def parse(
     suggests the most similar flag.
     Raises UsageError instead of printing tyro's boxed messages. `--help` prints and raises SystemExit(0).
     """
-    error_output = io.StringIO()
     keywords: dict[str, Any] = {} if default is None else {"default": default}
+    config, unknown = _parse(options_type, arguments, prog=prog, **keywords)
+    if unknown:
+        raise UsageError(_describe_unknown(unknown, [*extra_flags, *list_flags(config)], arguments))
+    return config
+
+
+def parse_known(options_type: type[T], arguments: Sequence[str]) -> tuple[T, list[str]]:
+    """Return an instance of `options_type`, and the arguments that are not options of it, such as --help.
+
+    Raises UsageError on an invalid value.
+    """
+    return _parse(options_type, arguments, add_help=False)
+
+
+def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> tuple[T, list[str]]:
+    error_output = io.StringIO()
     try:
         with contextlib.redirect_stderr(error_output):
-            config, unknown = tyro.cli(
-                options_type, prog=prog, args=list(arguments), return_unknown_args=True, **keywords
-            )
+            return tyro.cli(options_type, args=list(arguments), return_unknown_args=True, **keywords)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
         raise UsageError(_first_paragraph(error_output.getvalue())) from None
-    if unknown:
-        raise UsageError(_describe_unknown(unknown, [*extra_flags, *list_flags(config)], arguments))
-    return config
+
+
+def print_help(options_type: type[Any], prog: str, description: str) -> NoReturn:
+    """Print the help of options below a description, and end the command with exit code 0."""
+    tyro.cli(options_type, prog=prog, description=description, args=["--help"])
+    raise SystemExit(0)
+
+
+def show_help(text: str) -> NoReturn:
+    """Print a help text and end the command with exit code 0, as tyro does."""
+    print(text)
+    raise SystemExit(0)
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
@@ -88,24 +125,6 @@ def choose(label: str, name: str, choices: Sequence[str]) -> str:
             f"unknown {label} {name!r}; choose from {', '.join(choices)}{own}{did_you_mean(name, choices)}"
         )
     return name
-
-
-def take_flag(arguments: list[str], flag: str) -> list[str]:
-    """Remove every `--flag value` and `--flag=value` from `arguments` and return the values."""
-    values, position = [], 0
-    while position < len(arguments):
-        argument = arguments[position]
-        if argument == flag:
-            if position + 1 == len(arguments):
-                raise UsageError(f"{flag} needs a value")
-            values.append(arguments[position + 1])
-            del arguments[position : position + 2]
-        elif argument.startswith(f"{flag}="):
-            values.append(argument.removeprefix(f"{flag}="))
-            del arguments[position]
-        else:
-            position += 1
-    return values
 
 
 def expand_short_options(arguments: Sequence[str], learner: str) -> list[str]:
@@ -135,6 +154,9 @@ def _first_paragraph(message_box: str) -> str:
 
 def _reword(message: str) -> str:
     """Replace messages of Python and tyro about an invalid value by clearer messages."""
+    if choice := _CHOICE.match(message):
+        value, flag, choices = choice[1], choice[2], sorted({*re.findall(r"'(.*?)'", choice[3])} - {"None"})
+        return f"unknown {flag} {value!r}; choose from {', '.join(choices)}{did_you_mean(value, choices)}"
     for pattern, replacement in _REWORDINGS:
         message = re.sub(pattern, replacement, message)
     return message

@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import traceback
+from collections.abc import Iterator
 
 from scrubjay.experiments.cli.untrusted_text import one_line
 
@@ -84,3 +85,25 @@ def _write_traceback(error: BaseException) -> str:
     except OSError:
         return f"set {TRACEBACK}=1 to see the traceback"
     return f"traceback: {file.name}"
+
+
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Convert errors caused by invalid input to UsageError; other errors keep their traceback."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) or not (_is_input_error(error) or is_out_of_memory(error)):
+            raise
+        raise UsageError(describe(error)) from error
+
+
+def _is_input_error(error: Exception) -> bool:
+    """Return True for the error types that input validation raises."""
+    if isinstance(error, ValueError | TypeError | OSError | ImportError):
+        return True
+    if "gymnasium" not in sys.modules:  # do not import it only for this check
+        return False
+    from gymnasium.error import Error
+
+    return isinstance(error, Error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MAX_LINE = 1000
@@ -46,3 +47,19 @@ def _escape_control(letter: re.Match[str]) -> str:
     if code < 0x10000:
         return f"\\u{code:04x}"
     return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def format_entries(entries: Mapping[str, str]) -> str:
+    """Return one indented line for each name with its description."""
+    width = max(map(len, entries))
+    return "\n".join(f"  {name:<{width}}  {about}" for name, about in entries.items())
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Format rows of cells as indented columns; control characters are replaced."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

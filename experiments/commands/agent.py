@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
+from scrubjay.agents.embeddings import make_embeddings
 from scrubjay.experiments.cli.arguments import parse
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
+from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings
 from scrubjay.experiments.files import read_text
 from scrubjay.experiments.lm.models import open_bank, open_chat_model, open_for_recall, read_namespace
 from scrubjay.experiments.lm.tuning import append_records, rejection_reason
@@ -53,15 +54,12 @@ class AgentOptions:
     `scrubjay.agents.tool(side_effect=False)`."""
     memory: Path | None = None
     """Memory bank file; created if missing."""
-    embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search of the memory: minilm for English, e5 for a hundred languages. A
-    memory bank uses one embedding model. Default: search by words only."""
+    embeddings: Embeddings = None
     namespace: str = ""
     """Namespace of the memory, outermost level first, such as user/ada."""
     knowledge: tuple[Path, ...] = ()
     """Text files that the agent receives as reference before any search."""
-    policy: str = "sinks"
-    """Context policy of a local model. It decides which tokens the cache retains."""
+    policy: ContextPolicy = "sinks"
     budget: int = 4096
     """Number of tokens that the cache retains, for context policies with a budget. Prompts are limited to the
     budget minus --max-tokens, so that the cache evicts no part of a prompt."""
@@ -104,8 +102,7 @@ class AgentOptions:
     """Logit bias of a local model towards tool calls; about 4 suits small models, 0 disables it."""
     seed: int | None = None
     """Random seed of a local model; default: replies vary."""
-    device: str = "cpu"
-    """Device of a local model, such as cpu or cuda."""
+    device: Device = "cpu"
 
     def check(self) -> None:
         """Raise ValueError on invalid or conflicting options, before a model is loaded."""

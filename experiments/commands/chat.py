@@ -17,8 +17,9 @@ from rich.console import Console
 
 from scrubjay.experiments.cli import arguments
 from scrubjay.experiments.cli.arguments import did_you_mean
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, printable
+from scrubjay.experiments.commands.options import Budget, ContextPolicy, Device, MaxTokens
 from scrubjay.experiments.files import parse, read_untrusted
 from scrubjay.experiments.lm.models import open_local_model
 
@@ -43,22 +44,18 @@ class ChatOptions:
 
     model: str = "smollm2"
     """Language model: "smollm2", a transformers folder, or a GGUF file."""
-    policy: str = "sinks"
-    """Context policy. It decides which tokens of a long conversation the cache retains."""
-    budget: int = 1024
-    """Number of tokens that the cache retains, for context policies with a budget."""
+    policy: ContextPolicy = "sinks"
+    budget: Budget = 1024
     system: str = ""
     """System prompt."""
     temperature: float = 0.7
     """Sampling temperature; 0 is greedy decoding."""
     top_p: float = 0.95
     """Nucleus sampling: sample from the most likely tokens with this total probability."""
-    max_tokens: int = 512
-    """Maximum tokens of an answer."""
+    max_tokens: MaxTokens = 512
     seed: int | None = None
     """Random seed; default: answers vary."""
-    device: str = "cpu"
-    """Device of the model, such as cpu or cuda."""
+    device: Device = "cpu"
     look: Path | None = None
     """File for a page (.html) or trace (.json), rewritten after each answer. It shows which tokens of the
     conversation the cache retains, and which tokens the model attends to and retrieves."""

@@ -1,31 +1,33 @@
 """`scrubjay completion`: shell completion of commands, options, names and run directories.
 
+The words are read from the help texts that tyro prints, and stored in the cache.
+
 eval "$(scrubjay completion bash)"
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import contextlib
+import io
 import os
+import re
 import shlex
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
-from tyro.conf import Positional
 
-from scrubjay.experiments.catalogue import load_catalogue
-from scrubjay.experiments.cli.arguments import TRAINING_FLAGS, UsageError, choose
+from scrubjay.experiments.cli.arguments import choose, show_help
+from scrubjay.experiments.cli.cache import begin, cached
+from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.cli.untrusted_text import printable
-from scrubjay.experiments.commands import COMMANDS
+from scrubjay.experiments.commands import COMMANDS, load_command
+from scrubjay.experiments.commands.list import names
 from scrubjay.experiments.files import CONFIG
-from scrubjay.experiments.runs.loggers import LOGGERS
 
 SHELLS = {
     "bash": 'eval "$(scrubjay completion bash)"',
@@ -34,54 +36,30 @@ SHELLS = {
 }
 """Supported shells, each with the line to add to its startup file."""
 
-_OPTIONS_CLASSES: Mapping[str, str] = {
-    "agent": "agent.AgentOptions",
-    "chat": "chat.ChatOptions",
-    "compare": "compare.CompareOptions",
-    "demo": "demo.DemoOptions",
-    "eval": "evaluate.EvalOptions",
-    "export": "export.ExportOptions",
-    "inspect": "inspect.InspectOptions",
-    "kagentbench": "kagentbench.KAgentBenchOptions",
-    "look": "look.LookOptions",
-    "play": "play.PlayOptions",
-    "plot": "plot.PlotOptions",
-    "resume": "train.ResumeOptions",
+_POSITIONALS: Mapping[str, str] = {
+    "eval": "run",
+    "export": "run",
+    "inspect": "model",
+    "look": "source",
+    "play": "source",
+    "plot": "run",
+    "resume": "run",
 }
-"""Options dataclass of each command that has one."""
-
-_EXTRA_FLAGS: Mapping[str, Sequence[str]] = {
-    "eval": ["--set", "--memory"],
-    "launch": [
-        "--address",
-        "--detach",
-        "--resume",
-        "--total-steps",
-        "--trust",
-        "--num-env-runners",
-        "--num-learners",
-    ],
-    "look": ["--set"],
-    "play": ["--set"],
-    "resume": ["--engine", "--num-env-runners", "--num-learners", "--address"],
-    "sweep": ["--param", "--out", "--jobs", "--address", "--trust"],
-    "train": ["--engine", "--num-env-runners", "--num-learners", "--address"],
-}
-"""Options of commands that are not fields of a dataclass."""
-_SWITCHES = ("--detach", "--quiet", "--trust")
+"""Meaning of the first argument of a command; its name in `_completer`."""
+_WIDTH = "120"
+"""Width of the help texts from which the words are read."""
 
 
 def run(argv: Sequence[str]) -> int:
     """`scrubjay completion bash|zsh|fish`."""
     if not argv or argv[0] in ("-h", "--help"):
         lines = "\n".join(f"  {shell:<5} {line}" for shell, line in SHELLS.items())
-        print(
+        show_help(
             f"usage: scrubjay completion {'|'.join(SHELLS)}\n\n"
             "Print the completion script: it completes commands, options, names of recipes, memories and\n"
             "environments, and run directories. Add the line for your shell to its startup file:\n\n"
             f"{lines}"
         )
-        return 0
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}: completion takes the name of a shell")
     print(shellcode(["scrubjay"], shell=choose("shell", argv[0], list(SHELLS))))
@@ -108,124 +86,121 @@ def parser_after(previous_words: Sequence[str]) -> argparse.ArgumentParser:
 
     The parser has all commands, but only the current command has its options.
     """
+    begin()
     parser = argparse.ArgumentParser("scrubjay")
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers()
     for command, (summary, _) in COMMANDS.items():
-        _add_command(
-            commands.add_parser(command, help=summary),
-            command,
-            previous_words if command in previous_words[:1] else None,
-        )
+        of_command = commands.add_parser(command, help=summary)
+        if command in previous_words[:1]:
+            _add_words(of_command, command, previous_words[1:])
     return parser
 
 
-def _add_command(parser: argparse.ArgumentParser, command: str, previous_words: Sequence[str] | None) -> None:
-    if previous_words is None:  # not the current command
-        return
-    flags = list(_EXTRA_FLAGS.get(command, ()))
-    if command in ("train", "launch", "sweep"):
-        _add(parser, "recipe", nargs="?").completer = _names(load_catalogue().recipes)
-        flags += [*TRAINING_FLAGS, *_recipe_flags(previous_words[1:])]
+def _add_words(parser: argparse.ArgumentParser, command: str, words: Sequence[str]) -> None:
+    """Add the arguments of a command, or of its action that is the first of `words`."""
+    text = _read_help(command)
     if command in ("memory", "longcontext"):
         actions = parser.add_subparsers()
-        for name, (about, kind) in _actions(command).items():
-            _add_fields(actions.add_parser(name, help=about), kind, command)
-    if command in _OPTIONS_CLASSES:
-        module, _, kind = _OPTIONS_CLASSES[command].partition(".")
-        _add_fields(parser, getattr(importlib.import_module(f"{__package__}.{module}"), kind), command)
+        for name, about in re.findall(r"^  (\w+)  +(.*)$", text, re.MULTILINE):
+            of_action = actions.add_parser(name, help=about)
+            if name in words[:1]:
+                _add_arguments(of_action, _read_help(command, name), command)
+        return
     if command == "completion":
         parser.add_argument("shell", choices=list(SHELLS))
-    for flag in dict.fromkeys(flags):
-        _add_flag(parser, flag, command)
+    flags: list[str] = []
+    if command in ("train", "launch", "sweep"):
+        _add(parser, "recipe", nargs="?").completer = _names(names().recipes)
+        flags = _recipe_flags(words)
+    _add_arguments(parser, text, command, flags)
 
 
-def _actions(command: str) -> dict[str, tuple[str, type]]:
-    if command == "memory":
-        from scrubjay.experiments.commands.memory import ACTIONS
+def _read_help(*words: str) -> str:
+    """Return the help text of a command, without colors."""
 
-        return {name: (about, kind) for name, (about, kind, _) in ACTIONS.items()}
-    from scrubjay.experiments.commands.longcontext import MEASUREMENTS
+    def read() -> str:
+        output, columns = io.StringIO(), os.environ.get("COLUMNS")
+        os.environ["COLUMNS"] = _WIDTH
+        try:
+            with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+                load_command(words[0])([*words[1:], "--help"])
+        finally:
+            del os.environ["COLUMNS"]
+            if columns is not None:
+                os.environ["COLUMNS"] = columns
+        return output.getvalue()
 
-    return dict(MEASUREMENTS)
+    return cached(["words", *words], read)
+
+
+def _add_arguments(
+    parser: argparse.ArgumentParser, text: str, command: str, flags: Iterable[str] = ()
+) -> None:
+    """Add the positional arguments and the options in a help text, and more `flags` with one value each."""
+    boxes = re.split(r"^ (\S.*?) *\n -+ *$", text, flags=re.MULTILINE)
+    for title, box in zip(boxes[1::2], boxes[2::2], strict=True):
+        for number, metavar in enumerate(re.findall(r"^  (\S.*?)(?:  .*)?$", box, re.MULTILINE)):
+            if title.startswith("positional"):
+                name = _POSITIONALS.get(command, "file") if not number else f"argument{number}"
+                nargs = "*" if "..." in metavar else "?"
+                _add(parser, name, nargs=nargs).completer = _completer(name, metavar, command)
+            elif metavar.startswith("--"):
+                _add_option(parser, metavar, command)
+    for flag in flags:
+        _add_option(parser, f"{flag} X", command)
+
+
+def _add_option(parser: argparse.ArgumentParser, description: str, command: str) -> None:
+    """Add an option from its description, such as `--budget INT` or `--quiet, --no-quiet`."""
+    spellings = [one.partition(" ")[::2] for one in re.split(", (?=--)", description)]
+    flags = [flag for flag, _ in spellings if flag not in parser._option_string_actions]
+    metavar = spellings[-1][1]
+    if not metavar:
+        parser.add_argument(*flags, action="store_true")
+    elif flags:
+        argument = _add(parser, *flags, nargs="*" if "..." in metavar else None)
+        argument.completer = _completer(flags[-1].removeprefix("--").replace("-", "_"), metavar, command)
 
 
 def _recipe_flags(words: Sequence[str]) -> list[str]:
     """Return the command-line options of the recipe and the memory whose names are in `words`."""
-    entries = load_catalogue()
-    recipe = next((word for word in words if word in entries.recipes), None)
+    found = names()
+    recipe = next((word for word in words if word in found.recipes), None)
     if recipe is None:
         return []
     after = [word.removeprefix("--memory=") for word in words[words.index(recipe) :]]
-    memories = [word for word in after if word in entries.memory_options]
-    memory = memories[-1] if memories else entries.default_memories[recipe]
-    return [*entries.options[entries.kinds[recipe]], *entries.memory_options[memory]]
+    memories = [word for word in after if word in found.memory_flags]
+    memory = memories[-1] if memories else found.default_memories[recipe]
+    return [*found.recipe_flags[recipe], *found.memory_flags[memory]]
 
 
-def _add_flag(parser: argparse.ArgumentParser, flag: str, command: str) -> None:
-    if flag in _SWITCHES:
-        parser.add_argument(flag, action="store_true")
-        return
-    _add(parser, flag).completer = _completer(flag.removeprefix("--").replace("-", "_"), str, command)
-
-
-def _add_fields(parser: argparse.ArgumentParser, options_class: type, command: str) -> None:
-    """Add one option per field of a dataclass, with the same spelling as tyro."""
-    for name, hint in typing.get_type_hints(options_class, include_extras=True).items():
-        if get_origin(hint) is typing.ClassVar or name.isupper():
-            continue
-        positional = hint is not (plain := _without_marker(hint))
-        base, many = _unwrap_type(plain)
-        flag = name if positional else f"--{name.replace('_', '-')}"
-        if base is bool:
-            parser.add_argument(flag, action=argparse.BooleanOptionalAction)
-            continue
-        argument = _add(parser, flag, nargs="*" if many else "?" if positional else None)
-        argument.completer = _completer(name, base, command)
-
-
-def _without_marker(hint: Any) -> Any:
-    marker = get_origin(Positional[int])
-    return get_args(hint)[0] if hasattr(hint, "__metadata__") or get_origin(hint) is marker else hint
-
-
-def _unwrap_type(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value of an option, and True if the option takes several values.
-
-    An option takes several values if its type is a tuple. None is removed from the type.
-    """
-    if get_origin(hint) in (Union, UnionType):
-        (hint, *_) = (kind for kind in get_args(hint) if kind is not type(None))
-    return (_unwrap_type(get_args(hint)[0])[0], True) if get_origin(hint) is tuple else (hint, False)
-
-
-def _completer(name: str, value_type: Any, command: str) -> Any:
-    """Return a completer for a value, chosen by its type and name."""
-    entries = load_catalogue()
-    if get_origin(value_type) is Literal:
-        return _names(get_args(value_type))
+def _completer(name: str, metavar: str, command: str) -> Any:
+    """Return a completer for a value, chosen by its name and its description in the help text."""
+    choices = [choice for choice in re.findall(r"[\w-]+", metavar) if choice not in ("None", "STR")]
     if name in ("run", "runs", "resume", "run_dir", "init_from"):
         return _runs
-    if value_type is Path or name == "out":
+    if "PATH" in metavar or name == "out":
         return FilesCompleter()
-    needs_context_policies = command in ("agent", "chat", "longcontext")
-    names: dict[str, Iterable[str]] = {
-        "engine": ["local", "ray"],
-        "env": entries.environments,
-        "logger": LOGGERS,
-        "learner": sorted({name for names in entries.learners.values() for name in names}),
-        "memories": entries.memories,
-        "memory": [] if command == "eval" else entries.memories,  # eval's --memory takes settings, not names
-        "method": entries.methods,
-        "methods": entries.context_policies if needs_context_policies else entries.methods,
-        "policy": entries.context_policies if needs_context_policies else [],
-        "recipes": entries.recipes,
-    }
+    if re.fullmatch(r"\{[\w,-]+\}|[a-z-]+(\|[a-z-]+)+", metavar):
+        return _names(choices)
+    found = names()
     if name == "source":
-        return lambda prefix, **_: [*entries.environments, *entries.recipes, *_runs(prefix)]
+        return lambda prefix, **_: [*found.environments, *found.recipes, *_runs(prefix)]
     if name == "model":
         return lambda prefix, **_: ["smollm2", *FilesCompleter()(prefix)]
-    return _names(names.get(name, []))
+    has_context_policies = command in ("agent", "chat", "inspect", "longcontext")
+    values: dict[str, Iterable[str]] = {
+        "env": found.environments,
+        "learner": sorted({name for each in found.learners.values() for name in each}),
+        "memories": found.memories,
+        "memory": [] if command == "eval" else found.memories,  # eval's --memory takes settings, not names
+        "method": found.methods,
+        "methods": found.context_policies if has_context_policies else found.methods,
+        "policy": found.context_policies if has_context_policies else [],
+        "recipes": found.recipes,
+    }
+    return _names(values.get(name, []))
 
 
 def _names(names: Iterable[str]) -> Callable[..., list[str]]:
@@ -254,5 +229,5 @@ def _runs(prefix: str, **_: object) -> list[str]:
     ]
 
 
-def _add(parser: argparse.ArgumentParser, flag: str, **keywords: Any) -> Any:
-    return parser.add_argument(flag, **keywords)
+def _add(parser: argparse.ArgumentParser, *flags: str, **keywords: Any) -> Any:
+    return parser.add_argument(*flags, **keywords)

@@ -12,8 +12,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 import scrubjay
-from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.cli.terminal import table
+from scrubjay.experiments.cli.arguments import show_help
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.cli.untrusted_text import table
 
 EXTRAS = {
     "agent": "tools of the agent: web, calculator, calendar",
@@ -49,12 +50,11 @@ _PACKAGES = (
 def run(argv: Sequence[str]) -> int:
     """`scrubjay doctor`: return 0 if all required packages are installed, else 1."""
     if argv and argv[0] in ("-h", "--help"):
-        print(
+        show_help(
             "usage: scrubjay doctor\n\n"
             "Show versions, threads, GPU and compiler, and the missing packages of each extra. The exit\n"
             "code is 1 if a required package is missing."
         )
-        return 0
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}: doctor takes no arguments")
     requirements = [Requirement(text) for text in requires("scrubjay") or ()]

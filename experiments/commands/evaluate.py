@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
-from scrubjay.experiments.cli.arguments import parse, take_flag
-from scrubjay.experiments.cli.terminal import bad_input, table
-from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.cli.arguments import parse
+from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.untrusted_text import one_line, table
+from scrubjay.experiments.commands.options import EnvSettings, ResponseSteps, Trust
 from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.progress import ProgressLines
 
@@ -30,11 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Evaluate a trained policy on whole episodes, or a supervised run on new test questions.
-
-    `--set name=value` changes a setting of the environment. `--memory name=value` changes a setting of the
-    memory that does not affect its weights, such as `top_k`.
-    """
+    """Evaluate a trained policy on whole episodes, or a supervised run on new test questions."""
 
     run: Positional[Path]
     """Run directory."""
@@ -49,23 +46,24 @@ class EvalOptions:
     best_response: bool = False
     """For teams: train each agent alone while the other agents are fixed (best response), and report by how
     much its return increases. This is done for the initial policies and for the trained policies."""
-    response_steps: int = 50_000
-    """Environment steps per agent for --best-response."""
+    response_steps: ResponseSteps = 50_000
     full: Path | None = None
     """Single-agent run trained on the fully observable version of the task. Report the observability gap:
     the return of that run minus the return of the evaluated run."""
     memoryless: Path | None = None
     """Single-agent run without memory on the same task. Report the memory bias: the return of the evaluated
     run minus that of the run without memory. The task should be fully observable."""
-    trust: bool = False
-    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
+    set: EnvSettings = ()
+    memory: UseAppendAction[tuple[str, ...]] = ()
+    """Setting of the memory to change, as name=value; only settings that do not affect its weights, such as
+    `top_k`."""
+    trust: Trust = False
 
 
 def run(argv: Sequence[str]) -> int:
     """`scrubjay eval RUN [--episodes N] [--set corridor_length=200] [--memory top_k=2]`."""
-    remaining = list(argv)
-    settings, changes = (take_flag(remaining, flag) for flag in ("--set", "--memory"))
-    options = parse(EvalOptions, remaining, "scrubjay eval", extra_flags=("--set", "--memory"))
+    options = parse(EvalOptions, argv, "scrubjay eval")
+    settings, changes = options.set, options.memory
     from scrubjay.experiments.commands.loading import config_of_agent, memory_guard
     from scrubjay.experiments.recipes.overrides import with_memory_fields
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig

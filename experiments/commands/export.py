@@ -8,9 +8,10 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.cli.arguments import UsageError, parse
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.arguments import parse
+from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.commands.options import Trust
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class ExportOptions:
     """Export to ONNX instead of torch.export's format."""
     pretrained: bool = False
     """Export weights (safetensors), config.json and a model card; also supports teams."""
-    trust: bool = False
-    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
+    trust: Trust = False
 
 
 def run(argv: Sequence[str]) -> int:

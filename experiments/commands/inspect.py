@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from scrubjay.experiments.cli.arguments import parse
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.commands.options import Budget
 
 if TYPE_CHECKING:
     from scrubjay.experiments.viz.attention import InspectionResult
@@ -39,8 +40,7 @@ class InspectOptions:
     policy: str | None = None
     """Context policy. The page of --look then shows which tokens the cache retains, and which tokens the
     model attends to and retrieves."""
-    budget: int = 64
-    """Number of tokens that the cache retains, for context policies with a budget."""
+    budget: Budget = 64
     prompt: int | None = None
     """With --policy: number of tokens that the model processes at once as the prompt. The remaining tokens
     follow one by one. Default: half of the tokens."""

@@ -2,57 +2,95 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import re
 from collections.abc import Sequence
-from functools import cache
+from dataclasses import dataclass
 
-from scrubjay.experiments.catalogue import Catalogue, build_catalogue, load_catalogue
-from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.cli.terminal import table
-from scrubjay.experiments.user_modules import IMPORT_VARIABLE
+from scrubjay.experiments.cli.arguments import list_flags, show_help
+from scrubjay.experiments.cli.cache import cached
+from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.cli.untrusted_text import format_entries, table
+
+_WIDTH = 64
+"""Width of the memories in `Names.state_bytes`."""
+
+
+@dataclass(frozen=True)
+class Names:
+    """Registered names in display order. Dicts of strings map each name to its one-line description."""
+
+    recipes: dict[str, str]
+    methods: dict[str, str]
+    """Training methods, such as MAPPO, of recipes with several agents."""
+    learners: dict[str, list[str]]
+    """Dict from the type of a policy, "agent" or "team", to the names of the learners that train it."""
+    memories: dict[str, str]
+    state_bytes: dict[str, int]
+    """State size of each memory in bytes, for one agent and width 64."""
+    environments: list[str]
+    context_policies: list[str]
+    memory_flags: dict[str, list[str]]
+    """Command-line options for the fields of each memory."""
+    recipe_flags: dict[str, list[str]]
+    """Command-line options of each recipe, without the options of its memory."""
+    default_memories: dict[str, str]
+    """Default memory of each recipe."""
+
+
+def names() -> Names:
+    """Return all registered names, from the cache if possible."""
+    return Names(**cached(["names"], lambda: dataclasses.asdict(_build())))
+
+
+def _build() -> Names:
+    from scrubjay.agents.learners import list_learners
+    from scrubjay.envs import list_environments
+    from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.recipes.teams import METHODS
+    from scrubjay.memory import context, list_memories, make, name_of
+
+    memories = {name: make(name, dim=_WIDTH) for name in list_memories()}
+    configs = {name: recipe() for name, recipe in RECIPES.items()}
+    return Names(
+        recipes={name: recipe.description for name, recipe in RECIPES.items()},
+        methods={name: method.description for name, method in METHODS.items()},
+        learners={policy_type: list_learners(policy_type) for policy_type in ("agent", "team")},
+        memories={
+            name: (type(memory).__doc__ or "").strip().partition("\n")[0] for name, memory in memories.items()
+        },
+        state_bytes={name: memory.state_bytes() for name, memory in memories.items()},
+        environments=list_environments(),
+        context_policies=sorted(context.list_policies()),
+        memory_flags={name: list_flags(memory.config, "--memory.") for name, memory in memories.items()},
+        recipe_flags={
+            name: [flag for flag in list_flags(config) if not re.match(r"--(\w+\.)?memory\.", flag)]
+            for name, config in configs.items()
+        },
+        default_memories={name: name_of(config.memory) for name, config in configs.items()},
+    )
 
 
 def run(argv: Sequence[str]) -> int:
     """`scrubjay list`."""
     if argv and argv[0] in ("-h", "--help"):
-        print(
+        show_help(
             "usage: scrubjay list\n\n"
             "List recipes, methods, learners, memories (with bytes of state per agent) and environments."
         )
-        return 0
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}: list takes no arguments")
-    entries = current_catalogue()
-    memories = [
-        (name, f"{entries.state_bytes[name]:>9,} B", about) for name, about in entries.memories.items()
-    ]
-    print(f"recipes\n{table(list_recipes())}\n")
-    print(f"methods (for multi-agent recipes)\n{table(list_methods())}\n")
-    print(f"learners\n{table(list_learner_names())}\n")
+    found = names()
+    memories = [(name, f"{found.state_bytes[name]:>9,} B", about) for name, about in found.memories.items()]
+    print(f"recipes\n{format_entries(found.recipes)}\n")
+    print(f"methods (for multi-agent recipes)\n{format_entries(found.methods)}\n")
+    print(f"learners\n{describe_learners(found)}\n")
     print(f"memories (state per agent at width 64)\n{table(memories)}\n")
-    print("environments\n" + table([(name,) for name in entries.environments]))
+    print("environments\n" + table([(name,) for name in found.environments]))
     return 0
 
 
-@cache
-def current_catalogue() -> Catalogue:
-    """Return the stored catalogue, or a new one if user modules may have registered further names."""
-    return build_catalogue() if os.environ.get(IMPORT_VARIABLE) else load_catalogue()
-
-
-def list_recipes() -> list[tuple[str, str]]:
-    """Return all recipe names with their summaries."""
-    return list(current_catalogue().recipes.items())
-
-
-def list_learner_names() -> list[tuple[str, str]]:
-    """Return the names of all learners, grouped by single-agent and team learners."""
+def describe_learners(found: Names) -> str:
+    """Return a table of the learners, grouped by single-agent and team learners."""
     titles = {"agent": "single agent", "team": "team"}
-    return [
-        (titles[policy_type], ", ".join(names)) for policy_type, names in current_catalogue().learners.items()
-    ]
-
-
-def list_methods() -> list[tuple[str, str]]:
-    """Return all multi-agent method names with their summaries."""
-    return list(current_catalogue().methods.items())
+    return table([(titles[policy_type], ", ".join(each)) for policy_type, each in found.learners.items()])

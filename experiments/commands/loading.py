@@ -9,8 +9,7 @@ from typing import Any
 
 from scrubjay.agents.rl.observations import EnvFaultError
 from scrubjay.envs.teams import TeamError
-from scrubjay.experiments.cli.failures import FailedError, UsageError, describe, is_out_of_memory
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input, describe, is_out_of_memory
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CURVE
 from scrubjay.experiments.progress import GracefulInterrupt

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import logging
 
 from scrubjay.experiments.cli.failures import report
-from scrubjay.experiments.cli.streams import discard_output, open_streams
+
+_ESCAPING = "scrubjay.escape"
+_NAMES = ("stdin", "stdout", "stderr")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     130 for Ctrl-C and 141 for a closed output pipe. For an unexpected error the line names a file with the
     traceback; with SCRUBJAY_TRACEBACK=1 the error propagates instead.
     """
-    open_streams()
+    _open_streams()
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -29,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:  # noqa: BLE001  (every error is reported in one line)
         return report(error)
     finally:
-        discard_output()
+        _discard_output()
 
 
 def _run(argv: list[str]) -> int:
@@ -39,33 +44,59 @@ def _run(argv: list[str]) -> int:
 
         complete()
     import scrubjay
-    from scrubjay.experiments.commands import COMMANDS, load_command
+    from scrubjay.experiments import user_modules
+    from scrubjay.experiments.cli import cache
+    from scrubjay.experiments.cli.failures import bad_input
+    from scrubjay.experiments.cli.untrusted_text import format_entries
+    from scrubjay.experiments.commands import COMMANDS
 
     if not argv or argv[0] in ("-h", "--help"):
-        print(_help(COMMANDS))
+        commands = format_entries({name: summary for name, (summary, _) in COMMANDS.items()})
+        print(f"usage: scrubjay COMMAND ...\n\n{commands}\n\nRun scrubjay COMMAND --help for details.")
         return 0
     if argv[0] == "--version":
         print(f"scrubjay {scrubjay.__version__}")
         return 0
-    import logging
-
-    from scrubjay.experiments import user_modules
-    from scrubjay.experiments.cli.arguments import choose
-    from scrubjay.experiments.cli.terminal import bad_input
-
-    logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
-    run_command = load_command(choose("command", argv[0], list(COMMANDS)))
     with user_modules.search_current_folder():
         with bad_input():
             user_modules.import_user_modules()
-        try:
-            return run_command(argv[1:])
-        except SystemExit as stop:
-            if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe
-                raise stop.__context__ from None
-            if stop.code in (0, None):  # tyro exits after printing help
-                return 0
+        cache.begin()
+        words = argv[: argv.index("--")] if "--" in argv else argv
+        return _run_command(argv) if {"-h", "--help"}.isdisjoint(words) else _show_help(argv)
+
+
+def _show_help(argv: list[str]) -> int:
+    """Print the stored help text of a command line; without one, run the command and store its help."""
+    from scrubjay.experiments.cli import cache
+
+    key = cache.display_key(argv)
+    text = cache.load(key)
+    if isinstance(text, str):
+        print(text, end="")
+        return 0
+    output = cache.Recorder(sys.stdout)
+    with contextlib.redirect_stdout(output), cache.show_progress():  # pyright: ignore[reportArgumentType]
+        return _run_command(argv, on_help=lambda: cache.store(key, output.text))
+
+
+def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) -> int:
+    """Run a command; return its exit code. `on_help` is called if the command only printed its help."""
+    import logging
+
+    from scrubjay.experiments.cli.arguments import choose
+    from scrubjay.experiments.commands import COMMANDS, load_command
+
+    logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
+    run_command = load_command(choose("command", argv[0], list(COMMANDS)))
+    try:
+        return run_command(argv[1:])
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe
+            raise stop.__context__ from None
+        if stop.code not in (0, None):
             raise
+        on_help()
+        return 0
 
 
 def _log_handler() -> logging.Handler:
@@ -83,10 +114,63 @@ def _log_handler() -> logging.Handler:
     return handler
 
 
-def _help(commands: Mapping[str, tuple[str, str]]) -> str:
-    width = max(map(len, commands))
-    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, (summary, _) in commands.items())
-    return f"usage: scrubjay COMMAND ...\n\n{lines}\n\nRun scrubjay COMMAND --help for details."
+def _open_streams() -> None:
+    """Connect closed standard streams to the null device, and escape characters that their encoding lacks.
+
+    Without this, the next opened file would reuse the descriptor of a closed stream, and output would be
+    written to that file. If NO_COLOR is set, also set the color variable that tyro reads at import.
+    """
+    if os.environ.get("NO_COLOR"):
+        os.environ.setdefault("PYTHON_TYRO_ANSI_CODES", "False")
+    codecs.register_error(_ESCAPING, _escape)
+    for number, name in enumerate(_NAMES):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, _open_null(number))
+        elif number and isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors=_ESCAPING)
+
+
+def _discard_output() -> None:
+    """Redirect a stream to the null device if its buffered output cannot be written.
+
+    Otherwise the interpreter would report the write error again at exit.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            with contextlib.suppress(OSError), open(os.devnull, "w") as null:
+                os.dup2(null.fileno(), stream.fileno())
+        except ValueError:  # the stream was replaced and closed
+            pass
+
+
+def _open_null(number: int) -> io.TextIOWrapper:
+    with contextlib.suppress(OSError):
+        os.fstat(number)
+        number = -1  # the interpreter has already opened another file there
+    descriptor = os.open(os.devnull, os.O_RDWR)
+    if descriptor == number:
+        os.set_inheritable(descriptor, True)
+    return open(descriptor, "r" if number == 0 else "w", encoding="utf-8", errors=_ESCAPING)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return escapes for the characters that cannot be encoded, and the position where encoding continues.
+
+    Characters get JSON escapes, so that printed JSON stays valid. Undecodable bytes get Python escapes.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    escapes = []
+    for character in error.object[error.start : error.end]:
+        if 0xDC80 <= ord(character) <= 0xDCFF:
+            escapes.append(f"\\x{ord(character) - 0xDC00:02x}")
+        else:
+            units = character.encode("utf-16-be", "surrogatepass")
+            escapes += [f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2)]
+    return "".join(escapes), error.end
 
 
 if __name__ == "__main__":

@@ -5,42 +5,48 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import Positional
 
-from scrubjay.experiments.cli.arguments import parse, take_flag
-from scrubjay.experiments.cli.terminal import bad_input, table
-from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.commands.cluster import join_cluster, take_engine, take_logger
-from scrubjay.experiments.commands.list import list_learner_names, list_methods, list_recipes
-from scrubjay.experiments.explain import explain
+from scrubjay.experiments.cli.arguments import RecipeFlags, parse, parse_known, print_help
+from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.untrusted_text import format_entries, one_line
+from scrubjay.experiments.commands.list import describe_learners, names
+from scrubjay.experiments.commands.options import EngineOptions, Logger, Quiet, Trust, join_cluster
 from scrubjay.experiments.runs import loggers
 
-LoggerName = Literal["wandb", "mlflow"]
+
+@dataclass(frozen=True)
+class TrainOptions(EngineOptions):
+    """Options of a new run that are not part of its config."""
+
+    run_dir: str | None = None
+    """Directory of the run; default: a new folder in runs."""
+    quiet: Quiet = False
+    logger: Logger = None
+
+
+@dataclass(frozen=True)
+class _AllFlags(TrainOptions, RecipeFlags):
+    """All flags of `scrubjay train` that are not fields of a config."""
 
 
 def run(argv: Sequence[str]) -> int:
     """`scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME] [--env ID] [--field x]`."""
     if not argv or argv[0] in ("-h", "--help"):
-        print(
-            "usage: scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME]\n"
-            "                      [--memory stack --memory.parts NAME+NAME...]\n"
-            "                      [--env ID|module:callable] [--set NAME=VALUE ...] [--init-from RUN]\n"
-            "                      [--run-dir DIR] [--quiet] [--logger wandb|mlflow] [--any.field X ...]\n"
-            "                      [--engine ray [--num-env-runners N] [--num-learners N] [--address "
-            "HOST:PORT]]\n\n"
-            f"{table(list_recipes())}\n\nmethods, for multi-agent recipes\n{table(list_methods())}\n\n"
-            f"learners\n{table(list_learner_names())}\n\n"
-            "Run scrubjay train RECIPE --help for all fields and their defaults."
+        found = names()
+        about = (
+            "Train a recipe. Run scrubjay train RECIPE --help for all fields of its config, such as "
+            "--total-steps N and --init-from RUN, and their defaults."
         )
-        return 0
-    remaining = list(argv[1:])
-    run_dirs, logger = take_flag(remaining, "--run-dir"), take_logger(remaining)
-    quiet = "--quiet" in remaining
-    ray = take_engine(remaining)
-    remaining = [word for word in remaining if word != "--quiet"]
-    explain(argv[0], remaining)
+        names_text = (
+            f"recipes\n{format_entries(found.recipes)}\n\n"
+            f"methods, for multi-agent recipes\n{format_entries(found.methods)}\n\n"
+            f"learners\n{describe_learners(found)}"
+        )
+        print_help(_AllFlags, "scrubjay train RECIPE", f"{about}\n\n{names_text}")
+    options, remaining = parse_known(TrainOptions, argv[1:])
+    ray = options.ray()
     from scrubjay.experiments.commands.loading import continue_training
     from scrubjay.experiments.recipes.overrides import override
     from scrubjay.experiments.runs.run import Run
@@ -48,44 +54,36 @@ def run(argv: Sequence[str]) -> int:
     config = override(argv[0], remaining)
     with bad_input():
         config.check(ray)
-        loggers.check(logger)
+        loggers.check(options.logger)
         join_cluster(ray)
-        new_run = Run.create(config, run_dirs[-1] if run_dirs else None)
+        new_run = Run.create(config, options.run_dir)
     print(one_line(f"run directory: {new_run.path}"), flush=True)
     if new_run.config.init_from is not None:
         message = f"weights of {new_run.config.init_from} at step {new_run.config.init_step:,}"
         print(one_line(message), flush=True)
-    return continue_training(new_run, quiet, ray, logger)
+    return continue_training(new_run, options.quiet, ray, options.logger)
 
 
 @dataclass(frozen=True)
-class ResumeOptions:
-    """Continue a run from its latest checkpoint. The result is the same as without the interruption.
-
-    To use Ray add `--engine ray`, with `--num-env-runners`, `--num-learners` and `--address` as in train.
-    """
+class ResumeOptions(EngineOptions):
+    """Continue a run from its latest checkpoint. The result is the same as without the interruption."""
 
     run: Positional[Path]
     """Run directory."""
     total_steps: int | None = None
     """New total of training steps; must be larger than the number of completed steps. Learning-rate schedules
     keep their original length."""
-    quiet: bool = False
-    """Hide the progress display."""
-    logger: LoggerName | None = None
-    """Logging service that also receives the metrics of every update. If the service already has a run for
-    this directory, that run is continued."""
+    quiet: Quiet = False
+    logger: Logger = None
     env: str | None = None
     """Id of the run's environment, as permission to create it. Only a custom environment needs permission."""
-    trust: bool = False
-    """Trust the run: allow its custom environment and the pickled data in its files to execute code."""
+    trust: Trust = False
 
 
 def resume(argv: Sequence[str]) -> int:
     """`scrubjay resume RUN [--total-steps N] [--env ID] [--trust] [--engine ray ...]`."""
-    remaining = list(argv)
-    ray = take_engine(remaining)
-    options = parse(ResumeOptions, remaining, "scrubjay resume")
+    options = parse(ResumeOptions, argv, "scrubjay resume")
+    ray = options.ray()
     from scrubjay.experiments.commands.loading import continue_training, memory_guard
     from scrubjay.experiments.runs.run import Run
 

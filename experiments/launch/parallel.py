@@ -13,8 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from scrubjay.experiments.cli.failures import FailedError, UsageError
-from scrubjay.experiments.cli.terminal import bad_input
+from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, METRICS, check_numbers, parse_object
 from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, StopRequest, describe_row

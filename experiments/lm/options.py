@@ -50,8 +50,6 @@ class MeasureOptions:
     budget is the number of keys that a token attends to. The method `full` ignores this option."""
     block: int = 512
     """Tokens per forward pass."""
-    seed: int = 0
-    """Random seed for the choice of examples, excerpts or positions."""
     out: Path
     """Output directory; the same command resumes an interrupted run."""
     quiet: bool = False
@@ -129,7 +127,15 @@ class MeasureOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgreementOptions(MeasureOptions):
+class SeededOptions(MeasureOptions):
+    """Options of measurements that draw examples."""
+
+    seed: int = 0
+    """Random seed for the choice of examples, excerpts or positions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgreementOptions(SeededOptions):
     """Compare each policy's predictions with the greedy continuation of the full cache."""
 
     methods: tuple[str, ...] = ("window", "sinks", "h2o", "snapkv", "chunks", "recycled")
@@ -154,7 +160,7 @@ class AgreementOptions(MeasureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HaystackOptions(MeasureOptions):
+class HaystackOptions(SeededOptions):
     """Measure the answers of each method on texts of several lengths, and write a table and a plot.
 
     The same command resumes an interrupted run.
@@ -211,7 +217,7 @@ class HaystackOptions(MeasureOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerplexityOptions(MeasureOptions):
+class PerplexityOptions(SeededOptions):
     """Stream a text through a model under each policy, and report perplexity, time and memory.
 
     The same command with a larger `--tokens` continues the results in the output directory.

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from tyro.conf import UseAppendAction, arg
 
 from scrubjay.agents.learners import get_learner_name, list_learners, switch_learner
 from scrubjay.experiments.cli.arguments import (
-    TRAINING_FLAGS,
-    UsageError,
+    RecipeFlags,
     choose,
     expand_short_options,
+    list_flags,
     parse,
+    parse_known,
     parse_setting,
-    take_flag,
 )
-from scrubjay.experiments.cli.terminal import bad_input, parse_integer
+from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.config import Experiment
@@ -27,37 +30,59 @@ from scrubjay.memory import MemoryConfig, list_memories, name_of
 from scrubjay.memory.serialization import decode, encode
 from scrubjay.memory.stack import StackConfig
 
+_OTHER_FLAGS = (*list_flags(RecipeFlags()), "--run-dir", "--quiet", "--logger", "--engine")
+"""Flags of `scrubjay train` that are not fields of the config."""
 AnyEnv = TypeVar("AnyEnv", bound=EnvConfig | TeamEnvConfig)
+
+
+@dataclass(frozen=True)
+class _StackFlags:
+    """Flags of a stack of memories."""
+
+    dim: Annotated[
+        UseAppendAction[tuple[int, ...]], arg(name="memory.dim", aliases=["--policy.memory.dim"])
+    ] = ()
+    """Width of the stack and all parts."""
+    parts: Annotated[
+        UseAppendAction[tuple[str, ...]], arg(name="memory.parts", aliases=["--policy.memory.parts"])
+    ] = ()
+    """Names of the parts, joined by plus signs."""
 
 
 def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     """Return the recipe's config with all flags applied. Raises UsageError on an invalid flag.
 
-    Flags are applied in this order: `--method NAME` (multi-agent recipes), `--learner NAME` (recipes with a
-    policy), `--memory NAME`, then fields of the memory (`--memory.FIELD`), of the learner (`--learner.FIELD`)
-    and of the config (`--total-steps`). `--memory.parts gru+hcam` sets the parts of a stack, and
-    `--memory.parts.1.FIELD` a field of one part. `--env ID` selects the environment and `--set name=value`
-    changes one of its settings.
+    First the config gets the parts that `RecipeFlags` name. Then fields of the memory (`--memory.FIELD`), of
+    the learner (`--learner.FIELD`) and of the config (`--total-steps`) are set. `--memory.parts gru+hcam`
+    sets the parts of a stack, and `--memory.parts.1.FIELD` a field of one part.
     """
     config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
-    remaining = list(arguments)
-    if isinstance(config, TeamTaskConfig):
-        for name in take_flag(remaining, "--method"):
-            config = with_method(config, choose("method", name, list(METHODS)))
+    flags, remaining = parse_known(RecipeFlags, arguments)
+    for name in flags.method:
+        if not isinstance(config, TeamTaskConfig):
+            raise UsageError(f"--method requires a multi-agent recipe; {recipe!r} has a single agent or none")
+        config = with_method(config, choose("method", name, list(METHODS)))
+    for flag in ("learner", "env", "set"):
+        if getattr(flags, flag) and not isinstance(config, RLConfig):
+            raise UsageError(f"--{flag} requires a recipe with a policy; {recipe!r} has no policy")
     if isinstance(config, RLConfig):
-        for name in take_flag(remaining, "--learner"):
+        for name in flags.learner:
             learner_names = list_learners(config.policy_type)
             config = config.with_learner(
                 switch_learner(config.learner, choose("learner", name, learner_names))
             )
-    for name in take_flag(remaining, "--memory"):
+    for name in flags.memory:
         config = with_memory(config, choose("memory", name, list_memories()))
     if isinstance(config.memory, StackConfig):
-        config = config.with_memory(_with_parts(config, config.memory, remaining))
+        stack_flags, remaining = parse_known(_StackFlags, remaining)
+        config = config.with_memory(_with_parts(config, config.memory, stack_flags))
     if isinstance(config, RLConfig):
-        config = dataclasses.replace(config, env=_with_env(config.env, remaining))
+        env = config.env
+        for name in flags.env:
+            env = dataclasses.replace(env, id=name, kwargs={})
+        config = dataclasses.replace(config, env=with_env_settings(env, flags.set))
         remaining = expand_short_options(remaining, get_learner_name(config.learner))
-    config = parse(type(config), remaining, f"scrubjay train {recipe}", config, (*TRAINING_FLAGS, "--engine"))
+    config = parse(type(config), remaining, f"scrubjay train {recipe}", config, _OTHER_FLAGS)
     if isinstance(config, RLConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"
@@ -85,27 +110,17 @@ def with_memory_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryC
         return decode(MemoryConfig, fields, "memory")
 
 
-def _with_parts(config: Experiment, stack: StackConfig, arguments: list[str]) -> StackConfig:
-    """Return the memory config `stack` with the width and the parts that `arguments` set.
-
-    The options `--memory.dim` and `--memory.parts` are removed from `arguments`.
-    """
+def _with_parts(config: Experiment, stack: StackConfig, flags: _StackFlags) -> StackConfig:
+    """Return the memory config `stack` with the width and the parts that the flags set."""
     with bad_input():
-        for width in take_flag(arguments, "--memory.dim") + take_flag(arguments, "--policy.memory.dim"):
-            stack = stack.at_width(parse_integer("--memory.dim", width))
+        for width in flags.dim:
+            stack = stack.at_width(width)
     config = config.with_memory(stack)
-    for names in take_flag(arguments, "--memory.parts") + take_flag(arguments, "--policy.memory.parts"):
+    for names in flags.parts:
         names_of_parts = [choose("memory", name, list_memories()) for name in names.split("+")]
         parts = tuple(with_memory(config, name).memory for name in names_of_parts)
         stack = dataclasses.replace(stack, parts=parts)
     return stack
-
-
-def _with_env(env: AnyEnv, arguments: list[str]) -> AnyEnv:
-    """Remove `--env` and `--set` from `arguments` and return the changed environment config."""
-    for name in take_flag(arguments, "--env") + take_flag(arguments, "--env.id"):
-        env = dataclasses.replace(env, id=name, kwargs={})
-    return with_env_settings(env, take_flag(arguments, "--set"))
 
 
 def with_env_settings(env: AnyEnv, settings: Sequence[str]) -> AnyEnv:

@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.experiments.cli.terminal import table
-from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable
+from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable, table
 
 _TRICKS = "\x00\x07\b\r\x1b\x7f\x85\x9b\u202e\u2066\u200f\u2028\ufeff\ud800\udfff"
 NASTY = st.text(st.one_of(st.characters(), st.sampled_from(_TRICKS)))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from .damage import copy, damage, files
+from ..damage import copy, damage, files
 
 NUMBERS = (
     "-1", "0", "1", "nan", "inf", "-inf", "1e9", "1e400", str(2**31), str(2**63), str(2**70), str(-(2**70)),

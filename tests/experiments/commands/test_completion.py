@@ -153,9 +153,11 @@ def test_completion_knows_the_options_of_words_below_a_verb(words):
     assert {"--help"} < options(*words.split())
 
 
-def test_a_shell_that_asks_does_not_wait_for_torch(modules_after):
-    modules = modules_after(
-        "from scrubjay.experiments.commands import COMMANDS, completion\n"
-        "for verb in COMMANDS: completion.parser_after([verb, 'tmaze'])"
-    )
+def test_a_shell_that_asks_again_does_not_wait_for_torch(modules_after, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = "from scrubjay.experiments.commands import completion\n"
+    lines = (["train", "tmaze"], ["eval"], ["agent"], ["memory", "add"], ["longcontext", "speed"])
+    for words in lines:
+        modules_after(f"{program}completion.parser_after({words})")
+    modules = modules_after(f"{program}for words in {lines}: completion.parser_after(words)")
     assert modules.isdisjoint({"torch", "ray", "gymnasium", "transformers", "langchain_core", "matplotlib"})

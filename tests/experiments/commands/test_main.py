@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from scrubjay.experiments import Run, commands
-from scrubjay.experiments.cli.arguments import UsageError
+from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.commands import COMMANDS
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.files import lock
@@ -191,8 +191,12 @@ def test_list_names_all(capsys):
         assert name in out
 
 
-def test_the_command_starts_without_heavy_imports():
-    """One process for all commands, lightest first, since imports accumulate."""
+def test_the_command_starts_without_heavy_imports(tmp_path, monkeypatch):
+    """One process for all commands, lightest first, since imports accumulate. Their texts are stored."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for words in ["train", "tmaze", "--help"], ["list"]:
+        command = [sys.executable, "-P", "-m", "scrubjay", *words]
+        subprocess.run(command, capture_output=True, check=True)
     program = (
         "import sys\nfrom scrubjay.experiments.commands.main import main\n"
         "HEAVY = 'ray', 'matplotlib', 'tensorboard', 'langchain_core', 'torch_geometric', 'onnx'\n"

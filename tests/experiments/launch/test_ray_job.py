@@ -225,7 +225,10 @@ def test_a_job_trains_a_run_further_and_begins_another_with_its_weights(head, tm
         ),
         (["--resume", "x", "--run-dir", "y", "--address", "http://127.0.0.1:1"], "omit --run-dir"),
         (["--resume", "x", "--address", "http://127.0.0.1:1", "--seed", "3"], "unexpected argument '--seed'"),
-        (["--resume", "x", "--address", "http://127.0.0.1:1", "--total-steps", "ten"], "--total-steps='ten'"),
+        (
+            ["--resume", "x", "--address", "http://127.0.0.1:1", "--total-steps", "ten"],
+            "--total-steps 'ten'",
+        ),
         (
             ["--resume", "x", "--address", "http://127.0.0.1:1", "--total-steps"],
             "--total-steps needs a value",

@@ -52,7 +52,7 @@ def test_words_are_flags_of_train():
             "unknown option '--learner.gama'; did you mean '--learner.gamma'?",
         ),
         (["tmaze", "--param", "set.corridor_length=0"], "corridor_length=0"),
-        (["tmaze", "--param", "seed=0", "--jobs", "many"], "jobs='many': expected a whole number"),
+        (["tmaze", "--param", "seed=0", "--jobs", "many"], "--jobs 'many': expected a whole number"),
     ],
 )
 def test_wrong_flags_are_one_line(words, message, usage_error):

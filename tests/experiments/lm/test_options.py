@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from scrubjay.experiments.commands.longcontext import MEASUREMENTS
+from scrubjay.experiments.commands.benchmarks import MEASUREMENTS
 from scrubjay.experiments.lm.options import (
     RECOMPUTE,
     AgreementOptions,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from scrubjay.experiments import Run, train
-from scrubjay.experiments.cli.arguments import UsageError
+from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.engine import LocalEngine
@@ -45,7 +45,7 @@ def test_a_stack_by_name_alone_has_the_recipes_width_or_the_one_given():
         (["--memory.parts", "gru+hcamm"], "'hcamm'.*did you mean 'hcam'"),
         (["--memory.parts", ""], "unknown memory ''"),
         (["--memory.dim", "7"], "dim=7: .* even and at least 8"),
-        (["--memory.dim", "wide"], "--memory.dim='wide': expected a whole number"),
+        (["--memory.dim", "wide"], "--memory.dim 'wide': expected a whole number"),
         (["--memory.parts.1.dim", "8"], r"parts\[1\], a GRUConfig, has dim=8, but the stack has dim=64"),
         (["--memory.parts.0.windowx", "8"], "did you mean '--policy.memory.parts.0.window'"),
         (["--memory.parts.0.window", "1"], "window=1"),

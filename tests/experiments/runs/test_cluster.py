@@ -36,7 +36,7 @@ def test_workers_have_one_thread_by_default(monkeypatch):
     [
         (["--engine", "rya"], "unknown engine 'rya'; choose from local, ray; did you mean 'ray'?"),
         (["--num-env-runners", "2"], "--num-env-runners requires --engine ray"),
-        (["--engine", "ray", "--num-learners", "two"], "num_learners='two': expected a whole number"),
+        (["--engine", "ray", "--num-learners", "two"], "--num-learners 'two': expected a whole number"),
         (["--engine", "ray", "--num-env-runners", "-1"], "num_env_runners=-1: must not be negative"),
         (["--engine", "ray", "--address", "nowhere"], "address='nowhere': write it as host:port"),
         (

@@ -1,21 +1,76 @@
-"""`scrubjay memory bench`: question-answering benchmarks of memory banks on published data sets."""
+"""`scrubjay longcontext`, `scrubjay memory bench`, `scrubjay memory facts` and `scrubjay kagentbench`."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from scrubjay.agents.embeddings import EmbeddingsName
-from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments import files as json_reader
+from scrubjay.experiments.cli.arguments import choose, parse, show_help
+from scrubjay.experiments.cli.failures import UsageError, bad_input
+from scrubjay.experiments.cli.untrusted_text import format_entries, one_line, table
+from scrubjay.experiments.commands.options import Device, Embeddings, MaxTokens
+from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
 from scrubjay.experiments.lm.models import open_chat_model
+from scrubjay.experiments.lm.options import (
+    AgreementOptions,
+    HaystackOptions,
+    MeasureOptions,
+    PerplexityOptions,
+    SpeedOptions,
+)
+from scrubjay.experiments.progress import GracefulInterrupt, ProgressLines
+
+MEASUREMENTS: dict[str, tuple[str, type[MeasureOptions]]] = {
+    "perplexity": ("perplexity of a streamed text by position, with time and memory", PerplexityOptions),
+    "haystack": ("needle retrieval by length and depth, and RULER tasks", HaystackOptions),
+    "speed": ("time per token after contexts of several lengths", SpeedOptions),
+    "agreement": ("agreement of each policy with the full cache", AgreementOptions),
+}
+"""Description and options class by measurement; `run_NAME` in `scrubjay.experiments.lm.NAME` runs it."""
+
+
+def longcontext(arguments: Sequence[str]) -> int:
+    """`scrubjay longcontext MEASUREMENT TEXT [--methods NAME ...] [--budget N] [--out DIR]`."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        measurements = format_entries({name: about for name, (about, _) in MEASUREMENTS.items()})
+        show_help(
+            "usage: scrubjay longcontext MEASUREMENT TEXT [--methods NAME ...] [--budget N] [--out DIR]\n\n"
+            f"{measurements}\n\nscrubjay longcontext MEASUREMENT --help lists every option."
+        )
+    name = choose("measurement", arguments[0], list(MEASUREMENTS))
+    options = parse(MEASUREMENTS[name][1], arguments[1:], f"scrubjay longcontext {name}")
+    measure = _measure(name)
+    from scrubjay.experiments.resources import one_thread
+
+    try:
+        with one_thread():
+            paths = measure(options, f"scrubjay longcontext {shlex.join(arguments)}")
+    except KeyboardInterrupt as stop:
+        print("\nstopped; run the same command to resume")
+        return stop.exit_code if isinstance(stop, GracefulInterrupt) else 130
+    except (ValueError, OSError, ImportError) as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    print(*map(one_line, paths), sep="\n")
+    return 0
+
+
+def _measure(name: str) -> Callable[[Any, str], list[Path]]:
+    try:
+        return getattr(importlib.import_module(f"scrubjay.experiments.lm.{name}"), f"run_{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"longcontext needs missing packages: pip install 'scrubjay[lm]' ({error})"
+        ) from error
+
 
 Arm = Literal["bank", "supersedes", "consolidated", "files", "full"]
 SetFormat = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
@@ -47,19 +102,15 @@ class BenchOptions:
     """Model that judges the answers as right or wrong; its prompt is printed with the table."""
     k: int = 10
     """Number of records retrieved per question."""
-    embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. Default:
-    search by words only."""
+    embeddings: Embeddings = None
     window: int = 8192
     """Maximum prompt tokens of the answering model; at most its context window."""
     questions: int | None = None
     """Maximum number of questions per text; later ones are skipped. Default: all."""
-    max_tokens: int = 64
-    """Maximum tokens of an answer."""
+    max_tokens: MaxTokens = 64
     max_seconds: float = 300.0
     """Time limit in seconds for each call to a provider."""
-    device: str = "cpu"
-    """Device of a local model, such as cpu or cuda."""
+    device: Device = "cpu"
     out: Path = Path("runs/memory-bench")
     """Folder for the answers and the table."""
 
@@ -84,16 +135,16 @@ def bench(options: BenchOptions) -> int:
     settings.check()
     texts = read_texts(options.files, options.format, options.questions)
     prompts = {"Answers": (options.model, PROMPT), "Judged": (options.judge, JUDGE_PROMPT)}
-    bench = Bench(
+    benchmark = Bench(
         settings, options.out, _open_model(options.model, options), _open_model(options.judge, options)
     )
     with one_thread():
-        code = bench.run(texts, options.arms)
-    rows = bench.rows(texts, options.arms)
+        code = benchmark.run(texts, options.arms)
+    rows = benchmark.rows(texts, options.arms)
     if rows:
         table_text = table(rows)
         models = {task: (model, prompt) for task, (model, prompt) in prompts.items() if model is not None}
-        header = head(" ".join(_command_line(options)), bench.window, models)
+        header = head(" ".join(_command_line(options)), benchmark.window, models)
         write_atomically(options.out / "table.md", f"{header}\n\n{table_text}\n")
         print(f"{table_text}\n\n{one_line(options.out / 'table.md')}")
     return code
@@ -152,3 +203,62 @@ def _command_line(options: BenchOptions) -> Iterator[str]:
         if field.name != "files" and value != field.default:
             yield f"--{field.name.replace('_', '-')}"
             yield from (shlex.quote(str(one)) for one in (value if isinstance(value, tuple) else [value]))
+
+
+@dataclass(frozen=True)
+class KAgentBenchOptions:
+    """Score predictions on KAgentBench. Its data are at huggingface.co/datasets/kwaikeg/KAgentBench."""
+
+    file: Positional[Path]
+    """Benchmark file benchmark_eval.jsonl: records with id, type, golden_result_list, funcs,
+    memory_last_task."""
+    predictions: Positional[Path | None] = None
+    """Predictions file: records with id and model_predict. Default: use model_predict in the benchmark
+    file."""
+    json: bool = False
+    """Print the scores as one JSON object."""
+
+
+def kagentbench(argv: Sequence[str]) -> int:
+    """`scrubjay kagentbench FILE [PREDICTIONS]`."""
+    options = parse(KAgentBenchOptions, argv, "scrubjay kagentbench")
+    with bad_input():
+        return run_kagentbench(options)
+
+
+def run_kagentbench(options: KAgentBenchOptions) -> int:
+    """Print the scores; return the exit code. Raises ValueError or OSError on invalid files."""
+    records = list(_read(options.file))
+    if options.predictions is not None:
+        records = join(records, list(_read(options.predictions)))
+    lines = ProgressLines()
+    result = score(records, lambda done: lines(lambda: f"scored {done:,} of {len(records):,}"))
+    if options.json:
+        percent = {name: 100 * value for name, value in result.scores.items()}
+        print(json.dumps({"scores": percent, "queries": result.counts, "overall": _percent(result.overall)}))
+        return 0
+    rows = [("ability", "queries", "weight", "score")]
+    for name, weight in WEIGHTS.items():
+        count = str(result.counts.get(name, 0))
+        rows.append((name, count, f"{weight:.2f}", _format_score(result.scores.get(name))))
+    print(table([*rows, ("overall", str(len(records)), "1.00", _format_score(result.overall))]))
+    return 0
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(json_reader.read_text(path).split("\n"), 1):
+        if line.strip():
+            record = json_reader.parse(line, f"{path}, line {number}")
+            if not isinstance(record, dict) or not isinstance(record.get("id"), str | int):
+                raise ValueError(
+                    f"{path}, line {number}: not a valid record; its id must be a string or an integer"
+                )
+            yield record
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _format_score(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -1,12 +1,13 @@
-"""`scrubjay memory add`, `search`, `show`, `forget`, `import` and `export`: records of a memory bank."""
+"""`scrubjay memory`: search, edit, export and benchmark memory banks."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sqlite3
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,10 +15,13 @@ from typing import Any, Literal
 
 from tyro.conf import Positional
 
-from scrubjay.agents.embeddings import EmbeddingsName
 from scrubjay.experiments import files as json_reader
-from scrubjay.experiments.cli.untrusted_text import as_json, one_line, printable
-from scrubjay.experiments.commands.memory.consolidation import make_decider, print_decision
+from scrubjay.experiments.cli.arguments import choose, parse, show_help
+from scrubjay.experiments.cli.failures import UsageError, bad_input
+from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one_line, printable
+from scrubjay.experiments.commands import benchmarks, consolidation
+from scrubjay.experiments.commands.consolidation import make_decider, print_decision
+from scrubjay.experiments.commands.options import AsJson, BankFile, Embeddings, NewBankFile, SameEmbeddings
 from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_namespace
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
@@ -36,8 +40,7 @@ _SILENT_SECONDS = 3.0
 class AddOptions:
     """Add a text and print the id of its record. If the text is "-", read it from stdin."""
 
-    file: Positional[Path]
-    """Memory bank file; created if missing."""
+    file: NewBankFile
     text: Positional[str]
     """Text to add."""
     kind: Kind = "knowledge"
@@ -52,12 +55,10 @@ class AddOptions:
     importance: float = 0.5
     """Importance, from 0 to 1."""
     consolidate: str | None = None
-    """Model that compares the text with the most similar records. It decides to add the text, to update or
+    """Model that compares the text with the most similar  It decides to add the text, to update or
     end a record, or to ignore the text. Choose "smollm2", a folder, a GGUF file, or provider:name. See also
     `decisions` and `undo`."""
-    embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
-    one embedding model. Default: search by words only."""
+    embeddings: Embeddings = None
 
 
 def add(options: AddOptions) -> int:
@@ -98,12 +99,11 @@ def add(options: AddOptions) -> int:
 class SearchOptions:
     """Search records, best match first. Each match is printed with id, score, kind, time, author and text."""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     query: Positional[str]
     """Search query."""
     k: int = 10
-    """Maximum number of records."""
+    """Maximum number of """
     kinds: tuple[Kind, ...] = ()
     """Search only these kinds of records; default: all."""
     namespace: str | None = None
@@ -113,14 +113,12 @@ class SearchOptions:
     at: str | None = None
     """Search the records that were valid at this time, such as 2026-11-26 or 2026-11-26T08:30; default:
     now."""
-    embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search; must be the one with which the memory was written."""
+    embeddings: SameEmbeddings = None
     by: By | None = None
     """Search only by meaning or only by words; default: both."""
     explain: bool = False
     """Explain each score."""
-    json: bool = False
-    """Print one JSON object per record."""
+    json: AsJson = False
 
 
 def search(options: SearchOptions) -> int:
@@ -151,20 +149,18 @@ def search(options: SearchOptions) -> int:
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show all fields of the records with these ids. Without ids, show the latest valid records."""
+    """Show all fields of the records with these ids. Without ids, show the latest valid"""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     ids: Positional[tuple[str, ...]] = ()
     """Record ids."""
     last: int = 10
     """Without ids: maximum number of records; the latest ones are shown."""
     kind: Kind | None = None
-    """Without ids: show only this kind of records."""
+    """Without ids: show only this kind of """
     namespace: str | None = None
     """Without ids: show only this namespace and the namespaces below it."""
-    json: bool = False
-    """Print one JSON object per record."""
+    json: AsJson = False
 
 
 def show(options: ShowOptions) -> int:
@@ -194,8 +190,7 @@ def show(options: ShowOptions) -> int:
 class ForgetOptions:
     """Delete records permanently; their bytes are overwritten."""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     ids: Positional[tuple[str, ...]]
     """Record ids."""
 
@@ -217,14 +212,13 @@ def forget(options: ForgetOptions) -> int:
 class ExportOptions:
     """Export all records, also superseded ones, as JSON lines with ids, merged texts and provenance."""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     out: Path | None = None
     """Output file; default: stdout."""
 
 
 def export(options: ExportOptions) -> int:
-    """Write all records. An existing output file is replaced only after the export is complete."""
+    """Write all  An existing output file is replaced only after the export is complete."""
     with open_bank(options.file, create=False) as bank:
         lines = (f"{as_json(row)}\n" for row in bank.export())
         lines = _report_progress(lines, "exported", len(bank))
@@ -247,8 +241,7 @@ class ImportOptions:
     continues an interrupted import; existing records are not changed.
     """
 
-    file: Positional[Path]
-    """Memory bank file; created if missing."""
+    file: NewBankFile
     sources: Positional[tuple[Path, ...]]
     """Files to import."""
     kind: Kind = "knowledge"
@@ -259,9 +252,7 @@ class ImportOptions:
     trust: Trust = "tool"
     """Source of documents: `user` for texts that you wrote or checked, `tool` for all other texts. The agent
     asks for approval before it acts on texts of a tool."""
-    embeddings: EmbeddingsName | None = None
-    """Embedding model for semantic search: minilm for English, e5 for a hundred languages. A memory bank uses
-    one embedding model. Default: search by words only."""
+    embeddings: Embeddings = None
 
 
 def import_(options: ImportOptions) -> int:
@@ -378,3 +369,77 @@ def _report_progress(items: Iterable[Any], done: str, total: int | None = None) 
         if time.monotonic() - last_printed > _SILENT_SECONDS:
             last_printed = time.monotonic()
             print(f"{done} {count:,}{'' if total is None else f' of {total:,}'}", file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """Write a page with one step per record, oldest first. A step also shows any superseded record."""
+
+    file: BankFile
+    out: Path | None = None
+    """Output file: a page (.html), a picture (.png, .pdf, .svg) or a trace (.json); default: the name of the
+    memory bank with .html."""
+    max_records: int = 2_000
+    """Maximum number of records; the page shows the latest ones."""
+    query: str | None = None
+    """Search query. The page gets a last step that shows the hits and explains their scores."""
+    k: int = 10
+    """Maximum number of hits of --query."""
+    embeddings: SameEmbeddings = None
+
+
+def page(options: PageOptions) -> int:
+    """Write the page of the records in a memory bank."""
+    from scrubjay.experiments.viz.agent import trace_bank
+    from scrubjay.experiments.viz.look import Look, check_format
+
+    out = options.out or options.file.with_suffix(".html")
+    check_format(out)
+    has_query = options.query is not None
+    open_memory = open_for_recall if has_query else open_bank  # warns about records that a search cannot find
+    with open_memory(options.file, False, options.embeddings) as bank:
+        look = Look(trace_bank(bank, options.file.name, options.max_records, options.query, options.k))
+    look.save(out)
+    print(one_line(f"{out}: {len(look.trace.steps) - has_query:,} records"))
+    return 0
+
+
+ACTIONS: dict[str, tuple[str, type, Callable[[Any], int]]] = {
+    "add": ("add a text", AddOptions, add),
+    "search": ("search records by words and by meaning", SearchOptions, search),
+    "show": ("show records with all fields", ShowOptions, show),
+    "page": ("write a page of the records and their supersessions", PageOptions, page),
+    "forget": ("delete records permanently", ForgetOptions, forget),
+    "import": ("import exported records or documents", ImportOptions, import_),
+    "export": ("export all records as JSON lines", ExportOptions, export),
+    "decisions": (
+        "show consolidation decisions of a model",
+        consolidation.DecisionsOptions,
+        consolidation.decisions,
+    ),
+    "undo": ("undo a consolidation decision", consolidation.UndoOptions, consolidation.undo),
+    "bench": ("run question-answering benchmarks on a memory", benchmarks.BenchOptions, benchmarks.bench),
+    "facts": (
+        "generate a benchmark of synthetic facts and contradictions",
+        benchmarks.FactsOptions,
+        benchmarks.facts,
+    ),
+}
+
+
+def run(argv: Sequence[str]) -> int:
+    """`scrubjay memory ACTION FILE ...`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        actions = format_entries({name: about for name, (about, *_) in ACTIONS.items()})
+        show_help(
+            f"usage: scrubjay memory ACTION FILE ...\n\n{actions}\n\n"
+            "Run scrubjay memory ACTION --help for details."
+        )
+    name = choose("action", argv[0], list(ACTIONS))
+    _, kind, act = ACTIONS[name]
+    options = parse(kind, argv[1:], f"scrubjay memory {name}")
+    try:
+        with bad_input():
+            return act(options)
+    except sqlite3.DatabaseError as error:
+        raise UsageError(f"{getattr(options, 'file', 'the memory')}: {error}") from error

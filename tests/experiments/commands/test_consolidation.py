@@ -7,7 +7,7 @@ import pytest
 
 from scrubjay.memory import MemoryBank
 
-from ....agents.kwai.chat_completions import Fails
+from ...agents.kwai.chat_completions import Fails
 
 pytestmark = pytest.mark.requires("langchain_openai", "langchain")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from tyro.conf import Positional
 
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.cli.untrusted_text import as_json, one_line
+from scrubjay.experiments.commands.options import BankFile
 from scrubjay.experiments.lm.models import open_bank, open_chat_model
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Change, Consolidation, Decision
@@ -53,8 +53,7 @@ def print_decision(decision: Decision) -> None:
 class DecisionsOptions:
     """Show the latest consolidation decisions, oldest first, with time, id and actions."""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     last: int = 10
     """Number of latest decisions to show."""
     json: bool = False
@@ -77,8 +76,7 @@ def decisions(options: DecisionsOptions) -> int:
 class UndoOptions:
     """Undo a consolidation decision: delete records that it wrote, and restore records that it superseded."""
 
-    file: Positional[Path]
-    """Memory bank file."""
+    file: BankFile
     id: Positional[str]
     """Id of the decision, as printed by `decisions`."""
 
