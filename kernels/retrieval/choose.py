@@ -68,8 +68,8 @@ def choose_chunks(
     Raises ValueError unless either `scores`, or both `summary_query` and `summaries`, are passed. Raises
     TypeError on wrong dtypes.
     """
-    is_array, has_options = isinstance(valid, np.ndarray), num_sink_chunks or num_local_chunks or return_lse
-    if not (is_array or has_options) and implementation == "auto":
+    has_options = num_sink_chunks or num_local_chunks or return_lse or implementation != "auto"
+    if not (has_options or isinstance(valid, np.ndarray)):
         from scrubjay.kernels.dispatch import is_traced, load_implementation
 
         if not is_traced():
@@ -87,19 +87,16 @@ def choose_chunks(
         check_summaries(summary_query, summaries, valid)
     score_source: Any = (scores, summary_query, summaries, summary_scale)
     forced_counts = (num_sink_chunks, num_local_chunks)
-    if is_array:
+    if isinstance(valid, np.ndarray):
         if implementation != "auto":
             raise ValueError(f"implementation={implementation!r} is for tensors; use 'auto' for NumPy arrays")
         chunks, kept_scores = _choose_arrays(valid, top_k, score_source, forced_counts)
         return SelectedChunks(chunks, kept_scores, _log_normaliser(kept_scores) if return_lse else None)
+    from scrubjay.kernels.normalisers import log_normaliser
     from scrubjay.kernels.retrieval.selection import choose_tensors
 
     chunks, kept_scores = choose_tensors(valid, top_k, score_source, forced_counts, implementation)
-    if not return_lse:
-        return SelectedChunks(chunks, kept_scores)
-    from scrubjay.kernels.normalisers import log_normaliser
-
-    return SelectedChunks(chunks, kept_scores, log_normaliser(kept_scores))
+    return SelectedChunks(chunks, kept_scores, log_normaliser(kept_scores) if return_lse else None)
 
 
 def check_counts(top_k: int, num_sinks: int, num_locals: int) -> None:

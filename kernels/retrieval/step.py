@@ -64,8 +64,8 @@ def choose(
         or summaries.dtype != query.dtype
     ):
         return None
-    scale = shape[3] ** -0.5 if scale is None else scale
-    return _select_in_step(query if scale == 1 else query * scale, summaries, valid, top_k, largest_entry)
+    factor = shape[3] ** -0.5 if scale is None else scale
+    return _select_in_step(query if factor == 1 else query * factor, summaries, valid, top_k, largest_entry)
 
 
 def _select_scores_in_step(

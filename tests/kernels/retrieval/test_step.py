@@ -1,6 +1,7 @@
 """Selection of chunks in one step of an agent against the general path."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +69,7 @@ def test_a_wrong_argument_of_a_step_has_the_general_error():
         ({"summary_query": query[:, 0]}, "summary_query has shape"),
         ({"scores": torch.ones(2, 1, 1, 3)}, "needs either scores, or both"),
     ):
-        arguments = {"valid": valid, "top_k": 1, "summary_query": query, "summaries": summaries} | options
+        arguments: dict[str, Any] = {"valid": valid, "top_k": 1, "summary_query": query}
+        arguments |= {"summaries": summaries} | options
         with pytest.raises(ValueError, match=message):
             choose_chunks(**arguments)
