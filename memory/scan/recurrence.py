@@ -98,7 +98,11 @@ def advance(decay: Tensor, value: Tensor, hidden: Tensor, pairs: bool) -> Tensor
 
 
 class _ScanStepper(Stepper):
-    """Stepper of a `ScanMemory`. It calls `fold_weights` only once."""
+    """Stepper of a `ScanMemory`. It calls `fold_weights` only once.
+
+    At width 64 on one thread, `step` of `LRU` takes 1.9, 1.8 and 1.6 times as long for 1, 8 and 64 rows, that
+    of `FFM` 1.8, 1.8 and 1.6 times, that of `MinGRU` 1.3, 1.3 and 1.2 times.
+    """
 
     @torch.no_grad()
     def __init__(self, memory: ScanMemory[Any], state: State) -> None:

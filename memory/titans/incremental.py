@@ -178,7 +178,9 @@ class MatrixSteps:
 class TitansStepper(Stepper):
     """Stepper of `Titans` or a subclass. Every memory head must be a plain matrix (see `is_matrix`).
 
-    The stepper copies the initial state. It then updates the memories and the attention caches in place.
+    The stepper copies the initial state. It then updates the memories and the attention caches in place. At
+    width 64 on one thread, `step` of `Titans` takes 1.2, 1.3 and 1.5 times as long for 1, 8 and 64 rows, that
+    of `TitansMAC` 1.5, 1.6 and 2.2 times, that of `TitansMAG` and `TitansMAL` 1.7, 1.8 and 2.1 times.
 
     Args:
         layers: Layers of the memory.
