@@ -18,6 +18,9 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 from scrubjay.agents.chat.constraint import CALL_BEGIN, CALL_END, Constraint, json_grammar, tool_grammar
 from scrubjay.agents.chat.language_model import LoadedModel
 
+_HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
+_TAIL = f"}}\n{CALL_END}"
+
 
 @dataclass(frozen=True)
 class AnswerFormat:
@@ -108,10 +111,6 @@ def _schema(response_format: Any) -> dict[str, Any] | None:
         f"response_format={response_format!r}: expected "
         '{"type": "json_schema", "json_schema": {"name": ..., "schema": {...}}} or {"type": "json_object"}'
     )
-
-
-_HEAD = re.compile(r'\n\{"name": ("(?:[^"\\]|\\.)*"), "arguments": ')
-_TAIL = f"}}\n{CALL_END}"
 
 
 class CallPart(NamedTuple):

@@ -20,6 +20,9 @@ from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
 from scrubjay.agents.language.text import clean, clean_value, escape_marks, fence
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # tool names of the MCP specification
+_TEXT_KEYS = ("title", "description", "$comment")
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -123,10 +126,7 @@ class PromptBuilder:
         line = self.prompts.say(
             "task", index=step.index, task_name=step.task_name, tool=step.tool, arguments=arguments
         )
-        source = " ".join([step.tool, *step.sources])
-        return (
-            f"{line}\n{fence(step.result, source, 'trusted tool' if step.trusted else 'tool', self.prompts)}"
-        )
+        return f"{line}\n{fence_result(step, self.prompts)}"
 
     def render_memory(self, record: MemoryRecord) -> str:
         """Return a recalled record as text.
@@ -267,6 +267,12 @@ class _Item(NamedTuple):
     name: str
 
 
+def fence_result(step: Step, prompts: Prompts) -> str:
+    """Return the result of a step between marks that label it as data."""
+    source = " ".join([step.tool, *step.sources])
+    return fence(step.result, source, "trusted tool" if step.trusted else "tool", prompts)
+
+
 def split_passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
     """Split `text` into passages of whole paragraphs, with at most `tokens` tokens per passage.
 
@@ -300,10 +306,6 @@ def _with_attachments(user_message: HumanMessage, text: str) -> str | list[str |
         block for block in user_message.content if isinstance(block, dict) and block.get("type") != "text"
     ]
     return [{"type": "text", "text": text}, *others]
-
-
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # tool names of the MCP specification
-_TEXT_KEYS = ("title", "description", "$comment")
 
 
 def index_tools(

@@ -11,6 +11,7 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import ValidationError
 from pydantic.v1 import ValidationError as OldValidationError
 
+from scrubjay.agents.kwai.context import fence_result
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.planner import Decision
 from scrubjay.agents.kwai.plans import Call
@@ -20,7 +21,7 @@ from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
-from scrubjay.agents.language.text import clean, fence, find_sources, truncate_text
+from scrubjay.agents.language.text import clean, find_sources, truncate_text
 from scrubjay.agents.tools.base import describe_faults
 
 
@@ -93,12 +94,8 @@ class Executor:
 
     def build_message(self, call: Call, step: Step) -> ToolMessage:
         """Return the result as a message for the history; marks around a tool's text label it as data."""
-        text = step.result
-        if step.has_run:
-            source = " ".join([call.name, *step.sources])
-            text = fence(text, source, "trusted tool" if step.trusted else "tool", self._prompts)
         return ToolMessage(
-            text,
+            fence_result(step, self._prompts) if step.has_run else step.result,
             tool_call_id=call.id,
             name=call.safe_name,
             status=step.status,

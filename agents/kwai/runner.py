@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +21,7 @@ from langchain_core.tools import BaseTool, StructuredTool, Tool
 
 from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.language.text import taint_scope
+from scrubjay.agents.tools.web import run_in_thread
 
 
 def run_loop(loop: Loop, config: RunnableConfig) -> Iterator[Update]:
@@ -121,7 +120,7 @@ class RunTool:
 
     def run(self, config: RunnableConfig) -> Any:
         """Run the tool in a thread."""
-        running = _in_thread(lambda: self._invoke(config))
+        running = run_in_thread(lambda: self._invoke(config))
         if not wait([running], timeout=self.seconds).done:
             raise ToolTimeoutError
         return running.result()
@@ -133,7 +132,7 @@ class RunTool:
             running = asyncio.ensure_future(self._ainvoke(config))
         else:
             # Do not use the event loop's thread pool: asyncio.run would wait for a thread that never ends.
-            running = asyncio.wrap_future(_in_thread(lambda: self._invoke(config)))
+            running = asyncio.wrap_future(run_in_thread(lambda: self._invoke(config)))
         try:
             done, _ = await asyncio.wait([running], timeout=self.seconds)
         except BaseException:
@@ -188,24 +187,6 @@ class _LoopDriver:
     def __next__(self) -> Update | Effect:
         reply, error, self.reply, self.error = self.reply, self.error, None, None
         return self._loop.send(reply) if error is None else self._loop.throw(error)
-
-
-def _in_thread(function: Callable[[], Any]) -> Future[Any]:
-    """Run `function` in a thread that does not keep the process alive."""
-    future: Future[Any] = Future()
-    future.set_running_or_notify_cancel()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            future.set_result(context.run(function))
-        except BaseException as error:  # noqa: BLE001
-            # A tool that calls sys.exit() fails without ending the agent. A future cannot hold StopIteration.
-            holds = isinstance(error, Exception) and not isinstance(error, StopIteration)
-            future.set_exception(error if holds else RuntimeError(repr(error)))
-
-    threading.Thread(target=run, name="tool", daemon=True).start()
-    return future
 
 
 def _is_async(tool: BaseTool) -> bool:

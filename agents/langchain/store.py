@@ -60,6 +60,13 @@ _ROOT = "store"
 _DEPTH = 64
 
 
+_ALIVE = "(expires IS NULL OR expires > ?)"
+
+
+_ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
+_OPERATORS = {"$eq": operator.eq, "$ne": operator.ne} | _ORDER
+
+
 class BankStore(BaseStore):
     """Store of items in a bank's file; safe for threads, event loops and processes.
 
@@ -289,9 +296,6 @@ class BankStore(BaseStore):
         return len(rows)
 
 
-_ALIVE = "(expires IS NULL OR expires > ?)"
-
-
 def _check_operation(op: Any) -> None:
     if not isinstance(op, GetOp | PutOp | SearchOp | ListNamespacesOp):
         raise TypeError(f"{op!r}: not a store operation; pass GetOp, PutOp, SearchOp or ListNamespacesOp")
@@ -351,10 +355,6 @@ def _matches_condition(condition: MatchCondition, namespace: tuple[str, ...]) ->
     else:
         raise ValueError(f"match_type={condition.match_type!r}: choose from prefix, suffix")
     return all(pattern in ("*", label) for pattern, label in zip(path, part, strict=True))
-
-
-_ORDER = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
-_OPERATORS = {"$eq": operator.eq, "$ne": operator.ne} | _ORDER
 
 
 def matches_filter(value: Any, filter: Mapping[str, Any] | None) -> bool:

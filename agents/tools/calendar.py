@@ -40,6 +40,41 @@ _SIGNS = {
 }
 
 
+CHINA = timezone(timedelta(hours=8), "UTC+8")
+
+TERMS = {
+    "小寒": "Minor Cold",
+    "大寒": "Major Cold",
+    "立春": "Start of Spring",
+    "雨水": "Rain Water",
+    "惊蛰": "Awakening of Insects",
+    "春分": "Spring Equinox",
+    "清明": "Pure Brightness",
+    "谷雨": "Grain Rain",
+    "立夏": "Start of Summer",
+    "小满": "Grain Buds",
+    "芒种": "Grain in Ear",
+    "夏至": "Summer Solstice",
+    "小暑": "Minor Heat",
+    "大暑": "Major Heat",
+    "立秋": "Start of Autumn",
+    "处暑": "End of Heat",
+    "白露": "White Dew",
+    "秋分": "Autumn Equinox",
+    "寒露": "Cold Dew",
+    "霜降": "Frost Descent",
+    "立冬": "Start of Winter",
+    "小雪": "Minor Snow",
+    "大雪": "Major Snow",
+    "冬至": "Winter Solstice",
+}
+"""Chinese and English names in the order of the year; the first term is at 285 degrees."""
+
+# The library's table runs from one winter to the next; it names the terms of the second winter in Latin
+# letters.
+_SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大寒": "DA_HAN"}
+
+
 def _day(day: date, context: ToolContext, year: dict[str, datetime]) -> tuple[str, dict[str, Any]]:
     lunar = to_lunar(day)
     week = day.isocalendar().week
@@ -102,41 +137,6 @@ CALENDAR = ToolSpec(
     side_effect=False,
     packages=("lunar_python",),
 )
-
-
-CHINA = timezone(timedelta(hours=8), "UTC+8")
-
-TERMS = {
-    "小寒": "Minor Cold",
-    "大寒": "Major Cold",
-    "立春": "Start of Spring",
-    "雨水": "Rain Water",
-    "惊蛰": "Awakening of Insects",
-    "春分": "Spring Equinox",
-    "清明": "Pure Brightness",
-    "谷雨": "Grain Rain",
-    "立夏": "Start of Summer",
-    "小满": "Grain Buds",
-    "芒种": "Grain in Ear",
-    "夏至": "Summer Solstice",
-    "小暑": "Minor Heat",
-    "大暑": "Major Heat",
-    "立秋": "Start of Autumn",
-    "处暑": "End of Heat",
-    "白露": "White Dew",
-    "秋分": "Autumn Equinox",
-    "寒露": "Cold Dew",
-    "霜降": "Frost Descent",
-    "立冬": "Start of Winter",
-    "小雪": "Minor Snow",
-    "大雪": "Major Snow",
-    "冬至": "Winter Solstice",
-}
-"""Chinese and English names in the order of the year; the first term is at 285 degrees."""
-
-# The library's table runs from one winter to the next; it names the terms of the second winter in Latin
-# letters.
-_SECOND = {"大雪": "DA_XUE", "冬至": "DONG_ZHI", "小寒": "XIAO_HAN", "大寒": "DA_HAN"}
 
 
 def solar_terms(year: int) -> dict[str, datetime]:

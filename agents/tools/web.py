@@ -9,6 +9,7 @@ Proxies of the environment are not used, because a proxy would resolve names its
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ipaddress
 import json
 import threading
@@ -34,6 +35,21 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _PIECE = 65536
 _ADDRESSES = 4
 """Maximum number of IP addresses tried per name."""
+
+
+# In IPv6 only 2000::/3 is public unicast. These parts of it are not public, or tunnel to IPv4 (RFC 6890,
+# 9637).
+_UNICAST = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC = tuple(
+    ipaddress.IPv6Network(network)
+    for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3ffe::/16", "3fff::/20")
+)
+_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
+# Some versions of Python class these as public, but they are reserved (RFC 6890; Oracle's metadata service)
+# or answered by the cloud's host (Azure).
+_SPECIAL = tuple(
+    ipaddress.IPv4Network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
+)
 
 
 @dataclass(frozen=True)
@@ -254,16 +270,25 @@ def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
 
     A thread cannot be killed. After a timeout, `work` continues in the background, and its result is dropped.
     """
-    done: Future[T] = Future()
+    return run_in_thread(work).result(max(0.0, seconds))
+
+
+def run_in_thread(function: Callable[[], T]) -> Future[T]:
+    """Run `function` in a thread that does not keep the process alive."""
+    future: Future[T] = Future()
+    future.set_running_or_notify_cancel()
+    context = contextvars.copy_context()
 
     def run() -> None:
         try:
-            done.set_result(work())
-        except Exception as error:  # noqa: BLE001, raised again by `result` below
-            done.set_exception(error)
+            future.set_result(context.run(function))
+        except BaseException as error:  # noqa: BLE001
+            # A tool that calls sys.exit() fails without ending the agent. A future cannot hold StopIteration.
+            holds = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            future.set_exception(error if holds else RuntimeError(repr(error)))
 
-    threading.Thread(target=run, daemon=True).start()
-    return done.result(max(0.0, seconds))
+    threading.Thread(target=run, name="tool", daemon=True).start()
+    return future
 
 
 def _wrap(plain: socket.socket, host: str) -> Any:
@@ -293,21 +318,6 @@ def _port(parts: SplitResult) -> int:
 
 def _short(url: str) -> str:
     return url if len(url) <= 200 else url[:197] + "..."
-
-
-# In IPv6 only 2000::/3 is public unicast. These parts of it are not public, or tunnel to IPv4 (RFC 6890,
-# 9637).
-_UNICAST = ipaddress.IPv6Network("2000::/3")
-_NOT_PUBLIC = tuple(
-    ipaddress.IPv6Network(network)
-    for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3ffe::/16", "3fff::/20")
-)
-_TRANSLATED = ipaddress.IPv6Network("64:ff9b::/96")
-# Some versions of Python class these as public, but they are reserved (RFC 6890; Oracle's metadata service)
-# or answered by the cloud's host (Azure).
-_SPECIAL = tuple(
-    ipaddress.IPv4Network(network) for network in ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32")
-)
 
 
 def is_public(address: str) -> bool:
