@@ -453,13 +453,13 @@ ENDLESS = [
 
 @pytest.mark.parametrize(("kind", "message"), ENDLESS)
 def test_a_long_run_that_grows_or_explodes_is_caught(kind, message, monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.long_run._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
     with pytest.raises(MemoryLawError, match=message):
         check_memory(kind(), laws=[5], long=True)
 
 
 def test_a_long_run_of_a_sound_module_passes(monkeypatch):
-    monkeypatch.setattr("scrubjay.memory.contract.long_run._LONG_STEPS", 6000)
+    monkeypatch.setattr("scrubjay.memory.contract.check._LONG_STEPS", 6000)
     check_memory(Sound(), laws=[5], long=True)
 
 
