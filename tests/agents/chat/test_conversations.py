@@ -233,16 +233,16 @@ def test_a_conversation_of_another_format_is_refused(chat, tmp_path):
     model.invoke("Hello")
     model.save_conversation(tmp_path)
     file = tmp_path / "conversation.json"
-    stored = json.loads(file.read_text())
-    for changed in (
-        {"asked" if name == "last_prompt" else name: value for name, value in stored.items()},
-        {name: value for name, value in stored.items() if name != "head"},
-        stored | {"format": 2},
+    contents = json.loads(file.read_text())
+    for other_contents in (
+        {"asked" if name == "last_prompt" else name: value for name, value in contents.items()},
+        {name: value for name, value in contents.items() if name != "head"},
+        contents | {"format": 2},
     ):
-        file.write_text(json.dumps(changed))
+        file.write_text(json.dumps(other_contents))
         with pytest.raises(ValueError, match=r"no saved conversation of this version.*last_prompt_token"):
             model.load_conversation(tmp_path)
-    file.write_text(json.dumps(stored))
+    file.write_text(json.dumps(contents))
     model.load_conversation(tmp_path)
 
 
