@@ -110,9 +110,12 @@ def load_implementation(name: str) -> ModuleType:
     return _LOADED[name]
 
 
-@torch.compiler.assume_constant_result
 def _import_implementation(name: str) -> None:
     _LOADED[name] = importlib.import_module(_MODULES[name])
+
+
+# The mark of `torch.compiler.assume_constant_result`, which imports the compiler for a second.
+_import_implementation._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def prefers_torch() -> bool:

@@ -1,6 +1,8 @@
 """Selection of the implementation of an op."""
 
 import contextlib
+import subprocess
+import sys
 from typing import Any, cast
 
 import pytest
@@ -85,3 +87,21 @@ def test_tangents_are_seen_within_their_level_only():
 def test_dtypes_without_a_kernel_are_named():
     assert dispatch.unsupported_dtype(torch.zeros(1), torch.zeros(1, dtype=torch.bfloat16)) is None
     assert "not torch.float64" in str(dispatch.unsupported_dtype(torch.zeros(1), torch.zeros(1).double()))
+
+
+@pytest.mark.parametrize("implementation", ["gather", "dense"])
+def test_an_implementation_is_found_while_torch_compiles(implementation, monkeypatch):
+    """The compiler cannot trace an import, so the module must be a constant of the graph."""
+    monkeypatch.setattr(dispatch, "_LOADED", {})
+    arguments = draw(0)
+
+    def retrieve(query):
+        return chunk_retrieval(**(arguments | {"query": query}), top_k=2, implementation=implementation)
+
+    compiled = torch.compile(retrieve, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(arguments["query"]), retrieve(arguments["query"]))
+
+
+def test_an_import_of_the_kernels_does_not_import_the_compiler():
+    code = "import sys, scrubjay.kernels.retrieval.op; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
