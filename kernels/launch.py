@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +46,42 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int = 4
     num_stages: int = 2
+
+    @classmethod
+    def matched(
+        cls,
+        kernel: Any,
+        grid: tuple[int, ...],
+        tensors: Mapping[str, Tensor | None],
+        numbers: dict[str, Any],
+        constants: dict[str, Any],
+        num_warps: int = 4,
+        num_stages: int = 2,
+    ) -> Launch:
+        """Return a launch with arguments matched to the kernel's parameters by name.
+
+        Entries without a parameter of their name are ignored.
+
+        Args:
+            kernel: Triton kernel.
+            grid: Number of programs along each axis.
+            tensors: Tensors; an entry `x` is the parameter `x_ptr`.
+            numbers: Sizes and strides.
+            constants: Constants, known when the kernel is compiled.
+            num_warps: Warps per program.
+            num_stages: Stages of the software pipeline.
+        """
+        arguments = {f"{name}_ptr": tensor for name, tensor in tensors.items()} | numbers
+        arguments, constants = (
+            {name: values[name] for name in kernel.arg_names if name in values}
+            for values in (arguments, constants)
+        )
+        return cls(kernel, grid, arguments, constants, num_warps, num_stages)
+
+    @property
+    def name(self) -> str:
+        """Name of the kernel in words."""
+        return self.kernel.__name__.removeprefix("_").removesuffix("_kernel").replace("_", " ")
 
     def run(self) -> None:
         """Launch the kernel on the device of its arguments; do nothing if the grid is empty."""
@@ -101,6 +138,20 @@ class Launch:
 def ensure_dense_rows(tensor: Tensor) -> Tensor:
     """Return `tensor` with a contiguous last dimension, as the kernels require; copy it only if necessary."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def pad_size(size: int) -> int:
+    """Return the size of a tile that holds `size` elements: a power of two, at least 16."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
+def name_strides(letters: str, tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the strides of tensors by name: `x_b` is the stride of tensor `x` along the axis of letter b."""
+    return {
+        f"{name}_{letter}": stride
+        for name, tensor in tensors.items()
+        for letter, stride in zip(letters, tensor.stride(), strict=False)
+    }
 
 
 def _signature(value: Any) -> str:

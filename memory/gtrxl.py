@@ -44,9 +44,7 @@ class GTrXLConfig(WindowOptions, MemoryConfig):
         super().__post_init__()
         self.check_options()
         resolve_heads(self.dim, self.num_heads)
-        for name in ("num_layers", "window", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "window", "feed_forward_ratio")
         if not math.isfinite(self.gate_bias):
             raise ValueError(f"gate_bias={self.gate_bias}: must be finite")
 

@@ -80,9 +80,7 @@ class HCAMConfig(WindowOptions, MemoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_options()
-        for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("chunk_size", "num_chunks", "top_k", "num_layers")
         resolve_heads(self.dim, self.num_heads)
         if self.window is not None and self.window < self.chunk_size:
             raise ValueError(

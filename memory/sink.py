@@ -70,9 +70,7 @@ class SinkConfig(MemoryConfig):
             raise ValueError(
                 f"window={self.window}: must be at least 2, because the window includes the present step"
             )
-        for name in ("num_layers", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "feed_forward_ratio")
         resolve_heads(self.dim, self.num_heads, _NARROWEST_HEAD)
 
     def build(self) -> Sink:

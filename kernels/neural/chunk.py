@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import (
     NetworkShape,
     compute_error_share,
-    compute_rule,
     is_clipped,
     row_inner,
 )
@@ -57,25 +57,16 @@ def compute_coefficients(
     read_before_write: bool,
 ) -> Coefficients:
     """Return the coefficients of the learning rule for each token's read and for the end of each chunk."""
-    rule = compute_rule(log_retention, log_momentum, valid)
-    read = rule.retention, rule.buildup, rule.mixing
-    if read_before_write:
-        # Row t of the reads is row t - 1 of the writes; row 0 reads the chunk's first state.
-        retention, buildup, mixing = (x[..., :-1] if x.ndim == 3 else x[..., :-1, :] for x in read)
-        read = (
-            functional.pad(retention, (1, 0), value=1.0),
-            functional.pad(buildup, (1, 0)),
-            functional.pad(mixing, (0, 0, 1, 0)),
-        )
+    factors = Factors.from_gates(log_retention, log_momentum, valid, read_before_write)
     return Coefficients(
-        read_retention=read[0][..., None],
-        read_buildup=read[1][..., None],
-        read_mixing=read[2],
-        end_mixing=rule.mixing[..., -1, :, None],
-        end_trace=rule.trace[..., None],
-        end_retention=rule.retention[..., -1, None, None],
-        end_buildup=rule.buildup[..., -1, None, None],
-        end_momentum_retention=rule.momentum_retention[..., -1, None, None],
+        read_retention=factors.read_retention[..., None],
+        read_buildup=factors.read_buildup[..., None],
+        read_mixing=factors.read_mixing,
+        end_mixing=factors.end_mixing[..., None],
+        end_trace=factors.end_trace[..., None],
+        end_retention=factors.ends[..., :1, None],
+        end_buildup=factors.end_buildup[..., None, None],
+        end_momentum_retention=factors.ends[..., 1:, None],
         share=compute_error_share(log_momentum, log_momentum.shape[-1])[..., None],
     )
 

@@ -6,7 +6,7 @@ arXiv 2504.13173) replaces one of these functions:
 - `forward_pass` and `backward_pass`: the network
 - `residual_gradient`: the gradient of the loss at the network's output
 - `clip_step`: the clip of a step
-- `compute_rule`: the accumulation of steps inside a chunk, as closed form of retention and momentum
+- `factors.Factors`: the accumulation of steps inside a chunk, as closed form of retention and momentum
 - `mirror_weights`: the map from the accumulated dual to the weights
 """
 
@@ -304,24 +304,6 @@ def row_inner(a: Float[Tensor, "*heads C D"], b: Tensor) -> Float[Tensor, "*head
     return (a * b).sum(-1, keepdim=True)
 
 
-class Rule(NamedTuple):
-    """Closed form of delta and momentum in a chunk; row t holds the coefficients after token t.
-
-    The initial delta and momentum are those at the chunk's start.
-    """
-
-    retention: Float[Tensor, "*heads C"]
-    """Coefficient b of each token: the delta after the token contains b times the initial delta."""
-    buildup: Float[Tensor, "*heads C"]
-    """Coefficient f of each token: the delta after the token contains f times the initial momentum."""
-    momentum_retention: Float[Tensor, "*heads C"]
-    """Factor of the initial momentum in the momentum after each token."""
-    mixing: Float[Tensor, "*heads C C"]
-    """Coefficients G: entry [t, j] is the share of token j's step in the delta after token t."""
-    trace: Float[Tensor, "*heads C"]
-    """Share of each token's step in the momentum at the chunk's end."""
-
-
 class Decays(NamedTuple):
     """Decays of momentum and delta from each token of a chunk to each later one."""
 
@@ -351,17 +333,6 @@ def compute_decays(
         # A skipped token adds no momentum to delta, and momentum does not decay there.
         decay = decay * valid[..., None, :].to(dtype)
     return Decays(decay, trace, retention, momentum_retention)
-
-
-def compute_rule(
-    log_retention: Float[Tensor, "*heads C"],
-    log_momentum: Float[Tensor, "*heads C"],
-    valid: Bool[Tensor, "*heads C"] | None,
-) -> Rule:
-    """Return the closed form of delta and momentum. Tokens that are not `valid` must have log decays of 0."""
-    decay, trace, retention, momentum_retention = compute_decays(log_retention, log_momentum, valid)
-    buildup = (decay @ momentum_retention[..., None])[..., 0]
-    return Rule(retention, buildup, momentum_retention, decay @ trace, trace[..., -1, :])
 
 
 def flush_denormals(x: Tensor) -> Tensor:

@@ -39,6 +39,12 @@ class MemoryConfig(ABC):
         if self.dim < 8 or self.dim % 2:
             raise ValueError(f"dim={self.dim}: a memory's width must be even and at least 8")
 
+    def check_positive(self, *names: str) -> None:
+        """Raise ValueError that names the first of these fields whose value is below 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+
     @abstractmethod
     def build(self) -> Memory:
         """Return a newly initialized memory of these sizes."""

@@ -26,7 +26,6 @@ are constant. The gradient of z is set to zero there. Otherwise, rounding would 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -36,8 +35,9 @@ from scrubjay.kernels import linear_memory
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
-from scrubjay.memory.linear.layers import LayeredMemory, count_heads
+from scrubjay.memory.linear.layers import LayeredMemory
 from scrubjay.memory.parts.layers import feed_forward
+from scrubjay.memory.parts.window import count_heads
 
 _EPSILON = 1e-6
 # Largest rounding error of a value that is exactly one.
@@ -57,9 +57,7 @@ class FlowConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_layers", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "feed_forward_ratio")
         count_heads(self.dim, self.num_heads)
 
     def build(self) -> Flow:
@@ -119,7 +117,7 @@ class FlowLayer(nn.Module):
         y, after = self._attend(x, state, _SegmentMeans(clock, state["values"].dtype))
         return self._finish(x, y), after | {"time": clock.age_after}
 
-    def _attend(self, x: Tensor, state: State, means: _Means) -> tuple[Tensor, State]:
+    def _attend(self, x: Tensor, state: State, means: _StepMeans | _SegmentMeans) -> tuple[Tensor, State]:
         tokens = self.project_in(self.norm(x)).to(state["values"].dtype)
         query, key, value = tokens.unflatten(-1, (3, self.heads, self.width)).unbind(2)
         return flow(query.sigmoid(), key.sigmoid(), value, state, means)
@@ -129,44 +127,13 @@ class FlowLayer(nn.Module):
         return x + self.feed_forward(x)
 
 
-@runtime_checkable
-class _Means(Protocol):
-    """Interface of objects that compute running means over an episode."""
-
-    count: Float[Tensor, "batch time 1"]
-    """Index n of each step in its episode, counted from 1."""
-
-    def average(
-        self, x: Float[Tensor, "batch time *some"], before: Float[Tensor, "batch *some"]
-    ) -> tuple[Float[Tensor, "batch time *some"], Float[Tensor, "batch *some"]]:
-        """Return the mean of `x` up to each step, and the mean up to the last step.
-
-        `before` is the mean before the first step.
-        """
-        ...
-
-    def read(
-        self,
-        query: Float[Tensor, "batch time heads width"],
-        key: Float[Tensor, "batch time heads width"],
-        value: Float[Tensor, "batch time heads width"],
-        before: Float[Tensor, "batch heads width width"],
-    ) -> tuple[Float[Tensor, "batch time heads width"], Float[Tensor, "batch heads width width"]]:
-        """Multiply every query by the mean of the matrices key value^T up to the query's step.
-
-        Return one output per query, and the mean matrix up to the last step. `before` is the mean matrix
-        before the first step.
-        """
-        ...
-
-
 @without_autocast
 def flow(
     query: Float[Tensor, "batch time heads width"],
     key: Float[Tensor, "batch time heads width"],
     value: Float[Tensor, "batch time heads width"],
     state: State,
-    means: _Means,
+    means: _StepMeans | _SegmentMeans,
 ) -> tuple[Float[Tensor, "batch time heads width"], State]:
     """Return the attention outputs, and the running means after the last step.
 
@@ -195,16 +162,36 @@ def flow(
 
 
 class _StepMeans:
-    """Running means for a single step."""
+    """Running means over an episode, for a single step. `_SegmentMeans` has the same interface.
+
+    `count` `[batch, time, 1]` is the index n of each step in its episode, counted from 1.
+    """
 
     def __init__(self, age: Int[Tensor, " batch"], dtype: torch.dtype) -> None:
         self.count = (age + 1).to(dtype)[:, None, None]
 
-    def average(self, x: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def average(
+        self, x: Float[Tensor, "batch time *some"], before: Float[Tensor, "batch *some"]
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean of `x` up to each step, and the mean up to the last step.
+
+        `before` is the mean before the first step.
+        """
         after = before + (x[:, 0] - before) / _append_axes(self.count[:, 0, 0], before)
         return after[:, None], after
 
-    def read(self, query: Tensor, key: Tensor, value: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    def read(
+        self,
+        query: Float[Tensor, "batch time heads width"],
+        key: Float[Tensor, "batch time heads width"],
+        value: Float[Tensor, "batch time heads width"],
+        before: Float[Tensor, "batch heads width width"],
+    ) -> tuple[Tensor, Tensor]:
+        """Multiply every query by the mean of the matrices key value^T up to the query's step.
+
+        Return one output per query, and the mean matrix up to the last step. `before` is the mean matrix
+        before the first step.
+        """
         product = key[:, 0, :, :, None] * value[:, 0, :, None]
         after = before + (product - before) / _append_axes(self.count[:, 0, 0], before)
         return query.transpose(1, 2).matmul(after).transpose(1, 2), after

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,10 +31,9 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.incremental import MatrixStepper
-from scrubjay.memory.linear.layers import LayeredMemory, count_heads
+from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
 from scrubjay.memory.parts.layers import ShortConvolution, feed_forward, normalize_vectors
+from scrubjay.memory.parts.window import count_heads
 
 # Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
@@ -64,9 +63,7 @@ class GatedDeltaConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_layers", "convolution", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "convolution", "feed_forward_ratio")
         if self.decay not in ("head", "channel", "none"):
             raise ValueError(f"decay={self.decay!r}; choose from head, channel, none")
         count_heads(self.dim, self.num_heads)
@@ -79,16 +76,6 @@ class GatedDeltaConfig(MemoryConfig):
     def build(self) -> GatedDelta:
         """Return a newly initialized memory."""
         return GatedDelta(self)
-
-
-class GatedDeltaTokens(NamedTuple):
-    """Inputs of `kernels.linear_memory` for a step or a segment."""
-
-    query: Float[Tensor, "*batch heads width"]
-    key: Float[Tensor, "*batch heads width"]
-    value: Float[Tensor, "*batch heads width"]
-    log_decay: Float[Tensor, "*batch heads *width"]
-    step: Float[Tensor, "*batch heads"]
 
 
 class GatedDeltaLayer(nn.Module):
@@ -137,7 +124,7 @@ class GatedDeltaLayer(nn.Module):
         If `out` is a tensor, the new matrix is written to it in place.
         """
         tokens, normed_x, tail = self.project_tokens(x[:, None], state["tail"], None)
-        step_tokens = GatedDeltaTokens(*(part[:, 0] for part in tokens))
+        step_tokens = LinearTokens(*(part[:, 0] for part in tokens))
         y, matrix = linear_memory_step(
             *step_tokens, state["matrix"], rule="delta", read_before_write=self.read_before_write, out=out
         )
@@ -155,7 +142,7 @@ class GatedDeltaLayer(nn.Module):
 
     def project_tokens(
         self, x: Float[Tensor, "batch time dim"], tail: Tensor, start: Tensor | None
-    ) -> tuple[GatedDeltaTokens, Float[Tensor, "batch time dim"], Tensor]:
+    ) -> tuple[LinearTokens, Float[Tensor, "batch time dim"], Tensor]:
         """Return the kernel inputs, the normed inputs, and the last inputs of the convolution."""
         normed_x = self.norm(x)
         qkv, tail = self.convolution(self.project_in(normed_x), tail, start)
@@ -163,7 +150,7 @@ class GatedDeltaLayer(nn.Module):
         query, key, value = qkv.unbind(2)
         step = self.max_step * torch.sigmoid(self.step_size(normed_x).to(tail.dtype))
         return (
-            GatedDeltaTokens(
+            LinearTokens(
                 normalize_vectors(query), normalize_vectors(key), value, self._log_decay(normed_x, step), step
             ),
             normed_x,
@@ -192,11 +179,7 @@ class GatedDelta(LayeredMemory["GatedDeltaLayer"]):
     State: the entries of `GatedDeltaLayer` for every layer l, with the suffix `_l`.
     """
 
+    in_place = True
+
     def __init__(self, config: GatedDeltaConfig) -> None:
         super().__init__(config, [GatedDeltaLayer(config) for _ in range(config.num_layers)])
-
-    def stepper(self, state: State) -> Stepper:
-        """Return a stepper that starts from `state` and updates its own copy in place."""
-        if not self.can_use_stepper(GatedDelta, state):
-            return super().stepper(state)
-        return MatrixStepper(self.layers, state)

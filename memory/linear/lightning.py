@@ -22,7 +22,7 @@ encode distances and a memory has no absolute step index.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,9 +31,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.linear.incremental import MatrixStepper
-from scrubjay.memory.linear.layers import LayeredMemory
+from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
 from scrubjay.memory.parts.window import resolve_heads
 
 _EPSILON = 1e-6
@@ -57,9 +55,7 @@ class LightningConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_layers", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "feed_forward_ratio")
         if self.slopes not in ("linear", "geometric"):
             raise ValueError(f"slopes={self.slopes!r}; choose from linear, geometric")
         resolve_heads(self.dim, self.num_heads)
@@ -87,24 +83,10 @@ class Lightning(LayeredMemory["LightningLayer"]):
     State: the entries of `LightningLayer` for every layer l, with the suffix `_l`.
     """
 
+    in_place = True
+
     def __init__(self, config: LightningConfig) -> None:
         super().__init__(config, [LightningLayer(config, index) for index in range(config.num_layers)])
-
-    def stepper(self, state: State) -> Stepper:
-        """Return a stepper that starts from `state` and updates its own copy in place."""
-        if not self.can_use_stepper(Lightning, state):
-            return super().stepper(state)
-        return MatrixStepper(self.layers, state)
-
-
-class LightningTokens(NamedTuple):
-    """Inputs of `kernels.linear_memory` for a step or a segment."""
-
-    query: Float[Tensor, "*batch heads width"]
-    key: Float[Tensor, "*batch heads width"]
-    value: Float[Tensor, "*batch heads width"]
-    log_decay: Float[Tensor, "*batch heads"]
-    step: Float[Tensor, "*batch heads"]
 
 
 class LightningLayer(nn.Module):
@@ -150,11 +132,11 @@ class LightningLayer(nn.Module):
         y, matrix = linear_memory(*tokens, state["matrix"], rule="hebbian", start=start)
         return self._finish(x, gate, y), {"matrix": matrix}
 
-    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[LightningTokens, Tensor]:
+    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[LinearTokens, Tensor]:
         *parts, gate = self.project_in(rms_normalize(x, _EPSILON)).chunk(4, dim=-1)
         query, key, value = (part.to(dtype).unflatten(-1, (self.heads, -1)) for part in parts)
         log_decay = self.log_decay.to(dtype).expand(query.shape[:-1])
-        tokens = LightningTokens(
+        tokens = LinearTokens(
             functional.silu(query), functional.silu(key), value, log_decay, torch.ones_like(log_decay)
         )
         return tokens, gate

@@ -37,6 +37,8 @@ _MAX_LISTED_DIVISORS = 1024
 Positions = Literal["xl", "music", "only"]
 Activation = Literal["softmax", "sigmoid"]
 
+_WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
+
 
 def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str = "num_heads") -> int:
     """Return `num_heads`; by default the largest divisor of `dim` up to 4 whose heads are wide enough.
@@ -52,6 +54,21 @@ def resolve_heads(dim: int, num_heads: int | None, narrowest: int = 1, name: str
         choices = ", ".join(map(str, _divisors(dim, min(most, _MAX_LISTED_DIVISORS))))
         raise ValueError(f"{name}={num_heads} does not divide dim={dim}{wide}; choose from {choices}")
     return num_heads
+
+
+def count_heads(dim: int, num_heads: int | None) -> int:
+    """Return `num_heads`, or the default number of heads if it is None.
+
+    The default is the smallest number whose heads are 8 to 64 wide. It is 1 if no number has such heads.
+
+    Raises ValueError if `num_heads` does not divide `dim`.
+    """
+    if num_heads is not None:
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"num_heads={num_heads} does not divide dim={dim}; choose a divisor of {dim}")
+        return num_heads
+    widths = range(min(_WIDEST_HEAD, dim), _NARROWEST_HEAD - 1, -1)
+    return next((dim // width for width in widths if dim % width == 0), 1)
 
 
 def _divisors(number: int, most: int) -> list[int]:

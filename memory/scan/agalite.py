@@ -60,9 +60,7 @@ class AGaLiTeConfig(MemoryConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         resolve_heads(self.dim, self.num_heads)
-        for name in ("num_features", "num_frequencies", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_features", "num_frequencies", "feed_forward_ratio")
         if self.num_frequencies > _MOST_FREQUENCIES:
             raise ValueError(f"num_frequencies={self.num_frequencies}: must be at most {_MOST_FREQUENCIES}")
         if not math.isfinite(self.gate_bias):

@@ -66,9 +66,7 @@ class ChunkedConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("chunk_size", "num_chunks", "top_k", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("chunk_size", "num_chunks", "top_k", "num_layers")
         resolve_heads(self.dim, self.num_heads)
 
 

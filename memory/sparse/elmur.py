@@ -74,9 +74,7 @@ class ELMURConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("chunk_size", "num_slots", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("chunk_size", "num_slots", "num_layers")
         if not 0 <= self.blend <= 1:
             raise ValueError(f"blend={self.blend}: must be from 0 to 1")
         resolve_heads(self.dim, self.num_heads)

@@ -68,9 +68,7 @@ class RoutingConfig(MemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_centroids", "capacity", "window", "num_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_centroids", "capacity", "window", "num_layers")
         resolve_heads(self.dim, self.num_heads)
 
     def build(self) -> Routing:

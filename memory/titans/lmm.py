@@ -35,9 +35,7 @@ class TitansConfig(NeuralMemoryConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_layers", "feed_forward_ratio"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self.check_positive("num_layers", "feed_forward_ratio")
 
     def build(self) -> Titans:
         """Return a newly initialized memory."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
@@ -38,10 +38,9 @@ from scrubjay.memory.titans.heads import apply_norm
 from scrubjay.memory.titans.incremental import is_matrix
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
 from scrubjay.memory.titans.neural import compute_max_momentum, detach_rows
-from scrubjay.memory.titans.segments import SegmentContext
+from scrubjay.memory.titans.segments import CACHES, ChunkContext, SegmentContext
 
-_CACHES = ("keys", "values")
-_STATE = (*NeuralState._fields, *_CACHES)
+_STATE = (*NeuralState._fields, *CACHES)
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class _ContextLayer(TitansLayer):
     def initial_state(self, batch_size: int, dtype: torch.dtype, device: torch.device) -> State:
         """Return the layer's state at the start of an episode."""
         shape = (batch_size, 2 * self.length, self.config.dim)
-        caches = {name: torch.zeros(shape, dtype=dtype, device=device) for name in _CACHES}
+        caches = {name: torch.zeros(shape, dtype=dtype, device=device) for name in CACHES}
         state = self.memory.initial_state(batch_size, dtype, device) | caches
         return state | {name: torch.zeros_like(state["anchor"]) for name in self.names[len(_STATE) :]}
 
@@ -148,7 +147,7 @@ class _ContextLayer(TitansLayer):
         visible = slot % size <= place[:, None]
         query = attention.project_query(normed_x, place[:, None]) * attention.width**-0.5
         shape = (attention.heads, attention.width)
-        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in _CACHES)
+        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in CACHES)
         keys, values = attention.prepend_persistent(keys, values)
         hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
         hidden = functional.pad(hidden, (attention.num_persistent, 0)).repeat_interleave(attention.heads, 0)
@@ -217,10 +216,10 @@ class _ContextLayer(TitansLayer):
         after = memory_state | chunk_context.final_state()
         return *results, *(after[name] for name in self.names), surprise
 
-    def _build_context(self, x: Tensor, state: State, grid: ChunkGrid) -> _ChunkContext | SegmentContext:
+    def _build_context(self, x: Tensor, state: State, grid: ChunkGrid) -> ChunkContext | SegmentContext:
         """Return the attention context of a segment's chunks."""
         if self.config.segment_chunks == 1:
-            return _ChunkContext(self, x, state, grid)
+            return ChunkContext(self.attention, x, state, grid)
         return SegmentContext(self.attention, state, grid, self.config.segment_chunks)
 
     def _forward_custom(self, grid: ChunkGrid, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
@@ -293,7 +292,7 @@ class _ContextLayer(TitansLayer):
         return _StepCaches.from_layer(self, caches)._asdict()
 
     def close_caches(self, caches):
-        return {name: caches[name].transpose(1, 2).flatten(2).clone() for name in _CACHES}
+        return {name: caches[name].transpose(1, 2).flatten(2).clone() for name in CACHES}
 
     def forget(self, caches, rows):
         """Do nothing, because the first step of a chunk clears the caches."""
@@ -311,13 +310,13 @@ class _ContextLayer(TitansLayer):
         recalls = apply_norm(self.memory.out_norm, memory.recall(recall_queries)).flatten(-2)
         recall_products = (recalls @ caches["recall_weights"]).unflatten(-1, shape)
         if len(start_rows):
-            for name in _CACHES:
+            for name in CACHES:
                 caches[name].index_fill_(0, start_rows, 0)
         row = torch.arange(len(x))
         for slot, parts in ((place, input_products[:, 2:5]), (place + size, recall_products)):
             caches["keys"][row, :, slot] = torch.addcmul(parts[:, 0] * cos, parts[:, 1], sin)
             caches["values"][row, :, slot] = parts[:, 2]
-        keys, values = (caches[name].flatten(0, 1) for name in _CACHES)
+        keys, values = (caches[name].flatten(0, 1) for name in CACHES)
         persistent_weights = torch.matmul(query[:, :, None], caches["persistent_keys"])[:, :, 0]
         scores = torch.bmm(query.flatten(0, 1)[:, None], keys.mT).view(*query.shape[:2], -1)
         weights = torch.softmax(torch.cat([persistent_weights, scores + hidden[:, None]], dim=-1), dim=-1)
@@ -342,7 +341,7 @@ class _ContextLayer(TitansLayer):
         parts = [self.attention.project(tokens, place) for tokens in (normed_x, recalls)]
         return {
             name: torch.cat([part[index].flatten(2) for part in parts], dim=1)
-            for index, name in enumerate(_CACHES)
+            for index, name in enumerate(CACHES)
         }
 
     def _attend(
@@ -419,75 +418,6 @@ def _by_head(cache: Tensor, attention: PersistentTokens) -> Float[Tensor, "batch
     """Return a contiguous copy of a cache, split by head."""
     by_head = cache.unflatten(-1, (attention.heads, attention.width)).transpose(1, 2)
     return by_head.clone(memory_format=torch.contiguous_format)
-
-
-class _ChunkContext:
-    """Attention keys and values of every chunk: those of persistent tokens, inputs and recalls."""
-
-    def __init__(self, layer: _ContextLayer, x: Tensor, state: State, grid: ChunkGrid) -> None:
-        self.attention, self.grid = layer.attention, grid
-        size, batch = grid.chunk_size, len(x)
-        self.persistent = [part.transpose(1, 2) for part in self.attention.persistent(batch, x.dtype)]
-        self.key_value_weights = self.attention.key_value_weights()
-        place = torch.arange(size, device=x.device)
-        self.place = place.repeat(grid.num_chunks)[None]
-        self.rotation = compute_cos_sin(place, self.attention.frequencies, self.attention.width, x.dtype)
-        visible = (place[:, None] >= place).repeat(1, 2)
-        visible = functional.pad(visible, (self.attention.num_persistent, 0), value=True)
-        self.hidden = torch.zeros_like(visible, dtype=x.dtype).masked_fill(~visible, -torch.inf)[None]
-        self.valid = None if grid.valid is None else grid.valid.unflatten(1, (grid.num_chunks, size))
-        self.full_chunks = [] if self.valid is None else self.valid.all(-1).all(0).tolist()
-        self.caches = {name: state[name] for name in _CACHES}
-        self.chunks: list[list[Tensor]] = []
-
-    def step_mask(self, index: int) -> Bool[Tensor, "batch chunk_size"] | None:
-        """Return the mask of positions in a chunk that hold a step; None if all positions do."""
-        return None if self.valid is None or self.full_chunks[index] else self.valid[:, index]
-
-    def select_memory(self, index: int, memory_state: State) -> State:
-        """Return the memory from which a chunk recalls: the present memory."""
-        return memory_state
-
-    def detach(self, rows: Bool[Tensor, " batch"]) -> None:
-        """Do nothing: this object stores no memory of an earlier chunk whose gradient could stop."""
-
-    def add(self, index: int, own: list[Tensor], recalls: Tensor) -> list[Tensor]:
-        """Add a chunk, and return the keys and values for its attention, `[batch, heads, slots, width]`."""
-        products = functional.linear(recalls, self.key_value_weights)
-        rotated_parts = self.attention.rotate_products(products, self.rotation)
-        caches = [torch.cat(parts, dim=2) for parts in zip(self.persistent, own, rotated_parts, strict=True)]
-        step_mask = self.step_mask(index)
-        if index == 0 and step_mask is not None:
-            # The previous segment may have filled part of a row's first chunk.
-            earlier = self._slots(~step_mask & ~self.grid.begins[:, :1])
-            before = [self._pad_cache(name).to(new.dtype) for name, new in zip(_CACHES, caches, strict=True)]
-            caches = [torch.where(earlier, old, new) for old, new in zip(before, caches, strict=True)]
-        self.chunks.append(caches)
-        return caches
-
-    def final_state(self) -> State:
-        """Return the caches of the last chunk of every row. Positions without a step are zero."""
-        if self.valid is None:
-            last_caches = self.chunks[-1]
-        else:
-            last = self.valid.any(-1).long().cumsum(1).argmax(1)
-            row = torch.arange(len(last), device=last.device)
-            has_step = self.valid[row, last] | ((last == 0) & ~self.grid.begins[:, 0])[:, None]
-            all_chunks = [torch.stack(parts, dim=1)[row, last] for parts in zip(*self.chunks, strict=True)]
-            last_caches = [torch.where(self._slots(has_step), part, 0) for part in all_chunks]
-        num_persistent = self.attention.num_persistent
-        return {
-            name: part[:, :, num_persistent:].transpose(1, 2).flatten(2).to(self.caches[name].dtype)
-            for name, part in zip(_CACHES, last_caches, strict=True)
-        }
-
-    def _slots(self, places: Bool[Tensor, "batch chunk_size"]) -> Bool[Tensor, "batch 1 slots 1"]:
-        return functional.pad(places.repeat(1, 2), (self.attention.num_persistent, 0))[:, None, :, None]
-
-    def _pad_cache(self, name: str) -> Float[Tensor, "batch heads slots width"]:
-        shape = (self.attention.heads, self.attention.width)
-        cache = self.caches[name].unflatten(-1, shape).transpose(1, 2)
-        return functional.pad(cache, (0, 0, self.attention.num_persistent, 0))
 
 
 class TitansMAC(Titans):

@@ -43,9 +43,9 @@ from scrubjay.memory.contract.base import MemoryConfig, State
 from scrubjay.memory.contract.clock import shift_window
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.layers import normalize_vectors
+from scrubjay.memory.parts.window import count_heads
 from scrubjay.memory.titans.heads import Convolution, apply_norm, compute_heads, split_heads
 
-_WIDEST_HEAD, _NARROWEST_HEAD = 64, 8
 # Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
 
@@ -97,18 +97,12 @@ class NeuralMemoryConfig(MemoryConfig):
             raise ValueError(
                 f"bptt_chunks={self.bptt_chunks}: must be at least 1, or None for the whole segment"
             )
-        if self.num_heads is not None and (self.num_heads < 1 or self.dim % self.num_heads):
-            raise ValueError(
-                f"num_heads={self.num_heads} does not divide dim={self.dim}; choose a divisor of {self.dim}"
-            )
+        count_heads(self.dim, self.num_heads)
 
     @property
     def heads(self) -> int:
         """Number of heads per layer. Each head has one network."""
-        if self.num_heads is not None:
-            return self.num_heads
-        widths = range(min(_WIDEST_HEAD, self.dim), _NARROWEST_HEAD - 1, -1)
-        return next((self.dim // width for width in widths if self.dim % width == 0), 1)
+        return count_heads(self.dim, self.num_heads)
 
     @property
     def layer_widths(self) -> list[tuple[int, int]]:

@@ -11,7 +11,6 @@ query, key or value has half precision, a single TF32 product is used. Sizes bey
 give correct results, but may spill registers.
 """
 
-from scrubjay.kernels.linear.gpu.autograd import run
-from scrubjay.kernels.linear.gpu.examples import configurations
+from scrubjay.kernels.linear.gpu.autograd import configurations, run
 
 __all__ = ["configurations", "run"]

@@ -1,4 +1,4 @@
-"""Autograd function over all kernels of linear memory, differentiable once."""
+"""Autograd function over all kernels of linear memory, and main configurations, which the tests compile."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.linear.chunks import from_chunks, split_tokens, to_chunks
 from scrubjay.kernels.linear.decay import multiply_decays
 from scrubjay.kernels.linear.gpu.forward import forward_launches
@@ -28,6 +29,8 @@ def run(options: ChunkOptions, exact: bool, *inputs: Tensor) -> tuple[Tensor, Te
 
 
 class _ChunkLoop(torch.autograd.Function):
+    """Autograd function over all kernels, differentiable once."""
+
     @staticmethod
     def forward(ctx, options: ChunkOptions, exact: bool, *inputs: Tensor):
         arguments = LinearInputs(*inputs)
@@ -126,3 +129,36 @@ def _backward(
     grad_log = log_gradient(options, inputs.log_decay, grads.grad_log_sums, heads)
     grad_step = from_chunks(grads.grad_step[..., None], batch, time)[..., 0]
     return [*tokens, grad_log, grad_step, grad_state.view(inputs.state.shape)]
+
+
+def configurations() -> dict[str, Launch]:
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
+    launches = {}
+    for dtype, width, per_channel, rule in (
+        (torch.bfloat16, 64, False, "delta"),
+        (torch.bfloat16, 64, True, "delta"),
+        (torch.float32, 32, False, "delta"),
+        (torch.float32, 64, False, "hebbian"),
+    ):
+        decay = "channel" if per_channel else "head"
+        name = f"{str(dtype).removeprefix('torch.')}, {rule}, one decay per {decay}, D={width}, C=32"
+        for launch in _example(dtype == torch.float32, width, per_channel, rule == "delta"):
+            from_keys = "keys' " * launch.constants.get("FROM_KEYS", False)
+            launches[f"{from_keys}{launch.name}: {name}"] = launch
+    return launches
+
+
+def _example(exact: bool, width: int, channel: bool, delta: bool) -> list[Launch]:
+    count, rows, length, levels = 16, 32, 32, 5
+
+    def meta(*sizes: int) -> Tensor:
+        return torch.empty(count, rows, *sizes, device="meta")
+
+    factors = width if channel else 1
+    tokens, decays = meta(length, width), meta(length, factors)
+    inputs = LinearKernelInputs(
+        tokens, tokens, tokens, meta(length), meta(levels, length, factors), decays, decays, delta, exact
+    )
+    trace, state = allocate_trace(inputs), torch.empty(rows, width, width, device="meta")
+    grads = allocate_grads(inputs, trace, tokens, state)
+    return [*forward_launches(inputs, trace, state, tokens), *backward_launches(inputs, trace, grads)]

@@ -20,11 +20,10 @@ from scrubjay.kernels.linear.gpu.layout import (
 from scrubjay.kernels.linear.gpu.tiles import (
     dot,
     get,
-    left_gradient,
     load_chunk_decay,
     load_decays,
+    pair_gradient,
     put,
-    right_gradient,
 )
 
 
@@ -123,7 +122,7 @@ def _left_gradient_kernel(
     step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
     scaled_key = get(key_ptr + chunk * (C * K), c, d, C, K) * step[:, None]
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
-    grad_left += left_gradient(grad_products, scaled_key, p_levels, c, c, d, C, F, LEVELS, PRECISION)
+    grad_left += pair_gradient(grad_products, scaled_key, p_levels, c, c, d, C, F, LEVELS, False, PRECISION)
     put(grad_left_ptr + chunk * (C * K), grad_left, c, d, C, K)
     # Gradient of the log sums.
     # [C, K]
@@ -162,7 +161,7 @@ def _right_gradient_kernel(
     # [C, K]
     left = get(left_ptr + chunk * (C * K), c, d, C, K)
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
-    grad_right = right_gradient(grad_products, left, p_levels, c, c, d, C, F, LEVELS, PRECISION)
+    grad_right = pair_gradient(grad_products, left, p_levels, c, c, d, C, F, LEVELS, True, PRECISION)
     if FROM_KEYS:
         grad_right += get(grad_right_ptr + chunk * (C * K), c, d, C, K)
     put(grad_right_ptr + chunk * (C * K), grad_right, c, d, C, K)

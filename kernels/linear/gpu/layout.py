@@ -8,10 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import triton
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
+from scrubjay.kernels.launch import Launch, pad_size
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class LinearKernelInputs:
     @property
     def tile(self) -> int:
         """Number of value channels that one program handles in a kernel that loops over chunks."""
-        return min(32, _block(self.value.shape[-1]))
+        return min(32, pad_size(self.value.shape[-1]))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the fields that are tensors, by name."""
@@ -83,23 +82,12 @@ def build_launch(
         "LEVELS": inputs.levels.shape[2],
         "DELTA": inputs.delta,
         "PRECISION": "tf32x3" if inputs.exact else "tf32",
-        "BLOCK_C": _block(length),
-        "BLOCK_K": _block(width),
-        "BLOCK_V": _block(inputs.value.shape[-1]),
+        "BLOCK_C": pad_size(length),
+        "BLOCK_K": pad_size(width),
+        "BLOCK_V": pad_size(inputs.value.shape[-1]),
         "TILE_V": inputs.tile,
         **more,
     }
-    arguments: dict[str, object] = {f"{name}_ptr": tensor for name, tensor in tensors.items()}
-    arguments |= {"N": count, "R": rows}
-    return Launch(
-        kernel,
-        grid,
-        {name: arguments[name] for name in kernel.arg_names if name in arguments},
-        {name: constants[name] for name in kernel.arg_names if name in constants},
-        num_warps=8,
-        num_stages=1,
+    return Launch.matched(
+        kernel, grid, tensors, {"N": count, "R": rows}, constants, num_warps=8, num_stages=1
     )
-
-
-def _block(size: int) -> int:
-    return max(16, triton.next_power_of_2(size))

@@ -100,44 +100,27 @@ def pair_products(
 
 
 @triton.jit
-def left_gradient(
-    grad, y, pointer, rows, columns, channels,
-    C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
+def pair_gradient(
+    grad, other, pointer, rows, columns, channels,
+    C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, RIGHT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient `[C, K]` of the argument `x` of `pair_products`.
+    """Return the gradient `[C, K]` of the argument `x` of `pair_products` or, with RIGHT, of `y`.
 
-    `grad` is the gradient of the result of `pair_products`.
+    `grad` is the gradient of the result of `pair_products`, and `other` is the other argument.
     """
     if F == 1:
-        result = dot(grad * pair_decays(pointer, rows, columns, C, LEVELS), y, PRECISION)
+        grad = grad * pair_decays(pointer, rows, columns, C, LEVELS)
+        if RIGHT:
+            grad = tl.trans(grad)
+        result = dot(grad, other, PRECISION)
     else:
         own = tl.sum(tl.where(rows[:, None] == columns[None, :], grad, 0.0), axis=1)
-        result = own[:, None] * y
+        result = own[:, None] * other
         for level in range(LEVELS):
             # [C, K]
             decays = get(pointer + level * C * F, rows, channels, C, F)
             level_grad = tl.where(is_block_pair(rows, columns, level), grad, 0.0)
-            result += decays * dot(level_grad, y * decays, PRECISION)
-    return result
-
-
-@triton.jit
-def right_gradient(
-    grad, x, pointer, rows, columns, channels,
-    C: tl.constexpr, F: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Return the gradient `[C, K]` of the argument `y` of `pair_products`.
-
-    `grad` is the gradient of the result of `pair_products`.
-    """
-    if F == 1:
-        result = dot(tl.trans(grad * pair_decays(pointer, rows, columns, C, LEVELS)), x, PRECISION)
-    else:
-        own = tl.sum(tl.where(rows[:, None] == columns[None, :], grad, 0.0), axis=1)
-        result = own[:, None] * x
-        for level in range(LEVELS):
-            # [C, K]
-            decays = get(pointer + level * C * F, rows, channels, C, F)
-            level_grad = tl.where(is_block_pair(rows, columns, level), grad, 0.0)
-            result += decays * dot(tl.trans(level_grad), x * decays, PRECISION)
+            if RIGHT:
+                level_grad = tl.trans(level_grad)
+            result += decays * dot(level_grad, other * decays, PRECISION)
     return result

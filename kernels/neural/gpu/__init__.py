@@ -20,7 +20,6 @@ correct results, but their kernels may spill registers. Such inputs are chunks o
 D = 64, and two layers in float32.
 """
 
-from scrubjay.kernels.neural.gpu.autograd import run_kernels
-from scrubjay.kernels.neural.gpu.examples import configurations
+from scrubjay.kernels.neural.gpu.autograd import configurations, run_kernels
 
 __all__ = ["configurations", "run_kernels"]

@@ -1,4 +1,4 @@
-"""Autograd function over all kernels of neural memory."""
+"""Autograd function over all kernels of neural memory, and main configurations, which the tests compile."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.kernels.launch import ensure_dense_rows
+from scrubjay.kernels.launch import Launch, ensure_dense_rows
 from scrubjay.kernels.neural.chunk import Coefficients, compute_coefficients
-from scrubjay.kernels.neural.gpu.gradients.read import read_gradient_launches
-from scrubjay.kernels.neural.gpu.gradients.rule import rule_gradient_launch
-from scrubjay.kernels.neural.gpu.gradients.write import write_gradient_launch
 from scrubjay.kernels.neural.gpu.layout import (
     BorderFlag,
     KernelBorders,
     Layout,
+    NeuralKernelGrads,
     NeuralKernelInputs,
     NeuralKernelTrace,
     allocate_trace,
+    build_launch,
 )
-from scrubjay.kernels.neural.gpu.read import read_launch
-from scrubjay.kernels.neural.gpu.write import write_launch
-from scrubjay.kernels.neural.network import NeuralState, Problem
+from scrubjay.kernels.neural.gpu.read import lower_read_gradient_kernel, read_gradient_kernel, read_kernel
+from scrubjay.kernels.neural.gpu.rule import rule_gradient_kernel
+from scrubjay.kernels.neural.gpu.write import write_gradient_kernel, write_kernel
+from scrubjay.kernels.neural.network import NetworkShape, NeuralState, Problem
 
 
 def run_kernels(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
@@ -126,8 +126,8 @@ class _ChunkLoop(torch.autograd.Function):
                 "neural_memory with implementation='triton' is differentiable once; "
                 "use 'torch' for second derivatives"
             )
-        *flat, states, chunks = ctx.saved_tensors
-        inputs, trace = _inputs(ctx.options, flat), NeuralKernelTrace(states, chunks)
+        *flat, states, saved_chunks = ctx.saved_tensors
+        inputs, trace = _inputs(ctx.options, flat), NeuralKernelTrace(states, saved_chunks)
         return None, *backward(inputs, ctx.options.layout, trace, grad_y, NeuralState(*grad_after))
 
 
@@ -149,11 +149,11 @@ def forward(
     )
     for place, part in enumerate((state.delta, state.momentum)):
         trace.states[:, 0, place] = part.masked_fill(starts_fresh, 0).flatten(0, 1)
-    write_launch(inputs, layout, anchor, trace).run()
-    read_launch(inputs, layout, y, trace).run()
+    for launch in forward_launches(inputs, layout, trace, anchor, y):
+        launch.run()
     delta, momentum = (trace.states[:, -1, place].clone().view_as(anchor) for place in (0, 1))
     after = NeuralState(delta, momentum, torch.where(ends_incomplete, anchor, delta))
-    return y, layout.view(trace.chunks, "squared_norm").flatten(1), after, trace
+    return y, layout.view(trace.trace, "squared_norm").flatten(1), after, trace
 
 
 def backward(
@@ -165,26 +165,56 @@ def backward(
 ) -> list[Tensor]:
     """Return the gradients of tokens, rule, weights and state, in this order."""
     incomplete = ((inputs.borders.flags[:, -1] & BorderFlag.INCOMPLETE.value) != 0)[:, None, None]
-    grad_y = grad_y.contiguous()
-    grad_query, grad_rule = inputs.query.new_empty(inputs.query.shape), torch.empty_like(inputs.rule)
-    grads = inputs.rule.new_empty(*inputs.rule.shape[:2], layout.sizes()["GRADS_SIZE"])
     # The anchor after the last chunk is its delta, unless the chunk is incomplete.
     grad_delta = grad_after.delta + grad_after.anchor.masked_fill(incomplete, 0)
-    grad_anchor = grad_after.anchor.masked_fill(~incomplete, 0).contiguous()
     states_grad = torch.empty_like(trace.states)
     states_grad[:, -1] = torch.stack([grad_delta, grad_after.momentum], dim=2).flatten(0, 1)
-    for launch in read_gradient_launches(
-        inputs, layout, trace, grad_y, grad_query, grad_rule, grads, states_grad
-    ):
+    grads = NeuralKernelGrads(
+        grad_y.contiguous(),
+        inputs.query.new_empty(inputs.query.shape),
+        torch.empty_like(inputs.rule),
+        inputs.rule.new_empty(*inputs.rule.shape[:2], layout.sizes()["GRADS_SIZE"]),
+        states_grad,
+        grad_after.anchor.masked_fill(~incomplete, 0).contiguous(),
+    )
+    for launch in backward_launches(inputs, layout, trace, grads):
         launch.run()
-    write_gradient_launch(inputs, layout, trace, grad_rule, grads, states_grad, grad_anchor).run()
-    rule_gradient_launch(inputs, layout, trace, grad_rule, states_grad).run()
-    grad_state = [states_grad[:, 0, place].reshape(grad_anchor.shape) for place in (0, 1)]
-    key = layout.view(grads, "key_grad" if len(inputs.weights) == 2 else "x_grad")
-    key, error = (_tokens(x, inputs) for x in (key, layout.view(grads, "error_grad")))
-    tokens = [grad_query, key.to(inputs.key.dtype), error.neg().to(inputs.value.dtype)]
-    weights = _weight_gradients(inputs, layout, trace, grad_y, grads)
-    return [*tokens, grad_rule, *weights, *grad_state, grad_anchor]
+    grad_state = [states_grad[:, 0, place].reshape(grads.anchor_grad.shape) for place in (0, 1)]
+    key = layout.view(grads.grads, "key_grad" if len(inputs.weights) == 2 else "x_grad")
+    key, error = (_tokens(x, inputs) for x in (key, layout.view(grads.grads, "error_grad")))
+    tokens = [grads.query_grad, key.to(inputs.key.dtype), error.neg().to(inputs.value.dtype)]
+    weights = _weight_gradients(inputs, layout, trace, grads.grad, grads.grads)
+    return [*tokens, grads.rule_grad, *weights, *grad_state, grads.anchor_grad]
+
+
+def forward_launches(
+    inputs: NeuralKernelInputs, layout: Layout, trace: NeuralKernelTrace, anchor: Tensor, y: Tensor
+) -> list[Launch]:
+    """Return the kernel launches, not yet run, that fill `trace` and write the outputs to `y`.
+
+    `anchor` must hold the initial anchor. Before a chunk whose last token is skipped, it is overwritten with
+    the anchor of this chunk. Other chunks do not change it.
+    """
+    rows, count, _ = inputs.rule.shape
+    tensors = trace._asdict() | {"anchor": anchor, "out": y}
+    return [
+        build_launch(write_kernel, rows, inputs, layout, tensors),
+        build_launch(read_kernel, rows * count, inputs, layout, tensors),
+    ]
+
+
+def backward_launches(
+    inputs: NeuralKernelInputs, layout: Layout, trace: NeuralKernelTrace, grads: NeuralKernelGrads
+) -> list[Launch]:
+    """Return the kernel launches, not yet run, that fill `grads`: the reads, the writes, the coefficients."""
+    rows, count, _ = inputs.rule.shape
+    tensors = trace._asdict() | grads._asdict() | {"anchor": inputs.state.anchor}
+    reads = (read_gradient_kernel, lower_read_gradient_kernel)[: len(inputs.weights)]
+    return [
+        *(build_launch(kernel, rows * count, inputs, layout, tensors) for kernel in reads),
+        build_launch(write_gradient_kernel, rows, inputs, layout, tensors),
+        build_launch(rule_gradient_kernel, rows * count, inputs, layout, tensors),
+    ]
 
 
 def _tokens(x: Tensor, inputs: NeuralKernelInputs) -> Tensor:
@@ -209,8 +239,48 @@ def _weight_gradients(
         return [product(query, grad_y) + product(key, error)]
     lower = product(query, view_tokens(grads, "read_grad")) + product(key, view_tokens(grads, "product_grad"))
     reads, hidden = (
-        functional.silu(view_tokens(trace.chunks, "read")),
-        functional.silu(view_tokens(trace.chunks, "product")),
+        functional.silu(view_tokens(trace.trace, "read")),
+        functional.silu(view_tokens(trace.trace, "product")),
     )
     upper = product(reads, grad_y) + product(hidden, error)
-    return [lower, upper.add_(product(view_tokens(grads, "slope_grad"), view_tokens(trace.chunks, "error")))]
+    return [lower, upper.add_(product(view_tokens(grads, "slope_grad"), view_tokens(trace.trace, "error")))]
+
+
+def configurations() -> dict[str, Launch]:
+    """Return example launches by name. They hold meta tensors, so they compile without a GPU."""
+    launches = {}
+    for dtype, width, hidden, length in (
+        (torch.bfloat16, 64, None, 32),
+        (torch.float32, 32, None, 32),
+        (torch.float16, 32, 64, 16),
+    ):
+        depth = "a matrix" if hidden is None else f"hidden {hidden}"
+        name = f"{str(dtype).removeprefix('torch.')}, D={width}, {depth}, C={length}"
+        for launch in _example(dtype, width, hidden, length):
+            launches[f"{launch.name}: {name}"] = launch
+    return launches
+
+
+def _example(dtype: torch.dtype, width: int, hidden: int | None, length: int) -> list[Launch]:
+    batch, count, heads = 8, 16, 4
+    rows = batch * heads
+
+    def meta(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(*sizes, dtype=dtype, device="meta")
+
+    layers = ((width, width),) if hidden is None else ((width, hidden), (hidden, width))
+    layout = Layout(NetworkShape(layers, residual=False, norm=False), length)
+    tokens = [meta(batch, count * length, heads, width, dtype=dtype) for _ in range(3)]
+    rule, state = meta(rows, count, layout.sizes()["RULE_SIZE"]), meta(batch, heads, layout.shape.size)
+    flags = meta(batch, count, dtype=torch.int32)
+    weights = tuple(meta(heads, a, b) for a, b in layers)
+    query, key, value = tokens
+    inputs = NeuralKernelInputs(
+        query, key, value, rule, weights, NeuralState(state, state, state), KernelBorders(flags, flags)
+    )
+    trace, chunk_grads = allocate_trace(inputs, layout), meta(rows, count, layout.sizes()["GRADS_SIZE"])
+    grads = NeuralKernelGrads(query, query, rule, chunk_grads, trace.states, state)
+    return [
+        *forward_launches(inputs, layout, trace, state, query),
+        *backward_launches(inputs, layout, trace, grads),
+    ]

@@ -1,13 +1,18 @@
-"""Tensors of the kernels of neural memory, and the layout of their contents."""
+"""Tensors of the kernels of neural memory, the layout of their contents, and the launch of a kernel.
+
+A tensor is passed to the kernel parameter of the same name: tensor `states` as `states_ptr`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from scrubjay.kernels.launch import Launch, name_strides, pad_size
 from scrubjay.kernels.neural.network import NetworkShape, NeuralState
 
 
@@ -61,11 +66,28 @@ class NeuralKernelTrace(NamedTuple):
     """
 
     states: Tensor
-    chunks: Tensor
+    trace: Tensor
     """Intermediate results of every chunk, `[R, N, size]`, for R = B H rows of N chunks.
 
     `Layout.trace_slots` holds the offset of each result in the last dim.
     """
+
+
+class NeuralKernelGrads(NamedTuple):
+    """Inputs and outputs of the backward kernels, which run in the order of `backward_launches`."""
+
+    grad: Tensor
+    """Gradient of the outputs; an input."""
+    query_grad: Tensor
+    rule_grad: Tensor
+    """Gradient of the coefficients. Each kernel writes the entries that depend on its part of the forward
+    pass."""
+    grads: Tensor
+    """Gradients of the intermediate results of each chunk, at the offsets of `Layout.grad_slots`."""
+    states_grad: Tensor
+    """Gradients of the states. The last entry must hold that of the final state."""
+    anchor_grad: Tensor
+    """Gradient of the final anchor, which the kernels overwrite with that of the initial anchor."""
 
 
 @dataclass(frozen=True)
@@ -162,3 +184,36 @@ def allocate_trace(inputs: NeuralKernelInputs, layout: Layout) -> NeuralKernelTr
     return NeuralKernelTrace(
         new(rows, count + 1, 2, layout.shape.size), new(rows, count, layout.sizes()["TRACE_SIZE"])
     )
+
+
+def build_launch(
+    kernel: Any,
+    programs: int,
+    inputs: NeuralKernelInputs,
+    layout: Layout,
+    tensors: dict[str, Tensor],
+) -> Launch:
+    """Return the launch of a kernel: inputs, `tensors` and constants are matched to parameters by name."""
+    inner, width = layout.shape.layers[-1]
+    tokens = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+    exact = all(x.dtype == torch.float32 for x in tokens.values())
+    constants = {
+        "C": layout.length,
+        "D": width,
+        "I": inner,
+        "DEPTH": len(layout.shape.layers),
+        "RESIDUAL": layout.shape.residual,
+        "PRECISION": "tf32x3" if exact else "tf32",
+        "BLOCK_C": pad_size(layout.length),
+        "BLOCK_D": pad_size(width),
+        "BLOCK_I": 16,
+        **layout.sizes(),
+        **{name.upper(): offset for name, offset in layout.rule_slots.items()},
+        **{name.upper(): offset for name, (offset, _) in (layout.trace_slots | layout.grad_slots).items()},
+    }
+    lower, upper = inputs.weights if len(inputs.weights) == 2 else (None, *inputs.weights)
+    own = tokens | {"rule": inputs.rule, "lower": lower, "upper": upper} | inputs.borders._asdict()
+    sizes = {"N": inputs.rule.shape[1], "H": inputs.query.shape[2]} | name_strides("bth", tokens)
+    # One warp for every 16 tokens of a chunk, but at least four.
+    num_warps = max(4, pad_size(layout.length) // 16)
+    return Launch.matched(kernel, (programs,), own | tensors, sizes, constants, num_warps, num_stages=1)

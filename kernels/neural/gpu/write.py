@@ -1,6 +1,6 @@
 # pyright: reportCallIssue=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOperatorIssue=false, reportPossiblyUnboundVariable=false
-"""Forward kernel of the writes: a loop over chunks that updates delta and momentum.
+"""Kernels of the writes: a loop over chunks that updates delta and momentum, and its backward pass.
 
 State slot n holds delta and momentum before chunk n. Chunk n loads them from slot n by tiles, and stores the
 updated tiles in slot n + 1. In registers they would not fit: at D = I = C = 64 a thread needed more than 500
@@ -19,13 +19,11 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.launch import build_launch
-from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs, NeuralKernelTrace
 from scrubjay.kernels.neural.gpu.tiles import (
+    AFTER_INCOMPLETE,
     FRESH_NEXT,
+    FRESH_OR_CUT,
     INCOMPLETE,
     OLD_ANCHOR,
     dot,
@@ -35,13 +33,14 @@ from scrubjay.kernels.neural.gpu.tiles import (
     put,
     put_transposed,
     silu,
+    silu_curvature,
     silu_slope,
     squares,
 )
 
 
 @triton.jit
-def _write_kernel(
+def write_kernel(
     key_ptr, value_ptr, rule_ptr, lower_ptr, upper_ptr, flags_ptr, anchor_ptr, states_ptr, trace_ptr,
     N, H, key_b, key_t, key_h, value_b, value_t, value_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -185,13 +184,252 @@ def _write_kernel(
         tl.debug_barrier()
 
 
-def write_launch(
-    inputs: NeuralKernelInputs, layout: Layout, anchor: Tensor, trace: NeuralKernelTrace
-) -> Launch:
-    """Return the launch of the loop over chunks. It fills `trace`, except the slot `read` of each chunk.
+@triton.jit
+def _add_anchor_gradient(grad_anchor, p_delta, p_momentum, p_anchor, flags, place, mask):
+    """Add the gradient of a chunk's anchor to the gradient of the delta at the chunk's start.
 
-    `anchor` must hold the initial anchor. Before the kernel processes a chunk whose last token is skipped, it
-    overwrites `anchor` with the anchor of this chunk. Other chunks do not change `anchor`.
+    Delta is the change of the memory's weights. The anchor is the delta at which the chunk computes its inner
+    gradients, by default that of its start. If it is an older one, its gradient is passed back to earlier
+    chunks. If no gradient flows across the chunk's start, the gradients of delta and momentum there become 0.
     """
-    arguments = {"anchor_ptr": anchor, "states_ptr": trace.states, "trace_ptr": trace.chunks}
-    return build_launch(_write_kernel, inputs.rule.shape[0], inputs, layout, arguments)
+    if (flags & INCOMPLETE) != 0:
+        grad_anchor += tl.load(p_anchor + place, mask=mask, other=0.0)
+    if (flags & AFTER_INCOMPLETE) != 0:
+        passed_on = tl.where((flags & (FRESH_OR_CUT | OLD_ANCHOR)) == OLD_ANCHOR, grad_anchor, 0.0)
+        tl.store(p_anchor + place, passed_on, mask=mask)
+    if (flags & (FRESH_OR_CUT | OLD_ANCHOR)) == 0:
+        grad_anchor += tl.load(p_delta + place, mask=mask, other=0.0)
+        tl.store(p_delta + place, grad_anchor, mask=mask)
+    if (flags & FRESH_OR_CUT) != 0:
+        tl.store(p_delta + place, tl.zeros_like(grad_anchor), mask=mask)
+        tl.store(p_momentum + place, tl.zeros_like(grad_anchor), mask=mask)
+
+
+@triton.jit
+def write_gradient_kernel(
+    key_ptr, rule_ptr, lower_ptr, upper_ptr, flags_ptr, source_ptr, anchor_ptr, states_ptr, trace_ptr,
+    rule_grad_ptr, grads_ptr, states_grad_ptr, anchor_grad_ptr,
+    N, H, key_b, key_t, key_h,
+    C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, RESIDUAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    RULE_SIZE: tl.constexpr, END_MIXING: tl.constexpr, END_TRACE: tl.constexpr,
+    END_RETENTION: tl.constexpr, END_BUILDUP: tl.constexpr, END_MOMENTUM_RETENTION: tl.constexpr,
+    ERROR_SHARE: tl.constexpr, TRACE_SIZE: tl.constexpr, PRODUCT: tl.constexpr, INNER: tl.constexpr,
+    ERROR: tl.constexpr, CLIPPED_STEP: tl.constexpr, SQUARED_NORM: tl.constexpr, X_SQUARES: tl.constexpr,
+    INNER_SQUARES: tl.constexpr, GRADS_SIZE: tl.constexpr, X_GRAD: tl.constexpr, ERROR_GRAD: tl.constexpr,
+    KEY_GRAD: tl.constexpr, INNER_GRAD: tl.constexpr, SLOPE_GRAD: tl.constexpr,
+    PRODUCT_GRAD: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    """Loop over the chunks in reverse. Chunk n propagates the gradient of state n + 1 to state n.
+
+    State n is the state before chunk n. The gradients of errors and keys are accumulated in `grads`.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    i_b, i_h = row // H, row % H
+    SIZE: tl.constexpr = D * I * DEPTH
+    UPPER: tl.constexpr = D * I * (DEPTH - 1)
+    c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
+    m_c = c < C
+    p_upper = upper_ptr + i_h * (D * I)
+    p_anchor_grad = anchor_grad_ptr + row * SIZE
+    for back in range(N):
+        chunk = row * N + (N - 1 - back)
+        n = chunk - row * N
+        first = n * C
+        p_rule, p_trace = rule_ptr + chunk * RULE_SIZE, trace_ptr + chunk * TRACE_SIZE
+        p_rule_grad, p_grads = rule_grad_ptr + chunk * RULE_SIZE, grads_ptr + chunk * GRADS_SIZE
+        p_states_grad = states_grad_ptr + (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
+        p_next_grad = p_states_grad + 2 * SIZE
+        p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
+        flags, source = tl.load(flags_ptr + i_b * N + n), tl.load(source_ptr + i_b * N + n).to(tl.int64)
+        p_anchor = anchor_ptr + row * SIZE
+        if source >= 0:
+            p_anchor = states_ptr + (row * (N + 1) + source) * (2 * SIZE)
+        # Coefficients at the chunk's end.
+        # [C]
+        clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+        end_mixing = tl.load(p_rule + END_MIXING + c, mask=m_c, other=0.0)
+        end_trace = tl.load(p_rule + END_TRACE + c, mask=m_c, other=0.0)
+        end_retention, end_buildup = tl.load(p_rule + END_RETENTION), tl.load(p_rule + END_BUILDUP)
+        end_momentum_retention = tl.load(p_rule + END_MOMENTUM_RETENTION)
+
+        # The chunk's end in the upper layer: gradients of inputs, errors, delta and momentum.
+        # [C, D]
+        grad_error = get(p_grads + ERROR_GRAD, c, d, D, C, D)
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            if DEPTH == 2:
+                # [C, I]
+                x = silu(get(p_trace + PRODUCT, c, i, I, C, I))
+            else:
+                # [C, I]
+                x = get(p_key, c, i, key_t, C, I)
+            # [D, I]
+            grad_delta = get_transposed(p_next_grad + UPPER, d, i, D, D, I)
+            grad_momentum = get_transposed(p_next_grad + SIZE + UPPER, d, i, D, D, I)
+            # [C, D]
+            step_error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+            # [C, I]
+            grad_x = get(p_grads + X_GRAD, c, i, I, C, I)
+            grad_x -= end_mixing[:, None] * dot(step_error, grad_delta, PRECISION)
+            grad_x -= end_trace[:, None] * dot(step_error, grad_momentum, PRECISION)
+            put(p_grads + X_GRAD, grad_x, c, i, I, C, I)
+            grad_error -= dot(end_mixing[:, None] * x, tl.trans(grad_delta), PRECISION)
+            grad_error -= dot(end_trace[:, None] * x, tl.trans(grad_momentum), PRECISION)
+            grad_momentum = end_buildup * grad_delta + end_momentum_retention * grad_momentum
+            # [D, I]
+            grad_momentum += get_transposed(p_states_grad + SIZE + UPPER, d, i, D, D, I)
+            put_transposed(p_states_grad + SIZE + UPPER, grad_momentum, d, i, D, D, I)
+            grad_delta = end_retention * grad_delta + get_transposed(p_states_grad + UPPER, d, i, D, D, I)
+            put_transposed(p_states_grad + UPPER, grad_delta, d, i, D, D, I)
+        # Gradient of the step size.
+        # [C, D]
+        error = get(p_trace + ERROR, c, d, D, C, D)
+        grad_step = tl.sum(grad_error * error, axis=1)
+        grad_error = clipped_step[:, None] * grad_error
+
+        per_square = tl.zeros([BLOCK_C], tl.float32)
+        grad_share = tl.zeros([BLOCK_C], tl.float32)
+        if DEPTH == 2:
+            # The chunk's end in the lower layer.
+            put(p_grads + ERROR_GRAD, grad_error, c, d, D, C, D)
+            # [C, D]
+            grad_key = get(p_grads + KEY_GRAD, c, d, D, C, D)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                # [C, D]
+                key = get(p_key, c, d, key_t, C, D)
+                # [C, I]
+                inner = get(p_trace + INNER, c, i, I, C, I)
+                # [D, I]
+                grad_delta = get(p_next_grad, d, i, I, D, I)
+                grad_momentum = get(p_next_grad + SIZE, d, i, I, D, I)
+                step_inner = clipped_step[:, None] * inner
+                grad_key -= dot(end_mixing[:, None] * step_inner, tl.trans(grad_delta), PRECISION)
+                grad_key -= dot(end_trace[:, None] * step_inner, tl.trans(grad_momentum), PRECISION)
+                # [C, I]
+                grad_inner = get(p_grads + INNER_GRAD, c, i, I, C, I)
+                grad_inner -= end_mixing[:, None] * dot(key, grad_delta, PRECISION)
+                grad_inner -= end_trace[:, None] * dot(key, grad_momentum, PRECISION)
+                put(p_grads + INNER_GRAD, grad_inner, c, i, I, C, I)
+                grad_step += tl.sum(grad_inner * inner, axis=1)
+                grad_momentum = end_buildup * grad_delta + end_momentum_retention * grad_momentum
+                grad_momentum += get(p_states_grad + SIZE, d, i, I, D, I)
+                put(p_states_grad + SIZE, grad_momentum, d, i, I, D, I)
+                grad_delta = end_retention * grad_delta + get(p_states_grad, d, i, I, D, I)
+                put(p_states_grad, grad_delta, d, i, I, D, I)
+
+            # The clip of the step.
+            # [C]
+            step = tl.load(p_rule + c, mask=m_c, other=0.0)
+            squared_norm = tl.load(p_trace + SQUARED_NORM + c, mask=m_c, other=1.0)
+            is_clipped = clipped_step != step
+            clip_grad = tl.where(is_clipped, 2 * grad_step / tl.where(is_clipped, squared_norm, 1.0), 0.0)
+            per_square = -clip_grad * clipped_step
+            # [C]
+            share = tl.load(p_rule + ERROR_SHARE + c, mask=m_c, other=0.0)
+            x_squares = tl.load(p_trace + X_SQUARES + c, mask=m_c, other=0.0)
+            inner_squares = tl.load(p_trace + INNER_SQUARES + c, mask=m_c, other=0.0)
+            # [C, D]
+            key = get(p_key, c, d, key_t, C, D)
+            per_inner = per_square * squares(key)
+            put(p_grads + KEY_GRAD, grad_key + (per_square * inner_squares)[:, None] * key, c, d, D, C, D)
+            grad_step = tl.where(is_clipped, 0.0, grad_step)
+            tl.debug_barrier()
+
+            # The inner backward pass at the anchor weights.
+            # [C, D]
+            error = get(p_trace + ERROR, c, d, D, C, D)
+            per_x = per_square * squares(error)
+            # [C, D]
+            grad_error = get(p_grads + ERROR_GRAD, c, d, D, C, D)
+            grad_share = 0.5 * clip_grad * squares(error)
+            grad_error += (per_square * x_squares + clip_grad * share)[:, None] * error
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                # [C, I]
+                grad_inner = clipped_step[:, None] * get(p_grads + INNER_GRAD, c, i, I, C, I)
+                grad_inner += per_inner[:, None] * get(p_trace + INNER, c, i, I, C, I)
+                put(p_grads + INNER_GRAD, grad_inner, c, i, I, C, I)
+                grad_slope = grad_inner * silu_slope(get(p_trace + PRODUCT, c, i, I, C, I))
+                put(p_grads + SLOPE_GRAD, grad_slope, c, i, I, C, I)
+                # [D, I]
+                upper = get_transposed(p_upper, d, i, D, D, I)
+                upper += get_transposed(p_anchor + UPPER, d, i, D, D, I)
+                grad_error += dot(grad_slope, tl.trans(upper), PRECISION)
+        # Store the gradients of step size, error share and error.
+        tl.store(p_rule_grad + c, grad_step, mask=m_c)
+        tl.store(p_rule_grad + ERROR_SHARE + c, grad_share, mask=m_c)
+        tl.debug_barrier()
+        put(p_grads + ERROR_GRAD, grad_error, c, d, D, C, D)
+        tl.debug_barrier()
+
+        # The inner forward pass at the anchor weights.
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            # [D, I]
+            upper = get_transposed(p_upper, d, i, D, D, I) + get_transposed(p_anchor + UPPER, d, i, D, D, I)
+            # [C, I]
+            grad_x = get(p_grads + X_GRAD, c, i, I, C, I) + dot(grad_error, upper, PRECISION)
+            if DEPTH == 2:
+                # [C, I]
+                product = get(p_trace + PRODUCT, c, i, I, C, I)
+                grad_x += per_x[:, None] * silu(product)
+                # [C, D]
+                error = get(p_trace + ERROR, c, d, D, C, D)
+                # [C, I]
+                grad_product = get(p_grads + INNER_GRAD, c, i, I, C, I) * silu_curvature(product)
+                grad_product = grad_product * dot(error, upper, PRECISION) + grad_x * silu_slope(product)
+                put(p_grads + PRODUCT_GRAD, grad_product, c, i, I, C, I)
+            else:
+                if RESIDUAL:
+                    # [C, I]
+                    grad_x += get(p_grads + ERROR_GRAD, c, i, D, C, I)
+                put(p_grads + X_GRAD, grad_x, c, i, I, C, I)
+        tl.debug_barrier()
+
+        # Gradient of the anchor from both inner passes, in the upper layer and then in the lower.
+        for block in range(0, I, BLOCK_I):
+            i = block + tile
+            inside = (d < D)[:, None] & (i < I)[None, :]
+            place = UPPER + d[:, None] + i[None, :] * D
+            # [D, C]
+            tile_transposed = tl.trans(get(p_grads + ERROR_GRAD, c, d, D, C, D))
+            if DEPTH == 2:
+                # [C, I]
+                x = silu(get(p_trace + PRODUCT, c, i, I, C, I))
+                grad_upper = dot(tile_transposed, x, PRECISION)
+                # [C, I]
+                grad_slope = get(p_grads + SLOPE_GRAD, c, i, I, C, I)
+                # [D, C]
+                tile_transposed = tl.trans(get(p_trace + ERROR, c, d, D, C, D))
+                grad_upper += dot(tile_transposed, grad_slope, PRECISION)
+            else:
+                grad_upper = dot(tile_transposed, get(p_key, c, i, key_t, C, I), PRECISION)
+            _add_anchor_gradient(
+                grad_upper, p_states_grad, p_states_grad + SIZE, p_anchor_grad, flags, place, inside
+            )
+        if DEPTH == 2:
+            # [C, D]
+            grad_key = get(p_grads + KEY_GRAD, c, d, D, C, D)
+            if RESIDUAL:
+                # [C, D]
+                grad_key += get(p_grads + ERROR_GRAD, c, d, D, C, D)
+            for block in range(0, I, BLOCK_I):
+                i = block + tile
+                inside = (d < D)[:, None] & (i < I)[None, :]
+                place = d[:, None] * I + i[None, :]
+                # [C, I]
+                grad_product = get(p_grads + PRODUCT_GRAD, c, i, I, C, I)
+                # [D, C]
+                tile_transposed = tl.trans(get(p_key, c, d, key_t, C, D))
+                grad_lower = dot(tile_transposed, grad_product, PRECISION)
+                _add_anchor_gradient(
+                    grad_lower, p_states_grad, p_states_grad + SIZE, p_anchor_grad, flags, place, inside
+                )
+                # [D, I]
+                lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I) + get(p_anchor, d, i, I, D, I)
+                grad_key += dot(grad_product, tl.trans(lower), PRECISION)
+            put(p_grads + KEY_GRAD, grad_key, c, d, D, C, D)
+        tl.debug_barrier()

@@ -9,7 +9,6 @@ Dimension letters: B batch, T queries, N key slots, H query heads, G key heads, 
 values, R = H / G query heads per key head (SHARED).
 """
 
-from scrubjay.kernels.sinks.gpu.examples import configurations
-from scrubjay.kernels.sinks.gpu.launch import backward, forward
+from scrubjay.kernels.sinks.gpu.launch import backward, configurations, forward
 
 __all__ = ["backward", "configurations", "forward"]

@@ -10,10 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.sinks.gpu.tiles import (
     LOG2_E,
-    build_launch,
     is_visible,
     load_keys,
     load_limits,
@@ -25,16 +23,16 @@ from scrubjay.kernels.sinks.gpu.tiles import (
 
 
 @triton.jit
-def _attend_kernel(
-    query,
-    keys,
-    values,
-    sink_logit,
-    query_step,
-    key_step,
-    episode_start,
-    out,
-    log_sum,
+def attend_kernel(
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    sink_logit_ptr,
+    query_step_ptr,
+    key_step_ptr,
+    episode_start_ptr,
+    out_ptr,
+    log_sum_ptr,
     query_b,
     query_t,
     query_h,
@@ -64,17 +62,26 @@ def _attend_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
+    """Write the outputs of one tile of rows, and the log-sum-exp of their scores."""
     tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
     # Load the visibility limits of each row and reduce them to those of the tile.
-    query_step += batch * query_step_b
-    key_step += batch * key_step_b
-    episode_start += batch * episode_start_b
-    base = tl.load(query_step).to(tl.int64)
+    query_step_ptr += batch * query_step_b
+    key_step_ptr += batch * key_step_b
+    episode_start_ptr += batch * episode_start_b
+    base = tl.load(query_step_ptr).to(tl.int64)
     first, last, sink_end, before_window = load_limits(
-        query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+        query_step_ptr,
+        episode_start_ptr,
+        query_step_t,
+        episode_start_t,
+        time,
+        inside,
+        base,
+        window,
+        num_sinks,
     )
     tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
         first, last, sink_end, before_window
@@ -82,18 +89,18 @@ def _attend_kernel(
 
     # Run an online softmax over the tiles of keys, initialized with the sink logit.
     # [R, D]
-    q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
+    q = load_tile(query_ptr, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
     total = tl.zeros([BLOCK_ROWS], tl.float32)
     highest = tl.full([BLOCK_ROWS], float("-inf"), tl.float32)
-    if sink_logit is not None:
+    if sink_logit_ptr is not None:
         # [R]
-        highest = tl.load(sink_logit + head, mask=inside, other=0.0).to(tl.float32) * LOG2_E
+        highest = tl.load(sink_logit_ptr + head, mask=inside, other=0.0).to(tl.float32) * LOG2_E
         total += 1.0
     read = tl.zeros([BLOCK_ROWS, BLOCK_VALUE], tl.float32)
     for start in range(0, slots, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
-        key = load_keys(key_step, key_step_n, slot, slots, base)
+        key = load_keys(key_step_ptr, key_step_n, slot, slots, base)
         near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
         if tl.max(near.to(tl.int32)) > 0:
             visible = is_visible(
@@ -105,10 +112,12 @@ def _attend_kernel(
             )
             key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
             # [K, D]
-            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH)
+            k = load_tile(
+                keys_ptr, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH
+            )
             # [K, V]
             v = load_tile(
-                values,
+                values_ptr,
                 batch * values_b + slot * values_n + group * values_g,
                 key_used,
                 VALUE_WIDTH,
@@ -127,30 +136,6 @@ def _attend_kernel(
     # Normalize, and store the output and the log-sum-exp.
     read = read / tl.where(total == 0, 1.0, total)[:, None]
     flat = (batch * queries + time) * (groups * SHARED) + head
-    store_tile(out, flat * VALUE_WIDTH, inside, read, VALUE_WIDTH, BLOCK_VALUE)
+    store_tile(out_ptr, flat * VALUE_WIDTH, inside, read, VALUE_WIDTH, BLOCK_VALUE)
     log = tl.where(total == 0, float("-inf"), highest / LOG2_E + tl.log(tl.where(total == 0, 1.0, total)))
-    tl.store(log_sum + flat, log, mask=inside)
-
-
-def attend_launch(
-    query,
-    keys,
-    values,
-    sink_logit,
-    query_step,
-    key_step,
-    episode_start,
-    out,
-    log_sum,
-    window,
-    num_sinks,
-    scale,
-) -> Launch:
-    """Return the launch that fills `out` and `log_sum`.
-
-    Args: those of `kernels.sink_attention` and the tensors to fill.
-    """
-    tensors = {"query": query, "keys": keys, "values": values}
-    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
-    extra = {"sink_logit": sink_logit, "out": out, "log_sum": log_sum}
-    return build_launch(_attend_kernel, "forward", tensors, steps, extra, window, num_sinks, scale)
+    tl.store(log_sum_ptr + flat, log, mask=inside)

@@ -14,11 +14,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.sinks.gpu.tiles import (
     FAR,
     LOG2_E,
-    build_launch,
     is_visible,
     load_keys,
     load_limits,
@@ -30,19 +28,19 @@ from scrubjay.kernels.sinks.gpu.tiles import (
 
 
 @triton.jit
-def _query_gradient_kernel(
-    grad,
-    query,
-    keys,
-    values,
-    query_step,
-    key_step,
-    episode_start,
-    out,
-    log_sum,
-    log_sum_grad,
-    delta,
-    query_grad,
+def query_gradient_kernel(
+    grad_ptr,
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    query_step_ptr,
+    key_step_ptr,
+    episode_start_ptr,
+    out_ptr,
+    log_sum_ptr,
+    log_sum_grad_ptr,
+    delta_ptr,
+    query_grad_ptr,
     grad_b,
     grad_t,
     grad_h,
@@ -75,17 +73,26 @@ def _query_gradient_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
+    """Write the gradients of one tile of queries, and `delta`, which the other kernel needs."""
     tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
     row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
     inside = row < queries * SHARED
     time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
     # Load the visibility limits of each row and reduce them to those of the tile.
-    query_step += batch * query_step_b
-    key_step += batch * key_step_b
-    episode_start += batch * episode_start_b
-    base = tl.load(query_step).to(tl.int64)
+    query_step_ptr += batch * query_step_b
+    key_step_ptr += batch * key_step_b
+    episode_start_ptr += batch * episode_start_b
+    base = tl.load(query_step_ptr).to(tl.int64)
     first, last, sink_end, before_window = load_limits(
-        query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+        query_step_ptr,
+        episode_start_ptr,
+        query_step_t,
+        episode_start_t,
+        time,
+        inside,
+        base,
+        window,
+        num_sinks,
     )
     tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
         first, last, sink_end, before_window
@@ -93,25 +100,25 @@ def _query_gradient_kernel(
 
     flat = (batch * queries + time) * (groups * SHARED) + head
     # [R, D]
-    q = load_tile(query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
+    q = load_tile(query_ptr, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH)
     # [R, V]
-    do = load_tile(grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE)
-    read = load_tile(out, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
+    do = load_tile(grad_ptr, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE)
+    read = load_tile(out_ptr, flat * VALUE_WIDTH, inside, VALUE_WIDTH, BLOCK_VALUE)
     # Compute and store delta, which both gradients subtract from the gradient of the weights.
     mean = tl.sum(do.to(tl.float32) * read.to(tl.float32), axis=1)
-    if log_sum_grad is not None:
+    if log_sum_grad_ptr is not None:
         # The derivative of the log-sum-exp by a score is its weight.
-        mean -= tl.load(log_sum_grad + flat, mask=inside, other=0.0)
-    tl.store(delta + flat, mean, mask=inside)
+        mean -= tl.load(log_sum_grad_ptr + flat, mask=inside, other=0.0)
+    tl.store(delta_ptr + flat, mean, mask=inside)
     # [R]
-    log = tl.load(log_sum + flat, mask=inside, other=0.0)
+    log = tl.load(log_sum_ptr + flat, mask=inside, other=0.0)
     log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
     # Recompute the softmax from its log-sum-exp and accumulate the query gradient.
     dq = tl.zeros([BLOCK_ROWS, BLOCK_WIDTH], tl.float32)
     for start in range(0, slots, BLOCK_KEYS):
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
-        key = load_keys(key_step, key_step_n, slot, slots, base)
+        key = load_keys(key_step_ptr, key_step_n, slot, slots, base)
         near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
         if tl.max(near.to(tl.int32)) > 0:
             visible = is_visible(
@@ -122,10 +129,12 @@ def _query_gradient_kernel(
             )
             key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
             # [K, D]
-            k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH)
+            k = load_tile(
+                keys_ptr, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH
+            )
             # [K, V]
             v = load_tile(
-                values,
+                values_ptr,
                 batch * values_b + slot * values_n + group * values_g,
                 key_used,
                 VALUE_WIDTH,
@@ -136,22 +145,22 @@ def _query_gradient_kernel(
             weight_grad = tl.dot(do, tl.trans(v), input_precision="ieee")
             score_grad = weight * (weight_grad - mean[:, None])
             dq += tl.dot(score_grad.to(k.dtype), k, input_precision="ieee")
-    store_tile(query_grad, flat * WIDTH, inside, dq * scale, WIDTH, BLOCK_WIDTH)
+    store_tile(query_grad_ptr, flat * WIDTH, inside, dq * scale, WIDTH, BLOCK_WIDTH)
 
 
 @triton.jit
-def _key_gradient_kernel(
-    grad,
-    query,
-    keys,
-    values,
-    query_step,
-    key_step,
-    episode_start,
-    log_sum,
-    delta,
-    keys_grad,
-    values_grad,
+def key_gradient_kernel(
+    grad_ptr,
+    query_ptr,
+    keys_ptr,
+    values_ptr,
+    query_step_ptr,
+    key_step_ptr,
+    episode_start_ptr,
+    log_sum_ptr,
+    delta_ptr,
+    keys_grad_ptr,
+    values_grad_ptr,
     grad_b,
     grad_t,
     grad_h,
@@ -184,24 +193,29 @@ def _key_gradient_kernel(
     BLOCK_WIDTH: tl.constexpr,
     BLOCK_VALUE: tl.constexpr,
 ):
+    """Write the gradients of one tile of keys and of their values."""
     tile, group, batch = locate_program(tl.cdiv(slots, BLOCK_KEYS), groups)
     slot = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
     inside_slots = slot < slots
     # Load the keys' steps and find the earliest and the latest of the tile.
-    query_step += batch * query_step_b
-    key_step += batch * key_step_b
-    episode_start += batch * episode_start_b
-    base = tl.load(query_step, mask=queries > 0, other=0).to(tl.int64)
+    query_step_ptr += batch * query_step_b
+    key_step_ptr += batch * key_step_b
+    episode_start_ptr += batch * episode_start_b
+    base = tl.load(query_step_ptr, mask=queries > 0, other=0).to(tl.int64)
     # [K]
-    key = load_keys(key_step, key_step_n, slot, slots, base)
+    key = load_keys(key_step_ptr, key_step_n, slot, slots, base)
     earliest = tl.min(tl.where(key < -FAR, FAR, key))
     latest = tl.max(key)
 
     # [K, D]
-    k = load_tile(keys, batch * keys_b + slot * keys_n + group * keys_g, inside_slots, WIDTH, BLOCK_WIDTH)
+    k = load_tile(keys_ptr, batch * keys_b + slot * keys_n + group * keys_g, inside_slots, WIDTH, BLOCK_WIDTH)
     # [K, V]
     v = load_tile(
-        values, batch * values_b + slot * values_n + group * values_g, inside_slots, VALUE_WIDTH, BLOCK_VALUE
+        values_ptr,
+        batch * values_b + slot * values_n + group * values_g,
+        inside_slots,
+        VALUE_WIDTH,
+        BLOCK_VALUE,
     )
     # Loop over the tiles of rows and skip those that see none of these keys.
     dk = tl.zeros([BLOCK_KEYS, BLOCK_WIDTH], tl.float32)
@@ -211,24 +225,32 @@ def _key_gradient_kernel(
         inside = row < queries * SHARED
         time, head = row // SHARED, group * SHARED + row % SHARED
         first, last, sink_end, before_window = load_limits(
-            query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
+            query_step_ptr,
+            episode_start_ptr,
+            query_step_t,
+            episode_start_t,
+            time,
+            inside,
+            base,
+            window,
+            num_sinks,
         )
         near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (before_window < latest))
         if tl.max(near.to(tl.int32)) > 0:
             flat = (batch * queries + time) * (groups * SHARED) + head
             # [R, D]
             q = load_tile(
-                query, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH
+                query_ptr, batch * query_b + time * query_t + head * query_h, inside, WIDTH, BLOCK_WIDTH
             )
             # [R, V]
             do = load_tile(
-                grad, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE
+                grad_ptr, batch * grad_b + time * grad_t + head * grad_h, inside, VALUE_WIDTH, BLOCK_VALUE
             )
             # [R]
-            log = tl.load(log_sum + flat, mask=inside, other=0.0)
+            log = tl.load(log_sum_ptr + flat, mask=inside, other=0.0)
             log = tl.where(log == float("-inf"), 0.0, log) * LOG2_E
             # [R]
-            mean = tl.load(delta + flat, mask=inside, other=0.0)
+            mean = tl.load(delta_ptr + flat, mask=inside, other=0.0)
             # Tiles here are [K, R]. NaN of an invisible slot stays in its own row, which `visible` masks.
             visible = is_visible(
                 key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
@@ -240,62 +262,5 @@ def _key_gradient_kernel(
             score_grad = tl.where(visible, weight * (weight_grad - mean[None, :]), 0.0)
             dk += tl.dot(score_grad.to(q.dtype), q, input_precision="ieee")
     flat = (batch * slots + slot) * groups + group
-    store_tile(keys_grad, flat * WIDTH, inside_slots, dk * scale, WIDTH, BLOCK_WIDTH)
-    store_tile(values_grad, flat * VALUE_WIDTH, inside_slots, dv, VALUE_WIDTH, BLOCK_VALUE)
-
-
-def query_gradient_launch(
-    grad,
-    query,
-    keys,
-    values,
-    query_step,
-    key_step,
-    episode_start,
-    out,
-    log_sum,
-    log_sum_grad,
-    delta,
-    query_grad,
-    window,
-    num_sinks,
-    scale,
-) -> Launch:
-    """Return the kernel launch, not yet run, that writes `delta` and `query_grad`.
-
-    Args: those of `kernels.sink_attention`, its outputs, the gradients of these outputs, and the tensors to
-    fill.
-    """
-    tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
-    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
-    extra = {"out": out, "log_sum": log_sum, "log_sum_grad": log_sum_grad, "delta": delta}
-    extra["query_grad"] = query_grad
-    return build_launch(
-        _query_gradient_kernel, "query gradient", tensors, steps, extra, window, num_sinks, scale
-    )
-
-
-def key_gradient_launch(
-    grad,
-    query,
-    keys,
-    values,
-    query_step,
-    key_step,
-    episode_start,
-    log_sum,
-    delta,
-    keys_grad,
-    values_grad,
-    window,
-    num_sinks,
-    scale,
-) -> Launch:
-    """Return the launch that fills `keys_grad` and `values_grad`.
-
-    Args: those of `kernels.sink_attention`, the gradient of its output, and the tensors to fill.
-    """
-    tensors = {"query": query, "keys": keys, "values": values, "grad": grad}
-    steps = {"query_step": query_step, "key_step": key_step, "episode_start": episode_start}
-    extra = {"log_sum": log_sum, "delta": delta, "keys_grad": keys_grad, "values_grad": values_grad}
-    return build_launch(_key_gradient_kernel, "key gradient", tensors, steps, extra, window, num_sinks, scale)
+    store_tile(keys_grad_ptr, flat * WIDTH, inside_slots, dk * scale, WIDTH, BLOCK_WIDTH)
+    store_tile(values_grad_ptr, flat * VALUE_WIDTH, inside_slots, dv, VALUE_WIDTH, BLOCK_VALUE)

@@ -201,8 +201,9 @@ MUTATIONS = [
     ("c[None, :], -grad_products, 0.0)", "c[None, :], grad_products, 0.0)"),
     ("grad_chunk_decay += tl.sum(key * step[:, None]", "grad_chunk_decay -= tl.sum(key * step[:, None]"),
     ("grad_chunk_decay[None, :], 0.0) - key * grad_key", "grad_chunk_decay[None, :], 0.0)"),
-    ("decays * dot(tl.trans(level_grad), x * decays", "dot(tl.trans(level_grad), x * decays"),
-    ("result = own[:, None] * y", "result = 0 * y"),
+    ("decays * dot(level_grad, other * decays", "dot(level_grad, other * decays"),
+    ("level_grad = tl.trans(level_grad)", "level_grad = 0 * tl.trans(level_grad)"),
+    ("result = own[:, None] * other", "result = 0 * other"),
     ("grad_key = grad_key * step[:, None]", "grad_key = grad_key + 0 * step[:, None]"),
 ]  # fmt: skip
 

@@ -261,7 +261,7 @@ MUTATIONS = [
     ("squared_norm += squares(get(p_key", "squared_norm += 0 * squares(get(p_key"),
     ("gate * complement * (2 + x * (complement - gate))", "gate * complement * (2 + x)"),
     ("if source >= 0:", "if source >= 99:"),
-    ('product(view_tokens(grads, "slope_grad"), view_tokens(trace.chunks, "error"))', "0"),
+    ('product(view_tokens(grads, "slope_grad"), view_tokens(trace.trace, "error"))', "0"),
 ]
 
 

@@ -5,12 +5,12 @@ import itertools
 import pytest
 import torch
 
+from scrubjay.kernels.neural.factors import Factors
 from scrubjay.kernels.neural.network import (
     NetworkShape,
     backward_pass,
     clip_step,
     compute_error_share,
-    compute_rule,
     flush_denormals,
     forward_pass,
     pack,
@@ -79,7 +79,7 @@ def test_the_closed_form_is_the_recurrence(skips):
     log_retention, log_momentum = log_retention * valid, log_momentum * valid
     steps = normal(5, seed=2) * valid
     first_delta, first_momentum = normal(2, seed=3)
-    rule = compute_rule(log_retention, log_momentum, valid)
+    factors = Factors.from_gates(log_retention, log_momentum, valid, read_before_write=False)
     delta, speed = first_delta, first_momentum
     for t in range(5):
         if valid[t]:
@@ -87,10 +87,12 @@ def test_the_closed_form_is_the_recurrence(skips):
             delta = log_retention[t].exp() * delta + speed
         # Row t of `mixing` holds the share of each token's step in delta.
         expected_delta = (
-            rule.retention[t] * first_delta + rule.buildup[t] * first_momentum - rule.mixing[t] @ steps
+            factors.read_retention[t] * first_delta
+            + factors.read_buildup[t] * first_momentum
+            - factors.read_mixing[t] @ steps
         )
         torch.testing.assert_close(expected_delta, delta)
-    torch.testing.assert_close(rule.momentum_retention[-1] * first_momentum - rule.trace @ steps, speed)
+    torch.testing.assert_close(factors.ends[1] * first_momentum - factors.end_trace @ steps, speed)
 
 
 def test_flushed_values_are_zero_and_their_gradient_passes():

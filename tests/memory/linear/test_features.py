@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.memory.linear.features import Taylor
+from scrubjay.memory.linear.taylor import Taylor
 from scrubjay.memory.parts.layers import normalize_vectors
 
 

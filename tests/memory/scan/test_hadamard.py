@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from scrubjay.memory.scan import hadamard
-from scrubjay.memory.scan.hadamard import BOUND, bounded_scan
+from scrubjay.memory.scan import shm
+from scrubjay.memory.scan.shm import BOUND, bounded_scan
 
 
 def problem(batch, time, size, dtype=torch.float64, largest=0.3, seed=0):
@@ -28,7 +28,7 @@ def uses_custom_backward(outputs):
 @pytest.mark.parametrize("last", [True, False])
 def test_by_hand_and_by_the_definition_are_one(batch, time, size, last):
     inputs, start, grad_outputs = problem(batch, time, size)
-    result, expected = hadamard.scan_segment(*inputs, start), hadamard._segment_by_scan(*inputs, start)
+    result, expected = shm.scan_segment(*inputs, start), shm._segment_by_scan(*inputs, start)
     assert uses_custom_backward(result)
     assert not uses_custom_backward(expected)
     for one, other in zip(result, expected, strict=True):
@@ -47,7 +47,7 @@ def test_gradients_by_hand_have_gradients():
     inputs, start, _ = problem(16, 3, 12)
 
     def run(projections, theta, matrix):
-        result = hadamard.scan_segment(projections, theta, matrix, start)
+        result = shm.scan_segment(projections, theta, matrix, start)
         assert uses_custom_backward(result)
         return result
 
@@ -57,21 +57,21 @@ def test_gradients_by_hand_have_gradients():
 
 def test_few_rows_and_those_of_vmap_go_by_the_definition():
     inputs, start, _ = problem(2, 5, 4)
-    assert not uses_custom_backward(hadamard.scan_segment(*inputs, start))
+    assert not uses_custom_backward(shm.scan_segment(*inputs, start))
     (projections, theta, matrix), start, _ = problem(16, 5, 16)
-    scan_scaled = torch.func.vmap(lambda x: hadamard.scan_segment(x * projections, theta, matrix, start)[0])
+    scan_scaled = torch.func.vmap(lambda x: shm.scan_segment(x * projections, theta, matrix, start)[0])
     result = scan_scaled(torch.tensor([0.5, 1], dtype=torch.float64))
-    torch.testing.assert_close(result[1], hadamard.scan_segment(projections, theta, matrix, start)[0])
+    torch.testing.assert_close(result[1], shm.scan_segment(projections, theta, matrix, start)[0])
 
 
 @pytest.mark.parametrize("entry", [BOUND, float("inf"), float("nan")])
 def test_one_entry_at_its_bound_or_beyond_all_numbers_leaves_other_rows_as_they_are(entry):
     inputs, start, _ = problem(20, 9, 16)
     start[3], start[3, 4] = False, True
-    expected = hadamard.scan_segment(*inputs, start)
+    expected = shm.scan_segment(*inputs, start)
     with torch.no_grad():
         inputs[2][3, 0, 0] = entry
-    result = hadamard.scan_segment(*inputs, start)
+    result = shm.scan_segment(*inputs, start)
     assert not uses_custom_backward(result)
     torch.testing.assert_close(result[0][3, 4:], expected[0][3, 4:])
     others = torch.arange(20) != 3
@@ -88,7 +88,7 @@ def test_a_product_of_gates_that_no_number_holds_is_owed_nothing():
     theta, matrix = torch.full((8, 1200, 16), 10.0), torch.zeros(8, 16, 16)
     inputs = projections, theta.requires_grad_(), matrix.requires_grad_()
     start = torch.zeros(8, 1200, dtype=torch.bool)
-    result = hadamard.scan_segment(*inputs, start)
+    result = shm.scan_segment(*inputs, start)
     assert uses_custom_backward(result)
     grad_projections, grad_theta, _ = torch.autograd.grad(result[0].sum(), inputs)
     assert grad_projections.isfinite().all()

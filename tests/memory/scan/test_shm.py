@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from scrubjay.kernels import scan
-from scrubjay.memory.scan.hadamard import BOUND, HadamardUpdate
-from scrubjay.memory.scan.shm import SHMConfig
+from scrubjay.memory.scan.shm import BOUND, HadamardUpdate, SHMConfig
 
 from .published_results import outputs, set_weights, wave
 

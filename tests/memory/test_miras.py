@@ -1,4 +1,4 @@
-"""Tests of all Miras memories: limiting cases, state entries, and learning after complete forgetting."""
+"""Tests of the Miras memories: limiting cases, state entries, losses, and weights from duals."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ import torch
 
 from scrubjay import memory
 from scrubjay.kernels import neural_recall
+from scrubjay.kernels.neural.network import NetworkShape, mirror_weights, unpack
 
 PAPER: dict[str, Any] = {"depth": 2, "residual": True, "norm": True}
 NAMES = ["memora", "moneta", "yaad"]
@@ -155,3 +156,126 @@ def test_impossible_sizes_are_named():
     ]:
         with pytest.raises(ValueError, match=message):
             build(name, **fields)
+
+
+@pytest.mark.parametrize("measure", ["norm", "coordinate"])
+@pytest.mark.parametrize("bound_steps", [False, True])
+def test_one_outlier_of_a_million_moves_weights_no_further_than_its_threshold(measure, bound_steps):
+    torch.manual_seed(0)
+    module: Any = memory.make("yaad", dim=16, num_heads=2, measure=measure, bound_steps=bound_steps)
+    layer = module.layers[0].memory
+    with torch.no_grad():
+        layer.gates.weight.zero_()
+        # Disable forgetting.
+        layer.gates.bias.view(3, 2)[1] = -200.0
+        state = layer.initial_state(3, torch.float32, torch.device("cpu"))
+        for t in range(20):
+            _, _, state = layer.step(torch.randn(3, 16), state, torch.tensor([t] * 3))
+        outlier = 1e6 * torch.randn(3, 16)
+        _, surprise, after = layer.step(outlier, state, torch.tensor([20] * 3))
+    step, _, threshold = layer.gates.bias.view(3, 2)
+    step = torch.sigmoid(step) / (layer.chunk_size if bound_steps else 1)
+    threshold = torch.nn.functional.softplus(threshold) * (1 if measure == "norm" else 8**0.5)
+    change = torch.linalg.vector_norm(after["delta"] - state["delta"], dim=-1)
+    assert (change <= step * threshold * (1 + 1e-4)).all()
+    assert (change > 0.5 * step * threshold).all()
+    assert (surprise <= threshold.mean() * (1 + 1e-4)).all()
+
+
+def test_thresholds_are_learned():
+    torch.manual_seed(0)
+    module: Any = memory.make("yaad", dim=16)
+    with torch.no_grad():
+        module.layers[0].memory.gates.bias[2] = 0.0
+    y, _ = module(3 * torch.randn(4, 40, 16), module.initial_state(4))
+    y.square().sum().backward()
+    assert module.layers[0].memory.gates.weight.grad[2].any()
+
+
+@pytest.mark.parametrize("fields", [{}, {"depth": 2, "residual": True, "norm": True}, {"q": 2.5}], ids=str)
+def test_weights_keep_the_norm_of_their_dual_however_long_it_lives(fields):
+    torch.manual_seed(0)
+    module: Any = memory.make("moneta", dim=16, num_heads=2, **fields)
+    layer, q = module.layers[0].memory, module.config.q
+    weights = list(layer.weights)
+    shape = NetworkShape.from_weights(weights, False, False, learning=layer.learning)
+    with torch.no_grad():
+        state = module.initial_state(3)
+        for _ in range(5):
+            _, state = module(torch.randn(3, 200, 16), state)
+        for state_delta in (torch.zeros_like(state["anchor_0"]), state["anchor_0"]):
+            duals = [w + x for w, x in zip(weights, unpack(state_delta, shape), strict=True)]
+            for weight, dual in zip(
+                mirror_weights(weights, unpack(state_delta, shape), shape), duals, strict=True
+            ):
+                norms = [torch.linalg.vector_norm(x, q, dim=(-1, -2)) for x in (weight, dual)]
+                torch.testing.assert_close(norms[0], norms[1] ** (3 - q))
+                if not state_delta.any():
+                    torch.testing.assert_close(norms[0], torch.ones_like(norms[0]))
+                    torch.testing.assert_close(weight, dual)
+    assert state["anchor_0"].any()
+
+
+def weights_of(module, state):
+    layer = module.layers[0].memory
+    weights = list(layer.weights)
+    shape = NetworkShape.from_weights(weights, False, False, learning=layer.learning)
+    return mirror_weights(weights, unpack(state["anchor_0"], shape), shape)
+
+
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+@pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
+def test_weights_to_an_output_are_positive_and_sum_up_to_the_root_of_the_width(net, forgets_to):
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=16, num_heads=1, forgets_to=forgets_to, **net)
+    with torch.no_grad():
+        state = module.initial_state(3)
+        for _ in range(5):
+            _, state = module(10 * torch.randn(3, 200, 16), state)
+        for weight in weights_of(module, state):
+            assert (weight >= 0).all()
+            torch.testing.assert_close(weight.sum(-2), torch.full_like(weight.sum(-2), 4.0))
+    assert state["anchor_0"].any()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+@pytest.mark.parametrize("net", [{}, {"depth": 2, "residual": True, "norm": True}], ids=["matrix", "paper"])
+@torch.no_grad()
+def test_weights_are_distributions_after_100_000_steps(net, forgets_to):
+    """Inputs are large and random, constant, or of alternating sign."""
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=8, num_heads=1, forgets_to=forgets_to, **net)
+    state, constant = module.initial_state(3), torch.randn(1, 1, 8).expand(1, 1000, 8)
+    alternating = constant * (-1) ** torch.arange(1000)[:, None]
+    for _ in range(100):
+        _, state = module(torch.cat([10 * torch.randn(1, 1000, 8), constant, alternating]), state)
+    assert state["anchor_0"].flatten(1).any(dim=1).all()
+    for weight in weights_of(module, state):
+        assert (weight >= 0).all()
+        torch.testing.assert_close(weight.sum(-2), torch.full_like(weight.sum(-2), 8**0.5), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("forgets_to", ["born", "uniform"])
+def test_what_is_not_written_goes_where_the_config_says(forgets_to):
+    torch.manual_seed(0)
+    module: Any = memory.make("memora", dim=16, num_heads=1, forgets_to=forgets_to)
+    with torch.no_grad():
+        torch.nn.init.normal_(module.layers[0].memory.weights[0])
+        initial = weights_of(module, module.initial_state(1))[0]
+        _, state = module(torch.randn(1, 64, 16), module.initial_state(1))
+        gates = module.layers[0].memory.gates
+        gates.weight.zero_()
+        gates.bias.copy_(torch.tensor([-200.0, -2.0]))
+        for _ in range(4):
+            _, state = module(torch.randn(1, 128, 16), state)
+        final = weights_of(module, state)[0]
+    expected = initial if forgets_to == "born" else torch.full_like(initial, 1 / 4)
+    torch.testing.assert_close(final, expected, rtol=1e-5, atol=1e-6)
+    assert (initial - 1 / 4).abs().max() > 0.1
+
+
+def test_a_matrix_is_born_with_equal_weights():
+    module: Any = memory.make("memora", dim=16, num_heads=1)
+    weights = weights_of(module, module.initial_state(1))[0]
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / 4))

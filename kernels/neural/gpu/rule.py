@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.neural.gpu.launch import build_launch
-from scrubjay.kernels.neural.gpu.layout import Layout, NeuralKernelInputs, NeuralKernelTrace
 from scrubjay.kernels.neural.gpu.tiles import (
     dot,
     get,
@@ -24,7 +20,7 @@ from scrubjay.kernels.neural.gpu.tiles import (
 
 
 @triton.jit
-def _rule_gradient_kernel(
+def rule_gradient_kernel(
     key_ptr, states_ptr, trace_ptr, rule_grad_ptr, states_grad_ptr,
     N, H, key_b, key_t, key_h,
     C: tl.constexpr, D: tl.constexpr, I: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr,
@@ -96,24 +92,3 @@ def _rule_gradient_kernel(
     tl.store(p_rule_grad + END_RETENTION, tl.sum(grad_retention))
     tl.store(p_rule_grad + END_BUILDUP, tl.sum(grad_buildup))
     tl.store(p_rule_grad + END_MOMENTUM_RETENTION, tl.sum(grad_momentum_retention))
-
-
-def rule_gradient_launch(
-    inputs: NeuralKernelInputs,
-    layout: Layout,
-    trace: NeuralKernelTrace,
-    grad_rule: Tensor,
-    states_grad: Tensor,
-) -> Launch:
-    """Return the kernel launch, not yet run, that writes the gradients of end coefficients to `grad_rule`.
-
-    The end coefficients determine the state at the end of each chunk.
-    """
-    rows, count, _ = inputs.rule.shape
-    arguments = {
-        "states_ptr": trace.states,
-        "trace_ptr": trace.chunks,
-        "rule_grad_ptr": grad_rule,
-        "states_grad_ptr": states_grad,
-    }
-    return build_launch(_rule_gradient_kernel, rows * count, inputs, layout, arguments)

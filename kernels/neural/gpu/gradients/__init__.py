@@ -1,1 +1,0 @@
-"""Backward kernels of the reads, of the writes and of the coefficients."""

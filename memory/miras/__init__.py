@@ -1,1 +1,0 @@
-"""Miras: neural memories whose losses and retention rules differ from those of Titans."""
