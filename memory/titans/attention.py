@@ -19,7 +19,7 @@ from torch.nn import functional
 from scrubjay.kernels import sink_attention
 from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.memory.contract.base import State
-from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.contract.clock import Clock, shift_window
 from scrubjay.memory.incremental.window import WindowRingBuffer
 from scrubjay.memory.parts.chunks import last_steps
 from scrubjay.memory.parts.rotary import build_sine_weights, compute_cos_sin, rotary_frequencies, rotate

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scrubjay.memory.linear.flow import FlowConfig
-from scrubjay.memory.linear.layers import count_heads
+from scrubjay.memory.parts.window import count_heads
 
 
 @pytest.mark.parametrize(
