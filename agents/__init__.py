@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import PolicyStep as PolicyStep
     from scrubjay.agents.rl.ppo import PPO as PPO
     from scrubjay.agents.rl.ppo import PPOConfig as PPOConfig
-    from scrubjay.agents.rl.sampler import EpisodeStats as EpisodeStats
+    from scrubjay.agents.rl.rollout import EpisodeStats as EpisodeStats
+    from scrubjay.agents.rl.rollout import TeamEpisodeStats as TeamEpisodeStats
     from scrubjay.agents.rl.sampler import Sampler as Sampler
     from scrubjay.agents.rl.segment import Observation as Observation
     from scrubjay.agents.rl.segment import Segment as Segment
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from scrubjay.agents.teams.policy import TeamPolicy as TeamPolicy
     from scrubjay.agents.teams.policy import TeamPolicyConfig as TeamPolicyConfig
     from scrubjay.agents.teams.policy import TeamPolicyStep as TeamPolicyStep
-    from scrubjay.agents.teams.sampler import TeamEpisodeStats as TeamEpisodeStats
     from scrubjay.agents.teams.sampler import TeamSampler as TeamSampler
     from scrubjay.agents.teams.segment import TeamSegment as TeamSegment
 
@@ -49,13 +49,14 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "rl.learner": ["Learner", "LearnerConfig"],
         "rl.policy": ["Evaluation", "Policy", "PolicyConfig", "PolicyStep"],
         "rl.ppo": ["PPO", "PPOConfig"],
-        "rl.sampler": ["EpisodeStats", "Sampler"],
+        "rl.rollout": ["EpisodeStats", "TeamEpisodeStats"],
+        "rl.sampler": ["Sampler"],
         "rl.segment": ["Observation", "Segment"],
         "rl.spaces": ["Spaces"],
         "teams.env": ["TeamEnv", "TeamStep"],
         "teams.gamatr": ["GAMATR", "GAMATRConfig"],
         "teams.policy": ["TeamPolicy", "TeamPolicyConfig", "TeamPolicyStep"],
-        "teams.sampler": ["TeamEpisodeStats", "TeamSampler"],
+        "teams.sampler": ["TeamSampler"],
         "teams.segment": ["TeamSegment"],
         "language.declarations": ["tool"],
     },

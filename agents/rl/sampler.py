@@ -1,53 +1,35 @@
-"""Samplers, which step a vector environment with a policy and return segments."""
+"""Sampler, which steps a vector environment with a policy and returns segments."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import (
-    check_finite,
-    check_indices,
-    check_rewards,
-    from_leaves,
-    leaf_dtype,
-    leaf_spaces,
-    leaf_values,
-)
+from scrubjay.agents.rl.observations import check_finite, check_rewards, from_leaves, leaf_dtype
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.segment import Observation, Segment
-from scrubjay.agents.rl.snapshots import can_restore, load_env, save_env
-from scrubjay.memory.contract.stepper import Stepper
+from scrubjay.agents.rl.rollout import (
+    ActorInput,
+    Environments,
+    EpisodeCounter,
+    EpisodeStats,
+    PolicyActor,
+    VectorEnvs,
+    rollout,
+)
+from scrubjay.agents.rl.segment import BaseSegment, Segment
 
 _log = logging.getLogger(__name__)
-
-MEASURES = ("reached",)
-"""Final infos of an episode to record in addition to `info["success"]`: `reached` is 1 if a choice was
-made."""
-
-
-@dataclass(frozen=True)
-class EpisodeStats:
-    """Statistics of one finished episode."""
-
-    episode_return: float
-    """Undiscounted sum of rewards."""
-    length: int
-    """Number of actions."""
-    success: float | None = None
-    """Value of `info["success"]` at the end of the episode, if present."""
-    measures: dict[str, float] = field(default_factory=dict)
-    """Other measures by name. For a single agent: the value of `info[name]` at the end of the episode, for
-    each name in `MEASURES` that is present. For a team: the mean of each metric in the environment's
-    `infos` over the steps of the episode."""
 
 
 class BaseSampler(ABC):
@@ -56,31 +38,92 @@ class BaseSampler(ABC):
     Raises ValueError if `segment_length` is below 1.
     """
 
-    policy: Any
-    num_envs: int
-    _starts: np.ndarray
-    _returns: np.ndarray
-    _lengths: np.ndarray
-    _state: Any
-    _current: dict[str, np.ndarray]
+    segment_class: ClassVar[type[BaseSegment]]
 
-    def __init__(self, env: Any, policy: Any, segment_length: int, seed: int = 0) -> None:
+    def __init__(self, env: Any, envs: Environments, policy: Any, segment_length: int, seed: int = 0) -> None:
         if segment_length < 1:
             raise ValueError(f"segment_length={segment_length}: must be at least 1")
-        self.env = env
+        self.env, self.envs = env, envs
         self.policy = policy
         self.segment_length = segment_length
-        self.num_envs = env.num_envs
+        self.num_envs = envs.num_envs
         self.seconds = {"env": 0.0, "policy": 0.0}
         """Total wall time in seconds, in the environment and in everything else."""
-        self._leaves = leaf_spaces(env.single_observation_space)
+        self._rows = (envs.num_envs,) if envs.num_agents is None else (envs.num_envs, envs.num_agents)
         self._generator = torch.Generator(device=policy.device).manual_seed(seed)
-        self._episodes: list[Any] = []
+        self._episodes: list[EpisodeStats] = []
         self._begin(seed)
 
-    @abstractmethod
+    @torch.no_grad()
     def collect(self) -> Any:
         """Collect and return the next segment. Later calls do not change its tensors."""
+        start_time = time.perf_counter()
+        env_seconds = 0.0
+        length, num_envs, device = self.segment_length, self.num_envs, self.policy.device
+        # Buffers have the time axis first, so that each step is contiguous. They are written through numpy
+        # views, which is faster for small arrays, and read as tensors.
+        observations = self._empty_leaves(length + 1, *self._rows)
+        arrays = {key: leaf.numpy() for key, leaf in observations.items()}
+        alive = np.empty((length + 1, *self._rows), dtype=np.bool_)
+        self._inputs.write(arrays, alive, 0)
+        rewards = np.empty((length, *self._rows), dtype=np.float32)
+        terminated = np.empty((length, *self._rows), dtype=np.bool_)
+        starts, truncated = (np.empty((length, num_envs), dtype=np.bool_) for _ in range(2))
+        bootstrap_values = torch.zeros(length, *self._rows, device=device)
+        outputs = []
+        first_state = self._state
+        actor = self._build_actor()
+        for t, step in enumerate(itertools.islice(rollout(self.envs, actor, self._inputs), length)):
+            result = step.result
+            starts[t] = step.inputs.starts
+            outputs.append(step.choice.output)
+            env_seconds += step.env_seconds
+            result.following.write(arrays, alive, t + 1)
+            rewards[t], terminated[t], truncated[t] = result.rewards, result.terminated, result.truncated
+            self._inputs = result.following
+            if not (episodes := self._counter.count(result)):
+                continue
+            self._episodes += [episode for _, episode in episodes]
+            if truncated[t].any():
+                # The truncated episode of a single agent may also have reached a terminal state.
+                is_cut = truncated[t] if self.envs.num_agents is not None else truncated[t] & ~terminated[t]
+                if len(cut := np.flatnonzero(is_cut)):
+                    rows, final = torch.from_numpy(cut), result.final(cut)
+                    values = actor.value(final, actor.state(rows.to(device)))
+                    if final.alive is not None:
+                        values = values.masked_fill(~torch.from_numpy(final.alive).to(device), 0)
+                    bootstrap_values[t, rows] = values
+        check_rewards(rewards)
+        log_probs = torch.stack([output.log_prob for output in outputs], dim=1)
+        if not log_probs.isfinite().all():  # caused by the observations or by diverged weights
+            check_finite(self.envs.leaves, arrays)
+        self._state = actor.state()
+        self._inputs = ActorInput(
+            {key: leaf[length].copy() for key, leaf in arrays.items()},
+            self._inputs.starts.copy(),
+            None if self._inputs.alive is None else alive[length].copy(),
+        )
+        living = torch.from_numpy(alive).to(device)
+        values, last_values = self._values(actor, outputs, observations, living)
+        batch = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
+        segment: Any = self.segment_class
+        segment = segment(
+            observations=from_leaves(batch),
+            actions=torch.stack([output.action for output in outputs], dim=1),
+            log_probs=log_probs,
+            values=torch.stack(values, dim=1),
+            rewards=_batch_first(rewards, device),
+            starts=_batch_first(starts, device),
+            terminated=_batch_first(terminated, device),
+            truncated=_batch_first(truncated, device),
+            bootstrap_values=bootstrap_values.transpose(0, 1),
+            last_values=last_values,
+            state=first_state,
+            **({} if self._inputs.alive is None else {"alive": living[:length].transpose(0, 1)}),
+        )
+        self.seconds["env"] += env_seconds
+        self.seconds["policy"] += time.perf_counter() - start_time - env_seconds
+        return segment
 
     def restart(self, seed: int) -> None:
         """Reset every environment, and seed all random number generators with `seed`."""
@@ -94,17 +137,23 @@ class BaseSampler(ABC):
 
     def get_state(self) -> dict[str, Any]:
         """Return the sampler's state: tensors, plain values and, if available, the environment's state."""
-        return {
+        state = {
             "generator": self._generator.get_state(),
             "device": self.policy.device.type,
             "memory": {key: value.clone() for key, value in self._state.items()},
-            "observation": {key: torch.from_numpy(value.copy()) for key, value in self._current.items()},
-            "starts": self._starts.tolist(),
-            "returns": self._returns.tolist(),
-            "lengths": self._lengths.tolist(),
+            "observation": {
+                key: torch.from_numpy(value.copy()) for key, value in self._inputs.observations.items()
+            },
+            "starts": self._inputs.starts.tolist(),
+            "returns": self._counter.returns.tolist(),
+            "lengths": self._counter.lengths.tolist(),
             "episodes": [asdict(episode) for episode in self._episodes],
             "env": self._save_env() if self.restores_env else None,
         }
+        if self._inputs.alive is not None:
+            measures = {name: total.tolist() for name, total in self._counter.measures.items()}
+            state |= {"alive": self._inputs.alive.tolist(), "measures": measures}
+        return state
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore a state that `get_state` returned. If `restores_env` is False, every environment is reset.
@@ -125,7 +174,15 @@ class BaseSampler(ABC):
             )
             return
         self._load_env(state["env"])
-        self._restore_rows(state)
+        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
+        self._inputs = ActorInput(
+            {key: value.cpu().numpy().copy() for key, value in state["observation"].items()},
+            np.array(state["starts"], dtype=np.bool_),
+            np.array(state["alive"], dtype=np.bool_) if "alive" in state else None,
+        )
+        self._counter.returns = np.array(state["returns"], dtype=np.float64)
+        self._counter.lengths = np.array(state["lengths"], dtype=np.int64)
+        self._counter.measures = {name: np.array(total) for name, total in state.get("measures", {}).items()}
 
     @property
     @abstractmethod
@@ -133,8 +190,14 @@ class BaseSampler(ABC):
         """True if `set_state` also restores the environment, so that a resumed run continues exactly."""
 
     @abstractmethod
-    def _begin(self, seed: int) -> None:
-        """Reset every environment and the memory states."""
+    def _build_actor(self) -> Any:
+        """Return an actor that continues from the memory states of the last step."""
+
+    def _values(
+        self, actor: Any, outputs: list[Any], observations: dict[str, Tensor], alive: Tensor
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return the values of every step, and of the observations that follow the segment."""
+        return [output.value for output in outputs], actor.value(self._inputs, self._state)
 
     @abstractmethod
     def _save_env(self) -> Any:
@@ -144,23 +207,23 @@ class BaseSampler(ABC):
     def _load_env(self, state: Any) -> None:
         """Restore a state of the environment."""
 
-    def _build_episode(self, fields: dict[str, Any]) -> Any:
+    def _begin(self, seed: int) -> None:
+        """Reset every environment and the memory states."""
+        inputs = self.envs.reset(seed=seed)
+        leaves = {key: leaf.numpy() for key, leaf in self._empty_leaves(*self._rows).items()}
+        for key, leaf in leaves.items():
+            leaf[...] = inputs.observations[key]
+        self._inputs = inputs._replace(observations=leaves)
+        self._state = self.policy.initial_state(self.num_envs)
+        self._counter = EpisodeCounter(self.num_envs, self.envs.num_agents)
+
+    def _build_episode(self, fields: dict[str, Any]) -> EpisodeStats:
         return EpisodeStats(**fields)
-
-    def _restore_rows(self, state: dict[str, Any]) -> None:
-        self._state = {key: value.to(self.policy.device) for key, value in state["memory"].items()}
-        self._current = {key: value.cpu().numpy().copy() for key, value in state["observation"].items()}
-        self._starts = np.array(state["starts"], dtype=np.bool_)
-        self._returns = np.array(state["returns"], dtype=np.float64)
-        self._lengths = np.array(state["lengths"], dtype=np.int64)
-
-    def _start(self) -> Tensor | None:
-        return torch.from_numpy(self._starts).to(self.policy.device) if self._starts.any() else None
 
     def _empty_leaves(self, *leading: int) -> dict[str, Tensor]:
         return {
             key: torch.empty(*leading, *(leaf.shape or ()), dtype=leaf_dtype(leaf))
-            for key, leaf in self._leaves.items()
+            for key, leaf in self.envs.leaves.items()
         }
 
     def _restore_generator(self, state: dict[str, Any]) -> None:
@@ -184,6 +247,8 @@ class Sampler(BaseSampler):
     an observation is not in its space, or if a number in an observation or a reward is not finite.
     """
 
+    segment_class = Segment
+
     def __init__(self, env: VectorEnv, policy: Policy, segment_length: int, seed: int = 0) -> None:
         # Gymnasium's vector environments modify shared metadata, so their attribute is read first.
         mode = getattr(env, "autoreset_mode", env.metadata.get("autoreset_mode"))
@@ -194,79 +259,15 @@ class Sampler(BaseSampler):
                 "autoreset_mode='SameStep'). For all others use gymnasium.make_vec(..., "
                 "vectorization_mode='sync', vector_kwargs={'autoreset_mode': 'SameStep'})"
             )
-        super().__init__(env, policy, segment_length, seed)
+        super().__init__(env, VectorEnvs(env), policy, segment_length, seed)
 
     @property
     def restores_env(self) -> bool:
         """True if `set_state` also restores the environment, so that a resumed run continues exactly."""
         return can_restore(self.env)
 
-    @torch.no_grad()
-    def collect(self) -> Segment:
-        """Collect and return the next segment. Later calls do not change its tensors."""
-        start_time = time.perf_counter()
-        env_seconds = 0.0
-        length, num_envs, device = self.segment_length, self.num_envs, self.policy.device
-        # Buffers have the time axis first, so that each step is contiguous. They are written through numpy
-        # views, which is faster for small arrays, and read as tensors.
-        observations = self._empty_leaves(length + 1, num_envs)
-        arrays = {key: leaf.numpy() for key, leaf in observations.items()}
-        for key, leaf in arrays.items():
-            leaf[0] = self._current[key]
-        rewards = np.empty((length, num_envs), dtype=np.float32)
-        starts, terminated, truncated = (np.empty((length, num_envs), dtype=np.bool_) for _ in range(3))
-        bootstrap_values = torch.zeros(length, num_envs, device=device)
-        actions, log_probs, values = [], [], []
-        first_state = self._state
-        stepper = self.policy.memory.stepper(first_state)
-        for t in range(length):
-            starts[t] = self._starts
-            step_input = at_time(observations, t, device)
-            action, log_prob, value = self.policy.advance(step_input, stepper, self._start(), self._generator)
-            actions.append(action)
-            log_probs.append(log_prob)
-            values.append(value)
-            env_actions = self.policy.env_actions(action)
-            before = time.perf_counter()
-            observation, reward, terminated[t], truncated[t], infos = self.env.step(env_actions)
-            env_seconds += time.perf_counter() - before
-            next_leaves = leaf_values(observation)
-            check_indices(self._leaves, next_leaves)
-            for key, leaf in next_leaves.items():
-                arrays[key][t + 1] = leaf
-            rewards[t] = reward
-            self._returns += reward
-            self._lengths += 1
-            self._starts = terminated[t] | truncated[t]
-            if self._starts.any():
-                self._finish_episodes(infos)
-                cut = np.flatnonzero(truncated[t] & ~terminated[t])
-                if len(cut):
-                    bootstrap_values[t, torch.from_numpy(cut)] = self._final_values(infos, cut, stepper)
-        check_rewards(rewards)
-        batch_log_probs = torch.stack(log_probs, dim=1)
-        if not batch_log_probs.isfinite().all():  # caused by the observations or by diverged weights
-            check_finite(self._leaves, arrays)
-        self._state = stepper.state()
-        last_values = self.policy.value(at_time(observations, length, device), self._state, self._start())
-        self._current = {key: leaf[length].copy() for key, leaf in arrays.items()}
-        batch = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
-        segment = Segment(
-            observations=from_leaves(batch),
-            actions=torch.stack(actions, dim=1),
-            log_probs=batch_log_probs,
-            values=torch.stack(values, dim=1),
-            rewards=batch_first(rewards, device),
-            starts=batch_first(starts, device),
-            terminated=batch_first(terminated, device),
-            truncated=batch_first(truncated, device),
-            bootstrap_values=bootstrap_values.transpose(0, 1),
-            last_values=last_values,
-            state=first_state,
-        )
-        self.seconds["env"] += env_seconds
-        self.seconds["policy"] += time.perf_counter() - start_time - env_seconds
-        return segment
+    def _build_actor(self) -> PolicyActor:
+        return PolicyActor(self.policy, self._state, self._generator)
 
     def _save_env(self) -> Any:
         return save_env(self.env)
@@ -274,65 +275,85 @@ class Sampler(BaseSampler):
     def _load_env(self, state: Any) -> None:
         load_env(self.env, state)
 
-    def _begin(self, seed: int) -> None:
-        observation, _ = self.env.reset(seed=seed)
-        check_indices(self._leaves, leaf_values(observation))
-        self._current = {key: leaf.numpy() for key, leaf in self._empty_leaves(self.num_envs).items()}
-        for key, leaf in leaf_values(observation).items():
-            self._current[key][:] = leaf
-        self._state = self.policy.initial_state(self.num_envs)
-        self._starts = np.ones(self.num_envs, dtype=np.bool_)
-        self._returns = np.zeros(self.num_envs)
-        self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
-    def _finish_episodes(self, infos: dict[str, Any]) -> None:
-        for row in np.flatnonzero(self._starts).tolist():
-            final_infos = {name: final_info(infos, row, name) for name in ("success", *MEASURES)}
-            success = final_infos.pop("success")
-            measures = {name: value for name, value in final_infos.items() if value is not None}
-            self._episodes.append(
-                EpisodeStats(float(self._returns[row]), int(self._lengths[row]), success, measures)
-            )
-        self._returns[self._starts] = 0.0
-        self._lengths[self._starts] = 0
-
-    def _final_values(self, infos: dict[str, Any], cut: np.ndarray, stepper: Stepper) -> Tensor:
-        """Return the value estimate of the final observation of each truncated episode.
-
-        `cut` has the indices of the environments whose episodes were truncated.
-        """
-        if "final_obs" not in infos:
-            raise ValueError(
-                f"{self.env} truncated an episode without infos['final_obs']; add the final observations to "
-                "infos"
-            )
-        final = infos["final_obs"]
-        leaves = self._empty_leaves(len(cut))
-        if isinstance(final, np.ndarray) and final.dtype == object:
-            for position, row in enumerate(cut):
-                for key, leaf in leaf_values(final[row]).items():
-                    leaves[key][position] = torch.as_tensor(leaf)
-        else:
-            for key, leaf in leaf_values(final).items():
-                leaves[key].copy_(torch.from_numpy(leaf[cut]))
-        device = self.policy.device
-        observation = from_leaves({key: leaf.to(device) for key, leaf in leaves.items()})
-        return self.policy.value(observation, stepper.state(torch.from_numpy(cut).to(device)))
-
-
-def at_time(observations: dict[str, Tensor], t: int, device: torch.device) -> Observation:
-    """Return the observations of step `t` on `device`; `observations` has the time axis first."""
-    return from_leaves({key: leaf[t].to(device) for key, leaf in observations.items()})
-
-
-def batch_first(array: np.ndarray, device: torch.device) -> Tensor:
+def _batch_first(array: np.ndarray, device: torch.device) -> Tensor:
     """Convert an array with the time axis first to a tensor with the batch axis first."""
     return torch.from_numpy(array).to(device).transpose(0, 1)
 
 
-def final_info(infos: dict[str, Any], row: int, name: str) -> float | None:
-    """Return the final `info[name]` of the episode that ended in environment `row`; None if missing."""
-    final = infos.get("final_info", {})
-    if name not in final or not final.get(f"_{name}", infos["_final_info"])[row]:
-        return None
-    return float(final[name][row])
+def can_restore(env: VectorEnv) -> bool:
+    """Return True if `env` supports `save_env` and `load_env`.
+
+    `env` must have the methods `get_state` and `set_state`, or be a `SyncVectorEnv` of environments with both
+    methods. The only allowed wrappers are those that `gymnasium.make` adds and those with a class attribute
+    `stateless = True`.
+    """
+    env = _unwrap_stateless(env)
+    if _offers_state(env):
+        return True
+    return type(env) is SyncVectorEnv and all(_layers(sub_env) is not None for sub_env in env.envs)
+
+
+def save_env(env: VectorEnv) -> Any:
+    """Return the state of `env`. Raises TypeError if `env` does not support this."""
+    env = _unwrap_stateless(env)
+    if _offers_state(env):
+        return env.get_state()  # type: ignore[attr-defined]
+    return [_save_layers(layers) for layers in _all_layers(env)]
+
+
+def load_env(env: VectorEnv, state: Any) -> None:
+    """Restore a state that `save_env` returned; `env` must have been reset once.
+
+    Raises TypeError if `env` does not support this.
+    """
+    env = _unwrap_stateless(env)
+    if _offers_state(env):
+        env.set_state(state)  # type: ignore[attr-defined]
+        return
+    for layers, layer_state in zip(_all_layers(env), state, strict=True):
+        for limit, steps in zip(layers[:-1], layer_state["elapsed_steps"], strict=True):
+            limit._elapsed_steps = steps
+        layers[-1].set_state(layer_state["env"])
+
+
+def _unwrap_stateless(env: Any) -> Any:
+    """Remove stateless wrappers."""
+    while getattr(type(env), "stateless", False):
+        env = env.env
+    return env
+
+
+def _offers_state(env: Any) -> bool:
+    return callable(getattr(env, "get_state", None)) and callable(getattr(env, "set_state", None))
+
+
+def _layers(env: gymnasium.Env) -> list[Any] | None:
+    """Return the layers of `env` whose state is saved: all `TimeLimit` wrappers, then the environment itself.
+
+    The environment itself is the outermost layer with `get_state` and `set_state`. Returns None if there is
+    no such layer, or if a wrapper around this layer could have its own state.
+    """
+    limits: list[Any] = []
+    while not _offers_state(env := _unwrap_stateless(env)):
+        if not isinstance(env, (TimeLimit, OrderEnforcing, PassiveEnvChecker)):
+            return None
+        if isinstance(env, TimeLimit):
+            limits.append(env)
+        env = env.env
+    return [*limits, env]
+
+
+def _all_layers(env: VectorEnv) -> list[list[Any]]:
+    env_layers = [_layers(sub_env) for sub_env in env.envs] if type(env) is SyncVectorEnv else [None]
+    complete = [layers for layers in env_layers if layers is not None]
+    if len(complete) != len(env_layers):
+        raise TypeError(
+            f"{env} cannot save its state: use a SyncVectorEnv of environments that have get_state and "
+            "set_state; wrappers must come from gymnasium.make or have stateless = True"
+        )
+    return complete
+
+
+def _save_layers(layers: list[Any]) -> dict[str, Any]:
+    return {"elapsed_steps": [limit._elapsed_steps for limit in layers[:-1]], "env": layers[-1].get_state()}

@@ -22,7 +22,7 @@ from ray.rllib.utils.metrics import (
     NUM_ENV_STEPS_SAMPLED_LIFETIME,
 )
 
-from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.agents.rl.rollout import EpisodeStats
 from scrubjay.agents.rllib.runner import RunnerSample
 
 

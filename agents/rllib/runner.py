@@ -14,7 +14,7 @@ from ray.rllib.env import INPUT_ENV_SPACES
 from ray.rllib.env.env_runner import EnvRunner
 from torch import Tensor
 
-from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.agents.rl.rollout import EpisodeStats
 from scrubjay.agents.rl.segment import Segment
 from scrubjay.agents.teams.segment import TeamSegment
 

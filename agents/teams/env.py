@@ -1,4 +1,7 @@
-"""Interface of vectorized multi-agent environments; `scrubjay.envs` has implementations."""
+"""Interface of vectorized multi-agent environments, and how a rollout steps them.
+
+`scrubjay.envs` has implementations.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float
+
+from scrubjay.agents.rl.observations import check_indices, leaf_spaces
+from scrubjay.agents.rl.rollout import ActorInput, Environments, EnvStep
 
 
 class TeamStep(Protocol):
@@ -99,3 +105,34 @@ class TeamEnv(Protocol):
     def close(self) -> None:
         """Release the resources of the environments."""
         ...
+
+
+class TeamEnvs(Environments):
+    """Environments of a vectorized team environment."""
+
+    def __init__(self, env: TeamEnv) -> None:
+        self.env = env
+        self.num_envs, self.num_agents = env.num_envs, len(env.possible_agents)
+        self.leaves = leaf_spaces(env.single_observation_space)
+
+    def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
+        observations, alive = self.env.reset(seed=seed)
+        check_indices(self.leaves, observations)
+        starts = np.ones(self.num_envs, dtype=np.bool_)
+        return ActorInput(observations, starts, np.array(alive, dtype=np.bool_))
+
+    def step(self, actions: Any) -> EnvStep:  # noqa: D102
+        step = self.env.step(actions)
+        check_indices(self.leaves, step.observations)
+
+        def final(rows: np.ndarray) -> ActorInput:
+            # Final observations only have the environments whose episodes ended.
+            places = np.searchsorted(np.flatnonzero(step.dones), rows)
+            leaves = {key: leaf[places] for key, leaf in step.final_observations.items()}
+            return ActorInput(leaves, np.zeros(len(rows), dtype=np.bool_), step.final_alive[places])
+
+        following = ActorInput(step.observations, step.dones, step.alive)
+        return EnvStep(following, step.rewards, step.terminated, step.truncated, step.infos, final)
+
+    def close(self) -> None:  # noqa: D102
+        self.env.close()

@@ -74,7 +74,8 @@ class TeamPolicyStep(NamedTuple):
     action: Tensor
     """Sampled actions: zero-based indices or unbounded numbers, `[rows, agents, ...]`."""
     log_prob: Float[Tensor, "rows agents"]
-    value: Float[Tensor, "rows agents"]
+    value: Float[Tensor, "rows agents"] | None
+    """Value estimates; None if the critic was left out."""
     state: State
 
 
@@ -229,12 +230,25 @@ class TeamPolicy(nn.Module):
         state: State,
         start: Bool[Tensor, "rows"] | None = None,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Float[Tensor, "rows agents"], State]:
-        """Return actions, log-probabilities and next state; the critic's state is not updated."""
+        deterministic: bool = False,
+    ) -> TeamPolicyStep:
+        """Select actions without the critic, as `step` does, but faster: there are no values.
+
+        The critic's state is not updated.
+
+        Args:
+            observation: Leaves `[rows, agents, ...]`.
+            alive: True for agents that act; the actions of all other agents have no meaning.
+            state: Memory states of actors and critic.
+            start: True for environments at episode start; None if no environment is at episode start.
+            generator: Source of random numbers; None for torch's default generator.
+            deterministic: Take the most likely actions instead of samples.
+        """
         leaves, living = _mask_observations(observation, alive)
         distribution, actor = self._distribution(leaves, living, state, start)
-        action = distribution.sample(generator)
-        return action, distribution.log_prob(action), {**state, **add_affixes(actor, prefix=_ACTOR)}
+        action = distribution.mode() if deterministic else distribution.sample(generator)
+        after = {**state, **add_affixes(actor, prefix=_ACTOR)}
+        return TeamPolicyStep(action, distribution.log_prob(action), None, after)
 
     @torch.no_grad()
     def value(

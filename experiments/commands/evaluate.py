@@ -20,7 +20,7 @@ from scrubjay.experiments.progress import ProgressLines
 if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
-    from scrubjay.experiments.evaluation.policy import EpisodeScores
+    from scrubjay.experiments.evaluation.episodes import EpisodeScores
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
     from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.runs.supervised import SupervisedConfig
@@ -86,7 +86,7 @@ def _evaluate_agent(
     run: Run, config: TrainConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
     """Evaluate a trained policy on episodes and print the results."""
-    from scrubjay.experiments.evaluation.policy import evaluate
+    from scrubjay.experiments.evaluation.episodes import evaluate
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.runs.config import derive_seed
 
@@ -236,7 +236,7 @@ def _evaluate_team(
     run: Run, config: TeamTaskConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
     """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
-    from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+    from scrubjay.experiments.evaluation.episodes import evaluate_team
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.runs.config import derive_seed
     from scrubjay.experiments.viz.differences import get_trust_region_config
@@ -254,10 +254,15 @@ def _evaluate_team(
             get_trust_region_config(config)
         _check(options, "episodes", "max_steps", "response_steps")
     seed = derive_seed(options.seed, "evaluation")
-    actor = PolicyActor(policy, deterministic=not options.sample)
     with bad_input():
         summary = evaluate_team(
-            actor, env, options.episodes, seed, options.max_steps, _EpisodeProgress(options.episodes)
+            policy,
+            env,
+            options.episodes,
+            seed,
+            not options.sample,
+            options.max_steps,
+            _EpisodeProgress(options.episodes),
         ).summary()
     _print_heading(run, _describe_env(env), changes)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")

@@ -140,7 +140,7 @@ def _play_team(cast: TeamSetup, options: PlayOptions) -> int:
         if options.coverage is not None and world is None:
             raise ValueError(f"--coverage requires {_teams()}; {cast.env.id} has no coverage map")
         out = options.out or cast.folder / "episode.gif"
-        result = play_team(env, cast.actor, out, options.seed, options.max_steps)
+        result = play_team(env, cast.player, out, options.seed, options.max_steps)
         env.close()
         coverage_files = [str(plot_coverage(world, options.coverage))] if options.coverage and world else []
     print(one_line(f"{out}: {result.frames} frames, return {sum(result.returns.values()):g}"))

@@ -5,6 +5,7 @@ The probe is supervised. It tests the memory alone, without navigation, explorat
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.agents.rl.rollout import ActorInput, Choice, VectorEnvs, rollout
 from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SHAPE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import INSTRUCTIONS, NO_MOVE
 from scrubjay.experiments.resources import MEMORY_LIMIT
@@ -141,12 +143,22 @@ class Ballets(NamedTuple):
     """Correct dancer of each dance: the index of the dancer's place in the observation."""
 
 
+class _Watcher:
+    """Actor that stands still."""
+
+    def __init__(self, num_envs: int) -> None:
+        self._choice = Choice(np.zeros(num_envs, dtype=np.int64))
+
+    def act(self, inputs: ActorInput) -> Choice:
+        return self._choice
+
+
 def watch(envs: BalletVector) -> Ballets:
     """Run one new ballet in every environment of `envs`; return its observations, questions and answers."""
-    idle = np.zeros(envs.num_envs, dtype=np.int64)
-    steps = [np.asarray(envs.reset()[0])]
-    for _ in range(envs.choice_step):
-        steps.append(np.asarray(envs.step(idle)[0]))
+    rows = VectorEnvs(envs)
+    inputs = rows.reset()
+    turns = itertools.islice(rollout(rows, _Watcher(envs.num_envs), inputs), envs.choice_step)
+    steps = [inputs.observations[""], *(turn.result.following.observations[""] for turn in turns)]
     questions = np.repeat(steps.pop()[:, None], envs.num_dancers, axis=1)
     questions[:, :, _SYMBOLS:] = np.eye(len(INSTRUCTIONS), dtype=np.float32)[envs.dance + 1]
     return Ballets(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.agents.rl.rollout import EpisodeStats
 from scrubjay.experiments.files import check_name
 
 WINDOW = 100

@@ -19,7 +19,7 @@ from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.experiments.evaluation.team import evaluate_policy
+from scrubjay.experiments.evaluation.episodes import evaluate_policy
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit, resolve_device
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions

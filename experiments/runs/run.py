@@ -18,7 +18,7 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments import progress
 from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT
-from scrubjay.experiments.evaluation.policy import MAX_ENVS
+from scrubjay.experiments.evaluation.episodes import MAX_ENVS
 from scrubjay.experiments.files import (
     CHECKPOINTS,
     CONFIG,

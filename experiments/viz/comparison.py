@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from scrubjay.experiments.evaluation.policy import evaluate
+from scrubjay.experiments.evaluation.episodes import evaluate
 from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.measurements import processor, version
 from scrubjay.experiments.recipes.registry import longer_range

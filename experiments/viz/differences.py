@@ -24,8 +24,7 @@ from gymnasium import Space
 from scrubjay.agents.teams.best_response import best_response
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.policy import EpisodeScores
-from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+from scrubjay.experiments.evaluation.episodes import EpisodeScores, evaluate_team
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.runs.checkpoint import load_training
 from scrubjay.experiments.runs.config import derive_seed
@@ -134,8 +133,8 @@ def measure_gains(
     """
 
     def play(team: TeamPolicy) -> np.ndarray:
-        actor = PolicyActor(team, deterministic=False)
-        return evaluate_team(actor, config.env, episodes, derive_seed(seed, "evaluation")).returns
+        seed_of_episodes = derive_seed(seed, "evaluation")
+        return evaluate_team(team, config.env, episodes, seed_of_episodes, deterministic=False).returns
 
     learner = get_trust_region_config(config)
     before = play(policy)

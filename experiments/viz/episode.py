@@ -9,27 +9,26 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Categorical
-from scrubjay.agents.rl.observations import check_observation, from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.segment import Observation
+from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors
 from scrubjay.agents.teams.network import AgentTrace
 from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.evaluation.one_env import OneEnv, OneTeam
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.faults import environment_errors
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.density import recall_density
-from scrubjay.experiments.viz.film import batch_observations, make_rendering_env, render_frame
+from scrubjay.experiments.viz.film import make_rendering_env, render_frame
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
 from scrubjay.memory import name_of
 
@@ -37,6 +36,8 @@ _WIDEST = 640
 """Maximum width and height of a picture in pixels; larger pictures are scaled down."""
 _MOST_NUMBERS = 32
 """Maximum number of values of an observation that is written as text."""
+_MOST_HEARD = 24
+"""Maximum number of agent pairs per step; pairs with the largest attention are shown."""
 
 
 class PictureStore:
@@ -60,17 +61,52 @@ class PictureStore:
         return tuple(self._indices)
 
 
-@dataclass
-class _EpisodeRecord:
-    """Data of the episode up to now, one value per step."""
+class _Tracer:
+    """Actor that takes a policy's most likely actions and records an episode, one value per step."""
 
-    picture_store: PictureStore = field(default_factory=PictureStore)
-    steps: list[Step] = field(default_factory=list)
-    recalls: list[list[Recall]] = field(default_factory=list)
-    tracks: dict[str, list[float | None]] = field(default_factory=dict)
-    encodings: list[Tensor] = field(default_factory=list)
-    skip_features: list[Tensor] = field(default_factory=list)
-    actions: list[Tensor] = field(default_factory=list)
+    def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
+        self.policy, self._envs, self._has_pictures = policy, envs, has_pictures
+        self._state = policy.initial_state(1)
+        self._tensors = InputTensors(policy.observation_space, policy.device)
+        self.picture_store = PictureStore()
+        self.steps: list[Step] = []
+        self.recalls: list[list[Recall]] = []
+        self.tracks: dict[str, list[float | None]] = {}
+        self.encodings: list[Tensor] = []
+        self.skip_features: list[Tensor] = []
+        self.actions: list[Tensor] = []
+
+    @torch.no_grad()
+    def act(self, inputs: ActorInput) -> Choice:
+        """Record the observation and choose an action; the output are the numbers of the step by track."""
+        policy = self.policy
+        place = self.picture_store.add(render_frame(self._envs.env, "")) if self._has_pictures else None
+        batch = self._tensors.observation(inputs)
+        encoding = policy.encoder(batch)
+        memory_trace = policy.memory.recall(encoding, self._state)
+        memory_output, self._state = policy.memory(encoding[:, None], self._state)
+        features = memory_output[:, 0]
+        if policy.view is not None:
+            view = policy.view(batch)
+            features = features + view
+            self.skip_features.append(view[0])
+        distribution = policy.actor(features)
+        action = distribution.mode()
+        self.encodings.append(encoding[0])
+        self.actions.append(action[0])
+        actions = policy.env_actions(action)
+        chances = _get_action_probabilities(policy, distribution)
+        text = format_value(self._envs.observation)
+        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances))
+        numbers = {"value": float(policy.critic(features))}
+        if isinstance(policy.action_space, gymnasium.spaces.Discrete):
+            numbers["probability of the choice"] = float(distribution.log_prob(action).exp())
+        reads, writes = ({}, {}) if memory_trace is None else (memory_trace.reads, memory_trace.writes)
+        self.recalls.append(
+            [Recall.from_weights(name, read.steps[0], read.weights[0]) for name, read in reads.items()]
+        )
+        numbers |= {name: float(strength[0]) for name, strength in writes.items()}
+        return Choice(actions, numbers)
 
     def record(self, name: str, value: float) -> None:
         """Append the value of the latest step to the track `name`; earlier steps without a value get None."""
@@ -102,12 +138,16 @@ def trace_episode(
     training = policy.training
     policy.eval()
     env, has_pictures = make_rendering_env(env_config.make)
+    envs = OneEnv(env, env_config.id)
+    episode = _Tracer(policy, envs, has_pictures)
     try:
-        episode = _play_episode(policy, env, env_config.id, seed, max_steps, has_pictures, on_step)
-        rate = float(env.metadata.get("render_fps") or 10)
+        for step in envs.play(episode, envs.reset(seed), max_steps):
+            for name, number in {"reward": float(step.result.rewards[0]), **step.choice.output}.items():
+                episode.record(name, number)
+            on_step(len(episode.steps), 2 * max_steps)
         _add_density(policy, episode, on_step)
     finally:
-        env.close()
+        envs.close()
         policy.train(training)
     return Trace(
         kind="policy",
@@ -117,7 +157,7 @@ def trace_episode(
             for step, recalls in zip(episode.steps, episode.recalls, strict=True)
         ),
         about=_describe(policy, env_config, episode),
-        rate=rate,
+        rate=envs.frames_per_second,
         pictures=episode.picture_store.pictures,
         tracks={
             name: tuple(row + [None] * (len(episode.steps) - len(row)))
@@ -126,66 +166,7 @@ def trace_episode(
     )
 
 
-def _play_episode(
-    policy: Policy,
-    env: gymnasium.Env[Any, Any],
-    env_name: str,
-    seed: int,
-    max_steps: int,
-    has_pictures: bool,
-    on_step: Callable[[int, int], None],
-) -> _EpisodeRecord:
-    episode, state, over = _EpisodeRecord(), policy.initial_state(1), False
-    with environment_errors(env_name):
-        observation, _ = env.reset(seed=seed)
-        check_observation(env.observation_space, observation)
-    while not over and len(episode.steps) < max_steps:
-        place = episode.picture_store.add(render_frame(env, "")) if has_pictures else None
-        batch = _build_batch(policy, observation)
-        with torch.no_grad():
-            encoding = policy.encoder(batch)
-            memory_trace = policy.memory.recall(encoding, state)
-            memory_output, state = policy.memory(encoding[:, None], state)
-            features, view = memory_output[:, 0], None
-            if policy.view is not None:
-                view = policy.view(batch)
-                features = features + view
-                episode.skip_features.append(view[0])
-            distribution = policy.actor(features)
-            action = distribution.mode()
-            value = float(policy.critic(features))
-        episode.encodings.append(encoding[0])
-        episode.actions.append(action[0])
-        act = policy.env_actions(action)[0]
-        episode.steps.append(
-            Step(
-                len(episode.steps),
-                place,
-                format_value(observation),
-                format_value(act),
-                _get_action_probabilities(policy, distribution),
-            )
-        )
-        with environment_errors(env_name):
-            observation, reward, terminated, truncated, _ = env.step(act)
-            check_observation(env.observation_space, observation)
-        episode.record("reward", float(reward))
-        episode.record("value", value)
-        if isinstance(policy.action_space, gymnasium.spaces.Discrete):
-            episode.record("probability of the choice", float(distribution.log_prob(action).exp()))
-        reads = {} if memory_trace is None else memory_trace.reads
-        episode.recalls.append(
-            [Recall.from_weights(name, read.steps[0], read.weights[0]) for name, read in reads.items()]
-        )
-        if memory_trace is not None:
-            for name, strength in memory_trace.writes.items():
-                episode.record(name, float(strength[0]))
-        over = bool(terminated or truncated)
-        on_step(len(episode.steps), 2 * max_steps)
-    return episode
-
-
-def _add_density(policy: Policy, episode: _EpisodeRecord, on_step: Callable[[int, int], None]) -> None:
+def _add_density(policy: Policy, episode: _Tracer, on_step: Callable[[int, int], None]) -> None:
     total = len(episode.steps)
     density = recall_density(
         policy,
@@ -201,18 +182,13 @@ def _add_density(policy: Policy, episode: _EpisodeRecord, on_step: Callable[[int
             )
 
 
-def _describe(policy: Policy, env_config: EnvConfig, episode: _EpisodeRecord) -> dict[str, str]:
+def _describe(policy: Policy, env_config: EnvConfig, episode: _Tracer) -> dict[str, str]:
     config = policy.config.memory
     total = sum(reward or 0 for reward in episode.tracks.get("reward", []))
     about = {"memory": name_of(config), "return": f"{total:g}", "steps": str(len(episode.steps))}
     if getattr(config, "stop_memory_gradient", False):
         about["recall density"] = "only within the window: stored values have no gradient"
     return about | {name: str(value) for name, value in env_config.kwargs.items()}
-
-
-def _build_batch(policy: Policy, observation: Any) -> Observation:
-    tensors = to_tensors(policy.observation_space, observation, policy.device)
-    return from_leaves({key: leaf[None] for key, leaf in to_leaves(tensors).items()})
 
 
 def _get_action_probabilities(policy: Policy, distribution: Any) -> dict[str, float]:
@@ -235,10 +211,6 @@ def format_value(value: Any) -> str:
     if numbers.size > _MOST_NUMBERS:
         return ""
     return np.array2string(numbers, precision=3, suppress_small=True, max_line_width=10_000)
-
-
-_MOST_HEARD = 24
-"""Maximum number of agent pairs per step; pairs with the largest attention are shown."""
 
 
 @torch.no_grad()
@@ -266,67 +238,87 @@ def trace_team(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
-    training, picture_store = policy.training, PictureStore()
+    training = policy.training
     env, has_pictures = make_rendering_env(env_config.make)
+    envs = OneTeam(env)
+    tracer = _TeamTracer(policy, envs, has_pictures)
     policy.eval()
     try:
-        agents, steps = list(env.possible_agents), []
-        track_names = ["reward", "value", *(["change by messages"] if policy.config.graph_rounds else [])]
-        tracks: dict[str, list[float | None]] = {
-            f"{agent}/{name}": [] for agent in agents for name in track_names
-        }
-        observations, _ = env.reset(seed=seed)
-        state = policy.initial_state(1)
-        while env.agents and len(steps) < max_steps:
-            place = picture_store.add(render_frame(env, "")) if has_pictures else None
-            batch = from_leaves(
-                {key: torch.as_tensor(leaf) for key, leaf in batch_observations(env, observations).items()}
-            )
-            alive = torch.tensor([[agent in env.agents for agent in agents]])
-            output, agent_traces = policy.step_with_traces(batch, alive, state)
-            state, actions = output.state, policy.env_actions(output.action)[0]
-            agent_actions = {a: action for a, action in zip(agents, actions, strict=True) if a in env.agents}
-            living = set(agent_actions)
-            steps.append(
-                Step(
-                    len(steps),
-                    place,
-                    text=""
-                    if has_pictures
-                    else "; ".join(f"{a} {format_value(observations[a])}" for a in agent_actions),
-                    choice="; ".join(
-                        f"{agent} {format_value(action)}" for agent, action in agent_actions.items()
-                    ),
-                    options=_select_hearing_weights(agents, agent_traces, living),
-                    recalls=_collect_recalls(agents, agent_traces, living),
-                )
-            )
-            observations, rewards, *_ = env.step(agent_actions)
-            for index, agent in enumerate(agents):
-                numbers = rewards.get(agent), output.value[0, index], agent_traces[index].graph_change[0]
-                for name, number in zip(track_names, numbers, strict=False):
-                    # An agent that has left may still get a reward for its last step, but no value.
-                    has_number = name == "reward" or agent in living
-                    tracks[f"{agent}/{name}"].append(_finite_or_none(number) if has_number else None)
-                memory_trace = agent_traces[index].recall
-                for name, strength in ({} if memory_trace is None else memory_trace.writes).items():
-                    row = tracks.setdefault(f"{agent}/{name}", [])
-                    row.append(_finite_or_none(strength[0]) if agent in living else None)
-            on_step(len(steps), max_steps)
-        rate = float(getattr(env, "metadata", {}).get("render_fps") or 10)
+        for step in envs.play(tracer, envs.reset(seed), max_steps):
+            tracer.record(step.choice.output, envs.rewards)
+            on_step(len(tracer.steps), max_steps)
     finally:
-        env.close()
+        envs.close()
         policy.train(training)
+    agents, steps, tracks = envs.agents, tracer.steps, tracer.tracks
     totals = {a: sum(reward or 0 for reward in tracks[f"{a}/reward"]) for a in agents}
     return Trace(
         kind="team",
         title=f"{env_config.id}, episode {seed}",
         steps=tuple(steps),
         about={"steps": str(len(steps)), **{f"return of {a}": f"{total:g}" for a, total in totals.items()}},
-        rate=rate,
-        pictures=picture_store.pictures,
+        rate=envs.frames_per_second,
+        pictures=tracer.picture_store.pictures,
         tracks={name: tuple(row) for name, row in tracks.items()},
     )
+
+
+class _TeamNumbers(NamedTuple):
+    """Numbers of one step of a team, before its reward."""
+
+    living: set[str]
+    """Agents that acted."""
+    values: Float[Tensor, "agents"]
+    traces: list[AgentTrace]
+
+
+class _TeamTracer:
+    """Actor that takes the most likely action of every agent and records an episode of a team."""
+
+    def __init__(self, policy: TeamPolicy, envs: OneTeam, has_pictures: bool) -> None:
+        self.policy, self._envs, self._has_pictures = policy, envs, has_pictures
+        self._state = policy.initial_state(1)
+        self._tensors = InputTensors(policy.observation_space, policy.device)
+        self.picture_store = PictureStore()
+        self.steps: list[Step] = []
+        names = ["reward", "value", *(["change by messages"] if policy.config.graph_rounds else [])]
+        self._names = names
+        self.tracks: dict[str, list[float | None]] = {
+            f"{agent}/{name}": [] for agent in envs.agents for name in names
+        }
+
+    def act(self, inputs: ActorInput) -> Choice:
+        """Record the observations and messages and choose actions; the output is a `_TeamNumbers`."""
+        agents, policy = self._envs.agents, self.policy
+        place = self.picture_store.add(render_frame(self._envs.env, "")) if self._has_pictures else None
+        batch = self._tensors.observation(inputs)
+        output, traces = policy.step_with_traces(batch, torch.as_tensor(inputs.alive), self._state)
+        self._state, actions = output.state, policy.env_actions(output.action)
+        choices = self._envs.living(actions[0])
+        observations = {} if self._has_pictures else {name: self._envs.observation[name] for name in choices}
+        text, choice = (
+            "; ".join(f"{name} {format_value(value)}" for name, value in by_agent.items())
+            for by_agent in (observations, choices)
+        )
+        living = set(choices)
+        options = _select_hearing_weights(agents, traces, living)
+        recalls = _collect_recalls(agents, traces, living)
+        self.steps.append(Step(len(self.steps), place, text, choice, options, recalls))
+        assert output.value is not None
+        return Choice(actions, _TeamNumbers(living, output.value[0], traces))
+
+    def record(self, numbers: _TeamNumbers, rewards: Mapping[str, Any]) -> None:
+        """Append the numbers of the latest step to the tracks."""
+        for agent, own_value, trace in zip(self._envs.agents, numbers.values, numbers.traces, strict=True):
+            own = rewards.get(agent), own_value, trace.graph_change[0]
+            own = dict(zip(self._names, own, strict=False))
+            writes = {} if trace.recall is None else trace.recall.writes
+            for name, number in (own | {name: strength[0] for name, strength in writes.items()}).items():
+                # An agent that has left may still get a reward for its last step, but no value.
+                has_number = number is not None and (name == "reward" or agent in numbers.living)
+                value: Any = number if has_number else np.nan
+                row = self.tracks.setdefault(f"{agent}/{name}", [])
+                row.append(float(value) if np.isfinite(value) else None)
 
 
 def _select_hearing_weights(
@@ -350,7 +342,3 @@ def _collect_recalls(agents: list[str], traces: list[AgentTrace], living: set[st
         if trace.recall is not None and agent in living
         for name, read in trace.recall.reads.items()
     )
-
-
-def _finite_or_none(number: Any) -> float | None:
-    return None if number is None or not np.isfinite(number) else float(number)

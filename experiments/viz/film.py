@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,16 +13,17 @@ import numpy as np
 from pettingzoo import ParallelEnv
 from PIL import Image
 
-from scrubjay.agents.rl.observations import check_observation, leaf_spaces, leaf_values
 from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.rollout import ActorInput, Choice, PolicyActor
+from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
-from scrubjay.experiments.evaluation.team import Actor, PolicyActor, list_rules
+from scrubjay.experiments.evaluation.episodes import Rule, build_team_actor, list_rules
+from scrubjay.experiments.evaluation.one_env import OneEnv, OneTeam
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.faults import environment_errors
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
 
 E = TypeVar("E")
@@ -38,25 +39,29 @@ def play(
     Actions are random without a policy. Raises ValueError if the environment cannot render pictures, and
     ImportError for an MP4 without the extra `film`.
     """
-    env = env_config.make(render_mode="rgb_array")
+    envs = OneEnv(env_config.make(render_mode="rgb_array"), env_config.id)
     try:
-        act = _random_actor(env, seed) if policy is None else _actor(policy)
-        with environment_errors(env_config.id):
-            observation, _ = env.reset(seed=seed)
-            check_observation(env.observation_space, observation)
-        frames, total, start, over = [render_frame(env, env_config.id)], 0.0, True, False
-        while not over and len(frames) <= max_steps:
-            action = act(observation, start)
-            with environment_errors(env_config.id):
-                observation, reward, terminated, truncated, _ = env.step(action)
-                check_observation(env.observation_space, observation)
-            frames.append(render_frame(env, env_config.id))
-            total, start, over = total + float(reward), False, bool(terminated or truncated)
-        per_second = float(env.metadata.get("render_fps") or 10)
+        actor = _RandomActor(envs.env, seed) if policy is None else PolicyActor(policy, deterministic=True)
+        inputs, total = envs.reset(seed), 0.0
+        frames = [render_frame(envs.env, env_config.id)]
+        for step in envs.play(actor, inputs, max_steps):
+            frames.append(render_frame(envs.env, env_config.id))
+            total += float(step.result.rewards[0])
     finally:
-        env.close()
-    write_episode(frames, out, per_second)
+        envs.close()
+    write_episode(frames, out, envs.frames_per_second)
     return len(frames), total
+
+
+class _RandomActor:
+    """Actor that samples the action space of one environment."""
+
+    def __init__(self, env: Any, seed: int) -> None:
+        self._space = env.action_space
+        self._space.seed(seed)
+
+    def act(self, inputs: ActorInput) -> Choice:
+        return Choice([self._space.sample()])
 
 
 def check_film(out: Path, max_steps: int) -> None:
@@ -87,22 +92,6 @@ def write_gif(frames: list[Image.Image], out: Path | str, per_second: float) -> 
     # Each frame lasts at least 20 ms (viewers slow shorter ones down), the last one a second.
     durations = [max(20, round(1000 / per_second))] * (len(frames) - 1) + [1000]
     frames[0].save(out, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
-
-
-def _actor(policy: Policy) -> Callable[[Any, bool], Any]:
-    state = None
-
-    def act(observation: Any, start: bool) -> Any:
-        nonlocal state
-        action, state = policy.act(observation, state, start)
-        return action
-
-    return act
-
-
-def _random_actor(env: Any, seed: int) -> Callable[[Any, bool], Any]:
-    env.action_space.seed(seed)
-    return lambda observation, start: env.action_space.sample()
 
 
 def make_rendering_env(make: Callable[..., E]) -> tuple[E, bool]:
@@ -194,12 +183,12 @@ def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class TeamSetup:
-    """Environment and actor of a recording."""
+    """Environment and player of a recording."""
 
     env: TeamEnvConfig
     """Environment of the team."""
-    actor: Actor
-    """Function that selects the actions of all agents."""
+    player: TeamPolicy | Rule
+    """Policy or rule that selects the actions of all agents."""
     folder: Path
     """Default output directory: the run directory, or the current directory."""
 
@@ -224,7 +213,7 @@ def set_up_team(
     seed: int,
     trust: bool = False,
 ) -> TeamSetup | None:
-    """Return environment and actor for a team run, a recipe or a name in `KNOWN_TEAMS`; else None.
+    """Return environment and player for a team run, a recipe or a name in `KNOWN_TEAMS`; else None.
 
     Args:
         source: Run directory, recipe, or name in `KNOWN_TEAMS`. A run also sets the default policy.
@@ -260,16 +249,16 @@ def set_up_team(
             raise UsageError(f"--preset is supported only by {' and '.join(env_names)}, not by {env.id}")
         env = TeamEnvConfig(env.id, {"preset": preset})
     env = with_env_settings(env, settings)
-    actor = (
-        _build_actor(policy, env, seed)
-        if policy_run is None
-        else PolicyActor(policy_run.team_policy_for(env))
-    )
-    return TeamSetup(env, actor, Path() if run is None else run.path)
+    player = _build_rule(policy, env, seed) if policy_run is None else policy_run.team_policy_for(env)
+    return TeamSetup(env, player, Path() if run is None else run.path)
 
 
 def play_team(
-    env: ParallelEnv[Any, Any, Any], actor: Actor, out: Path | str, seed: int = 0, max_steps: int = 500
+    env: ParallelEnv[Any, Any, Any],
+    player: TeamPolicy | Rule,
+    out: Path | str,
+    seed: int = 0,
+    max_steps: int = 500,
 ) -> TeamEpisode:
     """Record one episode of a team of identical agents to a GIF or MP4.
 
@@ -278,54 +267,25 @@ def play_team(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
-    metadata = getattr(env, "metadata", {})  # ParallelEnv does not define it
-    name = str(metadata.get("name", type(env).__name__))
-    observations, _ = env.reset(seed=seed)
+    envs = OneTeam(env)
+    name = str(getattr(env, "metadata", {}).get("name", type(env).__name__))
+    inputs = envs.reset(seed)
     frames = [render_frame(env, name)]
     returns = dict.fromkeys(env.possible_agents, 0.0)
     values_by_measure: dict[str, list[float]] = {}
-    start = np.ones(1, dtype=bool)
-    while env.agents and len(frames) <= max_steps:
-        alive = np.array([[agent in env.agents for agent in env.possible_agents]])
-        actions = actor(env, batch_observations(env, observations), alive, start)[0]
-        agent_actions = {
-            agent: action
-            for agent, action in zip(env.possible_agents, actions, strict=True)
-            if agent in env.agents
-        }
-        observations, rewards, _, _, infos = env.step(agent_actions)
-        for agent, reward in rewards.items():
+    for step in envs.play(build_team_actor(player, env), inputs, max_steps):
+        for agent, reward in envs.rewards.items():
             returns[agent] += float(reward)
-        for measure, value in next(iter(infos.values()), {}).items():
+        for measure, value in next(iter(step.result.infos.values()), {}).items():
             if isinstance(value, (int, float, np.integer, np.floating)):
                 values_by_measure.setdefault(measure, []).append(float(value))
         frames.append(render_frame(env, name))
-        start = np.zeros(1, dtype=bool)
-    write_episode(frames, out, float(metadata.get("render_fps") or 10))
+    write_episode(frames, out, envs.frames_per_second)
     return TeamEpisode(
         len(frames),
         returns,
         {measure: float(np.mean(values)) for measure, values in values_by_measure.items()},
     )
-
-
-def batch_observations(
-    env: ParallelEnv[Any, Any, Any], observations: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-    """Return a dict from each leaf of the observation space to an array `[1, agents, ...]`.
-
-    The entries of agents that have left the episode are zero.
-    """
-    space = env.observation_space(env.possible_agents[0])
-    batch = {
-        name: np.zeros((1, len(env.possible_agents), *(leaf.shape or ())), dtype=leaf.dtype)
-        for name, leaf in leaf_spaces(space).items()
-    }
-    for column, agent in enumerate(env.possible_agents):
-        if agent in observations:
-            for name, value in leaf_values(observations[agent]).items():
-                batch[name][0, column] = value
-    return batch
 
 
 def _load_team_run(path: str, trust: bool) -> Run | None:
@@ -339,8 +299,8 @@ def _task(run: Run) -> TeamTaskConfig:
     return run.config
 
 
-def _build_actor(name: str | None, env: TeamEnvConfig, seed: int) -> Actor:
-    builders: dict[str, Callable[[int], Actor]] = {"random": _build_random_actor, **list_rules(env)}
+def _build_rule(name: str | None, env: TeamEnvConfig, seed: int) -> Rule:
+    builders: dict[str, Callable[[int], Rule]] = {"random": _build_random_rule, **list_rules(env)}
     name = name or find_known_team(env.id).default_rule
     if name not in builders:
         choices = f"{', '.join(builders)}, or the directory of a team run"
@@ -350,7 +310,7 @@ def _build_actor(name: str | None, env: TeamEnvConfig, seed: int) -> Actor:
     return builders[name](seed)
 
 
-def _build_random_actor(seed: int) -> Actor:
+def _build_random_rule(seed: int) -> Rule:
     def act(
         env: ParallelEnv[Any, Any, Any], observations: Any, alive: np.ndarray, start: np.ndarray
     ) -> np.ndarray:

@@ -7,7 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scrubjay.experiments.evaluation.team import Actor, PolicyActor, evaluate_team, list_rules
+from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.experiments.evaluation.episodes import Rule, evaluate_team, list_rules
 from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.recipes.registry import Range, size_range
 from scrubjay.experiments.resources import one_thread
@@ -96,7 +97,7 @@ def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, d
                 seed_scores = _load_or_play(
                     _size_file(run, name, value),
                     lambda run=run, resized_config=resized_config: _play(
-                        PolicyActor(run.team_policy_for(resized_config.env)), resized_config, run.config.seed
+                        run.team_policy_for(resized_config.env), resized_config, run.config.seed
                     ),
                 )
                 scores.setdefault(run.config.label, {}).setdefault(value, []).append(seed_scores)
@@ -152,10 +153,10 @@ def _config(run: Run) -> TeamTaskConfig:
     return run.config
 
 
-def _play(actor: Actor, config: TeamTaskConfig, seed: int) -> Scores:
+def _play(player: TeamPolicy | Rule, config: TeamTaskConfig, seed: int) -> Scores:
     with one_thread():
         return evaluate_team(
-            actor, config.env, config.eval_episodes, derive_seed(seed, "evaluation")
+            player, config.env, config.eval_episodes, derive_seed(seed, "evaluation")
         ).summary()
 
 

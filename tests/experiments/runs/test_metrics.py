@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scrubjay.agents.rl.sampler import EpisodeStats
+from scrubjay.agents.rl.rollout import EpisodeStats
 from scrubjay.experiments.runs.metrics import WINDOW, EpisodeWindow, MetricsLog, is_timing
 
 

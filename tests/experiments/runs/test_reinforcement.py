@@ -193,6 +193,6 @@ def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatc
     def cut(*arguments, **fields):
         return evaluation.evaluate(*arguments, **{**fields, "max_steps": 2})
 
-    monkeypatch.setattr("scrubjay.experiments.evaluation.team.evaluate", cut)
+    monkeypatch.setattr("scrubjay.experiments.evaluation.episodes.evaluate", cut)
     assert evaluate_result(config.make_policy(), config) == {}
     assert "no episode ended" in caplog.text

@@ -14,7 +14,7 @@ import pytest
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RECIPES, Run, resume, train
-from scrubjay.experiments.evaluation.team import PolicyActor, evaluate_team
+from scrubjay.experiments.evaluation.episodes import evaluate_team
 from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.kinds import from_json, to_json
@@ -118,7 +118,7 @@ def test_pettingzoos_own_environments_train(tmp_path):
 
 def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
     never = functools.partial(evaluate_team, max_steps=3)
-    monkeypatch.setattr("scrubjay.experiments.evaluation.team.evaluate_team", never)
+    monkeypatch.setattr("scrubjay.experiments.evaluation.episodes.evaluate_team", never)
     assert evaluate_result(build_untrained_policy(make_team()), make_team()) == {}
     assert "did not end" in caplog.text
 
@@ -131,7 +131,7 @@ def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes()
     assert gains == again
     assert [gain.before for gain in gains] == [gain.before for gain in again]
     assert all(gain.low <= gain.gain <= gain.high for gain in gains)
-    returns = evaluate_team(PolicyActor(policy, deterministic=False), config.env, 4, 0).returns
+    returns = evaluate_team(policy, config.env, 4, 0, deterministic=False).returns
     assert returns.shape == (4, 2)
 
 

@@ -1,0 +1,309 @@
+"""Evaluation of a policy or a team on whole episodes, with a fixed number of episodes per environment.
+
+The episodes that finish first in any environment are mostly short ones, so they would be favored without a
+fixed number.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+
+from scrubjay.agents.rl.policy import Policy
+from scrubjay.agents.rl.rollout import (
+    MEASURES,
+    Actor,
+    ActorInput,
+    Choice,
+    Environments,
+    EnvStep,
+    EpisodeCounter,
+    EpisodeStats,
+    PolicyActor,
+    VectorEnvs,
+    rollout,
+)
+from scrubjay.agents.teams.env import TeamEnvs
+from scrubjay.agents.teams.policy import TeamPolicy
+from scrubjay.agents.teams.sampler import TeamPolicyActor
+from scrubjay.experiments.evaluation import MAX_STEPS
+from scrubjay.experiments.statistics import normal_interval, wilson_interval
+from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.faults import environment_errors
+from scrubjay.experiments.tasks.teams import TeamEnvConfig, find_known_team
+
+MAX_ENVS = 64
+
+OnStep = Callable[[int, int], object]
+"""Callback after each vector step, with the number of steps and of finished episodes."""
+
+
+class Rule(Protocol):
+    """Rule-based policy of a team, which acts for all agents of all environments."""
+
+    def __call__(
+        self,
+        env: Any,
+        observations: Mapping[str, np.ndarray],
+        alive: Bool[np.ndarray, "envs agents"],
+        start: Bool[np.ndarray, " envs"],
+    ) -> np.ndarray:
+        """Return actions `[envs, agents, ...]`; `start` marks environments at the start of an episode.
+
+        `env` is a batch of team environments or one ParallelEnv; rules may read its state.
+        """
+        ...
+
+
+class RuleActor:
+    """Actor that follows a rule in `env`."""
+
+    def __init__(self, rule: Rule, env: Any) -> None:
+        self._rule, self._env = rule, env
+
+    def act(self, inputs: ActorInput) -> Choice:
+        """Choose the actions in all environments."""
+        assert inputs.alive is not None
+        return Choice(self._rule(self._env, inputs.observations, inputs.alive, inputs.starts))
+
+
+def build_team_actor(player: TeamPolicy | Rule, env: Any, deterministic: bool = True) -> Actor:
+    """Return the actor of a team's policy or of a rule in `env`.
+
+    A policy takes its most likely actions if `deterministic` is True. Otherwise its actions are sampled.
+    """
+    if isinstance(player, TeamPolicy):
+        return TeamPolicyActor(player, deterministic=deterministic)
+    return RuleActor(player, env)
+
+
+def list_rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
+    """Return the rule-based actors for an environment: a dict from name to constructor.
+
+    Each constructor takes a seed.
+    """
+    return find_known_team(env_config.id).rules()
+
+
+@dataclass(frozen=True)
+class EpisodeScores:
+    """Scores of the finished episodes of a policy."""
+
+    returns: tuple[float, ...]
+    """Sum of rewards of each episode."""
+    lengths: tuple[int, ...]
+    """Number of steps of each episode."""
+    successes: tuple[float, ...]
+    """Success of each episode, from 0 to 1; empty if the environment does not report it."""
+    measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Other measurements by name, one value per episode, such as whether the agent reached a choice."""
+
+    def summary(self) -> dict[str, float]:
+        """Return means, with 95 % intervals for return and success (Wilson interval for binary success)."""
+        summary = summarize_episodes(self.returns, self.lengths)
+        if self.successes:
+            if set(self.successes) <= {0.0, 1.0}:
+                low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
+            else:
+                low, high = normal_interval(self.successes)
+            summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
+        return summary | {name: float(np.mean(values)) for name, values in self.measures.items()}
+
+
+@dataclass(frozen=True)
+class TeamScores:
+    """Scores of the finished episodes of a team."""
+
+    returns: np.ndarray
+    """Undiscounted sum of each agent's rewards, `[episodes, agents]`."""
+    lengths: np.ndarray
+    """Number of steps of each episode, `[episodes]`."""
+    measures: dict[str, np.ndarray]
+    """Measurements by name, such as the sum of rates. Each is an array `[episodes]` of means over the
+    steps."""
+
+    def summary(self) -> dict[str, float]:
+        """Return means over episodes, with a 95 % interval for the team's return (the sum over agents)."""
+        summary = summarize_episodes(self.returns.sum(axis=1), self.lengths)
+        return summary | {name: float(values.mean()) for name, values in self.measures.items()}
+
+
+def split_episodes(episodes: int) -> list[int]:
+    """Return the number of episodes of each environment; the first environments may play one more.
+
+    Raises ValueError if `episodes` is less than 1.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes}: must be at least 1")
+    num_envs = min(episodes, MAX_ENVS)
+    return [episodes // num_envs + (row < episodes % num_envs) for row in range(num_envs)]
+
+
+def summarize_episodes(
+    returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray
+) -> dict[str, float]:
+    """Return the number of episodes, their mean return with its 95 % interval, and their mean length."""
+    low, high = normal_interval(returns)
+    return {
+        "episodes": len(returns),
+        "episodic_return": float(np.mean(returns)),
+        "episodic_return_low": low,
+        "episodic_return_high": high,
+        "episodic_length": float(np.mean(lengths)),
+    }
+
+
+def evaluate(
+    policy: Policy,
+    env: EnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+    on_step: OnStep | None = None,
+) -> EpisodeScores:
+    """Evaluate a policy on whole episodes; neither the policy nor a global random generator is changed.
+
+    Args:
+        policy: Policy to evaluate.
+        env: Environment config.
+        episodes: Number of episodes over all environments.
+        seed: Seed of the environments and of sampled actions.
+        deterministic: Take the most likely action instead of sampling one.
+        max_steps: Maximum steps per environment, because some environments may never end an episode.
+            Unfinished episodes are left out.
+        on_step: Callback after each step.
+
+    Raises:
+        ValueError: if `episodes` is less than 1 or no episode ended.
+    """
+    shares = split_episodes(episodes)
+    envs = _NamedEnvs(env.make_vector(len(shares)), env.id)
+    training = policy.training
+    policy.eval()
+    try:
+        by_env = _play(
+            envs, PolicyActor(policy, deterministic=deterministic), shares, seed, max_steps, on_step
+        )
+    finally:
+        policy.train(training)
+    scored_episodes = list(itertools.chain.from_iterable(by_env))
+    if not scored_episodes:
+        raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")
+    columns = {name: [episode.measures.get(name) for episode in scored_episodes] for name in MEASURES}
+    columns["success"] = [episode.success for episode in scored_episodes]
+    whole = {name: tuple(v for v in values if v is not None) for name, values in columns.items()}
+    whole = {name: values for name, values in whole.items() if len(values) == len(scored_episodes)}
+    return EpisodeScores(
+        returns=tuple(episode.episode_return for episode in scored_episodes),
+        lengths=tuple(episode.length for episode in scored_episodes),
+        successes=whole.pop("success", ()),
+        measures=whole,
+    )
+
+
+def evaluate_team(
+    player: TeamPolicy | Rule,
+    env_config: TeamEnvConfig,
+    episodes: int = 100,
+    seed: int = 0,
+    deterministic: bool = True,
+    max_steps: int = MAX_STEPS,
+    on_step: OnStep | None = None,
+) -> TeamScores:
+    """Evaluate a team's policy or a rule on whole episodes; no global random generator is changed.
+
+    Scores are ordered by environment. With equal seeds, the k-th episodes of two players are thus from the
+    same environment.
+
+    Args:
+        player: Policy or rule to evaluate.
+        env_config: Environment config.
+        episodes: Number of episodes over all environments.
+        seed: Seed of the environments and of sampled actions.
+        deterministic: Take the most likely action of a policy instead of sampling one.
+        max_steps: Maximum steps per environment.
+        on_step: Callback after each step.
+
+    Raises:
+        ValueError: if `episodes` is less than 1 or an episode does not end within `max_steps`.
+    """
+    shares = split_episodes(episodes)
+    env = env_config.make_teams(len(shares))
+    by_env = _play(
+        TeamEnvs(env), build_team_actor(player, env, deterministic), shares, seed, max_steps, on_step
+    )
+    if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
+        raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
+    all_episodes: list[Any] = list(itertools.chain.from_iterable(by_env))
+    names = all_episodes[0].measures
+    return TeamScores(
+        returns=np.array([episode.returns for episode in all_episodes]),
+        lengths=np.array([episode.length for episode in all_episodes]),
+        measures={name: np.array([one.measures[name] for one in all_episodes]) for name in names},
+    )
+
+
+def evaluate_policy(
+    policy: Any, env_config: Any, episodes: int = 100, seed: int = 0
+) -> EpisodeScores | TeamScores:
+    """Evaluate the policy of one agent or of a team, with the most likely action in every step.
+
+    Raises the errors of `evaluate` for one agent and of `evaluate_team` for a team.
+    """
+    if isinstance(policy, TeamPolicy):
+        return evaluate_team(policy, env_config, episodes, seed)
+    return evaluate(policy, env_config, episodes, seed)
+
+
+class _NamedEnvs(VectorEnvs):
+    """Vector environment whose errors name the environment."""
+
+    def __init__(self, env: Any, name: str) -> None:
+        super().__init__(env)
+        self._name = name
+
+    def reset(self, seed: int | None = None) -> ActorInput:
+        with environment_errors(self._name):
+            return super().reset(seed)
+
+    def step(self, actions: Any) -> EnvStep:
+        with environment_errors(self._name):
+            return super().step(actions)
+
+
+def _play(
+    envs: Environments,
+    actor: Actor,
+    shares: Sequence[int],
+    seed: int,
+    max_steps: int,
+    on_step: OnStep | None,
+) -> list[list[EpisodeStats]]:
+    """Play `shares[i]` episodes in environment i and close the environments; return the episodes of each.
+
+    Episodes that are not finished after `max_steps` steps are left out.
+    """
+    by_env: list[list[EpisodeStats]] = [[] for _ in shares]
+    counter = EpisodeCounter(envs.num_envs, envs.num_agents)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(seed)
+            steps = rollout(envs, actor, envs.reset(seed))
+            for num_steps, step in enumerate(itertools.islice(steps, max_steps), 1):
+                for row, episode in counter.count(step.result):
+                    if len(by_env[row]) < shares[row]:
+                        by_env[row].append(episode)
+                if on_step is not None:
+                    on_step(num_steps, sum(map(len, by_env)))
+                if all(len(own) == share for own, share in zip(by_env, shares, strict=True)):
+                    break
+    finally:
+        envs.close()
+    return by_env
