@@ -17,6 +17,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from . import shapes
+
 # No test asserts a duration, so Hypothesis has no deadline. Its examples follow from the test, as other
 # random numbers do: no run has an unlucky one.
 settings.register_profile("scrubjay", deadline=None, derandomize=True)
@@ -70,6 +72,7 @@ def pytest_configure(config):
             del os.environ[name]
     time.tzset()
     gc.disable()
+    shapes.install()
     # pytest-randomly shuffles the tests and prints the seed of the order.
     # The hooks below seed the generators.
     config.option.randomly_reset_seed = False
@@ -137,6 +140,7 @@ def pytest_collectstart(collector):
 def pytest_runtest_setup(item):
     """Seed the generators, so that no result depends on the order of tests."""
     seed_generators(item.nodeid)
+    shapes.switch(shapes.is_checked(item.nodeid))
     require_packages(*(name for mark in item.iter_markers("requires") for name in mark.args))
 
 
