@@ -9,13 +9,13 @@ export OMP_NUM_THREADS ?= 1
 TABLES := agent bank checkpoints decoding envs installation kernels machine_code memories pages ray recurrences resets segments \
 	teams throughput titans
 
-.PHONY: always help demo test test-slow test-all lint format type shapes bench bench-gpu docs docs-check clean
+.PHONY: always help demo test test-slow test-ci test-all test-rough lint format type bench bench-gpu docs docs-check clean
 
 help:
 	@echo "make demo        train the demo and draw its curve (a minute or two after the installation)"
-	@echo "make test        run the default test suite; test-slow runs the long tests, test-all all tests"
+	@echo "make test        run the default test suite; test-slow runs the long tests of CI, test-ci both, test-all all"
+	@echo "make test-rough  run the default suite on a busy machine in another locale, terminal and time zone"
 	@echo "make lint type   style, import layers, types"
-	@echo "make shapes      hold the calls of some suites to the shapes that are declared"
 	@echo "make bench       measure speed and rewrite the tables in experiments/bench/"
 	@echo "make bench-gpu   check the Triton kernels on this GPU, time them and rewrite experiments/bench/gpu.md"
 	@echo "make docs        build the site into docs/site, tutorials run (some minutes)"
@@ -44,8 +44,15 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/pytest -n auto -m 'slow and not matrix'
 
+test-ci: $(VENV)/.installed-dev
+	$(BIN)/pytest -n auto -m 'not matrix'
+
 test-all: $(VENV)/.installed-dev
 	$(BIN)/pytest -n auto -m 'slow or not slow'
+
+# Once with the extras and once without them; ARGS selects tests.
+test-rough: $(VENV)/.installed-dev
+	$(BIN)/python tests/rough.py $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)
@@ -60,14 +67,6 @@ format: $(VENV)/.installed-dev
 
 type: $(VENV)/.installed-dev
 	$(BIN)/pyright --threads 2 --pythonpath $(BIN)/python
-
-SHAPED := tests/test_shapes.py $(wildcard tests/memory/test_*.py) \
-	$(addprefix tests/memory/,miras parts scan sparse titans) \
-	$(wildcard tests/kernels/*/test_op.py) tests/agents/rl
-
-# Widths that only repeat the laws at another size are left to the suite.
-shapes: $(VENV)/.installed-dev
-	PYTHONPATH=tests PYTEST_PLUGINS=shapes $(BIN)/pytest -n auto -k 'not dim22' $(SHAPED)
 
 bench: $(TABLES:%=experiments/bench/%.md) experiments/quality/embeddings.md
 

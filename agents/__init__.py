@@ -8,6 +8,7 @@ from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
     from scrubjay.agents.chat.model import LocalChatModel as LocalChatModel
+    from scrubjay.agents.conformance import check_learner as check_learner
     from scrubjay.agents.language.declarations import tool as tool
     from scrubjay.agents.learners import list_learners as list_learners
     from scrubjay.agents.learners import make_learner_config as make_learner_config
@@ -43,6 +44,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
         "chat.model": ["LocalChatModel"],
+        "conformance": ["check_learner"],
         "learners": ["list_learners", "make_learner_config", "register_learner"],
         "rl.advantages": ["generalized_advantage"],
         "rl.model_card": ["Origin"],

@@ -19,6 +19,8 @@ from hypothesis import settings
 
 from . import shapes
 
+shapes.install()  # before the conftest of a folder imports scrubjay
+
 # No test asserts a duration, so Hypothesis has no deadline. Its examples follow from the test, as other
 # random numbers do: no run has an unlucky one.
 settings.register_profile("scrubjay", deadline=None, derandomize=True)
@@ -72,7 +74,6 @@ def pytest_configure(config):
             del os.environ[name]
     time.tzset()
     gc.disable()
-    shapes.install()
     # pytest-randomly shuffles the tests and prints the seed of the order.
     # The hooks below seed the generators.
     config.option.randomly_reset_seed = False

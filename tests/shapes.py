@@ -4,6 +4,9 @@ jaxtyping's import hook wraps every function of the packages below. Beartype che
 tests that `is_checked` selects. Elsewhere a wrapped function is called as it is.
 """
 
+import dataclasses
+import functools
+import inspect
 import re
 from pathlib import Path
 from typing import Any, Self
@@ -23,37 +26,55 @@ WRONG = ("named", "refused", "is_not_flat", "without_a_width")
 INCOMPLETE = ("test_every_agent_keeps_its_own_limit",)
 # Widths that only repeat the laws at another size.
 REPEATED = ("dim22",)
-CHECKED = re.compile(
+FILES = re.compile(
     r"tests/(memory/test_|memory/(miras|parts|scan|sparse|titans)/|kernels/\w+/test_op\.py|agents/rl/)"
 )
 """Files with tests whose calls are checked."""
 
 
+AS_LISTS = ("_blocks", "_layers")
+"""Properties that return a ModuleList and are typed as lists of their layers, which it does not say."""
 CALLS = 16
 """Calls of a function that are checked in a test. Later ones, of loops over steps, are like the first."""
 
+_is_on = False
 _test = 0
 
 
-def check(function):
-    """Let beartype check the first calls of a function in a test. It writes its checker at the first."""
-    checked, test, calls = None, 0, 0
+def check(function: Any) -> Any:
+    """Check the first calls of a function in every test that is checked.
 
-    def call(*arguments, **options):
-        nonlocal checked, test, calls
+    The checker is built at the first of them. Where checks are off, torch can compile the call.
+    """
+    if inspect.isclass(function):
+        if dataclasses.is_dataclass(function):
+            function.__init__ = check(function.__init__)
+        return function
+    if function.__name__ in AS_LISTS:
+        return function
+    checker, test, calls = None, 0, 0
+
+    def check_call(*arguments, **options):
+        nonlocal checker, test, calls
         test, calls = _test, calls + 1 if test == _test else 1
-        if calls > CALLS:
-            return None
-        if checked is None:
-            from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+        if checker is None:
+            checker = _jaxtyped(function, typechecker=_make_typechecker())
+        return (checker if calls <= CALLS else function)(*arguments, **options)
 
-            # Methods are decorated before their class exists.
-            overrides: Any = BeartypeHintOverrides
-            conf = BeartypeConf(is_pep484_tower=True, hint_overrides=overrides({Self: Any}))
-            checked = beartype(conf=conf)(function)
-        return checked(*arguments, **options)
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        return check_call(*arguments, **options) if _is_on else function(*arguments, **options)
 
     return call
+
+
+@functools.cache
+def _make_typechecker() -> Any:
+    from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+
+    # Methods are decorated before their class exists.
+    overrides: Any = BeartypeHintOverrides
+    return beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=overrides({Self: Any})))
 
 
 def checked_modules() -> list[str]:
@@ -66,21 +87,25 @@ def checked_modules() -> list[str]:
     return [*PACKAGES, *(f"scrubjay.{'.'.join(path.parts)}" for path in definitions)]
 
 
+_jaxtyped: Any = jaxtyping.jaxtyped
+
+
 def install() -> None:
     """Wrap the functions of all modules that are imported from now on."""
+    # jaxtyping's own wrapper cannot be compiled even if it is off.
+    jaxtyping.jaxtyped = lambda *, typechecker: check
     jaxtyping.install_import_hook(checked_modules(), f"{__name__}.check")
-    switch(False)
 
 
 def switch(on: bool) -> None:
     """Turn the checks on or off for a test."""
-    global _test
+    global _is_on, _test
+    _is_on = on
     _test += 1
-    jaxtyping.config.update("jaxtyping_disable", not on)
 
 
 def is_checked(nodeid: str) -> bool:
     """Check that the calls inside a test must fit the annotations."""
     path, _, name = nodeid.partition("::")
     left_out = (*COMPILING, *WRONG, *INCOMPLETE, *REPEATED)
-    return CHECKED.match(path) is not None and not any(word in name for word in left_out)
+    return FILES.match(path) is not None and not any(word in name for word in left_out)

@@ -77,6 +77,10 @@ def test_the_memory(snippets, monkeypatch):
     monkeypatch.setitem(registry._CONFIGS, "leaky", snippets.LeakyConfig)
     assert "leaky" in scrubjay.memory.list_memories()
     assert scrubjay.memory.make("leaky", dim=8, decay=0.5).decay == 0.5
+    # The page's own line tests the laws in float32 and float64.
+    scrubjay.memory.check_memory(
+        scrubjay.memory.make("leaky", dim=16), dtypes=(), laws=(1, 2, 4, 5, 6, 9), autocast=True
+    )
 
 
 def test_the_context_policy(snippets, monkeypatch):

@@ -169,8 +169,9 @@ class PPO:
     def update(self, segment: Segment) -> dict[str, float]:
         """Take up to `epochs * num_minibatches` gradient steps; return metrics, averaged over the steps.
 
-        Raises ValueError if the batch has fewer environments than minibatches.
+        Raises ValueError if the batch has fewer environments than minibatches or a reward is not finite.
         """
+        segment.check_rewards()
         if self._scale is not None:
             segment = self._scale(segment)
         advantages, returns = self.advantages(segment)

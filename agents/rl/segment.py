@@ -30,6 +30,14 @@ class BaseSegment:
         """Return a segment that has only the batch rows `index`, in the order of `index`."""
         return self._map(lambda value: value.index_select(0, index))
 
+    def check_rewards(self) -> None:
+        """Raise ValueError if a reward is NaN or infinite, before it makes all weights NaN."""
+        bad = (~self.rewards.isfinite() & self._acts()).nonzero()
+        if len(bad):
+            row, step, *_ = bad[0].tolist()
+            reward = self.rewards[tuple(bad[0])].item()
+            raise ValueError(f"the reward in row {row} at step {step} is {reward}; rewards must be finite")
+
     def to(self, device: torch.device | str) -> Self:
         """Return the segment with all tensors on `device`."""
         return self._map(lambda value: value.to(device))
@@ -53,6 +61,10 @@ class BaseSegment:
             else:
                 tensors[field.name] = torch.cat(parts)
         return cls(**tensors)
+
+    def _acts(self) -> Tensor:
+        """Return a mask, broadcastable to the rewards, that is True where rewards have a meaning."""
+        return torch.ones((), dtype=torch.bool, device=self.rewards.device)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
         tensors: dict[str, Any] = {}

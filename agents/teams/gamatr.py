@@ -137,8 +137,9 @@ class GAMATR:
     def update(self, segment: TeamSegment) -> dict[str, float]:
         """Update the actors, then fit the critic; return metrics.
 
-        Raises ValueError if the batch has fewer environments than minibatches.
+        Raises ValueError if the batch has fewer environments than minibatches or a reward is not finite.
         """
+        segment.check_rewards()
         if segment.num_rows < self.config.minibatches:
             raise ValueError(
                 f"minibatches={self.config.minibatches} is more than the {segment.num_rows} environments "

@@ -46,6 +46,9 @@ class TeamSegment(BaseSegment):
     state: State
     """State of all memories before the first step, with the batch axis first."""
 
+    def _acts(self) -> Tensor:
+        return self.alive
+
     @property
     def num_steps(self) -> int:
         """Number of environment steps, over all environments; a step of a team counts once."""

@@ -11,33 +11,104 @@ from scrubjay.agents import (
     GAMATR,
     PPO,
     GAMATRConfig,
+    Learner,
     PolicyConfig,
     PPOConfig,
     Spaces,
     TeamPolicyConfig,
+    check_learner,
     learners,
     list_learners,
     make_learner_config,
     register_learner,
 )
+from scrubjay.agents.conformance import LearnerLawError
 from scrubjay.agents.teams.modes import MODES, Mode
 from scrubjay.agents.teams.steps import independent_steps
+from scrubjay.memory.gru import GRUConfig
 
 from .teams.games import ACTION, OBSERVATION, climbing, make_policy, play
 
+FAST = {"ppo": {"learning_rate": 5e-3, "gamma": 1.0}}
+"""Settings with which a learner learns in few updates, other than its defaults."""
 
-def test_every_learner_is_built_by_its_name_for_whom_it_is():
-    assert list_learners("agent") == ["ppo"]
-    assert list_learners("team") == sorted(["gamatr", *MODES])
-    assert list_learners() == sorted(["ppo", "gamatr", *MODES])
-    alone, team = Spaces(OBSERVATION, ACTION), Spaces(OBSERVATION, ACTION, 3)
-    assert isinstance(make_learner_config("ppo").build(PolicyConfig().build(alone)), PPO)
-    for name in list_learners("team"):
-        rule = MODES[name if name in MODES else "sequential"]
-        policy = TeamPolicyConfig(shared=False, joint=rule.needs_joint).build(team)
-        learner = make_learner_config(name).build(policy)
+
+def make_policy_config(name: str) -> PolicyConfig | TeamPolicyConfig:
+    """Return the config of a policy that the learner can train, with a GRU of 16 units."""
+    config = make_learner_config(name)
+    gru = GRUConfig(dim=16)
+    if config.policy_type == "agent":
+        return PolicyConfig(memory=gru)
+    rule = config.rule if isinstance(config, GAMATRConfig) else None
+    return TeamPolicyConfig(memory=gru, shared=False, joint=rule is not None and rule.needs_joint)
+
+
+def test_learners_are_of_agents_or_teams_and_every_mode_is_one():
+    assert {"ppo"} <= set(list_learners("agent"))
+    assert {"gamatr", *MODES} <= set(list_learners("team"))
+    assert list_learners() == sorted([*list_learners("agent"), *list_learners("team")])
+    for policy_type in ("agent", "team"):
+        for name in list_learners(policy_type):
+            assert make_learner_config(name).policy_type == policy_type
+
+
+@pytest.mark.parametrize("name", list_learners())
+def test_every_learner_is_built_by_its_name(name):
+    config = make_learner_config(name)
+    spaces = Spaces(OBSERVATION, ACTION, 3 if config.policy_type == "team" else None)
+    learner = config.build(make_policy_config(name).build(spaces))
+    assert isinstance(learner, Learner)
+    if name in MODES:
         assert isinstance(learner, GAMATR)
-        assert learner.config.rule is rule
+        assert learner.config.rule is MODES[name]
+
+
+# The modes are learners of one class: the slow suite trains with all of them.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in MODES else []) for name in list_learners()]
+)
+def test_every_learner_obeys_the_laws(name):
+    check_learner(make_learner_config(name, **FAST.get(name, {})), make_policy_config(name))
+
+
+class Idle(PPO):
+    def update(self, segment):
+        return {}
+
+
+class Forgetful(PPO):
+    def set_state(self, state):
+        pass
+
+
+class Credulous(PPO):
+    def update(self, segment):
+        segment.check_rewards = lambda: None
+        return super().update(segment)
+
+
+class Opaque(PPO):
+    def get_state(self):
+        return super().get_state() | {"config": self.config}
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        (Idle, r"law 1 \(learns a bandit\): the mean reward is 0\.\d+ after 20 updates"),
+        (Forgetful, r"law 3 \(resumes bit for bit\)"),
+        (Credulous, r"law 4 \(survives NaN rewards\)"),
+        (Opaque, r"law 5 \(saved and loaded\): the learner's state"),
+    ],
+)
+def test_a_learner_that_breaks_a_law_is_caught(learner, message):
+    @dataclasses.dataclass(frozen=True)
+    class Config(PPOConfig):
+        def build(self, policy, seed=0, peers=None):
+            return learner(policy, self, seed)
+
+    with pytest.raises(LearnerLawError, match=message):
+        check_learner(Config(**FAST["ppo"]), updates=20)
 
 
 def test_names_and_fields_that_are_not_are_refused_with_choices():
