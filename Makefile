@@ -22,7 +22,9 @@ help:
 	@echo "make docs-check  run the snippets of README and the pages in docs, check links and spelling"
 
 $(VENV)/.installed: pyproject.toml
+	@echo "installing Scrubjay and what it needs into $(VENV); this takes some minutes"
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --upgrade 'pip>=25.1' # shows the progress of an installation
 	$(BIN)/pip install --disable-pip-version-check --editable .
 	touch $@
 

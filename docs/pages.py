@@ -285,9 +285,11 @@ def _fields(kind: type[Any]) -> str:
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if dataclasses.is_dataclass(base):
-            documented = ModuleAnalyzer.for_module(base.__module__).find_attr_docs()
+            attribute_texts = ModuleAnalyzer.for_module(base.__module__).find_attr_docs()
             texts |= {
-                name: " ".join(doc) for (owner, name), doc in documented.items() if owner == base.__name__
+                name: " ".join(doc)
+                for (owner, name), doc in attribute_texts.items()
+                if owner == base.__name__
             }
     lines = []
     for field in dataclasses.fields(kind):

@@ -69,7 +69,12 @@ def wheel(tmp_path_factory):
     """Build the wheel of this repository."""
     folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder)]
-    subprocess.run([*build, str(ROOT)], check=True, timeout=240)
+    config = folder / "setup.cfg"
+    config.write_text(
+        f"[build]\nbuild_base = {folder / 'build'}\n"
+    )  # build/ may hold files of another version
+    environment = {**os.environ, "DIST_EXTRA_CONFIG": str(config)}
+    subprocess.run([*build, str(ROOT)], check=True, timeout=240, env=environment)
     (path,) = folder.glob("*.whl")
     return path
 

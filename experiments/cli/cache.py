@@ -31,7 +31,7 @@ _PROGRESS = "scrubjay: preparing this text; it is stored, so the next call is fa
 _REGISTRIES = ("scrubjay.agents", "scrubjay.envs", "scrubjay.memory")
 
 
-def cached(key: Sequence[str], build: Callable[[], T]) -> T:
+def load_or_build(key: Sequence[str], build: Callable[[], T]) -> T:
     """Return the stored value of `key`; otherwise build the value and store it as JSON."""
     value = load(key)
     if value is None:

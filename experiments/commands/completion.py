@@ -22,7 +22,7 @@ from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
 from scrubjay.experiments.cli.arguments import choose, show_help
-from scrubjay.experiments.cli.cache import begin, cached
+from scrubjay.experiments.cli.cache import begin, load_or_build
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.commands import COMMANDS, load_command
@@ -131,7 +131,7 @@ def _read_help(*words: str) -> str:
                 os.environ["COLUMNS"] = columns
         return output.getvalue()
 
-    return cached(["words", *words], read)
+    return load_or_build(["words", *words], read)
 
 
 def _add_arguments(
@@ -165,14 +165,14 @@ def _add_option(parser: argparse.ArgumentParser, description: str, command: str)
 
 def _recipe_flags(words: Sequence[str]) -> list[str]:
     """Return the command-line options of the recipe and the memory whose names are in `words`."""
-    found = names()
-    recipe = next((word for word in words if word in found.recipes), None)
+    all_names = names()
+    recipe = next((word for word in words if word in all_names.recipes), None)
     if recipe is None:
         return []
     after = [word.removeprefix("--memory=") for word in words[words.index(recipe) :]]
-    memories = [word for word in after if word in found.memory_flags]
-    memory = memories[-1] if memories else found.default_memories[recipe]
-    return [*found.recipe_flags[recipe], *found.memory_flags[memory]]
+    memories = [word for word in after if word in all_names.memory_flags]
+    memory = memories[-1] if memories else all_names.default_memories[recipe]
+    return [*all_names.recipe_flags[recipe], *all_names.memory_flags[memory]]
 
 
 def _completer(name: str, metavar: str, command: str) -> Any:
@@ -184,21 +184,23 @@ def _completer(name: str, metavar: str, command: str) -> Any:
         return FilesCompleter()
     if re.fullmatch(r"\{[\w,-]+\}|[a-z-]+(\|[a-z-]+)+", metavar):
         return _names(choices)
-    found = names()
+    all_names = names()
     if name == "source":
-        return lambda prefix, **_: [*found.environments, *found.recipes, *_runs(prefix)]
+        return lambda prefix, **_: [*all_names.environments, *all_names.recipes, *_runs(prefix)]
     if name == "model":
         return lambda prefix, **_: ["smollm2", *FilesCompleter()(prefix)]
     has_context_policies = command in ("agent", "chat", "inspect", "longcontext")
     values: dict[str, Iterable[str]] = {
-        "env": found.environments,
-        "learner": sorted({name for each in found.learners.values() for name in each}),
-        "memories": found.memories,
-        "memory": [] if command == "eval" else found.memories,  # eval's --memory takes settings, not names
-        "method": found.methods,
-        "methods": found.context_policies if has_context_policies else found.methods,
-        "policy": found.context_policies if has_context_policies else [],
-        "recipes": found.recipes,
+        "env": all_names.environments,
+        "learner": sorted({name for each in all_names.learners.values() for name in each}),
+        "memories": all_names.memories,
+        "memory": []
+        if command == "eval"
+        else all_names.memories,  # eval's --memory takes settings, not names
+        "method": all_names.methods,
+        "methods": all_names.context_policies if has_context_policies else all_names.methods,
+        "policy": all_names.context_policies if has_context_policies else [],
+        "recipes": all_names.recipes,
     }
     return _names(values.get(name, []))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scrubjay.experiments.cli.arguments import list_flags, show_help
-from scrubjay.experiments.cli.cache import cached
+from scrubjay.experiments.cli.cache import load_or_build
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.cli.untrusted_text import format_entries, table
 
@@ -40,7 +40,7 @@ class Names:
 
 def names() -> Names:
     """Return all registered names, from the cache if possible."""
-    return Names(**cached(["names"], lambda: dataclasses.asdict(_build())))
+    return Names(**load_or_build(["names"], lambda: dataclasses.asdict(_build())))
 
 
 def _build() -> Names:
@@ -80,17 +80,19 @@ def run(argv: Sequence[str]) -> int:
         )
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}: list takes no arguments")
-    found = names()
-    memories = [(name, f"{found.state_bytes[name]:>9,} B", about) for name, about in found.memories.items()]
-    print(f"recipes\n{format_entries(found.recipes)}\n")
-    print(f"methods (for multi-agent recipes)\n{format_entries(found.methods)}\n")
-    print(f"learners\n{describe_learners(found)}\n")
+    all_names = names()
+    memories = [
+        (name, f"{all_names.state_bytes[name]:>9,} B", about) for name, about in all_names.memories.items()
+    ]
+    print(f"recipes\n{format_entries(all_names.recipes)}\n")
+    print(f"methods (for multi-agent recipes)\n{format_entries(all_names.methods)}\n")
+    print(f"learners\n{describe_learners(all_names)}\n")
     print(f"memories (state per agent at width 64)\n{table(memories)}\n")
-    print("environments\n" + table([(name,) for name in found.environments]))
+    print("environments\n" + table([(name,) for name in all_names.environments]))
     return 0
 
 
-def describe_learners(found: Names) -> str:
+def describe_learners(all_names: Names) -> str:
     """Return a table of the learners, grouped by single-agent and team learners."""
     titles = {"agent": "single agent", "team": "team"}
-    return table([(titles[policy_type], ", ".join(each)) for policy_type, each in found.learners.items()])
+    return table([(titles[policy_type], ", ".join(each)) for policy_type, each in all_names.learners.items()])

@@ -34,15 +34,15 @@ class _AllFlags(TrainOptions, RecipeFlags):
 def run(argv: Sequence[str]) -> int:
     """`scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME] [--env ID] [--field x]`."""
     if not argv or argv[0] in ("-h", "--help"):
-        found = names()
+        all_names = names()
         about = (
             "Train a recipe. Run scrubjay train RECIPE --help for all fields of its config, such as "
             "--total-steps N and --init-from RUN, and their defaults."
         )
         names_text = (
-            f"recipes\n{format_entries(found.recipes)}\n\n"
-            f"methods, for multi-agent recipes\n{format_entries(found.methods)}\n\n"
-            f"learners\n{describe_learners(found)}"
+            f"recipes\n{format_entries(all_names.recipes)}\n\n"
+            f"methods, for multi-agent recipes\n{format_entries(all_names.methods)}\n\n"
+            f"learners\n{describe_learners(all_names)}"
         )
         print_help(_AllFlags, "scrubjay train RECIPE", f"{about}\n\n{names_text}")
     options, remaining = parse_known(TrainOptions, argv[1:])

@@ -62,9 +62,9 @@ def test_an_action_is_never_replaced_by_a_stored_text(folder, tmp_path):
 
 def test_a_value_is_built_once(folder):
     values = iter([{"a": [1, None]}, {"a": [2]}])
-    assert cache.cached(["key"], lambda: next(values)) == {"a": [1, None]}
-    assert cache.cached(["key"], lambda: next(values)) == {"a": [1, None]}
-    assert cache.cached(["other"], lambda: next(values)) == {"a": [2]}
+    assert cache.load_or_build(["key"], lambda: next(values)) == {"a": [1, None]}
+    assert cache.load_or_build(["key"], lambda: next(values)) == {"a": [1, None]}
+    assert cache.load_or_build(["other"], lambda: next(values)) == {"a": [2]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\x00", b'{"key": ["key"]}', b"[" * 100_000])
@@ -73,7 +73,7 @@ def test_a_damaged_file_is_built_again(content, folder):
     (file,) = folder.iterdir()
     file.write_bytes(content)
     assert cache.load(["key"]) is None
-    assert cache.cached(["key"], lambda: 2) == 2
+    assert cache.load_or_build(["key"], lambda: 2) == 2
     assert cache.load(["key"]) == 2
     assert list(folder.iterdir()) == [file]
 
@@ -82,7 +82,7 @@ def test_without_a_writable_folder_the_text_is_built_each_time(tmp_path, monkeyp
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(cache._state, "is_used", True)
-    assert [cache.cached(["key"], iter([number]).__next__) for number in (1, 2)] == [1, 2]
+    assert [cache.load_or_build(["key"], iter([number]).__next__) for number in (1, 2)] == [1, 2]
     assert call("plot", "--help") == call("plot", "--help")
 
 
@@ -99,10 +99,10 @@ def test_the_source_changes_with_any_file(tmp_path, monkeypatch):
     before = list(cache._files(str(tmp_path)))
     assert len(before) == 1
     os.utime(file, ns=(1, 1))
-    touched = list(cache._files(str(tmp_path)))
+    after_touch = list(cache._files(str(tmp_path)))
     file.write_text("a = 12")
     os.utime(file, ns=(1, 1))
-    assert len({*before, *touched, *cache._files(str(tmp_path))}) == 3
+    assert len({*before, *after_touch, *cache._files(str(tmp_path))}) == 3
 
 
 def test_old_entries_are_deleted(folder, monkeypatch):
@@ -140,9 +140,9 @@ def test_a_long_build_is_announced(folder, monkeypatch, capfd):
 
 
 def test_names_are_those_of_the_registries():
-    found = names()
-    assert list(found.recipes) == list(RECIPES) == list(found.recipe_flags)
-    assert list(found.memories) == list_memories()
-    assert "--memory.chunk-size" in found.memory_flags["hcam"]
-    assert "--learner.gamma" in found.recipe_flags["tmaze"]
-    assert not [flag for flags in found.recipe_flags.values() for flag in flags if "memory." in flag]
+    all_names = names()
+    assert list(all_names.recipes) == list(RECIPES) == list(all_names.recipe_flags)
+    assert list(all_names.memories) == list_memories()
+    assert "--memory.chunk-size" in all_names.memory_flags["hcam"]
+    assert "--learner.gamma" in all_names.recipe_flags["tmaze"]
+    assert not [flag for flags in all_names.recipe_flags.values() for flag in flags if "memory." in flag]

@@ -22,11 +22,11 @@ SHARED = {name: kind for name, kind in vars(options).items() if hasattr(kind, "_
 
 def option_classes() -> dict[str, type]:
     """Return the options classes of all commands by their names."""
-    found = {"DecisionsOptions": ACTIONS["decisions"][1], "UndoOptions": ACTIONS["undo"][1]}
+    classes = {"DecisionsOptions": ACTIONS["decisions"][1], "UndoOptions": ACTIONS["undo"][1]}
     for module in (*MODULES, "pictures", "train"):
         members = vars(importlib.import_module(f"scrubjay.experiments.commands.{module}"))
-        found |= {name: kind for name, kind in members.items() if name.endswith("Options")}
-    return found
+        classes |= {name: kind for name, kind in members.items() if name.endswith("Options")}
+    return classes
 
 
 def test_every_shared_option_is_listed_by_several_commands():
@@ -51,8 +51,8 @@ def test_no_command_declares_the_text_of_a_shared_option_again():
 def test_ray_needs_its_engine(kind):
     words = ["run"] if kind is ResumeOptions else []
     assert parse(kind, words, "scrubjay").ray() is None
-    chosen = parse(kind, [*words, "--engine", "ray", "--num-learners", "2"], "scrubjay")
-    assert chosen.ray() == RayOptions(num_learners=2)
+    ray_options = parse(kind, [*words, "--engine", "ray", "--num-learners", "2"], "scrubjay")
+    assert ray_options.ray() == RayOptions(num_learners=2)
     for flag, value in (("--num-env-runners", "1"), ("--num-learners", "1"), ("--address", "a:1")):
         with pytest.raises(UsageError, match=f"{flag} requires --engine ray"):
             parse(kind, [*words, flag, value], "scrubjay").ray()
