@@ -56,9 +56,9 @@ MEASUREMENT_CALLS = {name: f"{name} --help" for name in ("perplexity", "haystack
 PREDICTION = {
     "id": "q1",
     "type": "conclusion",
-    "golden_result_list": ["five"],
+    "golden_result_list": ["It was June."],
     "funcs": [],
-    "model_predict": "five",
+    "model_predict": {"KuaiAgent": "June"},
 }
 EVIDENCE = ("bench", "quality", "results")
 """Folders of `experiments` that stay in the repository."""

@@ -105,12 +105,6 @@ def print_help(options_type: type[Any], prog: str, description: str) -> NoReturn
     raise SystemExit(0)
 
 
-def show_help(text: str) -> NoReturn:
-    """Print a help text and end the command with exit code 0, as tyro does."""
-    print(text)
-    raise SystemExit(0)
-
-
 def did_you_mean(name: str, choices: Sequence[str]) -> str:
     """Return `; did you mean 'x'?`, or an empty string if no choice is similar."""
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)

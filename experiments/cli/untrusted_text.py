@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 _MAX_LINE = 1000
 # Control characters except tab and line feed, bidirectional controls, invisible line separators, and tag
@@ -47,6 +47,12 @@ def _escape_control(letter: re.Match[str]) -> str:
     if code < 0x10000:
         return f"\\u{code:04x}"
     return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
+
+
+def show_help(text: str) -> NoReturn:
+    """Print a help text and end the command with exit code 0, as tyro does."""
+    print(text)
+    raise SystemExit(0)
 
 
 def format_entries(entries: Mapping[str, str]) -> str:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.experiments import files as json_reader
-from scrubjay.experiments.cli.arguments import choose, parse, show_help
+from scrubjay.experiments.cli.arguments import choose, parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
-from scrubjay.experiments.cli.untrusted_text import format_entries, one_line, table
+from scrubjay.experiments.cli.untrusted_text import format_entries, one_line, show_help, table
 from scrubjay.experiments.commands.options import Device, Embeddings, MaxTokens
 from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
 from scrubjay.experiments.lm.models import open_chat_model

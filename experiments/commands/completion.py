@@ -21,10 +21,9 @@ import argcomplete
 from argcomplete.completers import FilesCompleter
 from argcomplete.shell_integration import shellcode
 
-from scrubjay.experiments.cli.arguments import choose, show_help
 from scrubjay.experiments.cli.cache import begin, load_or_build
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.cli.untrusted_text import printable
+from scrubjay.experiments.cli.untrusted_text import printable, show_help
 from scrubjay.experiments.commands import COMMANDS, load_command
 from scrubjay.experiments.commands.list import names
 from scrubjay.experiments.files import CONFIG
@@ -60,6 +59,8 @@ def run(argv: Sequence[str]) -> int:
             "environments, and run directories. Add the line for your shell to its startup file:\n\n"
             f"{lines}"
         )
+    from scrubjay.experiments.cli.arguments import choose
+
     if len(argv) > 1:
         raise UsageError(f"unexpected argument {argv[1]!r}: completion takes the name of a shell")
     print(shellcode(["scrubjay"], shell=choose("shell", argv[0], list(SHELLS))))

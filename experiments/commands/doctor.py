@@ -12,9 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 import scrubjay
-from scrubjay.experiments.cli.arguments import show_help
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.cli.untrusted_text import table
+from scrubjay.experiments.cli.untrusted_text import show_help, table
 
 EXTRAS = {
     "agent": "tools of the agent: web, calculator, calendar",

@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scrubjay.experiments.cli.arguments import list_flags, show_help
 from scrubjay.experiments.cli.cache import load_or_build
 from scrubjay.experiments.cli.failures import UsageError
-from scrubjay.experiments.cli.untrusted_text import format_entries, table
+from scrubjay.experiments.cli.untrusted_text import format_entries, show_help, table
 
 _WIDTH = 64
 """Width of the memories in `Names.state_bytes`."""
@@ -46,6 +45,7 @@ def names() -> Names:
 def _build() -> Names:
     from scrubjay.agents.learners import list_learners
     from scrubjay.envs import list_environments
+    from scrubjay.experiments.cli.arguments import list_flags
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.teams import METHODS
     from scrubjay.memory import context, list_memories, make, name_of

@@ -44,9 +44,6 @@ def _run(argv: list[str]) -> int:
 
         complete()
     import scrubjay
-    from scrubjay.experiments import user_modules
-    from scrubjay.experiments.cli import cache
-    from scrubjay.experiments.cli.failures import bad_input
     from scrubjay.experiments.cli.untrusted_text import format_entries
     from scrubjay.experiments.commands import COMMANDS
 
@@ -57,6 +54,10 @@ def _run(argv: list[str]) -> int:
     if argv[0] == "--version":
         print(f"scrubjay {scrubjay.__version__}")
         return 0
+    from scrubjay.experiments import user_modules
+    from scrubjay.experiments.cli import cache
+    from scrubjay.experiments.cli.failures import bad_input
+
     with user_modules.search_current_folder():
         with bad_input():
             user_modules.import_user_modules()

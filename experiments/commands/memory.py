@@ -16,9 +16,9 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from scrubjay.experiments import files as json_reader
-from scrubjay.experiments.cli.arguments import choose, parse, show_help
+from scrubjay.experiments.cli.arguments import choose, parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
-from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one_line, printable
+from scrubjay.experiments.cli.untrusted_text import as_json, format_entries, one_line, printable, show_help
 from scrubjay.experiments.commands import benchmarks, consolidation
 from scrubjay.experiments.commands.consolidation import make_decider, print_decision
 from scrubjay.experiments.commands.options import AsJson, BankFile, Embeddings, NewBankFile, SameEmbeddings
