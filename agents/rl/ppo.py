@@ -12,14 +12,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.advantages import generalized_advantage
+from scrubjay.agents.rl.advantages import RewardScale, generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
-from scrubjay.agents.rl.data_parallel import SingleProcess
 from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
-from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
 from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.reward_scale import RewardScale
 from scrubjay.agents.rl.segment import Segment
 
 

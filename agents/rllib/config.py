@@ -9,8 +9,7 @@ from gymnasium.spaces import Space
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from scrubjay.agents.rl.data_parallel import SingleProcess
-from scrubjay.agents.rl.learner import Learner, LearnerConfig
+from scrubjay.agents.rl.learner import Learner, LearnerConfig, SingleProcess
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.rl.sampler import BaseSampler

@@ -10,7 +10,7 @@ from ray.rllib.core import DEFAULT_MODULE_ID
 from ray.rllib.core.learner.torch.torch_learner import TorchLearner
 from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents.rl.data_parallel import Peers, SingleProcess
+from scrubjay.agents.rl.learner import Peers, SingleProcess
 
 
 class SegmentLearner(TorchLearner):

@@ -34,8 +34,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 
-from scrubjay.agents.rl.data_parallel import SingleProcess
-from scrubjay.agents.rl.learner import LearnerConfig
+from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
 from scrubjay.agents.rl.optimizers import adam, load_optimizer_state
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalize_advantages, team_advantages

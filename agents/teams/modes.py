@@ -10,12 +10,11 @@ import torch
 
 from scrubjay.agents.rl.trust_region import TrustRegionStep
 from scrubjay.agents.teams.batch import TeamBatch
-from scrubjay.agents.teams.clip import clipped_sequence, clipped_steps
 from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.consensus import consensus_steps
 from scrubjay.agents.teams.metagame import metagame_steps
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.agents.teams.steps import independent_steps, sequential_steps
+from scrubjay.agents.teams.steps import clipped_sequence, clipped_steps, independent_steps, sequential_steps
 
 
 class ModeContext(NamedTuple):

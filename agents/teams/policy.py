@@ -25,8 +25,7 @@ from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.agents.teams.critic import CriticType, TeamCritic
-from scrubjay.agents.teams.network import AgentTrace, TeamNetwork
+from scrubjay.agents.teams.network import AgentTrace, CriticType, TeamCritic, TeamNetwork
 from scrubjay.agents.teams.segment import TeamSegment
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
 from scrubjay.memory.contract.base import add_affixes, select_part

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from scrubjay.agents import PPO, PPOConfig
-from scrubjay.agents.rl.data_parallel import SingleProcess
-from scrubjay.agents.rl.reward_scale import RewardScale
+from scrubjay.agents.rl.advantages import RewardScale
+from scrubjay.agents.rl.learner import SingleProcess
 
-from .test_data_parallel import sample_segment
+from .test_learner import sample_segment
 
 CONFIG = PPOConfig(epochs=2, num_minibatches=2, scale_rewards=True)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scrubjay.agents import GAMATRConfig, PPOConfig
-from scrubjay.agents.rl.data_parallel import SingleProcess
+from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.agents.rllib import SegmentGAMATRConfig
 
 from .configs import ppo_config, team_config

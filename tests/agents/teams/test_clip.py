@@ -6,7 +6,7 @@ import torch
 
 from scrubjay.agents import GAMATR, GAMATRConfig
 from scrubjay.agents.rl.trust_region import flatten
-from scrubjay.agents.teams.clip import clipped_sequence, clipped_steps
+from scrubjay.agents.teams.steps import clipped_sequence, clipped_steps
 
 from .games import climbing, make_policy, play
 

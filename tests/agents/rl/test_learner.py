@@ -12,7 +12,7 @@ import torch
 from torch import distributed
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler, Segment
-from scrubjay.agents.rl.data_parallel import Peers, SingleProcess
+from scrubjay.agents.rl.learner import Peers, SingleProcess
 from scrubjay.memory import list_memories, make_config
 
 CONFIG = PPOConfig(epochs=2, num_minibatches=3)
