@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SEPARATE = {"gpu", "revision_cases", "revision_cases_03307f0", "revisions", "timing"}
-"""Benchmarks with a target of their own, and the cases of `revisions`."""
+SEPARATE = {"gpu", "revisions"}
+"""Benchmarks with a target of their own."""
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 

@@ -26,7 +26,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents import tool
 from scrubjay.agents.kwai import KwaiAgent, Limits
-from scrubjay.experiments.bench.timing import time_in_turns
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.memory import MemoryBank
 
 _SHORT = 1  # steps of the short answer; the time per step is the difference to a longer answer

@@ -25,8 +25,8 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.experiments.bench.throughput import RecurrentPPOTrainer, ScrubjayTrainer, ThroughputConfig
-from scrubjay.experiments.bench.timing import time_in_turns
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import Memory, MemoryConfig, list_memories, make_config
 

@@ -32,7 +32,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 from scrubjay.agents import PPOConfig, Sampler
 from scrubjay.agents.rl.segment import Segment
-from scrubjay.experiments.bench.timing import time_in_turns
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.experiments.recipes import RECIPES, with_memory
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.engine import Engine, LocalEngine

@@ -18,7 +18,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from scrubjay.experiments.bench.timing import time_in_turns
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.kernels import linear_memory, linear_memory_step
 
 VARIANTS: dict[str, dict[str, Any]] = {

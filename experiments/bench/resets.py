@@ -18,7 +18,7 @@ import torch
 import tyro
 from torch import nn
 
-from scrubjay.experiments.bench.timing import time_in_turns
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.memory.contract.base import Memory
 from scrubjay.memory.gru import GRUConfig
 from scrubjay.memory.lstm import LSTMConfig

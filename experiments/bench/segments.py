@@ -22,7 +22,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.experiments.bench.timing import time_passes
+from scrubjay.experiments.bench import time_passes
 from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.parts.window import resolve_heads
 

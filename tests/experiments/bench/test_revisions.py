@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scrubjay.experiments.bench.revision_cases import time_cases
-from scrubjay.experiments.bench.revisions import RevisionsBench, main
+from scrubjay.experiments.bench.revisions import RevisionsBench, main, time_cases
 from scrubjay.memory import list_memories
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -2,7 +2,7 @@
 
 import torch
 
-from scrubjay.experiments.bench.timing import time_in_turns, time_passes
+from scrubjay.experiments.bench import time_in_turns, time_passes
 
 
 def test_each_method_runs_once_a_round_and_warm_up_is_not_returned():
