@@ -118,7 +118,7 @@ class SweepOptions:
 
 def sweep(argv: Sequence[str]) -> int:
     """`scrubjay sweep RECIPE --param NAME=V1,V2 [--param ...] [--out DIR] [--jobs N] [flags of train]`."""
-    if not argv or argv[0] in ("-h", "--help"):
+    if not argv or not {"-h", "--help"}.isdisjoint(argv):
         parse(SweepOptions, ["--help"], "scrubjay sweep RECIPE")
     from scrubjay.experiments.launch.sweep import Sweep, parse_param, run_sweep
 
