@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,13 +24,38 @@ INITIAL = "initial.safetensors"
 CHECKPOINTS = "checkpoints"
 
 
+def create_run_files(path: Path, contents: Mapping[str, str | bytes | None], resume_command: str) -> None:
+    """Write the first files of a run into the directory `path`, which is created if necessary.
+
+    `contents` are the contents of `INITIAL`, `ENVIRONMENT` and `CONFIG`; None means no file. The config is
+    written last, so that a directory with a config is complete. Raises ValueError, which names
+    `resume_command`, if the directory already holds a run, or files of a run without a config.
+    """
+    _check_name(path)
+    path.mkdir(parents=True, exist_ok=True)
+    check_files(path)
+    with lock(path):  # if two processes start at once, the second one sees the config of the first
+        if (path / CONFIG).exists():
+            raise ValueError(f"{path} already holds a run; choose another directory, or: {resume_command}")
+        # Leftovers of an unknown run would be resumed from, or overwritten.
+        for name in (CHECKPOINTS, METRICS, RESULT):
+            if (path / name).exists():
+                raise ValueError(f"{path} holds {name} of a run but no {CONFIG}; choose another directory")
+        for name in (INITIAL, ENVIRONMENT, CONFIG):
+            (path / name).unlink(missing_ok=True)  # a leftover of a start that was killed
+            if (content := contents[name]) is not None:
+                write_atomically(path / name, content)
+
+
 def lock(path: Path) -> IO[str]:
     """Lock a run for training; return an open file that holds the lock until it is closed.
 
-    The system releases the lock when the process ends. Raises ValueError if another process holds the lock.
+    The system releases the lock when the process ends. Raises ValueError if another process holds the lock,
+    or if TensorBoard cannot open the path.
     On NFS the lock also works between machines if the server supports locks, as NFS 4 does. If the file
     system has no locks, a warning is logged.
     """
+    _check_name(path)
     file = (path / ".lock").open("w")
     try:
         import fcntl
@@ -50,7 +76,7 @@ def lock(path: Path) -> IO[str]:
     return file
 
 
-def check_name(path: Path) -> None:
+def _check_name(path: Path) -> None:
     """Raise ValueError if a path is not valid UTF-8; TensorBoard cannot open such a path."""
     try:
         os.fspath(path).encode()
@@ -76,12 +102,12 @@ def check_files(path: Path) -> None:
                 )
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file atomically: if the process is killed, the file has its old or its new content."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file atomically: if the process is killed, the file has its old or its new content."""
     temporary = path.with_name(f".{path.name}.writing")
     temporary.unlink(missing_ok=True)
-    with temporary.open("x") as file:  # fails on an existing link
-        file.write(text)
+    with temporary.open("xb") as file:  # fails on an existing link
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.files import CONFIG, CURVE, RESULT, read_object, write_atomically
+from scrubjay.experiments.files import CONFIG, CURVE, METRICS, RESULT, read_object, write_atomically
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs import loggers
@@ -16,7 +16,7 @@ from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine
 from scrubjay.experiments.runs.kinds import make_engine
-from scrubjay.experiments.runs.metrics import OnUpdate
+from scrubjay.experiments.runs.metrics import OnUpdate, read_metrics
 from scrubjay.experiments.runs.run import Run
 
 
@@ -125,29 +125,32 @@ def run_training(
         log.finish(result)
 
 
-@contextlib.contextmanager
-def _open_log(run: Run, logger: str | None) -> Iterator[loggers.Log]:
-    with contextlib.ExitStack() as stack:
-        try:
-            log = stack.enter_context(loggers.log_to(logger, run.path, read_object(run.path / CONFIG)))
-        except (ValueError, OSError) as error:
-            raise TrainingStartError(f"{error}") from error
-        yield log
-
-
 def _open_engine(run: Run, ray: RayOptions | None) -> Engine:
+    """Return an engine in the state of the latest checkpoint. Raises TrainingStartError."""
+    with _start_errors():
+        _ = run.success_without_memory  # the curve needs it at the end; report errors in it before training
+        engine = make_engine(run.config, run.path, run.trust, ray)
+        try:
+            read_metrics(run.path / METRICS)  # for the curve, too
+            _write_extension(run)
+        except BaseException:
+            with engine:
+                raise
+        return engine
+
+
+def _open_log(run: Run, logger: str | None) -> loggers.Log:
+    with _start_errors():
+        return loggers.log_to(logger, run.path, read_object(run.path / CONFIG) if logger else {})
+
+
+@contextlib.contextmanager
+def _start_errors() -> Iterator[None]:
+    """Raise TrainingStartError in place of ValueError and OSError in the `with` block."""
     try:
-        engine = _make_engine(run, ray)
+        yield
     except (ValueError, OSError) as error:
         raise TrainingStartError(f"{error}") from error
-    try:
-        # The curve needs these at the end; report errors in them before training.
-        _ = run.metrics(), run.success_without_memory
-        _write_extension(run)
-    except (ValueError, OSError) as error:
-        with engine:
-            raise TrainingStartError(f"{error}") from error
-    return engine
 
 
 def _write_extension(run: Run) -> None:
@@ -158,14 +161,6 @@ def _write_extension(run: Run) -> None:
         for file in list_cached_files(run):
             file.unlink(missing_ok=True)
         run.write_extension()
-
-
-def _make_engine(run: Run, ray: RayOptions | None) -> Engine:
-    if ray is None:
-        return make_engine(run.config, run.path, run.trust)
-    from scrubjay.experiments.runs.ray_engine import make_ray_engine  # importing RLlib takes seconds
-
-    return make_ray_engine(run.config, run.path, ray, run.trust)
 
 
 def _plot_curve(run: Run) -> None:

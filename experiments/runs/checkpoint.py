@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from scrubjay.experiments.files import read_object
@@ -94,46 +94,31 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def write_weights(file: Path, weights: dict[str, Tensor]) -> None:
-    """Write weights atomically: if the process is killed, the file has either the old or the new weights."""
-    temporary = file.with_name(f".{file.name}.writing")
-    temporary.unlink(missing_ok=True)
-    save_file(weights, temporary)
-    _sync(temporary)
-    temporary.rename(file)
+def encode_weights(weights: dict[str, Tensor]) -> bytes:
+    """Return the content of a file from which `read_weights` loads these weights."""
+    return save(weights)
 
 
-def load_training(path: Path, trust: bool = False) -> dict[str, Any]:
-    """Load the state of learner, samplers and random generators.
+def load_training(path: Path) -> dict[str, Any]:
+    """Load the state of learner, samplers and random generators, which may be untrusted.
 
-    Raises CheckpointError if `trust` is False and the file is damaged or is not plain data. Older versions
-    pickled this state. With `trust` a pickled file is read too, which runs any code in it.
+    Nothing is unpickled. Raises CheckpointError if the file is damaged or is not plain data.
     """
     file = path / TRAINING
     try:
         _check_uncompressed(file)
         return from_plain(_check_tensor_sizes(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
-        if not trust and _is_pickled(file, error):
+        if isinstance(error, pickle.UnpicklingError) or _is_pickle(file):
             raise CheckpointError(
-                f"{file} is not plain data: older versions pickled it, and loading executes any code in it; "
-                "add --trust if you trust the run (in Python trust=True)"
+                f"{file} is not plain data and is refused, since loading it could execute any code"
             ) from error
-        if not trust:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{file} cannot be read: {reason}") from error
-    return torch.load(file, map_location="cpu", weights_only=False)
+        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _is_pickled(file: Path, error: Exception) -> bool:
-    """Return True if loading failed with `error` because the file contains pickled objects."""
-    if isinstance(error, pickle.UnpicklingError):
-        return True
-    # A file without a zip archive, as older versions of torch write it, begins with a pickle.
-    if not file.exists():
-        return False
-    with file.open("rb") as content:
-        return content.read(1) == pickle.PROTO
+def _is_pickle(file: Path) -> bool:
+    """Return True if the file is a pickle instead of an archive of torch."""
+    return file.exists() and file.read_bytes()[:1] == pickle.PROTO
 
 
 def _check_uncompressed(file: Path) -> None:

@@ -43,8 +43,8 @@ class Engine(ABC):
     A subclass builds the model and everything else that training needs in `_build`. There it passes the new
     model through `_load_initial_weights`. It also defines one update, the training state for checkpoints, and
     the evaluation. The engine seeds the global random generators of torch, numpy and random. If `trust` is
-    True, it also loads pickled data in a checkpoint, which can execute any code. Raises CheckpointError if a
-    checkpoint does not match the run.
+    True, it also loads pickled environment states in a checkpoint, which can execute any code. Raises
+    CheckpointError if a checkpoint does not match the run.
     """
 
     model: nn.Module
@@ -58,7 +58,7 @@ class Engine(ABC):
         self.seconds = 0.0
         self._lock = lock(run_dir)
         latest = latest_checkpoint(self.folder)
-        checkpoint = None if latest is None else (load_training(latest, trust), load_weights(latest))
+        checkpoint = None if latest is None else (load_training(latest), load_weights(latest))
         needs_initial = latest is None and config.init_from is not None
         self._initial = read_weights(run_dir / INITIAL) if needs_initial else None
         _seed_everything(derive_seed(config.seed, "weights"))

@@ -9,9 +9,10 @@ from typing import Any
 
 from scrubjay.experiments.files import parse_object
 from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig, ProbeEngine
+from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine, LocalEngine
-from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
+from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
@@ -25,12 +26,20 @@ _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
 }
 
 
-def make_engine(config: Experiment, run_dir: Path, trust: bool = False) -> Engine:
-    """Return the engine that trains `config` in this process.
+def make_engine(
+    config: Experiment, run_dir: Path, trust: bool = False, ray: RayOptions | None = None
+) -> Engine:
+    """Return the engine that trains `config` in this process, or on Ray if `ray` is not None.
 
-    If `trust` is True, the engine also loads pickled data in a checkpoint. Such data can execute any code.
+    Call `config.check(ray)` first. If `trust` is True, the engine also loads pickled environment states in a
+    checkpoint. Such data can execute any code.
     """
-    return _KINDS[config.kind][1](config, run_dir, trust)
+    if ray is None:
+        return _KINDS[config.kind][1](config, run_dir, trust)
+    from scrubjay.experiments.runs.ray_engine import RayEngine  # importing RLlib takes seconds
+
+    assert isinstance(config, RLConfig)
+    return RayEngine(config, run_dir, ray, trust)
 
 
 def to_json(config: Experiment) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import read_object, write_atomically
@@ -43,12 +42,18 @@ class Client(Protocol):
 class Log:
     """Logger that forwards metrics to a client and stops with one warning if the client fails.
 
-    Training thus does not depend on the network.
+    Training thus does not depend on the network. The logger is a context manager that closes itself.
     """
 
     def __init__(self, name: str = "", client: Client | None = None) -> None:
         self._name, self._client = name, client
         self.result: dict[str, float] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Log the metrics of an update."""
@@ -78,17 +83,12 @@ class Log:
             )
 
 
-@contextlib.contextmanager
-def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Iterator[Log]:
+def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Log:
     """Start or continue the run of `path` at the logging service `name`; log nothing if `name` is None.
 
     Raises ValueError if the service cannot be reached or its package is missing.
     """
-    log = Log() if name is None else Log(name, _open(name, path, config))
-    try:
-        yield log
-    finally:
-        log.close()
+    return Log() if name is None else Log(name, _open(name, path, config))
 
 
 def check(name: str | None) -> None:

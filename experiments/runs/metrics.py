@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.rl.rollout import EpisodeStats
-from scrubjay.experiments.files import check_name
+from scrubjay.experiments.files import check_numbers, read_lines
 
 WINDOW = 100
 """Number of episodes in the moving average of charts."""
@@ -25,6 +25,17 @@ OnUpdate = Callable[[int, dict[str, float]], None]
 def is_timing(name: str) -> bool:
     """Return True if a column depends on the machine's speed and differs between runs with the same seed."""
     return name.startswith("time/") or name == "charts/SPS"
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of metrics.jsonl, one per update; an incomplete last line is skipped.
+
+    Raises ValueError if another line is damaged.
+    """
+    rows = [check_numbers(row) for row in read_lines(path)]
+    for row in rows:
+        _ = row["step"]
+    return [dict(row) for row in rows]
 
 
 class EpisodeWindow:
@@ -76,7 +87,6 @@ class MetricsLog:
             SummaryWriter,  # importing takes half a second and only training needs it
         )
 
-        check_name(path)
         path.touch()
         if path.stat().st_size < offset:
             raise ValueError(

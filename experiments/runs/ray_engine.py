@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from scrubjay.agents.rllib import SegmentConfig
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.experiments.runs.cluster import RayOptions, connect, free_cpus
-from scrubjay.experiments.runs.config import Experiment, derive_seed
+from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.engine import Engine, pack_env_states, unpack_env_states
 from scrubjay.experiments.runs.metrics import EpisodeWindow
 from scrubjay.experiments.runs.reinforcement import RLConfig, evaluate_result
@@ -165,9 +165,3 @@ class RayEngine(Engine):
         finally:
             if self._started_ray:
                 ray.shutdown()
-
-
-def make_ray_engine(config: Experiment, run_dir: Path, options: RayOptions, trust: bool = False) -> RayEngine:
-    """Return an engine that trains `config` on Ray; call `config.check(options)` first."""
-    assert isinstance(config, RLConfig)
-    return RayEngine(config, run_dir, options, trust)

@@ -29,10 +29,8 @@ from scrubjay.experiments.files import (
     RESULT,
     Fields,
     check_files,
-    check_name,
     check_numbers,
-    lock,
-    read_lines,
+    create_run_files,
     read_object,
     read_untrusted,
     write_atomically,
@@ -40,14 +38,15 @@ from scrubjay.experiments.files import (
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
+    encode_weights,
     latest_checkpoint,
     load_weights,
-    write_weights,
 )
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.initial_weights import SourceRun, load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
+from scrubjay.experiments.runs.metrics import read_metrics
 from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
@@ -88,30 +87,14 @@ class Run:
             raise ValueError(
                 "the name of the run directory is empty; pass a folder, or omit it to create one in runs"
             )
-        check_name(Path(path or ""))
         config, weights = resolve_initial_weights(config)
         path = _make_directory(config) if path is None else Path(path)
-        path.mkdir(parents=True, exist_ok=True)
-        check_files(path)
-        with lock(path):  # if two processes start at once, the second one sees the config of the first
-            if (path / CONFIG).exists():
-                raise ValueError(
-                    f"{path} already holds a run; choose another directory, or: "
-                    f"{_format_resume_command(path)}"
-                )
-            # Leftovers of an unknown run would be resumed from, or overwritten.
-            for name in (CHECKPOINTS, METRICS, RESULT):
-                if (path / name).exists():
-                    raise ValueError(
-                        f"{path} holds {name} of a run but no {CONFIG}; choose another directory"
-                    )
-            for name in (ENVIRONMENT, INITIAL):  # leftovers of a start that was killed
-                (path / name).unlink(missing_ok=True)
-            if config.policy_type is not None:
-                _store_facts(config, path / ENVIRONMENT)
-            if weights is not None:
-                write_weights(path / INITIAL, weights)
-            write_atomically(path / CONFIG, to_json(config))
+        contents: dict[str, str | bytes | None] = {
+            INITIAL: None if weights is None else encode_weights(weights),
+            ENVIRONMENT: None if config.policy_type is None else _encode_facts(config),
+            CONFIG: to_json(config),
+        }
+        create_run_files(path, contents, _format_resume_command(path))
         return cls(path, config)
 
     @classmethod
@@ -119,8 +102,8 @@ class Run:
         """Open a run directory, which may be untrusted.
 
         If `trust` is True, the run may execute any code. It may create environments that are neither part of
-        Scrubjay nor named by the user in this process. It may also load pickled data: training states of
-        older versions, and environment states that are not plain data.
+        Scrubjay nor named by the user in this process. It may also load the pickled states of environments
+        whose states are not plain data.
 
         Raises ValueError if the directory holds no run, or if it holds links and `trust` is False.
         """
@@ -246,10 +229,7 @@ class Run:
 
         Raises ValueError if another line is damaged.
         """
-        rows = [check_numbers(row) for row in read_lines(self.path / METRICS)]
-        for row in rows:
-            _ = row["step"]
-        return [dict(row) for row in rows]
+        return read_metrics(self.path / METRICS)
 
     @property
     def loss_warnings(self) -> list[str]:
@@ -260,8 +240,8 @@ class Run:
     def facts(self) -> EnvFacts:
         """Facts about the environment, as stored when the run started.
 
-        Runs of older versions lack environment.json; their environment is created instead. Raises ValueError
-        if the file is damaged, or if the environment must be created but its name is untrusted. Raises
+        If environment.json is missing, the environment is created instead. Raises ValueError if the file is
+        damaged, or if the environment must be created but its name is untrusted. Raises
         TypeError if the experiment has no environment.
         """
         config: Any = self.config
@@ -396,8 +376,7 @@ def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, T
     if config.init_from is None:
         return config, None
     run = Run.load(config.init_from)
-    # A run of an older version has no such file; its weights alone are compared, to avoid creating its
-    # environment.
+    # Without this file the weights alone are compared, to avoid creating the environment.
     has_spaces = run.config.policy_type is not None and (run.path / ENVIRONMENT).exists()
     spaces = run.facts.spaces if has_spaces else None
     weights, step = load_initial_weights(SourceRun(run.path, run.config, run.checkpoint, spaces), config)
@@ -426,19 +405,18 @@ def default_path(config: Experiment) -> Path:
     return path
 
 
-def _store_facts(config: Any, path: Path) -> None:
-    """Write the facts about the environment to `path`.
+def _encode_facts(config: Any) -> str | None:
+    """Return the text of environment.json.
 
-    Writes nothing if the environment cannot be created, or if the facts are too large or change on reloading.
+    Return None if the environment cannot be created, or if the facts are too large or change on reloading.
     """
     try:
         facts = config.env.facts()
         text = facts.to_json()
         restored_facts = EnvFacts.from_json(text)
     except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
-        return
-    if restored_facts == facts and len(text) <= MAX_BYTES:
-        write_atomically(path, text)
+        return None
+    return text if restored_facts == facts and len(text) <= MAX_BYTES else None
 
 
 def _list_nearby_runs(path: Path) -> str:

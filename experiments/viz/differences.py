@@ -72,7 +72,7 @@ def learner_state(run: Run) -> Mapping[str, Any]:
 
     Raises ValueError if the run has no checkpoint, or one that cannot be read.
     """
-    return load_training(run.checkpoint, run.trust)["learner"]
+    return load_training(run.checkpoint)["learner"]
 
 
 def measure_gains_with_progress(

@@ -170,7 +170,9 @@ def test_no_training_state_is_unpickled(file_format, untrusted_run, expect_refus
     else:
         torch.save(harm, checkpoint / "training.pt", _use_new_zipfile_serialization=file_format == "torch")
     seal(checkpoint)
-    assert "add --trust" in expect_refusal(("resume", "--quiet"), untrusted_run)
+    for trust in ((), ("--trust",)):
+        error = expect_refusal(("resume", "--quiet", *trust), untrusted_run)
+        assert "is not plain data and is refused" in error
 
 
 def test_no_environment_state_is_unpickled(untrusted_run, here, tmp_path, caplog):

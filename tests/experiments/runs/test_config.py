@@ -1,4 +1,4 @@
-"""Runs that are extended to another number of steps: learning rate plan, record and result."""
+"""Runs that are extended to another number of steps: learning rate plan, record and result; and seeds."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import dataclasses
 import json
 import shutil
 import signal
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 from gymnasium.spaces import Dict
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scrubjay.agents import PPOConfig
 from scrubjay.experiments import EnvConfig, RayOptions, Run, resume, train
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.files import lock
 from scrubjay.experiments.launch.parallel import prepare
-from scrubjay.experiments.runs.config import Extension
+from scrubjay.experiments.runs.config import Extension, derive_seed
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.sequence import SequenceEngine
@@ -275,3 +278,21 @@ def test_a_run_on_ray_is_extended_to_the_same_result(tiny, tmp_path, assert_same
     for name, first, then in (("to", None, RayOptions(1, 0)), ("from", RayOptions(1, 0), None)):
         train(tiny(), tmp_path / name, ray=first)
         assert_same(resume(tmp_path / name, ray=then, total_steps=384), reference)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_environments_of_other_experiments_and_of_evaluation_share_no_seeds(seed, apart):
+    num_envs = 1024
+    firsts = [
+        derive_seed(s, purpose)
+        for s in (seed, seed + apart)
+        for purpose in ("weights", "sampling", "evaluation")
+    ]
+    assert all(0 <= first < 2**31 for first in firsts)
+    # Environments have seeds first, first + 1, ...: two batches share seeds only if their firsts are close.
+    close = sum(abs(a - b) < num_envs for a, b in combinations(firsts, 2))
+    assert close <= 1
+
+
+def test_the_same_experiment_gets_the_same_seeds():
+    assert derive_seed(3, "sampling") == derive_seed(3, "sampling") != derive_seed(3, "evaluation")
