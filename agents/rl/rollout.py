@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -57,6 +57,7 @@ class Choice(NamedTuple):
     """Output of the actor for the consumer of the rollout, such as log-probabilities and values."""
 
 
+@runtime_checkable
 class Actor(Protocol):
     """Interface of actors: policies with their memory states, and rules."""
 

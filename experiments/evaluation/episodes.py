@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ OnStep = Callable[[int, int], object]
 """Callback after each vector step, with the number of steps and of finished episodes."""
 
 
+@runtime_checkable
 class Rule(Protocol):
     """Rule-based policy of a team, which acts for all agents of all environments."""
 
