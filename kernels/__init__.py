@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from scrubjay.kernels.search.op import row_scores as row_scores
     from scrubjay.kernels.sinks.op import sink_attention as sink_attention
     from scrubjay.kernels.sinks.op import sink_slot as sink_slot
-    from scrubjay.kernels.summary import chunk_summary as chunk_summary
-    from scrubjay.kernels.summary import write_steps as write_steps
 
 # Imported lazily: searching numpy arrays must not import torch.
 __all__, __getattr__, __dir__ = lazy_exports(
@@ -56,6 +54,5 @@ __all__, __getattr__, __dir__ = lazy_exports(
         "retrieval.op": ["chunk_retrieval"],
         "search.op": ["nearest", "row_scores"],
         "sinks.op": ["sink_attention", "sink_slot"],
-        "summary": ["chunk_summary", "write_steps"],
     },
 )

@@ -48,7 +48,7 @@ class Launch:
     num_stages: int = 2
 
     @classmethod
-    def matched(
+    def match(
         cls,
         kernel: Any,
         grid: tuple[int, ...],

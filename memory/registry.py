@@ -40,8 +40,8 @@ _CONFIGS: Registry[MemoryConfig] = Registry(
         "stack": "scrubjay.memory.stack:StackConfig",
         "titans": "scrubjay.memory.titans.lmm:TitansConfig",
         "titans_mac": "scrubjay.memory.titans.mac:TitansMACConfig",
-        "titans_mag": "scrubjay.memory.titans.windowed:TitansMAGConfig",
-        "titans_mal": "scrubjay.memory.titans.windowed:TitansMALConfig",
+        "titans_mag": "scrubjay.memory.titans.mag_mal:TitansMAGConfig",
+        "titans_mal": "scrubjay.memory.titans.mag_mal:TitansMALConfig",
         "yaad": "scrubjay.memory.miras:YaadConfig",
     },
 )

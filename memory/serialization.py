@@ -47,11 +47,11 @@ def register_family(base: type, class_of: Callable[[str], type], name_of: Callab
 
 def take_format(fields: dict[str, Any], source: object) -> None:
     """Remove the entry `format` of a stored config. Raises ValueError if it is not `FORMAT`."""
-    found = fields.pop("format", None)
-    if type(found) is not int or found != FORMAT:
-        written = "no format number" if found is None else f"format {found!r:.40}"
+    number = fields.pop("format", None)
+    if type(number) is not int or number != FORMAT:
+        text = "no format number" if number is None else f"format {number!r:.40}"
         raise ValueError(
-            f"{source} has {written}: Scrubjay {__version__} reads format {FORMAT}; load it with the version "
+            f"{source} has {text}: Scrubjay {__version__} reads format {FORMAT}; load it with the version "
             "that wrote it, or create it again with this version"
         )
 

@@ -58,7 +58,7 @@ def check(function: Any) -> Any:
         nonlocal checker, test, calls
         test, calls = _test, calls + 1 if test == _test else 1
         if checker is None:
-            checker = _jaxtyped(function, typechecker=_make_typechecker())
+            checker = _original_jaxtyped(function, typechecker=_make_typechecker())
         return (checker if calls <= CALLS else function)(*arguments, **options)
 
     @functools.wraps(function)
@@ -87,13 +87,13 @@ def checked_modules() -> list[str]:
     return [*PACKAGES, *(f"scrubjay.{'.'.join(path.parts)}" for path in definitions)]
 
 
-_jaxtyped: Any = jaxtyping.jaxtyped
+_original_jaxtyped: Any = jaxtyping.jaxtyped
 
 
 def install() -> None:
     """Wrap the functions of all modules that are imported from now on."""
     # jaxtyping's own wrapper cannot be compiled even if it is off.
-    jaxtyping.jaxtyped = lambda *, typechecker: check
+    vars(jaxtyping)["jaxtyped"] = lambda *, typechecker: check
     jaxtyping.install_import_hook(checked_modules(), f"{__name__}.check")
 
 

@@ -222,9 +222,9 @@ def _decode(name: str) -> Case:
 
     @torch.no_grad()
     def run() -> None:
-        copied: Any = copy.deepcopy(cache)
+        clone: Any = copy.deepcopy(cache)
         for place in range(512, 528):
-            model(ids[:, place : place + 1], position_ids=torch.tensor([[place]]), cache=copied)
+            model(ids[:, place : place + 1], position_ids=torch.tensor([[place]]), cache=clone)
 
     return run
 

@@ -146,8 +146,8 @@ def _scan(start: Tensor | None, decay: Tensor, value: Tensor, state: Tensor, rev
         decays = [decay] * value.shape[1]
         if start is not None:
             # Instead of states, decays are set to zero where an episode begins, for all steps at once.
-            changed = iter(torch.where(start.T[start.any(dim=0)][..., None], 0, decay).unbind())
-            decays = [next(changed) if some else decay for some in has_start]
+            own_decays = iter(torch.where(start.T[start.any(dim=0)][..., None], 0, decay).unbind())
+            decays = [next(own_decays) if some else decay for some in has_start]
         states = value.clone(memory_format=torch.contiguous_format)
         scan_in_place([*decays[first:], *[decay] * first][::order], states.unbind(1)[::order], state)
         return states

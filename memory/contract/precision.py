@@ -76,5 +76,5 @@ def _blur(trial: Trial, value: Tensor) -> Tensor:
 
 def _blur_weights(trial: Trial, source: nn.Module, target: nn.Module) -> None:
     """Set the weights of `target` to those of `source` with random errors."""
-    for weight, blurred in zip(source.parameters(), target.parameters(), strict=True):
-        blurred.copy_(_blur(trial, weight))
+    for weight, parameter in zip(source.parameters(), target.parameters(), strict=True):
+        parameter.copy_(_blur(trial, weight))

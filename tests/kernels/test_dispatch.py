@@ -98,8 +98,8 @@ def test_an_implementation_is_found_while_torch_compiles(implementation, monkeyp
     def retrieve(query):
         return chunk_retrieval(**(arguments | {"query": query}), top_k=2, implementation=implementation)
 
-    compiled = torch.compile(retrieve, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(arguments["query"]), retrieve(arguments["query"]))
+    compile_retrieve = torch.compile(retrieve, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compile_retrieve(arguments["query"]), retrieve(arguments["query"]))
 
 
 def test_an_import_of_the_kernels_does_not_import_the_compiler():

@@ -88,6 +88,4 @@ def build_launch(
         "TILE_V": inputs.tile,
         **more,
     }
-    return Launch.matched(
-        kernel, grid, tensors, {"N": count, "R": rows}, constants, num_warps=8, num_stages=1
-    )
+    return Launch.match(kernel, grid, tensors, {"N": count, "R": rows}, constants, num_warps=8, num_stages=1)

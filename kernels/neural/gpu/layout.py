@@ -216,4 +216,4 @@ def build_launch(
     sizes = {"N": inputs.rule.shape[1], "H": inputs.query.shape[2]} | name_strides("bth", tokens)
     # One warp for every 16 tokens of a chunk, but at least four.
     num_warps = max(4, pad_size(layout.length) // 16)
-    return Launch.matched(kernel, (programs,), own | tensors, sizes, constants, num_warps, num_stages=1)
+    return Launch.match(kernel, (programs,), own | tensors, sizes, constants, num_warps, num_stages=1)

@@ -102,7 +102,7 @@ def build_launch(
     sizes = {"queries": queries, "slots": slots, "groups": groups, "scale": scale}
     sizes |= {"window": min(window, far), "num_sinks": min(num_sinks, far)}
     constants |= {"SHARED": heads // groups, "WIDTH": width, "VALUE_WIDTH": value_width}
-    return Launch.matched(kernel, (tiles * groups * batch,), tensors, strides | sizes, constants, num_warps)
+    return Launch.match(kernel, (tiles * groups * batch,), tensors, strides | sizes, constants, num_warps)
 
 
 def _choose_blocks(

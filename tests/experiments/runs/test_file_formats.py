@@ -1,7 +1,7 @@
 """Stored runs, policies and models can still be loaded: `stored/` has one of each, in today's format.
 
 After a change of a format, raise `memory.serialization.FORMAT` and write the files again:
-`python -m tests.experiments.runs.test_stored` from the root of the repository.
+`python -m tests.experiments.runs.test_file_formats` from the root of the repository.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def test_stored_files_are_read_with_the_same_meaning():
     assert all(torch.equal(value, weights[name]) for name, value in policy.state_dict().items())
     model = SequenceModel.from_pretrained(STORED / "model", local_files_only=True)
     expected = json.loads((STORED / "outputs.json").read_text())
-    found = outputs(run, model)
-    assert found["sums"] == pytest.approx(expected["sums"], abs=1e-9)
-    assert found["logits"] == pytest.approx(expected["logits"], abs=1e-5)
+    actual = outputs(run, model)
+    assert actual["sums"] == pytest.approx(expected["sums"], abs=1e-9)
+    assert actual["logits"] == pytest.approx(expected["logits"], abs=1e-5)
 
 
 def test_a_stored_run_is_trained_further(tmp_path):
