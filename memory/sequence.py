@@ -69,7 +69,9 @@ class SequenceConfig:
             raise TypeError(
                 f"memory={self.memory!r:.100}: expected a config, as returned by make_config(NAME)"
             )
-        self.check_positive("vocab_size", "num_blocks", "convolution_width")
+        for name in ("vocab_size", "num_blocks", "convolution_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.num_learned_sinks < 0:
             raise ValueError(f"num_learned_sinks={self.num_learned_sinks}: must not be negative")
         if self.feed_forward_width is not None and self.feed_forward_width < 1:
