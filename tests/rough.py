@@ -51,7 +51,7 @@ def list_extras() -> list[str]:
         if extra not in ("dev", "bench")
         for name in packages
     }
-    return sorted(MODULES.get(name, name) for name in names - SHARED)
+    return sorted(MODULES.get(name) or name for name in names - SHARED)
 
 
 def make_locale(folder: Path) -> dict[str, str]:

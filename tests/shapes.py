@@ -93,7 +93,7 @@ _original_jaxtyped: Any = jaxtyping.jaxtyped
 def install() -> None:
     """Wrap the functions of all modules that are imported from now on."""
     # jaxtyping's own wrapper cannot be compiled even if it is off.
-    vars(jaxtyping)["jaxtyped"] = lambda *, typechecker: check
+    setattr(jaxtyping, "jaxtyped", lambda *, typechecker: check)  # noqa: B010
     jaxtyping.install_import_hook(checked_modules(), f"{__name__}.check")
 
 

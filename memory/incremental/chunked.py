@@ -168,7 +168,7 @@ class ChunkedLayerStepper:
         own_scores: Float[Tensor, "batch heads chunk_size"],
         far: Float[Tensor, "batch_heads 1 width"],
         scores: Float[Tensor, "batch units K"],
-        slots: Int[np.ndarray, "batch units K"],
+        slots: Int[np.ndarray, "batch #units K"],
     ) -> Float[Tensor, "batch_heads 1 width"]:
         """Return the attention output over the current chunk and the selected chunks.
 

@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.parametrize("package", ["bank", "context", "contract", "heads", "reading", "titans"])
+@pytest.mark.parametrize("package", ["bank", "context", "contract", "titans"])
 def test_a_package_loads_neither_torch_nor_its_own_modules(package, modules_after):
     module_names = modules_after(f"import scrubjay.memory.{package}")
     assert f"scrubjay.memory.{package}" in module_names

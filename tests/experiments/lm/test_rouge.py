@@ -3,6 +3,7 @@
 import functools
 import re
 import unicodedata
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -54,6 +55,7 @@ def test_likeness_is_that_of_rouge_chinese(left, right):
     from rouge_chinese import Rouge
 
     rouge = Rouge(metrics=["rouge-l"])
+    scores: Any
     (scores,) = rouge.get_scores(" ".join(tokens(left)), " ".join(tokens(right)))
     assert rouge_l(left, right) == pytest.approx(scores["rouge-l"]["f"], abs=1e-7)
 

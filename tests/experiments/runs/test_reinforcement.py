@@ -20,7 +20,7 @@ from scrubjay.agents import (
 )
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, resume, train
 from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.evaluation import policy as evaluation
+from scrubjay.experiments.evaluation import episodes
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.kinds import from_json, to_json
@@ -150,7 +150,7 @@ def test_a_new_learner_of_a_team_trains_by_the_command(here, tmp_path):
         ("uav-small", ["--learner", "ppo"], "unknown learner 'ppo'; choose from clip"),
         ("uav-small", ["--learner.mode", "clap"], "mode='clap': choose from sequential"),
         ("tmaze", ["--learner", "reinforce", "--ppo.gamma", "1"], "unknown option '--ppo.gamma'"),
-        ("mqar", ["--learner", "reinforce"], "unknown option '--learner'"),
+        ("mqar", ["--learner", "reinforce"], "--learner requires a recipe with a policy; 'mqar' has no policy"),
     ],
 )
 def test_an_invalid_learner_is_refused(recipe, arguments, message):
@@ -188,10 +188,10 @@ def test_learners_and_policies_of_another_kind_are_refused():
 
 
 def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatch, caplog):
-    config = tiny()
+    config, evaluate = tiny(), episodes.evaluate
 
     def cut(*arguments, **fields):
-        return evaluation.evaluate(*arguments, **{**fields, "max_steps": 2})
+        return evaluate(*arguments, **{**fields, "max_steps": 2})
 
     monkeypatch.setattr("scrubjay.experiments.evaluation.episodes.evaluate", cut)
     assert evaluate_result(config.make_policy(), config) == {}
