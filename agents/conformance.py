@@ -112,7 +112,7 @@ class _Trial:
             is_first, is_last = t % self.length == 0, (t + 1) % self.length == 0
             if is_first:
                 sign = torch.randint(0, 2, (ROWS,), generator=self.generator)
-            cue = (2.0 * sign - 1) * is_first
+            cue = (2 * sign - 1).float().mul(is_first)
             observation = torch.stack([cue, torch.full_like(cue, is_last)], dim=-1)
             if self.agents is not None:
                 observation = observation[:, None].expand(*shape, 2).contiguous()
@@ -126,7 +126,7 @@ class _Trial:
         actions, log_probs, values = (torch.stack(part, dim=1) for part in list(zip(*steps, strict=True))[:3])
         starts = torch.zeros(ROWS, TIME, dtype=torch.bool)
         starts[:, :: self.length] = True
-        fields = {name: torch.stack(parts, dim=1) for name, parts in rows.items()} | {
+        fields: dict[str, Any] = {name: torch.stack(parts, dim=1) for name, parts in rows.items()} | {
             "actions": actions,
             "log_probs": log_probs,
             "values": values,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -107,8 +108,9 @@ def test_a_learner_that_breaks_a_law_is_caught(learner, message):
         def build(self, policy, seed=0, peers=None):
             return learner(policy, self, seed)
 
+    fast: dict[str, Any] = FAST["ppo"]
     with pytest.raises(LearnerLawError, match=message):
-        check_learner(Config(**FAST["ppo"]), updates=20)
+        check_learner(Config(**fast), updates=20)
 
 
 def test_names_and_fields_that_are_not_are_refused_with_choices():

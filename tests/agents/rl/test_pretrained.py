@@ -97,7 +97,7 @@ def test_so_does_a_team(shared, tmp_path):
         for one in (team, loaded_policy)
     ]
     assert torch.equal(steps[0].action, steps[1].action)
-    assert torch.equal(steps[0].value, steps[1].value)
+    torch.testing.assert_close(steps[0].value, steps[1].value, rtol=0, atol=0)
     with pytest.raises(ValueError, match="is the config of a 'TeamPolicy'; expected a Policy"):
         Policy.from_pretrained(tmp_path)
 

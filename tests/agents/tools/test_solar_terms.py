@@ -1,6 +1,7 @@
 """Solar terms compared with ephem's sun and published instants."""
 
 import itertools
+import math
 from datetime import UTC, datetime, timedelta
 
 import ephem
@@ -15,7 +16,7 @@ def sun_longitude(moment: datetime) -> float:
     """Return the sun's apparent ecliptic longitude in degrees, as ephem computes it."""
     when = ephem.Date(moment.astimezone(UTC).replace(tzinfo=None))
     sun = ephem.Sun(when)
-    return float(ephem.Ecliptic(ephem.Equatorial(sun.ra, sun.dec, epoch=when)).lon) * 180 / ephem.pi
+    return math.degrees(float(ephem.Ecliptic(ephem.Equatorial(sun.ra, sun.dec, epoch=when)).lon))
 
 
 @pytest.mark.parametrize("year", [1900, 1930, 1950, 1979, 2000, 2012, 2026, 2049, 2075, 2100])

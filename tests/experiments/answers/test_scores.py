@@ -1,5 +1,7 @@
 """The four scorers: closed cases, their laws, and the library that counts ROUGE-L of words."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,5 +73,6 @@ def test_rouge_is_that_of_rouge_chinese(left, right):
     from rouge_chinese import Rouge
 
     rouge = Rouge(metrics=["rouge-l"])
+    scores: Any
     (scores,) = rouge.get_scores(" ".join(left), " ".join(right))
     assert rouge_l(" ".join(left), " ".join(right)) == pytest.approx(scores["rouge-l"]["f"], abs=1e-7)

@@ -150,7 +150,11 @@ def test_a_new_learner_of_a_team_trains_by_the_command(here, tmp_path):
         ("uav-small", ["--learner", "ppo"], "unknown learner 'ppo'; choose from clip"),
         ("uav-small", ["--learner.mode", "clap"], "mode='clap': choose from sequential"),
         ("tmaze", ["--learner", "reinforce", "--ppo.gamma", "1"], "unknown option '--ppo.gamma'"),
-        ("mqar", ["--learner", "reinforce"], "--learner requires a recipe with a policy; 'mqar' has no policy"),
+        (
+            "mqar",
+            ["--learner", "reinforce"],
+            "--learner requires a recipe with a policy; 'mqar' has no policy",
+        ),
     ],
 )
 def test_an_invalid_learner_is_refused(recipe, arguments, message):
