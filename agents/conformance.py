@@ -111,8 +111,8 @@ class _Trial:
         for t in range(TIME):
             is_first, is_last = t % self.length == 0, (t + 1) % self.length == 0
             if is_first:
-                sign = torch.randint(0, 2, (ROWS,), generator=self.generator)
-            cue = torch.where(sign == 1, 1.0, -1.0) * is_first
+                sign: Tensor = torch.randint(0, 2, (ROWS,), generator=self.generator)
+            cue = sign.mul(2).sub(1).float().mul(is_first)
             observation = torch.stack([cue, torch.full_like(cue, is_last)], dim=-1)
             if self.agents is not None:
                 observation = observation[:, None].expand(*shape, 2).contiguous()
