@@ -106,8 +106,8 @@ class BaseSampler(ABC):
         living = torch.from_numpy(alive).to(device)
         values, last_values = self._values(actor, outputs, observations, living)
         batch = {key: leaf[:length].to(device).transpose(0, 1) for key, leaf in observations.items()}
-        segment: Any = self.segment_class
-        segment = segment(
+        build_segment: Any = self.segment_class
+        segment = build_segment(
             observations=from_leaves(batch),
             actions=torch.stack([output.action for output in outputs], dim=1),
             log_probs=log_probs,

@@ -26,9 +26,10 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from scrubjay.experiments.bench import time_in_turns
+from scrubjay.experiments.bench.revisions import StepLoop
 from scrubjay.experiments.bench.throughput import RecurrentPPOTrainer, ScrubjayTrainer, ThroughputConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.memory import Memory, MemoryConfig, list_memories, make_config
+from scrubjay.memory import MemoryConfig, list_memories, make_config
 
 _NONE, _PEER = "none", "sb3-contrib RecurrentPPO"
 
@@ -158,25 +159,9 @@ def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict
     """Measure the milliseconds of an inference step in the middle of an episode, for each memory."""
     modules = {name: memory.build() for name, memory in memories.items()}
     for rows in config.rows:
-        loops = {name: _StepLoop(memory, rows, config.steps) for name, memory in modules.items()}
+        loops = {name: StepLoop(memory, rows, config.steps) for name, memory in modules.items()}
         for name, seconds in time_in_turns(loops, config.rounds).items():
             costs[name].step[rows] = [1e3 * second / config.steps for second in seconds]
-
-
-class _StepLoop:
-    """Sequential steps of a batch whose episodes began at different steps."""
-
-    def __init__(self, memory: Memory, rows: int, steps: int) -> None:
-        self.inputs = torch.randn(steps, rows, memory.dim)
-        start = torch.zeros(rows, 256, dtype=torch.bool)
-        start[torch.arange(rows), torch.arange(rows) % 128] = True
-        with torch.no_grad():
-            _, state = memory(torch.randn(rows, 256, memory.dim), memory.initial_state(rows), start)
-        self.stepper = memory.stepper(state)
-
-    def __call__(self) -> None:
-        for x in self.inputs:
-            self.stepper.step(x)
 
 
 def _table(

@@ -98,16 +98,6 @@ def _time_checkout(tree: Path, bench: RevisionsBench) -> dict[str, float]:
 
 Case = Callable[[], object]
 
-_MODEL: dict[str, Any] = {
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 1024,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-"""Sizes of the language model that decodes."""
-
 
 def time_cases(part: str, least_seconds: float) -> dict[str, float]:
     """Return the 10th percentile of CPU milliseconds of each case whose name contains `part`.
@@ -136,7 +126,10 @@ def _cases() -> Iterator[tuple[str, Callable[[], Case]]]:
     for name in memory.list_memories():
         yield f"{name}, PPO update", lambda name=name: _update(name)
         for batch_size in (1, 64):
-            yield f"{name}, 64 acts, batch size {batch_size}", lambda name=name, n=batch_size: _act(name, n)
+            yield (
+                f"{name}, 64 acts, batch size {batch_size}",
+                lambda name=name, n=batch_size: StepLoop(memory.make(name, dim=64), n, 64),
+            )
     for name in ("full", "window", "sinks", "snapkv", "recycled", "h2o", "chunks"):
         yield f"decode 16 tokens, {name}", lambda name=name: _decode(name)
     yield "bank, add a record", lambda: _bank(writes=True)
@@ -187,21 +180,21 @@ def _update(name: str) -> Case:
     return lambda: learner.update(segment)
 
 
-def _act(name: str, batch_size: int) -> Case:
-    """Prepare 64 inference steps in the middle of episodes that began at different steps."""
-    module = memory.make(name, dim=64)
-    inputs = torch.randn(64, batch_size, 64)
-    start = torch.zeros(batch_size, 256, dtype=torch.bool)
-    start[torch.arange(batch_size), torch.arange(batch_size) % 128] = True
-    with torch.no_grad():
-        _, state = module(torch.randn(batch_size, 256, 64), module.initial_state(batch_size), start)
-    stepper = module.stepper(state)
+class StepLoop:
+    """Sequential steps of a batch whose episodes began at different steps."""
 
-    def run() -> None:
-        for x in inputs:
-            stepper.step(x)
+    def __init__(self, module: memory.Memory, rows: int, steps: int) -> None:
+        self.inputs = torch.randn(steps, rows, module.dim)
+        start = torch.zeros(rows, 256, dtype=torch.bool)
+        start[torch.arange(rows), torch.arange(rows) % 128] = True
+        with torch.no_grad():
+            _, state = module(torch.randn(rows, 256, module.dim), module.initial_state(rows), start)
+        self.stepper = module.stepper(state)
 
-    return run
+    def __call__(self) -> None:
+        """Take the steps."""
+        for x in self.inputs:
+            self.stepper.step(x)
 
 
 def _decode(name: str) -> Case:
@@ -210,10 +203,11 @@ def _decode(name: str) -> Case:
 
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from scrubjay.experiments.bench.decoding import SIZES
     from scrubjay.memory import context
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**_MODEL)).eval()
+    model = LlamaForCausalLM(LlamaConfig(**next(iter(SIZES.values())))).eval()
     ids = torch.randint(0, model.config.vocab_size, (1, 528))
     options: dict[str, Any] = {} if name == "full" else {"budget": 256}
     cache = context.PolicyCache(context.make(name, **options), model)

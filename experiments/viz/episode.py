@@ -62,16 +62,28 @@ class PictureStore:
 
 
 class _Tracer:
-    """Actor that takes a policy's most likely actions and records an episode, one value per step."""
+    """Base class of actors that take the most likely actions and record an episode, one value per step."""
 
-    def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
-        self.policy, self._envs, self._has_pictures = policy, envs, has_pictures
+    def __init__(self, policy: Any, envs: OneEnv | OneTeam, has_pictures: bool) -> None:
+        self.policy, self._env, self._has_pictures = policy, envs.env, has_pictures
         self._state = policy.initial_state(1)
         self._tensors = InputTensors(policy.observation_space, policy.device)
         self.picture_store = PictureStore()
         self.steps: list[Step] = []
-        self.recalls: list[list[Recall]] = []
         self.tracks: dict[str, list[float | None]] = {}
+
+    def _draw(self) -> int | None:
+        """Add a picture of the environment and return its index; None if there are no pictures."""
+        return self.picture_store.add(render_frame(self._env, "")) if self._has_pictures else None
+
+
+class _PolicyTracer(_Tracer):
+    """Tracer of a policy."""
+
+    def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
+        super().__init__(policy, envs, has_pictures)
+        self._envs = envs
+        self.recalls: list[list[Recall]] = []
         self.encodings: list[Tensor] = []
         self.skip_features: list[Tensor] = []
         self.actions: list[Tensor] = []
@@ -79,8 +91,7 @@ class _Tracer:
     @torch.no_grad()
     def act(self, inputs: ActorInput) -> Choice:
         """Record the observation and choose an action; the output are the numbers of the step by track."""
-        policy = self.policy
-        place = self.picture_store.add(render_frame(self._envs.env, "")) if self._has_pictures else None
+        policy, place = self.policy, self._draw()
         batch = self._tensors.observation(inputs)
         encoding = policy.encoder(batch)
         memory_trace = policy.memory.recall(encoding, self._state)
@@ -139,7 +150,7 @@ def trace_episode(
     policy.eval()
     env, has_pictures = make_rendering_env(env_config.make)
     envs = OneEnv(env, env_config.id)
-    episode = _Tracer(policy, envs, has_pictures)
+    episode = _PolicyTracer(policy, envs, has_pictures)
     try:
         for step in envs.play(episode, envs.reset(seed), max_steps):
             for name, number in {"reward": float(step.result.rewards[0]), **step.choice.output}.items():
@@ -166,7 +177,7 @@ def trace_episode(
     )
 
 
-def _add_density(policy: Policy, episode: _Tracer, on_step: Callable[[int, int], None]) -> None:
+def _add_density(policy: Policy, episode: _PolicyTracer, on_step: Callable[[int, int], None]) -> None:
     total = len(episode.steps)
     density = recall_density(
         policy,
@@ -272,25 +283,19 @@ class _TeamNumbers(NamedTuple):
     traces: list[AgentTrace]
 
 
-class _TeamTracer:
-    """Actor that takes the most likely action of every agent and records an episode of a team."""
+class _TeamTracer(_Tracer):
+    """Tracer of a team."""
 
     def __init__(self, policy: TeamPolicy, envs: OneTeam, has_pictures: bool) -> None:
-        self.policy, self._envs, self._has_pictures = policy, envs, has_pictures
-        self._state = policy.initial_state(1)
-        self._tensors = InputTensors(policy.observation_space, policy.device)
-        self.picture_store = PictureStore()
-        self.steps: list[Step] = []
+        super().__init__(policy, envs, has_pictures)
+        self._envs = envs
         names = ["reward", "value", *(["change by messages"] if policy.config.graph_rounds else [])]
         self._names = names
-        self.tracks: dict[str, list[float | None]] = {
-            f"{agent}/{name}": [] for agent in envs.agents for name in names
-        }
+        self.tracks = {f"{agent}/{name}": [] for agent in envs.agents for name in names}
 
     def act(self, inputs: ActorInput) -> Choice:
         """Record the observations and messages and choose actions; the output is a `_TeamNumbers`."""
-        agents, policy = self._envs.agents, self.policy
-        place = self.picture_store.add(render_frame(self._envs.env, "")) if self._has_pictures else None
+        agents, policy, place = self._envs.agents, self.policy, self._draw()
         batch = self._tensors.observation(inputs)
         output, traces = policy.step_with_traces(batch, torch.as_tensor(inputs.alive), self._state)
         self._state, actions = output.state, policy.env_actions(output.action)

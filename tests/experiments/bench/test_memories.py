@@ -8,9 +8,9 @@ from scrubjay.experiments.bench.memories import (
     MemoriesConfig,
     MemoryCost,
     _step,
-    _StepLoop,
     _table,
 )
+from scrubjay.experiments.bench.revisions import StepLoop
 from scrubjay.memory import list_memories, make
 
 CONFIG = MemoriesConfig(dim=8, rows=(1, 3), steps=2, rounds=2)
@@ -25,7 +25,7 @@ def test_all_that_are_registered_take_part_behind_none():
 
 
 def test_rows_continue_from_the_middle_of_episodes_of_different_ages():
-    loop = _StepLoop(make("sink", dim=8), rows=3, steps=2)
+    loop = StepLoop(make("sink", dim=8), rows=3, steps=2)
     before = loop.stepper.state()["time"]
     assert before.tolist() == [256, 255, 254]
     loop()
