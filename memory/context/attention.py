@@ -1,4 +1,4 @@
-"""How a transformers model calls its context policy: an attention function and two hooks.
+"""Calls of a context policy by a transformers model: an attention function and two hooks.
 
 The function is registered with transformers on first use. It needs no query-by-key mask: transformers passes
 the tokenizer's padding mask to the function unchanged. The hooks select the function while a model runs with
