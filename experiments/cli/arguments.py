@@ -8,10 +8,11 @@ import difflib
 import io
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import docstring_parser
 import tyro
 from tyro.conf import UseAppendAction, arg
 
@@ -91,7 +92,7 @@ def parse_known(options_type: type[T], arguments: Sequence[str]) -> tuple[T, lis
 def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> tuple[T, list[str]]:
     error_output = io.StringIO()
     try:
-        with contextlib.redirect_stderr(error_output):
+        with contextlib.redirect_stderr(error_output), _join_lines_of_docstrings():
             return tyro.cli(options_type, args=list(arguments), return_unknown_args=True, **keywords)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -101,8 +102,27 @@ def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> 
 
 def print_help(options_type: type[Any], prog: str, description: str) -> NoReturn:
     """Print the help of options below a description, and end the command with exit code 0."""
-    tyro.cli(options_type, prog=prog, description=description, args=["--help"])
+    _parse(options_type, ["--help"], prog=prog, description=description)
     raise SystemExit(0)
+
+
+@contextlib.contextmanager
+def _join_lines_of_docstrings() -> Iterator[None]:
+    """Let tyro read each paragraph of a field's docstring as one line, since it prints line breaks."""
+    read_docstring = docstring_parser.parse_from_object
+
+    def read_and_join(obj: object) -> docstring_parser.Docstring:
+        docstring = read_docstring(obj)
+        for field in docstring.params:
+            paragraphs = re.split(r"\n\s*\n", field.description or "")
+            field.description = "\n\n".join(" ".join(text.split()) for text in paragraphs)
+        return docstring
+
+    docstring_parser.parse_from_object = read_and_join
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = read_docstring
 
 
 def did_you_mean(name: str, choices: Sequence[str]) -> str:

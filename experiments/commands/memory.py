@@ -55,7 +55,7 @@ class AddOptions:
     importance: float = 0.5
     """Importance, from 0 to 1."""
     consolidate: str | None = None
-    """Model that compares the text with the most similar  It decides to add the text, to update or
+    """Model that compares the text with the most similar records. It decides to add the text, to update or
     end a record, or to ignore the text. Choose "smollm2", a folder, a GGUF file, or provider:name. See also
     `decisions` and `undo`."""
     embeddings: Embeddings = None
@@ -103,7 +103,7 @@ class SearchOptions:
     query: Positional[str]
     """Search query."""
     k: int = 10
-    """Maximum number of """
+    """Maximum number of matches."""
     kinds: tuple[Kind, ...] = ()
     """Search only these kinds of records; default: all."""
     namespace: str | None = None
@@ -149,7 +149,7 @@ def search(options: SearchOptions) -> int:
 
 @dataclass(frozen=True)
 class ShowOptions:
-    """Show all fields of the records with these ids. Without ids, show the latest valid"""
+    """Show all fields of the records with these ids. Without ids, show the latest valid records."""
 
     file: BankFile
     ids: Positional[tuple[str, ...]] = ()
@@ -157,7 +157,7 @@ class ShowOptions:
     last: int = 10
     """Without ids: maximum number of records; the latest ones are shown."""
     kind: Kind | None = None
-    """Without ids: show only this kind of """
+    """Without ids: show only this kind of record."""
     namespace: str | None = None
     """Without ids: show only this namespace and the namespaces below it."""
     json: AsJson = False
@@ -218,7 +218,7 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> int:
-    """Write all  An existing output file is replaced only after the export is complete."""
+    """Write all records. An existing output file is replaced only after the export is complete."""
     with open_bank(options.file, create=False) as bank:
         lines = (f"{as_json(row)}\n" for row in bank.export())
         lines = _report_progress(lines, "exported", len(bank))

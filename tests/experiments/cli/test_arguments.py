@@ -48,3 +48,28 @@ def test_what_has_no_flag_is_never_named_as_one():
 def test_a_wrong_flag_is_named_beside_one_that_the_command_takes_itself():
     with pytest.raises(UsageError, match="unknown option '--memroy'; did you mean '--memory'"):
         parse(OneRun, ["a", "--memroy", "3"], "scrubjay", extra_flags=["--memory"])
+
+
+@dataclass(frozen=True)
+class TwoParagraphs:
+    """Options whose descriptions span lines."""
+
+    clip: float = 0.2
+    """First line that ends here
+    (and goes on) with
+    `three` lines.
+
+    Second paragraph."""
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_joins_the_lines_of_a_paragraph_and_keeps_paragraphs(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit):
+        parse(TwoParagraphs, ["--help"], "scrubjay")
+    words = [" ".join(line.strip("│| ").split()) for line in capsys.readouterr().out.splitlines()]
+    start = next(number for number, line in enumerate(words) if "First line" in line)
+    text = "\n".join(words[start:])
+    joined = "First line that ends here (and goes on) with `three` lines."
+    assert joined in (" ".join(text.split()) if width == 80 else text)
+    assert f"{joined} Second" not in text
