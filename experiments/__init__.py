@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from scrubjay._lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from scrubjay.experiments.evaluation.episodes import evaluate as evaluate
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
     from scrubjay.experiments.runs.cluster import RayOptions as RayOptions
+    from scrubjay.experiments.runs.evaluation import evaluate as evaluate
     from scrubjay.experiments.runs.reinforcement import TrainConfig as TrainConfig
     from scrubjay.experiments.runs.run import Run as Run
     from scrubjay.experiments.tasks.environments import EnvConfig as EnvConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__, __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "evaluation.episodes": ["evaluate"],
+        "runs.evaluation": ["evaluate"],
         "recipes": ["RECIPES", "with_memory"],
         "runs.cluster": ["RayOptions"],
         "runs.reinforcement": ["TrainConfig"],

@@ -14,13 +14,13 @@ from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line, table
 from scrubjay.experiments.commands.options import EnvSettings, ResponseSteps, Trust
-from scrubjay.experiments.evaluation import MAX_STEPS
 from scrubjay.experiments.progress import ProgressLines
+from scrubjay.experiments.runs import MAX_STEPS
 
 if TYPE_CHECKING:
     from scrubjay.agents.rl.policy import Policy
     from scrubjay.agents.teams.policy import TeamPolicy
-    from scrubjay.experiments.evaluation.episodes import EpisodeScores
+    from scrubjay.experiments.runs.evaluation import EpisodeScores
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
     from scrubjay.experiments.runs.run import Run
     from scrubjay.experiments.runs.supervised import SupervisedConfig
@@ -86,9 +86,9 @@ def _evaluate_agent(
     run: Run, config: TrainConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
     """Evaluate a trained policy on episodes and print the results."""
-    from scrubjay.experiments.evaluation.episodes import evaluate
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.runs.config import derive_seed
+    from scrubjay.experiments.runs.evaluation import evaluate
 
     with bad_input():
         if options.best_response:
@@ -236,9 +236,9 @@ def _evaluate_team(
     run: Run, config: TeamTaskConfig, settings: Sequence[str], changes: Sequence[str], options: EvalOptions
 ) -> int:
     """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
-    from scrubjay.experiments.evaluation.episodes import evaluate_team
     from scrubjay.experiments.recipes.overrides import with_env_settings
     from scrubjay.experiments.runs.config import derive_seed
+    from scrubjay.experiments.runs.evaluation import evaluate_team
     from scrubjay.experiments.viz.differences import get_trust_region_config
 
     with bad_input():

@@ -19,11 +19,11 @@ from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.experiments.evaluation.episodes import evaluate_policy
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit, resolve_device
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment, derive_seed
+from scrubjay.experiments.runs.evaluation import evaluate_policy
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of

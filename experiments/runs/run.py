@@ -18,7 +18,6 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments import progress
 from scrubjay.experiments.cli.arguments import OWN_MODULE_HINT
-from scrubjay.experiments.evaluation.episodes import MAX_ENVS
 from scrubjay.experiments.files import (
     CHECKPOINTS,
     CONFIG,
@@ -44,6 +43,7 @@ from scrubjay.experiments.runs.checkpoint import (
 )
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.evaluation import MAX_ENVS
 from scrubjay.experiments.runs.initial_weights import SourceRun, load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from scrubjay.experiments.evaluation.episodes import evaluate
 from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.measurements import processor, version
 from scrubjay.experiments.recipes.registry import longer_range
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.evaluation import evaluate
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.supervised import SupervisedConfig

@@ -24,10 +24,10 @@ from gymnasium import Space
 from scrubjay.agents.teams.best_response import best_response
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.episodes import EpisodeScores, evaluate_team
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.runs.checkpoint import load_training
 from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.evaluation import EpisodeScores, evaluate_team
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.statistics import difference_interval, normal_interval

@@ -24,11 +24,11 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors
 from scrubjay.agents.teams.network import AgentTrace
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.one_env import OneEnv, OneTeam
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.density import recall_density
 from scrubjay.experiments.viz.film import make_rendering_env, render_frame
+from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
 from scrubjay.memory import name_of
 

@@ -17,14 +17,14 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import ActorInput, Choice, PolicyActor
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
-from scrubjay.experiments.evaluation.episodes import Rule, build_team_actor, list_rules
-from scrubjay.experiments.evaluation.one_env import OneEnv, OneTeam
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
+from scrubjay.experiments.runs.evaluation import Rule, build_team_actor, list_rules
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
+from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 
 E = TypeVar("E")
 FORMATS = (".gif", ".mp4")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.experiments.evaluation.episodes import Rule, evaluate_team, list_rules
 from scrubjay.experiments.files import read_numbers, write_atomically
 from scrubjay.experiments.recipes.registry import Range, size_range
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.evaluation import Rule, evaluate_team, list_rules
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean

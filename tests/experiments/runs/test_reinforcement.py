@@ -20,8 +20,8 @@ from scrubjay.agents import (
 )
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, resume, train
 from scrubjay.experiments.cli.arguments import UsageError
-from scrubjay.experiments.evaluation import episodes
 from scrubjay.experiments.recipes.overrides import override
+from scrubjay.experiments.runs import evaluation
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, evaluate_result
@@ -192,11 +192,11 @@ def test_learners_and_policies_of_another_kind_are_refused():
 
 
 def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatch, caplog):
-    config, evaluate = tiny(), episodes.evaluate
+    config, evaluate = tiny(), evaluation.evaluate
 
     def cut(*arguments, **fields):
         return evaluate(*arguments, **{**fields, "max_steps": 2})
 
-    monkeypatch.setattr("scrubjay.experiments.evaluation.episodes.evaluate", cut)
+    monkeypatch.setattr("scrubjay.experiments.runs.evaluation.evaluate", cut)
     assert evaluate_result(config.make_policy(), config) == {}
     assert "no episode ended" in caplog.text

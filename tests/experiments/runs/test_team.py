@@ -14,9 +14,9 @@ import pytest
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RECIPES, Run, resume, train
-from scrubjay.experiments.evaluation.episodes import evaluate_team
 from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.engine import LocalEngine
+from scrubjay.experiments.runs.evaluation import evaluate_team
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, evaluate_result
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
@@ -118,7 +118,7 @@ def test_pettingzoos_own_environments_train(tmp_path):
 
 def test_an_environment_that_never_ends_is_trained_all_the_same(monkeypatch, caplog):
     never = functools.partial(evaluate_team, max_steps=3)
-    monkeypatch.setattr("scrubjay.experiments.evaluation.episodes.evaluate_team", never)
+    monkeypatch.setattr("scrubjay.experiments.runs.evaluation.evaluate_team", never)
     assert evaluate_result(build_untrained_policy(make_team()), make_team()) == {}
     assert "did not end" in caplog.text
 

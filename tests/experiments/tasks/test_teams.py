@@ -8,7 +8,7 @@ import pytest
 from scrubjay.envs import uav
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.envs.uav.batch import UAVTeams
-from scrubjay.experiments.evaluation.episodes import list_rules
+from scrubjay.experiments.runs.evaluation import list_rules
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig, find_known_team
 
 UAV = "scrubjay.envs.uav:parallel_env"

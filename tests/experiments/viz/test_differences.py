@@ -12,7 +12,7 @@ from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
 from scrubjay.experiments.commands.main import main
-from scrubjay.experiments.evaluation.episodes import EpisodeScores
+from scrubjay.experiments.runs.evaluation import EpisodeScores
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.statistics import difference_interval
 from scrubjay.experiments.tasks.teams import TeamEnvConfig

@@ -15,7 +15,7 @@ from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.policy import TeamPolicyStep
 from scrubjay.agents.teams.sampler import TeamPolicyActor
 from scrubjay.experiments import EnvConfig, evaluate
-from scrubjay.experiments.evaluation.episodes import (
+from scrubjay.experiments.runs.evaluation import (
     MAX_ENVS,
     EpisodeScores,
     TeamScores,

@@ -32,7 +32,7 @@ from scrubjay.agents.rl.rollout import (
 from scrubjay.agents.teams.env import TeamEnvs
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.sampler import TeamPolicyActor
-from scrubjay.experiments.evaluation import MAX_STEPS
+from scrubjay.experiments.runs import MAX_STEPS
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.faults import environment_errors

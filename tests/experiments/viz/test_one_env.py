@@ -4,7 +4,7 @@ import gymnasium
 import numpy as np
 
 from scrubjay.agents.rl.rollout import Choice
-from scrubjay.experiments.evaluation.one_env import OneEnv, OneTeam
+from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 
 from ..viz.test_film import Relay
 
