@@ -7,8 +7,7 @@ from typing import Any
 
 from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.agents.teams.gamatr import GAMATRConfig
-from scrubjay.agents.teams.modes import MODES
+from scrubjay.agents.teams.gamatr import MODES, GAMATRConfig
 from scrubjay.memory import serialization
 from scrubjay.memory.config_registry import Registry
 

@@ -61,6 +61,14 @@ class LearnerConfig(ABC):
         """Minimum batch size of an update, in environments."""
         return 1 if self.min_rows_field is None else getattr(self, self.min_rows_field)
 
+    def check_rows(self, num_rows: int) -> None:
+        """Raise ValueError if a batch of `num_rows` environments is too small for an update."""
+        if num_rows < self.min_rows:
+            raise ValueError(
+                f"{self.min_rows_field}={self.min_rows} is more than the {num_rows} environments of the "
+                "batch; use more environments or fewer minibatches"
+            )
+
     def with_total_steps(self, total_steps: int) -> Self:
         """Return the config for a run of `total_steps` environment steps; the base class returns `self`."""
         return self

@@ -1,16 +1,18 @@
-"""Adam optimizer of all learners, and validation of optimizer states from untrusted checkpoints."""
+"""Minibatches and Adam steps of all learners; validation of optimizer states from untrusted checkpoints."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.optim.adam import adam as step_of_adam
 
+from scrubjay.agents.rl.learner import SingleProcess
 from scrubjay.kernels.derivatives import retain_freed_memory
 
 _INVALID = "optimizer state does not match this policy"
@@ -24,6 +26,31 @@ def adam(parameters: Iterable[nn.Parameter], learning_rate: float) -> torch.opti
     """
     retain_freed_memory()
     return torch.optim.Adam(parameters, lr=learning_rate, eps=1e-5, fused=True)
+
+
+def minibatches(
+    num_rows: int, epochs: int, count: int, generator: torch.Generator
+) -> Iterator[Int[Tensor, " rows"]]:
+    """Yield the batch indices of the `count` minibatches of each epoch; `generator` shuffles every epoch."""
+    for _ in range(epochs):
+        yield from torch.randperm(num_rows, generator=generator).tensor_split(count)
+
+
+def gradient_step(
+    optimizer: torch.optim.Adam,
+    loss: Float[Tensor, ""],
+    max_grad_norm: float,
+    peers: SingleProcess | None = None,
+) -> Float[Tensor, ""]:
+    """Take one step on the loss, with gradients summed over `peers`; return their norm before clipping."""
+    parameters = optimizer.param_groups[0]["params"]
+    optimizer.zero_grad()
+    loss.backward()
+    if peers is not None:
+        peers.sum_gradients(parameters)
+    norm = nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    take_step(optimizer)
+    return norm.detach()
 
 
 def take_step(optimizer: torch.optim.Adam) -> None:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
 from scrubjay.agents.rl.advantages import RewardScale, generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
 from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
-from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
+from scrubjay.agents.rl.optimizers import adam, gradient_step, load_optimizer_state, minibatches
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
 
@@ -159,8 +158,7 @@ class PPO:
             )
         self.steps = 0
         """Environment steps in all updates so far."""
-        self._parameters = list(policy.parameters())
-        self.optimizer = adam(self._parameters, self.config.learning_rate)
+        self.optimizer = adam(policy.parameters(), self.config.learning_rate)
         self.generator = torch.Generator().manual_seed(seed)
         self._scale = RewardScale(self.config.gamma, self.peers) if self.config.scale_rewards else None
 
@@ -174,25 +172,28 @@ class PPO:
             segment = self._scale(segment)
         advantages, returns = self.advantages(segment)
         first, total = self.peers.locate_rows(segment.num_rows)
-        rate = self._set_learning_rate()
+        config, rate = self.config, self._set_learning_rate()
+        config.check_rows(total)
         history: list[dict[str, Tensor]] = []
-        for _ in range(self.config.epochs):
+        for _ in range(config.epochs):
             epoch = []
-            for index in self.minibatches(total):
+            for index in minibatches(total, 1, config.num_minibatches, self.generator):
                 own = index[(index >= first) & (index < first + segment.num_rows)] - first
                 share = len(own) / len(index)
                 if not len(own):  # takes part in the reductions with a row of weight 0
                     own = index.new_zeros(1)
                 own = own.to(segment.rewards.device)
                 loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
-                metrics["losses/grad_norm"] = self.gradient_step(loss if share == 1 else loss * share)
+                metrics["losses/grad_norm"] = gradient_step(
+                    self.optimizer, loss if share == 1 else loss * share, config.max_grad_norm, self.peers
+                )
                 if share < 1:
                     metrics = {name: value * share for name, value in metrics.items()}
                 epoch.append(metrics)
             history += epoch
-            if self.config.target_kl is not None:
+            if config.target_kl is not None:
                 divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()
-                if self.peers.sum(divergence) > self.config.target_kl:
+                if self.peers.sum(divergence) > config.target_kl:
                     break
         means = torch.stack([torch.stack(list(metrics.values())) for metrics in history]).mean(dim=0)
         result = dict(zip(history[0], self.peers.sum(means).tolist(), strict=True))
@@ -200,7 +201,7 @@ class PPO:
         _, deviation = self.peers.moments(returns)
         explained_variance = 1 - error.square() / deviation.square().clamp_min(1e-8)
         result["losses/explained_variance"] = explained_variance.item()
-        if self.config.anneal:
+        if config.anneal:
             result["charts/learning_rate"] = rate
         self.steps += total * segment.rewards.shape[1]
         return result
@@ -221,19 +222,6 @@ class PPO:
             mean, deviation = self.peers.moments(advantages)
             advantages = (advantages - mean) / (deviation + 1e-8).clamp_min(self.config.least_deviation)
         return advantages, returns
-
-    def minibatches(self, num_rows: int) -> Iterator[Int[Tensor, "rows"]]:
-        """Yield the batch indices of each minibatch of one epoch, shuffled by the learner's generator.
-
-        Raises ValueError if there are fewer batch rows than minibatches.
-        """
-        if num_rows < self.config.num_minibatches:
-            raise ValueError(
-                f"num_minibatches={self.config.num_minibatches} is more than the {num_rows} environments "
-                "of the batch; use more environments or fewer minibatches"
-            )
-        order = torch.randperm(num_rows, generator=self.generator)
-        yield from order.tensor_split(self.config.num_minibatches)
 
     def loss(
         self, segment: Segment, advantages: Float[Tensor, "batch time"], returns: Float[Tensor, "batch time"]
@@ -267,16 +255,6 @@ class PPO:
                 "losses/clipfrac": ((ratio - 1).abs() > config.clip).to(ratio.dtype).mean(),
             }
         return loss, metrics
-
-    def gradient_step(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Take one gradient step on the loss and return the gradient norm before clipping."""
-        for parameter in self._parameters:
-            parameter.grad = None
-        loss.backward()
-        self.peers.sum_gradients(self._parameters)
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.config.max_grad_norm)
-        take_step(self.optimizer)
-        return norm.detach()
 
     def get_state(self) -> dict[str, Any]:
         """Return the states of optimizer, generator and counters, without the policy's weights."""

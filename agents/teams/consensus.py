@@ -47,13 +47,12 @@ from scrubjay.agents.rl.trust_region import (
 from scrubjay.agents.teams.batch import TeamBatch
 from scrubjay.agents.teams.config import GAMATRSettings
 from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.agents.teams.steps import compute_detached
+from scrubjay.agents.teams.steps import ModeContext, ModeResult, compute_detached
 
 
-def consensus_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings
-) -> tuple[list[TrustRegionStep], dict[str, float]]:
+def consensus_steps(context: ModeContext) -> ModeResult:
     """Update all actors by `config.consensus_rounds` rounds of consensus on a ring of agents."""
+    policy, batch, config = context.policy, context.batch, context.config
     members = [Member(policy, batch, config, agent) for agent in range(policy.num_agents)]
     edges = ring(len(members))
     penalty = config.consensus_penalty

@@ -24,25 +24,66 @@ equations, networks and parameters, so nothing here reproduces the paper's numbe
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
 from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
-from scrubjay.agents.rl.optimizers import adam, load_optimizer_state
+from scrubjay.agents.rl.optimizers import adam, gradient_step, load_optimizer_state, minibatches
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalize_advantages, team_advantages
 from scrubjay.agents.teams.config import GAMATRSettings
-from scrubjay.agents.teams.modes import MODES, Mode, ModeContext
+from scrubjay.agents.teams.consensus import consensus_steps
+from scrubjay.agents.teams.metagame import metagame_steps
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.segment import TeamSegment
-from scrubjay.agents.teams.steps import compute_detached
+from scrubjay.agents.teams.steps import (
+    ModeContext,
+    ModeResult,
+    clipped_sequence,
+    clipped_steps,
+    compute_detached,
+    independent_steps,
+    sequential_steps,
+)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Update mode of a team's actors, with its requirements."""
+
+    move: Callable[[ModeContext], ModeResult]
+    """Function that updates the policy's actors. If `uses_optimizer` is True, the function returns no
+    trust-region steps."""
+    needs_joint: bool = False
+    """True if each actor must model the actions of all agents."""
+    supports_shared: bool = True
+    """True if one actor can be shared by all agents."""
+    supports_subset: bool = False
+    """True if a subset of the agents can be updated."""
+    supports_budgets: bool = False
+    """True if each agent can have its own divergence limit."""
+    supports_entropy: bool = True
+    """True if the mode has an entropy bonus."""
+    uses_optimizer: bool = False
+    """True if the mode takes gradient steps with an optimizer instead of trust-region steps."""
+
+
+MODES: dict[str, Mode] = {
+    "sequential": Mode(sequential_steps, supports_budgets=True),
+    "independent": Mode(independent_steps, supports_subset=True, supports_budgets=True),
+    "consensus": Mode(consensus_steps, needs_joint=True, supports_entropy=False),
+    "metagame": Mode(metagame_steps, supports_shared=False, supports_budgets=True),
+    "clip": Mode(clipped_steps, uses_optimizer=True),
+    "clip_sequential": Mode(clipped_sequence, uses_optimizer=True),
+}
+"""Modes by name. Each name is also the name of a learner, see `scrubjay.agents.list_learners`."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +180,7 @@ class GAMATR:
         Raises ValueError if the batch has fewer environments than minibatches or a reward is not finite.
         """
         segment.check_rewards()
-        if segment.num_rows < self.config.minibatches:
-            raise ValueError(
-                f"minibatches={self.config.minibatches} is more than the {segment.num_rows} environments "
-                "of the batch; use more environments or fewer minibatches"
-            )
+        self.config.check_rows(segment.num_rows)
         batch, returns, metrics = self._prepare(segment)
         metrics |= self._move_actors(batch)
         return metrics | self._fit_critic(batch, returns)
@@ -174,8 +211,8 @@ class GAMATR:
         policy, rule = self.policy, self.config.rule
         distribution = partial(policy.distribution, batch.segment)
         old = compute_detached(distribution) if rule.uses_optimizer else None
-        context = ModeContext(self.agents, self.generator, self.actor_optimizer)
-        steps, metrics = rule.move(policy, batch, self.config, context)
+        context = ModeContext(policy, batch, self.config, self.agents, self.generator, self.actor_optimizer)
+        steps, metrics = rule.move(context)
         new = compute_detached(distribution)
         if old is not None:
             kl = mean_kl(old, new, batch.weights)
@@ -201,20 +238,15 @@ class GAMATR:
         if config.normalize_values:
             self._update_moments(returns, batch.weights)
         targets = (returns - self.value_mean) / self.value_deviation
-        parameters = policy.critic_parameters()
         losses = []
-        for _ in range(config.critic_epochs):
-            order = torch.randperm(batch.segment.num_rows, generator=self.generator)
-            for index in order.tensor_split(config.minibatches):
-                index = index.to(returns.device)
-                part = batch.rows(index)
-                error = smooth_l1_loss(policy.values(part.segment), targets[index], reduction="none")
-                loss = part.mean(error)
-                self.critic_optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-                self.critic_optimizer.step()
-                losses.append(loss.detach())
+        for index in minibatches(
+            batch.segment.num_rows, config.critic_epochs, config.minibatches, self.generator
+        ):
+            index = index.to(returns.device)
+            part = batch.rows(index)
+            loss = part.mean(smooth_l1_loss(policy.values(part.segment), targets[index], reduction="none"))
+            gradient_step(self.critic_optimizer, loss, config.max_grad_norm)
+            losses.append(loss.detach())
         return {"losses/value_loss": torch.stack(losses).mean().item()}
 
     def _update_moments(self, returns: Tensor, weights: Tensor) -> None:

@@ -18,27 +18,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.agents.rl.trust_region import TrustRegionStep, flatten, mean_kl, set_parameters
-from scrubjay.agents.teams.batch import TeamBatch
-from scrubjay.agents.teams.config import GAMATRSettings
-from scrubjay.agents.teams.policy import TeamPolicy
-from scrubjay.agents.teams.steps import compute_detached, independent_steps
+from scrubjay.agents.rl.trust_region import flatten, mean_kl, set_parameters
+from scrubjay.agents.teams.steps import ModeContext, ModeResult, compute_detached, independent_steps
 
 Gains = Callable[[Float[Tensor, "agents"]], Float[Tensor, "agents"]]
 
 
-def metagame_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings
-) -> tuple[list[TrustRegionStep], dict[str, float]]:
+def metagame_steps(context: ModeContext) -> ModeResult:
     """Take independent steps, then interpolate each actor between its old and its new weights.
 
     The share of the new weights is the probability of the new policy at the equilibrium of the metagame.
     To first order, a policy with interpolated weights is the same as a mixed policy.
     """
+    policy, batch, config = context.policy, context.batch, context.config
     agents = range(policy.num_agents)
     before = [flatten(policy.actor_parameters(agent)).detach() for agent in agents]
     old = [compute_detached(partial(policy.distribution, batch.segment, agent)) for agent in agents]
-    steps = independent_steps(policy, batch, config, agents)
+    steps, _ = independent_steps(context)
     ratios = torch.stack(
         [batch.log_ratio(step.policy, agent).exp() for agent, step in enumerate(steps)], dim=2
     )

@@ -75,67 +75,57 @@ class TeamNetwork(nn.Module):
         state: State,
         start: Bool[Tensor, "rows"] | None = None,
         agent: int | None = None,
+        traces: list[AgentTrace] | None = None,
     ) -> tuple[Float[Tensor, "rows *agents dim"], State]:
         """Return the features of every agent in one step, and the memory states after this step.
 
         The axes of `leaves` and of memory states are `[rows, agents, ...]`. If `agent` is set, the results
-        belong to this agent only, without an axis for agents.
+        belong to this agent only, without an axis for agents. The trace of each agent, or of `agent` only,
+        is appended to `traces`.
         """
-        return self._step_memory(self._nodes(leaves, alive, agent, axis=1), state, start, agent)
+        weights, change = [], None
+        if traces is None:
+            nodes = self._nodes(leaves, alive, agent, axis=1)
+        else:
+            nodes, weights, change = self._trace_rounds(leaves, alive)
+            nodes = nodes if agent is None else nodes[:, agent]
+        agents = range(nodes.shape[1]) if agent is None else [agent]
+        if agent is None:
+            nodes, state = nodes.flatten(0, 1), _fold(state)
+        if start is not None:
+            state = self.memory.reset_state(state, start.repeat_interleave(len(agents), dim=0))
+        if traces is not None and change is not None:
+            recall = self.memory.recall(nodes, state)
+            traces += [
+                AgentTrace(
+                    torch.stack([of_round[:, one] for of_round in weights], dim=1) if weights else None,
+                    change[:, one],
+                    None if recall is None else recall.select_rows(slice(position, None, len(agents))),
+                )
+                for position, one in enumerate(agents)
+            ]
+        features, state = self.memory.step(nodes, state)
+        if agent is None:
+            return features.unflatten(0, (-1, len(agents))), _unfold(state, len(agents))
+        return features, state
 
-    @torch.no_grad()
-    def step_with_traces(
-        self,
-        leaves: dict[str, Tensor],
-        alive: Bool[Tensor, "rows agents"] | None,
-        state: State,
-        agent: int | None = None,
-    ) -> tuple[Float[Tensor, "rows *agents dim"], State, list[AgentTrace]]:
-        """Return the results of `step`, and the trace of each agent, or of `agent` only."""
+    def _trace_rounds(
+        self, leaves: dict[str, Tensor], alive: Tensor | None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return the nodes, the attention weights of each graph round, and the change of the nodes."""
         features, hears = self._encode(leaves, 2), build_hearing_mask(leaves.get(ADJACENCY), alive)
-        nodes, agents, round_weights = features, features.shape[1], []
+        nodes, round_weights = features, []
         for attend in self.rounds:
             nodes, weights = attend.forward_with_weights(nodes, hears)
             round_weights.append(weights.mean(dim=-3))
         change = (nodes - features).norm(dim=-1) / features.norm(dim=-1).clamp(min=1e-12)
-        if agent is None:
-            recall = self.memory.recall(nodes.flatten(0, 1), _fold(state))
-            traced_agents, stride = range(agents), agents
-        else:
-            nodes = nodes[:, agent]
-            recall, traced_agents, stride = self.memory.recall(nodes, state), [agent], 1
-        traces = [
-            AgentTrace(
-                torch.stack([weights[:, one] for weights in round_weights], dim=1) if round_weights else None,
-                change[:, one],
-                None if recall is None else recall.select_rows(slice(position, None, stride)),
-            )
-            for position, one in enumerate(traced_agents)
-        ]
-        return *self._step_memory(nodes, state, None, agent), traces
+        return nodes, round_weights, change
 
     def initial_state(self, rows: int, agents: int | None = None) -> State:
         """Return memory states at episode start, `[rows, agents, ...]`, or `[rows, ...]` without `agents`."""
         if agents is None:
             return self.memory.initial_state(rows)
         return _unfold(self.memory.initial_state(rows * agents), agents)
-
-    def _step_memory(
-        self, nodes: Tensor, state: State, start: Tensor | None, agent: int | None
-    ) -> tuple[Tensor, State]:
-        """Apply the memory to one step.
-
-        `nodes` is `[rows, agents, dim]`. If `agent` is set, `nodes` is `[rows, dim]`, for this agent only.
-        """
-        agents = 1 if agent is not None else nodes.shape[1]
-        if agent is None:
-            nodes, state = nodes.flatten(0, 1), _fold(state)
-        if start is not None:
-            state = self.memory.reset_state(state, start.repeat_interleave(agents, dim=0))
-        features, state = self.memory.step(nodes, state)
-        if agent is None:
-            return features.unflatten(0, (-1, agents)), _unfold(state, agents)
-        return features, state
 
     def _nodes(self, leaves: dict[str, Tensor], alive: Tensor | None, agent: int | None, axis: int) -> Tensor:
         """Encode the leaves and apply graph attention; the result is the input of the memory.

@@ -194,6 +194,8 @@ class TeamPolicy(nn.Module):
         start: Bool[Tensor, "rows"] | None = None,
         generator: torch.Generator | None = None,
         deterministic: bool = False,
+        estimates_values: bool = True,
+        traces: list[AgentTrace] | None = None,
     ) -> TeamPolicyStep:
         """Select one action per agent and estimate values.
 
@@ -204,50 +206,20 @@ class TeamPolicy(nn.Module):
             start: True for environments at episode start; None if no environment is at episode start.
             generator: Source of random numbers; None for torch's default generator.
             deterministic: Take the most likely actions instead of samples.
+            estimates_values: Step the critic. Without the critic a step is faster, and its memory state is
+                not updated.
+            traces: List to which the trace of each agent is appended.
         """
         leaves, living = _mask_observations(observation, alive)
-        distribution, actor = self._distribution(leaves, living, state, start)
+        distribution, actor = self._distribution(leaves, living, state, start, traces)
         action = distribution.mode() if deterministic else distribution.sample(generator)
-        return self._build_step(leaves, living, state, start, distribution, action, actor)
-
-    @torch.no_grad()
-    def step_with_traces(
-        self, observation: Observation, alive: Bool[Tensor, "rows agents"], state: State
-    ) -> tuple[TeamPolicyStep, list[AgentTrace]]:
-        """Return the result of `step` with `deterministic=True`, and the trace of each agent."""
-        leaves, living = _mask_observations(observation, alive)
-        traces: list[AgentTrace] = []
-        distribution, actor = self._distribution(leaves, living, state, None, traces)
-        action = distribution.mode()
-        return self._build_step(leaves, living, state, None, distribution, action, actor), traces
-
-    @torch.no_grad()
-    def choose(
-        self,
-        observation: Observation,
-        alive: Bool[Tensor, "rows agents"],
-        state: State,
-        start: Bool[Tensor, "rows"] | None = None,
-        generator: torch.Generator | None = None,
-        deterministic: bool = False,
-    ) -> TeamPolicyStep:
-        """Select actions without the critic, as `step` does, but faster: there are no values.
-
-        The critic's state is not updated.
-
-        Args:
-            observation: Leaves `[rows, agents, ...]`.
-            alive: True for agents that act; the actions of all other agents have no meaning.
-            state: Memory states of actors and critic.
-            start: True for environments at episode start; None if no environment is at episode start.
-            generator: Source of random numbers; None for torch's default generator.
-            deterministic: Take the most likely actions instead of samples.
-        """
-        leaves, living = _mask_observations(observation, alive)
-        distribution, actor = self._distribution(leaves, living, state, start)
-        action = distribution.mode() if deterministic else distribution.sample(generator)
-        after = {**state, **add_affixes(actor, prefix=_ACTOR)}
-        return TeamPolicyStep(action, distribution.log_prob(action), None, after)
+        after, values = {**state, **add_affixes(actor, prefix=_ACTOR)}, None
+        if estimates_values:
+            critic_state = select_part(state, prefix=_CRITIC)
+            features, critic_state = self.critic.network.step(leaves, living, critic_state, start)
+            values = self.critic(features, living)
+            after |= add_affixes(critic_state, prefix=_CRITIC)
+        return TeamPolicyStep(action, distribution.log_prob(action), values, after)
 
     @torch.no_grad()
     def value(
@@ -337,46 +309,22 @@ class TeamPolicy(nn.Module):
         alive: Tensor | None,
         state: State,
         start: Tensor | None,
-        traces: list[AgentTrace] | None = None,
+        traces: list[AgentTrace] | None,
     ) -> tuple[Distribution, State]:
-        """Return the action distribution and the next states of all actors.
-
-        If `traces` is a list, the trace of each agent is appended to this list.
-        """
-
-        def advance(actor: TeamActor, state: State, agent: int | None) -> tuple[Tensor, State]:
-            if traces is None:
-                return actor.network.step(leaves, alive, state, start, agent)
-            features, state, agent_traces = actor.network.step_with_traces(leaves, alive, state, agent)
-            traces.extend(agent_traces)
-            return features, state
-
+        """Return the action distribution and the next states of all actors."""
         state = select_part(state, prefix=_ACTOR)
         if self.config.shared:
             (actor,) = self._actors
-            features, state = advance(actor, state, None)
+            features, state = actor.network.step(leaves, alive, state, start, None, traces)
             return actor.own_distribution(features, 0), state
         distributions, states = [], []
         for agent, actor in enumerate(self._actors):
-            features, after = advance(actor, _select_agent_state(state, agent), agent)
+            features, after = actor.network.step(
+                leaves, alive, _select_agent_state(state, agent), start, agent, traces
+            )
             distributions.append(actor.own_distribution(features, agent))
             states.append(after)
         return stack_agents(distributions), _stack_states(states)
-
-    def _build_step(
-        self,
-        leaves: dict[str, Tensor],
-        alive: Tensor | None,
-        state: State,
-        start: Tensor | None,
-        distribution: Distribution,
-        action: Tensor,
-        actor: State,
-    ) -> TeamPolicyStep:
-        """Estimate values with the critic, and return the complete step of the policy."""
-        features, critic = self.critic.network.step(leaves, alive, select_part(state, prefix=_CRITIC), start)
-        after = {**add_affixes(actor, prefix=_ACTOR), **add_affixes(critic, prefix=_CRITIC)}
-        return TeamPolicyStep(action, distribution.log_prob(action), self.critic(features, alive), after)
 
     @property
     def _actors(self) -> list[TeamActor]:

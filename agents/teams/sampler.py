@@ -41,14 +41,16 @@ class TeamPolicyActor:
     ) -> None:
         self.policy, self._state = policy, state
         self._generator, self._deterministic = generator, deterministic
-        self._step = policy.step if estimates_values else policy.choose
+        self._estimates_values = estimates_values
         self._inputs = InputTensors(policy.observation_space, policy.device)
 
     def act(self, inputs: ActorInput) -> Choice:
         """Choose actions and advance the memory states; the output is a `TeamPolicyStep`."""
         if self._state is None:
             self._state = self.policy.initial_state(len(inputs.starts))
-        output = self._step(*self._tensors(inputs, self._state), self._generator, self._deterministic)
+        output = self.policy.step(
+            *self._tensors(inputs, self._state), self._generator, self._deterministic, self._estimates_values
+        )
         self._state = output.state
         return Choice(self.policy.env_actions(output.action), output)
 

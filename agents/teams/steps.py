@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Distribution
+from scrubjay.agents.rl.optimizers import gradient_step, minibatches
 from scrubjay.agents.rl.trust_region import (
     NaturalGradient,
     TrustRegionStep,
@@ -25,25 +27,40 @@ from scrubjay.agents.teams.policy import TeamPolicy
 Surrogate = Callable[[Distribution], Tensor]
 
 
-def independent_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
-) -> list[TrustRegionStep]:
-    """Update every actor of `agents` on its own surrogate, as if the other agents were fixed.
+class ModeContext(NamedTuple):
+    """Arguments of an update of a team's actors."""
+
+    policy: TeamPolicy
+    batch: TeamBatch
+    config: GAMATRSettings
+    agents: Sequence[int]
+    """Agents to update: all, unless the mode has `supports_subset`."""
+    generator: torch.Generator
+    """Source of random numbers."""
+    optimizer: Any = None
+    """Optimizer of all actors if the mode has `uses_optimizer`; else None."""
+
+
+ModeResult = tuple[list[TrustRegionStep], dict[str, float]]
+"""Trust-region steps and other metrics of an update of a team's actors."""
+
+
+def independent_steps(context: ModeContext) -> ModeResult:
+    """Update every actor of `context.agents` on its own surrogate, as if the other agents were fixed.
 
     A shared actor takes one step for all agents, within the divergence limit of every agent.
     """
-    if policy.config.shared:
-        return [agent_step(policy, batch, config, None, config.kl_limit)]
-    naturals = natural_gradients(policy, batch, config, agents)
+    if context.policy.config.shared:
+        return [agent_step(context, None, context.config.kl_limit)], {}
+    naturals = natural_gradients(context, context.agents)
+    limits = kl_limits(naturals, context.config)
     return [
-        agent_step(policy, batch, config, agent, limit, natural=natural)
-        for agent, natural, limit in zip(agents, naturals, kl_limits(naturals, config), strict=True)
-    ]
+        agent_step(context, agent, limit, natural=natural)
+        for agent, natural, limit in zip(context.agents, naturals, limits, strict=True)
+    ], {}
 
 
-def sequential_steps(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, generator: torch.Generator
-) -> list[TrustRegionStep]:
+def sequential_steps(context: ModeContext) -> ModeResult:
     """Update the actors in random order, each conditioned on the previous updates: HATRPO.
 
     As in Kuba et al. 2022 (arXiv 2109.11251), the advantages of an agent are multiplied by the policy ratios
@@ -51,27 +68,26 @@ def sequential_steps(
     After update k the divergence of each agent from the sampling policy may be at most (k/N)^2 times the
     limit, so that N equal updates reach the limit.
     """
-    order = torch.randperm(policy.num_agents, generator=generator).tolist()
+    policy, batch, config = context.policy, context.batch, context.config
+    order = torch.randperm(policy.num_agents, generator=context.generator).tolist()
     if policy.config.shared:
-        return _shared_sequence(policy, batch, config, order)
+        return _shared_sequence(context, order), {}
     limits = [config.kl_limit] * len(order)
     if config.kl_budget == "allocated":
-        limits = kl_limits(natural_gradients(policy, batch, config, range(policy.num_agents)), config)
+        limits = kl_limits(natural_gradients(context, range(policy.num_agents)), config)
     factor = torch.ones_like(batch.weights[:, :, 0])
     steps = []
     for agent in order:
-        step = agent_step(policy, batch, config, agent, limits[agent], factor)
+        step = agent_step(context, agent, limits[agent], factor)
         if step.is_accepted:
             factor = factor * batch.log_ratio(step.policy, agent).exp()
         steps.append(step)
-    return steps
+    return steps, {}
 
 
-def _shared_sequence(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, order: list[int]
-) -> list[TrustRegionStep]:
-    parameters = policy.actor_parameters()
-    distribution = partial(policy.distribution, batch.segment)
+def _shared_sequence(context: ModeContext, order: list[int]) -> list[TrustRegionStep]:
+    batch, config = context.batch, context.config
+    parameters, distribution, _ = _objective(context, None)
     old, origin = None, flatten(parameters).detach()
     ratios = torch.ones_like(batch.weights)
     steps = []
@@ -83,7 +99,7 @@ def _shared_sequence(
             return own(team.agent(agent))
 
         natural = natural_gradient(
-            parameters, distribution, surrogate, batch.weights, config, _sample(policy, batch, config)
+            parameters, distribution, surrogate, batch.weights, config, _sample(context, None)
         )
         old = natural.policy if old is None else old
         step = trust_region_step(
@@ -105,9 +121,7 @@ def _shared_sequence(
 
 
 def agent_step(
-    policy: TeamPolicy,
-    batch: TeamBatch,
-    config: GAMATRSettings,
+    context: ModeContext,
     agent: int | None,
     kl_limit: float,
     factor: Tensor | None = None,
@@ -116,56 +130,53 @@ def agent_step(
     """Take one trust-region step of an agent with a separate actor, or of all agents with a shared actor.
 
     Args:
-        policy: Policy whose actor is updated.
-        batch: Training batch.
-        config: Config of the step.
+        context: Policy, batch and config.
         agent: Agent to update; None for all agents of a shared actor.
         kl_limit: Maximum mean divergence, in nats.
         factor: Factor by which the advantages are multiplied, `[batch time]`; None for a factor of 1.
         natural: Natural gradient at the current weights; None to compute it here.
     """
-    arguments = (
+    if natural is None:
+        natural = _natural_gradient(context, agent, factor)
+    objective, weights = _objective(context, agent, factor), select_agent(context.batch.weights, agent)
+    return trust_region_step(*objective, None, weights, context.config, kl_limit, natural=natural)
+
+
+def natural_gradients(context: ModeContext, agents: Sequence[int]) -> list[NaturalGradient]:
+    """Return the natural gradient of the surrogate of each agent in `agents`, at the current weights."""
+    return [_natural_gradient(context, agent) for agent in agents]
+
+
+def _natural_gradient(
+    context: ModeContext, agent: int | None, factor: Tensor | None = None
+) -> NaturalGradient:
+    objective, weights = _objective(context, agent, factor), select_agent(context.batch.weights, agent)
+    return natural_gradient(*objective, weights, context.config, _sample(context, agent))
+
+
+def _objective(context: ModeContext, agent: int | None, factor: Tensor | None = None) -> tuple[Any, Any, Any]:
+    """Return parameters, distribution and surrogate of an agent, or of all agents with a shared actor."""
+    policy, batch = context.policy, context.batch
+    return (
         policy.actor_parameters(agent),
         partial(policy.distribution, batch.segment, agent),
-        batch.surrogate(agent, factor, config.entropy_coefficient),
+        batch.surrogate(agent, factor, context.config.entropy_coefficient),
     )
-    weights = select_agent(batch.weights, agent)
-    if natural is None:
-        natural = natural_gradient(*arguments, weights, config, _sample(policy, batch, config, agent))
-    return trust_region_step(*arguments, None, weights, config, kl_limit, natural=natural)
 
 
-def natural_gradients(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agents: Sequence[int]
-) -> list[NaturalGradient]:
-    """Return the natural gradient of the surrogate of each agent in `agents`, at the current weights."""
-    return [
-        natural_gradient(
-            policy.actor_parameters(agent),
-            partial(policy.distribution, batch.segment, agent),
-            batch.surrogate(agent, entropy_coefficient=config.entropy_coefficient),
-            batch.weights[:, :, agent],
-            config,
-            _sample(policy, batch, config, agent),
-        )
-        for agent in agents
-    ]
-
-
-def _sample(
-    policy: TeamPolicy, batch: TeamBatch, config: GAMATRSettings, agent: int | None = None
-) -> WeightedDistribution | None:
+def _sample(context: ModeContext, agent: int | None) -> WeightedDistribution | None:
     """Return the action distribution and the sample weights from which the Fisher information is computed.
 
     Both belong to a part of the batch: the fraction `config.curvature_share` of the environments, evenly
     spaced. Returns None if this part is the whole batch.
     """
-    count = max(1, round(config.curvature_share * batch.segment.num_rows))
-    if count >= batch.segment.num_rows:
+    segment, weights = context.batch.segment, context.batch.weights
+    count = max(1, round(context.config.curvature_share * segment.num_rows))
+    if count >= segment.num_rows:
         return None
-    index = torch.linspace(0, batch.segment.num_rows - 1, count, device=batch.weights.device).long()
-    segment = batch.segment.rows(index)
-    return partial(policy.distribution, segment, agent), select_agent(batch.weights, agent)[index]
+    index = torch.linspace(0, segment.num_rows - 1, count, device=weights.device).long()
+    part = partial(context.policy.distribution, segment.rows(index), agent)
+    return part, select_agent(weights, agent)[index]
 
 
 def kl_limits(naturals: list[NaturalGradient], config: GAMATRSettings) -> list[float]:
@@ -204,58 +215,35 @@ def compute_detached(distribution: Callable[[], Distribution]) -> Distribution:
         return snapshot(distribution())
 
 
-def clipped_steps(
-    policy: TeamPolicy,
-    batch: TeamBatch,
-    config: GAMATRSettings,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
+def clipped_steps(context: ModeContext) -> ModeResult:
     """Update all actors together on the clipped loss: MAPPO (Yu et al. 2022, arXiv 2103.01955)."""
-    _descend(policy, batch, config, optimizer, generator, None, batch.advantages)
+    _descend(context, None, context.batch.advantages)
+    return [], {}
 
 
-def clipped_sequence(
-    policy: TeamPolicy,
-    batch: TeamBatch,
-    config: GAMATRSettings,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-) -> None:
+def clipped_sequence(context: ModeContext) -> ModeResult:
     """Update one actor after another on the clipped loss, in random order: HAPPO (arXiv 2109.11251).
 
     The advantages of an agent are multiplied by the policy ratios of all agents that were updated before.
     """
-    order = torch.randperm(policy.num_agents, generator=generator).tolist()
+    policy, batch = context.policy, context.batch
+    order = torch.randperm(policy.num_agents, generator=context.generator).tolist()
     for position, agent in enumerate(order):
         factor = torch.ones_like(batch.weights[:, :, agent])
         for earlier in order[:position]:  # recomputed, since a shared actor has changed
             factor = factor * likelihood_ratio(policy, batch, earlier)
-        _descend(policy, batch, config, optimizer, generator, agent, batch.advantages[:, :, agent] * factor)
+        _descend(context, agent, batch.advantages[:, :, agent] * factor)
+    return [], {}
 
 
-def _descend(
-    policy: TeamPolicy,
-    batch: TeamBatch,
-    config: GAMATRSettings,
-    optimizer: torch.optim.Optimizer,
-    generator: torch.Generator,
-    agent: int | None,
-    advantages: Tensor,
-) -> None:
-    parameters = policy.actor_parameters(agent)
-    for _ in range(config.epochs):
-        for index in torch.randperm(batch.segment.num_rows, generator=generator).tensor_split(
-            config.minibatches
-        ):
-            index = index.to(advantages.device)
-            part, gains = batch.rows(index), advantages[index]
-            distribution = policy.distribution(part.segment, agent)
-            ratios = part.log_ratio(distribution, agent).exp()
-            clipped_ratios = ratios.clamp(1 - config.clip, 1 + config.clip)
-            loss = -part.mean(torch.minimum(ratios * gains, clipped_ratios * gains), agent)
-            loss = loss - config.entropy_coefficient * part.mean(distribution.entropy(), agent)
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-            optimizer.step()
+def _descend(context: ModeContext, agent: int | None, advantages: Tensor) -> None:
+    config, batch = context.config, context.batch
+    for index in minibatches(batch.segment.num_rows, config.epochs, config.minibatches, context.generator):
+        index = index.to(advantages.device)
+        part, gains = batch.rows(index), advantages[index]
+        distribution = context.policy.distribution(part.segment, agent)
+        ratios = part.log_ratio(distribution, agent).exp()
+        clipped_ratios = ratios.clamp(1 - config.clip, 1 + config.clip)
+        loss = -part.mean(torch.minimum(ratios * gains, clipped_ratios * gains), agent)
+        loss = loss - config.entropy_coefficient * part.mean(distribution.entropy(), agent)
+        gradient_step(context.optimizer, loss, config.max_grad_norm)

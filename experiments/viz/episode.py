@@ -297,7 +297,9 @@ class _TeamTracer(_Tracer):
         """Record the observations and messages and choose actions; the output is a `_TeamNumbers`."""
         agents, policy, place = self._envs.agents, self.policy, self._draw()
         batch = self._tensors.observation(inputs)
-        output, traces = policy.step_with_traces(batch, torch.as_tensor(inputs.alive), self._state)
+        traces: list[AgentTrace] = []
+        alive = torch.as_tensor(inputs.alive)
+        output = policy.step(batch, alive, self._state, deterministic=True, traces=traces)
         self._state, actions = output.state, policy.env_actions(output.action)
         choices = self._envs.living(actions[0])
         observations = {} if self._has_pictures else {name: self._envs.observation[name] for name in choices}

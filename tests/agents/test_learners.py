@@ -24,7 +24,7 @@ from scrubjay.agents import (
     register_learner,
 )
 from scrubjay.agents.conformance import LearnerLawError
-from scrubjay.agents.teams.modes import MODES, Mode
+from scrubjay.agents.teams.gamatr import MODES, Mode
 from scrubjay.agents.teams.steps import independent_steps
 from scrubjay.memory.gru import GRUConfig
 
@@ -133,8 +133,8 @@ def test_settings_are_kept_where_the_learner_stays_the_same():
 def test_a_mode_of_your_own_is_one_line_and_a_learner(monkeypatch):
     """The custom mode equals an existing one: both make the same updates bit for bit."""
 
-    def each_for_itself(policy, batch, settings, context):
-        return independent_steps(policy, batch, settings, context.agents), {}
+    def each_for_itself(context):
+        return independent_steps(context)
 
     monkeypatch.setitem(MODES, "selfish", Mode(each_for_itself, supports_subset=True, supports_budgets=True))
     assert "selfish" in list_learners("team")

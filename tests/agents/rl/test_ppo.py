@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler, Segment
+from scrubjay.agents.rl.optimizers import minibatches
 from scrubjay.memory.gru import GRUConfig
 
 Envs = Callable[..., SyncVectorEnv]
@@ -30,7 +31,7 @@ def test_before_any_step_nothing_has_moved(scripted_envs: Envs, make_policy: Mak
     segment = segment_of(policy, scripted_envs(4))
     learner = PPO(policy, PPOConfig(num_minibatches=2))
     advantages, returns = learner.advantages(segment)
-    for index in learner.minibatches(4):
+    for index in minibatches(4, 1, 2, learner.generator):
         _, metrics = learner.loss(segment.rows(index), advantages[index], returns[index])
         assert metrics["losses/approx_kl"].abs() < 1e-10
         assert metrics["losses/clipfrac"] == 0
@@ -145,14 +146,14 @@ def test_advantages_that_differ_little_are_not_stretched(
 def test_minibatches_are_a_partition_drawn_from_the_learners_own_generator(make_policy: MakePolicy) -> None:
     config = PPOConfig(num_minibatches=3)
     learners = [PPO(make_policy(), config, seed) for seed in (5, 5, 6)]
-    minibatches = []
+    parts = []
     for number, learner in enumerate(learners):
         torch.manual_seed(number)
-        minibatches.append([index.tolist() for _ in range(2) for index in learner.minibatches(7)])
-    assert minibatches[0] == minibatches[1] != minibatches[2]
-    assert [len(index) for index in minibatches[0]] == [3, 2, 2, 3, 2, 2]
-    assert sorted(itertools.chain(*minibatches[0][:3])) == list(range(7))
-    assert minibatches[0][:3] != minibatches[0][3:]
+        parts.append([index.tolist() for index in minibatches(7, 2, 3, learner.generator)])
+    assert parts[0] == parts[1] != parts[2]
+    assert [len(index) for index in parts[0]] == [3, 2, 2, 3, 2, 2]
+    assert sorted(itertools.chain(*parts[0][:3])) == list(range(7))
+    assert parts[0][:3] != parts[0][3:]
 
 
 def test_more_minibatches_than_rows_are_refused(make_policy: MakePolicy, scripted_envs: Envs) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from scrubjay.agents import GAMATR, GAMATRConfig
 from scrubjay.agents.rl.trust_region import flatten
-from scrubjay.agents.teams.steps import clipped_sequence, clipped_steps
+from scrubjay.agents.teams.steps import ModeContext, clipped_sequence, clipped_steps
 
 from .games import climbing, make_policy, play
 
@@ -20,7 +20,7 @@ def descend(way, **config):
     before = flatten(policy.actor_parameters()).detach()
     optimizer = torch.optim.SGD(policy.actor_parameters(), lr=1e-2)
     settings = GAMATRConfig(**{"mode": "clip", "epochs": 1, "minibatches": 1} | config)
-    way(policy, batch, settings, optimizer, torch.Generator().manual_seed(0))
+    way(ModeContext(policy, batch, settings, range(2), torch.Generator().manual_seed(0), optimizer))
     return before, flatten(policy.actor_parameters()).detach(), policy, batch
 
 

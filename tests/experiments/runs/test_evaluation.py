@@ -151,10 +151,8 @@ def test_a_policy_begins_anew_where_an_episode_does():
         def initial_state(self, rows):
             return rows
 
-        def step(self, *inputs):
-            raise AssertionError("an evaluation needs no values")
-
-        def choose(self, observation, alive, state, start, generator, deterministic):
+        def step(self, observation, alive, state, start, generator, deterministic, estimates_values):
+            assert not estimates_values, "an evaluation needs no values"
             calls.append((state, None if start is None else start.tolist(), deterministic))
             return TeamPolicyStep("actions", None, None, state + 1)  # pyright: ignore[reportArgumentType]
 

@@ -56,7 +56,8 @@ def test_shares_are_those_that_add_up_to_what_an_agent_hears(shared):
     observations, alive = teams.reset(seed=1)
     leaves = {key: torch.as_tensor(value) for key, value in observations.items()}
     state = policy.initial_state(1)
-    did, looks = policy.step_with_traces(leaves, torch.as_tensor(alive), state)
+    looks = []
+    did = policy.step(leaves, torch.as_tensor(alive), state, deterministic=True, traces=looks)
     alike = policy.step(leaves, torch.as_tensor(alive), state, deterministic=True)
     for name in ("action", "log_prob", "value"):
         torch.testing.assert_close(getattr(did, name), getattr(alike, name))
