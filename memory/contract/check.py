@@ -67,8 +67,9 @@ def check_memory(
         long: Also test law 5 over a million steps with random, constant, zero and alternating inputs, and
             then law 1 from the final state. This takes a minute or more.
         autocast: Also test laws 1, 2, 4, 5, 6 and 9 under torch.autocast to bfloat16. Shapes and dtypes must
-            be the same as without autocast. The bound of errors follows from the rounding of bfloat16 and the
-            number of products. Norms must be computed in float32.
+            be the same as without autocast. The bound of errors follows from the rounding of bfloat16, from
+            the number of products, and from the change of a result by nearby weights and inputs. Norms must
+            be computed in float32.
         compile_backend: Backend of torch.compile for law 8. "inductor" generates code; the default only
             traces.
         seed: Seed of the inputs; the memory's weights are used as they are.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors import torch as safetensors
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from scrubjay.memory.contract.base import Memory, State, detach_state
 from scrubjay.memory.contract.precision import check_precision
-from scrubjay.memory.contract.trial import BATCH, MemoryLawError, Trial, compare
+from scrubjay.memory.contract.trial import BATCH, Blur, MemoryLawError, Nearby, Trial, compare
 
 # Values before a start: NaN and inf, and finite values that overflow in a product.
 _POISONS = (float("nan"), float("inf"), 1e20, 1e30)
@@ -23,13 +24,10 @@ def check_step_equals_sequence(trial: Trial) -> None:
     """Law 1: every division of a sequence into segments gives the same outputs, final state and gradients.
 
     Steppers must give the same outputs and final state. A memory with a clock is also tested from an age of
-    more than a million steps. Under autocast this test is skipped for memories that retrieve.
+    more than a million steps.
     """
     compare_cuts(trial, trial.draw_state())
-    # Rounding to bfloat16 decides which of two similar chunks is selected, so the aged state would not test
-    # the clock.
-    selects = trial.autocast and getattr(trial.memory, "retrieves", False)
-    aged = None if selects else trial.draw_aged_state()
+    aged = trial.draw_aged_state()
     if aged is not None:
         compare_cuts(trial, aged, " from an age of a million steps")
 
@@ -42,18 +40,22 @@ def compare_cuts(trial: Trial, state: State, suffix: str = "", x: Tensor | None 
     x = trial.draw() if x is None else x
     start = trial.draw_starts(len(x))
     whole = _run_with_gradients(trial, x, state, start, cuts=[])
+
+    def run(trial: Trial, blur: Blur) -> dict[str, Tensor]:
+        return _run_with_gradients(trial, blur(x), {n: blur(v) for n, v in state.items()}, start, cuts=[])
+
+    nearby = Nearby(trial, run)
     middle = sorted({1, trial.steps // 3, trial.steps // 3 + 1, trial.steps - 2})
     for name, cuts in (("one step at a time", list(range(1, trial.steps))), (f"cut at {middle}", middle)):
         pieces = _run_with_gradients(trial, x, state, start, cuts)
-        for what in whole:
-            compare(
-                1, f"{what}, {name} against one segment{suffix}", pieces[what], whole[what], trial.tolerance
-            )
+        for what, expected in whole.items():
+            label = f"{what}, {name} against one segment{suffix}"
+            compare(1, label, pieces[what], expected, trial.tolerance, bound=nearby.bound(what))
     if isinstance(trial.memory, Memory):
         copies = {name: value.clone() for name, value in state.items()}
         for what, results in _run_steppers(trial, x, state, start).items():
-            how = f"of a stepper against one segment{suffix}"
-            compare(1, f"{what}, {how}", results, whole[what], trial.tolerance)
+            label = f"{what}, of a stepper against one segment{suffix}"
+            compare(1, label, results, whole[what], trial.tolerance, bound=nearby.bound(what))
         for name, value in state.items():
             compare(1, f"state {name!r} from which a stepper was created", value, copies[name], 0.0)
 
@@ -102,27 +104,21 @@ def _functional(value: Tensor) -> Tensor:
     return (value * weights.view_as(value)).sum() / max(1, value.numel()) ** 0.5
 
 
-class _FreshEpisode(NamedTuple):
-    """Expected results of an episode that begins at step `t`, and the gradient of its inputs."""
-
-    t: int
-    output: Tensor
-    state: State
-    gradient: Tensor
-
-
-def _run_fresh_episodes(
-    trial: Trial, x: Tensor, starting_steps: Sequence[int]
-) -> tuple[list[_FreshEpisode], dict[str, Tensor]]:
-    """Return the results of episodes that begin at these steps of `x`, and the summed parameter gradients."""
-    episodes = []
+def _run_fresh_episodes(trial: Trial, x: Tensor, starting_steps: Sequence[int]) -> dict[str, Tensor]:
+    """Return the results of one episode in each row, which begins at its step, and the summed parameter
+    gradients."""
+    results = {}
     trial.memory.zero_grad()
     for row, t in enumerate(starting_steps):
         fresh = x[row : row + 1, t:].clone().requires_grad_()
         output, after = trial.memory(fresh, trial.memory.initial_state(1))
         _backward(_functional(output[0]))
-        episodes.append(_FreshEpisode(t, output.detach(), detach_state(after), _gradient(fresh)))
-    return episodes, {n: p.grad.clone() for n, p in trial.memory.named_parameters() if p.grad is not None}
+        results[f"output {row}"], results[f"gradient of x {row}"] = output.detach(), _gradient(fresh)
+        results |= {f"state {name!r} {row}": value for name, value in detach_state(after).items()}
+    return results | {
+        f"gradient of parameter {name}": _gradient(parameter)
+        for name, parameter in trial.memory.named_parameters()
+    }
 
 
 def check_start_resets(trial: Trial) -> None:
@@ -134,6 +130,7 @@ def check_start_resets(trial: Trial) -> None:
         start[row, t] = True
     start[2, trial.steps // 3] = True
     # Earlier values must not matter, so one expectation serves all of them.
+    nearby = Nearby(trial, lambda trial, blur: _run_fresh_episodes(trial, blur(clean), starting_steps))
     expected = _run_fresh_episodes(trial, clean, starting_steps)
     # All values are tested at once, each in its own rows: rows are independent by law 4.
     for poisons in ((None,), _POISONS):
@@ -150,7 +147,9 @@ def check_start_resets(trial: Trial) -> None:
         starts = start.repeat(len(poisons), 1)
         for name, cuts in (("in one segment", []), ("step by step", list(range(1, trial.steps)))):
             how = [f"with {'finite values' if p is None else p} before it, {name}" for p in poisons]
-            _compare_episodes(trial, x, state, starts, expected, cuts, how, poisons == (None,))
+            _compare_episodes(
+                trial, x, state, starts, expected, starting_steps, nearby, cuts, how, poisons == (None,)
+            )
 
 
 def _compare_episodes(
@@ -158,7 +157,9 @@ def _compare_episodes(
     x: Tensor,
     state: State,
     start: Tensor,
-    expected: tuple[list[_FreshEpisode], dict[str, Tensor]],
+    expected: dict[str, Tensor],
+    starting_steps: list[int],
+    nearby: Nearby,
     cuts: list[int],
     how: list[str],
     finite: bool,
@@ -166,48 +167,43 @@ def _compare_episodes(
     """Run a batch in which an episode starts midway, and compare the results from there on with fresh
     episodes.
 
-    The batch has one block of rows for each description in `how`. Each block has one row for each fresh
-    episode in `expected`.
+    The batch has one block of rows for each description in `how`. Each block has one row for each starting
+    step. `expected` are the results of the fresh episodes.
     """
-    episodes, expected_parameters = expected
     # Without cuts the gradients are those of the parallel path. Step by step, gradients under NaN are
     # undefined.
     differentiable = finite or not cuts
     x = x.clone().requires_grad_()
     state = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in state.items()}
     trial.memory.zero_grad()
-    rows = [(description, episode) for description in how for episode in episodes]
+    steps = starting_steps * len(how)
     with torch.set_grad_enabled(differentiable):
         y, after = trial.run(x, state, start, cuts)
     if differentiable:
-        _backward(
-            torch.stack([_functional(y[row, episode.t :]) for row, (_, episode) in enumerate(rows)]).sum()
-        )
-    for row, (description, (t, output, after_birth, gradient)) in enumerate(rows):
-        compare(
-            2, f"output after a start {description}", y[row : row + 1, t:], output, trial.tolerance, offset=t
-        )
-        for name, value in after_birth.items():
-            what = f"state {name!r} after a start {description}"
-            compare(2, what, after[name][row : row + 1], value, trial.tolerance)
-        if not differentiable:
-            continue
-        gradient_of_x = _gradient(x)[row : row + 1]
-        what = f"gradient of x after a start {description}"
-        compare(2, what, gradient_of_x[:, t:], gradient, trial.tolerance, offset=t)
+        _backward(torch.stack([_functional(y[row, t:]) for row, t in enumerate(steps)]).sum())
+    for row, t in enumerate(steps):
+        block, episode = divmod(row, len(starting_steps))
+        rows = slice(row, row + 1)
+        actual = {"output": y[rows, t:]} | {f"state {n!r}": value[rows] for n, value in after.items()}
+        gradient = _gradient(x)[rows]
+        if differentiable:
+            actual["gradient of x"] = gradient[:, t:]
+        for what, value in actual.items():
+            name, label = f"{what} {episode}", f"{what} after a start {how[block]}"
+            compare(2, label, value, expected[name], trial.tolerance, t, nearby.bound(name))
         if finite:
-            before = gradient_of_x[:, :t]
-            compare(2, f"gradient of x before a start {description}", before, torch.zeros_like(before), 0.0)
+            before, label = gradient[:, :t], f"gradient of x before a start {how[block]}"
+            compare(2, label, before, torch.zeros_like(before), 0.0)
     # The backward pass of `where` gives 0 * NaN for NaN inputs; these gradients are not needed.
     if finite:
         for name, value in state.items():
             if value.grad is not None:
-                what = f"gradient of the old state {name!r} {how[0]}"
-                compare(2, what, value.grad, torch.zeros_like(value), 0.0)
-        results = dict(trial.memory.named_parameters())
-        for name, value in expected_parameters.items():
-            what = f"gradient of parameter {name} {how[0]}"
-            compare(2, what, _gradient(results[name]), value, trial.tolerance)
+                label = f"gradient of the old state {name!r} {how[0]}"
+                compare(2, label, value.grad, torch.zeros_like(value), 0.0)
+        for name, parameter in trial.memory.named_parameters():
+            what = f"gradient of parameter {name}"
+            actual_gradient, label = _gradient(parameter), f"{what} {how[0]}"
+            compare(2, label, actual_gradient, expected[what], trial.tolerance, bound=nearby.bound(what))
 
 
 def check_causal(trial: Trial) -> None:
@@ -235,17 +231,25 @@ def check_rows_independent(trial: Trial) -> None:
         "one row alone": [1],
         "rows added": [0, 1, 2, 1, 0],
     }
+
+    def run(trial: Trial, blur: Blur, length: int) -> dict[str, Tensor]:
+        near = {name: blur(value) for name, value in state.items()}
+        y, after = trial.memory(blur(x[:, :length]), near, start[:, :length])
+        return {"output": y} | {f"state {name!r}": value for name, value in after.items()}
+
     with torch.no_grad():
         for path, length in (("segment", trial.steps), ("step", 1)):
-            y, after = trial.memory(x[:, :length], state, start[:, :length])
+            expected = run(trial, lambda value: value, length)
+            y = expected["output"]
+            nearby = Nearby(trial, functools.partial(run, length=length))
             for name, order in orders.items():
                 rows = torch.tensor(order, device=trial.device)
                 again = {n: v[rows] for n, v in state.items()}
                 y_rows, after_rows = trial.memory(x[rows, :length], again, start[rows, :length])
-                compare(4, f"output of a {path} with {name}", y_rows, y[rows], trial.row_tolerance)
-                for key, value in after_rows.items():
-                    what = f"state {key!r} of a {path} with {name}"
-                    compare(4, what, value, after[key][rows], trial.row_tolerance)
+                actual = {"output": y_rows} | {f"state {n!r}": value for n, value in after_rows.items()}
+                for what, value in actual.items():
+                    label, bound = f"{what} of a {path} with {name}", nearby.bound(what, rows)
+                    compare(4, label, value, expected[what][rows], trial.row_tolerance, bound=bound)
             for name, poison in (("NaN", float("nan")), ("1e20", 1e20)):
                 other_x = x[:, :length].clone()
                 other_x[0] = poison
@@ -257,7 +261,8 @@ def check_rows_independent(trial: Trial) -> None:
                 for part, inputs in cases:
                     beside, _ = trial.memory(*inputs, start[:, :length])
                     what = f"output of a {path} next to a {part} of {name}"
-                    compare(4, what, beside[1:], y[1:], trial.row_tolerance)
+                    bound = nearby.bound("output", slice(1, None))
+                    compare(4, what, beside[1:], y[1:], trial.row_tolerance, bound=bound)
 
 
 def check_fixed_shape(trial: Trial) -> None:

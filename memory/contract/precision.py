@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from scrubjay.memory.contract.trial import BATCH, DEVIATIONS, ROUNDING, MemoryLawError, Trial, compare
+from scrubjay.memory.contract.base import State
+from scrubjay.memory.contract.trial import (
+    BATCH,
+    DEVIATIONS,
+    ROUNDING,
+    Blur,
+    MemoryLawError,
+    Nearby,
+    Trial,
+    compare,
+)
 
 _SHIFT = 1e-9
 """Shift far below float32's resolution and far above float64's."""
 
 _SCALES = (1.0, 2.0**-6)
 """Magnitudes of the inputs under autocast. A wrong epsilon of a norm changes the outputs of small inputs."""
-_NEIGHBORS = 4
-"""Number of nearby inputs and weights."""
 
 
 def check_precision(trial: Trial) -> None:
@@ -41,40 +47,21 @@ def _check_autocast(trial: Trial) -> None:
 
     Products that round their factors are exact products of slightly different inputs and weights. The outputs
     may therefore change as much as by such inputs and weights, in a few random directions, times the factor
-    by which roundings add up. A memory that retrieves is tested in its first step only, since rounding may
-    change what it selects.
+    by which roundings add up.
     """
     record = trial.autocast_record
     if record.norms:
         names = ", ".join(sorted(record.norms))
         raise MemoryLawError(5, f"a norm is computed in bfloat16 ({names}); convert its input to float32")
-    steps = 1 if getattr(trial.memory, "retrieves", False) else trial.steps
-    exact = copy.deepcopy(trial.memory)
-    exact.forward = type(exact).forward.__get__(exact)
-    nearby = copy.deepcopy(exact)
-    nearby.forward = type(nearby).forward.__get__(nearby)
     for scale in _SCALES:
-        x, state = scale * trial.draw(time=steps), trial.memory.initial_state(BATCH)
+        x, state = scale * trial.draw(), trial.memory.initial_state(BATCH)
+
+        def run(trial: Trial, blur: Blur, x: Tensor = x, state: State = state) -> dict[str, Tensor]:
+            with torch.no_grad():
+                return {"output": trial.memory(blur(x), state)[0]}
+
+        nearby = Nearby(trial, run)
         with torch.no_grad():
-            y, expected = trial.memory(x, state)[0], exact(x, state)[0]
-            spread = 0.0
-            for _ in range(_NEIGHBORS):
-                _blur_weights(trial, exact, nearby)
-                change = nearby(_blur(trial, x), state)[0] - expected
-                spread = max(spread, float(change.abs().max()))
-        # In units of the larger of 1 and the outputs, as `compare` has them.
-        spread = spread / max(1.0, float(expected.abs().max()))
+            y = trial.memory(x, state)[0]
         label = f"output for inputs of magnitude {scale:g}, against that without autocast,"
-        compare(5, label, y, expected, DEVIATIONS * max(spread, ROUNDING))
-
-
-def _blur(trial: Trial, value: Tensor) -> Tensor:
-    """Return `value` with random relative errors, as large as one rounding to bfloat16 can be."""
-    noise = 2 * torch.rand(value.shape, generator=trial.generator, dtype=torch.float64) - 1
-    return value * (1 + ROUNDING * noise).to(value)
-
-
-def _blur_weights(trial: Trial, source: nn.Module, target: nn.Module) -> None:
-    """Set the weights of `target` to those of `source` with random errors."""
-    for weight, parameter in zip(source.parameters(), target.parameters(), strict=True):
-        parameter.copy_(_blur(trial, weight))
+        compare(5, label, y, nearby.exact["output"], DEVIATIONS * ROUNDING, bound=nearby.bound("output"))
