@@ -167,7 +167,7 @@ def modules_after():
     def run(statement: str) -> set[str]:
         code = f"import sys\n{statement}\nprint('loaded:', *sys.modules)"
         command = [sys.executable, "-P", "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
         return set(done.stdout.rpartition("loaded:")[2].split())
 
     return run

@@ -115,7 +115,7 @@ def test_a_package_is_loaded_at_its_first_use():
         "assert 'scrubjay.agents' not in sys.modules; assert scrubjay.kernels.force; "
         "assert scrubjay.memory.context.list_policies()"
     )
-    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=600)
     assert set(PACKAGES) <= set(dir(scrubjay))
 
 
@@ -129,7 +129,7 @@ def test_a_package_is_loaded_at_its_first_use():
 )
 def test_importing_a_package_does_not_import_optional_dependencies(packages, heavy):
     code = f"import sys, {packages}; sys.exit({heavy!r} in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=600).returncode == 0
 
 
 def test_a_missing_package_is_reported_with_its_extra(monkeypatch):

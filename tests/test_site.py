@@ -51,9 +51,9 @@ def wheel_environment(tmp_path_factory):
     """Return the environment variables of a process that imports the wheel."""
     wheels, packages = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("packages")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=240)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", wheels, ROOT], check=True, timeout=600)
     (wheel,) = wheels.glob("*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", packages, wheel], check=True, timeout=240)
+    subprocess.run([*pip, "install", "--no-deps", "--target", packages, wheel], check=True, timeout=600)
     environment = os.environ | {"PYTHONPATH": str(packages), "MPLBACKEND": "agg"}
     command = [sys.executable, "-P", "-c", "import scrubjay; print(scrubjay.__file__)"]
     output = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")

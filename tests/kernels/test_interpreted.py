@@ -17,7 +17,7 @@ FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in ("_
 
 
 @pytest.mark.requires("triton")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_kernels_under_the_interpreter():
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib"]
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
@@ -28,7 +28,7 @@ def test_kernels_under_the_interpreter():
         capture_output=True,
         text=True,
         check=False,
-        timeout=560,
+        timeout=600,
     )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output

@@ -196,7 +196,7 @@ def test_laws_hold_for_other_random_data(name, fields):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", NAMES)
 def test_laws_hold_under_autocast_at_the_default_sizes(name):
     module = memory.make(name, dim=16)

@@ -71,7 +71,7 @@ def test_the_code_in_it_loads_the_policy_and_lets_it_act(folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert isinstance(float(done.stdout), float)

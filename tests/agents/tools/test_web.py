@@ -11,7 +11,7 @@ from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import UnreachableError
 from scrubjay.agents.tools.web import Web, WebConfig
 
-OPEN = WebConfig(allow_private=True, read_seconds=2, connect_seconds=2, total_seconds=4)
+OPEN = WebConfig(allow_private=True, read_seconds=30, connect_seconds=30, total_seconds=60)
 
 
 PUBLIC = "93.184.216.34"

@@ -26,7 +26,7 @@ def call(*words: str, **environment: str) -> str:
     """Return what a command prints in a new process."""
     command = [sys.executable, "-P", "-m", "scrubjay", *words]
     done = subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True, timeout=120
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout
 

@@ -29,7 +29,7 @@ def shell(tmp_path):
             cwd=tmp_path,
             env={**os.environ, **variables},
             capture_output=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
         return done.returncode, done.stdout, done.stderr

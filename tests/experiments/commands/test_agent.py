@@ -430,7 +430,7 @@ def test_what_the_cache_has_no_room_for_is_told_and_not_lost(here, folder, budge
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_smollm2_calls_a_calculator(here, smollm2):
     words = ["--tools", "calculator", "--call-bias", "4", "--max-steps", "1", "--max-tokens", "60", "--json"]
     code, out, _ = here("agent", "What is 17 * 23?", "--memory", "m.db", *words)

@@ -41,7 +41,7 @@ def bash(tmp_path):
             capture_output=True,
             text=True,
             check=True,
-            timeout=120,
+            timeout=600,
             cwd=tmp_path,
         )
         registration, *completions = done.stdout.splitlines()

@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from scrubjay.experiments import RayOptions, Run
 from scrubjay.experiments.runs.ray_engine import RayEngine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def node_ids(engine: RayEngine) -> list[str]:
     return group.foreach_env_runner(lambda runner: ray.get_runtime_context().get_node_id())
 
 
-def update_until(engine: RayEngine, condition, seconds=240):
+def update_until(engine: RayEngine, condition, seconds=900):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it never happened"
@@ -99,7 +99,7 @@ def train_by_address(folder: Path, address: str, *words: str) -> subprocess.Comp
         env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
 

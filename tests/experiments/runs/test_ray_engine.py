@@ -473,7 +473,7 @@ print(ray.get(ray.remote(os.getenv).remote("OMP_NUM_THREADS")))
         env={**variables, "OMP_NUM_THREADS": "3"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=True,
     )
     # Importing starts no cluster; a cluster started for an invalid run is shut down.
