@@ -1,7 +1,13 @@
 """Distributed training of scrubjay's policies and learners with RLlib's new API stack."""
 
-from scrubjay.agents.rllib.algorithms import SegmentGAMATR, SegmentGAMATRConfig, SegmentPPO, SegmentPPOConfig
-from scrubjay.agents.rllib.config import SegmentConfig, SegmentTraining
+from scrubjay.agents.rllib.config import (
+    SegmentConfig,
+    SegmentGAMATR,
+    SegmentGAMATRConfig,
+    SegmentPPO,
+    SegmentPPOConfig,
+    SegmentTraining,
+)
 from scrubjay.agents.rllib.module import MemoryModule, TeamModule
 
 __all__ = [

@@ -1,25 +1,22 @@
-"""RLlib config for any learner: environments, policy, sampler and learner."""
+"""RLlib algorithms and their configs: any learner, PPO and GA-MATR."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
-from gymnasium.spaces import Space
 from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
 
-from scrubjay.agents.rl.learner import Learner, LearnerConfig, SingleProcess
+from scrubjay.agents.rl.learner import LearnerConfig
 from scrubjay.agents.rl.policy import PolicyConfig
 from scrubjay.agents.rl.ppo import PPOConfig
-from scrubjay.agents.rl.sampler import BaseSampler
-from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.agents.rllib.learner import SegmentLearner
-from scrubjay.agents.rllib.module import MemoryModule, TeamModule, build_row_spaces
+from scrubjay.agents.rllib.module import MemoryModule, TeamModule
 from scrubjay.agents.rllib.runner import SegmentRunner
+from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
-from scrubjay.agents.teams.sampler import make_sampler
 
 
 class SegmentConfig(AlgorithmConfig):
@@ -37,9 +34,6 @@ class SegmentConfig(AlgorithmConfig):
         algorithm = config.build_algo()
         algorithm.train()
     """
-
-    envs_field: ClassVar[str] = "envs"
-    """Argument of the method `segments` that sets the environments. Error messages name it."""
 
     def __init__(self, algo_class: type | None = None) -> None:
         super().__init__(algo_class=algo_class or SegmentTraining)
@@ -98,38 +92,6 @@ class SegmentConfig(AlgorithmConfig):
         return self
 
     @property
-    def module_class(self) -> type[MemoryModule | TeamModule]:
-        """Class of the RLModule; its `model_config` has the policy config under the key `policy`."""
-        return TeamModule if isinstance(self.policy, TeamPolicyConfig) else MemoryModule
-
-    def make_envs(self, rows: int) -> Any:
-        """Make `rows` environments."""
-        assert self.envs is not None
-        return self.envs(rows)
-
-    def get_spaces(self, envs: Any) -> tuple[Space, Space]:
-        """Return the observation space and the action space of one environment.
-
-        For a team, both are Tuple spaces with one entry per agent.
-        """
-        return build_row_spaces(Spaces.from_env(envs))
-
-    def make_policy(self, envs: Any) -> Any:
-        """Return a new policy for `envs`, built from the same config as the policy in the RLModule."""
-        return self.policy.build(Spaces.from_env(envs))
-
-    def make_sampler(self, envs: Any, policy: Any, seed: int) -> BaseSampler:
-        """Return a sampler that steps `envs` with `policy`."""
-        return make_sampler(envs, policy, self.segment_length, seed)
-
-    def make_learner(self, policy: Any, peers: SingleProcess) -> Learner:
-        """Return a learner that trains `policy`.
-
-        `peers` computes sums and moments over all learners that compute one update together.
-        """
-        return self.learner.build(policy, self.learner_seed, peers)
-
-    @property
     def min_rows(self) -> int:
         """Minimum number of environments of an update: at least one per learner."""
         return max(self.learner.min_rows, self.num_learners or 0)
@@ -161,12 +123,12 @@ class SegmentConfig(AlgorithmConfig):
                 "more environments or fewer minibatches"
             )
         if self.envs is None:
-            raise ValueError(f"{self.envs_field} is not set; call segments({self.envs_field}=...)")
+            raise ValueError("envs is not set; call segments(envs=...)")
 
     def get_default_rl_module_spec(self) -> RLModuleSpec:
         """Return the spec of the module that has the policy."""
         return RLModuleSpec(
-            module_class=self.module_class,
+            module_class=TeamModule if isinstance(self.policy, TeamPolicyConfig) else MemoryModule,
             model_config={"policy": self.policy, "max_seq_len": self.segment_length},
         )
 
@@ -185,3 +147,66 @@ class SegmentTraining(SegmentAlgorithm):
     def get_default_config(cls) -> AlgorithmConfig:
         """Return a new config."""
         return SegmentConfig()
+
+
+class SegmentPPOConfig(SegmentConfig):
+    """Config of `SegmentPPO`.
+
+    RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
+
+    Example:
+        config = (
+            SegmentPPOConfig()
+            .segments(envs=EnvConfig("CartPole-v1").make_vector, num_envs=32)
+            .env_runners(num_env_runners=2)
+        )
+        algorithm = config.build_algo()
+        algorithm.train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class or SegmentPPO)
+
+
+class SegmentPPO(SegmentTraining):
+    """`PPO` of a policy with any memory, with any number of env runners and learners."""
+
+    @classmethod
+    def get_default_config(cls) -> SegmentPPOConfig:
+        """Return a new config."""
+        return SegmentPPOConfig()
+
+
+class SegmentGAMATRConfig(SegmentConfig):
+    """Config of `SegmentGAMATR`.
+
+    RLlib's `env_runners(num_env_runners=)` and `learners(num_learners=)` set the numbers of processes.
+    Any number of env runners sample whole teams. A single learner updates on the whole batch, in the driver
+    process (`num_learners=0`) or in a separate process (`num_learners=1`).
+
+    Example:
+        config = (
+            SegmentGAMATRConfig()
+            .segments(envs=TeamEnvConfig().make_teams, num_envs=32)
+            .env_runners(num_env_runners=2)
+        )
+        algorithm = config.build_algo()
+        algorithm.train()
+    """
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class or SegmentGAMATR)
+        self.policy = TeamPolicyConfig()
+        self.learner = GAMATRConfig()
+
+
+class SegmentGAMATR(SegmentTraining):
+    """`GAMATR` of a team's policy, with any number of env runners and one learner.
+
+    A batch row is a whole team, so the agents of a team are always processed together.
+    """
+
+    @classmethod
+    def get_default_config(cls) -> SegmentGAMATRConfig:
+        """Return a new config."""
+        return SegmentGAMATRConfig()

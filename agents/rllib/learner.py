@@ -24,7 +24,7 @@ class SegmentLearner(TorchLearner):
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         super().build()
         peers = Peers() if self.config.num_learners > 1 else SingleProcess()
-        self.learner = self.config.make_learner(self.policy, peers)
+        self.learner = self.config.learner.build(self.policy, self.config.learner_seed, peers)
 
     @property
     def policy(self) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.distribution.torch.torch_distribution import (
@@ -17,7 +16,6 @@ from ray.rllib.core.rl_module.apis.value_function_api import ValueFunctionAPI
 from ray.rllib.core.rl_module.torch.torch_rl_module import TorchRLModule
 from torch import Tensor
 
-from scrubjay.agents.rl.distributions import DiagonalGaussian
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.agents.rl.policy import Policy, PolicyConfig
 from scrubjay.agents.rl.spaces import Spaces
@@ -59,12 +57,7 @@ class MemoryModule(TorchRLModule, ValueFunctionAPI):
 
     def _forward(self, batch: dict[str, Any], **_: Any) -> dict[str, Any]:
         features, state = self._apply_memory(batch)
-        distribution = self.policy.actor(features)
-        if isinstance(distribution, DiagonalGaussian):
-            log_std = distribution.log_std.expand_as(distribution.mean)
-            inputs = torch.cat([distribution.mean, log_std], dim=-1)
-        else:
-            inputs = distribution.log_probs.flatten(features.dim() - 1)
+        inputs = self.policy.actor(features).outputs()
         out = {Columns.ACTION_DIST_INPUTS: inputs, Columns.EMBEDDINGS: features}
         return {**out, Columns.STATE_OUT: state} if state else out
 

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from scrubjay.agents.rl.rollout import EpisodeStats
 from scrubjay.agents.rl.segment import Segment
+from scrubjay.agents.rl.spaces import Spaces
+from scrubjay.agents.rllib.module import build_row_spaces
+from scrubjay.agents.teams.sampler import make_sampler
 from scrubjay.agents.teams.segment import TeamSegment
 
 
@@ -41,12 +44,12 @@ class SegmentRunner(EnvRunner):
         if self.worker_index:
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self.first_row, rows = self.config.get_row_range(self.worker_index or 0)
-        self.envs = self.config.make_envs(rows)
-        self.policy = self.config.make_policy(self.envs)
+        self.envs = self.config.envs(rows)
+        self.policy = self.config.policy.build(Spaces.from_env(self.envs))
         seed = self.config.sampling_seed + self.first_row
         if self.worker_index and ray.get_runtime_context().was_current_actor_reconstructed:
             seed = secrets.randbits(31)  # do not repeat the first episodes
-        self.sampler = self.config.make_sampler(self.envs, self.policy, seed)
+        self.sampler = make_sampler(self.envs, self.policy, self.config.segment_length, seed)
 
     def sample(self, weights: dict[str, Tensor] | None = None, **_: Any) -> RunnerSample:
         """Load `weights`, unless they are None, and sample the next segment."""
@@ -83,7 +86,7 @@ class SegmentRunner(EnvRunner):
 
     def get_spaces(self) -> dict[str, Any]:
         """Return the spaces of the environment and of the module."""
-        spaces = self.config.get_spaces(self.envs)
+        spaces = build_row_spaces(Spaces.from_env(self.envs))
         return {INPUT_ENV_SPACES: spaces, DEFAULT_MODULE_ID: spaces}
 
     def assert_healthy(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from scrubjay.envs.uav.observation import MAX_BPS_HZ
 from scrubjay.envs.uav.world import UAVWorld
 
 Colour = tuple[int, int, int]
+Point = tuple[float, float]
+Place = Sequence[float] | np.ndarray
 
 _PAPER, _GRID, _ALARM, _INACTIVE = (255, 255, 255), (232, 232, 228), (214, 39, 40), (150, 150, 145)
 # Okabe-Ito palette, safe for color blindness; further sub-channels use darker shades.
@@ -80,6 +83,10 @@ class Scene:
                 f"area_m={self.area_m}, full_rate_bps={self.full_rate_bps}: both must be above 0"
             )
 
+    def uav_colour(self, uav: int) -> Colour:
+        """Return the color of a UAV, which is the color of its sub-channel; gray if it is not flying."""
+        return channel_colour(int(self.sub_channel[uav])) if self.alive[uav] else _INACTIVE
+
 
 def draw(scene: Scene, size: tuple[int, int] = (860, 620)) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the scene as an image of `size` (width, height) in pixels.
@@ -95,15 +102,10 @@ def draw(scene: Scene, size: tuple[int, int] = (860, 620)) -> UInt8[np.ndarray, 
     if width < 640 or height < 420:
         raise ValueError(f"size={size}: must be at least 640 by 420 pixels")
     image = Image.new("RGB", (width * _SMOOTH, height * _SMOOTH), BACKGROUND)
-    panel = 250
-    sheet = _Map(ImageDraw.Draw(image), scene, 24, 16, min(width - panel - 40, height - 52))
-    sheet.draw_ground()
-    sheet.draw_links()
-    sheet.draw_interference()
-    sheet.draw_trails()
-    sheet.draw_users()
-    sheet.draw_uavs()
-    _Panel(ImageDraw.Draw(image), scene, sheet.left + sheet.side + 20, 16, height - 16).draw()
+    canvas = _Canvas(ImageDraw.Draw(image))
+    left, top, side = 24, 16, min(width - 290, height - 52)
+    _Map(canvas, scene, left, top, side).draw()
+    _Panel(_Canvas(canvas.pen, left + side + 20), scene).draw(top, height - 16)
     return np.asarray(image.resize(size, Image.Resampling.BOX))
 
 
@@ -127,27 +129,90 @@ def rate_colour(share: float) -> Colour:
 
 
 @dataclass(frozen=True)
+class _Canvas:
+    """Image of `_SMOOTH` times the final size; positions, widths and sizes are in final pixels."""
+
+    pen: ImageDraw.ImageDraw
+    left: int = 0
+    """Position of x = 0."""
+
+    def line(self, start: Point, end: Point, ink: Colour, width: float = 1) -> None:
+        self.pen.line([self.scale(start), self.scale(end)], ink, round(width * _SMOOTH))
+
+    def rectangle(
+        self, first: Point, second: Point, fill: Colour | None = None, outline: Colour | None = None
+    ) -> None:
+        self.pen.rectangle([self.scale(first), self.scale(second)], fill, outline, _SMOOTH)
+
+    def circle(
+        self,
+        centre: Point,
+        radius: float,
+        fill: Colour | None = None,
+        outline: Colour | None = None,
+        width: int = 1,
+    ) -> None:
+        (x, y), reach = self.scale(centre), radius * _SMOOTH
+        self.pen.ellipse((x - reach, y - reach, x + reach, y + reach), fill, outline, width * _SMOOTH)
+
+    def dashed_line(self, start: Point, end: Point) -> None:
+        start, end = self.scale(start), self.scale(end)
+        length = math.dist(start, end)
+        stroke, gap = 6 * _SMOOTH, 5 * _SMOOTH
+        for begin in range(0, round(length), stroke + gap):
+            first, last = begin / length, min(begin + stroke, length) / length
+            points = [
+                tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in (first, last)
+            ]
+            self.pen.line(points, fill=_ALARM, width=_SMOOTH)
+
+    def text(
+        self,
+        place: Point,
+        text: str,
+        size: int,
+        ink: Colour = INK,
+        anchor: str = "lt",
+        halo: bool = False,
+    ) -> None:
+        font, width = _font(size * _SMOOTH), 2 * _SMOOTH if halo else 0
+        self.pen.text(self.scale(place), text, ink, font, anchor, stroke_width=width, stroke_fill=_PAPER)
+
+    def scale(self, place: Point) -> Point:
+        return (self.left + place[0]) * _SMOOTH, place[1] * _SMOOTH
+
+
+@dataclass(frozen=True)
 class _Map:
-    canvas: ImageDraw.ImageDraw
+    canvas: _Canvas
     scene: Scene
     left: int
     top: int
     side: int
 
+    def draw(self) -> None:
+        self.draw_ground()
+        self.draw_links()
+        self.draw_interference()
+        self.draw_trails()
+        self.draw_users()
+        self.draw_uavs()
+
     def draw_ground(self) -> None:
-        low, high = self.to_pixel((0, self.scene.area_m)), self.to_pixel((self.scene.area_m, 0))
-        self.canvas.rectangle((*low, *high), fill=_PAPER)
-        step = _round_down(self.scene.area_m / 5)
-        for line in np.arange(step, self.scene.area_m * 0.999, step):
-            self.draw_line((line, 0), (line, self.scene.area_m), _GRID)
-            self.draw_line((0, line), (self.scene.area_m, line), _GRID)
-        self.canvas.rectangle((*low, *high), outline=PALE, width=_SMOOTH)
-        x, y = low[0], high[1] + 12 * _SMOOTH
+        area_m, canvas = self.scene.area_m, self.canvas
+        corners = self.to_pixel((0, area_m)), self.to_pixel((area_m, 0))
+        canvas.rectangle(*corners, fill=_PAPER)
+        step = _round_down(area_m / 5)
+        for line in np.arange(step, area_m * 0.999, step):
+            self.draw_line((line, 0), (line, area_m), _GRID)
+            self.draw_line((0, line), (area_m, line), _GRID)
+        canvas.rectangle(*corners, outline=PALE)
+        x, y = corners[0][0], corners[1][1] + 12
         end = self.to_pixel((step, 0))[0]
-        self.canvas.line((x, y, end, y), fill=INK, width=2 * _SMOOTH)
+        canvas.line((x, y), (end, y), INK, 2)
         for tick in (x, end):
-            self.canvas.line((tick, y - 4 * _SMOOTH, tick, y + 4 * _SMOOTH), fill=INK, width=_SMOOTH)
-        _draw_text(self.canvas, (end + 8 * _SMOOTH, y), _format_distance(step), 12, anchor="lm")
+            canvas.line((tick, y - 4), (tick, y + 4), INK)
+        canvas.text((end + 8, y), _format_distance(step), 12, anchor="lm")
 
     def draw_links(self) -> None:
         scene = self.scene
@@ -158,102 +223,80 @@ class _Map:
 
     def draw_interference(self) -> None:
         scene = self.scene
-        sending = np.flatnonzero(scene.alive & (scene.power_w > 0))
-        for place, uav in enumerate(sending):
-            for other in sending[place + 1 :]:
-                if scene.sub_channel[uav] == scene.sub_channel[other]:
-                    ends = (
-                        self.to_pixel(scene.uav_position_m[uav]),
-                        self.to_pixel(scene.uav_position_m[other]),
-                    )
-                    _draw_dashed_line(self.canvas, *ends)
+        for uav, other in itertools.combinations(np.flatnonzero(scene.alive & (scene.power_w > 0)), 2):
+            if scene.sub_channel[uav] == scene.sub_channel[other]:
+                start, end = (self.to_pixel(scene.uav_position_m[one]) for one in (uav, other))
+                self.canvas.dashed_line(start, end)
 
     def draw_trails(self) -> None:
         num_steps = len(self.scene.trail_m)
-        for uav, alive in enumerate(self.scene.alive):
-            ink = channel_colour(int(self.scene.sub_channel[uav])) if alive else _INACTIVE
+        for uav in range(len(self.scene.alive)):
             for step in range(1, num_steps):
                 ends = self.scene.trail_m[step - 1 : step + 1, uav]
                 if np.isfinite(ends).all():
                     age = 0.75 * (1 - step / num_steps)
-                    self.draw_line(ends[0], ends[1], _lighten(ink, age), round(1.5 * _SMOOTH))
+                    colour = _lighten(self.scene.uav_colour(uav), age)
+                    self.draw_line(ends[0], ends[1], colour, 1.5)
 
     def draw_users(self) -> None:
-        radius = (5 if len(self.scene.server) <= 60 else 4) * _SMOOTH
-        for place, rate, server in zip(
-            self.scene.user_position_m, self.scene.rate_bps, self.scene.server, strict=True
-        ):
-            x, y = self.to_pixel(place)
-            box = x - radius, y - radius, x + radius, y + radius
+        scene = self.scene
+        radius = 5 if len(scene.server) <= 60 else 4
+        for place, rate, server in zip(scene.user_position_m, scene.rate_bps, scene.server, strict=True):
             if server < 0:
-                self.canvas.ellipse(box, fill=_PAPER, outline=_ALARM, width=_SMOOTH)
+                fill, outline = _PAPER, _ALARM
             else:
-                self.canvas.ellipse(
-                    box, fill=rate_colour(float(rate) / self.scene.full_rate_bps), outline=INK, width=_SMOOTH
-                )
+                fill, outline = rate_colour(float(rate) / scene.full_rate_bps), INK
+            self.canvas.circle(self.to_pixel(place), radius, fill, outline)
 
     def draw_uavs(self) -> None:
         scene = self.scene
         reach = 70 * scene.area_m / self.side  # width of a label to the right of its UAV, in meters
         for uav, place in enumerate(scene.uav_position_m):
-            centre = self.to_pixel(place)
+            x, y = self.to_pixel(place)
             if scene.in_collision is not None and scene.in_collision[uav]:
-                _draw_ring(self.canvas, centre, 20)
-            ink = channel_colour(int(scene.sub_channel[uav])) if scene.alive[uav] else _INACTIVE
-            _draw_drone(self.canvas, centre, ink, bool(scene.alive[uav]))
+                self.canvas.circle((x, y), 20, outline=_ALARM, width=2)
+            _draw_drone(self.canvas, (x, y), scene.uav_colour(uav), bool(scene.alive[uav]))
             label = f"{uav}  {place[2]:.0f} m" if scene.alive[uav] else f"{uav}  down"
             others = np.delete(scene.uav_position_m, uav, axis=0)
             is_crowded = (np.abs(others[:, 1] - place[1]) < reach / 2) & (
                 np.abs(others[:, 0] - place[0] - reach / 2) < reach / 2
             )
-            if is_crowded.any() or place[0] + reach > scene.area_m:
-                x, anchor = centre[0] - 16 * _SMOOTH, "rm"
-            else:
-                x, anchor = centre[0] + 16 * _SMOOTH, "lm"
-            _draw_text(self.canvas, (x, centre[1] - 11 * _SMOOTH), label, 12, INK, anchor, halo=True)
+            is_left = is_crowded.any() or place[0] + reach > scene.area_m
+            x, anchor = (x - 16, "rm") if is_left else (x + 16, "lm")
+            self.canvas.text((x, y - 11), label, 12, INK, anchor, halo=True)
 
-    def draw_line(
-        self,
-        start: Sequence[float] | np.ndarray,
-        end: Sequence[float] | np.ndarray,
-        ink: Colour,
-        width: int = _SMOOTH,
-    ) -> None:
+    def draw_line(self, start: Place, end: Place, ink: Colour, width: float = 1) -> None:
         """Draw a line between two positions in meters."""
-        self.canvas.line((*self.to_pixel(start), *self.to_pixel(end)), fill=ink, width=width)
+        self.canvas.line(self.to_pixel(start), self.to_pixel(end), ink, width)
 
-    def to_pixel(self, place: Sequence[float] | np.ndarray) -> tuple[int, int]:
-        """Convert a position in meters to a pixel; north is up."""
+    def to_pixel(self, place: Place) -> Point:
+        """Convert a position in meters to a pixel, rounded to a pixel of the large image; north is up."""
         share_x, share_y = float(place[0]) / self.scene.area_m, float(place[1]) / self.scene.area_m
         x, y = self.left + self.side * share_x, self.top + self.side * (1 - share_y)
-        return round(x * _SMOOTH), round(y * _SMOOTH)
+        return round(x * _SMOOTH) / _SMOOTH, round(y * _SMOOTH) / _SMOOTH
 
 
 @dataclass(frozen=True)
 class _Panel:
-    canvas: ImageDraw.ImageDraw
+    canvas: _Canvas
     scene: Scene
-    left: int
-    top: int
-    bottom: int
 
-    def draw(self) -> None:
-        rates = self.scene.rate_bps
-        y = self.top
-        self.draw_text(0, y, f"step {self.scene.step} of {self.scene.episode_steps}", 16)
+    def draw(self, top: int, bottom: int) -> None:
+        rates, text = self.scene.rate_bps, self.canvas.text
+        text((0, top), f"step {self.scene.step} of {self.scene.episode_steps}", 16)
         numbers = (
             ("sum rate", _format_rate(rates.sum())),
             ("5th percentile", _format_rate(np.percentile(rates, 5)) if len(rates) else "-"),
             ("fairness (Jain)", f"{_jain(rates):.2f}"),
         )
         for line, (name, value) in enumerate(numbers):
-            self.draw_text(0, y + 40 + 18 * line, name, 13, PALE, "ls")
-            self.draw_text(230, y + 40 + 18 * line, value, 13, anchor="rs")
-        self.draw_legend(self.bottom - 118)
-        self.draw_table(y + 96, self.bottom - 130)
+            text((0, top + 40 + 18 * line), name, 13, PALE, "ls")
+            text((230, top + 40 + 18 * line), value, 13, anchor="rs")
+        self.draw_legend(bottom - 118)
+        self.draw_table(top + 96, bottom - 130)
 
     def draw_table(self, top: int, bottom: int) -> None:
-        scene = self.scene
+        scene, text = self.scene, self.canvas.text
         for x, name, anchor in (
             (0, "UAV", "ls"),
             (53, "channel", "ms"),
@@ -261,107 +304,52 @@ class _Panel:
             (158, "users", "rs"),
             (230, "rate", "rs"),
         ):
-            self.draw_text(x, top + 11, name, 11, PALE, anchor)
+            text((x, top + 11), name, 11, PALE, anchor)
         line = 24 if len(scene.alive) <= (bottom - top - 18) // 24 else 17
         num_rows = min(len(scene.alive), max(1, (bottom - top - 18) // line))
         if num_rows < len(scene.alive):
             num_rows -= 1
-            self.draw_text(0, top + 18 + line * num_rows, f"and {len(scene.alive) - num_rows} more", 11, PALE)
+            text((0, top + 18 + line * num_rows), f"and {len(scene.alive) - num_rows} more", 11, PALE)
         for uav in range(num_rows):
-            y = top + 18 + line * uav + line // 2
-            alive, mine = bool(scene.alive[uav]), scene.server == uav
-            ink = channel_colour(int(scene.sub_channel[uav])) if alive else _INACTIVE
-            self.draw_text(0, y, str(uav), 13, anchor="lm")
-            if not alive:
-                self.draw_text(36, y, "down", 13, _INACTIVE, "lm")
+            y, mine = top + 18 + line * uav + line // 2, scene.server == uav
+            text((0, y), str(uav), 13, anchor="lm")
+            if not scene.alive[uav]:
+                text((36, y), "down", 13, _INACTIVE, "lm")
                 continue
-            x = (self.left + 36) * _SMOOTH
-            box = x, (y - 5) * _SMOOTH, x + 10 * _SMOOTH, (y + 5) * _SMOOTH
-            self.canvas.rectangle(box, fill=ink)
-            self.draw_text(60, y, str(int(scene.sub_channel[uav])), 13, anchor="mm")
+            self.canvas.rectangle((36, y - 5), (46, y + 5), fill=scene.uav_colour(uav))
+            text((60, y), str(int(scene.sub_channel[uav])), 13, anchor="mm")
             power = float(scene.power_w[uav])
-            self.draw_text(
-                118, y, f"{10 * math.log10(power) + 30:.0f} dBm" if power > 0 else "off", 13, anchor="rm"
-            )
-            self.draw_text(158, y, str(int(mine.sum())), 13, anchor="rm")
-            self.draw_text(230, y, _format_rate(scene.rate_bps[mine].sum()), 13, anchor="rm")
+            text((118, y), f"{10 * math.log10(power) + 30:.0f} dBm" if power > 0 else "off", 13, anchor="rm")
+            text((158, y), str(int(mine.sum())), 13, anchor="rm")
+            text((230, y), _format_rate(scene.rate_bps[mine].sum()), 13, anchor="rm")
 
     def draw_legend(self, top: int) -> None:
-        self.draw_text(0, top, "a user's rate", 11, PALE)
+        canvas, full = self.canvas, self.scene.full_rate_bps
+        canvas.text((0, top), "a user's rate", 11, PALE)
         for pixel in range(230 * _SMOOTH):
-            x = self.left * _SMOOTH + pixel
-            share = (pixel / (230 * _SMOOTH)) ** 2
-            self.canvas.line((x, (top + 16) * _SMOOTH, x, (top + 26) * _SMOOTH), fill=rate_colour(share))
-        full = self.scene.full_rate_bps
+            x, colour = pixel / _SMOOTH, rate_colour((pixel / (230 * _SMOOTH)) ** 2)
+            canvas.line((x, top + 16), (x, top + 26), colour, 1 / _SMOOTH)
         for x, label, anchor in (
             (0, "0", "ls"),
             (115, _format_rate(full / 4), "ms"),
             (230, f"{_format_rate(full)} +", "rs"),
         ):
-            self.draw_text(x, top + 39, label, 11, anchor=anchor)
-        x = self.left * _SMOOTH
-        middle = (top + 58) * _SMOOTH
-        self.canvas.ellipse(
-            (x + 5 * _SMOOTH, middle - 5 * _SMOOTH, x + 15 * _SMOOTH, middle + 5 * _SMOOTH),
-            fill=_PAPER,
-            outline=_ALARM,
-            width=_SMOOTH,
-        )
-        self.draw_text(30, top + 58, "user without a UAV", 12, anchor="lm")
-        middle += 20 * _SMOOTH
-        _draw_dashed_line(self.canvas, (x, middle), (x + 22 * _SMOOTH, middle))
-        self.draw_text(30, top + 78, "same sub-channel: they interfere", 12, anchor="lm")
-        middle += 20 * _SMOOTH
-        _draw_ring(self.canvas, (x + 10 * _SMOOTH, middle), 7)
-        self.draw_text(30, top + 98, "collision", 12, anchor="lm")
-
-    def draw_text(
-        self, x: float, y: float, text: str, size: int, ink: Colour = INK, anchor: str = "lt"
-    ) -> None:
-        _draw_text(self.canvas, ((self.left + x) * _SMOOTH, y * _SMOOTH), text, size, ink, anchor)
+            canvas.text((x, top + 39), label, 11, anchor=anchor)
+        canvas.circle((10, top + 58), 5, _PAPER, _ALARM)
+        canvas.dashed_line((0, top + 78), (22, top + 78))
+        canvas.circle((10, top + 98), 7, outline=_ALARM, width=2)
+        for line, label in enumerate(("user without a UAV", "same sub-channel: they interfere", "collision")):
+            canvas.text((30, top + 58 + 20 * line), label, 12, anchor="lm")
 
 
-def _draw_drone(canvas: ImageDraw.ImageDraw, centre: tuple[int, int], ink: Colour, alive: bool) -> None:
-    x, y = centre
-    arm, rotor, body = 9 * _SMOOTH, 5 * _SMOOTH, 4 * _SMOOTH
-    for dx, dy in ((-arm, -arm), (arm, -arm), (-arm, arm), (arm, arm)):
-        canvas.line((x, y, x + dx, y + dy), fill=INK if alive else _INACTIVE, width=2 * _SMOOTH)
-        box = x + dx - rotor, y + dy - rotor, x + dx + rotor, y + dy + rotor
-        canvas.ellipse(box, fill=_lighten(ink, 0.35), outline=INK if alive else _INACTIVE, width=_SMOOTH)
-    canvas.ellipse((x - body, y - body, x + body, y + body), fill=ink, outline=INK, width=_SMOOTH)
+def _draw_drone(canvas: _Canvas, centre: Point, ink: Colour, alive: bool) -> None:
+    (x, y), frame = centre, INK if alive else _INACTIVE
+    for dx, dy in ((-9, -9), (9, -9), (-9, 9), (9, 9)):
+        canvas.line(centre, (x + dx, y + dy), frame, 2)
+        canvas.circle((x + dx, y + dy), 5, _lighten(ink, 0.35), frame)
+    canvas.circle(centre, 4, ink, INK)
     if not alive:
-        canvas.line((x - arm, y, x + arm, y), fill=_ALARM, width=2 * _SMOOTH)
-
-
-def _draw_ring(canvas: ImageDraw.ImageDraw, centre: tuple[int, int], radius: int) -> None:
-    x, y = centre
-    radius *= _SMOOTH
-    box = x - radius, y - radius, x + radius, y + radius
-    canvas.ellipse(box, outline=_ALARM, width=2 * _SMOOTH)
-
-
-def _draw_dashed_line(canvas: ImageDraw.ImageDraw, start: tuple[int, int], end: tuple[int, int]) -> None:
-    length = math.dist(start, end)
-    stroke, gap = 6 * _SMOOTH, 5 * _SMOOTH
-    for begin in range(0, round(length), stroke + gap):
-        first, last = begin / length, min(begin + stroke, length) / length
-        points = [
-            tuple(a + share * (b - a) for a, b in zip(start, end, strict=True)) for share in (first, last)
-        ]
-        canvas.line(points, fill=_ALARM, width=_SMOOTH)
-
-
-def _draw_text(
-    canvas: ImageDraw.ImageDraw,
-    place: tuple[float, float],
-    text: str,
-    size: int,
-    ink: Colour = INK,
-    anchor: str = "lt",
-    halo: bool = False,
-) -> None:
-    width = 2 * _SMOOTH if halo else 0
-    canvas.text(place, text, ink, _font(size * _SMOOTH), anchor, stroke_width=width, stroke_fill=_PAPER)
+        canvas.line((x - 9, y), (x + 9, y), _ALARM, 2)
 
 
 @cache

@@ -20,21 +20,21 @@ def make_teams(num_envs):
 
 def ppo_config(memory="gru"):
     return SegmentPPOConfig().segments(
-        vector_env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_vector,
+        envs=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_vector,
         num_envs=4,
         segment_length=8,
         policy=PolicyConfig(memory=make_config(memory, dim=16)),
-        ppo=PPOConfig(num_minibatches=2),
-        minibatch_seed=3,
+        learner=PPOConfig(num_minibatches=2),
+        learner_seed=3,
     )
 
 
 def team_config(mode: Any = "sequential", shared=True):
     return SegmentGAMATRConfig().segments(
-        team_env=make_teams,
+        envs=make_teams,
         num_envs=4,
         segment_length=8,
         policy=TeamPolicyConfig(memory=make_config("gru", dim=16), graph_rounds=1, shared=shared),
-        gamatr=GAMATRConfig(mode=mode, minibatches=2),
+        learner=GAMATRConfig(mode=mode, minibatches=2),
         learner_seed=3,
     )

@@ -1,12 +1,15 @@
-"""Environments are distributed among env runners and learners, or the config raises an error."""
+"""Distribution of environments among env runners and learners, seeds, and validation of configs."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.agents import GAMATRConfig, PPOConfig, TeamPolicyConfig
+from scrubjay.agents.rl.learner import SingleProcess
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib import (
     MemoryModule,
     SegmentConfig,
@@ -14,7 +17,10 @@ from scrubjay.agents.rllib import (
     SegmentPPOConfig,
     TeamModule,
 )
+from scrubjay.agents.teams.sampler import make_sampler
 from scrubjay.experiments import EnvConfig
+
+from .configs import ppo_config, team_config
 
 
 @given(num_envs=st.integers(1, 100), num_runners=st.integers(1, 100))
@@ -29,7 +35,7 @@ def test_every_row_belongs_to_one_runner_and_shares_are_even(num_envs, num_runne
 
 
 def test_more_processes_than_rows_are_refused_by_name():
-    config = SegmentPPOConfig().segments(vector_env=EnvConfig().make_vector, num_envs=2)
+    config = SegmentPPOConfig().segments(envs=EnvConfig().make_vector, num_envs=2)
     with pytest.raises(ValueError, match="num_env_runners=3 is more than num_envs=2"):
         config.copy().env_runners(num_env_runners=3).validate()
     with pytest.raises(ValueError, match="num_learners=3 is more than num_envs=2"):
@@ -37,17 +43,67 @@ def test_more_processes_than_rows_are_refused_by_name():
 
 
 def test_what_is_given_says_who_learns_and_in_what_module():
-    assert SegmentConfig().module_class is MemoryModule
-    assert SegmentConfig().learner == SegmentPPOConfig().ppo == PPOConfig()
+    def module_of(config):
+        return config.get_default_rl_module_spec().module_class
+
+    assert module_of(SegmentConfig()) is MemoryModule
+    assert SegmentConfig().learner == SegmentPPOConfig().learner == PPOConfig()
     team = SegmentConfig().segments(policy=TeamPolicyConfig(), learner=GAMATRConfig(minibatches=3))
-    assert team.module_class is SegmentGAMATRConfig().module_class is TeamModule
+    assert module_of(team) is module_of(SegmentGAMATRConfig()) is TeamModule
     assert team.min_rows == 3
     with pytest.raises(ValueError, match=r"envs is not set; call segments\(envs=\.\.\.\)"):
         team.validate()
 
 
 def test_an_environment_is_needed():
-    with pytest.raises(ValueError, match="vector_env is not set"):
+    with pytest.raises(ValueError, match="envs is not set"):
         SegmentPPOConfig().validate()
-    with pytest.raises(ValueError, match="team_env is not set"):
+    with pytest.raises(ValueError, match="envs is not set"):
         SegmentGAMATRConfig().validate()
+
+
+def test_an_update_needs_a_row_for_every_minibatch_and_learner():
+    config = ppo_config()
+    assert config.min_rows == 2
+    assert config.copy().learners(num_learners=3).min_rows == 3
+    too_many = config.copy().segments(learner=PPOConfig(num_minibatches=5))
+    with pytest.raises(ValueError, match="num_envs=4: must be at least 5, one for each minibatch"):
+        too_many.validate()
+
+
+def test_samplers_of_one_seed_see_the_same_and_of_two_do_not():
+    config = ppo_config()
+    envs = config.envs(4)
+    policy = config.policy.build(Spaces.from_env(envs))
+    segments = [make_sampler(envs, policy, 8, seed).collect() for seed in (5, 5, 6)]
+    assert segments[0].num_steps == 4 * 8
+    assert torch.equal(segments[0].actions, segments[1].actions)
+    assert not torch.equal(segments[0].actions, segments[2].actions)
+    envs.close()
+
+
+def test_learners_draw_minibatches_by_the_seed_of_the_config():
+    results = []
+    for seed in (3, 3, 4):
+        config = ppo_config().segments(learner_seed=seed)
+        envs = config.envs(4)
+        torch.manual_seed(0)
+        policy = config.policy.build(Spaces.from_env(envs))
+        segment = make_sampler(envs, policy, 8).collect()
+        config.learner.build(policy, config.learner_seed, SingleProcess()).update(segment)
+        results.append(torch.cat([part.flatten() for part in policy.parameters()]).detach())
+        envs.close()
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+def test_more_minibatches_than_rows_are_refused_by_name():
+    with pytest.raises(ValueError, match="num_envs=3: must be at least 4, one for each minibatch"):
+        SegmentGAMATRConfig().segments(num_envs=3, learner=GAMATRConfig(minibatches=4)).validate()
+
+
+def test_several_learners_of_a_trust_region_are_refused():
+    with pytest.raises(ValueError, match=r"num_learners=2: .* use 0 \(in the driver process\) or 1"):
+        team_config().learners(num_learners=2).validate()
+    for number in (0, 1):
+        team_config().learners(num_learners=number).validate()

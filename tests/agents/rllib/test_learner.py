@@ -9,18 +9,10 @@ import pytest
 import torch
 from ray.rllib.core.learner.training_data import TrainingData
 
-from scrubjay.agents import PPO
-from scrubjay.agents.rllib import SegmentPPOConfig
+from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.rllib.runner import SegmentRunner
-from scrubjay.agents.teams.gamatr import GAMATR
 
 from .configs import ppo_config, team_config
-
-
-def ours(config, policy) -> Any:
-    if isinstance(config, SegmentPPOConfig):
-        return PPO(policy, config.ppo, seed=3)
-    return GAMATR(policy, config.gamatr, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -31,9 +23,9 @@ def ours(config, policy) -> Any:
 def test_rllibs_learner_makes_the_update_that_ours_makes(config, assert_equal):
     """Metrics, weights and learner states are equal bit for bit, with pickled configs and segments."""
     runner = SegmentRunner(config=pickle.loads(pickle.dumps(config)), worker_index=0)
-    policy = config.make_policy(runner.envs)
+    policy = config.policy.build(Spaces.from_env(runner.envs))
     learner = config.build_learner(spaces=runner.get_spaces())
-    local = ours(config, policy)
+    local: Any = config.learner.build(policy, seed=3)
     learner.set_parts({"policy": policy.state_dict(), "learner": None})
     initial_weights = {name: value.clone() for name, value in policy.state_dict().items()}
     for _ in range(2):
