@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
 MAX_CHARACTERS = 6000
 """Maximum characters of page text in one answer."""
@@ -14,7 +14,7 @@ MAX_CHARACTERS = 6000
 _WORDS = re.compile(r"[\u3400-\u9fff]|[^\W_]+")
 
 
-def _run(context: ToolContext, url: str, question: str | None, start: int) -> ToolResult:
+def _run(context: ToolContext, url: str, question: str | None = None, start: int = 0) -> ToolResult:
     if start < 0:
         raise ToolArgumentError("page_start", start=start)
     page = context.web.get(url)
@@ -93,19 +93,18 @@ def _pieces(line: str, most: int) -> list[str]:
 BROWSE = ToolSpec(
     name="browse",
     zh_name="浏览网页",
-    description=Bilingual(
+    description=(
         "Read the main text of a web page; with a question, only the passages that bear on it.",
         "读取网页正文；给出问题时只返回相关段落。",
     ),
-    arguments=(
-        Argument("url", str, Bilingual("address of the page, http:// or https://", "网址"), address=True),
-        Argument(
-            "question", str | None, Bilingual("what to look for in it", "要在网页中查找的问题（可选）"), None
-        ),
-        Argument("start", int, Bilingual("character to read on from", "从第几个字开始读"), 0),
-    ),
+    arguments={
+        "url": ("address of the page, http:// or https://", "网址"),
+        "question": ("what to look for in it", "要在网页中查找的问题（可选）"),
+        "start": ("character to read on from", "从第几个字开始读"),
+    },
     run=_run,
     side_effect=False,
     network=True,
     packages=("trafilatura",),
+    addresses=("url",),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from scrubjay.agents.language.prompts import Phrase
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
 MAX_CHARACTERS = 500
 MAX_BITS = 10_000
@@ -143,34 +143,37 @@ _OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: _check_values(function)
     for name, function in {
-        "abs": abs,
-        "acos": math.acos,
-        "asin": math.asin,
-        "atan": math.atan,
-        "atan2": math.atan2,
-        "ceil": math.ceil,
-        "comb": _check_counts(math.comb),
-        "cos": math.cos,
-        "degrees": math.degrees,
-        "exp": math.exp,
-        "factorial": _check_counts(math.factorial),
-        "floor": math.floor,
-        "gcd": math.gcd,
-        "hypot": math.hypot,
-        "lcm": math.lcm,
+        **{
+            function.__name__: function
+            for function in (
+                abs,
+                math.acos,
+                math.asin,
+                math.atan,
+                math.atan2,
+                math.ceil,
+                math.cos,
+                math.degrees,
+                math.exp,
+                math.floor,
+                math.gcd,
+                math.hypot,
+                math.lcm,
+                math.log,
+                math.log10,
+                math.log2,
+                max,
+                min,
+                math.radians,
+                math.sin,
+                math.sqrt,
+                math.tan,
+            )
+        },
+        **{function.__name__: _check_counts(function) for function in (math.comb, math.factorial, math.perm)},
         "ln": math.log,
-        "log": math.log,
-        "log10": math.log10,
-        "log2": math.log2,
-        "max": max,
-        "min": min,
-        "perm": _check_counts(math.perm),
         "pow": _power,
-        "radians": math.radians,
         "round": _round,
-        "sin": math.sin,
-        "sqrt": math.sqrt,
-        "tan": math.tan,
     }.items()
 }
 
@@ -185,12 +188,16 @@ def _run(context: ToolContext, expression: str) -> ToolResult:
 CALCULATOR = ToolSpec(
     name="calculator",
     zh_name="计算器",
-    description=Bilingual(
-        "Calculate an arithmetic expression exactly, such as (3 + 4) * 2**10 or sqrt(2) * 1.5; "
-        "functions as in Python's math.",
+    description=(
+        (
+            "Calculate an arithmetic expression exactly, such as (3 + 4) * 2**10 or sqrt(2) * 1.5; "
+            "functions as in Python's math."
+        ),
         "准确计算算术表达式，例如 (3 + 4) * 2**10 或 sqrt(2) * 1.5；函数同 Python 的 math。",
     ),
-    arguments=(Argument("expression", str, Bilingual("the expression", "算术表达式")),),
+    arguments={
+        "expression": ("the expression", "算术表达式"),
+    },
     run=_run,
     side_effect=False,
     packages=("simpleeval",),

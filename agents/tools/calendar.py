@@ -1,15 +1,20 @@
-"""Calendar facts of a day, and moments of the 24 solar terms."""
+"""Calendar facts of a day, dates of the Chinese lunar calendar, and moments of the 24 solar terms."""
 
 from __future__ import annotations
 
 from datetime import date, datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from scrubjay.agents.tools.base import ToolResult
+from scrubjay.agents.language.prompts import Phrase
+from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
-from scrubjay.agents.tools.lunar_date import check_year, describe_lunar, lunar_data, to_lunar
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
+if TYPE_CHECKING:
+    from lunar_python import Lunar
+
+FIRST_YEAR, LAST_YEAR = 1900, 2100
+"""First and last supported year; solar terms and months of these years are checked against astronomy."""
 MAX_DAYS = 31
 
 _WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
@@ -38,6 +43,26 @@ _SIGNS = {
     "水瓶": "Aquarius",
     "双鱼": "Pisces",
 }
+_ANIMALS = dict(
+    zip(
+        "鼠牛虎兔龙蛇马羊猴鸡狗猪",
+        [
+            "Rat",
+            "Ox",
+            "Tiger",
+            "Rabbit",
+            "Dragon",
+            "Snake",
+            "Horse",
+            "Goat",
+            "Monkey",
+            "Rooster",
+            "Dog",
+            "Pig",
+        ],
+        strict=True,
+    )
+)
 
 
 CHINA = timezone(timedelta(hours=8), "UTC+8")
@@ -102,7 +127,7 @@ def _day(day: date, context: ToolContext, year: dict[str, datetime]) -> tuple[st
     return words + (context.say(f"; {marks}", f"；{marks}") if marks else ""), data
 
 
-def _run(context: ToolContext, start: str, end: str | None) -> ToolResult:
+def _run(context: ToolContext, start: str = "today", end: str | None = None) -> ToolResult:
     first = parse_day(start, context.clock)
     last = first if end is None else parse_day(end, context.clock)
     first, last = min(first, last), max(first, last)
@@ -124,15 +149,17 @@ def _run(context: ToolContext, start: str, end: str | None) -> ToolResult:
 CALENDAR = ToolSpec(
     name="calendar",
     zh_name="日历",
-    description=Bilingual(
-        "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, "
-        f"star sign. One day or up to {MAX_DAYS}.",
+    description=(
+        (
+            "What a day is: weekday, week of the year, Chinese lunar date, solar term, traditional festival, "
+            f"star sign. One day or up to {MAX_DAYS}."
+        ),
         f"查询日期：星期、周数、农历、节气、传统节日、星座；可查一天或最多 {MAX_DAYS} 天。",
     ),
-    arguments=(
-        Argument("start", str, Bilingual("YYYY-MM-DD, or today", "日期 YYYY-MM-DD，或 今天"), "today"),
-        Argument("end", str | None, Bilingual("the last day, if several", "结束日期（可选）"), None),
-    ),
+    arguments={
+        "start": ("YYYY-MM-DD, or today", "日期 YYYY-MM-DD，或 今天"),
+        "end": ("the last day, if several", "结束日期（可选）"),
+    },
     run=_run,
     side_effect=False,
     packages=("lunar_python",),
@@ -157,7 +184,7 @@ def solar_terms(year: int) -> dict[str, datetime]:
     return terms
 
 
-def _list_terms(context: ToolContext, year: int | None) -> ToolResult:
+def _list_terms(context: ToolContext, year: int | None = None) -> ToolResult:
     terms = solar_terms(context.clock().astimezone(CHINA).year if year is None else year)
     lines = [
         f"{instant:%Y-%m-%d %H:%M:%S} {context.say(f'{TERMS[name]} ({name})', name)}"
@@ -172,14 +199,109 @@ def _list_terms(context: ToolContext, year: int | None) -> ToolResult:
 SOLAR_TERMS = ToolSpec(
     name="solar_terms",
     zh_name="节气",
-    description=Bilingual(
+    description=(
         "Instants of the 24 solar terms of a year, with the equinoxes and solstices (1900 to 2100).",
         "查询某年二十四节气的准确时刻（1900 至 2100 年）。",
     ),
-    arguments=(
-        Argument("year", int | None, Bilingual("the year; this one if left out", "年份，默认今年"), None),
-    ),
+    arguments={
+        "year": ("the year; this one if left out", "年份，默认今年"),
+    },
     run=_list_terms,
+    side_effect=False,
+    packages=("lunar_python",),
+)
+
+
+def to_lunar(day: date) -> Lunar:
+    """Return the lunar date of a day. Raises ToolArgumentError if its year is not between 1900 and 2100."""
+    check_year(day.year)
+    from lunar_python import Solar
+
+    return Solar.fromYmd(day.year, day.month, day.day).getLunar()
+
+
+def from_lunar(year: int, month: int, day: int, leap: bool) -> date:
+    """Return the Gregorian day of a lunar date. Raises ToolArgumentError if the date does not exist."""
+    check_year(year)
+    from lunar_python import LunarYear
+
+    lunar_month = LunarYear.fromYear(year).getMonth(-month if leap else month)
+    if lunar_month is None:
+        leap_month = LunarYear.fromYear(year).getLeapMonth()
+        has = Phrase("lunar_has_leap", month=leap_month) if leap_month else Phrase("lunar_has_none")
+        month_name = Phrase("lunar_leap_month" if leap else "lunar_month", month=month)
+        raise ToolArgumentError("lunar_no_month", year=year, month=month_name, has=has)
+    if not 1 <= day <= lunar_month.getDayCount():
+        raise ToolArgumentError("lunar_no_day", year=year, days=lunar_month.getDayCount(), day=day)
+    from lunar_python import Lunar
+
+    solar = Lunar.fromYmd(year, -month if leap else month, day).getSolar()
+    return date.fromisoformat(solar.toYmd())
+
+
+def check_year(year: int) -> None:
+    """Raise ToolArgumentError if the year is outside of 1900 to 2100."""
+    if not FIRST_YEAR <= year <= LAST_YEAR:
+        raise ToolArgumentError("lunar_year", first=FIRST_YEAR, last=LAST_YEAR, year=year)
+
+
+def describe_lunar(lunar: Lunar, context: ToolContext) -> str:
+    """Return a lunar date as text, with the year's name and zodiac animal."""
+    animal = lunar.getYearShengXiao()
+    month = lunar.getMonth()
+    return context.say(
+        f"{'leap ' * (month < 0)}month {abs(month)} day {lunar.getDay()} of lunar year {lunar.getYear()} "
+        f"({lunar.getYearInGanZhi()}, year of the {_ANIMALS[animal]})",
+        f"农历{lunar.getYear()}年（{lunar.getYearInGanZhi()}，{animal}年）"
+        f"{lunar.getMonthInChinese()}月{lunar.getDayInChinese()}",
+    )
+
+
+def lunar_data(lunar: Lunar) -> dict[str, Any]:
+    """Return a lunar date as JSON values."""
+    return {
+        "year": lunar.getYear(),
+        "month": abs(lunar.getMonth()),
+        "day": lunar.getDay(),
+        "leap": lunar.getMonth() < 0,
+    }
+
+
+def _convert(
+    context: ToolContext,
+    date: str,
+    from_calendar: Literal["solar", "lunar"] = "solar",
+    leap_month: bool = False,
+) -> ToolResult:
+    if from_calendar == "solar":
+        if leap_month:
+            raise ToolArgumentError("lunar_leap_solar")
+        day = parse_day(date, context.clock)
+    else:
+        pieces = date.replace("/", "-").split("-")
+        if len(pieces) != 3 or not all(piece.strip().isdecimal() for piece in pieces):
+            raise ToolArgumentError("lunar_form", date=repr(date))
+        year, month, number = map(int, pieces)
+        day = from_lunar(year, month, number, leap_month)
+    lunar = to_lunar(day)
+    words = describe_lunar(lunar, context)
+    text = context.say(f"{day} is {words}.", f"公历 {day} 是{words}。")
+    return ToolResult(text, data={"solar": day.isoformat(), "lunar": lunar_data(lunar)})
+
+
+LUNAR_DATE = ToolSpec(
+    name="lunar_date",
+    zh_name="农历",
+    description=(
+        "Convert a date to the Chinese lunar calendar, or a lunar date to the Gregorian one (1900 to 2100).",
+        "公历与农历互相换算（1900 至 2100 年）。",
+    ),
+    arguments={
+        "date": ("YYYY-MM-DD, or today", "日期 YYYY-MM-DD，或 今天"),
+        "from_calendar": ("the calendar that the date is given in", "所给日期的历法：solar 公历，lunar 农历"),
+        "leap_month": ("the lunar month is the leap one", "农历月是否为闰月"),
+    },
+    run=_convert,
     side_effect=False,
     packages=("lunar_python",),
 )

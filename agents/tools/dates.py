@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timezone
 
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
 _NOW = {"now", "现在", "此刻"}
 _TODAY = {"today", "今天", "今日"}
@@ -144,22 +144,20 @@ def _name(moment: date | datetime) -> str:
 TIME_DELTA = ToolSpec(
     name="time_delta",
     zh_name="时间差",
-    description=Bilingual(
-        "Exact time between two dates or times, in calendar years, months and days and in days in all: "
-        "ages, durations.",
+    description=(
+        (
+            "Exact time between two dates or times, in calendar years, months and days and in days in all: "
+            "ages, durations."
+        ),
         "计算两个日期或时间之间的准确间隔（年、月、日及总天数），可用于年龄、时长。",
     ),
-    arguments=(
-        Argument(
-            "start",
-            str,
-            Bilingual(
-                "YYYY-MM-DD, or with HH:MM[:SS][+08:00]; or today, now",
-                "开始：YYYY-MM-DD，可加 HH:MM[:SS][+08:00]；或 今天、现在",
-            ),
+    arguments={
+        "start": (
+            "YYYY-MM-DD, or with HH:MM[:SS][+08:00]; or today, now",
+            "开始：YYYY-MM-DD，可加 HH:MM[:SS][+08:00]；或 今天、现在",
         ),
-        Argument("end", str, Bilingual("the other moment, written likewise", "结束：写法同上")),
-    ),
+        "end": ("the other moment, written likewise", "结束：写法同上"),
+    },
     run=_run,
     side_effect=False,
 )

@@ -7,7 +7,7 @@ import difflib
 from scrubjay.agents.language.prompts import Phrase
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
 _CHINESE = {
     "中国": "CN",
@@ -63,7 +63,9 @@ def _plain(name: str) -> str:
     return "".join(letter for letter in name.upper() if letter.isalnum())
 
 
-def _run(context: ToolContext, country: str, year: int | None, region: str | None) -> ToolResult:
+def _run(
+    context: ToolContext, country: str, year: int | None = None, region: str | None = None
+) -> ToolResult:
     import holidays
 
     code = country_code(country)
@@ -114,24 +116,15 @@ def _run(context: ToolContext, country: str, year: int | None, region: str | Non
 HOLIDAYS = ToolSpec(
     name="holidays",
     zh_name="节假日",
-    description=Bilingual(
+    description=(
         "Public holidays of a country in a year, with the weekend days that are worked in exchange.",
         "查询某国某年的公众假日及调休上班日。",
     ),
-    arguments=(
-        Argument(
-            "country",
-            str,
-            Bilingual("ISO code or English name, such as CN or Germany", "国家代码或名称，如 CN、中国"),
-        ),
-        Argument("year", int | None, Bilingual("the year; this one if left out", "年份，默认今年"), None),
-        Argument(
-            "region",
-            str | None,
-            Bilingual("code of a state or province, such as CA in the US", "州、省代码（可选），如美国 CA"),
-            None,
-        ),
-    ),
+    arguments={
+        "country": ("ISO code or English name, such as CN or Germany", "国家代码或名称，如 CN、中国"),
+        "year": ("the year; this one if left out", "年份，默认今年"),
+        "region": ("code of a state or province, such as CA in the US", "州、省代码（可选），如美国 CA"),
+    },
     run=_run,
     side_effect=False,
     packages=("holidays",),

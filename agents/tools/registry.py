@@ -13,10 +13,9 @@ from langchain_core.tools import BaseTool
 from scrubjay.agents.tools.base import Language, Replay
 from scrubjay.agents.tools.browse import BROWSE
 from scrubjay.agents.tools.calculator import CALCULATOR
-from scrubjay.agents.tools.calendar import CALENDAR, SOLAR_TERMS
+from scrubjay.agents.tools.calendar import CALENDAR, LUNAR_DATE, SOLAR_TERMS
 from scrubjay.agents.tools.dates import TIME_DELTA
 from scrubjay.agents.tools.holidays import HOLIDAYS
-from scrubjay.agents.tools.lunar_date import LUNAR_DATE
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec, build
 from scrubjay.agents.tools.weather import WEATHER
 from scrubjay.agents.tools.web import Web, WebConfig

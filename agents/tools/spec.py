@@ -7,11 +7,12 @@ never a stack trace or an empty result.
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from langchain_core.tools import StructuredTool, ToolException
 from pydantic import ConfigDict, Field, ValidationError, create_model
@@ -26,17 +27,6 @@ from scrubjay.agents.tools.base import (
     describe_faults,
 )
 from scrubjay.agents.tools.web import Web
-
-
-class Bilingual(NamedTuple):
-    """Text in English and in Chinese."""
-
-    en: str
-    zh: str
-
-    def say(self, language: Language) -> str:
-        """Return the English or the Chinese text, according to `language`."""
-        return self.zh if language == "zh" else self.en
 
 
 @dataclass(frozen=True)
@@ -65,24 +55,6 @@ class ToolContext:
 
 
 @dataclass(frozen=True)
-class Argument:
-    """Argument of a tool."""
-
-    name: str
-    """Name, the same in all languages."""
-    kind: Any
-    """Python type."""
-    description: Bilingual
-    """Meaning of the argument, for the model."""
-    default: Any = ...
-    """Default value; `...` if the argument is required."""
-    address: bool = False
-    """True if the argument is a web address that the tool requests.
-
-    After untrusted text was read, an address that only the model wrote is refused."""
-
-
-@dataclass(frozen=True)
 class ToolSpec:
     """Specification of a tool. A context with a language, a clock and a network client turns it into a
     tool."""
@@ -91,16 +63,20 @@ class ToolSpec:
     """Name in tool calls; ASCII, since providers require it."""
     zh_name: str
     """Chinese name, by which the tool can also be selected."""
-    description: Bilingual
-    """Purpose of the tool, for the model."""
+    description: tuple[str, str]
+    """Purpose of the tool, for the model, in English and in Chinese."""
     run: Callable[..., ToolResult]
-    """Function `run(context, **arguments)`.
+    """Function `run(context, **arguments)`; its signature has the types and defaults of the arguments.
 
     The function raises ToolArgumentError on bad arguments, and UnreachableError without network."""
     side_effect: bool
     """True if the tool changes the outside world."""
-    arguments: tuple[Argument, ...] = ()
-    """Arguments in the order of the call."""
+    arguments: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Meaning of each argument of `run`, for the model, in English and in Chinese."""
+    addresses: tuple[str, ...] = ()
+    """Names of the arguments that are web addresses, which the tool requests.
+
+    After untrusted text was read, an address that only the model wrote is refused."""
     network: bool = False
     """True if the tool needs the network. The results of such a tool are untrusted."""
     packages: tuple[str, ...] = ()
@@ -114,12 +90,16 @@ def build(spec: ToolSpec, context: ToolContext) -> StructuredTool:
     The artifact of a result has the keys `urls`, `data` and `recorded` (date of a recorded answer; None for
     a live answer). Failures are returned to the planner as a ToolMessage with status "error".
     """
+    _, *parameters = inspect.signature(spec.run, eval_str=True).parameters.values()
     fields: dict[str, Any] = {
-        argument.name: (
-            argument.kind,
-            Field(default=argument.default, description=argument.description.say(context.language)),
+        parameter.name: (
+            parameter.annotation,
+            Field(
+                default=... if parameter.default is parameter.empty else parameter.default,
+                description=context.say(*spec.arguments[parameter.name]),
+            ),
         )
-        for argument in spec.arguments
+        for parameter in parameters
     }
     schema = create_model(f"{spec.name}_arguments", __config__=ConfigDict(extra="forbid"), **fields)
 
@@ -130,18 +110,28 @@ def build(spec: ToolSpec, context: ToolContext) -> StructuredTool:
             text = context.say("[recorded on {}] ", "[记录于 {}] ").format(answer.recorded_on) + text
         return text, {"urls": list(answer.urls), "data": answer.data, "recorded": answer.recorded_on}
 
+    def describe(error: Any) -> str:
+        prompts = context.prompts
+        if not isinstance(error, ValidationError):
+            return prompts.say("tool_error", tool=spec.name, error=error)
+        names = ", ".join(
+            name + ("" if field.is_required() else "?") for name, field in schema.model_fields.items()
+        )
+        faults = describe_faults(error, prompts)
+        return prompts.say("called_wrongly", tool=spec.name, faults=faults, names=names)
+
     return StructuredTool(
         name=spec.name,
-        description=spec.description.say(context.language),
+        description=context.say(*spec.description),
         args_schema=schema,
         func=call,
         response_format="content_and_artifact",
         handle_tool_error=str,
-        handle_validation_error=lambda error: _describe(spec, error, context),
+        handle_validation_error=describe,
         metadata={
             "side_effect": spec.side_effect,
             "untrusted": spec.network,
-            "addresses": [argument.name for argument in spec.arguments if argument.address],
+            "addresses": list(spec.addresses),
             "zh_name": spec.zh_name,
             "packages": spec.packages,
         },
@@ -183,11 +173,3 @@ def _answer(spec: ToolSpec, context: ToolContext, arguments: dict[str, Any]) -> 
                 f"{recording.path}: the answer of {spec.name} was not recorded ({error})", stacklevel=2
             )
     return answer
-
-
-def _describe(spec: ToolSpec, error: Any, context: ToolContext) -> str:
-    prompts = context.prompts
-    if not isinstance(error, ValidationError):
-        return prompts.say("tool_error", tool=spec.name, error=error)
-    names = ", ".join(argument.name + ("" if argument.default is ... else "?") for argument in spec.arguments)
-    return prompts.say("called_wrongly", tool=spec.name, faults=describe_faults(error, prompts), names=names)

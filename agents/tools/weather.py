@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult
 from scrubjay.agents.tools.dates import parse_day
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 
 PLACES = "https://geocoding-api.open-meteo.com/v1/search"
 FORECAST = "https://api.open-meteo.com/v1/forecast"
@@ -56,7 +56,7 @@ _CODES = {
 """Weather codes of the World Meteorological Organization (table 4677), in English and Chinese."""
 
 
-def _run(context: ToolContext, location: str, start: str | None, end: str | None) -> ToolResult:
+def _run(context: ToolContext, location: str, start: str | None = None, end: str | None = None) -> ToolResult:
     today = parse_day("today", context.clock)
     first = today if start is None else parse_day(start, context.clock)
     last = first if end is None else parse_day(end, context.clock)
@@ -130,20 +130,15 @@ def _sky(row: dict[str, Any], context: ToolContext) -> str:
 WEATHER = ToolSpec(
     name="weather",
     zh_name="天气",
-    description=Bilingual(
+    description=(
         f"Weather of a city: now, on past days, or forecast up to {AHEAD} days ahead.",
         f"查询城市天气：现在、过去或未来 {AHEAD} 天内。",
     ),
-    arguments=(
-        Argument("location", str, Bilingual("name of the city", "城市名")),
-        Argument(
-            "start",
-            str | None,
-            Bilingual("first day, YYYY-MM-DD or today; now if left out", "开始日期，默认现在"),
-            None,
-        ),
-        Argument("end", str | None, Bilingual("last day, YYYY-MM-DD", "结束日期（可选）"), None),
-    ),
+    arguments={
+        "location": ("name of the city", "城市名"),
+        "start": ("first day, YYYY-MM-DD or today; now if left out", "开始日期，默认现在"),
+        "end": ("last day, YYYY-MM-DD", "结束日期（可选）"),
+    },
     run=_run,
     side_effect=False,
     network=True,

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
-from scrubjay.agents.tools.spec import Argument, Bilingual, ToolContext, ToolSpec
+from scrubjay.agents.tools.spec import ToolContext, ToolSpec
 from scrubjay.agents.tools.web import run_with_timeout
 
 MAX_CHARACTERS = 500
@@ -16,7 +16,7 @@ MAX_ARTICLE_CHARACTERS = 2000
 API = "https://{language}.wikipedia.org/w/api.php"
 
 
-def _search(context: ToolContext, query: str, count: int) -> ToolResult:
+def _search(context: ToolContext, query: str, count: int = 5) -> ToolResult:
     _check(query, count, 20, "search_empty")
     from ddgs import DDGS
     from ddgs.exceptions import DDGSException
@@ -57,14 +57,14 @@ def _search(context: ToolContext, query: str, count: int) -> ToolResult:
 WEB_SEARCH = ToolSpec(
     name="web_search",
     zh_name="网页搜索",
-    description=Bilingual(
+    description=(
         "Search the web: titles, addresses and excerpts. Open an address with browse for more.",
         "搜索网页，返回标题、网址与摘要；需要详情时用 browse 打开网址。",
     ),
-    arguments=(
-        Argument("query", str, Bilingual("what to search for", "搜索词")),
-        Argument("count", int, Bilingual("how many hits, 1 to 20", "结果数，1 至 20"), 5),
-    ),
+    arguments={
+        "query": ("what to search for", "搜索词"),
+        "count": ("how many hits, 1 to 20", "结果数，1 至 20"),
+    },
     run=_search,
     side_effect=False,
     network=True,
@@ -72,7 +72,7 @@ WEB_SEARCH = ToolSpec(
 )
 
 
-def _look_up(context: ToolContext, query: str, count: int) -> ToolResult:
+def _look_up(context: ToolContext, query: str, count: int = 2) -> ToolResult:
     _check(query, count, 5, "wiki_empty")
     parameters = {
         "action": "query",
@@ -126,15 +126,17 @@ def _to_result(data: list[dict[str, str]], heads: list[str], nothing: str) -> To
 WIKIPEDIA = ToolSpec(
     name="wikipedia",
     zh_name="维基百科",
-    description=Bilingual(
-        "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates of "
-        "birth.",
+    description=(
+        (
+            "Look up Wikipedia: introductions of the best matching articles. Good for people, places, dates "
+            "of birth."
+        ),
         "查询维基百科条目简介，适合人物、地点、生卒日期等。",
     ),
-    arguments=(
-        Argument("query", str, Bilingual("a name or some words", "名称或关键词")),
-        Argument("count", int, Bilingual("how many articles, 1 to 5", "条目数，1 至 5"), 2),
-    ),
+    arguments={
+        "query": ("a name or some words", "名称或关键词"),
+        "count": ("how many articles, 1 to 5", "条目数，1 至 5"),
+    },
     run=_look_up,
     side_effect=False,
     network=True,

@@ -1,8 +1,8 @@
 """MemoryAgentBench (Hu et al. 2025, arXiv 2507.05257): long texts in passages, with questions on each.
 
 Its files do not list the records that answer a question. A record counts as needed if it contains an answer,
-which is the usual definition in open-domain question answering. Questions whose answers are in no record, or
-in more than one record in ten, are omitted.
+which is the usual definition in open-domain question answering. If the answers are in no record, or in more
+than one record in ten, no record counts as needed.
 
 The metadata of a row, as written by `facts.py`, may state its facts, and the facts that each question needs,
 in three fields. `facts` lists subject, relation and object of each record. `hops` lists, for each question,
@@ -23,6 +23,7 @@ from scrubjay.experiments.answers.parsing import (
     expect_format,
     fields,
     items,
+    make_conversation,
     read_json,
     read_json_lines,
     references,
@@ -41,17 +42,16 @@ _WORD = re.compile(r"\w+")
 _COMMON = 0.1
 
 
-def read_agentbench(path: str | Path, evident: bool = True) -> list[Conversation]:
+def read_agentbench(path: str | Path) -> list[Conversation]:
     """Read a file of MemoryAgentBench, as published (.parquet) or in JSON or JSON Lines.
 
     A record is a passage or a numbered fact. Conversations are named by source and number of the text.
-    With `evident=False`, questions without a known answering record are included.
 
     Raises UsageError on another format, and ModuleNotFoundError on a .parquet file without pyarrow.
     """
     path = Path(path)
     with expect_format("MemoryAgentBench", path):
-        conversations = [_text(fields(row), number, evident) for number, row in enumerate(_rows(path))]
+        conversations = [_text(fields(row), number) for number, row in enumerate(_rows(path))]
     return [one for one in conversations if one.questions]
 
 
@@ -69,7 +69,7 @@ def _rows(path: Path) -> list[Any]:
     return read_json_lines(path) if path.suffix == ".jsonl" else items(read_json(path))
 
 
-def _text(row: dict[str, Any], number: int, evident: bool) -> Conversation:
+def _text(row: dict[str, Any], number: int) -> Conversation:
     records, metadata = _records(text(row["context"])), fields(row.get("metadata") or {})
     source = text(metadata.get("source") or "text")
     reference_lists = [references(one) for one in items(row["answers"])]
@@ -86,8 +86,7 @@ def _text(row: dict[str, Any], number: int, evident: bool) -> Conversation:
             Question(question, _matching_records(answers, letters), source, references=answers)
             for question, answers in zip(question_texts, reference_lists, strict=True)
         ]
-    answerable = tuple(one for one in questions if one.answers or (one.references and not evident))
-    return Conversation(turns, answerable, f"{source} {number}")
+    return make_conversation(turns, questions, f"{source} {number}")
 
 
 def _matching_records(answers: tuple[str, ...], letters: list[str]) -> frozenset[int]:

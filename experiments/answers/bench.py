@@ -6,15 +6,14 @@ import dataclasses
 import hashlib
 import itertools
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.agents.kwai.limits import make_token_counter
 from scrubjay.experiments.answers.datasets import Form, read_any
 from scrubjay.experiments.answers.readers import (
     JUDGE_PROMPT,
@@ -32,7 +31,7 @@ from scrubjay.experiments.answers.views import CachedEmbeddings, Recall, View, V
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.lm.conversations import Conversation, Question
 from scrubjay.experiments.measurements import Records, prepare_results_dir
-from scrubjay.experiments.progress import StopRequest
+from scrubjay.experiments.progress import ProgressLines, StopRequest
 
 Number = float | None
 ROW: dict[str, Any] = {
@@ -51,7 +50,6 @@ ROW: dict[str, Any] = {
     **dict.fromkeys((*SCORERS, "judged"), Number),
 }
 """Fields of a saved line: the question, its text, the reader, the answer and its scores."""
-_REPORT_SECONDS = 3.0
 _TEMPLATE_TOKENS = 16  # tokens that a chat template adds around a prompt
 
 
@@ -140,14 +138,14 @@ class Bench:
             description |= {"prompt": None, "max_tokens": None}
         prepare_results_dir(out, description)
         self.records = Records(out / "answers.jsonl", ROW)
-        self._count = _counter(model)
+        self._count = make_token_counter(model)
         self.window = min(settings.window, _visible_tokens(model, settings))
         self._out = out
 
     def run(self, texts: Sequence[BenchText], arms: Sequence[ViewName]) -> int:
         """Answer all questions not yet answered; return 0, or 128 plus the number of a stop signal."""
         todo = list(self._todo(texts, arms))
-        missing, done, last_report = sum(len(left) for _, _, left in todo), 0, time.monotonic()
+        missing, done, lines = sum(len(left) for _, _, left in todo), 0, ProgressLines()
         with StopRequest() as stop:
             for text, arm, left in todo:
                 recall = open_view(arm, text.conversation, self.settings.k, self._embeddings)
@@ -160,9 +158,7 @@ class Bench:
                             file=sys.stderr,
                         )
                         return 128 + stop.signal_number
-                    if time.monotonic() - last_report > _REPORT_SECONDS:
-                        last_report = time.monotonic()
-                        print(f"answered {done:,} of {missing:,}", file=sys.stderr, flush=True)
+                    lines(lambda: f"answered {done:,} of {missing:,}")  # noqa: B023  (called at once)
         return 0
 
     def rows(self, texts: Iterable[BenchText], arms: Iterable[ViewName]) -> list[dict[str, Any]]:
@@ -276,11 +272,6 @@ def _measure_view(conversation: Conversation, question: Question, view: View) ->
         order = [place for place in view.places if place in question.answers | question.outdated_answers]
         measures["stale"] = float(bool(order) and order[0] in question.outdated_answers)
     return measures
-
-
-def _counter(model: Any) -> Callable[[str], int]:
-    """Return a token counter: the tokenizer of a local model, otherwise an estimate."""
-    return estimate_tokens if getattr(model, "tokens_in_view", None) is None else model.get_num_tokens
 
 
 def _visible_tokens(model: Any, settings: Settings) -> int:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,11 +28,11 @@ from scrubjay.experiments.lm.conversations import Conversation
 
 Form = Literal["agentbench", "longmemeval", "locomo", "realtalk", "beam", "memdaily"]
 READERS: Mapping[Form, Callable[[Path], list[Conversation]]] = {
-    "agentbench": lambda path: read_agentbench(path, evident=False),
-    "longmemeval": lambda path: read_longmemeval(path, evident=False),
-    "locomo": lambda path: read_locomo(path, evident=False),
-    "realtalk": lambda path: read_realtalk(path, evident=False),
-    "beam": lambda path: read_beam(path, evident=False),
+    "agentbench": read_agentbench,
+    "longmemeval": read_longmemeval,
+    "locomo": read_locomo,
+    "realtalk": read_realtalk,
+    "beam": read_beam,
     "memdaily": read_memdaily,
 }
 Part = Literal["development", "test"]
@@ -56,6 +57,15 @@ def read_any(path: Path, form: Form | None = None) -> list[Conversation]:
     Raises UsageError if the format is unknown, or if the data do not have the format `form`.
     """
     return READERS[form or guess(path)](path)
+
+
+def with_evidence(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """Leave out questions for which no turn is known to be needed, and conversations without a question."""
+    selected_conversations = (
+        replace(one, questions=tuple(question for question in one.questions if question.answers))
+        for one in conversations
+    )
+    return [one for one in selected_conversations if one.questions]
 
 
 def guess(path: Path) -> Form:

@@ -23,6 +23,7 @@ from scrubjay.experiments.answers.parsing import (
     fields,
     items,
     json_files,
+    make_conversation,
     read_json,
     references,
     text,
@@ -46,52 +47,45 @@ _BEAM_ANSWERS = ("answer", "ideal_response", "ideal_answer", "ideal_summary")
 """Keys of the answer, which depend on the question type."""
 
 
-def read_locomo(path: str | Path, evident: bool = True) -> list[Conversation]:
+def read_locomo(path: str | Path) -> list[Conversation]:
     """Read the conversations of a `locomo10.json`; each turn is a record, with captions for pictures.
 
-    Questions of category 5, which have no answer, are omitted. Questions without evidence are also omitted,
-    unless `evident` is False and they have an answer. Raises UsageError on another format.
+    Questions of category 5, which have no answer, are omitted. Raises UsageError on another format.
     """
     path = Path(path)
     with expect_format("LoCoMo", path):
-        return [_locomo(fields(sample), evident) for sample in items(read_json(path))]
+        return [_locomo(fields(sample)) for sample in items(read_json(path))]
 
 
-def read_realtalk(folder: str | Path, evident: bool = True) -> list[Conversation]:
+def read_realtalk(folder: str | Path) -> list[Conversation]:
     """Read the chats in REALTALK's folder `data`; each message is a record, with captions for pictures.
 
-    Chats are named by their files; `evident` is as in `read_locomo`. Raises UsageError on another format.
+    Chats are named by their files. Questions of category 5 are omitted. Raises UsageError on another format.
     """
     folder = Path(folder)
     with expect_format("REALTALK", folder):
-        paths = json_files(folder)
-    chats = []
-    for path in paths:
-        with expect_format("REALTALK", path):
-            chats.append(_realtalk(fields(read_json(path)), path.stem, evident))
-    return chats
+        return [_realtalk(path) for path in json_files(folder)]
 
 
-def _locomo(sample: dict[str, Any], evident: bool) -> Conversation:
-    turns: list[Turn] = []
-    place: dict[str, int] = {}
+def _locomo(sample: dict[str, Any]) -> Conversation:
+    turns, ids = [], []
     talk = fields(sample["conversation"])
     for name in _sessions(talk):
         begin = datetime.strptime(text(talk[f"{name}_date_time"]), _LOCOMO_TIME).replace(tzinfo=UTC)
         for number, turn in enumerate(items(talk[name])):
-            place[text(turn["dia_id"])] = len(turns)
+            ids.append(text(turn["dia_id"]))
             turns.append(Turn(_format_turn(turn, "text"), begin + number * _STEP))
-    return Conversation(tuple(turns), _read_questions(sample, place, evident), text(sample["sample_id"]))
+    return make_conversation(turns, _read_questions(sample, ids), text(sample["sample_id"]))
 
 
-def _realtalk(chat: dict[str, Any], name: str, evident: bool) -> Conversation:
-    turns: list[Turn] = []
-    place: dict[str, int] = {}
-    for turn in (turn for name in _sessions(chat) for turn in items(chat[name])):
-        place[text(turn["dia_id"])] = len(turns)
-        moment = datetime.strptime(text(turn["date_time"]), _REALTALK_TIME).replace(tzinfo=UTC)
-        turns.append(Turn(_format_turn(turn, "clean_text"), moment))
-    return Conversation(tuple(turns), _read_questions(chat, place, evident), name)
+def _realtalk(path: Path) -> Conversation:
+    with expect_format("REALTALK", path):
+        chat, turns, ids = fields(read_json(path)), [], []
+        for turn in (turn for name in _sessions(chat) for turn in items(chat[name])):
+            ids.append(text(turn["dia_id"]))
+            moment = datetime.strptime(text(turn["date_time"]), _REALTALK_TIME).replace(tzinfo=UTC)
+            turns.append(Turn(_format_turn(turn, "clean_text"), moment))
+        return make_conversation(turns, _read_questions(chat, ids), path.stem)
 
 
 def _sessions(talk: dict[str, Any]) -> list[str]:
@@ -104,34 +98,32 @@ def _format_turn(turn: Any, key: str) -> str:
     return to_record_text(f"{text(turn['speaker'])}: {text(turn[key])}{caption}")
 
 
-def _read_questions(sample: dict[str, Any], place: dict[str, int], evident: bool) -> tuple[Question, ...]:
-    questions = []
+def _read_questions(sample: dict[str, Any], ids: list[str]) -> Iterator[Question]:
+    place = {id: number for number, id in enumerate(ids)}
     for item in items(sample["qa"]):
-        ids = re.findall(r"D\d+:\d+", " ".join(map(text, items(item.get("evidence", [])))))
-        answers = frozenset(place[i] for i in ids if i in place)
-        correct_answers = references(item.get("answer"))
-        if item["category"] != _ADVERSARIAL and (answers or (correct_answers and not evident)):
-            ability = _ABILITIES[item["category"]]
-            questions.append(Question(text(item["question"]), answers, ability, references=correct_answers))
-    return tuple(questions)
+        if item["category"] != _ADVERSARIAL:
+            evidence = re.findall(r"D\d+:\d+", " ".join(map(text, items(item.get("evidence", [])))))
+            yield Question(
+                text(item["question"]),
+                frozenset(place[i] for i in evidence if i in place),
+                _ABILITIES[item["category"]],
+                references=references(item.get("answer")),
+            )
 
 
-def read_longmemeval(path: str | Path, evident: bool = True) -> list[Conversation]:
+def read_longmemeval(path: str | Path) -> list[Conversation]:
     """Read the histories in a `longmemeval_*.json`; each message is a record.
 
-    A history has the id of its question as its name.
-
-    Messages marked `has_answer` are the evidence. Questions without evidence are omitted, unless `evident` is
-    False and they have an answer. Abstention questions are always omitted. Sessions are sorted by date.
-    Raises UsageError on another format.
+    A history has the id of its question as its name. Messages marked `has_answer` are the evidence.
+    Abstention questions are omitted. Sessions are sorted by date. Raises UsageError on another format.
     """
     path = Path(path)
     with expect_format("LongMemEval", path):
-        conversations = [_history(fields(one), evident) for one in items(read_json(path))]
+        conversations = [_history(fields(one)) for one in items(read_json(path))]
     return [one for one in conversations if one.questions]
 
 
-def _history(one: dict[str, Any], evident: bool) -> Conversation:
+def _history(one: dict[str, Any]) -> Conversation:
     turns, answers = [], set()
     dates = map(_history_time, items(one["haystack_dates"]))
     sessions = list(zip(dates, items(one["haystack_sessions"]), strict=True))
@@ -140,13 +132,15 @@ def _history(one: dict[str, Any], evident: bool) -> Conversation:
             if fields(message).get("has_answer"):
                 answers.add(len(turns))
             turns.append(Turn(to_record_text(message["content"]), begin + number * _STEP))
-    name, ability = text(one["question_id"]), text(one["question_type"])
-    correct_answers, moment = references(one.get("answer")), _history_time(one["question_date"])
+    name = text(one["question_id"])
     question = Question(
-        text(one["question"]), frozenset(answers), ability, moment, references=correct_answers
+        text(one["question"]),
+        frozenset(answers),
+        text(one["question_type"]),
+        _history_time(one["question_date"]),
+        references=references(one.get("answer")),
     )
-    has_answer = (answers or (correct_answers and not evident)) and not name.endswith("_abs")
-    return Conversation(tuple(turns), (question,) if has_answer else (), name)
+    return make_conversation(turns, [] if name.endswith("_abs") else [question], name)
 
 
 def _history_time(date: Any) -> datetime:
@@ -162,13 +156,11 @@ def read_memdaily(folder: str | Path, pools: Iterable[Iterable[str]] | None = No
     """
     folder = Path(folder)
     with expect_format("MemDaily", folder):
-        paths = json_files(folder)
-    trajectories: dict[str, Any] = {}
-    for path in paths:
-        with expect_format("MemDaily", path):
-            entries = items(read_json(path))
-            trajectories.update((f"{path.stem}/{number}", one) for number, one in enumerate(entries))
-    with expect_format("MemDaily", folder):
+        trajectories: dict[str, Any] = {}
+        for path in json_files(folder):
+            with expect_format("MemDaily", path):
+                entries = items(read_json(path))
+                trajectories.update((f"{path.stem}/{number}", one) for number, one in enumerate(entries))
         name_lists = [[name] for name in trajectories] if pools is None else map(list, pools)
         return [_pool(names, trajectories) for names in name_lists]
 
@@ -188,51 +180,44 @@ def _pool(names: list[str], trajectories: dict[str, Any]) -> Conversation:
             steps = map(check_integer, items(item["target_step_id"]))
             places = frozenset(begin + step for step in steps if 0 <= step < len(messages))
             if places:
-                correct_answers = references(item.get("answer"))
-                ability = name.partition("/")[0]
-                questions.append(
-                    Question(text(item["question"]), places, ability, references=correct_answers)
-                )
-    return Conversation(tuple(turns), tuple(questions), names[0])
+                ability, answers = name.partition("/")[0], references(item.get("answer"))
+                questions.append(Question(text(item["question"]), places, ability, references=answers))
+    return make_conversation(turns, questions, names[0])
 
 
-def read_beam(folder: str | Path, evident: bool = True) -> list[Conversation]:
+def read_beam(folder: str | Path) -> list[Conversation]:
     """Read the chats in a folder such as `chats/100K`; each message is a record.
 
     A chat has the name of its folder. If a folder also has a shortened chat, the full chat is ignored, as in
     the authors' evaluation. Only some groups of messages have a date in the files. Any other group begins two
-    hours after the previous group. Questions without source messages are omitted, unless `evident` is False
-    and they have an answer. Raises UsageError on another format.
+    hours after the previous group. Raises UsageError on another format.
     """
     folder = Path(folder)
     with expect_format("BEAM", folder):
         chats = sorted((path for path in folder.iterdir() if path.is_dir()), key=_by_number)
         if not chats:
             raise ValueError("the folder contains no chat folders")
-    return [_beam(path, evident) for path in chats]
+        return [_beam(path) for path in chats]
 
 
-def _beam(folder: Path, evident: bool) -> Conversation:
+def _beam(folder: Path) -> Conversation:
     short_path = folder / "chat_trunecated.json"
     path = short_path if short_path.exists() else folder / "chat.json"
     with expect_format("BEAM", path):
         turns, place = _beam_messages(read_json(path))
     path = folder / "probing_questions" / "probing_questions.json"
     with expect_format("BEAM", path):
-        questions = []
-        for ability, probes in fields(read_json(path)).items():
-            for probe in items(probes):
-                answers = frozenset(
-                    place[i] for i in _numbers(fields(probe).get("source_chat_ids")) if i in place
-                )
-                correct_answers = references(
-                    next((probe[name] for name in _BEAM_ANSWERS if name in probe), None)
-                )
-                if answers or (correct_answers and not evident):
-                    questions.append(
-                        Question(text(probe["question"]), answers, ability, references=correct_answers)
-                    )
-    return Conversation(tuple(turns), tuple(questions), folder.name)
+        questions = [
+            Question(
+                text(probe["question"]),
+                frozenset(place[i] for i in _numbers(fields(probe).get("source_chat_ids")) if i in place),
+                ability,
+                references=references(next((probe[name] for name in _BEAM_ANSWERS if name in probe), None)),
+            )
+            for ability, probes in fields(read_json(path)).items()
+            for probe in items(probes)
+        ]
+    return make_conversation(turns, questions, folder.name)
 
 
 def _beam_messages(batches: Any) -> tuple[list[Turn], dict[int, int]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.files import MAX_LINES_BYTES, parse, read_untrusted
+from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 _MAX_BYTES = 2**32
@@ -20,6 +21,8 @@ def expect_format(name: str, path: Path) -> Iterator[None]:
     """Convert errors of a reader to a UsageError that names the file and the data set `name`."""
     try:
         yield
+    except UsageError:
+        raise
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of {name}") from None
     except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
@@ -50,6 +53,11 @@ def json_files(folder: Path) -> list[Path]:
     if not paths:
         raise ValueError("the folder contains no .json file")
     return paths
+
+
+def make_conversation(turns: Iterable[Turn], questions: Iterable[Question], name: str) -> Conversation:
+    """Build a conversation with the questions that can be scored, by needed turns or by a correct answer."""
+    return Conversation(tuple(turns), tuple(one for one in questions if one.answers or one.references), name)
 
 
 def text(value: Any) -> str:

@@ -59,7 +59,8 @@ def open_view(name: ViewName, conversation: Conversation, k: int, embeddings: An
         return lambda text: [place for place, _ in search(text, k)]
     if name == "consolidated":
         return _consolidated_bank(conversation, k, embeddings)
-    return _bank(conversation, k, embeddings, supersedes=name == "supersedes")
+    bank, place_of = store_turns(conversation, embeddings, supersedes=name == "supersedes")
+    return lambda text: [place_of[hit.id] for hit in bank.search(text, k)]
 
 
 def fit(places: Sequence[int], cost: Callable[[int], int], room: int, contiguous: bool) -> View:
@@ -80,26 +81,27 @@ def fit(places: Sequence[int], cost: Callable[[int], int], room: int, contiguous
     return View(tuple(selected_places), tokens, cut)
 
 
-def _bank(conversation: Conversation, k: int, embeddings: Any, supersedes: bool) -> Recall:
+def store_turns(
+    conversation: Conversation, embeddings: Any, supersedes: bool, at_once: bool = True, **options: Any
+) -> tuple[MemoryBank, dict[str, int]]:
+    """Store the turns in a new bank with these options; return the bank, and a turn's index by record id.
+
+    If `supersedes` is True, the bank also knows the record that each turn replaces. With `at_once`, many turns
+    are embedded together.
+    """
     # The clock is the time of the last turn, so that record ages are those at the time of the questions.
-    bank = MemoryBank(":memory:", embeddings, clock=lambda: conversation.turns[-1].observed)
+    bank = MemoryBank(":memory:", embeddings, clock=lambda: conversation.turns[-1].observed, **options)
     ids: list[str] = []
     waiting = []
     for turn in conversation.turns:
         replaced_turn = turn.replaces if supersedes else None
-        if replaced_turn is not None and replaced_turn >= len(ids):
+        if not at_once or (replaced_turn is not None and replaced_turn >= len(ids)):
             ids += bank.write(bank.embed_drafts(waiting))
             waiting = []
-        draft = bank.draft(
-            turn.text,
-            observed=turn.observed,
-            merge=False,
-            supersedes=None if replaced_turn is None else ids[replaced_turn],
-        )
-        waiting.append(draft)
+        replaced_id = None if replaced_turn is None else ids[replaced_turn]
+        waiting.append(bank.draft(turn.text, observed=turn.observed, merge=False, supersedes=replaced_id))
     ids += bank.write(bank.embed_drafts(waiting))
-    place_of = {id: place for place, id in enumerate(ids)}
-    return lambda text: [place_of[hit.id] for hit in bank.search(text, k)]
+    return bank, {id: place for place, id in enumerate(ids)}
 
 
 def _consolidated_bank(conversation: Conversation, k: int, embeddings: Any) -> Recall:

@@ -7,10 +7,18 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from scrubjay.experiments.answers.parsing import expect_format, read_json_lines
+from scrubjay.experiments.answers.parsing import expect_format, make_conversation, read_json_lines
 from scrubjay.experiments.lm.conversations import Conversation, Question, Turn
 
 _BEGIN = datetime(2025, 1, 1, tzinfo=UTC)
+
+
+def bfcl_folder() -> Path:
+    """Return the data folder of bfcl-eval. Raises ModuleNotFoundError if the package is not installed."""
+    spec = importlib.util.find_spec("bfcl_eval")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("BFCL's questions are missing; run pip install --no-deps bfcl-eval")
+    return Path(spec.origin).parent / "data"
 
 
 def read_bfcl() -> list[Conversation]:
@@ -20,10 +28,7 @@ def read_bfcl() -> list[Conversation]:
     omitted if no turn contains the source that the data set quotes for it. Raises ModuleNotFoundError if
     bfcl-eval is not installed.
     """
-    spec = importlib.util.find_spec("bfcl_eval")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("BFCL's questions are missing; run pip install --no-deps bfcl-eval")
-    folder = Path(spec.origin).parent / "data"
+    folder = bfcl_folder()
     with expect_format("BFCL", folder):
         questions = read_json_lines(folder / "BFCL_v4_memory.json")
         answers = {
@@ -37,15 +42,16 @@ def read_bfcl() -> list[Conversation]:
                 for day, session in enumerate(read_json_lines(path))
                 for minute, text in enumerate(session["question"])
             ]
-            selected_questions = []
-            for line in questions:
-                if line["scenario"] == scenario:
-                    places = _find_quotes(answers[line["id"]]["source"], turns)
-                    if places:
-                        selected_questions.append(
-                            Question(line["question"][0][0]["content"], places, scenario)
-                        )
-            conversations.append(Conversation(tuple(turns), tuple(selected_questions), scenario))
+            scenario_questions = [
+                Question(
+                    line["question"][0][0]["content"],
+                    _find_quotes(answers[line["id"]]["source"], turns),
+                    scenario,
+                )
+                for line in questions
+                if line["scenario"] == scenario
+            ]
+            conversations.append(make_conversation(turns, scenario_questions, scenario))
     return conversations
 
 

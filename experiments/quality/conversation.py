@@ -12,7 +12,6 @@ to measure its memory separately. Writes a table and a plot. Options: `--help`.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -31,11 +30,10 @@ from langchain_core.runnables import RunnableConfig
 from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.language.text import is_question
-from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.conversations import Conversation, Reminder, generate_reminders
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
-from scrubjay.experiments.quality.probe import run_probe
+from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 from scrubjay.experiments.resources import resident_bytes, stopwatch
 from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
 from scrubjay.memory import MemoryBank
@@ -85,26 +83,11 @@ class ConversationBench:
     quiet: bool = False
     """Hide the progress display."""
 
-    def settings(self) -> dict[str, Any]:
-        """Return the options that the results depend on."""
-        free = ("methods", "seeds", "recall_seeds", "save_every", "out", "quiet")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in free}
-
     def script(self, seed: int) -> tuple[Conversation, tuple[Reminder, ...]]:
         """Return the conversation of a seed and its facts. Raises ValueError on invalid turns."""
         return generate_reminders(
             "en", seed, self.turns, self.first_fact_turn - 1, [turn - 1 for turn in self.question_turns]
         )
-
-
-@dataclass(frozen=True)
-class Reply:
-    """Reply to a turn, with its prompt and cost."""
-
-    text: str
-    prompt: str
-    usage: dict[str, Any]
-    records: int
 
 
 class _PromptRecorder(BaseCallbackHandler):
@@ -127,7 +110,6 @@ class Speaker:
             dtype=options.dtype,
             policy="full" if method == "full" else "sinks",
             budget=options.budget,
-            temperature=0,
             max_tokens=options.max_tokens,
         )
         self.messages: list[BaseMessage] = []
@@ -150,8 +132,11 @@ class Speaker:
                 clock=lambda: self._now,
             )
 
-    def say(self, text: str, moment: datetime) -> Reply:
-        """Send a user turn and return the reply. Raises ValueError if the context length is exceeded."""
+    def say(self, text: str, moment: datetime) -> tuple[str, dict[str, Any]]:
+        """Send a user turn; return the reply and its usage. `prompt` is then the text that the model read.
+
+        Raises ValueError if the context length is exceeded.
+        """
         self._now = moment
         messages = [*self.messages, HumanMessage(text)]
         if self._agent is None:
@@ -161,7 +146,12 @@ class Speaker:
             result = self._agent.invoke(messages, self._config)
             answer, usage = AIMessage(result["answer"]), result["usage"]
         self.messages = [*messages, answer]
-        return Reply(answer.text, self._recorder.prompt, usage, len(self.bank) if self.bank else 0)
+        return answer.text, usage
+
+    @property
+    def prompt(self) -> str:
+        """Prompt of the last reply."""
+        return self._recorder.prompt
 
     def restore(self, turns: Sequence[tuple[str, str, datetime]], folder: Path) -> None:
         """Restore the state after these turns, with the cache saved in `folder`."""
@@ -172,11 +162,6 @@ class Speaker:
                 for text, trust, role in ((question, "user", "user"), (answer, "agent", "assistant")):
                     self.bank.add(text, trust=trust, merge=False, thread=_THREAD, role=role)
         self.model.load_conversation(folder, _THREAD)
-
-    def close(self) -> None:
-        """Close the bank."""
-        if self.bank is not None:
-            self.bank.close()
 
 
 def _embeddings(method: str) -> Any:
@@ -197,29 +182,37 @@ def run_conversation(
     records = Records(options.out / f"{name}.jsonl", {})
     if records.rows and (len(records.rows) == options.turns or "ended" in records.rows[-1]):
         return
-    checkpoints = sorted(options.out.glob(f"{name}-at-*"))
-    done = int(checkpoints[-1].name.rpartition("-")[2]) if checkpoints else 0
+    # A checkpoint is complete if it has this file, which is written last.
+    checkpoints = sorted(options.out.glob(f"{name}-at-*/conversation.json"))
+    done = int(checkpoints[-1].parent.name.rpartition("-")[2]) if checkpoints else 0
     records.keep(lambda row: row["turn"] <= done)
     speaker = Speaker(options, method, model)
-    moments = [turn.observed for turn in conversation.turns]
     if done:
-        rows = zip(records.rows, moments, strict=False)
-        speaker.restore([(row["question"], row["answer"], moment) for row, moment in rows], checkpoints[-1])
+        rows = zip(records.rows, conversation.turns, strict=False)
+        said = [(row["question"], row["answer"], turn.observed) for row, turn in rows]
+        speaker.restore(said, checkpoints[-1].parent)
     with ProgressDisplay(name, options.turns, done, not options.quiet) as display:
         for place in range(done, options.turns):
             row = _turn(options, method, speaker, conversation, reminders, place, records)
             records.append(row)
             display.update(place + 1, {})
-            last = place + 1 == options.turns or "ended" in row
-            if not last and ((place + 1) % options.save_every == 0 or stop.signal_number is not None):
-                _save(speaker, options.out, name, place + 1)
-            if last:
+            if "ended" in row or place + 1 == options.turns:
                 break
+            if (place + 1) % options.save_every == 0 or stop.signal_number is not None:
+                folder = options.out / f"{name}-at-{place + 1:06d}"
+                speaker.model.save_conversation(folder, _THREAD)
+                _delete_checkpoints(options.out, name, other_than=folder)
             if stop.signal_number is not None:
                 raise GracefulInterrupt(stop.signal_number)
-    speaker.close()
-    for folder in options.out.glob(f"{name}-at-*"):
-        shutil.rmtree(folder)
+    if speaker.bank is not None:
+        speaker.bank.close()
+    _delete_checkpoints(options.out, name)
+
+
+def _delete_checkpoints(out: Path, name: str, other_than: Path | None = None) -> None:
+    for folder in out.glob(f"{name}-at-*"):
+        if folder != other_than:
+            shutil.rmtree(folder)
 
 
 def _turn(
@@ -234,49 +227,37 @@ def _turn(
     turn = conversation.turns[place]
     with stopwatch() as timer:
         try:
-            reply = speaker.say(turn.text, turn.observed)
+            answer, usage = speaker.say(turn.text, turn.observed)
         except ValueError as error:
             return {"turn": place + 1, "question": turn.text, "answer": "", "ended": str(error)}
     row: dict[str, Any] = {
         "turn": place + 1,
         "question": turn.text,
-        "answer": reply.text,
+        "answer": answer,
         "cpu": round(timer.cpu, 3),
         "resident": resident_bytes(),
         "cache_bytes": speaker.model.cache_bytes(_THREAD),
-        "prompt_tokens": reply.usage["input_tokens"],
-        "read_tokens": reply.usage["input_tokens"] - reply.usage["input_token_details"]["cache_read"],
-        "written_tokens": reply.usage["output_tokens"],
-        "records": reply.records,
+        "prompt_tokens": usage["input_tokens"],
+        "read_tokens": usage["input_tokens"] - usage["input_token_details"]["cache_read"],
+        "written_tokens": usage["output_tokens"],
+        "records": len(speaker.bank) if speaker.bank else 0,
     }
     for reminder in reminders:
         if reminder.question_turn == place:
             row["told"] = reminder.fact_turn + 1
-            lines = reply.prompt.splitlines()
-            row["in_view"] = any(reminder.who in line and reminder.value in line for line in lines)
+            row["in_view"] = any(
+                reminder.who in line and reminder.value in line for line in speaker.prompt.splitlines()
+            )
             if method == "sinks":  # the prompt has the whole conversation, the cache its end
                 since = row["prompt_tokens"] - records.rows[reminder.fact_turn]["prompt_tokens"]
                 row["in_view"] = since < options.budget - _SINKS
-            row["answered"] = names_value(reply.text, reminder.value)
+            row["answered"] = names_value(answer, reminder.value)
     return row
 
 
 def names_value(answer: str, value: str) -> bool:
     """Return True if an answer contains a value, ignoring case and the article of the value."""
     return re.sub(r"^(an?|the) ", "", value).lower() in answer.lower()
-
-
-def _save(speaker: Speaker, out: Path, name: str, turns: int) -> None:
-    """Save the cache to a folder named by the number of turns, then delete older folders."""
-    aside = out / f".{name}.writing"
-    shutil.rmtree(aside, ignore_errors=True)
-    speaker.model.save_conversation(aside, _THREAD)
-    folder = out / f"{name}-at-{turns:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-    for older in out.glob(f"{name}-at-*"):
-        if older != folder:
-            shutil.rmtree(older)
 
 
 def run(options: ConversationBench, command: str, model: Any = None) -> list[Path]:
@@ -286,7 +267,7 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
     """
     for seed in options.seeds:
         options.script(seed)
-    prepare_results_dir(options.out, options.settings())
+    prepare_out(options, free=("methods", "seeds", "recall_seeds", "save_every"))
     model = model or options.model
     # All conversations share the loaded model.
     resident_model = LocalChatModel(model=model, dtype=options.dtype).loaded_model
@@ -300,8 +281,8 @@ def run(options: ConversationBench, command: str, model: Any = None) -> list[Pat
         for method in options.methods
         for seed in options.seeds
     }
-    write_atomically(options.out / "table.md", _report(options, results, command))
-    return [options.out / "table.md", _plot(results, options.out / "conversation.png")]
+    table = write_report(options.out / "table.md", command, *_report(options, results))
+    return [table, _plot(results, options.out / "conversation.png")]
 
 
 def rank_facts(options: ConversationBench, method: Method, seed: int) -> dict[int, int]:
@@ -343,74 +324,52 @@ def _recall(options: ConversationBench) -> list[str]:
         for most in _RANK_LIMITS:
             counts = [sum(places[turn] <= most for places in rankings) for turn in options.question_turns]
             rows.append([f"{name}, first {most}", *counts])
-    title = (
-        f"Number of {options.recall_seeds} conversations with the fact among the first hits in a bank "
-        "of user turns:"
-    )
     return [
-        title,
+        f"Conversations of {options.recall_seeds} with the fact among the first hits of a bank of user turns:",
         markdown(["bank", *(f"question at turn {turn}" for turn in options.question_turns)], rows),
     ]
 
 
 ConversationRows = dict[tuple[str, int], list[dict[str, Any]]]
+_COLUMNS: dict[str, tuple[str, Callable[[list[float]], str]]] = {
+    "cpu": ("CPU s", lambda values: f"{median(values):.2f}"),
+    "prompt_tokens": ("prompt tokens", lambda values: f"{fmean(values):,.0f}"),
+    "read_tokens": ("uncached tokens", lambda values: f"{fmean(values):,.0f}"),
+    "cache_bytes": ("cache MiB", lambda values: f"{fmean(values) / 2**20:.1f}"),
+    "resident": ("process MiB", lambda values: f"{fmean(values) / 2**20:,.0f}"),
+}
 
 
-def _report(options: ConversationBench, results: ConversationRows, command: str) -> str:
-    costs = []
+def _report(options: ConversationBench, results: ConversationRows) -> list[str]:
+    costs, endings = [], []
     for (method, seed), rows in results.items():
-        rows = [row for row in rows if "ended" not in row]
-        cells = [f"{method}, {seed}", f"{len(rows)}"]
-        for name, form in _COLUMNS.items():
+        if "ended" in rows[-1]:
+            *rows, end = rows
+            endings.append(f"{method}, seed {seed}, ended at turn {end['turn']}: {end['ended']}")
+        cells = [f"{method}, {seed}", len(rows)]
+        for name, (_, form) in _COLUMNS.items():
             cells += [form([row[name] for row in part]) for part in (rows[:_EDGE], rows[-_EDGE:])]
         costs.append([*cells, f"{rows[-1]['records']:,}"])
-    titles = ["method, seed", "turns", *(f"{what}, {when}" for what in _TITLES for when in ("first", "last"))]
+    titles = [f"{title}, {when}" for title, _ in _COLUMNS.values() for when in ("first", "last")]
     answer_rows = []
     for turn in options.question_turns:
-        cells = []
+        first = options.first_fact_turn + sorted(options.question_turns, reverse=True).index(turn)
+        cells = [f"{turn}, stated at {first}"]
         for method in options.methods:
             matches = [row for (who, _), rows in results.items() if who == method for row in rows]
             matches = [row for row in matches if row["turn"] == turn and "told" in row]
-            cells.append(
-                f"{sum(row['in_view'] for row in matches)}, {sum(row['answered'] for row in matches)} of "
-                f"{len(matches)}"
-                if matches
-                else "ended"
-            )
-        first = options.first_fact_turn + sorted(options.question_turns, reverse=True).index(turn)
-        answer_rows.append([f"{turn}, stated at {first}", *cells])
-    endings = [
-        f"{who}, seed {seed}, ended at turn {rows[-1]['turn']}: {rows[-1]['ended']}"
-        for (who, seed), rows in results.items()
-        if "ended" in rows[-1]
+            in_view, answered = (sum(row[name] for row in matches) for name in ("in_view", "answered"))
+            cells.append(f"{in_view}, {answered} of {len(matches)}" if matches else "ended")
+        answer_rows.append(cells)
+    return [
+        f"Means over the first and the last {_EDGE} turns (CPU seconds: medians).",
+        'The "uncached" tokens are the tokens of the prompt that were not in the cache.',
+        markdown(["method, seed", "turns", *titles, "records"], costs),
+        "Conversations with the fact in the prompt or cache, and with the fact in the answer:",
+        markdown(["question at turn", *options.methods], answer_rows),
+        *endings,
+        *_recall(options),
     ]
-    return (
-        "\n\n".join(
-            [
-                header(command),
-                (
-                    f'Means over the first and the last {_EDGE} turns (CPU seconds: medians). "Uncached" '
-                    "counts the prompt tokens that were not in the cache:"
-                ),
-                markdown([*titles, "records"], costs),
-                "Conversations with the fact in the prompt or cache, and with the fact in the answer:",
-                markdown(["question at turn", *options.methods], answer_rows),
-                *endings,
-                *_recall(options),
-            ]
-        )
-        + "\n"
-    )
-
-
-_COLUMNS: dict[str, Callable[[list[float]], str]] = {
-    "cpu": lambda values: f"{median(values):.2f}",
-    "prompt_tokens": lambda values: f"{fmean(values):,.0f}",
-    "read_tokens": lambda values: f"{fmean(values):,.0f}",
-    "cache_bytes": lambda values: f"{fmean(values) / 2**20:.1f}",
-    "resident": lambda values: f"{fmean(values) / 2**20:,.0f}",
-}
-_TITLES = ("CPU s", "prompt tokens", "uncached tokens", "cache MiB", "process MiB")
 
 
 def _plot(results: ConversationRows, out: Path) -> Path:

@@ -10,7 +10,6 @@ same command resumes an interrupted run. Prints a table. Options: `--help`.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Iterator
@@ -28,10 +27,9 @@ from torch.nn import functional
 from scrubjay.agents.rl.encoders.observation import ImageEncoder, ImageEncoderType
 from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import COLOUR_NAMES, NO_MOVE
-from scrubjay.experiments.files import write_atomically
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown
 from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.quality.probe import run_probe
+from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 from scrubjay.experiments.runs.config import derive_seed
 
 
@@ -148,8 +146,7 @@ def train(options: ImagesProbe, kind: ImageEncoderType, seed: int) -> dict[str, 
 
 def run(options: ImagesProbe, command: str) -> Path:
     """Train the missing probes, write the table, and return its path."""
-    free = ("kinds", "seeds", "out", "quiet")
-    prepare_results_dir(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
+    prepare_out(options, free=("kinds", "seeds"))
     records = Records(options.out / "probes.jsonl", {"kind": str, "seed": int, "both": float})
     for seed in options.seeds:
         for kind in options.kinds:
@@ -165,15 +162,8 @@ def run(options: ImagesProbe, command: str) -> Path:
         took = np.mean([row["milliseconds"] for row in runs])
         rows.append([kind, *shares, f"{took:.0f}", f"{runs[0]['parameters']:,}"])
     columns = ["images", "colour", "move", "both", "CPU ms per update", "parameters"]
-    table = options.out / "table.md"
-    write_atomically(table, f"{header(command)}\n\n{markdown(columns, rows)}\n")
-    return table
-
-
-def main() -> int:
-    """Train and print; return the exit code."""
-    return run_probe("images", ImagesProbe, __doc__, run)
+    return write_report(options.out / "table.md", command, markdown(columns, rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_probe("images", ImagesProbe, __doc__, run))

@@ -12,8 +12,6 @@ an interrupted run. Prints a table. Options: `--help`."""
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.util
 import json
 import random
 import re
@@ -34,10 +32,11 @@ from scrubjay.agents import LocalChatModel
 from scrubjay.agents.kwai import KwaiAgent, Limits
 from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.experiments.files import write_atomically
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.answers.parsing import read_json_lines
+from scrubjay.experiments.measurements import Records, markdown
 from scrubjay.experiments.progress import ProgressDisplay
-from scrubjay.experiments.quality.probe import run_probe
+from scrubjay.experiments.quality.bfcl import bfcl_folder
+from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 
 OUTSIDE = "The library in the market street is open from nine to five."
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
@@ -72,11 +71,7 @@ def read_cases(count: int, seed: int) -> list[dict[str, Any]]:
 
     Raises ModuleNotFoundError without bfcl-eval, and ValueError on an invalid count.
     """
-    spec = importlib.util.find_spec("bfcl_eval")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("BFCL's questions are missing; run pip install --no-deps bfcl-eval")
-    text = (Path(spec.origin).parent / "data" / "BFCL_v4_irrelevance.json").read_text(encoding="utf-8")
-    cases = [json.loads(line) for line in text.splitlines() if line.strip()]
+    cases = read_json_lines(bfcl_folder() / "BFCL_v4_irrelevance.json")
     if not 1 <= count <= len(cases):
         raise ValueError(f"cases={count}: must be from 1 to {len(cases)}")
     return random.Random(seed).sample(cases, count)
@@ -193,22 +188,17 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
     `model` overrides the model of the options.
     """
     cases = read_cases(options.cases, options.seed)
-    free = ("plannings", "out", "quiet")
-    prepare_results_dir(options.out, {k: v for k, v in dataclasses.asdict(options).items() if k not in free})
+    prepare_out(options, free=("plannings",))
     records = Records(options.out / "cases.jsonl", {})
-    obedient = model is None and options.model == "obedient"
-    chat = (
-        None
-        if obedient
-        else LocalChatModel(
+    chat = None
+    if model is not None or options.model != "obedient":
+        chat = LocalChatModel(
             model=model or options.model,
             dtype=options.dtype,
             policy="full",
-            temperature=0,
             max_tokens=options.max_tokens,
             call_bias=options.call_bias,
         )
-    )
     for planning in options.plannings:
         done = {row["id"] for row in records.find(planning=planning)}
         left = [case for case in cases if case["id"] not in done]
@@ -216,9 +206,7 @@ def run(options: IrrelevanceBench, command: str, model: Any = None) -> Path:
             for case in left:
                 records.append(ask(chat or ObedientModel.for_case(case, planning), case, planning))
                 display.update(len(records.find(planning=planning)), {})
-    table = options.out / "table.md"
-    write_atomically(table, f"{header(command)}\n\n{_table(options, records)}\n")
-    return table
+    return write_report(options.out / "table.md", command, _table(options, records))
 
 
 def _table(options: IrrelevanceBench, records: Records) -> str:
@@ -258,10 +246,5 @@ def _table(options: IrrelevanceBench, records: Records) -> str:
     )
 
 
-def main() -> int:
-    """Run the benchmark and print the table; return the exit code."""
-    return run_probe("irrelevance", IrrelevanceBench, __doc__, run)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_probe("irrelevance", IrrelevanceBench, __doc__, run))

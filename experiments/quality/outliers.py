@@ -14,7 +14,6 @@ Options: `--help`.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +22,8 @@ from typing import Any
 import torch
 from torch.nn.functional import normalize
 
-from scrubjay.experiments.files import write_atomically
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir, version
-from scrubjay.experiments.quality.probe import run_probe
+from scrubjay.experiments.measurements import Records, markdown, version
+from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 from scrubjay.experiments.statistics import format_spread
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_recall
 from scrubjay.memory import make_config
@@ -118,7 +116,7 @@ def run(bench: OutliersBench, command: str) -> Path:
 
     Raises ValueError if the directory holds results of other settings.
     """
-    prepare_results_dir(bench.out, {k: v for k, v in dataclasses.asdict(bench).items() if k != "out"})
+    prepare_out(bench)
     records = Records(bench.out / "scores.jsonl", _SCORES)
     for method in METHODS:
         config = make_memory_config(bench, method)
@@ -128,12 +126,6 @@ def run(bench: OutliersBench, command: str) -> Path:
                 if not records.find(**key):
                     right = recall_accuracy(bench, config, times, seed)
                     records.append(key | {"right": right, "command": command, "commit": version()})
-    path = bench.out / "outliers.md"
-    write_atomically(path, _report(bench, records, command))
-    return path
-
-
-def _report(bench: OutliersBench, records: Records, command: str) -> str:
     rows = []
     for method in METHODS:
         scores = (
@@ -147,13 +139,8 @@ def _report(bench: OutliersBench, records: Records, command: str) -> str:
         f"scaled by the column's factor. Chance is {1 / bench.pairs:.3f}."
     )
     columns = ["memory", *(f"{times:g}" for times in bench.times)]
-    return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
-
-
-def main() -> int:
-    """Run the benchmark and print the table; return the exit code."""
-    return run_probe("outliers", OutliersBench, __doc__, run)
+    return write_report(bench.out / "outliers.md", command, text, markdown(columns, rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_probe("outliers", OutliersBench, __doc__, run))

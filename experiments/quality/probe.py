@@ -1,15 +1,17 @@
-"""Command-line runner of the probes: options, one thread, a report, and one-line errors."""
+"""Runner of the probes: options, one thread, rows that survive an interruption, a report, one-line errors."""
 
 from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
+from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.measurements import header, prepare_results_dir
 from scrubjay.experiments.progress import GracefulInterrupt
 from scrubjay.experiments.resources import one_thread
 
@@ -40,3 +42,18 @@ def run_probe(
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def prepare_out(options: Any, free: Collection[str] = ()) -> None:
+    """Prepare the directory `options.out` for results; only the options in `free` may differ between runs.
+
+    Raises ValueError if the directory holds results of other options.
+    """
+    free = {*free, "out", "quiet"}
+    prepare_results_dir(options.out, {name: v for name, v in vars(options).items() if name not in free})
+
+
+def write_report(path: Path, command: str, *parts: str) -> Path:
+    """Write a report: the context of the results, then the parts, separated by empty lines; return `path`."""
+    write_atomically(path, "\n\n".join([header(command), *parts]) + "\n")
+    return path

@@ -15,7 +15,6 @@ resumes fast. Prints tables. Options: `--help`.
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 import statistics
 import sys
@@ -29,15 +28,15 @@ import torch
 import tyro
 
 from scrubjay.agents.embeddings import EmbeddingsName, make_embeddings
-from scrubjay.experiments.answers.agentbench import read_agentbench
-from scrubjay.experiments.answers.datasets import Part, part_names, select_part
-from scrubjay.experiments.answers.dialogues import (
-    read_beam,
-    read_locomo,
-    read_longmemeval,
-    read_memdaily,
-    read_realtalk,
+from scrubjay.experiments.answers.datasets import (
+    READERS,
+    Form,
+    Part,
+    part_names,
+    select_part,
+    with_evidence,
 )
+from scrubjay.experiments.answers.dialogues import read_memdaily
 from scrubjay.experiments.answers.views import CachedEmbeddings
 from scrubjay.experiments.cli.failures import UsageError, report
 from scrubjay.experiments.lm.conversations import (
@@ -48,6 +47,7 @@ from scrubjay.experiments.lm.conversations import (
     Turn,
     generate_conversation,
 )
+from scrubjay.experiments.measurements import markdown
 from scrubjay.experiments.quality import retrievers
 from scrubjay.experiments.quality.bfcl import read_bfcl
 from scrubjay.experiments.statistics import bootstrap_interval
@@ -131,45 +131,37 @@ class Retrieval:
         return False
 
 
+Corpora = dict[str, Sequence[Conversation]]
+"""Conversations by the name of a table column."""
 Results = dict[str, dict[str, list[list[Retrieval]]]]
 """Retrievals of each conversation, by arm and corpus."""
+_FORMS: dict[str, Form] = {
+    "LoCoMo": "locomo",
+    "REALTALK": "realtalk",
+    "BEAM-100K": "beam",
+    "LongMemEval": "longmemeval",
+    "MemoryAgentBench": "agentbench",
+}
+"""Formats of the published data sets, which are also the options with their paths."""
 
 
-@dataclass(frozen=True)
-class Corpus:
-    """Conversations of one table column."""
-
-    name: str
-    conversations: tuple[Conversation, ...]
-
-
-def corpora(config: RecallBench, part: Part) -> list[Corpus]:
+def corpora(config: RecallBench, part: Part) -> Corpora:
     """Load all corpora of one part of the data: "development" or "test"."""
     seeds = part_names("made", part)
-    result = [
-        Corpus(
-            f"synthetic, {language}",
-            tuple(generate_conversation(language, seed, config.turns) for seed in seeds),
-        )
+    result: Corpora = {
+        f"synthetic, {language}": [generate_conversation(language, seed, config.turns) for seed in seeds]
         for language in LANGUAGES
-    ]
-    result += [Corpus(f"{one.name}, in one bank", (concatenate(one.conversations),)) for one in result]
-    result.append(Corpus("BFCL", select_part(read_bfcl(), "BFCL", part)))
-    if config.memdaily is not None:
-        pools = part_names("MemDaily", part)
-        result.append(Corpus("MemDaily, zh", tuple(read_memdaily(config.memdaily, pools))))
-    readers = {
-        "LoCoMo": (read_locomo, config.locomo),
-        "REALTALK": (read_realtalk, config.realtalk),
-        "BEAM-100K": (read_beam, config.beam),
-        "LongMemEval": (read_longmemeval, config.longmemeval),
     }
-    for name, (read, path) in readers.items():
-        if path is not None:
-            result.append(Corpus(name, select_part(read(path), name, part)))
-    if config.agentbench:
-        conversations = itertools.chain.from_iterable(map(read_agentbench, config.agentbench))
-        result.append(Corpus("MemoryAgentBench", select_part(conversations, "MemoryAgentBench", part)))
+    result |= {f"{name}, in one bank": [concatenate(apart)] for name, apart in result.items()}
+    result["BFCL"] = select_part(read_bfcl(), "BFCL", part)
+    if config.memdaily is not None:
+        result["MemDaily, zh"] = read_memdaily(config.memdaily, part_names("MemDaily", part))
+    for name, form in _FORMS.items():
+        option = getattr(config, form)
+        paths = option if isinstance(option, tuple) else (option,)
+        if option:
+            conversations = [one for path in paths for one in with_evidence(READERS[form](path))]
+            result[name] = select_part(conversations, name, part)
     return result
 
 
@@ -208,17 +200,13 @@ def mean_recall(retrievals: Iterable[Retrieval], depth: int) -> float:
 
 def overview(results: Results) -> str:
     """Return a table of recall at all depths by method and corpus, with the mean over corpora."""
-    names = list(next(iter(results.values())))
-    lines = [
-        f"| recall @{', @'.join(map(str, DEPTHS))} | {' | '.join(names)} | mean |",
-        "|---" * (len(names) + 2) + "|",
-    ]
+    rows = []
     for arm, by_corpus in results.items():
         means = [[mean_recall(_flat(one), depth) for depth in DEPTHS] for one in by_corpus.values()]
         means.append([statistics.mean(column) for column in zip(*means, strict=True)])
-        cells = (" ".join(f"{mean:.3f}" for mean in row) for row in means)
-        lines.append(f"| {arm} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([arm, *(" ".join(f"{mean:.3f}" for mean in row) for row in means)])
+    names = next(iter(results.values()))
+    return markdown([f"recall @{', @'.join(map(str, DEPTHS))}", *names, "mean"], rows)
 
 
 def margins(results: Results, development: Results) -> str:
@@ -226,23 +214,20 @@ def margins(results: Results, development: Results) -> str:
 
     The best baseline of a corpus is the one with the highest recall on the development part.
     """
-    lines = [
-        f"| recall of the bank minus | {' | '.join(f'@{depth}' for depth in DEPTHS)} |",
-        "|---" * (len(DEPTHS) + 1) + "|",
-    ]
+    rows = []
     for corpus, bank_retrievals in results[BANK].items():
         best = max(
             development.keys() & BASELINES.keys(),
             key=lambda arm: (mean_recall(_flat(development[arm][corpus]), _SELECTION_DEPTH), arm),
         )
         pairs = list(zip(_flat(bank_retrievals), _flat(results[best][corpus]), strict=True))
-        cells = []
+        cells = [f"{corpus}: {best}"]
         for depth in DEPTHS:
             more = [one.recall(depth) - other.recall(depth) for one, other in pairs]
             low, high = bootstrap_interval(more, statistic=np.mean)
             cells.append(f"{statistics.mean(more):+.3f} ({low:+.3f} to {high:+.3f})")
-        lines.append(f"| {corpus}: {best} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown(["recall of the bank minus", *(f"@{depth}" for depth in DEPTHS)], rows)
 
 
 def details(results: Results, corpus: str) -> str:
@@ -251,26 +236,20 @@ def details(results: Results, corpus: str) -> str:
     The columns are the range of recall at 10 over the seeds, recall at 10 by question type, and the number of
     update questions for which an outdated record ranks above the current one.
     """
-    lines = [
-        (
-            f"| recall @10, {corpus} | lowest to highest seed | {' | '.join(ABILITIES)} | outdated above "
-            "current |"
-        ),
-        "|---" * (len(ABILITIES) + 3) + "|",
-    ]
+    rows = []
     for arm, by_corpus in results.items():
         by_seed = [mean_recall(retrievals, 10) for retrievals in by_corpus[corpus]]
-        every = [one for retrievals in by_corpus[corpus] for one in retrievals]
+        every = _flat(by_corpus[corpus])
         cells = [
             f"{mean_recall([one for one in every if one.question.ability == ability], 10):.2f}"
             for ability in ABILITIES
         ]
-        update_questions = [one for one in every if one.question.outdated_answers]
-        misled_count = f"{sum(one.misleads for one in update_questions)}/{len(update_questions)}"
-        lines.append(
-            f"| {arm} | {min(by_seed):.3f} to {max(by_seed):.3f} | {' | '.join(cells)} | {misled_count} |"
+        misled = [one.misleads for one in every if one.question.outdated_answers]
+        rows.append(
+            [arm, f"{min(by_seed):.3f} to {max(by_seed):.3f}", *cells, f"{sum(misled)}/{len(misled)}"]
         )
-    return "\n".join(lines)
+    columns = [f"recall @10, {corpus}", "lowest to highest seed", *ABILITIES, "outdated above current"]
+    return markdown(columns, rows)
 
 
 def measure(config: RecallBench, part: Part, names: Iterable[str], embeddings: CachedEmbeddings) -> Results:
@@ -279,16 +258,16 @@ def measure(config: RecallBench, part: Part, names: Iterable[str], embeddings: C
     all_corpora = corpora(config, part)
     for name in names:
         results[name] = {}
-        for corpus in all_corpora:
+        for corpus, conversations in all_corpora.items():
             began = time.process_time()
             try:
-                results[name][corpus.name] = ask(_ARMS[name], corpus.conversations, embeddings)
+                results[name][corpus] = ask(_ARMS[name], conversations, embeddings)
             except ModuleNotFoundError as error:
                 print(f"{name} is skipped: {error}", file=sys.stderr, flush=True)
                 del results[name]
                 break
             seconds = time.process_time() - began
-            print(f"{part}: {name}, {corpus.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+            print(f"{part}: {name}, {corpus}: {seconds:.0f} s", file=sys.stderr, flush=True)
     return results
 
 

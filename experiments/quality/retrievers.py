@@ -18,9 +18,8 @@ import numpy as np
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from scrubjay.experiments.answers.views import bm25_index
+from scrubjay.experiments.answers.views import bm25_index, store_turns
 from scrubjay.experiments.lm.conversations import Conversation, Question
-from scrubjay.memory import MemoryBank
 
 Recall = Callable[[Question, int], list[int]]
 """Function from a question and k to indices of turns, best first."""
@@ -159,21 +158,9 @@ def bank(timely: bool = False, dense: bool = True, **options: Any) -> Arm:
     """
 
     def arm(conversation: Conversation, embeddings: Embeddings) -> Recall:
-        place_of: dict[str, int] = {}
-        ids: list[str] = []
-        # The clock is the time of the last turn, so that record ages are those at the time of the questions.
-        memory_bank = MemoryBank(
-            ":memory:",
-            embeddings if dense else None,
-            clock=lambda: conversation.turns[-1].observed,
-            **options,
+        memory_bank, place_of = store_turns(
+            conversation, embeddings if dense else None, supersedes=timely, at_once=False, **options
         )
-        for place, turn in enumerate(conversation.turns):
-            replaced_id = None if turn.replaces is None or not timely else ids[turn.replaces]
-            ids.append(
-                memory_bank.add(turn.text, observed=turn.observed, supersedes=replaced_id, merge=False)
-            )
-            place_of[ids[-1]] = place
 
         def recall(question: Question, k: int) -> list[int]:
             hits = memory_bank.search(question.text, k, at=question.at if timely else None)

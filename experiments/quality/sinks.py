@@ -15,7 +15,6 @@ table; all numbers are in `scores.jsonl`. Options: `--help`.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.experiments.files import CONFIG, write_atomically
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
-from scrubjay.experiments.quality.probe import run_probe
+from scrubjay.experiments.files import CONFIG
+from scrubjay.experiments.measurements import Records, markdown
+from scrubjay.experiments.quality.probe import prepare_out, run_probe, write_report
 from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.config import derive_seed
-from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.sequence import SequenceTaskConfig
 from scrubjay.experiments.statistics import format_spread
 from scrubjay.experiments.tasks.sequences import MQAR
@@ -128,19 +126,14 @@ def run(bench: SinksBench, command: str) -> Path:
 
     Raises ValueError if the directory holds results of other settings, GracefulInterrupt after Ctrl-C.
     """
-    free_fields = {"out", "quiet", "seeds", "activations"}
-    prepare_results_dir(
-        bench.out, {k: v for k, v in dataclasses.asdict(bench).items() if k not in free_fields}
-    )
+    prepare_out(bench, free=("seeds", "activations"))
     records = Records(bench.out / "scores.jsonl", _SCORES)
     for seed in bench.seeds:
         for activation in bench.activations:
             if not records.find(activation=activation, seed=seed):
                 for row in _measure(bench, activation, seed):
                     records.append({"activation": activation, "seed": seed, **row})
-    path = bench.out / "sinks.md"
-    write_atomically(path, _report(bench, records, command))
-    return path
+    return write_report(bench.out / "sinks.md", command, *_report(bench, records))
 
 
 def _measure(bench: SinksBench, activation: Activation, seed: int) -> list[dict[str, Any]]:
@@ -155,16 +148,11 @@ def _measure(bench: SinksBench, activation: Activation, seed: int) -> list[dict[
     model = config.make_model()
     before = {"trained": False, "accuracy": config.success_without_memory, **score(bench, config, model)}
     model.load_state_dict(load_weights(finished_run.checkpoint))
-    return [before, {"trained": True, "accuracy": _accuracy(finished_run), **score(bench, config, model)}]
+    accuracy = config.accuracies(finished_run.result)[config.train_sizes]
+    return [before, {"trained": True, "accuracy": accuracy, **score(bench, config, model)}]
 
 
-def _accuracy(finished_run: Run) -> float:
-    config = finished_run.config
-    assert isinstance(config, SequenceTaskConfig)
-    return config.accuracies(finished_run.result)[config.train_sizes]
-
-
-def _report(bench: SinksBench, records: Records, command: str) -> str:
+def _report(bench: SinksBench, records: Records) -> tuple[str, str]:
     columns = [
         "activation",
         "accuracy",
@@ -192,13 +180,8 @@ def _report(bench: SinksBench, records: Records, command: str) -> str:
         f"exceeds {bench.threshold}. Uniform attention gives the first token "
         f"{uniform:.3f}."
     )
-    return "\n\n".join([header(command), text, markdown(columns, rows)]) + "\n"
-
-
-def main() -> int:
-    """Run the benchmark and print the table; return the exit code."""
-    return run_probe("sinks", SinksBench, __doc__, run)
+    return text, markdown(columns, rows)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_probe("sinks", SinksBench, __doc__, run))

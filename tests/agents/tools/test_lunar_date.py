@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scrubjay.agents.tools.calendar import CHINA
-from scrubjay.agents.tools.lunar_date import from_lunar, to_lunar
+from scrubjay.agents.tools.calendar import CHINA, from_lunar, to_lunar
 
 from .asking import ask
 
