@@ -86,8 +86,8 @@ def store_turns(
 ) -> tuple[MemoryBank, dict[str, int]]:
     """Store the turns in a new bank with these options; return the bank, and a turn's index by record id.
 
-    If `supersedes` is True, the bank also knows the record that each turn replaces. With `at_once`, many turns
-    are embedded together.
+    If `supersedes` is True, the bank also knows the record that each turn replaces. With `at_once`, several
+    turns are embedded together.
     """
     # The clock is the time of the last turn, so that record ages are those at the time of the questions.
     bank = MemoryBank(":memory:", embeddings, clock=lambda: conversation.turns[-1].observed, **options)

@@ -325,7 +325,10 @@ def _recall(options: ConversationBench) -> list[str]:
             counts = [sum(places[turn] <= most for places in rankings) for turn in options.question_turns]
             rows.append([f"{name}, first {most}", *counts])
     return [
-        f"Conversations of {options.recall_seeds} with the fact among the first hits of a bank of user turns:",
+        (
+            f"Number of {options.recall_seeds} conversations with the fact among the first hits in a bank "
+            "of user turns:"
+        ),
         markdown(["bank", *(f"question at turn {turn}" for turn in options.question_turns)], rows),
     ]
 
@@ -362,8 +365,10 @@ def _report(options: ConversationBench, results: ConversationRows) -> list[str]:
             cells.append(f"{in_view}, {answered} of {len(matches)}" if matches else "ended")
         answer_rows.append(cells)
     return [
-        f"Means over the first and the last {_EDGE} turns (CPU seconds: medians).",
-        'The "uncached" tokens are the tokens of the prompt that were not in the cache.',
+        (
+            f'Means over the first and the last {_EDGE} turns (CPU seconds: medians). "Uncached" '
+            "counts the prompt tokens that were not in the cache:"
+        ),
         markdown(["method, seed", "turns", *titles, "records"], costs),
         "Conversations with the fact in the prompt or cache, and with the fact in the answer:",
         markdown(["question at turn", *options.methods], answer_rows),

@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from scrubjay.experiments.answers.agentbench import read_agentbench
+from scrubjay.experiments.answers.datasets import with_evidence
 from scrubjay.experiments.answers.dialogues import (
     read_beam,
     read_locomo,
@@ -185,7 +186,7 @@ def test_agentbench_knows_an_answer_by_its_words(tmp_path, suffix):
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([AGENTBENCH]), path)
     else:
         put(path, AGENTBENCH if suffix == ".jsonl" else [AGENTBENCH])
-    (conversation,) = read_agentbench(path)
+    (conversation,) = with_evidence(read_agentbench(path))
     assert texts(conversation) == FACTS.split("\n")[1:]
     # "called" stands in all facts and "r90" in none.
     assert list_questions(conversation) == [("Which river has land 3?", {3}, "factconsolidation_sh_6k")]

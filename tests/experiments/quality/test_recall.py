@@ -106,15 +106,15 @@ def test_details_tell_the_range_over_seeds_and_how_often_one_is_misled():
     assert cells[-1] == "1/1"
 
 
-READERS = {
-    "read_bfcl": "BFCL",
-    "read_memdaily": "MemDaily",
-    "read_locomo": "LoCoMo",
-    "read_realtalk": "REALTALK",
-    "read_beam": "BEAM-100K",
-    "read_longmemeval": "LongMemEval",
-    "read_agentbench": "MemoryAgentBench",
+SETS = {
+    "memdaily": "MemDaily, zh",
+    "locomo": "LoCoMo",
+    "realtalk": "REALTALK",
+    "beam": "BEAM-100K",
+    "longmemeval": "LongMemEval",
+    "agentbench": "MemoryAgentBench",
 }
+QUESTIONS = (Question("?", frozenset({0}), "stated"), Question("?", frozenset(), "stated", references=("a",)))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -129,26 +129,25 @@ def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypat
 
         def reads(*paths):
             read.append((name, *paths))
-            return [Conversation((), (), name) for name in names]
+            return [Conversation((), QUESTIONS, name) for name in names]
 
         return reads
 
-    for name, set in READERS.items():
-        monkeypatch.setattr(recall, name, reader(name, set))
-    plain = [corpus.name for corpus in recall.corpora(RecallBench(turns=400), part)]
+    monkeypatch.setattr(recall, "read_bfcl", reader("bfcl", "BFCL"))
+    monkeypatch.setattr(recall, "read_memdaily", reader("memdaily", "MemDaily"))
+    monkeypatch.setattr(recall, "READERS", {name: reader(name, set) for name, set in SETS.items()})
+    plain = list(recall.corpora(RecallBench(turns=400), part))
     synthetic = [f"synthetic, {language}" for language in LANGUAGES]
     assert plain == [*synthetic, *(f"{name}, in one bank" for name in synthetic), "BFCL"]
-    assert read == [("read_bfcl",)]
-    paths = {name.removeprefix("read_"): Path(name) for name in READERS if name != "read_bfcl"}
-    bench = RecallBench(turns=400, **{**paths, "agentbench": (Path("a"), Path("b"))})
-    retrievals = recall.corpora(bench, part)[len(plain) :]
-    assert [corpus.name for corpus in retrievals] == [
-        "MemDaily, zh", "LoCoMo", "REALTALK", "BEAM-100K", "LongMemEval", "MemoryAgentBench",
-    ]  # fmt: skip
-    assert read[2] == ("read_memdaily", Path("read_memdaily"), recall.part_names("MemDaily", part))
-    assert read[-2:] == [("read_agentbench", Path("a")), ("read_agentbench", Path("b"))]
-    names_by_set = [{one.name for one in corpus.conversations} for corpus in retrievals[-2:]]
-    assert all(0 < len(names) < 9 for names in names_by_set)
+    assert read == [("bfcl",)]
+    paths = {name: Path(name) for name in SETS}
+    corpora = recall.corpora(RecallBench(turns=400, **paths | {"agentbench": (Path("a"), Path("b"))}), part)
+    assert list(corpora)[len(plain) :] == list(SETS.values())
+    assert read[2] == ("memdaily", Path("memdaily"), recall.part_names("MemDaily", part))
+    assert read[-2:] == [("agentbench", Path("a")), ("agentbench", Path("b"))]
+    for name in ("LongMemEval", "MemoryAgentBench"):
+        assert 0 < len({one.name for one in corpora[name]}) < 9
+        assert {one.questions for one in corpora[name]} == {QUESTIONS[:1]}
 
 
 def test_the_command_measures_the_baselines_and_names_what_is_amiss(tmp_path, monkeypatch, capsys):
