@@ -189,8 +189,8 @@ def run_conversation(
     speaker = Speaker(options, method, model)
     if done:
         rows = zip(records.rows, conversation.turns, strict=False)
-        said = [(row["question"], row["answer"], turn.observed) for row, turn in rows]
-        speaker.restore(said, checkpoints[-1].parent)
+        earlier_turns = [(row["question"], row["answer"], turn.observed) for row, turn in rows]
+        speaker.restore(earlier_turns, checkpoints[-1].parent)
     with ProgressDisplay(name, options.turns, done, not options.quiet) as display:
         for place in range(done, options.turns):
             row = _turn(options, method, speaker, conversation, reminders, place, records)
@@ -361,8 +361,8 @@ def _report(options: ConversationBench, results: ConversationRows) -> list[str]:
         for method in options.methods:
             matches = [row for (who, _), rows in results.items() if who == method for row in rows]
             matches = [row for row in matches if row["turn"] == turn and "told" in row]
-            in_view, answered = (sum(row[name] for row in matches) for name in ("in_view", "answered"))
-            cells.append(f"{in_view}, {answered} of {len(matches)}" if matches else "ended")
+            in_view, correct = (sum(row[name] for row in matches) for name in ("in_view", "answered"))
+            cells.append(f"{in_view}, {correct} of {len(matches)}" if matches else "ended")
         answer_rows.append(cells)
     return [
         (

@@ -244,9 +244,9 @@ def details(results: Results, corpus: str) -> str:
             f"{mean_recall([one for one in every if one.question.ability == ability], 10):.2f}"
             for ability in ABILITIES
         ]
-        misled = [one.misleads for one in every if one.question.outdated_answers]
+        misleading = [one.misleads for one in every if one.question.outdated_answers]
         rows.append(
-            [arm, f"{min(by_seed):.3f} to {max(by_seed):.3f}", *cells, f"{sum(misled)}/{len(misled)}"]
+            [arm, f"{min(by_seed):.3f} to {max(by_seed):.3f}", *cells, f"{sum(misleading)}/{len(misleading)}"]
         )
     columns = [f"recall @10, {corpus}", "lowest to highest seed", *ABILITIES, "outdated above current"]
     return markdown(columns, rows)
