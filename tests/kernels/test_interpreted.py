@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent / "interpreted"
 FILES = sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in ("__init__", "conftest"))
 
 
+@pytest.mark.slow
 @pytest.mark.requires("triton")
 @pytest.mark.timeout(1800)
 def test_kernels_under_the_interpreter():

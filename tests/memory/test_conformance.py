@@ -207,9 +207,15 @@ def test_laws_hold_under_autocast_at_the_default_sizes(name):
 TRACED_SMALL = {"gtrxl": {"num_layers": 1}, "sink": {"num_layers": 1}, "stack": SIZES["stack"][-1]}
 
 
-@pytest.mark.parametrize("name", memory.list_memories())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAMILIES.values() else pytest.mark.slow)
+        for name in memory.list_memories()
+    ],
+)
 def test_one_step_compiles_and_exports(name):
-    # Only traced, which takes half of the time; the slow suite also generates machine code.
+    # Only traced, which takes half of the time; another slow test generates machine code.
     module = memory.make(name, **({"dim": 16} | TRACED_SMALL.get(name, {})))
     memory.check_memory(module, laws=(8,), compile_backend="eager")
 
