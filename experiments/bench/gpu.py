@@ -92,23 +92,14 @@ def main(bench: GPUBench) -> None:
 
 def check(device: str, dtypes: tuple[torch.dtype, ...]) -> Iterator[tuple[str, torch.dtype, float]]:
     """Yield the largest error of each op in each dtype. Raises SystemExit on an error above the tolerance."""
-    for op, prepare in (
-        ("chunk_retrieval, joint", lambda: _retrieval_case(device, "joint")),
-        ("chunk_retrieval, hierarchical", lambda: _retrieval_case(device, "hierarchical")),
-        ("choose_chunks, attend_chosen, merge", lambda: _halves_case(device)),
-        ("sink_attention", lambda: _sink_case(device)),
-        ("neural_memory, a matrix", lambda: _memory_case(device, 1)),
-        ("neural_memory, two layers", lambda: _memory_case(device, 2)),
-        ("linear_memory, hebbian", lambda: _linear_case(device, "hebbian", "head")),
-        ("linear_memory, delta", lambda: _linear_case(device, "delta", "head")),
-        ("linear_memory, delta, decay per channel", lambda: _linear_case(device, "delta", "channel")),
-    ):
+    for op, (prepare, *options) in _CASES.items():
         for dtype in dtypes:
             torch.manual_seed(0)
-            tensors, run = prepare()
-            low_precision = [tensor.to(dtype) for tensor in tensors]
+            tensors, run = prepare(device, *options)
+            low_precision = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+            exact_inputs = {name: tensor.double() for name, tensor in low_precision.items()}
             result = _run_with_gradients(low_precision, run, "triton")
-            exact = _run_with_gradients([tensor.double() for tensor in low_precision], run, "torch")
+            exact = _run_with_gradients(exact_inputs, run, "torch")
             errors = [_relative_error(ours, right) for ours, right in zip(result, exact, strict=True)]
             error = math.nan if any(map(math.isnan, errors)) else max(errors)
             if not error < TOLERANCE[dtype]:
@@ -137,15 +128,19 @@ def _check_nearest(device: str, dtype: torch.dtype) -> float:
     return error
 
 
+Case = tuple[dict[str, Tensor], Callable[..., Tensor]]
+"""Differentiable inputs of an op by name, and a function of them and of `implementation`."""
+
+
 def _run_with_gradients(
-    tensors: list[Tensor], run: Callable[..., Tensor], implementation: str
+    tensors: dict[str, Tensor], run: Callable[..., Tensor], implementation: str
 ) -> list[Tensor]:
-    leaves = [tensor.clone().requires_grad_() for tensor in tensors]
-    out = run(*leaves, implementation=implementation)
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in tensors.items()}
+    out = run(**leaves, implementation=implementation)
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64, device=out.device)
-    grads = torch.autograd.grad((out.double().flatten() * weights).sum(), leaves, allow_unused=True)
-    zeros = [torch.zeros_like(leaf) for leaf in leaves]
-    return [out.detach(), *(zero if grad is None else grad for grad, zero in zip(grads, zeros, strict=True))]
+    total = (out.double().flatten() * weights).sum()
+    grads = torch.autograd.grad(total, [*leaves.values()], allow_unused=True, materialize_grads=True)
+    return [out.detach(), *grads]
 
 
 def _relative_error(result: Tensor, exact: Tensor) -> float:
@@ -154,37 +149,24 @@ def _relative_error(result: Tensor, exact: Tensor) -> float:
     )
 
 
-def _retrieval_case(device: str, combine: Any) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def _retrieval_case(device: str, combine: Any) -> Case:
     # Integers in the summaries and their queries make scores exact, so that all dtypes select equal chunks.
-    shapes = ((2, 5, 4, 40), (2, 6, 7, 2, 40), (2, 6, 7, 2, 40))
-    query, keys, values = (torch.randn(*shape, device=device) for shape in shapes)
-    summaries = torch.randint(-4, 5, (2, 6, 2, 24), device=device).float()
-    summary_query = torch.randint(-4, 5, (2, 5, 2, 24), device=device).float()
+    shapes = {"query": (2, 5, 4, 40), "keys": (2, 6, 7, 2, 40), "values": (2, 6, 7, 2, 40)}
+    tensors = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
+    for name, steps in (("summaries", 6), ("summary_query", 5)):
+        tensors[name] = torch.randint(-4, 5, (2, steps, 2, 24), device=device).float()
     valid = torch.tensor([[6, 0, 3, 5, 1], [2, 4, 6, 1, 6]], device=device)
-
-    def run(query, keys, values, summaries, summary_query, implementation):
-        return chunk_retrieval(
-            query,
-            keys,
-            values,
-            summaries,
-            valid,
-            summary_query=summary_query,
-            top_k=3,
-            combine=combine,
-            implementation=implementation,
-        )
-
-    return [query, keys, values, summaries, summary_query], run
+    return tensors, functools.partial(chunk_retrieval, valid=valid, top_k=3, combine=combine)
 
 
-def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def _halves_case(device: str) -> Case:
     """Return inputs, and a function that merges attention to selected chunks with attention to a window."""
     tensors, _ = _retrieval_case(device, "hierarchical")
     valid = torch.tensor([[6, 0, 3, 5, 6], [2, 6, 6, 1, 4]], device=device)
     step = torch.arange(5, device=device).expand(2, 5)
 
     def run(query, keys, values, summaries, summary_query, implementation):
+        options: Any = {"return_lse": True, "implementation": implementation}
         selection = choose_chunks(
             valid,
             top_k=3,
@@ -192,86 +174,62 @@ def _halves_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
             summaries=summaries,
             implementation=implementation,
         )
-        far = attend_chosen(
-            query,
-            keys,
-            values,
-            selection.chunks,
-            selection.scores,
-            return_lse=True,
-            implementation=implementation,
-        )
-        near = sink_attention(
-            query,
-            keys[:, :5, 0],
-            values[:, :5, 0],
-            step,
-            step,
-            torch.zeros_like(step),
-            window=3,
-            return_lse=True,
-            implementation=implementation,
-        )
+        far = attend_chosen(query, keys, values, selection.chunks, selection.scores, **options)
+        window = keys[:, :5, 0], values[:, :5, 0]
+        near = sink_attention(query, *window, step, step, torch.zeros_like(step), window=3, **options)
         return merge([far, near])
 
     return tensors, run
 
 
-def _sink_case(device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    query, keys, values = (torch.randn(2, 21, heads, 40, device=device) for heads in (4, 2, 2))
+def _sink_case(device: str) -> Case:
+    tensors = {
+        name: torch.randn(2, 21, heads, 40, device=device)
+        for name, heads in (("query", 4), ("keys", 2), ("values", 2))
+    }
     step = torch.arange(21, device=device).expand(2, 21)
-    start = torch.where(step < 9, 0, 9)
-
-    def run(query, keys, values, logit, implementation):
-        return sink_attention(
-            query,
-            keys,
-            values,
-            step,
-            step,
-            start,
-            window=5,
-            num_sinks=2,
-            sink_logit=logit,
-            implementation=implementation,
-        )
-
-    return [query, keys, values, torch.randn(4, device=device)], run
+    steps = {"query_step": step, "key_step": step, "episode_start": torch.where(step < 9, 0, 9)}
+    tensors["sink_logit"] = torch.randn(4, device=device)
+    return tensors, functools.partial(sink_attention, **steps, window=5, num_sinks=2)
 
 
-def _memory_case(device: str, depth: int) -> tuple[list[Tensor], Callable[..., Tensor]]:
-    query, key, value, *weights, gates, state = _memory(1, 24, 1, 20, 36 if depth == 2 else None, device)
+def _memory_case(device: str, depth: int) -> Case:
+    tensors, gates, state = _memory(1, 24, 1, 20, 36 if depth == 2 else None, device)
 
-    def run(query, key, value, *weights, implementation):
+    def run(query, key, value, implementation, **weights):
         dtype = torch.promote_types(query.dtype, torch.float32)
         y, _, after = neural_memory(
             query,
             key,
             value,
             Gates(*(gate.to(dtype) for gate in gates)),
-            weights,
+            [*weights.values()],
             NeuralState(*(part.to(dtype) for part in state)),
             chunk_size=12,
             implementation=implementation,
         )
         return torch.cat([y.flatten().to(dtype), *(part.flatten() for part in after)])
 
-    return [query, key, value, *weights], run
+    return tensors, run
 
 
-def _memory(rows: int, time: int, heads: int, width: int, hidden: int | None, device: str) -> list[Any]:
-    """Return random inputs of a neural memory: query, key, value, weights, gates and an empty state."""
+def _memory(
+    rows: int, time: int, heads: int, width: int, hidden: int | None, device: str
+) -> tuple[dict[str, Tensor], Gates, NeuralState]:
+    """Return random inputs of a neural memory: query, key, value and weights; gates; and an empty state."""
     shape, layers = (
         (rows, time, heads),
         [(width, width)] if hidden is None else [(width, hidden), (hidden, width)],
     )
-    query, key, value = (torch.randn(*shape, width, device=device) for _ in range(3))
-    weights = [torch.randn(heads, a, b, device=device) / a**0.5 for a, b in layers]
+    tensors = {name: torch.randn(*shape, width, device=device) for name in ("query", "key", "value")}
+    for name in ("query", "key"):
+        tensors[name] = normalize(tensors[name], dim=-1)
+    for number, (a, b) in enumerate(layers):
+        tensors[f"weight_{number}"] = torch.randn(heads, a, b, device=device) / a**0.5
     step, *logs = (torch.rand(shape, device=device) for _ in range(3))
     size = sum(a * b for a, b in layers)
     state = NeuralState(*(torch.zeros(rows, heads, size, device=device) for _ in range(3)))
-    gates = Gates(step * 0.1, *(-log * 0.1 for log in logs))
-    return [normalize(query, dim=-1), normalize(key, dim=-1), value, *weights, gates, state]
+    return tensors, Gates(step * 0.1, *(-log * 0.1 for log in logs)), state
 
 
 def _memories(bench: GPUBench) -> Iterator[str]:
@@ -283,43 +241,54 @@ def _memories(bench: GPUBench) -> Iterator[str]:
     yield "| T | memory | triton | torch | torch / triton |\n|---|---|---|---|---|"
     for length in (length for length in bench.lengths if length <= 4096):
         for name, hidden in (("a matrix", None), ("hidden 128", 128)):
-            *tensors, gates, state = _memory(1, length, bench.heads, 64, hidden, "cuda")
-            query, key, value = (x.bfloat16().requires_grad_() for x in tensors[:3])
+            tensors, gates, state = _memory(1, length, bench.heads, 64, hidden, "cuda")
+            query, key, value, *weights = tensors.values()
+            inputs = [x.bfloat16().requires_grad_() for x in (query, key, value)]
 
-            def run(
-                path: Any, q=query, k=key, v=value, gates=gates, weights=tensors[3:], state=state
-            ) -> Tensor:
-                return neural_memory(q, k, v, gates, weights, state, chunk_size=32, implementation=path)[0]
+            def run(path: Any, inputs: Any = (*inputs, gates, weights, state)) -> Tensor:
+                return neural_memory(*inputs, chunk_size=32, implementation=path)[0]
 
             yield f"| {length:,} | {name} | {_both(run)} |"
 
 
-def _linear_case(device: str, rule: Any, decay: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def _linear_case(device: str, rule: Any, decay: str) -> Case:
     start = torch.zeros(2, 40, dtype=torch.bool, device=device)
     start[0, 17] = True
 
-    def run(*inputs: Any, implementation):
-        options = {"rule": rule, "chunk_size": 16, "start": start, "implementation": implementation}
-        y, after = linear_memory(*inputs, **options)
+    def run(**inputs: Any) -> Tensor:
+        y, after = linear_memory(**inputs, rule=rule, chunk_size=16, start=start)
         return torch.cat([y.flatten().to(after.dtype), after.flatten()])
 
     return _linear(2, 40, 2, 20, decay, device), run
 
 
-def _linear(rows: int, time: int, heads: int, width: int, decay: str, device: str) -> list[Tensor]:
-    """Return random inputs of a linear memory: query, key, value, decays, step sizes and an empty state."""
-    query, key, value = (torch.randn(rows, time, heads, width, device=device) for _ in range(3))
-    decay_shape = (rows, time, heads, width) if decay == "channel" else (rows, time, heads)
-    step = torch.rand(rows, time, heads, device=device)
-    state = torch.zeros(rows, heads, width, width, device=device)
-    return [
-        normalize(query, dim=-1),
-        normalize(key, dim=-1),
-        value,
-        -torch.rand(decay_shape, device=device),
-        step,
-        state,
-    ]
+def _linear(rows: int, time: int, heads: int, width: int, decay: str, device: str) -> dict[str, Tensor]:
+    """Return random inputs of a linear memory, with an empty state."""
+    shape = (rows, time, heads)
+    query, key, value = (torch.randn(*shape, width, device=device) for _ in range(3))
+    step = torch.rand(shape, device=device)
+    return {
+        "query": normalize(query, dim=-1),
+        "key": normalize(key, dim=-1),
+        "value": value,
+        "log_decay": -torch.rand((*shape, width) if decay == "channel" else shape, device=device),
+        "step": step,
+        "state": torch.zeros(rows, heads, width, width, device=device),
+    }
+
+
+_CASES: dict[str, tuple[Any, ...]] = {
+    "chunk_retrieval, joint": (_retrieval_case, "joint"),
+    "chunk_retrieval, hierarchical": (_retrieval_case, "hierarchical"),
+    "choose_chunks, attend_chosen, merge": (_halves_case,),
+    "sink_attention": (_sink_case,),
+    "neural_memory, a matrix": (_memory_case, 1),
+    "neural_memory, two layers": (_memory_case, 2),
+    "linear_memory, hebbian": (_linear_case, "hebbian", "head"),
+    "linear_memory, delta": (_linear_case, "delta", "head"),
+    "linear_memory, delta, decay per channel": (_linear_case, "delta", "channel"),
+}
+"""Checked ops: the function that makes their inputs on a device, and the options of the function."""
 
 
 def _recurrences(bench: GPUBench) -> Iterator[str]:
@@ -327,7 +296,7 @@ def _recurrences(bench: GPUBench) -> Iterator[str]:
     yield "| T | rule | triton | torch | torch / triton |\n|---|---|---|---|---|"
     for length in bench.lengths:
         for rule, decay in (("hebbian", "head"), ("delta", "head"), ("delta", "channel")):
-            *tensors, state = _linear(1, length, bench.heads, 64, decay, "cuda")
+            *tensors, state = _linear(1, length, bench.heads, 64, decay, "cuda").values()
             inputs: Any = [*(x.bfloat16().requires_grad_() for x in tensors), state]
 
             def run(path: Any, inputs: Any = inputs, rule: Any = rule) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Categorical
 from scrubjay.agents.rl.policy import Policy
-from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors
+from scrubjay.agents.rl.rollout import ActorInput, Choice, InputTensors, RolloutStep
 from scrubjay.agents.teams.network import AgentTrace
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -31,6 +31,7 @@ from scrubjay.experiments.viz.film import make_rendering_env, render_frame
 from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
 from scrubjay.memory import name_of
+from scrubjay.memory.contract.base import Recall as MemoryRecall
 
 _WIDEST = 640
 """Maximum width and height of a picture in pixels; larger pictures are scaled down."""
@@ -64,26 +65,38 @@ class PictureStore:
 class _Tracer:
     """Base class of actors that take the most likely actions and record an episode, one value per step."""
 
+    passes = 1
+    """Number of passes over the steps of the episode, for the progress."""
+
     def __init__(self, policy: Any, envs: OneEnv | OneTeam, has_pictures: bool) -> None:
-        self.policy, self._env, self._has_pictures = policy, envs.env, has_pictures
+        self.policy, self.envs, self._has_pictures = policy, envs, has_pictures
         self._state = policy.initial_state(1)
         self._tensors = InputTensors(policy.observation_space, policy.device)
         self.picture_store = PictureStore()
         self.steps: list[Step] = []
-        self.tracks: dict[str, list[float | None]] = {}
+        self.tracks: dict[str, dict[int, float]] = {}
+
+    def _append(self, name: str, value: Any) -> None:
+        """Set the value of the latest step in the track `name`, unless the value is not finite."""
+        row = self.tracks.setdefault(name, {})
+        if np.isfinite(value):
+            row[len(self.steps) - 1] = float(value)
+
+    def finish(self, on_step: Callable[[int, int], None]) -> None:
+        """Complete the steps after the end of the episode."""
 
     def _draw(self) -> int | None:
         """Add a picture of the environment and return its index; None if there are no pictures."""
-        return self.picture_store.add(render_frame(self._env, "")) if self._has_pictures else None
+        return self.picture_store.add(render_frame(self.envs.env, "")) if self._has_pictures else None
 
 
 class _PolicyTracer(_Tracer):
     """Tracer of a policy."""
 
+    passes = 2
+
     def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
         super().__init__(policy, envs, has_pictures)
-        self._envs = envs
-        self.recalls: list[list[Recall]] = []
         self.encodings: list[Tensor] = []
         self.skip_features: list[Tensor] = []
         self.actions: list[Tensor] = []
@@ -107,23 +120,44 @@ class _PolicyTracer(_Tracer):
         self.actions.append(action[0])
         actions = policy.env_actions(action)
         chances = _get_action_probabilities(policy, distribution)
-        text = format_value(self._envs.observation)
-        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances))
+        text = format_value(self.envs.observation)
+        recalls = _build_recalls(memory_trace)
+        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances, recalls))
         numbers = {"value": float(policy.critic(features))}
         if isinstance(policy.action_space, gymnasium.spaces.Discrete):
             numbers["probability of the choice"] = float(distribution.log_prob(action).exp())
-        reads, writes = ({}, {}) if memory_trace is None else (memory_trace.reads, memory_trace.writes)
-        self.recalls.append(
-            [Recall.from_weights(name, read.steps[0], read.weights[0]) for name, read in reads.items()]
-        )
-        numbers |= {name: float(strength[0]) for name, strength in writes.items()}
-        return Choice(actions, numbers)
+        writes = {} if memory_trace is None else memory_trace.writes
+        return Choice(actions, numbers | {name: float(strength[0]) for name, strength in writes.items()})
 
-    def record(self, name: str, value: float) -> None:
-        """Append the value of the latest step to the track `name`; earlier steps without a value get None."""
-        row = self.tracks.setdefault(name, [])
-        row += [None] * (len(self.steps) - 1 - len(row))
-        row.append(float(value) if np.isfinite(value) else None)
+    def record(self, step: RolloutStep) -> None:
+        """Append the numbers of the latest step to the tracks."""
+        self._append("reward", float(step.result.rewards[0]))
+        for name, number in step.choice.output.items():
+            self._append(name, number)
+
+    def finish(self, on_step: Callable[[int, int], None]) -> None:
+        """Add the recall density to the steps."""
+        total = len(self.steps)
+        density = recall_density(
+            self.policy,
+            torch.stack(self.encodings),
+            torch.stack(self.skip_features) if self.skip_features else None,
+            torch.stack(self.actions),
+            lambda done: on_step(total + done, 2 * total),
+        )
+        for name, rows in density.items():
+            for t, row in enumerate(rows.numpy()):
+                recall = Recall.from_weights(f"recall density of the {name}", np.arange(t + 1), row[: t + 1])
+                self.steps[t] = dataclasses.replace(self.steps[t], recalls=(*self.steps[t].recalls, recall))
+
+    def describe(self, env_config: EnvConfig) -> dict[str, str]:
+        """Return the texts of the trace about its source."""
+        config = self.policy.config.memory
+        total = sum(self.tracks["reward"].values())
+        about = {"memory": name_of(config), "return": f"{total:g}", "steps": str(len(self.steps))}
+        if getattr(config, "stop_memory_gradient", False):
+            about["recall density"] = "only within the window: stored values have no gradient"
+        return about | {name: str(value) for name, value in env_config.kwargs.items()}
 
 
 def trace_episode(
@@ -144,62 +178,53 @@ def trace_episode(
         max_steps: Maximum number of steps.
         on_step: Callback with the completed and the total amount of work.
     """
+    env, has_pictures = _open_env(env_config, max_steps)
+    tracer = _PolicyTracer(policy, OneEnv(env, env_config.id), has_pictures)
+    return _trace("policy", tracer, env_config, seed, max_steps, on_step)
+
+
+def _open_env(env_config: EnvConfig | TeamEnvConfig, max_steps: int) -> tuple[Any, bool]:
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
+    return make_rendering_env(env_config.make)
+
+
+def _trace(
+    kind: str,
+    tracer: _PolicyTracer | _TeamTracer,
+    env_config: Any,
+    seed: int,
+    max_steps: int,
+    on_step: Callable[[int, int], None],
+) -> Trace:
+    """Play one episode with a tracer and return its trace."""
+    envs, policy, steps = tracer.envs, tracer.policy, tracer.steps
     training = policy.training
     policy.eval()
-    env, has_pictures = make_rendering_env(env_config.make)
-    envs = OneEnv(env, env_config.id)
-    episode = _PolicyTracer(policy, envs, has_pictures)
     try:
-        for step in envs.play(episode, envs.reset(seed), max_steps):
-            for name, number in {"reward": float(step.result.rewards[0]), **step.choice.output}.items():
-                episode.record(name, number)
-            on_step(len(episode.steps), 2 * max_steps)
-        _add_density(policy, episode, on_step)
+        for step in envs.play(tracer, envs.reset(seed), max_steps):
+            tracer.record(step)
+            on_step(len(steps), tracer.passes * max_steps)
+        tracer.finish(on_step)
     finally:
         envs.close()
         policy.train(training)
     return Trace(
-        kind="policy",
+        kind=kind,
         title=f"{env_config.id}, episode {seed}",
-        steps=tuple(
-            dataclasses.replace(step, recalls=tuple(recalls))
-            for step, recalls in zip(episode.steps, episode.recalls, strict=True)
-        ),
-        about=_describe(policy, env_config, episode),
+        steps=tuple(steps),
+        about=tracer.describe(env_config),
         rate=envs.frames_per_second,
-        pictures=episode.picture_store.pictures,
-        tracks={
-            name: tuple(row + [None] * (len(episode.steps) - len(row)))
-            for name, row in episode.tracks.items()
-        },
+        pictures=tracer.picture_store.pictures,
+        tracks={name: tuple(map(row.get, range(len(steps)))) for name, row in tracer.tracks.items()},
     )
 
 
-def _add_density(policy: Policy, episode: _PolicyTracer, on_step: Callable[[int, int], None]) -> None:
-    total = len(episode.steps)
-    density = recall_density(
-        policy,
-        torch.stack(episode.encodings),
-        torch.stack(episode.skip_features) if episode.skip_features else None,
-        torch.stack(episode.actions),
-        lambda done: on_step(total + done, 2 * total),
+def _build_recalls(trace: MemoryRecall | None, prefix: str = "") -> tuple[Recall, ...]:
+    reads = {} if trace is None else trace.reads
+    return tuple(
+        Recall.from_weights(prefix + name, read.steps[0], read.weights[0]) for name, read in reads.items()
     )
-    for name, rows in density.items():
-        for t, (recalls, row) in enumerate(zip(episode.recalls, rows.numpy(), strict=True)):
-            recalls.append(
-                Recall.from_weights(f"recall density of the {name}", np.arange(t + 1), row[: t + 1])
-            )
-
-
-def _describe(policy: Policy, env_config: EnvConfig, episode: _Tracer) -> dict[str, str]:
-    config = policy.config.memory
-    total = sum(reward or 0 for reward in episode.tracks.get("reward", []))
-    about = {"memory": name_of(config), "return": f"{total:g}", "steps": str(len(episode.steps))}
-    if getattr(config, "stop_memory_gradient", False):
-        about["recall density"] = "only within the window: stored values have no gradient"
-    return about | {name: str(value) for name, value in env_config.kwargs.items()}
 
 
 def _get_action_probabilities(policy: Policy, distribution: Any) -> dict[str, float]:
@@ -224,7 +249,6 @@ def format_value(value: Any) -> str:
     return np.array2string(numbers, precision=3, suppress_small=True, max_line_width=10_000)
 
 
-@torch.no_grad()
 def trace_team(
     policy: TeamPolicy,
     env_config: TeamEnvConfig,
@@ -247,31 +271,9 @@ def trace_team(
         max_steps: Maximum number of steps.
         on_step: Callback with the completed and the total amount of work.
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps={max_steps}: must be at least 1")
-    training = policy.training
-    env, has_pictures = make_rendering_env(env_config.make)
-    envs = OneTeam(env)
-    tracer = _TeamTracer(policy, envs, has_pictures)
-    policy.eval()
-    try:
-        for step in envs.play(tracer, envs.reset(seed), max_steps):
-            tracer.record(step.choice.output, envs.rewards)
-            on_step(len(tracer.steps), max_steps)
-    finally:
-        envs.close()
-        policy.train(training)
-    agents, steps, tracks = envs.agents, tracer.steps, tracer.tracks
-    totals = {a: sum(reward or 0 for reward in tracks[f"{a}/reward"]) for a in agents}
-    return Trace(
-        kind="team",
-        title=f"{env_config.id}, episode {seed}",
-        steps=tuple(steps),
-        about={"steps": str(len(steps)), **{f"return of {a}": f"{total:g}" for a, total in totals.items()}},
-        rate=envs.frames_per_second,
-        pictures=tracer.picture_store.pictures,
-        tracks={name: tuple(row) for name, row in tracks.items()},
-    )
+    env, has_pictures = _open_env(env_config, max_steps)
+    tracer = _TeamTracer(policy, OneTeam(env), has_pictures)
+    return _trace("team", tracer, env_config, seed, max_steps, on_step)
 
 
 class _TeamNumbers(NamedTuple):
@@ -286,46 +288,57 @@ class _TeamNumbers(NamedTuple):
 class _TeamTracer(_Tracer):
     """Tracer of a team."""
 
+    envs: OneTeam
+
     def __init__(self, policy: TeamPolicy, envs: OneTeam, has_pictures: bool) -> None:
         super().__init__(policy, envs, has_pictures)
-        self._envs = envs
-        names = ["reward", "value", *(["change by messages"] if policy.config.graph_rounds else [])]
-        self._names = names
-        self.tracks = {f"{agent}/{name}": [] for agent in envs.agents for name in names}
+        self._names = ["reward", "value", *(["change by messages"] if policy.config.graph_rounds else [])]
+        self.tracks = {f"{agent}/{name}": {} for agent in envs.agents for name in self._names}
 
+    @torch.no_grad()
     def act(self, inputs: ActorInput) -> Choice:
         """Record the observations and messages and choose actions; the output is a `_TeamNumbers`."""
-        agents, policy, place = self._envs.agents, self.policy, self._draw()
+        agents, policy, place = self.envs.agents, self.policy, self._draw()
         batch = self._tensors.observation(inputs)
         traces: list[AgentTrace] = []
         alive = torch.as_tensor(inputs.alive)
         output = policy.step(batch, alive, self._state, deterministic=True, traces=traces)
         self._state, actions = output.state, policy.env_actions(output.action)
-        choices = self._envs.living(actions[0])
-        observations = {} if self._has_pictures else {name: self._envs.observation[name] for name in choices}
+        choices = self.envs.living(actions[0])
+        observations = {} if self._has_pictures else {name: self.envs.observation[name] for name in choices}
         text, choice = (
             "; ".join(f"{name} {format_value(value)}" for name, value in by_agent.items())
             for by_agent in (observations, choices)
         )
         living = set(choices)
         options = _select_hearing_weights(agents, traces, living)
-        recalls = _collect_recalls(agents, traces, living)
-        self.steps.append(Step(len(self.steps), place, text, choice, options, recalls))
-        assert output.value is not None
+        recalls = (
+            recall
+            for agent, trace in zip(agents, traces, strict=True)
+            if agent in living
+            for recall in _build_recalls(trace.recall, f"{agent}/")
+        )
+        self.steps.append(Step(len(self.steps), place, text, choice, options, tuple(recalls)))
         return Choice(actions, _TeamNumbers(living, output.value[0], traces))
 
-    def record(self, numbers: _TeamNumbers, rewards: Mapping[str, Any]) -> None:
+    def record(self, step: RolloutStep) -> None:
         """Append the numbers of the latest step to the tracks."""
-        for agent, own_value, trace in zip(self._envs.agents, numbers.values, numbers.traces, strict=True):
-            own = rewards.get(agent), own_value, trace.graph_change[0]
+        numbers: _TeamNumbers = step.choice.output
+        for agent, own_value, trace in zip(self.envs.agents, numbers.values, numbers.traces, strict=True):
+            own = self.envs.rewards.get(agent), own_value, trace.graph_change[0]
             own = dict(zip(self._names, own, strict=False))
             writes = {} if trace.recall is None else trace.recall.writes
             for name, number in (own | {name: strength[0] for name, strength in writes.items()}).items():
                 # An agent that has left may still get a reward for its last step, but no value.
                 has_number = number is not None and (name == "reward" or agent in numbers.living)
-                value: Any = number if has_number else np.nan
-                row = self.tracks.setdefault(f"{agent}/{name}", [])
-                row.append(float(value) if np.isfinite(value) else None)
+                self._append(f"{agent}/{name}", number if has_number else np.nan)
+
+    def describe(self, env_config: TeamEnvConfig) -> dict[str, str]:
+        """Return the texts of the trace about its source."""
+        about = {"steps": str(len(self.steps))}
+        for agent in self.envs.agents:
+            about[f"return of {agent}"] = f"{sum(self.tracks[f'{agent}/reward'].values()):g}"
+        return about
 
 
 def _select_hearing_weights(
@@ -340,12 +353,3 @@ def _select_hearing_weights(
     }
     most = sorted(pairs, key=lambda name: -pairs[name])[:_MOST_HEARD]
     return {name: share for name, share in pairs.items() if name in most}
-
-
-def _collect_recalls(agents: list[str], traces: list[AgentTrace], living: set[str]) -> tuple[Recall, ...]:
-    return tuple(
-        Recall.from_weights(f"{agent}/{name}", read.steps[0], read.weights[0])
-        for agent, trace in zip(agents, traces, strict=True)
-        if trace.recall is not None and agent in living
-        for name, read in trace.recall.reads.items()
-    )
