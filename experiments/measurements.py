@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,9 @@ def header(command: str) -> str:
     )
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Return a Markdown table; the first column is left-aligned, the others are right-aligned."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+def markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]], alignment: str = "---:") -> str:
+    """Return a Markdown table. The first column is left-aligned; `alignment` is that of the others."""
+    lines = [columns, ["---", *[alignment] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 

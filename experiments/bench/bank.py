@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import json
-import multiprocessing
 import shutil
 import sqlite3
 import sys
@@ -23,12 +23,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
+from scrubjay.experiments.bench import run_in_new_process, time_in_turns
 from scrubjay.experiments.resources import peak_bytes
 from scrubjay.kernels import nearest
 from scrubjay.memory import MemoryBank
@@ -223,11 +225,7 @@ def measure_recall(path: Path, embeddings: CheapEmbeddings, searches: int) -> fl
             for query in queries
         ]
     store.close()
-    return float(
-        np.mean(
-            [np.isin(exact_rows, approximate_rows).mean() for exact_rows, approximate_rows in nearest_rows]
-        )
-    )
+    return float(np.mean([np.isin(rows, found).mean() for rows, found in nearest_rows]))
 
 
 def build_lancedb_table(folder: Path, path: Path) -> Any:
@@ -249,8 +247,7 @@ def build_lancedb_table(folder: Path, path: Path) -> Any:
 
 def compare_with_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int) -> list[tuple[float, float]]:
     """Return median CPU milliseconds of a bank and of lancedb for searches by words, vectors and both."""
-    rerankers: Any = importlib.import_module("lancedb.rerankers")
-    reranker = rerankers.RRFReranker()
+    reranker = importlib.import_module("lancedb.rerankers").RRFReranker()
     texts = Texts(1)
     with tempfile.TemporaryDirectory() as folder, MemoryBank(path, embeddings) as bank:
         table = build_lancedb_table(Path(folder), path)
@@ -272,13 +269,14 @@ def compare_with_lancedb(path: Path, embeddings: CheapEmbeddings, searches: int)
         ]  # fmt: skip
         medians = []
         for pair in pairs:
-            times: tuple[list[float], list[float]] = ([], [])
-            for text in [texts.ask() for _ in range(searches + 2)]:
-                for search, durations in zip(pair, times, strict=True):
-                    began = time.process_time()
-                    search(text)
-                    durations.append(1000 * (time.process_time() - began))
-            medians.append((float(np.median(times[0][2:])), float(np.median(times[1][2:]))))
+            queries = itertools.tee(texts.ask() for _ in range(searches + 2))
+            # Each call of `next` makes one search.
+            methods = {
+                side: partial(next, map(search, own))
+                for side, (search, own) in enumerate(zip(pair, queries, strict=True))
+            }
+            ours, theirs = time_in_turns(methods, searches, warm_up=2).values()
+            medians.append((1000 * float(np.median(ours)), 1000 * float(np.median(theirs))))
         return medians
 
 
@@ -326,10 +324,9 @@ def main() -> None:
                 multiply(base, path, size // config.writes, embeddings)
             else:
                 fill(path, embeddings, size)
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            words = pool.apply(measure_searches, (path, None, config.searches))
-            both = pool.apply(measure_searches, (path, embeddings, config.searches))
-            by_numpy, by_torch = pool.apply(time_flat_scan, (size, config.dimension))
+        words = run_in_new_process(measure_searches, path, None, config.searches)
+        both = run_in_new_process(measure_searches, path, embeddings, config.searches)
+        by_numpy, by_torch = run_in_new_process(time_flat_scan, size, config.dimension)
         print(
             f"| {size:,} | {path.stat().st_size / 1e6:,.0f} | {words['median']:.1f} / {words['worst']:.1f} | "
             f"{both['median']:.1f} / {both['worst']:.1f} | {both['first']:,.0f} | "
@@ -352,8 +349,7 @@ def _beside(config: BankBench, embeddings: CheapEmbeddings) -> None:
     print("| records | words | vectors, exact search | both |\n|---|---|---|---|")
     for size in config.beside:
         path = config.folder / f"vectors_{size}.db"
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            medians = pool.apply(compare_with_lancedb, (path, embeddings, config.searches))
+        medians = run_in_new_process(compare_with_lancedb, path, embeddings, config.searches)
         cells = (f"{ours:.1f} / {theirs:.1f} = {ours / theirs:.2f}" for ours, theirs in medians)
         print(f"| {size:,} | {' | '.join(cells)} |", flush=True)
 
@@ -369,10 +365,9 @@ def _approximations(config: BankBench, embeddings: CheapEmbeddings) -> None:
     )
     for size in config.indexed_sizes:
         path = config.folder / f"vectors_{size}.db"
-        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-            took, index = pool.apply(build, (path, embeddings))
-            costs = pool.apply(measure_searches, (path, embeddings, config.searches, True))
-            recall = pool.apply(measure_recall, (path, embeddings, config.searches))
+        took, index = run_in_new_process(build, path, embeddings)
+        costs = run_in_new_process(measure_searches, path, embeddings, config.searches, True)
+        recall = run_in_new_process(measure_recall, path, embeddings, config.searches)
         print(
             f"| {size:,} | {took:.2f} | {index / 1e6:,.0f} | {costs['median']:.1f} / {costs['worst']:.1f} | "
             f"{costs['first']:,.0f} | {costs['memory'] / 1e6:,.0f} | {recall:.3f} |",

@@ -20,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from scrubjay.experiments.bench import take_turns
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.base import LayerMemory
 from scrubjay.memory.context.policies.sinks import SinksPolicy, StreamMemory
@@ -102,10 +104,7 @@ def main(bench: DecodingBench) -> None:
     for (size, sizes), tokens, rounds in zip(SIZES.items(), bench.tokens, bench.rounds, strict=True):
         times = measure(LlamaForCausalLM(LlamaConfig(**sizes)).eval(), bench, tokens, rounds)
         for name, cache_times in times.items():
-            ratios = [
-                cache_time / reference_time
-                for cache_time, reference_time in zip(cache_times, times[DYNAMIC_CACHE], strict=True)
-            ]
+            ratios = [own / base for own, base in zip(cache_times, times[DYNAMIC_CACHE], strict=True)]
             print(
                 f"| {size} | {name} | {1000 * statistics.median(cache_times):.2f} | "
                 f"{statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} |",
@@ -124,16 +123,14 @@ def measure(
         caches[name] = make()
         model.model(ids[:, :num_seen], cache=caches[name])
     times: dict[str, list[float]] = {name: [] for name in caches}
-    for number in range(rounds):
-        copies = {name: copy.deepcopy(cache) for name, cache in caches.items()}
-        cache_seconds = dict.fromkeys(caches, 0.0)
-        order = list(caches)
-        order = order[number % len(order) :] + order[: number % len(order)]
-        for _ in range(0, tokens, bench.turn):
-            for name in order:
-                cache_seconds[name] += decode_tokens(model, copies[name], ids, bench.turn)
-        for name, seconds in cache_seconds.items():
-            times[name].append(seconds / (-(-tokens // bench.turn) * bench.turn))
+    turns = -(-tokens // bench.turn)
+    order = list(caches)
+    for _ in range(rounds):
+        copies = {name: copy.deepcopy(caches[name]) for name in order}
+        methods = {name: partial(decode_tokens, model, copies[name], ids, bench.turn) for name in order}
+        for name, seconds in take_turns(methods, turns, warm_up=0).items():
+            times[name].append(sum(seconds) / (turns * bench.turn))
+        order = [*order[1:], order[0]]
     return times
 
 

@@ -26,6 +26,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import scrubjay.envs  # noqa: F401  (registers the environments)
 from scrubjay.envs import uav
+from scrubjay.experiments.bench import take_turns
 
 _TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("scrubjay/TMaze-v0", {"corridor_length": 50}),
@@ -84,9 +85,9 @@ def main(bench: EnvsBench) -> None:
             print(f"| {name} | {rows} | {' | '.join(cells)} |", flush=True)
 
 
-def _list_measurements(bench: EnvsBench) -> dict[str, Callable[[int], tuple[float, ...]]]:
+def _list_measurements(bench: EnvsBench) -> dict[str, Callable[[int], list[float]]]:
     """Return a dict from the name of each environment to a function that measures it at a batch size."""
-    measurements: dict[str, Callable[[int], tuple[float, ...]]] = {}
+    measurements: dict[str, Callable[[int], list[float]]] = {}
     for env_id, options in _TASKS:
         name = ", ".join([env_id.split("/")[1], *(f"{key}={value}" for key, value in options.items())])
         measurements[name] = partial(_measure, bench, env_id, options)
@@ -95,7 +96,7 @@ def _list_measurements(bench: EnvsBench) -> dict[str, Callable[[int], tuple[floa
     }
 
 
-def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> tuple[float, float, float]:
+def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) -> list[float]:
     def single() -> gymnasium.Env:
         # Unwrapped: gymnasium's wrappers would slow single environments more than the batch.
         return gymnasium.make(env_id, **options).unwrapped
@@ -120,17 +121,10 @@ def _measure(bench: EnvsBench, env_id: str, options: dict[str, Any], rows: int) 
     )
     sync.reset(seed=bench.seed)
     ours.reset(seed=bench.seed)
-    count = ours.single_action_space.n
-    actions = np.random.default_rng(bench.seed).integers(0, count, (bench.batched_steps, rows))
-    few = actions[: bench.single_steps]
-    rates = [
-        (_rate(loop, few), _rate(sync.step, few), _rate(ours.step, actions)) for _ in range(bench.repeats)
-    ]
-    loop_rate, sync_rate, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
-    return loop_rate, sync_rate, our_rate
+    return _compare(bench, ours.single_action_space.n, (rows,), loop, sync.step, ours.step)
 
 
-def _measure_uav(bench: EnvsBench, preset: str, rows: int) -> tuple[float, float]:
+def _measure_uav(bench: EnvsBench, preset: str, rows: int) -> list[float]:
     singles = [uav.parallel_env(preset) for _ in range(rows)]
     for row, env in enumerate(singles):
         env.reset(seed=bench.seed + row)
@@ -143,12 +137,19 @@ def _measure_uav(bench: EnvsBench, preset: str, rows: int) -> tuple[float, float
 
     ours = uav.teams(rows, preset)
     ours.reset(seed=bench.seed)
-    shape = (bench.batched_steps, rows, len(ours.possible_agents), 3)
-    actions = np.random.default_rng(bench.seed).integers(0, ours.single_action_space.nvec, shape)
-    few = actions[: bench.single_steps]
-    rates = [(_rate(loop, few), _rate(ours.step, actions)) for _ in range(bench.repeats)]
-    loop_rate, our_rate = (statistics.median(column) for column in zip(*rates, strict=True))
-    return loop_rate, our_rate
+    shape = (rows, len(ours.possible_agents), 3)
+    return _compare(bench, ours.single_action_space.nvec, shape, loop, ours.step)
+
+
+def _compare(
+    bench: EnvsBench, choices: Any, shape: tuple[int, ...], *steps: Callable[[np.ndarray], Any]
+) -> list[float]:
+    """Return the median rate of each method with random actions; the last method is our batch."""
+    actions = np.random.default_rng(bench.seed).integers(0, choices, (bench.batched_steps, *shape))
+    *peers, ours = steps
+    methods = [partial(_rate, step, actions[: bench.single_steps]) for step in peers]
+    rates = take_turns(dict(enumerate([*methods, partial(_rate, ours, actions)])), bench.repeats, warm_up=0)
+    return [statistics.median(own) for own in rates.values()]
 
 
 def _rate(step: Callable[[np.ndarray], Any], actions: np.ndarray) -> float:

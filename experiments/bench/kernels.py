@@ -10,13 +10,12 @@ required bytes once, at the bandwidth of a sum over 256 MB. Options: `--help`.
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
+from scrubjay.experiments.bench import build_htm_attention, run_backward, run_forward, time_in_turns
 from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
 from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
 from scrubjay.memory.parts.layers import sinusoids
@@ -124,19 +124,10 @@ def _attention(
 
 def _other_reads(bench: KernelsBench) -> Iterator[str]:
     """Time HCAM's read against htm-pytorch's, and chunk retrieval against its reference."""
-    from htm_pytorch import HTMAttention  # pyright: ignore[reportMissingImports]
-
     dim, chunks, chunk = bench.width, 32, 16
     contents = torch.randn(8, chunks, chunk, dim)
     summaries = contents.mean(dim=2)
-    theirs = HTMAttention(
-        dim=dim,
-        heads=4,
-        dim_head=dim // 4,
-        topk_mems=bench.top_k,
-        mem_chunk_size=chunk,
-        add_pos_enc=True,
-    )
+    theirs = build_htm_attention(dim, 4, bench.top_k, chunk)
     weights = ReadWeights(*(torch.randn(dim, dim) * dim**-0.5 for _ in range(6)))
     positions = sinusoids(torch.arange(chunk), dim).flip(0).float()
     yield (
@@ -146,29 +137,30 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
     yield "| queries per batch row | Scrubjay | htm-pytorch | reference in Python loops |"
     yield "|---|---|---|---|"
     for queries in (1, 128):
-        x = torch.randn(8, queries, dim)
-        valid = torch.full((8, queries), chunks)
-        per_head = torch.randn(8, queries, 4, dim)
-        chunks_per_head = contents[:, :, :, None]
-
-        def ours(x=x) -> Tensor:
-            return hierarchical_attention(
-                x, summaries, contents, None, weights, positions, top_k=bench.top_k, num_heads=4
-            )
-
-        def definition(per_head=per_head, valid=valid, chunks_per_head=chunks_per_head) -> Tensor:
-            return chunk_retrieval(
-                per_head,
-                chunks_per_head,
-                chunks_per_head,
-                summaries[:, :, None],
-                valid,
-                top_k=bench.top_k,
-                summary_query=per_head[:, :, :1],
-                implementation="reference",
-            )
-
-        own, their = _time_in_turns(bench, False, ours, lambda x=x: theirs(x, contents.flatten(1, 2)))
+        x, per_head = torch.randn(8, queries, dim), torch.randn(8, queries, 4, dim)
+        ours = partial(
+            hierarchical_attention,
+            x,
+            summaries,
+            contents,
+            None,
+            weights,
+            positions,
+            top_k=bench.top_k,
+            num_heads=4,
+        )
+        definition: Any = partial(
+            chunk_retrieval,
+            per_head,
+            contents[:, :, :, None],
+            contents[:, :, :, None],
+            summaries[:, :, None],
+            torch.full((8, queries), chunks),
+            top_k=bench.top_k,
+            summary_query=per_head[:, :, :1],
+            implementation="reference",
+        )
+        own, their = _time_in_turns(bench, False, ours, partial(theirs, x, contents.flatten(1, 2)))
         plain = _time_in_turns(bench, False, definition)[0]
         yield (
             f"| {queries} | {own:.2f} | {their:.2f} = **{their / own:.1f}x** | {plain:.1f} = "
@@ -179,7 +171,7 @@ def _other_reads(bench: KernelsBench) -> Iterator[str]:
 def _bandwidth(bench: KernelsBench) -> Iterator[str]:
     """Time a decode step against the minimum duration at the memory bandwidth, and profile the step."""
     large = torch.randn(1 << 26)
-    bandwidth = large.numel() * 4 / (_time_in_turns(bench, False, lambda: large.sum())[0] / 1e3)
+    bandwidth = large.numel() * 4 / (_time_in_turns(bench, False, large.sum)[0] / 1e3)
     del large
     chunks = 128
     yield (
@@ -189,23 +181,40 @@ def _bandwidth(bench: KernelsBench) -> Iterator[str]:
     yield "| batch size | MB read | floor | 1 head | 4 heads with one selection | longest ops with 4 heads |"
     yield "|---|---|---|---|---|---|"
     for rows in bench.rows:
-        keys, values = (torch.randn(rows, chunks, bench.chunk, 1, bench.width) for _ in "kv")
-        summaries, valid = keys.mean(dim=2), torch.full((rows, 1), chunks)
-        size = 4 * rows * bench.width * (chunks + 2 * bench.top_k * bench.chunk)
-        floor = size / bandwidth * 1e3
-
-        def read(
-            heads: int, keys=keys, values=values, summaries=summaries, valid=valid
-        ) -> Callable[[], Tensor]:
-            query = torch.randn(len(keys), 1, heads, bench.width)
-            coarse = query[:, :, :1]
-            return lambda: chunk_retrieval(
-                query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
-            )
-
-        reads = [read(1), read(4)]
+        keys, values, summaries = _draw_chunks(rows, chunks, bench.chunk, bench.width)
+        floor = 4 * rows * bench.width * (chunks + 2 * bench.top_k * bench.chunk) / bandwidth * 1e3
+        reads = [
+            _retrieval(bench, torch.randn(rows, 1, heads, bench.width), keys, values, summaries)
+            for heads in (1, 4)
+        ]
         cells = [f"{ms:.2f} = **{ms / floor:.1f}x**" for ms in _time_in_turns(bench, False, *reads)]
-        yield f"| {rows} | {size / 1e6:.1f} | {floor:.2f} | {' | '.join(cells)} | {_hot_spots(reads[1])} |"
+        yield (
+            f"| {rows} | {floor * bandwidth / 1e9:.1f} | {floor:.2f} | {' | '.join(cells)} | "
+            f"{_hot_spots(reads[1])} |"
+        )
+
+
+def _draw_chunks(rows: int, chunks: int, chunk: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and summaries of one key head."""
+    keys, values = (torch.randn(rows, chunks, chunk, 1, width) for _ in "kv")
+    return keys, values, keys.mean(dim=2)
+
+
+def _retrieval(
+    bench: KernelsBench, query: Tensor, keys: Tensor, values: Tensor, summaries: Tensor
+) -> Callable[..., Any]:
+    """Return a function that retrieves chunks, with one selection for all heads."""
+    valid = torch.full(query.shape[:2], keys.shape[1])
+    return partial(
+        chunk_retrieval,
+        query,
+        keys,
+        values,
+        summaries,
+        valid,
+        top_k=bench.top_k,
+        summary_query=query[:, :, :1],
+    )
 
 
 def _hot_spots(run: Callable[[], Tensor]) -> str:
@@ -232,23 +241,18 @@ def _halves(bench: KernelsBench) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     for rows, queries in ((1, 1), (64, 1), (8, 128)):
         query = torch.randn(rows, queries, bench.heads, bench.width)
-        keys, values = (torch.randn(rows, 64, 16, 1, bench.width) for _ in "kv")
-        summaries, valid = keys.mean(dim=2), torch.full((rows, queries), 64)
-        coarse = query[:, :, :1]
-
-        whole: Any = functools.partial(
-            chunk_retrieval, query, keys, values, summaries, valid, top_k=bench.top_k, summary_query=coarse
-        )
-
-        def halves(
-            query=query, keys=keys, values=values, summaries=summaries, valid=valid, coarse=coarse
-        ) -> Tensor:
-            selection = choose_chunks(valid, summary_query=coarse, summaries=summaries, top_k=bench.top_k)
-            return attend_chosen(query, keys, values, selection.chunks, selection.scores)
-
-        times = _time_in_turns(bench, False, whole, halves, lambda whole=whole: whole(return_lse=True)[0])
+        chunks = _draw_chunks(rows, 64, 16, bench.width)
+        whole = _retrieval(bench, query, *chunks)
+        parts = partial(_retrieve_in_halves, query, *chunks, bench.top_k)
+        times = _time_in_turns(bench, False, whole, parts, partial(whole, return_lse=True))
         cells = " | ".join(f"{ms:.2f} = **{ms / times[0]:.2f}x**" for ms in times[1:])
         yield f"| {rows} | {queries} | {times[0]:.2f} | {cells} |"
+
+
+def _retrieve_in_halves(query: Tensor, keys: Tensor, values: Tensor, summaries: Tensor, top_k: int) -> Tensor:
+    valid = torch.full(query.shape[:2], keys.shape[1])
+    selection = choose_chunks(valid, summary_query=query[:, :, :1], summaries=summaries, top_k=top_k)
+    return attend_chosen(query, keys, values, selection.chunks, selection.scores)
 
 
 def _sinks(bench: KernelsBench) -> Iterator[str]:
@@ -265,31 +269,19 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
     yield "|---|---|---|---|---|---|"
     for queries in (1, 4, 16, 64, 256, 384, 1024, 4096):
         slots = max(queries, window + sinks)
-        query = torch.randn(rows, queries, bench.heads, bench.width, requires_grad=True)
-        keys, values = (torch.randn(rows, slots, bench.heads, bench.width, requires_grad=True) for _ in "kv")
+        inputs = [
+            torch.randn(rows, count, bench.heads, bench.width, requires_grad=True)
+            for count in (queries, slots, slots)
+        ]
         step = torch.arange(slots).expand(rows, slots)
         query_step = step[:, slots - queries :]
         start = torch.zeros_like(query_step)
-
-        def build_mask(
-            step=step[:, None], query_step=query_step[..., None], start=start[..., None]
-        ) -> Tensor:
-            visible = (step < start + sinks) | (step > query_step - window)
-            return (visible & (step >= start) & (step <= query_step))[:, None]
-
-        def ours(
-            query=query, keys=keys, values=values, query_step=query_step, step=step, start=start
-        ) -> Tensor:
-            return sink_attention(
-                query, keys, values, query_step, step, start, window=window, num_sinks=sinks
-            )
-
-        inputs = query.detach(), keys.detach(), values.detach()
-        fixed_mask = build_mask()
+        build_mask = partial(_sink_mask, query_step, step, start, window, sinks)
+        fixed_mask, leaves = build_mask(), [tensor.detach() for tensor in inputs]
         methods = (
-            ours,
-            _attention(*inputs, mask=lambda mask=fixed_mask: mask),
-            _attention(*inputs, mask=build_mask),
+            partial(sink_attention, *inputs, query_step, step, start, window=window, num_sinks=sinks),
+            _attention(*leaves, mask=lambda mask=fixed_mask: mask),
+            _attention(*leaves, mask=build_mask),
         )
         forward, both = _time_in_turns(bench, False, *methods), _time_in_turns(bench, True, *methods)
         columns = [
@@ -300,26 +292,25 @@ def _sinks(bench: KernelsBench) -> Iterator[str]:
         yield f"| {queries} | {slots} | {forward[0]:.2f} | {both[0]:.2f} | {' | '.join(columns)} |"
 
 
-def _time_in_turns(bench: KernelsBench, backward: bool, *methods: Callable[[], Tensor]) -> list[float]:
+def _sink_mask(query_step: Tensor, key_step: Tensor, start: Tensor, window: int, sinks: int) -> Tensor:
+    query_step, key_step, start = query_step[..., None], key_step[:, None], start[..., None]
+    visible = (key_step < start + sinks) | (key_step > query_step - window)
+    return (visible & (key_step >= start) & (key_step <= query_step))[:, None]
+
+
+def _time_in_turns(bench: KernelsBench, backward: bool, *methods: Callable[[], Any]) -> list[float]:
     """Return the median milliseconds of each method; methods take turns."""
-    times: list[list[float]] = [[] for _ in methods]
-    began = time.perf_counter()
-    for trial in itertools.count(-1):
-        duration = time.perf_counter() - began
-        if (trial >= bench.repeats and duration > bench.least_seconds) or (
-            trial > 2 and duration > bench.seconds
-        ):
-            break
-        for own, run in zip(times, methods, strict=True):
-            start = time.perf_counter()
-            if backward:
-                run().sum().backward()
-            else:
-                with torch.no_grad():
-                    run()
-            if trial >= 0:
-                own.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(own) for own in times]
+    times = time_in_turns(
+        {
+            number: partial(run_backward if backward else run_forward, run)
+            for number, run in enumerate(methods)
+        },
+        bench.repeats,
+        clock=time.perf_counter,
+        least_seconds=bench.least_seconds,
+        most_seconds=bench.seconds,
+    )
+    return [1e3 * median(seconds) for seconds in times.values()]
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 import tyro
 
 from scrubjay.agents.rl.policy import PolicyConfig
+from scrubjay.experiments.bench import take_turns
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.viz.episode import trace_episode
 from scrubjay.experiments.viz.look import render_page
@@ -84,18 +86,16 @@ def time_pages(pages: dict[str, str], rounds: int) -> dict[str, float]:
     program = chromium()
     if program is None:
         raise RuntimeError("no Chromium found: set CHROMIUM to its path, or run apt-get install chromium")
-    shortest = dict.fromkeys(pages, float("inf"))
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as running:
         browser = running.chromium.launch(executable_path=program, headless=True, chromium_sandbox=False)
-        for number, text in enumerate(pages.values()):
-            (Path(folder) / f"{number}.html").write_text(text, "utf-8")
-        for round_ in range(-1, rounds):  # the first round is a warm-up
-            for number, name in enumerate(pages):
-                took = _open(browser, (Path(folder) / f"{number}.html").as_uri())
-                if round_ >= 0:
-                    shortest[name] = min(shortest[name], took)
+        methods = {}
+        for number, (name, text) in enumerate(pages.items()):
+            file = Path(folder) / f"{number}.html"
+            file.write_text(text, "utf-8")
+            methods[name] = partial(_open, browser, file.as_uri())
+        seconds = take_turns(methods, rounds)
         browser.close()
-    return shortest
+    return {name: min(own) for name, own in seconds.items()}
 
 
 def chromium() -> str | None:

@@ -16,13 +16,15 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.experiments.bench import time_passes
+from scrubjay.experiments.bench import build_htm_attention, time_passes
+from scrubjay.memory import State
 from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.parts.window import resolve_heads
 
@@ -90,7 +92,7 @@ def main(bench: SegmentsBench) -> None:
     )
     _segments(bench, hcam)
     print()
-    _reads(bench, hcam)
+    _reads(bench, config, hcam)
     print()
     _growing_reads(bench, config)
 
@@ -113,49 +115,41 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
             "hcam": lambda x=x, state=state: hcam(x, state)[0],
             "starts": lambda x=x, state=state: hcam(x, state, start)[0],
             "gru": lambda x=x: gru(x)[0],
-            "full": lambda x=x, past=past: full(x, past[0], past[1]),
+            "full": partial(full, x, *past),
         }
         cost = time_passes(methods, bench.repeats)
         cells = [f"{forward:.1f} / {both:.1f}" for forward, both in cost.values()]
-        ratio = " / ".join(f"{cost['full'][i] / cost['hcam'][i]:.1f}x" for i in range(2))
-        print(f"| {history:,} | {' | '.join(cells)} | {ratio} |")
+        print(f"| {history:,} | {' | '.join(cells)} | {_ratio(cost['full'], cost['hcam'])} |")
 
 
-def _reads(bench: SegmentsBench, hcam: HCAM) -> None:
-    from htm_pytorch import HTMAttention  # pyright: ignore[reportMissingImports]
-
-    config = hcam.config
-    assert isinstance(config, HCAMConfig)
-    heads = resolve_heads(bench.dim, bench.memory.num_heads)
-    theirs = HTMAttention(
-        dim=bench.dim,
-        heads=heads,
-        dim_head=bench.dim // heads,
-        topk_mems=config.top_k,
-        mem_chunk_size=config.chunk_size,
-        add_pos_enc=True,
-    )
+def _reads(bench: SegmentsBench, config: HCAMConfig, hcam: HCAM) -> None:
+    heads = resolve_heads(bench.dim, config.num_heads)
+    theirs = build_htm_attention(bench.dim, heads, config.top_k, config.chunk_size)
     contents = torch.randn(bench.batch, config.num_chunks, config.chunk_size, bench.dim)
+    state = _full_state(hcam, contents)
     print("Milliseconds per read of the same M chunks, forward / forward and backward:\n")
     print("| queries | hcam's read | htm-pytorch | htm-pytorch / hcam |")
     print("|---|---|---|---|")
     for queries in (1, bench.time):
         x = torch.randn(bench.batch, queries, bench.dim, requires_grad=True)
-        state = hcam.initial_state(bench.batch) | {
-            "contents_0": contents,
-            "summaries_0": contents.mean(2),
-            "time": torch.full((bench.batch,), config.num_chunks * config.chunk_size),
-        }
-        cost = time_passes(
-            {
-                "ours": lambda x=x, state=state: hcam.read(x, state),
-                "theirs": lambda x=x: theirs(x, contents.flatten(1, 2)),
-            },
-            bench.repeats,
-        )
+        methods = {"ours": partial(hcam.read, x, state), "theirs": partial(theirs, x, contents.flatten(1, 2))}
+        cost = time_passes(methods, bench.repeats)
         cells = [f"{forward:.2f} / {both:.2f}" for forward, both in cost.values()]
-        ratio = " / ".join(f"{cost['theirs'][i] / cost['ours'][i]:.1f}x" for i in range(2))
+        ratio = _ratio(cost["theirs"], cost["ours"])
         print(f"| {queries} per batch row | {' | '.join(cells)} | {ratio} |")
+
+
+def _full_state(hcam: HCAM, contents: Tensor) -> State:
+    """Return a state with these chunks `[batch, chunks, steps, width]`, all complete."""
+    return hcam.initial_state(len(contents)) | {
+        "contents_0": contents,
+        "summaries_0": contents.mean(2),
+        "time": torch.full((len(contents),), contents.shape[1] * contents.shape[2]),
+    }
+
+
+def _ratio(theirs: tuple[float, float], ours: tuple[float, float]) -> str:
+    return " / ".join(f"{their / our:.1f}x" for their, our in zip(theirs, ours, strict=True))
 
 
 def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
@@ -168,17 +162,12 @@ def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
     for history in bench.histories:
         chunks = history // config.chunk_size
         hcam = dataclasses.replace(config, num_chunks=chunks).build()
-        contents = torch.randn(1, chunks, config.chunk_size, bench.dim)
-        state = hcam.initial_state(1) | {
-            "contents_0": contents,
-            "summaries_0": contents.mean(2),
-            "time": torch.tensor([chunks * config.chunk_size]),
-        }
-        methods[f"{history:,}"] = lambda hcam=hcam, state=state: hcam.read(x, state)
+        state = _full_state(hcam, torch.randn(1, chunks, config.chunk_size, bench.dim))
+        methods[f"{history:,}"] = partial(hcam.read, x, state)
     cost = time_passes(methods, bench.repeats)
     first = next(iter(cost.values()))
-    for name, (forward, both) in cost.items():
-        print(f"| {name} | {forward:.2f} / {both:.2f} | {forward / first[0]:.1f}x / {both / first[1]:.1f}x |")
+    for name, own in cost.items():
+        print(f"| {name} | {own[0]:.2f} / {own[1]:.2f} | {_ratio(own, first)} |")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import torch
 import tyro
 
 from scrubjay.agents.teams.sampler import TeamSampler
+from scrubjay.experiments.bench import time_in_turns
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.teams import with_method
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
@@ -68,19 +70,14 @@ def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, fl
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)
     learner = config.learner.build(policy)
-    bare = _build_bare_loop(config)
-    seconds: dict[str, list[float]] = {"bare": [], "sampling": [], "training": []}
-    for round in range(rounds + 1):
-        start = time.perf_counter()
-        segment = sampler.collect()
-        sampling_end = time.perf_counter()
-        learner.update(segment)
-        learning_end = time.perf_counter()
-        bare()
-        if round:
-            seconds["sampling"].append(sampling_end - start)
-            seconds["training"].append(learning_end - start)
-            seconds["bare"].append(time.perf_counter() - learning_end)
+    latest: dict[str, Any] = {}
+    methods: dict[str, Callable[[], object]] = {
+        "sampling": lambda: latest.update(segment=sampler.collect()),
+        "learning": lambda: learner.update(latest["segment"]),
+        "bare": _build_bare_loop(config),
+    }
+    seconds = time_in_turns(methods, rounds, clock=time.perf_counter)
+    seconds["training"] = list(map(sum, zip(seconds["sampling"], seconds["learning"], strict=True)))
     rates = {part: config.steps_per_update / median(durations) for part, durations in seconds.items()}
     return policy.num_agents, rates["bare"], rates["sampling"], rates["training"]
 

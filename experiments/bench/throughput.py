@@ -13,7 +13,7 @@ advantage shrinks as the minibatches grow (`--epochs 4 --num-minibatches 4`).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, Protocol
 
@@ -23,6 +23,8 @@ import tyro
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from scrubjay.agents import PolicyConfig, PPOConfig, Sampler, Spaces
+from scrubjay.experiments.bench import take_turns
+from scrubjay.experiments.measurements import markdown
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.memory import MemoryConfig, make_config
 
@@ -150,23 +152,6 @@ class RecurrentPPOTrainer:
         self.model.train()
 
 
-@dataclass
-class Timing:
-    """Seconds per update of one trainer, one entry per round."""
-
-    name: str
-    rounds: list[dict[str, float]] = field(default_factory=list)
-
-    def seconds(self, part: str) -> float:
-        """Return the median seconds per update that `part` takes, such as the environment or the learner."""
-        return median(durations[part] for durations in self.rounds)
-
-    @property
-    def total(self) -> float:
-        """Median seconds per update."""
-        return median(sum(durations.values()) for durations in self.rounds)
-
-
 def build_trainers(config: ThroughputConfig) -> dict[str, Trainer]:
     """Return all trainers by name, RecurrentPPO first."""
     single = EnvConfig(config.env)
@@ -181,36 +166,26 @@ def build_trainers(config: ThroughputConfig) -> dict[str, Trainer]:
     return trainers
 
 
-def measure(config: ThroughputConfig) -> list[Timing]:
-    """Return the timing of every trainer, measured in turns."""
-    trainers = build_trainers(config)
-    timings = {name: Timing(name) for name in trainers}
-    for index in range(config.rounds + 1):
-        for name, trainer in trainers.items():
-            durations = trainer.update()
-            if index:
-                timings[name].rounds.append(durations)
-    return list(timings.values())
+def measure(config: ThroughputConfig) -> dict[str, list[dict[str, float]]]:
+    """Return the seconds of each part of every trainer's updates, measured in turns."""
+    return take_turns({name: each.update for name, each in build_trainers(config).items()}, config.rounds)
 
 
-def table(config: ThroughputConfig, timings: list[Timing]) -> str:
-    """Return the timings as a Markdown table, with ratios to the first row."""
-    lines = [
-        (
-            f"{config.env}, width {config.dim}, {config.num_envs} environments x "
-            f"{config.segment_length} steps, "
-            f"{config.epochs} epochs x {config.num_minibatches} minibatches, 1 thread, torch "
-            f"{torch.__version__}"
-        ),
-        "",
-        "| trainer | steps/s | ratio | env, ms per update | policy, ms | learner, ms |",
-        "| --- | --- | --- | --- | --- | --- |",
+def table(config: ThroughputConfig, updates_by_trainer: dict[str, list[dict[str, float]]]) -> str:
+    """Return the medians as a Markdown table, with ratios to the first row."""
+    about = (
+        f"{config.env}, width {config.dim}, {config.num_envs} environments x {config.segment_length} steps, "
+        f"{config.epochs} epochs x {config.num_minibatches} minibatches, 1 thread, torch {torch.__version__}"
+    )
+    totals = {name: median(sum(each.values()) for each in own) for name, own in updates_by_trainer.items()}
+    base = next(iter(totals.values()))
+    rows = [
+        [name, f"{config.steps / total:,.0f}", f"{base / total:.1f}x"]
+        + [f"{1000 * median(each[part] for each in updates_by_trainer[name]):.0f}" for part in PARTS]
+        for name, total in totals.items()
     ]
-    for timing in timings:
-        parts = " | ".join(f"{1000 * timing.seconds(part):.0f}" for part in PARTS)
-        ratio = timings[0].total / timing.total
-        lines.append(f"| {timing.name} | {config.steps / timing.total:,.0f} | {ratio:.1f}x | {parts} |")
-    return "\n".join(lines)
+    columns = ["trainer", "steps/s", "ratio", "env, ms per update", "policy, ms", "learner, ms"]
+    return f"{about}\n\n{markdown(columns, rows, '---')}"
 
 
 def main() -> None:

@@ -12,12 +12,11 @@ Options: `--help`.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
+from scrubjay.experiments.bench import Name, measure_seconds, run_backward, run_forward, run_in_new_process
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.lmm import TitansConfig
 from scrubjay.memory.titans.neural import NeuralMemory
@@ -179,11 +179,11 @@ def _side_by_side(bench: TitansBench) -> None:
     print("|---|---|---|---|")
     x = torch.randn(bench.batch, bench.tokens, bench.dim, requires_grad=True)
     modules = {name: build() for name, build in build_modules(bench.dim).items()}
-    cost = _time_in_turns({name: lambda m=m: m(x) for name, m in modules.items()}, bench)
+    cost = _time_in_turns({name: partial(m, x) for name, m in modules.items()}, bench)
     base = cost["causal attention"]
     for name, times in cost.items():
-        megabytes = _peak_in_a_process(name, bench)
-        print(f"| {name} | {_pair(times, 1e3, '')} | {_ratio(times, base)} | {megabytes:.0f} |")
+        megabytes = run_in_new_process(_peak, name, bench)
+        print(f"| {name} | {_pair(times)} | {_ratio(times, base)} | {megabytes:.0f} |")
 
 
 def _lengths(bench: TitansBench) -> None:
@@ -191,25 +191,22 @@ def _lengths(bench: TitansBench) -> None:
         "\nBatch size 1, depth 1 and depth 2 (hidden 2x), convolution and gate; times relative to causal "
         "attention:\n"
     )
-    columns = [f"depth {depth}, chunks of {chunk}" for chunk in bench.chunks for depth in (1, 2)]
-    print("| width | tokens | causal attention, ms | " + " | ".join(columns) + " |")
-    print("|---" * (3 + len(columns)) + "|")
+    variants = {
+        f"depth {depth}, chunks of {chunk}": {"depth": depth, "chunk_size": chunk}
+        for chunk in bench.chunks
+        for depth in (1, 2)
+    }
+    print("| width | tokens | causal attention, ms | " + " | ".join(variants) + " |")
+    print("|---" * (3 + len(variants)) + "|")
     for dim in bench.dims:
-        attention = CausalAttention(dim)
-        ours = {
-            name: NeuralMemoryModule(dim, chunk, depth=depth)
-            for name, (chunk, depth) in zip(
-                columns, [(chunk, depth) for chunk in bench.chunks for depth in (1, 2)], strict=True
-            )
-        }
+        modules: dict[str, nn.Module] = {"attention": CausalAttention(dim)}
+        modules |= {name: NeuralMemoryModule(dim, **fields) for name, fields in variants.items()}
         for length in (length for length in bench.lengths if length * dim <= bench.largest):
             x = torch.randn(1, length, dim, requires_grad=True)
-            modules_by_name = {"attention": lambda m=attention, x=x: m(x)}
-            modules_by_name |= {name: lambda m=m, x=x: m(x) for name, m in ours.items()}
-            cost = _time_in_turns(modules_by_name, bench)
+            cost = _time_in_turns({name: partial(m, x) for name, m in modules.items()}, bench)
             base = cost.pop("attention")
             cells = [_ratio(times, base) for times in cost.values()]
-            print(f"| {dim} | {length:,} | {_pair(base, 1e3, '')} | {' | '.join(cells)} |", flush=True)
+            print(f"| {dim} | {length:,} | {_pair(base)} | {' | '.join(cells)} |", flush=True)
 
 
 def _steps(bench: TitansBench) -> None:
@@ -225,13 +222,16 @@ def _steps(bench: TitansBench) -> None:
             for name, depth in zip(names, (1, 2), strict=False):
                 memory = NeuralMemory(TitansConfig(dim=bench.dim, depth=depth))
                 state = memory.initial_state(rows, torch.float32, x.device)
-                clock = torch.full((rows,), 5)
-                runs[name] = lambda m=memory, s=state, c=clock, x=x: m.step(x, s, c)[0]
+                runs[name] = partial(_step, memory, x, state, torch.full((rows,), 5))
             cache = torch.randn(2, rows, attention.heads, bench.tokens, bench.dim // attention.heads)
-            runs[names[-1]] = lambda x=x, cache=cache: attention.step(x, cache[0], cache[1])
+            runs[names[-1]] = partial(attention.step, x, *cache)
             cost = _time_in_turns(runs, bench, backward=False)
             cells = [f"{forward * 1e6 / rows:.0f}" for forward, _ in cost.values()]
             print(f"| {rows} | {' | '.join(cells)} |", flush=True)
+
+
+def _step(memory: NeuralMemory, *arguments: Any) -> Tensor:
+    return memory.step(*arguments)[0]
 
 
 def _resets(bench: TitansBench) -> None:
@@ -249,50 +249,40 @@ def _resets(bench: TitansBench) -> None:
         for row in start:
             row[torch.randperm(bench.tokens - 1)[: pieces - 1] + 1] = True
         starts[pieces] = start
-    cost = _time_in_turns({str(n): lambda s=s: memory(x, s) for n, s in starts.items()}, bench)
-    base = cost[str(bench.pieces[0])]
+    cost = _time_in_turns({n: partial(memory, x, start) for n, start in starts.items()}, bench)
+    base = cost[bench.pieces[0]]
     age = torch.zeros(bench.batch, dtype=torch.int64)
     for pieces, start in starts.items():
         chunks = ChunkGrid.from_starts(age, start, 64).num_chunks
-        print(f"| {pieces} | {chunks} | {_ratio(cost[str(pieces)], base)} |")
+        print(f"| {pieces} | {chunks} | {_ratio(cost[pieces], base)} |")
 
 
 def _time_in_turns(
-    modules_by_name: dict[str, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
-) -> dict[str, tuple[float, float]]:
+    modules_by_name: Mapping[Name, Callable[[], Tensor]], bench: TitansBench, backward: bool = True
+) -> dict[Name, tuple[float, float]]:
     """Return two medians per module, in seconds: of a forward pass, and of forward plus backward pass.
 
-    The modules take turns. If `backward` is False, the second pass is skipped and its median is near 0.
+    The modules take turns. If `backward` is False, the second pass is skipped and its median is 0.
     """
-    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in modules_by_name}
+    times: dict[Name, list[tuple[float, float]]] = {name: [] for name in modules_by_name}
     for trial in range(-1, bench.repeats):
         for name, run in modules_by_name.items():
-            forward, both = times[name]
-            if trial >= 0 and sum(forward) + sum(both) > bench.patience:
+            if trial >= 0 and sum(map(sum, times[name])) > bench.patience:
                 continue
-            began = time.perf_counter()
-            with torch.no_grad():
-                run()
-            middle = time.perf_counter()
-            if backward:
-                run().sum().backward()
+            forward = measure_seconds(partial(run_forward, run))
+            both = measure_seconds(partial(run_backward, run)) if backward else 0.0
             # Drop the warm-up pass, unless there is time for one pass only.
-            if trial == 0 and forward and forward[0] < bench.patience / 4:
-                forward.clear()
-                both.clear()
-            forward.append(middle - began)
-            both.append(time.perf_counter() - middle)
-    return {name: (statistics.median(f), statistics.median(b)) for name, (f, b) in times.items()}
-
-
-def _peak_in_a_process(name: str, bench: TitansBench) -> float:
-    """Return the megabytes of memory that one forward and backward pass of a module adds to a new process."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak, (name, bench))
+            if trial == 0 and times[name][0][0] < bench.patience / 4:
+                times[name].clear()
+            times[name].append((forward, both))
+    return {
+        name: (statistics.median(f for f, _ in own), statistics.median(b for _, b in own))
+        for name, own in times.items()
+    }
 
 
 def _peak(name: str, bench: TitansBench) -> float:
+    """Return the megabytes of memory that one forward and backward pass of a module adds to a new process."""
     torch.set_num_threads(1)
     module = build_modules(bench.dim)[name]()
     # Do not count memory that libraries allocate on their first call.
@@ -309,8 +299,8 @@ def _high_water() -> int:
     return int(status.partition("VmHWM:")[2].split()[0])
 
 
-def _pair(times: tuple[float, float], scale: float, unit: str) -> str:
-    return " / ".join(f"{value * scale:.0f}{unit}" for value in times)
+def _pair(times: tuple[float, float]) -> str:
+    return " / ".join(f"{value * 1e3:.0f}" for value in times)
 
 
 def _ratio(times: tuple[float, float], base: tuple[float, float]) -> str:
