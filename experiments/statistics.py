@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Run = TypeVar("Run")
 
 
 def interquartile_mean(scores: ArrayLike) -> float:
@@ -50,6 +54,23 @@ def bootstrap_interval(
     ]
     low, high = np.quantile(estimates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
+
+
+def format_interval(scores: Sequence[float], write: Callable[[float], str]) -> str:
+    """Format the interquartile mean with its bootstrap interval; a single score has no interval."""
+    mean = write(interquartile_mean(scores))
+    if len(scores) == 1:
+        return mean
+    low, high = bootstrap_interval(scores)
+    return f"{mean} [{write(low)}, {write(high)}]"
+
+
+def group_runs(runs: Iterable[Run], *fields: str) -> dict[Any, list[Run]]:
+    """Return the runs by the values of these fields of their configs, in the order of the runs."""
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(attrgetter(*(f"config.{name}" for name in fields))(run), []).append(run)
+    return groups
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -11,7 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from scrubjay.experiments.runs.run import Run
-from scrubjay.experiments.viz.curves import assign_colors, label_runs, make_figure, place_legend, save_figure
+from scrubjay.experiments.statistics import group_runs
+from scrubjay.experiments.viz.curves import (
+    assign_colors,
+    draw_level,
+    draw_mean,
+    label_runs,
+    make_panels,
+    mark_training,
+    place_legend,
+    save_figure,
+    set_log_ticks,
+)
 
 _ACCURACY_LABEL = "accuracy"
 
@@ -24,7 +35,7 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
     """
     labels = label_runs(runs)
     shades = assign_colors(labels.values())
-    recipes = _by_recipe(runs)
+    recipes = group_runs(runs, "recipe")
     columns = sorted({count for run in runs for count, _ in _accuracies(run)})
     size = (1.0 + 3.4 * len(columns), 0.8 + 2.6 * len(recipes))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
@@ -38,10 +49,8 @@ def plot_spans(runs: Sequence[Run], out: Path | str) -> Path:
                 axes.set_axis_off()
                 continue
             _draw(axes, curves, shades)
-            axes.axhline(
-                config.chance(test_count), color="grey", linestyle="--", linewidth=1, label="guessing"
-            )
-            axes.axvline(trained_span, color="grey", linestyle=":", linewidth=1, label="training value")
+            draw_level(axes, config.chance(test_count), "guessing")
+            mark_training(axes, trained_span)
             as_trained = ", as in training" if test_count == trained_count else ""
             axes.set_title(f"{recipe}: {test_count} {config.axis_labels[0]}{as_trained}", fontsize=9)
             axes.set_xlabel(f"{config.axis_labels[1]} (test)")
@@ -54,7 +63,7 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
     """Plot accuracy against the number of items to remember, at the training length; return the path."""
     labels = label_runs(runs)
     shades = assign_colors(labels.values())
-    figure, panels = _panels(runs)
+    figure, panels = make_panels(group_runs(runs, "recipe"))
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
         trained_count, trained_span = config.train_sizes
@@ -63,7 +72,7 @@ def plot_counts(runs: Sequence[Run], out: Path | str) -> Path:
         counts = sorted(next(iter(curves.values()))[0])
         guesses = [config.chance(count) for count in counts]
         axes.plot(counts, guesses, color="grey", linestyle="--", linewidth=1, label="guessing")
-        axes.axvline(trained_count, color="grey", linestyle=":", linewidth=1, label="training maximum")
+        mark_training(axes, trained_count, "training maximum")
         axes.set_title(f"{recipe}, {config.axis_labels[1]}: {trained_span}")
         axes.set_xlabel(f"{config.axis_labels[0]} (test)")
         axes.set_ylabel(_ACCURACY_LABEL)
@@ -83,7 +92,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
                 f"the result of {run.path} has no state size; plot runs of sequence tasks, such as mqar"
             )
     shades = assign_colors(run.config.label for run in runs)
-    figure, panels = _panels(runs)
+    figure, panels = make_panels(group_runs(runs, "recipe"))
     for axes, recipe, panel in panels:
         config: Any = panel[0].config
         scores_by_memory: dict[str, dict[int, list[float]]] = {}
@@ -96,7 +105,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
             means = np.array([np.mean(own) for own in scores])
             spread = np.array([means - [min(own) for own in scores], [max(own) for own in scores] - means])
             axes.errorbar(at, means, spread, marker="o", color=shades[label], label=label, capsize=3)
-        axes.axhline(config.success_without_memory, color="grey", linestyle="--", linewidth=1)
+        draw_level(axes, config.success_without_memory)
         axes.set_xscale("log")
         axes.margins(x=0.15)
         axes.set_ylim(-0.02, 1.05)
@@ -108,24 +117,9 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
     return save_figure(figure, out)
 
 
-def _panels(runs: Sequence[Run]) -> tuple[Figure, list[tuple[Axes, str, list[Run]]]]:
-    """Return a figure with one panel per recipe, and the axes, recipe name and runs of each panel."""
-    recipes = _by_recipe(runs)
-    figure = make_figure(len(recipes))
-    row = figure.subplots(1, len(recipes), squeeze=False)[0]
-    return figure, [(axes, *item) for axes, item in zip(row, recipes.items(), strict=True)]
-
-
 def _accuracies(run: Run) -> dict[tuple[int, int], float]:
     config: Any = run.config
     return config.accuracies(run.result)
-
-
-def _by_recipe(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    recipes: dict[str, list[Run]] = {}
-    for run in runs:
-        recipes.setdefault(run.config.recipe, []).append(run)
-    return recipes
 
 
 def _curves(
@@ -149,13 +143,9 @@ def _curves(
 def _draw(axes: Axes, curves: Mapping[str, list[dict[int, float]]], shades: Mapping[str, Any]) -> None:
     for label in sorted(curves):
         # Only sizes at which all runs were tested.
-        sizes = np.array(sorted(set.intersection(*map(set, curves[label]))))
-        values = np.array([[by_size[size] for size in sizes] for by_size in curves[label]])
-        axes.plot(sizes, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)
-        low, high = values.min(axis=0), values.max(axis=0)
-        axes.fill_between(sizes, low, high, color=shades[label], alpha=0.2, linewidth=0)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [str(size) for size in sizes])
-        axes.minorticks_off()
+        sizes = sorted(set.intersection(*map(set, curves[label])))
+        values = [[by_size[size] for size in sizes] for by_size in curves[label]]
+        draw_mean(axes, sizes, values, label, shades[label], marker="o", linewidth=2)
+        set_log_ticks(axes, sizes, base=2)
     axes.set_ylim(-0.02, 1.02)
     axes.grid(alpha=0.3)

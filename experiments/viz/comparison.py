@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from scrubjay.experiments.files import read_numbers, write_atomically
-from scrubjay.experiments.measurements import processor, version
+from scrubjay.experiments.measurements import markdown, processor, version
 from scrubjay.experiments.recipes.registry import longer_range
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
@@ -20,7 +20,7 @@ from scrubjay.experiments.runs.evaluation import evaluate
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.supervised import SupervisedConfig
-from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.statistics import format_interval, group_runs, interquartile_mean
 from scrubjay.experiments.viz.teams import size_files, team_plots, team_tables
 
 LONGER_FILE = "longer.json"
@@ -38,10 +38,7 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     from scrubjay.experiments.viz.curves import has_curve, plot_longer, plot_runs
 
     longer = {run.path: score_longer_tasks(run) for run in runs}
-    supervised: dict[tuple[str, str], list[Run]] = {}
-    for run in runs:
-        if isinstance(run.config, SupervisedConfig):
-            supervised.setdefault(run.config.axes, []).append(run)
+    supervised = group_runs([run for run in runs if isinstance(run.config, SupervisedConfig)], "axes")
     runs_with_curve = [run for run in runs if has_curve(run)]
     sections = [
         _header(runs, command),
@@ -129,21 +126,17 @@ def _how_to_read(seeds: int) -> str:
 
 def _final_table(runs: Sequence[Run]) -> str:
     heading = "method" if isinstance(runs[0].config, TeamTaskConfig) else "memory"
-    lines = [
-        f"| recipe | {heading} | score | training steps | training time, s | steps/s |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for run in runs:
-        groups.setdefault((run.config.recipe, run.config.label), []).append(run.result)
-    for (recipe, memory), results in groups.items():
+    rows = []
+    for (recipe, memory), group in group_runs(runs, "recipe", "label").items():
+        results = [run.result for run in group]
         seconds = interquartile_mean([result["seconds"] for result in results])
-        steps = sorted({result["step"] for result in results})  # several if some runs were extended
-        rate = interquartile_mean([result["step"] for result in results]) / seconds
+        steps = [result["step"] for result in results]  # several if some runs were extended
+        step_range = " to ".join(f"{count:,}" for count in dict.fromkeys((min(steps), max(steps))))
         scores = _cell([_score(result) for result in results])
-        step_range = " to ".join(f"{count:,}" for count in dict.fromkeys((steps[0], steps[-1])))
-        lines.append(f"| {recipe} | {memory} | {scores} | {step_range} | {seconds:.0f} | {rate:,.0f} |")
-    return "\n".join(lines)
+        rate = f"{interquartile_mean(steps) / seconds:,.0f}"
+        rows.append([recipe, memory, scores, step_range, f"{seconds:.0f}", rate])
+    columns = ["recipe", heading, "score", "training steps", "training time, s", "steps/s"]
+    return markdown(columns, rows, "---")
 
 
 def _nan_warnings(runs: Sequence[Run]) -> list[str]:
@@ -158,24 +151,16 @@ def _missing_curves_note(runs: Sequence[Run], runs_with_curve: Sequence[Run]) ->
 
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:
     tables = []
-    for recipe in dict.fromkeys(run.config.recipe for run in runs if longer[run.path]):
+    for recipe, group in group_runs([run for run in runs if longer[run.path]], "recipe").items():
         setting = longer_range(recipe)
         assert setting is not None  # otherwise there are no scores
-        groups: dict[str, list[dict[int, float]]] = {}
-        for run in runs:
-            if run.config.recipe == recipe:
-                groups.setdefault(run.config.label, []).append(longer[run.path])
-        values = list(next(iter(groups.values()))[0])
-        lines = [
-            f"{recipe}, trained with {setting[0]} {values[0]}, tested with:",
-            "",
-            "| memory | " + " | ".join(f"{value}" for value in values) + " |",
-            "| --- " * (len(values) + 1) + "|",
+        values = list(longer[group[0].path])
+        rows = [
+            [memory, *(_cell([longer[run.path][value] for run in own]) for value in values)]
+            for memory, own in group_runs(group, "label").items()
         ]
-        for memory, results in groups.items():
-            cells = [_cell([result[value] for result in results]) for value in values]
-            lines.append(f"| {memory} | " + " | ".join(cells) + " |")
-        tables.append("\n".join(lines))
+        table = markdown(["memory", *map(str, values)], rows, "---")
+        tables.append(f"{recipe}, trained with {setting[0]} {values[0]}, tested with:\n\n{table}")
     return tables
 
 
@@ -188,42 +173,37 @@ def _size_table(runs: Sequence[Run]) -> list[str]:
     if not _have_state_bytes(runs):
         return []
     results = {(run.config.recipe, run.config.label): run.result for run in runs}
-    lines = ["| recipe | memory | parameters | state size per sequence, bytes |", "| --- | --- | --- | --- |"]
-    for (recipe, memory), result in results.items():
-        lines.append(f"| {recipe} | {memory} | {result['parameters']:,} | {result['state_bytes']:,} |")
-    return ["\n".join(lines)]
+    rows = [
+        [*names, f"{result['parameters']:,}", f"{result['state_bytes']:,}"]
+        for names, result in results.items()
+    ]
+    return [markdown(["recipe", "memory", "parameters", "state size per sequence, bytes"], rows, "---")]
 
 
 def _accuracy_tables(runs: Sequence[Run]) -> list[str]:
     tables = []
-    for recipe in dict.fromkeys(run.config.recipe for run in runs):
-        group = [run for run in runs if run.config.recipe == recipe]
+    for recipe, group in group_runs(runs, "recipe").items():
         config: Any = group[0].config
-        scores: dict[str, dict[tuple[int, int], list[float]]] = {}
-        for run in group:
-            for sizes, score in config.accuracies(run.result).items():
-                scores.setdefault(run.config.label, {}).setdefault(sizes, []).append(score)
-        spans = sorted({span for by_sizes in scores.values() for _, span in by_sizes})
         count_label, span_label = config.axis_labels
-        lines = [
-            f"{recipe}, accuracy by {count_label} and {span_label} in the test:",
-            "",
-            f"| memory | {count_label} | " + " | ".join(map(str, spans)) + " |",
-            "| --- " * (len(spans) + 2) + "|",
-        ]
-        for memory, by_sizes in scores.items():
-            for count in sorted({count for count, _ in by_sizes}):
-                cells = [_cell(by_sizes[count, span]) for span in spans]
-                lines.append(f"| {memory} | {count} | " + " | ".join(cells) + " |")
-        tables.append("\n".join(lines))
+        scores = {
+            memory: [config.accuracies(run.result) for run in own]
+            for memory, own in group_runs(group, "label").items()
+        }
+        spans = sorted({span for own in scores.values() for by_sizes in own for _, span in by_sizes})
+        rows = []
+        for memory, own in scores.items():
+            for count in sorted({count for by_sizes in own for count, _ in by_sizes}):
+                cells = (
+                    [by_sizes[count, span] for by_sizes in own if (count, span) in by_sizes] for span in spans
+                )
+                rows.append([memory, count, *map(_cell, cells)])
+        table = markdown(["memory", count_label, *spans], rows, "---")
+        tables.append(f"{recipe}, accuracy by {count_label} and {span_label} in the test:\n\n{table}")
     return tables
 
 
 def _cell(scores: Sequence[float]) -> str:
-    if len(scores) == 1:
-        return f"{scores[0]:.2f}"
-    low, high = bootstrap_interval(scores)
-    return f"{interquartile_mean(scores):.2f} [{low:.2f}, {high:.2f}]"
+    return format_interval(scores, "{:.2f}".format)
 
 
 def write_scores(

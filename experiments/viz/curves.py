@@ -8,18 +8,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.recipes.registry import longer_range
 from scrubjay.experiments.runs.initial_weights import flatten
 from scrubjay.experiments.runs.run import Run
+
+Content = TypeVar("Content")
 
 LABELS = {
     "charts/success": "success per episode (0 to 1)",
@@ -98,17 +100,14 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
         )
     chance = {run.config.recipe: run.success_without_memory for run in runs}
     shades = assign_colors(label for panel in panels.values() for label in panel)
-    figure = make_figure(len(panels))
-    for axes, (recipe, panel) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    figure, rows_of_axes = make_panels(panels)
+    for axes, recipe, panel in rows_of_axes:
         for label in sorted(panel):
             _draw_curve(axes, panel[label], label, shades[label])
         _style_axes(axes, recipe, metric)
-        if metric == "charts/success" and chance.get(recipe) is not None:
-            axes.axhline(
-                chance[recipe], color="grey", linestyle="--", linewidth=1, label="best without memory"
-            )
+        level = chance[recipe]
+        if metric == "charts/success" and level is not None:
+            draw_level(axes, level, "best without memory")
         place_legend(axes)
     return save_figure(figure, out)
 
@@ -159,21 +158,15 @@ def plot_longer(scores: Sequence[tuple[Run, dict[int, float]]], out: Path | str)
     for run, by_length in scores:
         panels.setdefault(run.config.recipe, {}).setdefault(run.config.label, []).append(by_length)
     shades = assign_colors(label for panel in panels.values() for label in panel)
-    figure = make_figure(len(panels))
-    for axes, (recipe, panel) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    figure, rows = make_panels(panels)
+    for axes, recipe, panel in rows:
+        lengths = list(next(iter(panel.values()))[0])
+        alpha = min(0.2, 0.5 / len(panel))  # the ranges of many curves overlap
         for label in sorted(panel):
-            lengths = np.array(list(panel[label][0]))
-            values = np.array([list(by_length.values()) for by_length in panel[label]])
-            axes.plot(lengths, values.mean(axis=0), marker="o", color=shades[label], label=label, linewidth=2)
-            low, high = values.min(axis=0), values.max(axis=0)
-            alpha = min(0.2, 0.5 / len(panel))  # the ranges of many curves overlap
-            axes.fill_between(lengths, low, high, color=shades[label], alpha=alpha, linewidth=0)
-        axes.axvline(lengths[0], color="grey", linestyle=":", linewidth=1, label="training value")
-        axes.set_xscale("log")
-        axes.set_xticks(lengths, [str(length) for length in lengths])
-        axes.minorticks_off()
+            values = [list(by_length.values()) for by_length in panel[label]]
+            draw_mean(axes, lengths, values, label, shades[label], alpha, marker="o", linewidth=2)
+        mark_training(axes, lengths[0])
+        set_log_ticks(axes, lengths)
         axes.set_ylim(-0.02, 1.02)
         axes.set_title(f"{recipe}: tests on longer tasks")
         setting = longer_range(recipe)
@@ -202,13 +195,11 @@ def plot_sizes(
     panels = figure.subplots(1, len(_TEAM_LABELS))
     for axes, (measure, axis_label) in zip(panels, _TEAM_LABELS.items(), strict=True):
         for label, by_size in scores.items():
-            sizes, values = list(by_size), [[seed[measure] for seed in seeds] for seeds in by_size.values()]
+            values = np.transpose([[seed[measure] for seed in seeds] for seeds in by_size.values()])
             line = "--" if label.startswith("rule: ") else "-"
-            axes.plot(sizes, np.mean(values, axis=1), line, marker="o", color=shades[label], label=label)
-            low, high = np.min(values, axis=1), np.max(values, axis=1)
-            axes.fill_between(sizes, low, high, color=shades[label], alpha=0.2, linewidth=0)
-            axes.set_xticks(sizes)
-        axes.axvline(training_size, color="grey", linestyle=":", linewidth=1, label="training value")
+            draw_mean(axes, [*by_size], values, label, shades[label], marker="o", linestyle=line)
+            axes.set_xticks([*by_size])
+        mark_training(axes, training_size)
         axes.set_xlabel(f"{size.replace('_', ' ')} (test)")
         axes.set_ylabel(axis_label)
         axes.grid(alpha=0.3)
@@ -219,6 +210,55 @@ def plot_sizes(
 def make_figure(panels: int) -> Figure:
     """Return an empty figure that is wide enough for `panels` axes side by side."""
     return Figure(figsize=(1.5 + 6 * panels, 4.5), dpi=120, layout="constrained")
+
+
+def make_panels(panels: Mapping[str, Content]) -> tuple[Figure, list[tuple[Axes, str, Content]]]:
+    """Return a figure with one panel per recipe, and the axes, recipe and content of each panel."""
+    figure = make_figure(len(panels))
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    return figure, [(axes, *item) for axes, item in zip(row, panels.items(), strict=True)]
+
+
+def draw_mean(
+    axes: Axes,
+    x: ArrayLike,
+    values: ArrayLike,
+    label: str,
+    color: Any,
+    alpha: float = 0.2,
+    **style: Any,
+) -> None:
+    """Plot the mean over seeds of `values`, `[seeds, points]`, and shade the range.
+
+    Args:
+        axes: Axes of the plot.
+        x: Position of each point.
+        values: Value of each seed at each point.
+        label: Name of the curve in the legend.
+        color: Color of curve and range.
+        alpha: Opacity of the range.
+        style: Style of the curve, as in `Axes.plot`.
+    """
+    values = np.asarray(values)
+    axes.plot(x, values.mean(axis=0), color=color, label=label, **style)
+    axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=color, alpha=alpha, linewidth=0)
+
+
+def draw_level(axes: Axes, level: float, label: str | None = None) -> None:
+    """Draw a dashed line at a score that needs no memory or no training."""
+    axes.axhline(level, color="grey", linestyle="--", linewidth=1, label=label)
+
+
+def mark_training(axes: Axes, value: float, label: str = "training value") -> None:
+    """Draw a dotted line at the value that a setting had in training."""
+    axes.axvline(value, color="grey", linestyle=":", linewidth=1, label=label)
+
+
+def set_log_ticks(axes: Axes, sizes: Sequence[float], base: int = 10) -> None:
+    """Show the first axis in logarithmic scale, with a tick at each tested size."""
+    axes.set_xscale("log", base=base)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
 
 
 def place_legend(axes: Axes) -> None:
@@ -266,9 +306,7 @@ def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> No
     grid = np.linspace(first, max(first, last), _GRID)
     values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
     suffix = "" if len(curves) == 1 else f" ({_describe_seeds(curves)})"
-    axes.plot(grid, values.mean(axis=0), color=colour, label=label + suffix, linewidth=2)
-    if len(curves) > 1:
-        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+    draw_mean(axes, grid, values, label + suffix, colour, linewidth=2)
 
 
 def _style_axes(axes: Axes, recipe: str, metric: str) -> None:

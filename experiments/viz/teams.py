@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.files import read_numbers, write_atomically
+from scrubjay.experiments.measurements import markdown
 from scrubjay.experiments.recipes.registry import Range, size_range
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.evaluation import Rule, evaluate_team, list_rules
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
-from scrubjay.experiments.statistics import bootstrap_interval, interquartile_mean
+from scrubjay.experiments.statistics import format_interval, group_runs
 
 _HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
 
@@ -55,24 +57,16 @@ def team_plots(runs: Sequence[Run], out: Path) -> list[Path]:
 
 def _group_evaluated_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Return a dict from each recipe to its team runs that have an evaluation result."""
-    by_recipe: dict[str, list[Run]] = {}
-    for run in runs:
-        if isinstance(run.config, TeamTaskConfig) and "episodic_return" in run.result:
-            by_recipe.setdefault(run.config.recipe, []).append(run)
-    return by_recipe
+    own = [run for run in runs if isinstance(run.config, TeamTaskConfig) and "episodic_return" in run.result]
+    return group_runs(own, "recipe")
 
 
 def _measure_table(runs: Sequence[Run], out: Path) -> str:
     config = _config(runs[0])
-    scores: dict[str, list[Scores]] = {}
-    for run in runs:
-        scores.setdefault(run.config.label, []).append(run.result)
-    for rule, make in list_rules(config.env).items():
-        for seed in dict.fromkeys(run.config.seed for run in runs):
-            file = out / f"{config.recipe}-rule-{rule}-s{seed}.json"
-            scores.setdefault(f"rule: {rule}", []).append(
-                _load_or_play(file, lambda make=make, seed=seed: _play(make(seed), config, seed))
-            )
+    groups = group_runs(runs, "label").items()
+    scores = {label: [run.result for run in group] for label, group in groups} | _score_rules(
+        runs, config, out
+    )
     names = [name for name in next(iter(scores.values()))[0] if name not in _HIDDEN]
     rows = {
         label: [[result[name] for result in results] for name in names] for label, results in scores.items()
@@ -80,37 +74,40 @@ def _measure_table(runs: Sequence[Run], out: Path) -> str:
     return _table(f"{config.recipe}, means over {config.eval_episodes} episodes:", names, rows)
 
 
+def _score_rules(
+    runs: Sequence[Run], config: TeamTaskConfig, out: Path, suffix: str = ""
+) -> dict[str, list[Scores]]:
+    """Return the scores of each rule-based policy by its label `rule: <name>`, with one entry per seed."""
+    scores: dict[str, list[Scores]] = {}
+    for rule, make in list_rules(config.env).items():
+        for seed in dict.fromkeys(run.config.seed for run in runs):
+            file = out / f"{config.recipe}-rule-{rule}-s{seed}{suffix}.json"
+            play = partial(_play, partial(make, seed), config, seed)
+            scores.setdefault(f"rule: {rule}", []).append(_load_or_play(file, play))
+    return scores
+
+
 def _scores_by_size(runs: Sequence[Run], out: Path, sizes: Range) -> dict[str, dict[int, list[Scores]]]:
     """Return `scores[label][team_size]`, a list with one entry per seed.
 
     Runs without a shared actor are omitted. Rule-based policies have the labels `rule: <name>`.
     """
-    config = _config(runs[0])
     name, values = sizes
     scores: dict[str, dict[int, list[Scores]]] = {}
     for value in values:
-        resized_config = dataclasses.replace(
+        config = _config(runs[0])
+        config = dataclasses.replace(
             config, env=dataclasses.replace(config.env, kwargs={**config.env.kwargs, name: value})
         )
+        by_label: dict[str, list[Scores]] = {}
         for run in runs:
             if _config(run).policy.shared:
-                seed_scores = _load_or_play(
-                    _size_file(run, name, value),
-                    lambda run=run, resized_config=resized_config: _play(
-                        run.team_policy_for(resized_config.env), resized_config, run.config.seed
-                    ),
+                play = partial(_play, partial(run.team_policy_for, config.env), config, run.config.seed)
+                by_label.setdefault(run.config.label, []).append(
+                    _load_or_play(_size_file(run, name, value), play)
                 )
-                scores.setdefault(run.config.label, {}).setdefault(value, []).append(seed_scores)
-        for rule, make in list_rules(config.env).items():
-            for seed in dict.fromkeys(run.config.seed for run in runs):
-                file = out / f"{config.recipe}-rule-{rule}-s{seed}-{name}-{value}.json"
-                seed_scores = _load_or_play(
-                    file,
-                    lambda make=make, seed=seed, resized_config=resized_config: _play(
-                        make(seed), resized_config, seed
-                    ),
-                )
-                scores.setdefault(f"rule: {rule}", {}).setdefault(value, []).append(seed_scores)
+        for label, own in (by_label | _score_rules(runs, config, out, f"-{name}-{value}")).items():
+            scores.setdefault(label, {})[value] = own
     return scores
 
 
@@ -143,9 +140,8 @@ def _size_tables(runs: Sequence[Run], out: Path, sizes: Range) -> list[str]:
 
 def _table(title: str, columns: Sequence[str], rows: dict[str, list[list[float]]]) -> str:
     """Return a table with one row per method; each cell summarizes the scores over seeds."""
-    lines = [title, "", f"| method | {' | '.join(columns)} |", "| --- " * (len(columns) + 1) + "|"]
-    lines += [f"| {label} | {' | '.join(map(_cell, cells))} |" for label, cells in rows.items()]
-    return "\n".join(lines)
+    lines = [[label, *map(_cell, cells)] for label, cells in rows.items()]
+    return f"{title}\n\n{markdown(['method', *columns], lines, '---')}"
 
 
 def _config(run: Run) -> TeamTaskConfig:
@@ -153,11 +149,10 @@ def _config(run: Run) -> TeamTaskConfig:
     return run.config
 
 
-def _play(player: TeamPolicy | Rule, config: TeamTaskConfig, seed: int) -> Scores:
+def _play(make_player: Callable[[], TeamPolicy | Rule], config: TeamTaskConfig, seed: int) -> Scores:
     with one_thread():
-        return evaluate_team(
-            player, config.env, config.eval_episodes, derive_seed(seed, "evaluation")
-        ).summary()
+        seed_of_episodes = derive_seed(seed, "evaluation")
+        return evaluate_team(make_player(), config.env, config.eval_episodes, seed_of_episodes).summary()
 
 
 def _load_or_play(file: Path, play: Callable[[], Scores]) -> Scores:
@@ -167,11 +162,7 @@ def _load_or_play(file: Path, play: Callable[[], Scores]) -> Scores:
 
 
 def _cell(scores: Sequence[float]) -> str:
-    number = _short(interquartile_mean(scores))
-    if len(scores) == 1:
-        return number
-    low, high = bootstrap_interval(scores)
-    return f"{number} [{_short(low)}, {_short(high)}]"
+    return format_interval(scores, _short)
 
 
 def _short(value: float) -> str:
