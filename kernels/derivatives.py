@@ -4,14 +4,58 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 
-from scrubjay.kernels.dispatch import any_dual, needs_plain_autograd
+from scrubjay.kernels.dispatch import any_dual, needs_plain_autograd, without_autocast
 
 _BLOCK_BYTES = 32_000_000
+
+
+def run_custom(
+    plain: Callable[..., Tensor | Sequence[Tensor]],
+    forward: Callable[..., tuple[Sequence[Tensor], Sequence[Tensor | None]]],
+    backward: Callable[..., Sequence[Tensor | None]],
+    *inputs: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the outputs of `forward`, with a custom backward pass.
+
+    Args:
+        plain: Function that computes the outputs from `inputs` by differentiable torch operations. It serves
+            higher derivatives.
+        forward: Function that returns the outputs and the tensors to save, from `inputs`.
+        backward: Function that returns a gradient for each of `inputs`. Its arguments are `inputs`, the saved
+            tensors, the gradient of each output (None for an output without a gradient), and for each input
+            whether it needs a gradient.
+        inputs: Differentiable tensors.
+    """
+    retain_freed_memory()
+    return _Custom.apply(plain, forward, backward, *inputs)  # pyright: ignore[reportReturnType]
+
+
+class _Custom(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, plain, forward, backward, *inputs):
+        outputs, tensors = forward(*inputs)
+        ctx.plain, ctx.run_backward, ctx.count = plain, backward, len(inputs)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *tensors)
+        return tuple(outputs)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx: Any, *grads):
+        inputs, tensors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
+        if all(grad is None for grad in grads):
+            input_grads = [None] * ctx.count
+        elif needs_graph(*grads):
+            input_grads = differentiate_graph(ctx.plain, inputs, *grads)
+        else:
+            input_grads = ctx.run_backward(inputs, tensors, grads, ctx.needs_input_grad[3:])
+        return None, None, None, *input_grads
 
 
 def supports_custom_backward(*tensors: Tensor) -> bool:

@@ -1,9 +1,10 @@
 """Attention of a segment to stored keys and to its own steps, with score biases and a custom backward pass.
 
 The forward and the backward pass take twenty operations each; a graph of torch's autograd has sixty. The
-softmax is to the base 2. Gradients of the stored keys and values are computed only if they are needed. The
-custom backward pass supports float32 and float64 inputs on a CPU. All other inputs use torch's autograd, and
-so do second derivatives.
+softmax is to the base 2, because exp2(x * log2(e)) takes a third of the time of exp(x). Other custom passes
+of attention share its functions `read_values` and `differentiate_read`. Gradients of the stored keys and
+values are computed only if they are needed. The custom backward pass supports float32 and float64 inputs on a
+CPU. All other inputs use torch's autograd, and so do second derivatives.
 
 Axes: B batch, T steps of the segment, S stored items, N = S + T keys, M last keys that get a bias (M <= N),
 H heads, E width of a head, D = H * E, R = B * H.
@@ -19,15 +20,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import (
-    differentiate_graph,
-    needs_graph,
-    retain_freed_memory,
-    supports_custom_backward,
-)
-from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.derivatives import run_custom, supports_custom_backward
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = math.log2(math.e)
 
 
 class AttentionInputs(NamedTuple):
@@ -53,7 +48,7 @@ def attend(inputs: AttentionInputs) -> Float[Tensor, "B T D"]:
     # Only autograd computes a gradient of the mask.
     if inputs.mask.requires_grad or not supports_custom_backward(*inputs):
         return _run_torch(*inputs)
-    return _Attention.apply(_run_torch, *inputs)
+    return run_custom(_run_torch, _forward, _backward, *inputs)[0]
 
 
 def weigh(inputs: AttentionInputs) -> Float[Tensor, "B H T N"]:
@@ -73,83 +68,99 @@ def by_head(x: Float[Tensor, "B steps D"], heads: int) -> Float[Tensor, "B H ste
     return x.unflatten(2, (heads, -1)).transpose(1, 2)
 
 
+def join_columns(
+    earlier: Float[Tensor, "B S D"], own: Float[Tensor, "B T D"], heads: int
+) -> Float[Tensor, "B H N E"]:
+    """Concatenate the keys, or the values, of earlier steps and of the segment, and split them by head."""
+    batch, count, dim = earlier.shape
+    columns = own.new_empty(batch, heads, count + own.shape[1], dim // heads)
+    columns[:, :, :count] = by_head(earlier, heads)
+    columns[:, :, count:] = by_head(own, heads)
+    return columns
+
+
+def read_values(
+    scores: Float[Tensor, "R T N"],
+    values: Float[Tensor, "R N E"],
+    total: Tensor | None = None,
+    read: Tensor | None = None,
+) -> tuple[Float[Tensor, "R T 1"], Float[Tensor, "R T E"]]:
+    """Return the sum of the weights of each query and the weighted means of the values.
+
+    The function overwrites the scores, to the base 2, with unnormalized weights. The results are written to
+    `total` and `read` if these are tensors.
+    """
+    scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
+    total = torch.sum(scores, dim=-1, keepdim=True, out=total)
+    return total, torch.bmm(scores, values, out=read).div_(total)
+
+
+def differentiate_read(
+    grad: Float[Tensor, "R T E"], values: Tensor, weights: Float[Tensor, "R T N"], total: Tensor, read: Tensor
+) -> tuple[Float[Tensor, "R T E"], Float[Tensor, "R T N"]]:
+    """Return the gradients of the weighted sums of values before the division, and of natural scores.
+
+    Args:
+        grad: Gradient of `read`.
+        values: As passed to `read_values`.
+        weights: Unnormalized weights, as written by `read_values`.
+        total: Result of `read_values`.
+        read: Result of `read_values`.
+    """
+    grad = grad / total
+    grad_scores = torch.bmm(grad, values.mT)
+    return grad, grad_scores.sub_((grad * read).sum(dim=-1, keepdim=True)).mul_(weights)
+
+
 def _run_torch(*tensors: Tensor) -> Tensor:
     inputs = AttentionInputs(*tensors)
     values = by_head(torch.cat([inputs.stored_values, inputs.values], dim=1), len(inputs.head_bias))
     return (weigh(inputs) @ values).transpose(1, 2).flatten(2)
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, plain, *inputs):
-        retain_freed_memory()
-        query, keys, values, stored_keys, stored_values, mask, bias, head_bias = inputs
-        heads, last = len(head_bias), head_bias.shape[2]
-        batch, time, dim = query.shape
-        scaled_query = by_head(query, heads) * ((dim // heads) ** -0.5 * _LOG2_E)
-        scaled_query = scaled_query.reshape(batch * heads, time, dim // heads)
-        columns = [_columns(*pair, heads) for pair in ((stored_keys, keys), (stored_values, values))]
-        scores = torch.bmm(scaled_query, columns[0].mT)
-        by_heads = scores.unflatten(0, (batch, heads))
-        first = by_heads.shape[3] - last
-        by_heads[..., :first].add_(mask[:, None, :, :first], alpha=_LOG2_E)
-        by_heads[..., first:].add_((mask[..., first:] + bias)[:, None], alpha=_LOG2_E)
-        by_heads[..., first:].add_(head_bias, alpha=_LOG2_E)
-        # exp2(x * log2(e)) takes a third of the time of exp(x).
-        scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
-        total = scores.sum(dim=-1, keepdim=True)
-        read = torch.bmm(scores, columns[1]).div_(total)
-        ctx.plain = plain
-        ctx.save_for_backward(*inputs, scaled_query, *columns, scores, total, read)
-        return read.unflatten(0, (batch, heads)).transpose(1, 2).reshape(query.shape)
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx, grad):
-        count = len(AttentionInputs._fields)
-        inputs, saved_tensors = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        if needs_graph(grad):
-            return None, *differentiate_graph(ctx.plain, inputs, grad)
-        scaled_query, keys, values, scores, total, read = saved_tensors
-        batch, time, dim = grad.shape
-        heads, last = len(inputs[-1]), inputs[-1].shape[2]
-        total_columns, head_shape = scores.shape[2], (batch, heads)
-        grad_read = by_head(grad, heads).reshape(read.shape) / total
-        grad_scores = torch.bmm(grad_read, values.mT)
-        grad_scores.sub_((grad_read * read).sum(dim=-1, keepdim=True)).mul_(scores)
-        grad_query = torch.bmm(grad_scores, keys).mul_((dim // heads) ** -0.5)
-        # Gradients of the stored columns are computed only if they are needed.
-        first = 0 if any(ctx.needs_input_grad[4:6]) else total_columns - time
-        grad_keys = torch.bmm(grad_scores[..., first:].mT, scaled_query).mul_(1 / _LOG2_E)
-        grad_values = torch.bmm(scores[..., first:].mT, grad_read)
-        grad_query, grad_keys, grad_values = (
-            gradient.unflatten(0, head_shape).transpose(1, 2).flatten(2)
-            for gradient in (grad_query, grad_keys, grad_values)
-        )
-        num_stored = total_columns - time - first
-        grad_by_head = grad_scores.unflatten(0, head_shape)[..., total_columns - last :]
-        return (
-            None,
-            grad_query,
-            grad_keys[:, num_stored:],
-            grad_values[:, num_stored:],
-            grad_keys[:, :num_stored] if ctx.needs_input_grad[4] else None,
-            grad_values[:, :num_stored] if ctx.needs_input_grad[5] else None,
-            None,
-            grad_by_head.sum(dim=1) if ctx.needs_input_grad[7] else None,
-            grad_by_head.sum(dim=0) if ctx.needs_input_grad[8] else None,
-        )
+def _forward(query, keys, values, stored_keys, stored_values, mask, bias, head_bias):
+    heads, last = len(head_bias), head_bias.shape[2]
+    batch, time, dim = query.shape
+    scaled_query = by_head(query, heads) * ((dim // heads) ** -0.5 * LOG2_E)
+    scaled_query = scaled_query.reshape(batch * heads, time, dim // heads)
+    pairs = (stored_keys, keys), (stored_values, values)
+    columns = [join_columns(*pair, heads).flatten(0, 1) for pair in pairs]
+    scores = torch.bmm(scaled_query, columns[0].mT)
+    by_heads = scores.unflatten(0, (batch, heads))
+    first = by_heads.shape[3] - last
+    by_heads[..., :first].add_(mask[:, None, :, :first], alpha=LOG2_E)
+    by_heads[..., first:].add_((mask[..., first:] + bias)[:, None], alpha=LOG2_E)
+    by_heads[..., first:].add_(head_bias, alpha=LOG2_E)
+    total, read = read_values(scores, columns[1])
+    y = read.unflatten(0, (batch, heads)).transpose(1, 2).reshape(query.shape)
+    return [y], [scaled_query, *columns, scores, total, read]
 
 
-def _columns(
-    earlier: Float[Tensor, "B S D"], own: Float[Tensor, "B T D"], heads: int
-) -> Float[Tensor, "R N E"]:
-    """Concatenate stored keys and the segment's keys, and split them by head.
-
-    The function is also called for stored values and the segment's values.
-    """
-    batch, count, dim = earlier.shape
-    columns = own.new_empty(batch, heads, count + own.shape[1], dim // heads)
-    columns[:, :, :count] = by_head(earlier, heads)
-    columns[:, :, count:] = by_head(own, heads)
-    return columns.flatten(0, 1)
+def _backward(inputs, tensors, grads, needs):
+    scaled_query, keys, values, scores, total, read = tensors
+    batch, time, dim = grads[0].shape
+    heads, last = len(inputs[-1]), inputs[-1].shape[2]
+    total_columns, head_shape = scores.shape[2], (batch, heads)
+    grad = by_head(grads[0], heads).reshape(read.shape)
+    grad_read, grad_scores = differentiate_read(grad, values, scores, total, read)
+    grad_query = torch.bmm(grad_scores, keys).mul_((dim // heads) ** -0.5)
+    # Gradients of the stored columns are computed only if they are needed.
+    first = 0 if any(needs[3:5]) else total_columns - time
+    grad_keys = torch.bmm(grad_scores[..., first:].mT, scaled_query).mul_(1 / LOG2_E)
+    grad_values = torch.bmm(scores[..., first:].mT, grad_read)
+    grad_query, grad_keys, grad_values = (
+        gradient.unflatten(0, head_shape).transpose(1, 2).flatten(2)
+        for gradient in (grad_query, grad_keys, grad_values)
+    )
+    num_stored = total_columns - time - first
+    grad_by_head = grad_scores.unflatten(0, head_shape)[..., total_columns - last :]
+    return (
+        grad_query,
+        grad_keys[:, num_stored:],
+        grad_values[:, num_stored:],
+        grad_keys[:, :num_stored] if needs[3] else None,
+        grad_values[:, :num_stored] if needs[4] else None,
+        None,
+        grad_by_head.sum(dim=1) if needs[6] else None,
+        grad_by_head.sum(dim=0) if needs[7] else None,
+    )

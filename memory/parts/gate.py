@@ -5,15 +5,12 @@ tanh(a) is computed as 2 σ(2 a) - 1, which is four times as fast with the same 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
-from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.derivatives import run_custom, supports_custom_backward
 
 
 class Gate(nn.Module):
@@ -58,7 +55,9 @@ def apply_gate(
         bias: b.
     """
     inputs = x, y, update, stream, reset_stream, bias
-    return _GateFunction.apply(*inputs) if supports_custom_backward(*inputs) else _run_torch(*inputs)
+    if supports_custom_backward(*inputs):
+        return run_custom(_run_torch, _forward, _backward, *inputs)[0]
+    return _run_torch(*inputs)
 
 
 def _run_torch(
@@ -73,46 +72,40 @@ def _run_torch(
     return torch.lerp(x, candidate.to(x.dtype), gate.to(x.dtype))
 
 
-class _GateFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x, y, update, stream, reset_stream, bias):
-        dim = x.shape[-1]
-        rows, update_rows = x.reshape(-1, dim), y.reshape(-1, dim)
-        both = torch.mm(update_rows, update[: 2 * dim].T).addmm_(rows, stream.T)
-        both[:, dim:] -= bias
-        reset, gate = both.sigmoid_().split(dim, dim=1)
-        reset_rows = reset * rows
-        candidate = torch.mm(update_rows, update[2 * dim :].T).addmm_(reset_rows, reset_stream.T)
-        candidate.mul_(2).sigmoid_().mul_(2).sub_(1)
-        ctx.save_for_backward(x, y, update, stream, reset_stream, bias, both, reset_rows, candidate)
-        return torch.lerp(rows, candidate, gate).view(x.shape)
+def _forward(x, y, update, stream, reset_stream, bias):
+    dim = x.shape[-1]
+    rows, update_rows = x.reshape(-1, dim), y.reshape(-1, dim)
+    both = torch.mm(update_rows, update[: 2 * dim].T).addmm_(rows, stream.T)
+    both[:, dim:] -= bias
+    reset, gate = both.sigmoid_().split(dim, dim=1)
+    reset_rows = reset * rows
+    candidate = torch.mm(update_rows, update[2 * dim :].T).addmm_(reset_rows, reset_stream.T)
+    candidate.mul_(2).sigmoid_().mul_(2).sub_(1)
+    return [torch.lerp(rows, candidate, gate).view(x.shape)], [both, reset_rows, candidate]
 
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        *inputs, both, reset_rows, candidate = ctx.saved_tensors
-        if needs_graph(grad):
-            return tuple(differentiate_graph(_run_torch, inputs, grad))
-        x, y, update, stream, reset_stream, _ = inputs
-        dim = x.shape[-1]
-        rows, update_rows, grad = x.reshape(-1, dim), y.reshape(-1, dim), grad.reshape(-1, dim)
-        reset, gate = both.split(dim, dim=1)
-        # Derivatives of the activations: σ' = σ (1 - σ), tanh' = 1 - tanh².
-        gated_grad = grad * gate
-        grad_candidate = torch.addcmul(gated_grad, gated_grad * candidate, candidate, value=-1)
-        grad_reset_rows = torch.mm(grad_candidate, reset_stream)
-        slopes = torch.addcmul(both, both, both, value=-1)
-        grad_both = torch.empty_like(both)
-        torch.mul(grad_reset_rows, rows, out=grad_both[:, :dim])
-        torch.mul(grad, candidate - rows, out=grad_both[:, dim:])
-        grad_both.mul_(slopes)
-        grad_x = (grad - gated_grad).addcmul_(grad_reset_rows, reset).addmm_(grad_both, stream)
-        grad_y = torch.mm(grad_both, update[: 2 * dim]).addmm_(grad_candidate, update[2 * dim :])
-        return (
-            grad_x.view(x.shape),
-            grad_y.view(x.shape),
-            torch.cat([grad_both.T @ update_rows, grad_candidate.T @ update_rows]),
-            grad_both.T @ rows,
-            grad_candidate.T @ reset_rows,
-            -grad_both[:, dim:].sum(dim=0),
-        )
+
+def _backward(inputs, tensors, grads, _):
+    x, y, update, stream, reset_stream, _ = inputs
+    both, reset_rows, candidate = tensors
+    dim = x.shape[-1]
+    rows, update_rows, grad = x.reshape(-1, dim), y.reshape(-1, dim), grads[0].reshape(-1, dim)
+    reset, gate = both.split(dim, dim=1)
+    # Derivatives of the activations: σ' = σ (1 - σ), tanh' = 1 - tanh².
+    gated_grad = grad * gate
+    grad_candidate = torch.addcmul(gated_grad, gated_grad * candidate, candidate, value=-1)
+    grad_reset_rows = torch.mm(grad_candidate, reset_stream)
+    slopes = torch.addcmul(both, both, both, value=-1)
+    grad_both = torch.empty_like(both)
+    torch.mul(grad_reset_rows, rows, out=grad_both[:, :dim])
+    torch.mul(grad, candidate - rows, out=grad_both[:, dim:])
+    grad_both.mul_(slopes)
+    grad_x = (grad - gated_grad).addcmul_(grad_reset_rows, reset).addmm_(grad_both, stream)
+    grad_y = torch.mm(grad_both, update[: 2 * dim]).addmm_(grad_candidate, update[2 * dim :])
+    return (
+        grad_x.view(x.shape),
+        grad_y.view(x.shape),
+        torch.cat([grad_both.T @ update_rows, grad_candidate.T @ update_rows]),
+        grad_both.T @ rows,
+        grad_candidate.T @ reset_rows,
+        -grad_both[:, dim:].sum(dim=0),
+    )

@@ -9,21 +9,16 @@ C = W + L keys of a block.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import (
-    differentiate_graph,
-    needs_graph,
-    retain_freed_memory,
-    supports_custom_backward,
-)
-from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.derivatives import run_custom, supports_custom_backward
 from scrubjay.memory.contract.clock import Clock
 from scrubjay.memory.parts.window import SMALLEST_BLOCK, WindowWeights
 
@@ -100,39 +95,15 @@ class SegmentReader:
         `plain` is a differentiable torch function that computes the same output from `x`, `recent` and the
         weights.
         """
-        return _Segment.apply(plain, blocks, self.offset, x, recent, *weights)
-
-
-class _Segment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, plain, blocks, offset, x, recent, *weights):
-        retain_freed_memory()
-        y, tensors, scores = _forward(blocks, offset, x, recent, WindowWeights(*weights))
-        ctx.plain, ctx.blocks, ctx.offset, ctx.count = plain, blocks, offset, 2 + len(weights)
-        ctx.save_for_backward(x, recent, *weights, *tensors, *scores)
-        return y
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        inputs, saved_tensors = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        if needs_graph(grad):
-            return None, None, None, *differentiate_graph(ctx.plain, inputs, grad)
-        count = len(_SavedTensors._fields)
-        tensors, scores = _SavedTensors(*saved_tensors[:count]), saved_tensors[count:]
-        x, recent, *weights = inputs
-        past = recent if ctx.needs_input_grad[4] else None
-        return (
-            None,
-            None,
-            None,
-            *_backward(ctx.blocks, ctx.offset, grad, x, past, WindowWeights(*weights), tensors, scores),
-        )
+        forward = functools.partial(_forward, blocks, self.offset)
+        backward = functools.partial(_backward, blocks, self.offset)
+        return run_custom(plain, forward, backward, x, recent, *weights)[0]
 
 
 def _forward(
-    blocks: list[QueryBlock], offset: float | None, x: Tensor, recent: Tensor, w: WindowWeights
-) -> tuple[Tensor, _SavedTensors, list[Tensor]]:
+    blocks: list[QueryBlock], offset: float | None, x: Tensor, recent: Tensor, *weights: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    w = WindowWeights(*weights)
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
     scale = width**-0.5 / _unit(offset)
@@ -158,24 +129,24 @@ def _forward(
         scores.append(score)
     flat = _by_step(read, batch)
     tensors = _SavedTensors(context, content, position, keys, values, total, read, flat)
-    return torch.mm(flat, w.output.T).view(x.shape), tensors, scores
+    return [torch.mm(flat, w.output.T).view(x.shape)], [*tensors, *scores]
 
 
 def _backward(
     blocks: list[QueryBlock],
     offset: float | None,
-    grad: Tensor,
-    x: Tensor,
-    recent: Tensor | None,
-    w: WindowWeights,
-    tensors: _SavedTensors,
-    scores: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    saved_tensors: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of `recent` if it is not None, and of all weights."""
+    """Return the gradients of `x`, of `recent` if it needs one, and of all weights."""
+    x, w, count = inputs[0], WindowWeights(*inputs[2:]), len(_SavedTensors._fields)
+    tensors, scores = _SavedTensors(*saved_tensors[:count]), saved_tensors[count:]
     batch, time, dim = x.shape
     heads, width = w.content_bias.shape
     scale, window, unit = width**-0.5, w.distance_keys.shape[2] - 1, _unit(offset)
-    grad = grad.reshape(-1, dim)
+    grad = grads[0].reshape(-1, dim)
     grad_read = _by_head(grad @ w.output, batch, heads)
     grad_read = grad_read.div_(tensors.total) if offset is None else grad_read
     row_dot = (grad_read * tensors.read).sum(dim=-1, keepdim=True) if offset is None else None
@@ -212,7 +183,7 @@ def _backward(
     grad_weights = grad_both.T @ tensors.context
     return (
         grad_x.view(x.shape),
-        None if recent is None else grad_both.view(batch, -1, 2 * dim)[:, :window] @ to_context,
+        grad_both.view(batch, -1, 2 * dim)[:, :window] @ to_context if needs[1] else None,
         (grad_query.T @ x.reshape(-1, dim)) * scale,
         grad_weights[:dim],
         grad_weights[dim:],

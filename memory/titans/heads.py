@@ -8,6 +8,7 @@ blocks of steps that fit the CPU cache, and save only the projected inputs for t
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph
-from scrubjay.kernels.dispatch import needs_plain_autograd, without_autocast
+from scrubjay.kernels.derivatives import run_custom
+from scrubjay.kernels.dispatch import needs_plain_autograd
 from scrubjay.memory.parts.layers import inverse_norm, normalize_vectors
 
 # Numbers in a block; a block and its intermediate values fit a CPU cache.
@@ -95,10 +96,19 @@ def compute_heads(
     convolution: Convolution | None = None,
 ) -> Float[Tensor, "batch time 3 heads width"]:
     """Return queries, keys and values, stacked. Queries and keys have at most unit length."""
-    taps, tail, step = (None, None, None) if convolution is None else convolution
-    if needs_plain_autograd(projections, taps, tail) or not projections.numel():
-        return _compute_heads_plain(projections, num_heads, convolution)
-    return _Heads.apply(projections, taps, tail, step, num_heads)
+    tensors = (projections,) if convolution is None else (projections, convolution.taps, convolution.tail)
+    step = None if convolution is None else convolution.step
+
+    def run_torch(x: Tensor, *taps_and_tail: Tensor) -> Tensor:
+        if taps_and_tail:
+            own, whole = Convolution._make((*taps_and_tail, step)), slice(0, x.shape[1])
+            x = own.convolve(own.gather_inputs(x, whole), whole)
+        return torch.stack(split_heads(x, num_heads), dim=2)
+
+    if needs_plain_autograd(*tensors) or not projections.numel():
+        return run_torch(*tensors)
+    forward = functools.partial(_forward, num_heads, step)
+    return run_custom(run_torch, forward, functools.partial(_backward, step), *tensors)[0]
 
 
 def split_heads(
@@ -117,70 +127,46 @@ def apply_norm(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     return norm(x.to(norm.weight.dtype))
 
 
-def _compute_heads_plain(projections: Tensor, num_heads: int, convolution: Convolution | None) -> Tensor:
-    """Return the result of `compute_heads`, from operations that support higher derivatives."""
-    if convolution is not None:
-        whole = slice(0, projections.shape[1])
-        projections = convolution.convolve(convolution.gather_inputs(projections, whole), whole)
-    return torch.stack(split_heads(projections, num_heads), dim=2)
+def _forward(num_heads, step, projections, *taps_and_tail):
+    """Return queries, keys and values, computed in blocks of steps, and the tensors to save."""
+    convolution = Convolution._make((*taps_and_tail, step)) if taps_and_tail else None
+    batch, time, width = projections.shape
+    out = projections.new_empty(batch, time, 3, num_heads, width // (3 * num_heads))
+    blocks, x = _split_blocks(projections), projections
+    for steps in blocks:
+        x = projections[:, steps]
+        if convolution is not None:
+            x = convolution.convolve(convolution.gather_inputs(projections, steps), steps)
+        block = out[:, steps]
+        block.copy_(functional.silu(x).view_as(block))
+        block[:, :, :2].mul_(inverse_norm(block[:, :, :2]))
+    # The sums of a single block are small enough to save.
+    return [out], [x] if convolution is not None and len(blocks) == 1 else []
 
 
-class _Heads(torch.autograd.Function):
-    """Function `compute_heads` in blocks of steps, with a custom backward pass."""
-
-    @staticmethod
-    def forward(ctx, projections, taps, tail, step, num_heads):
-        ctx.num_heads = num_heads
-        convolution = None if taps is None else Convolution(taps, tail, step)
-        batch, time, width = projections.shape
-        out = projections.new_empty(batch, time, 3, num_heads, width // (3 * num_heads))
-        blocks, x = _split_blocks(projections), projections
-        for steps in blocks:
-            x = projections[:, steps]
-            if convolution is not None:
-                x = convolution.convolve(convolution.gather_inputs(projections, steps), steps)
-            block = out[:, steps]
-            block.copy_(functional.silu(x).view_as(block))
-            block[:, :, :2].mul_(inverse_norm(block[:, :, :2]))
-        # The sums of a single block are small enough to save.
-        sums = x if convolution is not None and len(blocks) == 1 else None
-        ctx.save_for_backward(projections, taps, tail, step, sums)
-        return out
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx, grad):
-        projections, taps, tail, step, sums = ctx.saved_tensors
-        convolution = None if taps is None else Convolution(taps, tail, step)
-        if needs_graph(grad):
-
-            def run(x: Tensor, *taps_and_tail: Tensor) -> Tensor:
-                run_convolution = (
-                    Convolution(taps_and_tail[0], taps_and_tail[1], step) if taps_and_tail else None
-                )
-                return _compute_heads_plain(x, ctx.num_heads, run_convolution)
-
-            grads = differentiate_graph(run, [x for x in (projections, taps, tail) if x is not None], grad)
-            return *grads, *[None] * (5 - len(grads))
-        grad_projections = torch.empty_like(projections)
-        if convolution is None:
-            for steps in _split_blocks(projections):
-                grad_projections[:, steps] = _heads_backward(projections[:, steps], grad[:, steps])
-            return grad_projections, None, None, None, None
-        grad_taps = torch.zeros_like(convolution.taps, dtype=projections.dtype)
-        carried_grad = torch.zeros_like(convolution.tail)
-        for steps in reversed(_split_blocks(projections)):
-            inputs = convolution.gather_inputs(projections, steps)
-            convolved_x = convolution.convolve(inputs, steps) if sums is None else sums
-            grad_sums = _heads_backward(convolved_x, grad[:, steps])
-            grad_inputs, part = convolution.backward(grad_sums, inputs, steps)
-            grad_taps += part
-            # Gradients of later steps with respect to the last inputs of this block.
-            length = grad_inputs.shape[1]
-            grad_inputs[:, length - convolution.reach :] += carried_grad
-            carried_grad = grad_inputs[:, : convolution.reach]
-            grad_projections[:, steps] = grad_inputs[:, convolution.reach :]
-        return grad_projections, grad_taps.to(convolution.taps.dtype), carried_grad, None, None
+def _backward(step, inputs, sums, grads, _):
+    """Return the gradients of the projections and, with a convolution, of its taps and tail."""
+    (projections, *taps_and_tail), (grad,) = inputs, grads
+    grad_projections = torch.empty_like(projections)
+    if not taps_and_tail:
+        for steps in _split_blocks(projections):
+            grad_projections[:, steps] = _heads_backward(projections[:, steps], grad[:, steps])
+        return [grad_projections]
+    convolution = Convolution._make((*taps_and_tail, step))
+    grad_taps = torch.zeros_like(convolution.taps, dtype=projections.dtype)
+    carried_grad = torch.zeros_like(convolution.tail)
+    for steps in reversed(_split_blocks(projections)):
+        inputs = convolution.gather_inputs(projections, steps)
+        convolved_x = sums[0] if sums else convolution.convolve(inputs, steps)
+        grad_sums = _heads_backward(convolved_x, grad[:, steps])
+        grad_inputs, part = convolution.backward(grad_sums, inputs, steps)
+        grad_taps += part
+        # Gradients of later steps with respect to the last inputs of this block.
+        length = grad_inputs.shape[1]
+        grad_inputs[:, length - convolution.reach :] += carried_grad
+        carried_grad = grad_inputs[:, : convolution.reach]
+        grad_projections[:, steps] = grad_inputs[:, convolution.reach :]
+    return [grad_projections, grad_taps.to(convolution.taps.dtype), carried_grad]
 
 
 def _heads_backward(

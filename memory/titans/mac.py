@@ -26,7 +26,7 @@ from scrubjay.memory.contract.base import Read, State
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import compute_cos_sin
 from scrubjay.memory.parts.window import resolve_heads
-from scrubjay.memory.titans import context, schedule
+from scrubjay.memory.titans import schedule
 from scrubjay.memory.titans.attention import (
     NARROWEST_HEAD,
     GateKind,
@@ -34,6 +34,7 @@ from scrubjay.memory.titans.attention import (
     PersistentTokens,
     check_gate,
 )
+from scrubjay.memory.titans.backward import run_segment
 from scrubjay.memory.titans.heads import apply_norm
 from scrubjay.memory.titans.incremental import is_matrix
 from scrubjay.memory.titans.lmm import Titans, TitansConfig, TitansLayer
@@ -246,11 +247,11 @@ class _ContextLayer(TitansLayer):
         def plain(*inputs):
             pairs = zip(weights, inputs[6:], strict=True)
             parameters = {name: weight for name, weight in pairs if name in present}
-            return functional_call(self, parameters, (grid, *inputs[:6]))[:-1]
+            return functional_call(self, parameters, (grid, *inputs[:6]))
 
         present = {name for name, weight in weights.items() if weight.numel()}
-        *results, squared_surprise = context.run(plain, segment_schedule, x, *state, *weights.values())
-        return *results, squared_surprise.sqrt().mean(-1)
+        *results, squared_surprise = run_segment(plain, segment_schedule, x, *state, *weights.values())
+        return *results, squared_surprise.detach().sqrt().mean(-1)
 
     def _use_custom_backward(self, x: Tensor, state: State) -> bool:
         """Return True if the custom backward pass supports this segment."""
@@ -261,7 +262,7 @@ class _ContextLayer(TitansLayer):
         return supports_custom_backward(x, *(state[name] for name in _STATE), self.recall_query.weight)
 
     def _weights(self) -> dict[str, Tensor]:
-        """Return the parameters of the layer by name, in the order of `chunks.SegmentInputs`."""
+        """Return the parameters of the layer by name, in the order of `forward.SegmentInputs`."""
         attention, memory = self.attention, self.memory
         if attention.num_persistent:
             persistent = attention.persistent_keys, attention.persistent_values

@@ -1,6 +1,6 @@
 """Schedule of a segment of `TitansMAC`: positions of steps in chunks, masks, resets and gradient stops.
 
-`memory/titans/chunks.py` defines the dimension letters.
+`memory/titans/forward.py` defines the dimension letters.
 """
 
 from __future__ import annotations
@@ -35,6 +35,26 @@ class Sizes(NamedTuple):
     max_step: float
     max_momentum: float
     read_before_write: bool
+
+    @property
+    def rows(self) -> int:
+        """Number of networks: one per batch row and memory head."""
+        return self.batch * self.memories
+
+    @property
+    def width(self) -> int:
+        """Width of a memory head."""
+        return self.dim // self.memories
+
+    @property
+    def attention_shape(self) -> tuple[int, int, int, int]:
+        """Shape of a chunk's vectors, split by attention head."""
+        return self.batch, self.length, self.heads, self.dim // self.heads
+
+    @property
+    def memory_shape(self) -> tuple[int, int, int, int, int]:
+        """Shape of a chunk's queries, keys and values for the memory, split by memory head."""
+        return self.batch, self.length, 3, self.memories, self.width
 
 
 class Schedule(NamedTuple):

@@ -10,17 +10,18 @@ scores. N is P + W - 1 + T, plus up to three masked columns of padding.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, retain_freed_memory
-from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.derivatives import run_custom
 from scrubjay.memory.contract.clock import Clock
+from scrubjay.memory.parts.attention import LOG2_E, differentiate_read, read_values
 from scrubjay.memory.parts.rotary import build_complex_rotations, interleave_pairs, rotate_pairs
 
 _COLUMN_MULTIPLE = 4
@@ -117,43 +118,18 @@ def read_segment(
         values: Values of the cached steps.
         weights: Fields of `Weights`.
     """
-    return _Segment.apply(plain, schedule, x, keys, values, *weights)
-
-
-class _Segment(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, plain, schedule, x, keys, values, *weights):
-        retain_freed_memory()
-        *outputs, activations = _forward(schedule, x, keys, values, Weights(*weights))
-        ctx.plain, ctx.schedule = plain, schedule
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, keys, values, *weights, *activations)
-        return tuple(outputs)
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx: Any, *grads):
-        count = 3 + len(Weights._fields)
-        inputs, activations = ctx.saved_tensors[:count], _Activations(*ctx.saved_tensors[count:])
-        if all(grad is None for grad in grads):
-            return (None,) * (2 + count)
-        if needs_graph(*grads):
-            return None, None, *differentiate_graph(ctx.plain, inputs, *grads)
-        needs_cache_grad = any(ctx.needs_input_grad[3:5])
-        return (
-            None,
-            None,
-            *_backward(ctx.schedule, grads, inputs[0], Weights(*inputs[3:]), activations, needs_cache_grad),
-        )
+    forward, backward = functools.partial(_forward, schedule), functools.partial(_backward, schedule)
+    y, last_keys, last_values = run_custom(plain, forward, backward, x, keys, values, *weights)
+    return y, last_keys, last_values
 
 
 def _forward(
-    schedule: WindowSchedule, x: Tensor, keys: Tensor, values: Tensor, w: Weights
-) -> tuple[Any, ...]:
+    schedule: WindowSchedule, x: Tensor, keys: Tensor, values: Tensor, *weights: Tensor
+) -> tuple[list[Tensor], _Activations]:
+    w = Weights(*weights)
     batch, time, dim = x.shape
     heads, width, persistent = schedule.heads, dim // schedule.heads, schedule.persistent
-    # exp2(x * log2(e)) takes a third of the time of exp(x).
-    projections = torch.mm(x.reshape(-1, dim), _projections(schedule, w, width**-0.5 * math.log2(math.e)).T)
+    projections = torch.mm(x.reshape(-1, dim), _projections(schedule, w, width**-0.5 * LOG2_E).T)
     projections = projections.view(batch, time, 3, heads, width)
     query = x.new_empty(batch, heads, time, width)
     columns = x.new_zeros(2, batch, heads, schedule.hidden.shape[3], width)
@@ -170,35 +146,29 @@ def _forward(
     query = query.flatten(0, 1)
     scores = torch.bmm(query, all_keys.mT)
     scores.view(batch, heads, *scores.shape[1:]).add_(schedule.hidden)
-    scores.sub_(scores.amax(dim=-1, keepdim=True)).exp2_()
-    total = scores.sum(dim=-1, keepdim=True)
-    read = torch.bmm(scores, all_values).div_(total)
+    total, read = read_values(scores, all_values)
     flat = read.view(batch, heads, time, width).transpose(1, 2).reshape(-1, dim)
     last = behind[:, :, time - schedule.retained_steps :].flatten(3)
     y = torch.mm(flat, w.out.T).view(x.shape)
     activations = _Activations(query, all_keys, all_values, scores, total, read, flat)
-    return y, last[0].index_select(2, schedule.inverse_pairs), last[1].clone(), activations
+    return [y, last[0].index_select(2, schedule.inverse_pairs), last[1].clone()], activations
 
 
 def _backward(
     schedule: WindowSchedule,
+    inputs: Sequence[Tensor],
+    tensors: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    x: Tensor,
-    w: Weights,
-    activations: _Activations,
-    needs_cache_grad: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients of `x`, of the caches and of all weights.
-
-    Without `needs_cache_grad`, the gradients of the caches are None.
-    """
+    """Return the gradients of `x`, of the caches if they need them, and of all weights."""
+    x, w, activations = inputs[0], Weights(*inputs[3:]), _Activations(*tensors)
+    needs_cache_grad = any(needs[1:3])
     batch, time, dim = x.shape
     heads, width, persistent = schedule.heads, dim // schedule.heads, schedule.persistent
     grad_y = x.new_zeros(len(activations.flat), dim) if grads[0] is None else grads[0].reshape(-1, dim)
     grad_flat = torch.mm(grad_y, w.out).view(batch, time, heads, width).transpose(1, 2)
-    grad_read = grad_flat.reshape(activations.read.shape) / activations.total
-    grad_scores = torch.bmm(grad_read, activations.values.mT)
-    grad_scores.sub_((grad_read * activations.read).sum(dim=-1, keepdim=True)).mul_(activations.scores)
+    grad_read, grad_scores = differentiate_read(grad_flat.reshape(activations.read.shape), *activations[2:6])
     grad_query = torch.bmm(grad_scores, activations.keys)
     whole = slice(None)
     parts = (whole,) if needs_cache_grad else (slice(persistent), slice(-time, None))

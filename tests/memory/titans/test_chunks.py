@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from scrubjay.memory.titans import context
+from scrubjay.memory.titans import backward
 
 
 @pytest.mark.parametrize(("fields", "count"), [({}, 1), ({"depth": 2}, 0), ({"norm": True}, 0)])
 def test_the_custom_pass_runs_only_where_it_is_supported(trial, monkeypatch, fields, count):
     case = trial([5], 9, 0.1, 0, dim=8, chunk_size=4, **fields)
-    calls, forward = [], context.Forward
-    monkeypatch.setattr(context, "Forward", lambda *args: (calls.append(args), forward(*args))[1])
+    calls, forward = [], backward.Forward
+    monkeypatch.setattr(backward, "Forward", lambda *args: (calls.append(args), forward(*args))[1])
     case.run()
     assert len(calls) == count
     with torch.autocast("cpu", dtype=torch.bfloat16):
