@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, is_integer
-from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
+from scrubjay.envs.drawing import BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit, make_frame
 
 _NUM_CARDS = 52
 _MOST_CARDS = 10_000
@@ -132,10 +131,8 @@ class AutoencodeVector(BatchedEnv):
         time = int(self.time[row])
         lines = -(-self.num_cards // _TILES_A_LINE)
         # A fixed width leaves room for the caption, also with few cards.
-        image = Image.new("RGB", (32 + _TILES_A_LINE * (_TILE_WIDTH + 6), 56 + lines * (_TILE_HEIGHT + 10)))
-        image.paste(BACKGROUND, (0, 0, *image.size))
-        draw = ImageDraw.Draw(image)
-        draw.text((16, 12), self._caption(row), fill=INK, font=ImageFont.load_default(size=16))
+        size = 32 + _TILES_A_LINE * (_TILE_WIDTH + 6), 56 + lines * (_TILE_HEIGHT + 10)
+        image, draw, _ = make_frame(*size, self._caption(row), (16, 12))
         in_view = time if time < self.num_cards else -1
         asked_next = self.last_step - time - 1 if time >= self.num_cards - 1 else -1
         for card in range(self.num_cards):

@@ -19,13 +19,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, Int64
 
-from scrubjay.envs.random_streams import RowStreams, check_arrays, restore_generator
+from scrubjay.envs.random_streams import RowState, RowStreams, restore_generator
 
 Rows = Int64[np.ndarray, " some"]
 Observations = np.ndarray | dict[str, np.ndarray]
 
 
-class BatchedEnv(VectorEnv, ABC):
+class BatchedEnv(VectorEnv, RowState, ABC):
     """Vector environment with all sub-environments in arrays; handles seeding, autoreset, infos and state.
 
     A subclass implements `_reset_rows`, `_step_rows`, `_observe`, `_final_info`, `_render_frame` and
@@ -41,7 +41,6 @@ class BatchedEnv(VectorEnv, ABC):
     `reset(options={"reset_mask": mask})` resets only the sub-environments in the mask.
     """
 
-    row_arrays: tuple[str, ...]
     success_without_memory: float | None = None
     """Best mean `info["success"]` of a policy that acts on the current observation only; None if unknown."""
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"], "render_fps": 4}
@@ -213,34 +212,20 @@ class BatchedEnv(VectorEnv, ABC):
         """Return copies of the full state, including random streams, as numpy arrays."""
         if self._dones is None:
             raise ResetNeeded("get_state() was called before reset()")
-        return {
-            "settings": dict(self.settings),
-            "streams": self.streams.position.copy(),
-            "ended": self._dones.copy(),
-            **{name: getattr(self, name).copy() for name in self.row_arrays},
-        }
+        return {**super().get_state(), "ended": self._dones.copy()}
 
     def check_state(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError if `state` is from another environment, other settings or another `num_envs`."""
-        if state.get("settings") != self.settings:
-            raise ValueError(
-                f"state has settings {state.get('settings')}; expected those of this environment: "
-                f"{self.settings}"
-            )
-        own = {name: getattr(self, name) for name in self.row_arrays}
-        own |= {"streams": self.streams.position, "ended": np.zeros(self.num_envs, dtype=np.bool_)}
-        check_arrays(state, own, f"what get_state() of {type(self).__name__} returned")
+        super().check_state(state)
+        self._check_array(state, "ended", np.zeros(self.num_envs, dtype=np.bool_))
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `get_state` exactly.
 
         Raises ValueError, and changes nothing, if `check_state` rejects the state.
         """
-        self.check_state(state)
-        self.streams.position = np.array(state["streams"])
+        super().set_state(state)
         self._dones = np.array(state["ended"])
-        for name in self.row_arrays:
-            setattr(self, name, np.array(state[name]))
 
     def _row_seeds(self, seed: int | Sequence[int | None] | None) -> np.ndarray:
         if seed is None or isinstance(seed, (int, np.integer)):
@@ -292,14 +277,16 @@ def check_render_mode(render_mode: str | None, modes: Sequence[str]) -> None:
         raise ValueError(f"render_mode={render_mode!r}: choose from {', '.join(modes)}, or None")
 
 
-def is_bool(value: Any) -> bool:
-    """Return True if `value` is a Python or numpy boolean."""
-    return isinstance(value, (bool, np.bool_))
-
-
 def is_integer(value: Any) -> bool:
     """Return True if `value` is a Python or numpy integer; booleans are not integers."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """Return `value` as a Python boolean. Raises ValueError unless it is a boolean."""
+    if type(value) not in (bool, np.bool_):
+        raise ValueError(f"{name}={value!r}: expected True or False")
+    return bool(value)
 
 
 class SingleEnv(gymnasium.Env):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from gymnasium.spaces import Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageFont
 
 from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_integer
-from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE
+from scrubjay.envs.drawing import BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, make_frame
 
 _NUM_CARDS = 52
 _MOST_CARDS = 10_000
@@ -151,10 +151,8 @@ class CountRecallVector(BatchedEnv):
 
     def _render_frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
-        image = Image.new("RGB", (640, 250), BACKGROUND)
-        draw = ImageDraw.Draw(image)
-        small, large = (ImageFont.load_default(size=size) for size in (16, 48))
-        draw.text((16, 10), self._caption(row), fill=INK, font=small)
+        image, draw, small = make_frame(640, 250, self._caption(row))
+        large = ImageFont.load_default(size=48)
         draw.rounded_rectangle((16, 60, 96, 172), radius=8, fill=CARD, outline=PALE, width=2)
         draw.text((56, 116), _LETTERS[self.deck[row, time]], fill=INK, font=large, anchor="mm")
         draw.text((16, 186), self._question(row), fill=INK, font=small)

@@ -1,8 +1,10 @@
-"""Colors and card suits shared by the images of several environments."""
+"""Frames, colors and card suits shared by the images of several environments."""
 
 from __future__ import annotations
 
-from PIL import ImageDraw
+from typing import Any
+
+from PIL import Image, ImageDraw, ImageFont
 
 BACKGROUND, INK, PALE = (250, 250, 248), (40, 40, 40), (130, 130, 125)
 FLOOR, WALL = (225, 225, 220), (120, 120, 115)
@@ -10,6 +12,16 @@ GOOD, BAD = (60, 150, 75), (205, 95, 85)
 CARD, HIGHLIGHT = (255, 255, 255), (245, 200, 70)
 SUITS = "♣♦♥♠"
 _RED = (190, 40, 45)
+
+
+def make_frame(
+    width: int, height: int, caption: str, corner: tuple[int, int] = (16, 10)
+) -> tuple[Image.Image, ImageDraw.ImageDraw, Any]:
+    """Return an image with `caption` at `corner`, its pen and the font of the caption."""
+    image = Image.new("RGB", (width, height), BACKGROUND)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=16)
+    draw.text(corner, caption, fill=INK, font=font)
+    return image, draw, font
 
 
 def draw_suit(draw: ImageDraw.ImageDraw, x: int, y: int, suit: int) -> None:

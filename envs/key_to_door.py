@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_bool
-from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_bool, check_integer
+from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL, make_frame
 
 _NUM_COLOURS = 3
 _EXPLORE_STEPS = 15
@@ -181,9 +180,7 @@ class KeyToDoorVector(BatchedEnv):
         if not is_number or not 0 <= apple_reward < np.inf:
             raise ValueError(f"apple_reward={apple_reward!r}: expected a finite number of at least 0")
         self.apple_reward = float(apple_reward)
-        if not is_bool(shuffle_doors):
-            raise ValueError(f"shuffle_doors={shuffle_doors!r}: expected True or False")
-        self.shuffle_doors = bool(shuffle_doors)
+        self.shuffle_doors = check_bool("shuffle_doors", shuffle_doors)
         super().__init__(
             num_envs,
             Box(-1.0, 1.0, (3 * self.num_colours + 6,), np.float32),
@@ -303,10 +300,7 @@ class KeyToDoorVector(BatchedEnv):
 
     def _render_frame(self, row: int) -> np.ndarray:
         edge = (self.side + 2) * _CELL
-        image = Image.new("RGB", (edge, edge + 2 * _MARGIN), BACKGROUND)
-        draw = ImageDraw.Draw(image)
-        font = ImageFont.load_default(size=16)
-        draw.text((10, 10), self._caption(row), fill=INK, font=font)
+        image, draw, font = make_frame(edge, edge + 2 * _MARGIN, self._caption(row), (10, 10))
         draw.text((10, edge + _MARGIN + 10), self._outcome(row), fill=INK, font=font)
         draw.rectangle((0, _MARGIN, edge - 1, _MARGIN + edge - 1), fill=WALL)
 

@@ -7,10 +7,10 @@ import colorsys
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageFont
 
 from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer
-from scrubjay.envs.drawing import BACKGROUND, INK, PALE
+from scrubjay.envs.drawing import INK, PALE, make_frame
 
 _SIZE = 4
 _LARGEST = 16
@@ -173,9 +173,9 @@ class MemoryPlanningVector(BatchedEnv):
 
     def _render_frame(self, row: int) -> np.ndarray:
         width = self.size * _CELL
-        image = Image.new("RGB", (width + _PANEL, max(width, 4 * _CELL) + 72), BACKGROUND)
-        draw = ImageDraw.Draw(image)
-        font, large = ImageFont.load_default(size=16), ImageFont.load_default(size=20)
+        size = width + _PANEL, max(width, 4 * _CELL) + 72
+        image, draw, font = make_frame(*size, self._caption(row))
+        large = ImageFont.load_default(size=20)
         here, goal = int(self.place[row]), int(self.goals[row, self.goals_collected[row]])
 
         def tile(left: int, top: int, symbol: int) -> None:
@@ -191,7 +191,6 @@ class MemoryPlanningVector(BatchedEnv):
             side = _CELL - 2 * inset
             draw.rectangle((left, top, left + side, top + side), outline=colour, width=4)
 
-        draw.text((16, 10), self._caption(row), fill=INK, font=font)
         for place in range(self.num_places):
             symbol = int(self.symbols[row, place])
             tile(16 + place % self.size * _CELL, 40 + place // self.size * _CELL, symbol)

@@ -76,18 +76,49 @@ class RowStreams:
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)], axis=1)[:, :count]
 
 
-def check_arrays(state: Mapping[str, Any], own: Mapping[str, np.ndarray], source: str) -> None:
-    """Raise ValueError unless `state` has arrays with the names, dtypes and shapes of `own`.
+class RowState:
+    """State of environments in arrays, with one row and one random stream per environment."""
 
-    `source` says in the message which value to pass as state.
-    """
-    for name, values in own.items():
-        if name not in state:
-            raise ValueError(f"state lacks {name!r}; pass {source}")
-        array = np.asarray(state[name])
-        if (array.dtype, array.shape) != (values.dtype, values.shape):
+    settings: dict[str, Any]
+    """Options of the environments; only states with equal settings are accepted."""
+    streams: RowStreams
+    row_arrays: tuple[str, ...]
+    """Names of the attributes that hold the state, arrays `[num_envs, ...]`."""
+
+    def get_state(self) -> dict[str, Any]:
+        """Return copies of the full state, including random streams, as numpy arrays."""
+        arrays = {name: getattr(self, name).copy() for name in self.row_arrays}
+        return {"settings": dict(self.settings), "streams": self.streams.position.copy(), **arrays}
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ValueError if `state` is from another environment, other settings or another `num_envs`."""
+        if state.get("settings") != self.settings:
             raise ValueError(
-                f"state[{name!r}] is {array.dtype}{array.shape}; expected {values.dtype}{values.shape}"
+                f"state has settings {state.get('settings')}; expected those of this environment: "
+                f"{self.settings}"
+            )
+        self._check_array(state, "streams", self.streams.position)
+        for name in self.row_arrays:
+            self._check_array(state, name, getattr(self, name))
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `get_state` exactly.
+
+        Raises ValueError, and changes nothing, if `check_state` rejects the state.
+        """
+        self.check_state(state)
+        self.streams.position = np.array(state["streams"])
+        for name in self.row_arrays:
+            setattr(self, name, np.array(state[name]))
+
+    def _check_array(self, state: Mapping[str, Any], name: str, own: np.ndarray) -> None:
+        """Raise ValueError unless `state[name]` has the dtype and shape of `own`."""
+        if name not in state:
+            raise ValueError(f"state lacks {name!r}; pass what get_state() of {type(self).__name__} returned")
+        array = np.asarray(state[name])
+        if (array.dtype, array.shape) != (own.dtype, own.shape):
+            raise ValueError(
+                f"state[{name!r}] is {array.dtype}{array.shape}; expected {own.dtype}{own.shape}"
             )
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
 
 from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer
-from scrubjay.envs.drawing import BACKGROUND, BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit
+from scrubjay.envs.drawing import BAD, CARD, GOOD, HIGHLIGHT, INK, PALE, SUITS, draw_suit, make_frame
 
 _K = 4
 _NUM_DECKS = 1
@@ -151,10 +150,7 @@ class RepeatPreviousVector(BatchedEnv):
 
     def _render_frame(self, row: int) -> np.ndarray:
         time = int(self.time[row])
-        image = Image.new("RGB", (640, 220), BACKGROUND)
-        draw = ImageDraw.Draw(image)
-        font = ImageFont.load_default(size=16)
-        draw.text((16, 10), self._caption(row), fill=INK, font=font)
+        image, draw, font = make_frame(640, 220, self._caption(row))
         target_card = time - self.k
         # The card of the last question, then the newest cards; with a gap between them if k is large.
         newest = list(range(max(time - _CARDS_SHOWN + 1, 0), time + 1))

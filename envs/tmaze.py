@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
-from PIL import Image, ImageDraw, ImageFont
 
-from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_integer, is_bool
-from scrubjay.envs.drawing import BACKGROUND, FLOOR, INK, WALL
+from scrubjay.envs.batched_env import BatchedEnv, Rows, SingleEnv, check_bool, check_integer
+from scrubjay.envs.drawing import FLOOR, INK, WALL, make_frame
 
 _CORRIDOR_LENGTH = 10
 _LONGEST = 1_000_000
@@ -99,9 +98,7 @@ class TMazeVector(BatchedEnv):
     ) -> None:
         limits = f"from 1 to {_LONGEST:,}"
         self.corridor_length = check_integer("corridor_length", corridor_length, 1, _LONGEST, limits)
-        if not is_bool(active):
-            raise ValueError(f"active={active!r}: expected True or False")
-        self.active = bool(active)
+        self.active = check_bool("active", active)
         super().__init__(
             num_envs,
             Box(np.array([0, 0, 0, -1], np.float32), np.ones(4, np.float32)),
@@ -176,8 +173,8 @@ class TMazeVector(BatchedEnv):
     def _render_frame(self, row: int) -> np.ndarray:
         window = self._list_visible_cells(row, _CELLS_SHOWN)
         cue, here = int(self.cue[row]), (int(self.position[row]), int(self.arm[row]))
-        image = Image.new("RGB", ((_CELLS_SHOWN + 1) * _CELL, 5 * _CELL), BACKGROUND)
-        draw = ImageDraw.Draw(image)
+        size = (_CELLS_SHOWN + 1) * _CELL, 5 * _CELL
+        image, draw, font = make_frame(*size, self._caption(row), (_CELL // 2, 10))
 
         def corner(x: int, y: int) -> tuple[int, int]:
             return (x - window.start) * _CELL + _CELL // 2, (1 - y) * _CELL + _CELL
@@ -191,7 +188,6 @@ class TMazeVector(BatchedEnv):
         if self.corridor_length in window:
             for y in (1, -1):
                 cell(self.corridor_length, y, _RIGHT_GOAL if y == cue else _WRONG_GOAL)
-        font = ImageFont.load_default(size=16)
         for cut, x in (
             (window.start > self._oracle, 3),
             (window.stop <= self.corridor_length, image.width - _CELL // 2 + 3),
@@ -203,7 +199,6 @@ class TMazeVector(BatchedEnv):
         if self._oracle in window:
             left, top = corner(self._oracle, 0)
             _draw_arrow(draw, left + _CELL // 2, top + _CELL // 2, cue)
-        draw.text((_CELL // 2, 10), self._caption(row), fill=INK, font=font)
         draw.text(
             (_CELL // 2, 4 * _CELL + 10),
             "yellow: oracle   green: right goal   blue: agent",

@@ -12,6 +12,11 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.encoders.observation import linear
+
+_SMALL = 0.01
+"""Gain of the weights of action heads. Small weights make the initial policy nearly uniform, so the first
+updates do not depend on them."""
 _IMPOSSIBLE = -1e9
 """Logit of padding choices: finite, so that 0 * log 0 is 0 in the entropy and its gradient."""
 
@@ -233,7 +238,7 @@ class CategoricalHead(nn.Module):
             sizes, self.first = np.full(math.prod(space.shape), 2), np.array(0)
         self.single = isinstance(space, spaces.Discrete)
         self.choices = (len(sizes), int(sizes.max()))
-        self.linear = _small_linear(dim, len(sizes) * int(sizes.max()))
+        self.linear = linear(dim, len(sizes) * int(sizes.max()), _SMALL)
         impossible = np.arange(int(sizes.max())) >= sizes[:, None] if sizes.min() < sizes.max() else None
         mask = None if impossible is None else torch.as_tensor(impossible)
         self.register_buffer("impossible", mask, persistent=False)
@@ -272,7 +277,7 @@ class GaussianHead(nn.Module):
         low = np.where(is_bounded, space.low, -1.0).astype(np.float64)
         high = np.where(is_bounded, space.high, 1.0).astype(np.float64)
         self.centre, self.half_range = low / 2 + high / 2, high / 2 - low / 2
-        self.linear = _small_linear(dim, math.prod(space.shape))
+        self.linear = linear(dim, math.prod(space.shape), _SMALL)
         self.log_std = nn.Parameter(torch.zeros(math.prod(space.shape)))
 
     def forward(self, features: Float[Tensor, "... dim"]) -> DiagonalGaussian:
@@ -298,11 +303,3 @@ def make_action_head(space: spaces.Space, dim: int) -> CategoricalHead | Gaussia
     raise TypeError(
         f"action space {space} is not supported; use Discrete, MultiDiscrete, MultiBinary or a Box of floats"
     )
-
-
-def _small_linear(inputs: int, outputs: int) -> nn.Linear:
-    # Small weights make the initial policy nearly uniform, so the first updates do not depend on them.
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, 0.01)
-    nn.init.zeros_(layer.bias)
-    return layer

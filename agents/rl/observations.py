@@ -26,7 +26,7 @@ def leaf_spaces(space: spaces.Space) -> dict[str, spaces.Space]:
     if isinstance(space, spaces.Dict):
         parts = list(space.spaces.items())
     elif isinstance(space, spaces.Tuple):
-        parts = [(str(index), part) for index, part in enumerate(space.spaces)]
+        parts = list(enumerate(space.spaces))
     elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         return {"": space}
     else:
@@ -42,7 +42,7 @@ def leaf_values(observation: Any) -> dict[str, Any]:
     if isinstance(observation, Mapping):
         parts = list(observation.items())
     elif isinstance(observation, tuple):
-        parts = [(str(index), part) for index, part in enumerate(observation)]
+        parts = list(enumerate(observation))
     else:
         return {"": observation}
     return {_join(key, inner): leaf for key, part in parts for inner, leaf in leaf_values(part).items()}
@@ -161,16 +161,13 @@ def _drop_padding(key: str, values: Mapping[str, Any], wrong: np.ndarray) -> np.
     `values` also has its mask, under `{key}_mask`.
     """
     mask = values.get(f"{key}_mask")
-    return (
-        wrong
-        if mask is None or np.ndim(mask) != wrong.ndim - 1
-        else wrong & (np.asarray(mask)[..., None] > 0)
-    )
+    has_padding = mask is not None and np.ndim(mask) == wrong.ndim - 1
+    return wrong & (np.asarray(mask)[..., None] > 0) if has_padding else wrong
 
 
 def _describe_leaf(key: str) -> str:
     return f"observation {key!r}" if key else "observation"
 
 
-def _join(key: str, inner: str) -> str:
-    return f"{key}/{inner}" if inner else key
+def _join(key: Any, inner: str) -> str:
+    return f"{key}/{inner}" if inner else str(key)

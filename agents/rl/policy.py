@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +12,12 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.rl import pretrained
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
 from scrubjay.agents.rl.encoders.entities import Pooling, make_encoder
-from scrubjay.agents.rl.encoders.observation import ImageEncoderType
-from scrubjay.agents.rl.model_card import Origin
+from scrubjay.agents.rl.encoders.observation import ImageEncoderType, linear
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
+from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation, Segment
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.memory import MemoryConfig, State, detach_state, make_config
@@ -111,11 +109,13 @@ class Evaluation(NamedTuple):
     """Action distribution, `[batch, time]`."""
 
 
-class Policy(nn.Module):
+class Policy(PretrainedPolicy):
     """Actor-critic policy with any memory, for any supported observation and action spaces.
 
     Raises TypeError if a space is not supported.
     """
+
+    config_class = PolicyConfig
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, config: PolicyConfig | None = None
@@ -131,9 +131,7 @@ class Policy(nn.Module):
         self.view = make_encoder(observation_space, dim, *options) if self.config.skip else None
         self.memory = self.config.memory_with_clock.build()
         self.actor = make_action_head(action_space, dim)
-        self.critic = nn.Linear(dim, 1)
-        nn.init.orthogonal_(self.critic.weight)
-        nn.init.zeros_(self.critic.bias)
+        self.critic = linear(dim, 1, gain=1.0)
         self.reconstruction = Reconstruction(observation_space, dim) if self.config.reconstruction else None
         heads = {name: HEADS[name](observation_space, action_space, dim) for name in self.config.auxiliary}
         self.auxiliary = nn.ModuleDict(heads)
@@ -210,24 +208,6 @@ class Policy(nn.Module):
         step = self.step(leaves, state, start, deterministic=deterministic)
         actions = self.env_actions(step.action)
         return (actions if batched else actions[0]), step.state
-
-    def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
-        """Write weights (safetensors), config.json and a model card with the details of `origin` to a folder.
-
-        Raises ValueError if the folder has a config.json that does not belong to a policy. Raises TypeError
-        if a space or the memory cannot be serialized.
-        """
-        spaces = Spaces(self.observation_space, self.action_space)
-        pretrained.save(self, self.config, spaces, directory, origin)
-
-    @classmethod
-    def from_pretrained(cls, directory: Path | str) -> Self:
-        """Load a policy from a folder that `save_pretrained` wrote. The policy is on the CPU.
-
-        No code of the folder is run. Raises ValueError, which names the file, if the folder has no valid
-        policy. Raises OSError if a file cannot be read.
-        """
-        return pretrained.load(cls, PolicyConfig, directory)
 
     def env_actions(self, actions: Tensor) -> np.ndarray:
         """Convert a batch of sampled actions to the environment's action space: bounds, shape and dtype."""

@@ -185,11 +185,9 @@ class PPO:
                 own = own.to(segment.rewards.device)
                 loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
                 metrics["losses/grad_norm"] = gradient_step(
-                    self.optimizer, loss if share == 1 else loss * share, config.max_grad_norm, self.peers
+                    self.optimizer, loss * share, config.max_grad_norm, self.peers
                 )
-                if share < 1:
-                    metrics = {name: value * share for name, value in metrics.items()}
-                epoch.append(metrics)
+                epoch.append({name: value * share for name, value in metrics.items()})
             history += epoch
             if config.target_kl is not None:
                 divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()

@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
+from gymnasium import Space
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -35,17 +36,6 @@ _FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "
 _MAX_LISTED = 3
 """Maximum number of tensors that an error lists."""
 
-AnyPolicy = TypeVar("AnyPolicy", bound=nn.Module)
-
-
-@runtime_checkable
-class PolicyConfigLike(Protocol):
-    """Interface of a config that builds a policy for given spaces."""
-
-    def build(self, spaces: Spaces) -> Any:
-        """Return a new policy."""
-        ...
-
 
 class _TensorHeader(NamedTuple):
     """Shape and dtype of a tensor, from the header of a weights file."""
@@ -54,66 +44,74 @@ class _TensorHeader(NamedTuple):
     dtype: str
 
 
-def save(
-    policy: nn.Module, config: PolicyConfigLike, spaces: Spaces, directory: Path | str, origin: Origin | None
-) -> None:
-    """Write a policy to a folder, which is created if necessary.
+class PretrainedPolicy(nn.Module):
+    """Base class of policies that are saved in folders."""
 
-    Raises ValueError if the folder has a config.json that does not belong to a policy. Raises TypeError if a
-    space cannot be serialized or if the memory is not registered.
-    """
-    directory = Path(directory)
-    policy_class = type(policy).__name__
-    fields = {
-        "library": _LIBRARY,
-        "format": FORMAT,
-        "class": policy_class,
-        "policy": encode(config),
-        "spaces": spaces.to_dict(),
-    }
-    _check_overwritable(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in policy.state_dict().items()}
-    save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
-    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
-    (directory / CONFIG).write_text(text, encoding="utf-8")
-    card_text = build_card(policy_class, config, spaces, origin if origin is not None else Origin())
-    (directory / CARD).write_text(card_text, encoding="utf-8")
+    config_class: ClassVar[type]
+    """Class of `config`; its method `build` returns a new policy for given spaces."""
+    config: Any
+    observation_space: Space
+    action_space: Space
+    num_agents: int | None = None
+    """Number of agents of a team; None for a single agent."""
 
+    def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
+        """Write weights (safetensors), config.json and a model card with the details of `origin` to a folder.
 
-def load(
-    policy_class: type[AnyPolicy], config_class: type[PolicyConfigLike], directory: Path | str
-) -> AnyPolicy:
-    """Load a policy from a folder that `save` wrote. The policy is on the CPU and in evaluation mode.
+        Raises ValueError if the folder has a config.json that does not belong to a policy. Raises TypeError
+        if a space or the memory cannot be serialized.
+        """
+        directory, policy_class = Path(directory), type(self).__name__
+        spaces = Spaces(self.observation_space, self.action_space, self.num_agents)
+        fields = {
+            "library": _LIBRARY,
+            "format": FORMAT,
+            "class": policy_class,
+            "policy": encode(self.config),
+            "spaces": spaces.to_dict(),
+        }
+        _check_overwritable(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        weights = {
+            name: value.detach().cpu().contiguous().clone() for name, value in self.state_dict().items()
+        }
+        save_file(weights, directory / WEIGHTS, metadata={"format": "pt"})
+        text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
+        (directory / CONFIG).write_text(text, encoding="utf-8")
+        card_text = build_card(policy_class, self.config, spaces, origin if origin is not None else Origin())
+        (directory / CARD).write_text(card_text, encoding="utf-8")
 
-    Raises ValueError, which names the file, if the folder has no valid policy of this class. Raises OSError
-    if a file cannot be read.
-    """
-    directory = Path(directory)
-    fields = _read_config(directory)
-    file = directory / WEIGHTS
-    if fields["class"] != policy_class.__name__:
-        raise ValueError(
-            f"{directory / CONFIG} is the config of a {fields['class']!r:.40}; "
-            f"expected a {policy_class.__name__}"
-        )
-    headers = _read_header(file)
-    with _prefix_errors(directory / CONFIG):
-        spaces = Spaces.from_dict(fields["spaces"])
-        config = decode(config_class, fields["policy"], "policy")
-        outline = sketch_for(
-            lambda: config.build(spaces), [math.prod(part.shape) for part in headers.values()]
-        )
-        _check_size(outline)
-    dtype = _check_weights(headers, outline.state_dict(), file)
-    with _prefix_errors(directory / CONFIG), torch.random.fork_rng(devices=[]):
-        policy = config.build(spaces).to(dtype)
-    weights = load_file(file)
-    non_finite = sorted(name for name, value in weights.items() if not bool(torch.isfinite(value).all()))
-    if non_finite:
-        raise ValueError(f"{file}: NaN or inf in {', '.join(non_finite[:_MAX_LISTED])}")
-    policy.load_state_dict(weights)
-    return policy.eval()
+    @classmethod
+    def from_pretrained(cls, directory: Path | str) -> Self:
+        """Load a policy from a folder that `save_pretrained` wrote, on the CPU and in evaluation mode.
+
+        No code of the folder is run. Raises ValueError, which names the file, if the folder has no valid
+        policy of this class. Raises OSError if a file cannot be read.
+        """
+        directory = Path(directory)
+        fields = _read_config(directory)
+        file = directory / WEIGHTS
+        if fields["class"] != cls.__name__:
+            raise ValueError(
+                f"{directory / CONFIG} is the config of a {fields['class']!r:.40}; expected a {cls.__name__}"
+            )
+        headers = _read_header(file)
+        with _prefix_errors(directory / CONFIG):
+            spaces = Spaces.from_dict(fields["spaces"])
+            config = decode(cls.config_class, fields["policy"], "policy")
+            outline = sketch_for(
+                lambda: config.build(spaces), [math.prod(part.shape) for part in headers.values()]
+            )
+            _check_size(outline)
+        dtype = _check_weights(headers, outline.state_dict(), file)
+        with _prefix_errors(directory / CONFIG), torch.random.fork_rng(devices=[]):
+            policy = config.build(spaces).to(dtype)
+        weights = load_file(file)
+        non_finite = sorted(name for name, value in weights.items() if not bool(torch.isfinite(value).all()))
+        if non_finite:
+            raise ValueError(f"{file}: NaN or inf in {', '.join(non_finite[:_MAX_LISTED])}")
+        policy.load_state_dict(weights)
+        return policy.eval()
 
 
 def _check_overwritable(directory: Path) -> None:
@@ -214,10 +212,6 @@ def _check_weights(headers: dict[str, _TensorHeader], expected: dict[str, Tensor
     if not errors and (len(dtypes) > 1 or not dtypes <= set(_FLOATS)):
         errors = [f"weights are {' and '.join(sorted(dtypes))}, expected one of {', '.join(_FLOATS)}"]
     if errors:
-        _raise_mismatch(file, errors)
+        more = f", and {len(errors) - _MAX_LISTED} more" if len(errors) > _MAX_LISTED else ""
+        raise ValueError(f"{file} does not match {CONFIG}: {'; '.join(errors[:_MAX_LISTED])}{more}")
     return _FLOATS[dtypes.pop()] if dtypes else torch.float32
-
-
-def _raise_mismatch(file: Path, errors: list[str]) -> NoReturn:
-    more = f", and {len(errors) - _MAX_LISTED} more" if len(errors) > _MAX_LISTED else ""
-    raise ValueError(f"{file} does not match {CONFIG}: {'; '.join(errors[:_MAX_LISTED])}{more}")

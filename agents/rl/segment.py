@@ -28,7 +28,7 @@ class BaseSegment:
 
     def rows(self, index: Int[Tensor, "rows"]) -> Self:
         """Return a segment that has only the batch rows `index`, in the order of `index`."""
-        return self._map(lambda value: value.index_select(0, index))
+        return self._combine(lambda value: value.index_select(0, index), self)
 
     def check_rewards(self) -> None:
         """Raise ValueError if a reward is NaN or infinite, before it makes all weights NaN."""
@@ -40,7 +40,7 @@ class BaseSegment:
 
     def to(self, device: torch.device | str) -> Self:
         """Return the segment with all tensors on `device`."""
-        return self._map(lambda value: value.to(device))
+        return self._combine(lambda value: value.to(device), self)
 
     @classmethod
     def cat(cls, segments: Sequence[Self]) -> Self:
@@ -53,28 +53,23 @@ class BaseSegment:
             raise ValueError(
                 f"cannot concatenate segments of lengths {lengths}; pass at least one, all of the same length"
             )
-        tensors: dict[str, Any] = {}
-        for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
-            parts = [getattr(segment, field.name) for segment in segments]
-            if isinstance(parts[0], dict):
-                tensors[field.name] = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-            else:
-                tensors[field.name] = torch.cat(parts)
-        return cls(**tensors)
+        return cls._combine(lambda *parts: torch.cat(parts), *segments)
 
     def _acts(self) -> Tensor:
         """Return a mask, broadcastable to the rewards, that is True where rewards have a meaning."""
         return torch.ones((), dtype=torch.bool, device=self.rewards.device)
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+    @classmethod
+    def _combine(cls, function: Callable[..., Tensor], *segments: Self) -> Self:
+        """Return the segment with `function` of the tensors of all `segments` as each of its tensors."""
         tensors: dict[str, Any] = {}
-        for field in fields(self):  # pyright: ignore[reportArgumentType]
-            value = getattr(self, field.name)
-            if isinstance(value, dict):
-                tensors[field.name] = {key: function(part) for key, part in value.items()}
+        for field in fields(cls):  # pyright: ignore[reportArgumentType]  (subclasses are dataclasses)
+            parts = [getattr(segment, field.name) for segment in segments]
+            if isinstance(parts[0], dict):
+                tensors[field.name] = {key: function(*(part[key] for part in parts)) for key in parts[0]}
             else:
-                tensors[field.name] = function(value)
-        return type(self)(**tensors)
+                tensors[field.name] = function(*parts)
+        return cls(**tensors)
 
 
 @dataclass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, Self, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import torch
@@ -13,7 +12,6 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.rl import pretrained
 from scrubjay.agents.rl.distributions import (
     CategoricalHead,
     Distribution,
@@ -21,8 +19,8 @@ from scrubjay.agents.rl.distributions import (
     make_action_head,
     stack_agents,
 )
-from scrubjay.agents.rl.model_card import Origin
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
+from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.network import AgentTrace, CriticType, TeamCritic, TeamNetwork
@@ -108,7 +106,7 @@ class TeamActor(nn.Module):
         return cast("CategoricalHead | GaussianHead", self.heads[0]).to_env(actions)
 
 
-class TeamPolicy(nn.Module):
+class TeamPolicy(PretrainedPolicy):
     """Actor-critic policy for teams of `num_agents` agents; each space is the space of one agent.
 
     Actor and critic share no parameters. The shapes of parameters do not depend on the padded sizes of sets.
@@ -120,6 +118,9 @@ class TeamPolicy(nn.Module):
     Agents that are not alive have no influence on other agents. Outputs for agents that are not alive are
     finite, but have no meaning.
     """
+
+    config_class = TeamPolicyConfig
+    num_agents: int
 
     def __init__(
         self,
@@ -143,16 +144,6 @@ class TeamPolicy(nn.Module):
         self.critic = TeamCritic(
             observation_space, config.memory, config.graph_rounds, config.graph_heads, config.critic
         )
-
-    def save_pretrained(self, directory: Path | str, origin: Origin | None = None) -> None:
-        """Write weights, config.json and a model card to a folder; see `Policy.save_pretrained`."""
-        spaces = Spaces(self.observation_space, self.action_space, self.num_agents)
-        pretrained.save(self, self.config, spaces, directory, origin)
-
-    @classmethod
-    def from_pretrained(cls, directory: Path | str) -> Self:
-        """Load a team that `save_pretrained` wrote to a folder; see `Policy.from_pretrained`."""
-        return pretrained.load(cls, TeamPolicyConfig, directory)
 
     @property
     def device(self) -> torch.device:

@@ -130,7 +130,7 @@ class Ballet(SingleEnv):
 class BalletVector(BatchedEnv):
     """Vector environment of `Ballet`."""
 
-    row_arrays = ("place", "dance", "colour", "shape", "slot", "target", "agent", "time")
+    row_arrays = ("place", "dance", "colour", "shape", "slot", "count", "target", "agent", "time")
     metadata = {**BatchedEnv.metadata, "render_fps": 8}
 
     def __init__(
@@ -205,10 +205,9 @@ class BalletVector(BatchedEnv):
                 "delay": self.delay,
                 "observation": observation,
                 "max_steps": self.max_steps,
-                # Defaults are left out, so that states of versions without these options can be restored.
-                **({} if dtype == "float32" else {"dtype": dtype}),
-                **({} if self.min_dancers == self.num_dancers else {"min_dancers": self.min_dancers}),
-                **({} if walk_steps is None else {"walk_steps": walk_steps}),
+                "dtype": dtype,
+                "min_dancers": self.min_dancers,
+                "walk_steps": walk_steps,
             },
             render_mode,
             autoreset_mode,
@@ -222,8 +221,6 @@ class BalletVector(BatchedEnv):
             np.zeros(per_dancer, dtype=np.int64) for _ in range(4)
         )
         self.count = np.full(self.num_envs, self.num_dancers)
-        if self.min_dancers < self.num_dancers:
-            self.row_arrays = (*self.row_arrays, "count")
         self.agent = np.full((self.num_envs, 2), world.CENTRE)
         self.target, self.time = (np.zeros(self.num_envs, dtype=np.int64) for _ in range(2))
         self._still = np.zeros((self.num_envs, _SIZE), dtype=np.float32)

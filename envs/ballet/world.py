@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float32, Int, Int64, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from scrubjay.envs.drawing import BACKGROUND, INK, PALE
+from scrubjay.envs.drawing import INK, PALE, make_frame
 
 ROOM = 11
 """Cells per side of the room, including the walls."""
@@ -162,12 +162,9 @@ class BalletScene:
 def draw_scene(scene: BalletScene) -> UInt8[np.ndarray, "height width 3"]:
     """Draw the room: the agent in white, and a letter for each dancer near its place."""
     size, side = CELL * _ZOOM, ROOM * CELL
-    image = Image.new("RGB", (ROOM * size, ROOM * size + _HEADING), BACKGROUND)
+    image, pen, font = make_frame(ROOM * size, ROOM * size + _HEADING, scene.progress, (10, 8))
     pixels = Image.fromarray((_draw_room(scene).reshape(side, side, 3) * 255).round().astype(np.uint8))
     image.paste(pixels.resize((side * _ZOOM, side * _ZOOM), Image.Resampling.NEAREST), (0, _HEADING))
-    pen = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=16)
-    pen.text((10, 8), scene.progress, fill=INK, font=font)
     pen.text((10, 34), scene.event, fill=INK, font=font)
     pen.text((264, 8), "white: the agent", fill=PALE, font=font)
     for dancer, (down, across) in enumerate(scene.homes):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
@@ -100,23 +99,14 @@ class UAVTeams:
         """Return the full environment state, including random streams, as copied plain data and arrays."""
         if not self._is_reset:
             raise ResetNeeded("get_state() was called before reset(); call reset() first")
-        return {"settings": asdict(self.config), **self.world.state()}
-
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if the settings or `num_envs` of `state` differ from this environment's."""
-        if state.get("settings") != asdict(self.config):
-            raise ValueError(
-                f"state settings {state.get('settings')} do not match this environment: {self.config}"
-            )
-        self.world.check_state(state)
+        return self.world.get_state()
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Restore a state of `get_state`.
 
         Raises ValueError, and changes nothing, if the state does not match this environment.
         """
-        self.check_state(state)
-        self.world.restore(state)
+        self.world.set_state(state)
         self._is_reset = True
 
     def close(self) -> None:

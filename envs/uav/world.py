@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64, Int64
 
-from scrubjay.envs.random_streams import RowStreams, check_arrays
+from scrubjay.envs.random_streams import RowState, RowStreams
 from scrubjay.envs.uav.channel import dbm_to_w, mean_gain, noise_w, sinr
 from scrubjay.envs.uav.config import UAVConfig
 from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
@@ -16,7 +17,7 @@ from scrubjay.envs.uav.mobility import UserMotion, init_users, move_users
 Rows = Int64[np.ndarray, " rows"]
 
 
-class UAVWorld:
+class UAVWorld(RowState):
     """Batch of `num_envs` (R) environments with `num_uavs` (M) UAVs and `num_users` (K) users each.
 
     One step runs in this order:
@@ -65,7 +66,7 @@ class UAVWorld:
 
     def __init__(self, num_envs: int, config: UAVConfig) -> None:
         rows, uavs, users = num_envs, config.num_uavs, config.num_users
-        self.config = config
+        self.config, self.settings = config, asdict(config)
         self.num_envs = num_envs
         self.streams = RowStreams(num_envs, np.random.default_rng())
         self.all_rows = np.arange(num_envs)
@@ -194,24 +195,12 @@ class UAVWorld:
         near &= alive[:, None, :]
         return near
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Return copies of all arrays that change over time, including random streams."""
-        values = {name: getattr(self, name).copy() for name in self.row_arrays}
-        return {"streams": self.streams.position.copy(), **values}
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Restore a state of `get_state` exactly.
 
-    def check_state(self, state: Mapping[str, Any]) -> None:
-        """Raise ValueError if the arrays of `state` do not match this world in name, dtype or shape."""
-        check_arrays(state, self.state(), "the return value of get_state()")
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore a state of `state()`.
-
-        Raises ValueError, and changes nothing, if the state does not match this world.
+        Raises ValueError, and changes nothing, if `check_state` rejects the state.
         """
-        self.check_state(state)
-        self.streams.position = np.array(state["streams"])
-        for name in self.row_arrays:
-            setattr(self, name, np.array(state[name]))
+        super().set_state(state)
         self._update_offsets(slice(None))
 
     def _move_uavs(self, actions: np.ndarray, alive: np.ndarray) -> Bool[np.ndarray, "R M"]:

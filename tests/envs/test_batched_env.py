@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
 
-from scrubjay.envs.batched_env import BatchedEnv, is_bool, is_integer, select_row
+from scrubjay.envs.batched_env import BatchedEnv, check_bool, is_integer, select_row
 
 LENGTHS = (2, 3, 4)
 """Episode lengths of the sub-environments."""
@@ -165,5 +165,7 @@ def test_select_row_copies_from_arrays_and_dicts() -> None:
 def test_python_and_numpy_booleans_are_not_integers() -> None:
     assert all(is_integer(value) for value in (0, -3, np.int8(4), np.uint64(2**63)))
     assert not any(is_integer(value) for value in (True, np.True_, 1.0, "1", None))
-    assert all(is_bool(value) for value in (True, False, np.True_))
-    assert not any(is_bool(value) for value in (0, 1, np.int64(1), None))
+    assert all(check_bool("flag", value) is bool(value) for value in (True, False, np.True_))
+    for value in (0, 1, np.int64(1), None):
+        with pytest.raises(ValueError, match=r"flag=.*: expected True or False"):
+            check_bool("flag", value)

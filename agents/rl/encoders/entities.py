@@ -15,6 +15,7 @@ from scrubjay.agents.rl.encoders.observation import (
     IndexEncoder,
     ObservationEncoder,
     VectorEncoder,
+    linear,
 )
 from scrubjay.agents.rl.observations import leaf_spaces
 
@@ -93,9 +94,7 @@ class EntityEncoder(nn.Module):
             encoder = SetEncoder(leaf, dim, pooling)
             self.elements.append(encoder)
             width += encoder.width
-        self.project = nn.Linear(width, dim)
-        nn.init.orthogonal_(self.project.weight, math.sqrt(2))
-        nn.init.zeros_(self.project.bias)
+        self.project = linear(width, dim)
 
     def forward(self, leaves: dict[str, Tensor]) -> Float[Tensor, "batch dim"]:
         """Encode observations, whose leaves are `[batch, *shape]`, as one vector each."""

@@ -177,15 +177,14 @@ class Scale(nn.Module):
         return (values.to(torch.float32) - self.low) / self.range
 
 
-def linear(inputs: int, outputs: int) -> nn.Linear:
-    """Return a new linear layer with orthogonal weights of gain sqrt(2) and zero bias."""
-    return initialize(nn.Linear(inputs, outputs))
+def linear(inputs: int, outputs: int, gain: float = math.sqrt(2)) -> nn.Linear:
+    """Return a new linear layer, initialized by `initialize`."""
+    return initialize(nn.Linear(inputs, outputs), gain)
 
 
-def initialize(layer: Layer) -> Layer:
-    """Initialize a layer that precedes an activation and return it: orthogonal weights of gain sqrt(2), zero
-    bias."""
-    nn.init.orthogonal_(layer.weight, math.sqrt(2))
+def initialize(layer: Layer, gain: float = math.sqrt(2)) -> Layer:
+    """Initialize a layer and return it: orthogonal weights, zero bias; gain sqrt(2) before an activation."""
+    nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

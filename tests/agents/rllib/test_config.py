@@ -73,6 +73,7 @@ def test_an_update_needs_a_row_for_every_minibatch_and_learner():
 
 def test_samplers_of_one_seed_see_the_same_and_of_two_do_not():
     config = ppo_config()
+    assert config.envs is not None
     envs = config.envs(4)
     policy = config.policy.build(Spaces.from_env(envs))
     segments = [make_sampler(envs, policy, 8, seed).collect() for seed in (5, 5, 6)]
@@ -86,6 +87,7 @@ def test_learners_draw_minibatches_by_the_seed_of_the_config():
     results = []
     for seed in (3, 3, 4):
         config = ppo_config().segments(learner_seed=seed)
+        assert config.envs is not None
         envs = config.envs(4)
         torch.manual_seed(0)
         policy = config.policy.build(Spaces.from_env(envs))

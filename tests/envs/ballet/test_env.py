@@ -198,11 +198,11 @@ def test_uint8_images_equal_float_images_and_pass_as_images():
     assert {0, 40, 255} <= shades
 
 
-def test_a_state_without_dtype_is_of_floats():
+def test_a_state_has_the_dtype_of_its_images():
     floats, byte_env = BalletVector(2, 1, 2), BalletVector(2, 1, 2, dtype="uint8")
     for env in (floats, byte_env):
         env.reset(seed=0)
-    assert "dtype" not in floats.get_state()["settings"]
+    assert floats.get_state()["settings"]["dtype"] == "float32"
     with pytest.raises(ValueError, match="'dtype': 'uint8'"):
         byte_env.set_state(floats.get_state())
 

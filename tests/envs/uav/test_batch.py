@@ -148,7 +148,7 @@ def test_a_state_of_other_settings_is_refused_and_changes_nothing():
         teams.get_state()
     observations, _ = teams.reset(seed=0)
     other.reset(seed=0)
-    with pytest.raises(ValueError, match="state settings"):
+    with pytest.raises(ValueError, match="state has settings"):
         teams.set_state(other.get_state())
     with pytest.raises(ValueError, match="expected"):
         uav.teams(3, "small").set_state(teams.get_state())
