@@ -8,7 +8,8 @@ have no position, so their keys are zero in this half.
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+import operator
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +38,8 @@ class PersistentTokens(nn.Module):
     """Projections of one attention layer, and its `num_persistent` learned keys and values."""
 
     frequencies: Tensor
+    persistent_keys: Tensor
+    persistent_values: Tensor
 
     def __init__(self, dim: int, num_heads: int | None, num_persistent: int) -> None:
         super().__init__()
@@ -48,10 +51,13 @@ class PersistentTokens(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
-        if num_persistent:
-            still_shape = (num_persistent, self.heads, self.width - self.rotary_width)
-            self.persistent_keys = nn.Parameter(torch.randn(still_shape))
-            self.persistent_values = nn.Parameter(torch.randn(num_persistent, self.heads, self.width))
+        for name, width in (("keys", self.width - self.rotary_width), ("values", self.width)):
+            tokens = torch.randn(num_persistent, self.heads, width)
+            # Without persistent tokens, the checkpoint has no entries.
+            if num_persistent:
+                self.register_parameter(f"persistent_{name}", nn.Parameter(tokens))
+            else:
+                self.register_buffer(f"persistent_{name}", tokens, persistent=False)
         self.register_buffer("frequencies", rotary_frequencies(self.rotary_width), persistent=False)
 
     def project_query(self, x: Tensor, time: Tensor) -> Float[Tensor, "batch time heads width"]:
@@ -93,25 +99,19 @@ class PersistentTokens(nn.Module):
         self, keys: Float[Tensor, "batch slots heads width"], values: Tensor, times: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Return `keys` and `values`, preceded by `times` copies of the persistent keys and values."""
-        if not self.num_persistent:
-            return keys, values
-        persistent_pair = self.persistent(keys.shape[0], keys.dtype)
-        results = (
-            torch.cat([persistent.repeat(1, times, 1, 1) if times > 1 else persistent, own], dim=1)
-            for persistent, own in zip(persistent_pair, (keys, values), strict=True)
+        persistent_keys, persistent_values = self.persistent(len(keys), keys.dtype)
+        return (
+            torch.cat([persistent_keys.repeat(1, times, 1, 1), keys], dim=1),
+            torch.cat([persistent_values.repeat(1, times, 1, 1), values], dim=1),
         )
-        return next(results), next(results)
 
     def persistent(
         self, batch: int, dtype: torch.dtype
     ) -> tuple[Float[Tensor, "batch persistent heads width"], Tensor]:
         """Return the persistent keys and values. Both are empty if `num_persistent` is 0."""
-        if not self.num_persistent:
-            empty = self.query.weight.new_empty(batch, 0, self.heads, self.width, dtype=dtype)
-            return empty, empty
-        keys = functional.pad(self.persistent_keys, (self.rotary_width, 0))
-        pair = [part.to(dtype).expand(batch, -1, -1, -1) for part in (keys, self.persistent_values)]
-        return pair[0], pair[1]
+        keys = functional.pad(self.persistent_keys, (self.rotary_width, 0)).to(dtype)
+        values = self.persistent_values.to(dtype)
+        return keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1)
 
     def _rotate(self, x: Tensor, time: Tensor) -> Tensor:
         x = x.unflatten(-1, (self.heads, self.width))
@@ -178,14 +178,14 @@ class WindowAttention(PersistentTokens):
         shape = (batch_size, self.window - 1, self.heads * self.width)
         return {name: torch.zeros(shape, dtype=dtype, device=device) for name in ("keys", "values")}
 
-    def forward(
+    def attend(
         self,
         x: Float[Tensor, "batch time dim"],
         state: State,
         clock: Clock,
     ) -> tuple[Float[Tensor, "batch time dim"], State]:
         """Return the attention outputs of all steps, and the next caches."""
-        run = self._forward_custom if self._use_custom_backward(x, state, clock) else self.forward_plain
+        run = self._forward_custom if self._use_custom_backward(x, state, clock) else self.forward
         read, *own = run(x, state["keys"], state["values"], clock)
         after = {}
         for name, new in zip(("keys", "values"), own, strict=True):
@@ -196,7 +196,7 @@ class WindowAttention(PersistentTokens):
             )
         return read, after
 
-    def forward_plain(
+    def forward(
         self,
         x: Float[Tensor, "batch time dim"],
         keys: Float[Tensor, "batch before dim"],
@@ -244,25 +244,19 @@ class WindowAttention(PersistentTokens):
         return weights[..., self.num_persistent :]
 
     def _forward_custom(self, x: Tensor, keys: Tensor, values: Tensor, clock: Clock) -> tuple[Tensor, ...]:
-        """Return the result of `forward_plain`, with a custom backward pass."""
+        """Return the result of `forward`, with a custom backward pass."""
         cos, sin = compute_cos_sin(clock.step, self.frequencies, self.width, x.dtype)
         schedule = window.build_schedule(clock, self.window, self.heads, self.num_persistent, cos, sin)
-        weights = {f"{name}.weight": getattr(self, name).weight for name in ("query", "key", "value", "out")}
-        empty_persistent: list[Tensor] = []
-        if self.num_persistent:
-            weights |= {name: getattr(self, name) for name in ("persistent_keys", "persistent_values")}
-        else:
-            empty = self.query.weight.new_empty(0, self.heads, self.width)
-            empty_persistent = [empty[..., self.rotary_width :], empty]
+        names = [f"{name}.weight" for name in ("query", "key", "value", "out")]
+        names += ["persistent_keys", "persistent_values"]
 
         def plain(*inputs):
-            parameters = {
-                f"attention.{name}": weight for name, weight in zip(weights, inputs[3:], strict=False)
-            }
-            read, *own = functional_call(_PlainAttention(self), parameters, (*inputs[:3], clock))
+            parameters = dict(zip(names, inputs[3:], strict=True))
+            read, *own = functional_call(self, parameters, (*inputs[:3], clock))
             return read, *(part[:, -schedule.retained_steps :] for part in own)
 
-        return window.read_segment(plain, schedule, x, keys, values, *weights.values(), *empty_persistent)
+        weights = operator.attrgetter(*names)(self)
+        return window.read_segment(plain, schedule, x, keys, values, *weights)
 
     def _use_custom_backward(self, x: Tensor, state: State, clock: Clock) -> bool:
         """Return True if the custom backward pass supports this segment."""
@@ -336,22 +330,13 @@ class WindowRing:
         read = torch.matmul(weights[:, :, None], self.values)
         return torch.addmm(x, read.flatten(1), self.out)
 
-    def caches(self) -> State:
+    def state(self) -> State:
         """Return keys and values of the last steps as state entries."""
         last = self.ring.recent_slots(self.window - 1) + self.num_persistent
         buffers = {"keys": self.keys, "values": self.values}
         return {
             name: cache.index_select(2, last).transpose(1, 2).flatten(2) for name, cache in buffers.items()
         }
-
-
-class _PlainAttention(nn.Module):
-    def __init__(self, attention: WindowAttention) -> None:
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, *inputs: Any) -> tuple[Tensor, ...]:
-        return self.attention.forward_plain(*inputs)
 
 
 def check_gate(kind: str) -> None:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from scrubjay.kernels import Learning, NeuralState
+from scrubjay.kernels import Learning
 from scrubjay.kernels.neural.network import LEAST_LOG, NEGLIGIBLE
 from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
@@ -196,27 +196,26 @@ class TitansStepper(Stepper):
         for index, layer in enumerate(layers):
             own = select_part(state, suffix=f"_{index}")
             self.memories.append(MatrixSteps(layer.memory, own))
-            others = own.keys() - {*NeuralState._fields, "tail"}
-            self.caches.append(layer.open_caches({name: own[name] for name in others}, state["time"]))
+            self.caches.append(layer.open_caches(own, state["time"]))
 
     @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         step_info = self._begin_step(start)
-        for index, (layer, memory) in enumerate(zip(self.layers, self.memories, strict=True)):
+        for layer, memory, caches in zip(self.layers, self.memories, self.caches, strict=True):
             memory.begin(step_info)
-            if step_info.start_rows is not None:
-                layer.forget(self.caches[index], step_info.start_rows)
-            x = layer.advance(x, memory, self.caches[index], step_info.time)
+            if caches is not None and step_info.start_rows is not None:
+                caches.forget(step_info.start_rows)
+            x = layer.advance(x, memory, caches, step_info.time)
         return x
 
     @torch.no_grad()
     def state(self, rows: Tensor | None = None) -> dict[str, Tensor]:
         """Return the state of `rows`, by default of all rows."""
         state = {"time": torch.from_numpy(self.time.copy())}
-        for index, memory in enumerate(self.memories):
-            caches = self.layers[index].close_caches(self.caches[index])
-            state |= add_affixes(memory.state() | caches, suffix=f"_{index}")
+        for index, (memory, caches) in enumerate(zip(self.memories, self.caches, strict=True)):
+            attention = {} if caches is None else caches.state()
+            state |= add_affixes(memory.state() | attention, suffix=f"_{index}")
         return state if rows is None else {name: value.index_select(0, rows) for name, value in state.items()}
 
     def _begin_step(self, start: Tensor | None) -> StepInfo:

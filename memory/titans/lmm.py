@@ -48,7 +48,7 @@ class TitansLayer(nn.Module, ABC):
     A subclass defines the combination of memory and attention.
     """
 
-    in_place: bool = False
+    in_place: bool = True
     """True if the layer implements `advance`."""
 
     def __init__(self, config: TitansConfig) -> None:
@@ -83,21 +83,16 @@ class TitansLayer(nn.Module, ABC):
         """Return the attention weights over past steps, by name; an empty dict without attention."""
         return {}
 
-    def open_caches(self, caches: State, age: Int[Tensor, " batch"]) -> Any:
-        """Return a copy of the attention caches in the format that `advance` uses.
+    def open_caches(self, state: State, age: Int[Tensor, " batch"]) -> Any:
+        """Return a copy of the attention caches in the format that `advance` uses; None without attention.
 
-        `caches` are the layer's state entries besides those of the memory. `age` is the number of steps in
-        each row's episode.
+        The copy has the methods `forget(rows)`, which clears the caches of these rows, and `state()`, which
+        returns the caches as state entries. `state` is the state of the layer. `age` is the number of steps
+        in each row's episode.
         """
         return None
 
-    def close_caches(self, caches: Any) -> State:
-        """Return the caches as state entries. This is the inverse of `open_caches`."""
-        return {}
-
-    def forget(self, caches: Any, rows: Int[Tensor, " some"]) -> None:
-        """Clear the attention caches of these rows. The memory does not change."""
-
+    @abstractmethod
     def advance(
         self,
         x: Float[Tensor, "batch dim"],
@@ -109,7 +104,6 @@ class TitansLayer(nn.Module, ABC):
 
         `memory` is the in-place stepper of the layer's neural memory. The stepper holds the memory's state.
         """
-        raise NotImplementedError
 
     def feed(self, x: Tensor) -> Tensor:
         """Return `x` plus the feed-forward block of `x`."""
@@ -117,8 +111,6 @@ class TitansLayer(nn.Module, ABC):
 
 
 class _MemoryLayer(TitansLayer):
-    in_place = True
-
     def step(self, x, state, time):
         y, surprise, after = self.memory.step(self.memory_norm(x), state, time)
         return self.feed(x + y), surprise, after

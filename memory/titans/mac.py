@@ -11,6 +11,7 @@ attention already mixes steps.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -23,6 +24,7 @@ from torch.nn import functional
 from scrubjay.kernels import NeuralState
 from scrubjay.kernels.derivatives import supports_custom_backward
 from scrubjay.memory.contract.base import Read, State
+from scrubjay.memory.parts.attention import by_head
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import compute_cos_sin
 from scrubjay.memory.parts.window import resolve_heads
@@ -42,6 +44,26 @@ from scrubjay.memory.titans.neural import compute_max_momentum, detach_rows
 from scrubjay.memory.titans.segments import CACHES, ChunkContext, SegmentContext
 
 _STATE = (*NeuralState._fields, *CACHES)
+_WEIGHTS: tuple[str, ...] = (
+    "memory_norm.weight",
+    "memory_norm.bias",
+    "attention.query.weight",
+    "attention.key.weight",
+    "attention.value.weight",
+    "attention.out.weight",
+    "attention.persistent_keys",
+    "attention.persistent_values",
+    "recall_query.weight",
+    "memory.out_norm.weight",
+    "memory.out.weight",
+    "write_norm.weight",
+    "write_norm.bias",
+    "memory.project_in.weight",
+    "memory.gates.weight",
+    "memory.gates.bias",
+    "memory.weights.0",
+)
+"""Parameters of the layer in the order of `forward.SegmentInputs`."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +108,6 @@ class _ContextLayer(TitansLayer):
     recalls. With several chunks per segment, `before` is the memory before the segment, shaped as `anchor`.
     """
 
-    in_place = True
-
     def __init__(self, config: TitansMACConfig) -> None:
         super().__init__(config)
         self.config = config
@@ -108,19 +128,16 @@ class _ContextLayer(TitansLayer):
         return state | {name: torch.zeros_like(state["anchor"]) for name in self.names[len(_STATE) :]}
 
     def step(self, x, state, time):
-        prepared_step = self._prepare_step(x, state, time)
-        query, keys, hidden = prepared_step.attention_inputs
-        attention_out = x + self._attend(query, keys, prepared_step.values, hidden)[:, 0]
-        write_input = self.write_norm(attention_out)
-        recalls, surprise, memory_state = self.memory.step(write_input, prepared_step.state, time)
-        after = memory_state | prepared_step.caches | prepared_step.before
-        return self.feed(x + self.gate(attention_out, recalls)), surprise, after
+        attention_inputs, state = self._prepare_step(x, state, time)
+        attention_out = x + self._attend(*attention_inputs)[:, 0]
+        recalls, surprise, memory_state = self.memory.step(self.write_norm(attention_out), state, time)
+        return self.feed(x + self.gate(attention_out, recalls)), surprise, state | memory_state
 
     def attention_reads(self, x, state, time):
         """Return one step's attention weights over the inputs and over the recalls of the segment."""
         place = (time % self.length)[:, None]
-        weights = self._weigh(*self._prepare_step(x, state, time).attention_inputs)
-        weights = weights.unflatten(0, (len(x), -1))[:, :, 0].mean(1)
+        (query, keys, _, hidden), _ = self._prepare_step(x, state, time)
+        weights = self._weigh(query, keys, hidden).unflatten(0, (len(x), -1))[:, :, 0].mean(1)
         inputs, recalls = weights[:, self.attention.num_persistent :].chunk(2, dim=1)
         slot = torch.arange(self.length, device=x.device)
         steps = torch.where(slot <= place, time[:, None] - place + slot, -1)
@@ -129,42 +146,38 @@ class _ContextLayer(TitansLayer):
             "recalled in the segment": Read.from_weights(steps, recalls),
         }
 
-    def _prepare_step(self, x: Tensor, state: State, time: Tensor) -> _PreparedStep:
-        """Return the attention inputs of one step, and the updated caches."""
+    def _prepare_step(self, x: Tensor, state: State, time: Tensor) -> tuple[tuple[Tensor, ...], State]:
+        """Return the arguments of `_attend` for one step, and the state with the step's keys and values."""
         size, attention = self.length, self.attention
-        place = time % size
+        place = (time % size)[:, None]
+        starts_segment = (place == 0)[..., None]
         state = self.memory.detach_at_boundary(state, time)
-        before = self._before(state, time)
-        recalling = {"anchor": before.get("before", state["anchor"])}
+        if self.config.segment_chunks > 1:
+            before, bptt_chunks = state["before"], self.config.bptt_chunks
+            if bptt_chunks:
+                cut = time % (bptt_chunks * self.config.chunk_size) == 0
+                before = torch.where(cut[:, None, None], before.detach(), before)
+            state = state | {"before": torch.where(starts_segment, state["anchor"], before)}
         normed_x = self.memory_norm(x)[:, None]
-        slot = torch.arange(2 * size, device=x.device)
-        caches = {}
-        for name, new in self._context(normed_x, place[:, None], recalling).items():
-            new_slots = torch.cat([new[:, :1].expand(-1, size, -1), new[:, 1:].expand(-1, size, -1)], dim=1)
-            is_current = (slot % size == place[:, None])[..., None]
+        recall_queries = self.memory.normalize_queries(self.recall_query(normed_x))
+        recalls = self.memory.recall(recall_queries, {"anchor": state.get("before", state["anchor"])})
+        own = [attention.project(tokens, place) for tokens in (normed_x, recalls)]
+        slot_place = torch.arange(2 * size, device=x.device) % size
+        for name, *parts in zip(CACHES, *own, strict=True):
+            new_slots = torch.cat([part.flatten(2).expand(-1, size, -1) for part in parts], dim=1)
             # A new segment starts with empty caches.
-            previous = torch.where((place == 0)[:, None, None], 0, state[name])
-            caches[name] = torch.where(is_current, new_slots.to(previous.dtype), previous)
-        visible = slot % size <= place[:, None]
-        query = attention.project_query(normed_x, place[:, None]) * attention.width**-0.5
+            previous = torch.where(starts_segment, 0, state[name])
+            is_current = (slot_place == place)[..., None]
+            state = state | {name: torch.where(is_current, new_slots.to(previous.dtype), previous)}
+        query = attention.project_query(normed_x, place) * attention.width**-0.5
         shape = (attention.heads, attention.width)
-        keys, values = (caches[name].to(query.dtype).unflatten(-1, shape) for name in CACHES)
+        keys, values = (state[name].to(query.dtype).unflatten(-1, shape) for name in CACHES)
         keys, values = attention.prepend_persistent(keys, values)
+        visible = slot_place <= place
         hidden = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -torch.inf)
         hidden = functional.pad(hidden, (attention.num_persistent, 0)).repeat_interleave(attention.heads, 0)
         query, keys, values = (part.transpose(1, 2) for part in (query, keys, values))
-        return _PreparedStep((query, keys, hidden[:, None]), values, state, caches, before)
-
-    def _before(self, state: State, time: Tensor) -> State:
-        """Return the state entry `before`, or an empty dict if every segment is a single chunk."""
-        if self.config.segment_chunks == 1:
-            return {}
-        before, bptt_chunks = state["before"], self.config.bptt_chunks
-        if bptt_chunks:
-            cut = time % (bptt_chunks * self.config.chunk_size) == 0
-            before = torch.where(cut[:, None, None], before.detach(), before)
-        starts_segment = time % self.length == 0
-        return {"before": torch.where(starts_segment[:, None, None], state["anchor"], before)}
+        return (query, keys, values, hidden[:, None]), state
 
     def segment(self, x, state, grid):
         run = self._forward_custom if self._use_custom_backward(x, state) else self.forward
@@ -184,13 +197,17 @@ class _ContextLayer(TitansLayer):
         bptt_chunks, shape = self.config.bptt_chunks, (grid.num_chunks, -1)
         grid_x = grid.to_grid(x)
         normed_x = self.memory_norm(grid_x)
-        chunk_context = self._build_context(x, state, grid)
+        if self.config.segment_chunks == 1:
+            chunk_context = ChunkContext(self.attention, x, state, grid)
+        else:
+            chunk_context = SegmentContext(self.attention, state, grid, self.config.segment_chunks)
         # Everything that depends on the inputs alone is computed for all chunks at once.
-        projections = self._project_inputs(normed_x, chunk_context.place)
+        query = self.attention.project_query(normed_x, chunk_context.place) * self.attention.width**-0.5
+        projections = query, *self.attention.project(normed_x, chunk_context.place)
         chunks = zip(
             grid_x.unflatten(1, shape).unbind(1),
             self.memory.normalize_queries(self.recall_query(normed_x)).unflatten(1, shape).unbind(1),
-            *(part.unflatten(2, shape).unbind(2) for part in projections),
+            *(part.transpose(1, 2).unflatten(2, shape).unbind(2) for part in projections),
             strict=True,
         )
         begins = [] if grid.fresh is None else grid.fresh.any(0).tolist()
@@ -217,12 +234,6 @@ class _ContextLayer(TitansLayer):
         after = memory_state | chunk_context.final_state()
         return *results, *(after[name] for name in self.names), surprise
 
-    def _build_context(self, x: Tensor, state: State, grid: ChunkGrid) -> ChunkContext | SegmentContext:
-        """Return the attention context of a segment's chunks."""
-        if self.config.segment_chunks == 1:
-            return ChunkContext(self.attention, x, state, grid)
-        return SegmentContext(self.attention, state, grid, self.config.segment_chunks)
-
     def _forward_custom(self, grid: ChunkGrid, x: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Return the result of `forward`, with a custom backward pass."""
         attention, memory, batch = self.attention, self.memory, len(x)
@@ -242,15 +253,13 @@ class _ContextLayer(TitansLayer):
         place = torch.arange(sizes.length)
         rotation = compute_cos_sin(place, attention.frequencies, attention.width, x.dtype)
         segment_schedule = schedule.build_schedule(grid, sizes, rotation, self.config.bptt_chunks)
-        weights = self._weights()
 
         def plain(*inputs):
-            pairs = zip(weights, inputs[6:], strict=True)
-            parameters = {name: weight for name, weight in pairs if name in present}
+            parameters = dict(zip(_WEIGHTS, inputs[6:], strict=True))
             return functional_call(self, parameters, (grid, *inputs[:6]))
 
-        present = {name for name, weight in weights.items() if weight.numel()}
-        *results, squared_surprise = run_segment(plain, segment_schedule, x, *state, *weights.values())
+        weights = operator.attrgetter(*_WEIGHTS)(self)
+        *results, squared_surprise = run_segment(plain, segment_schedule, x, *state, *weights)
         return *results, squared_surprise.detach().sqrt().mean(-1)
 
     def _use_custom_backward(self, x: Tensor, state: State) -> bool:
@@ -261,89 +270,38 @@ class _ContextLayer(TitansLayer):
             return False
         return supports_custom_backward(x, *(state[name] for name in _STATE), self.recall_query.weight)
 
-    def _weights(self) -> dict[str, Tensor]:
-        """Return the parameters of the layer by name, in the order of `forward.SegmentInputs`."""
-        attention, memory = self.attention, self.memory
-        if attention.num_persistent:
-            persistent = attention.persistent_keys, attention.persistent_values
-        else:
-            persistent = attention.persistent(1, self.recall_query.weight.dtype)
-            persistent = persistent[0][0, ..., attention.rotary_width :], persistent[1][0]
-        return {
-            "memory_norm.weight": self.memory_norm.weight,
-            "memory_norm.bias": self.memory_norm.bias,
-            "attention.query.weight": attention.query.weight,
-            "attention.key.weight": attention.key.weight,
-            "attention.value.weight": attention.value.weight,
-            "attention.out.weight": attention.out.weight,
-            "attention.persistent_keys": persistent[0],
-            "attention.persistent_values": persistent[1],
-            "recall_query.weight": self.recall_query.weight,
-            "memory.out_norm.weight": memory.out_norm.weight,
-            "memory.out.weight": memory.out.weight,
-            "write_norm.weight": self.write_norm.weight,
-            "write_norm.bias": self.write_norm.bias,
-            "memory.project_in.weight": memory.project_in.weight,
-            "memory.gates.weight": memory.gates.weight,
-            "memory.gates.bias": memory.gates.bias,
-            "memory.weights.0": memory.weights[0],
-        }
-
-    def open_caches(self, caches, age):
-        return _StepCaches.from_layer(self, caches)._asdict()
-
-    def close_caches(self, caches):
-        return {name: caches[name].transpose(1, 2).flatten(2).clone() for name in CACHES}
-
-    def forget(self, caches, rows):
-        """Do nothing, because the first step of a chunk clears the caches."""
+    def open_caches(self, state, age):
+        return _StepCaches.from_layer(self, state)
 
     def advance(self, x, memory, caches, time):
         attention, size = self.attention, self.config.chunk_size
         place = time % size
-        cos, sin, hidden = (caches[name].index_select(0, place) for name in ("cos", "sin", "hidden"))
+        cos, sin, hidden = (x.index_select(0, place) for x in (caches.cos, caches.sin, caches.hidden))
         start_rows = (place == 0).nonzero()[:, 0]
         normed_x = self.memory_norm(x)
         shape = (-1, attention.heads, attention.width)
-        input_products = (normed_x @ caches["input_weights"]).unflatten(-1, shape)
+        input_products = (normed_x @ caches.input_weights).unflatten(-1, shape)
         query = torch.addcmul(input_products[:, 0] * cos, input_products[:, 1], sin)
         recall_queries = self.memory.normalize_queries(input_products[:, 5].flatten(1))
         recalls = apply_norm(self.memory.out_norm, memory.recall(recall_queries)).flatten(-2)
-        recall_products = (recalls @ caches["recall_weights"]).unflatten(-1, shape)
+        recall_products = (recalls @ caches.recall_weights).unflatten(-1, shape)
         if len(start_rows):
-            for name in CACHES:
-                caches[name].index_fill_(0, start_rows, 0)
+            for cache in (caches.keys, caches.values):
+                cache.index_fill_(0, start_rows, 0)
         row = torch.arange(len(x))
         for slot, parts in ((place, input_products[:, 2:5]), (place + size, recall_products)):
-            caches["keys"][row, :, slot] = torch.addcmul(parts[:, 0] * cos, parts[:, 1], sin)
-            caches["values"][row, :, slot] = parts[:, 2]
-        keys, values = (caches[name].flatten(0, 1) for name in CACHES)
-        persistent_weights = torch.matmul(query[:, :, None], caches["persistent_keys"])[:, :, 0]
+            caches.keys[row, :, slot] = torch.addcmul(parts[:, 0] * cos, parts[:, 1], sin)
+            caches.values[row, :, slot] = parts[:, 2]
+        keys, values = caches.keys.flatten(0, 1), caches.values.flatten(0, 1)
+        persistent_weights = torch.matmul(query[:, :, None], caches.persistent_keys)[:, :, 0]
         scores = torch.bmm(query.flatten(0, 1)[:, None], keys.mT).view(*query.shape[:2], -1)
         weights = torch.softmax(torch.cat([persistent_weights, scores + hidden[:, None]], dim=-1), dim=-1)
         persistent_weights, weights = weights.split([attention.num_persistent, 2 * size], dim=-1)
         read = torch.bmm(weights.flatten(0, 1)[:, None], values).view(query.shape)
-        read += torch.matmul(persistent_weights[:, :, None], caches["persistent_values"])[:, :, 0]
+        read += torch.matmul(persistent_weights[:, :, None], caches.persistent_values)[:, :, 0]
         attention_out = x + attention.out(read.flatten(1))
         recalls = memory.step(self.write_norm(attention_out))
         return self.feed(x + self.gate(attention_out, recalls))
-
-    def _project_inputs(
-        self, normed_x: Tensor, place: Tensor
-    ) -> list[Float[Tensor, "batch heads places width"]]:
-        """Return scaled queries, keys and values of the normed inputs at the positions `place`."""
-        attention = self.attention
-        query = attention.project_query(normed_x, place) * attention.width**-0.5
-        return [part.transpose(1, 2) for part in (query, *attention.project(normed_x, place))]
-
-    def _context(self, normed_x: Tensor, place: Tensor, memory_state: State) -> State:
-        """Return keys and values `[batch, 2 time, dim]`. Those of the inputs precede those of the recalls."""
-        recalls = self.memory.recall(self.memory.normalize_queries(self.recall_query(normed_x)), memory_state)
-        parts = [self.attention.project(tokens, place) for tokens in (normed_x, recalls)]
-        return {
-            name: torch.cat([part[index].flatten(2) for part in parts], dim=1)
-            for index, name in enumerate(CACHES)
-        }
 
     def _attend(
         self,
@@ -364,20 +322,6 @@ class _ContextLayer(TitansLayer):
         return torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
 
 
-class _PreparedStep(NamedTuple):
-    """Attention inputs and updated caches of one step."""
-
-    attention_inputs: tuple[Tensor, Tensor, Tensor]
-    """Scaled queries, keys and additive mask, as in `_attend`."""
-    values: Float[Tensor, "batch heads slots width"]
-    state: State
-    """State of the memory before the step."""
-    caches: State
-    """Cached keys and values, including the keys and values of the step."""
-    before: State
-    """Entry `before` of the state (memory before the segment), or an empty dict."""
-
-
 class _StepCaches(NamedTuple):
     """Caches of a layer, which in-place steps overwrite, and tensors derived from the layer's weights."""
 
@@ -394,8 +338,8 @@ class _StepCaches(NamedTuple):
     persistent_values: Float[Tensor, "heads persistent width"]
 
     @classmethod
-    def from_layer(cls, layer: _ContextLayer, caches: State) -> _StepCaches:
-        attention, dtype = layer.attention, caches["keys"].dtype
+    def from_layer(cls, layer: _ContextLayer, state: State) -> _StepCaches:
+        attention, dtype = layer.attention, state["keys"].dtype
         place = torch.arange(layer.config.chunk_size)
         cos, sin = compute_cos_sin(place, attention.frequencies, attention.width, dtype)
         key_value_weights = attention.key_value_weights()
@@ -403,8 +347,10 @@ class _StepCaches(NamedTuple):
         visible = (place[:, None] >= place).repeat(1, 2)
         keys, values = (part[0].transpose(0, 1) for part in attention.persistent(1, dtype))
         return cls(
-            keys=_by_head(caches["keys"], attention),
-            values=_by_head(caches["values"], attention),
+            *(
+                by_head(state[name], attention.heads).clone(memory_format=torch.contiguous_format)
+                for name in CACHES
+            ),
             input_weights=input_weights.T.contiguous(),
             recall_weights=(key_value_weights @ layer.memory.out.weight).T.contiguous(),
             cos=cos[:, None],
@@ -414,11 +360,13 @@ class _StepCaches(NamedTuple):
             persistent_values=values.contiguous(),
         )
 
+    def forget(self, rows: Tensor) -> None:
+        """Do nothing, because the first step of a chunk clears the caches."""
 
-def _by_head(cache: Tensor, attention: PersistentTokens) -> Float[Tensor, "batch heads slots width"]:
-    """Return a contiguous copy of a cache, split by head."""
-    by_head = cache.unflatten(-1, (attention.heads, attention.width)).transpose(1, 2)
-    return by_head.clone(memory_format=torch.contiguous_format)
+    def state(self) -> State:
+        """Return the caches as state entries."""
+        caches = {"keys": self.keys, "values": self.values}
+        return {name: cache.transpose(1, 2).flatten(2).clone() for name, cache in caches.items()}
 
 
 class TitansMAC(Titans):

@@ -65,26 +65,14 @@ class WindowedLayer(TitansLayer):
         attention = self.attention.initial_state(batch_size, dtype, device)
         return self.memory.initial_state(batch_size, dtype, device) | attention
 
-    def attend(self, x, state, clock):
-        """Return the window attention outputs for `x` `[batch, time, dim]`, and the next caches."""
-        return self.attention(x, state, clock)
-
     def window_read(self, x, state, time):
         """Return the window attention weights of one step with the normed input `x`."""
         weights = self.attention.weigh(x, state, time)
         return {"window": Read.from_weights(last_steps(time, weights.shape[-1] - 1), weights.mean(1))}
 
-    def open_caches(self, caches, age):
+    def open_caches(self, state, age):
         """Return ring buffers with the contents of the caches."""
-        return WindowRing(self.attention, caches, age)
-
-    def close_caches(self, caches):
-        """Return the contents of the ring buffers as state entries."""
-        return caches.caches()
-
-    def forget(self, caches, rows):
-        """Clear the cached steps of these rows."""
-        caches.forget(rows)
+        return WindowRing(self.attention, state, age)
 
 
 @dataclass(frozen=True)
@@ -104,15 +92,13 @@ class TitansMAGConfig(WindowedTitansConfig):
 
 
 class _GateLayer(WindowedLayer):
-    in_place = True
-
     def __init__(self, config: TitansMAGConfig) -> None:
         super().__init__(config)
         self.gate = MemoryGate(config.dim, config.gate)
 
     def step(self, x, state, time):
         normed_x = self.memory_norm(x)
-        attention_out, caches = self.attend(normed_x[:, None], state, Clock.from_age(time))
+        attention_out, caches = self.attention.attend(normed_x[:, None], state, Clock.from_age(time))
         recalls, surprise, memory_state = self.memory.step(normed_x, state, time)
         return self.feed(x + self.gate(attention_out[:, 0], recalls)), surprise, memory_state | caches
 
@@ -121,7 +107,7 @@ class _GateLayer(WindowedLayer):
 
     def segment(self, x, state, grid):
         normed_x = self.memory_norm(x)
-        attention_out, caches = self.attend(normed_x, state, grid.clock)
+        attention_out, caches = self.attention.attend(normed_x, state, grid.clock)
         recalls, surprise, memory_state = self.memory.segment(normed_x, state, grid)
         return self.feed(x + self.gate(attention_out, recalls)), surprise, memory_state | caches
 
@@ -150,8 +136,6 @@ class TitansMALConfig(WindowedTitansConfig):
 
 
 class _StackedLayer(WindowedLayer):
-    in_place = True
-
     def __init__(self, config: WindowedTitansConfig) -> None:
         super().__init__(config)
         self.attention_norm = nn.LayerNorm(config.dim)
@@ -159,7 +143,9 @@ class _StackedLayer(WindowedLayer):
     def step(self, x, state, time):
         recalls, surprise, memory_state = self.memory.step(self.memory_norm(x), state, time)
         x = x + recalls
-        attention_out, caches = self.attend(self.attention_norm(x)[:, None], state, Clock.from_age(time))
+        attention_out, caches = self.attention.attend(
+            self.attention_norm(x)[:, None], state, Clock.from_age(time)
+        )
         return self.feed(x + attention_out[:, 0]), surprise, memory_state | caches
 
     def attention_reads(self, x, state, time):
@@ -169,7 +155,7 @@ class _StackedLayer(WindowedLayer):
     def segment(self, x, state, grid):
         recalls, surprise, memory_state = self.memory.segment(self.memory_norm(x), state, grid)
         x = x + recalls
-        attention_out, caches = self.attend(self.attention_norm(x), state, grid.clock)
+        attention_out, caches = self.attention.attend(self.attention_norm(x), state, grid.clock)
         return self.feed(x + attention_out), surprise, memory_state | caches
 
     def advance(self, x, memory, caches, time):

@@ -50,9 +50,9 @@ def test_window_attention_sees_the_window_of_the_episode_and_the_persistent_toke
     start = torch.zeros(2, 13, dtype=torch.bool)
     start[0, 5] = start[0, 7] = start[1, 0] = True
     state, age = module.initial_state(2, torch.float64, x.device), torch.zeros(2, dtype=torch.int64)
-    first, state = module(x[:, :3], state, Clock.from_starts(age, start[:, :3]))
+    first, state = module.attend(x[:, :3], state, Clock.from_starts(age, start[:, :3]))
     age = torch.full((2,), 3)
-    rest, _ = module(x[:, 3:], state, Clock.from_starts(age, start[:, 3:]))
+    rest, _ = module.attend(x[:, 3:], state, Clock.from_starts(age, start[:, 3:]))
     result = torch.cat([first, rest], dim=1)
     for row in range(2):
         episode_start = 0

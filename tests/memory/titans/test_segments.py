@@ -8,6 +8,7 @@ import torch
 from scrubjay import memory
 from scrubjay.memory.contract.stepper import PlainStepper
 from scrubjay.memory.parts.grid import ChunkGrid
+from scrubjay.memory.titans import mac
 from scrubjay.memory.titans.segments import SegmentContext
 
 
@@ -38,7 +39,7 @@ def test_a_step_sees_its_segment_and_no_other(segment_chunks):
 
 
 @torch.no_grad()
-def test_segments_of_one_chunk_are_chunks():
+def test_segments_of_one_chunk_are_chunks(monkeypatch):
     """A segment context with one chunk per segment has the same outputs as the chunk context."""
     module = build(segment_chunks=1, chunk_size=3)
     layer = module.layers[0]
@@ -48,7 +49,7 @@ def test_segments_of_one_chunk_are_chunks():
     state["before"] = state["anchor"].clone()
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     expected, _, after = layer.segment(x, state, grid)
-    layer._build_context = lambda x, state, grid: SegmentContext(layer.attention, state, grid, 1)
+    monkeypatch.setattr(mac, "ChunkContext", lambda attention, x, *rest: SegmentContext(attention, *rest, 1))
     layer._use_custom_backward = lambda x, state: False
     layer.names = (*layer.names, "before")
     result, _, result_after = layer.segment(x, state, grid)
