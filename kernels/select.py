@@ -19,6 +19,9 @@ Array = TypeVar("Array", np.ndarray, "Tensor")
 FEW = 1024
 """Largest tensor that is sorted as a whole; for so few scores the number of calls dominates the runtime."""
 
+_MODERATE = 8192
+"""Largest tensor that is sorted as a whole if two of the largest scores are equal."""
+
 _GROUP = 32
 """Scores per group in `largest`; the maxima of the groups are compared first."""
 
@@ -65,6 +68,8 @@ def _select_in_tensor(scores: Any, count: int) -> Any:
     equal = values[..., 1:] == values[..., :-1]
     if not equal.any():
         return indices[..., :count]
+    if scores.numel() <= _MODERATE:
+        return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
     equal &= values[..., 1:] > -math.inf
     tied = equal.any(dim=-1)
     indices = indices[..., :count].contiguous()

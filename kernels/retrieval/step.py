@@ -72,18 +72,25 @@ def _select_scores_in_step(
     scores: Float[Tensor, "B 1 S M"], valid: Bool[Tensor, "B 1 M"], top_k: int
 ) -> Selection:
     """Select chunks by `scores`."""
-    ranking = torch.nan_to_num(scores, nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-    if not np.logical_and.reduce(valid.numpy(), axis=None):
-        ranking = torch.where(valid[:, :, None], ranking, -math.inf)
-    if ranking.numel() <= FEW:
-        # As in `best`, but the sort also returns the scores.
-        kept_scores, chunks = (
-            part[..., :top_k] for part in ranking.sort(dim=-1, descending=True, stable=True)
-        )
-    else:
+    mask: Any = valid.numpy()
+    mask = None if np.logical_and.reduce(mask, axis=None) else mask[:, :, None]
+    if scores.numel() > FEW:
+        ranking = torch.nan_to_num(scores, nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        if mask is not None:
+            ranking = torch.where(valid[:, :, None], ranking, -math.inf)
         chunks = best(ranking, top_k)
         kept_scores = ranking.gather(3, chunks)
-    return chunks.masked_fill_(kept_scores == -math.inf, -1), kept_scores
+        return chunks.masked_fill_(kept_scores == -math.inf, -1), kept_scores
+    # The maximum that ignores NaN. Numpy takes two thirds of the time for so few scores.
+    ranking = np.fmax(scores.numpy(), -math.inf)
+    if mask is not None:
+        ranking = np.where(mask, ranking, ranking.dtype.type(-math.inf))
+    shape = (*ranking.shape[:3], -1)
+    ranking = ranking.reshape(-1, ranking.shape[3])
+    chunks = (-ranking).argsort(axis=1, kind="stable")[:, :top_k]
+    kept_scores = ranking[np.arange(len(ranking))[:, None], chunks]
+    chunks[kept_scores == -math.inf] = -1
+    return torch.from_numpy(chunks.reshape(shape)), torch.from_numpy(kept_scores.reshape(shape))
 
 
 def _select_in_step(

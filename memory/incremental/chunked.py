@@ -143,25 +143,13 @@ class ChunkedLayerStepper:
             # NaN scores rank first, so that they are read.
             ranking = torch.nan_to_num(scores, nan=math.inf, posinf=math.inf, neginf=-math.inf)
             chosen_chunks = choose_chunks(readable.valid, top_k=self.top_k, scores=ranking)
-            chunks = chosen_chunks.chunks.numpy()[:, 0]
-            return self.read_selected(
-                own_scores, far, chosen_chunks.scores[:, 0], self._locate(chunks, readable)
-            )
-        scores, slots = scores[:, 0], readable.slots[:, None]
+            slots = readable.slots[self.rows, chosen_chunks.chunks.numpy()[:, 0]]
+            return self.read_selected(own_scores, far, chosen_chunks.scores[:, 0], slots)
+        scores, slots = scores[:, 0], readable.slots[:, None, :-1]
         if readable.mask is not None:
             scores = torch.where(readable.valid, scores, -math.inf)
-            slots = np.where(readable.valid.numpy(), slots, len(self.stores[0]) - 1)
+            slots = np.where(readable.valid.numpy(), slots, readable.slots[:, None, -1:])
         return self.read_selected(own_scores, far, scores, slots)
-
-    def _locate(
-        self, chunks: Int[np.ndarray, "batch units K"], readable: ReadableChunks
-    ) -> Int[np.ndarray, "batch units K"]:
-        """Return the slots of `chunks`, given as indices among the readable chunks.
-
-        Slots are indices in the flattened slots of all rows. One additional slot at the end holds zeros. Its
-        index is returned for the chunk index -1.
-        """
-        return np.where(chunks < 0, len(self.stores[0]) - 1, readable.slots[self.rows, chunks])
 
     def read_selected(
         self,
@@ -199,7 +187,7 @@ class ChunkedLayerStepper:
         rows, slots = full_chunks
         chunks = [values[rows] for values in (self.current.keys, self.current.values)]
         for store, chunk in zip(self.stores, chunks, strict=True):
-            store.index_copy_(0, rows * self.num_chunks + slots, chunk)
+            store.index_copy_(0, slots, chunk)
         keys, values = (chunk.transpose(1, 2)[:, None] for chunk in chunks)
         summaries, landmarks = self.layer.summarise(keys, values, landmarks)
         self.summaries[rows] = torch.cat([self.summaries[rows, :, 1:], summaries.transpose(1, 2)], dim=2)
@@ -217,7 +205,7 @@ class ChunkedLayerStepper:
         summaries = self.summaries[rows].transpose(1, 2).flatten(2)
         state = {"summaries": summaries.masked_fill_(unwritten[..., None], 0)}
         for name, store in zip(("keys", "values"), self.stores, strict=True):
-            chunks = store[rows[:, None] * self.num_chunks + slots].transpose(2, 3).flatten(3)
+            chunks = store[slots].transpose(2, 3).flatten(3)
             state[name] = chunks.masked_fill_(unwritten[..., None, None], 0)
         return state | self.current.state(rows, recent)
 
@@ -254,6 +242,6 @@ class CompressedLayerStepper(ChunkedLayerStepper):
             num_local_chunks=always,
         ).chunks[:, 0]
         scores = torch.zeros(indices.shape, dtype=own_scores.dtype).masked_fill_(indices < 0, -math.inf)
-        chosen_read = self.read_selected(own_scores, far, scores, self._locate(indices.numpy(), readable))
+        chosen_read = self.read_selected(own_scores, far, scores, readable.slots[self.rows, indices.numpy()])
         read = torch.bmm(weights.flatten(0, 1)[:, None], compressed_values)
         return compress * read + select * chosen_read + window * alone

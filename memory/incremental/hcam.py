@@ -68,10 +68,9 @@ class HCAMStepper(Stepper):
         is_empty = (torch.arange(self.window, 0, -1) > time[:, None])[..., None]
         state = {"time": time}
         for layer, block in enumerate(self.blocks):
-            contents = block.contents[:-1].unflatten(0, (len(all_times), -1))
             own = {
                 "recent": block.local.recent(self.window)[rows].masked_fill_(is_empty, 0),
-                "contents": contents[rows[:, None], slots].masked_fill_(unwritten[..., None, None], 0),
+                "contents": block.contents[slots].masked_fill_(unwritten[..., None, None], 0),
                 "summaries": block.summaries[rows, :, 0].masked_fill_(unwritten[..., None], 0),
             }
             state |= add_affixes(own, suffix=f"_{layer}")
@@ -188,23 +187,21 @@ class _HCAMBlockStepper:
             )
             scores, chunks = chosen_chunks.scores, chosen_chunks.chunks.numpy()[:, 0, 0]
             slots = readable.slots[self.rows, chunks]
-            if readable.mask is not None:
-                slots[chunks < 0] = len(self.contents) - 1
         else:
             # All readable chunks are read, oldest first. A row-matrix product is ten times as fast as a
             # matrix-column product.
             scores = torch.bmm(query[:, 0], summaries[:, :, 0].mT)[:, 0]
-            slots = readable.slots
+            slots = readable.slots[:, :-1]
             if readable.mask is not None:
                 scores = torch.where(readable.mask, scores, -math.inf)
-                slots = np.where(readable.mask.numpy(), slots, len(self.contents) - 1)
+                slots = np.where(readable.mask.numpy(), slots, readable.slots[:, -1:])
         return scores, torch.from_numpy(slots.ravel())
 
     def _store(self, new_chunks: _CompletedHCAMChunks) -> None:
         rows, slots, ring_slots = new_chunks
         chunk = self.local.inputs[rows[:, None], ring_slots]
         summary = chunk.mean(dim=1)
-        self.contents.index_copy_(0, rows * self.num_chunks + slots, chunk)
+        self.contents.index_copy_(0, slots, chunk)
         self.summaries[rows] = torch.cat([self.summaries[rows, 1:], summary[:, None, None]], dim=1)
         self.largest = max(self.largest, float(summary.abs().amax()))
 

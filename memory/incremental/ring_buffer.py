@@ -20,8 +20,8 @@ class ReadableChunks(NamedTuple):
     """True for readable chunks, as `choose_chunks` expects it."""
     any_readable: Bool[Tensor, "batch 1"] | None
     """True for rows with a readable chunk; None if every row has a readable chunk."""
-    slots: Int[np.ndarray, "batch num_readable"]
-    """Slots of these chunks, as indices in the flattened slots of all rows."""
+    slots: Int[np.ndarray, "batch num_readable_and_1"]
+    """Slots of these chunks, and the empty slot, which the index -1 of `choose_chunks` therefore selects."""
 
 
 class CompletedChunks(NamedTuple):
@@ -34,16 +34,17 @@ class CompletedChunks(NamedTuple):
 class ChunkRingBuffer:
     """Slot indices of one ring buffer per row.
 
-    A ring buffer has `num_chunks` slots. Each slot holds one chunk of `chunk_size` steps.
+    A ring buffer has `num_chunks` slots. Each slot holds one chunk of `chunk_size` steps. A slot is an index
+    in the flattened slots of all rows. One more slot at the end, the empty slot, holds zeros.
     """
 
     def __init__(self, time: Int[Tensor, " batch"], chunk_size: int, num_chunks: int) -> None:
         self.chunk_size, self.num_chunks = chunk_size, num_chunks
         self.time = time.numpy().copy()
-        # Slot of each row's oldest chunk, which the next chunk overwrites.
-        self.oldest_slot = np.zeros_like(self.time)
-        self._numbers = np.arange(num_chunks)
-        self._first_slot = np.arange(len(time))[:, None] * num_chunks
+        # Slots of each row in the order of their chunks, oldest first. The empty slot is last.
+        self._slots = np.full((len(time), num_chunks + 1), len(time) * num_chunks)
+        self._slots[:, :-1] = np.arange(len(time) * num_chunks).reshape(-1, num_chunks)
+        self._next_order = np.append(np.roll(np.arange(num_chunks), -1), num_chunks)
         self._all_valid = torch.ones(len(time), 1, num_chunks, dtype=torch.bool)
         self._update()
 
@@ -66,20 +67,18 @@ class ChunkRingBuffer:
             return self.readable, None
         full_rows = np.flatnonzero(self.time % self.chunk_size == 0)
         return self.readable, CompletedChunks(
-            torch.from_numpy(full_rows), torch.from_numpy(self.oldest_slot[full_rows])
+            torch.from_numpy(full_rows), torch.from_numpy(self._slots[full_rows, 0])
         )
 
     def commit(self, chunks: CompletedChunks) -> None:
         """Mark completed chunks as readable. Call this method after the chunks are stored."""
         rows = chunks.rows.numpy()
-        self.oldest_slot[rows] = (self.oldest_slot[rows] + 1) % self.num_chunks
+        self._slots[rows] = self._slots[rows].take(self._next_order, axis=1)
         self._update()
 
     def slots(self, rows: Int[Tensor, " some"]) -> Int[Tensor, "some num_chunks"]:
         """Return all slots of these rows in the order of their chunks, oldest first."""
-        return (
-            torch.from_numpy(self.oldest_slot)[rows, None] + torch.arange(self.num_chunks)
-        ) % self.num_chunks
+        return torch.from_numpy(self._slots)[rows, :-1]
 
     def empty_slots(self, time: Int[Tensor, " some"]) -> Bool[Tensor, "some num_chunks"]:
         """Return a mask in the order of `slots()`. It is True where a slot holds no chunk.
@@ -103,10 +102,10 @@ class ChunkRingBuffer:
         num_readable = int(num_chunks_written.max(initial=0))
         if num_readable == 0:
             return None
-        numbers = self._numbers[self.num_chunks - num_readable :]
-        slots = (self.oldest_slot[:, None] + numbers) % self.num_chunks + self._first_slot
+        slots = self._slots[:, self.num_chunks - num_readable :]
         if num_chunks_written.min() == num_readable:
             return ReadableChunks(num_readable, None, self._all_valid[:, :, :num_readable], None, slots)
-        readable = torch.from_numpy(numbers >= self.num_chunks - num_chunks_written[:, None])
+        ages = np.arange(num_readable, 0, -1)
+        readable = torch.from_numpy(ages <= num_chunks_written[:, None])
         any_readable = readable[:, -1:].contiguous()
         return ReadableChunks(num_readable, readable, readable[:, None], any_readable, slots)
