@@ -192,8 +192,7 @@ class _StepMeans:
         Return one output per query, and the mean matrix up to the last step. `before` is the mean matrix
         before the first step.
         """
-        product = key[:, 0, :, :, None] * value[:, 0, :, None]
-        after = before + (product - before) / _append_axes(self.count[:, 0, 0], before)
+        _, after = self.average(key[..., None] * value[..., None, :], before)
         return query.transpose(1, 2).matmul(after).transpose(1, 2), after
 
 

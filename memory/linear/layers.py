@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State, add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
 
@@ -88,6 +90,53 @@ class LayeredMemory(Memory, Generic[L]):
         if not (self.in_place and self.can_use_stepper(LayeredMemory, state)):
             return super().stepper(state)
         return MatrixStepper(self.layers, state)
+
+
+class HebbianLayer(nn.Module, ABC):
+    """Layer on `kernels.linear_memory` with the rule "hebbian".
+
+    State: `matrix` `[batch, heads, key_width, width]`, the decayed sum of key value^T.
+    """
+
+    out: nn.Linear
+    matrix_shape: tuple[int, int, int]
+    """Shape of the state of one batch row: heads, width of keys and width of values."""
+
+    @abstractmethod
+    def _tokens(
+        self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype
+    ) -> tuple[LinearTokens, Tensor | None]:
+        """Return the kernel inputs in this dtype, and the gate of the outputs if there is one."""
+
+    @abstractmethod
+    def _finish(
+        self, x: Tensor, gate: Any, y: Float[Tensor, "*batch heads width"]
+    ) -> Float[Tensor, "*batch dim"]:
+        """Return the layer outputs for inputs `x` and kernel outputs `y`."""
+
+    def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
+        """Return the initial state of the layer: zeros."""
+        shape, device = (batch_size, *self.matrix_shape), self.out.weight.device
+        return {"matrix": torch.zeros(shape, dtype=dtype, device=device)}
+
+    def step(
+        self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], State]:
+        """Return the output of one step and the next state.
+
+        If `out` is a tensor, the new matrix is written to it in place.
+        """
+        tokens, gate = self._tokens(x, state["matrix"].dtype)
+        y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
+        return self._finish(x, gate, y), {"matrix": matrix}
+
+    def segment(
+        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
+    ) -> tuple[Float[Tensor, "batch time dim"], State]:
+        """Return the outputs of a segment and the next state."""
+        tokens, gate = self._tokens(x, state["matrix"].dtype)
+        y, matrix = linear_memory(*tokens, state["matrix"], rule="hebbian", start=start)
+        return self._finish(x, gate, y), {"matrix": matrix}
 
 
 class MatrixStepper(Stepper):

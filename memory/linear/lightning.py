@@ -25,13 +25,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.kernels import linear_memory, linear_memory_step
-from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
+from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.linear.layers import HebbianLayer, LayeredMemory, LinearTokens
 from scrubjay.memory.parts.window import resolve_heads
 
 _EPSILON = 1e-6
@@ -89,7 +88,7 @@ class Lightning(LayeredMemory["LightningLayer"]):
         super().__init__(config, [LightningLayer(config, index) for index in range(config.num_layers)])
 
 
-class LightningLayer(nn.Module):
+class LightningLayer(HebbianLayer):
     """Linear attention and a gated feed-forward block, both pre-norm with a residual connection.
 
     State: `matrix` `[batch, heads, width, width]`.
@@ -100,37 +99,13 @@ class LightningLayer(nn.Module):
     def __init__(self, config: LightningConfig, index: int) -> None:
         super().__init__()
         dim, self.heads = config.dim, config.heads
+        self.matrix_shape = self.heads, dim // self.heads, dim // self.heads
         self.hidden = config.feed_forward_ratio * dim
         self.register_buffer("log_decay", torch.tensor(config.log_decays(index)), persistent=False)
         self.project_in = nn.Linear(dim, 4 * dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.feed_in = nn.Linear(dim, 2 * self.hidden, bias=False)
         self.feed_out = nn.Linear(self.hidden, dim, bias=False)
-
-    def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
-        """Return the initial state of the layer: zeros."""
-        width = self.out.in_features // self.heads
-        shape = (batch_size, self.heads, width, width)
-        return {"matrix": torch.zeros(shape, dtype=dtype, device=self.out.weight.device)}
-
-    def step(
-        self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one step and the next state.
-
-        If `out` is a tensor, the new matrix is written to it in place.
-        """
-        tokens, gate = self._tokens(x, state["matrix"].dtype)
-        y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
-        return self._finish(x, gate, y), {"matrix": matrix}
-
-    def segment(
-        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
-    ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the outputs of a segment and the next state."""
-        tokens, gate = self._tokens(x, state["matrix"].dtype)
-        y, matrix = linear_memory(*tokens, state["matrix"], rule="hebbian", start=start)
-        return self._finish(x, gate, y), {"matrix": matrix}
 
     def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[LinearTokens, Tensor]:
         *parts, gate = self.project_in(rms_normalize(x, _EPSILON)).chunk(4, dim=-1)

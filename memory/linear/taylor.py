@@ -18,13 +18,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from scrubjay.kernels import linear_memory, linear_memory_step
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.memory.contract.base import MemoryConfig, State
-from scrubjay.memory.linear.layers import LayeredMemory, LinearTokens
+from scrubjay.memory.contract.base import MemoryConfig
+from scrubjay.memory.linear.layers import HebbianLayer, LayeredMemory, LinearTokens
 from scrubjay.memory.parts.layers import feed_forward
 from scrubjay.memory.parts.window import count_heads
 
@@ -94,7 +93,7 @@ class Taylor(nn.Module):
         return torch.cat([torch.ones_like(x[..., :1]), x, x * x * 0.5**0.5, products], dim=-1)
 
 
-class TaylorLayer(nn.Module):
+class TaylorLayer(HebbianLayer):
     """Linear attention and a feed-forward block, both pre-norm with a residual connection.
 
     State: `matrix` `[batch, heads, features, width + 1]`, the sum of phi(k) (v, 1)^T over the steps of the
@@ -107,46 +106,23 @@ class TaylorLayer(nn.Module):
         self.heads = count_heads(dim, config.num_heads)
         self.width = dim // self.heads
         self.features = Taylor(config.feature_width)
+        self.matrix_shape = self.heads, self.features.count, self.width + 1
         self.norm = nn.LayerNorm(dim)
         self.query_key = nn.Linear(dim, 2 * self.heads * config.feature_width, bias=False)
         self.value = nn.Linear(dim, dim, bias=False)
         self.out = nn.Linear(dim, dim, bias=False)
         self.feed_forward = feed_forward(dim, hidden)
 
-    def initial_state(self, batch_size: int, dtype: torch.dtype) -> State:
-        """Return the initial state of the layer: zeros."""
-        shape = (batch_size, self.heads, self.features.count, self.width + 1)
-        return {"matrix": torch.zeros(shape, dtype=dtype, device=self.out.weight.device)}
-
-    def step(
-        self, x: Float[Tensor, "batch dim"], state: State, out: Tensor | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], State]:
-        """Return the output of one step and the next state.
-
-        If `out` is a tensor, the new matrix is written to it in place.
-        """
-        tokens = self._tokens(x, state["matrix"].dtype)
-        y, matrix = linear_memory_step(*tokens, state["matrix"], rule="hebbian", out=out)
-        return self._finish(x, y), {"matrix": matrix}
-
-    def segment(
-        self, x: Float[Tensor, "batch time dim"], state: State, start: Bool[Tensor, "batch time"]
-    ) -> tuple[Float[Tensor, "batch time dim"], State]:
-        """Return the outputs of a segment and the next state."""
-        tokens = self._tokens(x, state["matrix"].dtype)
-        y, matrix = linear_memory(*tokens, state["matrix"], rule="hebbian", start=start)
-        return self._finish(x, y), {"matrix": matrix}
-
-    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> LinearTokens:
+    def _tokens(self, x: Float[Tensor, "*batch dim"], dtype: torch.dtype) -> tuple[LinearTokens, None]:
         normed_x = self.norm(x)
         queries_keys = self.query_key(normed_x).to(dtype).unflatten(-1, (2, self.heads, -1))
         query, key = self.features(queries_keys).unbind(-3)
         value = self.value(normed_x).to(dtype).unflatten(-1, (self.heads, self.width))
         value = torch.cat([value, torch.ones_like(value[..., :1])], dim=-1)
         ones = torch.ones_like(query[..., 0])
-        return LinearTokens(query, key, value, torch.zeros_like(ones), ones)
+        return LinearTokens(query, key, value, torch.zeros_like(ones), ones), None
 
-    def _finish(self, x: Tensor, y: Float[Tensor, "*batch heads wider"]) -> Tensor:
+    def _finish(self, x: Tensor, gate: None, y: Float[Tensor, "*batch heads wider"]) -> Tensor:
         y = (y[..., :-1] / (y[..., -1:] + _EPSILON)).flatten(-2)
         x = x + self.out(y.to(self.out.weight.dtype))
         return x + self.feed_forward(x)

@@ -37,8 +37,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from scrubjay.kernels import scan
-from scrubjay.kernels.derivatives import differentiate_graph, needs_graph, supports_custom_backward
-from scrubjay.kernels.dispatch import is_traced, without_autocast
+from scrubjay.kernels.derivatives import differentiate_graph, run_custom, supports_custom_backward
+from scrubjay.kernels.dispatch import is_traced
 from scrubjay.kernels.elementwise.vectorized import WIDE, scan_in_place
 from scrubjay.memory.contract.base import Memory, MemoryConfig, State
 from scrubjay.memory.contract.clock import Clock
@@ -157,7 +157,10 @@ def scan_segment(
         with torch.no_grad():
             forward_pass = _ForwardPass.run(projections, theta, matrix, start)
         if forward_pass is not None:
-            return _Segment.apply(forward_pass, start, projections, theta, matrix)  # pyright: ignore[reportReturnType]
+            plain = functools.partial(_segment_by_scan, start=start)
+            backward = functools.partial(_backward, plain)
+            out, last = run_custom(plain, forward_pass.outputs, backward, projections, theta, matrix)
+            return out, last
     return _segment_by_scan(projections, theta, matrix, start)
 
 
@@ -212,40 +215,22 @@ class _ForwardPass(NamedTuple):
         out = torch.mul(matrices, query[:, None]).sum(2).add_(through)
         return cls(gate, matrices, value, strength, theta, gate_factors, total, keys_queries, out)
 
-
-class _Segment(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, forward_pass: _ForwardPass, start: Tensor, projections: Tensor, theta: Tensor, matrix: Tensor
-    ):
-        ctx.forward_pass, ctx.start = forward_pass, start
-        ctx.save_for_backward(projections, theta, matrix)
-        out, last = (x.permute(2, 0, 1) for x in (forward_pass.out, forward_pass.matrix[-1]))
-        return out.contiguous(), last.clone(memory_format=torch.contiguous_format)
-
-    @staticmethod
-    @without_autocast
-    def backward(ctx, grad, grad_last):
-        projections, theta, matrix = ctx.saved_tensors
-        if not needs_graph(grad, grad_last):
-            grads = _backward(ctx.forward_pass, projections, matrix, grad, grad_last)
-            if all(bool(torch.isfinite(x.sum())) for x in grads):
-                return None, None, *grads
-        # Second derivatives are needed, or a product of gates overflowed where its gradient is zero.
-        run = functools.partial(_segment_by_scan, start=ctx.start)
-        return None, None, *differentiate_graph(run, (projections, theta, matrix), grad, grad_last)
+    def outputs(self, *_: Tensor) -> tuple[list[Tensor], tuple[Tensor, ...]]:
+        """Return the outputs of all steps and the last matrix, batch first, and the tensors to save."""
+        out, last = (x.permute(2, 0, 1) for x in (self.out, self.matrix[-1]))
+        return [out.contiguous(), last.clone(memory_format=torch.contiguous_format)], self[:-1]
 
 
-def _backward(
-    forward_pass: _ForwardPass, projections: Tensor, matrix: Tensor, grad: Tensor, grad_last: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(plain, inputs, tensors, grads, _):
     """Return the gradients of the projections, of the gate parameters and of the initial matrix."""
-    gate, matrices, value, strength, theta, gate_factors, total, keys_queries, _ = forward_pass
+    projections, _, matrix = inputs
+    gate, matrices, value, strength, theta, gate_factors, total, keys_queries = tensors
     size = theta.shape[1]
     key, query = keys_queries.unbind(1)
-    grad = grad.permute(1, 2, 0).contiguous()
+    grad = torch.zeros_like(value) if grads[0] is None else grads[0].permute(1, 2, 0).contiguous()
     grad_matrices = torch.mul(grad[:, :, None], query[:, None])
-    grad_matrices[-1] += grad_last.permute(1, 2, 0)
+    if grads[1] is not None:
+        grad_matrices[-1] += grads[1].permute(1, 2, 0)
     steps = grad_matrices.unbind()
     scan_in_place(gate.unbind()[:0:-1], steps[-2::-1], steps[-1], scale=2)
     grad_matrix = 2 * gate[0] * grad_matrices[0]
@@ -277,7 +262,11 @@ def _backward(
     # Gates are 2 σ(2 a).
     sum_product(grad_gate, theta, 1, grad_gate_factors).mul_(4)
     grad_theta = sum_product(grad_gate, gate_factors, 2, torch.empty_like(theta)).mul_(4)
-    return grad_projections.permute(2, 0, 1), grad_theta.permute(2, 0, 1), grad_matrix.permute(2, 0, 1)
+    results = [grad.permute(2, 0, 1) for grad in (grad_projections, grad_theta, grad_matrix)]
+    if all(bool(torch.isfinite(x.sum())) for x in results):
+        return results
+    # A product of gates overflowed where its gradient is zero.
+    return differentiate_graph(plain, inputs, *grads)
 
 
 def bounded_scan(

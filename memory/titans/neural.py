@@ -160,9 +160,9 @@ class NeuralMemory(nn.Module):
         with torch.no_grad():
             biases = self._by_name(self.gates.bias)
             biases["step"].zero_()
-            _fill_with_logits(torch.logspace(-4, -2, self.heads + 2)[1:-1], biases["forgetting"])
+            biases["forgetting"].copy_(torch.logspace(-4, -2, self.heads + 2)[1:-1].logit())
             if "momentum" in biases:
-                _fill_with_logits(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1], biases["momentum"])
+                biases["momentum"].copy_(torch.linspace(0.5, 0.9, self.heads + 2)[1:-1].logit())
             if "threshold" in biases:
                 # About the length of an error, so that some tokens exceed it and others do not.
                 biases["threshold"].fill_(math.log(math.expm1(self.width**0.5)))
@@ -363,7 +363,3 @@ def _to_neural_state(state: State) -> NeuralState:
 def _from_neural_state(neural_state: NeuralState, state: State) -> State:
     """Return the state entries of `neural_state`. Without momentum, there is no entry `momentum`."""
     return {name: part for name, part in neural_state._asdict().items() if name in state}
-
-
-def _fill_with_logits(probability: Tensor, out: Tensor) -> None:
-    out.copy_(torch.logit(probability))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.memory.contract.base import State
+from scrubjay.memory.parts.attention import by_head
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.parts.rotary import compute_cos_sin
 from scrubjay.memory.titans.attention import PersistentTokens
@@ -54,8 +55,10 @@ class ChunkContext:
         if index == 0 and step_mask is not None:
             # The previous segment may have filled part of a row's first chunk.
             earlier = self._slots(~step_mask & ~self.grid.begins[:, :1])
-            before = [self._pad_cache(name).to(new.dtype) for name, new in zip(CACHES, caches, strict=True)]
-            caches = [torch.where(earlier, old, new) for old, new in zip(before, caches, strict=True)]
+            for place, (old, new) in enumerate(zip(self.caches.values(), caches, strict=True)):
+                old = by_head(old, self.attention.heads).to(new.dtype)
+                old = functional.pad(old, (0, 0, self.attention.num_persistent, 0))
+                caches[place] = torch.where(earlier, old, new)
         self.chunks.append(caches)
         return caches
 
@@ -77,11 +80,6 @@ class ChunkContext:
 
     def _slots(self, places: Bool[Tensor, "batch chunk_size"]) -> Bool[Tensor, "batch 1 slots 1"]:
         return functional.pad(places.repeat(1, 2), (self.attention.num_persistent, 0))[:, None, :, None]
-
-    def _pad_cache(self, name: str) -> Float[Tensor, "batch heads slots width"]:
-        shape = (self.attention.heads, self.attention.width)
-        cache = self.caches[name].unflatten(-1, shape).transpose(1, 2)
-        return functional.pad(cache, (0, 0, self.attention.num_persistent, 0))
 
 
 class SegmentContext:
@@ -161,7 +159,5 @@ class SegmentContext:
 
     def final_state(self) -> State:
         """Return the state entries after the last chunk."""
-        state: dict[str, Float[Tensor, "..."]] = {}
-        for name, cache in zip(CACHES, self.caches, strict=True):
-            state[name] = cache.flatten(1, 2).flatten(2)
-        return state | {"before": self.before}
+        keys, values = (cache.flatten(1, 2).flatten(2) for cache in self.caches)
+        return {"keys": keys, "values": values, "before": self.before}

@@ -42,7 +42,7 @@ def test_weights_are_positive_so_that_what_is_read_lies_among_the_values():
     for scale in (0.0, 1.0, 10.0):
         layer.query_key.weight.normal_(std=scale)
         x = torch.randn(1, 300, 16, dtype=torch.float64)
-        tokens = layer._tokens(x, torch.float64)
+        tokens, _ = layer._tokens(x, torch.float64)
         weights = tokens.query[0, :, 0] @ tokens.key[0, :, 0].T
         assert (weights > 0.499).all()
         _, state = module(x, module.initial_state(1))
