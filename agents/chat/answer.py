@@ -99,7 +99,6 @@ class Answer:
             )
         self._is_closed = False
         self._text = AnswerText(loaded_model.tokenizer, config.stop)
-        self._shown_length = 0
         self._generator = torch.Generator()
         if config.seed is None:
             self._generator.seed()
@@ -132,14 +131,10 @@ class Answer:
                         break
                     conversation.pending.append(token)
                     self.tokens += 1
-                    piece = self._text.push(token)
-                    self._shown_length += len(piece)
-                    yield piece
+                    yield self._text.push(token)
                     if self._text.is_stopped:
                         break
-            rest = self._text.finish()
-            self._shown_length += len(rest)
-            if rest:
+            if rest := self._text.finish():
                 yield rest
         finally:
             # Also if the caller stops iterating: the next turn must contain only the text that was yielded.
@@ -194,10 +189,10 @@ class Answer:
     def _rewind(self) -> None:
         """Remove tokens from the conversation if their text was not yielded and the cache can be cropped."""
         conversation = self._conversation
-        tokens, length = self._text.tokens_within(self._shown_length)
+        tokens, length = self._text.tokens_within(self._text.shown_length)
         excess = self.tokens - tokens
         unread = min(excess, len(conversation.pending))
-        if excess > unread and not crop(conversation, self.prompt_tokens + tokens):
+        if excess > unread and not conversation.crop(self.prompt_tokens + tokens):
             length = len(self._text.text)
         elif unread:
             del conversation.pending[-unread:]
@@ -215,39 +210,25 @@ class Answer:
         return control.escape(text)
 
 
-def crop(conversation: Conversation, length: int) -> bool:
-    """Crop the conversation's cache to `length` tokens; return False if the cache cannot be cropped."""
-    try:
-        conversation.cache.crop(length - conversation.cache.get_seq_length())
-    except (ValueError, NotImplementedError):
-        return False
-    return True
-
-
 class AnswerText:
     """Text of an answer that grows token by token.
 
     `push` returns only text that is certain to be part of the answer. It holds back an incomplete character,
     and text that may be the beginning of a stop sequence. `text` contains all text so far, including a stop
-    sequence.
+    sequence; its first `shown_length` characters were returned. `tokens` are the tokens so far.
     """
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
         if "" in stops:
             raise ValueError("stop='': a stop sequence must not be empty")
         self._tokenizer, self._stops = tokenizer, tuple(stops)
-        self._tokens: list[int] = []
+        self.tokens: list[int] = []
         # Decoding starts at `_anchor`, some tokens earlier: some tokenizers drop the space of the first word.
         self._anchor = self._read = 0
-        self._shown_length = 0
         self._ends = [0]
         self.text = ""
+        self.shown_length = 0
         self.stop_at: int | None = None
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """Tokens of the answer so far."""
-        return self._tokens
 
     @property
     def is_stopped(self) -> bool:
@@ -256,14 +237,15 @@ class AnswerText:
 
     def push(self, token: int) -> str:
         """Add a token; return the text that is now certain to be part of the answer."""
-        self._tokens.append(token)
-        before = self._decode(self._tokens[self._anchor : self._read])
-        now = self._decode(self._tokens[self._anchor :])
+        self.tokens.append(token)
+        before = self._decode(self.tokens[self._anchor : self._read])
+        now = self._decode(self.tokens[self._anchor :])
         if len(now) > len(before) and not now.endswith("\ufffd"):
             self.text += now[len(before) :]
-            self._anchor, self._read = self._read, len(self._tokens)
+            self._anchor, self._read = self._read, len(self.tokens)
         self._ends.append(len(self.text))
-        positions = [at for stop in self._stops if (at := self.text.find(stop, self._search_start())) >= 0]
+        start = max(0, self.shown_length - max(map(len, self._stops), default=1) + 1)
+        positions = [at for stop in self._stops if (at := self.text.find(stop, start)) >= 0]
         if not positions:
             return self._show(len(self.text) - self._count_held_back())
         self.stop_at = min(positions)
@@ -271,9 +253,9 @@ class AnswerText:
 
     def finish(self) -> str:
         """End the answer; return the text that was held back and is part of the answer."""
-        if not self.is_stopped and self._read < len(self._tokens):
-            before = self._decode(self._tokens[self._anchor : self._read])
-            self.text += self._decode(self._tokens[self._anchor :])[len(before) :]
+        if not self.is_stopped and self._read < len(self.tokens):
+            before = self._decode(self.tokens[self._anchor : self._read])
+            self.text += self._decode(self.tokens[self._anchor :])[len(before) :]
             self._ends[-1] = len(self.text)
         return self._show(self.stop_at if self.stop_at is not None else len(self.text))
 
@@ -287,12 +269,8 @@ class AnswerText:
         return self._ends.index(end), end
 
     def _show(self, end: int) -> str:
-        new, self._shown_length = self.text[self._shown_length : end], max(self._shown_length, end)
+        new, self.shown_length = self.text[self.shown_length : end], max(self.shown_length, end)
         return new
-
-    def _search_start(self) -> int:
-        longest = max((len(stop) for stop in self._stops), default=1)
-        return max(0, self._shown_length - longest + 1)
 
     def _count_held_back(self) -> int:
         """Return the length of the longest suffix of `text` that is the beginning of a stop sequence."""

@@ -130,7 +130,19 @@ def tool_grammar(
     `begin_is_token` is True if `<tool_call>` is a special token of the vocabulary.
     """
     begin = CALL_BEGIN if begin_is_token else json.dumps(CALL_BEGIN)
-    calls = " | ".join(_json(_call_schema(tool)) for tool in tools)
+    calls = " | ".join(
+        _json(
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool["function"]["name"]},
+                    "arguments": tool["function"].get("parameters") or {"type": "object", "properties": {}},
+                },
+                "required": ["name", "arguments"],
+            }
+        )
+        for tool in tools
+    )
     rules = [f'body: "\\n" ({calls}) {json.dumps(chr(10) + CALL_END)}']
     if require_call:
         rules.append(f"call: {begin} body")
@@ -141,16 +153,6 @@ def tool_grammar(
         rules += [r"TEXT: /(.|\n)*/", trigger, "plain: TEXT"]
         rules.append("start: (trigger body)* plain" if parallel else "start: plain | trigger body")
     return "%llguidance {}\n" + "\n".join(rules) + "\n"
-
-
-def _call_schema(tool: dict[str, Any]) -> dict[str, Any]:
-    function = tool["function"]
-    arguments = function.get("parameters") or {"type": "object", "properties": {}}
-    return {
-        "type": "object",
-        "properties": {"name": {"const": function["name"]}, "arguments": arguments},
-        "required": ["name", "arguments"],
-    }
 
 
 def _json(schema: dict[str, Any]) -> str:

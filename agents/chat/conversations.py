@@ -44,6 +44,14 @@ class Conversation:
     head: list[int] = field(default_factory=list)
     """Tokens of the conversation's first prompt; the cache begins with these tokens."""
 
+    def crop(self, length: int) -> bool:
+        """Crop the cache to `length` tokens; return False if the cache cannot be cropped."""
+        try:
+            self.cache.crop(length - self.cache.get_seq_length())
+        except (ValueError, NotImplementedError):
+            return False
+        return True
+
     def save(self, folder: Path) -> None:
         """Save the conversation to `folder`, which is created if it does not exist."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,18 +166,15 @@ class ConversationStore:
             if not length:
                 return None
             cache = self._conversations[index].cache
-            cached_length = cache.get_seq_length()
             if thread is not None:
                 del self._conversations[index]
-            elif 2 * length >= cached_length:
+            elif 2 * length >= cache.get_seq_length():
                 cache = copy.deepcopy(cache)
             else:
                 return None
-        try:
-            cache.crop(length - cached_length)
-        except (ValueError, NotImplementedError):  # the policy has dropped tokens of the shared beginning
-            return None
-        return Conversation(cache, model, thread, head=list(tokens))
+        conversation = Conversation(cache, model, thread, head=list(tokens))
+        # A cache cannot be cropped if the policy has dropped tokens of the shared beginning.
+        return conversation if conversation.crop(length) else None
 
     def latest(self, thread: str | None) -> Conversation | None:
         """Return the most recently used conversation named `thread`; None if there is none.

@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import wraps
+from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from langchain_core.callbacks import CallbackManagerForLLMRun
@@ -26,7 +28,7 @@ from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from pydantic import PrivateAttr, model_validator
 
-from scrubjay.agents.chat.answer import Answer, AnswerConfig, crop
+from scrubjay.agents.chat.answer import Answer, AnswerConfig
 from scrubjay.agents.chat.answer_format import AnswerFormat, CallPart, CallSplitter, parse_answers
 from scrubjay.agents.chat.conversations import Conversation, ConversationStore
 from scrubjay.agents.chat.language_model import LoadedModel, get_name, load
@@ -35,6 +37,20 @@ from scrubjay.memory import context
 
 # Options of hosted models that a local one ignores; third-party code may pass them.
 _HOSTED = {"api_key", "base_url", "timeout", "max_retries"}
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _with_thread(method: _Method) -> _Method:
+    """Return a method of a chat model that passes the config's `thread_id` to the model, as an option."""
+
+    @wraps(method)
+    def call(
+        self: BaseChatModel, input: LanguageModelInput, config: RunnableConfig | None = None, **options: Any
+    ) -> Any:
+        thread = ensure_config(config).get("configurable", {}).get("thread_id")
+        return method(self, input, config, **({} if thread is None else {"thread_id": thread}) | options)
+
+    return cast("_Method", call)
 
 
 class LocalChatModel(BaseChatModel):
@@ -261,30 +277,10 @@ class LocalChatModel(BaseChatModel):
         """Delete the stored conversation `thread_id`; None deletes all unnamed conversations."""
         self._conversations.forget(thread_id)
 
-    def invoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        """Return the answer."""
-        return super().invoke(input, config, **_with_thread(config, kwargs))
-
-    async def ainvoke(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AIMessage:
-        """Return the answer."""
-        return await super().ainvoke(input, config, **_with_thread(config, kwargs))
-
-    def stream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> Iterator[AIMessageChunk]:
-        """Yield the answer as a stream of chunks."""
-        return super().stream(input, config, **_with_thread(config, kwargs))
-
-    async def astream(
-        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[AIMessageChunk]:
-        """Yield the answer as a stream of chunks."""
-        async for chunk in super().astream(input, config, **_with_thread(config, kwargs)):
-            yield chunk
+    invoke = _with_thread(BaseChatModel.invoke)
+    ainvoke = _with_thread(BaseChatModel.ainvoke)
+    stream = _with_thread(BaseChatModel.stream)
+    astream = _with_thread(BaseChatModel.astream)
 
     def _generate(
         self,
@@ -321,22 +317,15 @@ class LocalChatModel(BaseChatModel):
                 self._conversations.put(conversation)
             raise
         splitter, has_calls = CallSplitter(), False
-
-        def chunks(parts: Iterator[str | CallPart]) -> Iterator[ChatGenerationChunk]:
-            for part in parts:
-                chunk = ChatGenerationChunk(message=_chunk(part))
-                if run_manager is not None:
-                    run_manager.on_llm_new_token(chunk.text, chunk=chunk)
-                yield chunk
-
         try:
             with closing(iter(answer)) as pieces:
-                for piece in pieces:
-                    parts = splitter.push(piece) if answer_format.tools else filter(None, [piece])
-                    for chunk in chunks(parts):
-                        has_calls = has_calls or bool(cast("AIMessageChunk", chunk.message).tool_call_chunks)
-                        yield chunk
-                yield from chunks(splitter.finish())
+                parts = chain.from_iterable(map(splitter.push, pieces)) if answer_format.tools else pieces
+                for part in chain(filter(None, parts), splitter.finish()):
+                    has_calls = has_calls or isinstance(part, CallPart)
+                    chunk = ChatGenerationChunk(message=_chunk(part))
+                    if run_manager is not None:
+                        run_manager.on_llm_new_token(chunk.text, chunk=chunk)
+                    yield chunk
         except GeneratorExit:
             self._conversations.put(conversation)
             raise
@@ -371,7 +360,7 @@ class LocalChatModel(BaseChatModel):
             if new:
                 return conversation, new
         # The prompt is repeated: crop to the beginning of the last answer, and process the last token again.
-        if conversation is not None and crop(conversation, conversation.last_prompt_length - 1):
+        if conversation is not None and conversation.crop(conversation.last_prompt_length - 1):
             conversation.text, conversation.pending = (
                 conversation.last_prompt,
                 [conversation.last_prompt_token],
@@ -421,11 +410,6 @@ def _chunk(part: str | CallPart) -> AIMessageChunk:
     new_id = f"call_{uuid.uuid4().hex[:24]}" if part.name is not None else None
     call = tool_call_chunk(name=part.name, args=part.arguments, id=new_id, index=part.index)
     return AIMessageChunk(content="", tool_call_chunks=[call])
-
-
-def _with_thread(config: RunnableConfig | None, options: dict[str, Any]) -> dict[str, Any]:
-    thread = ensure_config(config).get("configurable", {}).get("thread_id")
-    return {"thread_id": thread, **options} if thread is not None else options
 
 
 def _thread(options: dict[str, Any]) -> str | None:

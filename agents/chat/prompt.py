@@ -92,6 +92,8 @@ def write_prompt(
         raise ValueError("messages=[]: pass at least one message")
     native = CALL_BEGIN in template and "tools" in template
     quotes = Quotes(ControlTokens(tokenizer), template + _OUR_MARKS)
+    functions = [{k: v for k, v in tool["function"].items() if k != "strict"} for tool in tools]
+    tools = [{"type": "function", "function": function} for function in functions]
     turns = [_to_dict(message, native, template, quotes) for message in messages]
     extra_texts = [quotes.quote(instruction)] if instruction else []
     if tools and not native:
@@ -99,9 +101,7 @@ def write_prompt(
     if extra_texts:
         first = [turns.pop(0)["content"]] if turns[0]["role"] == "system" else []
         turns.insert(0, {"role": "system", "content": "\n\n".join(filter(None, [*first, *extra_texts]))})
-    keywords = {
-        "tools": [_quote_tool(_strip_strict(tool), quotes) for tool in tools] if tools and native else None
-    }
+    keywords = {"tools": [_quote_tool(tool, quotes) for tool in tools] if tools and native else None}
     merged_turns = _merge_roles(turns)
     refusals = []
     for candidate in (turns, merged_turns, _to_parts(turns), _to_parts(merged_turns)):
@@ -183,18 +183,13 @@ def _role(role: str, template: str, quotes: Quotes) -> str:
 
 
 def _text(message: BaseMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for block in message.content:
+    for block in message.content if isinstance(message.content, list) else ():
         kind = "text" if isinstance(block, str) else block.get("type")
-        if kind == "text":
-            texts.append(block if isinstance(block, str) else block.get("text", ""))
-        elif kind not in _SILENT_BLOCKS:
+        if kind not in ("text", *_SILENT_BLOCKS):
             raise ValueError(
                 f"a {message.type} message has a content block of type {kind!r}; this model reads text only"
             )
-    return "".join(texts)
+    return str(message.text)
 
 
 def _merge_roles(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -220,9 +215,7 @@ def _to_parts(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _tools_text(tools: Sequence[dict[str, Any]], quotes: Quotes) -> str:
-    tool_lines = "\n".join(
-        quotes.quote(json.dumps(_strip_strict(tool), ensure_ascii=False)) for tool in tools
-    )
+    tool_lines = "\n".join(quotes.quote(json.dumps(tool, ensure_ascii=False)) for tool in tools)
     return (
         f"# Functions\n\nThese functions may be called:\n{_TOOLS_BEGIN}\n{tool_lines}\n{_TOOLS_END}\n\n"
         f"A call is JSON with the function's name and its arguments, between {CALL_BEGIN} and {CALL_END}, "
@@ -247,7 +240,3 @@ def _quote_tool(part: Any, quotes: Quotes, words: frozenset[str] = frozenset()) 
         )
         for name, value in part.items()
     }
-
-
-def _strip_strict(tool: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "function", "function": {k: v for k, v in tool["function"].items() if k != "strict"}}

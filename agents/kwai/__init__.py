@@ -3,7 +3,6 @@
 from scrubjay.agents.kwai.agent import KwaiAgent
 from scrubjay.agents.kwai.context import Profile
 from scrubjay.agents.kwai.limits import Limits
-from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.kwai.turn import AgentMemory, Event, MemoryRecord, Step
+from scrubjay.agents.kwai.turn import AgentMemory, Call, Event, MemoryRecord, Step
 
 __all__ = ["AgentMemory", "Call", "Event", "KwaiAgent", "Limits", "MemoryRecord", "Profile", "Step"]

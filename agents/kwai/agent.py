@@ -32,13 +32,11 @@ from scrubjay.agents.kwai.limits import (
     make_prompt_token_counter,
     make_token_counter,
 )
-from scrubjay.agents.kwai.loop import LoopParts, run_turn
+from scrubjay.agents.kwai.loop import AgentLoop
 from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.kwai.planner import Planner
-from scrubjay.agents.kwai.plans import Call
-from scrubjay.agents.kwai.recall import MemoryAccess
 from scrubjay.agents.kwai.runner import Loop, arun_loop, run_loop
-from scrubjay.agents.kwai.turn import AgentMemory, Passage, Turn
+from scrubjay.agents.kwai.turn import AgentMemory, Call, Passage, Turn
 from scrubjay.agents.language.declarations import is_third_party, is_trusted
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
@@ -117,17 +115,18 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         Raises ValueError or TypeError on invalid arguments.
         """
         memory_like = 'an object with add and search, such as MemoryBank("facts.db")'
-        for name, value, is_valid, expected in (
-            ("model", model, isinstance(model, Runnable), "a chat model of langchain"),
-            ("memory", memory, memory is None or isinstance(memory, AgentMemory), memory_like),
-            ("profile", profile, profile is None or isinstance(profile, Profile), "a Profile"),
-            ("limits", limits, limits is None or isinstance(limits, Limits), "an instance of Limits"),
-            ("approve", approve, approve is None or callable(approve), "a function that takes a Call"),
-            ("clock", clock, callable(clock), "a function that returns the current time"),
-            ("max_steps", max_steps, isinstance(max_steps, int), "an integer"),
-            ("recall_limit", recall_limit, isinstance(recall_limit, int), "an integer"),
-        ):
-            if not is_valid:
+        checks: Any = (
+            ("model", model, Runnable, "a chat model of langchain"),
+            ("memory", memory, AgentMemory | None, memory_like),
+            ("profile", profile, Profile | None, "a Profile"),
+            ("limits", limits, Limits | None, "an instance of Limits"),
+            ("approve", approve, (Callable, type(None)), "a function that takes a Call"),
+            ("clock", clock, Callable, "a function that returns the current time"),
+            ("max_steps", max_steps, int, "an integer"),
+            ("recall_limit", recall_limit, int, "an integer"),
+        )
+        for name, value, kind, expected in checks:
+            if not isinstance(value, kind):
                 raise TypeError(f"{name}={value!r}: pass {expected}")
         if max_steps < 1:
             raise ValueError(
@@ -147,16 +146,22 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         count_in_prompt = count_tokens or make_prompt_token_counter(model)
         count_tokens = count_tokens or make_token_counter(model)
         self.tools = index_tools(tools, third_party_tools)
-        self._model, self._memory, self._recall_limit = model, memory, recall_limit
         self._namespace = check_template(_check_names(namespace))
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
-        self._context = PromptBuilder(
+        builder = PromptBuilder(
             self.profile, self._prompts, list(self.tools.values()), self.limits, count_in_prompt, max_steps
         )
-        self._executor = Executor(self.tools, self._prompts, self.limits, count_tokens, approve)
-        self._planner = self._make_planner(planning) if self.tools else None
+        self._loop = AgentLoop(
+            model,
+            self._make_planner(model, planning, builder) if self.tools else None,
+            Executor(self.tools, self._prompts, self.limits, count_tokens, approve),
+            builder,
+            memory if recall_limit else None,
+            recall_limit,
+            max_steps,
+        )
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
         """Answer the question and return the complete result."""
@@ -209,16 +214,15 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages, knowledge = _read_input(input)
         messages = repair_transcript(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
-        thread = {"thread": configurable["thread_id"]} if "thread_id" in configurable else {}
         if "namespace" in configurable:
             namespace = check_literal(_check_names(configurable["namespace"]))
         else:
             namespace = fill_template(self._namespace, config)
-        dialogue = filter_dialogue(messages[:-1])
+        dialogue, builder, planner = filter_dialogue(messages[:-1]), self._loop.builder, self._loop.planner
         turn = Turn(
             user_message=cast("HumanMessage", messages[-1]),
             dialogue=dialogue,
-            window=self._context.select_window(dialogue),
+            window=builder.select_window(dialogue),
             knowledge=tuple(
                 Passage(passage, document.trusted)
                 for document in knowledge
@@ -226,23 +230,16 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
             ),
             meter=Meter(self.limits, self._count_in_prompt),
             clock=self._clock,
+            namespace=namespace,
+            provenance={"thread": configurable["thread_id"]} if "thread_id" in configurable else {},
+            streaming=streaming,
             is_tainted=any(map(is_third_party, self.tools.values()))
             or any(map(self._taints, messages))
             or not all(document.trusted for document in knowledge),
         )
         # Build the prompt once before anything is stored: it raises an error if the question does not fit.
-        self._planner.prompt(turn) if self._planner else self._context.build_answer_prompt(turn, None)
-        memory = self._memory if self._recall_limit else None
-        parts = LoopParts(
-            self._model,
-            self._planner,
-            self._executor,
-            MemoryAccess(memory, namespace, self._recall_limit, self._prompts, **thread),
-            self._context,
-            self.max_steps,
-            streaming,
-        )
-        return run_turn(parts, turn, messages)
+        planner.prompt(turn) if planner else builder.build_answer_prompt(turn, None)
+        return self._loop.run(turn, messages)
 
     def _taints(self, message: BaseMessage) -> bool:
         if not isinstance(message, ToolMessage):
@@ -250,19 +247,19 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         tool = self.tools.get(message.name or "")
         return tool is None or not is_trusted(tool)
 
-    def _make_planner(self, planning: str) -> Planner:
-        model, native = self._model, planning != "json"
+    def _make_planner(self, model: Any, planning: str, builder: PromptBuilder) -> Planner:
+        native = planning != "json"
         if native:
             bound_tools = [prepare_for_binding(tool, self._prompts) for tool in self.tools.values()]
             try:
-                model = cast("Any", model).bind_tools(bound_tools)
+                model = model.bind_tools(bound_tools)
             except (NotImplementedError, AttributeError):
                 if planning == "native":
                     raise TypeError(
                         f"planning='native': {type(model).__name__} cannot bind tools; use planning='json'"
                     ) from None
                 native = False
-        return Planner(model, self.tools, native, self._context)
+        return Planner(model, self.tools, native, builder)
 
 
 def _check_names(namespace: Any) -> Any:

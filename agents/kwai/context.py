@@ -6,15 +6,14 @@ import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.kwai.limits import Limits
-from scrubjay.agents.kwai.plans import FINISH, NOTHING
-from scrubjay.agents.kwai.turn import MemoryRecord, Passage, Step, Turn
+from scrubjay.agents.kwai.turn import FINISH, NOTHING, MemoryRecord, Passage, Step, Turn
 from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, is_third_party
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
@@ -122,9 +121,12 @@ class PromptBuilder:
 
     def render_step(self, step: Step) -> str:
         """Return a finished task as text, with its result between marks that label it as data."""
-        arguments = json.dumps(step.arguments, ensure_ascii=False)
         line = self.prompts.say(
-            "task", index=step.index, task_name=step.task_name, tool=step.tool, arguments=arguments
+            "task",
+            index=step.index,
+            task_name=step.task_name,
+            tool=step.tool,
+            arguments=json.dumps(step.arguments, ensure_ascii=False),
         )
         return f"{line}\n{fence_result(step, self.prompts)}"
 
@@ -181,8 +183,9 @@ class PromptBuilder:
             if native
             else [self.render_step(step) for step in turn.steps]
         )
-        knowledge = [_Item(self.render_knowledge(passage), "knowledge") for passage in turn.knowledge]
-        memories = [_Item(self.render_memory(record), "memories") for record in turn.recalled_records]
+        section_of = dict.fromkeys(map(self.render_knowledge, turn.knowledge), "knowledge")
+        for record in turn.recalled_records:
+            section_of.setdefault(self.render_memory(record), "memories")
         reflection = [turn.reflection] if native and turn.reflection else []
         pinned_items = [system, *ending, *reflection, *([self._tool_lines] if native else [])]
         first = 0
@@ -192,7 +195,7 @@ class PromptBuilder:
                 packed = pack(
                     pinned_items,
                     [*turn.window, *steps[first:]],
-                    [*knowledge, *memories],
+                    list(section_of),
                     self._budget - sum(map(self._call_tokens, calls)),
                     self._count_tokens,
                     omitted_turns=len(turn.dialogue) - len(turn.window) + first,
@@ -213,7 +216,7 @@ class PromptBuilder:
         sections = [
             "\n".join([say(name), *items])
             for name in ("knowledge", "memories")
-            if (items := [item.text for item in packed.recalled_items if item.name == name])
+            if (items := [text for text in packed.recalled_items if section_of[text] == name])
         ]
         if packed.note:
             sections.append(packed.note)
@@ -260,11 +263,6 @@ class PromptBuilder:
             *(message.text for message in postponed_results),
         ]
         return sum(map(self._count_tokens, texts))
-
-
-class _Item(NamedTuple):
-    text: str
-    name: str
 
 
 def fence_result(step: Step, prompts: Prompts) -> str:

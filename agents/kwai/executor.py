@@ -11,12 +11,10 @@ from langchain_core.tools import BaseTool, ToolException
 from pydantic import ValidationError
 from pydantic.v1 import ValidationError as OldValidationError
 
-from scrubjay.agents.kwai.context import fence_result
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.planner import Decision
-from scrubjay.agents.kwai.plans import Call
 from scrubjay.agents.kwai.runner import Effect, RunFunction, RunTool, ToolTimeoutError
-from scrubjay.agents.kwai.turn import Step, Turn
+from scrubjay.agents.kwai.turn import Call, Step, Turn
 from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
@@ -61,14 +59,17 @@ class Executor:
             return make_step(say("repeated", tool=call.name, step=earlier), "error")
         if not turn.meter.seconds_left():
             return make_step(say("too_late", tool=call.name), "error")
-        reason = self._objection(tool, call, turn)
+        reason = None
+        if turn.is_tainted:
+            gate = self._gates[call.name]
+            reason = find_objection(tool, gate, call.arguments, turn.allowed_addresses)
         if reason:
             approve = self._approve
             # Only True approves: an unawaited coroutine is truthy.
             if approve is None or (yield RunFunction(lambda: approve(call))) is not True:
                 return make_step(say(reason, tool=call.name), "error", is_blocked=True)
         turn.meter.record_tool_call(call.name, call.arguments, index)
-        seconds = turn.meter.seconds_for_a_tool()
+        seconds = min(self._limits.tool_seconds, turn.meter.seconds_left())
         try:
             output = yield RunTool(tool, call, seconds, turn.is_tainted)
         except ToolTimeoutError:
@@ -91,28 +92,6 @@ class Executor:
             artifact=artifact,
             has_run=True,
         )
-
-    def build_message(self, call: Call, step: Step) -> ToolMessage:
-        """Return the result as a message for the history; marks around a tool's text label it as data."""
-        return ToolMessage(
-            fence_result(step, self._prompts) if step.has_run else step.result,
-            tool_call_id=call.id,
-            name=call.safe_name,
-            status=step.status,
-            artifact=step.artifact,
-        )
-
-    def build_postponed_message(self, call: Call) -> ToolMessage:
-        """Return the message for a call that is not run because the same reply has an earlier call."""
-        return ToolMessage(
-            self._prompts.say("postponed"), tool_call_id=call.id, name=call.safe_name, status="error"
-        )
-
-    def _objection(self, tool: BaseTool, call: Call, turn: Turn) -> str | None:
-        """Return the reason why a call needs approval; None if the call needs no approval."""
-        if not turn.is_tainted:
-            return None
-        return find_objection(tool, self._gates[call.name], call.arguments, turn.allowed_addresses)
 
     def _describe(self, call: Call, error: Exception) -> str:
         if isinstance(error, ValidationError | OldValidationError):

@@ -119,10 +119,6 @@ class Meter:
         """Return the seconds left for the question, at least 0."""
         return max(0.0, self.limits.seconds - (time.monotonic() - self._start_time))
 
-    def seconds_for_a_tool(self) -> float:
-        """Return the timeout, in seconds, of a tool that starts now."""
-        return min(self.limits.tool_seconds, self.seconds_left())
-
     def record_tool_call(self, name: str, arguments: Mapping[str, Any], step: int) -> None:
         """Record that a tool is run at `step`."""
         self.tool_calls += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -107,14 +107,11 @@ def extract_thinking(reply: AIMessage) -> list[str | dict[Any, Any]]:
 
     Anthropic requires these blocks in a history that contains tool calls.
     """
-    blocks = reply.content if isinstance(reply.content, list) else []
-    reasoning_blocks: list[str | dict[Any, Any]] = []
-    for block in blocks:
-        if isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking"):
-            value = clean_value(block)
-            assert isinstance(value, dict)
-            reasoning_blocks.append(value)
-    return reasoning_blocks
+    return [
+        cast("dict[Any, Any]", clean_value(block))
+        for block in (reply.content if isinstance(reply.content, list) else [])
+        if isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking")
+    ]
 
 
 def repair_transcript(messages: Sequence[BaseMessage], prompts: Prompts) -> list[BaseMessage]:

@@ -8,27 +8,24 @@ unreadable as well, planning ends and the agent writes the answer.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator
+import json
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.messages.tool import tool_call
 from langchain_core.runnables import Runnable
 
 from scrubjay.agents.kwai.context import PromptBuilder
 from scrubjay.agents.kwai.messages import extract_text, extract_thinking, is_cut_off
-from scrubjay.agents.kwai.plans import (
-    FINISH,
-    NOTHING,
-    Call,
-    PlanError,
-    check_arguments,
-    read_arguments,
-    read_plan,
-)
 from scrubjay.agents.kwai.runner import AskModel, Effect
-from scrubjay.agents.kwai.turn import Turn
-from scrubjay.agents.language.text import clean
+from scrubjay.agents.kwai.turn import Call, Turn
+from scrubjay.agents.language.prompts import LocalizedError
+from scrubjay.agents.language.text import clean, clean_value, iterate_objects
+
+_MAX_REPAIR_LENGTH = 8_000
+_MAX_OBJECTS = 20
 
 
 @dataclass(frozen=True)
@@ -103,35 +100,128 @@ class Planner:
                 raise
         else:
             # Small models may write a native call as text; any other JSON is an answer.
-            if not self._native or plan.finishes or plan.call.name in self._names:
+            if not self._native or plan.call.finishes or plan.call.name in self._names:
                 if cut and plan.parse_method == "repaired":
                     raise PlanError("plan_cut")
                 return self._decision(reply, [plan.call], plan.task_name, [*attempts, plan.parse_method])
-        return Decision((), "", (*attempts, "text"), _build_message(reply, [], extract_text(reply).strip()))
+        return Decision((), "", (*attempts, "text"), build_message(reply, [], extract_text(reply).strip()))
 
     def _decision(self, reply: AIMessage, calls: list[Call], task_name: str, attempts: list[str]) -> Decision:
-        if calls[0].name in (FINISH, NOTHING):
+        if calls[0].finishes:
             return Decision((), "", tuple(attempts))
         task_name = task_name or extract_text(reply).strip()
-        message = _build_message(reply, calls, task_name)
+        message = build_message(reply, calls, task_name)
         return Decision(tuple(calls), task_name or calls[0].name, tuple(attempts), message)
 
 
-def _build_message(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
+def build_message(reply: AIMessage, calls: list[Call], text: str) -> AIMessage:
     """Return the reply as a message for the history, with call ids and tool names that providers accept."""
     thoughts = extract_thinking(reply) if calls else []
     return AIMessage(
         content=[*thoughts, *([{"type": "text", "text": text}] if text else [])] if thoughts else text,
-        tool_calls=[
-            {
-                "name": call.safe_name,
-                "args": call.arguments,
-                "id": call.id,
-                "type": "tool_call",
-            }
-            for call in calls
-        ],
+        tool_calls=[tool_call(name=call.safe_name, args=call.arguments, id=call.id) for call in calls],
         usage_metadata=reply.usage_metadata,
         response_metadata=reply.response_metadata,
         id=reply.id,
+    )
+
+
+class PlanError(LocalizedError, ValueError):
+    """The text contains no valid plan; the error message tells the model the reason."""
+
+
+@dataclass(frozen=True)
+class TaskPlan:
+    """Plan of one task."""
+
+    task_name: str
+    """Goal of the task."""
+    call: Call
+    """Call of the tool."""
+    parse_method: str
+    """Method by which the plan was parsed: json, prose or repaired."""
+
+
+def read_plan(text: str) -> TaskPlan:
+    """Return the plan in `text`. Raises PlanError if there is none.
+
+    The format is `{"task_name": ..., "command": {"name": ..., "args": {...}}}`, as in KwaiAgents. `text` may
+    also contain only the object of `command`. `args` may be called `arguments`. If `text` contains a list of
+    objects, the first object is the plan.
+    """
+    problem = PlanError("plan_no_object")
+    for parse_method, value in _candidates(text):
+        try:
+            return _as_plan(value, parse_method)
+        except PlanError as error:
+            problem = error
+    raise problem
+
+
+def read_arguments(text: object) -> dict[str, Any]:
+    """Return the arguments in `text`, after a repair of its JSON. Raises PlanError if the repair fails."""
+    if isinstance(text, str):
+        for _, value in _candidates(text):
+            if isinstance(value, dict):
+                return check_arguments(value)
+    raise PlanError("plan_no_arguments")
+
+
+def check_arguments(arguments: object) -> dict[str, Any]:
+    """Return `arguments` with cleaned strings. Raises PlanError if `arguments` is not a JSON object."""
+    if not isinstance(arguments, dict):
+        raise PlanError("plan_arguments_type", kind=type(arguments).__name__)
+    try:
+        result = json.loads(json.dumps(clean_value(arguments), allow_nan=False))
+    except (TypeError, ValueError, RecursionError):
+        raise PlanError("plan_arguments_value") from None
+    return result
+
+
+def _candidates(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield a (parse method, value) pair for each possible plan in `text`, the most likely plan first."""
+    try:
+        yield "json", json.loads(text)
+        return
+    except (ValueError, RecursionError):
+        pass
+    text = text[:_MAX_REPAIR_LENGTH]  # the following methods take quadratic time
+    has_failed = False
+    for value in iterate_objects(text, _MAX_OBJECTS):
+        if value is None:
+            has_failed = True
+        # After an invalid object this one may be a part of it; repairing the whole is better than using a
+        # part.
+        elif not has_failed or "command" in value:
+            yield "prose", value
+    first = text.find("{")
+    if first >= 0:
+        from json_repair import loads  # the import takes 0.1 s; do it only if needed
+
+        try:
+            yield "repaired", loads(text[first:])
+        except (ValueError, RecursionError):
+            return
+
+
+def _as_plan(value: Any, parse_method: str) -> TaskPlan:
+    if isinstance(value, list):
+        value = next((item for item in value if isinstance(item, dict)), None)
+    if not isinstance(value, dict):
+        raise PlanError("plan_no_object")
+    command = value.get("command", value)
+    if isinstance(command, str):
+        command = {"name": command, "args": value.get("args", {})}
+    if not isinstance(command, dict):
+        raise PlanError("plan_command_type")
+    name = command.get("name")
+    if not isinstance(name, str) or not name.strip():
+        raise PlanError("plan_no_name")
+    arguments = command.get("args", command.get("arguments", {}))
+    if isinstance(arguments, str):
+        arguments = read_arguments(arguments) if arguments.strip() else {}
+    task_name = value.get("task_name")
+    call = Call(clean(name.strip()), check_arguments(arguments if arguments is not None else {}))
+    return TaskPlan(
+        clean(task_name) if isinstance(task_name, str) and task_name else call.name, call, parse_method
     )

@@ -15,11 +15,12 @@ from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any
 
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolCall
+from langchain_core.messages.tool import tool_call
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.tools import BaseTool, StructuredTool, Tool
 
-from scrubjay.agents.kwai.plans import Call
+from scrubjay.agents.kwai.turn import Call
 from scrubjay.agents.language.text import taint_scope
 from scrubjay.agents.tools.web import run_in_thread
 
@@ -155,13 +156,8 @@ class RunTool:
             return await self.tool.ainvoke(self._tool_call, config)
 
     @property
-    def _tool_call(self) -> dict[str, Any]:
-        return {
-            "name": self.tool.name,
-            "args": self.call.arguments,
-            "id": self.call.id,
-            "type": "tool_call",
-        }
+    def _tool_call(self) -> ToolCall:
+        return tool_call(name=self.tool.name, args=self.call.arguments, id=self.call.id)
 
 
 Effect = AskModel | StreamModel | RunFunction | RunTool

@@ -1,7 +1,9 @@
-"""State of one question, and the records of its run: events, steps and memory records."""
+"""State of one question, and the records of its run: events, calls, steps and memory records."""
 
 from __future__ import annotations
 
+import re
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -26,8 +28,11 @@ Action = Literal[
     "conclusion",
     "chain_end",
 ]
+FINISH = "task_complete"
+NOTHING = "do_nothing"
 _SHORT = 100
-_NOTHING = ("", "null", "[]", "{}", '""')
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
+_EMPTY = ("", "null", "[]", "{}", '""')
 
 
 class Passage(NamedTuple):
@@ -52,6 +57,12 @@ class Turn:
     """Passages of the documents supplied with the question."""
     meter: Meter
     clock: Callable[[], datetime]
+    namespace: tuple[str, ...] = ()
+    """Namespace in the memory."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Information about the origin, stored with each record."""
+    streaming: bool = False
+    """True if the answer is streamed token by token."""
     is_tainted: bool = False
     """True if untrusted text was read."""
     steps: list[Step] = field(default_factory=list)
@@ -127,6 +138,28 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Call:
+    """Call of a tool."""
+
+    name: str
+    """Name of the tool as the model wrote it."""
+    arguments: dict[str, Any]
+    """Arguments as a JSON object."""
+    id: str = field(default_factory=lambda: f"call_{uuid.uuid4().hex}")
+    """Id that links the call to its result."""
+
+    @property
+    def finishes(self) -> bool:
+        """True if the call says that no task is left."""
+        return self.name in (FINISH, NOTHING)
+
+    @property
+    def safe_name(self) -> str:
+        """Tool name without characters that providers reject in a message history."""
+        return _UNSAFE.sub("_", self.name)[:64].strip("_") or "unnamed"
+
+
+@dataclass(frozen=True)
 class Step:
     """One task of an agent run: plan, call and result."""
 
@@ -165,7 +198,7 @@ class Step:
     @property
     def sufficient(self) -> bool:
         """True if the step succeeded with a non-empty result; JSON such as `null` or `[]` counts as empty."""
-        return self.status == "success" and self.result.strip() not in _NOTHING
+        return self.status == "success" and self.result.strip() not in _EMPTY
 
 
 class MemoryRecord(Protocol):

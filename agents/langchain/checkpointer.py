@@ -27,7 +27,6 @@ from langgraph.checkpoint.base import (
     Checkpoint,
     CheckpointMetadata,
     CheckpointTuple,
-    PendingWrite,
     get_checkpoint_id,
     get_checkpoint_metadata,
 )
@@ -131,21 +130,12 @@ class Checkpointer(BaseCheckpointSaver[str]):
             before = channel_numbers(connection, thread, namespace, parent)
             channels: dict[str, tuple[int, Any]] = {}
             for name, value in checkpoint["channel_values"].items():
-                version = versions.get(name)
-                old_channel = before.get(name)
-                if (
-                    name not in new_values
-                    and version is not None
-                    and old_channel
-                    and old_channel[1] == version
-                ):
-                    channels[name] = (old_channel[0], version)
-                else:
-                    new_value = new_values.get(name) or self._serialize(value)
-                    channels[name] = (
-                        add_value(connection, thread, new_value, old_channel and old_channel[0]),
-                        version,
+                version, (number, old_version) = versions.get(name), before.get(name, (None, None))
+                if number is None or name in new_values or version is None or version != old_version:
+                    number = add_value(
+                        connection, thread, new_values.get(name) or self._serialize(value), number
                     )
+                channels[name] = (number, version)
             connection.execute(
                 f"INSERT OR REPLACE INTO checkpoints ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
@@ -340,7 +330,10 @@ class Checkpointer(BaseCheckpointSaver[str]):
             checkpoint,
             cast("CheckpointMetadata", self.serde.loads_typed((metadata_type, metadata))),
             _config(thread, namespace, parent) if parent else None,
-            [self._load_write(*row) for row in stored_checkpoint.writes],
+            [
+                (task, channel, self.serde.loads_typed((type, value)))
+                for task, channel, type, value in stored_checkpoint.writes
+            ],
         )
 
     def _serialize(self, value: Any) -> SerializedValue | list[SerializedValue]:
@@ -348,9 +341,6 @@ class Checkpointer(BaseCheckpointSaver[str]):
         if type(value) is list and value and all(isinstance(item, BaseMessage) for item in value):
             return [self.serde.dumps_typed(item) for item in value]
         return self.serde.dumps_typed(value)
-
-    def _load_write(self, task: str, channel: str, type: str, value: bytes) -> PendingWrite:
-        return task, channel, self.serde.loads_typed((type, value))
 
     def _find_needed(self, connection: sqlite3.Connection, thread: str, namespace: str) -> set[int]:
         """Return the row numbers of the latest checkpoint and of ancestors that its delta channels need."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
-from typing import Any
 
 from langchain_core.chat_history import BaseChatMessageHistory
 from langchain_core.messages import BaseMessage, message_to_dict, messages_from_dict
@@ -125,27 +123,27 @@ class BankChatMessageHistory(BaseChatMessageHistory):
 
     def _build_drafts(self, messages: Sequence[BaseMessage]) -> list[Draft]:
         with self._bank.store.reading() as connection:
-            is_tainted = self._has_tool_message(connection)
+            (is_tainted,) = connection.execute(
+                f"SELECT EXISTS (SELECT 1 FROM messages WHERE {_THREAD_CONDITION} "
+                "AND (type LIKE 'tool%' OR type LIKE 'function%'))",
+                self._thread_key,
+            ).fetchone()
         drafts = []
         for message in messages:
             role = _role(message)
             is_tainted = is_tainted or role == "tool" or bool(message.response_metadata.get(TAINTED))
             if _has_text(message):
                 trust = "user" if role == "user" else "tool" if is_tainted else "agent"
-                provenance: dict[str, Any] = {"thread": self._thread, "role": role}
-                text = truncate_for_storage(clean(message.text), load_prompts("en").say)
-                drafts.append(
-                    self._bank.draft(text, namespace=self._namespace, trust=trust, merge=False, **provenance)
+                draft = self._bank.draft(
+                    truncate_for_storage(clean(message.text), load_prompts("en").say),
+                    namespace=self._namespace,
+                    trust=trust,
+                    merge=False,
+                    thread=self._thread,
+                    role=role,
                 )
+                drafts.append(draft)
         return drafts
-
-    def _has_tool_message(self, connection: sqlite3.Connection) -> bool:
-        (exists,) = connection.execute(
-            f"SELECT EXISTS (SELECT 1 FROM messages WHERE {_THREAD_CONDITION} AND type LIKE 'tool%' "
-            f"OR {_THREAD_CONDITION} AND type LIKE 'function%')",
-            (*self._thread_key, *self._thread_key),
-        ).fetchone()
-        return bool(exists)
 
 
 def _role(message: BaseMessage) -> str | None:

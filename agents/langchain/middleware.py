@@ -7,7 +7,7 @@ from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
 from langchain.agents.middleware.types import ModelRequest, PrivateStateAttr
-from langchain_core.messages import AIMessage, AnyMessage, BaseMessage, HumanMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.tools import BaseTool
 from langgraph.config import get_config
 from langgraph.prebuilt.tool_node import ToolCallRequest
@@ -177,23 +177,19 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         """Return a refusal in place of a tool's result; None if the tool may run."""
         if not self._gate or not _is_tainted(request.state):
             return None
-        tool, tool_call = request.tool, request.tool_call
-        if tool is None:
-            reason = "blocked_undeclared"
-        else:
+        tool, tool_call, reason = request.tool, request.tool_call, "blocked_undeclared"
+        if tool is not None:
             reason = find_objection(
                 tool, Gate(tool), tool_call["args"], lambda: _collect_allowed_addresses(request.state)
             )
         if reason is None:
             return None
-        text = self._prompts.say(reason, tool=tool_call["name"])
-        trusted_mark = {_TRUSTED: True}
         return ToolMessage(
-            text,
+            self._prompts.say(reason, tool=tool_call["name"]),
             tool_call_id=tool_call["id"],
             name=tool_call["name"],
             status="error",
-            additional_kwargs=trusted_mark,
+            additional_kwargs={_TRUSTED: True},
         )
 
     def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
@@ -221,16 +217,16 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if not records or index is None:
             return request
         question = request.messages[index]
-        extended_question = question.model_copy(update={"content": _prepend(self._pack(records), question)})
-        messages = [
-            *request.messages[:index],
-            cast("AnyMessage", extended_question),
-            *request.messages[index + 1 :],
-        ]
+        messages = list(request.messages)
+        content = _prepend(self._pack(records), question)
+        messages[index] = question.model_copy(update={"content": content})
         return request.override(messages=messages)
 
     def _pack(self, records: list[dict[str, str]]) -> str:
-        items = [self._fence(record) for record in records]
+        items = [
+            fence(one["text"], f"memory {one['kind']} {one['id']}", one["trust"], self._prompts)
+            for one in records
+        ]
         try:
             packed = pack([self._prompts.say("memories")], [], items, self._budget, self._count_tokens)
         except ValueError as error:
@@ -239,10 +235,6 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 "note on records that are left out; raise token_budget"
             ) from error
         return "\n".join(packed.items)
-
-    def _fence(self, record: dict[str, str]) -> str:
-        source = f"memory {record['kind']} {record['id']}"
-        return fence(record["text"], source, record["trust"], self._prompts)
 
 
 def _is_user_message(message: BaseMessage) -> bool:
@@ -301,16 +293,12 @@ def _collect_allowed_addresses(state: Any) -> AllowedAddresses:
         if isinstance(message, AIMessage)
         for call in message.tool_calls
     }
-    tool_messages = [
-        message for message in messages if isinstance(message, ToolMessage) and _is_untrusted(message)
+    untrusted_addresses = [
+        find_new_addresses(message.text, arguments_by_call.get(message.tool_call_id, ""))
+        for message in messages
+        if isinstance(message, ToolMessage) and _is_untrusted(message)
     ]
-    return AllowedAddresses(
-        user_texts,
-        [
-            find_new_addresses(message.text, arguments_by_call.get(message.tool_call_id, ""))
-            for message in tool_messages
-        ],
-    )
+    return AllowedAddresses(user_texts, untrusted_addresses)
 
 
 def _is_untrusted(message: BaseMessage) -> bool:

@@ -160,7 +160,7 @@ class BankStore(BaseStore):
         with self._bank.store.reading() as connection:
             rows = connection.execute(
                 f"SELECT {_COLUMNS} FROM items WHERE namespace = ? AND key = ? AND {_ALIVE}",
-                (join_namespace(op.namespace), op.key, self._clock()),
+                (*_key(op), self._clock()),
             ).fetchall()
         return [Item(**_fields(row)) for row in rows]
 
@@ -221,13 +221,12 @@ class BankStore(BaseStore):
 
     def _refresh(self, items: list[Any]) -> None:
         now = self._clock()
-        updates = [(now, join_namespace(item.namespace), item.key) for item in items]
         condition = "namespace = ? AND key = ? AND ttl IS NOT NULL"
         with self._bank.store.reading() as connection:
             expiring = [
-                update
-                for update in updates
-                if connection.execute(f"SELECT 1 FROM items WHERE {condition}", update[1:]).fetchone()
+                (now, *key)
+                for key in map(_key, items)
+                if connection.execute(f"SELECT 1 FROM items WHERE {condition}", key).fetchone()
             ]
         if expiring:
             with self._bank.store.writing() as connection:
@@ -254,7 +253,15 @@ class BankStore(BaseStore):
                     has_deletions |= _delete(connection, op)
                 else:
                     records = self._bank.write([next(remaining) for _ in texts])
-                    self._upsert(connection, op, value, records)
+                    now = self._clock()
+                    expires = None if op.ttl is None else now + 60 * op.ttl
+                    connection.execute(
+                        "INSERT INTO items (namespace, key, value, created, updated, ttl, expires, records) "
+                        "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = "
+                        "excluded.value, updated = excluded.updated, ttl = excluded.ttl, expires = "
+                        "excluded.expires, records = excluded.records",
+                        (*_key(op), value, now, now, op.ttl, expires, json.dumps(records)),
+                    )
         if has_deletions:
             self._bank.store.erase_traces()
 
@@ -266,21 +273,9 @@ class BankStore(BaseStore):
         texts = (text for field in fields for text in get_text_at_path(parsed_value, field))
         return list(dict.fromkeys(truncate_for_storage(text, say) for text in texts if text.strip()))
 
-    def _upsert(self, connection: sqlite3.Connection, op: PutOp, value: str, records: list[str]) -> None:
-        now = self._clock()
-        expires = None if op.ttl is None else now + 60 * op.ttl
-        connection.execute(
-            "INSERT INTO items (namespace, key, value, created, updated, ttl, expires, records) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (namespace, key) DO UPDATE SET value = "
-            "excluded.value, updated = excluded.updated, ttl = excluded.ttl, expires = excluded.expires, "
-            "records = excluded.records",
-            (join_namespace(op.namespace), op.key, value, now, now, op.ttl, expires, json.dumps(records)),
-        )
-
     def _drop_records(self, connection: sqlite3.Connection, op: PutOp) -> None:
         row = connection.execute(
-            "SELECT records FROM items WHERE namespace = ? AND key = ?",
-            (join_namespace(op.namespace), op.key),
+            "SELECT records FROM items WHERE namespace = ? AND key = ?", _key(op)
         ).fetchone()
         for record in json.loads(row[0]) if row else ():
             self._bank.forget(record)
@@ -320,8 +315,11 @@ def _encode_value(op: PutOp) -> str | None:
 
 
 def _delete(connection: sqlite3.Connection, op: PutOp) -> bool:
-    item_key = (join_namespace(op.namespace), op.key)
-    return connection.execute("DELETE FROM items WHERE namespace = ? AND key = ?", item_key).rowcount > 0
+    return connection.execute("DELETE FROM items WHERE namespace = ? AND key = ?", _key(op)).rowcount > 0
+
+
+def _key(one: GetOp | PutOp | Item) -> tuple[str, str]:
+    return join_namespace(one.namespace), one.key
 
 
 def _prefix_condition(prefix: tuple[str, ...]) -> tuple[str, list[str]]:

@@ -63,7 +63,13 @@ def select_passages(text: str, question: str | None, most: int, gap: str) -> str
     """
     if len(text) <= most or not question:
         return truncate_at_line(text, most)
-    passages = [piece for line in text.splitlines() if line.strip() for piece in _pieces(line, most // 4)]
+    size = most // 4
+    passages = [
+        line[first : first + size]
+        for line in text.splitlines()
+        if line.strip()
+        for first in range(0, len(line), size)
+    ]
     words = [set(_WORDS.findall(passage.lower())) for passage in passages]
     question_words = set(_WORDS.findall(question.lower()))
     spread = Counter(word for passage_words in words for word in question_words & passage_words)
@@ -84,10 +90,6 @@ def select_passages(text: str, question: str | None, most: int, gap: str) -> str
         elif not parts or parts[-1] != gap:
             parts.append(gap)
     return "\n".join(parts)
-
-
-def _pieces(line: str, most: int) -> list[str]:
-    return [line[first : first + most] for first in range(0, len(line), most)]
 
 
 BROWSE = ToolSpec(

@@ -223,20 +223,18 @@ def to_lunar(day: date) -> Lunar:
 def from_lunar(year: int, month: int, day: int, leap: bool) -> date:
     """Return the Gregorian day of a lunar date. Raises ToolArgumentError if the date does not exist."""
     check_year(year)
-    from lunar_python import LunarYear
+    from lunar_python import Lunar, LunarYear
 
-    lunar_month = LunarYear.fromYear(year).getMonth(-month if leap else month)
+    lunar_year, signed_month = LunarYear.fromYear(year), -month if leap else month
+    lunar_month = lunar_year.getMonth(signed_month)
     if lunar_month is None:
-        leap_month = LunarYear.fromYear(year).getLeapMonth()
+        leap_month = lunar_year.getLeapMonth()
         has = Phrase("lunar_has_leap", month=leap_month) if leap_month else Phrase("lunar_has_none")
         month_name = Phrase("lunar_leap_month" if leap else "lunar_month", month=month)
         raise ToolArgumentError("lunar_no_month", year=year, month=month_name, has=has)
     if not 1 <= day <= lunar_month.getDayCount():
         raise ToolArgumentError("lunar_no_day", year=year, days=lunar_month.getDayCount(), day=day)
-    from lunar_python import Lunar
-
-    solar = Lunar.fromYmd(year, -month if leap else month, day).getSolar()
-    return date.fromisoformat(solar.toYmd())
+    return date.fromisoformat(Lunar.fromYmd(year, signed_month, day).getSolar().toYmd())
 
 
 def check_year(year: int) -> None:

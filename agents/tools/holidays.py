@@ -80,12 +80,8 @@ def _run(
         )
     preferred_language = context.say("en_US", "zh_CN")
     # Pass the language even if there is no choice: the library's default is the machine's locale.
-    languages = [
-        name
-        for name in (preferred_language, "en_US", place.default_language)
-        if name in place.supported_languages
-    ]
-    language = next(iter(languages), None)
+    choices = (preferred_language, "en_US", place.default_language)
+    language = next((name for name in choices if name in place.supported_languages), None)
     holiday_calendar = holidays.country_holidays(code, subdiv=region, years=year, language=language)
     days = dict(sorted(holiday_calendar.items()))
     workdays = sorted(day for day in getattr(holiday_calendar, "weekend_workdays", ()) if day.year == year)

@@ -135,21 +135,16 @@ class Web:
         """
         deadline = time.monotonic() + self.config.total_seconds
         for _ in range(self.config.max_redirects + 1):
-            parts = self._check(url)
+            parts = urlsplit(canonicalize_address(url))
+            port = _port(parts)
+            if port not in self.config.ports and not self.config.allow_private:
+                raise RequestError("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
             response = self._request(parts, deadline)
             if isinstance(response, Page):
                 return response
             # Some servers send spaces in addresses; encode them as browsers do.
             url = urljoin(urlunsplit(parts), response.strip().replace(" ", "%20"))
         raise RequestError("web_redirects", most=self.config.max_redirects, url=_short(url))
-
-    def _check(self, url: str) -> SplitResult:
-        """Return the parts of the canonical form of `url`. Raises RequestError if `url` is not allowed."""
-        parts = urlsplit(canonicalize_address(url))
-        port = _port(parts)
-        if port not in self.config.ports and not self.config.allow_private:
-            raise RequestError("web_port", port=port, ports=", ".join(map(str, self.config.ports)))
-        return parts
 
     def _request(self, parts: SplitResult, deadline: float) -> Page | str:
         """Return the page, or the target of a redirect."""
@@ -234,10 +229,9 @@ class Web:
         import socket
 
         try:
-            infos = run_with_timeout(
-                min(self.config.connect_seconds, deadline - time.monotonic()),
-                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-            )
+            resolving = run_in_thread(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+            left = min(self.config.connect_seconds, deadline - time.monotonic())
+            infos = resolving.result(max(0.0, left))
         except TimeoutError:
             raise UnreachableError("web_name_late", host=host) from None
         except (OSError, UnicodeError) as error:
@@ -265,16 +259,11 @@ class Web:
         ) from failure
 
 
-def run_with_timeout(seconds: float, work: Callable[[], T]) -> T:
-    """Run `work` in a thread and return its result or raise its error. Raises TimeoutError after `seconds`.
-
-    A thread cannot be killed. After a timeout, `work` continues in the background, and its result is dropped.
-    """
-    return run_in_thread(work).result(max(0.0, seconds))
-
-
 def run_in_thread(function: Callable[[], T]) -> Future[T]:
-    """Run `function` in a thread that does not keep the process alive."""
+    """Run `function` in a thread that does not keep the process alive.
+
+    A thread cannot be killed: `function` continues in the background if the caller stops waiting for it.
+    """
     future: Future[T] = Future()
     future.set_running_or_notify_cancel()
     context = contextvars.copy_context()

@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from scrubjay.agents.language.address import RequestError
 from scrubjay.agents.tools.base import ToolArgumentError, ToolResult, UnreachableError
 from scrubjay.agents.tools.spec import ToolContext, ToolSpec
-from scrubjay.agents.tools.web import run_with_timeout
+from scrubjay.agents.tools.web import run_in_thread
 
 MAX_CHARACTERS = 500
 """Maximum characters of an excerpt."""
@@ -25,9 +25,8 @@ def _search(context: ToolContext, query: str, count: int = 5) -> ToolResult:
     search = DDGS(timeout=max(1, int(limits.read_seconds)))
     region = context.say("us-en", "cn-zh")
     try:
-        hits = run_with_timeout(
-            limits.total_seconds, lambda: search.text(query, region=region, max_results=count)
-        )
+        searching = run_in_thread(lambda: search.text(query, region=region, max_results=count))
+        hits = searching.result(limits.total_seconds)
     except TimeoutError:
         raise UnreachableError("search_late", offline=False, seconds=f"{limits.total_seconds:g}") from None
     except DDGSException as error:

@@ -74,12 +74,9 @@ def _text(row: dict[str, Any], number: int) -> Conversation:
     source = text(metadata.get("source") or "text")
     reference_lists = [references(one) for one in items(row["answers"])]
     question_texts = [text(question) for question in items(row["questions"])]
-    turns = tuple(
-        Turn(to_record_text(record), _BEGIN + place * _STEP) for place, record in enumerate(records)
-    )
+    turns = [Turn(to_record_text(record), _BEGIN + place * _STEP) for place, record in enumerate(records)]
     if metadata.get("facts") is not None:
-        annotations = FactAnnotations(metadata, turns)
-        turns, questions = annotations.turns, annotations.questions(question_texts, reference_lists, source)
+        turns, questions = _follow_facts(metadata, turns, question_texts, reference_lists, source)
     else:
         letters = [_letters(record) for record in records]
         questions = [
@@ -107,61 +104,48 @@ def _letters(text: str) -> str:
     return f" {' '.join(_WORD.findall(text.lower()))} "
 
 
-class FactAnnotations:
-    """Facts of a row; `turns` are the input turns in order, annotated with the facts that they state.
+def _follow_facts(
+    metadata: dict[str, Any],
+    turns: Sequence[Turn],
+    question_texts: Sequence[str],
+    reference_lists: Sequence[tuple[str, ...]],
+    ability: str,
+) -> tuple[list[Turn], list[Question]]:
+    """Annotate the turns with their facts, and build the questions from the facts that each of them needs.
 
-    Raises ValueError, TypeError or KeyError on malformed metadata.
+    A question needs the current fact of each hop; the facts that it replaced are outdated. Raises ValueError,
+    TypeError or KeyError on malformed metadata.
     """
-
-    def __init__(self, metadata: dict[str, Any], turns: Sequence[Turn]) -> None:
-        self._question_templates = {
-            relation: text(question) for relation, question in fields(metadata["asked"]).items()
-        }
-        self._hops = [[text(word) for word in items(words)] for words in items(metadata["hops"])]
-        self._facts: list[tuple[str, str, str]] = []
-        self._current: dict[tuple[str, str], int] = {}
-        annotated_turns = []
-        for fact, turn in zip(items(metadata["facts"]), turns, strict=True):
-            subject, relation, object = map(text, items(fact))
-            previous = self._current.get((subject, relation))
-            self._current[subject, relation] = len(annotated_turns)
-            self._facts.append((subject, relation, object))
-            annotated_turns.append(replace(turn, fact=self._facts[-1], replaces=previous))
-        self.turns = tuple(annotated_turns)
-
-    def questions(
-        self, question_texts: Sequence[str], references: Sequence[tuple[str, ...]], ability: str
-    ) -> list[Question]:
-        """Build the questions, each with the turns that its answer needs and the outdated turns."""
-        return [
-            self._question(question, answers, words, ability)
-            for question, answers, words in zip(question_texts, references, self._hops, strict=True)
-        ]
-
-    def _question(
-        self, question_text: str, answers: tuple[str, ...], words: list[str], ability: str
-    ) -> Question:
-        subject, *relations = words
-        evidence, outdated_answers, hops, at = set(), set(), [], subject
+    templates = {relation: text(question) for relation, question in fields(metadata["asked"]).items()}
+    facts: list[tuple[str, str, str]] = []
+    current: dict[tuple[str, str], int] = {}
+    annotated_turns: list[Turn] = []
+    for fact, turn in zip(items(metadata["facts"]), turns, strict=True):
+        subject, relation, object = map(text, items(fact))
+        facts.append((subject, relation, object))
+        previous = current.get((subject, relation))
+        current[subject, relation] = len(annotated_turns)
+        annotated_turns.append(replace(turn, fact=facts[-1], replaces=previous))
+    questions = []
+    hop_lists = [[text(word) for word in items(words)] for words in items(metadata["hops"])]
+    for question_text, answers, words in zip(question_texts, reference_lists, hop_lists, strict=True):
+        at, *relations = words
+        evidence, outdated_answers, hops = set(), set(), []
         for relation in relations:
-            place = self._current[at, relation]
+            place: int | None = current[at, relation]
             evidence.add(place)
-            outdated_answers.update(self._before(place))
-            hops.append(Hop("" if hops else subject, relation, self._question_templates[relation]))
-            at = self._facts[place][2]
-        return Question(
-            question_text,
-            frozenset(evidence),
-            ability,
-            outdated_answers=frozenset(outdated_answers),
-            references=answers,
-            hops=tuple(hops),
+            hops.append(Hop("" if hops else at, relation, templates[relation]))
+            at = facts[place][2]
+            while (place := annotated_turns[place].replaces) is not None:
+                outdated_answers.add(place)
+        questions.append(
+            Question(
+                question_text,
+                frozenset(evidence),
+                ability,
+                outdated_answers=frozenset(outdated_answers),
+                references=answers,
+                hops=tuple(hops),
+            )
         )
-
-    def _before(self, place: int) -> list[int]:
-        """Return all earlier facts that the fact at `place` replaced, directly or indirectly."""
-        places: list[int] = []
-        while (before := self.turns[place].replaces) is not None:
-            places.append(before)
-            place = before
-        return places
+    return annotated_turns, questions

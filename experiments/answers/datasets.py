@@ -44,9 +44,20 @@ _KEYS: Mapping[str, Form] = {
     **dict.fromkeys(
         ("qa", "conversation", "sample_id", "event_summary", "observation", "session_summary"), "locomo"
     ),
-    **dict.fromkeys(("question_id", "question_type", "question", "answer"), "longmemeval"),
-    **dict.fromkeys(("question_date", "haystack_dates", "haystack_sessions"), "longmemeval"),
-    **dict.fromkeys(("haystack_session_ids", "answer_session_ids"), "longmemeval"),
+    **dict.fromkeys(
+        (
+            "question_id",
+            "question_type",
+            "question",
+            "answer",
+            "question_date",
+            "haystack_dates",
+            "haystack_sessions",
+            "haystack_session_ids",
+            "answer_session_ids",
+        ),
+        "longmemeval",
+    ),
 }
 """Format of a file by the first key of its first object."""
 

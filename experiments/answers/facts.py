@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,11 +64,18 @@ class _FactGenerator:
         for kind, others in _PEOPLE_PER_ENTITY.items():
             for _ in range(max(2, people // others)):
                 self.names_by_kind[kind].append(self._name(kind, used_names))
-        versions = {slot: self._versions(slot) for slot in self._slots()}
+        versions = {
+            (subject, name): self._versions((subject, name))
+            for name, relation in self.relations.items()
+            for subject in self.names_by_kind[relation["of"]]
+        }
         self.facts = self._shuffle_facts(versions)
         self.current = {slot: objects[-1] for slot, objects in versions.items()}
         self.changed_slots = {slot for slot, objects in versions.items() if len(objects) > 1}
-        self.sentences = [self._format_fact(fact) for fact in self.facts]
+        self.sentences = [
+            self.draw.choice(self.relations[relation]["stated"]).format(s=subject, o=object)
+            for subject, relation, object in self.facts
+        ]
 
     def row(self, seed: int, kind: str, lengths: tuple[int, ...], questions: int) -> dict[str, Any]:
         """Return a row with up to `questions` questions. Each question needs n facts, with n in `lengths`."""
@@ -88,11 +94,6 @@ class _FactGenerator:
             },
         }
 
-    def _slots(self) -> Iterator[Slot]:
-        for name, relation in self.relations.items():
-            for subject in self.names_by_kind[relation["of"]]:
-                yield subject, name
-
     def _versions(self, slot: Slot) -> list[str]:
         """Sample the different objects that a subject has one after another in a relation."""
         subject, relation = slot
@@ -105,10 +106,6 @@ class _FactGenerator:
         self.draw.shuffle(order)
         left = {slot: iter(objects) for slot, objects in versions.items()}
         return [Fact(*slot, next(left[slot])) for slot in order]
-
-    def _format_fact(self, fact: Fact) -> str:
-        wording = self.draw.choice(self.relations[fact.relation]["stated"])
-        return wording.format(s=fact.subject, o=fact.object)
 
     def _chains(self, lengths: tuple[int, ...], count: int) -> list[tuple[str, ...]]:
         """Sample up to `count` distinct chains. A chain is a subject and the relations to follow."""
@@ -146,8 +143,6 @@ class _FactGenerator:
         return entities
 
     def _question(self, chain: tuple[str, ...]) -> str:
-        if len(chain) == 2:
-            return self.relations[chain[1]]["asked"].replace("{}", chain[0])
         noun = chain[0]
         for relation in chain[1:-1]:
             noun = self.relations[relation]["noun"].replace("{}", noun)
@@ -156,10 +151,11 @@ class _FactGenerator:
     def _name(self, kind: str, used_names: set[str]) -> str:
         while True:
             form = self.draw.choice(_wording()["names"][kind])
-            name = form.format(*(self._word() for _ in range(form.count("{}"))))
+            words = (
+                "".join(self.draw.choices(_wording()["syllables"], k=self.draw.choice((2, 2, 3)))).title()
+                for _ in range(form.count("{}"))
+            )
+            name = form.format(*words)
             if name not in used_names:
                 used_names.add(name)
                 return name
-
-    def _word(self) -> str:
-        return "".join(self.draw.choices(_wording()["syllables"], k=self.draw.choice((2, 2, 3)))).title()

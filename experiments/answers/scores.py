@@ -100,11 +100,10 @@ SCORERS: Mapping[str, Callable[[str, str], float]] = {
 
 def score(references: Sequence[str], answer: str) -> dict[str, float]:
     """Return four scores of an answer by name. Each is the maximum over the references."""
-    return {name: _best(compare(one, answer) for one in references) for name, compare in SCORERS.items()}
-
-
-def _best(values: Iterable[float]) -> float:
-    return max(values, default=0.0)
+    return {
+        name: max((compare(one, answer) for one in references), default=0.0)
+        for name, compare in SCORERS.items()
+    }
 
 
 def _content(text: str) -> list[str]:
@@ -150,11 +149,9 @@ def _line(
     label = f"{LABELS[arm]}{_READER_LABELS.get(reader, '')}"
     if cut and arm == "full":
         label += f", cut for {cut:,} of {len(rows):,}"
-    means = [_mean(rows, lambda row, name=name: row[name]) for name in measures]
+    means = []
+    for name in measures:
+        numbers = [row[name] for row in rows if row[name] is not None]
+        means.append(f"{fmean(numbers):.3f}" if numbers else "-")
     tokens = f"{fmean(row['tokens'] for row in rows):,.0f}"
     return [label, one_line(ability).replace("|", "/"), f"{len(rows):,}", *means, tokens]
-
-
-def _mean(rows: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]) -> str:
-    numbers = [one for row in rows if (one := value(row)) is not None]
-    return f"{fmean(numbers):.3f}" if numbers else "-"

@@ -124,8 +124,7 @@ def bench(options: BenchOptions) -> int:
         raise UsageError("bench needs the files of a data set, such as locomo10.json")
     if options.questions is not None and options.questions < 1:
         raise UsageError(f"questions={options.questions}: must be at least 1")
-    from scrubjay.experiments.answers.bench import Bench, Settings, read_texts
-    from scrubjay.experiments.answers.readers import JUDGE_PROMPT, PROMPT
+    from scrubjay.experiments.answers.bench import JUDGE_PROMPT, PROMPT, Bench, Settings, read_texts
     from scrubjay.experiments.answers.scores import head, table
     from scrubjay.experiments.files import write_atomically
     from scrubjay.experiments.resources import one_thread

@@ -74,7 +74,8 @@ def main(bench: EmbeddingsBench) -> None:
         "\nSeparation of answers from answers to other questions: 1 is perfect, 0 is chance; the minimum "
         "is 0.02:\n"
     )
-    print(_fluencies(models))
+    rows = [[script, *(f"{fluency(m, script):.2f}" for m in models.values())] for script in question_pairs()]
+    print(markdown(["script", *models], rows))
 
 
 def make_texts(words: int, count: int, draw: random.Random) -> list[str]:
@@ -95,14 +96,11 @@ def _costs(bench: EmbeddingsBench, models: dict[str, Any], draw: random.Random) 
             )
             minilm_cost, e5_cost = (1e3 * seconds / len(batch) for seconds in costs.values())
             cells += [f"{minilm_cost:.1f}", f"{e5_cost:.1f} ({e5_cost / minilm_cost:.1f}x)"]
-        rows.append([_tokens(words), *cells])
+        # Tokens that each model reads: words, special tokens and, in E5, a prefix.
+        tokens = f"{min(words + 2, minilm.MAX_TOKENS)} / {min(words + 4, e5.MAX_TOKENS)}"
+        rows.append([tokens, *cells])
     many = f"{bench.texts} per call"
     return markdown(["tokens, MiniLM / E5", "MiniLM, 1 per call", "E5", f"MiniLM, {many}", "E5"], rows)
-
-
-def _tokens(words: int) -> str:
-    """Return how many tokens each model reads: words, special tokens and, in E5, a prefix."""
-    return f"{min(words + 2, minilm.MAX_TOKENS)} / {min(words + 4, e5.MAX_TOKENS)}"
 
 
 def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
@@ -125,13 +123,6 @@ def _passes(bench: EmbeddingsBench, draw: random.Random) -> str:
             [size, f"{1e3 * cost / len(texts):.1f} ({cost / seconds[0]:.2f}x)", f"{peak - peaks[0]:.0f}"]
             for size, cost, peak in zip(bench.passes, seconds, peaks, strict=True)
         ],
-    )
-
-
-def _fluencies(models: dict[str, Any]) -> str:
-    return markdown(
-        ["script", *models],
-        [[script, *(f"{fluency(m, script):.2f}" for m in models.values())] for script in question_pairs()],
     )
 
 

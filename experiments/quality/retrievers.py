@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,16 @@ def most_recent(conversation: Conversation, embeddings: Embeddings) -> Recall:
     return lambda question, k: newest[:k]
 
 
-def keyword_index(conversation: Conversation, embeddings: Embeddings) -> Recall:
-    """Recall with SQLite's FTS5: turns that contain any stemmed word of the question, ranked by BM25."""
-    search = bm25_index(conversation)
+def keyword_index(conversation: Conversation, embeddings: Embeddings, careful: bool = False) -> Recall:
+    """Recall with SQLite's FTS5: turns that contain any stemmed word of the question, ranked by BM25.
+
+    With `careful`, stop words in questions are ignored, and Chinese is indexed as character pairs.
+    """
+    search = bm25_index(conversation, careful)
     return lambda question, k: [place for place, _ in search(question.text, k)]
 
 
-def keyword_index_without_stop_words(conversation: Conversation, embeddings: Embeddings) -> Recall:
-    """Recall with FTS5, without stop words in questions, and with Chinese as character pairs."""
-    search = bm25_index(conversation, careful=True)
-    return lambda question, k: [place for place, _ in search(question.text, k)]
+keyword_index_without_stop_words: Arm = partial(keyword_index, careful=True)
 
 
 def bm25s_index(conversation: Conversation, embeddings: Embeddings) -> Recall:

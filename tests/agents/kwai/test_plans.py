@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.agents.kwai.plans import PlanError, read_plan
+from scrubjay.agents.kwai.planner import PlanError, read_plan
 
 PLAN = {
     "task_name": "find it",

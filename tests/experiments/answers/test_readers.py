@@ -6,7 +6,7 @@ import pytest
 from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 
-from scrubjay.experiments.answers.readers import answer_from_facts, answer_with_model, judge
+from scrubjay.experiments.answers.bench import answer_from_facts, answer_with_model, judge
 from scrubjay.experiments.answers.views import View
 from scrubjay.experiments.cli.failures import FailedError
 from scrubjay.experiments.lm.conversations import Conversation, Hop, Question, Turn

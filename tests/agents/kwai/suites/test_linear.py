@@ -8,7 +8,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk
 
 from scrubjay.agents.chat.answer_format import CallSplitter
 from scrubjay.agents.kwai.messages import AnswerStream, extract_text, strip_thoughts
-from scrubjay.agents.kwai.plans import PlanError, read_plan
+from scrubjay.agents.kwai.planner import PlanError, read_plan
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import Gate
 from scrubjay.agents.language.prompts import load_prompts
