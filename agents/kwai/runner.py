@@ -13,6 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from concurrent.futures import wait
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ToolCall
@@ -28,29 +29,39 @@ from scrubjay.agents.tools.web import run_in_thread
 def run_loop(loop: Loop, config: RunnableConfig) -> Iterator[Update]:
     """Run the agent loop `loop` and yield its updates."""
     with contextlib.closing(loop):
-        driver = _LoopDriver(loop)
-        for effect in driver:
+        resume = partial(loop.send, None)
+        while (effect := _advance(resume)) is not None:
+            resume = partial(loop.send, None)
             if isinstance(effect, dict):
                 yield effect
                 continue
             try:
-                driver.reply = effect.run(config)
+                resume = partial(loop.send, effect.run(config))
             except Exception as error:  # noqa: BLE001  thrown into the loop
-                driver.error = error
+                resume = partial(loop.throw, error)
 
 
 async def arun_loop(loop: Loop, config: RunnableConfig) -> AsyncIterator[Update]:
     """Run the agent loop `loop` like `run_loop`, but on the asyncio event loop."""
     with contextlib.closing(loop):
-        driver = _LoopDriver(loop)
-        for effect in driver:
+        resume = partial(loop.send, None)
+        while (effect := _advance(resume)) is not None:
+            resume = partial(loop.send, None)
             if isinstance(effect, dict):
                 yield effect
                 continue
             try:
-                driver.reply = await effect.arun(config)
+                resume = partial(loop.send, await effect.arun(config))
             except Exception as error:  # noqa: BLE001  thrown into the loop
-                driver.error = error
+                resume = partial(loop.throw, error)
+
+
+def _advance(resume: Callable[[], Update | Effect]) -> Update | Effect | None:
+    """Resume the agent loop; return its next update or effect, or None at its end."""
+    try:
+        return resume()
+    except StopIteration:
+        return None
 
 
 @dataclass(frozen=True)
@@ -163,26 +174,6 @@ class RunTool:
 Effect = AskModel | StreamModel | RunFunction | RunTool
 Update = dict[str, Any]
 Loop = Generator[Update | Effect, Any, None]
-
-
-class _LoopDriver:
-    """Iterator over the effects and updates that the agent loop yields.
-
-    `reply` is the result of the last effect and `error` its failure. The driver sends the result to the loop,
-    or throws the error into the loop.
-    """
-
-    def __init__(self, loop: Loop) -> None:
-        self._loop = loop
-        self.reply: Any = None
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[Update | Effect]:
-        return self
-
-    def __next__(self) -> Update | Effect:
-        reply, error, self.reply, self.error = self.reply, self.error, None, None
-        return self._loop.send(reply) if error is None else self._loop.throw(error)
 
 
 def _is_async(tool: BaseTool) -> bool:

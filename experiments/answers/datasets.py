@@ -82,7 +82,13 @@ def with_evidence(conversations: Iterable[Conversation]) -> list[Conversation]:
 def guess(path: Path) -> Form:
     """Guess the format of a file or folder. Raises UsageError if it is unknown."""
     try:
-        form = _guess_folder(path) if path.is_dir() else _guess_file(path)
+        if path.is_dir():
+            form = _guess_folder(path)
+        elif path.suffix in (".parquet", ".jsonl"):
+            form = "agentbench"
+        else:
+            begins = _FIRST_KEY.match(_head(path))
+            form = _KEYS.get(begins[1]) if begins else None
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}; give the path of a data set") from None
     if form is None:
@@ -96,13 +102,6 @@ def _guess_folder(folder: Path) -> Form | None:
         return "realtalk" if _head(files[0]).lstrip().startswith("{") else "memdaily"
     chats = ("chat.json", "chat_trunecated.json")
     return "beam" if any((one / name).is_file() for one in folder.iterdir() for name in chats) else None
-
-
-def _guess_file(path: Path) -> Form | None:
-    if path.suffix in (".parquet", ".jsonl"):
-        return "agentbench"
-    begins = _FIRST_KEY.match(_head(path))
-    return _KEYS.get(begins[1]) if begins else None
 
 
 def _head(path: Path) -> str:
