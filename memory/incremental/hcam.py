@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.nn import functional
 from scrubjay.kernels import choose_chunks
 from scrubjay.memory.contract.base import add_affixes, select_part
 from scrubjay.memory.contract.stepper import Stepper
-from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, ReadableChunks
+from scrubjay.memory.incremental.ring_buffer import ChunkRingBuffer, CompletedChunks, ReadableChunks
 from scrubjay.memory.incremental.window import WindowRingBuffer, WindowStepper
 
 
@@ -46,15 +46,8 @@ class HCAMStepper(Stepper):
         starts = self.chunk_ring.reset(start)
         self.ring.advance(starts)
         readable, completed_chunks = self.chunk_ring.advance()
-        new_chunks = None
-        if completed_chunks is not None:
-            new_chunks = _CompletedHCAMChunks(
-                completed_chunks.rows,
-                completed_chunks.slots,
-                self.ring.recent_slots(self.chunk_ring.chunk_size),
-            )
         for block in self.blocks:
-            x = block.step(x, starts, readable, new_chunks)
+            x = block.step(x, starts, readable, completed_chunks)
         if completed_chunks is not None:
             self.chunk_ring.commit(completed_chunks)
         return x
@@ -77,14 +70,6 @@ class HCAMStepper(Stepper):
         return state
 
 
-class _CompletedHCAMChunks(NamedTuple):
-    """Rows whose chunk ends at a step, the slots for these chunks, and the window slots of their steps."""
-
-    rows: Int[Tensor, " some"]
-    slots: Int[Tensor, " some"]
-    ring_slots: Int[Tensor, " chunk_size"]
-
-
 class _HCAMBlockStepper:
     """Stepper of one block: window, chunks and summaries of all rows.
 
@@ -94,7 +79,7 @@ class _HCAMBlockStepper:
     """
 
     def __init__(self, block: Any, ring: WindowRingBuffer, state: dict[str, Tensor]) -> None:
-        self.local = WindowStepper(block.local, ring, state["recent"])
+        self.ring, self.local = ring, WindowStepper(block.local, ring, state["recent"])
         self.bottleneck = block.bottleneck
         contents, self.summaries = state["contents"], state["summaries"].clone()[:, :, None]
         self.largest = float(self.summaries.nan_to_num(0.0).abs().amax()) if self.summaries.numel() else 0.0
@@ -138,15 +123,15 @@ class _HCAMBlockStepper:
         x: Tensor,
         starts: Tensor | None,
         readable: ReadableChunks | None,
-        new_chunks: _CompletedHCAMChunks | None,
+        completed_chunks: CompletedChunks | None,
     ) -> Tensor:
         x = self.local.step(x, self.local_norm(x), starts)
         query_input, x = x, torch.zeros_like(x) if self.bottleneck else x
         if readable is not None:
             read = self._read(query_input, x, readable)
             x = read if readable.any_readable is None else torch.where(readable.any_readable, read, x)
-        if new_chunks is not None:
-            self._store(new_chunks)
+        if completed_chunks is not None:
+            self._store(*completed_chunks)
         inward, outward = self.inward, self.outward
         hidden = functional.gelu(functional.linear(self.norm_before(x), inward.weight, inward.bias))
         return x + functional.linear(hidden, outward.weight, outward.bias)
@@ -197,9 +182,8 @@ class _HCAMBlockStepper:
                 slots = np.where(readable.mask.numpy(), slots, readable.slots[:, -1:])
         return scores, torch.from_numpy(slots.ravel())
 
-    def _store(self, new_chunks: _CompletedHCAMChunks) -> None:
-        rows, slots, ring_slots = new_chunks
-        chunk = self.local.inputs[rows[:, None], ring_slots]
+    def _store(self, rows: Int[Tensor, " some"], slots: Int[Tensor, " some"]) -> None:
+        chunk = self.local.inputs[rows[:, None], self.ring.recent_slots(self.chunk_size)]
         summary = chunk.mean(dim=1)
         self.contents.index_copy_(0, slots, chunk)
         self.summaries[rows] = torch.cat([self.summaries[rows, 1:], summary[:, None, None]], dim=1)

@@ -157,7 +157,6 @@ class MatrixStepper(Stepper):
         parts = [select_part(state, suffix=f"_{index}") for index in range(len(self.layers))]
         self.states = [{name: value.clone() for name, value in part.items()} for part in parts]
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         start_rows = None if start is None else start.nonzero()[:, 0]

@@ -109,7 +109,6 @@ class _ScanStepper(Stepper):
         self.memory, self.weights = memory, memory.fold_weights()
         self.hidden = state["hidden"].clone(memory_format=torch.contiguous_format)
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         hidden = self.hidden

@@ -198,7 +198,6 @@ class TitansStepper(Stepper):
             self.memories.append(MatrixSteps(layer.memory, own))
             self.caches.append(layer.open_caches(own, state["time"]))
 
-    @torch.no_grad()
     def _advance(self, x: Tensor, start: Tensor | None) -> Tensor:
         """Return the output of one step of every row."""
         step_info = self._begin_step(start)
