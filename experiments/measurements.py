@@ -48,7 +48,12 @@ class Records:
 
     def find(self, **fields: Any) -> list[dict[str, Any]]:
         """Return the rows whose fields equal these values. A value may be a JSON list."""
-        return [row for row in self.rows if all(row[name] == value for name, value in fields.items())]
+        return select(self.rows, **fields)
+
+
+def select(rows: Iterable[Mapping[str, Any]], **fields: Any) -> list[Any]:
+    """Return the rows whose fields equal these values."""
+    return [row for row in rows if all(row[name] == value for name, value in fields.items())]
 
 
 def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
@@ -85,6 +90,13 @@ def header(command: str) -> str:
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, {processor()}, "
         f"{_plural(torch.get_num_threads(), 'thread')}, {date.today()}."
     )
+
+
+def write_table(out: Path, command: str, *sections: str) -> Path:
+    """Write table.md in a folder, with the context of the table and these sections, and return its path."""
+    path = out / "table.md"
+    write_atomically(path, "\n\n".join([header(command), *sections]) + "\n")
+    return path
 
 
 def markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]], alignment: str = "---:") -> str:

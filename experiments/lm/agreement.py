@@ -18,10 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import FULL, AgreementOptions
 from scrubjay.experiments.lm.reading import cache_nbytes, read, tokenize_text
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown, write_table
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.resources import ElapsedTime, stopwatch
 from scrubjay.memory import context
@@ -59,9 +58,7 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     Raises ValueError on invalid options. After Ctrl-C, the same command continues with the next excerpt that
     is not complete.
     """
-    options.check()
-    prepare_results_dir(options.out, options.settings())
-    model, tokenizer = options.load_model()
+    model, tokenizer = options.start()
     tokens = tokenize_text(tokenizer, options.read())
     last = len(tokens) - options.length
     if last < 0:
@@ -79,8 +76,7 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
                     records.append({"start": start, **row})
                 display.update(count, {})
     rows = [row for row in records.rows if row["start"] in starts]
-    write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, methods, options)}\n")
-    return [options.out / "table.md"]
+    return [write_table(options.out, command, _table(rows, methods, options))]
 
 
 def compare(

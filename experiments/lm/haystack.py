@@ -15,12 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, get_type_hints
 
-from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.needles import Example, Needles, fit, split_sentences, token_counter
 from scrubjay.experiments.lm.options import INFINIRETRI, NEEDLE, HaystackOptions
 from scrubjay.experiments.lm.reading import Answer, answer, answer_with_infiniretri
 from scrubjay.experiments.lm.ruler import make_example
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown, select, write_table
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.memory.context.infiniretri import InfiniRetri
 
@@ -52,10 +51,8 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
     """
     from scrubjay.experiments.lm.plots import plot_haystack
 
-    options.check()
+    model, tokenizer = options.start()
     sentences = split_sentences(options.read())
-    prepare_results_dir(options.out, options.settings())
-    model, tokenizer = options.load_model()
     kinds = get_type_hints(Cell) | get_type_hints(Answer) | {"method": str}
     records = Records(options.out / "answers.jsonl", kinds)
 
@@ -73,9 +70,9 @@ def run_haystack(options: HaystackOptions, command: str) -> list[Path]:
 
     fill(records, options, sentences, token_counter(tokenizer), ask)
     rows = [row for row in records.rows if _matches(row, options)]
-    sections = [header(command), _describe_setup(options), _scores(rows, options), _costs(rows, options)]
-    write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
-    return [options.out / "table.md", plot_haystack(rows, options.methods, options.out / "map.png")]
+    sections = [_describe_setup(options), _scores(rows, options), _costs(rows, options)]
+    table = write_table(options.out, command, *sections)
+    return [table, plot_haystack(rows, options.methods, options.out / "map.png")]
 
 
 def cells(options: HaystackOptions) -> list[Cell]:
@@ -149,9 +146,10 @@ def _scores(rows: Sequence[dict[str, Any]], options: HaystackOptions) -> str:
     lines = []
     for task in options.tasks:
         for method in options.methods:
-            own = [row for row in rows if row["task"] == task and row["method"] == method]
+            own = select(rows, task=task, method=method)
             means = [
-                fmean(r["score"] for r in own if r["length"] == length) for length in sorted(options.lengths)
+                fmean(row["score"] for row in select(own, length=length))
+                for length in sorted(options.lengths)
             ]
             lines.append([f"{task}, {method}", len(own), *(f"{100 * mean:.0f}" for mean in means)])
     return markdown(["task, method", "answers", *(f"{n:,}" for n in sorted(options.lengths))], lines)
@@ -161,7 +159,7 @@ def _costs(rows: Sequence[dict[str, Any]], options: HaystackOptions) -> str:
     lines = []
     for length in sorted(options.lengths):
         for method in options.methods:
-            own = [row for row in rows if row["length"] == length and row["method"] == method]
+            own = select(rows, length=length, method=method)
             lines.append(
                 [
                     f"{length:,}, {method}",

@@ -71,13 +71,23 @@ class MeasureOptions:
                 raise ValueError(f"there is no file {path}")
         if not self.read().strip():
             raise ValueError(f"{', '.join(map(str, self.text))}: the text is empty")
-        if not self.methods:
-            raise ValueError("--methods is empty; name at least one")
+        self._check_filled("methods")
         for name in self.methods:
             self.check_method(name)
         context.check_dtype(self.dtype)
-        if self.block < 1:
-            raise ValueError(f"block={self.block}: must be at least 1")
+        self._check_least(1, "block")
+
+    def _check_filled(self, *names: str) -> None:
+        """Raise ValueError if one of these options is empty."""
+        for name in names:
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is empty; name at least one")
+
+    def _check_least(self, least: int, *names: str) -> None:
+        """Raise ValueError if one of these options is below `least`."""
+        for name in names:
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
 
     def check_method(self, name: str) -> None:
         """Raise ValueError if the policy is unknown or does not support this budget."""
@@ -115,13 +125,19 @@ class MeasureOptions:
             )
         return tokens[:length]
 
-    def load_model(self) -> tuple[PreTrainedModel, Any]:
-        """Return model and tokenizer."""
+    def start(self) -> tuple[PreTrainedModel, Any]:
+        """Check the options, prepare the output directory, and return model and tokenizer.
+
+        Raises ValueError on invalid options, or if the directory holds results with other settings.
+        """
         import torch
 
+        from scrubjay.experiments.measurements import prepare_results_dir
         from scrubjay.experiments.resources import resolve_device
         from scrubjay.memory import context
 
+        self.check()
+        prepare_results_dir(self.out, self.settings())
         dtype = getattr(torch, self.dtype)
         return context.load_model(self.model, dtype, resolve_device(self.device), under_policy=True)
 
@@ -154,9 +170,7 @@ class AgreementOptions(SeededOptions):
     def check(self) -> None:
         """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
-        for name in ("prompts", "length", "new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self._check_least(1, "prompts", "length", "new_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,17 +210,14 @@ class HaystackOptions(SeededOptions):
         from scrubjay.experiments.lm.ruler import list_tasks
 
         super().check()
-        for name in ("tasks", "lengths", "depths"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} is empty; name at least one")
+        self._check_filled("tasks", "lengths", "depths")
         for task in self.tasks:
             if task not in (NEEDLE, *list_tasks()):
                 raise ValueError(f"unknown task {task!r}; choose from {', '.join([NEEDLE, *list_tasks()])}")
         for depth in self.depths:
             if not 0 <= depth <= 100:
                 raise ValueError(f"depth={depth}: must be a percentage from 0 to 100")
-        if self.samples < 1:
-            raise ValueError(f"samples={self.samples}: must be at least 1")
+        self._check_least(1, "samples")
 
     def check_method(self, name: str) -> None:
         """Raise ValueError if the method is unknown or does not support this budget."""
@@ -240,13 +251,14 @@ class PerplexityOptions(SeededOptions):
     def check(self) -> None:
         """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
-        for name, least in (("tokens", 1), ("recompute", 0), ("save_every", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {least}")
-        if self.recompute > max(0, self.tokens - self.budget):
+        self._check_least(1, "tokens")
+        self._check_least(0, "recompute")
+        self._check_least(1, "save_every")
+        most = max(0, self.tokens - self.budget)
+        if self.recompute > most:
             raise ValueError(
-                f"recompute={self.recompute}: must be at most {max(0, self.tokens - self.budget)}, "
-                f"the larger of 0 and tokens={self.tokens} minus budget={self.budget}"
+                f"recompute={self.recompute}: must be at most {most}, the larger of 0 and "
+                f"tokens={self.tokens} minus budget={self.budget}"
             )
 
 
@@ -276,11 +288,8 @@ class SpeedOptions(MeasureOptions):
     def check(self) -> None:
         """Raise ValueError on invalid options, before anything is loaded."""
         super().check()
-        if not self.contexts:
-            raise ValueError("--contexts is empty; name at least one")
-        for name in ("steps", "repeats"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        self._check_filled("contexts")
+        self._check_least(1, "steps", "repeats")
         lengths = sorted(self.contexts)
         between = self.steps * self.repeats
         if any(after - before <= between for before, after in itertools.pairwise(lengths)):

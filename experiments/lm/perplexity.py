@@ -15,10 +15,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import RECOMPUTE, PerplexityOptions
 from scrubjay.experiments.lm.reading import Curve, cache_nbytes, losses, recompute
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown, write_table
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
 from scrubjay.experiments.resources import resident_bytes, stopwatch
 from scrubjay.memory import context
@@ -42,9 +41,7 @@ def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
     """
     from scrubjay.experiments.lm.plots import plot_perplexity
 
-    options.check()
-    prepare_results_dir(options.out, options.settings())
-    model, tokenizer = options.load_model()
+    model, tokenizer = options.start()
     tokens = options.excerpt(tokenizer, options.tokens + 1)
     with StopRequest() as stop:
         for name in options.methods:
@@ -52,13 +49,13 @@ def run_perplexity(options: PerplexityOptions, command: str) -> list[Path]:
         if options.recompute:
             _recompute(model, tokens, options, stop)
     curves = {name: Curve(Records(options.out / f"{name}.jsonl", _BLOCK).rows) for name in options.methods}
-    sections = [header(command), _totals(curves, options.budget), _segments(curves)]
+    sections = [_totals(curves, options.budget), _segments(curves)]
     if options.recompute:
         sections.append(
             _against_recompute(curves, Records(options.out / f"{RECOMPUTE}.jsonl", _POSITION), options)
         )
-    write_atomically(options.out / "table.md", "\n\n".join(sections) + "\n")
-    return [options.out / "table.md", plot_perplexity(curves, options.out / "curve.png")]
+    table = write_table(options.out, command, *sections)
+    return [table, plot_perplexity(curves, options.out / "curve.png")]
 
 
 def _stream(

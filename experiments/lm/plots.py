@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from scrubjay.experiments.lm.reading import Curve
+from scrubjay.experiments.measurements import select
 from scrubjay.experiments.viz.curves import assign_colors, make_figure, place_legend, save_figure
 
 _BINS = 40
@@ -72,20 +73,15 @@ def plot_haystack(rows: Sequence[dict[str, Any]], methods: Sequence[str], out: P
         scores = np.full((len(places), len(lengths)), np.nan)
         for row_number, (task, depth) in enumerate(places):
             for column, length in enumerate(lengths):
-                cell_scores = [
-                    row["score"]
-                    for row in rows
-                    if (row["task"], row["depth"], row["length"], row["method"])
-                    == (task, depth, length, method)
-                ]
-                if cell_scores:
-                    scores[row_number, column] = 100 * fmean(cell_scores)
-                    dark = scores[row_number, column] < 60
+                cell_rows = select(rows, task=task, depth=depth, length=length, method=method)
+                if cell_rows:
+                    score = 100 * fmean(row["score"] for row in cell_rows)
+                    scores[row_number, column] = score
                     axes.text(
                         column,
                         row_number,
-                        f"{scores[row_number, column]:.0f}",
-                        color="white" if dark else "black",
+                        f"{score:.0f}",
+                        color="white" if score < 60 else "black",
                         ha="center",
                         va="center",
                         fontsize=7,
@@ -107,12 +103,11 @@ def plot_speed(rows: Sequence[dict[str, Any]], out: Path | str) -> Path:
     axes = figure.subplots()
     shades = assign_colors(row["method"] for row in rows)
     for method in dict.fromkeys(row["method"] for row in rows):
-        lengths = sorted({row["context"] for row in rows if row["method"] == method})
-        turns = [
-            [1000 * r["cpu"] for r in rows if r["method"] == method and r["context"] == n] for n in lengths
-        ]
+        own = select(rows, method=method)
+        lengths = sorted({row["context"] for row in own})
+        turns = [[1000 * row["cpu"] for row in select(own, context=length)] for length in lengths]
         middle = np.array([median(turn) for turn in turns])
-        spread = [middle - [min(turn) for turn in turns], [max(turn) for turn in turns] - middle]
+        spread = [middle - [*map(min, turns)], [*map(max, turns)] - middle]
         axes.errorbar(
             lengths, middle, spread, marker="o", color=shades[method], label=method, capsize=3, linewidth=2
         )

@@ -14,10 +14,9 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from scrubjay.experiments.files import write_atomically
 from scrubjay.experiments.lm.options import RECOMPUTE, SpeedOptions
 from scrubjay.experiments.lm.reading import cache_nbytes, read, recompute
-from scrubjay.experiments.measurements import Records, header, markdown, prepare_results_dir
+from scrubjay.experiments.measurements import Records, markdown, select, write_table
 from scrubjay.experiments.progress import ProgressDisplay
 from scrubjay.experiments.resources import stopwatch
 from scrubjay.memory import context
@@ -33,15 +32,13 @@ def run_speed(options: SpeedOptions, command: str) -> list[Path]:
     """
     from scrubjay.experiments.lm.plots import plot_speed
 
-    options.check()
-    prepare_results_dir(options.out, options.settings())
-    model, tokenizer = options.load_model()
+    model, tokenizer = options.start()
     tokens = options.excerpt(tokenizer, max(options.contexts) + options.steps * options.repeats)
     records = Records(options.out / "turns.jsonl", _ROW)
     _measure(model, tokens, options, records)
     rows = [row for row in records.rows if row["context"] in options.contexts]
-    write_atomically(options.out / "table.md", f"{header(command)}\n\n{_table(rows, options)}\n")
-    return [options.out / "table.md", plot_speed(rows, options.out / "speed.png")]
+    table = write_table(options.out, command, _table(rows, options))
+    return [table, plot_speed(rows, options.out / "speed.png")]
 
 
 def _measure(
@@ -115,24 +112,18 @@ def _turn(
 def _table(rows: Sequence[dict[str, Any]], options: SpeedOptions) -> str:
     lines = []
     for length in sorted(options.contexts):
-        times = {
-            name: {
-                clock: [row[clock] for row in rows if row["context"] == length and row["method"] == name]
-                for clock in ("cpu", "wall", "cache_bytes")
-            }
-            for name in options.list_methods(length)
-        }
-        fresh = statistics.median(times[RECOMPUTE]["cpu"])
-        for name, time in times.items():
-            cpu = statistics.median(time["cpu"])
+        own = {name: select(rows, context=length, method=name) for name in options.list_methods(length)}
+        times = {name: [1000 * row["cpu"] for row in some] for name, some in own.items()}
+        for name, some in own.items():
+            cpu = statistics.median(times[name])
             lines.append(
                 [
                     f"{length:,}, {name}",
-                    f"{1000 * cpu:.1f}",
-                    f"{1000 * min(time['cpu']):.1f} to {1000 * max(time['cpu']):.1f}",
-                    f"{1000 * statistics.median(time['wall']):.1f}",
-                    f"{fresh / cpu:.1f}",
-                    f"{max(time['cache_bytes']) / 2**20:.1f}",
+                    f"{cpu:.1f}",
+                    f"{min(times[name]):.1f} to {max(times[name]):.1f}",
+                    f"{1000 * statistics.median(row['wall'] for row in some):.1f}",
+                    f"{statistics.median(times[RECOMPUTE]) / cpu:.1f}",
+                    f"{max(row['cache_bytes'] for row in some) / 2**20:.1f}",
                 ]
             )
     columns = [

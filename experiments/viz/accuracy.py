@@ -103,7 +103,7 @@ def plot_state(runs: Sequence[Run], out: Path | str) -> Path:
             at = sorted(sizes)
             scores = [sizes[size] for size in at]
             means = np.array([np.mean(own) for own in scores])
-            spread = np.array([means - [min(own) for own in scores], [max(own) for own in scores] - means])
+            spread = np.array([means - [*map(min, scores)], [*map(max, scores)] - means])
             axes.errorbar(at, means, spread, marker="o", color=shades[label], label=label, capsize=3)
         draw_level(axes, config.success_without_memory)
         axes.set_xscale("log")

@@ -126,11 +126,14 @@ class _Snapshot(NamedTuple):
     """Retained tokens after a call of the model, recorded at the last token of the call."""
 
     recalls: tuple[Recall, ...]
-    retained_tokens: float
+    retained_tokens: float | None
     """Number of retained tokens, mean over heads."""
-    to_first: float
+    to_first: float | None
     """Share of the attention that falls on the first `FIRST` tokens, mean over heads."""
     options: dict[str, float]
+
+
+_NO_SNAPSHOT = _Snapshot((), None, None, {})
 
 
 class RetentionRecorder:
@@ -180,14 +183,13 @@ class RetentionRecorder:
         attention to the first tokens, by layer and head.
         """
         words = ["…" if token is None else decode_token(self._tokenizer, token) for token in self._tokens]
-        steps = []
-        for place, word in enumerate(words):
-            snapshot, follows = self._snapshots.get(place), "".join(words[place + 1 : place + 2])
-            if snapshot is None:
-                steps.append(Step(place, text=word, choice=follows))
-            else:
-                steps.append(Step(place, None, word, follows, snapshot.options, snapshot.recalls))
-        snapshots = [self._snapshots.get(place) for place in range(len(words))]
+        snapshots = [self._snapshots.get(place, _NO_SNAPSHOT) for place in range(len(words))]
+        steps = [
+            Step(place, None, word, follows, snapshot.options, snapshot.recalls)
+            for place, (word, follows, snapshot) in enumerate(
+                zip(words, [*words[1:], ""], snapshots, strict=True)
+            )
+        ]
         losses = tuple(self._losses.get(place) for place in range(len(words)))
         return Trace(
             kind="language model",
@@ -197,10 +199,8 @@ class RetentionRecorder:
             unit="tokens",
             rate=8.0,
             tracks={
-                "retained tokens, mean over heads": tuple(
-                    m.retained_tokens if m else None for m in snapshots
-                ),
-                f"attention to the first {FIRST} tokens": tuple(m.to_first if m else None for m in snapshots),
+                "retained tokens, mean over heads": tuple(m.retained_tokens for m in snapshots),
+                f"attention to the first {FIRST} tokens": tuple(m.to_first for m in snapshots),
             }
             | ({"loss of the token": losses} if any(loss is not None for loss in losses) else {}),
             tables=self._build_tables(retrieval),
