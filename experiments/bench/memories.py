@@ -17,6 +17,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -133,19 +134,15 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
 
 
 def _count_lstm_flops(
-    inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, **__: Any
+    inputs: torch.Size, from_inputs: torch.Size, from_hidden: torch.Size, *_: Any, passes: int, **__: Any
 ) -> int:
     """Return the number of operations of torch's LSTM, from the shapes of inputs and weight matrices."""
-    return 2 * inputs[0] * inputs[1] * (math.prod(from_inputs) + math.prod(from_hidden))
-
-
-def _count_lstm_backward_flops(*shapes: Any, **options: Any) -> int:
-    return 2 * _count_lstm_flops(*shapes, **options)
+    return 2 * passes * inputs[0] * inputs[1] * (math.prod(from_inputs) + math.prod(from_hidden))
 
 
 _LSTM_FLOPS = {
-    torch.ops.aten.mkldnn_rnn_layer: _count_lstm_flops,
-    torch.ops.aten.mkldnn_rnn_layer_backward: _count_lstm_backward_flops,
+    torch.ops.aten.mkldnn_rnn_layer: partial(_count_lstm_flops, passes=1),
+    torch.ops.aten.mkldnn_rnn_layer_backward: partial(_count_lstm_flops, passes=2),
 }
 
 

@@ -166,7 +166,12 @@ class _ConversationGenerator:
         self.wording, self.draw = wording, draw
         self.people = draw.sample(wording["people"], people)
         self.all_people = list(self.people)
-        self.moments = self._moments(turns)
+        self.moments: list[datetime] = []
+        begin = _BEGIN
+        for place in range(turns):
+            if place and place % _SESSION == 0:
+                begin += timedelta(days=draw.randint(1, 4))
+            self.moments.append(begin + timedelta(seconds=_TURN_SECONDS * (place % _SESSION)))
         self.texts: dict[int, str] = {}
         self.replaces: dict[int, int] = {}
         self.questions: list[Question] = []
@@ -191,18 +196,17 @@ class _ConversationGenerator:
         for one, other in zip(list(drinks)[::2], list(drinks)[1::2], strict=False):
             text = self.wording["joined"].format(who=one, other=other)
             self._ask(text, (drinks[one], drinks[other]), "joined")
-        for place in self.free:
-            self.texts[place] = self._small_talk()
+        for place in self.free:  # small talk
+            names = self.draw.random() < _NAME_PROBABILITY
+            self.texts[place] = self.draw.choice(
+                self.wording["people_talk" if names else "small_talk"]
+            ).format(
+                who=self.draw.choice(self.all_people),
+                thing=self.draw.choice(self.wording["things"]),
+                place=self.draw.choice(self.wording["places"]),
+            )
         turns = (Turn(self.texts[i], self.moments[i], self.replaces.get(i)) for i in range(len(self.moments)))
         return Conversation(tuple(turns), tuple(self.questions))
-
-    def _moments(self, turns: int) -> list[datetime]:
-        moments, begin = [], _BEGIN
-        for place in range(turns):
-            if place and place % _SESSION == 0:
-                begin += timedelta(days=self.draw.randint(1, 4))
-            moments.append(begin + timedelta(seconds=_TURN_SECONDS * (place % _SESSION)))
-        return moments
 
     def _fact(self, who: str, slot: dict[str, Any]) -> int:
         """Write a fact and its later versions into turns, and add questions.
@@ -247,23 +251,12 @@ class _ConversationGenerator:
         self.texts[place + 1] = self.draw.choice(kind["values"])
         self._ask(self.draw.choice(kind["questions"]).format(who=who), (place + 1,), "reply")
 
-    def _small_talk(self) -> str:
-        names = self.draw.random() < _NAME_PROBABILITY
-        return self.draw.choice(self.wording["people_talk" if names else "small_talk"]).format(
-            who=self.draw.choice(self.all_people),
-            thing=self.draw.choice(self.wording["things"]),
-            place=self.draw.choice(self.wording["places"]),
-        )
-
     def _places(self, count: int) -> list[int]:
         return sorted(self.free.pop() for _ in range(count))
 
     def say(self, place: int, fact: str) -> None:
         """Write a fact into turn `place`, with a random opening and ending."""
-        opening, ending = (
-            self.draw.choice(self.wording["openings"]),
-            self.draw.choice(self.wording["endings"]),
-        )
+        opening, ending = (self.draw.choice(self.wording[name]) for name in ("openings", "endings"))
         self.texts[place] = f"{opening}{fact}{ending}"
 
     def _ask(

@@ -157,7 +157,8 @@ def reflection_score(
             + 0.7 * arguments_score(reference["tool_args"], plan.arguments)
         )
         for reference in references
-        if reference["thought"] != "None" and not _repeats(reference, last)
+        if reference["thought"] != "None"
+        and any(last.get(name) != reference[name] for name in ("tool_name", "tool_args"))
     )
 
 
@@ -183,10 +184,6 @@ def answer_score(references: Sequence[Any], answer: str) -> float:
 
 def _same_tool(reference: Mapping[str, Any], plan: StepPlan) -> bool:
     return reference["tool_name"] not in (None, "None") and plan.tool == reference["tool_name"]
-
-
-def _repeats(reference: Mapping[str, Any], last: Mapping[str, Any]) -> bool:
-    return all(last.get(name) == reference[name] for name in ("tool_name", "tool_args"))
 
 
 def _best(scores: Iterator[float]) -> float:

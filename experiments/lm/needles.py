@@ -164,14 +164,22 @@ class Needles:
         if num_hay_needles:
             pairs = zip(keys[-size:], values[-size:], strict=True)
             hay = [needle(key, value, self.value_kind) for key, value in pairs]
+        elif self.hay == "noise":
+            hay = [NOISE] * size
+        elif sentences:
+            hay = list(itertools.islice(itertools.cycle(sentences), size))
         else:
-            hay = self._hay(size, sentences)
-        context = (" " if self.hay == "essay" else "\n").join(
-            insert(hay, needles, self._places(size, rng, len(needles), depth))
-        )
+            raise ValueError("hay='essay' needs sentences; give a text that is not empty")
+        if depth is not None:
+            places = [round(size * depth / 100)] * len(needles)
+        elif self.hay == "essay":
+            places = [round(size * place / 100) for place in rng.sample(DEPTHS, len(needles))]
+        else:
+            places = [rng.randint(0, size) for _ in needles]
+        context = (" " if self.hay == "essay" else "\n").join(insert(hay, needles, places))
         keys = rng.sample(list(values_by_key), self.queries)
         what = f"secret {self.value_kind}" + ("s" if self.queries * self.values > 1 else "")
-        whose = _enumerate(keys)
+        whose = keys[0] if len(keys) == 1 else f"{', '.join(keys[:-1])} and {keys[-1]}"
         be = "are" if self.queries * self.values > 1 else "is"
         return Example(
             f"Secret {self.value_kind}s are hidden in the following text. Remember them, "
@@ -182,20 +190,6 @@ class Needles:
             tuple(value for key in keys for value in values_by_key[key]),
             self.new_tokens,
         )
-
-    def _hay(self, size: int, sentences: Sequence[str]) -> list[str]:
-        if self.hay == "noise":
-            return [NOISE] * size
-        if not sentences:
-            raise ValueError("hay='essay' needs sentences; give a text that is not empty")
-        return list(itertools.islice(itertools.cycle(sentences), size))
-
-    def _places(self, size: int, rng: random.Random, count: int, depth: float | None) -> list[int]:
-        if depth is not None:
-            return [round(size * depth / 100)] * count
-        if self.hay == "essay":
-            return [round(size * place / 100) for place in rng.sample(DEPTHS, count)]
-        return [rng.randint(0, size) for _ in range(count)]
 
 
 def needle(key: str, value: str, kind: Kind) -> str:
@@ -247,7 +241,3 @@ def _draw(rng: random.Random, kind: Kind) -> str:
     if kind == "number":
         return str(rng.randint(1_000_000, 9_999_999))
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -176,14 +176,11 @@ def _segments(curves: dict[str, Curve]) -> str:
         edges.append(edges[-1] * 2)
     edges = [*(edge for edge in edges if edge < longest), longest]
     rows = [
-        [f"{first:,} to {last:,}", *(_format_perplexity(curve, first, last) for curve in curves.values())]
+        [f"{first:,} to {last:,}"]
+        + [f"{own.perplexity(first, last):.2f}" if first < len(own.nats) else "" for own in curves.values()]
         for first, last in itertools.pairwise(edges)
     ]
     return "Perplexity by position:\n\n" + markdown(["tokens", *curves], rows)
-
-
-def _format_perplexity(curve: Curve, first: int, last: int) -> str:
-    return f"{curve.perplexity(first, last):.2f}" if first < len(curve.nats) else ""
 
 
 def _against_recompute(curves: dict[str, Curve], records: Records, options: PerplexityOptions) -> str:

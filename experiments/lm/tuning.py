@@ -81,9 +81,10 @@ class Template:
     def to_plan(self, task: Task) -> str:
         """Return the prompt that requests the plan of the next step."""
         texts = dict(self.wording)
+        tools = (*task.functions, {"name": FINISH, "description": texts["finish"], "parameters": {}})
         sections = {
             "rules": f"{texts['rules']}\n{_fill(texts['limit'], steps=task.steps)}",
-            "tools": f"{texts['tools_heading']}\n{self._tools(task)}",
+            "tools": "\n".join([texts["tools_heading"], *(_describe(tool, self.tools_as) for tool in tools)]),
             "tasks": self._tasks(task),
             "question": _fill(texts["question"], question=task.question),
         }
@@ -101,10 +102,6 @@ class Template:
 
     def _identity(self, task: Task) -> str:
         return " ".join(_fill(dict(self.wording)["identity"], name=task.name, profile=task.profile).split())
-
-    def _tools(self, task: Task) -> str:
-        ending = {"name": FINISH, "description": dict(self.wording)["finish"], "parameters": {}}
-        return "\n".join(_describe(function, self.tools_as) for function in (*task.functions, ending))
 
     def _tasks(self, task: Task) -> str:
         texts = dict(self.wording)
@@ -176,11 +173,6 @@ def keep_strong(ratings: Mapping[str, float], share: float = 0.8) -> list[str]:
     return sorted(
         (id for id, rating in ratings.items() if rating >= least), key=lambda id: (-ratings[id], id)
     )
-
-
-def write_plan(template: Template, plan: StepPlan) -> str:
-    """Format a plan in the template's output format."""
-    return format_plan(template.form, plan)
 
 
 @cache
@@ -255,7 +247,7 @@ def make_record(result: Mapping[str, Any], agent: KwaiAgent, template: Template)
     for task, plan in iterate_steps(result, agent):
         question, functions = task.question, task.functions
         if agent.tools:
-            reply = write_plan(template, plan or template.finish_plan())
+            reply = format_plan(template.form, plan or template.finish_plan())
             turns.append({"prompt": template.to_plan(task), "reply": reply})
         if plan is None:
             answer = escape_control_tokens(result["answer"])

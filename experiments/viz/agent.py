@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from scrubjay.experiments.viz.trace import Recall, Step, Trace
 from scrubjay.memory import MemoryBank
-from scrubjay.memory.bank.record import Hit
 
 _PLAN_ACTIONS = ("thinking", "conclusion")
 
@@ -48,7 +47,10 @@ def trace_turn(result: Mapping[str, Any]) -> Trace:
             steps.append(Step(steps[-1].time, text=_format_record(record), choice="memory"))
         step_recalls, choice = [], event.action
         if event.action in _PLAN_ACTIONS:
-            step_recalls.append(_recall_records(event.recalled_records, places))
+            records = event.recalled_records
+            scores = [max(float(getattr(record, "score", 1.0)), 0.0) for record in records]
+            used = [places[record.id] for record in records]
+            step_recalls.append(Recall.from_weights("memory", used, scores))
         if event.action == "conclusion":
             step_recalls.append(Recall.from_weights("results", results, [1.0] * len(results)))
         if event.action in ("observation", "fail") and call is not None:
@@ -92,11 +94,6 @@ def trace_turn(result: Mapping[str, Any]) -> Trace:
     )
 
 
-def _recall_records(records: Sequence[Any], places: Mapping[str, int]) -> Recall:
-    scores = [max(float(getattr(record, "score", 1.0)), 0.0) for record in records]
-    return Recall.from_weights("memory", [places[record.id] for record in records], scores)
-
-
 def _format_record(record: Any) -> str:
     """Format a record with its kind, source, id, and its score and explanation if known."""
     lines = [record.text, f"{record.kind}, source: {record.trust}; {record.id}"]
@@ -122,29 +119,25 @@ def trace_bank(
         raise ValueError(f"{title} has no records; add one with `scrubjay memory add`")
     count, places = len(bank), {row["id"]: place for place, row in enumerate(rows)}
     replaced_by = {row["supersedes"]: place for place, row in enumerate(rows) if row["supersedes"]}
-    # The clock may have been set back, but times in a trace must not decrease.
-    times = itertools.accumulate((float(row["created"]) for row in rows), max)
-    steps = tuple(
-        Step(
-            time - float(rows[0]["created"]),
-            text=_format_row(row, replaced_by),
-            choice=_describe_record(row),
-            recalls=recalls,
-        )
-        for time, row, recalls in zip(
-            times, rows, (_recall_superseded(row, places) for row in rows), strict=True
-        )
-    )
+    steps, time = [], float(rows[0]["created"])
+    for row in rows:
+        time = max(time, float(row["created"]))  # the clock may have been set back
+        place = places.get(row["supersedes"])
+        recalls = () if place is None else (Recall.from_weights("superseded record", [place], [1.0]),)
+        namespace = f" of {'/'.join(row['namespace'])}" if row["namespace"] else ""
+        choice = f"{row['kind']}{namespace}, source: {row['trust']}; {row['id']}"
+        text = _format_row(row, replaced_by)
+        steps.append(Step(time - float(rows[0]["created"]), None, text, choice, {}, recalls))
     importance: list[float | None] = [float(row["importance"]) for row in rows]
     wordings: list[float | None] = [1.0 + len(row["sayings"]) for row in rows]
     if query is not None:
-        steps += (_build_query_step(bank, query, k, places, steps[-1].time),)
+        steps.append(_build_query_step(bank, query, k, places, steps[-1].time))
         importance, wordings = [*importance, None], [*wordings, None]
     summary = f"{count:,}" if count == len(rows) else f"latest {len(rows):,} of {count:,}"
     return Trace(
         kind="agent",
         title=title,
-        steps=steps,
+        steps=tuple(steps),
         about={"records": summary, "since": _format_time(rows[0]["created"])},
         unit="seconds",
         tracks={"importance": tuple(importance), "wordings": tuple(wordings)},
@@ -154,27 +147,15 @@ def trace_bank(
 def _build_query_step(bank: MemoryBank, query: str, k: int, places: Mapping[str, int], time: float) -> Step:
     """Return the step of a query; the text of the step explains the score of each result."""
     hits = bank.search(query, k, explain=True)
-    lines = [query, *(describe_hit(hit, places.get(hit.id)) for hit in hits)]
+    lines = [query] if hits else [query, "no results"]
+    for hit in hits:
+        place = places.get(hit.id)
+        where = "an older record, not shown" if place is None else f"step {place}"
+        why = "" if hit.explanation is None else f": {hit.explanation.summary}"
+        lines.append(f"{where}, score {hit.score:.3g}{why}")
     matches = [(places[hit.id], max(hit.score, 0.0)) for hit in hits if hit.id in places]
-    recall = Recall.from_weights("query", *zip(*matches, strict=True)) if matches else None
-    return Step(
-        time,
-        text="\n".join(lines if hits else [query, "no results"]),
-        choice="query",
-        recalls=() if recall is None else (recall,),
-    )
-
-
-def describe_hit(hit: Hit, place: int | None) -> str:
-    """Return one line for a search result: its step in the trace, its score and why it has this score."""
-    where = "an older record, not shown" if place is None else f"step {place}"
-    why = "" if hit.explanation is None else f": {hit.explanation.summary}"
-    return f"{where}, score {hit.score:.3g}{why}"
-
-
-def _recall_superseded(row: Mapping[str, Any], places: Mapping[str, int]) -> tuple[Recall, ...]:
-    place = places.get(row["supersedes"])
-    return () if place is None else (Recall.from_weights("superseded record", [place], [1.0]),)
+    recalls = (Recall.from_weights("query", *zip(*matches, strict=True)),) if matches else ()
+    return Step(time, None, "\n".join(lines), "query", {}, recalls)
 
 
 def _format_row(row: Mapping[str, Any], replaced_by: Mapping[str, int]) -> str:
@@ -189,11 +170,6 @@ def _format_row(row: Mapping[str, Any], replaced_by: Mapping[str, int]) -> str:
             f"valid until {_format_time(row['valid_to'])}{'' if after is None else f': see step {after}'}"
         )
     return "\n".join(lines)
-
-
-def _describe_record(row: Mapping[str, Any]) -> str:
-    namespace = f" of {'/'.join(row['namespace'])}" if row["namespace"] else ""
-    return f"{row['kind']}{namespace}, source: {row['trust']}; {row['id']}"
 
 
 def _format_time(seconds: float) -> str:

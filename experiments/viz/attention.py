@@ -69,7 +69,8 @@ def inspect_model(
     stats = measure_attention(model, _sequences(tokens, opening))
     _print_sinks(stats)
     scores = _retrieval(model, tokenizer, stats)
-    map_layers = layers or _select_layers(stats, scores)
+    strongest = stats.layers[int(stats.sinks.mean(dim=(0, 2)).argmax())]
+    map_layers = layers or sorted({stats.layers[0], strongest, scores.best_layer(), stats.layers[-1]})
     visible = torch.tensor([[*opening, *tokens.tolist()][:tokens_shown]])
     maps = attention_weights(model, visible, dict.fromkeys(map_layers))
     figure = _draw(stats, scores, {layer: maps[layer][0] for layer in maps}, model_name)
@@ -135,11 +136,6 @@ def _sequences(tokens: Int[Tensor, " time"], opening: list[int]) -> Int[Tensor, 
     count = min(_SEQUENCES, len(tokens) // own)
     before = torch.tensor(opening, dtype=tokens.dtype).expand(count, -1)
     return torch.cat([before, tokens[: count * own].view(count, own)], dim=1)
-
-
-def _select_layers(stats: AttentionStats, scores: RetrievalHeads) -> list[int]:
-    strongest = stats.layers[int(stats.sinks.mean(dim=(0, 2)).argmax())]
-    return sorted({stats.layers[0], strongest, scores.best_layer(), stats.layers[-1]})
 
 
 def _print_sinks(stats: AttentionStats) -> None:

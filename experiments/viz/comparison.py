@@ -35,19 +35,17 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     contain the size of the memory state. table.md also names the runs that have no curve because no training
     episode ended.
     """
+    from scrubjay.experiments.viz.accuracy import plot_counts, plot_spans, plot_state
     from scrubjay.experiments.viz.curves import has_curve, plot_longer, plot_runs
 
     longer = {run.path: score_longer_tasks(run) for run in runs}
     supervised = group_runs([run for run in runs if isinstance(run.config, SupervisedConfig)], "axes")
     runs_with_curve = [run for run in runs if has_curve(run)]
-    sections = [
-        _header(runs, command),
-        _final_table(runs),
-        *_nan_warnings(runs),
-        *_missing_curves_note(runs, runs_with_curve),
-    ]
-    sections += _longer_tables(runs, longer)
-    sections += team_tables(runs, out)
+    sections = [_header(runs, command), _final_table(runs)]
+    sections += [f"{run.path.name} is {word}." for run in runs for word in run.loss_warnings]
+    if names := [run.path.name for run in runs if run not in runs_with_curve]:
+        sections.append(f"No curve, since no training episode ended: {', '.join(names)}.")
+    sections += [*_longer_tables(runs, longer), *team_tables(runs, out)]
     for group in supervised.values():
         sections += [*_size_table(group), *_accuracy_tables(group)]
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
@@ -58,15 +56,11 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     if tables:
         paths.append(plot_longer(tables, out / "longer.png"))
     for (count, span), group in supervised.items():
-        paths += _accuracy_plots(group, out, count.removeprefix("num_"), f"{span}s")
+        paths.append(plot_spans(group, out / f"{span}s.png"))
+        paths.append(plot_counts(group, out / f"{count.removeprefix('num_')}.png"))
+        if _have_state_bytes(group):
+            paths.append(plot_state(group, out / "state.png"))
     return paths
-
-
-def _accuracy_plots(runs: Sequence[Run], out: Path, counts: str, spans: str) -> list[Path]:
-    from scrubjay.experiments.viz.accuracy import plot_counts, plot_spans, plot_state
-
-    paths = [plot_spans(runs, out / f"{spans}.png"), plot_counts(runs, out / f"{counts}.png")]
-    return [*paths, plot_state(runs, out / "state.png")] if _have_state_bytes(runs) else paths
 
 
 def score_longer_tasks(run: Run, episodes: int = 100) -> dict[int, float]:
@@ -110,18 +104,14 @@ def _score(summary: dict[str, Any]) -> float:
 
 def _header(runs: Sequence[Run], command: str) -> str:
     seeds = len({run.config.seed for run in runs})
+    scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
+    scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if seeds < 4 else "."
+    if seeds == 1:
+        scores = "Scores are from a single seed; other seeds may differ."
     return (
         f"`{command}`\n\n"
-        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. "
-        f"{_how_to_read(seeds)}"
+        f"{version()}, torch {torch.__version__}, {processor()}, one thread per run, {date.today()}. {scores}"
     )
-
-
-def _how_to_read(seeds: int) -> str:
-    if seeds == 1:
-        return "Scores are from a single seed; other seeds may differ."
-    scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
-    return scores + ("; with fewer than 4 seeds, the mean and the range of the seeds." if seeds < 4 else ".")
 
 
 def _final_table(runs: Sequence[Run]) -> str:
@@ -137,16 +127,6 @@ def _final_table(runs: Sequence[Run]) -> str:
         rows.append([recipe, memory, scores, step_range, f"{seconds:.0f}", rate])
     columns = ["recipe", heading, "score", "training steps", "training time, s", "steps/s"]
     return markdown(columns, rows, "---")
-
-
-def _nan_warnings(runs: Sequence[Run]) -> list[str]:
-    """Return a line for every run whose weights became NaN."""
-    return [f"{run.path.name} is {word}." for run in runs for word in run.loss_warnings]
-
-
-def _missing_curves_note(runs: Sequence[Run], runs_with_curve: Sequence[Run]) -> list[str]:
-    names = [run.path.name for run in runs if run not in runs_with_curve]
-    return [f"No curve, since no training episode ended: {', '.join(names)}."] if names else []
 
 
 def _longer_tables(runs: Sequence[Run], longer: dict[Path, dict[int, float]]) -> list[str]:

@@ -87,7 +87,9 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     """
     rows = {run: run.metrics() for run in runs}
     labels = label_runs(runs)
-    metric = metric or _default_metric(list(rows.values()))
+    if metric is None:
+        has_success = all(any("charts/success" in row for row in run_rows) for run_rows in rows.values())
+        metric = "charts/success" if rows and has_success else "charts/episodic_return"
     panels: dict[str, dict[str, list[_Curve]]] = {}
     for run, run_rows in rows.items():
         points = [(row["step"], row[metric]) for row in run_rows if metric in row]
@@ -104,7 +106,14 @@ def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -
     for axes, recipe, panel in rows_of_axes:
         for label in sorted(panel):
             _draw_curve(axes, panel[label], label, shades[label])
-        _style_axes(axes, recipe, metric)
+        if metric == "charts/success":
+            axes.set_ylim(-0.02, 1.02)
+        axes.set_xlim(left=0)
+        axes.set_title(recipe)
+        axes.set_xlabel("steps")
+        axes.set_ylabel(LABELS.get(metric, metric))
+        axes.xaxis.set_major_formatter(_format_steps)
+        axes.grid(alpha=0.3)
         level = chance[recipe]
         if metric == "charts/success" and level is not None:
             draw_level(axes, level, "best without memory")
@@ -281,22 +290,10 @@ def save_figure(figure: Figure, out: Path | str) -> Path:
     return out
 
 
-def _default_metric(rows: list[list[dict[str, float]]]) -> str:
-    has_success = all(any("charts/success" in row for row in run_rows) for run_rows in rows)
-    return "charts/success" if rows and has_success else "charts/episodic_return"
-
-
 class _Curve(NamedTuple):
     seed: int
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
-
-
-def _describe_seeds(curves: list[_Curve]) -> str:
-    """Return the number of seeds as text, and also the number of runs if the two differ."""
-    seeds = len({curve.seed for curve in curves})
-    seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
-    return seeds_text if seeds == len(curves) else f"{len(curves)} runs of {seeds_text}"
 
 
 def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> None:
@@ -305,22 +302,14 @@ def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> No
     last = min(curve.steps[-1] for curve in curves)
     grid = np.linspace(first, max(first, last), _GRID)
     values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
-    suffix = "" if len(curves) == 1 else f" ({_describe_seeds(curves)})"
-    draw_mean(axes, grid, values, label + suffix, colour, linewidth=2)
+    if len(curves) > 1:
+        seeds = len({curve.seed for curve in curves})
+        seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
+        label += f" ({seeds_text if seeds == len(curves) else f'{len(curves)} runs of {seeds_text}'})"
+    draw_mean(axes, grid, values, label, colour, linewidth=2)
 
 
-def _style_axes(axes: Axes, recipe: str, metric: str) -> None:
-    if metric == "charts/success":
-        axes.set_ylim(-0.02, 1.02)
-    axes.set_xlim(left=0)
-    axes.set_title(recipe)
-    axes.set_xlabel("steps")
-    axes.set_ylabel(LABELS.get(metric, metric))
-    axes.xaxis.set_major_formatter(lambda steps, _: _format_steps(steps))
-    axes.grid(alpha=0.3)
-
-
-def _format_steps(steps: float) -> str:
+def _format_steps(steps: float, _: float = 0.0) -> str:
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(steps) >= size:
             return f"{steps / size:g}{letter}"

@@ -53,7 +53,8 @@ def recall_density(
     """
     time = len(encodings)
     density = {name: torch.zeros(time, time) for name in ("action", "value")}
-    spread = [_covariance(part) for part in (encodings, skip_features) if part is not None]
+    differences = [part - part.mean(dim=0) for part in (encodings, skip_features) if part is not None]
+    spread = [part.T @ part / len(part) for part in differences]
     for first in range(0, time, _AT_ONCE):
         last = min(first + _AT_ONCE, time)
         # Batch rows are independent, so the gradient of their sum contains the gradient of each row.
@@ -78,11 +79,6 @@ def recall_density(
             density[name][first:last, :last] = torch.where(total > 0, sizes / total, 0)
         on_step(last)
     return density
-
-
-def _covariance(encodings: Float[Tensor, "time dim"]) -> Float[Tensor, "dim dim"]:
-    centered_encodings = encodings - encodings.mean(dim=0)
-    return centered_encodings.T @ centered_encodings / len(centered_encodings)
 
 
 def _gradient_size(

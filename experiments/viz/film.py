@@ -152,7 +152,9 @@ def write_mp4(frames: Sequence[Image.Image], out: Path | str, per_second: float)
     film.send(None)
     try:
         for picture in [*pictures, *[pictures[-1]] * (max(1, round(per_second)) - 1)]:
-            film.send(_pad(picture, height, width))
+            # Pad by repeating the last row and column; the film needs a contiguous picture.
+            missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+            film.send(np.ascontiguousarray(np.pad(picture, missing, mode="edge")))
     except OSError as error:
         raise _incomplete_film_error(out) from error
     finally:
@@ -173,12 +175,6 @@ def _read_box_names(path: Path | str) -> list[bytes]:
 
 def _incomplete_film_error(out: Path | str) -> OSError:
     return OSError(errno.EIO, "ffmpeg could not finish the video; check the free disk space", str(out))
-
-
-def _pad(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return a contiguous picture of this size, padded by repeating the last row and column."""
-    missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
-    return np.ascontiguousarray(np.pad(picture, missing, mode="edge"))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,13 @@ def trace_reading(
     tracks: dict[str, tuple[float | None, ...]] = {"loss of the token": (None, *losses.tolist())}
     for layer in layers:
         tracks[f"attention to token 0, layer {layer}"] = tuple(means[layer][:, 0].tolist())
-        tracks[f"entropy, layer {layer}"] = tuple(_entropy(weights[layer][0]).tolist())
+        entropy = torch.special.entr(weights[layer][0].double()).sum(dim=-1).mean(dim=0)
+        tracks[f"entropy, layer {layer}"] = tuple(entropy.tolist())
+    tables: dict[str, dict[str, tuple[float, ...]]] = {}
+    if attention_stats is not None:
+        shares = zip(attention_stats.layers, attention_stats.sinks.mean(dim=0).tolist(), strict=True)
+        rows = {f"layer {layer}": tuple(row) for layer, row in shares}
+        tables["attention to token 0, by layer and head"] = rows
     return Trace(
         kind="language model",
         title=title,
@@ -80,8 +86,7 @@ def trace_reading(
         about={"tokens": str(len(words)), "mean loss": f"{float(losses.mean()):.2f}"},
         unit="tokens",
         tracks=tracks,
-        tables=({} if attention_stats is None else _attention_table(attention_stats))
-        | ({} if retrieval is None else retrieval_table(retrieval)),
+        tables=tables if retrieval is None else tables | retrieval_table(retrieval),
     )
 
 
@@ -89,12 +94,6 @@ def retrieval_table(heads: RetrievalHeads) -> dict[str, dict[str, tuple[float, .
     """Return the scores of retrieval heads as a table of a trace."""
     rows = {f"layer {layer}": scores for layer, scores in heads.by_layer().items()}
     return {"retrieval score, by layer and head": rows}
-
-
-def _attention_table(looks: AttentionStats) -> dict[str, dict[str, tuple[float, ...]]]:
-    shares = looks.sinks.mean(dim=0).tolist()
-    rows = {f"layer {layer}": tuple(row) for layer, row in zip(looks.layers, shares, strict=True)}
-    return {"attention to token 0, by layer and head": rows}
 
 
 def decode_token(tokenizer: Any, token: Tensor | int) -> str:
@@ -109,11 +108,6 @@ def top_tokens(tokenizer: Any, log_probs: Float[Tensor, " vocabulary"]) -> dict[
         decode_token(tokenizer, token): min(float(value.exp()), 1.0)
         for value, token in zip(best.values, best.indices, strict=True)
     }
-
-
-def _entropy(weights: Float[Tensor, "heads rows keys"]) -> Float[Tensor, " rows"]:
-    """Return the entropy of the attention of each query in nats, mean over heads."""
-    return torch.special.entr(weights.double()).sum(dim=-1).mean(dim=0)
 
 
 KEPT, READ, FETCHED = "kept", "read", "fetched"
@@ -168,7 +162,7 @@ class RetentionRecorder:
         self._tokens = [*self._tokens[:begin], *[None] * (begin - before), *tokens]
         self._log_probs = logits.float().log_softmax(dim=-1).cpu()
         self._last_retained = {
-            layer: _select_first_row(retained_tokens)
+            layer: RetainedTokens(*(field[:1].cpu() for field in retained_tokens))
             for layer, retained_tokens in cache.get_retained_tokens().items()
         }
         self._about = {"policy": repr(cache.policy), "cache": f"{cache.nbytes() / 2**20:.1f} MiB"}
@@ -304,10 +298,6 @@ def trace_retention(
             model(input_ids=tokens[None, begin:end], cache=cache, logits_to_keep=1)
             on_token(end)
     return recorder.trace(title, retrieval)
-
-
-def _select_first_row(retained_tokens: RetainedTokens) -> RetainedTokens:
-    return RetainedTokens(*(field[:1].cpu() for field in retained_tokens))
 
 
 class InfiniRetriRecorder:
