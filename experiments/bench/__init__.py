@@ -69,8 +69,8 @@ def time_in_turns(
     `clock` is `time.process_time` for CPU time, or `time.perf_counter` for wall-clock time. `limits` are
     those of `take_turns`.
     """
-    timed = {name: partial(measure_seconds, run, clock) for name, run in methods.items()}
-    return take_turns(timed, rounds, warm_up, **limits)
+    timers = {name: partial(measure_seconds, run, clock) for name, run in methods.items()}
+    return take_turns(timers, rounds, warm_up, **limits)
 
 
 def run_forward(run: Callable[[], Tensor]) -> None:

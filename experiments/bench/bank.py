@@ -225,7 +225,7 @@ def measure_recall(path: Path, embeddings: CheapEmbeddings, searches: int) -> fl
             for query in queries
         ]
     store.close()
-    return float(np.mean([np.isin(rows, found).mean() for rows, found in nearest_rows]))
+    return float(np.mean([np.isin(rows, own).mean() for rows, own in nearest_rows]))
 
 
 def build_lancedb_table(folder: Path, path: Path) -> Any:

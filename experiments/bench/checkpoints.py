@@ -96,7 +96,12 @@ def _measure(name: str, turns: int, bench: CheckpointsBench) -> ConversationCost
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.db"
         with _saver(name, path) as saver:
-            graph = _graph(saver, bench.words)
+            builder = StateGraph(MessagesState)
+            builder.add_node("think", lambda state: {"messages": [AIMessage("thought " * bench.words)]})
+            builder.add_node("answer", lambda state: {"messages": [AIMessage("word " * bench.words)]})
+            builder.add_edge(START, "think")
+            builder.add_edge("think", "answer")
+            graph = builder.compile(checkpointer=saver)
             start = time.perf_counter()
             for turn in range(turns):
                 graph.invoke({"messages": [HumanMessage(f"question {turn}")]}, config)
@@ -123,15 +128,6 @@ def _saver(name: str, path: Path) -> Iterator[BaseCheckpointSaver]:
         if name == SQLITE_SAVER_NORMAL:
             connection.execute("PRAGMA synchronous = NORMAL")
         yield SqliteSaver(connection)
-
-
-def _graph(saver: BaseCheckpointSaver, words: int) -> Any:
-    graph = StateGraph(MessagesState)
-    graph.add_node("think", lambda state: {"messages": [AIMessage("thought " * words)]})
-    graph.add_node("answer", lambda state: {"messages": [AIMessage("word " * words)]})
-    graph.add_edge(START, "think")
-    graph.add_edge("think", "answer")
-    return graph.compile(checkpointer=saver)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,10 @@ class PagesBench:
 
 def main(bench: PagesBench) -> None:
     """Run the benchmark and print its table."""
-    trace = _episode(bench)
+    torch.manual_seed(0)
+    env = EnvConfig("scrubjay/Ballet-v0", {"num_dancers": bench.dancers, "delay": bench.delay})
+    policy = PolicyConfig(memory=make_config("hcam")).build(env.spaces()).eval()
+    trace = trace_episode(policy, env, max_steps=bench.max_steps)
     pages = {
         "empty page": EMPTY,
         "pictures only": render_pictures(trace),
@@ -112,13 +115,6 @@ def _open(browser: Any, address: str) -> float:
     took = time.perf_counter() - start
     browser_page.close()
     return took
-
-
-def _episode(bench: PagesBench) -> Trace:
-    torch.manual_seed(0)
-    env = EnvConfig("scrubjay/Ballet-v0", {"num_dancers": bench.dancers, "delay": bench.delay})
-    policy = PolicyConfig(memory=make_config("hcam")).build(env.spaces()).eval()
-    return trace_episode(policy, env, max_steps=bench.max_steps)
 
 
 if __name__ == "__main__":

@@ -286,11 +286,7 @@ def _describe_env(env: EnvConfig | TeamEnvConfig) -> str:
 
 
 def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: EvalOptions) -> None:
-    from scrubjay.experiments.viz.differences import (
-        build_untrained_policy,
-        learner_state,
-        measure_gains_with_progress,
-    )
+    from scrubjay.experiments.viz.differences import build_untrained_policy, learner_state, measure_gains
 
     with bad_input():
         final_state = learner_state(run)
@@ -299,9 +295,7 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
         ("before training", build_untrained_policy(config), None),
         ("after", policy, final_state),
     ):
-        gains = measure_gains_with_progress(
-            f"best responses {when}", team, config, steps, episodes, seed, learner_state_at
-        )
+        gains = measure_gains(team, config, steps, episodes, seed, learner_state_at, f"best responses {when}")
         print(
             f"{when}: epsilon {max(gain.gain for gain in gains):.3f}, with {options.response_steps:,} "
             "steps per best response"

@@ -188,7 +188,10 @@ class _ConversationGenerator:
             for kind in self.draw.sample(sorted(self.wording["exchanges"], key=str), _EXCHANGES):
                 self._exchange(who, kind)
             for kind in self.draw.sample(sorted(self.wording["events"], key=str), _EVENTS):
-                self._event(who, kind)
+                (place,) = self._places(1)
+                date = self._date(self.moments[place] - timedelta(days=self.draw.randint(1, 9)))
+                self.say(place, kind["told"].format(who=who, date=date))
+                self._ask(self.draw.choice(kind["asked"]).format(who=who, date=date), (place,), "dated")
             for name in self.draw.sample(sorted(self.wording["slots"]), _SLOTS):
                 current = self._fact(who, self.wording["slots"][name])
                 if name == "drink":
@@ -235,12 +238,6 @@ class _ConversationGenerator:
             dated_question = self.wording["past"].format(date=self._date(then), question=question)
             self._ask(dated_question, places[:1], "past", then)
         return places[-1]
-
-    def _event(self, who: str, kind: dict[str, Any]) -> None:
-        (place,) = self._places(1)
-        date = self._date(self.moments[place] - timedelta(days=self.draw.randint(1, 9)))
-        self.say(place, kind["told"].format(who=who, date=date))
-        self._ask(self.draw.choice(kind["asked"]).format(who=who, date=date), (place,), "dated")
 
     def _exchange(self, who: str, kind: dict[str, Any]) -> None:
         """Write a question into one turn and its answer into the next turn of the same session."""

@@ -12,7 +12,7 @@ observations.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -75,38 +75,6 @@ def learner_state(run: Run) -> Mapping[str, Any]:
     return load_training(run.checkpoint)["learner"]
 
 
-def measure_gains_with_progress(
-    title: str,
-    policy: TeamPolicy,
-    config: TeamTaskConfig,
-    steps: int,
-    episodes: int,
-    seed: int,
-    learner_checkpoint: Mapping[str, Any] | None,
-) -> list[Gain]:
-    """Run `measure_gains` with a progress bar, and return the gain of each agent.
-
-    Args:
-        title: Title of the progress bar.
-        policy: Policy of the team; it is not changed.
-        config: Config of the experiment.
-        steps: Environment steps of training per agent.
-        episodes: Evaluation episodes of each team.
-        seed: Seed of sampling and of the episodes.
-        learner_checkpoint: Learner state from which best responses start; None for an untrained policy.
-    """
-    with ProgressDisplay(title, steps * policy.num_agents) as display:
-        return measure_gains(
-            policy,
-            config,
-            steps,
-            episodes,
-            seed,
-            learner_checkpoint,
-            lambda agent, done: display.update(agent * steps + min(done, steps), {}),
-        )
-
-
 def measure_gains(
     policy: TeamPolicy,
     config: TeamTaskConfig,
@@ -114,7 +82,7 @@ def measure_gains(
     episodes: int = 100,
     seed: int = 0,
     learner_checkpoint: Mapping[str, Any] | None = None,
-    on_update: Callable[[int, int], None] | None = None,
+    title: str | None = None,
 ) -> list[Gain]:
     """Train each agent alone for `steps` environment steps, and return the increase of each agent's return.
 
@@ -129,7 +97,7 @@ def measure_gains(
         episodes: Evaluation episodes of each team.
         seed: Seed of sampling and of the episodes.
         learner_checkpoint: Learner state from which best responses start; None for an untrained policy.
-        on_update: Callback after each update, with the index of the agent and its steps so far.
+        title: Title of a progress bar; None for no bar.
     """
 
     def play(team: TeamPolicy) -> np.ndarray:
@@ -139,21 +107,22 @@ def measure_gains(
     learner = get_trust_region_config(config)
     before = play(policy)
     result = []
-    for agent in range(policy.num_agents):
-        team = best_response(
-            policy,
-            agent,
-            config.env.make_teams,
-            learner,
-            steps,
-            config.segment_length,
-            derive_seed(seed, "sampling"),
-            learner_checkpoint,
-            None if on_update is None else lambda done, agent=agent: on_update(agent, done),
-        )
-        difference = play(team)[:, agent] - before[:, agent]
-        low, high = normal_interval(difference)
-        result.append(Gain(float(before[:, agent].mean()), float(difference.mean()), low, high))
+    with ProgressDisplay(title or "", steps * policy.num_agents, show=title is not None) as display:
+        for agent in range(policy.num_agents):
+            team = best_response(
+                policy,
+                agent,
+                config.env.make_teams,
+                learner,
+                steps,
+                config.segment_length,
+                derive_seed(seed, "sampling"),
+                learner_checkpoint,
+                lambda done, agent=agent: display.update(agent * steps + min(done, steps), {}),
+            )
+            difference = play(team)[:, agent] - before[:, agent]
+            low, high = normal_interval(difference)
+            result.append(Gain(float(before[:, agent].mean()), float(difference.mean()), low, high))
     return result
 
 
@@ -187,14 +156,14 @@ class BestResponses:
     def add_to_trace(self, trace: Trace) -> Trace:
         """Train the best responses; return the trace with the gain of each agent added to `Trace.about`."""
         config = self._config
-        gains = measure_gains_with_progress(
-            "best responses",
+        gains = measure_gains(
             self.run.team_policy_for(config.env),
             config,
             self.steps,
             self.episodes,
             self.seed,
             learner_state(self.run),
+            "best responses",
         )
         env = config.env.make()
         agents = list(env.possible_agents)

@@ -119,13 +119,15 @@ class _PolicyTracer(_Tracer):
         self.encodings.append(encoding[0])
         self.actions.append(action[0])
         actions = policy.env_actions(action)
-        chances = _get_action_probabilities(policy, distribution)
-        text = format_value(self.envs.observation)
-        recalls = _build_recalls(memory_trace)
-        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances, recalls))
-        numbers = {"value": float(policy.critic(features))}
+        numbers, chances = {"value": float(policy.critic(features))}, {}
         if isinstance(policy.action_space, gymnasium.spaces.Discrete):
             numbers["probability of the choice"] = float(distribution.log_prob(action).exp())
+            if isinstance(distribution, Categorical):
+                each = distribution.log_probs[0].exp().clamp(max=1).tolist()
+                first = int(policy.action_space.start)
+                chances = {str(number): chance for number, chance in enumerate(each, first)}
+        text, recalls = format_value(self.envs.observation), _build_recalls(memory_trace)
+        self.steps.append(Step(len(self.steps), place, text, format_value(actions[0]), chances, recalls))
         writes = {} if memory_trace is None else memory_trace.writes
         return Choice(actions, numbers | {name: float(strength[0]) for name, strength in writes.items()})
 
@@ -225,15 +227,6 @@ def _build_recalls(trace: MemoryRecall | None, prefix: str = "") -> tuple[Recall
     return tuple(
         Recall.from_weights(prefix + name, read.steps[0], read.weights[0]) for name, read in reads.items()
     )
-
-
-def _get_action_probabilities(policy: Policy, distribution: Any) -> dict[str, float]:
-    """Return the probability of each action by name, or {} if the action space is not discrete."""
-    space = policy.action_space
-    if not isinstance(space, gymnasium.spaces.Discrete) or not isinstance(distribution, Categorical):
-        return {}
-    chances = distribution.log_probs[0].exp().clamp(max=1).tolist()
-    return {str(int(space.start) + index): chance for index, chance in enumerate(chances)}
 
 
 def format_value(value: Any) -> str:

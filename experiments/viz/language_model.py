@@ -184,6 +184,15 @@ class RetentionRecorder:
                 zip(words, [*words[1:], ""], snapshots, strict=True)
             )
         ]
+        layers = {f"layer {layer}": own for layer, own in self._last_retained.items()}
+        tables = {
+            "retained tokens, by layer and key head": {
+                name: tuple(own.stored_mask[0].sum(dim=-1).tolist()) for name, own in layers.items()
+            },
+            f"attention of the last token to the first {FIRST}, by layer and head": {
+                name: tuple(own.first_share[0].tolist()) for name, own in layers.items()
+            },
+        }
         losses = tuple(self._losses.get(place) for place in range(len(words)))
         return Trace(
             kind="language model",
@@ -197,7 +206,7 @@ class RetentionRecorder:
                 f"attention to the first {FIRST} tokens": tuple(m.to_first for m in snapshots),
             }
             | ({"loss of the token": losses} if any(loss is not None for loss in losses) else {}),
-            tables=self._build_tables(retrieval),
+            tables=tables if retrieval is None else tables | retrieval_table(retrieval),
         )
 
     def _take_snapshot(self) -> _Snapshot:
@@ -216,20 +225,6 @@ class RetentionRecorder:
         assert self._log_probs is not None
         options = top_tokens(self._tokenizer, self._log_probs)
         return _Snapshot(recalls, float(stored_share.sum()), float(to_first), options)
-
-    def _build_tables(self, retrieval: RetrievalHeads | None) -> dict[str, dict[str, tuple[float, ...]]]:
-        layers = {f"layer {layer}": retained_tokens for layer, retained_tokens in self._last_retained.items()}
-        tables = {
-            "retained tokens, by layer and key head": {
-                name: tuple(retained_tokens.stored_mask[0].sum(dim=-1).tolist())
-                for name, retained_tokens in layers.items()
-            },
-            f"attention of the last token to the first {FIRST}, by layer and head": {
-                name: tuple(retained_tokens.first_share[0].tolist())
-                for name, retained_tokens in layers.items()
-            },
-        }
-        return tables if retrieval is None else tables | retrieval_table(retrieval)
 
     def _drop_oldest_weights(self) -> None:
         """Drop the recall weights of the oldest steps until at most `_MOST_WEIGHTS` weights remain.

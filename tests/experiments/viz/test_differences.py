@@ -20,7 +20,6 @@ from scrubjay.experiments.viz.differences import (
     get_trust_region_config,
     learner_state,
     measure_gains,
-    measure_gains_with_progress,
     memory_bias,
     observability_gap,
 )
@@ -45,7 +44,7 @@ def test_a_bar_changes_no_gain_and_reaches_its_end(config, tmp_path, capsys):
     policy, learner_checkpoint = run.team_policy_for(config.env), learner_state(run)
     assert "value_moments" in learner_checkpoint
     capsys.readouterr()
-    agent_gains = measure_gains_with_progress("responses", policy, config, 6, 3, 1, learner_checkpoint)
+    agent_gains = measure_gains(policy, config, 6, 3, 1, learner_checkpoint, "responses")
     assert "responses  12/12" in capsys.readouterr().out
     assert agent_gains == measure_gains(policy, config, 6, 3, 1, learner_checkpoint)
     assert len(agent_gains) == policy.num_agents

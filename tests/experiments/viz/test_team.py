@@ -12,7 +12,7 @@ from scrubjay.experiments import train
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
-from scrubjay.experiments.viz.differences import learner_state, measure_gains_with_progress
+from scrubjay.experiments.viz.differences import learner_state, measure_gains
 from scrubjay.experiments.viz.episode import trace_team
 from scrubjay.experiments.viz.look import look
 from scrubjay.experiments.viz.trace import from_json, read_trace, to_json
@@ -115,9 +115,7 @@ def test_a_run_of_a_team_is_looked_at(tmp_path, capsys):
     words = ["look", str(run.path), "--out", str(tmp_path / "team.json"), "--best-response"]
     assert main([*words, "--max-steps", "2", "--response-steps", "6"]) == 0
     about = read_trace(tmp_path / "team.json").about
-    agent_gains = measure_gains_with_progress(
-        "again", run.team_policy_for(ENV), config, 6, 100, 1, learner_state(run)
-    )
+    agent_gains = measure_gains(run.team_policy_for(ENV), config, 6, 100, 1, learner_state(run), "again")
     for agent, gain in zip(ENV.make().possible_agents, agent_gains, strict=True):
         assert about[f"gain of {agent} alone"].startswith(f"{gain.gain:+.3g} [")
     for more, message in (
