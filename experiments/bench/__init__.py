@@ -9,7 +9,7 @@ import itertools
 import math
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from statistics import median
 from typing import Any, TypeVar
@@ -94,6 +94,11 @@ def time_passes(methods: Mapping[str, Callable[[], Tensor]], rounds: int) -> dic
         name: (1e3 * median(times[name, run_forward]), 1e3 * median(times[name, run_backward]))
         for name in methods
     }
+
+
+def format_ratios(times: Iterable[float], base: Iterable[float], digits: int = 1) -> str:
+    """Format each time as a multiple of the time of the same pass in `base`."""
+    return " / ".join(f"{time / other:.{digits}f}x" for time, other in zip(times, base, strict=True))
 
 
 def run_in_new_process(function: Callable[..., Any], *arguments: Any) -> Any:

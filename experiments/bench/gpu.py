@@ -25,6 +25,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
+from scrubjay.experiments.bench import format_ratios
 from scrubjay.kernels import (
     Gates,
     NeuralState,
@@ -343,9 +344,10 @@ def _segments(bench: GPUBench) -> Iterator[str]:
         theirs = _time(_attention(query, keys, values, causal=True))
         nsa = _nsa(bench, query, keys, values)
         nsa_times = None if nsa is None else _time(nsa)
-        cells = ["-", "-"] if nsa_times is None else [_pair(nsa_times), _ratio(nsa_times, ours)]
+        cells = ["-", "-"] if nsa_times is None else [_pair(nsa_times), format_ratios(nsa_times, ours)]
         yield (
-            f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} | {' | '.join(cells)} |"
+            f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {format_ratios(theirs, ours)} | "
+            f"{' | '.join(cells)} |"
         )
 
 
@@ -360,7 +362,7 @@ def _decode(bench: GPUBench) -> Iterator[str]:
         query, valid = query[:, -1:], torch.full((bench.rows, 1), length // bench.chunk, device="cuda")
         ours = _time(_retrieval(bench, query, keys, values, valid), backward=False)
         theirs = _time(_attention(query, keys, values, causal=False), backward=False)
-        yield f"| {length:,} | {ours[0]:.3f} | {theirs[0]:.3f} | {_ratio(theirs, ours)} |"
+        yield f"| {length:,} | {ours[0]:.3f} | {theirs[0]:.3f} | {format_ratios(theirs, ours)} |"
 
 
 def _sinks(bench: GPUBench) -> Iterator[str]:
@@ -375,7 +377,7 @@ def _sinks(bench: GPUBench) -> Iterator[str]:
             return sink_attention(query, keys, values, step, step, start, window=bench.window, num_sinks=4)
 
         ours, theirs = _time(sinks), _time(_attention(query, keys, values, causal=True))
-        yield f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)} |"
+        yield f"| {length:,} | {_pair(ours)} | {_pair(theirs)} | {format_ratios(theirs, ours)} |"
 
 
 def _retrieval(
@@ -453,15 +455,11 @@ def _time(run: Callable[[], Tensor], backward: bool = True) -> tuple[float, floa
 def _both(run: Callable[[Any], Tensor]) -> str:
     """Return the table cells of the Triton path, the torch path and their ratio."""
     ours, theirs = (_time(functools.partial(run, path)) for path in ("triton", "torch"))
-    return f"{_pair(ours)} | {_pair(theirs)} | {_ratio(theirs, ours)}"
+    return f"{_pair(ours)} | {_pair(theirs)} | {format_ratios(theirs, ours)}"
 
 
 def _pair(times: tuple[float, float]) -> str:
     return f"{times[0]:.2f} / {times[1]:.2f}"
-
-
-def _ratio(theirs: tuple[float, float], ours: tuple[float, float]) -> str:
-    return " / ".join(f"{their / our:.1f}x" for their, our in zip(theirs, ours, strict=True))
 
 
 if __name__ == "__main__":

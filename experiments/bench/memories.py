@@ -126,7 +126,9 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
         methods[name, "training"], methods[name, "update"] = trainer.update, trainer.learn
     for (name, part), seconds in time_in_turns(methods, config.rounds).items():
         getattr(costs[name], part).extend(1e3 * second for second in seconds)
-    speed = _operations_per_millisecond()
+    # The peak number of operations per millisecond, measured on a large matrix product.
+    left, right = torch.randn(2, 1024, 1024)
+    speed = 2 * 1024**3 / (1e3 * min(time_in_turns({"": lambda: left @ right}, 10)[""]))
     for name, trainer in trainers.items():
         with FlopCounterMode(display=False, custom_mapping=_LSTM_FLOPS) as counter:
             trainer.learn()
@@ -144,12 +146,6 @@ _LSTM_FLOPS = {
     torch.ops.aten.mkldnn_rnn_layer: partial(_count_lstm_flops, passes=1),
     torch.ops.aten.mkldnn_rnn_layer_backward: partial(_count_lstm_flops, passes=2),
 }
-
-
-def _operations_per_millisecond(size: int = 1024, rounds: int = 10) -> float:
-    """Return the peak number of operations per millisecond, measured on a large matrix product."""
-    left, right = torch.randn(2, size, size)
-    return 2 * size**3 / (1e3 * min(time_in_turns({"": lambda: left @ right}, rounds)[""]))
 
 
 def _step(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dict[str, MemoryCost]) -> None:

@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.experiments.bench import build_htm_attention, time_passes
+from scrubjay.experiments.bench import build_htm_attention, format_ratios, time_passes
 from scrubjay.memory import State
 from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.parts.window import resolve_heads
@@ -119,7 +119,7 @@ def _segments(bench: SegmentsBench, hcam: HCAM) -> None:
         }
         cost = time_passes(methods, bench.repeats)
         cells = [f"{forward:.1f} / {both:.1f}" for forward, both in cost.values()]
-        print(f"| {history:,} | {' | '.join(cells)} | {_ratio(cost['full'], cost['hcam'])} |")
+        print(f"| {history:,} | {' | '.join(cells)} | {format_ratios(cost['full'], cost['hcam'])} |")
 
 
 def _reads(bench: SegmentsBench, config: HCAMConfig, hcam: HCAM) -> None:
@@ -135,7 +135,7 @@ def _reads(bench: SegmentsBench, config: HCAMConfig, hcam: HCAM) -> None:
         methods = {"ours": partial(hcam.read, x, state), "theirs": partial(theirs, x, contents.flatten(1, 2))}
         cost = time_passes(methods, bench.repeats)
         cells = [f"{forward:.2f} / {both:.2f}" for forward, both in cost.values()]
-        ratio = _ratio(cost["theirs"], cost["ours"])
+        ratio = format_ratios(cost["theirs"], cost["ours"])
         print(f"| {queries} per batch row | {' | '.join(cells)} | {ratio} |")
 
 
@@ -146,10 +146,6 @@ def _full_state(hcam: HCAM, contents: Tensor) -> State:
         "summaries_0": contents.mean(2),
         "time": torch.full((len(contents),), contents.shape[1] * contents.shape[2]),
     }
-
-
-def _ratio(theirs: tuple[float, float], ours: tuple[float, float]) -> str:
-    return " / ".join(f"{their / our:.1f}x" for their, our in zip(theirs, ours, strict=True))
 
 
 def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
@@ -167,7 +163,7 @@ def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
     cost = time_passes(methods, bench.repeats)
     first = next(iter(cost.values()))
     for name, own in cost.items():
-        print(f"| {name} | {own[0]:.2f} / {own[1]:.2f} | {_ratio(own, first)} |")
+        print(f"| {name} | {own[0]:.2f} / {own[1]:.2f} | {format_ratios(own, first)} |")
 
 
 if __name__ == "__main__":

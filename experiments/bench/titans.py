@@ -26,7 +26,14 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.experiments.bench import Name, measure_seconds, run_backward, run_forward, run_in_new_process
+from scrubjay.experiments.bench import (
+    Name,
+    format_ratios,
+    measure_seconds,
+    run_backward,
+    run_forward,
+    run_in_new_process,
+)
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.lmm import TitansConfig
 from scrubjay.memory.titans.neural import NeuralMemory
@@ -183,7 +190,7 @@ def _side_by_side(bench: TitansBench) -> None:
     base = cost["causal attention"]
     for name, times in cost.items():
         megabytes = run_in_new_process(_peak, name, bench)
-        print(f"| {name} | {_pair(times)} | {_ratio(times, base)} | {megabytes:.0f} |")
+        print(f"| {name} | {_pair(times)} | {format_ratios(times, base, 2)} | {megabytes:.0f} |")
 
 
 def _lengths(bench: TitansBench) -> None:
@@ -205,7 +212,7 @@ def _lengths(bench: TitansBench) -> None:
             x = torch.randn(1, length, dim, requires_grad=True)
             cost = _time_in_turns({name: partial(m, x) for name, m in modules.items()}, bench)
             base = cost.pop("attention")
-            cells = [_ratio(times, base) for times in cost.values()]
+            cells = [format_ratios(times, base, 2) for times in cost.values()]
             print(f"| {dim} | {length:,} | {_pair(base)} | {' | '.join(cells)} |", flush=True)
 
 
@@ -254,7 +261,7 @@ def _resets(bench: TitansBench) -> None:
     age = torch.zeros(bench.batch, dtype=torch.int64)
     for pieces, start in starts.items():
         chunks = ChunkGrid.from_starts(age, start, 64).num_chunks
-        print(f"| {pieces} | {chunks} | {_ratio(cost[pieces], base)} |")
+        print(f"| {pieces} | {chunks} | {format_ratios(cost[pieces], base, 2)} |")
 
 
 def _time_in_turns(
@@ -301,10 +308,6 @@ def _high_water() -> int:
 
 def _pair(times: tuple[float, float]) -> str:
     return " / ".join(f"{value * 1e3:.0f}" for value in times)
-
-
-def _ratio(times: tuple[float, float], base: tuple[float, float]) -> str:
-    return " / ".join(f"{value / other:.2f}x" for value, other in zip(times, base, strict=True))
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
         sections.append(f"No curve, since no training episode ended: {', '.join(names)}.")
     sections += [*_longer_tables(runs, longer), *team_tables(runs, out)]
     for group in supervised.values():
-        sections += [*_size_table(group), *_accuracy_tables(group)]
+        if _have_state_bytes(group):
+            sections.append(_size_table(group))
+        sections += _accuracy_tables(group)
     write_atomically(out / "table.md", "\n\n".join(sections) + "\n")
     paths = [out / "table.md", write_scores(runs, longer, out, command)]
     paths += [plot_runs(runs_with_curve, out / "curves.png")] if runs_with_curve else []
@@ -148,16 +150,13 @@ def _have_state_bytes(runs: Sequence[Run]) -> bool:
     return all("state_bytes" in run.result for run in runs)
 
 
-def _size_table(runs: Sequence[Run]) -> list[str]:
-    """Return `[table]` with parameter counts and state sizes, or `[]` if a run lacks its state size."""
-    if not _have_state_bytes(runs):
-        return []
+def _size_table(runs: Sequence[Run]) -> str:
     results = {(run.config.recipe, run.config.label): run.result for run in runs}
     rows = [
         [*names, f"{result['parameters']:,}", f"{result['state_bytes']:,}"]
         for names, result in results.items()
     ]
-    return [markdown(["recipe", "memory", "parameters", "state size per sequence, bytes"], rows, "---")]
+    return markdown(["recipe", "memory", "parameters", "state size per sequence, bytes"], rows, "---")
 
 
 def _accuracy_tables(runs: Sequence[Run]) -> list[str]:
