@@ -146,7 +146,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         count_in_prompt = count_tokens or make_prompt_token_counter(model)
         count_tokens = count_tokens or make_token_counter(model)
         self.tools = index_tools(tools, third_party_tools)
-        self._namespace = check_template(_check_names(namespace))
+        self._namespace = check_template(namespace)
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps
         self._prompts = load_prompts(self.profile.language)
@@ -215,7 +215,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         messages = repair_transcript(messages, self._prompts)
         configurable = ensure_config(config).get("configurable", {})
         if "namespace" in configurable:
-            namespace = check_literal(_check_names(configurable["namespace"]))
+            namespace = check_literal(configurable["namespace"])
         else:
             namespace = fill_template(self._namespace, config)
         dialogue, builder, planner = filter_dialogue(messages[:-1]), self._loop.builder, self._loop.planner
@@ -260,12 +260,6 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                     ) from None
                 native = False
         return Planner(model, self.tools, native, builder)
-
-
-def _check_names(namespace: Any) -> Any:
-    if isinstance(namespace, str):  # a string is a sequence, too: each letter would become a part
-        raise TypeError(f"namespace={namespace!r}: must be a tuple of names, such as {(namespace,)!r}")
-    return namespace
 
 
 def _read_input(input: Any) -> tuple[list[BaseMessage], tuple[Passage, ...]]:

@@ -147,12 +147,10 @@ class Consolidation:
         draft = bank.embed_drafts([draft])[0]
         planned_steps = [self._plan_step(one, candidates, draft) for one in changes]
         with bank.store.writing() as connection:
-            if any(_has_changed(connection, candidates, plan.step.ended_id) for plan in planned_steps):
-                planned_steps, refusal = (
-                    [_PlannedStep(Step("add"), draft)],
-                    "a candidate record has changed meanwhile",
-                )
-            steps = tuple(self._apply_step(connection, plan, draft) for plan in planned_steps)
+            if any(_has_changed(connection, candidates, step.ended_id) for step, _ in planned_steps):
+                planned_steps = [(Step("add"), draft)]
+                refusal = "a candidate record has changed meanwhile"
+            steps = tuple(self._apply_step(connection, *one, draft.observed) for one in planned_steps)
             candidate_ids = tuple(one.id for one in candidates)
             decision = Decision(id, to_datetime(draft.created), candidate_ids, steps, refusal, None)
             connection.execute(
@@ -213,45 +211,46 @@ class Consolidation:
         )
         return [hit for hit in hits if hit.namespace == namespace][: self._k]
 
-    def _plan_step(self, change: Change, candidates: Sequence[Record], draft: Draft) -> _PlannedStep:
+    def _plan_step(
+        self, change: Change, candidates: Sequence[Record], draft: Draft
+    ) -> tuple[Step, Draft | None]:
+        """Return the step of a change, and the embedded draft that it writes; None if it writes nothing."""
         if change.action == "add":
-            return _PlannedStep(Step("add"), draft)
+            return Step("add"), draft
         if change.action == "none" or change.record is None:
-            return _PlannedStep(Step("none"), None)
-        ended_id = candidates[change.record].id
+            return Step("none"), None
+        step = Step(change.action, ended_id=candidates[change.record].id)
         if change.action == "delete":
-            return _PlannedStep(Step("delete", ended_id=ended_id), None)
+            return step, None
         if change.text is None:
-            return _PlannedStep(Step("update", ended_id=ended_id), draft._replace(supersedes=ended_id))
+            return step, draft._replace(supersedes=step.ended_id)
         trust = "tool" if draft.trust == "tool" else "agent"
         provenance = encode_provenance({**json.loads(draft.provenance), "said": draft.text})
-        new_draft = draft._replace(text=change.text, trust=trust, provenance=provenance, supersedes=ended_id)
+        new_draft = draft._replace(
+            text=change.text, trust=trust, provenance=provenance, supersedes=step.ended_id
+        )
         new_draft = new_draft._replace(vector=None, fingerprint=None)
-        return _PlannedStep(Step("update", ended_id=ended_id), self._bank.embed_drafts([new_draft])[0])
+        return step, self._bank.embed_drafts([new_draft])[0]
 
-    def _apply_step(self, connection: sqlite3.Connection, planned_step: _PlannedStep, draft: Draft) -> Step:
+    def _apply_step(
+        self, connection: sqlite3.Connection, step: Step, draft: Draft | None, observed: float
+    ) -> Step:
         """Write a planned change to the bank. Return it with the ids and validity times of its records."""
-        step, select = planned_step.step, "SELECT valid_to FROM records WHERE id = ?"
+        select = "SELECT valid_to FROM records WHERE id = ?"
         if step.ended_id is not None:
             (old_valid_to,) = connection.execute(select, (step.ended_id,)).fetchone()
             step = step._replace(old_valid_to=old_valid_to)
-        if planned_step.draft is not None:
-            step = step._replace(written_id=self._bank.write([planned_step.draft])[0])
+        if draft is not None:
+            step = step._replace(written_id=self._bank.write([draft])[0])
         elif step.ended_id is not None:
             connection.execute(
                 "UPDATE records SET valid_to = MIN(?1, COALESCE(valid_to, ?1)) WHERE id = ?2",
-                (draft.observed, step.ended_id),
+                (observed, step.ended_id),
             )
         if step.ended_id is not None:
             (new_valid_to,) = connection.execute(select, (step.ended_id,)).fetchone()
             step = step._replace(new_valid_to=new_valid_to)
         return step
-
-
-class _PlannedStep(NamedTuple):
-    step: Step
-    draft: Draft | None
-    """Embedded draft to write; None if the step writes nothing."""
 
 
 def _check_changes(changes: Sequence[Change], candidates: Sequence[Record], draft: Draft) -> list[Change]:

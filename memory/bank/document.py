@@ -8,6 +8,9 @@ _HEADING = re.compile(
     r"^(?:#{1,6}\s+(?P<marked>\S.*)|(?P<underlined>\S.*)\n(?:={3,}|-{3,}))\s*$", re.MULTILINE
 )
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])")
+_BLANK_LINE = re.compile(r"\n\s*\n")
+# Separator and joint of paragraphs, sentences and words.
+_LEVELS = ((re.compile("\n\n"), "\n\n"), (_SENTENCE_END, " "), (re.compile(" "), " "))
 
 
 def split_document(text: str, passage_length: int = 600) -> list[tuple[str, list[str]]]:
@@ -24,37 +27,29 @@ def split_document(text: str, passage_length: int = 600) -> list[tuple[str, list
         sections.append((heading, text[position : match.start()]))
         heading, position = (match["marked"] or match["underlined"]).strip(), match.end()
     sections.append((heading, text[position:]))
-    split = ((heading, _passages(body, passage_length)) for heading, body in sections)
+    split = ((heading, _split_text(_unwrap(body), passage_length)) for heading, body in sections)
     return [(heading, passages) for heading, passages in split if passages]
 
 
-def _passages(body: str, length: int) -> list[str]:
-    paragraphs = [" ".join(part.split()) for part in re.split(r"\n\s*\n", body)]
-    return _join_parts([part for part in paragraphs if part], length, "\n\n", _sentences)
+def _unwrap(body: str) -> str:
+    """Return the text with one line per paragraph, and without runs of spaces."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in _BLANK_LINE.split(body))
 
 
-def _sentences(paragraph: str, length: int) -> list[str]:
-    return _join_parts([s for s in _SENTENCE_END.split(paragraph) if s], length, " ", _words)
+def _split_text(text: str, length: int, level: int = 0) -> list[str]:
+    """Split a text into strings of at most `length` characters.
 
-
-def _words(sentence: str, length: int) -> list[str]:
-    return _join_parts(sentence.split(), length, " ", _letters)
-
-
-def _letters(word: str, length: int) -> list[str]:
-    return [word[i : i + length] for i in range(0, len(word), length)]
-
-
-def _join_parts(parts, length, joint, split_further) -> list[str]:
-    """Join neighbouring parts of a text into strings of at most `length` characters.
-
-    `split_further` splits a part that is longer than `length`.
+    A string consists of neighbouring parts of the text: paragraphs (level 0), sentences (1) or words (2). A
+    part that is longer than `length` is split at the next level, and a word anywhere.
     """
+    if level == len(_LEVELS):
+        return [text[i : i + length] for i in range(0, len(text), length)]
+    separator, joint = _LEVELS[level]
     groups: list[list[str]] = []
     remaining = -1  # characters left in the last passage, joint included
-    for part in parts:
+    for part in filter(None, separator.split(text)):
         if len(part) > length:
-            groups += [[piece] for piece in split_further(part, length)]
+            groups += [[piece] for piece in _split_text(part, length, level + 1)]
             remaining = -1
         elif len(joint) + len(part) <= remaining:
             groups[-1].append(part)

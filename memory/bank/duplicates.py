@@ -13,6 +13,7 @@ the transaction with the records that were written since.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import sqlite3
@@ -22,7 +23,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from scrubjay.memory.bank.file.damage import UnreadableError, unpack_vectors
-from scrubjay.memory.bank.file.store import Store, select
+from scrubjay.memory.bank.file.store import Store, read_vectors, select
 from scrubjay.memory.bank.file.words import STOP_WORDS, day_words, index_text, normalise, split_words
 from scrubjay.memory.bank.index import append, merge
 from scrubjay.memory.bank.record import Draft, Fingerprint, Marks, TextFeatures
@@ -137,12 +138,9 @@ def _find_similar(
     numbers = _find_marked(connection, fingerprint.marks.by_words, after)
     if draft.vector is not None:
         near = _find_marked(connection, fingerprint.marks.by_vector, after)
-        places = ", ".join("?" * len(near))
-        rows = connection.execute(
-            f"SELECT number, vector FROM vectors WHERE number IN ({places})", [*near]
-        ).fetchall()
-        cosines = unpack_vectors([blob for _, blob in rows], len(draft.vector)) @ draft.vector
-        numbers |= {number for (number, _), c in zip(rows, cosines, strict=True) if c >= COSINE}
+        near_numbers, vectors = read_vectors(connection, near, len(draft.vector))
+        cosines = vectors @ draft.vector
+        numbers |= {number for number, c in zip(near_numbers, cosines, strict=True) if c >= COSINE}
     return sorted(number for (number,) in select(connection, "number", numbers, *_validity_condition(draft)))
 
 
@@ -251,14 +249,10 @@ def compute_marks(scope: str, features: TextFeatures) -> Marks:
     return Marks(*([_hash(mark + band) - 2**63 for band in bands] for bands in (by_words, by_vector)))
 
 
+@functools.cache
 def _planes(dimension: int) -> np.ndarray:
-    if dimension not in _planes_cache:
-        random = np.random.default_rng(2002)
-        _planes_cache[dimension] = random.standard_normal((dimension, _PLANES * _SIGNS), dtype=np.float32)
-    return _planes_cache[dimension]
-
-
-_planes_cache: dict[int, np.ndarray] = {}
+    random = np.random.default_rng(2002)
+    return random.standard_normal((dimension, _PLANES * _SIGNS), dtype=np.float32)
 
 
 def _hash(data: bytes) -> int:

@@ -23,12 +23,7 @@ from scrubjay.memory.bank.embedding_model import (
 from scrubjay.memory.bank.file.store import Store
 from scrubjay.memory.bank.record import Draft
 from scrubjay.memory.bank.search.approximate import ApproximateIndex
-from scrubjay.memory.bank.search.dense import (
-    DenseIndex,
-    Scan,
-    ScopePredicate,
-    VectorIndex,
-)
+from scrubjay.memory.bank.search.dense import Scan, ScopePredicate, VectorIndex
 from scrubjay.memory.bank.search.segments import require_usearch
 from scrubjay.memory.parts.device import resolve_device
 
@@ -57,7 +52,7 @@ class EmbeddingIndex:
         self._device = device
         self._fluencies: dict[str, float] = {}
         self._verified_record: VerifiedRecord | None = None
-        self._index: DenseIndex | None = None
+        self._index: VectorIndex | ApproximateIndex | None = None
         self._surprise_config = surprise
         self._surprise: Surprise | None = None
 
@@ -143,7 +138,7 @@ class EmbeddingIndex:
         self._store.on_rollback(self._clear_cache)
         return self._surprise
 
-    def _get_index(self, dimension: int) -> DenseIndex:
+    def _get_index(self, dimension: int) -> VectorIndex | ApproximateIndex:
         """Return the index that all threads share.
 
         Call this method inside a transaction, since only one thread at a time has a transaction.

@@ -224,7 +224,9 @@ def check_namespace(namespace: Sequence[str]) -> tuple[str, ...]:
     empty or contains U+001F.
     """
     if isinstance(namespace, str) or not all(isinstance(part, str) for part in namespace):
-        raise TypeError(f'namespace={namespace!r}: pass a tuple of strings such as ("user", "ada")')
+        # A string is a sequence, too: each letter would become a part.
+        example = (namespace,) if namespace and isinstance(namespace, str) else ("user", "ada")
+        raise TypeError(f"namespace={namespace!r}: must be a tuple of names, such as {example!r}")
     if any(not part or "\x1f" in part for part in namespace):
         raise ValueError(f"namespace={namespace!r}: every part must be non-empty and without U+001F")
     return tuple(namespace)

@@ -204,18 +204,8 @@ def _padding_mask(
     return attention_mask
 
 
-class _ActiveCaches:
-    """Policy caches in use by one model, and the model's own attention implementation.
-
-    `caches` has one cache per thread id. Calls without a `PolicyCache` use `outside_attention`.
-    """
-
-    def __init__(self) -> None:
-        self.caches: dict[int, Any] = {}
-        self.outside_attention: str | None = None
-
-
-_active_caches: WeakKeyDictionary[nn.Module, _ActiveCaches] = WeakKeyDictionary()
+# Policy caches in use by each model, by thread id. All caches of a model have the same `outside_attention`.
+_active_caches: WeakKeyDictionary[nn.Module, dict[int, Any]] = WeakKeyDictionary()
 LOCK = threading.Lock()
 """Lock around changes of a model's attention implementation."""
 
@@ -237,8 +227,8 @@ def attend_by_policy(decoder: nn.Module) -> str | None:
 
 def _find_outside_attention(decoder: nn.Module) -> str | None:
     config: Any = decoder.config
-    active = _active_caches.get(decoder)
-    return active.outside_attention if active is not None and active.caches else config._attn_implementation
+    caches = _active_caches.get(decoder)
+    return next(iter(caches.values())).outside_attention if caches else config._attn_implementation
 
 
 def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -257,19 +247,17 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
         positions = torch.arange(past_length, past_length + inputs.shape[1], device=inputs.device)[None]
         options = options | {"position_ids": positions}
     cache.begin_call(positions, inputs.shape[1])
-    outside_attention = cache.outside_attention
     config: Any = decoder.config
     with LOCK:
         check_not_wrapped(decoder)
         current_attention = _find_outside_attention(decoder)
-        if current_attention != outside_attention:
+        if current_attention != cache.outside_attention:
             raise RuntimeError(
                 f"the model uses attention {current_attention!r}, so it does not call the policy; build the "
                 "cache for this model, after all calls of set_attn_implementation"
             )
-        active = _active_caches.setdefault(decoder, _ActiveCaches())
-        active.caches[threading.get_ident()] = cache
-        active.outside_attention, config._attn_implementation = outside_attention, ATTENTION
+        _active_caches.setdefault(decoder, {})[threading.get_ident()] = cache
+        config._attn_implementation = ATTENTION
     set_reading(True)
     return args, options
 
@@ -284,14 +272,14 @@ def _leave(decoder: nn.Module, _: Any = None, output: Any = None) -> None:
     config: Any = decoder.config
     set_reading(False)
     with LOCK:
-        active = _active_caches.get(decoder)
-        cache = None if active is None else active.caches.pop(threading.get_ident(), None)
-        if active is None or cache is None:
+        caches = _active_caches.get(decoder, {})
+        cache = caches.pop(threading.get_ident(), None)
+        if cache is None:
             return
         if output is not None:
             cache.end_call()
-        if not active.caches:
-            config._attn_implementation = active.outside_attention
+        if not caches:
+            config._attn_implementation = cache.outside_attention
 
 
 def falcon_modules(decoder: nn.Module) -> list[nn.Module]:

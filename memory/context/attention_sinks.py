@@ -13,6 +13,7 @@ the key of token 0 holds 1, and all other keys hold 0.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,43 +88,37 @@ def sink_bias(model: PreTrainedModel, gammas: Mapping[int, float | Sequence[floa
             raise ValueError(
                 f"layer {layer} has a sliding window, which loses token 0; choose layers with full attention"
             )
-        wrappers[layer] = _Bias(layer, [math.log(g) for g in each])
+        wrappers[layer] = functools.partial(_add_bias, layer, [math.log(g) for g in each])
     with wrapped_attention(model, wrappers):
         yield
 
 
-class _Bias:
+def _add_bias(
+    layer: int,
+    biases: list[float],
+    attention: Attention,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scaling: float,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
     """Attention wrapper of one layer that adds the bias."""
-
-    def __init__(self, layer: int, biases: list[float]) -> None:
-        self.layer, self.biases = layer, biases
-
-    def __call__(
-        self,
-        attention: Attention,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Tensor | None,
-        *,
-        scaling: float,
-        **options: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        heads, width = query.shape[1], value.shape[-1]
-        if len(self.biases) not in (1, heads):
-            raise ValueError(
-                f"layer {self.layer} has {heads} heads; pass 1 or {heads} gammas, not {len(self.biases)}"
-            )
-        bias = torch.tensor(self.biases, dtype=query.dtype, device=query.device) / scaling
-        at_zero = torch.zeros(*key.shape[:3], 1, dtype=key.dtype, device=key.device)
-        at_zero.scatter_(2, _first(mask, key)[:, None, None, None].expand(-1, key.shape[1], 1, 1), 1)
-        query = torch.cat([query, bias.view(1, -1, 1, 1).expand(*query.shape[:2], query.shape[2], 1)], dim=-1)
-        wide = [functional.pad(t, (0, _COLUMNS - 1)) for t in (query, torch.cat([key, at_zero], dim=-1))]
-        out, weights = attention(
-            module, *wide, functional.pad(value, (0, _COLUMNS)), mask, scaling=scaling, **options
-        )
-        return out[..., :width], weights
+    heads, width = query.shape[1], value.shape[-1]
+    if len(biases) not in (1, heads):
+        raise ValueError(f"layer {layer} has {heads} heads; pass 1 or {heads} gammas, not {len(biases)}")
+    bias = torch.tensor(biases, dtype=query.dtype, device=query.device) / scaling
+    at_zero = torch.zeros(*key.shape[:3], 1, dtype=key.dtype, device=key.device)
+    at_zero.scatter_(2, _first(mask, key)[:, None, None, None].expand(-1, key.shape[1], 1, 1), 1)
+    query = torch.cat([query, bias.view(1, -1, 1, 1).expand(*query.shape[:3], 1)], dim=-1)
+    wide = [functional.pad(t, (0, _COLUMNS - 1)) for t in (query, torch.cat([key, at_zero], dim=-1))]
+    out, weights = attention(
+        module, *wide, functional.pad(value, (0, _COLUMNS)), mask, scaling=scaling, **options
+    )
+    return out[..., :width], weights
 
 
 def _first(mask: Tensor | None, key: Tensor) -> Tensor:

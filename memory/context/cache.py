@@ -178,9 +178,8 @@ class PolicyCache(Cache):
                 )
             new = mask[:, -length:].bool()
         if isinstance(self.count, int) and (new is None or bool(new.all())):
-            before, after = (
-                torch.full((batch,), count, device=device) for count in (self.count, self.count + length)
-            )
+            before = torch.full((batch,), self.count, device=device)
+            after = before + length
             time = (self.count + column).expand(batch, length)
             self.count += length
             padded = False
@@ -474,23 +473,17 @@ def _find_rotaries(model: PreTrainedModel, policies: Sequence[ContextPolicy | No
     needs_rotary = [policy is not None and policy.moves_positions for policy in policies]
     if not any(needs_rotary):
         return [None] * len(policies)
-    rotation = find_rotation(model)
+    rotation, name = find_rotation(model), type(model).__name__
     if rotation.dynamic_type is not None:
         raise ValueError(
-            f"{type(model).__name__} has rope_type={rotation.dynamic_type!r}, whose angles change with the "
-            "length of the text; use the policy 'full'"
-        )
-    unknown = any(
-        moves and rotary is None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)
-    )
-    if unknown and not rotation.num_types:
-        raise ValueError(
-            f"{type(model).__name__} has no rotary positions of a known type; use the policy 'full'"
+            f"{name} has rope_type={rotation.dynamic_type!r}, whose angles change with the length of the "
+            "text; use the policy 'full'"
         )
     for layer, (moves, rotary) in enumerate(zip(needs_rotary, rotation.by_layer, strict=True)):
         if moves and rotary is None:
+            if not rotation.num_types:
+                raise ValueError(f"{name} has no rotary positions of a known type; use the policy 'full'")
             raise ValueError(
-                f"{type(model).__name__} rotates keys or queries of layer {layer} in an unknown way; use the "
-                "policy 'full'"
+                f"{name} rotates keys or queries of layer {layer} in an unknown way; use the policy 'full'"
             )
     return [rotary if moves else None for moves, rotary in zip(needs_rotary, rotation.by_layer, strict=True)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -89,7 +89,12 @@ def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
             model.set_attn_implementation(name)
 
     with LOCK:
-        before = _attention_of(model)
+        before = str(model.config._attn_implementation)
+        if before == ATTENTION:
+            raise RuntimeError(
+                "another thread runs this model with a PolicyCache; wrap its attention after that call has "
+                "ended"
+            )
         choose(WRAPPED)
     try:
         if model.config._attn_implementation != WRAPPED:
@@ -101,16 +106,6 @@ def _replace_attention(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         choose(before)
-
-
-def _attention_of(model: PreTrainedModel) -> str:
-    """Return the name of a model's attention function; raise RuntimeError while a `PolicyCache` is active."""
-    name = str(model.config._attn_implementation)
-    if name == ATTENTION:
-        raise RuntimeError(
-            "another thread runs this model with a PolicyCache; wrap its attention after that call has ended"
-        )
-    return name
 
 
 @functools.cache
@@ -128,9 +123,10 @@ def _attend(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    return _nest(_softmax_attention, _wrappers.get(module, []))(
-        module, query, key, value, mask, dropout=dropout, **options
-    )
+    attention: Attention = _softmax_attention
+    for wrapper in reversed(_wrappers.get(module, [])):  # the first wrapper is the outermost
+        attention = functools.partial(wrapper, attention)
+    return attention(module, query, key, value, mask, dropout=dropout, **options)
 
 
 def _softmax_attention(
@@ -161,14 +157,6 @@ def _softmax_attention(
     return masked_attention(query, key, value, mask[:, 0], scoring, dropout).transpose(1, 2), None
 
 
-def _nest(attention: Attention, wrappers: list[Wrapper]) -> Attention:
-    """Return `attention` inside the wrappers; the first wrapper is the outermost."""
-    if not wrappers:
-        return attention
-    first, rest = wrappers[0], wrappers[1:]
-    return lambda *tensors, **options: first(_nest(attention, rest), *tensors, **options)
-
-
 Heads = Mapping[int, Sequence[int] | None]
 """Mapping from layers to their requested heads; None for all heads."""
 
@@ -188,7 +176,7 @@ def capture_attention(
     def keep(layer: int, weights: Tensor) -> None:
         weights_by_layer[layer].append(weights)
 
-    with wrapped_attention(model, {layer: _Capture(layer, heads[layer], rows, keep) for layer in heads}):
+    with _capture(model, heads, rows, keep):
         yield weights_by_layer
 
 
@@ -221,8 +209,7 @@ def attention_weights(
         if len(weights_by_layer) == len(heads):
             raise _AllCaptured
 
-    wrappers = {layer: _Capture(layer, heads[layer], rows, keep) for layer in heads}
-    with wrapped_attention(model, wrappers), suppress(_AllCaptured):
+    with _capture(model, heads, rows, keep), suppress(_AllCaptured):
         model.base_model(input_ids, attention_mask=attention_mask, cache=cache, use_cache=cache is not None)
     return weights_by_layer
 
@@ -231,14 +218,13 @@ class _AllCaptured(Exception):
     """Exception that ends the forward pass once all requested weights are computed."""
 
 
-class _Capture:
-    """Attention wrapper of one layer that records weights."""
+def _capture(
+    model: PreTrainedModel, heads: Heads, rows: slice, keep: Callable[[int, Tensor], None]
+) -> AbstractContextManager[None]:
+    """Call `keep` with each layer and its attention weights inside a `with` block."""
 
-    def __init__(self, layer: int, heads: Sequence[int] | None, rows: slice, keep: Any) -> None:
-        self.layer, self.heads, self.rows, self.keep = layer, heads, rows, keep
-
-    def __call__(
-        self,
+    def record(
+        layer: int,
         attention: Attention,
         module: nn.Module,
         query: Tensor,
@@ -247,14 +233,17 @@ class _Capture:
         mask: Tensor | None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        heads = range(query.shape[1]) if self.heads is None else self.heads
-        if not all(0 <= head < query.shape[1] for head in heads):
+        every_head, own_heads = range(query.shape[1]), heads[layer]
+        own_heads = every_head if own_heads is None else own_heads
+        if not all(head in every_head for head in own_heads):
             raise ValueError(
-                f"heads {list(heads)} of layer {self.layer}: the layer has heads 0 to {query.shape[1] - 1}"
+                f"heads {list(own_heads)} of layer {layer}: the layer has heads 0 to {every_head[-1]}"
             )
         scoring = Scoring(options["scaling"], options.get("softcap"), options.get("s_aux"))
-        self.keep(self.layer, compute_weights(query, key, mask, scoring, heads, self.rows))
+        keep(layer, compute_weights(query, key, mask, scoring, own_heads, rows))
         return attention(module, query, key, value, mask, **options)
+
+    return wrapped_attention(model, {layer: functools.partial(record, layer) for layer in heads})
 
 
 def compute_weights(

@@ -134,7 +134,10 @@ def stored_retrieval_heads(model: PreTrainedModel) -> RetrievalHeads | None:
     A model is known if its sizes are equal to those of a stored model and its weights are similar.
     """
     entry = _load_scores().get(architecture(model))
-    if entry is None or not _are_similar(_sample_weights(model), entry["weights"]):
+    if entry is None:
+        return None
+    weights = (torch.tensor(one) for one in (_sample_weights(model), entry["weights"]))
+    if not torch.cosine_similarity(*weights, dim=0) > _SIMILARITY:
         return None
     layers = tuple(entry.get("layers", ()))
     return RetrievalHeads(tuple(map(tuple, entry["scores"])), entry["probes"], layers)
@@ -204,10 +207,6 @@ def _sample_weights(model: PreTrainedModel) -> list[float]:
     return weight.detach()[tokens.to(weight.device)][:, columns.to(weight.device)].float().flatten().tolist()
 
 
-def _are_similar(ours: list[float], theirs: list[float]) -> bool:
-    return torch.cosine_similarity(torch.tensor(ours), torch.tensor(theirs), dim=0).item() > _SIMILARITY
-
-
 @cache
 def _load_scores() -> dict[str, Any]:
     return json.loads(_STORED.read_text()) if _STORED.exists() else {}
@@ -232,7 +231,7 @@ def _probes(count: int, sentences: int, seed: int) -> Iterator[_Probe]:
         ]
         names = pick.sample(_NAMES, 3)
         values = [str(pick.randrange(10**6, 10**7)) for _ in names]
-        for name, value in list(zip(names, values, strict=True))[1:]:
+        for name, value in zip(names[1:], values[1:], strict=True):
             text.insert(pick.randrange(len(text) + 1), f"The code of project {name} is {value}.")
         depth = round((number + 0.5) / count * len(text))
         answer = f"The code of project {names[0]} is "

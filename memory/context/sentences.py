@@ -18,7 +18,6 @@ LONGEST = 1000
 """Maximum number of characters of a sentence. A longer sentence is split at a line end if there is one,
 otherwise between words, otherwise anywhere."""
 
-_PIECE = 1 << 16
 _CLOSERS = "\"'”’»)\\]」』）》"
 _END = re.compile(
     rf"[.!?…]+[{_CLOSERS}]*(?=\s+[^\sa-z])"  # a sentence continues before a lower-case letter
@@ -36,7 +35,7 @@ def split_sentences(text: str | Iterable[str]) -> Iterator[str]:
     Joined together, the sentences are the text: white space belongs to the following sentence. At most one
     piece and one sentence are in memory.
     """
-    pieces = _pieces(text) if isinstance(text, str) else text
+    pieces = [text] if isinstance(text, str) else text
     buffer, start = "", 0
     for piece in pieces:
         buffer, start = buffer[start:] + piece, 0
@@ -45,11 +44,6 @@ def split_sentences(text: str | Iterable[str]) -> Iterator[str]:
             start = end
     if buffer[start:]:
         yield buffer[start:]
-
-
-def _pieces(text: str) -> Iterator[str]:
-    for start in range(0, len(text), _PIECE):
-        yield text[start : start + _PIECE]
 
 
 def _end(text: str, start: int) -> int | None:

@@ -13,9 +13,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from scrubjay.memory.bank.file.damage import DamagedBankError, is_damage_error
+import numpy as np
+from jaxtyping import Float
+
+from scrubjay.memory.bank.file.damage import DamagedBankError, is_damage_error, unpack_vectors
 from scrubjay.memory.bank.file.words import day_words
 
 _MMAP_SIZE = 1 << 40  # bytes of the file to map into memory; SQLite's own limit may be lower
@@ -100,21 +104,17 @@ class Store:
         with self._lock:
             self._connection.close()
 
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> AbstractContextManager[sqlite3.Connection]:
         """Open a read transaction: all reads see one snapshot of the file."""
-        with self._transaction("BEGIN") as connection:
-            yield connection
+        return self._transaction("BEGIN")
 
-    @contextlib.contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self) -> AbstractContextManager[sqlite3.Connection]:
         """Open a write transaction. It is committed after the `with` block, or rolled back on an exception.
 
         Only one writer at a time has a write transaction. A nested `writing` in the same thread joins the
         outer transaction.
         """
-        with self._transaction("BEGIN IMMEDIATE") as connection:
-            yield connection
+        return self._transaction("BEGIN IMMEDIATE")
 
     def on_rollback(self, callback: Callable[[], None]) -> None:
         """Call `callback` if the current transaction is rolled back.
@@ -265,17 +265,17 @@ def select(
     numbers: Iterable[int],
     condition: str = "1",
     values: Sequence[object] = (),
-    key: str = "number",
+    table: str = "records",
 ) -> list[tuple]:
-    """Return columns of the records whose `key` is in `numbers` and that meet a condition, in any order.
+    """Return columns of the records with these numbers that meet a condition, in any order.
 
     Args:
         connection: Connection to the bank's file.
         columns: SQL expression of the columns to return.
-        numbers: Values of `key` to select.
+        numbers: Record numbers.
         condition: SQL condition on the records.
         values: Values of the condition's placeholders.
-        key: Column to compare with `numbers`.
+        table: Table to read; it has a column `number`.
     """
     numbers = list(numbers)
     rows: list[tuple] = []
@@ -283,9 +283,17 @@ def select(
         some = numbers[first : first + 500]
         marks = ", ".join("?" * len(some))
         rows += connection.execute(
-            f"SELECT {columns} FROM records WHERE {key} IN ({marks}) AND {condition}", [*some, *values]
+            f"SELECT {columns} FROM {table} WHERE number IN ({marks}) AND {condition}", [*some, *values]
         )
     return rows
+
+
+def read_vectors(
+    connection: sqlite3.Connection, numbers: Iterable[int], dimension: int
+) -> tuple[list[int], Float[np.ndarray, "R D"]]:
+    """Return the record numbers among `numbers` that have an embedding, and these embeddings."""
+    rows = select(connection, "number, vector", numbers, table="vectors")
+    return [number for number, _ in rows], unpack_vectors([blob for _, blob in rows], dimension)
 
 
 def _layout_version(connection: sqlite3.Connection, name: str) -> int:

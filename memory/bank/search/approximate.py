@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 
 from scrubjay.kernels.select import best
 from scrubjay.memory.bank.file.damage import read_fact, unpack_vectors
-from scrubjay.memory.bank.file.store import Store, select
-from scrubjay.memory.bank.search.dense import DenseIndex, ExactScan, Scan, ScopePredicate, VectorIndex
+from scrubjay.memory.bank.file.store import Store, read_vectors, select
+from scrubjay.memory.bank.search.dense import ExactScan, Scan, ScopePredicate, VectorIndex
 from scrubjay.memory.bank.search.segments import SEGMENT, Segments, hash_last_record, require_usearch
 
 _MAX_SAMPLE = 4096  # records that estimate the distribution of cosines, at most and at least half as many
@@ -28,7 +28,7 @@ _MIN_PER_SEGMENT = 64  # results requested from each segment
 _BATCH = 8192  # embeddings read at a time
 
 
-class ApproximateIndex(DenseIndex):
+class ApproximateIndex:
     """Approximate index in files beside the bank. It includes the records that other processes write.
 
     Raises ModuleNotFoundError without usearch.
@@ -194,13 +194,3 @@ class _Sample:
     def cosines(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Float[np.ndarray, "S"]:
         """Return the cosines of the sampled records that `allows` accepts."""
         return (self._vectors @ query)[[allows(*scope) for scope in self._scopes]]
-
-
-def read_vectors(
-    connection: sqlite3.Connection, numbers: Sequence[int], dimension: int
-) -> tuple[list[int], Float[np.ndarray, "R D"]]:
-    """Return the record numbers among `numbers` that have an embedding, and these embeddings."""
-    vector = "(SELECT vector FROM vectors WHERE vectors.number = records.number)"
-    rows = [row for row in select(connection, f"number, {vector}", numbers) if row[1] is not None]
-    embedded_numbers, blobs = zip(*rows, strict=True) if rows else ((), ())
-    return list(embedded_numbers), unpack_vectors(list(blobs), dimension)

@@ -26,14 +26,20 @@ if TYPE_CHECKING:
 
 
 class Matrix:
-    """Matrix with rows of `dimension` numbers, held by NumPy."""
+    """Matrix with rows of `dimension` numbers, held on a torch device, or by NumPy if `device` is None."""
 
-    def __init__(self, dimension: int) -> None:
+    def __init__(self, dimension: int, device: torch.device | None = None) -> None:
+        self._device = device
         self._rows = self._to_device(np.zeros((0, dimension), dtype=np.float32))
 
     def reserve(self, rows: int) -> None:
         """Reserve memory for at least `rows` rows, filled with zeros."""
-        self._rows = reserve_rows(self._rows, rows)
+        zeros: Callable[..., Any] = np.zeros
+        if self._device is not None:
+            import torch
+
+            zeros = functools.partial(torch.zeros, device=self._device)
+        self._rows = reserve_rows(self._rows, rows, zeros)
 
     def __setitem__(self, rows: slice | Int[np.ndarray, "R"], vectors: Float[np.ndarray, "R D"]) -> None:
         self._rows[self._to_device(rows)] = self._to_device(vectors)
@@ -42,41 +48,19 @@ class Matrix:
         """Drop all rows that are not in `rows`, and release the reserved memory."""
         self._rows = self._rows[self._to_device(rows)]
 
-    def scores(self, query: Float[np.ndarray, "D"], rows: Int[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return the dot products of these rows with a query."""
-        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows, self._to_device(rows)))[0]
-
-    def first_scores(self, query: Float[np.ndarray, "D"], count: int) -> Float[np.ndarray, "count"]:
-        """Return the dot products of the first `count` rows with a query."""
-        return self._to_numpy(row_scores(self._to_device(query[None]), self._rows[:count]))[0]
-
-    def _to_device(self, array: Any) -> Any:
-        return array
-
-    def _to_numpy(self, rows: Any) -> np.ndarray:
-        return rows
-
-
-class DeviceMatrix(Matrix):
-    """Matrix with rows of `dimension` numbers, held on a torch device."""
-
-    def __init__(self, dimension: int, device: torch.device) -> None:
-        self._device = device
-        super().__init__(dimension)
-
-    def reserve(self, rows: int) -> None:
-        """Reserve memory for at least `rows` rows, filled with zeros."""
-        import torch
-
-        self._rows = reserve_rows(self._rows, rows, functools.partial(torch.zeros, device=self._device))
+    def scores(
+        self, query: Float[np.ndarray, "D"], count: int, rows: Int[np.ndarray, "R"] | None = None
+    ) -> Float[np.ndarray, "R"]:
+        """Return the dot products of a query with the first `count` rows, or with some of them (`rows`)."""
+        scores = row_scores(self._to_device(query[None]), self._rows[:count], self._to_device(rows))[0]
+        return scores if self._device is None else scores.cpu().numpy()
 
     def _to_device(self, array: Any) -> Any:
+        if self._device is None or not isinstance(array, np.ndarray):
+            return array
         import torch
 
-        return array if isinstance(array, slice) else torch.from_numpy(array).to(self._device)
-
-    def _to_numpy(self, rows: torch.Tensor) -> np.ndarray:
-        return rows.cpu().numpy()
+        return torch.from_numpy(array).to(self._device)
 
 
 def reserve_rows(array: Any, rows: int, zeros: Callable[..., Any] = np.zeros) -> Any:
@@ -125,18 +109,6 @@ class Scan(ABC):
         """Return the record numbers of up to `count` nearest records, best first; ties: newest first."""
 
 
-class DenseIndex(ABC):
-    """Index of record embeddings."""
-
-    @abstractmethod
-    def refresh(self, connection: sqlite3.Connection) -> None:
-        """Update the index to the state of the file that `connection` sees."""
-
-    @abstractmethod
-    def scan(self, query: Float[np.ndarray, "D"], allows: ScopePredicate) -> Scan:
-        """Return the similarities of records to a query vector of length 1."""
-
-
 class ExactScan(Scan):
     """Exact scan: cosines of all accepted records, in ascending order of their numbers."""
 
@@ -156,7 +128,7 @@ class ExactScan(Scan):
         return self._numbers[::-1][best(self._cosines[::-1], count)]
 
 
-class VectorIndex(DenseIndex):
+class VectorIndex:
     """Exact index of the records with numbers above `after`. It includes records that other processes write.
 
     The embeddings are in a NumPy array or on a torch device.
@@ -166,7 +138,7 @@ class VectorIndex(DenseIndex):
         self._dimension, self._after = dimension, after
         self._count, self._newest, self._deletions = 0, after, 0
         self._numbers = np.zeros(0, dtype=np.int64)
-        self._matrix = Matrix(dimension) if device is None else DeviceMatrix(dimension, device)
+        self._matrix = Matrix(dimension, device)
         self._scope_of_row = np.zeros(0, dtype=np.int64)
         self._scopes: dict[tuple[str, str], int] = {}
 
@@ -191,9 +163,9 @@ class VectorIndex(DenseIndex):
         """Return the similarities of records to a query vector of length 1."""
         numbers, accepted_scopes = self._numbers[: self._count], [allows(*scope) for scope in self._scopes]
         if all(accepted_scopes):
-            return ExactScan(numbers, self._matrix.first_scores(query, self._count))
+            return ExactScan(numbers, self._matrix.scores(query, self._count))
         rows = np.flatnonzero(np.array(accepted_scopes)[self._scope_of_row[: self._count]])
-        return ExactScan(numbers[rows], self._matrix.scores(query, rows))
+        return ExactScan(numbers[rows], self._matrix.scores(query, self._count, rows))
 
     def __len__(self) -> int:
         return self._count

@@ -89,23 +89,20 @@ class LocalWindowMemory(LayerMemory):
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state, with the tokens in the order of the text."""
-        return self._in_order()
+        if not self._oldest:
+            return self.state
+        return {name: x.roll(-self._oldest, 1 if name == "time" else 2) for name, x in self.state.items()}
 
     @property
     def _full(self) -> bool:
         return bool(self.state) and self.state["time"].shape[1] == self.policy.window
-
-    def _in_order(self) -> dict[str, Tensor]:
-        if not self._oldest:
-            return self.state
-        return {name: x.roll(-self._oldest, 1 if name == "time" else 2) for name, x in self.state.items()}
 
     def _attend_to_band(
         self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring
     ) -> Tensor:
         time, window = step.time, self.policy.window
         if self.state:
-            past = self._in_order()
+            past = self.state_dict()
             keys, values = torch.cat([past["keys"], keys], dim=2), torch.cat([past["values"], values], dim=2)
             time = torch.cat([past["time"], time], dim=1)
         columns = time.shape[1]

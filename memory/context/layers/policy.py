@@ -70,7 +70,8 @@ class PolicyLayer(CacheLayerMixin):
         """Clear the layer."""
         self.memory = self.policy.build()
         rotary = self._cache.rotaries[self.index]
-        self.memory.layout = None if rotary is None else rotary.layout
+        if rotary is not None:
+            self.memory.layout = rotary.layout
         # Budget set by `allocate`; None for the policy's configured budget.
         self.budget: int | None = None
         self.past_length = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -101,15 +101,17 @@ def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
         if before.shape != after.shape or before.ndim != 4 or not before.any():
             return None
         queries = queries_at_zero.get(layer, before).double(), queries_far.get(layer, after).double()
-        rounding = _Rounding.from_dtype(at_zero[layer].dtype)
+        kind = torch.finfo(at_zero[layer].dtype)
         errors: dict[tuple[int, PairLayout], float] = {}
         for number, get_frequencies in enumerate(choices):
-            for layout in _layouts(get_frequencies().shape[-1], before.shape[-1]):
-                angle = away * get_frequencies().double().cpu()
+            angle = away * get_frequencies().double().cpu()
+            if 2 * len(angle) > before.shape[-1]:
+                continue
+            for layout in (PairLayout(len(angle)), PairLayout(len(angle), is_interleaved=True)):
                 rotation = Rotation(angle.cos(), angle.sin(), layout)
                 error = max(
-                    rounding.error(rotation(before), after, layout),
-                    rounding.error(_rescale(rotation(queries[0]), queries[1]), queries[1], layout),
+                    _rotation_error(rotation(before), after, layout, kind),
+                    _rotation_error(_rescale(rotation(queries[0]), queries[1]), queries[1], layout, kind),
                 )
                 if error <= 1:
                     errors[number, layout] = error
@@ -122,11 +124,6 @@ def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
     changing = next(iter(rope_types & {"dynamic", "longrope"}), None)
     sizes = {layer: (keys.shape[1], keys.shape[-1]) for layer, keys in far.items()}
     return ModelRotation(tuple(rotary(layer) for layer in range(count)), sizes, len(getters), changing)
-
-
-def _layouts(pairs: int, width: int) -> Iterator[PairLayout]:
-    if 2 * pairs <= width:
-        yield from (PairLayout(pairs, is_interleaved) for is_interleaved in (False, True))
 
 
 def _frequency_getters(decoder: nn.Module) -> Iterator[Callable[[], Tensor]]:
@@ -143,34 +140,23 @@ def _rope_types(module: nn.Module) -> set[str]:
     return {kind for kind in kinds if isinstance(kind, str)}
 
 
-class _Rounding(NamedTuple):
-    """Bound on the rounding error of a rotation, relative to the size of each pair of coordinates.
+def _rotation_error(expected: Tensor, actual: Tensor, layout: PairLayout, kind: torch.finfo) -> float:
+    """Return the largest ratio of `|actual - expected|` to the bound on rounding errors of the dtype `kind`.
 
-    In trained models, some channels are a hundred times as large as other channels. A single bound relative
-    to the largest channels would be so loose that it would accept any rotation of the small channels.
+    NaN counts as infinity. The bound of a coordinate is relative to the norm of its coordinate pair. In
+    trained models, some channels are a hundred times as large as other channels. A single bound relative to
+    the largest channels would be so loose that it would accept any rotation of the small channels.
     """
-
-    relative: float
-    """Largest allowed error of a coordinate, relative to the norm of its coordinate pair."""
-    absolute: float
-    """Absolute part of the error bound, for subnormal numbers."""
-
-    @classmethod
-    def from_dtype(cls, dtype: torch.dtype) -> Self:
-        """Return the bounds on rounding errors for a dtype."""
-        kind = torch.finfo(dtype)
-        # Angles are float32 in any model. Rounding cosines, products and their sum makes less than 3 eps.
-        return cls(max(4 * kind.eps, 1e-4), 4 * kind.smallest_normal * kind.eps)
-
-    def error(self, expected: Tensor, actual: Tensor, layout: PairLayout) -> float:
-        """Return the largest ratio of `|actual - expected|` to its bound; NaN counts as infinity."""
-        interleaved_pairs = layout.interleave(expected)
-        pairs = interleaved_pairs[..., : 2 * layout.pairs].unflatten(-1, (layout.pairs, 2)).norm(dim=-1)
-        lengths = torch.cat(
-            [pairs.repeat_interleave(2, -1), interleaved_pairs[..., 2 * layout.pairs :].abs()], dim=-1
-        )
-        bound = self.relative * layout.deinterleave(lengths) + self.absolute
-        return float(((actual - expected).abs() / bound).nan_to_num(nan=math.inf).max())
+    interleaved_pairs = layout.interleave(expected)
+    pairs = interleaved_pairs[..., : 2 * layout.pairs].unflatten(-1, (layout.pairs, 2)).norm(dim=-1)
+    lengths = torch.cat(
+        [pairs.repeat_interleave(2, -1), interleaved_pairs[..., 2 * layout.pairs :].abs()], dim=-1
+    )
+    # Angles are float32 in any model. Rounding cosines, products and their sum makes less than 3 eps.
+    relative = max(4 * kind.eps, 1e-4)
+    # The absolute part is for subnormal numbers.
+    bound = relative * layout.deinterleave(lengths) + 4 * kind.smallest_normal * kind.eps
+    return float(((actual - expected).abs() / bound).nan_to_num(nan=math.inf).max())
 
 
 def _rescale(x: Tensor, y: Tensor) -> Tensor:
@@ -182,7 +168,7 @@ def _rescale(x: Tensor, y: Tensor) -> Tensor:
 
 
 class _RecordingCache(DynamicCache):
-    """Cache that records the keys and queries of every layer."""
+    """Cache that records the keys and queries of every layer. It is also the layer that attends next."""
 
     adds_position_ids = False
 
@@ -191,6 +177,7 @@ class _RecordingCache(DynamicCache):
         self.outside_attention = outside_attention
         self.keys: dict[int, Tensor] = {}
         self.queries: dict[int, Tensor] = {}
+        self._next_layer = 0
 
     def begin_call(self, position_ids: Tensor | None, length: int) -> None:
         """Do nothing."""
@@ -203,25 +190,19 @@ class _RecordingCache(DynamicCache):
     ) -> tuple[Tensor, Tensor]:
         """Record the new keys of layer `layer_idx`, then store keys and values as `DynamicCache` does."""
         self.keys[layer_idx] = key_states.detach().cpu()
-        set_next_layer(_RecordingLayer(self, layer_idx))
+        self._next_layer = layer_idx
+        set_next_layer(self)
         return super().update(key_states, value_states, layer_idx, *args, **options)
-
-
-class _RecordingLayer(NamedTuple):
-    """Layer that records the queries of the next attention call."""
-
-    cache: _RecordingCache
-    index: int
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
     ) -> Tensor:
-        """Record the query, and return the token's own values.
+        """Record the query of the layer that was updated last, and return the token's own values.
 
         Learned sinks are ignored. Their weight depends on a score, so the rounding error of the score would
         reach later layers.
         """
-        self.cache.queries[self.index] = query.detach().cpu()
+        self.queries[self._next_layer] = query.detach().cpu()
         own_values = values[:, :, -query.shape[2] :]
         return own_values.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
 

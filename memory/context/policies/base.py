@@ -12,17 +12,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
-
-if TYPE_CHECKING:
-    from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
-
+from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
 
 Shared = TypeVar("Shared")
 
@@ -124,6 +121,17 @@ class Step:
             self._values[name] = make()
         return self._values[name]  # pyright: ignore[reportReturnType]
 
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """Token count of the shortest row before the step, and of the longest row after the step."""
+        return self.compute_once("bounds", self._bounds)
+
+    def _bounds(self) -> tuple[int, int]:
+        if self.padded:
+            return int(self.before.min()), int(self.after.max())
+        before = int(self.before[0])
+        return before, before + self.length
+
     def narrow(self, first: int, length: int) -> Step:
         """Return a step with only `length` of this step's tokens, beginning at index `first`."""
         if first == 0 and length == self.length:
@@ -181,8 +189,10 @@ class LayerMemory(ABC):
     `retrieve` calls `load` for offloaded tokens. A policy overrides the methods that it changes.
     """
 
-    layout: PairLayout | None = None
-    """Layout of the model's rotary pairs; None for a policy that keeps the model's positions."""
+    layout: PairLayout = PairLayout(0)
+    """Layout of the model's rotary pairs; no pairs for a policy that keeps the model's positions."""
+    longest_piece: int | None = None
+    """Largest number of tokens in a piece; None for no limit."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -214,8 +224,12 @@ class LayerMemory(ABC):
         return out
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces into which `attend` splits a step; by default one piece."""
-        return [step.length]
+        """Return the lengths of the pieces into which `attend` splits a step.
+
+        By default a piece has as many tokens as `longest_piece` allows.
+        """
+        longest = self.longest_piece or step.length
+        return [min(longest, step.length - first) for first in range(0, step.length, longest)]
 
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> PastKeyValues | None:
         """Return the past keys and values for a piece, that is, for some consecutive new tokens.

@@ -47,9 +47,6 @@ from scrubjay.memory.context.policies.slots import (
 )
 from scrubjay.memory.context.policies.store import ChunkStore, StoreLocation, TokenPlaces
 
-# Queries that select chunks together.
-_PIECE = 64
-
 
 @dataclass(frozen=True)
 class ChunksPolicy(ContextPolicy):
@@ -113,8 +110,6 @@ class _SingleTokenPlan(NamedTuple):
 
     The copy selects chunks. The key and the copy move to position 0. The query moves to its position among
     the tokens that it reads."""
-    count: int
-    """Number of tokens before the new token."""
     num_closed: int
     """Number of chunks to select from, the first included; 0 if all chunks are read."""
     far: PairedRotation
@@ -142,6 +137,9 @@ class ChunksMemory(LayerMemory):
     one token, this token reads the last chunks in the store without a copy.
     """
 
+    longest_piece = 64
+    """Number of queries that select chunks together."""
+
     def __init__(self, policy: ChunksPolicy) -> None:
         super().__init__()
         self.policy = policy
@@ -157,18 +155,17 @@ class ChunksMemory(LayerMemory):
             return super().attend(query, keys, values, step, scoring)
         return self._read_one(query, keys, values, step, scoring)
 
-    def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces of a step. All queries of a piece select chunks together."""
-        whole, rest = divmod(step.length, _PIECE)
-        return [_PIECE] * whole + [rest] * (rest > 0)
-
     def retrieve(self, query: Tensor, step: Step, scoring: Scoring) -> PastKeyValues | None:
         """Return the first, the selected, the local and the current chunks in the order of the text."""
         self._last_read = None
         if self._store is None:
             return None
-        full = step.compute_once("full before", lambda: step.before // self.policy.chunk_size)
-        present = step.compute_once("present", lambda: self._present(full, step))
+        size = self.policy.chunk_size
+        full = step.compute_once("full before", lambda: step.before // size)
+        # Each row's last chunk if it is only partly filled, else -1.
+        present = step.compute_once(
+            "present", lambda: torch.where(step.before % size > 0, full, -1)[:, None, None]
+        )
         selection = self._choose(query, step, full, scoring)
         self._last_read = _LastRead(selection, full)
         chunks = torch.cat([selection, present.expand(-1, selection.shape[1], -1)], dim=2).sort(dim=-1).values
@@ -190,11 +187,6 @@ class ChunksMemory(LayerMemory):
         size = self.policy.chunk_size
         token = chunks[:, :, None] * size + torch.arange(size, device=chunks.device)
         return ((chunks[:, :, None] >= 0) & (token < step.before[:, None, None])).flatten(1)
-
-    def _present(self, full: Int[Tensor, " batch"], step: Step) -> Int[Tensor, "batch 1 1"]:
-        """Return the index of each row's last chunk if it is only partly filled, else -1."""
-        is_partial = step.before % self.policy.chunk_size > 0
-        return torch.where(is_partial, full, -1)[:, None, None]
 
     def load(self, chunks: Int[Tensor, "batch key_heads chunks"]) -> tuple[Tensor, Tensor]:
         """Return keys and values of chunks in the store; a negative index returns an arbitrary chunk."""
@@ -243,9 +235,7 @@ class ChunksMemory(LayerMemory):
         """Return all values, the values that the last token read, and the values selected by score."""
         if self._store is None:
             return None
-        size = self.policy.chunk_size
-        values = self._store.read_range(0, self._num_started * size)[..., self._width :]
-        values = values.unflatten(0, (self._store.batch, self._store.heads))
+        values = self._read_chunks(0, self._num_started)[..., self._width :]
         present = torch.arange(values.shape[2], device=values.device) < count.to(values.device)[:, None]
         values = values * present[:, None, :, None]
         if self._last_read is None:
@@ -257,6 +247,7 @@ class ChunksMemory(LayerMemory):
             torch.as_tensor(self._last_read.full, device=chunk.device).view(-1, 1, 1) - self.policy.num_local
         )
         masks = selection | (chunk >= near), selection & (chunk > 0) & (chunk < near)
+        size = self.policy.chunk_size
         token_masks = (mask.repeat_interleave(size, dim=2)[..., None] for mask in masks)
         return RetainedValues(values, *(values * mask for mask in token_masks))
 
@@ -279,29 +270,31 @@ class ChunksMemory(LayerMemory):
         """Return the state and the content of the store."""
         if self._store is None:
             return self.state
-        table = self._store.read_range(0, self._num_started * self.policy.chunk_size)
-        table = table.unflatten(0, (self._store.batch, self._store.heads))
-        tensors = self.state | {"chunks": table}
+        tensors = self.state | {"chunks": self._read_chunks(0, self._num_started)}
         # Keys in the model's pair layout.
-        tensors = {name: self._relayout(tensor, "apart") for name, tensor in tensors.items()}
+        tensors = {name: self._relayout(tensor, "deinterleave") for name, tensor in tensors.items()}
         return tensors | {"width": torch.tensor(self._width)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load the tensors that `state_dict` returned into a new store."""
         if "chunks" in state:
             self._width = int(state["width"])
-            table = self._relayout(state["chunks"], "together")
-            self._open(table, self._width)
-            assert self._store is not None
-            self._store.append(table, 0)
+            table = self._relayout(state["chunks"], "interleave")
+            self._open(table).append(table, 0)
             self._num_started = table.shape[2] // self.policy.chunk_size
-        self.state = {"means": self._relayout(state["means"], "together")} if "means" in state else {}
+        self.state = {"means": self._relayout(state["means"], "interleave")} if "means" in state else {}
 
-    def _relayout(self, keys: Tensor, how: Literal["together", "apart"]) -> Tensor:
-        """Reorder `keys` to interleaved pairs if `how` is "together", otherwise to the model's layout."""
-        assert self.layout is not None
-        relay = self.layout.interleave if how == "together" else self.layout.deinterleave
-        return torch.cat([relay(keys[..., : self._width]), keys[..., self._width :]], dim=-1)
+    def _relayout(self, keys: Tensor, method: Literal["interleave", "deinterleave"]) -> Tensor:
+        """Apply this method of the model's `PairLayout` to keys, which values may follow."""
+        reordered_keys = getattr(self.layout, method)(keys[..., : self._width])
+        return torch.cat([reordered_keys, keys[..., self._width :]], dim=-1)
+
+    def _read_chunks(self, first: int, last: int) -> Float[Tensor, "batch key_heads tokens width"]:
+        """Return keys and values of the chunks from `first` to `last - 1`."""
+        assert self._store is not None
+        size = self.policy.chunk_size
+        table = self._store.read_range(first * size, last * size)
+        return table.unflatten(0, (self._store.batch, self._store.heads))
 
     def nbytes(self, place: str | None = None) -> int:
         """Return the bytes on the model's device, or the bytes of the chunks offloaded to `place`."""
@@ -310,73 +303,81 @@ class ChunksMemory(LayerMemory):
             return chunks if place == self.policy.store else 0
         return super().nbytes() + chunks * (self.policy.store == "model")
 
-    def _open(self, table: Tensor, width: int) -> None:
-        self._width = width
+    def _open(self, table: Tensor) -> ChunkStore:
+        """Create an empty store for tokens such as those in `table`, and return it."""
         self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
         self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
+        return self._store
 
     def _put(self, keys: Tensor, values: Tensor, step: Step) -> None:
         """Add new tokens to the store; `keys` are already rotated to position 0."""
         table = torch.cat([keys, values], dim=-1).detach()
-        if self._store is None:
-            self._open(table, keys.shape[-1])
-        assert self._store is not None
+        self._width = keys.shape[-1]
+        store = self._store or self._open(table)
+        before, after = step.bounds
         if step.padded:
-            self._store.write(table, step.compute_once("places", lambda: TokenPlaces.from_times(step.time)))
+            store.write(table, step.compute_once("places", lambda: TokenPlaces.from_times(step.time)))
         else:
-            self._store.append(table, step.compute_once("bounds", lambda: _bounds(step))[0])
-        self._num_started = -(
-            -step.compute_once("bounds", lambda: _bounds(step))[1] // self.policy.chunk_size
-        )
+            store.append(table, before)
+        self._num_started = -(-after // self.policy.chunk_size)
 
     def _take_means(self, step: Step) -> None:
         """Compute the mean key of each chunk that this step completes in at least one row.
 
         All rows get a mean. In a shorter row the chunk may not be full yet. Its mean is then not used.
         """
-        assert self._store is not None
         size = self.policy.chunk_size
-        before, after = step.compute_once("bounds", lambda: _bounds(step))
-        first, full = before // size, after // size
-        if first == full or (step.padded and not step.compute_once("filled", lambda: _fills(step, size))):
+        first, full = (count // size for count in step.bounds)
+        fills = step.compute_once(
+            "fills", lambda: not step.padded or bool((step.after // size > step.before // size).any())
+        )
+        if first == full or not fills:
             return
-        keys = self._store.read_range(first * size, full * size)[..., : self._width]
-        keys = keys.unflatten(0, (self._store.batch, self._store.heads))
+        keys = self._read_chunks(first, full)[..., : self._width]
         new = keys.unflatten(2, (-1, size)).mean(dim=3)
         if "means" in self.state:
             new = torch.cat([self.state["means"][:, :, :first], new], dim=2)
         self.state["means"] = new
 
     def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        """Add one token to the store, and return its attention output."""
+        """Add one token to the store, and return its attention output.
+
+        The selection of chunks equals that of `choose_chunks` with one sink chunk, but takes half the time.
+        """
         batch, heads, _, width = query.shape
-        groups = keys.shape[1]
+        groups, policy = keys.shape[1], self.policy
         plan = step.compute_once(
             f"alone {heads} {groups}", lambda: self._plan_single_token(batch, heads, groups, step)
         )
         vectors = plan.rotation.interleave_and_rotate(torch.cat([query, keys, query], dim=1))
         at_slot, key, at_origin = vectors.split_with_sizes([heads, groups, heads], dim=1)
         self._put(key, values, step)
+        assert self._store is not None
         at_slot, at_origin = (x.reshape(batch * groups, -1, width) for x in (at_slot, at_origin))
-        far, near = self._reach(at_origin, plan, scoring)
+        # Two tables of keys and values, "rows tokens width": the last chunks, and the selected chunks.
+        near, far = self._store.read_range(plan.num_closed * policy.chunk_size, step.bounds[1]), None
         products = torch.bmm(at_slot, plan.near(near[None, ..., :width])[0].mT)
-        if far is not None:
+        self._last_read = None
+        if plan.num_closed:
+            means = self.state["means"].flatten(0, 1)[:, 1 : plan.num_closed]
+            scores = scoring.compute_scores(torch.bmm(at_origin, means.mT)).float()
+            torch.sum(torch.softmax(scores, dim=-1), dim=1, out=plan.votes[:, 1:])
+            selection = best(plan.votes, 1 + policy.num_selected).sort(dim=-1).values
+            self._last_read = _LastRead(selection, plan.num_closed + policy.num_local)
+            far = self._store.fetch(selection).flatten(1, 2)
             far_products = torch.bmm(at_slot, plan.far(far[None, ..., :width])[0].mT)
             products = torch.cat([far_products, products], dim=2)
         by_head = products.view(batch, groups, -1, 1, products.shape[2])
         weights = scoring.compute_weights(by_head).to(values.dtype).view_as(products)
-        if far is None:
-            out = torch.bmm(weights, near[..., width:])
-        else:
-            begin = far.shape[1]
-            out = torch.bmm(weights[:, :, begin:], near[..., width:])
-            out = torch.baddbmm(out, weights[:, :, :begin], far[..., width:])
+        out = torch.bmm(weights[:, :, -near.shape[1] :], near[..., width:])
+        if far is not None:
+            out = torch.baddbmm(out, weights[:, :, : far.shape[1]], far[..., width:])
         self._take_means(step)
         return out.view(batch, heads, 1, -1)
 
     def _plan_single_token(self, batch: int, heads: int, groups: int, step: Step) -> _SingleTokenPlan:
         policy, device = self.policy, step.time.device
-        count = step.compute_once("bounds", lambda: _bounds(step))[0]
+        count = step.bounds[0]
         full, read = count // policy.chunk_size, 1 + policy.num_selected
         num_closed = full - policy.num_local if full > read + policy.num_local else 0
         begin = read * policy.chunk_size if num_closed else 0
@@ -387,41 +388,11 @@ class ChunksMemory(LayerMemory):
             step.rotary.make_paired_rotation(step.position_ids, targets).expand_to_heads(
                 [heads, groups + heads]
             ),
-            count,
             num_closed,
             slots.slice_tokens(0, begin),
             slots.slice_tokens(begin, slot + 1),
             torch.full((batch * groups, num_closed), torch.inf, device=device),
         )
-
-    def _reach(
-        self, at_origin: Float[Tensor, "rows shared width"], plan: _SingleTokenPlan, scoring: Scoring
-    ) -> tuple[Tensor | None, Tensor]:
-        """Return two tables of the tokens that a query reads: the selected chunks, and the last chunks.
-
-        If the query reads all tokens, the first table is None, and the second table has all chunks. Each
-        table has keys and values, "rows tokens width".
-        """
-        assert self._store is not None
-        near = self._store.read_range(plan.num_closed * self.policy.chunk_size, plan.count + 1)
-        self._last_read = None
-        if not plan.num_closed:
-            return None, near
-        selection = self._choose_alone(at_origin, plan, scoring)
-        self._last_read = _LastRead(selection, plan.num_closed + self.policy.num_local)
-        return self._store.fetch(selection).flatten(1, 2), near
-
-    def _choose_alone(
-        self, at_origin: Float[Tensor, "rows shared width"], plan: _SingleTokenPlan, scoring: Scoring
-    ) -> Int[Tensor, "rows selected"]:
-        """Return the indices of the first chunk and of the best chunks before the local chunks, in order.
-
-        The result equals that of `choose_chunks` with one sink chunk, but takes half the time.
-        """
-        means = self.state["means"].flatten(0, 1)[:, 1 : plan.num_closed]
-        scores = scoring.compute_scores(torch.bmm(at_origin, means.mT)).float()
-        torch.sum(torch.softmax(scores, dim=-1), dim=1, out=plan.votes[:, 1:])
-        return best(plan.votes, 1 + self.policy.num_selected).sort(dim=-1).values
 
     def _choose(
         self,
@@ -465,32 +436,13 @@ class ChunksMemory(LayerMemory):
             scores = scoring.compute_scores(query @ means[:, :, 1:end].mT).float()
             votes = torch.softmax(scores, dim=-1).sum(dim=2)
             return functional.pad(votes, (1, means.shape[2] - end))
-        excluded_chunks = step.compute_once("closed", lambda: self._excluded_chunks(full, means.shape[2]))
-        scores = (
-            scoring.compute_scores(query @ means.mT)
-            .float()
-            .masked_fill(excluded_chunks[:, None, None], float("-inf"))
-        )
+        # The first chunk, local chunks and unfilled chunks get no votes.
+        chunk = torch.arange(means.shape[2], device=full.device)
+        excluded_chunks = (chunk == 0) | (chunk >= full[:, None] - self.policy.num_local)
+        scores = scoring.compute_scores(query @ means.mT).float()
+        scores = scores.masked_fill(excluded_chunks[:, None, None], float("-inf"))
         votes = torch.softmax(scores, dim=-1).nan_to_num(0).unflatten(2, (-1, step.length))
         return (votes * (step.time >= 0)[:, None, None, :, None]).sum(dim=(2, 3))
-
-    def _excluded_chunks(self, full: Int[Tensor, " batch"], chunks: int) -> Bool[Tensor, "batch chunks"]:
-        """Return a mask that is True for chunks without votes: first chunk, local chunks, unfilled chunks."""
-        chunk = torch.arange(chunks, device=full.device)
-        return (chunk == 0) | (chunk >= full[:, None] - self.policy.num_local)
-
-
-def _bounds(step: Step) -> tuple[int, int]:
-    """Return the token count of the shortest row before a step, and of the longest row after the step."""
-    if not step.padded:
-        before = int(step.before[0])
-        return before, before + step.length
-    return int(step.before.min()), int(step.after.max())
-
-
-def _fills(step: Step, size: int) -> bool:
-    """Return True if a step completes a chunk of `size` tokens in any row."""
-    return bool((step.after // size > step.before // size).any())
 
 
 def _contiguous_slice(valid: Bool[Tensor, " tokens"]) -> slice | None:

@@ -13,7 +13,7 @@ one sum, so that the memory of evicted tokens can be freed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -36,7 +36,7 @@ from scrubjay.memory.context.policies.buffers import (
     make_writable,
 )
 from scrubjay.memory.context.policies.dense import Scoring
-from scrubjay.memory.context.policies.rotary import PairedRotation, PairLayout
+from scrubjay.memory.context.policies.rotary import PairedRotation
 from scrubjay.memory.context.policies.slots import (
     attend_at_slots,
     rotate_new_to_slots,
@@ -44,8 +44,7 @@ from scrubjay.memory.context.policies.slots import (
     rotate_to_slots,
 )
 
-# Queries whose attention weights are in memory at once.
-_LONGEST_PIECE = 128
+Count = TypeVar("Count", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -81,15 +80,10 @@ class H2OPolicy(ContextPolicy):
         """Number of last tokens that are never evicted."""
         return self.budget // 2 if self.recent is None else self.recent
 
-    def count_retained(self, tokens: Int[Tensor, "*rows"]) -> Int[Tensor, "*rows"]:
+    def count_retained(self, tokens: Count) -> Count:
         """Return the number of tokens that the cache retains after it has read `tokens` tokens."""
-        excess = tokens - self.budget
-        return torch.where(excess < 0, tokens, self.budget - self.interval + excess % self.interval)
-
-    def count_retained_int(self, tokens: int) -> int:
-        """Return the result of `count_retained` for an integer."""
-        excess = tokens - self.budget
-        return tokens if excess < 0 else self.budget - self.interval + excess % self.interval
+        evictions = (tokens - self.budget) // self.interval + 1
+        return tokens - self.interval * evictions * (evictions > 0)
 
     def build(self) -> LayerMemory:
         """Return an empty memory for one layer."""
@@ -98,7 +92,7 @@ class H2OPolicy(ContextPolicy):
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
         """Return the bytes of keys, values and one float32 sum per key, unused capacity included."""
         sums = 4 * shape.layers * shape.batch * shape.key_heads
-        return compute_capacity(self.count_retained_int(tokens), self.budget) * (shape.token_bytes + sums)
+        return compute_capacity(self.count_retained(tokens), self.budget) * (shape.token_bytes + sums)
 
 
 class H2OMemory(LayerMemory):
@@ -108,6 +102,9 @@ class H2OMemory(LayerMemory):
     The first `columns` entries of each buffer are in use, followed by zeros. A row with fewer tokens than
     other rows has unused entries before its tokens.
     """
+
+    longest_piece = 128
+    """Number of queries whose attention weights are in memory at once."""
 
     def __init__(self, policy: H2OPolicy) -> None:
         super().__init__()
@@ -134,7 +131,7 @@ class H2OMemory(LayerMemory):
         begin, pieces = 0, []
         for end in sorted(ends):
             while begin < end:
-                pieces.append(min(end - begin, _LONGEST_PIECE))
+                pieces.append(min(end - begin, self.longest_piece))
                 begin += pieces[-1]
         return pieces
 
@@ -156,7 +153,7 @@ class H2OMemory(LayerMemory):
         Args: those of `LayerMemory.generate`.
         """
         before, most = self.columns, self.policy.budget
-        slots = step.compute_once("slots", lambda: self._slots(step, before))
+        slots = self._slots(step, before)
         query, keys = self._rotate(query, keys, slots, step)
         for name, new in (("keys", keys), ("values", values)):
             self.state[name] = append(self.state.get(name), before, new, most)
@@ -204,7 +201,7 @@ class H2OMemory(LayerMemory):
         if not step.compute_once("drops", lambda: self._must_drop(step)):
             return
         counts = step.compute_once("kept", lambda: self.policy.count_retained(step.after))
-        slots = step.compute_once("slots", lambda: self._slots(step, self.columns - step.length))
+        slots = self._slots(step, self.columns - step.length)
         most = step.compute_once("most", lambda: int(counts.max()))
         last = step.compute_once("last", lambda: slots.amax(dim=1, keepdim=True) + 1)
         safe = (slots >= 0) & ((slots < self.policy.num_sinks) | (slots >= last - self.policy.num_recent))
@@ -219,16 +216,12 @@ class H2OMemory(LayerMemory):
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state without unused capacity, with keys in the model's pair layout."""
         tensors = {name: self.get_columns(name) for name in self.state}
-        return tensors | {"keys": self._layout().deinterleave(tensors["keys"])} if tensors else tensors
+        return tensors | {"keys": self.layout.deinterleave(tensors["keys"])} if tensors else tensors
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Load the tensors that `state_dict` returned, and allocate capacity for more tokens."""
         self.columns = state["keys"].shape[2] if state else 0
-        self._set_state(state | {"keys": self._layout().interleave(state["keys"])} if state else state)
-
-    def _layout(self) -> PairLayout:
-        assert self.layout is not None
-        return self.layout
+        self._set_state(state | {"keys": self.layout.interleave(state["keys"])} if state else state)
 
     def _set_state(self, tensors: dict[str, Tensor]) -> None:
         """Store these tensors as the state, with capacity for more tokens."""
@@ -236,20 +229,22 @@ class H2OMemory(LayerMemory):
 
     def _must_drop(self, step: Step) -> bool:
         """Return True if tokens must be removed, because a row is full or has padding."""
-        if not step.padded:
-            before = int(step.before[0])
-            return (
-                self.policy.count_retained_int(before + step.length)
-                != self.policy.count_retained_int(before) + step.length
-            )
-        counts = step.compute_once("kept", lambda: self.policy.count_retained(step.after))
-        return bool((counts != self.policy.count_retained(step.before) + step.length).any())
+        before, after = (step.before, step.after) if step.padded else step.bounds
+        count_retained = self.policy.count_retained
+        return bool(torch.as_tensor(count_retained(after) != count_retained(before) + step.length).any())
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
-        """Return the cache positions of all stored tokens and all new tokens; negative for padding."""
-        if not step.padded:
-            return torch.arange(count + step.length, device=step.time.device).expand(len(step.time), -1)
-        counts = self.policy.count_retained(step.before)[:, None]
-        old = torch.arange(count, device=counts.device) - count + counts
-        new = torch.where(step.time < 0, -1, counts + step.time - step.before[:, None])
-        return torch.cat([old, new], dim=1)
+        """Return the cache positions of all stored tokens and all new tokens; negative for padding.
+
+        `count` is the number of stored columns.
+        """
+
+        def make_slots() -> Tensor:
+            if not step.padded:
+                return torch.arange(count + step.length, device=step.time.device).expand(len(step.time), -1)
+            counts = self.policy.count_retained(step.before)[:, None]
+            old = torch.arange(count, device=counts.device) - count + counts
+            new = torch.where(step.time < 0, -1, counts + step.time - step.before[:, None])
+            return torch.cat([old, new], dim=1)
+
+        return step.compute_once("slots", make_slots)

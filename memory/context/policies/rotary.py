@@ -67,10 +67,7 @@ class Rotation:
         Group i has the next `counts[i]` heads and gets the angles that this object has for token i.
         """
         own = copy.copy(self)
-        for name in ("_cos", "_sin"):
-            places = getattr(self, name).unbind(dim=2)
-            parts = [place.expand(-1, heads, -1) for place, heads in zip(places, counts, strict=True)]
-            setattr(own, name, torch.cat(parts, dim=1)[:, :, None])
+        own._cos, own._sin = (_expand_to_heads(x, counts) for x in (self._cos, self._sin))
         return own
 
     def __call__(
@@ -150,15 +147,20 @@ class PairedRotation:
 
         Group i has the next `counts[i]` heads and gets the angles that this object has for token i.
         """
-        places = self._by.unbind(dim=2)
-        parts = [place.expand(-1, heads, -1) for place, heads in zip(places, counts, strict=True)]
-        return PairedRotation(torch.cat(parts, dim=1)[:, :, None], self._layout)
+        return PairedRotation(_expand_to_heads(self._by, counts), self._layout)
 
     def _rotate(self, complex_pairs: Complex[Tensor, "*batch pairs"], x: Tensor) -> Tensor:
         out = torch.view_as_real(complex_pairs * self._by).flatten(-2).to(x.dtype)
         if out.shape[-1] == x.shape[-1]:
             return out
         return torch.cat([out, x[..., out.shape[-1] :]], dim=-1)
+
+
+def _expand_to_heads(angles: Tensor, counts: Sequence[int]) -> Tensor:
+    """Return the values of token i for the next `counts[i]` heads."""
+    places = angles.unbind(dim=2)
+    parts = [place.expand(-1, heads, -1) for place, heads in zip(places, counts, strict=True)]
+    return torch.cat(parts, dim=1)[:, :, None]
 
 
 class Rotary:
@@ -178,24 +180,23 @@ class Rotary:
         self._slots: tuple[Tensor, int, PairedRotation] | None = None
 
     def make_rotation(
-        self, position_ids: Int[Tensor, "batch length"], targets: Int[Tensor, "batch length"]
+        self, position_ids: Int[Tensor, "batch length"] | None, targets: Int[Tensor, "batch length"]
     ) -> Rotation:
-        """Return the rotation from the model's `position_ids` to the positions `targets`."""
-        return self._build_rotation(self._angle_difference(position_ids, targets))
+        """Return the rotation from the model's `position_ids` to the positions `targets`.
 
-    def make_shift(self, by: Int[Tensor, "batch length"]) -> Rotation:
-        """Return the rotation by `by` positions, for vectors that a `Rotary` has already rotated exactly."""
-        return self._build_rotation(self.compute_angles(by))
+        If `position_ids` is None, the rotation starts at position 0, where this class has put the vectors.
+        """
+        angle = self._angle_difference(position_ids, targets)[:, None]
+        return Rotation(angle.cos().to(self._dtype), angle.sin().to(self._dtype), self.layout)
 
     def make_paired_rotation(
-        self, position_ids: Int[Tensor, "batch length"], targets: Int[Tensor, "batch length"]
+        self, position_ids: Int[Tensor, "batch length"] | None, targets: Int[Tensor, "batch length"]
     ) -> PairedRotation:
         """Return the rotation of `make_rotation` for interleaved pairs."""
-        return self._build_paired_rotation(self._angle_difference(position_ids, targets))
-
-    def make_paired_shift(self, by: Int[Tensor, "batch length"]) -> PairedRotation:
-        """Return the rotation of `make_shift` for interleaved pairs."""
-        return self._build_paired_rotation(self.compute_angles(by))
+        angle = self._angle_difference(position_ids, targets)[:, None]
+        by = torch.polar(torch.ones_like(angle), angle)
+        dtype = torch.complex128 if self._dtype == torch.float64 else torch.complex64
+        return PairedRotation(by.to(dtype), self.layout)
 
     def make_slot_rotation(self, columns: int, device: torch.device) -> PairedRotation:
         """Return a precomputed rotation of `columns` keys that moves key i from position 0 to position i."""
@@ -204,33 +205,24 @@ class Rotary:
             count = -(-columns // BLOCK) * BLOCK
             # Tensors created in inference mode cannot take part in gradients outside of it.
             with torch.inference_mode(False):
-                spin = self.make_paired_shift(torch.arange(count, device=device)[None])
+                spin = self.make_paired_rotation(None, torch.arange(count, device=device)[None])
             self._slots = frequencies, count, spin
         return self._slots[2].slice_tokens(0, columns)
 
-    def _build_rotation(self, angle: Float[Tensor, "batch length pairs"]) -> Rotation:
-        cos, sin = angle.cos()[:, None].to(self._dtype), angle.sin()[:, None].to(self._dtype)
-        return Rotation(cos, sin, self.layout)
-
-    def _build_paired_rotation(self, angle: Float[Tensor, "batch length pairs"]) -> PairedRotation:
-        by = torch.polar(torch.ones_like(angle), angle)[:, None]
-        return PairedRotation(
-            by.to(torch.complex128 if self._dtype == torch.float64 else torch.complex64), self.layout
-        )
-
     def _angle_difference(
-        self, position_ids: Int[Tensor, "batch length"], targets: Int[Tensor, "batch length"]
-    ) -> Tensor:
+        self, position_ids: Int[Tensor, "batch length"] | None, targets: Int[Tensor, "batch length"]
+    ) -> Float[Tensor, "batch length pairs"]:
         """Return the angles, in radians, of the rotation from positions `position_ids` to `targets`.
 
         The angles of `targets` are exact. The angles of `position_ids` are rounded as in the model, so that
         the rotation undoes the model's own rotation.
         """
+        angles = self.compute_angles(targets)
+        if position_ids is None:
+            return angles
         # The model's own angle, in the model's precision.
-        model_angles = position_ids[..., None].float() * self._frequencies().to(
-            position_ids.device, torch.float32
-        )
-        return self.compute_angles(targets) - model_angles.double()
+        frequencies = self._frequencies().to(position_ids.device, torch.float32)
+        return angles - (position_ids[..., None].float() * frequencies).double()
 
     def compute_angles(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
         """Return the rotary angles at `position` in radians, as float64."""

@@ -34,38 +34,6 @@ from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attent
 from scrubjay.memory.context.policies.rotary import Rotation
 from scrubjay.memory.parts.chunks import compute_slot_steps as held_in_slots
 
-# Columns attended at once without gradients, which keeps the band's copies of keys small.
-_PIECE = 1024
-
-
-@dataclass(frozen=True)
-class SinksPolicy(ContextPolicy):
-    """Keep the first `num_sinks` and the last `budget - num_sinks` tokens."""
-
-    budget: int = 1024
-    """Number of tokens in the cache. A query reads all of them, its own token included."""
-    num_sinks: int = 4
-    """Number of first tokens that are never evicted. 4 are enough for every model in StreamingLLM's paper."""
-
-    moves_positions: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.num_sinks < 0:
-            raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
-        if self.budget < self.num_sinks + 1:
-            raise ValueError(
-                f"budget={self.budget}: must be at least {self.num_sinks + 1}, for {self.num_sinks} sinks "
-                "and the query's own token"
-            )
-
-    def build(self) -> LayerMemory:
-        """Return an empty memory for one layer."""
-        return StreamMemory(self.budget, self.num_sinks)
-
-    def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes of the keys and values of at most `budget` tokens."""
-        return min(tokens, self.budget) * shape.token_bytes
-
 
 @dataclass(frozen=True)
 class WindowPolicy(ContextPolicy):
@@ -89,12 +57,36 @@ class WindowPolicy(ContextPolicy):
         return min(tokens, self.budget) * shape.token_bytes
 
 
+@dataclass(frozen=True)
+class SinksPolicy(WindowPolicy):
+    """Keep the first `num_sinks` and the last `budget - num_sinks` tokens."""
+
+    num_sinks: int = 4
+    """Number of first tokens that are never evicted. 4 are enough for every model in StreamingLLM's paper."""
+
+    def __post_init__(self) -> None:
+        if self.num_sinks < 0:
+            raise ValueError(f"num_sinks={self.num_sinks}: must not be negative")
+        if self.budget < self.num_sinks + 1:
+            raise ValueError(
+                f"budget={self.budget}: must be at least {self.num_sinks + 1}, for {self.num_sinks} sinks "
+                "and the query's own token"
+            )
+
+    def build(self) -> LayerMemory:
+        """Return an empty memory for one layer."""
+        return StreamMemory(self.budget, self.num_sinks)
+
+
 class StreamMemory(LayerMemory):
     """Memory of one layer.
 
     State: `keys` and `values`, sinks first, then a ring buffer (`kernels.sink_slot`). Keys are rotated to
     their exact positions in the text.
     """
+
+    longest_piece = 1024
+    """Number of tokens that attend at once without gradients, so that the copies of keys stay small."""
 
     def __init__(self, budget: int, num_sinks: int) -> None:
         super().__init__()
@@ -112,14 +104,8 @@ class StreamMemory(LayerMemory):
         return self._read_one(query, keys, values, step, scoring)
 
     def pieces(self, step: Step) -> list[int]:
-        """Return the lengths of the pieces into which a step is split.
-
-        With gradients there is one piece. Without gradients a piece has at most 1024 tokens.
-        """
-        if torch.is_grad_enabled():
-            return [step.length]
-        whole, rest = divmod(step.length, _PIECE)
-        return [_PIECE] * whole + [rest] * (rest > 0)
+        """Return the lengths of the pieces into which a step is split: a single one with gradients."""
+        return [step.length] if torch.is_grad_enabled() else super().pieces(step)
 
     def generate(self, query, keys, values, past, step, scoring) -> Tensor:
         """Return the attention output over the window and the sinks, in one softmax.
@@ -128,10 +114,14 @@ class StreamMemory(LayerMemory):
 
         Args: those of `LayerMemory.generate`.
         """
-        place = step.compute_once("place", lambda: step.rotary.make_rotation(step.position_ids, step.time))
-        keys, query_time = place(keys), step.time
-        key_time = self._key_time(step)
+        place = self._make_rotation(step)
+        keys, key_time = place(keys), step.time
         if past is not None:
+            columns = past.keys.shape[2]
+            key_time = step.compute_once(
+                f"key time {columns}",
+                lambda: torch.cat([self._slot_times(step.before)[:, :columns], step.time], dim=1),
+            )
             keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
         in_window, width = place(query), values.shape[-1]
         query, keys = (
@@ -148,9 +138,9 @@ class StreamMemory(LayerMemory):
                 query.transpose(1, 2),
                 keys.transpose(1, 2),
                 padded_values.transpose(1, 2),
-                query_time,
+                step.time,
                 key_time,
-                torch.zeros_like(query_time),
+                torch.zeros_like(step.time),
                 window=self.window,
                 num_sinks=self.num_sinks,
                 scale=scoring.scale,
@@ -207,15 +197,9 @@ class StreamMemory(LayerMemory):
 
     def compress(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> None:
         """Store the new tokens. If several tokens share a slot of the cache, the last of them fills it."""
-        past_columns = self.state["keys"].shape[2] if self.state else 0
+        past_columns = self._past_columns
         source = step.compute_once(f"source {past_columns}", lambda: self._sources(step, past_columns))
-        new_tensors = {
-            "keys": step.compute_once(
-                "place", lambda: step.rotary.make_rotation(step.position_ids, step.time)
-            )(keys),
-            "values": values,
-        }
-        for name, new in new_tensors.items():
+        for name, new in (("keys", self._make_rotation(step)(keys)), ("values", values)):
             table = torch.cat([self.state[name], new], dim=2) if past_columns else new
             index = source[:, None, :, None].expand(-1, table.shape[1], -1, table.shape[3])
             self.state[name] = table.gather(2, index)
@@ -231,36 +215,47 @@ class StreamMemory(LayerMemory):
         columns_left = int(count.max()) - columns
         self.state = {name: tensor[:, :, :columns_left] for name, tensor in self.state.items()}
 
+    def _make_rotation(self, step: Step) -> Rotation:
+        """Return the rotation of new keys or queries to their indices in the text."""
+        return step.compute_once("place", lambda: step.rotary.make_rotation(step.position_ids, step.time))
+
     def _read_one(self, query: Tensor, keys: Tensor, values: Tensor, step: Step, scoring: Scoring) -> Tensor:
-        count = step.compute_once("count", lambda: int(step.time[0, 0]))
-        heads, groups, past = query.shape[1], keys.shape[1], self.num_sinks > 0 and count >= self.slots
-        rotation = step.compute_once(
-            f"turn {heads} {groups}", lambda: self._make_head_rotation(heads, groups, past, step)
-        )
+        """Store one token, and return its attention output.
+
+        If the index of the token in the text is at least the budget, its dot products with sinks use a copy
+        of the query at the position of the last slot.
+        """
+        batch, heads, _, width = query.shape
+        count, groups = step.bounds[0], keys.shape[1]
+        past = self.num_sinks > 0 and count >= self.slots
+
+        def make_rotation() -> Rotation:
+            if not past:
+                return self._make_rotation(step)
+            targets = torch.cat([step.time, torch.full_like(step.time, self.slots - 1)], dim=1)
+            rotation = step.rotary.make_rotation(step.position_ids, targets)
+            return rotation.expand_to_heads([heads + groups, heads])
+
+        rotation = step.compute_once(f"turn {heads} {groups}", make_rotation)
         vectors = rotation(torch.cat([query, keys, query] if past else [query, keys], dim=1))
         self._put(vectors[:, heads : heads + groups], values, count)
         in_window, keys, values = vectors[:, :heads], self.state["keys"], self.state["values"]
         if not past:
             return masked_attention(in_window, keys, values, None, scoring)
-        return self._read_past(in_window, vectors[:, heads + groups :], keys, values, scoring)
-
-    def _make_head_rotation(self, heads: int, groups: int, past: bool, step: Step) -> Rotation:
-        """Return the rotation of one token's query and key to the token's index in the text.
-
-        If `past` is True, this index is at least the budget. The rotation then also moves a copy of the
-        query to the position of the last slot.
-        """
-        if not past:
-            return step.rotary.make_rotation(step.position_ids, step.time)
-        targets = torch.cat([step.time, torch.full_like(step.time, self.slots - 1)], dim=1)
-        return step.rotary.make_rotation(step.position_ids, targets).expand_to_heads([heads + groups, heads])
+        table, sinks = keys.flatten(0, 1), slice(0, self.num_sinks)
+        at_slot = vectors[:, heads + groups :].reshape(batch * groups, -1, width)
+        scores = torch.bmm(in_window.reshape(batch * groups, -1, width), table.mT)
+        scores[..., sinks] = torch.bmm(at_slot, table[:, sinks].mT)
+        attention = scoring.compute_weights(scores.view(batch, groups, -1, 1, self.slots))
+        out = torch.bmm(attention.reshape(scores.shape).to(values.dtype), values.flatten(0, 1))
+        return out.view(batch, heads, 1, -1)
 
     def _put(self, key: Tensor, value: Tensor, count: int) -> None:
         """Add a new token to the state; `count` is the token's index in the text.
 
         In a full ring buffer, the new token replaces the oldest token that is not a sink.
         """
-        past_columns = self.state["keys"].shape[2] if self.state else 0
+        past_columns = self._past_columns
         self.state = make_writable(self.state)
         for name, new in (("keys", key), ("values", value)):
             if past_columns == self.slots:
@@ -270,37 +265,16 @@ class StreamMemory(LayerMemory):
             else:
                 self.state[name] = torch.cat([self.state[name], new], dim=2) if past_columns else new
 
-    def _read_past(
-        self, in_window: Tensor, at_slot: Tensor, keys: Tensor, values: Tensor, scoring: Scoring
-    ) -> Tensor:
-        """Return the attention output of a token whose index in the text is at least the budget.
-
-        The dot products with sinks use the query `at_slot`. All others use the query `in_window`.
-        """
-        batch, groups, slots, width = keys.shape
-        table, sinks = keys.flatten(0, 1), slice(0, self.num_sinks)
-        scores = torch.bmm(in_window.reshape(batch * groups, -1, width), table.mT)
-        scores[..., sinks] = torch.bmm(at_slot.reshape(batch * groups, -1, width), table[:, sinks].mT)
-        attention = scoring.compute_weights(scores.view(batch, groups, -1, 1, slots)).reshape(scores.shape)
-        return torch.bmm(attention.to(values.dtype), values.flatten(0, 1)).view(
-            batch, -1, 1, values.shape[-1]
-        )
-
-    def _key_time(self, step: Step) -> Int[Tensor, "batch columns"]:
-        past_columns = self.state["keys"].shape[2] if self.state else 0
-        if not past_columns:
-            return step.time
-        return step.compute_once(
-            f"key time {past_columns}",
-            lambda: torch.cat([self._slot_times(step.before)[:, :past_columns], step.time], dim=1),
-        )
+    @property
+    def _past_columns(self) -> int:
+        return self.state["keys"].shape[2] if self.state else 0
 
     def _slot_times(self, count: Int[Tensor, " batch"]) -> Int[Tensor, "batch slots"]:
         return held_in_slots(count, self.num_sinks, self.window)
 
     def _sources(self, step: Step, past_columns: int) -> Int[Tensor, "batch slots"]:
         """Return, for each slot, the index of the stored or new token that fills the slot."""
-        token = self._slot_times(step.after)[:, : min(self.slots, int(step.after.max()))]
+        token = self._slot_times(step.after)[:, : min(self.slots, step.bounds[1])]
         first = step.before[:, None]
         slot = torch.arange(token.shape[1], device=token.device)
         # Columns of a row's new tokens; padding may lie between them.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scrubjay.memory.context.policies.base import Step
 from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.policies.rotary import PairedRotation
 
 
 def rotate_to_origin(x: Float[Tensor, "batch heads length width"], step: Step) -> Tensor:
@@ -32,11 +33,13 @@ def rotate_to_slots(
     Every layer must pass the same tensor object as `slots`, because all layers share one rotation. A negative
     position marks a token that is not read.
     """
-    if not _has_gaps(slots, step):
-        return step.compute_once(
-            "move", lambda: step.rotary.make_slot_rotation(slots.shape[1], slots.device)
-        )(keys)
-    return step.compute_once("move", lambda: step.rotary.make_paired_shift(slots.clamp(min=0)))(keys)
+
+    def make_rotation() -> PairedRotation:
+        if _has_gaps(slots, step):
+            return step.rotary.make_paired_rotation(None, slots.clamp(min=0))
+        return step.rotary.make_slot_rotation(slots.shape[1], slots.device)
+
+    return step.compute_once("move", make_rotation)(keys)
 
 
 def rotate_new_to_slots(x: Float[Tensor, "batch heads length width"], slots: Tensor, step: Step) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import tempfile
 import weakref
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -102,14 +104,7 @@ class ChunkStore:
 
     def __deepcopy__(self, memo: dict[int, object]) -> ChunkStore:
         """Return a copy of the store. On disk, the copy has a file of its own."""
-        clone = object.__new__(ChunkStore)
-        clone._place, clone._folder, clone._device = self._place, self._folder, self._device
-        clone.batch, clone.heads, clone._inner, clone._dtype = (
-            self.batch,
-            self.heads,
-            self._inner,
-            self._dtype,
-        )
+        clone = copy.copy(self)
         clone._set_table(clone._allocate(0))
         if self._table.shape[1]:
             clone._set_table(clone._allocate(self._table.shape[1]).copy_(self._table))
@@ -126,7 +121,7 @@ class ChunkStore:
         if chunks == 0:
             handle, self._path = tempfile.mkstemp(prefix="scrubjay-", suffix=".chunks", dir=self._folder)
             os.close(handle)
-            self._close = weakref.finalize(self, _remove, self._path)
+            self._close = weakref.finalize(self, Path(self._path).unlink, missing_ok=True)
             return torch.zeros(shape, dtype=self._dtype)
         if not os.path.exists(self._path):
             self._allocate(0)
@@ -137,8 +132,3 @@ class ChunkStore:
 
     def _close(self) -> None:
         """Delete the file, if there is one."""
-
-
-def _remove(path: str) -> None:
-    if os.path.exists(path):
-        os.remove(path)

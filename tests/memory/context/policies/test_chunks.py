@@ -57,7 +57,7 @@ def test_a_token_reads_the_chunks_of_its_own_votes(rotary, tokens, local, store)
     shape = (1, GROUPS, tokens + 1, WIDTH)
     keys, values = (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 for _ in "kv")
     query = torch.randn(1, HEADS, tokens + 1, WIDTH, generator=generator, dtype=torch.float64)
-    shift = rotary.make_shift(torch.arange(tokens + 1)[None])
+    shift = rotary.make_rotation(None, torch.arange(tokens + 1)[None])
     model_query, model_keys = shift(query), shift(keys)
     memory = policy.build()
     out = None
@@ -81,8 +81,8 @@ def test_a_token_reads_the_chunks_of_its_own_votes(rotary, tokens, local, store)
             own = slice(4 * m, 4 * m + lengths[place])
             chunk_tables[0, place, : lengths[place]] = keys[0, group, own]
             chunk_tables[1, place, : lengths[place]] = values[0, group, own]
-        at_slots = rotary.make_shift(torch.tensor([slots]))(chunk_tables[0].view(1, 1, -1, WIDTH))
-        new = rotary.make_shift(torch.tensor([[sum(lengths)]]))
+        at_slots = rotary.make_rotation(None, torch.tensor([slots]))(chunk_tables[0].view(1, 1, -1, WIDTH))
+        new = rotary.make_rotation(None, torch.tensor([[sum(lengths)]]))
         q, k = new(query[:, head, -1:][:, None]), new(keys[:, group, -1:][:, None])
         far = attend_chosen(
             q.transpose(1, 2),

@@ -29,7 +29,7 @@ def by_complex_numbers(x, positions, layout):
 def test_rotation_equals_complex_multiplication(layout, length, width):
     x = torch.randn(2, 3, length, width, dtype=torch.float64, requires_grad=True)
     positions = torch.randint(-50, 50, (2, length))
-    out = make(layout).make_shift(positions)(x)
+    out = make(layout).make_rotation(None, positions)(x)
     expected = by_complex_numbers(x, positions, layout)
     torch.testing.assert_close(out, expected, atol=1e-12, rtol=1e-12)
     weights = torch.randn_like(out)
@@ -75,7 +75,7 @@ def test_interleaved_pairs_are_rotated_alike(layout, length, width):
     torch.testing.assert_close(
         rotary.make_paired_rotation(position_ids, targets).interleave_and_rotate(model_x), expected
     )
-    torch.testing.assert_close(rotary.make_paired_shift(targets)(side_by_side(x, layout)), expected)
+    torch.testing.assert_close(rotary.make_paired_rotation(None, targets)(side_by_side(x, layout)), expected)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
@@ -83,13 +83,13 @@ def test_slot_rotations_and_rotations_per_head_equal_single_rotations(layout):
     rotary, x = make(layout), torch.randn(1, 5, 300, 8, dtype=torch.float64)
     for columns in (3, 300, 7):
         out = rotary.make_slot_rotation(columns, x.device)(x[:, :, :columns])
-        expected = rotary.make_paired_shift(torch.arange(columns)[None])(x[:, :, :columns])
+        expected = rotary.make_paired_rotation(None, torch.arange(columns)[None])(x[:, :, :columns])
         torch.testing.assert_close(out, expected, atol=0, rtol=0)
         part = rotary.make_slot_rotation(columns, x.device).slice_tokens(1, columns)(x[:, :, 1:columns])
         torch.testing.assert_close(part, expected[:, :, 1:], atol=0, rtol=0)
     places, token = torch.tensor([[4, 9]]), x[:, :, :1]
-    both = rotary.make_shift(places).expand_to_heads([3, 2])(token)
-    together = rotary.make_paired_shift(places).expand_to_heads([3, 2]).interleave_and_rotate(token)
+    both = rotary.make_rotation(None, places).expand_to_heads([3, 2])(token)
+    together = rotary.make_paired_rotation(None, places).expand_to_heads([3, 2]).interleave_and_rotate(token)
     for heads, place in ((slice(0, 3), 4), (slice(3, 5), 9)):
         expected = by_complex_numbers(token[:, heads], torch.tensor([[place]]), layout)
         torch.testing.assert_close(both[:, heads], expected, atol=1e-12, rtol=1e-12)
@@ -101,7 +101,7 @@ def test_slot_rotations_and_rotations_per_head_equal_single_rotations(layout):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["halves", "interleaved"])
 def test_half_precision_is_rounded_once(layout, dtype):
     x, positions = torch.randn(1, 2, 4, 8).to(dtype), torch.tensor([[0, 3, 500, 7]])
-    out = make(layout, torch.float32).make_paired_shift(positions).interleave_and_rotate(x)
+    out = make(layout, torch.float32).make_paired_rotation(None, positions).interleave_and_rotate(x)
     exact = side_by_side(by_complex_numbers(x.double(), positions, layout), layout)
     assert out.dtype == dtype
     torch.testing.assert_close(out, exact.float().to(dtype), atol=1e-5, rtol=torch.finfo(dtype).eps)
@@ -124,11 +124,11 @@ def test_changed_frequencies_take_effect():
     now[0] = torch.tensor([0.2, 0.1])
     after = rotary.make_slot_rotation(4, x.device)(x)
     assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, rotary.make_paired_shift(torch.arange(4)[None])(x))
+    torch.testing.assert_close(after, rotary.make_paired_rotation(None, torch.arange(4)[None])(x))
 
 
 def test_without_pairs_nothing_is_rotated():
     x, rotary = torch.randn(1, 2, 3, 4), Rotary(PairLayout(0), lambda: torch.zeros(0), torch.float32)
-    assert rotary.make_shift(torch.arange(3)[None])(x) is x
-    rotation = rotary.make_paired_shift(torch.arange(3)[None])
+    assert rotary.make_rotation(None, torch.arange(3)[None])(x) is x
+    rotation = rotary.make_paired_rotation(None, torch.arange(3)[None])
     assert rotation(x) is rotation.interleave_and_rotate(x) is x
