@@ -15,6 +15,7 @@ from typing import Any
 from scrubjay.memory.bank.duplicates import compute_fingerprint
 from scrubjay.memory.bank.index import insert
 from scrubjay.memory.bank.record import (
+    COLUMNS,
     DRAFT_COLUMNS,
     KINDS,
     TRUSTS,
@@ -29,10 +30,7 @@ from scrubjay.memory.bank.record import (
     to_seconds,
 )
 
-_COLUMNS = (
-    "id", "text", "kind", "namespace", "trust", "provenance", "created", "observed", "renewed", "valid_from",
-    "valid_to", "importance", "supersedes", "chunk", "place",
-)  # fmt: skip
+_COLUMNS = (*(name for name in COLUMNS.split(", ") if name != "sayings"), "chunk", "place")
 _TIMES = ("created", "observed", "renewed")
 BATCH = 500
 """Records per batch of export and import."""

@@ -63,14 +63,10 @@ def day_words(text: str, observed: float, zone: tzinfo = UTC) -> str:
     return f"{day.day} {calendar.month_name[day.month]} {day.year} {day.month:02} {day.day:02}"
 
 
-def match_terms(query: str, allow_stop_words: bool = True) -> list[str]:
-    """Return the distinct words of a query as FTS5 terms.
-
-    Stop words are included only if the query has no other words and `allow_stop_words` is set.
-    """
-    terms = [word for word in words(query) if word not in _QUERY_STOP_WORDS] or (
-        words(query) if allow_stop_words else []
-    )
+def match_terms(query: str) -> list[str]:
+    """Return the distinct words of a query as FTS5 terms; stop words only if it has no other words."""
+    query_words = words(query)
+    terms = [word for word in query_words if word not in _QUERY_STOP_WORDS] or query_words
     # A single character of an unspaced script matches the start of a bigram, or the last character of a run.
     return list(dict.fromkeys(map(_quote, terms)))[:_MAX_TERMS]
 
@@ -78,12 +74,10 @@ def match_terms(query: str, allow_stop_words: bool = True) -> list[str]:
 def day_terms(query: str) -> set[str]:
     """Return the terms of a query that form a date; empty unless the query names a month or a year."""
     query_words = words(query)
-    month_and_year_words = [word for word in query_words if word in _MONTHS or _YEAR.fullmatch(word)]
-    return (
-        {*map(_quote, month_and_year_words + [word for word in query_words if _DAY_PART.fullmatch(word)])}
-        if month_and_year_words
-        else set()
-    )
+    date_words = [word for word in query_words if word in _MONTHS or _YEAR.fullmatch(word)]
+    if date_words:
+        date_words += filter(_DAY_PART.fullmatch, query_words)
+    return set(map(_quote, date_words))
 
 
 def words(text: str) -> list[str]:

@@ -100,19 +100,15 @@ class Candidates(NamedTuple):
         follows = (chunks[1:] == chunks[:-1]) & (places[1:] == places[:-1] + 1)
         return cls(numbers.astype(np.int64), follows.astype(np.float64), renewed, importance)
 
-    def before(self, values: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return, for each candidate, the value of the previous record in the same chunk.
+    def neighbour_values(self, values: Float[np.ndarray, "R"]) -> Float[np.ndarray, "2 R"]:
+        """Return, for each candidate, the values of the previous and the next record in the same chunk.
 
-        The value is 0 if the previous record is not a candidate.
+        The value is 0 if the record is not a candidate.
         """
-        return np.concatenate([[0.0], values[:-1] * self.adjoining])[: len(values)]
-
-    def after(self, values: Float[np.ndarray, "R"]) -> Float[np.ndarray, "R"]:
-        """Return, for each candidate, the value of the next record in the same chunk.
-
-        The value is 0 if the next record is not a candidate.
-        """
-        return np.concatenate([values[1:] * self.adjoining, [0.0]])[: len(values)]
+        neighbours = np.zeros((2, len(values)))
+        neighbours[0, 1:] = values[:-1] * self.adjoining
+        neighbours[1, :-1] = values[1:] * self.adjoining
+        return neighbours
 
 
 def select_rows(connection: sqlite3.Connection, numbers: Sequence[int], filter: Filter) -> list[Row]:

@@ -89,21 +89,16 @@ def recall(
         rows += near_rows
     candidates = Candidates.from_rows([*rows, *neighbours(connection, lenders, rows, filter)])
     numbers = candidates.numbers.tolist()
-    w = np.array([matches.coverage.get(number, 0.0) for number in numbers])
-    w_for_neighbours = (
-        w
-        if matches.neighbour_coverage is matches.coverage
-        else np.array([matches.neighbour_coverage.get(number, 0.0) for number in numbers])
+    w, w_for_neighbours = (
+        np.array([coverage.get(number, 0.0) for number in numbers])
+        for coverage in (matches.coverage, matches.neighbour_coverage)
     )
     cosines = np.full(len(w), np.nan) if scan is None else scan.cosines(candidates.numbers)
     z = np.zeros(len(w)) if scan is None else dense_weight * np.nan_to_num(scan.deviations(cosines))
-    neighbour_excess = np.maximum(candidates.before(z), candidates.after(z)) - chance
+    neighbour_excess = candidates.neighbour_values(z).max(axis=0) - chance
     from_words, from_embeddings = _WORD_WEIGHT * w, z
-    from_neighbours = (
-        _WORD_WEIGHT
-        * _NEIGHBOUR_WORDS
-        * (candidates.before(w_for_neighbours) + candidates.after(w_for_neighbours))
-    )
+    neighbour_words = candidates.neighbour_values(w_for_neighbours).sum(axis=0)
+    from_neighbours = _WORD_WEIGHT * _NEIGHBOUR_WORDS * neighbour_words
     from_neighbours += _NEIGHBOUR_MEANING * np.maximum(neighbour_excess, 0.0)
     recency = _MAX_BONUS * (2 * 0.5 ** (np.maximum(now - candidates.renewed, 0.0) / _HALF_LIFE) - 1)
     importance = _MAX_BONUS * (2 * candidates.importance - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from transformers import PreTrainedConfig
 from transformers.cache_utils import get_layer_types_and_kwargs
@@ -70,13 +70,12 @@ def get_layer_types(config: PreTrainedConfig) -> list[LayerType]:
             f"{name} has no attention layer: its state does not grow, so a cache policy has nothing to drop; "
             "use the model's own cache"
         )
-    return [_layer_type(layer, own) for layer, own in zip(types, options, strict=True)]
-
-
-def _layer_type(name: str, options: dict[str, Any]) -> LayerType:
-    return LayerType(
-        name in _ATTENTION_TYPES,
-        options.get("sliding_window"),
-        name == "chunked_attention",
-        options.get("number_of_states", 0) if name in _STATE_TYPES else 0,
-    )
+    return [
+        LayerType(
+            kind in _ATTENTION_TYPES,
+            own_options.get("sliding_window"),
+            kind == "chunked_attention",
+            own_options.get("number_of_states", 0) if kind in _STATE_TYPES else 0,
+        )
+        for kind, own_options in zip(types, options, strict=True)
+    ]

@@ -11,7 +11,7 @@ receive.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -33,11 +33,6 @@ class LayeredCache(Protocol):
 
     track_tokens: bool
     """True if each value vector gets extra coordinates that identify its token, for `get_retained_tokens`."""
-
-    @property
-    def layers(self) -> Sized:
-        """All layers."""
-        ...
 
     @property
     def rotaries(self) -> Sequence[Rotary | None]:
@@ -115,7 +110,7 @@ class PolicyLayer(CacheLayerMixin):
         if self.shape is None:
             batch, heads, _, width = keys.shape
             self.shape = CacheShape(
-                len(self._cache.layers),
+                1,
                 batch,
                 query.shape[1],
                 heads,

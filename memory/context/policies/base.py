@@ -60,32 +60,26 @@ class LayerStats(NamedTuple):
     Only the ratio to the weights of other layers matters."""
 
 
+@dataclass(eq=False)
 class Step:
-    """New tokens of one model call. All layers share one object.
+    """New tokens of one model call. All layers share one object."""
 
-    Args:
-        time: Index of each token in its text, negative for padding.
-        position_ids: Position that the model used for each token.
-        past_length: Number of tokens per row before the call, padding included.
-        before: Number of tokens of each row before the call, without padding.
-        after: Number of tokens of each row after the call, without padding.
-        padded: True if any row has padding, in this call or an earlier one.
-        rotary: The model's rotary positions; None for a policy that keeps the model's positions.
-    """
+    time: Int[Tensor, "batch length"]
+    """Index of each token in its text, negative for padding."""
+    position_ids: Int[Tensor, "batch length"]
+    """Position that the model used for each token."""
+    past_length: int
+    """Number of tokens per row before the call, padding included."""
+    before: Int[Tensor, " batch"]
+    """Number of tokens of each row before the call, without padding."""
+    after: Int[Tensor, " batch"]
+    """Number of tokens of each row after the call, without padding."""
+    padded: bool
+    """True if any row has padding, in this call or an earlier one."""
+    _rotary: Rotary | None
+    """The model's rotary positions; None for a policy that keeps the model's positions."""
 
-    def __init__(
-        self,
-        time: Int[Tensor, "batch length"],
-        position_ids: Int[Tensor, "batch length"],
-        past_length: int,
-        before: Int[Tensor, " batch"],
-        after: Int[Tensor, " batch"],
-        padded: bool,
-        rotary: Rotary | None,
-    ) -> None:
-        self.time, self.position_ids, self.past_length, self.padded = time, position_ids, past_length, padded
-        self.before, self.after = before, after
-        self._rotary = rotary
+    def __post_init__(self) -> None:
         self._values: dict[str, object] = {}
         self._by_policy: dict[Hashable, Step] = {}
 

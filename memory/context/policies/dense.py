@@ -146,14 +146,19 @@ def masked_attention(
         weights = scoring.compute_weights(products.unflatten(2, (-1, length)), hidden)
         weights = functional.dropout(weights, dropout).to(values.dtype)
         return (weights.flatten(2, 3) @ values).unflatten(2, (-1, length)).flatten(1, 2)
-    mask = None if mask is None else mask[:, None]
     if length == 1:
         # The query heads of a key head become queries of one head, so that keys are read once.
         query = query.reshape(batch, groups, heads // groups, width)
-        out = functional.scaled_dot_product_attention(query, keys, values, mask, dropout, scale=scoring.scale)
-        return out.reshape(batch, heads, 1, -1)
-    options = {"scale": scoring.scale, "enable_gqa": heads != groups}
-    return functional.scaled_dot_product_attention(query, keys, values, mask, dropout, **options)
+    out = functional.scaled_dot_product_attention(
+        query,
+        keys,
+        values,
+        None if mask is None else mask[:, None],
+        dropout,
+        scale=scoring.scale,
+        enable_gqa=query.shape[1] != groups,
+    )
+    return out.reshape(batch, heads, length, -1)
 
 
 def _allow_self(mask: Tensor, reach: int, rows: int) -> Tensor:

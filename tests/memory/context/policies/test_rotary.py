@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
+from scrubjay.memory.context.policies.rotary import PairLayout, Rotary, Rotation
 
 FREQUENCIES = torch.tensor([1.0, 0.3, 0.05])
 LAYOUTS = [PairLayout(3), PairLayout(3, is_interleaved=True)]
@@ -43,7 +43,7 @@ def test_keys_move_from_the_models_positions_to_targets(layout):
     x = torch.randn(1, 2, 3, 8, dtype=torch.float64)
     # Models compute angles in float32.
     angle = (position_ids[..., None].float() * FREQUENCIES).double()[:, None]
-    as_taken = Rotary(layout, lambda: torch.ones(3), torch.float64)._build_rotation(angle[:, 0])(x)
+    as_taken = Rotation(angle.cos(), angle.sin(), layout)(x)
     out = make(layout).make_rotation(position_ids, targets)(as_taken)
     torch.testing.assert_close(out, by_complex_numbers(x, targets, layout), atol=1e-9, rtol=1e-9)
 
@@ -71,7 +71,7 @@ def test_interleaved_pairs_are_rotated_alike(layout, length, width):
     torch.testing.assert_close(*gradients, atol=1e-12, rtol=1e-12)
     # Vectors at the model's float32 positions, and interleaved vectors.
     angle = (position_ids[..., None].float() * FREQUENCIES).double()
-    model_x = Rotary(layout, lambda: torch.ones(3), torch.float64)._build_rotation(angle)(x)
+    model_x = Rotation(angle.cos()[:, None], angle.sin()[:, None], layout)(x)
     torch.testing.assert_close(
         rotary.make_paired_rotation(position_ids, targets).interleave_and_rotate(model_x), expected
     )
