@@ -103,7 +103,7 @@ class H2OMemory(LayerMemory):
     other rows has unused entries before its tokens.
     """
 
-    longest_piece = 128
+    longest_piece: int = 128
     """Number of queries whose attention weights are in memory at once."""
 
     def __init__(self, policy: H2OPolicy) -> None:
@@ -229,9 +229,12 @@ class H2OMemory(LayerMemory):
 
     def _must_drop(self, step: Step) -> bool:
         """Return True if tokens must be removed, because a row is full or has padding."""
-        before, after = (step.before, step.after) if step.padded else step.bounds
         count_retained = self.policy.count_retained
-        return bool(torch.as_tensor(count_retained(after) != count_retained(before) + step.length).any())
+        if step.padded:
+            counts = count_retained(step.before) + step.length
+            return bool((count_retained(step.after) != counts).any())
+        before, after = step.bounds
+        return count_retained(after) != count_retained(before) + step.length
 
     def _slots(self, step: Step, count: int) -> Int[Tensor, "batch columns"]:
         """Return the cache positions of all stored tokens and all new tokens; negative for padding.
