@@ -32,7 +32,7 @@ from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, Lay
 from scrubjay.memory.context.policies.buffers import make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 from scrubjay.memory.context.policies.rotary import Rotation
-from scrubjay.memory.parts.chunks import compute_slot_steps as held_in_slots
+from scrubjay.memory.parts.chunks import compute_slot_steps
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,10 @@ class StreamMemory(LayerMemory):
             columns = past.keys.shape[2]
             key_time = step.compute_once(
                 f"key time {columns}",
-                lambda: torch.cat([self._slot_times(step.before)[:, :columns], step.time], dim=1),
+                lambda: torch.cat(
+                    [compute_slot_steps(step.before, self.num_sinks, self.window)[:, :columns], step.time],
+                    dim=1,
+                ),
             )
             keys, values = torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2)
         in_window, width = place(query), values.shape[-1]
@@ -269,17 +272,16 @@ class StreamMemory(LayerMemory):
     def _past_columns(self) -> int:
         return self.state["keys"].shape[2] if self.state else 0
 
-    def _slot_times(self, count: Int[Tensor, " batch"]) -> Int[Tensor, "batch slots"]:
-        return held_in_slots(count, self.num_sinks, self.window)
-
     def _sources(self, step: Step, past_columns: int) -> Int[Tensor, "batch slots"]:
         """Return, for each slot, the index of the stored or new token that fills the slot."""
-        token = self._slot_times(step.after)[:, : min(self.slots, step.bounds[1])]
+        token = compute_slot_steps(step.after, self.num_sinks, self.window)[
+            :, : min(self.slots, step.bounds[1])
+        ]
         first = step.before[:, None]
         slot = torch.arange(token.shape[1], device=token.device)
         # Columns of a row's new tokens; padding may lie between them.
         column = torch.searchsorted(
-            step.time.cummax(dim=1).values.contiguous(), (token).contiguous().clamp(min=0)
+            step.time.cummax(dim=1).values.contiguous(), token.contiguous().clamp(min=0)
         )
         return torch.where(token >= first, past_columns + column, slot).clamp(
             max=past_columns + step.length - 1
