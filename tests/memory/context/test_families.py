@@ -17,7 +17,6 @@ from scrubjay.memory.context import PolicyCache
 from scrubjay.memory.context.capture import attention_modules, capture_attention
 from scrubjay.memory.context.layers.policy import PolicyLayer
 from scrubjay.memory.context.layers.state import StateLayer
-from scrubjay.memory.context.policies.chunks import ChunksMemory
 
 BUDGET, SINKS, PROMPT, LENGTH = 12, 2, 30, 40
 POLICIES = {
@@ -196,12 +195,10 @@ def _replace_hidden(like, hidden):
 def read_and_record(model, cache, ids, cuts, monkeypatch):
     """Return logits, and for each layer under the policy the tokens read by each single-token call."""
     values = {layer.index: [] for layer in cache.attention_layers}
-    tokens_read, attend, reach = {}, PolicyLayer.attend, ChunksMemory._reach
-    chunk_values = []
+    tokens_read, attend = {}, PolicyLayer.attend
 
     def record_attend(self, query, keys, new, mask, scoring):
         memory, length = self.memory, new.shape[2]
-        chunk_values.clear()
         # Copies, since preallocated tensors are written in place.
         before = {part: tensor.clone() for part, tensor in memory.state_dict().items()}
         whole = name == "recycled" and self.sees_everything
@@ -216,7 +213,9 @@ def read_and_record(model, cache, ids, cuts, monkeypatch):
             # The copy as it was read, before the next full step refreshes it.
             read = memory.state["copied_values"][0, 0]
         elif name == "chunks":
-            read = chunk_values[0]
+            retained = memory.get_retained_values(torch.tensor([len(torch.cat(values[self.index]))]))
+            read = (retained.values if retained.read_values is None else retained.read_values)[0, 0]
+            read = read[read.any(dim=-1)]
         else:
             read = torch.cat([before["values"][0, 0], new[0, 0]]) if before else new[0, 0]
         all_values = torch.cat(values[self.index])
@@ -225,14 +224,8 @@ def read_and_record(model, cache, ids, cuts, monkeypatch):
         tokens_read[self.index, len(all_values) - 1] = sorted(equal.int().argmax(dim=1).tolist())
         return out
 
-    def record_reach(self, at_origin, alone, scoring):
-        far, near = reach(self, at_origin, alone, scoring)
-        chunk_values.append(torch.cat([*([] if far is None else [far[0]]), near[0]])[:, self._width :])
-        return far, near
-
     name = context.name_of(cache.policy)
     monkeypatch.setattr(PolicyLayer, "attend", record_attend)
-    monkeypatch.setattr(ChunksMemory, "_reach", record_reach)
     return read(model, cache, ids, cuts), tokens_read
 
 
