@@ -213,8 +213,8 @@ def read_and_record(model, cache, ids, cuts, monkeypatch):
             # The copy as it was read, before the next full step refreshes it.
             read = memory.state["copied_values"][0, 0]
         elif name == "chunks":
-            retained = memory.get_retained_values(torch.tensor([len(torch.cat(values[self.index]))]))
-            read = (retained.values if retained.read_values is None else retained.read_values)[0, 0]
+            report = memory.get_retained_values(torch.tensor([len(torch.cat(values[self.index]))]))
+            read = (report.values if report.read_values is None else report.read_values)[0, 0]
             read = read[read.any(dim=-1)]
         else:
             read = torch.cat([before["values"][0, 0], new[0, 0]]) if before else new[0, 0]
