@@ -145,12 +145,17 @@ def pad_size(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def name_strides(letters: str, tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return the strides of tensors by name: `x_b` is the stride of tensor `x` along the axis of letter b."""
+def name_strides(letters: str, tensors: Mapping[str, Tensor | None]) -> dict[str, int]:
+    """Return the strides of tensors by name: `x_b` is the stride of tensor `x` along the axis of letter b.
+
+    The strides of a tensor that is None are 0.
+    """
     return {
         f"{name}_{letter}": stride
         for name, tensor in tensors.items()
-        for letter, stride in zip(letters, tensor.stride(), strict=False)
+        for letter, stride in zip(
+            letters, [0] * len(letters) if tensor is None else tensor.stride(), strict=False
+        )
     }
 
 

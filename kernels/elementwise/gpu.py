@@ -9,7 +9,7 @@ episode start.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -20,6 +20,7 @@ from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.launch import Launch
 
 _BLOCK = 128
+_GRADS = ("grad", "grad_decay", "grad_value", "grad_state")
 
 
 @triton.jit
@@ -110,23 +111,6 @@ def _backward_kernel(
         tl.store(grad_state_ptr + row * (D * STEP) + column + 1, imaginary, mask=inside)
 
 
-class _ScanInputs(NamedTuple):
-    """Contiguous inputs of the kernels: decay, value `[B, T, D * STEP]` and state `[B, D * STEP]`."""
-
-    decay: Tensor
-    value: Tensor
-    state: Tensor
-    start: Tensor | None
-
-
-class _Grads(NamedTuple):
-    """Outputs of the backward kernel."""
-
-    decay: Tensor
-    value: Tensor
-    state: Tensor
-
-
 def run(
     decay: Tensor, value: Tensor, state: Tensor, start: Tensor | None, pairs: bool
 ) -> tuple[Tensor, Tensor]:
@@ -142,11 +126,11 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, start: Tensor | None, step: int, *numbers: Tensor):
         decay, value, state = (x.contiguous() for x in numbers)
-        inputs = _ScanInputs(decay, value, state, None if start is None else start.contiguous())
-        states = torch.empty_like(inputs.value)
-        forward_launch(inputs, step, states).run()
-        ctx.start, ctx.step = inputs.start, step
-        ctx.save_for_backward(inputs.decay, inputs.state, states)
+        ctx.start, ctx.step = None if start is None else start.contiguous(), step
+        states = torch.empty_like(value)
+        tensors = {"decay": decay, "value": value, "state": state, "start": ctx.start, "states": states}
+        build_launch(_forward_kernel, step, tensors).run()
+        ctx.save_for_backward(decay, state, states)
         return states
 
     @staticmethod
@@ -157,26 +141,25 @@ class _Scan(torch.autograd.Function):
                 "scan with implementation='triton' is differentiable once; use 'torch' for second derivatives"
             )
         decay, state, states = ctx.saved_tensors
-        inputs = _ScanInputs(decay, states, state, ctx.start)
-        grads = _Grads(torch.empty_like(decay), torch.empty_like(decay), torch.empty_like(state))
-        backward_launch(inputs, ctx.step, grad.contiguous(), grads).run()
+        grads = torch.empty_like(decay), torch.empty_like(decay), torch.empty_like(state)
+        tensors = {"decay": decay, "state": state, "start": ctx.start, "states": states}
+        tensors |= zip(_GRADS, (grad.contiguous(), *grads), strict=True)
+        build_launch(_backward_kernel, ctx.step, tensors).run()
         return None, None, *grads
 
 
-def forward_launch(inputs: _ScanInputs, step: int, states: Tensor) -> Launch:
-    """Return the kernel launch, not yet run, that writes the states after every step to `states`."""
-    return _launch(_forward_kernel, step, states, inputs._asdict() | {"states": states})
+def build_launch(kernel: Any, step: int, tensors: dict[str, Tensor | None]) -> Launch:
+    """Return the launch of a kernel, not yet run, with `tensors` matched to its parameters by name.
 
-
-def backward_launch(inputs: _ScanInputs, step: int, grad: Tensor, grads: _Grads) -> Launch:
-    """Return the kernel launch, not yet run, that computes `grads` from `grad`, the gradient of all states.
-
-    The field `inputs.value` must hold the states of the forward pass.
+    Tensors are contiguous: decay, value and states `[B, T, D * STEP]`, the initial state `[B, D * STEP]`, and
+    their gradients.
     """
-    tensors = {name: x for name, x in inputs._asdict().items() if name != "value"}
-    tensors |= {"states": inputs.value, "grad": grad}
-    tensors |= {f"grad_{name}": x for name, x in grads._asdict().items()}
-    return _launch(_backward_kernel, step, inputs.value, tensors)
+    states = tensors["states"]
+    assert states is not None
+    batch, time, width = states.shape
+    grid = (batch, triton.cdiv(width // step, _BLOCK))
+    sizes = {"T": time, "D": width // step}
+    return Launch.match(kernel, grid, tensors, sizes, {"STEP": step, "BLOCK": _BLOCK})
 
 
 def configurations() -> dict[str, Launch]:
@@ -185,19 +168,10 @@ def configurations() -> dict[str, Launch]:
     for step, starts in ((1, False), (1, True), (2, True)):
         numbers = torch.empty(16, 64, 256 * step, device="meta")
         state = torch.empty(16, 256 * step, device="meta")
-        start = torch.empty(16, 64, dtype=torch.bool, device="meta") if starts else None
+        tensors = dict.fromkeys(("decay", "value", "states", *_GRADS), numbers)
+        tensors |= dict.fromkeys(("state", "grad_state"), state)
+        tensors["start"] = torch.empty(16, 64, dtype=torch.bool, device="meta") if starts else None
         name = f"{'pairs' if step == 2 else 'numbers'}{', starts' * starts}, D=256"
-        inputs = _ScanInputs(numbers, numbers, state, start)
-        launches[f"forward: {name}"] = forward_launch(inputs, step, numbers)
-        grads = _Grads(numbers, numbers, state)
-        launches[f"gradient: {name}"] = backward_launch(inputs, step, numbers, grads)
+        launches[f"forward: {name}"] = build_launch(_forward_kernel, step, tensors)
+        launches[f"gradient: {name}"] = build_launch(_backward_kernel, step, tensors)
     return launches
-
-
-def _launch(kernel, step: int, states: Tensor, tensors: dict[str, Tensor | None]) -> Launch:
-    batch, time, width = states.shape
-    width //= step
-    sizes = {"T": time, "D": width}
-    arguments = {f"{name}_ptr": x for name, x in tensors.items()} | sizes
-    grid = (batch, triton.cdiv(width, _BLOCK))
-    return Launch(kernel, grid, arguments, {"STEP": step, "BLOCK": _BLOCK})

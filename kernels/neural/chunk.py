@@ -1,99 +1,180 @@
-"""One chunk of a neural memory: its inputs, its saved intermediate results, and its custom backward pass.
+"""Loop over the chunks of a neural memory with several layers, with a custom backward pass.
 
-Letters as in `kernels.neural_memory`; `grad_x` is the gradient of `x`.
+The results are those of `loop.run_loop`. Letters as in `kernels.neural_memory`; `grad_x` is the gradient of
+`x`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
-from scrubjay.kernels.neural.factors import Factors
-from scrubjay.kernels.neural.network import (
-    NetworkShape,
-    compute_error_share,
-    is_clipped,
-    row_inner,
+from scrubjay.kernels.derivatives import needs_graph
+from scrubjay.kernels.dispatch import without_autocast
+from scrubjay.kernels.neural.loop import (
+    ChunkTrace,
+    Coefficients,
+    LayerStates,
+    LoopOptions,
+    NeuralTokens,
+    begin_chunk,
+    differentiate_loop,
+    end_chunk,
+    group_length,
+    is_flush_due,
+    run_loop,
+    split_range,
 )
+from scrubjay.kernels.neural.network import NetworkShape, is_clipped, row_inner
+
+# Memory for saved states at chunk borders; within it no state is recomputed in the backward pass.
+_MAX_SAVED_BYTES = 2**25
 
 
-class NeuralTokens(NamedTuple):
-    """Queries, keys, values and gates of the tokens of all chunks, or of a single chunk (without N)."""
-
-    query: Float[Tensor, "*N R C D"]
-    key: Float[Tensor, "*N R C D"]
-    value: Float[Tensor, "*N R C D"]
-    step_size: Float[Tensor, "*N R C 1"]
-    log_momentum: Float[Tensor, "*N R C"]
-    log_retention: Float[Tensor, "*N R C"]
+def run_layers(
+    options: LoopOptions, tokens: NeuralTokens, weights: list[Tensor], layers: LayerStates
+) -> tuple[Tensor, Tensor, LayerStates]:
+    """Return the outputs, the squared norms of the inner gradients, and the final state."""
+    leaves, spec = pytree.tree_flatten((tokens, weights, layers))
+    y, squared_norm, *after = _ChunkLoop.apply(options, spec, *leaves)  # pyright: ignore[reportGeneralTypeIssues]
+    return y, squared_norm, pytree.tree_unflatten(after, pytree.tree_structure(layers))
 
 
-class Coefficients(NamedTuple):
-    """Coefficients of the learning rule.
+class _ChunkLoop(torch.autograd.Function):
+    """Autograd function over the loop, with the custom backward pass."""
 
-    The `read_` fields apply to the read of each token, the `end_` fields to the state at the chunk's end.
-    `share` is the largest part of a token's error that its step may remove.
+    @staticmethod
+    def forward(ctx, options: LoopOptions, spec: pytree.TreeSpec, *flat: Tensor):
+        tokens, weights, layers = inputs = pytree.tree_unflatten(flat, spec)
+        saved_chunks: list | None = [] if any(ctx.needs_input_grad) else None
+        ctx.options, ctx.interval = options, _choose_interval(tokens, layers)
+        y, squared_norm, after = run_loop(options, tokens, weights, layers, saved_chunks, ctx.interval)
+        # Autograd saves all of it: so it is freed after the backward pass and dropped by checkpointing.
+        leaves, ctx.spec = pytree.tree_flatten((inputs, saved_chunks))
+        ctx.save_for_backward(*leaves)
+        ctx.mark_non_differentiable(squared_norm)
+        # Outputs of an autograd function must not be its inputs.
+        input_ids = {id(x) for x in flat}
+        return y, squared_norm, *(x.clone() if id(x) in input_ids else x for part in after for x in part)
+
+    @staticmethod
+    @without_autocast
+    def backward(ctx, grad_y, _, *grad_after):
+        inputs, saved_chunks = pytree.tree_unflatten(ctx.saved_tensors, ctx.spec)
+        if needs_graph(grad_y, *grad_after):
+            return None, None, *differentiate_loop(ctx.options, inputs, grad_y, *grad_after)
+        tokens, weights, layers = inputs
+        return (
+            None,
+            None,
+            *_backward(ctx.options, ctx.interval, tokens, weights, layers, saved_chunks, grad_y, grad_after),
+        )
+
+
+def _choose_interval(tokens: NeuralTokens, layers: LayerStates) -> int:
+    """Return the number of chunks between two saved states.
+
+    This is the smallest number for which the saved and the recomputed states fit in the memory limit. It
+    never exceeds the square root of the number of chunks, because there the fewest states are held.
     """
-
-    read_retention: Float[Tensor, "*N R C 1"]
-    read_buildup: Float[Tensor, "*N R C 1"]
-    read_mixing: Float[Tensor, "*N R C C"]
-    end_mixing: Float[Tensor, "*N R C 1"]
-    end_trace: Float[Tensor, "*N R C 1"]
-    end_retention: Float[Tensor, "*N R 1 1"]
-    end_buildup: Float[Tensor, "*N R 1 1"]
-    end_momentum_retention: Float[Tensor, "*N R 1 1"]
-    share: Float[Tensor, "*N R C 1"]
+    state = sum(x.numel() * x.element_size() for x in (*layers.delta, *layers.momentum))
+    count, most = len(tokens.query), _MAX_SAVED_BYTES // max(1, state)
+    root = max(1, math.isqrt(count))
+    intervals = (interval for interval in range(1, root) if -(-count // interval) + interval - 1 <= most)
+    return next(intervals, root)
 
 
-def compute_coefficients(
-    log_retention: Float[Tensor, "*N R C"],
-    log_momentum: Float[Tensor, "*N R C"],
-    valid: Bool[Tensor, "*N R C"] | None,
-    read_before_write: bool,
-) -> Coefficients:
-    """Return the coefficients of the learning rule for each token's read and for the end of each chunk."""
-    factors = Factors.from_gates(log_retention, log_momentum, valid, read_before_write)
-    return Coefficients(
-        read_retention=factors.read_retention[..., None],
-        read_buildup=factors.read_buildup[..., None],
-        read_mixing=factors.read_mixing,
-        end_mixing=factors.end_mixing[..., None],
-        end_trace=factors.end_trace[..., None],
-        end_retention=factors.ends[..., :1, None],
-        end_buildup=factors.end_buildup[..., None, None],
-        end_momentum_retention=factors.ends[..., 1:, None],
-        share=compute_error_share(log_momentum, log_momentum.shape[-1])[..., None],
-    )
+def _backward(
+    options: LoopOptions,
+    interval: int,
+    tokens: NeuralTokens,
+    weights: list[Tensor],
+    layers: LayerStates,
+    saved_chunks: list[tuple[LayerStates | None, ChunkTrace]],
+    grad_y,
+    grad_after,
+) -> list[Tensor]:
+    """Loop over the chunks in reverse; return the gradients of all inputs of `_ChunkLoop`."""
+    # Copies, because they are modified in place.
+    grads = pytree.tree_unflatten([x.clone() for x in grad_after], pytree.tree_structure(layers))
+    grad_tokens = NeuralTokens(*(torch.empty_like(x) for x in tokens))
+    grad_weights = [torch.zeros_like(w) for w in weights]
+    for group in reversed(split_range(range(len(saved_chunks)), group_length(tokens, interval))):
+        logs = [
+            x[group.start : group.stop].detach().requires_grad_()
+            for x in (tokens.log_retention, tokens.log_momentum)
+        ]
+        with torch.enable_grad():
+            rules = options.coefficients(group, *logs)
+        grad_rules = [torch.empty_like(x) for x in rules]
+        rule_by_chunk = {
+            index: Coefficients(*(x.detach()[place] for x in rules)) for place, index in enumerate(group)
+        }
+        for segment in reversed(split_range(group, interval)):
+            chunks = _recompute_chunks(options, segment, tokens, rule_by_chunk, weights, saved_chunks)
+            for index in reversed(segment):
+                chunk = chunks.pop()
+                grads = _backward_chunk(chunk, options.borders(index), grad_y[index], grads, grad_weights)
+                for whole, part in zip(grad_tokens, chunk.token_gradients(), strict=False):
+                    whole[index] = part
+                for whole, part in zip(grad_rules, chunk.coefficient_gradients(), strict=True):
+                    whole[index - group.start] = part
+        grad_logs = torch.autograd.grad(rules, logs, grad_rules)
+        for whole, part in zip((grad_tokens.log_retention, grad_tokens.log_momentum), grad_logs, strict=True):
+            whole[group.start : group.stop] = part
+    return pytree.tree_leaves((grad_tokens, grad_weights, grads))
 
 
-class LayerStates(NamedTuple):
-    """State of a neural memory between two chunks. Each list holds one tensor per layer."""
+def _recompute_chunks(
+    options: LoopOptions,
+    segment: range,
+    tokens: NeuralTokens,
+    rule_by_chunk: dict[int, Coefficients],
+    weights,
+    saved_chunks,
+) -> list[ChunkGradient]:
+    """Recompute the states of a segment; return a `ChunkGradient` for each chunk."""
+    layers = saved_chunks[segment.start][0]
+    if layers.anchor is None:
+        layers = layers._replace(anchor=layers.delta)
+    chunks = []
+    for index in segment:
+        fresh, cut, incomplete = options.borders(index)
+        chunk_tokens = NeuralTokens(*(x[index] for x in tokens))
+        layers = begin_chunk(fresh, cut, layers)
+        chunk = ChunkGradient(
+            options.shape, rule_by_chunk[index], saved_chunks[index][1], chunk_tokens, weights, layers
+        )
+        chunks.append(chunk)
+        if index < segment[-1]:
+            flush = is_flush_due(index, len(saved_chunks))
+            layers = end_chunk(incomplete, rule_by_chunk[index], chunk.inputs, chunk.steps, layers, flush)
+    return chunks
 
-    delta: list[Tensor]
-    momentum: list[Tensor]
-    anchor: list[Tensor]
 
-
-class ChunkTrace(NamedTuple):
-    """Intermediate results of a chunk that its backward pass needs.
-
-    The backward pass recomputes all other results, such as the activations and the gradients of each layer.
-    The state is saved separately.
-    """
-
-    products: list[Tensor]
-    """Pre-activations of each hidden layer when the network reads the keys."""
-    error: Tensor
-    step_size: Tensor
-    """Step size after clipping."""
-    squared_norm: Tensor
-    reads: list[Tensor]
-    """Pre-activations of each hidden layer when the network reads the queries."""
+def _backward_chunk(
+    chunk: ChunkGradient, borders: list[Tensor | None], grad_y, grads: LayerStates, grad_weights
+) -> LayerStates:
+    """Return the gradients of the state before a chunk. `grads` are the gradients of the state after it."""
+    *stops, incomplete = borders
+    old_anchor_grads = [] if incomplete is None else [a.masked_fill(~incomplete, 0) for a in grads.anchor]
+    for layer, (grad_delta, grad_anchor) in enumerate(zip(grads.delta, grads.anchor, strict=True)):
+        grad_delta.add_(grad_anchor - old_anchor_grads[layer] if old_anchor_grads else grad_anchor)
+    chunk.backward_end(grads.delta, grads.momentum)
+    chunk.backward_read(grad_y, grad_weights)
+    chunk.backward_write(grad_weights)
+    for anchor_grad, rest in zip(chunk.anchor, old_anchor_grads, strict=False):
+        anchor_grad.add_(rest)
+    grads = LayerStates(chunk.delta, chunk.momentum, chunk.anchor)
+    for mask in stops:
+        if mask is not None:
+            grads = LayerStates(*([x.masked_fill(mask, 0) for x in part] for part in grads))
+    return grads
 
 
 class ChunkGradient:

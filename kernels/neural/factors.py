@@ -16,23 +16,6 @@ from torch.nn import functional
 from scrubjay.kernels.neural.network import LEAST_LOG, compute_decays
 
 
-class SegmentOptions(NamedTuple):
-    """Options of a segment, which consists of consecutive chunks."""
-
-    fresh: Bool[Tensor, "N R"] | None
-    """Mask of chunks that begin with zero delta and momentum; None if no chunk does."""
-    cut: Bool[Tensor, "N R"] | None
-    """Mask of chunks whose start stops the gradient; None if no chunk does."""
-    incomplete: Bool[Tensor, "N R"] | None
-    """Mask of chunks whose last token is skipped; None if there are no such chunks.
-
-    At the end of such a chunk, the anchor does not move.
-    """
-    valid_tokens: Bool[Tensor, "N R C"] | None
-    """Mask of tokens that are not skipped; None if no token is skipped."""
-    read_before_write: bool
-
-
 class MatrixInputs(NamedTuple):
     """Differentiable inputs of a segment of a matrix memory."""
 

@@ -12,8 +12,8 @@ one product serves both. `grad_x` is the gradient of `x`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,11 +22,16 @@ from torch import Tensor
 
 from scrubjay.kernels.derivatives import needs_graph
 from scrubjay.kernels.dispatch import without_autocast
-from scrubjay.kernels.neural.factors import Factors, MatrixInputs, SegmentOptions
+from scrubjay.kernels.neural.factors import Factors, MatrixInputs
+from scrubjay.kernels.neural.loop import (
+    LayerStates,
+    LoopOptions,
+    NeuralTokens,
+    differentiate_loop,
+    is_flush_due,
+)
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 
-# Chunks between two flushes of denormal numbers; the last chunk is flushed, too.
-_FLUSH_EVERY = 8
 # Memory for saved states at chunk borders; within it no state is recomputed in the backward pass.
 _MAX_SAVED_BYTES = 2**25
 # Largest tensor of tokens that is processed at once; it should fit into the CPU caches with other tensors.
@@ -34,48 +39,49 @@ _MAX_TOKEN_NUMBERS = 2**17
 # Border numbers without a chunk: that of the initial anchor, and that of anchors that get no gradient.
 _INITIAL_ANCHOR, _NO_GRADIENT = -1, -2
 
-AutogradFallback = Callable[[Any, Sequence[Tensor], Tensor, Sequence[Tensor]], Sequence[Tensor]]
 
-
-def run_matrices(
-    segment: SegmentOptions, inputs: MatrixInputs, autograd_fallback: AutogradFallback
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def run_matrix(
+    options: LoopOptions, tokens: NeuralTokens, weight: Float[Tensor, "H D D"], layers: LayerStates
+) -> tuple[Tensor, Tensor, LayerStates]:
     """Return the outputs, the squared norms of the inner gradients, and the final state.
 
-    The state is delta, momentum and anchor. `autograd_fallback` returns the gradients of a segment's
-    `MatrixInputs` by autograd.
+    The results are those of `loop.run_loop` for a memory with one layer.
     """
-    tokens, weight, state = inputs[:6], inputs.weight, inputs[7:]
-    count, size = len(inputs.query), max(1, _MAX_TOKEN_NUMBERS // inputs.query[0].numel())
-    save = 3 * inputs.delta.numel() * inputs.delta.element_size() * count <= _MAX_SAVED_BYTES
+    if options.shape.residual:
+        weight = weight + torch.eye(weight.shape[-1], dtype=weight.dtype, device=weight.device)
+        options = options._replace(shape=dataclasses.replace(options.shape, residual=False))
+    tokens = NeuralTokens(*(x.contiguous() for x in tokens))
+    state = [part[0] for part in layers]
+    count, size = len(tokens.query), max(1, _MAX_TOKEN_NUMBERS // tokens.query[0].numel())
+    save = 3 * state[0].numel() * state[0].element_size() * count <= _MAX_SAVED_BYTES
     if size >= count:
-        y, squared_norm, *state = _Matrices.apply(segment, autograd_fallback, save, *inputs)
-        return y, squared_norm, tuple(state)
+        y, squared_norm, *state = _Matrices.apply(options, save, *tokens, weight, *state)  # pyright: ignore[reportGeneralTypeIssues]
+        return y, squared_norm, LayerStates(*([x] for x in state))
     reads, squares = [], []
     # Split, not sliced: autograd would sum full-size gradients of slices.
     parts = zip(*(x.split(size) for x in tokens), strict=True)
     for index, part in enumerate(parts):
         chunks = slice(index * size, (index + 1) * size)
-        fresh, cut, incomplete, valid_tokens = (None if x is None else x[chunks] for x in segment[:4])
-        part_options = SegmentOptions(fresh, cut, incomplete, valid_tokens, segment.read_before_write)
-        y, squared_norm, *state = _Matrices.apply(
-            part_options, autograd_fallback, save, *part, weight, *state
+        fresh, cut, incomplete, valid_tokens = (None if x is None else x[chunks] for x in options[1:5])
+        part_options = options._replace(
+            fresh=fresh, cut=cut, incomplete=incomplete, valid_tokens=valid_tokens
         )
+        y, squared_norm, *state = _Matrices.apply(part_options, save, *part, weight, *state)  # pyright: ignore[reportGeneralTypeIssues]
         reads.append(y)
         squares.append(squared_norm)
-    return torch.cat(reads), torch.cat(squares), tuple(state)
+    return torch.cat(reads), torch.cat(squares), LayerStates(*([x] for x in state))
 
 
 class _Matrices(torch.autograd.Function):
     """Autograd function over a segment (consecutive chunks), with the custom backward pass."""
 
     @staticmethod
-    def forward(ctx, segment: SegmentOptions, autograd_fallback: AutogradFallback, save: bool, *flat):
+    def forward(ctx, options: LoopOptions, save: bool, *flat):
         inputs = MatrixInputs(*flat)
-        border_plan, factors = _BorderPlan(segment, inputs), _factors(segment, inputs)
-        segment_pass = _SegmentPass(segment, inputs, border_plan, factors)
+        border_plan, factors = _BorderPlan(options, inputs), _factors(options, inputs)
+        segment_pass = _SegmentPass(options, inputs, border_plan, factors)
         y, squared_norm, after = segment_pass.forward()
-        ctx.segment, ctx.autograd_fallback, ctx.border_plan = segment, autograd_fallback, border_plan
+        ctx.options, ctx.border_plan = options, border_plan
         if any(ctx.needs_input_grad):
             # Autograd saves all of it: so it is freed after the backward pass and dropped by checkpointing.
             ctx.save_for_backward(
@@ -89,27 +95,36 @@ class _Matrices(torch.autograd.Function):
     @without_autocast
     def backward(ctx, grad_y, _, *grad_after):
         num_inputs = len(MatrixInputs._fields)
-        flat, saved_tensors = ctx.saved_tensors[:num_inputs], ctx.saved_tensors[num_inputs:]
+        inputs, saved_tensors = MatrixInputs(*ctx.saved_tensors[:num_inputs]), ctx.saved_tensors[num_inputs:]
         if needs_graph(grad_y, *grad_after):
-            return None, None, None, *ctx.autograd_fallback(ctx.segment, flat, grad_y, grad_after)
-        inputs = MatrixInputs(*flat)
-        factors = Factors(*saved_tensors[:-2]) if saved_tensors else _factors(ctx.segment, inputs)
-        segment_pass = _SegmentPass(ctx.segment, inputs, ctx.border_plan, factors)
+            return None, None, *_differentiate(ctx.options, inputs, grad_y, *grad_after)
+        factors = Factors(*saved_tensors[:-2]) if saved_tensors else _factors(ctx.options, inputs)
+        segment_pass = _SegmentPass(ctx.options, inputs, ctx.border_plan, factors)
         if saved_tensors:
             segment_pass.states, segment_pass.errors = saved_tensors[-2:]
         else:
             segment_pass.write()
         grad_y = torch.zeros_like(segment_pass.inputs.query) if grad_y is None else grad_y.contiguous()
-        return None, None, None, *segment_pass.backward(grad_y, grad_after)
+        return None, None, *segment_pass.backward(grad_y, grad_after)
+
+
+def _differentiate(options: LoopOptions, inputs: MatrixInputs, *grads: Tensor | None) -> list[Tensor]:
+    """Return the gradients of `inputs` by autograd, for higher derivatives."""
+    heads = len(inputs.weight)
+    weight = inputs.weight.expand(len(inputs.delta) // heads, -1, -1, -1).flatten(0, 1)
+    layers = LayerStates(*([x] for x in inputs[7:]))
+    grad_inputs = differentiate_loop(options, (NeuralTokens(*inputs[:6]), [weight], layers), *grads)
+    grad_inputs[6] = grad_inputs[6].unflatten(0, (-1, heads)).sum(0)
+    return grad_inputs
 
 
 class _SegmentPass:
     """Forward and backward pass over a segment (consecutive chunks). `write` must precede `backward`."""
 
     def __init__(
-        self, segment: SegmentOptions, inputs: MatrixInputs, border_plan: _BorderPlan, factors: Factors
+        self, options: LoopOptions, inputs: MatrixInputs, border_plan: _BorderPlan, factors: Factors
     ) -> None:
-        self.segment, self.inputs, self.border_plan, self.factors = segment, inputs, border_plan, factors
+        self.options, self.inputs, self.border_plan, self.factors = options, inputs, border_plan, factors
         self.count, self.rows, self.length, self.width = inputs.query.shape
         self.heads = len(inputs.weight)
         self.reads = _concat_multiples(inputs.query, self.factors.read_retention, self.factors.read_buildup)
@@ -162,7 +177,7 @@ class _SegmentPass:
             after = torch.mul(states[index], ends, out=states[index + 1])
             deltas[index + 1].addcmul_(buildup, momenta[index])
             stacked_states[index + 1].baddbmm_(writes, error, alpha=-1)
-            if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == self.count - 1:
+            if is_flush_due(index, self.count):
                 torch.hardshrink(after, NEGLIGIBLE, out=after)
 
     def backward(self, grad_y: Tensor, grad_after: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -197,7 +212,7 @@ class _SegmentPass:
         grad_logs = factors.backward(
             inputs.log_retention,
             inputs.log_momentum,
-            self.segment.read_before_write,
+            self.options.read_before_write,
             grad_retention,
             grad_buildup,
             grad_mixing,
@@ -333,11 +348,11 @@ class _BorderPlan:
     - `gradient_target`: equal to `used_border`, but -2 if a later gradient stop blocks the anchor's gradient
     """
 
-    def __init__(self, segment: SegmentOptions, inputs: MatrixInputs) -> None:
+    def __init__(self, options: LoopOptions, inputs: MatrixInputs) -> None:
         count, rows = inputs.query.shape[:2]
         self.device = inputs.query.device
         fresh, cut, incomplete, valid_tokens = (
-            None if x is None else x.numpy(force=True) for x in (*segment[:3], segment.valid_tokens)
+            None if x is None else x.numpy(force=True) for x in options[1:5]
         )
         self.row = torch.arange(rows, device=self.device)
         self.fresh = self._rows_by_chunk(fresh)
@@ -426,9 +441,9 @@ class _AnchorGradients:
         self.own = None
 
 
-def _factors(segment: SegmentOptions, inputs: MatrixInputs) -> Factors:
+def _factors(options: LoopOptions, inputs: MatrixInputs) -> Factors:
     return Factors.from_gates(
-        inputs.log_retention, inputs.log_momentum, segment.valid_tokens, segment.read_before_write
+        inputs.log_retention, inputs.log_momentum, options.valid_tokens, options.read_before_write
     )
 
 

@@ -42,13 +42,16 @@ from torch import Tensor
 from scrubjay.kernels.dispatch import (
     check_floats,
     check_shapes,
+    needs_plain_autograd,
     resolve,
     unsupported_dtype,
     unsupported_transform,
     without_autocast,
 )
 from scrubjay.kernels.neural import reference
-from scrubjay.kernels.neural.loop import run_chunks
+from scrubjay.kernels.neural.chunk import run_layers
+from scrubjay.kernels.neural.loop import LayerStates, LoopOptions, NeuralTokens, run_duals, run_loop
+from scrubjay.kernels.neural.matrix import run_matrix
 from scrubjay.kernels.neural.mirror_map import forgets_all
 from scrubjay.kernels.neural.network import (
     LEAST_LOG,
@@ -165,7 +168,7 @@ def neural_memory(
 
         y, surprise, after = gpu.run_kernels(problem)
     else:
-        y, surprise, after = run_chunks(problem, custom_backward=path == "torch")
+        y, surprise, after = _run_chunks(problem, custom_backward=path == "torch")
     return y.to(query.dtype), surprise, after
 
 
@@ -289,6 +292,59 @@ def neural_recall(
     dtype = torch.promote_types(learned_weights.dtype, torch.float32)
     layers = mirror_weights([w.to(dtype) for w in weights], unpack(learned_weights, shape), shape)
     return forward_pass(query.to(dtype).transpose(1, 2), layers, shape)[2].transpose(1, 2).to(query.dtype)
+
+
+def _run_chunks(problem: Problem, custom_backward: bool) -> tuple[Tensor, Tensor, NeuralState]:
+    """Run all chunks, with the custom backward pass if `custom_backward` is set and the problem allows it."""
+    query, key, value, gates, weights, state, shape, chunk_size, valid, fresh, cut, *_ = problem
+    batch, time, heads, width = query.shape
+    count = time // chunk_size
+    rows = batch * heads
+
+    def by_chunk(x: Tensor) -> Tensor:
+        chunks = x.unflatten(1, (count, chunk_size)).movedim((1, 0, 3, 2), (0, 1, 2, 3))
+        return chunks.reshape(count, rows, chunk_size, *x.shape[3:])
+
+    def by_row(border: Tensor | None) -> Tensor | None:
+        if border is None or not border.any():
+            return None
+        return border.T[:, :, None].expand(count, batch, heads).reshape(count, rows)
+
+    step_size, log_momentum, log_retention = (by_chunk(gate) for gate in gates)
+    incomplete = valid_tokens = None
+    if valid is not None and not valid.all():
+        valid_tokens = by_chunk(valid[..., None].expand(batch, time, heads))
+        step_size, log_momentum, log_retention = (
+            gate.masked_fill(~valid_tokens, 0) for gate in (step_size, log_momentum, log_retention)
+        )
+        incomplete = by_row(~valid.unflatten(1, (count, chunk_size))[..., -1])
+    tokens = NeuralTokens(
+        by_chunk(query), by_chunk(key), by_chunk(value), step_size[..., None], log_momentum, log_retention
+    )
+    layers = LayerStates(*(unpack(part.flatten(0, 1), shape) for part in state))
+    options = LoopOptions(
+        shape,
+        by_row(fresh),
+        by_row(cut),
+        incomplete,
+        valid_tokens,
+        problem.read_before_write,
+        None if problem.threshold is None else by_chunk(problem.threshold)[..., None],
+    )
+    plain = not shape.norm and shape.learning == TITANS
+    custom_backward = custom_backward and plain and not needs_plain_autograd(*tokens, *weights, *state)
+    if custom_backward and len(weights) == 1 and query.numel():
+        y, squared_norm, after = run_matrix(options, tokens, weights[0], layers)
+    else:
+        weights = [w.expand(batch, *w.shape).flatten(0, 1) for w in weights]
+        whole_dual = forgets_all(shape.learning.mirror)
+        run = run_layers if custom_backward else run_duals if whole_dual else run_loop
+        y, squared_norm, after = run(options, tokens, weights, layers)
+    y = y.view(count, batch, heads, chunk_size, width).permute(1, 0, 3, 2, 4).reshape(query.shape)
+    surprise = squared_norm.detach().sqrt().view(count, batch, heads, chunk_size)
+    surprise = surprise.permute(1, 0, 3, 2).reshape(batch, time, heads)
+    after = NeuralState(*(pack(part).view(batch, heads, shape.size) for part in after))
+    return y, surprise, after
 
 
 def _unsupported_by_triton(

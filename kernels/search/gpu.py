@@ -95,23 +95,13 @@ def scores_launch(
     """
     query, keys = ensure_dense_rows(query), ensure_dense_rows(keys)
     row_indices, norms, row_mask = (None if t is None else t.contiguous() for t in (rows, norms, row_mask))
-    return Launch(
-        _scores_kernel,
-        (triton.cdiv(out.shape[1], _BLOCK_ROWS),),
-        {
-            "query_ptr": query,
-            "keys_ptr": keys,
-            "rows_ptr": row_indices,
-            "norms_ptr": norms,
-            "row_mask_ptr": row_mask,
-            "scores_ptr": out,
-            "Q": query.shape[0],
-            "R": out.shape[1],
-            "query_q": query.stride(0),
-            "keys_n": keys.stride(0),
-        },
-        {"D": keys.shape[1], "BLOCK_R": _BLOCK_ROWS, "BLOCK_D": _BLOCK_WIDTH},
-    )
+    tensors = {"query": query, "keys": keys, "rows": row_indices, "norms": norms, "row_mask": row_mask}
+    tensors["scores"] = out
+    numbers = {"Q": query.shape[0], "R": out.shape[1]}
+    numbers |= {"query_q": query.stride(0), "keys_n": keys.stride(0)}
+    constants = {"D": keys.shape[1], "BLOCK_R": _BLOCK_ROWS, "BLOCK_D": _BLOCK_WIDTH}
+    grid = (triton.cdiv(out.shape[1], _BLOCK_ROWS),)
+    return Launch.match(_scores_kernel, grid, tensors, numbers, constants)
 
 
 def configurations() -> dict[str, Launch]:

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from scrubjay.kernels.launch import Launch
 from scrubjay.kernels.linear.gpu.layout import LinearKernelInputs, LinearKernelTrace, build_launch
-from scrubjay.kernels.linear.gpu.tiles import dot, get, load_chunk_decay, load_decays, pair_products, put
+from scrubjay.kernels.linear.gpu.tiles import (
+    dot,
+    get,
+    get_row,
+    load_chunk_decay,
+    load_decays,
+    pair_products,
+    put,
+)
 
 
 @triton.jit
@@ -33,28 +41,28 @@ def _prepare_kernel(
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
     # Products of queries with keys.
     # [C, K]
-    query, key = get(query_ptr + chunk * (C * K), c, d, C, K), get(key_ptr + chunk * (C * K), c, d, C, K)
+    query, key = get(query_ptr, chunk, c, d, C, K), get(key_ptr, chunk, c, d, C, K)
     # [C]
-    step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
+    step = get_row(step_ptr, chunk, c, C)
     scaled_key = key * step[:, None]
-    read_scores = pair_products(query, scaled_key, p_levels, c, c, d, C, F, LEVELS, PRECISION)
-    put(read_scores_ptr + chunk * (C * C), read_scores, c, c, C, C)
+    read_scores = pair_products(query, scaled_key, p_levels, c, d, C, F, LEVELS, PRECISION)
+    put(read_scores_ptr, chunk, read_scores, c, c, C, C)
     if DELTA:
         # Invert the unit lower triangular matrix row by row: row i of the identity, less the rows before.
-        key_scores = tl.trans(pair_products(key, scaled_key, p_levels, c, c, d, C, F, LEVELS, PRECISION))
+        key_scores = tl.trans(pair_products(key, scaled_key, p_levels, c, d, C, F, LEVELS, PRECISION))
         inverse = tl.where(c[:, None] == c[None, :], 1.0, 0.0)
         for i in range(1, C):
             # [C]
             above = tl.sum(tl.where((c[None, :] == i) & (c[:, None] < i), key_scores, 0.0), axis=1)
             row = tl.sum(above[:, None] * inverse, axis=0)
             inverse = tl.where(c[:, None] == i, inverse - row[None, :], inverse)
-        put(inverse_ptr + chunk * (C * C), inverse, c, c, C, C)
+        put(inverse_ptr, chunk, inverse, c, c, C, C)
         # [C, V]
-        value = get(value_ptr + chunk * (C * V), c, e, C, V)
-        put(errors_ptr + chunk * (C * V), dot(inverse, value, PRECISION), c, e, C, V)
+        value = get(value_ptr, chunk, c, e, C, V)
+        put(errors_ptr, chunk, dot(inverse, value, PRECISION), c, e, C, V)
         # [C, K]
-        decayed_key = key * load_decays(from_start_ptr + chunk * (C * F), c, d, C, F)
-        put(inverse_keys_ptr + chunk * (C * K), dot(inverse, decayed_key, PRECISION), c, d, C, K)
+        decayed_key = key * load_decays(from_start_ptr, chunk, c, d, C, F)
+        put(inverse_keys_ptr, chunk, dot(inverse, decayed_key, PRECISION), c, d, C, K)
 
 
 @triton.jit
@@ -74,27 +82,27 @@ def _scan_chunks_kernel(
     e = tile * TILE_V + tl.arange(0, TILE_V)
     # The initial state.
     # [K, V]
-    state = get(after_ptr + row * (K * V), d, e, K, V)
+    state = get(after_ptr, row, d, e, K, V)
     for n in range(N):
         chunk = n * R + row
-        put(states_ptr + chunk * (K * V), state, d, e, K, V)
+        put(states_ptr, chunk, state, d, e, K, V)
         # Errors of the chunk, given the state at its start.
         # [C, V]
-        errors = get(errors_ptr + chunk * (C * V), c, e, C, V)
+        errors = get(errors_ptr, chunk, c, e, C, V)
         if DELTA:
             # [C, K]
-            errors -= dot(get(inverse_keys_ptr + chunk * (C * K), c, d, C, K), state, PRECISION)
-            put(errors_ptr + chunk * (C * V), errors, c, e, C, V)
+            errors -= dot(get(inverse_keys_ptr, chunk, c, d, C, K), state, PRECISION)
+            put(errors_ptr, chunk, errors, c, e, C, V)
         # Decay the state, add the chunk's writes, and flush denormal numbers.
         # [C]
-        step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
+        step = get_row(step_ptr, chunk, c, C)
         # [C, K]
-        decayed_key = get(key_ptr + chunk * (C * K), c, d, C, K) * step[:, None]
-        decayed_key = decayed_key * load_decays(to_end_ptr + chunk * (C * F), c, d, C, F)
-        state = load_chunk_decay(from_start_ptr + chunk * (C * F), d, C, F) * state
+        decayed_key = get(key_ptr, chunk, c, d, C, K) * step[:, None]
+        decayed_key = decayed_key * load_decays(to_end_ptr, chunk, c, d, C, F)
+        state = load_chunk_decay(from_start_ptr, chunk, d, C, F) * state
         state += dot(tl.trans(decayed_key), errors, PRECISION)
         state = tl.where(tl.abs(state) < 1e-30, 0.0, state)
-    put(after_ptr + row * (K * V), state, d, e, K, V)
+    put(after_ptr, row, state, d, e, K, V)
 
 
 @triton.jit
@@ -108,15 +116,13 @@ def _read_kernel(
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # Reads of the chunk's own writes.
     # [C, C], [C, V]
-    errors = get(errors_ptr + chunk * (C * V), c, e, C, V)
-    out = dot(get(read_scores_ptr + chunk * (C * C), c, c, C, C), errors, PRECISION)
+    errors = get(errors_ptr, chunk, c, e, C, V)
+    out = dot(get(read_scores_ptr, chunk, c, c, C, C), errors, PRECISION)
     # Reads of the state at the chunk's start.
     # [C, K], [K, V]
-    decayed_query = get(query_ptr + chunk * (C * K), c, d, C, K) * load_decays(
-        from_start_ptr + chunk * (C * F), c, d, C, F
-    )
-    out += dot(decayed_query, get(states_ptr + chunk * (K * V), d, e, K, V), PRECISION)
-    put(out_ptr + chunk * (C * V), out, c, e, C, V)
+    decayed_query = get(query_ptr, chunk, c, d, C, K) * load_decays(from_start_ptr, chunk, c, d, C, F)
+    out += dot(decayed_query, get(states_ptr, chunk, d, e, K, V), PRECISION)
+    put(out_ptr, chunk, out, c, e, C, V)
 
 
 def forward_launches(

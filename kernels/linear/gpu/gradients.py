@@ -20,10 +20,12 @@ from scrubjay.kernels.linear.gpu.layout import (
 from scrubjay.kernels.linear.gpu.tiles import (
     dot,
     get,
+    get_row,
     load_chunk_decay,
     load_decays,
     pair_gradient,
     put,
+    put_log_gradient,
 )
 
 
@@ -45,33 +47,33 @@ def _backward_states_kernel(
     e = tile * TILE_V + tl.arange(0, TILE_V)
     # Gradient of the state after the last chunk.
     # [K, V]
-    grad_state = get(grad_state_ptr + row * (K * V), d, e, K, V)
+    grad_state = get(grad_state_ptr, row, d, e, K, V)
     for back in range(N):
         chunk = (N - 1 - back) * R + row
-        put(grad_states_after_ptr + chunk * (K * V), grad_state, d, e, K, V)
+        put(grad_states_after_ptr, chunk, grad_state, d, e, K, V)
         # Gradient of the errors, from reads and from the state after the chunk.
         # [C, V]
-        grad = get(grad_ptr + chunk * (C * V), c, e, C, V)
+        grad = get(grad_ptr, chunk, c, e, C, V)
         # [C, C]
-        grad_errors = dot(tl.trans(get(read_scores_ptr + chunk * (C * C), c, c, C, C)), grad, PRECISION)
+        grad_errors = dot(tl.trans(get(read_scores_ptr, chunk, c, c, C, C)), grad, PRECISION)
         # [C]
-        step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
+        step = get_row(step_ptr, chunk, c, C)
         # [C, K]
-        decayed_key = get(key_ptr + chunk * (C * K), c, d, C, K) * step[:, None]
-        decayed_key = decayed_key * load_decays(to_end_ptr + chunk * (C * F), c, d, C, F)
+        decayed_key = get(key_ptr, chunk, c, d, C, K) * step[:, None]
+        decayed_key = decayed_key * load_decays(to_end_ptr, chunk, c, d, C, F)
         grad_errors += dot(decayed_key, grad_state, PRECISION)
-        put(grad_errors_ptr + chunk * (C * V), grad_errors, c, e, C, V)
+        put(grad_errors_ptr, chunk, grad_errors, c, e, C, V)
         # Gradient of the state before the chunk.
         # [C, K]
-        decayed_query = get(query_ptr + chunk * (C * K), c, d, C, K)
-        decayed_query = decayed_query * load_decays(from_start_ptr + chunk * (C * F), c, d, C, F)
-        grad_state = load_chunk_decay(from_start_ptr + chunk * (C * F), d, C, F) * grad_state
+        decayed_query = get(query_ptr, chunk, c, d, C, K)
+        decayed_query = decayed_query * load_decays(from_start_ptr, chunk, c, d, C, F)
+        grad_state = load_chunk_decay(from_start_ptr, chunk, d, C, F) * grad_state
         grad_state += dot(tl.trans(decayed_query), grad, PRECISION)
         if DELTA:
             # [C, K]
-            inverse_keys = get(inverse_keys_ptr + chunk * (C * K), c, d, C, K)
+            inverse_keys = get(inverse_keys_ptr, chunk, c, d, C, K)
             grad_state -= dot(tl.trans(inverse_keys), grad_errors, PRECISION)
-    put(grad_state_ptr + row * (K * V), grad_state, d, e, K, V)
+    put(grad_state_ptr, row, grad_state, d, e, K, V)
 
 
 @triton.jit
@@ -84,9 +86,9 @@ def _value_gradient_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     c, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_V)
     # [C, C], [C, V]
-    inverse = tl.trans(get(inverse_ptr + chunk * (C * C), c, c, C, C))
-    grad_errors = get(grad_errors_ptr + chunk * (C * V), c, e, C, V)
-    put(grad_value_ptr + chunk * (C * V), dot(inverse, grad_errors, PRECISION), c, e, C, V)
+    inverse = tl.trans(get(inverse_ptr, chunk, c, c, C, C))
+    grad_errors = get(grad_errors_ptr, chunk, c, e, C, V)
+    put(grad_value_ptr, chunk, dot(inverse, grad_errors, PRECISION), c, e, C, V)
 
 
 @triton.jit
@@ -106,37 +108,28 @@ def _left_gradient_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # [C, V]
-    output_grad = get(output_grad_ptr + chunk * (C * V), c, e, C, V)
+    output_grad = get(output_grad_ptr, chunk, c, e, C, V)
     if FROM_KEYS:
         output_grad = -output_grad
     # From the state at the chunk's start.
     # [K, V], [C, K]
-    grad_left = dot(output_grad, tl.trans(get(states_ptr + chunk * (K * V), d, e, K, V)), PRECISION)
-    grad_left = grad_left * load_decays(from_start_ptr + chunk * (C * F), c, d, C, F)
+    grad_left = dot(output_grad, tl.trans(get(states_ptr, chunk, d, e, K, V)), PRECISION)
+    grad_left = grad_left * load_decays(from_start_ptr, chunk, c, d, C, F)
     # From the products inside the chunk.
     # [C, V]
-    grad_products = dot(output_grad, tl.trans(get(errors_ptr + chunk * (C * V), c, e, C, V)), PRECISION)
+    grad_products = dot(output_grad, tl.trans(get(errors_ptr, chunk, c, e, C, V)), PRECISION)
     if FROM_KEYS:
         grad_products = tl.where(c[:, None] > c[None, :], grad_products, 0.0)
     # [C]
-    step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
-    scaled_key = get(key_ptr + chunk * (C * K), c, d, C, K) * step[:, None]
+    step = get_row(step_ptr, chunk, c, C)
+    scaled_key = get(key_ptr, chunk, c, d, C, K) * step[:, None]
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
-    grad_left += pair_gradient(grad_products, scaled_key, p_levels, c, c, d, C, F, LEVELS, False, PRECISION)
-    put(grad_left_ptr + chunk * (C * K), grad_left, c, d, C, K)
+    grad_left += pair_gradient(grad_products, scaled_key, p_levels, c, d, C, F, LEVELS, False, PRECISION)
+    put(grad_left_ptr, chunk, grad_left, c, d, C, K)
     # Gradient of the log sums.
     # [C, K]
-    grad_log_sums = get(left_ptr + chunk * (C * K), c, d, C, K) * grad_left
-    p_grad_log_sums = grad_log_sums_ptr + chunk * (C * F)
-    if F == 1:
-        total = tl.sum(grad_log_sums, axis=1)
-        if FROM_KEYS:
-            total += tl.load(p_grad_log_sums + c, mask=c < C, other=0.0)
-        tl.store(p_grad_log_sums + c, total, mask=c < C)
-    else:
-        if FROM_KEYS:
-            grad_log_sums += get(p_grad_log_sums, c, d, C, F)
-        put(p_grad_log_sums, grad_log_sums, c, d, C, F)
+    grad_log_sums = get(left_ptr, chunk, c, d, C, K) * grad_left
+    put_log_gradient(grad_log_sums_ptr, chunk, grad_log_sums, c, d, C, F, FROM_KEYS)
 
 
 @triton.jit
@@ -154,17 +147,17 @@ def _right_gradient_kernel(
     chunk = tl.program_id(0).to(tl.int64)
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # [C, V]
-    output_grad = get(output_grad_ptr + chunk * (C * V), c, e, C, V)
-    grad_products = dot(output_grad, tl.trans(get(errors_ptr + chunk * (C * V), c, e, C, V)), PRECISION)
+    output_grad = get(output_grad_ptr, chunk, c, e, C, V)
+    grad_products = dot(output_grad, tl.trans(get(errors_ptr, chunk, c, e, C, V)), PRECISION)
     if FROM_KEYS:
         grad_products = tl.where(c[:, None] > c[None, :], -grad_products, 0.0)
     # [C, K]
-    left = get(left_ptr + chunk * (C * K), c, d, C, K)
+    left = get(left_ptr, chunk, c, d, C, K)
     p_levels = levels_ptr + chunk * (LEVELS * C * F)
-    grad_right = pair_gradient(grad_products, left, p_levels, c, c, d, C, F, LEVELS, True, PRECISION)
+    grad_right = pair_gradient(grad_products, left, p_levels, c, d, C, F, LEVELS, True, PRECISION)
     if FROM_KEYS:
-        grad_right += get(grad_right_ptr + chunk * (C * K), c, d, C, K)
-    put(grad_right_ptr + chunk * (C * K), grad_right, c, d, C, K)
+        grad_right += get(grad_right_ptr, chunk, c, d, C, K)
+    put(grad_right_ptr, chunk, grad_right, c, d, C, K)
 
 
 @triton.jit
@@ -183,38 +176,27 @@ def _write_gradient_kernel(
     c, d, e = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
     # Gradient of the decayed keys at the chunk's end.
     # [C, V], [K, V]
-    errors = get(errors_ptr + chunk * (C * V), c, e, C, V)
-    grad_state_after = get(grad_states_after_ptr + chunk * (K * V), d, e, K, V)
+    errors = get(errors_ptr, chunk, c, e, C, V)
+    grad_state_after = get(grad_states_after_ptr, chunk, d, e, K, V)
     # [C, K]
-    grad_key = dot(errors, tl.trans(grad_state_after), PRECISION) * load_decays(
-        to_end_ptr + chunk * (C * F), c, d, C, F
-    )
-    key = get(key_ptr + chunk * (C * K), c, d, C, K)
+    grad_key = dot(errors, tl.trans(grad_state_after), PRECISION) * load_decays(to_end_ptr, chunk, c, d, C, F)
+    key = get(key_ptr, chunk, c, d, C, K)
     # [C]
-    step = tl.load(step_ptr + chunk * C + c, mask=c < C, other=0.0)
+    step = get_row(step_ptr, chunk, c, C)
     # Gradient of the log sum at the chunk's end: from the decayed initial state and from the decayed keys.
-    grad_chunk_decay = tl.sum(get(states_ptr + chunk * (K * V), d, e, K, V) * grad_state_after, axis=1)[
-        :, None
-    ]
-    grad_chunk_decay = tl.sum(
-        load_chunk_decay(from_start_ptr + chunk * (C * F), d, C, F) * grad_chunk_decay, axis=1
-    )
+    grad_chunk_decay = tl.sum(get(states_ptr, chunk, d, e, K, V) * grad_state_after, axis=1)[:, None]
+    grad_chunk_decay = tl.sum(load_chunk_decay(from_start_ptr, chunk, d, C, F) * grad_chunk_decay, axis=1)
     grad_chunk_decay += tl.sum(key * step[:, None] * grad_key, axis=0)
     # Total gradient of the scaled keys, and from it those of steps, keys and log sums.
     # [C, K]
-    grad_key += get(grad_right_ptr + chunk * (C * K), c, d, C, K)
+    grad_key += get(grad_right_ptr, chunk, c, d, C, K)
     tl.store(grad_step_ptr + chunk * C + c, tl.sum(key * grad_key, axis=1), mask=c < C)
     grad_key = grad_key * step[:, None]
     grad_log_sums = tl.where(c[:, None] == C - 1, grad_chunk_decay[None, :], 0.0) - key * grad_key
     if DELTA:
-        grad_key += get(grad_key_ptr + chunk * (C * K), c, d, C, K)
-    put(grad_key_ptr + chunk * (C * K), grad_key, c, d, C, K)
-    p_grad_log_sums = grad_log_sums_ptr + chunk * (C * F)
-    if F == 1:
-        total = tl.load(p_grad_log_sums + c, mask=c < C, other=0.0) + tl.sum(grad_log_sums, axis=1)
-        tl.store(p_grad_log_sums + c, total, mask=c < C)
-    else:
-        put(p_grad_log_sums, get(p_grad_log_sums, c, d, C, F) + grad_log_sums, c, d, C, F)
+        grad_key += get(grad_key_ptr, chunk, c, d, C, K)
+    put(grad_key_ptr, chunk, grad_key, c, d, C, K)
+    put_log_gradient(grad_log_sums_ptr, chunk, grad_log_sums, c, d, C, F, True)
 
 
 def backward_launches(

@@ -1,6 +1,6 @@
 """Neural memory on Triton: a loop over chunks for the writes, all other work in parallel.
 
-The formulas are those of `loop.run_chunks`. A memory has two layers, "lower" `[D, I]` and "upper" `[I, D]`,
+The formulas are those of `loop.run_loop`. A memory has two layers, "lower" `[D, I]` and "upper" `[I, D]`,
 with head width D and hidden width I. Or it has one matrix, which counts as an upper layer with I = D. Torch
 computes the coefficients of the learning rule. In the shapes of tiles, C is the padded number of a chunk's
 tokens, D is the padded head width, and I is the length of a tile along the hidden width.

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from scrubjay.kernels.dispatch import without_autocast
 from scrubjay.kernels.launch import Launch, ensure_dense_rows
-from scrubjay.kernels.neural.chunk import Coefficients, compute_coefficients
 from scrubjay.kernels.neural.gpu.layout import (
     BorderFlag,
     KernelBorders,
@@ -25,11 +24,12 @@ from scrubjay.kernels.neural.gpu.layout import (
 from scrubjay.kernels.neural.gpu.read import lower_read_gradient_kernel, read_gradient_kernel, read_kernel
 from scrubjay.kernels.neural.gpu.rule import rule_gradient_kernel
 from scrubjay.kernels.neural.gpu.write import write_gradient_kernel, write_kernel
+from scrubjay.kernels.neural.loop import Coefficients, compute_coefficients
 from scrubjay.kernels.neural.network import NetworkShape, NeuralState, Problem
 
 
 def run_kernels(problem: Problem) -> tuple[Tensor, Tensor, NeuralState]:
-    """Run all chunks on Triton kernels. The results are those of `loop.run_chunks`."""
+    """Run all chunks on Triton kernels. The results are those of `loop.run_loop`."""
     batch, time, heads, _ = problem.query.shape
     count, rows = time // problem.chunk_size, batch * heads
 

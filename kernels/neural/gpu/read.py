@@ -16,8 +16,11 @@ import triton.language as tl
 from scrubjay.kernels.neural.gpu.tiles import (
     dot,
     get,
+    get_row,
+    get_tokens,
     get_transposed,
     put,
+    put_tokens,
     put_transposed,
     silu,
     silu_slope,
@@ -45,20 +48,19 @@ def read_kernel(
     UPPER: tl.constexpr = D * I * (DEPTH - 1)
     o_now = (chunk + row) * (2 * SIZE)  # there is one more slot than chunks
     c, d, tile = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_I)
-    m_c = c < C
     p_query = query_ptr + i_b * query_b + i_h * query_h + first * query_t
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
     # Coefficients of the reads.
     # [C]
-    retention = tl.load(p_rule + READ_RETENTION + c, mask=m_c, other=0.0)
-    buildup = tl.load(p_rule + READ_BUILDUP + c, mask=m_c, other=0.0)
-    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+    retention = get_row(p_rule + READ_RETENTION, c, C)
+    buildup = get_row(p_rule + READ_BUILDUP, c, C)
+    clipped_step = get_row(p_trace + CLIPPED_STEP, c, C)
     # Similarity of queries and keys, for the lower layer.
     if DEPTH == 2:
         # [C, D]
-        key = get(p_key, c, d, key_t, C, D)
-        similarity_lower = dot(get(p_query, c, d, query_t, C, D), tl.trans(key), PRECISION)
-        similarity_lower = similarity_lower * get(p_rule + READ_MIXING, c, c, C, C, C)
+        key = get_tokens(p_key, c, d, key_t, C, D)
+        similarity_lower = dot(get_tokens(p_query, c, d, query_t, C, D), tl.trans(key), PRECISION)
+        similarity_lower = similarity_lower * get(p_rule + READ_MIXING, c, c, C, C)
     # Per tile: the lower layer, then the upper layer's weights, delta and momentum.
     similarity = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     out = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
@@ -66,38 +68,38 @@ def read_kernel(
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            inner = clipped_step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+            inner = clipped_step[:, None] * get(p_trace + INNER, c, i, C, I)
             # [C, D]
-            query = get(p_query, c, d, query_t, C, D)
-            read = dot(query, get(lower_ptr + i_h * (D * I), d, i, I, D, I), PRECISION)
-            read += retention[:, None] * dot(query, get(states_ptr + o_now, d, i, I, D, I), PRECISION)
-            read += buildup[:, None] * dot(query, get(states_ptr + o_now + SIZE, d, i, I, D, I), PRECISION)
+            query = get_tokens(p_query, c, d, query_t, C, D)
+            read = dot(query, get(lower_ptr + i_h * (D * I), d, i, D, I), PRECISION)
+            read += retention[:, None] * dot(query, get(states_ptr + o_now, d, i, D, I), PRECISION)
+            read += buildup[:, None] * dot(query, get(states_ptr + o_now + SIZE, d, i, D, I), PRECISION)
             read -= dot(similarity_lower, inner, PRECISION)
-            put(p_trace + READ, read, c, i, I, C, I)
+            put(p_trace + READ, read, c, i, C, I)
             # [C, I]
-            x, other = silu(read), silu(get(p_trace + PRODUCT, c, i, I, C, I))
+            x, other = silu(read), silu(get(p_trace + PRODUCT, c, i, C, I))
         else:
             # [C, I]
-            x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
+            x, other = get_tokens(p_query, c, i, query_t, C, I), get_tokens(p_key, c, i, key_t, C, I)
         similarity += dot(x, tl.trans(other), PRECISION)
         # [D, I]
-        upper = get_transposed(upper_ptr + i_h * (D * I), d, i, D, D, I)
+        upper = get_transposed(upper_ptr + i_h * (D * I), d, i, D, I)
         out += dot(x, tl.trans(upper), PRECISION)
         # [D, I]
-        delta = get_transposed(states_ptr + o_now + UPPER, d, i, D, D, I)
+        delta = get_transposed(states_ptr + o_now + UPPER, d, i, D, I)
         out += retention[:, None] * dot(x, tl.trans(delta), PRECISION)
         # [D, I]
-        momentum = get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I)
+        momentum = get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, I)
         out += buildup[:, None] * dot(x, tl.trans(momentum), PRECISION)
     # The chunk's own writes in the upper layer.
-    similarity = similarity * get(p_rule + READ_MIXING, c, c, C, C, C)
+    similarity = similarity * get(p_rule + READ_MIXING, c, c, C, C)
     # [C, D]
-    error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+    error = clipped_step[:, None] * get(p_trace + ERROR, c, d, C, D)
     out -= dot(similarity, error, PRECISION)
     if RESIDUAL:
         # [C, D]
-        out += get(p_query, c, d, query_t, C, D)
-    put(out_ptr + ((i_b * N * C + first) * H + i_h) * D, out, c, d, H * D, C, D)
+        out += get_tokens(p_query, c, d, query_t, C, D)
+    put_tokens(out_ptr + ((i_b * N * C + first) * H + i_h) * D, out, c, d, H * D, C, D)
 
 
 @triton.jit
@@ -135,9 +137,9 @@ def read_gradient_kernel(
     p_token = ((i_b * N * C + first) * H + i_h) * D
     # Coefficients of the reads.
     # [C]
-    retention = tl.load(p_rule + READ_RETENTION + c, mask=m_c, other=0.0)
-    buildup = tl.load(p_rule + READ_BUILDUP + c, mask=m_c, other=0.0)
-    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+    retention = get_row(p_rule + READ_RETENTION, c, C)
+    buildup = get_row(p_rule + READ_BUILDUP, c, C)
+    clipped_step = get_row(p_trace + CLIPPED_STEP, c, C)
 
     # Similarity of reads and writes in the upper layer, and the gradients of errors and mixing.
     similarity = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
@@ -145,22 +147,22 @@ def read_gradient_kernel(
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_trace + READ, c, i, I, C, I))
-            other = silu(get(p_trace + PRODUCT, c, i, I, C, I))
+            x = silu(get(p_trace + READ, c, i, C, I))
+            other = silu(get(p_trace + PRODUCT, c, i, C, I))
         else:
             # [C, I]
-            x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
+            x, other = get_tokens(p_query, c, i, query_t, C, I), get_tokens(p_key, c, i, key_t, C, I)
         similarity += dot(x, tl.trans(other), PRECISION)
     # [C, D]
-    grad = get(grad_ptr + p_token, c, d, H * D, C, D)
+    grad = get_tokens(grad_ptr + p_token, c, d, H * D, C, D)
     # [C, C]
-    mixing = get(p_mixing, c, c, C, C, C)
+    mixing = get(p_mixing, c, c, C, C)
     grad_error = -dot(tl.trans(mixing * similarity), grad, PRECISION)
-    put(p_grads + ERROR_GRAD, grad_error, c, d, D, C, D)
+    put(p_grads + ERROR_GRAD, grad_error, c, d, C, D)
     # [C, D]
-    error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+    error = clipped_step[:, None] * get(p_trace + ERROR, c, d, C, D)
     grad_similarity = -dot(grad, tl.trans(error), PRECISION)
-    put(p_rule_grad + READ_MIXING, grad_similarity * similarity, c, c, C, C, C)
+    put(p_rule_grad + READ_MIXING, grad_similarity * similarity, c, c, C, C)
     grad_similarity = grad_similarity * mixing
 
     # Gradients of the upper layer's inputs, through the similarity.
@@ -170,21 +172,21 @@ def read_gradient_kernel(
         if DEPTH == 2:
             # [C, I]
             x, other = (
-                silu(get(p_trace + READ, c, i, I, C, I)),
-                silu(get(p_trace + PRODUCT, c, i, I, C, I)),
+                silu(get(p_trace + READ, c, i, C, I)),
+                silu(get(p_trace + PRODUCT, c, i, C, I)),
             )
         else:
             # [C, I]
-            x, other = get(p_query, c, i, query_t, C, I), get(p_key, c, i, key_t, C, I)
-        put(p_grads + X_GRAD, dot(tl.trans(grad_similarity), x, PRECISION), c, i, I, C, I)
+            x, other = get_tokens(p_query, c, i, query_t, C, I), get_tokens(p_key, c, i, key_t, C, I)
+        put(p_grads + X_GRAD, dot(tl.trans(grad_similarity), x, PRECISION), c, i, C, I)
         grad_x = dot(grad_similarity, other, PRECISION)
         if DEPTH == 2:
-            put(p_grads + READ_GRAD, grad_x, c, i, I, C, I)
+            put(p_grads + READ_GRAD, grad_x, c, i, C, I)
         else:
             if RESIDUAL:
                 # [C, I]
-                grad_x += get(grad_ptr + p_token, c, i, H * D, C, I)
-            put(p_grads + KEY_GRAD, grad_x, c, i, I, C, I)
+                grad_x += get_tokens(grad_ptr + p_token, c, i, H * D, C, I)
+            put(p_grads + KEY_GRAD, grad_x, c, i, C, I)
     tl.debug_barrier()
 
     # Gradients of the inputs and coefficients, through weights, delta and momentum.
@@ -192,41 +194,41 @@ def read_gradient_kernel(
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            grad_x = get(p_grads + READ_GRAD, c, i, I, C, I)
-            read = get(p_trace + READ, c, i, I, C, I)
+            grad_x = get(p_grads + READ_GRAD, c, i, C, I)
+            read = get(p_trace + READ, c, i, C, I)
             x = silu(read)
         else:
             # [C, I]
-            grad_x = get(p_grads + KEY_GRAD, c, i, I, C, I)
-            x = get(p_query, c, i, query_t, C, I)
+            grad_x = get(p_grads + KEY_GRAD, c, i, C, I)
+            x = get_tokens(p_query, c, i, query_t, C, I)
         # [C, D]
-        grad = get(grad_ptr + p_token, c, d, H * D, C, D)
-        grad_x += dot(grad, get_transposed(upper_ptr + i_h * (D * I), d, i, D, D, I), PRECISION)
-        by_delta = dot(grad, get_transposed(states_ptr + o_now + UPPER, d, i, D, D, I), PRECISION)
+        grad = get_tokens(grad_ptr + p_token, c, d, H * D, C, D)
+        grad_x += dot(grad, get_transposed(upper_ptr + i_h * (D * I), d, i, D, I), PRECISION)
+        by_delta = dot(grad, get_transposed(states_ptr + o_now + UPPER, d, i, D, I), PRECISION)
         grad_retention += tl.sum(x * by_delta, axis=1)
-        by_momentum = dot(grad, get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, D, I), PRECISION)
+        by_momentum = dot(grad, get_transposed(states_ptr + o_now + SIZE + UPPER, d, i, D, I), PRECISION)
         grad_buildup += tl.sum(x * by_momentum, axis=1)
         grad_x += retention[:, None] * by_delta + buildup[:, None] * by_momentum
         if DEPTH == 2:
-            put(p_grads + READ_GRAD, grad_x * silu_slope(read), c, i, I, C, I)
+            put(p_grads + READ_GRAD, grad_x * silu_slope(read), c, i, C, I)
         else:
-            put(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
+            put_tokens(query_grad_ptr + p_token, grad_x, c, i, H * D, C, I)
 
     # Gradients of delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_trace + READ, c, i, I, C, I))
+            x = silu(get(p_trace + READ, c, i, C, I))
         else:
             # [C, I]
-            x = get(p_query, c, i, query_t, C, I)
+            x = get_tokens(p_query, c, i, query_t, C, I)
         # [D, C]
-        tile_transposed = tl.trans(get(grad_ptr + p_token, c, d, H * D, C, D))
+        tile_transposed = tl.trans(get_tokens(grad_ptr + p_token, c, d, H * D, C, D))
         grad_delta = dot(tile_transposed, retention[:, None] * x, PRECISION)
-        put_transposed(states_grad_ptr + o_now + UPPER, grad_delta, d, i, D, D, I)
+        put_transposed(states_grad_ptr + o_now + UPPER, grad_delta, d, i, D, I)
         grad_momentum = dot(tile_transposed, buildup[:, None] * x, PRECISION)
-        put_transposed(states_grad_ptr + o_now + SIZE + UPPER, grad_momentum, d, i, D, D, I)
+        put_transposed(states_grad_ptr + o_now + SIZE + UPPER, grad_momentum, d, i, D, I)
     tl.store(p_rule_grad + READ_RETENTION + c, grad_retention, mask=m_c)
     tl.store(p_rule_grad + READ_BUILDUP + c, grad_buildup, mask=m_c)
 
@@ -264,67 +266,66 @@ def lower_read_gradient_kernel(
     p_token = ((i_b * N * C + first) * H + i_h) * D
     # Coefficients of the reads.
     # [C]
-    retention = tl.load(p_rule + READ_RETENTION + c, mask=m_c, other=0.0)
-    buildup = tl.load(p_rule + READ_BUILDUP + c, mask=m_c, other=0.0)
-    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+    retention = get_row(p_rule + READ_RETENTION, c, C)
+    buildup = get_row(p_rule + READ_BUILDUP, c, C)
+    clipped_step = get_row(p_trace + CLIPPED_STEP, c, C)
 
     # Similarity of queries and keys, and the gradients of the lower layer's deltas and of mixing.
     # [C, D]
-    query, key = get(p_query, c, d, query_t, C, D), get(p_key, c, d, key_t, C, D)
-    similarity = tl.trans(dot(query, tl.trans(key), PRECISION) * get(p_mixing, c, c, C, C, C))
+    query, key = get_tokens(p_query, c, d, query_t, C, D), get_tokens(p_key, c, d, key_t, C, D)
+    similarity = tl.trans(dot(query, tl.trans(key), PRECISION) * get(p_mixing, c, c, C, C))
     grad_similarity = tl.zeros([BLOCK_C, BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
-        put(p_grads + INNER_GRAD, -dot(similarity, grad_read, PRECISION), c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, C, I)
+        put(p_grads + INNER_GRAD, -dot(similarity, grad_read, PRECISION), c, i, C, I)
         # [C, I]
-        inner = clipped_step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+        inner = clipped_step[:, None] * get(p_trace + INNER, c, i, C, I)
         grad_similarity -= dot(grad_read, tl.trans(inner), PRECISION)
     # Gradients of queries and keys, through the similarity.
     p_mixing_grad = p_rule_grad + READ_MIXING
     grad_mixing = grad_similarity * dot(query, tl.trans(key), PRECISION)
-    put(p_mixing_grad, get(p_mixing_grad, c, c, C, C, C) + grad_mixing, c, c, C, C, C)
-    grad_similarity = grad_similarity * get(p_mixing, c, c, C, C, C)
-    put(p_grads + KEY_GRAD, dot(tl.trans(grad_similarity), query, PRECISION), c, d, D, C, D)
+    put(p_mixing_grad, get(p_mixing_grad, c, c, C, C) + grad_mixing, c, c, C, C)
+    grad_similarity = grad_similarity * get(p_mixing, c, c, C, C)
+    put(p_grads + KEY_GRAD, dot(tl.trans(grad_similarity), query, PRECISION), c, d, C, D)
     grad_query = dot(grad_similarity, key, PRECISION)
     if RESIDUAL:
         # [C, D]
-        grad_query += get(grad_ptr + p_token, c, d, H * D, C, D)
+        grad_query += get_tokens(grad_ptr + p_token, c, d, H * D, C, D)
     # Gradients of queries and coefficients, through weights, delta and momentum.
     grad_retention, grad_buildup = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, C, I)
         # [D, I]
-        lower = get(lower_ptr + i_h * (D * I), d, i, I, D, I)
+        lower = get(lower_ptr + i_h * (D * I), d, i, D, I)
         grad_query += dot(grad_read, tl.trans(lower), PRECISION)
         # Sums of query * (grad_read delta^T), computed without a tile of [C, D].
         # [C, D]
-        query = get(p_query, c, d, query_t, C, D)
+        query = get_tokens(p_query, c, d, query_t, C, D)
         # [D, I]
-        delta = get(states_ptr + o_now, d, i, I, D, I)
+        delta = get(states_ptr + o_now, d, i, D, I)
         grad_retention += tl.sum(grad_read * dot(query, delta, PRECISION), axis=1)
         grad_query += dot(retention[:, None] * grad_read, tl.trans(delta), PRECISION)
         # [D, I]
-        momentum = get(states_ptr + o_now + SIZE, d, i, I, D, I)
+        momentum = get(states_ptr + o_now + SIZE, d, i, D, I)
         grad_buildup += tl.sum(grad_read * dot(query, momentum, PRECISION), axis=1)
         grad_query += dot(buildup[:, None] * grad_read, tl.trans(momentum), PRECISION)
-    put(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
+    put_tokens(query_grad_ptr + p_token, grad_query, c, d, H * D, C, D)
     # Gradients of delta and momentum.
     for block in range(0, I, BLOCK_I):
         i = block + tile
         # [C, I]
-        grad_read = get(p_grads + READ_GRAD, c, i, I, C, I)
+        grad_read = get(p_grads + READ_GRAD, c, i, C, I)
         # [D, C]
-        tile_transposed = tl.trans(get(p_query, c, d, query_t, C, D))
+        tile_transposed = tl.trans(get_tokens(p_query, c, d, query_t, C, D))
         put(
             states_grad_ptr + o_now,
             dot(tile_transposed, retention[:, None] * grad_read, PRECISION),
             d,
             i,
-            I,
             D,
             I,
         )
@@ -333,11 +334,10 @@ def lower_read_gradient_kernel(
             dot(tile_transposed, buildup[:, None] * grad_read, PRECISION),
             d,
             i,
-            I,
             D,
             I,
         )
-    grad_retention += tl.load(p_rule_grad + READ_RETENTION + c, mask=m_c, other=0.0)
+    grad_retention += get_row(p_rule_grad + READ_RETENTION, c, C)
     tl.store(p_rule_grad + READ_RETENTION + c, grad_retention, mask=m_c)
-    grad_buildup += tl.load(p_rule_grad + READ_BUILDUP + c, mask=m_c, other=0.0)
+    grad_buildup += get_row(p_rule_grad + READ_BUILDUP, c, C)
     tl.store(p_rule_grad + READ_BUILDUP + c, grad_buildup, mask=m_c)

@@ -14,6 +14,8 @@ import triton.language as tl
 from scrubjay.kernels.neural.gpu.tiles import (
     dot,
     get,
+    get_row,
+    get_tokens,
     get_transposed,
     silu,
 )
@@ -44,7 +46,7 @@ def rule_gradient_kernel(
     m_c = c < C
     p_key = key_ptr + i_b * key_b + i_h * key_h + first * key_t
     # [C]
-    clipped_step = tl.load(p_trace + CLIPPED_STEP + c, mask=m_c, other=0.0)
+    clipped_step = get_row(p_trace + CLIPPED_STEP, c, C)
     grad_mixing, grad_trace = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     # Sums over a tile's columns only: a full sum would reduce over warps in every block.
     grad_retention = tl.zeros([BLOCK_D], tl.float32)
@@ -54,36 +56,36 @@ def rule_gradient_kernel(
         # The lower layer.
         if DEPTH == 2:
             # [C, I]
-            x = silu(get(p_trace + PRODUCT, c, i, I, C, I))
+            x = silu(get(p_trace + PRODUCT, c, i, C, I))
             # [D, I]
             grad_delta, grad_momentum = (
-                get(p_states_grad, d, i, I, D, I),
-                get(p_states_grad + SIZE, d, i, I, D, I),
+                get(p_states_grad, d, i, D, I),
+                get(p_states_grad + SIZE, d, i, D, I),
             )
-            delta, momentum = get(p_state, d, i, I, D, I), get(p_state + SIZE, d, i, I, D, I)
+            delta, momentum = get(p_state, d, i, D, I), get(p_state + SIZE, d, i, D, I)
             grad_retention += tl.sum(delta * grad_delta, axis=1)
             grad_buildup += tl.sum(momentum * grad_delta, axis=1)
             grad_momentum_retention += tl.sum(momentum * grad_momentum, axis=1)
             # [C, D]
-            key = get(p_key, c, d, key_t, C, D)
+            key = get_tokens(p_key, c, d, key_t, C, D)
             # [C, I]
-            inner = clipped_step[:, None] * get(p_trace + INNER, c, i, I, C, I)
+            inner = clipped_step[:, None] * get(p_trace + INNER, c, i, C, I)
             grad_mixing -= tl.sum(inner * dot(key, grad_delta, PRECISION), axis=1)
             grad_trace -= tl.sum(inner * dot(key, grad_momentum, PRECISION), axis=1)
         else:
             # [C, I]
-            x = get(p_key, c, i, key_t, C, I)
+            x = get_tokens(p_key, c, i, key_t, C, I)
         # The upper layer.
         # [D, I]
-        grad_delta = get_transposed(p_states_grad + UPPER, d, i, D, D, I)
-        grad_momentum = get_transposed(p_states_grad + SIZE + UPPER, d, i, D, D, I)
-        delta = get_transposed(p_state + UPPER, d, i, D, D, I)
-        momentum = get_transposed(p_state + SIZE + UPPER, d, i, D, D, I)
+        grad_delta = get_transposed(p_states_grad + UPPER, d, i, D, I)
+        grad_momentum = get_transposed(p_states_grad + SIZE + UPPER, d, i, D, I)
+        delta = get_transposed(p_state + UPPER, d, i, D, I)
+        momentum = get_transposed(p_state + SIZE + UPPER, d, i, D, I)
         grad_retention += tl.sum(delta * grad_delta, axis=1)
         grad_buildup += tl.sum(momentum * grad_delta, axis=1)
         grad_momentum_retention += tl.sum(momentum * grad_momentum, axis=1)
         # [C, D]
-        error = clipped_step[:, None] * get(p_trace + ERROR, c, d, D, C, D)
+        error = clipped_step[:, None] * get(p_trace + ERROR, c, d, C, D)
         grad_mixing -= tl.sum(x * dot(error, grad_delta, PRECISION), axis=1)
         grad_trace -= tl.sum(x * dot(error, grad_momentum, PRECISION), axis=1)
     # Store the gradients of the coefficients.

@@ -56,22 +56,19 @@ def flush_denormals(x):
 
 
 @triton.jit
-def _load(pointers, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Load the entries `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside.
-
-    The load is masked only if the matrix size is not a multiple of the tile size.
-    """
+def _get(pointers, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    # Masked only if the matrix size is not a multiple of the tile size.
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:
-        values = tl.load(pointers, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+        tile = tl.load(pointers, mask=(rows < ROWS)[:, None] & (columns < COLUMNS)[None, :], other=0.0)
     else:
-        values = tl.load(pointers)
-    return values.to(tl.float32)
+        tile = tl.load(pointers)
+    return tile.to(tl.float32)
 
 
 @triton.jit
-def _store(pointers, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _put(pointers, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     UNEVEN_ROWS: tl.constexpr = (rows.shape[0] * 0 + ROWS) % rows.shape[0] != 0
     UNEVEN_COLUMNS: tl.constexpr = (columns.shape[0] * 0 + COLUMNS) % columns.shape[0] != 0
     if UNEVEN_ROWS or UNEVEN_COLUMNS:
@@ -81,26 +78,44 @@ def _store(pointers, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.conste
 
 
 @triton.jit
-def get(pointer, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def get_row(pointer, columns, COLUMNS: tl.constexpr):
+    """Load the entries `columns` of a row `[COLUMNS]`; zeros outside the row."""
+    return tl.load(pointer + columns, mask=columns < COLUMNS, other=0.0)
+
+
+@triton.jit
+def get(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Load the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]` in float32; zeros outside the matrix."""
-    pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
-    return _load(pointers, rows, columns, ROWS, COLUMNS)
+    return get_tokens(pointer, rows, columns, COLUMNS, ROWS, COLUMNS)
 
 
 @triton.jit
-def put(pointer, tile, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def put(pointer, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Store the tile `[rows, columns]` of a matrix `[ROWS, COLUMNS]`."""
+    put_tokens(pointer, tile, rows, columns, COLUMNS, ROWS, COLUMNS)
+
+
+@triton.jit
+def get_tokens(pointer, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Load a tile, as `get` does, of a matrix whose rows are `row_stride` apart, such as tokens."""
     pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
-    _store(pointers, tile.to(pointer.dtype.element_ty), rows, columns, ROWS, COLUMNS)
+    return _get(pointers, rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def get_transposed(pointer, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def put_tokens(pointer, tile, rows, columns, row_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Store a tile of a matrix whose rows are `row_stride` apart, such as tokens."""
+    pointers = pointer + (rows[:, None] * row_stride + columns[None, :])
+    _put(pointers, tile.to(pointer.dtype.element_ty), rows, columns, ROWS, COLUMNS)
+
+
+@triton.jit
+def get_transposed(pointer, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Load a tile of a column-major matrix, such as the transposed upper layer."""
-    return _load(pointer + (rows[:, None] + columns[None, :] * column_stride), rows, columns, ROWS, COLUMNS)
+    return _get(pointer + (rows[:, None] + columns[None, :] * ROWS), rows, columns, ROWS, COLUMNS)
 
 
 @triton.jit
-def put_transposed(pointer, tile, rows, columns, column_stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def put_transposed(pointer, tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Store a tile of a column-major matrix."""
-    _store(pointer + (rows[:, None] + columns[None, :] * column_stride), tile, rows, columns, ROWS, COLUMNS)
+    _put(pointer + (rows[:, None] + columns[None, :] * ROWS), tile, rows, columns, ROWS, COLUMNS)

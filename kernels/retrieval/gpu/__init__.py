@@ -6,9 +6,8 @@ values and summaries, and K is the number of selected chunks. Attention logits i
 products, whose error is close to that of float32.
 """
 
-from scrubjay.kernels.retrieval.gpu.examples import configurations
-from scrubjay.kernels.retrieval.gpu.launch import backward, choose, forward, run_attention
-from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs, OutputGrads
+from scrubjay.kernels.retrieval.gpu.launch import backward, choose, configurations, forward, run_attention
+from scrubjay.kernels.retrieval.gpu.tiles import AttentionOutputs, OutputGrads
 
 __all__ = [
     "AttentionOutputs",

@@ -13,15 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs
-from scrubjay.kernels.retrieval.gpu.tiles import (
-    kernel_sizes,
-    padded_size,
-    rows_tile,
-    stride_arguments,
-    tile_sizes,
-)
+from scrubjay.kernels.launch import Launch, pad_size
+from scrubjay.kernels.retrieval.gpu.tiles import AttentionOutputs, build_launch, rows_tile
 from scrubjay.kernels.retrieval.problem import Choice, Problem, Reading
 
 
@@ -173,47 +166,7 @@ def attend_launch(
         score_source: Queries and summaries to compute scores from; None if the reading has scores.
         outputs: Output tensors.
     """
-    query, keys, values = reading.query, reading.keys, reading.values
-    batch, time, heads, _ = query.shape
-    sizes = kernel_sizes(reading, choice)
-    summary_query = None if score_source is None else score_source.summary_query
-    summaries = None if score_source is None else score_source.summaries
-    return Launch(
-        _attend_kernel,
-        (batch * time, sizes["U"]),
-        {
-            "query_ptr": query,
-            "keys_ptr": keys,
-            "values_ptr": values,
-            "summary_query_ptr": summary_query,
-            "summaries_ptr": summaries,
-            "positions_ptr": reading.positions,
-            "lengths_ptr": reading.lengths,
-            "chunks_ptr": reading.chunks,
-            "scores_ptr": reading.scores,
-            "out_ptr": outputs.out,
-            "weights_ptr": outputs.weights,
-            "normalisers_ptr": outputs.normalisers,
-            "lse_ptr": outputs.lse,
-            "T": time,
-            "M": keys.shape[1],
-            "H": heads,
-            "S": reading.chunks.shape[2],
-            "G": keys.shape[3],
-            "GS": 1 if summaries is None else summaries.shape[2],
-            **stride_arguments("query", query, "bth"),
-            **stride_arguments("keys", keys, "bmcg"),
-            **stride_arguments("values", values, "bmcg"),
-            **stride_arguments("summary_query", summary_query, "bts"),
-            **stride_arguments("summaries", summaries, "bmg"),
-            "scale": choice.scale,
-            "summary_scale": choice.summary_scale,
-        },
-        {
-            **sizes,
-            "DS": 1 if summaries is None else summaries.shape[-1],
-            **tile_sizes(reading, padded_size(sizes["R"])),
-            "BLOCK_K": triton.next_power_of_2(choice.top_k),
-            "BLOCK_DS": padded_size(1 if summaries is None else summaries.shape[-1]),
-        },
-    )
+    batch, time, heads, _ = reading.query.shape
+    rows = pad_size(heads // reading.units)
+    grid = (batch * time, reading.units)
+    return build_launch(_attend_kernel, grid, reading, choice, outputs._asdict(), rows, score_source)

@@ -17,12 +17,11 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tensors import AttentionOutputs, OutputGrads
+from scrubjay.kernels.launch import Launch, pad_size
 from scrubjay.kernels.retrieval.gpu.tiles import (
-    kernel_sizes,
-    memory_arguments,
-    padded_size,
+    AttentionOutputs,
+    OutputGrads,
+    build_launch,
     rows_tile,
     tile_sizes,
 )
@@ -247,24 +246,11 @@ def query_gradient_launch(
         delta: Output, dot products of read-outs with their gradients. Joint attention subtracts the gradient
             of the log normaliser.
     """
-    batch, time = reading.query.shape[:2]
-    sizes = kernel_sizes(reading, choice)
-    return Launch(
-        _query_gradient_kernel,
-        (batch * time, sizes["U"]),
-        {
-            **memory_arguments(reading, choice),
-            "chunks_ptr": reading.chunks,
-            "weights_ptr": outputs.weights,
-            "normalisers_ptr": outputs.normalisers,
-            "out_ptr": outputs.out,
-            "grad_ptr": output_grads.out,
-            "lse_grad_ptr": output_grads.lse if choice.joint else None,
-            "query_grad_ptr": query_grad,
-            "delta_ptr": delta,
-        },
-        {**sizes, **tile_sizes(reading, padded_size(sizes["R"]))},
-    )
+    batch, time, heads, _ = reading.query.shape
+    tensors = outputs._asdict() | {"grad": output_grads.out, "query_grad": query_grad, "delta": delta}
+    tensors["lse_grad"] = output_grads.lse if choice.joint else None
+    rows = pad_size(heads // reading.units)
+    return build_launch(_query_gradient_kernel, (batch * time, reading.units), reading, choice, tensors, rows)
 
 
 def memory_gradient_launch(
@@ -288,23 +274,12 @@ def memory_gradient_launch(
         memory_grads: Outputs, the gradients of keys and of values.
     """
     batch, num_chunks, length, groups, _ = reading.keys.shape
-    constants = {**kernel_sizes(reading, choice), **tile_sizes(reading, _READER_ROWS)}
-    return Launch(
-        _memory_gradient_kernel,
-        (batch * groups * num_chunks, triton.cdiv(length, constants["BLOCK_C"])),
-        {
-            **memory_arguments(reading, choice),
-            "weights_ptr": outputs.weights,
-            "normalisers_ptr": outputs.normalisers,
-            "delta_ptr": delta,
-            "grad_ptr": output_grads.out,
-            "order_ptr": readers[0],
-            "offsets_ptr": readers[1],
-            "keys_grad_ptr": memory_grads[0],
-            "values_grad_ptr": memory_grads[1],
-        },
-        constants,
-    )
+    tensors = outputs._asdict() | {"grad": output_grads.out, "delta": delta}
+    tensors |= dict(zip(("order", "offsets"), readers, strict=True))
+    tensors |= dict(zip(("keys_grad", "values_grad"), memory_grads, strict=True))
+    tiles = triton.cdiv(length, tile_sizes(reading, _READER_ROWS)["BLOCK_C"])
+    grid = (batch * groups * num_chunks, tiles)
+    return build_launch(_memory_gradient_kernel, grid, reading, choice, tensors, _READER_ROWS)
 
 
 def list_readers(reading: Reading) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scrubjay.kernels.launch import Launch
-from scrubjay.kernels.retrieval.gpu.tiles import padded_size, stride_arguments
+from scrubjay.kernels.launch import Launch, name_strides, pad_size
 from scrubjay.kernels.retrieval.problem import Choice, Problem
 
 _BLOCK_QUERIES, _MIN_BLOCK_CHUNKS = 16, 32
@@ -103,32 +102,27 @@ def select_launch(problem: Problem, choice: Choice, chunks: Tensor) -> Launch:
     batch, time, coarse, width = query.shape
     block_k = triton.next_power_of_2(choice.top_k)
     forces_chunks = choice.num_sinks + choice.num_locals > 0
-    return Launch(
-        _select_kernel,
-        (batch * triton.cdiv(time, _BLOCK_QUERIES), coarse),
-        {
-            "query_ptr": query,
-            "summaries_ptr": summaries,
-            "valid_ptr": valid,
-            "total_ptr": valid.sum(dim=-1, dtype=torch.int32) if forces_chunks else None,
-            "chunks_ptr": chunks,
-            "T": time,
-            "M": summaries.shape[1],
-            "S": coarse,
-            "GS": summaries.shape[2],
-            **stride_arguments("query", query, "bts"),
-            **stride_arguments("summaries", summaries, "bmg"),
-            **stride_arguments("valid", valid, "btm"),
-            "scale": choice.summary_scale,
-        },
-        {
-            "DS": width,
-            "K": choice.top_k,
-            "NUM_SINKS": choice.num_sinks,
-            "NUM_LOCALS": choice.num_locals,
-            "BLOCK_T": _BLOCK_QUERIES,
-            "BLOCK_M": max(_MIN_BLOCK_CHUNKS, block_k),
-            "BLOCK_K": block_k,
-            "BLOCK_DS": padded_size(width),
-        },
-    )
+    tensors = {"query": query, "summaries": summaries, "valid": valid, "chunks": chunks}
+    tensors["total"] = valid.sum(dim=-1, dtype=torch.int32) if forces_chunks else None
+    numbers = {
+        "T": time,
+        "M": summaries.shape[1],
+        "S": coarse,
+        "GS": summaries.shape[2],
+        **name_strides("bts", {"query": query}),
+        **name_strides("bmg", {"summaries": summaries}),
+        **name_strides("btm", {"valid": valid}),
+        "scale": choice.summary_scale,
+    }
+    constants = {
+        "DS": width,
+        "K": choice.top_k,
+        "NUM_SINKS": choice.num_sinks,
+        "NUM_LOCALS": choice.num_locals,
+        "BLOCK_T": _BLOCK_QUERIES,
+        "BLOCK_M": max(_MIN_BLOCK_CHUNKS, block_k),
+        "BLOCK_K": block_k,
+        "BLOCK_DS": pad_size(width),
+    }
+    grid = (batch * triton.cdiv(time, _BLOCK_QUERIES), coarse)
+    return Launch.match(_select_kernel, grid, tensors, numbers, constants)

@@ -12,67 +12,37 @@ import triton.language as tl
 
 from scrubjay.kernels.sinks.gpu.tiles import (
     LOG2_E,
-    is_visible,
+    is_any_visible,
     load_keys,
     load_limits,
     load_tile,
     locate_program,
+    locate_rows,
     store_tile,
-    widest_limits,
+    visible_by_key,
+    visible_by_row,
 )
 
 
 @triton.jit
 def attend_kernel(
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    sink_logit_ptr,
-    query_step_ptr,
-    key_step_ptr,
-    episode_start_ptr,
-    out_ptr,
-    log_sum_ptr,
-    query_b,
-    query_t,
-    query_h,
-    keys_b,
-    keys_n,
-    keys_g,
-    values_b,
-    values_n,
-    values_g,
-    query_step_b,
-    query_step_t,
-    key_step_b,
-    key_step_n,
-    episode_start_b,
-    episode_start_t,
-    queries,
-    slots,
-    groups,
-    window,
-    num_sinks,
-    scale,
-    SHARED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_VALUE: tl.constexpr,
-):
+    query_ptr, keys_ptr, values_ptr, sink_logit_ptr, query_step_ptr, key_step_ptr, episode_start_ptr,
+    out_ptr, log_sum_ptr,
+    query_b, query_t, query_h, keys_b, keys_n, keys_g, values_b, values_n, values_g, query_step_b,
+    query_step_t, key_step_b, key_step_n, episode_start_b, episode_start_t,
+    queries, slots, groups, window, num_sinks, scale,
+    SHARED: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+):  # fmt: skip
     """Write the outputs of one tile of rows, and the log-sum-exp of their scores."""
     tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
-    row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
-    inside = row < queries * SHARED
-    time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
-    # Load the visibility limits of each row and reduce them to those of the tile.
+    time, head, inside = locate_rows(tile, group, queries, SHARED, BLOCK_ROWS)
+    # Load the visibility limits of each row.
     query_step_ptr += batch * query_step_b
     key_step_ptr += batch * key_step_b
     episode_start_ptr += batch * episode_start_b
     base = tl.load(query_step_ptr).to(tl.int64)
-    first, last, sink_end, before_window = load_limits(
+    limits = load_limits(
         query_step_ptr,
         episode_start_ptr,
         query_step_t,
@@ -82,9 +52,6 @@ def attend_kernel(
         base,
         window,
         num_sinks,
-    )
-    tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
-        first, last, sink_end, before_window
     )
 
     # Run an online softmax over the tiles of keys, initialized with the sink logit.
@@ -101,16 +68,10 @@ def attend_kernel(
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
         key = load_keys(key_step_ptr, key_step_n, slot, slots, base)
-        near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
-        if tl.max(near.to(tl.int32)) > 0:
-            visible = is_visible(
-                key[None, :], first[:, None], last[:, None], sink_end[:, None], before_window[:, None]
-            )
+        if is_any_visible(key, limits):
+            visible = visible_by_row(key, limits)
             # Load zero for slots that no row sees: a weight of zero would not cancel their NaN.
-            key_used = is_visible(
-                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
-            )
-            key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
+            key_used = tl.max(visible_by_key(key, limits).to(tl.int32), axis=1) > 0
             # [K, D]
             k = load_tile(
                 keys_ptr, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH

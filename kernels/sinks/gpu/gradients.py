@@ -17,73 +17,37 @@ import triton.language as tl
 from scrubjay.kernels.sinks.gpu.tiles import (
     FAR,
     LOG2_E,
-    is_visible,
+    is_any_visible,
     load_keys,
     load_limits,
     load_tile,
     locate_program,
+    locate_rows,
     store_tile,
-    widest_limits,
+    visible_by_key,
+    visible_by_row,
 )
 
 
 @triton.jit
 def query_gradient_kernel(
-    grad_ptr,
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    query_step_ptr,
-    key_step_ptr,
-    episode_start_ptr,
-    out_ptr,
-    log_sum_ptr,
-    log_sum_grad_ptr,
-    delta_ptr,
-    query_grad_ptr,
-    grad_b,
-    grad_t,
-    grad_h,
-    query_b,
-    query_t,
-    query_h,
-    keys_b,
-    keys_n,
-    keys_g,
-    values_b,
-    values_n,
-    values_g,
-    query_step_b,
-    query_step_t,
-    key_step_b,
-    key_step_n,
-    episode_start_b,
-    episode_start_t,
-    queries,
-    slots,
-    groups,
-    window,
-    num_sinks,
-    scale,
-    SHARED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_VALUE: tl.constexpr,
-):
+    grad_ptr, query_ptr, keys_ptr, values_ptr, query_step_ptr, key_step_ptr, episode_start_ptr, out_ptr,
+    log_sum_ptr, log_sum_grad_ptr, delta_ptr, query_grad_ptr,
+    grad_b, grad_t, grad_h, query_b, query_t, query_h, keys_b, keys_n, keys_g, values_b, values_n, values_g,
+    query_step_b, query_step_t, key_step_b, key_step_n, episode_start_b, episode_start_t,
+    queries, slots, groups, window, num_sinks, scale,
+    SHARED: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of one tile of queries, and `delta`, which the other kernel needs."""
     tile, group, batch = locate_program(tl.cdiv(queries * SHARED, BLOCK_ROWS), groups)
-    row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
-    inside = row < queries * SHARED
-    time, head = (row // SHARED).to(tl.int64), group * SHARED + row % SHARED
-    # Load the visibility limits of each row and reduce them to those of the tile.
+    time, head, inside = locate_rows(tile, group, queries, SHARED, BLOCK_ROWS)
+    # Load the visibility limits of each row.
     query_step_ptr += batch * query_step_b
     key_step_ptr += batch * key_step_b
     episode_start_ptr += batch * episode_start_b
     base = tl.load(query_step_ptr).to(tl.int64)
-    first, last, sink_end, before_window = load_limits(
+    limits = load_limits(
         query_step_ptr,
         episode_start_ptr,
         query_step_t,
@@ -93,9 +57,6 @@ def query_gradient_kernel(
         base,
         window,
         num_sinks,
-    )
-    tile_first, tile_last, tile_sink_end, tile_before_window = widest_limits(
-        first, last, sink_end, before_window
     )
 
     flat = (batch * queries + time) * (groups * SHARED) + head
@@ -119,15 +80,9 @@ def query_gradient_kernel(
         slot = start + tl.arange(0, BLOCK_KEYS).to(tl.int64)
         # [K]
         key = load_keys(key_step_ptr, key_step_n, slot, slots, base)
-        near = is_visible(key, tile_first, tile_last, tile_sink_end, tile_before_window)
-        if tl.max(near.to(tl.int32)) > 0:
-            visible = is_visible(
-                key[None, :], first[:, None], last[:, None], sink_end[:, None], before_window[:, None]
-            )
-            key_used = is_visible(
-                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
-            )
-            key_used = tl.max(key_used.to(tl.int32), axis=1) > 0
+        if is_any_visible(key, limits):
+            visible = visible_by_row(key, limits)
+            key_used = tl.max(visible_by_key(key, limits).to(tl.int32), axis=1) > 0
             # [K, D]
             k = load_tile(
                 keys_ptr, batch * keys_b + slot * keys_n + group * keys_g, key_used, WIDTH, BLOCK_WIDTH
@@ -150,49 +105,14 @@ def query_gradient_kernel(
 
 @triton.jit
 def key_gradient_kernel(
-    grad_ptr,
-    query_ptr,
-    keys_ptr,
-    values_ptr,
-    query_step_ptr,
-    key_step_ptr,
-    episode_start_ptr,
-    log_sum_ptr,
-    delta_ptr,
-    keys_grad_ptr,
-    values_grad_ptr,
-    grad_b,
-    grad_t,
-    grad_h,
-    query_b,
-    query_t,
-    query_h,
-    keys_b,
-    keys_n,
-    keys_g,
-    values_b,
-    values_n,
-    values_g,
-    query_step_b,
-    query_step_t,
-    key_step_b,
-    key_step_n,
-    episode_start_b,
-    episode_start_t,
-    queries,
-    slots,
-    groups,
-    window,
-    num_sinks,
-    scale,
-    SHARED: tl.constexpr,
-    WIDTH: tl.constexpr,
-    VALUE_WIDTH: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr,
-    BLOCK_KEYS: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
-    BLOCK_VALUE: tl.constexpr,
-):
+    grad_ptr, query_ptr, keys_ptr, values_ptr, query_step_ptr, key_step_ptr, episode_start_ptr, log_sum_ptr,
+    delta_ptr, keys_grad_ptr, values_grad_ptr,
+    grad_b, grad_t, grad_h, query_b, query_t, query_h, keys_b, keys_n, keys_g, values_b, values_n, values_g,
+    query_step_b, query_step_t, key_step_b, key_step_n, episode_start_b, episode_start_t,
+    queries, slots, groups, window, num_sinks, scale,
+    SHARED: tl.constexpr, WIDTH: tl.constexpr, VALUE_WIDTH: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    BLOCK_KEYS: tl.constexpr, BLOCK_WIDTH: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+):  # fmt: skip
     """Write the gradients of one tile of keys and of their values."""
     tile, group, batch = locate_program(tl.cdiv(slots, BLOCK_KEYS), groups)
     slot = tile * BLOCK_KEYS + tl.arange(0, BLOCK_KEYS)
@@ -224,7 +144,7 @@ def key_gradient_kernel(
         row = start + tl.arange(0, BLOCK_ROWS).to(tl.int64)
         inside = row < queries * SHARED
         time, head = row // SHARED, group * SHARED + row % SHARED
-        first, last, sink_end, before_window = load_limits(
+        limits = load_limits(
             query_step_ptr,
             episode_start_ptr,
             query_step_t,
@@ -235,6 +155,7 @@ def key_gradient_kernel(
             window,
             num_sinks,
         )
+        first, last, sink_end, before_window = limits
         near = (first <= latest) & (last >= earliest) & ((sink_end > earliest) | (before_window < latest))
         if tl.max(near.to(tl.int32)) > 0:
             flat = (batch * queries + time) * (groups * SHARED) + head
@@ -252,9 +173,7 @@ def key_gradient_kernel(
             # [R]
             mean = tl.load(delta_ptr + flat, mask=inside, other=0.0)
             # Tiles here are [K, R]. NaN of an invisible slot stays in its own row, which `visible` masks.
-            visible = is_visible(
-                key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :]
-            )
+            visible = visible_by_key(key, limits)
             score = tl.dot(k, tl.trans(q), input_precision="ieee") * (scale * LOG2_E)
             weight = tl.where(visible, tl.exp2(score - log[None, :]), 0.0)
             dv += tl.dot(weight.to(do.dtype), do, input_precision="ieee")

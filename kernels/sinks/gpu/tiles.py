@@ -29,6 +29,13 @@ def locate_program(tiles, groups):
 
 
 @triton.jit
+def locate_rows(tile, group, queries, SHARED: tl.constexpr, BLOCK_ROWS: tl.constexpr):
+    """Return the query and the head of each row of a tile, and a mask of the rows that exist."""
+    row = (tile * BLOCK_ROWS).to(tl.int32) + tl.arange(0, BLOCK_ROWS)
+    return (row // SHARED).to(tl.int64), group * SHARED + row % SHARED, row < queries * SHARED
+
+
+@triton.jit
 def load_limits(
     query_step, episode_start, query_step_t, episode_start_t, time, inside, base, window, num_sinks
 ):
@@ -59,12 +66,29 @@ def is_visible(key, first, last, sink_end, before_window):
 
 
 @triton.jit
-def widest_limits(first, last, sink_end, before_window):
-    """Return common limits for a tile of rows. They hide a key only if the limits of all rows hide it."""
+def visible_by_row(key, limits):
+    """Return a mask `[R, K]` of the keys that are visible to each row."""
+    first, last, sink_end, before_window = limits
+    return is_visible(key[None, :], first[:, None], last[:, None], sink_end[:, None], before_window[:, None])
+
+
+@triton.jit
+def visible_by_key(key, limits):
+    """Return a mask `[K, R]` of the rows that see each key."""
+    first, last, sink_end, before_window = limits
+    return is_visible(key[:, None], first[None, :], last[None, :], sink_end[None, :], before_window[None, :])
+
+
+@triton.jit
+def is_any_visible(key, limits):
+    """Return False if no row of a tile sees a key. The check is quick, but may return True without need."""
+    first, last, sink_end, before_window = limits
+    # These limits hide a key only if the limits of all rows hide it.
     sees_any = last >= -FAR
     first = tl.min(tl.where(sees_any, first, FAR))
     before_window = tl.min(tl.where(sees_any, before_window, FAR))
-    return first, tl.max(last), tl.max(tl.where(sees_any, sink_end, -FAR)), before_window
+    sink_end = tl.max(tl.where(sees_any, sink_end, -FAR))
+    return tl.max(is_visible(key, first, tl.max(last), sink_end, before_window).to(tl.int32)) > 0
 
 
 @triton.jit

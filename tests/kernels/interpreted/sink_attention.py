@@ -252,7 +252,10 @@ def check_far(arguments):
         ("sees_any = last >= -FAR\n    first = tl.min(", "sees_any = last >= -FAR\n    first = tl.max("),
         ("sink_logit.float() - log_sum", "sink_logit.float()"),
         ("(before_window < latest)", "(before_window > latest)"),
-        ("key_used = tl.max(key_used.to(tl.int32), axis=1) > 0", "key_used = slot < slots"),
+        (
+            "key_used = tl.max(visible_by_key(key, limits).to(tl.int32), axis=1) > 0",
+            "key_used = slot < slots",
+        ),
     ],
 )
 def test_a_wrong_kernel_is_caught(old, wrong, monkeypatch, mutate_module):

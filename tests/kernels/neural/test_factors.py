@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from scrubjay.kernels.neural.chunk import compute_coefficients
-from scrubjay.kernels.neural.factors import Factors, MatrixInputs, SegmentOptions
+from scrubjay.kernels.neural.factors import Factors
+from scrubjay.kernels.neural.loop import compute_coefficients
 
 
-def draw(read_before_write):
+def draw():
     torch.manual_seed(0)
     shape = (3, 2, 5)
     valid_tokens = torch.rand(shape) < 0.8
@@ -15,19 +15,15 @@ def draw(read_before_write):
     logs = [(-torch.rand(shape, dtype=torch.float64) * 2).masked_fill(~valid_tokens, 0) for _ in range(2)]
     # One gate of each kind is below the smallest log decay.
     logs[0][0, 0, 1] = logs[1][1, 1, 2] = -90
-    empty = torch.zeros(0)
-    step = torch.zeros(*shape, 1)
-    inputs = MatrixInputs(empty, empty, empty, step, logs[0], logs[1], empty, empty, empty, empty)
-    return SegmentOptions(None, None, None, valid_tokens, read_before_write), inputs
+    return valid_tokens, logs[1], logs[0]
 
 
 @pytest.mark.parametrize("read_before_write", [True, False])
 def test_factors_and_their_gradients_equal_the_rule(read_before_write):
-    segment, inputs = draw(read_before_write)
-    gates = inputs.log_retention, inputs.log_momentum
-    factors = Factors.from_gates(*gates, segment.valid_tokens, read_before_write)
-    logs = [x.clone().requires_grad_() for x in (inputs.log_retention, inputs.log_momentum)]
-    rule = compute_coefficients(logs[0], logs[1], segment.valid_tokens, read_before_write)
+    valid_tokens, *gates = draw()
+    factors = Factors.from_gates(*gates, valid_tokens, read_before_write)
+    logs = [x.clone().requires_grad_() for x in gates]
+    rule = compute_coefficients(*logs, valid_tokens, read_before_write)
     ends = torch.stack([rule.end_retention, rule.end_momentum_retention], dim=-1)[..., 0, 0, :]
     expected = (rule.read_retention, rule.read_buildup, rule.end_mixing, rule.end_trace)
     coefficients = (factors.read_retention, factors.read_buildup, factors.end_mixing, factors.end_trace)

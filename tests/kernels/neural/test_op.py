@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from scrubjay.kernels import Gates, NeuralState, neural_memory, neural_memory_step
+from scrubjay.kernels.neural import chunk as custom_path
 from scrubjay.kernels.neural import loop as torch_path
 
 CASE = {
@@ -207,7 +208,7 @@ def test_recomputed_states_give_the_same_gradients(interval, depth, borders, mon
     expected = run(draw(**case), "torch")
     # Groups of chunks whose coefficients are computed at once also end inside the segment.
     monkeypatch.setattr(torch_path, "_MAX_PAIR_NUMBERS", 6 * 4 * 4**2)
-    monkeypatch.setattr(torch_path, "_choose_interval", lambda *_: interval)
+    monkeypatch.setattr(custom_path, "_choose_interval", lambda *_: interval)
     result = run(draw(**case), "torch")
     torch.testing.assert_close(result, expected, rtol=1e-13, atol=1e-13)
 
@@ -221,7 +222,7 @@ def test_large_states_are_saved_at_some_borders_only(monkeypatch):
         return sum(sizes), gradients
 
     few_numbers, result = count_saved()
-    monkeypatch.setattr(torch_path, "_MAX_SAVED_BYTES", 2**40)
+    monkeypatch.setattr(custom_path, "_MAX_SAVED_BYTES", 2**40)
     all_numbers, expected = count_saved()
     states = 25 * 2 * 2 * 4 * 2 * 80 * 82
     assert all_numbers - few_numbers > 0.4 * states
