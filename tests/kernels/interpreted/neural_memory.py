@@ -258,7 +258,7 @@ MUTATIONS = [
     ("grad_buildup += tl.sum(momentum * grad_delta", "grad_buildup += tl.sum(momentum * grad_momentum"),
     ("if (flags & FRESH_OR_CUT) != 0:", "if (flags & 1) != 0:"),
     ("end_buildup * momentum", "0 * momentum"),
-    ("squared_norm += squares(get(p_key", "squared_norm += 0 * squares(get(p_key"),
+    ("squared_norm += squares(get_tokens(p_key", "squared_norm += 0 * squares(get_tokens(p_key"),
     ("gate * complement * (2 + x * (complement - gate))", "gate * complement * (2 + x)"),
     ("if source >= 0:", "if source >= 99:"),
     ('product(view_tokens(grads, "slope_grad"), view_tokens(trace.trace, "error"))', "0"),
