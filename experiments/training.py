@@ -48,9 +48,9 @@ def train(
             the logger's service cannot be reached (before any training).
         GracefulInterrupt: after Ctrl-C, once a checkpoint is written.
     """
-    config.check(ray)
+    facts = config.check(ray)
     loggers.check(logger)
-    run = Run.create(config, run_dir)
+    run = Run.create(config, run_dir, facts)
     run_training(run, progress, ray, on_update, logger)
     return run
 

@@ -17,7 +17,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.encoders.entities import make_encoder, mask_padding
 from scrubjay.agents.rl.encoders.observation import (
     ObservationEncoder,
     Scale,
@@ -26,6 +25,8 @@ from scrubjay.agents.rl.encoders.observation import (
     halving_channels,
     image_shape,
     is_image,
+    make_encoder,
+    mask_padding,
 )
 from scrubjay.agents.rl.observations import from_leaves, leaf_spaces, to_leaves
 from scrubjay.agents.rl.segment import Observation, Segment

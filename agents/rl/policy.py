@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from scrubjay.agents.rl.auxiliary import HEADS, Auxiliary, Reconstruction
 from scrubjay.agents.rl.distributions import Distribution, make_action_head
-from scrubjay.agents.rl.encoders.entities import Pooling, make_encoder
-from scrubjay.agents.rl.encoders.observation import ImageEncoderType, linear
+from scrubjay.agents.rl.encoders.observation import ImageEncoderType, Pooling, linear, make_encoder
 from scrubjay.agents.rl.observations import from_leaves, is_batched, to_leaves, to_tensors
 from scrubjay.agents.rl.pretrained import PretrainedPolicy
 from scrubjay.agents.rl.segment import Observation, Segment

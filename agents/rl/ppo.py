@@ -14,8 +14,14 @@ from torch import Tensor
 from scrubjay.agents.rl.advantages import RewardScale, generalized_advantage
 from scrubjay.agents.rl.auxiliary import HEADS
 from scrubjay.agents.rl.distributions import Categorical, CategoricalHead
-from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
-from scrubjay.agents.rl.optimizers import adam, gradient_step, load_optimizer_state, minibatches
+from scrubjay.agents.rl.learner import (
+    LearnerConfig,
+    SingleProcess,
+    adam,
+    gradient_step,
+    load_optimizer_state,
+    minibatches,
+)
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Segment
 
@@ -184,10 +190,13 @@ class PPO:
                     own = index.new_zeros(1)
                 own = own.to(segment.rewards.device)
                 loss, metrics = self.loss(segment.rows(own), advantages[own], returns[own])
-                metrics["losses/grad_norm"] = gradient_step(
-                    self.optimizer, loss * share, config.max_grad_norm, self.peers
-                )
-                epoch.append({name: value * share for name, value in metrics.items()})
+                if share < 1:
+                    loss = loss * share
+                norm = gradient_step(self.optimizer, loss, config.max_grad_norm, self.peers)
+                metrics["losses/grad_norm"] = norm
+                if share < 1:
+                    metrics = {name: value * share for name, value in metrics.items()}
+                epoch.append(metrics)
             history += epoch
             if config.target_kl is not None:
                 divergence = torch.stack([metrics["losses/approx_kl"] for metrics in epoch]).mean()

@@ -34,8 +34,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 
-from scrubjay.agents.rl.learner import LearnerConfig, SingleProcess
-from scrubjay.agents.rl.optimizers import adam, gradient_step, load_optimizer_state, minibatches
+from scrubjay.agents.rl.learner import (
+    LearnerConfig,
+    SingleProcess,
+    adam,
+    gradient_step,
+    load_optimizer_state,
+    minibatches,
+)
 from scrubjay.agents.rl.trust_region import mean_kl
 from scrubjay.agents.teams.batch import TeamBatch, normalize_advantages, team_advantages
 from scrubjay.agents.teams.config import GAMATRSettings

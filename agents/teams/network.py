@@ -10,7 +10,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from scrubjay.agents.rl.encoders.entities import ADJACENCY, EntityEncoder
+from scrubjay.agents.rl.encoders.observation import ADJACENCY, EntityEncoder
 from scrubjay.agents.teams.graph import GraphAttention
 from scrubjay.memory import MemoryConfig, State
 from scrubjay.memory.contract.base import Recall

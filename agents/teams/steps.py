@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from scrubjay.agents.rl.distributions import Distribution
-from scrubjay.agents.rl.optimizers import gradient_step, minibatches
+from scrubjay.agents.rl.learner import gradient_step, minibatches
 from scrubjay.agents.rl.trust_region import (
     NaturalGradient,
     TrustRegionStep,

@@ -53,10 +53,10 @@ def run(argv: Sequence[str]) -> int:
 
     config = override(argv[0], remaining)
     with bad_input():
-        config.check(ray)
+        facts = config.check(ray)
         loggers.check(options.logger)
         join_cluster(ray)
-        new_run = Run.create(config, options.run_dir)
+        new_run = Run.create(config, options.run_dir, facts)
     print(one_line(f"run directory: {new_run.path}"), flush=True)
     if new_run.config.init_from is not None:
         message = f"weights of {new_run.config.init_from} at step {new_run.config.init_step:,}"

@@ -16,6 +16,9 @@ from tyro.conf import Fixed, Suppress
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.memory import MemoryConfig
 
+if TYPE_CHECKING:
+    from scrubjay.experiments.tasks.environments import EnvFacts
+
 RECORDED = {"recorded": True}
 """Metadata of fields that a run records itself and that no flag sets."""
 
@@ -129,8 +132,8 @@ class Experiment(ABC):
         """Return a new, untrained model."""
 
     @abstractmethod
-    def check(self, ray: RayOptions | None = None) -> None:
-        """Raise ValueError or TypeError if the experiment cannot run.
+    def check(self, ray: RayOptions | None = None) -> EnvFacts | None:
+        """Raise ValueError or TypeError if the experiment cannot run. Return the facts of its environment.
 
         The check is for this machine if `ray` is None, and otherwise for a Ray cluster with these options.
         """

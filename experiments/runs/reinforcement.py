@@ -24,7 +24,7 @@ from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment, derive_seed
 from scrubjay.experiments.runs.evaluation import evaluate_policy
-from scrubjay.experiments.tasks.environments import EnvConfig
+from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
@@ -119,8 +119,8 @@ class RLConfig(Experiment):
             f"env.num_envs={rows:,}, segment_length={self.segment_length:,}": _NUMBER * steps * numbers,
         }
 
-    def check(self, ray: RayOptions | None = None) -> None:
-        """Build policy and learner once, and take a few environment steps.
+    def check(self, ray: RayOptions | None = None) -> EnvFacts:
+        """Build policy and learner once, and take a few environment steps. Return the environment's facts.
 
         Raises ValueError or TypeError naming the invalid setting, and the errors of the environment's
         `try_out`.
@@ -145,9 +145,11 @@ class RLConfig(Experiment):
                 f"learner.{learner.min_rows_field}={learner.min_rows}: must be at most "
                 f"env.num_envs={rows}, since each minibatch needs an environment"
             )
-        state = self.planned_learner.build(self.make_policy()).get_state()
+        facts = self.env.facts()
+        state = self.planned_learner.build(self.policy.build(facts.spaces)).get_state()
         to_plain(state, f"the state of {type(learner).__name__}'s learner")
         self.env.try_out()
+        return facts
 
 
 def evaluate_result(policy: Any, config: RLConfig) -> dict[str, Any]:

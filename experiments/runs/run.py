@@ -78,8 +78,10 @@ class Run:
         """Config in config.json if `with_total_steps` made another one that is not written yet; else None."""
 
     @classmethod
-    def create(cls, config: Experiment, path: Path | str | None = None) -> Run:
+    def create(cls, config: Experiment, path: Path | str | None = None, facts: EnvFacts | None = None) -> Run:
         """Create a run directory, with a copy of the weights that `config.init_from` names.
+
+        `facts` are the result of `config.check`. Without them the environment is created to find them.
 
         Raises ValueError if the directory already holds a run, or if the weights do not match the config.
         """
@@ -91,11 +93,14 @@ class Run:
         path = _make_directory(config) if path is None else Path(path)
         contents: dict[str, str | bytes | None] = {
             INITIAL: None if weights is None else encode_weights(weights),
-            ENVIRONMENT: None if config.policy_type is None else _encode_facts(config),
+            ENVIRONMENT: None if config.policy_type is None else _encode_facts(config, facts),
             CONFIG: to_json(config),
         }
         create_run_files(path, contents, _format_resume_command(path))
-        return cls(path, config)
+        run = cls(path, config)
+        if facts is not None:
+            run.facts = facts
+        return run
 
     @classmethod
     def load(cls, path: Path | str, trust: bool = False) -> Run:
@@ -405,18 +410,18 @@ def default_path(config: Experiment) -> Path:
     return path
 
 
-def _encode_facts(config: Any) -> str | None:
+def _encode_facts(config: Any, facts: EnvFacts | None) -> str | None:
     """Return the text of environment.json.
 
     Return None if the environment cannot be created, or if the facts are too large or change on reloading.
     """
     try:
-        facts = config.env.facts()
-        text = facts.to_json()
+        stored_facts = facts or config.env.facts()
+        text = stored_facts.to_json()
         restored_facts = EnvFacts.from_json(text)
     except Exception:  # noqa: BLE001  (training creates the environment again and reports the error)
         return None
-    return text if restored_facts == facts and len(text) <= MAX_BYTES else None
+    return text if restored_facts == stored_facts and len(text) <= MAX_BYTES else None
 
 
 def _list_nearby_runs(path: Path) -> str:

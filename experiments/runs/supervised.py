@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.agents.rl.optimizers import load_optimizer_state
+from scrubjay.agents.rl.learner import load_optimizer_state
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine

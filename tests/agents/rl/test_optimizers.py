@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from scrubjay.agents.rl.optimizers import adam, load_optimizer_state, take_step
+from scrubjay.agents.rl.learner import adam, load_optimizer_state, take_step
 from scrubjay.kernels.derivatives import retain_freed_memory
 
 

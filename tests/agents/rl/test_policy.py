@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 
 from scrubjay.agents import Policy, PolicyConfig, Segment
-from scrubjay.agents.rl.encoders.entities import Pooling
+from scrubjay.agents.rl.encoders.observation import Pooling
 from scrubjay.agents.rl.observations import from_leaves, to_leaves, to_tensors
 from scrubjay.memory import list_memories, make_config, serialization
 from scrubjay.memory.gru import GRUConfig

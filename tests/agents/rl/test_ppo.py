@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from scrubjay.agents import PPO, Policy, PolicyConfig, PPOConfig, Sampler, Segment
-from scrubjay.agents.rl.optimizers import minibatches
+from scrubjay.agents.rl.learner import minibatches
 from scrubjay.memory.gru import GRUConfig
 
 Envs = Callable[..., SyncVectorEnv]

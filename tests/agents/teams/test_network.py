@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from scrubjay.agents.rl.encoders.entities import ADJACENCY
+from scrubjay.agents.rl.encoders.observation import ADJACENCY
 from scrubjay.agents.teams.network import TeamNetwork, build_hearing_mask
 from scrubjay.memory import make_config
 

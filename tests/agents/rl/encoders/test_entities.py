@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scrubjay.agents.rl.encoders.entities import EntityEncoder, Pooling, SetEncoder, make_encoder
+from scrubjay.agents.rl.encoders.observation import EntityEncoder, Pooling, SetEncoder, make_encoder
 
 
 def space(users: int, agents: int = 3) -> spaces.Dict:
