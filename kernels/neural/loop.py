@@ -149,8 +149,13 @@ def run_loop(
 ):
     """Run one chunk after another, differentiable by autograd.
 
-    `saved_chunks` collects the results that the custom backward pass needs, including the state before
-    every `interval`-th chunk.
+    Args:
+        options: Arguments without gradient.
+        tokens: Queries, keys, values and gates of all chunks.
+        weights: Initial weights of each layer, one matrix for every row.
+        layers: Initial state.
+        saved_chunks: Collects the results that the custom backward pass needs.
+        interval: Number of chunks between two states in `saved_chunks`.
     """
     count, outputs, squares = len(tokens.query), [], []
     for group in split_range(range(count), group_length(tokens, interval)):
@@ -235,7 +240,16 @@ def is_flush_due(index: int, count: int) -> bool:
 def end_chunk(
     incomplete: Tensor | None, rule: Coefficients, inputs, steps, layers: LayerStates, flush: bool
 ) -> LayerStates:
-    """Return the state after a chunk."""
+    """Return the state after a chunk.
+
+    Args:
+        incomplete: Mask of rows whose last token is skipped; None if there are none.
+        rule: Coefficients of the chunk.
+        inputs: Inputs of each layer for the keys.
+        steps: Step of each token in each layer.
+        layers: State before the chunk.
+        flush: Replace denormal numbers by zero.
+    """
     delta, momentum = _advance(rule, inputs, steps, layers.delta, layers.momentum)
     if flush:
         delta, momentum = ([flush_denormals(x) for x in part] for part in (delta, momentum))
