@@ -70,6 +70,6 @@ def test_help_joins_the_lines_of_a_paragraph_and_keeps_paragraphs(width, monkeyp
     words = [" ".join(line.strip("│| ").split()) for line in capsys.readouterr().out.splitlines()]
     start = next(number for number, line in enumerate(words) if "First line" in line)
     text = "\n".join(words[start:])
-    joined = "First line that ends here (and goes on) with `three` lines."
-    assert joined in (" ".join(text.split()) if width == 80 else text)
-    assert f"{joined} Second" not in text
+    sentence = "First line that ends here (and goes on) with `three` lines."
+    assert sentence in (" ".join(text.split()) if width == 80 else text)
+    assert f"{sentence} Second" not in text

@@ -227,7 +227,7 @@ TEXT = " ".join(f"Jay {number} hid <b>worm {number}</b> here." for number in ran
 
 
 @pytest.fixture
-def retrieved(tiny_chat):
+def retrieval(tiny_chat):
     reader = InfiniRetri(*tiny_chat, chunk_tokens=48, top_k=6, phrase=4, layer=0, heads=[0])
     recorder, selections = InfiniRetriRecorder(reader, "Where?"), []
 
@@ -239,8 +239,8 @@ def retrieved(tiny_chat):
     return recorder, selections, result
 
 
-def test_what_is_shown_is_what_was_kept(retrieved):
-    recorder, selections, result = retrieved
+def test_what_is_shown_is_what_was_kept(retrieval):
+    recorder, selections, result = retrieval
     trace = recorder.trace("a text", result)
     assert from_json(to_json(trace)) == trace
     assert "".join(step.text for step in trace.steps) == TEXT
@@ -259,8 +259,8 @@ def test_what_is_shown_is_what_was_kept(retrieved):
     assert trace.about["answer"] == result.answer
 
 
-def test_stopped_it_shows_what_was_read_by_then(retrieved):
-    recorder, selections, _ = retrieved
+def test_stopped_it_shows_what_was_read_by_then(retrieval):
+    recorder, selections, _ = retrieval
     half = InfiniRetriRecorder(recorder._reader, "Where?")
     assert not half
     for selection in selections[:2]:
@@ -270,8 +270,8 @@ def test_stopped_it_shows_what_was_read_by_then(retrieved):
     assert "answer" not in trace.about
 
 
-def test_a_browser_shows_it(retrieved, open_page):
-    recorder, _, result = retrieved
+def test_a_browser_shows_it(retrieval, open_page):
+    recorder, _, result = retrieval
     tab = open_page(render_page(recorder.trace("a text", result)))
     assert tab.evaluate("document.querySelectorAll('b').length") == 0
     classes = tab.evaluate("[...document.querySelectorAll('#said .word')].map((word) => word.className)")

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from scrubjay.memory import Memory, MemoryConfig, MemoryLawError, check_memory, make_config
-from scrubjay.memory.hcam import HCAM, HCAMConfig
 
 DIM = 8
 
@@ -416,25 +415,6 @@ def test_a_module_that_is_broken_under_autocast_is_caught(law, kind, message):
     with pytest.raises(MemoryLawError, match=message) as error_info:
         check_memory(kind(), laws=[law], dtypes=(), autocast=True)
     assert error_info.value.law == law
-
-
-class StepsTooFar(HCAM):
-    """Memory whose outputs are a quarter larger when it processes a single step under autocast."""
-
-    def forward(self, x, state, start=None):
-        y, after = super().forward(x, state, start)
-        return (1.25 * y if x.shape[1] == 1 and torch.is_autocast_enabled("cpu") else y), after
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_choices_that_rounding_changes_hide_no_fault_in_other_rows(seed):
-    # With one chunk of one step, rounding changes some choices in every second of these runs.
-    torch.manual_seed(seed)
-    config = HCAMConfig(dim=16, chunk_size=1, num_chunks=3, top_k=1)
-    check_memory(config.build(), laws=(1, 2, 4, 5), dtypes=(), steps=24, autocast=True, seed=seed)
-    with pytest.raises(MemoryLawError, match="output, one step at a time") as error_info:
-        check_memory(StepsTooFar(config), laws=(1,), dtypes=(), steps=24, autocast=True, seed=seed)
-    assert error_info.value.law == 1
 
 
 class KeepsOneVectorMore(MultipliesEmptySlots):

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from scrubjay.memory import MemoryLawError, check_memory
 from scrubjay.memory.contract.trial import ROUNDING, AutocastRecord
+from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.none import NoMemory, NoMemoryConfig
 
 
@@ -72,3 +73,22 @@ def test_the_bound_under_autocast_grows_with_the_root_of_the_number_of_products(
         bounds.append(record.tolerance)
     assert bounds[0] == pytest.approx(4 * ROUNDING * 2**0.5)
     assert bounds[1] == pytest.approx(2 * bounds[0])
+
+
+class StepsTooFar(HCAM):
+    """Memory whose outputs are a quarter larger when it processes a single step under autocast."""
+
+    def forward(self, x, state, start=None):
+        y, after = super().forward(x, state, start)
+        return (1.25 * y if x.shape[1] == 1 and torch.is_autocast_enabled("cpu") else y), after
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_choices_that_rounding_changes_hide_no_fault_in_other_rows(seed):
+    # With one chunk of one step, rounding changes some choices in every second of these runs.
+    torch.manual_seed(seed)
+    config = HCAMConfig(dim=16, chunk_size=1, num_chunks=3, top_k=1)
+    check_memory(config.build(), laws=(1, 2, 4, 5), dtypes=(), steps=24, autocast=True, seed=seed)
+    with pytest.raises(MemoryLawError, match="output, one step at a time") as error_info:
+        check_memory(StepsTooFar(config), laws=(1,), dtypes=(), steps=24, autocast=True, seed=seed)
+    assert error_info.value.law == 1
