@@ -58,7 +58,8 @@ def export_torch(policy: Policy, out: Path | str) -> float:
     policy.
     """
     module = _on_cpu(policy)
-    program = torch.export.export(module, _example(module.policy), dynamic_shapes=_any_batch(module.policy))
+    example = _example(module.policy)
+    program = torch.export.export(module, example, dynamic_shapes=_any_batch(*example))
     _make_parent(out)
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
@@ -92,7 +93,7 @@ def export_onnx(policy: Policy, out: Path | str) -> float:
                 module,
                 example,
                 dynamo=True,
-                dynamic_shapes=_any_batch(module.policy),
+                dynamic_shapes=_any_batch(*example),
                 custom_translation_table=_translations(),
                 verbose=False,
             )
@@ -196,11 +197,10 @@ def _observations(policy: Policy, batch_size: int, seed: int) -> Observation:
     return from_leaves(batch)
 
 
-def _any_batch(policy: Policy) -> tuple[Any, dict[str, Any], Any]:
+def _any_batch(observation: Observation, state: State, start: Tensor) -> tuple[Any, dict[str, Any], Any]:
     batch = {0: torch.export.Dim.DYNAMIC}
-    observation = _example(policy)[0]
-    observation_dims = {key: batch for key in observation} if isinstance(observation, dict) else batch
-    return observation_dims, {key: batch for key in policy.initial_state(1)}, batch
+    observation_dims = dict.fromkeys(observation, batch) if isinstance(observation, dict) else batch
+    return observation_dims, dict.fromkeys(state, batch), batch
 
 
 def _largest_error(module: PolicyStepModule, exported_step: Callable[..., Any], description: str) -> float:

@@ -84,11 +84,12 @@ def _check_row(row: Fields, field_types: Mapping[str, Any]) -> Fields:
 
 def header(command: str) -> str:
     """Return the context of a table: command, versions, machine and date."""
+    threads = torch.get_num_threads()
     return (
         f"`{command}`\n\n"
         f"{version()}, transformers {importlib.metadata.version('transformers')}, "
         f"torch {torch.__version__}, Python {sys.version.split()[0]}, {processor()}, "
-        f"{_plural(torch.get_num_threads(), 'thread')}, {date.today()}."
+        f"{threads} thread{'s' * (threads != 1)}, {date.today()}."
     )
 
 
@@ -103,10 +104,6 @@ def markdown(columns: Sequence[str], rows: Iterable[Iterable[Any]], alignment: s
     """Return a Markdown table. The first column is left-aligned; `alignment` is that of the others."""
     lines = [columns, ["---", *[alignment] * (len(columns) - 1)], *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _plural(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def version() -> str:

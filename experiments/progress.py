@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Self
 
 PLAIN_SECONDS = 5.0
@@ -62,9 +62,7 @@ class ProgressDisplay:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -101,8 +99,7 @@ def loss_warnings(row: dict[str, float]) -> list[str]:
     A policy with NaN weights still acts, so that its score alone does not reveal the failure.
     """
     losses = [value for name, value in row.items() if name.endswith(("loss", "cross_entropy"))]
-    bad = not all(map(math.isfinite, losses))
-    return ["LOST: its losses are not finite"] if bad else []
+    return [] if all(map(math.isfinite, losses)) else ["LOST: its losses are not finite"]
 
 
 _SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]

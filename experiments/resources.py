@@ -41,8 +41,10 @@ def limit_memory(max_bytes: int) -> Iterator[None]:
     Allocations above the limit raise MemoryError. Does nothing if the system cannot limit memory, such as
     macOS. Also does nothing with a GPU, since a GPU driver reserves more memory than it uses.
     """
-    used_bytes = _used_bytes()
-    if used_bytes is None or _has_gpu():
+    import torch
+
+    used_bytes = _read_kibibytes("/proc/self/status", "VmData")
+    if used_bytes is None or torch.cuda.is_available():
         yield
         return
     import resource
@@ -61,10 +63,6 @@ def available_bytes() -> int:
     return max(MEMORY_LIMIT, _read_kibibytes("/proc/meminfo", "MemAvailable") or 0)
 
 
-def _used_bytes() -> int | None:
-    return _read_kibibytes("/proc/self/status", "VmData")
-
-
 def _read_kibibytes(file: str, name: str) -> int | None:
     """Read a value that Linux reports in kibibytes, and return it in bytes; None if it is not available."""
     try:
@@ -73,12 +71,6 @@ def _read_kibibytes(file: str, name: str) -> int | None:
         return None
     values = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
     return 1024 * int(values[0]) if values else None
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def _gibibytes(count: int) -> str:

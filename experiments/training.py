@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from scrubjay.experiments.cli.untrusted_text import one_line
@@ -14,7 +13,6 @@ from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
-from scrubjay.experiments.runs.engine import Engine
 from scrubjay.experiments.runs.kinds import make_engine
 from scrubjay.experiments.runs.metrics import OnUpdate, read_metrics
 from scrubjay.experiments.runs.run import Run
@@ -107,7 +105,16 @@ def run_training(
     if run.is_finished:
         return
     config = run.config
-    with one_thread(), StopRequest() as stop, _open_engine(run, ray) as engine, _open_log(run, logger) as log:
+    with one_thread(), StopRequest() as stop, contextlib.ExitStack() as resources:
+        try:
+            _ = run.success_without_memory  # the curve needs it; its errors are reported before training
+            engine = resources.enter_context(make_engine(config, run.path, run.trust, ray))
+            read_metrics(run.path / METRICS)  # the curve needs them, too
+            _write_extension(run)
+            log_config = read_object(run.path / CONFIG) if logger else {}
+            log = resources.enter_context(loggers.log_to(logger, run.path, log_config))
+        except (ValueError, OSError) as error:
+            raise TrainingStartError(f"{error}") from error
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
@@ -123,34 +130,6 @@ def run_training(
         result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
-
-
-def _open_engine(run: Run, ray: RayOptions | None) -> Engine:
-    """Return an engine in the state of the latest checkpoint. Raises TrainingStartError."""
-    with _start_errors():
-        _ = run.success_without_memory  # the curve needs it at the end; report errors in it before training
-        engine = make_engine(run.config, run.path, run.trust, ray)
-        try:
-            read_metrics(run.path / METRICS)  # for the curve, too
-            _write_extension(run)
-        except BaseException:
-            with engine:
-                raise
-        return engine
-
-
-def _open_log(run: Run, logger: str | None) -> loggers.Log:
-    with _start_errors():
-        return loggers.log_to(logger, run.path, read_object(run.path / CONFIG) if logger else {})
-
-
-@contextlib.contextmanager
-def _start_errors() -> Iterator[None]:
-    """Raise TrainingStartError in place of ValueError and OSError in the `with` block."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        raise TrainingStartError(f"{error}") from error
 
 
 def _write_extension(run: Run) -> None:

@@ -157,7 +157,7 @@ class SegmentPPOConfig(SegmentConfig):
     Example:
         config = (
             SegmentPPOConfig()
-            .segments(envs=EnvConfig("CartPole-v1").make_vector, num_envs=32)
+            .segments(envs=EnvConfig("CartPole-v1").make_batch, num_envs=32)
             .env_runners(num_env_runners=2)
         )
         algorithm = config.build_algo()
@@ -187,7 +187,7 @@ class SegmentGAMATRConfig(SegmentConfig):
     Example:
         config = (
             SegmentGAMATRConfig()
-            .segments(envs=TeamEnvConfig().make_teams, num_envs=32)
+            .segments(envs=TeamEnvConfig().make_batch, num_envs=32)
             .env_runners(num_env_runners=2)
         )
         algorithm = config.build_algo()

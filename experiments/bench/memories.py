@@ -118,7 +118,7 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
     trainers: dict[str, ScrubjayTrainer | RecurrentPPOTrainer] = {}
     for name, memory in memories.items():
         trainers[name] = ScrubjayTrainer(
-            config.training, memory, EnvConfig(config.env).make_vector(config.num_envs)
+            config.training, memory, EnvConfig(config.env).make_batch(config.num_envs)
         )
     trainers[_PEER] = RecurrentPPOTrainer(config.training)
     methods: dict[tuple[str, str], Callable[[], object]] = {}

@@ -154,7 +154,7 @@ class Constants:
 def measure_constants(memory: str) -> Constants:
     """Measure the costs of sampling, gathering and learning with a memory."""
     config = build_config(memory)
-    envs = config.env.make_vector()
+    envs = config.env.make_batch()
     policy = config.make_policy(envs)
     sampler, learner = Sampler(envs, policy, config.segment_length), config.learner.build(policy)
     rows = config.env.num_envs

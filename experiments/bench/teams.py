@@ -66,7 +66,7 @@ def _measure(config: TeamTaskConfig, rounds: int) -> tuple[int, float, float, fl
 
     The speeds are those of the bare environment, of sampling, and of training, which includes sampling.
     """
-    teams = config.env.make_teams()
+    teams = config.env.make_batch()
     policy = config.make_policy(teams)
     sampler = TeamSampler(teams, policy, config.segment_length, seed=0)
     learner = config.learner.build(policy)

@@ -160,7 +160,7 @@ def build_trainers(config: ThroughputConfig) -> dict[str, Trainer]:
         memory = make_config(name, dim=config.dim)
         loop = SyncVectorEnv([single.make] * config.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         trainers[f"scrubjay {name}"] = ScrubjayTrainer(config, memory, loop)
-        batched = single.make_vector(config.num_envs)
+        batched = single.make_batch(config.num_envs)
         if not isinstance(batched, SyncVectorEnv):
             trainers[f"scrubjay {name}, batched environment"] = ScrubjayTrainer(config, memory, batched)
     return trainers

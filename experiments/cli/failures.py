@@ -1,4 +1,4 @@
-"""Error reporting of the command: one line on stderr for every failure."""
+"""Errors of settings, and error reporting of the command: one line on stderr for every failure."""
 
 from __future__ import annotations
 
@@ -22,6 +22,15 @@ class UsageError(ValueError):
 
 class FailedError(RuntimeError):
     """A failure at run time, for example of a child process. The message is one line."""
+
+
+def check_at_least(settings: object, least: int, *names: str) -> None:
+    """Raise ValueError, with name and value, unless each of the fields `names` is at least `least`."""
+    for name in names:
+        value = getattr(settings, name)
+        if not value >= least:
+            bound = f"must be at least {least}" if least else "must not be negative"
+            raise ValueError(f"{name}={value}: {bound}")
 
 
 def describe(error: BaseException) -> str:

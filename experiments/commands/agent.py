@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from scrubjay.agents.embeddings import make_embeddings
 from scrubjay.experiments.cli.arguments import parse
-from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import as_json, printable
 from scrubjay.experiments.commands.options import ContextPolicy, Device, Embeddings
 from scrubjay.experiments.files import read_text
@@ -114,9 +114,7 @@ class AgentOptions:
             raise ValueError(
                 f"replay file {self.replay} does not exist; create it with --record {self.replay}"
             )
-        for name in ("max_steps", "max_seconds", "export_templates"):
-            if not getattr(self, name) >= 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "max_steps", "max_seconds", "export_templates")
         for path in self.knowledge:
             if not path.is_file():
                 raise ValueError(f"file {path} does not exist")
@@ -270,17 +268,9 @@ class Conversation:
 
 def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
     """Return a result as JSON values: question, answer, steps, stop reason and token usage."""
+    names = ("index", "task_name", "tool", "arguments", "result", "status", "trusted")
     steps = [
-        {
-            "index": step.index,
-            "task_name": step.task_name,
-            "tool": step.tool,
-            "arguments": step.arguments,
-            "result": step.result,
-            "status": step.status,
-            "trusted": step.trusted,
-            "sources": list(step.sources),
-        }
+        {name: getattr(step, name) for name in names} | {"sources": list(step.sources)}
         for step in result["steps"]
     ]
     rest = {name: result[name] for name in ("answer", "stopped", "tainted", "usage")}
@@ -376,7 +366,7 @@ def load_model(options: AgentOptions) -> Any:
     )
 
 
-def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = None) -> list[BaseTool]:
+def choose_tools(options: AgentOptions) -> list[BaseTool]:
     """Return the tools that `options.tools` names.
 
     Raises ValueError on an unknown tool, and ImportError if the module of a tool cannot be imported.
@@ -397,14 +387,13 @@ def choose_tools(options: AgentOptions, has_route: Callable[[], bool] | None = N
         if tool_name == "none":
             continue
         if tool_name == "auto":
-            offline = options.replay is None and not (has_route or _has_route)()
-            available_tools = [
+            can_reach = options.replay is not None or _has_route()
+            tools += [
                 tool
                 for tool in make_tools("auto", **settings)
                 if all(importlib.util.find_spec(name) for name in (tool.metadata or {})["packages"])
-                and not (offline and not is_trusted(tool))
+                and (can_reach or is_trusted(tool))
             ]
-            tools += available_tools
         elif ":" in tool_name:
             tools.append(as_tool(_import_tool(tool_name)))
         else:

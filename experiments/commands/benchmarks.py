@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 import json
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -48,12 +48,18 @@ def longcontext(arguments: Sequence[str]) -> int:
         )
     name = choose("measurement", arguments[0], list(MEASUREMENTS))
     options = parse(MEASUREMENTS[name][1], arguments[1:], f"scrubjay longcontext {name}")
-    measure = _measure(name)
+    try:
+        module = importlib.import_module(f"scrubjay.experiments.lm.{name}")
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"longcontext needs missing packages: pip install 'scrubjay[lm]' ({error})"
+        ) from error
     from scrubjay.experiments.resources import one_thread
 
     try:
         with one_thread():
-            paths = measure(options, f"scrubjay longcontext {shlex.join(arguments)}")
+            command = f"scrubjay longcontext {shlex.join(arguments)}"
+            paths: list[Path] = getattr(module, f"run_{name}")(options, command)
     except KeyboardInterrupt as stop:
         print("\nstopped; run the same command to resume")
         return stop.exit_code if isinstance(stop, GracefulInterrupt) else 130
@@ -61,15 +67,6 @@ def longcontext(arguments: Sequence[str]) -> int:
         raise UsageError(" ".join(str(error).split())) from error
     print(*map(one_line, paths), sep="\n")
     return 0
-
-
-def _measure(name: str) -> Callable[[Any, str], list[Path]]:
-    try:
-        return getattr(importlib.import_module(f"scrubjay.experiments.lm.{name}"), f"run_{name}")
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"longcontext needs missing packages: pip install 'scrubjay[lm]' ({error})"
-        ) from error
 
 
 Arm = Literal["bank", "supersedes", "consolidated", "files", "full"]

@@ -149,7 +149,7 @@ class Chat:
                 )
 
     def _cost(self, last: Any, was_stopped: bool) -> str:
-        cache_size = _format_bytes(self._chat.cache_bytes(_THREAD))
+        cache_size = f"{self._chat.cache_bytes(_THREAD) / 2**20:.1f} MiB"
         usage = last.usage_metadata if last is not None else None
         if was_stopped or last is None or usage is None:
             return f"stopped; cache {cache_size}"
@@ -278,10 +278,6 @@ def _stop_on_interrupt() -> Iterator[threading.Event]:
         yield stop_event
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _format_bytes(count: int) -> str:
-    return f"{count / 2**20:.1f} MiB"
 
 
 def run(argv: Sequence[str]) -> int:

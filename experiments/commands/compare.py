@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scrubjay.experiments.cli.arguments import choose, parse
-from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.commands.options import Jobs
 from scrubjay.experiments.progress import GracefulInterrupt
@@ -51,8 +51,7 @@ class CompareOptions:
 
     def check(self) -> None:
         """Raise ValueError on invalid numbers and lists, before any training."""
-        if self.jobs < 1:
-            raise ValueError(f"jobs={self.jobs}: must be at least 1")
+        check_at_least(self, 1, "jobs")
         for name in ("memories", "methods", "recipes", "seeds", "search_seeds"):
             flag, values = f"--{name.replace('_', '-')}", getattr(self, name)
             if not values:
@@ -89,10 +88,10 @@ def compare(argv: Sequence[str]) -> int:
     with bad_input():
         options.check()
     flags_by_method = {
-        (recipe, method): [flag, method, *train_flags]
+        (recipe, method): [_VARIED_FLAGS[name], method, *train_flags]
         for recipe in options.recipes
-        for flag, methods in [_varied_flag(options, recipe)]
-        for method in methods
+        for name in [_varied_option(recipe)]
+        for method in getattr(options, name)
     }
     try:
         search_reports = [] if options.search is None else [_search_settings(flags_by_method, options)]
@@ -136,23 +135,23 @@ def _search_settings(flags_by_method: dict[tuple[str, str], list[str]], options:
     return write_search_report(searches, options.out)
 
 
-def _varied_flag(options: CompareOptions, recipe: str) -> tuple[str, tuple[str, ...]]:
-    """Return the flag to vary on a recipe, either `--memory` or `--method`, and the values to compare."""
+_VARIED_FLAGS = {"memories": "--memory", "methods": "--method"}
+"""Flag of train for each option with the values to compare."""
+
+
+def _varied_option(recipe: str) -> str:
+    """Return the name of the option with the values to compare on a recipe."""
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 
-    if isinstance(RECIPES[recipe](), TeamTaskConfig):
-        return "--method", options.methods
-    return "--memory", options.memories
+    return "methods" if isinstance(RECIPES[recipe](), TeamTaskConfig) else "memories"
 
 
 def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
     argv = ["scrubjay", "compare"]
-    for name in dict.fromkeys(_varied_flag(options, recipe)[0] for recipe in options.recipes):
-        names = options.methods if name == "--method" else options.memories
-        argv += ["--methods" if name == "--method" else "--memories", *names]
-    argv += ["--recipes", *options.recipes]
-    argv += ["--seeds", *map(str, options.seeds)]
+    for name in dict.fromkeys(map(_varied_option, options.recipes)):
+        argv += [f"--{name}", *getattr(options, name)]
+    argv += ["--recipes", *options.recipes, "--seeds", *map(str, options.seeds)]
     if options.search is not None:
         argv += ["--search", *options.search, "--search-seeds", *map(str, options.search_seeds)]
     argv += ["--jobs", str(options.jobs), "--out", str(options.out)]

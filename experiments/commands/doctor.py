@@ -57,11 +57,7 @@ def run(argv: Sequence[str]) -> int:
     if argv:
         raise UsageError(f"unexpected argument {argv[0]!r}: doctor takes no arguments")
     requirements = [Requirement(text) for text in requires("scrubjay") or ()]
-    problems = [
-        problem
-        for requirement in requirements
-        if _is_required_by(requirement, "") and (problem := _problem(requirement))
-    ]
+    problems = _find_problems("", requirements)
     print(f"versions\n{table(_versions())}\n")
     print(f"this machine\n{table(_machine())}\n")
     print(f"extras\n{table([_extra(name, requirements) for name in EXTRAS])}")
@@ -105,13 +101,15 @@ def _machine() -> list[tuple[str, str]]:
 
 
 def _extra(name: str, requirements: Sequence[Requirement]) -> tuple[str, str, str]:
-    problems = [
-        problem
-        for requirement in requirements
-        if _is_required_by(requirement, name) and (problem := _problem(requirement))
-    ]
+    problems = _find_problems(name, requirements)
     remedy = f"pip install 'scrubjay[{name}]' (missing: {', '.join(problems)})" if problems else "installed"
     return name, EXTRAS[name], remedy
+
+
+def _find_problems(extra: str, requirements: Sequence[Requirement]) -> list[str]:
+    """Describe the packages of an extra, or of every installation if `extra` is empty, that are not fine."""
+    problems = (_problem(each) for each in requirements if _is_required_by(each, extra))
+    return [problem for problem in problems if problem is not None]
 
 
 def _is_required_by(requirement: Requirement, extra: str) -> bool:

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tyro.conf import Positional, UseAppendAction
 
 from scrubjay.experiments.cli.arguments import parse
-from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.failures import bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import one_line, table
 from scrubjay.experiments.commands.options import EnvSettings, ResponseSteps, Trust
 from scrubjay.experiments.progress import ProgressLines
@@ -87,7 +87,6 @@ def _evaluate_agent(
 ) -> int:
     """Evaluate a trained policy on episodes and print the results."""
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.runs.config import derive_seed
     from scrubjay.experiments.runs.evaluation import evaluate
 
     with bad_input():
@@ -97,16 +96,11 @@ def _evaluate_agent(
             raise ValueError("episodes=1: must be at least 2 for the confidence interval of a difference")
         env = with_env_settings(config.env, settings)
         policy = run.policy_for(env)
-        _check(options, "episodes", "max_steps")
-    evaluation_arguments = (
-        options.episodes,
-        derive_seed(options.seed, "evaluation"),
-        not options.sample,
-        options.max_steps,
-    )
+        check_at_least(options, 1, "episodes", "max_steps")
+        check_at_least(options, 0, "seed")
     with bad_input():
         baselines = _load_baselines(config, policy, settings, options)
-        scores = evaluate(policy, env, *evaluation_arguments, _EpisodeProgress(options.episodes))
+        scores = evaluate(policy, env, **_evaluation_settings(options))
         summary = scores.summary()
     _print_heading(run, _describe_env(env), changes)
     for name, label in (("episodic_return", "return "), ("success", "success")):
@@ -118,9 +112,7 @@ def _evaluate_agent(
     print(f"length   {summary['episodic_length']:.1f} steps, {_describe_count(summary['episodes'], options)}")
     for name, baseline in baselines.items():
         with bad_input():
-            other_scores = evaluate(
-                baseline.policy, baseline.env, *evaluation_arguments, _EpisodeProgress(options.episodes)
-            )
+            other_scores = evaluate(baseline.policy, baseline.env, **_evaluation_settings(options))
             mean, low, high = baseline.difference(scores, other_scores)
         print(
             one_line(
@@ -156,26 +148,22 @@ def _evaluate_supervised(
     return 0
 
 
-class _EpisodeProgress:
-    """Progress lines with the number of steps and finished episodes."""
+def _evaluation_settings(options: EvalOptions) -> dict[str, Any]:
+    """Return the arguments of an evaluation, which prints progress lines."""
+    from scrubjay.experiments.runs.config import derive_seed
 
-    def __init__(self, episodes: int) -> None:
-        self._episodes, self._lines = episodes, ProgressLines()
+    lines, episodes = ProgressLines(), options.episodes
 
-    def __call__(self, step: int, num_finished: int) -> None:
-        self._lines(
-            lambda: (
-                f"{step:,} steps per environment, {num_finished:,} of {self._episodes:,} episodes finished"
-            )
-        )
+    def on_step(step: int, count: int) -> None:
+        lines(lambda: f"{step:,} steps per environment, {count:,} of {episodes:,} episodes finished")
 
-
-def _check(options: EvalOptions, *names: str) -> None:
-    for name in names:
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)}: must be at least 1")
-    if options.seed < 0:
-        raise ValueError(f"seed={options.seed}: must not be negative")
+    return {
+        "episodes": episodes,
+        "seed": derive_seed(options.seed, "evaluation"),
+        "deterministic": not options.sample,
+        "max_steps": options.max_steps,
+        "on_step": on_step,
+    }
 
 
 def _describe_count(num_finished: float, options: EvalOptions) -> str:
@@ -237,7 +225,6 @@ def _evaluate_team(
 ) -> int:
     """Evaluate a trained team on episodes and print the results; if requested, also train best responses."""
     from scrubjay.experiments.recipes.overrides import with_env_settings
-    from scrubjay.experiments.runs.config import derive_seed
     from scrubjay.experiments.runs.evaluation import evaluate_team
     from scrubjay.experiments.viz.differences import get_trust_region_config
 
@@ -252,18 +239,10 @@ def _evaluate_team(
             )
         if options.best_response:
             get_trust_region_config(config)
-        _check(options, "episodes", "max_steps", "response_steps")
-    seed = derive_seed(options.seed, "evaluation")
+        check_at_least(options, 1, "episodes", "max_steps", "response_steps")
+        check_at_least(options, 0, "seed")
     with bad_input():
-        summary = evaluate_team(
-            policy,
-            env,
-            options.episodes,
-            seed,
-            not options.sample,
-            options.max_steps,
-            _EpisodeProgress(options.episodes),
-        ).summary()
+        summary = evaluate_team(policy, env, **_evaluation_settings(options)).summary()
     _print_heading(run, _describe_env(env), changes)
     low, high = summary.pop("episodic_return_low"), summary.pop("episodic_return_high")
     print(f"return of the team  {summary.pop('episodic_return'):.3f}  [{low:.3f}, {high:.3f}]  95 % interval")
@@ -290,16 +269,16 @@ def _print_gains(run: Run, config: TeamTaskConfig, policy: TeamPolicy, options: 
 
     with bad_input():
         final_state = learner_state(run)
-    steps, episodes, seed = options.response_steps, options.episodes, options.seed
-    for when, team, learner_state_at in (
+    steps = options.response_steps
+    for when, team, state in (
         ("before training", build_untrained_policy(config), None),
         ("after", policy, final_state),
     ):
-        gains = measure_gains(team, config, steps, episodes, seed, learner_state_at, f"best responses {when}")
-        print(
-            f"{when}: epsilon {max(gain.gain for gain in gains):.3f}, with {options.response_steps:,} "
-            "steps per best response"
+        gains = measure_gains(
+            team, config, steps, options.episodes, options.seed, state, f"best responses {when}"
         )
+        epsilon = max(gain.gain for gain in gains)
+        print(f"{when}: epsilon {epsilon:.3f}, with {steps:,} steps per best response")
         rows = [
             (
                 f"agent {agent}",

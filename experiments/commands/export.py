@@ -38,31 +38,20 @@ def run(argv: Sequence[str]) -> int:
     options = parse(ExportOptions, argv, "scrubjay export")
     if options.onnx and options.pretrained:
         raise UsageError("--onnx and --pretrained cannot be combined; give one of them")
-    return _write_pretrained(options) if options.pretrained else _write_step(options)
-
-
-def _write_step(options: ExportOptions) -> int:
     from scrubjay.experiments.commands.loading import load_agent, memory_guard
-    from scrubjay.experiments.export import export_onnx, export_torch
-
-    with memory_guard(options.trust), bad_input():
-        trained_run, _ = load_agent(options.run, options.trust)
-        policy = trained_run.policy
-        out = options.out or trained_run.path / ("policy.onnx" if options.onnx else "policy.pt2")
-        difference = (export_onnx if options.onnx else export_torch)(policy, out)
-    print(one_line(f"{out}: reloaded; outputs match the policy up to {difference:.1e}"))
-    return 0
-
-
-def _write_pretrained(options: ExportOptions) -> int:
-    from scrubjay.experiments.commands.loading import memory_guard
-    from scrubjay.experiments.export import export_pretrained
+    from scrubjay.experiments.export import export_onnx, export_pretrained, export_torch
     from scrubjay.experiments.runs.run import Run
 
     with memory_guard(options.trust), bad_input():
-        trained_run = Run.load(options.run, options.trust)
-        out = options.out or trained_run.path / "pretrained"
-        kind = export_pretrained(trained_run, out)
-    message = f"{out}: reloaded; weights match the policy; load with {kind}.from_pretrained({str(out)!r})"
-    print(one_line(message))
+        if options.pretrained:
+            trained_run = Run.load(options.run, options.trust)
+            out = options.out or trained_run.path / "pretrained"
+            kind = export_pretrained(trained_run, out)
+            result = f"weights match the policy; load with {kind}.from_pretrained({str(out)!r})"
+        else:
+            trained_run, _ = load_agent(options.run, options.trust)
+            out = options.out or trained_run.path / ("policy.onnx" if options.onnx else "policy.pt2")
+            difference = (export_onnx if options.onnx else export_torch)(trained_run.policy, out)
+            result = f"outputs match the policy up to {difference:.1e}"
+    print(one_line(f"{out}: reloaded; {result}"))
     return 0

@@ -51,11 +51,10 @@ def load_agent(path: Path, trust: bool = False) -> tuple[Run, TrainConfig]:
 
 def config_of_agent(run: Run) -> TrainConfig:
     """Return the config of a single-agent run. Raises UsageError for a run of another type."""
-    with bad_input():
-        if not isinstance(run.config, TrainConfig):
-            missing_part = "single-agent policy" if isinstance(run.config, TeamTaskConfig) else "policy"
-            raise TypeError(f"{run.path} is a run of kind {run.config.kind!r}: it has no {missing_part}")
+    if isinstance(run.config, TrainConfig):
         return run.config
+    missing_part = "single-agent policy" if isinstance(run.config, TeamTaskConfig) else "policy"
+    raise UsageError(f"{run.path} is a run of kind {run.config.kind!r}: it has no {missing_part}")
 
 
 def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logger: str | None = None) -> int:
@@ -78,16 +77,9 @@ def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logg
     except Exception as error:  # for example in the environment's own code; the checkpoints are kept
         error.add_note(f"after fixing it, continue with: {run.resume_command}")
         raise
-    result = ", ".join(
-        f"{name} {run.result[key]:.3f}"
-        for name, key in (("return", "episodic_return"), ("success", "success"))
-        if key in run.result
-    )
-    curve = run.path / CURVE
-    parts = [
-        f"done: {result or 'not evaluated'}",
-        *([f"curve: {curve}"] if curve.exists() else []),
-        *run.loss_warnings,
-    ]
-    print(one_line("; ".join(parts)))
+    result, curve = run.result, run.path / CURVE
+    names = {"return": "episodic_return", "success": "success"}
+    scores = ", ".join(f"{name} {result[key]:.3f}" for name, key in names.items() if key in result)
+    curves = [f"curve: {curve}"] if curve.exists() else []
+    print(one_line("; ".join([f"done: {scores or 'not evaluated'}", *curves, *run.loss_warnings])))
     return 0

@@ -70,28 +70,18 @@ def add(options: AddOptions) -> int:
     text = _read_stdin() if options.text == "-" else options.text
     # Load the model before the file is created.
     decide = None if options.consolidate is None else make_decider(options.consolidate)
+    fields: dict[str, Any] = {
+        "kind": options.kind,
+        "namespace": read_namespace(options.namespace) or (),
+        "importance": options.importance,
+        "trust": options.trust,
+        "source": "scrubjay memory add",
+    }
     with open_for_recall(options.file, True, options.embeddings) as bank:
         if decide is not None:
-            decision = Consolidation(bank, decide).add(
-                text,
-                kind=options.kind,
-                namespace=read_namespace(options.namespace) or (),
-                importance=options.importance,
-                trust=options.trust,
-                source="scrubjay memory add",
-            )
-            print_decision(decision)
-            return 0
-        id = bank.add(
-            text,
-            options.kind,
-            read_namespace(options.namespace) or (),
-            options.importance,
-            trust=options.trust,
-            supersedes=options.supersedes,
-            source="scrubjay memory add",
-        )
-    print(id)
+            print_decision(Consolidation(bank, decide).add(text, **fields))
+        else:
+            print(bank.add(text, supersedes=options.supersedes, **fields))
     return 0
 
 
@@ -264,8 +254,11 @@ def import_(options: ImportOptions) -> int:
             raise ValueError(f"file {source} does not exist")
     with open_for_recall(options.file, True, options.embeddings) as bank:
         for source in options.sources:
-            if source == Path("-") or source.suffix == ".jsonl":
-                with _open_source(source) as lines:
+            is_stdin = source == Path("-")
+            if is_stdin or source.suffix == ".jsonl":
+                with (
+                    contextlib.nullcontext(sys.stdin) if is_stdin else source.open(encoding="utf-8") as lines
+                ):
                     is_new = bank.restore(_report_progress(_rows(lines, source), "read"))
                 print(one_line(f"{source}: {sum(is_new)} new, {len(is_new) - sum(is_new)} already present"))
                 continue
@@ -339,26 +332,14 @@ def _rows(lines: Iterable[str], source: Path) -> Iterator[Any]:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 where = f"{source}, line {number}"
-                yield _check_record(json_reader.parse(line, where), where)
+                row = json_reader.parse(line, where)
+                try:
+                    check_row(row)
+                except (ValueError, TypeError) as error:
+                    raise ValueError(f"{where}: {error}") from None
+                yield row
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not valid UTF-8 after line {number}: {error.reason}") from None
-
-
-def _check_record(row: Any, where: str) -> Any:
-    try:
-        check_row(row)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from None
-    return row
-
-
-@contextlib.contextmanager
-def _open_source(source: Path) -> Iterator[Iterable[str]]:
-    if source == Path("-"):
-        yield sys.stdin
-        return
-    with source.open(encoding="utf-8") as file:
-        yield file
 
 
 def _report_progress(items: Iterable[Any], done: str, total: int | None = None) -> Iterator[Any]:

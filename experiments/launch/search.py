@@ -92,10 +92,10 @@ class Search:
 
     def _at_rung(self, name: str) -> list[Run]:
         runs = []
-        for seed, config in zip(self._seeds, self._configs(name), strict=True):
-            run = prepare(
-                _with_part_of_steps(config, _STEP_DIVISORS[0]), self._out / f"{name}_s{seed}", self._trust
-            )
+        configs = self._trained_by(self._sweep.arguments(self._trials[name]))
+        for seed, config in zip(self._seeds, configs, strict=True):
+            start = dataclasses.replace(config, total_steps=_steps(config, _STEP_DIVISORS[0]))
+            run = prepare(start, self._out / f"{name}_s{seed}", self._trust)
             total = _steps(config, _STEP_DIVISORS[len(self.rungs)])
             # One update may take more steps than the distance between two rungs.
             there = run.config.total_steps == total or (run.is_finished and run.step >= total)
@@ -125,9 +125,6 @@ class Search:
             first.append(configs[0])
             for config in configs:
                 config.check()
-
-    def _configs(self, name: str) -> list[RLConfig]:
-        return self._trained_by(self._sweep.arguments(self._trials[name]))
 
     def _trained_by(self, arguments: Sequence[str]) -> list[RLConfig]:
         """Return one config per seed for these arguments of `scrubjay train`."""
@@ -219,7 +216,3 @@ def _comparison_fields(config: RLConfig) -> dict[str, Any]:
 
 def _steps(config: RLConfig, part: int) -> int:
     return -(-config.total_steps // part)
-
-
-def _with_part_of_steps(config: RLConfig, part: int) -> RLConfig:
-    return dataclasses.replace(config, total_steps=_steps(config, part))

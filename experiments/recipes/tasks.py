@@ -59,13 +59,34 @@ def tmaze_20() -> TrainConfig:
     )
 
 
+def _gru_config(
+    env_id: str,
+    kwargs: dict[str, KwargValue],
+    learner: PPOConfig,
+    total_steps: int = 600_000,
+    segment_length: int = 64,
+    **policy: Any,
+) -> TrainConfig:
+    """Return the config of a policy with a GRU of width 64 in 64 environments.
+
+    `kwargs` are settings of the environment, and `policy` are other fields of the policy.
+    """
+    return TrainConfig(
+        env=EnvConfig(env_id, kwargs, num_envs=64),
+        policy=PolicyConfig(memory=make_config("gru", dim=64), **policy),
+        learner=learner,
+        total_steps=total_steps,
+        segment_length=segment_length,
+    )
+
+
 @recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)))
 def tmaze_demo() -> TrainConfig:
     """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop."""
-    return TrainConfig(
-        env=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 20}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
+    return _gru_config(
+        "scrubjay/TMaze-v0",
+        {"corridor_length": 20},
+        PPOConfig(learning_rate=1e-3, entropy_coefficient=0.03),
         total_steps=240_000,
         segment_length=32,
     )
@@ -74,13 +95,7 @@ def tmaze_demo() -> TrainConfig:
 @recipe("repeat-previous", longer=("num_decks", (1, 2, 5, 10)))
 def repeat_previous() -> TrainConfig:
     """Name the suit of the card shown four steps ago."""
-    return TrainConfig(
-        env=EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(learning_rate=1e-3),
-        total_steps=600_000,
-        segment_length=64,
-    )
+    return _gru_config("scrubjay/RepeatPrevious-v0", {"k": 4, "num_decks": 1}, PPOConfig(learning_rate=1e-3))
 
 
 @recipe("recall-demo")
@@ -92,25 +107,22 @@ def recall_demo() -> TrainConfig:
 @recipe("autoencode", longer=("num_cards", (1, 2, 4)), settings=TWO_LAYERS)
 def autoencode() -> TrainConfig:
     """Watch 8 cards, then name their suits in reverse order."""
-    return TrainConfig(
-        env=EnvConfig("scrubjay/Autoencode-v0", {"num_cards": 8}, num_envs=64),
-        # The distance to the queried card depends on the step, hence the clock.
-        policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
+    return _gru_config(
+        "scrubjay/Autoencode-v0",
+        {"num_cards": 8},
         # Answers do not affect later steps, so a short horizon only reduces noise in the advantages.
-        learner=PPOConfig(learning_rate=1e-3, gamma=0.9),
-        total_steps=600_000,
-        segment_length=64,
+        PPOConfig(learning_rate=1e-3, gamma=0.9),
+        clock=True,  # the distance to the queried card depends on the step
     )
 
 
 @recipe("memory-planning", settings=TWO_LAYERS)
 def memory_planning() -> TrainConfig:
     """Explore an unknown 2 x 2 torus and walk to a sequence of goals."""
-    return TrainConfig(
-        env=EnvConfig("scrubjay/MemoryPlanning-v0", {"size": 2, "max_steps": 20}, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(learning_rate=2e-3, gamma=0.95),
-        total_steps=600_000,
+    return _gru_config(
+        "scrubjay/MemoryPlanning-v0",
+        {"size": 2, "max_steps": 20},
+        PPOConfig(learning_rate=2e-3, gamma=0.95),
         segment_length=20,
     )
 
@@ -118,35 +130,27 @@ def memory_planning() -> TrainConfig:
 @recipe("key-to-door", longer=("distract_steps", (1, 2, 5, 10)), settings=TWO_LAYERS)
 def key_to_door() -> TrainConfig:
     """Pick up a colored key, wait, then enter the door of the same color."""
-    return TrainConfig(
-        env=EnvConfig(
-            "scrubjay/KeyToDoor-v0",
-            {
-                "num_colours": 2,
-                "explore_steps": 6,
-                "distract_steps": 10,
-                "apple_reward": 0.0,
-                "shuffle_doors": False,
-            },
-            num_envs=64,
-        ),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(learning_rate=2e-3, gamma=0.98, entropy_coefficient=0.03),
-        total_steps=600_000,
-        segment_length=64,
+    return _gru_config(
+        "scrubjay/KeyToDoor-v0",
+        {
+            "num_colours": 2,
+            "explore_steps": 6,
+            "distract_steps": 10,
+            "apple_reward": 0.0,
+            "shuffle_doors": False,
+        },
+        PPOConfig(learning_rate=2e-3, gamma=0.98, entropy_coefficient=0.03),
     )
 
 
 @recipe("count-recall", settings=TWO_LAYERS)
 def count_recall() -> TrainConfig:
     """Count how often the queried card has occurred among up to 12 cards."""
-    return TrainConfig(
-        env=EnvConfig("scrubjay/CountRecall-v0", {"num_cards": 12, "num_values": 2}, num_envs=64),
-        # Attention yields the share of matching cards; the clock turns it into a count.
-        policy=PolicyConfig(memory=make_config("gru", dim=64), clock=True),
-        learner=PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
-        total_steps=600_000,
-        segment_length=64,
+    return _gru_config(
+        "scrubjay/CountRecall-v0",
+        {"num_cards": 12, "num_values": 2},
+        PPOConfig(learning_rate=2e-3, anneal=True, gamma=0.5),
+        clock=True,  # attention yields the share of matching cards; the clock turns it into a count
     )
 
 
@@ -211,14 +215,12 @@ def ballet_8() -> TrainConfig:
 @recipe("ballet-reconstruction")
 def ballet_reconstruction() -> TrainConfig:
     """Ballet with symbolic observations and HCAM's reconstruction loss."""
-    return TrainConfig(
-        env=EnvConfig(
-            "scrubjay/Ballet-v0", {"num_dancers": 2, "delay": 2, "observation": "symbolic"}, num_envs=64
-        ),
-        policy=PolicyConfig(memory=make_config("gru", dim=64), reconstruction=True),
-        learner=PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
+    return _gru_config(
+        "scrubjay/Ballet-v0",
+        {"num_dancers": 2, "delay": 2, "observation": "symbolic"},
+        PPOConfig(learning_rate=1e-3, entropy_coefficient=0.02, reconstruction_coefficient=1.0),
         total_steps=2_000_000,
-        segment_length=64,
+        reconstruction=True,
     )
 
 
@@ -245,13 +247,8 @@ def ballet_probe_8() -> BalletProbeConfig:
 # steps, and 0.99 for the cart-pole task, whose pushes do. Use the recipes with a search of settings:
 # `scrubjay compare --search --recipes popgym-autoencode ...`.
 def _popgym_config(env_id: str, kwargs: dict[str, KwargValue], gamma: float) -> TrainConfig:
-    return TrainConfig(
-        env=EnvConfig(env_id, kwargs, num_envs=64),
-        policy=PolicyConfig(memory=make_config("gru", dim=64)),
-        learner=PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma),
-        total_steps=1_000_000,
-        segment_length=64,
-    )
+    learner = PPOConfig(learning_rate=1e-3, anneal=True, gamma=gamma)
+    return _gru_config(env_id, kwargs, learner, total_steps=1_000_000)
 
 
 @recipe("popgym-repeat-previous", settings=TWO_LAYERS)

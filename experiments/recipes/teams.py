@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from scrubjay.agents.teams.gamatr import GAMATRConfig
@@ -78,10 +78,10 @@ class Method:
 
     description: str
     """One-line description."""
-    policy: dict[str, Any] = field(default_factory=dict)
+    policy: dict[str, Any]
     """Values for fields of `TeamPolicyConfig`."""
-    learner: dict[str, Any] = field(default_factory=dict)
-    """Values for fields of `GAMATRConfig`."""
+    mode: str
+    """Mode of `GAMATRConfig`."""
     memory: str | None = None
     """Name of the memory; None for the memory of the recipe."""
 
@@ -94,58 +94,58 @@ METHODS: dict[str, Method] = {
     "gamatr": Method(
         "graph attention, recurrence, attention critic, sequential trust-region updates",
         {**_GRAPH, "shared": False},
-        {"mode": "sequential"},
+        "sequential",
     ),
     "gamatr-shared": Method(
         "GA-MATR with one shared actor, for teams of any size",
         {**_GRAPH, "shared": True},
-        {"mode": "independent"},
+        "independent",
     ),
     "hatrpo": Method(
         "sequential trust-region updates, separate weights, no graph",
         {**_NO_GRAPH, "shared": False},
-        {"mode": "sequential"},
+        "sequential",
     ),
     "itrpo": Method(
         "independent trust-region updates, local critics, no graph",
         {"graph_rounds": 0, "critic": "local", "shared": False},
-        {"mode": "independent"},
+        "independent",
     ),
     "mappo": Method(
         "clipped updates, shared weights, central critic, no graph",
         {**_NO_GRAPH, "shared": True},
-        {"mode": "clip"},
+        "clip",
     ),
     "happo": Method(
         "sequential clipped updates, separate weights, no graph",
         {**_NO_GRAPH, "shared": False},
-        {"mode": "clip_sequential"},
+        "clip_sequential",
     ),
     "matrpo": Method(
         "trust-region updates with consensus among neighbors (ADMM), no graph",
         {**_NO_GRAPH, "shared": False, "joint": True},
-        {"mode": "consensus"},
+        "consensus",
     ),
     "matrl": Method(
         "independent trust-region updates, mixed by the equilibrium of a metagame of old and new policies",
         {**_NO_GRAPH, "shared": False},
-        {"mode": "metagame"},
+        "metagame",
     ),
     "gamatr-no-graph": Method(
         "GA-MATR without communication",
         {**_GRAPH, "shared": False, "graph_rounds": 0},
-        {"mode": "sequential"},
+        "sequential",
     ),
     "gamatr-no-recurrence": Method(
         "GA-MATR without memory",
         {**_GRAPH, "shared": False},
-        {"mode": "sequential"},
+        "sequential",
         memory="none",
     ),
     "gamatr-no-attention-critic": Method(
         "GA-MATR with a mean-pooling critic",
         {**_GRAPH, "shared": False, "critic": "pooled"},
-        {"mode": "sequential"},
+        "sequential",
     ),
 }
 
@@ -156,5 +156,5 @@ def with_method(config: TeamTaskConfig, name: str) -> TeamTaskConfig:
     policy = dataclasses.replace(config.policy, **method.policy)
     if method.memory is not None:
         policy = dataclasses.replace(policy, memory=make_config(method.memory, dim=policy.memory.dim))
-    learner = dataclasses.replace(config.learner, **method.learner)
+    learner = dataclasses.replace(config.learner, mode=method.mode)
     return dataclasses.replace(config, method=name, policy=policy, learner=learner)

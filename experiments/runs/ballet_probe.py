@@ -19,6 +19,7 @@ from torch.nn import functional
 from scrubjay.agents.rl.rollout import ActorInput, Choice, VectorEnvs, rollout
 from scrubjay.envs.ballet.env import COLOUR_OFFSET, MOVE_OFFSET, SHAPE_OFFSET, SLOT_SIZE, SLOTS, BalletVector
 from scrubjay.envs.ballet.world import INSTRUCTIONS, NO_MOVE
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.resources import MEMORY_LIMIT
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.supervised import SupervisedConfig, SupervisedEngine
@@ -63,9 +64,7 @@ class BalletProbeConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_dancers", "eval_episodes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "num_dancers", "eval_episodes")
         if self.batch_questions < self.num_dancers:
             raise ValueError(
                 f"batch_questions={self.batch_questions}: must be at least "
@@ -91,12 +90,9 @@ class BalletProbeConfig(SupervisedConfig):
         """Return the accuracy of a random guess among `count` dancers."""
         return 1 / count
 
-    def make_envs(
-        self, num_envs: int, num_dancers: int | None = None, delay: int | None = None
-    ) -> BalletVector:
-        """Return a vector environment of ballets; `num_dancers` and `delay` default to training values."""
-        count = self.num_dancers if num_dancers is None else num_dancers
-        return BalletVector(num_envs, count, self.delay if delay is None else delay, "symbolic")
+    def make_envs(self, num_envs: int, num_dancers: int, delay: int) -> BalletVector:
+        """Return a vector environment of ballets."""
+        return BalletVector(num_envs, num_dancers, delay, "symbolic")
 
     def rough_bytes(self) -> dict[str, int]:
         """Return a dict from settings, such as `delay=64`, to estimated bytes in training and test."""
@@ -122,9 +118,22 @@ class BalletProbeConfig(SupervisedConfig):
         """Return a new, untrained probe."""
         return BalletProbe(self.memory)
 
+    @torch.no_grad()
     def count_correct(self, model: Any, count: int, span: int) -> tuple[int, int]:
-        """Return the numbers of correct answers and of questions, for `count` dancers and delay `span`."""
-        return count_correct_answers(model, self, count, span)
+        """Return the numbers of correct answers and of questions, for `count` dancers and delay `span`.
+
+        The ballets have the evaluation seeds.
+        """
+        num_envs = min(_EVAL_ENVS, self.eval_episodes)
+        envs = self.make_envs(num_envs, count, span)
+        envs.reset(seed=derive_seed(self.seed, "evaluation"))
+        correct = total = 0
+        for first in range(0, self.eval_episodes, num_envs):
+            ballets = watch(envs)
+            answers = model(ballets).argmax(dim=-1)[: self.eval_episodes - first]
+            correct += int((answers == ballets.answers[: len(answers)]).sum())
+            total += answers.numel()
+        return correct, total
 
     def check_parts(self) -> None:
         """Build the model, and one environment for each tested size. Invalid settings raise errors."""
@@ -233,7 +242,7 @@ class ProbeEngine(SupervisedEngine):
     def _build(self) -> None:
         super()._build()
         self.envs = {
-            count: self.config.make_envs(self.config.batch_questions // count, count)
+            count: self.config.make_envs(self.config.batch_questions // count, count, self.config.delay)
             for count in self.config.counts
         }
         # Use one seed, so that the dancers of each ballet recur in the ballets with more dancers.
@@ -258,20 +267,3 @@ class ProbeEngine(SupervisedEngine):
     def _close(self) -> None:
         for envs in self.envs.values():
             envs.close()
-
-
-@torch.no_grad()
-def count_correct_answers(
-    model: BalletProbe, config: BalletProbeConfig, num_dancers: int, delay: int
-) -> tuple[int, int]:
-    """Return the numbers of correct answers and of questions, in ballets with the evaluation seeds."""
-    num_envs = min(_EVAL_ENVS, config.eval_episodes)
-    envs = config.make_envs(num_envs, num_dancers, delay)
-    envs.reset(seed=derive_seed(config.seed, "evaluation"))
-    correct = total = 0
-    for first in range(0, config.eval_episodes, num_envs):
-        ballets = watch(envs)
-        answers = model(ballets).argmax(dim=-1)[: config.eval_episodes - first]
-        correct += int((answers == ballets.answers[: len(answers)]).sum())
-        total += answers.numel()
-    return correct, total

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scrubjay.experiments.files import read_object
@@ -94,11 +94,6 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def encode_weights(weights: dict[str, Tensor]) -> bytes:
-    """Return the content of a file from which `read_weights` loads these weights."""
-    return save(weights)
-
-
 def load_training(path: Path) -> dict[str, Any]:
     """Load the state of learner, samplers and random generators, which may be untrusted.
 
@@ -109,16 +104,12 @@ def load_training(path: Path) -> dict[str, Any]:
         _check_uncompressed(file)
         return from_plain(_check_tensor_sizes(file, torch.load(file, map_location="cpu", weights_only=True)))
     except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) or _is_pickle(file):
+        is_pickle = file.exists() and file.read_bytes()[:1] == pickle.PROTO  # instead of torch's archive
+        if is_pickle or isinstance(error, pickle.UnpicklingError):
             raise CheckpointError(
                 f"{file} is not plain data and is refused, since loading it could execute any code"
             ) from error
         raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
-
-
-def _is_pickle(file: Path) -> bool:
-    """Return True if the file is a pickle instead of an archive of torch."""
-    return file.exists() and file.read_bytes()[:1] == pickle.PROTO
 
 
 def _check_uncompressed(file: Path) -> None:

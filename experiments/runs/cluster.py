@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.user_modules import IMPORT_VARIABLE, appended_folder, worker_folder
 
 TOKEN = "~/.ray/auth_token"
@@ -37,9 +38,7 @@ class RayOptions:
     """Address of the cluster's head as host:port; None uses RAY_ADDRESS if set, else this machine only."""
 
     def __post_init__(self) -> None:
-        for name in ("num_env_runners", "num_learners"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
+        check_at_least(self, 0, "num_env_runners", "num_learners")
 
     @property
     def num_cpus(self) -> int:

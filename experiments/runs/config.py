@@ -7,12 +7,13 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from torch import nn
 from tyro.conf import Fixed, Suppress
 
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.memory import MemoryConfig
 
@@ -89,13 +90,10 @@ class Experiment(ABC):
     def __post_init__(self) -> None:
         if self.init_from is not None:
             object.__setattr__(self, "init_from", os.fspath(self.init_from))
-        if self.total_steps < 1:
-            raise ValueError(f"total_steps={self.total_steps}: must be at least 1")
-        for name in ("seed", "checkpoint_seconds"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must not be negative")
-        if self.init_step is not None and self.init_step < 0:
-            raise ValueError(f"init_step={self.init_step}: must not be negative")
+        check_at_least(self, 1, "total_steps")
+        check_at_least(self, 0, "seed", "checkpoint_seconds")
+        if self.init_step is not None:
+            check_at_least(self, 0, "init_step")
         for before, after in pairwise(self.extensions):
             if after.previous_total != before.total or after.done < before.done:
                 raise ValueError(
@@ -114,9 +112,9 @@ class Experiment(ABC):
         """Method name in plots; runs with the same label share a curve."""
 
     @property
-    @abstractmethod
     def planned_steps(self) -> int:
-        """Number of steps after which the run ends."""
+        """Number of steps after which the run ends; at least `total_steps`."""
+        return self.total_steps
 
     @property
     @abstractmethod
@@ -157,21 +155,20 @@ class Experiment(ABC):
         Raises ValueError if `total_steps` is not larger than `completed_steps`.
         """
         extension = Extension(self.total_steps, completed_steps, total_steps)
-        fields: dict[str, Any] = {
-            "total_steps": total_steps,
-            "extensions": (*self.extensions, extension),
-        }
-        return dataclasses.replace(self, **fields)
+        return dataclasses.replace(self, total_steps=total_steps, extensions=(*self.extensions, extension))
 
     def without_extensions(self) -> Self:
         """Return this config as it was at the start of the run."""
-        fields: dict[str, Any] = {"total_steps": self.first_plan, "extensions": (), "init_step": None}
-        return dataclasses.replace(self, **fields)
+        return dataclasses.replace(self, total_steps=self.first_plan, extensions=(), init_step=None)
 
     def with_run_fields(self, stored_config: Experiment) -> Self:
         """Return a copy that takes `total_steps`, `extensions` and `init_step` from `stored_config`."""
-        names = ("total_steps", "extensions", "init_step")
-        return dataclasses.replace(self, **{name: getattr(stored_config, name) for name in names})
+        return dataclasses.replace(
+            self,
+            total_steps=stored_config.total_steps,
+            extensions=stored_config.extensions,
+            init_step=stored_config.init_step,
+        )
 
 
 _PURPOSES = ("weights", "sampling", "minibatches", "evaluation")

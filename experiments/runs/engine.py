@@ -29,8 +29,9 @@ from scrubjay.experiments.runs.checkpoint import (
     to_plain,
 )
 from scrubjay.experiments.runs.config import Experiment, derive_seed
+from scrubjay.experiments.runs.evaluation import evaluate_result
 from scrubjay.experiments.runs.metrics import EpisodeWindow, MetricsLog
-from scrubjay.experiments.runs.reinforcement import RLConfig, evaluate_result
+from scrubjay.experiments.runs.reinforcement import RLConfig
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -102,11 +103,8 @@ class Engine(ABC):
             self.seconds = float(training["seconds"])
             _restore_random_states(training["random"])
             return int(training["metrics_bytes"])
-        except (
-            AttributeError,
-            LookupError,
-            TypeError,
-        ) as error:  # their messages describe Python objects, not the file
+        # The messages of these errors describe Python objects, not the file.
+        except (AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{checkpoint}: checkpoint format does not match this run") from error
         except (ArithmeticError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split()) or type(error).__name__
@@ -135,8 +133,7 @@ class Engine(ABC):
     def _evaluate(self) -> dict[str, Any]:
         """Evaluate the trained model and return its scores for result.json."""
 
-    @abstractmethod
-    def _close(self) -> None:
+    def _close(self) -> None:  # noqa: B027  (an engine without resources has nothing to do)
         """Release the resources that `_build` has acquired."""
 
     def update(self) -> dict[str, float]:
@@ -158,9 +155,8 @@ class Engine(ABC):
         If weights are not finite before the end of the run, nothing is written. The run can then still resume
         from the previous checkpoint.
         """
-        if self.step == self._saved_step or (
-            self.step < self.config.planned_steps and _has_non_finite_weights(self.model)
-        ):
+        is_finite = all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+        if self.step == self._saved_step or (self.step < self.config.planned_steps and not is_finite):
             return
         training = {
             **self._get_parts(),
@@ -175,10 +171,6 @@ class Engine(ABC):
     def result(self) -> dict[str, Any]:
         """Evaluate the model; return the content of result.json."""
         return {"step": self.step, "seconds": self.seconds, **self._evaluate()}
-
-
-def _has_non_finite_weights(model: nn.Module) -> bool:
-    return not all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
 def _seed_everything(seed: int) -> None:
@@ -229,15 +221,11 @@ class LocalEngine(Engine):
         segment = self.sampler.collect()
         sampling_end = time.perf_counter()
         losses = self.learner.update(segment)
-        learner_seconds = time.perf_counter() - sampling_end
+        seconds = {name: self.sampler.seconds[name] - before[name] for name in ("env", "policy")}
+        seconds["learner"] = time.perf_counter() - sampling_end
         self.episodes.extend(self.sampler.pop_episodes())
-        seconds_by_part = {
-            name: self.sampler.seconds[name] - before.get(name, 0.0) for name in ("env", "policy")
-        }
-        seconds_by_part["learner"] = learner_seconds
-        steps = segment.num_steps
-        rates = {f"time/SPS_{name}": steps / max(seconds, 1e-9) for name, seconds in seconds_by_part.items()}
-        return steps, {**self.episodes.means(), **losses, **rates}
+        rates = {f"time/SPS_{name}": segment.num_steps / max(s, 1e-9) for name, s in seconds.items()}
+        return segment.num_steps, {**self.episodes.means(), **losses, **rates}
 
     def _get_parts(self) -> dict[str, Any]:
         return {
@@ -290,11 +278,14 @@ def unpack_env_states(samplers: Sequence[dict[str, Any]], name: str, trust: bool
     warning names the environment `name`.
     """
     entries = [{**entry, "sampler": dict(entry["sampler"])} for entry in samplers]
-    pickled_states = [entry["sampler"] for entry in entries if _PICKLED in entry["sampler"]]
-    for state in pickled_states:
-        payload = state.pop(_PICKLED)
-        state["env"] = pickle.loads(payload.tobytes()) if trust and payload.size else None
-    if any(state["env"] is None for state in pickled_states):
+    is_exact = True
+    for entry in entries:
+        payload = entry["sampler"].pop(_PICKLED, None)
+        if payload is not None:
+            state = pickle.loads(payload.tobytes()) if trust and payload.size else None
+            entry["sampler"]["env"] = state
+            is_exact = is_exact and state is not None
+    if not is_exact:
         _log.warning(
             "the state of %s is not plain data and is read only with --trust: resuming with new episodes, "
             "not exactly",
@@ -306,13 +297,11 @@ def unpack_env_states(samplers: Sequence[dict[str, Any]], name: str, trust: bool
 def _pack(state: dict[str, Any]) -> dict[str, Any]:
     try:
         to_plain(state["env"])
+        return state
     except (TypeError, RecursionError):
-        return {**state, "env": None, _PICKLED: np.frombuffer(_pickle(state["env"]), np.uint8)}
-    return state
-
-
-def _pickle(value: Any) -> bytes:
+        pass
     try:
-        return pickle.dumps(value)
+        content = pickle.dumps(state["env"])
     except Exception:  # noqa: BLE001  (an environment may hold objects that cannot be pickled: windows, threads)
-        return b""
+        content = b""
+    return {**state, "env": None, _PICKLED: np.frombuffer(content, np.uint8)}

@@ -7,6 +7,7 @@ fixed number.
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -33,12 +34,17 @@ from scrubjay.agents.teams.env import TeamEnvs
 from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.agents.teams.sampler import TeamPolicyActor
 from scrubjay.experiments.runs import MAX_STEPS
+from scrubjay.experiments.runs.config import derive_seed
+from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
 from scrubjay.experiments.tasks.faults import environment_errors
-from scrubjay.experiments.tasks.teams import TeamEnvConfig, find_known_team
+from scrubjay.experiments.tasks.teams import TeamEnvConfig
+
+_log = logging.getLogger(__name__)
 
 MAX_ENVS = 64
+"""Maximum number of environments in an evaluation."""
 
 OnStep = Callable[[int, int], object]
 """Callback after each vector step, with the number of steps and of finished episodes."""
@@ -84,30 +90,34 @@ def build_team_actor(player: TeamPolicy | Rule, env: Any, deterministic: bool = 
     return RuleActor(player, env)
 
 
-def list_rules(env_config: TeamEnvConfig) -> Mapping[str, Callable[[int], Any]]:
-    """Return the rule-based actors for an environment: a dict from name to constructor.
-
-    Each constructor takes a seed.
-    """
-    return find_known_team(env_config.id).rules()
-
-
 @dataclass(frozen=True)
 class EpisodeScores:
-    """Scores of the finished episodes of a policy."""
+    """Scores of the finished episodes of a policy or a team."""
 
-    returns: tuple[float, ...]
-    """Sum of rewards of each episode."""
+    returns: tuple[float, ...] | np.ndarray
+    """Sum of rewards of each episode; for a team, of each agent's rewards, `[episodes, agents]`."""
     lengths: tuple[int, ...]
     """Number of steps of each episode."""
-    successes: tuple[float, ...]
-    """Success of each episode, from 0 to 1; empty if the environment does not report it."""
+    successes: tuple[float, ...] = ()
+    """Success of each episode, from 0 to 1; empty for a team, or if the environment does not report it."""
     measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Other measurements by name, one value per episode, such as whether the agent reached a choice."""
+    """Other measurements by name, one value per episode, such as whether the agent reached a choice. For a
+    team, the means over the steps, such as that of the sum of rates."""
 
     def summary(self) -> dict[str, float]:
-        """Return means, with 95 % intervals for return and success (Wilson interval for binary success)."""
-        summary = summarize_episodes(self.returns, self.lengths)
+        """Return means, with 95 % intervals for return and success (Wilson interval for binary success).
+
+        The return of a team is the sum over its agents.
+        """
+        returns = np.sum(self.returns, axis=1) if np.ndim(self.returns) == 2 else self.returns
+        low, high = normal_interval(returns)
+        summary = {
+            "episodes": len(returns),
+            "episodic_return": float(np.mean(returns)),
+            "episodic_return_low": low,
+            "episodic_return_high": high,
+            "episodic_length": float(np.mean(self.lengths)),
+        }
         if self.successes:
             if set(self.successes) <= {0.0, 1.0}:
                 low, high = wilson_interval(round(sum(self.successes)), len(self.successes))
@@ -115,24 +125,6 @@ class EpisodeScores:
                 low, high = normal_interval(self.successes)
             summary |= {"success": float(np.mean(self.successes)), "success_low": low, "success_high": high}
         return summary | {name: float(np.mean(values)) for name, values in self.measures.items()}
-
-
-@dataclass(frozen=True)
-class TeamScores:
-    """Scores of the finished episodes of a team."""
-
-    returns: np.ndarray
-    """Undiscounted sum of each agent's rewards, `[episodes, agents]`."""
-    lengths: np.ndarray
-    """Number of steps of each episode, `[episodes]`."""
-    measures: dict[str, np.ndarray]
-    """Measurements by name, such as the sum of rates. Each is an array `[episodes]` of means over the
-    steps."""
-
-    def summary(self) -> dict[str, float]:
-        """Return means over episodes, with a 95 % interval for the team's return (the sum over agents)."""
-        summary = summarize_episodes(self.returns.sum(axis=1), self.lengths)
-        return summary | {name: float(values.mean()) for name, values in self.measures.items()}
 
 
 def split_episodes(episodes: int) -> list[int]:
@@ -144,20 +136,6 @@ def split_episodes(episodes: int) -> list[int]:
         raise ValueError(f"episodes={episodes}: must be at least 1")
     num_envs = min(episodes, MAX_ENVS)
     return [episodes // num_envs + (row < episodes % num_envs) for row in range(num_envs)]
-
-
-def summarize_episodes(
-    returns: Sequence[float] | np.ndarray, lengths: Sequence[int] | np.ndarray
-) -> dict[str, float]:
-    """Return the number of episodes, their mean return with its 95 % interval, and their mean length."""
-    low, high = normal_interval(returns)
-    return {
-        "episodes": len(returns),
-        "episodic_return": float(np.mean(returns)),
-        "episodic_return_low": low,
-        "episodic_return_high": high,
-        "episodic_length": float(np.mean(lengths)),
-    }
 
 
 def evaluate(
@@ -185,7 +163,7 @@ def evaluate(
         ValueError: if `episodes` is less than 1 or no episode ended.
     """
     shares = split_episodes(episodes)
-    envs = _NamedEnvs(env.make_vector(len(shares)), env.id)
+    envs = _NamedEnvs(env.make_batch(len(shares)), env.id)
     training = policy.training
     policy.eval()
     try:
@@ -194,18 +172,17 @@ def evaluate(
         )
     finally:
         policy.train(training)
-    scored_episodes = list(itertools.chain.from_iterable(by_env))
-    if not scored_episodes:
+    all_episodes = list(itertools.chain.from_iterable(by_env))
+    if not all_episodes:
         raise ValueError(f"{env.id}: no episode ended within {max_steps:,} steps (max_steps)")
-    columns = {name: [episode.measures.get(name) for episode in scored_episodes] for name in MEASURES}
-    columns["success"] = [episode.success for episode in scored_episodes]
-    whole = {name: tuple(v for v in values if v is not None) for name, values in columns.items()}
-    whole = {name: values for name, values in whole.items() if len(values) == len(scored_episodes)}
+    columns: dict[str, list[Any]] = {"success": [episode.success for episode in all_episodes]}
+    columns |= {name: [episode.measures.get(name) for episode in all_episodes] for name in MEASURES}
+    measures = {name: tuple(values) for name, values in columns.items() if None not in values}
     return EpisodeScores(
-        returns=tuple(episode.episode_return for episode in scored_episodes),
-        lengths=tuple(episode.length for episode in scored_episodes),
-        successes=whole.pop("success", ()),
-        measures=whole,
+        returns=tuple(episode.episode_return for episode in all_episodes),
+        lengths=tuple(episode.length for episode in all_episodes),
+        successes=measures.pop("success", ()),
+        measures=measures,
     )
 
 
@@ -217,7 +194,7 @@ def evaluate_team(
     deterministic: bool = True,
     max_steps: int = MAX_STEPS,
     on_step: OnStep | None = None,
-) -> TeamScores:
+) -> EpisodeScores:
     """Evaluate a team's policy or a rule on whole episodes; no global random generator is changed.
 
     Scores are ordered by environment. With equal seeds, the k-th episodes of two players are thus from the
@@ -236,31 +213,36 @@ def evaluate_team(
         ValueError: if `episodes` is less than 1 or an episode does not end within `max_steps`.
     """
     shares = split_episodes(episodes)
-    env = env_config.make_teams(len(shares))
+    env = env_config.make_batch(len(shares))
     by_env = _play(
         TeamEnvs(env), build_team_actor(player, env, deterministic), shares, seed, max_steps, on_step
     )
     if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
         raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
     all_episodes: list[Any] = list(itertools.chain.from_iterable(by_env))
-    names = all_episodes[0].measures
-    return TeamScores(
+    return EpisodeScores(
         returns=np.array([episode.returns for episode in all_episodes]),
-        lengths=np.array([episode.length for episode in all_episodes]),
-        measures={name: np.array([one.measures[name] for one in all_episodes]) for name in names},
+        lengths=tuple(episode.length for episode in all_episodes),
+        measures={
+            name: tuple(each.measures[name] for each in all_episodes) for name in all_episodes[0].measures
+        },
     )
 
 
-def evaluate_policy(
-    policy: Any, env_config: Any, episodes: int = 100, seed: int = 0
-) -> EpisodeScores | TeamScores:
-    """Evaluate the policy of one agent or of a team, with the most likely action in every step.
+def evaluate_result(policy: Any, config: RLConfig) -> dict[str, Any]:
+    """Evaluate the policy of one agent or of a team, and return the summary for result.json.
 
-    Raises the errors of `evaluate` for one agent and of `evaluate_team` for a team.
+    The summary is empty if `eval_episodes` is 0 or no episode ends.
     """
-    if isinstance(policy, TeamPolicy):
-        return evaluate_team(policy, env_config, episodes, seed)
-    return evaluate(policy, env_config, episodes, seed)
+    if not config.eval_episodes:
+        return {}
+    evaluate_player: Any = evaluate_team if isinstance(policy, TeamPolicy) else evaluate
+    seed = derive_seed(config.seed, "evaluation")
+    try:
+        return evaluate_player(policy, config.env, config.eval_episodes, seed).summary()
+    except ValueError as error:  # training succeeded; the environment never ends an episode
+        _log.warning("not evaluated: %s", error)
+        return {}
 
 
 class _NamedEnvs(VectorEnvs):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from scrubjay.agents.rl.encoders.observation import is_image
 from scrubjay.agents.rl.observations import leaf_spaces
 from scrubjay.agents.rl.spaces import Spaces
-from scrubjay.experiments.runs.checkpoint import checkpoint_step, load_weights
+from scrubjay.experiments.runs.checkpoint import load_weights
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.memory import serialization
 
@@ -21,48 +20,39 @@ _MAX_DIFFERENCES = 3
 """Maximum number of differences in an error."""
 
 
-@dataclass(frozen=True)
-class SourceRun:
-    """Run that provides the initial weights."""
+def load_initial_weights(
+    config: Experiment, source: Experiment, checkpoint: Path, source_spaces: Spaces | None
+) -> dict[str, Tensor]:
+    """Return the weights in `checkpoint` as initial weights of `config`.
 
-    path: Path
-    config: Experiment
-    checkpoint: Path
-    """Latest checkpoint of the run."""
-    spaces: Spaces | None
-    """Spaces of the run's environment; None if the run has no environment or has not stored the spaces."""
-
-
-def load_initial_weights(source: SourceRun, config: Experiment) -> tuple[dict[str, Tensor], int]:
-    """Return the latest weights of the run `source` and the training step at which they were saved.
-
-    The weights become the initial weights of `config`. They include everything in the policy's `state_dict`,
-    such as observation statistics. No code of the source run is executed. Raises ValueError naming the
-    differences if the weights do not match `config`.
+    `source` is the config of the run that wrote the checkpoint, and `source_spaces` are the spaces of its
+    environment. They are None if it has no environment or has not stored the spaces. The weights include
+    everything in the policy's `state_dict`, such as observation statistics. No code of the source run is
+    executed. Raises ValueError naming the differences if the weights do not match `config`.
     """
-    ours, theirs = (one.policy_type or one.kind for one in (config, source.config))
+    ours, theirs = (one.policy_type or one.kind for one in (config, source))
     if ours != theirs:
         difference = f"it trained the model of kind {theirs!r}, this run trains one of kind {ours!r}"
-        raise _mismatch_error(source, "name a run of the same kind", difference)
-    if source.spaces is not None:
-        _check_spaces(source, source.spaces, config)
-    weights = load_weights(source.checkpoint)
+        raise _mismatch_error(config, "name a run of the same kind", difference)
+    if source_spaces is not None:
+        _check_spaces(source_spaces, config)
+    weights = load_weights(checkpoint)
     shapes, source_shapes = (
         {name: tuple(value.shape) for name, value in part.items()}
         for part in (config.make_model().state_dict(), weights)
     )
-    settings = _differences(_settings(config), _settings(source.config))
+    settings = _differences(_settings(config), _settings(source))
     class_names = [text for name, text in settings.items() if name.rpartition(".")[2] == "name"]
     if class_names or shapes != source_shapes:
         differences = class_names or [*(settings or _differences(shapes, source_shapes)).values()]
-        raise _mismatch_error(source, "use the same settings as that run, or name another run", *differences)
-    return weights, checkpoint_step(source.checkpoint)
+        raise _mismatch_error(config, "use the same settings as that run, or name another run", *differences)
+    return weights
 
 
-def _mismatch_error(source: SourceRun, remedy: str, *differences: str) -> ValueError:
+def _mismatch_error(config: Experiment, remedy: str, *differences: str) -> ValueError:
     text = ", ".join(" ".join(difference.split()) for difference in differences[:_MAX_DIFFERENCES])
     more = f" and {len(differences) - _MAX_DIFFERENCES} more" if len(differences) > _MAX_DIFFERENCES else ""
-    return ValueError(f"init_from={str(source.path)!r} does not match this run: {text}{more}; {remedy}")
+    return ValueError(f"init_from={config.init_from!r} does not match this run: {text}{more}; {remedy}")
 
 
 def _settings(config: Any) -> dict[str, Any]:
@@ -93,23 +83,23 @@ def _differences(here: dict[str, Any], there: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _check_spaces(source: SourceRun, there: Spaces, config: Any) -> None:
+def _check_spaces(there: Spaces, config: Any) -> None:
     here = config.env.spaces()
     team = here.num_agents is not None
     if team and here.num_agents != there.num_agents and not config.policy.shared:
         difference = f"the team has {here.num_agents} agents here and {there.num_agents} there"
-        raise _mismatch_error(source, "only policy.shared=True supports teams of other sizes", difference)
+        raise _mismatch_error(config, "only policy.shared=True supports teams of other sizes", difference)
     remedy = "choose an environment with the same spaces, or name another run"
     if here.action != there.action:
         raise _mismatch_error(
-            source, remedy, f"the action space is {here.action} here and {there.action} there"
+            config, remedy, f"the action space is {here.action} here and {there.action} there"
         )
     ours, theirs = leaf_spaces(here.observation), leaf_spaces(there.observation)
     for name in {**ours, **theirs}:
         if name not in ours or name not in theirs or not _read_alike(ours[name], theirs[name], team):
             part = f" of {name!r}" if name else ""
             difference = f"{ours.get(name, 'nothing')} here and {theirs.get(name, 'nothing')} there"
-            raise _mismatch_error(source, remedy, f"the observation space{part} is {difference}")
+            raise _mismatch_error(config, remedy, f"the observation space{part} is {difference}")
 
 
 def _read_alike(here: spaces.Space, there: spaces.Space, team: bool) -> bool:

@@ -14,8 +14,6 @@ from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.engine import Engine, LocalEngine
 from scrubjay.experiments.runs.reinforcement import RLConfig, TeamTaskConfig, TrainConfig
 from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig
-from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import serialization
 
 _KINDS: dict[str, tuple[type[Any], type[Engine]]] = {
@@ -63,10 +61,6 @@ def from_json(text: str, trust: bool = False) -> Experiment:
         config = serialization.decode(_KINDS[kind][0], fields)
     except RecursionError:
         raise ValueError("the JSON is nested too deeply") from None
-    if trust:
-        return config
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    env_configs = {
-        name: value for name, value in values.items() if isinstance(value, (EnvConfig, TeamEnvConfig))
-    }
-    return dataclasses.replace(config, **{name: env.as_untrusted() for name, env in env_configs.items()})
+    if not trust and isinstance(config, RLConfig):
+        return dataclasses.replace(config, env=config.env.as_untrusted())
+    return config

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import read_object, write_atomically
@@ -24,28 +24,13 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _log = logging.getLogger(__name__)
 
 
-class Client(Protocol):
-    """Interface to a run at a logging service."""
-
-    id: str
-    """Run id at the service."""
-
-    def update(self, step: int, row: Mapping[str, float]) -> None:
-        """Log the metrics of an update."""
-        ...
-
-    def close(self, result: Mapping[str, float] | None) -> None:
-        """Log the result and end the run. The result is None if the run was interrupted or failed."""
-        ...
-
-
 class Log:
     """Logger that forwards metrics to a client and stops with one warning if the client fails.
 
     Training thus does not depend on the network. The logger is a context manager that closes itself.
     """
 
-    def __init__(self, name: str = "", client: Client | None = None) -> None:
+    def __init__(self, name: str = "", client: WandbClient | MlflowClient | None = None) -> None:
         self._name, self._client = name, client
         self.result: dict[str, float] | None = None
 
@@ -68,7 +53,7 @@ class Log:
         self._try(lambda client: client.close(self.result))
         self._client = None
 
-    def _try(self, act: Callable[[Client], None]) -> None:
+    def _try(self, act: Callable[[WandbClient | MlflowClient], None]) -> None:
         if self._client is None:
             return
         try:
@@ -88,7 +73,17 @@ def log_to(name: str | None, path: Path, config: Mapping[str, Any]) -> Log:
 
     Raises ValueError if the service cannot be reached or its package is missing.
     """
-    return Log() if name is None else Log(name, _open(name, path, config))
+    if name is None:
+        return Log()
+    check(name)
+    run_ids = _read_run_ids(path / FILE)
+    try:
+        client = (MlflowClient if name == "mlflow" else WandbClient)(path.name, config, run_ids.get(name))
+    except Exception as error:
+        raise ValueError(f"{name} cannot be reached: {one_line(error) or type(error).__name__}") from error
+    if run_ids.get(name) != client.id:
+        write_atomically(path / FILE, json.dumps({**run_ids, name: client.id}) + "\n")
+    return Log(name, client)
 
 
 def check(name: str | None) -> None:
@@ -99,19 +94,6 @@ def check(name: str | None) -> None:
         raise ValueError(f"unknown logger {name!r}; choose from {', '.join(LOGGERS)}")
     if importlib.util.find_spec(name) is None:
         raise ValueError(f"logger {name!r} needs {name}: pip install 'scrubjay[{name}]'")
-
-
-def _open(name: str, path: Path, config: Mapping[str, Any]) -> Client:
-    check(name)
-    run_ids = _read_run_ids(path / FILE)
-    try:
-        open_client = open_mlflow if name == "mlflow" else open_wandb
-        client = open_client(path.name, config, run_ids.get(name))
-    except Exception as error:
-        raise ValueError(f"{name} cannot be reached: {one_line(error) or type(error).__name__}") from error
-    if run_ids.get(name) != client.id:
-        write_atomically(path / FILE, json.dumps({**run_ids, name: client.id}) + "\n")
-    return client
 
 
 def _read_run_ids(file: Path) -> dict[str, str]:
@@ -128,11 +110,24 @@ def _read_run_ids(file: Path) -> dict[str, str]:
 
 
 class WandbClient:
-    """Run of `wandb`."""
+    """New run of Weights & Biases, or the run with this id if it is not None.
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
-        self.id: str = run.id
+    The environment variables of `wandb` apply: WANDB_MODE, WANDB_PROJECT and so on.
+    """
+
+    def __init__(self, title: str, config: Mapping[str, Any], id: str | None) -> None:
+        import wandb
+
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "scrubjay"),
+            name=title,
+            config=dict(config),
+            id=id,
+            resume="allow",
+            reinit="create_new",  # do not affect another wandb run in this process
+            settings=wandb.Settings(console="off"),
+        )
+        self.id: str = self._run.id
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Log the metrics of an update.
@@ -148,36 +143,34 @@ class WandbClient:
         self._run.finish(exit_code=0 if result is not None else 1)
 
 
-def open_wandb(title: str, config: Mapping[str, Any], id: str | None) -> WandbClient:
-    """Start a new run of Weights & Biases, or continue the run with this id if it is not None.
-
-    The environment variables of `wandb` apply: WANDB_MODE, WANDB_PROJECT and so on.
-    """
-    import wandb
-
-    run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", "scrubjay"),
-        name=title,
-        config=dict(config),
-        id=id,
-        resume="allow",
-        reinit="create_new",  # do not affect another wandb run in this process
-        settings=wandb.Settings(console="off"),
-    )
-    return WandbClient(run)
-
-
 _LONGEST = 500
 """Maximum length of a parameter value that every MLflow store accepts."""
 _AT_ONCE = 100
 """Maximum number of parameters per request."""
 
 
-class MlflowRun:
-    """Run of an MLflow experiment."""
+class MlflowClient:
+    """New run of MLflow, or the run with this id if it is not None.
 
-    def __init__(self, client: Any, id: str) -> None:
-        self._client, self.id = client, id
+    MLflow's environment variable MLFLOW_TRACKING_URI names the server.
+    """
+
+    def __init__(self, title: str, config: Mapping[str, Any], id: str | None) -> None:
+        import mlflow
+        from mlflow.entities import Param
+
+        self._client = mlflow.MlflowClient()
+        if id is not None:
+            self.id = id
+            self._client.update_run(id, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "scrubjay")
+        experiment = self._client.get_experiment_by_name(name)
+        at = self._client.create_experiment(name) if experiment is None else experiment.experiment_id
+        self.id: str = self._client.create_run(at, run_name=title).info.run_id
+        params = [Param(key, str(value)[:_LONGEST]) for key, value in _flatten(config)]
+        for first in range(0, len(params), _AT_ONCE):
+            self._client.log_batch(self.id, params=params[first : first + _AT_ONCE])
 
     def update(self, step: int, row: Mapping[str, float]) -> None:
         """Log the metrics of an update."""
@@ -192,28 +185,6 @@ class MlflowRun:
         if result is not None:
             self.update(int(result.get("step", 0)), {f"result/{name}": v for name, v in result.items()})
         self._client.set_terminated(self.id, "KILLED" if result is None else "FINISHED")
-
-
-def open_mlflow(title: str, config: Mapping[str, Any], id: str | None) -> MlflowRun:
-    """Start a new run of MLflow, or continue the run with this id if it is not None.
-
-    MLflow's environment variable MLFLOW_TRACKING_URI names the server.
-    """
-    from mlflow import MlflowClient
-    from mlflow.entities import Param
-
-    client = MlflowClient()
-    if id is not None:
-        client.update_run(id, status="RUNNING")
-        return MlflowRun(client, id)
-    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "scrubjay")
-    experiment = client.get_experiment_by_name(name)
-    at = client.create_experiment(name) if experiment is None else experiment.experiment_id
-    run = MlflowRun(client, client.create_run(at, run_name=title).info.run_id)
-    params = [Param(key, str(value)[:_LONGEST]) for key, value in _flatten(config)]
-    for first in range(0, len(params), _AT_ONCE):
-        client.log_batch(run.id, params=params[first : first + _AT_ONCE])
-    return run
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

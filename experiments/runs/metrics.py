@@ -22,11 +22,6 @@ OnUpdate = Callable[[int, dict[str, float]], None]
 """Callback after each update, with the step and the row of metrics."""
 
 
-def is_timing(name: str) -> bool:
-    """Return True if a column depends on the machine's speed and differs between runs with the same seed."""
-    return name.startswith("time/") or name == "charts/SPS"
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Return the rows of metrics.jsonl, one per update; an incomplete last line is skipped.
 

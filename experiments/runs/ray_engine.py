@@ -16,8 +16,9 @@ from scrubjay.agents.rllib.algorithm import SegmentAlgorithm
 from scrubjay.experiments.runs.cluster import RayOptions, connect, free_cpus
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.engine import Engine, pack_env_states, unpack_env_states
+from scrubjay.experiments.runs.evaluation import evaluate_result
 from scrubjay.experiments.runs.metrics import EpisodeWindow
-from scrubjay.experiments.runs.reinforcement import RLConfig, evaluate_result
+from scrubjay.experiments.runs.reinforcement import RLConfig
 
 _log = logging.getLogger(__name__)
 

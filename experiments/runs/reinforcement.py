@@ -6,7 +6,6 @@ The policy acts for one agent (`TrainConfig`) or for a team (`TeamTaskConfig`).
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
@@ -19,17 +18,15 @@ from scrubjay.agents.rl.ppo import PPOConfig
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.gamatr import GAMATRConfig
 from scrubjay.agents.teams.policy import TeamPolicyConfig
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit, resolve_device
 from scrubjay.experiments.runs.checkpoint import to_plain
 from scrubjay.experiments.runs.cluster import RayOptions
-from scrubjay.experiments.runs.config import Experiment, derive_seed
-from scrubjay.experiments.runs.evaluation import evaluate_policy
+from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig, name_of
 from scrubjay.memory.sketch import nbytes, sketch, state_nbytes
-
-_log = logging.getLogger(__name__)
 
 _PER_ENV = 2**17  # bytes of one environment in a vector environment
 _COPIES = 4  # weights, their gradients, and Adam's two averages
@@ -61,10 +58,8 @@ class RLConfig(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.segment_length < 1:
-            raise ValueError(f"segment_length={self.segment_length}: must be at least 1")
-        if self.eval_episodes < 0:
-            raise ValueError(f"eval_episodes={self.eval_episodes}: must not be negative")
+        check_at_least(self, 1, "segment_length")
+        check_at_least(self, 0, "eval_episodes")
 
     @property
     def steps_per_update(self) -> int:
@@ -150,21 +145,6 @@ class RLConfig(Experiment):
         to_plain(state, f"the state of {type(learner).__name__}'s learner")
         self.env.try_out()
         return facts
-
-
-def evaluate_result(policy: Any, config: RLConfig) -> dict[str, Any]:
-    """Evaluate a policy and return the summary for result.json.
-
-    The summary is empty if `eval_episodes` is 0 or no episode ends.
-    """
-    if not config.eval_episodes:
-        return {}
-    seed = derive_seed(config.seed, "evaluation")
-    try:
-        return evaluate_policy(policy, config.env, config.eval_episodes, seed).summary()
-    except ValueError as error:  # training succeeded; the environment never ends an episode
-        _log.warning("not evaluated: %s", error)
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
-from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from scrubjay.agents.rl.policy import Policy
@@ -37,14 +37,13 @@ from scrubjay.experiments.files import (
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
-    encode_weights,
     latest_checkpoint,
     load_weights,
 )
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.evaluation import MAX_ENVS
-from scrubjay.experiments.runs.initial_weights import SourceRun, load_initial_weights
+from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics
 from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName
@@ -92,7 +91,7 @@ class Run:
         config, weights = resolve_initial_weights(config)
         path = _make_directory(config) if path is None else Path(path)
         contents: dict[str, str | bytes | None] = {
-            INITIAL: None if weights is None else encode_weights(weights),
+            INITIAL: None if weights is None else save(weights),
             ENVIRONMENT: None if config.policy_type is None else _encode_facts(config, facts),
             CONFIG: to_json(config),
         }
@@ -283,12 +282,7 @@ class Run:
         Raises ValueError if there is no checkpoint yet, or its weights do not match the config; TypeError if
         the run trains no policy.
         """
-        config = self._require_config("agent", "policy")
-        weights, spaces = load_weights(self.checkpoint), self.facts.spaces
-        try:
-            return self._build_policy(lambda: config.policy.build(spaces), weights)
-        except MisfitError as error:
-            raise self._mismatch_error("policy", error) from error
+        return self._load_policy("agent", "policy")
 
     @cached_property
     def model(self) -> nn.Module:
@@ -318,43 +312,43 @@ class Run:
     @cached_property
     def team_policy(self) -> TeamPolicy:
         """Policy of the team at the latest checkpoint, on the CPU. Raises the errors of `policy`."""
-        return self.team_policy_for()
+        return self._load_policy("team", "team")
 
-    def team_policy_for(self, env: TeamEnvConfig | None = None) -> TeamPolicy:
+    def team_policy_for(self, env: TeamEnvConfig) -> TeamPolicy:
         """Return the policy of the team for `env`, which may have another number of agents.
 
         Raises the errors of `policy`, and ValueError if the policy does not match `env`.
         """
-        config = self._require_config("team", "team")
+        return self._load_policy("team", "team", env)
+
+    def _load_policy(self, policy_type: str, name: str, env: TeamEnvConfig | None = None) -> Any:
+        """Return the latest policy for the spaces of `env`, or for those of the run if `env` is None."""
+        config: Any = self.config
+        if config.policy_type != policy_type:
+            raise TypeError(f"{self.path} is a run of kind {config.kind!r}, which has no {name}")
         weights = load_weights(self.checkpoint)
         spaces = self.facts.spaces if env is None else env.spaces()
+
+        def build() -> Any:
+            return config.policy.build(spaces)
+
         try:
-            return self._build_policy(lambda: config.policy.build(spaces), weights)
+            policy = build_matching(build, weights)
         except MisfitError as error:
             if env is None or env == config.env:
-                raise self._mismatch_error("team", error) from error
+                raise self._mismatch_error(name, error) from error
             raise ValueError(
                 f"the policy of {self.path} does not match the environment settings {env.kwargs}: it was "
                 f"trained with {config.env.kwargs}. Each agent needs the same observation and action spaces "
                 f"as in training. Other team sizes need policy.shared=True ({error})"
             ) from error
+        if self.untrusted:
+            state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), MAX_ENVS)
+            check_memory_limit({f"the memory of {MAX_ENVS} environments by {CONFIG}": state_bytes})
+        return policy.eval()
 
     def _mismatch_error(self, what: str, error: MisfitError) -> ValueError:
         return ValueError(f"the weights in {self.latest} do not match the {what} {self.source}: {error}")
-
-    def _build_policy(self, build: Callable[[], Any], weights: dict[str, Tensor]) -> Any:
-        """Build a policy with these weights. An untrusted run must also stay within the memory limit."""
-        policy = build_matching(build, weights)
-        if self.untrusted:
-            rows = MAX_ENVS
-            state_bytes = state_nbytes(sketch(build, MEMORY_LIMIT), rows)
-            check_memory_limit({f"the memory of {rows} environments by {CONFIG}": state_bytes})
-        return policy.eval()
-
-    def _require_config(self, policy_type: str, missing_part: str) -> Any:
-        if self.config.policy_type != policy_type:
-            raise TypeError(f"{self.path} is a run of kind {self.config.kind!r}, which has no {missing_part}")
-        return self.config
 
     @property
     def checkpoint(self) -> Path:
@@ -384,9 +378,9 @@ def resolve_initial_weights(config: Experiment) -> tuple[Experiment, dict[str, T
     # Without this file the weights alone are compared, to avoid creating the environment.
     has_spaces = run.config.policy_type is not None and (run.path / ENVIRONMENT).exists()
     spaces = run.facts.spaces if has_spaces else None
-    weights, step = load_initial_weights(SourceRun(run.path, run.config, run.checkpoint, spaces), config)
-    any_config: Any = config
-    return dataclasses.replace(any_config, init_step=step), weights
+    checkpoint = run.checkpoint
+    weights = load_initial_weights(config, run.config, checkpoint, spaces)
+    return dataclasses.replace(config, init_step=checkpoint_step(checkpoint)), weights
 
 
 def _make_directory(config: Experiment) -> Path:

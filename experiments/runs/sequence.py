@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.resources import MEMORY_LIMIT
 from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.supervised import SupervisedConfig, SupervisedEngine
@@ -60,9 +61,7 @@ class SequenceTaskConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_blocks", "parameters", "batch_rows", "eval_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_at_least(self, 1, "num_blocks", "parameters", "batch_rows", "eval_rows")
         for times in self.eval_longer:
             if times < 1:
                 raise ValueError(f"eval_longer={times}: must be at least 1; 1 is the training length")
@@ -120,12 +119,26 @@ class SequenceTaskConfig(SupervisedConfig):
         sizes = SequenceConfig(self.suite.vocab_size, self.memory, self.num_blocks)
         return match_parameters(sizes, self.parameters).build()
 
+    @torch.no_grad()
     def count_correct(self, model: Any, count: int, span: int) -> tuple[int, int]:
-        """Return the numbers of correct answers and of questions in sequences of `span` tokens.
+        """Return the numbers of correctly predicted labels and of all labels, for the evaluation seed.
 
-        Each sequence has `count` items to remember.
+        Sequences have `span` tokens and `count` items to remember. The model reads a sequence in chunks of
+        the training length, so that longer sequences need no more memory.
         """
-        return count_correct_answers(model, self, count, span)
+        suite, chunk = self.suite.with_sizes(count, span), self.suite.length
+        seed = derive_seed(self.seed, "evaluation")
+        rows = min(self.eval_rows, max(1, _EVAL_TOKENS // chunk))
+        correct = total = 0
+        for index, first in enumerate(range(0, self.eval_rows, rows)):
+            tokens, labels = suite.draw(min(rows, self.eval_rows - first), seed, index)
+            state = model.initial_state(len(tokens))
+            for piece, label in zip(tokens.split(chunk, dim=1), labels.split(chunk, dim=1), strict=True):
+                logits, state = model(piece, state)
+                has_label = label != IGNORED
+                correct += int((logits[has_label].argmax(dim=-1) == label[has_label]).sum())
+                total += int(has_label.sum())
+        return correct, total
 
     def check_parts(self) -> None:
         """Build the model, and the suite of each training and test size. Invalid settings raise errors."""
@@ -155,28 +168,3 @@ class SequenceEngine(SupervisedEngine):
     def _evaluate(self) -> dict[str, Any]:
         sizes = {"parameters": self.model.num_parameters, "state_bytes": self.model.state_bytes()}
         return super()._evaluate() | sizes
-
-
-@torch.no_grad()
-def count_correct_answers(
-    model: SequenceModel, config: SequenceTaskConfig, num_items: int, length: int
-) -> tuple[int, int]:
-    """Return the numbers of correctly predicted labels and of all labels, for the evaluation seed.
-
-    The model reads a sequence in chunks of the training length, so that longer sequences need no more memory.
-    """
-    suite = config.suite.with_sizes(num_items, length)
-    seed = derive_seed(config.seed, "evaluation")
-    rows = min(config.eval_rows, max(1, _EVAL_TOKENS // config.suite.length))
-    correct = total = 0
-    for index, first in enumerate(range(0, config.eval_rows, rows)):
-        tokens, labels = suite.draw(min(rows, config.eval_rows - first), seed, index)
-        state = model.initial_state(len(tokens))
-        for piece, label in zip(
-            tokens.split(config.suite.length, dim=1), labels.split(config.suite.length, dim=1), strict=True
-        ):
-            logits, state = model(piece, state)
-            has_label = label != IGNORED
-            correct += int((logits[has_label].argmax(dim=-1) == label[has_label]).sum())
-            total += int(has_label.sum())
-    return correct, total

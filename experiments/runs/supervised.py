@@ -58,11 +58,6 @@ class SupervisedConfig(Experiment):
         return name_of(self.memory)
 
     @property
-    def planned_steps(self) -> int:
-        """Number of training steps after which the run ends: `total_steps`."""
-        return self.total_steps
-
-    @property
     @abstractmethod
     def train_sizes(self) -> tuple[int, int]:
         """Sizes of training tasks: the maximum number of items to remember, and the time span."""
@@ -214,6 +209,3 @@ class SupervisedEngine(Engine):
                 low, high = wilson_interval(correct, total)
                 scores = {"success": correct / total, "success_low": low, "success_high": high}
         return {**scores, "tests": tests}
-
-    def _close(self) -> None:
-        pass

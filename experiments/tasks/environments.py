@@ -23,6 +23,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, Vecto
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.envs import list_environments
 from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.files import parse_object
 from scrubjay.experiments.tasks.faults import (
     check_single,
@@ -61,8 +62,7 @@ class EnvConfig:
     """Run each environment in its own process; faster only if a step takes more than about 0.2 ms."""
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1:
-            raise ValueError(f"num_envs={self.num_envs}: must be at least 1")
+        check_at_least(self, 1, "num_envs")
 
     def make(self, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
@@ -113,7 +113,7 @@ class EnvConfig:
         """Return the best success rate without memory, if the environment has this attribute."""
         return self.facts().success_without_memory
 
-    def make_vector(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
+    def make_batch(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
         """Return a vector environment that resets in the last step of an episode (SAME_STEP).
 
         The environment's own vector implementation is used if it supports this autoreset mode.
@@ -127,10 +127,6 @@ class EnvConfig:
                 return PreviousSteps(batched, self.inputs) if self._wraps else batched
         kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
         return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
-
-    def make_batch(self, num_envs: int | None = None) -> VectorEnv[Any, Any, Any]:
-        """Return the training environments; same as `make_vector`."""
-        return self.make_vector(num_envs)
 
     def _make_batched(
         self, count: int, entry_point: str | Callable[..., Any]

@@ -14,6 +14,7 @@ from pettingzoo import ParallelEnv
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
 from scrubjay.envs.teams import ParallelTeams
+from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.tasks.environments import (
     SETTING_ERRORS,
     EnvFacts,
@@ -43,8 +44,7 @@ class TeamEnvConfig:
     """Number of parallel environments, each with one team."""
 
     def __post_init__(self) -> None:
-        if self.num_envs < 1:
-            raise ValueError(f"num_envs={self.num_envs}: must be at least 1")
+        check_at_least(self, 1, "num_envs")
 
     def make(self, render_mode: str | None = None) -> ParallelEnv[Any, Any, Any]:
         """Return one environment. Raises ValueError if the id or a setting is unknown or untrusted."""
@@ -54,7 +54,7 @@ class TeamEnvConfig:
             kwargs["render_mode"] = render_mode
         return check_team(self._call(self.id, **kwargs), self.id)
 
-    def make_teams(self, num_envs: int | None = None) -> TeamEnv:
+    def make_batch(self, num_envs: int | None = None) -> TeamEnv:
         """Return a vector environment of `num_envs` teams.
 
         Raises the errors of `make`, and ValueError if the agents of a team have different spaces.
@@ -69,16 +69,12 @@ class TeamEnvConfig:
         except ValueError as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
 
-    def make_batch(self, num_envs: int | None = None) -> TeamEnv:
-        """Return the training environments; same as `make_teams`."""
-        return self.make_teams(num_envs)
-
     def try_out(self) -> None:
         """Take some random steps, to find faults of a user's environment before training.
 
         Raises ValueError if the environment violates the team API.
         """
-        teams = self.make_teams(min(self.num_envs, 2))  # two, since all teams must have the same spaces
+        teams = self.make_batch(min(self.num_envs, 2))  # two, since all teams must have the same spaces
         space = teams.single_action_space
         space.seed(0)
         try:
@@ -106,7 +102,7 @@ class TeamEnvConfig:
 
     def spaces(self) -> Spaces:
         """Return the spaces of a team."""
-        env = self.make_teams(1)
+        env = self.make_batch(1)
         try:
             return Spaces.from_env(env)
         finally:

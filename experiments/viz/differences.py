@@ -102,7 +102,9 @@ def measure_gains(
 
     def play(team: TeamPolicy) -> np.ndarray:
         seed_of_episodes = derive_seed(seed, "evaluation")
-        return evaluate_team(team, config.env, episodes, seed_of_episodes, deterministic=False).returns
+        return np.asarray(
+            evaluate_team(team, config.env, episodes, seed_of_episodes, deterministic=False).returns
+        )
 
     learner = get_trust_region_config(config)
     before = play(policy)
@@ -112,7 +114,7 @@ def measure_gains(
             team = best_response(
                 policy,
                 agent,
-                config.env.make_teams,
+                config.env.make_batch,
                 learner,
                 steps,
                 config.segment_length,

@@ -19,7 +19,7 @@ from scrubjay.agents.teams.policy import TeamPolicy
 from scrubjay.experiments.cli.arguments import UsageError, did_you_mean
 from scrubjay.experiments.recipes import RECIPES
 from scrubjay.experiments.recipes.overrides import with_env_settings
-from scrubjay.experiments.runs.evaluation import Rule, build_team_actor, list_rules
+from scrubjay.experiments.runs.evaluation import Rule, build_team_actor
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -296,8 +296,9 @@ def _task(run: Run) -> TeamTaskConfig:
 
 
 def _build_rule(name: str | None, env: TeamEnvConfig, seed: int) -> Rule:
-    builders: dict[str, Callable[[int], Rule]] = {"random": _build_random_rule, **list_rules(env)}
-    name = name or find_known_team(env.id).default_rule
+    team = find_known_team(env.id)
+    builders: dict[str, Callable[[int], Rule]] = {"random": _build_random_rule, **team.rules()}
+    name = name or team.default_rule
     if name not in builders:
         choices = f"{', '.join(builders)}, or the directory of a team run"
         raise UsageError(

@@ -14,10 +14,11 @@ from scrubjay.experiments.measurements import markdown
 from scrubjay.experiments.recipes.registry import Range, size_range
 from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs.config import derive_seed
-from scrubjay.experiments.runs.evaluation import Rule, evaluate_team, list_rules
+from scrubjay.experiments.runs.evaluation import Rule, evaluate_team
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.statistics import format_interval, group_runs
+from scrubjay.experiments.tasks.teams import find_known_team
 
 _HIDDEN = ("episodes", "episodic_return_low", "episodic_return_high", "episodic_length", "step", "seconds")
 
@@ -79,7 +80,7 @@ def _score_rules(
 ) -> dict[str, list[Scores]]:
     """Return the scores of each rule-based policy by its label `rule: <name>`, with one entry per seed."""
     scores: dict[str, list[Scores]] = {}
-    for rule, make in list_rules(config.env).items():
+    for rule, make in find_known_team(config.env.id).rules().items():
         for seed in dict.fromkeys(run.config.seed for run in runs):
             file = out / f"{config.recipe}-rule-{rule}-s{seed}{suffix}.json"
             play = partial(_play, partial(make, seed), config, seed)

@@ -121,7 +121,7 @@ def test_a_team_environment_that_only_the_file_names_is_not_made(tmp_path, expec
         assert "add --trust" in expect_refusal(("resume",), path)
         assert "no checkpoint" in expect_refusal(("eval",), path)
         with pytest.raises(ValueError, match="--trust"):
-            Run.load(path).config.env.make_teams()  # pyright: ignore[reportAttributeAccessIssue]
+            Run.load(path).config.env.make_batch()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("command", [("export",), ("plot",)], ids=lambda command: command[0])

@@ -27,7 +27,7 @@ class Constant:
 
 
 def single(num_envs=3):
-    return VectorEnvs(EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}).make_vector(num_envs))
+    return VectorEnvs(EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 4}).make_batch(num_envs))
 
 
 def team(num_envs=3):

@@ -20,7 +20,7 @@ def make_teams(num_envs):
 
 def ppo_config(memory="gru"):
     return SegmentPPOConfig().segments(
-        envs=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_vector,
+        envs=EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}).make_batch,
         num_envs=4,
         segment_length=8,
         policy=PolicyConfig(memory=make_config(memory, dim=16)),

@@ -35,7 +35,7 @@ def test_every_row_belongs_to_one_runner_and_shares_are_even(num_envs, num_runne
 
 
 def test_more_processes_than_rows_are_refused_by_name():
-    config = SegmentPPOConfig().segments(envs=EnvConfig().make_vector, num_envs=2)
+    config = SegmentPPOConfig().segments(envs=EnvConfig().make_batch, num_envs=2)
     with pytest.raises(ValueError, match="num_env_runners=3 is more than num_envs=2"):
         config.copy().env_runners(num_env_runners=3).validate()
     with pytest.raises(ValueError, match="num_learners=3 is more than num_envs=2"):

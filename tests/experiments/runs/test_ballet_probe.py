@@ -18,7 +18,6 @@ from scrubjay.experiments.runs.ballet_probe import (
     BalletProbe,
     BalletProbeConfig,
     ProbeEngine,
-    count_correct_answers,
     watch,
 )
 from scrubjay.experiments.runs.kinds import from_json, to_json
@@ -124,14 +123,10 @@ def test_stopped_and_resumed_equals_never_stopped(memory, tmp_path, record):
 def test_the_test_covers_training_and_beyond():
     config = tiny()
     assert config.tests == [(dancers, delay) for dancers in (1, 2, 3) for delay in (1, 2)]
-    assert count_correct_answers(BalletProbe(config.memory), config, 3, 2)[1] == 30
+    assert config.count_correct(BalletProbe(config.memory), 3, 2)[1] == 30
     # 70 episodes take two batches of 64; the second batch is truncated.
-    assert (
-        count_correct_answers(
-            BalletProbe(config.memory), dataclasses.replace(config, eval_episodes=70), 1, 1
-        )[1]
-        == 70
-    )
+    longer_config = dataclasses.replace(config, eval_episodes=70)
+    assert longer_config.count_correct(BalletProbe(config.memory), 1, 1)[1] == 70
 
 
 def test_training_and_test_have_seeds_of_their_own(tmp_path, monkeypatch):

@@ -18,12 +18,10 @@ from scrubjay.experiments import EnvConfig, evaluate
 from scrubjay.experiments.runs.evaluation import (
     MAX_ENVS,
     EpisodeScores,
-    TeamScores,
     evaluate_team,
-    list_rules,
     split_episodes,
 )
-from scrubjay.experiments.tasks.teams import TeamEnvConfig
+from scrubjay.experiments.tasks.teams import TeamEnvConfig, find_known_team
 from scrubjay.memory import make_config
 
 
@@ -45,7 +43,7 @@ def test_evaluation_is_reproducible_fair_and_leaves_no_trace(finished_run):
 def test_what_is_played_is_what_the_policy_does_by_single_acts(name):
     """By steps in place, though, which are quicker."""
     env = EnvConfig("scrubjay/RepeatPrevious-v0", {"k": 2}, num_envs=3)
-    envs = env.make_vector(3)
+    envs = env.make_batch(3)
     policy = PolicyConfig(memory=make_config(name, dim=16)).build(Spaces.from_env(envs)).eval()
     observations, _ = envs.reset(seed=5)
     state, returns, over = None, np.zeros(3), False
@@ -110,8 +108,12 @@ def test_success_that_is_yes_or_no_has_an_interval_within_it():
 ENV = TeamEnvConfig(kwargs={"num_users": 4, "max_steps": 6}, num_envs=4)
 
 
+def make_rule(name, seed):
+    return find_known_team(ENV.id).rules()[name](seed)
+
+
 def test_judging_does_not_depend_on_how_many_rows_play():
-    follow = list_rules(ENV)["follow"](0)
+    follow = make_rule("follow", 0)
     few, many = (evaluate_team(follow, ENV, episodes, seed=3) for episodes in (2, 5))
     np.testing.assert_allclose(few.returns, many.returns[:2], rtol=1e-6)
     with pytest.raises(ValueError, match="episodes=0"):
@@ -120,21 +122,24 @@ def test_judging_does_not_depend_on_how_many_rows_play():
 
 def test_episodes_are_in_the_order_of_rows_however_long_they_are():
     env = dataclasses.replace(ENV, kwargs={"num_users": 4, "max_steps": 30, "drop_probability": 0.2})
-    scores = evaluate_team(list_rules(env)["follow"](0), env, 3, seed=3)
-    alone = [evaluate_team(list_rules(env)["follow"](0), env, 1, seed=3 + row) for row in range(3)]
+    scores = evaluate_team(make_rule("follow", 0), env, 3, seed=3)
+    alone = [evaluate_team(make_rule("follow", 0), env, 1, seed=3 + row) for row in range(3)]
     assert list(scores.lengths) == [int(one.lengths[0]) for one in alone]
     assert sorted(scores.lengths) != list(scores.lengths)
 
 
 def test_an_episode_that_does_not_end_is_no_score():
     with pytest.raises(ValueError, match="did not end within 5 steps"):
-        evaluate_team(list_rules(ENV)["follow"](0), ENV, 2, max_steps=5)
-    assert list(evaluate_team(list_rules(ENV)["follow"](0), ENV, 2, max_steps=6).lengths) == [6, 6]
+        evaluate_team(make_rule("follow", 0), ENV, 2, max_steps=5)
+    assert list(evaluate_team(make_rule("follow", 0), ENV, 2, max_steps=6).lengths) == [
+        6,
+        6,
+    ]
 
 
 def test_a_summary_sums_over_agents_and_averages_what_was_measured():
     returns = np.array([[1.0, 2.0], [3.0, 6.0]])
-    scores = TeamScores(returns, np.array([4, 6]), {"jain": np.array([0.25, 0.75])})
+    scores = EpisodeScores(returns, (4, 6), measures={"jain": (0.25, 0.75)})
     summary = scores.summary()
     assert (summary["episodic_return"], summary["episodic_length"], summary["jain"]) == (6.0, 5.0, 0.5)
     assert summary["episodic_return_low"] < 6 < summary["episodic_return_high"]
@@ -166,6 +171,6 @@ def test_a_policy_begins_anew_where_an_episode_does():
 
 def test_judging_leaves_no_trace():
     before = torch.get_rng_state()
-    first, again = (evaluate_team(list_rules(ENV)["random"](5), ENV, 3, seed=1) for _ in range(2))
+    first, again = (evaluate_team(make_rule("random", 5), ENV, 3, seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.returns, again.returns)
     assert torch.equal(before, torch.get_rng_state())

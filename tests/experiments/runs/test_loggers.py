@@ -16,8 +16,9 @@ import pytest
 from scrubjay.experiments import Run, resume, train
 from scrubjay.experiments.progress import GracefulInterrupt
 from scrubjay.experiments.runs import loggers
-from scrubjay.experiments.runs.metrics import is_timing
 from scrubjay.experiments.training import TrainingStartError
+
+from ..conftest import is_timing
 
 UNREACHABLE = "http://127.0.0.1:9"
 _BLOCK = 2**15

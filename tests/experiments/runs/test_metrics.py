@@ -1,17 +1,11 @@
-"""Metrics rows: timing columns, means over episodes, and resumption of the log."""
+"""Metrics rows: means over episodes, and resumption of the log."""
 
 import json
 
 import pytest
 
 from scrubjay.agents.rl.rollout import EpisodeStats
-from scrubjay.experiments.runs.metrics import WINDOW, EpisodeWindow, MetricsLog, is_timing
-
-
-def test_timing_columns_are_the_only_ones_left_out():
-    assert is_timing("charts/SPS")
-    assert is_timing("time/seconds")
-    assert not is_timing("charts/success")
+from scrubjay.experiments.runs.metrics import WINDOW, EpisodeWindow, MetricsLog
 
 
 def episode(value, success=None, **measures):

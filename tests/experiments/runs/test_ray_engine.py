@@ -223,7 +223,7 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
     config = tiny("gru")
     algorithm_config = (
         SegmentPPOConfig()
-        .segments(envs=config.env.make_vector, num_envs=4, policy=config.policy, learner=config.learner)
+        .segments(envs=config.env.make_batch, num_envs=4, policy=config.policy, learner=config.learner)
         .env_runners(num_env_runners=0)
     )
     algorithm: Any = algorithm_config.build_algo()
@@ -430,7 +430,7 @@ def test_several_learners_of_a_team_are_refused_before_anything_is_written(tmp_p
 @pytest.mark.slow
 def test_rllibs_own_checkpoints_hold_the_learner_of_a_team(tmp_path, assert_equal):
     config = SegmentGAMATRConfig().segments(
-        envs=CLIPPED.env.make_teams,
+        envs=CLIPPED.env.make_batch,
         num_envs=4,
         segment_length=8,
         policy=CLIPPED.policy,

@@ -24,7 +24,7 @@ from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs import evaluation
 from scrubjay.experiments.runs.engine import LocalEngine
 from scrubjay.experiments.runs.kinds import from_json, to_json
-from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, evaluate_result
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import make_config
 
@@ -198,5 +198,5 @@ def test_an_environment_that_never_ends_is_trained_all_the_same(tiny, monkeypatc
         return evaluate(*arguments, **{**fields, "max_steps": 2})
 
     monkeypatch.setattr("scrubjay.experiments.runs.evaluation.evaluate", cut)
-    assert evaluate_result(config.make_policy(), config) == {}
+    assert evaluation.evaluate_result(config.make_policy(), config) == {}
     assert "no episode ended" in caplog.text

@@ -13,7 +13,7 @@ from scrubjay.experiments import RECIPES, Run, resume, train, with_memory
 from scrubjay.experiments.commands.main import main
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.kinds import from_json, to_json
-from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig, count_correct_answers
+from scrubjay.experiments.runs.sequence import SequenceEngine, SequenceTaskConfig
 from scrubjay.experiments.tasks.sequences import MQAR, Induction, SelectiveCopy
 from scrubjay.experiments.viz.comparison import write_report
 from scrubjay.memory import make_config
@@ -88,17 +88,17 @@ def test_reading_in_pieces_is_reading_at_once(monkeypatch):
     config = tiny(eval_rows=7)
     torch.manual_seed(0)
     model = config.make_model().double()
-    pieces = count_correct_answers(model, config, 2, 48)
+    pieces = config.count_correct(model, 2, 48)
     suite = config.suite.with_sizes(2, 48)
     with monkeypatch.context() as patch:
         patch.setattr("scrubjay.experiments.runs.sequence._EVAL_TOKENS", 48)
-        assert count_correct_answers(model, config, 2, 48)[1] == pieces[1] == 14
+        assert config.count_correct(model, 2, 48)[1] == pieces[1] == 14
     token_pieces = []
     forward = model.forward
     monkeypatch.setattr(
         model, "forward", lambda tokens, *rest: token_pieces.append(tokens) or forward(tokens, *rest)
     )
-    count_correct_answers(model, config, 2, 48)
+    config.count_correct(model, 2, 48)
     tokens = torch.cat(token_pieces, dim=1)
     labels = suite.draw(7, seed_of_evaluation(config)).labels
     logits, _ = forward(tokens, model.initial_state(7))

@@ -16,9 +16,9 @@ from scrubjay.agents.teams.policy import TeamPolicyConfig
 from scrubjay.experiments import RECIPES, Run, resume, train
 from scrubjay.experiments.recipes.teams import METHODS, with_method
 from scrubjay.experiments.runs.engine import LocalEngine
-from scrubjay.experiments.runs.evaluation import evaluate_team
+from scrubjay.experiments.runs.evaluation import evaluate_result, evaluate_team
 from scrubjay.experiments.runs.kinds import from_json, to_json
-from scrubjay.experiments.runs.reinforcement import TeamTaskConfig, evaluate_result
+from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.experiments.viz.differences import build_untrained_policy, measure_gains
 from scrubjay.memory import make_config

@@ -34,20 +34,20 @@ def test_every_way_to_name_an_environment(name, inside):
     config = EnvConfig(name, num_envs=2)
     with config.make() as env:
         assert type(env.unwrapped).__name__ == inside
-    envs = config.make_vector()
+    envs = config.make_batch()
     assert envs.num_envs == 2
     assert envs.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
     envs.close()
 
 
 def test_the_batched_version_is_used_where_there_is_one():
-    assert type(EnvConfig("scrubjay/TMaze-v0").make_vector().unwrapped).__name__ == "TMazeVector"
+    assert type(EnvConfig("scrubjay/TMaze-v0").make_batch().unwrapped).__name__ == "TMazeVector"
     # CartPole's own vector environment resets one step too late for our sampler.
-    assert isinstance(EnvConfig("CartPole-v1").make_vector(), SyncVectorEnv)
+    assert isinstance(EnvConfig("CartPole-v1").make_batch(), SyncVectorEnv)
 
 
 def test_subprocesses():
-    envs = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}, num_envs=2, subprocesses=True).make_vector()
+    envs = EnvConfig("scrubjay/TMaze-v0", {"corridor_length": 2}, num_envs=2, subprocesses=True).make_batch()
     assert isinstance(envs, AsyncVectorEnv)
     observation, _ = envs.reset(seed=0)
     assert observation.shape == (2, 4)

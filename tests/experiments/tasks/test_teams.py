@@ -8,7 +8,6 @@ import pytest
 from scrubjay.envs import uav
 from scrubjay.envs.teams import ParallelTeams
 from scrubjay.envs.uav.batch import UAVTeams
-from scrubjay.experiments.runs.evaluation import list_rules
 from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, KnownTeamEnv, TeamEnvConfig, find_known_team
 
 UAV = "scrubjay.envs.uav:parallel_env"
@@ -31,8 +30,8 @@ def test_what_is_known_of_an_environment_is_so(name):
 @pytest.mark.parametrize("name", [name for name, entry in KNOWN_TEAMS.items() if entry.rules_path])
 def test_rules_act_in_as_many_rows_as_there_are(name):
     config = TeamEnvConfig(KNOWN_TEAMS[name].id, num_envs=3)
-    teams = config.make_teams()
-    for make in list_rules(config).values():
+    teams = config.make_batch()
+    for make in find_known_team(config.id).rules().values():
         observations, alive = teams.reset(seed=2)
         actions = make(0)(teams, observations, alive, np.ones(3, dtype=bool))
         assert actions.shape[:2] == alive.shape
@@ -48,10 +47,10 @@ def test_a_stranger_offers_nothing():
 
 def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
     config = TeamEnvConfig(UAV, {"num_users": 4, "max_steps": 3}, num_envs=2)
-    own = config.make_teams(5)
+    own = config.make_batch(5)
     assert isinstance(own, UAVTeams)
     monkeypatch.delattr(uav, "teams")
-    parallel_teams = config.make_teams()
+    parallel_teams = config.make_batch()
     assert isinstance(parallel_teams, ParallelTeams)
     assert own.possible_agents == parallel_teams.possible_agents
     assert own.reset(seed=0)[1].shape == (5, 2)
@@ -69,7 +68,7 @@ def test_rows_are_the_modules_own_teams_or_parallel_environments(monkeypatch):
 )
 def test_what_cannot_be_made_is_refused_by_name(id, kwargs, message):
     config = TeamEnvConfig(id, kwargs)
-    for make in (config.make, config.make_teams):
+    for make in (config.make, config.make_batch):
         with pytest.raises(ValueError, match=message) as error_info:
             make()
         assert id in str(error_info.value)

@@ -25,7 +25,7 @@ def policy_for(**fields: Any):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         fields.setdefault("memory", make_config("gtrxl", dim=16, window=3, num_layers=1))
-        teams = ENV.make_teams()
+        teams = ENV.make_batch()
         config = TeamTaskConfig(env=ENV, policy=TeamPolicyConfig(**fields))
         return config.make_policy(teams).eval()
 
@@ -52,7 +52,7 @@ def test_who_acts_hears_and_recalls_is_told_by_name(shared):
 def test_shares_are_those_that_add_up_to_what_an_agent_hears(shared):
     """One round adds the sum of the neighbors' messages, weighted by attention, to a node."""
     policy = policy_for(shared=shared, graph_rounds=1, graph_heads=1)
-    teams = ENV.make_teams(1)
+    teams = ENV.make_batch(1)
     observations, alive = teams.reset(seed=1)
     leaves = {key: torch.as_tensor(value) for key, value in observations.items()}
     state = policy.initial_state(1)
