@@ -99,11 +99,11 @@ class PersistentTokens(nn.Module):
         self, keys: Float[Tensor, "batch slots heads width"], values: Tensor, times: int = 1
     ) -> tuple[Tensor, Tensor]:
         """Return `keys` and `values`, preceded by `times` copies of the persistent keys and values."""
-        persistent_keys, persistent_values = self.persistent(len(keys), keys.dtype)
-        return (
-            torch.cat([persistent_keys.repeat(1, times, 1, 1), keys], dim=1),
-            torch.cat([persistent_values.repeat(1, times, 1, 1), values], dim=1),
-        )
+        # `len` would fix the batch size of an exported program.
+        tokens = self.persistent(keys.shape[0], keys.dtype)
+        if times > 1:
+            tokens = tuple(part.repeat(1, times, 1, 1) for part in tokens)
+        return torch.cat([tokens[0], keys], dim=1), torch.cat([tokens[1], values], dim=1)
 
     def persistent(
         self, batch: int, dtype: torch.dtype
