@@ -114,7 +114,8 @@ def _differentiate(options: LoopOptions, inputs: MatrixInputs, *grads: Tensor | 
     weight = inputs.weight.expand(len(inputs.delta) // heads, -1, -1, -1).flatten(0, 1)
     layers = LayerStates(*([x] for x in inputs[7:]))
     grad_inputs = differentiate_loop(options, (NeuralTokens(*inputs[:6]), [weight], layers), *grads)
-    grad_inputs[6] = grad_inputs[6].unflatten(0, (-1, heads)).sum(0)
+    # `unflatten` has no rule for batches of gradients.
+    grad_inputs[6] = grad_inputs[6].reshape(-1, *inputs.weight.shape).sum(0)
     return grad_inputs
 
 
