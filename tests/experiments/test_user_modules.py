@@ -27,6 +27,7 @@ register("mine", OwnConfig)
 """
 
 
+@pytest.mark.slow
 def test_a_memory_of_a_user_module_is_registered(scrubjay, tmp_path, monkeypatch):
     """The module is imported in the processes of `compare` and when a run is loaded."""
     (tmp_path / "my_memory.py").write_text(OWN_MEMORY)

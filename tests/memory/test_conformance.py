@@ -154,8 +154,8 @@ def is_small(name, fields):
 
 
 def is_first(name, fields):
-    """Check that these are the default sizes or the first of the small ones."""
-    return not fields or fields in SIZES.get(name, [])[:1]
+    """Check that these are the first of the small sizes, or the default ones of a memory that has no others."""
+    return fields in SIZES.get(name, [{}])[:1]
 
 
 def check_laws(name, fields, seed, dtypes, autocast):

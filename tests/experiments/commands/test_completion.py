@@ -89,6 +89,7 @@ def test_bash_completes_options_of_the_recipe_and_of_the_memory_that_is_named(ba
     assert of_team == {"--policy.graph-rounds"}
 
 
+@pytest.mark.slow
 def test_bash_completes_run_directories(bash, tmp_path):
     run = tmp_path / "runs" / "tmaze-gru"
     run.mkdir(parents=True)
@@ -153,6 +154,7 @@ def test_completion_knows_the_options_of_words_below_a_verb(words):
     assert {"--help"} < options(*words.split())
 
 
+@pytest.mark.slow
 def test_a_shell_that_asks_again_does_not_wait_for_torch(modules_after, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     program = "from scrubjay.experiments.commands import completion\n"

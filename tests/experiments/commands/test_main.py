@@ -228,6 +228,7 @@ def test_overrides_reach_their_fields():
     assert (other.env.id, other.env.kwargs) == ("CartPole-v1", {"sutton_barto_reward": True})
 
 
+@pytest.mark.slow
 def test_demo_trains_both_compares_them_and_goes_on_when_called_again(capfd, tmp_path):
     words = ["demo", "--memory", "gru", "--total-steps", "2000", "--out", str(tmp_path / "demo")]
     assert main(words) == 0

@@ -66,6 +66,7 @@ def whole(tiny_chat, tmp_path_factory):
     return out, table.read_text(), picture
 
 
+@pytest.mark.slow
 def test_turns_cost_the_same_and_the_first_facts_come_back(whole):
     out, table, picture = whole
     rows = read(out, "words-alone")
@@ -82,6 +83,7 @@ def test_turns_cost_the_same_and_the_first_facts_come_back(whole):
     assert "| 150, stated at 3 |" in table
 
 
+@pytest.mark.slow
 def test_a_cache_alone_forgets_or_ends(whole):
     out, table, _ = whole
     sinks, full = read(out, "sinks"), read(out, "full")
@@ -93,7 +95,8 @@ def test_a_cache_alone_forgets_or_ends(whole):
     assert f"full, seed 0, ended at turn {len(full)}: the prompt has" in table
 
 
-@pytest.mark.parametrize("method", ["words-alone", pytest.param("sinks", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["words-alone", "sinks"])
 def test_a_killed_conversation_goes_on_to_the_same_records(whole, tiny_chat, tmp_path, monkeypatch, method):
     turn = conversation._turn
 

@@ -113,6 +113,7 @@ def metrics_of(rows):
     }
 
 
+@pytest.mark.slow
 def test_wandb_is_told_every_row_and_goes_on_in_the_same_run(tiny, tmp_path, wandb_records):
     run = interrupt_run(tiny(), tmp_path / "run", "wandb")
     resume(run.path, logger="wandb")
@@ -138,6 +139,7 @@ def test_wandb_is_told_every_row_and_goes_on_in_the_same_run(tiny, tmp_path, wan
     assert summary["result/episodic_return"] == run.result["episodic_return"]
 
 
+@pytest.mark.slow
 def test_mlflow_is_told_every_row_and_goes_on_in_the_same_run(tiny, tmp_path, mlflow_client):
     run = interrupt_run(tiny(), tmp_path / "run", "mlflow")
     experiment = mlflow_client.get_experiment_by_name("mazes").experiment_id

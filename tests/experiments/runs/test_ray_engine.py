@@ -200,6 +200,7 @@ def test_an_environment_that_fails_is_reported_not_restarted(num_env_runners, ti
     assert "faulty.py" in "".join(error.value.__notes__)  # the traceback names the file, from any process
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_a_lost_runners_rows_is_resumed_here(tiny, tmp_path, caplog):
     """The state of half the environments equals that of a run with half as many, except for their indices."""
     config = tiny("gru")
@@ -219,6 +220,7 @@ def test_a_checkpoint_without_a_lost_runners_rows_is_resumed_here(tiny, tmp_path
     assert "all environments start new episodes" in caplog.text
 
 
+@pytest.mark.slow
 def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
     config = tiny("gru")
     algorithm_config = (
@@ -244,6 +246,7 @@ def test_rllibs_own_checkpoints_hold_the_learner(tiny, tmp_path):
         torch.testing.assert_close(value, expected["policy"][name], rtol=0, atol=bound)
 
 
+@pytest.mark.slow
 # That a module without a state steps as it learns is tested in test_rllib.py, for every memory.
 @pytest.mark.parametrize(
     ("memory", "num_env_runners"),
@@ -331,6 +334,7 @@ def test_no_process_makes_an_environment_that_only_a_file_names(
     (cluster / "harm").unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "processes",
     [pytest.param((0, 0), id="here"), pytest.param((1, 1), id="in-processes", marks=pytest.mark.slow)],
@@ -350,6 +354,7 @@ def test_a_new_learner_trains_as_it_does_on_the_local_engine(processes, tiny, tm
         cloudpickle.unregister_pickle_by_value(reinforce)
 
 
+@pytest.mark.slow
 def test_a_new_team_learner_trains_as_it_does_on_the_local_engine(tmp_path, assert_same):
     agents.learners._LEARNERS.register("team_reinforce", TeamReinforceConfig)
     try:

@@ -51,6 +51,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, tiny: Callable) -> Run:
     return train(long_enough_to_kill(tiny, memory="lstm"), tmp_path_factory.mktemp("runs") / "reference")
 
 
+@pytest.mark.slow
 def test_killed_and_torn_and_resumed_equals_never_stopped(reference, start, tmp_path, assert_same):
     config = reference.config
     run = Run.create(config, tmp_path / "killed")

@@ -255,8 +255,13 @@ def operator_arguments(arguments, **options):
     [
         {},
         {"return_lse": True},
-        {"joint": True, "return_lse": True, "lengths": torch.tensor([[3, 1, 0, 2, 3, 3]] * 2)},
-        {"joint": True, "lengths": torch.tensor([[3, 1, 0, 2, 3, 3]] * 2)},
+        *(
+            pytest.param(
+                {"joint": True, "lengths": torch.tensor([[3, 1, 0, 2, 3, 3]] * 2), **more},
+                marks=pytest.mark.slow,
+            )
+            for more in ({"return_lse": True}, {})
+        ),
     ],
 )
 def test_the_operator_is_registered_as_torch_expects(draw, options):

@@ -205,6 +205,7 @@ def test_impossible_sizes_are_named(tiny_llama):
         InfiniRetri(tiny_llama(), Letters(), top_k=0, layer=0, heads=[0])
 
 
+@pytest.mark.slow
 def test_smollm2_finds_a_needle(smollm2):
     model, tokenizer = smollm2
     subjects, verbs = (

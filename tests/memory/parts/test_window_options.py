@@ -239,6 +239,7 @@ def test_its_step_compiles_and_autocast_changes_no_dtypes(options):
     memory.check_memory(module, dtypes=(torch.float32,), steps=24, compile_backend="eager", autocast=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CHOICES, ids=str)
 def test_hcam_has_them_too(options):
     torch.manual_seed(0)
