@@ -154,7 +154,7 @@ def is_small(name, fields):
 
 
 def is_first(name, fields):
-    """Check that these are the first of the small sizes, or the default ones of a memory that has no others."""
+    """Check that these are the first small sizes, or the default ones of a memory without small sizes."""
     return fields in SIZES.get(name, [{}])[:1]
 
 
