@@ -35,7 +35,7 @@ TOGETHER = {
     "tests/agents/chat/test_prompt.py": "smollm2",
     "tests/experiments/runs/test_ray_engine.py": "cluster",
     "tests/experiments/commands/test_mistakes.py": "mistakes",
-    "tests/experiments/test_resume.py": "run",
+    "tests/experiments/runs/test_resume.py": "run",
     "tests/memory/context/test_models.py": "smollm2",
     "tests/memory/context/test_retrieval_heads.py": "smollm2",
     "tests/memory/context/test_infiniretri.py": "smollm2",
@@ -73,6 +73,9 @@ def pytest_configure(config):
         if name in SURROUNDINGS or name.startswith(("FORCE_COLOR", "LC_", "SCRUBJAY_")):
             del os.environ[name]
     time.tzset()
+    # A forked process would wait forever for the threads of its parent. Processes of tests inherit the variable.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gc.disable()
     # pytest-randomly shuffles the tests and prints the seed of the order.
     # The hooks below seed the generators.

@@ -57,7 +57,7 @@ def run(
     child = os.fork()
     if child == 0:
         _be_the_command(words, folder, aside, output, seconds)
-    deadline = time.monotonic() + 5 * seconds + 300
+    deadline = time.monotonic() + 5 * seconds + 120
     result, status = 0, 0
     while not result and time.monotonic() < deadline:
         time.sleep(0.005)
