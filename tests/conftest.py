@@ -73,7 +73,7 @@ def pytest_configure(config):
         if name in SURROUNDINGS or name.startswith(("FORCE_COLOR", "LC_", "SCRUBJAY_")):
             del os.environ[name]
     time.tzset()
-    # A forked process would wait forever for the threads of its parent. Processes of tests inherit the variable.
+    # A forked process would wait forever for the threads of its parent. Subprocesses inherit the variable.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     gc.disable()

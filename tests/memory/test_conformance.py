@@ -158,12 +158,21 @@ def is_first(name, fields):
     return fields in SIZES.get(name, [{}])[:1]
 
 
-def check_laws(name, fields, seed, dtypes, autocast):
+def count_steps(name, fields):
+    """Return the length of the test sequences, None for the default one."""
     # Small chunks and windows are filled three times and more by half the steps; 70 sinks take all of them.
-    steps = 24 if is_small(name, fields) and fields.get("num_sinks") != 70 else None
+    return 24 if is_small(name, fields) and fields.get("num_sinks") != 70 else None
+
+
+def check_laws(name, fields, seed, dtypes, autocast=False):
     module = memory.make(name, **({"dim": 16} | fields))
     exempt = memory.check_memory(
-        module, laws=BUT_COMPILATION, dtypes=dtypes, steps=steps, autocast=autocast, seed=seed
+        module,
+        laws=BUT_COMPILATION,
+        dtypes=dtypes,
+        steps=count_steps(name, fields),
+        autocast=autocast,
+        seed=seed,
     )
     assert any("does not retrieve" in line for line in exempt) is not module.retrieves
     assert any("law 9" in line for line in exempt) is bool(module.no_gradient)
@@ -177,12 +186,10 @@ def check_laws(name, fields, seed, dtypes, autocast):
     ],
 )
 def test_laws_without_compilation(name, fields):
-    small = is_small(name, fields)
-    wide = "dim" in fields and not small
+    wide = "dim" in fields and not is_small(name, fields)
     # Of other sizes than the default ones float64 alone, whose bounds are the tighter ones.
-    dtypes = (torch.float64,) if wide or small else (torch.float32, torch.float64)
-    # The default sizes are tested under autocast by a slow test.
-    check_laws(name, fields, int(wide), dtypes, autocast=not wide and (small or name not in SIZES))
+    dtypes = (torch.float64,) if fields else (torch.float32, torch.float64)
+    check_laws(name, fields, int(wide), dtypes)
 
 
 @pytest.mark.slow
@@ -197,10 +204,25 @@ def test_laws_hold_for_other_random_data(name, fields):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("name", NAMES)
-def test_laws_hold_under_autocast_at_the_default_sizes(name):
-    module = memory.make(name, dim=16)
-    memory.check_memory(module, laws=(1, 2, 4, 5, 6, 9), dtypes=(), autocast=True)
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *(case for case in CASES if is_small(*case.values)),
+        *(
+            pytest.param(
+                name,
+                {},
+                id=f"{name}-default",
+                marks=pytest.mark.matrix if name in SIZES and name not in FAMILIES.values() else [],
+            )
+            for name in memory.list_memories()
+        ),
+    ],
+)
+def test_laws_hold_under_autocast(name, fields):
+    module = memory.make(name, **({"dim": 16} | fields))
+    laws = (1, 2, 4, 5, 6, 9)
+    memory.check_memory(module, laws=laws, dtypes=(), steps=count_steps(name, fields), autocast=True)
 
 
 # Layers are alike, and a stack's step is that of its parts.

@@ -59,7 +59,7 @@ SOON = {"retry-after-ms": "1"}
         (Fails(429, "Rate limit reached for small.", SOON), "Rate limit reached"),
         (Fails(500, "The server had an error.", SOON), "The server had an error"),
         (BreaksOff(4), "onnection error. ("),
-        (Hangs(60), "timed out"),
+        pytest.param(Hangs(60), "timed out", marks=pytest.mark.slow),
     ],
     ids=["401", "404", "429", "500", "drop", "hang"],
 )

@@ -47,6 +47,7 @@ def test_probes_ask_for_a_value_in_their_text():
         assert probe.answer.removeprefix("The code of project ").removesuffix(" is ") in probe.question
 
 
+@pytest.mark.slow
 def test_stored_heads_of_smollm2_still_copy(smollm2):
     model, tokenizer = smollm2
     stored_heads = retrieval_heads(model, tokenizer)
