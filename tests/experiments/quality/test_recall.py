@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
@@ -140,8 +141,9 @@ def test_published_sets_are_read_where_they_are_named_and_only_in_part(monkeypat
     synthetic = [f"synthetic, {language}" for language in LANGUAGES]
     assert plain == [*synthetic, *(f"{name}, in one bank" for name in synthetic), "BFCL"]
     assert read == [("bfcl",)]
-    paths = {name: Path(name) for name in SETS}
-    corpora = recall.corpora(RecallBench(turns=400, **paths | {"agentbench": (Path("a"), Path("b"))}), part)
+    paths: dict[str, Any] = {name: Path(name) for name in SETS}
+    paths["agentbench"] = Path("a"), Path("b")
+    corpora = recall.corpora(RecallBench(turns=400, **paths), part)
     assert list(corpora)[len(plain) :] == list(SETS.values())
     assert read[2] == ("memdaily", Path("memdaily"), recall.part_names("MemDaily", part))
     assert read[-2:] == [("agentbench", Path("a")), ("agentbench", Path("b"))]

@@ -132,7 +132,7 @@ def test_best_responses_change_one_agent_and_are_measured_on_the_same_episodes()
     assert [gain.before for gain in gains] == [gain.before for gain in again]
     assert all(gain.low <= gain.gain <= gain.high for gain in gains)
     returns = evaluate_team(policy, config.env, 4, 0, deterministic=False).returns
-    assert returns.shape == (4, 2)
+    assert np.shape(returns) == (4, 2)
 
 
 def test_the_command_trains_evaluates_and_prints_the_gain_of_an_agent(here):

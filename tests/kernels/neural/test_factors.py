@@ -20,10 +20,11 @@ def draw():
 
 @pytest.mark.parametrize("read_before_write", [True, False])
 def test_factors_and_their_gradients_equal_the_rule(read_before_write):
-    valid_tokens, *gates = draw()
-    factors = Factors.from_gates(*gates, valid_tokens, read_before_write)
+    valid_tokens, log_retention, log_momentum = draw()
+    factors = Factors.from_gates(log_retention, log_momentum, valid_tokens, read_before_write)
+    gates = log_retention, log_momentum
     logs = [x.clone().requires_grad_() for x in gates]
-    rule = compute_coefficients(*logs, valid_tokens, read_before_write)
+    rule = compute_coefficients(logs[0], logs[1], valid_tokens, read_before_write)
     ends = torch.stack([rule.end_retention, rule.end_momentum_retention], dim=-1)[..., 0, 0, :]
     expected = (rule.read_retention, rule.read_buildup, rule.end_mixing, rule.end_trace)
     coefficients = (factors.read_retention, factors.read_buildup, factors.end_mixing, factors.end_trace)

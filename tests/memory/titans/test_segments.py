@@ -49,7 +49,9 @@ def test_segments_of_one_chunk_are_chunks(monkeypatch):
     state["before"] = state["anchor"].clone()
     x = torch.randn(2, 20, 8, dtype=torch.float64)
     expected, _, after = layer.segment(x, state, grid)
-    monkeypatch.setattr(mac, "ChunkContext", lambda attention, x, *rest: SegmentContext(attention, *rest, 1))
+    monkeypatch.setattr(
+        mac, "ChunkContext", lambda attention, x, state, grid: SegmentContext(attention, state, grid, 1)
+    )
     layer._use_custom_backward = lambda x, state: False
     layer.names = (*layer.names, "before")
     result, _, result_after = layer.segment(x, state, grid)
