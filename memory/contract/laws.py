@@ -60,6 +60,11 @@ def compare_cuts(trial: Trial, state: State, suffix: str = "", x: Tensor | None 
             compare(1, f"state {name!r} from which a stepper was created", value, copies[name], 0.0)
 
 
+def _name_results(output: Tensor, state: State) -> dict[str, Tensor]:
+    """Return output and state entries by the names that error messages have for them."""
+    return {"output": output} | {f"state {name!r}": value for name, value in state.items()}
+
+
 def _run_steppers(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[str, Tensor]:
     """Return outputs and final state of two steppers; the second continues from the state of the first."""
     outputs = []
@@ -68,7 +73,7 @@ def _run_steppers(trial: Trial, x: Tensor, state: State, start: Tensor) -> dict[
             stepper = trial.memory.stepper(state)
             outputs += [stepper.step(x[:, t], start[:, t]) for t in steps]
         state = stepper.state()
-    return {"output": torch.stack(outputs, dim=1)} | {f"state {n!r}": value for n, value in state.items()}
+    return _name_results(torch.stack(outputs, dim=1), state)
 
 
 def _run_with_gradients(
@@ -78,7 +83,7 @@ def _run_with_gradients(
     x = x.clone().requires_grad_()
     trial.memory.zero_grad()
     y, after = trial.run(x, state, start, cuts)
-    results = {"output": y.detach()} | {f"state {name!r}": value.detach() for name, value in after.items()}
+    results = {name: value.detach() for name, value in _name_results(y, after).items()}
     loss = _functional(y) + sum(_functional(value) for value in after.values() if value.requires_grad)
     _backward(loss)
     results["gradient of x"] = _gradient(x)
@@ -113,8 +118,8 @@ def _run_fresh_episodes(trial: Trial, x: Tensor, starting_steps: Sequence[int]) 
         fresh = x[row : row + 1, t:].clone().requires_grad_()
         output, after = trial.memory(fresh, trial.memory.initial_state(1))
         _backward(_functional(output[0]))
-        results[f"output {row}"], results[f"gradient of x {row}"] = output.detach(), _gradient(fresh)
-        results |= {f"state {name!r} {row}": value for name, value in detach_state(after).items()}
+        episode = _name_results(output.detach(), detach_state(after)) | {"gradient of x": _gradient(fresh)}
+        results |= {f"{name} {row}": value for name, value in episode.items()}
     return results | {
         f"gradient of parameter {name}": _gradient(parameter)
         for name, parameter in trial.memory.named_parameters()
@@ -184,7 +189,7 @@ def _compare_episodes(
     for row, t in enumerate(steps):
         block, episode = divmod(row, len(starting_steps))
         rows = slice(row, row + 1)
-        actual = {"output": y[rows, t:]} | {f"state {n!r}": value[rows] for n, value in after.items()}
+        actual = _name_results(y[rows, t:], {name: value[rows] for name, value in after.items()})
         gradient = _gradient(x)[rows]
         if differentiable:
             actual["gradient of x"] = gradient[:, t:]
@@ -235,7 +240,7 @@ def check_rows_independent(trial: Trial) -> None:
     def run(trial: Trial, blur: Blur, length: int) -> dict[str, Tensor]:
         near = {name: blur(value) for name, value in state.items()}
         y, after = trial.memory(blur(x[:, :length]), near, start[:, :length])
-        return {"output": y} | {f"state {name!r}": value for name, value in after.items()}
+        return _name_results(y, after)
 
     with torch.no_grad():
         for path, length in (("segment", trial.steps), ("step", 1)):
@@ -246,8 +251,7 @@ def check_rows_independent(trial: Trial) -> None:
                 rows = torch.tensor(order, device=trial.device)
                 again = {n: v[rows] for n, v in state.items()}
                 y_rows, after_rows = trial.memory(x[rows, :length], again, start[rows, :length])
-                actual = {"output": y_rows} | {f"state {n!r}": value for n, value in after_rows.items()}
-                for what, value in actual.items():
+                for what, value in _name_results(y_rows, after_rows).items():
                     label, bound = f"{what} of a {path} with {name}", nearby.bound(what, rows)
                     compare(4, label, value, expected[what][rows], trial.row_tolerance, bound=bound)
             for name, poison in (("NaN", float("nan")), ("1e20", 1e20)):

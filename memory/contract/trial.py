@@ -214,7 +214,9 @@ class Nearby:
             for weight, parameter in weights:
                 parameter.data.copy_(blur(weight.detach()))
             for name, value in self._run(trial, blur).items():
-                gap = (value.double() - self.exact[name].double()).abs().nan_to_num(nan=0.0)
+                gap = (value.double() - self.exact[name].double()).abs()
+                # A result that is not finite nearby allows nothing.
+                gap = gap.nan_to_num(nan=0.0, posinf=0.0)
                 by_row = gap.flatten(1).amax(dim=1) if gap.ndim > 1 else gap
                 worst[name] = torch.maximum(worst[name].to(by_row), by_row)
         return worst

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scrubjay.kernels.neural.factors import Factors
+from scrubjay.kernels.neural.loop import is_flush_due
 from scrubjay.kernels.neural.network import NEGLIGIBLE
 from scrubjay.memory.parts.attention import LOG2_E, read_values
 from scrubjay.memory.parts.layers import inverse_norm
@@ -31,8 +32,6 @@ from scrubjay.memory.titans.schedule import Schedule
 
 NORM_EPS = 1e-5
 READ_EPSILON = 1e-4
-# Denormal numbers are flushed every so many chunks, and at the last chunk.
-_FLUSH_EVERY = 8
 
 
 class SegmentInputs(NamedTuple):
@@ -304,7 +303,7 @@ class Forward:
         torch.mul(chunk.state, factors.ends[0][..., None, None], out=after)
         after[:, 0].addcmul_(factors.end_buildup[0][:, None, None], chunk.state[:, 1])
         after.flatten(1, 2).baddbmm_(chunk.writes.mT, error, alpha=-1)
-        if index % _FLUSH_EVERY == _FLUSH_EVERY - 1 or index == sizes.chunks - 1:
+        if is_flush_due(index, sizes.chunks):
             torch.hardshrink(after, NEGLIGIBLE, out=after)
         return factors
 
