@@ -6,6 +6,7 @@ A memory has the same color in every plot.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -22,6 +23,7 @@ from scrubjay.experiments.runs.initial_weights import flatten
 from scrubjay.experiments.runs.run import Run
 
 Content = TypeVar("Content")
+_log = logging.getLogger(__name__)
 
 LABELS = {
     "charts/success": "success per episode (0 to 1)",
@@ -80,32 +82,44 @@ _COLUMN_INCHES = 1.8
 def plot_runs(runs: Sequence[Run], out: Path | str, metric: str | None = None) -> Path:
     """Plot the learning curves of runs to a file and return its path; the format is PNG by default.
 
-    Runs with the same task, memory and settings share one curve, which is their mean. The range from the
-    worst to the best seed is shaded. The default metric is the success rate if every run has it, otherwise
-    the episode return. A dashed line shows the best success without memory, if known. Raises ValueError,
-    naming the existing metrics, if the metric does not exist.
+    Runs with the same task, memory and settings share one curve. It is their mean where all of them have
+    values, with the range from the worst to the best seed shaded. Where only some have values, each is a thin
+    line of its own. A cross marks the end of a run that has not finished. Runs without values are left out,
+    with a warning. The default metric is the success rate if every run has it, otherwise the episode return.
+    A dashed line shows the best success without memory, if known. Raises ValueError, naming the existing
+    metrics, if no run has the metric.
     """
     rows = {run: run.metrics() for run in runs}
     labels = label_runs(runs)
     if metric is None:
-        has_success = all(any("charts/success" in row for row in run_rows) for run_rows in rows.values())
-        metric = "charts/success" if rows and has_success else "charts/episodic_return"
+        has_success = [any("charts/success" in row for row in rows[run]) for run in runs if has_curve(run)]
+        metric = "charts/success" if has_success and all(has_success) else "charts/episodic_return"
     panels: dict[str, dict[str, list[_Curve]]] = {}
+    missing = []
     for run, run_rows in rows.items():
         points = [(row["step"], row[metric]) for row in run_rows if metric in row]
         if not points:
-            names = sorted({name for row in run_rows for name in row if name != "step"})
-            raise ValueError(f"{run.path} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
+            missing.append(run)
+            continue
         steps, values = np.array(points, dtype=float).T
         panels.setdefault(run.config.recipe, {}).setdefault(labels[run], []).append(
-            _Curve(run.config.seed, steps, values)
+            _Curve(run.config.seed, steps, values, run.is_finished)
         )
+    if not panels:
+        names = sorted({name for run_rows in rows.values() for row in run_rows for name in row} - {"step"})
+        paths = ", ".join(str(run.path) for run in runs)
+        raise ValueError(f"{paths} has no metric {metric!r}; it has {', '.join(names) or 'none yet'}")
+    for run in missing:
+        reason = f"it has no metric {metric!r}" if has_curve(run) else "no episode has ended yet"
+        _log.warning("%s is not drawn: %s", run.path, reason)
     chance = {run.config.recipe: run.success_without_memory for run in runs}
     shades = assign_colors(label for panel in panels.values() for label in panel)
     figure, rows_of_axes = make_panels(panels)
     for axes, recipe, panel in rows_of_axes:
         for label in sorted(panel):
             _draw_curve(axes, panel[label], label, shades[label])
+        if not all(curve.is_finished for curves in panel.values() for curve in curves):
+            axes.plot([], [], "x", color="grey", label="not finished")
         if metric == "charts/success":
             axes.set_ylim(-0.02, 1.02)
         axes.set_xlim(left=0)
@@ -294,19 +308,35 @@ class _Curve(NamedTuple):
     seed: int
     steps: NDArray[np.float64]
     values: NDArray[np.float64]
+    is_finished: bool
 
 
-def _draw_curve(axes: Axes, curves: list[_Curve], label: str, colour: Any) -> None:
-    # Only steps that every seed has reached; the mean would jump where a run ends.
+def _draw_curve(axes: Axes, curves: list[_Curve], label: str, color: Any) -> None:
+    """Draw the mean of the curves at the steps that all have reached, and each curve at its other steps."""
     first = max(curve.steps[0] for curve in curves)
     last = min(curve.steps[-1] for curve in curves)
-    grid = np.linspace(first, max(first, last), _GRID)
-    values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
     if len(curves) > 1:
         seeds = len({curve.seed for curve in curves})
         seeds_text = f"{seeds} seed{'' if seeds == 1 else 's'}"
         label += f" ({seeds_text if seeds == len(curves) else f'{len(curves)} runs of {seeds_text}'})"
-    draw_mean(axes, grid, values, label, colour, linewidth=2)
+    if first <= last:
+        grid = np.linspace(first, last, _GRID)
+        values = np.stack([np.interp(grid, curve.steps, curve.values) for curve in curves])
+        draw_mean(axes, grid, values, label, color, linewidth=2)
+    else:
+        axes.plot([], [], color=color, linewidth=2, label=label)
+    for curve in curves:
+        for start, end in (
+            (curve.steps[0], min(first, curve.steps[-1])),
+            (max(last, curve.steps[0]), curve.steps[-1]),
+        ):
+            if start < end:
+                inside = curve.steps[(curve.steps > start) & (curve.steps < end)]
+                steps = np.concatenate([[start], inside, [end]])
+                own = np.interp(steps, curve.steps, curve.values)
+                axes.plot(steps, own, color=color, linewidth=1, alpha=0.6)
+        if not curve.is_finished:
+            axes.plot(curve.steps[-1:], curve.values[-1:], "x", color=color)
 
 
 def _format_steps(steps: float, _: float = 0.0) -> str:

@@ -98,18 +98,65 @@ def draw_figure(monkeypatch, tmp_path):
     return draw
 
 
-def test_a_curve_is_the_mean_over_seeds_where_all_have_points(tiny, tmp_path, draw_figure):
-    runs = []
-    for seed, (last, success) in enumerate(((100, 0.2), (60, 0.6))):
-        run = Run.create(tiny(seed=seed), tmp_path / str(seed))
-        rows = [row(20, success=success, episodic_return=0), row(last, success=success, episodic_return=9)]
-        (run.path / "metrics.jsonl").write_text("".join(rows))
-        runs.append(run)
+def store_rows(config, path, *rows, is_finished=True):
+    run = Run.create(config, path)
+    (run.path / "metrics.jsonl").write_text("".join(rows))
+    if is_finished:
+        (run.path / "result.json").write_text("{}")
+    return run
+
+
+def test_every_curve_is_drawn_to_its_end_and_averaged_where_all_seeds_have_points(
+    tiny, tmp_path, draw_figure
+):
+    runs = [
+        store_rows(
+            tiny(seed=seed),
+            tmp_path / str(seed),
+            row(20, success=success, episodic_return=0),
+            row(last, success=success, episodic_return=9),
+            is_finished=last == 100,
+        )
+        for seed, (last, success) in enumerate(((100, 0.2), (60, 0.6)))
+    ]
     (axes,) = draw_figure(plot_runs, runs).axes
-    curve = next(line for line in axes.lines if line.get_label() == "gru (2 seeds)")
-    assert (curve.get_xdata()[0], curve.get_xdata()[-1]) == (20, 60)
-    np.testing.assert_allclose(curve.get_ydata(), 0.4)
+    mean = next(line for line in axes.lines if line.get_label() == "gru (2 seeds)")
+    assert (mean.get_xdata()[0], mean.get_xdata()[-1]) == (20, 60)
+    np.testing.assert_allclose(mean.get_ydata(), 0.4)
+    longer = next(line for line in axes.lines if list(line.get_xdata()) == [60, 100])
+    np.testing.assert_allclose(longer.get_ydata(), 0.2)
+    cut = next(line for line in axes.lines if line.get_marker() == "x" and len(line.get_xdata()))
+    assert (list(cut.get_xdata()), list(cut.get_ydata())) == ([60], [0.6])
+    assert "not finished" in [line.get_label() for line in axes.lines]
     assert axes.get_title() == "tiny"
+    (axes,) = draw_figure(plot_runs, runs[:1]).axes
+    assert "not finished" not in [line.get_label() for line in axes.lines]
+
+
+def test_seeds_without_a_common_step_have_no_mean(tiny, tmp_path, draw_figure):
+    steps = ((20, 40), (60, 100))
+    runs = [
+        store_rows(tiny(seed=seed), tmp_path / str(seed), *(row(step, success=0.5) for step in of))
+        for seed, of in enumerate(steps)
+    ]
+    (axes,) = draw_figure(plot_runs, runs).axes
+    assert [list(line.get_xdata()) for line in axes.lines if len(line.get_xdata())][:2] == [
+        [20, 40],
+        [60, 100],
+    ]
+
+
+def test_a_run_without_a_finished_episode_is_left_out(tiny, tmp_path, draw_figure, caplog):
+    runs = [
+        store_rows(tiny(seed=0), tmp_path / "0", row(20, success=0.5, episodic_return=1) * 2),
+        store_rows(tiny(seed=1), tmp_path / "1", row(20, SPS=100), is_finished=False),
+    ]
+    (axes,) = draw_figure(plot_runs, runs).axes
+    assert axes.get_ylabel() == curves.LABELS["charts/success"]
+    assert "gru" in [line.get_label() for line in axes.lines]
+    assert f"{runs[1].path} is not drawn: no episode has ended yet" in caplog.text
+    with pytest.raises(ValueError, match=r"no metric 'charts/episodic_return'; it has charts/SPS"):
+        draw_figure(plot_runs, runs[1:])
 
 
 def test_settings_of_one_seed_are_runs_and_no_seeds(tiny, tmp_path, draw_figure):
