@@ -22,7 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("train with and without memory and compare; takes a few minutes", "compare.demo"),
     "compare": ("train memories x recipes x seeds and tabulate the results", "compare.compare"),
     "launch": ("train on a Ray cluster, as a job on its head node", "cluster.launch"),
-    "sweep": ("train a grid of settings in parallel with early stopping (ASHA)", "cluster.sweep"),
+    "sweep": ("train a grid of settings in parallel", "cluster.sweep"),
     "inspect": ("show the attention of a language model: sinks, retrieval heads, maps", "inspect.run"),
     "longcontext": ("benchmark context policies on long texts: quality and cost", "benchmarks.longcontext"),
     "chat": ("chat with a local language model, without a limit on length", "chat.run"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tyro.conf import UseAppendAction
 
@@ -97,7 +98,7 @@ def _follow_hint(job: str, address: str) -> str:
 
 @dataclass(frozen=True)
 class SweepOptions:
-    """Train a recipe with every combination of settings, with early stopping of weak trials (ASHA).
+    """Train a recipe with every combination of settings.
 
     The recipe is followed by flags of train. Run the same command with --trust to continue an interrupted
     sweep. Results are written to table.md.
@@ -110,6 +111,11 @@ class SweepOptions:
     """Directory of all runs; on a cluster it must be on a shared file system."""
     jobs: int | None = None
     """Number of trials in parallel; default: one per CPU."""
+    early_stopping: Literal["none", "asha"] = "none"
+    """Rule that ends weak trials early: none, or ASHA. It compares only trials of the same seed and
+    the same memory."""
+    compare_memories: bool = False
+    """Let early stopping also compare trials of different memories."""
     address: str | None = None
     """Address of the Ray cluster's head as host:port; default: RAY_ADDRESS if set, else this machine."""
     trust: bool = False
@@ -127,6 +133,5 @@ def sweep(argv: Sequence[str]) -> int:
         raise UsageError("sweep needs at least one --param NAME=V1,V2")
     with bad_input():
         params = tuple(map(parse_param, options.param))
-        return run_sweep(
-            Sweep(argv[0], params, tuple(flags)), options.out, options.address, options.jobs, options.trust
-        )
+        sweep = Sweep(argv[0], params, tuple(flags), options.early_stopping, options.compare_memories)
+        return run_sweep(sweep, options.out, options.address, options.jobs, options.trust)

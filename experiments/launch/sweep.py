@@ -1,4 +1,4 @@
-"""Grid search over the settings of a recipe with Ray Tune and early stopping by ASHA.
+"""Grid search over the settings of a recipe with Ray Tune, on request with early stopping by ASHA.
 
 scrubjay sweep tmaze --param ppo.learning-rate=3e-4,1e-3 --param memory=gru,hcam --param seed=0,1 --out DIR
 """
@@ -14,7 +14,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scrubjay.experiments.cli.untrusted_text import printable
 from scrubjay.experiments.files import read_text, write_atomically
@@ -25,6 +25,7 @@ from scrubjay.experiments.runs.run import resolve_initial_weights
 from scrubjay.experiments.training import run_training
 from scrubjay.experiments.user_modules import import_user_modules
 
+EarlyStopping = Literal["none", "asha"]
 _REPORTS = 16
 """Number of times a trial reports its score to the scheduler."""
 
@@ -38,6 +39,28 @@ class Sweep:
     """Flag names without dashes, each with its values; `set.NAME` is a setting of the environment."""
     flags: tuple[str, ...] = ()
     """Flags of `scrubjay train` that are the same in all trials."""
+    early_stopping: EarlyStopping = "none"
+    """Rule that ends trials before their last step."""
+    compare_memories: bool = False
+    """Let early stopping compare trials of different memories."""
+
+    def __post_init__(self) -> None:
+        if self.compare_memories and self.early_stopping == "none":
+            raise ValueError("compare_memories=True: needs early stopping; add --early-stopping asha")
+        groups = [self.group(trial) for trial in self.trials()]
+        if self.early_stopping != "none" and len(set(groups)) == len(groups):
+            raise ValueError(
+                f"early_stopping={self.early_stopping!r}: no two trials may be compared, since they "
+                "differ in seed or memory; give a --param with several values, or add --compare-memories"
+            )
+
+    def group(self, trial: dict[str, str]) -> tuple[str | None, ...]:
+        """Return a key that is equal for trials that early stopping may compare.
+
+        Trials with different seeds are never compared. Trials with different memories are compared only if
+        `compare_memories` is True.
+        """
+        return trial.get("seed"), None if self.compare_memories else trial.get("memory")
 
     def trials(self) -> list[dict[str, str]]:
         """Return the flag values of every trial."""
@@ -84,7 +107,7 @@ def run_sweep(
         config.check()
         resolve_initial_weights(config)
     out.mkdir(parents=True, exist_ok=True)
-    description = json.dumps([sweep.recipe, sweep.params, sweep.flags], indent=1)
+    description = json.dumps(dataclasses.asdict(sweep), indent=1)
     note = out / "sweep.json"
     if note.exists() and read_text(note) != description:
         raise ValueError(f"{out} holds another sweep, see {note}; choose another --out")
@@ -113,7 +136,6 @@ def run_sweep(
 
 def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
 
     trainable = tune.with_resources(
         functools.partial(_train, sweep=sweep, out=out, here=Path.cwd()), {"cpu": 1}
@@ -128,12 +150,51 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
             metric="score",
             mode="max",
             max_concurrent_trials=jobs,
-            scheduler=ASHAScheduler(
-                time_attr="step", max_t=steps, grace_period=max(1, steps // 4), reduction_factor=2
-            ),
+            scheduler=_make_scheduler(sweep, steps),
         ),
         run_config=tune.RunConfig(name=storage.name, storage_path=str(out), verbose=1),
     )
+
+
+def _make_scheduler(sweep: Sweep, steps: int) -> Any:
+    """Return a scheduler that compares the trials of each group by ASHA, or None without early stopping."""
+    if sweep.early_stopping == "none":
+        return None
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+    class GroupedASHA(FIFOScheduler):
+        def __init__(self) -> None:
+            self._by_group: dict[Any, ASHAScheduler] = {}
+
+        def set_search_properties(self, metric: Any, mode: Any, **spec: Any) -> bool:
+            return True
+
+        def _of(self, trial: Any) -> ASHAScheduler:
+            group = sweep.group(trial.config)
+            if group not in self._by_group:
+                self._by_group[group] = ASHAScheduler(
+                    time_attr="step",
+                    metric="score",
+                    mode="max",
+                    max_t=steps,
+                    grace_period=max(1, steps // 4),
+                    reduction_factor=2,
+                )
+            return self._by_group[group]
+
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            self._of(trial).on_trial_add(tune_controller, trial)
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+            self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+        def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+            self._of(trial).on_trial_remove(tune_controller, trial)
+
+    return GroupedASHA()
 
 
 def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> None:
@@ -171,26 +232,37 @@ def folder_name(trial: dict[str, str]) -> str:
 
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
     names = [name for name, _ in sweep.params]
-    lines = [
-        (
-            f"{sweep.recipe}: success rate, or return if there is none; from the final evaluation for "
-            "finished trials,"
-        ),
-        "from the last 100 training episodes for trials stopped early.",
-        "",
-        f"| {' | '.join(names)} | score | steps | | run |",
-        f"|{' --- |' * (len(names) + 4)}",
-    ]
+    planned = {
+        folder_name(trial): override(sweep.recipe, sweep.arguments(trial)).planned_steps
+        for trial in sweep.trials()
+    }
     rows = sorted(results, key=_rank)
+    lines = [f"{sweep.recipe}: success rate, or return if there is none, in the final evaluation."]
+    if any(_state(metrics, error) == "stopped" for _, metrics, error in rows):
+        lines += [
+            "Trials that early stopping ended were not evaluated. They stand last, with the score of their",
+            "last 100 training episodes. Do not compare it with that of a finished trial.",
+        ]
+    lines += ["", f"| {' | '.join(names)} | score | steps | | run |", f"|{' --- |' * (len(names) + 4)}"]
     for config, metrics, error in rows:
-        state = "failed" if error else "finished" if metrics.get("finished") else "stopped early"
+        state = _state(metrics, error)
+        folder = folder_name({name: config[name] for name in names}) if config else ""
+        steps = f"{metrics.get('step', 0):,}"
+        if state == "stopped":
+            state, steps = "stopped early", f"{steps} of {planned[folder]:,}"
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
-        folder = out / folder_name({name: config[name] for name in names}) if config else ""
-        lines.append(f"| {values} | {score} | {metrics.get('step', 0):,} | {state} | {folder} |")
+        lines.append(f"| {values} | {score} | {steps} | {state} | {out / folder} |")
     return "\n".join(lines) + "\n"
 
 
-def _rank(result: tuple[dict[str, Any], dict[str, Any], Any]) -> float:
-    score = result[1].get("score", math.nan)
-    return math.inf if math.isnan(score) else -score
+def _state(metrics: dict[str, Any], error: Any) -> str:
+    return "failed" if error else "finished" if metrics.get("finished") else "stopped"
+
+
+def _rank(result: tuple[dict[str, Any], dict[str, Any], Any]) -> tuple[int, float]:
+    """Return a sort key: finished trials first, each kind by descending score."""
+    _, metrics, error = result
+    score = metrics.get("score", math.nan)
+    order = ("finished", "stopped", "failed").index(_state(metrics, error))
+    return order, math.inf if math.isnan(score) else -score

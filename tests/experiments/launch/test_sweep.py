@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scrubjay.experiments import Run
-from scrubjay.experiments.launch.sweep import Sweep, parse_param
+from scrubjay.experiments.launch.sweep import Sweep, _make_scheduler, _table, parse_param
 
 names = st.text("abcdef.", min_size=1, max_size=8).filter(lambda name: not name.startswith("set."))
 values = st.lists(st.text("0123456789e-", min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
@@ -40,6 +41,51 @@ def test_words_are_flags_of_train():
     ]
 
 
+PARAMS = (("memory", ("none", "gru")), ("seed", ("0", "1")), ("learner.learning-rate", ("1e-7", "1e-3")))
+
+
+@pytest.mark.parametrize("compare_memories", [False, True])
+def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_memories):
+    """ASHA ends a trial that is worse than the median of the earlier ones in its group, at the first rung."""
+    sweep = Sweep("tmaze", PARAMS, (), "asha", compare_memories)
+    scheduler = _make_scheduler(sweep, 100)
+    trials = [
+        SimpleNamespace(trial_id=str(number), config=config) for number, config in enumerate(sweep.trials())
+    ]
+    for trial in trials:
+        scheduler.on_trial_add(None, trial)
+    # The best trials report first, so that each later one of their group ends.
+    decisions = {}
+    for trial in reversed(trials):
+        score = int(trial.trial_id)
+        decisions[score] = scheduler.on_trial_result(None, trial, {"score": score, "step": 25})
+    ended = {score for score, decision in decisions.items() if decision == "STOP"}
+    assert ended == ({0, 1, 2, 3, 4, 6} if compare_memories else {0, 2, 4, 6})
+
+
+def test_without_early_stopping_nothing_is_compared():
+    assert _make_scheduler(Sweep("tmaze", PARAMS), 100) is None
+
+
+def test_the_table_marks_trials_that_were_stopped(tmp_path):
+    sweep = Sweep("tmaze-demo", PARAMS[:2], ("--total-steps", "40960"))
+    finished = {"score": 0.3, "step": 40_960, "finished": True}
+    results = [
+        (trial, metrics, error)
+        for trial, (metrics, error) in zip(
+            sweep.trials(),
+            [({"score": 0.9, "step": 12_288}, None), (finished, None), ({}, "error"), (finished, None)],
+            strict=True,
+        )
+    ]
+    lines = _table(sweep, tmp_path, results).splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith(("| none", "| gru"))]
+    assert [row[4] for row in rows] == ["finished", "finished", "stopped early", "failed"]
+    assert rows[2][2:4] == ["0.900", "12,288 of 40,960"]
+    assert any("Do not compare" in line for line in lines)
+    assert not any("Do not compare" in line for line in _table(sweep, tmp_path, results[1:2]).splitlines())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -52,6 +98,11 @@ def test_words_are_flags_of_train():
             "unknown option '--learner.gama'; did you mean '--learner.gamma'?",
         ),
         (["tmaze", "--param", "set.corridor_length=0"], "corridor_length=0"),
+        (
+            ["tmaze", "--param", "seed=0,1", "--param", "memory=gru,none", "--early-stopping", "asha"],
+            "early_stopping='asha': no two trials may be compared, since they differ in seed or memory",
+        ),
+        (["tmaze", "--param", "memory=gru,none", "--compare-memories"], "add --early-stopping asha"),
         (["tmaze", "--param", "seed=0", "--jobs", "many"], "--jobs 'many': expected a whole number"),
     ],
 )
@@ -70,8 +121,10 @@ def test_what_tune_has_pickled_is_not_read_without_trust(here, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
+@pytest.mark.parametrize("early_stopping", ["none", "asha"])
+def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path, early_stopping):
     params = ["--param", "memory=none,gru", "--param", "ppo.learning-rate=1e-7,1e-3"]
+    params += ["--early-stopping", early_stopping]
     words = ["tmaze-demo", *params, "--out", "out", "--total-steps", 40_000, "--eval-episodes", 20]
     words += ["--checkpoint-seconds", 1, "--set", "corridor_length=3"]
     first = start("sweep", *words)
@@ -97,7 +150,8 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path):
     assert table in out
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith(("| none", "| gru"))]
     assert len(rows) == 4
-    assert {row[4].strip() for row in rows} <= {"finished", "stopped early"}
+    states = [row[4].strip() for row in rows]
+    assert states == ["finished"] * 4 if early_stopping == "none" else states[0] == "finished"
     assert rows[0][0] == "| gru"
     assert rows[0][1] == "1e-3"
     # Trials started before the stop were continued, not restarted: every update is logged once.
