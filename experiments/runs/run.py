@@ -32,9 +32,9 @@ from scrubjay.experiments.files import (
     create_run_files,
     read_object,
     read_untrusted,
-    write_atomically,
 )
 from scrubjay.experiments.resources import MEMORY_LIMIT, check_memory_limit
+from scrubjay.experiments.runs import provenance
 from scrubjay.experiments.runs.checkpoint import (
     checkpoint_step,
     latest_checkpoint,
@@ -96,6 +96,7 @@ class Run:
             CONFIG: to_json(config),
         }
         create_run_files(path, contents, _format_resume_command(path))
+        provenance.record(path, str(contents[CONFIG]), config)
         run = cls(path, config)
         if facts is not None:
             run.facts = facts
@@ -105,9 +106,12 @@ class Run:
     def load(cls, path: Path | str, trust: bool = False) -> Run:
         """Open a run directory, which may be untrusted.
 
-        If `trust` is True, the run may execute any code. It may create environments that are neither part of
-        Scrubjay nor named by the user in this process. It may also load the pickled states of environments
-        whose states are not plain data.
+        The run may create environments of Scrubjay and those that the user named in this process. It may also
+        create its own environment if this user started it here: if its path, its config.json and the files of
+        the environment's module are the same as in training.
+
+        If `trust` is True, the run may execute any code. It may create any environment. It may also load the
+        pickled states of environments whose states are not plain data.
 
         Raises ValueError if the directory holds no run, or if it holds links and `trust` is False.
         """
@@ -119,7 +123,8 @@ class Run:
         except OSError:
             raise ValueError(f"no run at {path}{_list_nearby_runs(path)}") from None
         try:
-            return cls(path, from_json(text, trust), trust, untrusted=not trust)
+            config = from_json(text, trust)
+            return cls(path, provenance.trust_own(path, text, config), trust, untrusted=not trust)
         except (ValueError, TypeError) as error:
             own = OWN_MODULE_HINT if isinstance(error, UnknownNameError) else ""
             raise ValueError(f"{path / CONFIG}: {error}{own}") from error
@@ -183,7 +188,7 @@ class Run:
             )
         # Delete the result first: after a kill here the run has its old config and is evaluated again.
         (self.path / RESULT).unlink(missing_ok=True)
-        write_atomically(self.path / CONFIG, to_json(self.config))
+        provenance.replace_config(self.path, self.path / CONFIG, to_json(self.config))
         self.stored_config = None
 
     @property

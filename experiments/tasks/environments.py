@@ -89,7 +89,12 @@ class EnvConfig:
 
         An id is not marked if it is safe or if the user named it in this process.
         """
-        return replace(self, id=mark_untrusted(self.id, self.kwargs, is_safe(self.id, self.kwargs)))
+        return replace(self, id=mark_untrusted(self.id, self.kwargs, self.is_safe))
+
+    @property
+    def is_safe(self) -> bool:
+        """True if an untrusted file may name this environment."""
+        return is_safe(self.id, self.kwargs)
 
     def facts(self) -> EnvFacts:
         """Return the environment's properties that a run stores."""
@@ -235,6 +240,15 @@ class UntrustedName(str):
     stays untrusted when other fields of its config change.
     """
 
+    reason: str
+    """Why the name is not trusted."""
+
+    def __new__(cls, name: str, reason: str = "the name comes from a file") -> Self:
+        """Return a name that is not trusted for `reason`."""
+        value = super().__new__(cls, name)
+        value.reason = reason
+        return value
+
 
 def is_safe(name: str, kwargs: Mapping[str, Any]) -> bool:
     """Return True if an untrusted file may name this single-agent environment.
@@ -269,8 +283,8 @@ def admit(name: str, kwargs: Mapping[str, Any]) -> None:
     """Record that the user named this environment. Raises ValueError on an `UntrustedName`."""
     if isinstance(name, UntrustedName):
         raise ValueError(  # noqa: TRY004  (the value is untrusted, not the type wrong)
-            f"environment {str(name)!r}: the name comes from a file, and creating this environment executes "
-            "code from outside Scrubjay; add --trust if you trust the run (in Python trust=True)"
+            f"environment {str(name)!r}: {name.reason}, and creating this environment executes code from "
+            "outside Scrubjay; add --trust if you trust the run (in Python trust=True)"
         )
     _USER_NAMES.add((name, frozenset(kwargs.items())))
 

@@ -91,10 +91,13 @@ class TeamEnvConfig:
 
         An id is not marked if it is safe or if the user named it in this process.
         """
+        return replace(self, id=mark_untrusted(self.id, self.kwargs, self.is_safe))
+
+    @property
+    def is_safe(self) -> bool:
+        """True if an untrusted file may name this environment."""
         known_ids = frozenset(teams.id for teams in KNOWN_TEAMS.values())
-        return replace(
-            self, id=mark_untrusted(self.id, self.kwargs, is_safe_team(self.id, self.kwargs, known_ids))
-        )
+        return is_safe_team(self.id, self.kwargs, known_ids)
 
     def facts(self) -> EnvFacts:
         """Return the environment's properties that a run stores."""

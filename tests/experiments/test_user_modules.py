@@ -172,10 +172,11 @@ def test_an_environment_of_the_current_folder_is_found_with_its_imports(here, fo
     sys.modules.pop("walk")
     names._USER_NAMES.clear()
     gymnasium.registry.pop("Walk-v0")
-    code, _, err = here("eval", "run", "--episodes", 2)
+    os.rename("run", "moved")
+    code, _, err = here("eval", "moved", "--episodes", 2)
     assert (code, "--trust" in err) == (2, True)
     assert str(folder) not in sys.path
-    code, _, err = here("eval", "run", "--episodes", 2, "--trust")
+    code, _, err = here("eval", "moved", "--episodes", 2, "--trust")
     assert (code, sys.path) == (0, [*before, str(folder)]), err
 
 

@@ -59,8 +59,8 @@ def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_mem
     for trial in reversed(trials):
         score = int(trial.trial_id)
         decisions[score] = scheduler.on_trial_result(None, trial, {"score": score, "step": 25})
-    ended = {score for score, decision in decisions.items() if decision == "STOP"}
-    assert ended == ({0, 1, 2, 3, 4, 6} if compare_memories else {0, 2, 4, 6})
+    stops = {score for score, decision in decisions.items() if decision == "STOP"}
+    assert stops == ({0, 1, 2, 3, 4, 6} if compare_memories else {0, 2, 4, 6})
 
 
 def test_without_early_stopping_nothing_is_compared():
@@ -69,12 +69,17 @@ def test_without_early_stopping_nothing_is_compared():
 
 def test_the_table_marks_trials_that_were_stopped(tmp_path):
     sweep = Sweep("tmaze-demo", PARAMS[:2], ("--total-steps", "40960"))
-    finished = {"score": 0.3, "step": 40_960, "finished": True}
+    whole = {"score": 0.3, "step": 40_960, "finished": True}
     results = [
         (trial, metrics, error)
         for trial, (metrics, error) in zip(
             sweep.trials(),
-            [({"score": 0.9, "step": 12_288}, None), (finished, None), ({}, "error"), (finished, None)],
+            [
+                ({"score": 0.9, "step": 12_288}, None),
+                (whole, None),
+                ({}, "error"),
+                (whole, None),
+            ],
             strict=True,
         )
     ]

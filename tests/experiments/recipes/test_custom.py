@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 
 import pytest
@@ -173,17 +174,20 @@ def test_a_run_of_it_is_judged_played_drawn_and_resumed(here, tmp_path, monkeypa
     assert (code, err) == (0, "")
     assert Run.load(tmp_path / "run").result["episodic_length"] == 10
     monkeypatch.setattr(names, "_USER_NAMES", set())  # in another process
-    for verb in (["eval", "run", "--episodes", 3], ["play", "run"]):
+    shutil.copytree("run", "copy")
+    for verb in (["eval", "copy", "--episodes", 3], ["play", "copy"]):
         code, _, err = here(*verb)
         assert (code, err.count("\n")) == (2, 1)
         assert "add --trust" in err
     for words, message in (
-        (["eval", "run", "--episodes", 3, "--trust"], "length  10.0 steps, 3 episodes"),
-        (["eval", "run", "--episodes", 2, "--trust", "--set", "size=7"], "mine:Meet nested=True, size=7"),
-        (["play", "run", "--trust"], "episode.gif: 11 frames"),
-        (["play", "run", "--trust", "--policy", "random", "--out", "x.gif"], "x.gif: 11 frames"),
+        (["eval", "run", "--episodes", 3], "length  10.0 steps, 3 episodes"),
+        (["eval", "copy", "--episodes", 3, "--trust"], "length  10.0 steps, 3 episodes"),
+        (["eval", "run", "--episodes", 2, "--set", "size=7"], "mine:Meet nested=True, size=7"),
+        (["play", "run"], "episode.gif: 11 frames"),
+        (["play", "run", "--policy", "random", "--out", "x.gif"], "x.gif: 11 frames"),
+        (["play", "copy", "--trust", "--policy", "random", "--out", "x.gif"], "x.gif: 11 frames"),
         (["plot", "run"], "curve.png"),
-        (["resume", "run", "--trust"], "is finished"),
+        (["resume", "run"], "is finished"),
     ):
         monkeypatch.setattr(names, "_USER_NAMES", set())
         code, out, err = here(*words)
