@@ -73,6 +73,9 @@ class ParallelTeams:
         self.single_action_space = _get_common_space(first, "action_space")
         self._column = {agent: column for column, agent in enumerate(self.possible_agents)}
         self._leaves = _flatten_space(self.single_observation_space)
+        for path, _ in self._leaves.values():
+            if "action_mask" in path:
+                raise TeamError(f"the observation space has the key 'action_mask'. {_NO_MASKS}")
         self._discrete = isinstance(self.single_action_space, spaces.Discrete)
         self._agents: list[list[Any]] = [[] for _ in range(num_envs)]
         self._alive = np.zeros((num_envs, len(self.possible_agents)), dtype=np.bool_)
@@ -86,7 +89,8 @@ class ParallelTeams:
         """Reset all environments; return observations and the mask of agents that are alive."""
         observations = self._allocate(self.num_envs)
         for row, env in enumerate(self.envs):
-            obs, _ = env.reset(seed=None if seed is None else seed + row)
+            obs, infos = env.reset(seed=None if seed is None else seed + row)
+            _check_masks(infos)
             self._set_agents(row, list(env.agents))
             self._write_observations(observations, row, obs, self._agents[row])
         return observations, self._alive.copy()
@@ -102,9 +106,10 @@ class ParallelTeams:
         # Environments handle Python integers faster than numpy integers.
         choices = actions.tolist() if self._discrete else actions
         for row, (env, acting, row_actions) in enumerate(zip(self.envs, self._agents, choices, strict=True)):
-            obs, env_rewards, terminations, truncations, _ = env.step(
+            obs, env_rewards, terminations, truncations, infos = env.step(
                 {name: row_actions[column[name]] for name in acting}
             )
+            _check_masks(infos)
             for name in acting:
                 if name not in env_rewards:
                     raise TeamError(
@@ -131,7 +136,8 @@ class ParallelTeams:
                     # The last observation of a terminated agent is not needed, and some environments omit it.
                     observers = [name for name in acting if name in obs or cut[row, column[name]]]
                     self._write_observations(finals[-1], 0, obs, observers)
-                    obs, _ = env.reset()
+                    obs, infos = env.reset()
+                    _check_masks(infos)
                     staying = list(env.agents)
                 self._set_agents(row, staying)
             self._write_observations(observations, row, obs, self._agents[row])
@@ -211,6 +217,16 @@ class ParallelTeams:
         for row, env in enumerate(self.envs):
             env.set_state(state["envs"][row])  # pyright: ignore[reportAttributeAccessIssue]
             self._set_agents(row, list(state["agents"][row]))
+
+
+_NO_MASKS = "Action masks are not supported yet; remove the mask or wrap the environment"
+
+
+def _check_masks(infos: Any) -> None:
+    """Raise TeamError if the info of an agent has an action mask, which policies would ignore."""
+    for name, info in infos.items() if isinstance(infos, Mapping) else ():
+        if isinstance(info, Mapping) and "action_mask" in info:
+            raise TeamError(f"the info of {name!r} has the key 'action_mask'. {_NO_MASKS}")
 
 
 def _get_possible_agents(env: ParallelEnv) -> list[Any]:

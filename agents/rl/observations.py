@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -126,6 +127,63 @@ def check_finite(leaves: Mapping[str, spaces.Space], values: Mapping[str, Any]) 
             wrong = value[_drop_padding(key, values, ~np.isfinite(value))]
             if wrong.size:
                 raise EnvFaultError(f"{_describe_leaf(key)} contains {wrong[0]}; observations must be finite")
+
+
+def find_outside(
+    leaves: Mapping[str, spaces.Space], values: Mapping[str, Any], alive: np.ndarray | None = None
+) -> str | None:
+    """Describe the first Box value, in the order of time, that is outside its bounds; None if all are inside.
+
+    Values have batch axes. Observations where `alive` is False and the padding of sets are not checked.
+    """
+    for key, leaf in leaves.items():
+        if not isinstance(leaf, spaces.Box) or _allows_all(leaf):
+            continue
+        value = np.asarray(values[key])
+        wrong = _drop_padding(key, values, (value < leaf.low) | (value > leaf.high))
+        if alive is not None:
+            wrong &= alive.reshape(alive.shape + (1,) * (wrong.ndim - alive.ndim))
+        if wrong.any():
+            index = tuple(np.argwhere(wrong)[0].tolist())
+            place = index[len(index) - len(leaf.shape) :]
+            at = f" at index {place}" if place else ""
+            return f"{_describe_leaf(key)} contains {value[index]}{at}, which is outside its space, {leaf}"
+    return None
+
+
+def _allows_all(box: spaces.Box) -> bool:
+    """Return True if every value of the dtype is inside the bounds, as for images of bytes."""
+    if np.issubdtype(box.dtype, np.integer):
+        limits = np.iinfo(box.dtype)
+        return bool((box.low == limits.min).all() and (box.high == limits.max).all())
+    return not (box.bounded_below.any() or box.bounded_above.any())
+
+
+def check_space_has_no_mask(space: spaces.Space, env: Any = None) -> None:
+    """Raise EnvFaultError if an environment offers an action mask, since policies would ignore it.
+
+    A mask is a key `action_mask` of the observation space, or the method `action_masks` of `env`, which is
+    the interface of sb3-contrib.
+    """
+    if _has_mask(space):
+        raise EnvFaultError(f"the observation space has the key 'action_mask'. {_NO_MASKS}")
+    if isinstance(env, gymnasium.Env) and env.has_wrapper_attr("action_masks"):
+        raise EnvFaultError(f"the environment has the method action_masks. {_NO_MASKS}")
+
+
+def check_info_has_no_mask(infos: Mapping[str, Any]) -> None:
+    """Raise EnvFaultError if `infos` have the key `action_mask`, since policies would ignore the mask."""
+    if "action_mask" in infos:
+        raise EnvFaultError(f"info has the key 'action_mask'. {_NO_MASKS}")
+
+
+_NO_MASKS = "Action masks are not supported yet; remove the mask or wrap the environment"
+
+
+def _has_mask(space: spaces.Space) -> bool:
+    if isinstance(space, spaces.Dict):
+        return "action_mask" in space.spaces or any(map(_has_mask, space.spaces.values()))
+    return isinstance(space, spaces.Tuple) and any(map(_has_mask, space.spaces))
 
 
 def check_rewards(rewards: np.ndarray) -> None:

@@ -20,7 +20,15 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import check_indices, from_leaves, leaf_dtype, leaf_spaces, leaf_values
+from scrubjay.agents.rl.observations import (
+    check_indices,
+    check_info_has_no_mask,
+    check_space_has_no_mask,
+    from_leaves,
+    leaf_dtype,
+    leaf_spaces,
+    leaf_values,
+)
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.memory import State
@@ -111,13 +119,16 @@ class VectorEnvs(Environments):
         self.env = env
         self.num_envs = env.num_envs
         self.leaves = leaf_spaces(env.single_observation_space)
+        check_space_has_no_mask(env.single_observation_space, next(iter(getattr(env, "envs", ())), None))
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
-        observation, _ = self.env.reset(seed=seed)
+        observation, infos = self.env.reset(seed=seed)
+        check_info_has_no_mask(infos)
         return ActorInput(self._leaves_of(observation), np.ones(self.num_envs, dtype=np.bool_))
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        check_info_has_no_mask(infos)
         leaves = self._leaves_of(observation)
         terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)
         following = ActorInput(leaves, terminated | truncated)

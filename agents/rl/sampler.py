@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 from torch import Tensor
 
-from scrubjay.agents.rl.observations import check_finite, check_rewards, from_leaves, leaf_dtype
+from scrubjay.agents.rl.observations import check_finite, check_rewards, find_outside, from_leaves, leaf_dtype
 from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.rollout import (
     ActorInput,
@@ -52,6 +52,7 @@ class BaseSampler(ABC):
         self._rows = (envs.num_envs,) if envs.num_agents is None else (envs.num_envs, envs.num_agents)
         self._generator = torch.Generator(device=policy.device).manual_seed(seed)
         self._episodes: list[EpisodeStats] = []
+        self._has_warned = False
         self._begin(seed)
 
     @torch.no_grad()
@@ -94,6 +95,11 @@ class BaseSampler(ABC):
                         values = values.masked_fill(~torch.from_numpy(final.alive).to(device), 0)
                     bootstrap_values[t, rows] = values
         check_rewards(rewards)
+        if not self._has_warned:
+            mask = None if self.envs.num_agents is None else alive
+            if (text := find_outside(self.envs.leaves, arrays, mask)) is not None:
+                self._has_warned = True
+                _log.warning("%s; training continues, and later ones are not reported", text)
         log_probs = torch.stack([output.log_prob for output in outputs], dim=1)
         if not log_probs.isfinite().all():  # caused by the observations or by diverged weights
             check_finite(self.envs.leaves, arrays)

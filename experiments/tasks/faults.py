@@ -15,8 +15,10 @@ from pettingzoo import AECEnv, ParallelEnv
 from scrubjay.agents.rl.observations import (
     EnvFaultError,
     check_finite,
+    check_info_has_no_mask,
     check_observation,
     check_rewards,
+    check_space_has_no_mask,
     leaf_spaces,
     leaf_values,
 )
@@ -25,6 +27,10 @@ from scrubjay.agents.rl.observations import (
 def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
     """Return `env` if it is a single-agent environment; raise ValueError otherwise."""
     if isinstance(env, gymnasium.Env):
+        try:
+            check_space_has_no_mask(env.observation_space, env)
+        except EnvFaultError as error:
+            raise EnvFaultError(f"environment {str(name)!r}: {error}") from error
         return env
     if isinstance(env, ParallelEnv):
         reason = f"it returned a PettingZoo ParallelEnv, a team: use scrubjay train team --env {name}"
@@ -85,13 +91,17 @@ def try_out(env: gymnasium.Env[Any, Any]) -> None:
     over = True
     for time in range(_TRIAL_STEPS):
         if over:
-            observation, _ = _check_result("reset", env.reset(seed=None if time else 0), "observation, info")
+            observation, infos = _check_result(
+                "reset", env.reset(seed=None if time else 0), "observation, info"
+            )
+            check_info_has_no_mask(infos)
             _check_observation(env, observation)
         result = _check_result(
             "step",
             env.step(env.action_space.sample()),
             "observation, reward, terminated, truncated, info",
         )
+        check_info_has_no_mask(result[-1])
         _check_observation(env, result[0])
         _check_reward(result[1])
         over = bool(result[2] or result[3])

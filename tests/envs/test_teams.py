@@ -7,7 +7,7 @@ import pytest
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
-from scrubjay.envs.teams import ParallelTeams
+from scrubjay.envs.teams import ParallelTeams, TeamError
 
 
 class ChangingTeam(ParallelEnv):
@@ -171,3 +171,34 @@ def test_a_terminated_agent_needs_no_last_observation() -> None:
     assert step.terminated.tolist() == [[True, False]]
     assert step.final_alive.tolist() == [[False, True]]
     assert step.final_observations["far/at"].tolist() == [[[0, 0], [3, 121]]]
+
+
+class MaskedTeam(ChangingTeam):
+    """Team that offers an action mask in the infos of step `when`."""
+
+    when = 0
+
+    def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
+        return super().reset(seed)[0], self._offer()
+
+    def step(self, actions: dict[str, Any]) -> tuple[dict, dict, dict, dict, dict]:
+        return *super().step(actions)[:4], self._offer()
+
+    def _offer(self) -> dict[str, Any]:
+        return {"x": {"action_mask": np.ones(2)}} if self.time == self.when else {"x": {}}
+
+
+def test_action_masks_are_refused(monkeypatch):
+    message = "Action masks are not supported yet; remove the mask or wrap the environment"
+    masks = spaces.Dict({"seen": spaces.Discrete(2), "action_mask": spaces.MultiBinary(2)})
+    team = ChangingTeam((masks, spaces.Discrete(2)))
+    team.own = team.spaces_of_y
+    with pytest.raises(TeamError, match=f"the observation space has the key 'action_mask'. {message}"):
+        ParallelTeams(lambda: team, 1)
+    teams = ParallelTeams(MaskedTeam, 2)
+    with pytest.raises(TeamError, match=f"the info of 'x' has the key 'action_mask'. {message}"):
+        teams.reset(seed=0)
+    monkeypatch.setattr(MaskedTeam, "when", 1)
+    teams.reset(seed=0)
+    with pytest.raises(TeamError, match=message):
+        teams.step(np.zeros((2, 2, 2)))

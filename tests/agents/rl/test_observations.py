@@ -12,6 +12,7 @@ from scrubjay.agents.rl.observations import (
     check_indices,
     check_observation,
     check_rewards,
+    find_outside,
     leaf_spaces,
 )
 
@@ -72,3 +73,41 @@ def test_one_observation_has_the_shapes_of_its_space():
             EnvFaultError, match=rf"observation has shape {shape}; expected \(2, 3\), as its space is"
         ):
             check_observation(plain, observation)
+
+
+def test_the_first_value_outside_its_box_is_described():
+    leaves = {
+        "speed": spaces.Box(-1, 1, (2,)),
+        "angle": spaces.Box(-np.pi, np.pi, ()),
+        "free": spaces.Box(-np.inf, np.inf, (2,)),
+        "half": spaces.Box(0, np.inf, (1,)),
+        "image": spaces.Box(0, 255, (2, 2), np.uint8),
+        "level": spaces.Box(0, 9, (2,), np.uint8),
+    }
+    values = {key: np.zeros((3, 4, *leaf.shape), leaf.dtype) for key, leaf in leaves.items()}
+    values["speed"][:] = [-1, 1]
+    values["free"][:] = 1e9
+    values["image"][:] = 255
+    assert find_outside(leaves, values) is None
+    values["level"][2, 3, 1] = 10
+    assert find_outside(leaves, values) == (
+        "observation 'level' contains 10 at index (1,), which is outside its space, Box(0, 9, (2,), uint8)"
+    )
+    values["half"][1, 0] = -1
+    assert str(find_outside(leaves, values)).startswith("observation 'half' contains -1.0 at index (0,)")
+    values["angle"][2, 1] = 4
+    assert str(find_outside(leaves, values)).startswith("observation 'angle' contains 4.0, which is outside")
+    values["speed"][1, 2] = [3, -2]
+    assert str(find_outside(leaves, values)).startswith("observation 'speed' contains 3.0 at index (0,)")
+    alive = np.ones((3, 4), np.bool_)
+    alive[1, 2] = False
+    assert str(find_outside(leaves, values, alive)).startswith("observation 'angle'")
+
+
+def test_padding_of_a_set_may_be_outside_its_box():
+    leaves = {"things": spaces.Box(-1, 1, (3, 2)), "things_mask": spaces.MultiBinary(3)}
+    values = {"things": np.zeros((5, 3, 2), np.float32), "things_mask": np.array([[1, 1, 0]] * 5)}
+    values["things"][:, 2] = 7
+    assert find_outside(leaves, values) is None
+    values["things"][4, 1, 0] = 7
+    assert "contains 7.0 at index (1, 0)" in str(find_outside(leaves, values))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any, ClassVar
 
@@ -62,6 +63,8 @@ class Things(gymnasium.Env):
             observation["place"] = 0
         if fault == "marks":
             observation["marks"] = np.array([2, 0])  # a valid index of another mark in a flat encoding
+        if fault == "outside":
+            observation["things"][1, 0] = 1.5
         if fault == "nan":
             observation["things"][0, 1] = np.nan
         if fault == "paid nothing":
@@ -117,6 +120,56 @@ def test_what_goes_wrong_later_ends_the_training_before_anything_is_learned_from
     rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert len(rows) == 2
     assert not any("NaN" in row for row in rows)
+
+
+@pytest.mark.parametrize("when", [1, 18])
+def test_the_first_observation_outside_its_box_is_reported_once(when, tiny, tmp_path, caplog):
+    train(config(tiny, fault="outside", when=when), tmp_path / "run")
+    lines = [record.getMessage() for record in caplog.records if "outside its space" in record.getMessage()]
+    expected = r"observation 'things' contains 1.5 at index \(1, 0\), which is outside its space, Box.*"
+    assert len(lines) == 1
+    assert re.match(expected, lines[0])
+
+
+class Masked(Things):
+    """Environment that offers an action mask in its observations, its infos or a method."""
+
+    def __init__(self, place: str = "info", when: int = 0) -> None:
+        super().__init__(when=0)
+        self.place, self.first = place, when
+        if place == "observation":
+            mask = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
+            self.observation_space = spaces.Dict({"nested": mask, **Things.observation_space})
+        if place == "method":
+            self.action_masks = lambda: np.ones(2, np.bool_)
+
+    def reset(self, **options: Any) -> Any:
+        return super().reset(**options)[0], self.offer()
+
+    def step(self, action: Any) -> Any:
+        return *super().step(action)[:4], self.offer()
+
+    def offer(self) -> dict[str, Any]:
+        is_offered = self.place == "info" and self.steps >= self.first
+        return {"action_mask": np.ones(2, np.int8)} if is_offered else {}
+
+
+@pytest.mark.parametrize("place", ["observation", "info", "method"])
+def test_action_masks_are_refused_before_training(place, here, tmp_path):
+    code, _, err = here("train", "ppo", "--env", "my_things:Masked", "--set", f"place={place}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.startswith("scrubjay: environment 'my_things:Masked': ")
+    assert "Action masks are not supported yet; remove the mask or wrap the environment" in err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_action_mask_that_appears_later_ends_the_training(tiny, tmp_path):
+    with pytest.raises(EnvFaultError, match="info has the key 'action_mask'"):
+        train(tiny(env=EnvConfig("my_things:Masked", {"when": 30}, num_envs=4)), tmp_path / "run")
+
+
+def test_the_action_masks_of_a_public_environment_are_refused(here):
+    assert "info has the key 'action_mask'" in here("train", "ppo", "--env", "Taxi-v3")[2]
 
 
 def test_the_command_says_how_to_go_on(here, tiny, tmp_path, monkeypatch):
