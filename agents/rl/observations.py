@@ -154,7 +154,7 @@ def find_outside(
 def _allows_all(box: spaces.Box) -> bool:
     """Return True if every value of the dtype is inside the bounds, as for images of bytes."""
     if np.issubdtype(box.dtype, np.integer):
-        limits = np.iinfo(box.dtype)
+        limits = np.iinfo(box.low.dtype)
         return bool((box.low == limits.min).all() and (box.high == limits.max).all())
     return not (box.bounded_below.any() or box.bounded_above.any())
 

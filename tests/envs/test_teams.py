@@ -191,8 +191,8 @@ class MaskedTeam(ChangingTeam):
 def test_action_masks_are_refused(monkeypatch):
     message = "Action masks are not supported yet; remove the mask or wrap the environment"
     masks = spaces.Dict({"seen": spaces.Discrete(2), "action_mask": spaces.MultiBinary(2)})
-    team = ChangingTeam((masks, spaces.Discrete(2)))
-    team.own = team.spaces_of_y
+    team = ChangingTeam()
+    monkeypatch.setattr(team, "observation_space", lambda agent: masks)
     with pytest.raises(TeamError, match=f"the observation space has the key 'action_mask'. {message}"):
         ParallelTeams(lambda: team, 1)
     teams = ParallelTeams(MaskedTeam, 2)
