@@ -139,7 +139,7 @@ class Masked(Things):
         self.place, self.first = place, when
         if place == "observation":
             mask = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
-            self.observation_space = spaces.Dict({"nested": mask, **Things.observation_space.spaces})
+            self.observation_space = spaces.Dict({"things": Things.observation_space, "nested": mask})
         if place == "method":
             self.action_masks = lambda: np.ones(2, np.bool_)
 
