@@ -9,7 +9,11 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 PLAIN_SECONDS = 5.0
 """Seconds between plain lines of a run."""
@@ -33,29 +37,29 @@ class ProgressLines:
 class ProgressDisplay:
     """Display of the progress of a run: success, return, steps per second, and remaining time (ETA).
 
-    Steps per second are shown in total, and for environment, policy and learner alone.
+    Steps per second are shown in total, and for environment, policy and learner alone. While the total of
+    steps is unknown, only the number of steps is shown.
     """
 
-    def __init__(self, title: str, total_steps: int, first_step: int = 0, show: bool = True) -> None:
+    def __init__(self, title: str, total_steps: int | None, first_step: int = 0, show: bool = True) -> None:
         from rich.console import Console  # only a display needs it
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.title = title
-        self.total_steps = total_steps
-        self.first_step = first_step
         self._console = Console()
-        self._live = None
-        if show and self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(bar_width=20),
-                TextColumn("{task.percentage:>3.0f}%  {task.fields[numbers]}  ETA"),
-                TimeRemainingColumn(),
-            )
-            self._live = Progress(*columns, console=self._console)
-            self._task = self._live.add_task(title, total=total_steps, completed=first_step, numbers="")
+        self._live = self._task = None
         self._show = show
+        if show and self._console.is_terminal:
+            self._live = _make_progress_bar(self._console)
+        self.begin(total_steps, first_step)
+
+    def begin(self, total_steps: int | None, first_step: int = 0) -> None:
+        """Begin a part of the work with `total_steps` steps, of which `first_step` are done already."""
+        self.total_steps, self.first_step = total_steps, first_step
         self._began = self._last_print = time.monotonic()
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+            self._task = self._live.add_task(self.title, total=total_steps, completed=first_step, numbers="")
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -68,16 +72,46 @@ class ProgressDisplay:
 
     def update(self, step: int, row: dict[str, float]) -> None:
         """Show the latest row of metrics."""
-        if self._live is not None:
+        if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=step, numbers=describe_row(row))
-        elif self._show and (time.monotonic() - self._last_print > PLAIN_SECONDS or step >= self.total_steps):
+        elif self._show and (time.monotonic() - self._last_print > PLAIN_SECONDS or self._is_over(step)):
             self._last_print = time.monotonic()
-            rate = (step - self.first_step) / (self._last_print - self._began)
-            left = max(0, self.total_steps - step) / rate
-            print(
-                f"{self.title}  {step:,}/{self.total_steps:,}  {describe_row(row)}  ETA {left:.0f} s",
-                flush=True,
-            )
+            print("  ".join(filter(None, self._describe(step, row))), flush=True)
+
+    def _is_over(self, step: int) -> bool:
+        return self.total_steps is not None and step >= self.total_steps
+
+    def _describe(self, step: int, row: dict[str, float]) -> list[str]:
+        if self.total_steps is None:
+            return [self.title, f"{step:,} steps", describe_row(row)]
+        parts = [self.title, f"{step:,}/{self.total_steps:,}", describe_row(row)]
+        if step > self.first_step:
+            seconds_per_step = (self._last_print - self._began) / (step - self.first_step)
+            parts.append(f"ETA {max(0, self.total_steps - step) * seconds_per_step:.0f} s")
+        return parts
+
+
+def _make_progress_bar(console: Console) -> Progress:
+    """Return a bar that shows a share and an ETA only for tasks with a known total."""
+    from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Share(TextColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.completed:,.0f} steps") if task.total is None else super().render(task)
+
+    class Remaining(TimeRemainingColumn):
+        def render(self, task: Task) -> Text:
+            return Text("") if task.total is None else Text("ETA ").append_text(super().render(task))
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        Share("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[numbers]}", markup=False),
+        Remaining(),
+        console=console,
+    )
 
 
 def describe_row(row: dict[str, float]) -> str:

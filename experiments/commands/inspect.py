@@ -109,7 +109,7 @@ def _trace_cache(
     cache = context.PolicyCache(policy, inspection.model, track_tokens=True)
     count = len(inspection.tokens)
     prompt_tokens = count // 2 if prompt is None else prompt
-    with ProgressDisplay(title, count) as display:
+    with ProgressDisplay(title, count, prompt_tokens) as display:
         on_token = lambda done: display.update(done, {})
         return trace_retention(
             inspection.model,

@@ -67,14 +67,16 @@ def run_agreement(options: AgreementOptions, command: str) -> list[Path]:
     methods = [FULL, *(name for name in options.methods if name != FULL)]
     generator = random.Random(options.seed)
     starts = [generator.randint(0, last) for _ in range(options.prompts)]
-    with ProgressDisplay("agreement, excerpts", len(starts), 0, not options.quiet) as display:
-        for count, start in enumerate(starts, start=1):
-            missing = [name for name in methods if not records.find(start=start, method=name)]
-            if missing:
-                excerpt = tokens[start : start + options.length]
-                for row in compare(model, excerpt, options, missing):
-                    records.append({"start": start, **row})
-                display.update(count, {})
+    plan = {
+        start: missing
+        for start in starts
+        if (missing := [name for name in methods if not records.find(start=start, method=name)])
+    }
+    with ProgressDisplay("agreement, excerpts", len(plan), 0, not options.quiet) as display:
+        for count, (start, missing) in enumerate(plan.items(), start=1):
+            for row in compare(model, tokens[start : start + options.length], options, missing):
+                records.append({"start": start, **row})
+            display.update(count, {})
     rows = [row for row in records.rows if row["start"] in starts]
     return [write_table(options.out, command, _table(rows, methods, options))]
 

@@ -40,6 +40,10 @@ _MOST_NUMBERS = 32
 _MOST_HEARD = 24
 """Maximum number of agent pairs per step; pairs with the largest attention are shown."""
 
+OnStep = Callable[[int, int | None], None]
+"""Callback with the completed and the total steps of a pass over the episode. The total is None while the
+episode is played, since its length is unknown."""
+
 
 class PictureStore:
     """Pictures as data URLs, without duplicates."""
@@ -65,9 +69,6 @@ class PictureStore:
 class _Tracer:
     """Base class of actors that take the most likely actions and record an episode, one value per step."""
 
-    passes = 1
-    """Number of passes over the steps of the episode, for the progress."""
-
     def __init__(self, policy: Any, envs: OneEnv | OneTeam, has_pictures: bool) -> None:
         self.policy, self.envs, self._has_pictures = policy, envs, has_pictures
         self._state = policy.initial_state(1)
@@ -82,7 +83,7 @@ class _Tracer:
         if np.isfinite(value):
             row[len(self.steps) - 1] = float(value)
 
-    def finish(self, on_step: Callable[[int, int], None]) -> None:
+    def finish(self, on_step: OnStep) -> None:
         """Complete the steps after the end of the episode."""
 
     def _draw(self) -> int | None:
@@ -92,8 +93,6 @@ class _Tracer:
 
 class _PolicyTracer(_Tracer):
     """Tracer of a policy."""
-
-    passes = 2
 
     def __init__(self, policy: Policy, envs: OneEnv, has_pictures: bool) -> None:
         super().__init__(policy, envs, has_pictures)
@@ -137,7 +136,7 @@ class _PolicyTracer(_Tracer):
         for name, number in step.choice.output.items():
             self._append(name, number)
 
-    def finish(self, on_step: Callable[[int, int], None]) -> None:
+    def finish(self, on_step: OnStep) -> None:
         """Add the recall density to the steps."""
         total = len(self.steps)
         density = recall_density(
@@ -145,7 +144,8 @@ class _PolicyTracer(_Tracer):
             torch.stack(self.encodings),
             torch.stack(self.skip_features) if self.skip_features else None,
             torch.stack(self.actions),
-            lambda done: on_step(total + done, 2 * total),
+            # The gradient of a step passes through all steps before it, so work grows with the square.
+            lambda done: on_step(done * done // total, total),
         )
         for name, rows in density.items():
             for t, row in enumerate(rows.numpy()):
@@ -167,7 +167,7 @@ def trace_episode(
     env_config: EnvConfig,
     seed: int = 1,
     max_steps: int = 500,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: OnStep = lambda done, total: None,
 ) -> Trace:
     """Play one episode with the most likely actions and return its trace; the policy is not changed.
 
@@ -178,7 +178,7 @@ def trace_episode(
         env_config: Environment of the episode.
         seed: Seed of the episode.
         max_steps: Maximum number of steps.
-        on_step: Callback with the completed and the total amount of work.
+        on_step: Callback with the progress.
     """
     env, has_pictures = _open_env(env_config, max_steps)
     tracer = _PolicyTracer(policy, OneEnv(env, env_config.id), has_pictures)
@@ -197,7 +197,7 @@ def _trace(
     env_config: Any,
     seed: int,
     max_steps: int,
-    on_step: Callable[[int, int], None],
+    on_step: OnStep,
 ) -> Trace:
     """Play one episode with a tracer and return its trace."""
     envs, policy, steps = tracer.envs, tracer.policy, tracer.steps
@@ -206,7 +206,7 @@ def _trace(
     try:
         for step in envs.play(tracer, envs.reset(seed), max_steps):
             tracer.record(step)
-            on_step(len(steps), tracer.passes * max_steps)
+            on_step(len(steps), None)
         tracer.finish(on_step)
     finally:
         envs.close()
@@ -247,7 +247,7 @@ def trace_team(
     env_config: TeamEnvConfig,
     seed: int = 1,
     max_steps: int = 500,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: OnStep = lambda done, total: None,
 ) -> Trace:
     """Play one episode with the most likely action of every agent, and return its trace.
 
@@ -262,7 +262,7 @@ def trace_team(
         env_config: Environment of the episode.
         seed: Seed of the episode.
         max_steps: Maximum number of steps.
-        on_step: Callback with the completed and the total amount of work.
+        on_step: Callback with the progress.
     """
     env, has_pictures = _open_env(env_config, max_steps)
     tracer = _TeamTracer(policy, OneTeam(env), has_pictures)

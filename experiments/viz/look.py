@@ -112,10 +112,12 @@ def look(
     if not isinstance(config, TrainConfig | TeamTaskConfig):
         raise TypeError(f"{source.path} is a run of kind {config.kind!r}, which has no policy")
     kwargs = config.env.kwargs | (settings or {})
-    with ProgressDisplay(f"look at {config.env.id}", 2 * max_steps, show=progress) as display:
+    with ProgressDisplay(f"look at {config.env.id}", None, show=progress) as display:
 
-        def on_step(done: int, total: int) -> None:
-            display.update(round(2 * max_steps * done / total), {})
+        def on_step(done: int, total: int | None) -> None:
+            if total != display.total_steps:
+                display.begin(total)
+            display.update(done, {})
 
         if isinstance(config, TeamTaskConfig):
             teams = dataclasses.replace(config.env, kwargs=kwargs)

@@ -105,11 +105,16 @@ def test_a_policy_is_left_as_it_was():
     assert all(parameter.grad is None for parameter in policy.parameters())
 
 
-def test_progress_is_told_to_the_end():
-    shares = []
-    trace_episode(policy_for(MAZE, "gru"), MAZE, on_step=lambda done, total: shares.append(done / total))
-    assert shares[-1] == 1
-    assert min(shares) > 0
+def test_the_total_of_steps_is_unknown_while_the_episode_is_played():
+    calls = []
+    trace = trace_episode(policy_for(MAZE, "gru"), MAZE, on_step=lambda *call: calls.append(call))
+    length = len(trace.steps)
+    assert calls[:length] == [(step, None) for step in range(1, length + 1)]
+    assert {total for _, total in calls[length:]} == {length}
+    steps = [step for step, _ in calls[length:]]
+    assert steps == sorted(steps)
+    assert steps[0] > 0
+    assert steps[-1] == length
     with pytest.raises(ValueError, match="max_steps=0: must be at least 1"):
         trace_episode(policy_for(MAZE, "gru"), MAZE, max_steps=0)
 
