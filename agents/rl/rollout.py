@@ -33,9 +33,11 @@ from scrubjay.agents.rl.policy import Policy
 from scrubjay.agents.rl.segment import Observation
 from scrubjay.memory import State
 
+SUCCESS = ("success", "is_success")
+"""Infos that say whether an episode succeeded. The first of them that is present counts."""
+
 MEASURES = ("reached",)
-"""Final infos of an episode to record in addition to `info["success"]`: `reached` is 1 if a choice was
-made."""
+"""Final infos of an episode to record in addition to its success: `reached` is 1 if a choice was made."""
 
 
 class ActorInput(NamedTuple):
@@ -251,10 +253,11 @@ class EpisodeStats:
     length: int
     """Number of actions."""
     success: float | None = None
-    """Value of `info["success"]` at the end of the episode, if present."""
+    """Value of `info["success"]` at the end of the episode, or else of `info["is_success"]`; None without
+    both."""
     measures: dict[str, float] = field(default_factory=dict)
     """Other measures by name. For a single agent: the value of `info[name]` at the end of the episode, for
-    each name in `MEASURES` that is present. For a team: the mean of each metric in the environment's
+    each name in `MEASURES` that is present. For a team: the mean of each other metric in the environment's
     `infos` over the steps of the episode."""
 
 
@@ -281,6 +284,8 @@ class EpisodeCounter:
         self.returns += step.rewards
         self.lengths += 1
         for name, value in step.infos.items() if self._is_team else ():
+            if name in SUCCESS:  # the value of the last step counts, and not the mean
+                continue
             if name not in self.measures:
                 self.measures[name] = np.zeros(len(self.lengths))
             self.measures[name] += value
@@ -294,20 +299,26 @@ class EpisodeCounter:
         return episodes
 
     def _finish(self, row: int, infos: Mapping[str, Any]) -> EpisodeStats:
-        final_infos = {name: final_info(infos, row, name) for name in ("success", *MEASURES)}
-        success = final_infos.pop("success")
-        measures = {name: value for name, value in final_infos.items() if value is not None}
-        return EpisodeStats(float(self.returns[row]), int(self.lengths[row]), success, measures)
+        final_infos = {name: final_info(infos, row, name) for name in (*SUCCESS, *MEASURES)}
+        present = {name: value for name, value in final_infos.items() if value is not None}
+        measures = {name: present[name] for name in MEASURES if name in present}
+        return EpisodeStats(
+            float(self.returns[row]), int(self.lengths[row]), _first_success(present), measures
+        )
 
     def _finish_team(self, row: int, infos: Mapping[str, Any]) -> TeamEpisodeStats:
         returns, length = self.returns[row], int(self.lengths[row])
         return TeamEpisodeStats(
             episode_return=float(returns.sum()),
             length=length,
-            success=float(infos["success"][row]) if "success" in infos else None,
+            success=_first_success({name: float(infos[name][row]) for name in SUCCESS if name in infos}),
             returns=tuple(returns.tolist()),
             measures={name: float(total[row]) / length for name, total in self.measures.items()},
         )
+
+
+def _first_success(present: Mapping[str, float]) -> float | None:
+    return next((present[name] for name in SUCCESS if name in present), None)
 
 
 def final_info(infos: Mapping[str, Any], row: int, name: str) -> float | None:

@@ -99,7 +99,7 @@ class EpisodeScores:
     lengths: tuple[int, ...]
     """Number of steps of each episode."""
     successes: tuple[float, ...] = ()
-    """Success of each episode, from 0 to 1; empty for a team, or if the environment does not report it."""
+    """Success of each episode, from 0 to 1; empty if the environment does not report it."""
     measures: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Other measurements by name, one value per episode, such as whether the agent reached a choice. For a
     team, the means over the steps, such as that of the sum of rates."""
@@ -220,9 +220,11 @@ def evaluate_team(
     if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
         raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
     all_episodes: list[Any] = list(itertools.chain.from_iterable(by_env))
+    successes = tuple(episode.success for episode in all_episodes)
     return EpisodeScores(
         returns=np.array([episode.returns for episode in all_episodes]),
         lengths=tuple(episode.length for episode in all_episodes),
+        successes=() if None in successes else successes,
         measures={
             name: tuple(each.measures[name] for each in all_episodes) for name in all_episodes[0].measures
         },

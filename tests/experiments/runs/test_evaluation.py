@@ -174,3 +174,34 @@ def test_judging_leaves_no_trace():
     first, again = (evaluate_team(make_rule("random", 5), ENV, 3, seed=1) for _ in range(2))
     np.testing.assert_array_equal(first.returns, again.returns)
     assert torch.equal(before, torch.get_rng_state())
+
+
+FLOCK = """
+from scrubjay.envs import uav
+from scrubjay.envs.teams import ParallelTeams
+
+parallel_env = uav.parallel_env
+
+class Teams(ParallelTeams):
+    def step(self, actions):
+        step = super().step(actions)
+        return step._replace(infos={"is_success": step.dones * [1.0, *[0.0] * (self.num_envs - 1)]})
+
+def teams(num_envs, **kwargs):
+    return Teams(lambda: parallel_env(**kwargs), num_envs)
+"""
+
+
+def test_the_success_of_a_users_team_is_a_rate_over_episodes(tmp_path, monkeypatch):
+    """The first environment succeeds in the last step of its episode, all others fail."""
+    (tmp_path / "flock.py").write_text(FLOCK)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    env = dataclasses.replace(ENV, id="flock:parallel_env")
+
+    def stay(env, observations, alive, start):
+        return np.zeros((*alive.shape, 3), dtype=np.int64)
+
+    scores = evaluate_team(stay, env, 4)
+    assert scores.successes == (1.0, 0.0, 0.0, 0.0)
+    assert scores.summary()["success"] == 0.25
+    assert scores.measures == {}
