@@ -2,10 +2,11 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.kernels
 
-All methods take turns on one CPU thread in float32. Prints medians as tables. Full attention is torch's
-`scaled_dot_product_attention` over the whole history, in torch's memory layout. The read of
-HCAM is compared with the class HTMAttention of the PyPI package htm-pytorch. A floor is the time to read the
-required bytes once, at the bandwidth of a sum over 256 MB. Options: `--help`.
+All methods take turns on one CPU thread in float32, on the fast path of torch's products
+(`use_fast_products`). Prints medians as tables. Full attention is torch's `scaled_dot_product_attention` over
+the whole history, in torch's memory layout. The read of HCAM is compared with the class HTMAttention of the
+PyPI package htm-pytorch. A floor is the time to read the required bytes once, at the bandwidth of a sum over
+256 MB. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.profiler import ProfilerActivity, profile
 
-from scrubjay.experiments.bench import build_htm_attention, run_backward, run_forward, time_in_turns
+from scrubjay.experiments.bench import (
+    build_htm_attention,
+    describe_products,
+    run_backward,
+    run_forward,
+    time_in_turns,
+    use_fast_products,
+)
 from scrubjay.kernels import attend_chosen, choose_chunks, chunk_retrieval, sink_attention
 from scrubjay.memory.parts.hierarchy import ReadWeights, hierarchical_attention
 from scrubjay.memory.parts.layers import sinusoids
@@ -68,7 +76,8 @@ def main(bench: KernelsBench) -> None:
     print(
         f"{bench.heads} heads of width {bench.width}, k={bench.top_k} chunks of C={bench.chunk}, float32, 1 "
         "thread; "
-        f"medians in milliseconds; torch {torch.__version__}, {os.cpu_count()} CPUs"
+        f"medians in milliseconds; torch {torch.__version__}, {os.cpu_count()} CPUs; "
+        f"{describe_products()}"
     )
     for table in (_full_attention, _other_reads, _bandwidth, _halves, _sinks):
         print()
@@ -314,4 +323,6 @@ def _time_in_turns(bench: KernelsBench, backward: bool, *methods: Callable[[], A
 
 
 if __name__ == "__main__":
-    main(tyro.cli(KernelsBench, description=__doc__))
+    options = tyro.cli(KernelsBench, description=__doc__)
+    use_fast_products()
+    main(options)

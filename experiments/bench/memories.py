@@ -8,7 +8,7 @@ of the memory alone in the middle of an episode. Training is the collection of a
 Training is also compared with sb3-contrib's RecurrentPPO with an LSTM of the same width, on the same task and
 with the same `num_envs`, epochs and minibatches. The operations of an update's matrix products are counted,
 except those inside registered ops. The table has the time of one large matrix product with the same number of
-operations. It is a lower bound of the update's time.
+operations, at the larger speed of torch and oneDNN. It is a lower bound of the update's time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
-from scrubjay.experiments.bench import time_in_turns
+from scrubjay.experiments.bench import measure_products, time_in_turns
 from scrubjay.experiments.bench.revisions import StepLoop
 from scrubjay.experiments.bench.throughput import RecurrentPPOTrainer, ScrubjayTrainer, ThroughputConfig
 from scrubjay.experiments.tasks.environments import EnvConfig
@@ -126,13 +126,11 @@ def _train(config: MemoriesConfig, memories: dict[str, MemoryConfig], costs: dic
         methods[name, "training"], methods[name, "update"] = trainer.update, trainer.learn
     for (name, part), seconds in time_in_turns(methods, config.rounds).items():
         getattr(costs[name], part).extend(1e3 * second for second in seconds)
-    # The peak number of operations per millisecond, measured on a large matrix product.
-    left, right = torch.randn(2, 1024, 1024)
-    speed = 2 * 1024**3 / (1e3 * min(time_in_turns({"": lambda: left @ right}, 10)[""]))
+    operations_per_ms = 1e6 * max(measure_products().values())
     for name, trainer in trainers.items():
         with FlopCounterMode(display=False, custom_mapping=_LSTM_FLOPS) as counter:
             trainer.learn()
-        costs[name].products = counter.get_total_flops() / speed
+        costs[name].products = counter.get_total_flops() / operations_per_ms
 
 
 def _count_lstm_flops(

@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.recurrences
 
-All methods take turns in one process on one thread, in float32, with the same queries, keys and values. Times
-are CPU times, the minimum of all rounds. A ratio below 1 is faster than the baseline. Attention is torch's
-`scaled_dot_product_attention`, and the GRU cell is `torch.nn.GRUCell` of the same width. Options: `--help`.
+All methods take turns in one process on one thread, in float32, with the same queries, keys and values, on
+the fast path of torch's products (`use_fast_products`). Times are CPU times, the minimum of all rounds. A
+ratio below 1 is faster than the baseline. Attention is torch's `scaled_dot_product_attention`, and the GRU
+cell is `torch.nn.GRUCell` of the same width. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tyro
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from scrubjay.experiments.bench import time_in_turns
+from scrubjay.experiments.bench import describe_products, time_in_turns, use_fast_products
 from scrubjay.kernels import linear_memory, linear_memory_step
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,7 +50,7 @@ def main(bench: RecurrencesBench) -> None:
     """Run the benchmark and print its tables."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    print(f"{bench.heads} heads of {bench.width}; torch {torch.__version__}\n")
+    print(f"{bench.heads} heads of {bench.width}; torch {torch.__version__}; {describe_products()}\n")
     segments = {
         f"{length} tokens{how}": _time_least(_build_segment_methods(bench, length, how != ""), bench.rounds)
         for length in bench.lengths
@@ -116,4 +117,6 @@ def _time_least(methods: dict[str, Callable[[], object]], rounds: int) -> dict[s
 
 
 if __name__ == "__main__":
-    main(tyro.cli(RecurrencesBench, description=__doc__))
+    options = tyro.cli(RecurrencesBench, description=__doc__)
+    use_fast_products()
+    main(options)

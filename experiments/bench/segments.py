@@ -2,12 +2,13 @@
 
     OMP_NUM_THREADS=1 python -P -m scrubjay.experiments.bench.segments
 
-Each method processes a segment of new steps after a history of 1k to 65k steps. The methods take turns on one
-CPU thread. HCAM stores M chunks of C steps and reads k of them, and torch's nn.GRU of the same width stores a
-vector. Full causal attention caches keys and values of the whole history. It has the same projections and
-feed-forward layer as one HCAM block. HCAM's read alone is compared with HTMAttention of the PyPI package
-htm-pytorch, with the same M, C, k and width. The read is also timed over all chunks of a growing history.
-Prints medians as tables. Options: `--help`.
+Each method processes a segment of new steps after a history of 1k to 65k steps. The methods take turns on
+one CPU thread, on the fast path of torch's products (`use_fast_products`). HCAM stores M chunks of C steps
+and reads k of them, and torch's nn.GRU of the same width stores a vector. Full causal attention caches keys
+and values of the whole history. It has the same projections and feed-forward layer as one HCAM block.
+HCAM's read alone is compared with HTMAttention of the PyPI package htm-pytorch, with the same M, C, k and
+width. The read is also timed over all chunks of a growing history. Prints medians as tables. Options:
+`--help`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ import tyro
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scrubjay.experiments.bench import build_htm_attention, format_ratios, time_passes
+from scrubjay.experiments.bench import (
+    build_htm_attention,
+    describe_products,
+    format_ratios,
+    time_passes,
+    use_fast_products,
+)
 from scrubjay.memory import State
 from scrubjay.memory.hcam import HCAM, HCAMConfig
 from scrubjay.memory.parts.window import resolve_heads
@@ -88,7 +95,7 @@ def main(bench: SegmentsBench) -> None:
     print(
         f"batch size {bench.batch}, {bench.time} new steps, width {bench.dim}, M={config.num_chunks} chunks "
         f"of C={config.chunk_size}, k={config.top_k}, float32, 1 thread; medians of {bench.repeats}; "
-        f"torch {torch.__version__}, {os.cpu_count()} CPUs\n"
+        f"torch {torch.__version__}, {os.cpu_count()} CPUs; {describe_products()}\n"
     )
     _segments(bench, hcam)
     print()
@@ -167,4 +174,6 @@ def _growing_reads(bench: SegmentsBench, config: HCAMConfig) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SegmentsBench, description=__doc__))
+    options = tyro.cli(SegmentsBench, description=__doc__)
+    use_fast_products()
+    main(options)

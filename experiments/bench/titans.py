@@ -5,9 +5,9 @@
 
 All modules map [batch, tokens, width] to the same shape with projections of query, key, value and output. The
 row "the whole layer" is a complete `titans` memory, which also has norms and a feed-forward part. The modules
-take turns in one process on one CPU thread. Attention is torch's scaled_dot_product_attention. Peak memory is
-the increase during one forward and backward pass; each module is measured in a new process. Prints tables.
-Options: `--help`.
+take turns in one process on one CPU thread, on the fast path of torch's products (`use_fast_products`).
+Attention is torch's scaled_dot_product_attention. Peak memory is the increase during one forward and backward
+pass; each module is measured in a new process. Prints tables. Options: `--help`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from torch.nn import functional
 
 from scrubjay.experiments.bench import (
     Name,
+    describe_products,
     format_ratios,
     measure_seconds,
     run_backward,
     run_forward,
     run_in_new_process,
+    use_fast_products,
 )
 from scrubjay.memory.parts.grid import ChunkGrid
 from scrubjay.memory.titans.lmm import TitansConfig
@@ -168,7 +170,7 @@ def main(bench: TitansBench) -> None:
     torch.manual_seed(bench.seed)
     print(
         f"float32, 1 thread; medians; torch {torch.__version__}, titans-pytorch {version('titans-pytorch')}, "
-        f"{os.cpu_count()} CPUs\n"
+        f"{os.cpu_count()} CPUs; {describe_products()}\n"
     )
     _side_by_side(bench)
     _lengths(bench)
@@ -311,4 +313,6 @@ def _pair(times: tuple[float, float]) -> str:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TitansBench, description=__doc__))
+    options = tyro.cli(TitansBench, description=__doc__)
+    use_fast_products()
+    main(options)
