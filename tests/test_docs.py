@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -125,6 +126,34 @@ def test_ratios_of_speed_are_those_of_the_tables():
         ratios = {round(float(ratio), 1) for ratio in re.findall(r"(\d+\.\d+)x", tables)}
         page_ratios = set(map(float, re.findall(r"(\d+\.\d+)x", re.sub(r"\[[^]]*\](?!\()", "", line))))
         assert page_ratios <= ratios, line
+
+
+def test_recall_of_the_bank_is_that_of_the_tables_by_public_and_synthetic_sets():
+    """The guide has the means over public, synthetic and all sets, next to the best other method."""
+    results = (ROOT / "experiments" / "results" / "recall.md").read_text()
+    expected = []
+    for table in re.findall(r"^\| recall @5, @10, @20 .*\n(?:\|.*\n)+", results, re.MULTILINE):
+        head, _, *rows = (
+            [cell.strip() for cell in row.strip("| ").split(" | ")] for row in table.splitlines()
+        )
+        at_10 = {row[0]: [float(cell.split()[1]) for cell in row[1:]] for row in rows}
+        own = at_10["**MemoryBank**"]
+        others = [row for name, row in at_10.items() if "MemoryBank" not in name]
+        sets = range(head.index("mean, public") - 1)
+        synthetic = [i for i in sets if head[1 + i].startswith("synthetic")]
+        for group in (sorted({*sets} - {*synthetic}), synthetic, sets):
+            means = [statistics.mean(row[i] for i in group) for row in (own, *others)]
+            expected.append((means[0], max(means[1:])))
+    guide = (ROOT / "docs" / "guide" / "agents.md").read_text()
+    rows = re.findall(r"^\| [\w ]+ \| (MiniLM|E5) \| ([\d.]+) \| ([\d.]+) \|$", guide, re.MULTILINE)
+    stated = [
+        (float(bank), float(best)) for model in ("MiniLM", "E5") for name, bank, best in rows if name == model
+    ]
+    assert stated == [pytest.approx(pair, abs=0.0011) for pair in expected]
+    public, *_, everything = stated[:3]
+    notes = (ROOT / "CHANGELOG.md").read_text()
+    assert f"{public[0]}; best of nine other search methods {public[1]}" in notes
+    assert f"{everything[0]:.2f}; best of nine other search methods {everything[1]:.2f}" in notes
 
 
 def test_the_families_name_every_memory():

@@ -135,6 +135,8 @@ Corpora = dict[str, Sequence[Conversation]]
 """Conversations by the name of a table column."""
 Results = dict[str, dict[str, list[list[Retrieval]]]]
 """Retrievals of each conversation, by arm and corpus."""
+_SYNTHETIC = "synthetic"
+"""First word of the names of corpora that `generate_conversation` makes."""
 _FORMS: dict[str, Form] = {
     "LoCoMo": "locomo",
     "REALTALK": "realtalk",
@@ -149,7 +151,7 @@ def corpora(config: RecallBench, part: Part) -> Corpora:
     """Load all corpora of one part of the data: "development" or "test"."""
     seeds = part_names("made", part)
     result: Corpora = {
-        f"synthetic, {language}": [generate_conversation(language, seed, config.turns) for seed in seeds]
+        f"{_SYNTHETIC}, {language}": [generate_conversation(language, seed, config.turns) for seed in seeds]
         for language in LANGUAGES
     }
     result |= {f"{name}, in one bank": [concatenate(apart)] for name, apart in result.items()}
@@ -199,14 +201,27 @@ def mean_recall(retrievals: Iterable[Retrieval], depth: int) -> float:
 
 
 def overview(results: Results) -> str:
-    """Return a table of recall at all depths by method and corpus, with the mean over corpora."""
+    """Return a table of recall at all depths by method and corpus, with means over corpora.
+
+    Public and synthetic corpora have a mean of their own, because Scrubjay made the synthetic ones itself.
+    """
+    names = next(iter(results.values()))
+    groups = {
+        "public": [name for name in names if not name.startswith(_SYNTHETIC)],
+        "synthetic": [name for name in names if name.startswith(_SYNTHETIC)],
+        "all": list(names),
+    }
     rows = []
     for arm, by_corpus in results.items():
-        means = [[mean_recall(_flat(one), depth) for depth in DEPTHS] for one in by_corpus.values()]
-        means.append([statistics.mean(column) for column in zip(*means, strict=True)])
-        rows.append([arm, *(" ".join(f"{mean:.3f}" for mean in row) for row in means)])
-    names = next(iter(results.values()))
-    return markdown([f"recall @{', @'.join(map(str, DEPTHS))}", *names, "mean"], rows)
+        means = {
+            name: [mean_recall(_flat(one), depth) for depth in DEPTHS] for name, one in by_corpus.items()
+        }
+        for group, members in groups.items():
+            columns = zip(*(means[name] for name in members), strict=True)
+            means[f"mean, {group}"] = [statistics.mean(column) for column in columns]
+        rows.append([arm, *(" ".join(f"{mean:.3f}" for mean in row) or "-" for row in means.values())])
+    columns = [*names, *(f"mean, {group}" for group in groups)]
+    return markdown([f"recall @{', @'.join(map(str, DEPTHS))}", *columns], rows)
 
 
 def margins(results: Results, development: Results) -> str:
@@ -290,7 +305,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{config.part} parts, embeddings {config.embeddings}; {'; '.join(counts)}\n")
     print(f"{overview(results)}\n\n{margins(results, development)}")
     for language in LANGUAGES:
-        print(f"\n{details(results, f'synthetic, {language}')}")
+        print(f"\n{details(results, f'{_SYNTHETIC}, {language}')}")
     return 0
 
 

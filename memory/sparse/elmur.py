@@ -13,11 +13,25 @@ rewrites one slot, the slots are rewritten in turn, and the age of a slot follow
 holds its last chunk with weight `blend` and earlier chunks with decreasing weights. With `blend=0`, the first
 chunks stay forever.
 
-The paper does not publish the following details. Blocks are pre-norm, as in all memories of this package. The
-new content of a slot is normalized as well, so that slots do not grow without bound. Each head has one
-learned bias for each range of distances in steps: 0 to 1, 2 to 3, 4 to 7 and so on; the paper clips
-distances. A learned vector is added to the query of a slot, since empty slots are zero. Gradients flow into
-slots, back to the start of a segment. Positions inside a chunk are rotary.
+The authors' code is public (CognitiveAISystems/RATE, `offline_rl_baselines/ELMUR`). It differs from this
+module:
+
+=====================  ========================================  ==========================================
+part                   authors' code                             this module
+=====================  ========================================  ==========================================
+unwritten slots        steps read them                           never read; the output is zero without slots
+first write of a slot  blended with the initial content          replaces the initial content
+attention of writing   bias by the distance in time              bias by the place of a step in its chunk
+slots at the start     random                                    zero
+=====================  ========================================  ==========================================
+
+Steps read no unwritten slot here because of law 7: an empty store reads zero.
+
+These are also choices of this module: blocks are pre-norm, as in all memories of this package. The new
+content of a slot is normalized as well, so that slots do not grow without bound. Each head has one learned
+bias for each range of distances in steps: 0 to 1, 2 to 3, 4 to 7 and so on; the paper clips distances. A
+learned vector is added to the query of a slot, since empty slots are zero. Gradients flow into slots, back to
+the start of a segment. Positions inside a chunk are rotary.
 """
 
 from __future__ import annotations

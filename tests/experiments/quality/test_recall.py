@@ -66,10 +66,14 @@ def test_every_question_is_asked_as_deep_as_the_deepest_table():
 
 def test_tables_have_a_row_for_each_way_and_means_by_hand():
     retrievals = [[retrieval([1]), retrieval([5, 1], outdated_places=(5,))], [retrieval([9])]]
-    results = {"ours": {"made": retrievals, "BFCL": [[retrieval([1], ability="customer")]]}}
+    results = {"ours": {"synthetic, en": retrievals, "BFCL": [[retrieval([1], ability="customer")]]}}
     head, _, row = overview(results).splitlines()
-    assert head == "| recall @5, @10, @20 | made | BFCL | mean |"
-    assert row == "| ours | 0.667 0.667 0.667 | 1.000 1.000 1.000 | 0.833 0.833 0.833 |"
+    columns = "synthetic, en | BFCL | mean, public | mean, synthetic | mean, all"
+    assert head == f"| recall @5, @10, @20 | {columns} |"
+    two, one, both = "0.667 0.667 0.667", "1.000 1.000 1.000", "0.833 0.833 0.833"
+    assert row == f"| ours | {two} | {one} | {one} | {two} | {both} |"
+    del results["ours"]["synthetic, en"]
+    assert overview(results).splitlines()[-1] == f"| ours | {one} | {one} | - | {one} |"
 
 
 def test_a_bank_is_compared_with_what_was_best_on_the_development_part():
