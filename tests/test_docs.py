@@ -146,11 +146,11 @@ def test_recall_of_the_bank_is_that_of_the_tables_by_public_and_synthetic_sets()
             expected.append((means[0], max(means[1:])))
     guide = (ROOT / "docs" / "guide" / "agents.md").read_text()
     rows = re.findall(r"^\| [\w ]+ \| (MiniLM|E5) \| ([\d.]+) \| ([\d.]+) \|$", guide, re.MULTILINE)
-    stated = [
+    in_guide = [
         (float(bank), float(best)) for model in ("MiniLM", "E5") for name, bank, best in rows if name == model
     ]
-    assert stated == [pytest.approx(pair, abs=0.0011) for pair in expected]
-    public, *_, everything = stated[:3]
+    assert in_guide == [pytest.approx(pair, abs=0.0011) for pair in expected]
+    public, *_, everything = in_guide[:3]
     notes = (ROOT / "CHANGELOG.md").read_text()
     assert f"{public[0]}; best of nine other search methods {public[1]}" in notes
     assert f"{everything[0]:.2f}; best of nine other search methods {everything[1]:.2f}" in notes
