@@ -20,6 +20,7 @@ from scrubjay.agents.language.prompts import LANGUAGES, Prompts
 from scrubjay.agents.language.text import clean, clean_value, escape_marks, fence
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")  # tool names of the MCP specification
+_BLANK_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 _TEXT_KEYS = ("title", "description", "$comment")
 
 
@@ -274,10 +275,10 @@ def fence_result(step: Step, prompts: Prompts) -> str:
 def split_passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
     """Split `text` into passages of whole paragraphs, with at most `tokens` tokens per passage.
 
-    A paragraph with more tokens is not split; it becomes one passage.
+    A paragraph with more tokens is not split; it becomes one passage. Lines keep their indentation.
     """
     pieces: list[str] = []
-    for paragraph in filter(None, (part.strip() for part in text.split("\n\n"))):
+    for paragraph in filter(str.strip, _BLANK_LINES.split(text.replace("\r\n", "\n"))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:
             pieces[-1] = f"{pieces[-1]}\n\n{paragraph}"
         else:

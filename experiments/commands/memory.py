@@ -26,7 +26,7 @@ from scrubjay.experiments.lm.models import open_bank, open_for_recall, read_name
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank import Consolidation
 from scrubjay.memory.bank.document import split_document
-from scrubjay.memory.bank.record import Hit, Record
+from scrubjay.memory.bank.record import Hit, Record, parse_time
 from scrubjay.memory.bank.serialization import check_row
 
 Kind = Literal["knowledge", "conversation", "task", "episode"]
@@ -101,8 +101,8 @@ class SearchOptions:
     trusts: tuple[Trust, ...] = ()
     """Search only texts of these authors; default: all."""
     at: str | None = None
-    """Search the records that were valid at this time, such as 2026-11-26 or 2026-11-26T08:30; default:
-    now."""
+    """Search the records that were known and valid at this time, such as 2026-11-26 or 2026-11-26T08:30;
+    default: now."""
     embeddings: SameEmbeddings = None
     by: By | None = None
     """Search only by meaning or only by words; default: both."""
@@ -119,7 +119,7 @@ def search(options: SearchOptions) -> int:
             options.k,
             options.kinds or None,
             read_namespace(options.namespace),
-            None if options.at is None else _read_moment(options.at),
+            None if options.at is None else parse_time(options.at, "at", is_local=True),
             options.explain,
             options.trusts or None,
             options.by,
@@ -283,14 +283,6 @@ def _get(bank: MemoryBank, id: str, file: Path) -> Record:
             f"{file} has no record {id!r}; `scrubjay memory search` and `scrubjay memory show` print ids"
         )
     return record
-
-
-def _read_moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.astimezone() if moment.tzinfo is None else moment
-    except (ValueError, OverflowError):
-        raise ValueError(f"at={text!r}: write a time as 2026-11-26 or 2026-11-26T08:30") from None
 
 
 def _heading(record: Record) -> str:

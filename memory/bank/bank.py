@@ -58,11 +58,12 @@ class MemoryBank:
     """Memory bank in an SQLite file, or in memory (`":memory:"`); safe for threads and several processes.
 
     Args:
-        path: SQLite file; created if it does not exist. embeddings: Embedding model for dense retrieval; None
-        searches by keywords alone. clock: Function that returns the current time. The time zone of this time
-        decides when a day starts. dense_weight: Score of a record whose cosine similarity is one standard
-        deviation above the mean. For comparison, a record that
-            contains all words of the query scores 5 (`memory/bank/search/recall.py`).
+        path: SQLite file; created if it does not exist.
+        embeddings: Embedding model for dense retrieval; None searches by keywords alone.
+        clock: Function that returns the current time. The time zone of this time decides when a day starts.
+        dense_weight: Score of a record whose cosine similarity is one standard deviation above the mean. For
+            comparison, a record that contains all words of the query scores 5
+            (`memory/bank/search/recall.py`).
         surprise: Options of a neural memory over the embeddings (`memory/bank/surprise.py`); None disables
             it.
         device: Torch device that holds the embeddings, such as "cuda". On a GPU, Triton scans the embeddings.
@@ -122,8 +123,9 @@ class MemoryBank:
             kind: "knowledge", "conversation", "task" or "episode".
             namespace: Owner of the record, outermost level first.
             importance: Number from 0 to 1; 0.5 by default.
-            observed: Time of the statement or observation; now by default.
-            valid_from: Start of validity; None if unknown.
+            observed: Time of the statement or observation, such as a datetime or "2025-06-01"; by default
+                now.
+            valid_from: Start of validity; None if unknown. `search(at=...)` then uses `observed`.
             valid_to: End of validity; None for no end.
             trust: Author of the text: "user", "agent" or "tool".
             supersedes: Id of the record that the new record replaces. The validity of the old record ends
@@ -235,8 +237,9 @@ class MemoryBank:
     ) -> list[str]:
         """Store a document as passages and return their ids; the passages of a section form one chunk.
 
-        Sections start at Markdown headings. The provenance field `section` of a passage holds the heading.
-        Either all passages are written or none.
+        A passage is an exact excerpt, with its lines and their indentation. Sections start at Markdown
+        headings. The provenance field `section` of a passage holds the heading. `split_document` describes
+        the excerpts. Either all passages are written or none.
 
         Args:
             text: Text of the document.
@@ -262,7 +265,7 @@ class MemoryBank:
                 )  # fmt: skip
                 drafts.append(draft._replace(section=number))
         if not drafts:
-            raise ValueError("text is blank; pass a document with text")
+            raise ValueError("text is blank or has only headings; pass a document with text")
         return self.write(self.embed_drafts(drafts))
 
     def search(
@@ -278,6 +281,9 @@ class MemoryBank:
     ) -> list[Hit]:
         """Return up to `k` records that are valid now or at the time `at`, best first.
 
+        A record is valid from `valid_from` to `valid_to`. If `valid_from` is unknown, a search with `at` uses
+        `observed` instead, and a search without `at` uses no start.
+
         Args:
             query: Words or a question. A day, month or year in the query matches records that were observed
                 on that date, in the time zone of `clock`.
@@ -285,14 +291,15 @@ class MemoryBank:
             kinds: Kinds of record to search; None searches all kinds.
             namespace: Namespace to search, with all namespaces below it: `("user",)` includes
                 `("user", "ada")`. None searches all namespaces.
-            at: Time at which records must be valid; now by default.
+            at: Time at which records must be valid, such as a datetime or "2025-06-01"; now by default.
             explain: Set the field `explanation` of each hit.
             trusts: Authors to search; `("user", "agent")` excludes texts of tools. None searches all authors.
             by: "meaning" ranks by cosine similarity alone, "words" by keywords alone; None combines both.
 
         Raises:
-            ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `by` is "meaning" without
-                embeddings, or if the query is longer than `MAX_TEXT_LENGTH` (2**20) characters.
+            ValueError, TypeError: if k < 1, if a kind, trust or `by` is unknown, if `at` is not a time, if
+                `by` is "meaning" without embeddings, or if the query is longer than `MAX_TEXT_LENGTH` (2**20)
+                characters.
         """
         check_count("k", k, 1)
         check_length("query", query)
@@ -307,6 +314,7 @@ class MemoryBank:
             kinds=check_choices("kinds", kinds, KINDS),
             namespace=None if namespace is None else join_namespace(check_namespace(namespace)),
             trusts=check_choices("trusts", trusts, TRUSTS),
+            needs_observation=at is not None,
         )
         vector, dense_weight = None, 0.0
         if embedding_index is not None:

@@ -20,7 +20,8 @@ def merge(connection: sqlite3.Connection, number: int, draft: Draft) -> str:
         "INSERT INTO sayings VALUES (?, ?, ?, ?)", (number, draft.text, draft.observed, draft.provenance)
     )
     (id,) = connection.execute(
-        "UPDATE records SET sayings = sayings + 1, renewed = MAX(renewed, ?) WHERE number = ? RETURNING id",
+        "UPDATE records SET sayings = sayings + 1, observed = MIN(observed, ?1), renewed = MAX(renewed, ?1) "
+        "WHERE number = ?2 RETURNING id",
         (draft.observed, number),
     ).fetchone()
     return id

@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, time, tzinfo
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -29,8 +30,11 @@ COLUMNS = (
 """Columns of the table of records that form a `Record`."""
 _COLUMNS = COLUMNS.split(", ")
 
-Time = datetime | float
-"""Point in time: a datetime (UTC if naive), or seconds since 1970."""
+Time = datetime | date | str | float
+"""Point in time: a datetime, a date (its start), an ISO 8601 text such as "2025-06-01" or
+"2025-06-01T08:30+02:00", or seconds since 1970. The time zone is UTC unless the value names another."""
+# `fromisoformat` takes any character as the separator, also a digit, and ignores a null character at the end.
+_ISO_TIME = re.compile(r"(?:\d{4}-\d\d-\d\d|\d{8}|\d{4}-?W\d\d(?:-?\d)?)(?:[Tt ][\d:.,+Zz-]+)?", re.ASCII)
 _FIRST = datetime.min.replace(tzinfo=UTC).timestamp()
 _LAST = math.nextafter(
     datetime.max.replace(tzinfo=UTC).timestamp(), 0
@@ -77,7 +81,7 @@ def _number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """Record of a memory bank. After it is written, only `valid_to`, `renewed` and `sayings` change."""
+    """Record of a memory bank. Only `valid_to`, `observed`, `renewed` and `sayings` change after writing."""
 
     id: str
     """Unique id in the bank."""
@@ -94,11 +98,12 @@ class Record:
     created: datetime
     """Time of writing."""
     observed: datetime
-    """Time of the first statement or observation."""
+    """Time of the first statement or observation. If `valid_from` is None, `search(at=...)` takes this time
+    as the start of validity."""
     renewed: datetime
     """Time of the latest statement that was merged into this record; equal to `observed` if there is none."""
     valid_from: datetime | None
-    """Start of validity; None for no start."""
+    """Start of validity; None if unknown."""
     valid_to: datetime | None
     """End of validity; None for no end."""
     importance: float
@@ -193,11 +198,17 @@ def to_seconds(moment: Time, name: str) -> float:
     For a datetime the result is clipped to the years 1 to 9999. Without clipping, `datetime.max` would be
     rounded up to the year 10000.
     """
+    if isinstance(moment, str):
+        moment = parse_time(moment, name)
+    elif isinstance(moment, date) and not isinstance(moment, datetime):
+        moment = datetime.combine(moment, time.min)
     if isinstance(moment, datetime):
         seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         return min(max(seconds, _FIRST), _LAST)
     if isinstance(moment, bool) or not isinstance(moment, int | float):
-        raise TypeError(f"{name}={moment!r}: pass a datetime or seconds since 1970")
+        raise TypeError(
+            f"{name}={moment!r}: pass a datetime, a date, a text such as '2026-11-26', or seconds since 1970"
+        )
     try:
         to_datetime(moment)
     except (OverflowError, ValueError, OSError):
@@ -207,6 +218,27 @@ def to_seconds(moment: Time, name: str) -> float:
     return float(moment)
 
 
+def parse_time(text: str, name: str, is_local: bool = False) -> datetime:
+    """Return the time in an ISO 8601 text. A date without a time is the start of the day.
+
+    Args:
+        text: Date, or date and time, such as "2026-11-26" or "2026-11-26T08:30+01:00".
+        name: Name of the value in the error message.
+        is_local: A text without a time zone is a time in the time zone of this machine; if False, in UTC.
+
+    Raises ValueError if the text is not such a time, or outside the years 1 to 9999.
+    """
+    try:
+        if not _ISO_TIME.fullmatch(text):
+            raise ValueError
+        moment = datetime.fromisoformat(text)
+        if moment.tzinfo is None:
+            moment = moment.astimezone() if is_local else moment.replace(tzinfo=UTC)
+        return moment
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}={text!r:.80}: write a time as 2026-11-26 or 2026-11-26T08:30") from None
+
+
 def to_datetime(seconds: float) -> datetime:
     """Return seconds since 1970 as a datetime in UTC."""
     return datetime.fromtimestamp(seconds, UTC)
@@ -214,6 +246,8 @@ def to_datetime(seconds: float) -> datetime:
 
 def time_zone(moment: Time) -> tzinfo:
     """Return the time zone of a time, UTC if the time has no time zone."""
+    if isinstance(moment, str):
+        moment = parse_time(moment, "clock()")
     return (moment.tzinfo if isinstance(moment, datetime) else None) or UTC
 
 

@@ -31,10 +31,15 @@ class Filter:
     """Accepted namespace, a string from `join_namespace`, with all namespaces below it; None accepts all."""
     trusts: tuple[str, ...] | None
     """Authors whose records the filter accepts; None accepts all authors."""
+    needs_observation: bool = False
+    """Accept a record without a start of validity only if it was observed by the time `at`."""
 
     def condition(self) -> tuple[str, list[object]]:
         """Return the SQL condition and the values of its placeholders."""
-        parts = ["(valid_from IS NULL OR valid_from <= ?)", "(valid_to IS NULL OR valid_to > ?)"]
+        has_started = "(valid_from IS NULL OR valid_from <= ?)"
+        if self.needs_observation:
+            has_started = "COALESCE(valid_from, observed) <= ?"
+        parts = [has_started, "(valid_to IS NULL OR valid_to > ?)"]
         values: list[object] = [self.at, self.at]
         for column, choices in (("kind", self.kinds), ("trust", self.trusts)):
             if choices is not None:

@@ -9,6 +9,7 @@ from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
 
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
+from scrubjay.agents.kwai.context import split_passages
 from scrubjay.agents.language.text import estimate_tokens
 from scrubjay.memory import MemoryBank
 
@@ -26,6 +27,18 @@ def test_it_sees_the_conversation_and_the_knowledge_supplied():
     assert "Ada: born 1815" in question.text
     assert "Alan: born 1912" in question.text
     assert "1815" not in system.text
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+def test_knowledge_keeps_its_lines_and_their_indentation(line_end):
+    code = "def f():\n    a = 1\n\n    return a\n\n\n\t# end\n"
+    agent, model = make(["Yes."], [])
+    knowledge = Document(code.replace("\n", line_end), metadata={"untrusted": False})
+    agent.invoke({"messages": "Does it return?", "knowledge": [knowledge]})
+    prompt = model.prompts[0][-1].text
+    for line in filter(str.strip, code.splitlines()):
+        assert f"\n{line}\n" in prompt
+    assert split_passages(code, 4, estimate_tokens) == ["def f():\n    a = 1", "    return a", "\t# end\n"]
 
 
 def test_attachments_reach_the_model():

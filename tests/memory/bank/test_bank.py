@@ -2,15 +2,22 @@
 
 import math
 import sqlite3
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 
 import pytest
 
 from scrubjay.memory import MemoryBank
+from scrubjay.memory.bank import Change, Consolidation
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
 DAY = timedelta(days=1)
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def read(bank, id):
+    record = bank.get(id)
+    assert record is not None
+    return record
 
 
 def texts(hits):
@@ -57,6 +64,81 @@ def test_validity_bounds_what_is_found(bank, clock):
         assert len(bank.search("museum", at=START + days * DAY)) == count
     clock.now += DAY
     assert len(bank.search("museum")) == len(bank.recent(5)) == 1
+
+
+def test_what_was_not_yet_observed_is_not_found_at_an_earlier_time(bank, clock):
+    birth = bank.add("Ada was born in Rome.", valid_from="1990-01-01")
+    first = bank.add("Ada lives in Rome.", observed="2025-03-01")
+    second = bank.add("Ada lives in Oslo.", observed="2025-09-01", supersedes=first)
+
+    def find(at):
+        return {hit.id for hit in bank.search("Where does Ada live?", at=at)}
+
+    assert find("1989-12-31") == set()
+    # A start of validity counts, also for a fact that was learned later.
+    assert find("2025-02-28T23:59:59") == {birth}
+    assert find("2025-03-01") == find("2025-08-31") == {birth, first}
+    assert find("2025-09-01") == find(clock.now) == find(None) == {birth, second}
+    # A clock that is ahead hides nothing from a search without `at`.
+    ahead = bank.add("Ada lives in Bonn.", observed=clock.now + DAY)
+    assert ahead in find(None) | find(clock.now + DAY)
+    assert ahead not in find(clock.now)
+
+
+def test_an_earlier_statement_of_a_known_fact_moves_the_time_of_observation(bank):
+    id = bank.add("Ada lives in Rome.", observed="2025-09-01")
+    assert bank.search("Ada", at="2025-07-01") == []
+    assert bank.add("Ada lives in Rome!", observed="2025-06-01") == id
+    assert [hit.id for hit in bank.search("Ada", at="2025-07-01")] == [id]
+    record = bank.get(id)
+    assert (record.observed, record.renewed) == (
+        datetime(2025, 6, 1, tzinfo=UTC),
+        datetime(2025, 9, 1, tzinfo=UTC),
+    )
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "2025-06-01",
+        "2025-06-01T00:00",
+        "2025-06-01 00:00:00Z",
+        "2025-06-01T02:00+02:00",
+        "20250601",
+        date(2025, 6, 1),
+        datetime(2025, 6, 1),
+        datetime(2025, 6, 1, 2, tzinfo=timezone(timedelta(hours=2))),
+        1748736000,
+        1748736000.0,
+    ],
+)
+def test_a_time_may_have_any_usual_form(moment):
+    start = datetime(2025, 6, 1, tzinfo=UTC)
+    with MemoryBank(":memory:", clock=lambda: moment) as bank:
+        record = read(bank, bank.add("Ada is here.", valid_from=moment, valid_to="2025-06-02", merge=False))
+        assert (record.created, record.observed, record.valid_from) == (start, start, start)
+        (page,) = bank.add_document("Ada read a page.", observed=moment)
+        assert read(bank, page).observed == start
+        decision = Consolidation(bank, lambda text, records: [Change("add")]).add(
+            "Ada left.", observed=moment
+        )
+        assert read(bank, decision.steps[0].written_id).observed == start
+        assert len(bank.search("Ada is here.", at=moment)) == 3
+        assert len(bank.search("Ada is here.", at="2025-06-02")) == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", "2025", "2025-06", "1748736000", "202506011", "20250601112", "2025-06-01x08:30", "2025-06-01T",
+     "٢٠٢٥-٠٦-٠١", "2025-06-01\n", "2025-06-01T08:30\x00", "\ud800", "2025-02-30", "0000-01-01", "x" * 9**6],
+)  # fmt: skip
+def test_a_text_that_is_no_time_is_named(bank, text):
+    for name in ("observed", "valid_from", "valid_to"):
+        with pytest.raises(ValueError, match=f"^{name}=.*: write a time as 2026-11-26 or") as failure:
+            bank.add("x", **{name: text})
+        assert len(str(failure.value)) < 200
+    with pytest.raises(ValueError, match=r"^at="):
+        bank.search("x", at=text)
 
 
 def test_what_a_tool_says_replaces_nothing_that_a_person_said(bank):
@@ -113,7 +195,10 @@ def test_wrong_input_is_named(bank):
         (ValueError, "importance='high'", lambda: bank.add("x", importance="high")),
         (ValueError, "supersedes='y'", lambda: bank.add("x", supersedes="y")),
         (ValueError, "valid_to", lambda: bank.add("x", valid_from=2, valid_to=1)),
-        (TypeError, "observed='now'", lambda: bank.add("x", observed="now")),
+        (ValueError, "observed='now': write a time as", lambda: bank.add("x", observed="now")),
+        (TypeError, "observed=\\[\\]: pass a datetime, a date", lambda: bank.add("x", observed=[])),
+        (ValueError, "at='2025-13-01'", lambda: bank.search("x", at="2025-13-01")),
+        (ValueError, "valid_to='2025-06'", lambda: bank.add("x", valid_to="2025-06")),
         (TypeError, "provenance", lambda: bank.add("x", who=object())),
         (ValueError, "provenance=.'page': nan", lambda: bank.add("x", page=math.nan)),
         (ValueError, "lone surrogate", lambda: bank.add("\ud800")),

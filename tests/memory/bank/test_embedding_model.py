@@ -86,7 +86,7 @@ def test_a_text_is_looked_at_once_and_no_writer_waits_for_the_model(path):
     with MemoryBank(path, model) as bank:
         bank.add_document("# A\n\nThe rest.")
         bank.add("fact 3")
-    assert model.calls == [["fact 2"], ["The rest."], ["fact 3"]]
+    assert model.calls == [["fact 2"], ["# A\n\nThe rest."], ["fact 3"]]
 
 
 def test_who_comes_second_to_a_new_file_is_refused(path):
