@@ -14,7 +14,9 @@ _MARK = re.compile(
     r"|(?P<underlined>\S.*)\n(?:={3,}|-{3,})[^\S\n]*)$",
     re.MULTILINE,
 )
-_GAP = re.compile(r"\s+|(?<=[。！？])(?!\s)")
+# White space with a line end or after a sentence, or the end of a Chinese sentence without white space.
+_GAP = re.compile(r"(?<!\s)\s*\n\s*|\A\s+|(?<=[.!?。！？])\s+|(?<=[。！？])(?!\s)")
+_SENTENCE_ENDS = (*".!?", *"。！？")
 _PARAGRAPH, _SENTENCE, _LINE, _WORD = range(4)
 
 
@@ -97,8 +99,10 @@ def _split_section(section: _Section, length: int) -> Iterator[str]:
             # Prefer a gap after the heading, so that a heading is in one passage with the text below it.
             for earliest in (max(start, section.heading_end), start):
                 gap = _find_last_gap(gaps_by_level, ends_by_level, earliest, end)
+                if gap is None:
+                    gap = _find_space(text, earliest, end)
                 if gap is not None:
-                    end, following = gap.end, gap.start
+                    _, end, following = gap
                     break
         if not text[start:end].isspace():
             yield text[start:end]
@@ -116,8 +120,19 @@ def _find_last_gap(
     return None
 
 
+def _find_space(text: str, earliest: int, limit: int) -> _Gap | None:
+    """Return the last run of spaces that starts after `earliest` and not after `limit`."""
+    for end in range(limit, earliest, -1):
+        if text[end].isspace() and not text[end - 1].isspace():
+            start = end
+            while text[start].isspace():
+                start += 1
+            return _Gap(_WORD, end, start)
+    return None
+
+
 def _find_gaps(text: str) -> Iterator[_Gap]:
-    """Yield the gaps of a text in order."""
+    """Yield the gaps of a text in order, without those between words."""
     line_start = 0
     for match in _GAP.finditer(text):
         end, newlines = match.start(), match[0].count("\n")
@@ -127,10 +142,8 @@ def _find_gaps(text: str) -> Iterator[_Gap]:
             level = _PARAGRAPH
         elif is_code:
             level = _SENTENCE if newlines else _WORD
-        elif text[end - 1 : end] in (*".!?", *"。！？"):
-            level = _SENTENCE
         else:
-            level = _LINE if newlines else _WORD
+            level = _SENTENCE if text[end - 1 : end] in _SENTENCE_ENDS else _LINE
         yield _Gap(level, end, start)
         if newlines:
             line_start = start
