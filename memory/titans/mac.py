@@ -246,7 +246,7 @@ class _ContextLayer(TitansLayer):
             attention.rotary_width,
             attention.num_persistent,
             memory.heads,
-            self.config.max_step / self.config.chunk_size,
+            self.config.max_token_step,
             compute_max_momentum(self.config.chunk_size),
             self.config.read_before_write,
         )

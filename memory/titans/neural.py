@@ -12,8 +12,11 @@ Titans (Behrouz, Zhong & Mirrokni 2025, arXiv 2501.00663), sections 3 and 4.4. T
   the chunk's step. With this bound, these movements add up to at most one more step of size 1.
   Without it, a memory diverges if high momentum continues a large step that was taken at low momentum. With
   both bounds, weights stayed bounded in every stream that we tried.
-- `bound_steps=False` removes both bounds and the clip. The memory then follows equations 13 and 14 as
-  printed, with plain sigmoid gates. It may diverge, and with longer chunks it diverges sooner.
+- `bound_steps=False` removes the factor `1 - momentum`, the bound of momentum and the clip. The memory then
+  follows equations 13 and 14 as printed, with plain sigmoid gates. The paper leaves the scale of the step
+  size open. High momentum repeats a step many times, so the default of `max_step` is 0.1 instead of 1. With
+  larger values than `max_step` accepts, memories diverged within 512 steps. Training may still increase gates
+  or initial weights until a memory diverges.
 - Weights decay towards the learned initial weights, initially by 0.01% to 1% per step. The last layer is
   initialized to zero, so a read returns only written content.
 - Only attention has the persistent tokens of section 3.3. If they were written to a memory before its first
@@ -48,6 +51,8 @@ from scrubjay.memory.titans.heads import Convolution, apply_norm, compute_heads,
 
 # Outputs in the first steps of an episode are small; normalization must not amplify their rounding errors.
 _READ_EPSILON = 1e-4
+_UNBOUNDED_STEP = 0.1
+"""Default sum of a chunk's step sizes without bounds."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,10 @@ class NeuralMemoryConfig(MemoryConfig):
     num_heads: int | None = None
     """Number of heads, each with one network. Default: the smallest number whose heads are 8 to 64
     wide; 1 if there is none."""
-    max_step: float = 1.0
-    """Upper bound of the sum of a chunk's step sizes, above 0 and at most 1. Without `bound_steps`, it bounds
-    each token's step size instead."""
+    max_step: float | None = None
+    """Upper bound of the sum of a chunk's step sizes. Default: 1, also the largest value. Without
+    `bound_steps`, the default is 0.1, and the largest value is 0.5 for a matrix and 0.2 for deeper networks
+    or with `norm`."""
     convolution: int = 4
     """Number of steps in the causal convolution of keys, queries and values. With 1, a step uses only its
     own input."""
@@ -82,22 +88,35 @@ class NeuralMemoryConfig(MemoryConfig):
     bptt_chunks: int | None = None
     """Number of chunks through which the gradient of the outer loss flows; None for the whole segment."""
     bound_steps: bool = True
-    """Bound step sizes and momentum against divergence. False uses the equations of the paper as printed."""
+    """Bound step sizes and momentum against divergence. False uses the equations of the paper as printed,
+    which need a smaller `max_step`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("chunk_size", "depth", "hidden_ratio", "convolution"):
             if getattr(self, name) < 1 or getattr(self, name) % 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be an integer of at least 1")
-        if not 0 < self.max_step <= 1:
+        largest, condition = 1.0, ""
+        if not self.bound_steps:
+            is_matrix = self.depth == 1 and not self.norm
+            largest, condition = 0.5 if is_matrix else 0.2, " with bound_steps=False"
+            condition += "" if is_matrix else " and depth above 1 or norm"
+        if self.max_step is not None and not 0 < self.max_step <= largest:
             raise ValueError(
-                f"max_step={self.max_step}: must be above 0 and at most 1, because larger steps overshoot"
+                f"max_step={self.max_step}: must be above 0 and at most {largest:g}{condition}, because "
+                "larger steps overshoot"
             )
         if self.bptt_chunks is not None and self.bptt_chunks < 1:
             raise ValueError(
                 f"bptt_chunks={self.bptt_chunks}: must be at least 1, or None for the whole segment"
             )
         count_heads(self.dim, self.num_heads)
+
+    @property
+    def max_token_step(self) -> float:
+        """Upper bound of the step size of one token."""
+        default = 1.0 if self.bound_steps else _UNBOUNDED_STEP
+        return (default if self.max_step is None else self.max_step) / self.chunk_size
 
     @property
     def heads(self) -> int:
@@ -305,11 +324,10 @@ class NeuralMemory(nn.Module):
         gates = self._by_name(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         step, momentum = torch.sigmoid(gates["step"]), gates.get("momentum")
         log_retention = functional.logsigmoid(-gates["forgetting"])
-        bound_steps = self.config.bound_steps
-        max_step = self.config.max_step / self.chunk_size if bound_steps else self.config.max_step
+        max_step = self.config.max_token_step
         if momentum is None:
             return Gates(max_step * step, torch.full_like(step, -torch.inf), log_retention)
-        if not bound_steps:
+        if not self.config.bound_steps:
             return Gates(max_step * step, functional.logsigmoid(momentum), log_retention)
         max_momentum = compute_max_momentum(self.chunk_size)
         return Gates(
