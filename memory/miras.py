@@ -12,8 +12,8 @@ third of the time.
 Differences of all three memories from the paper: a gate has one value per head. In the paper, it has one
 value per channel, computed by low-rank matrices. The norm LN has no weights. Steps are bounded as in Titans,
 and clipped so that a step does not overshoot the error that it removes. `bound_steps=False` disables the
-clip, and has a smaller default of `max_step`. Weights decay towards the learned initial weights, not towards zero. In a network of two
-layers, weights of zero would have a gradient of zero, so they would stay zero.
+clip, and has a smaller default of `max_step`. Weights decay towards the learned initial weights, not towards
+zero. In a network of two layers, weights of zero would have a gradient of zero, so they would stay zero.
 """
 
 from __future__ import annotations

@@ -79,9 +79,6 @@ def test_a_step_with_which_a_memory_cannot_train_is_refused(fields, largest):
 
 def test_defaults_of_the_step_sizes_depend_on_the_bounds_and_not_on_the_chunk():
     for chunk_size in (1, 4, 64):
-        bounded, unbounded = (
-            memory.make_config("titans", dim=8, chunk_size=chunk_size, bound_steps=bound)
-            for bound in (True, False)
-        )
-        assert bounded.max_token_step * chunk_size == pytest.approx(1)  # pyright: ignore[reportAttributeAccessIssue]
-        assert unbounded.max_token_step * chunk_size == pytest.approx(0.1)  # pyright: ignore[reportAttributeAccessIssue]
+        for bound_steps, largest in ((True, 1.0), (False, 0.1)):
+            config: Any = memory.make_config("titans", dim=8, chunk_size=chunk_size, bound_steps=bound_steps)
+            assert config.max_token_step * chunk_size == pytest.approx(largest)
