@@ -22,6 +22,7 @@ ENVIRONMENT = "environment.json"
 INITIAL = "initial.safetensors"
 """Initial weights, copied from another run."""
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 
 
 def create_run_files(path: Path, contents: Mapping[str, str | bytes | None], resume_command: str) -> None:
@@ -56,7 +57,35 @@ def lock(path: Path) -> IO[str]:
     system has no locks, a warning is logged.
     """
     _check_name(path)
-    file = (path / ".lock").open("w")
+    return _lock(path, "is being trained by another process; wait for it or stop it", "train the run in")
+
+
+_folders: dict[Path, IO[str]] = {}
+"""Open lock files of the folders that this process owns."""
+
+
+def own_folder(path: Path) -> None:
+    """Create a folder for results, and lock it until `release_folders` or the end of the process.
+
+    Two commands in one folder would overwrite each other's tables and write rows twice. The lock works as in
+    `lock`. Raises ValueError if another process owns the folder.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    key = path.resolve()
+    if key not in _folders:
+        use = "is in use by another command; wait for it, stop it, or choose another --out"
+        _folders[key] = _lock(path, use, "use the folder in")
+
+
+def release_folders() -> None:
+    """Release the folders that this process owns."""
+    while _folders:
+        _folders.popitem()[1].close()
+
+
+def _lock(path: Path, in_use: str, without_locks: str) -> IO[str]:
+    """Lock a folder; `in_use` is the text of the error, `without_locks` begins the advice of the warning."""
+    file = (path / LOCK).open("w")
     try:
         import fcntl
     except ImportError:  # Windows has no such locks
@@ -65,13 +94,13 @@ def lock(path: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # some NFS servers raise PermissionError
         file.close()
-        raise ValueError(f"{path} is being trained by another process; wait for it or stop it") from None
+        raise ValueError(f"{path} {in_use}") from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
             file.close()
             raise
         _log.warning(
-            "%s: this file system does not support locks; train the run in one process at a time", path
+            "%s: this file system does not support locks; %s one process at a time", path, without_locks
         )
     return file
 

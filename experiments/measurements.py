@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from scrubjay._version import __version__
-from scrubjay.experiments.files import Fields, read_lines, read_object, write_atomically
+from scrubjay.experiments.files import LOCK, Fields, own_folder, read_lines, read_object, write_atomically
 from scrubjay.memory.serialization import decode
 
 SETTINGS = "settings.json"
@@ -59,12 +59,13 @@ def select(rows: Iterable[Mapping[str, Any]], **fields: Any) -> list[Any]:
 def prepare_results_dir(out: Path, settings: Mapping[str, Any]) -> None:
     """Create a directory for results with these settings, or check that an existing one has these settings.
 
-    Raises ValueError, naming the differences, if the directory holds results with other settings. A directory
-    without results accepts new settings.
+    This command then owns the directory, as with `own_folder`. Raises ValueError, naming the differences, if
+    the directory holds results with other settings, and if another process owns it. A directory without
+    results accepts new settings.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out)
     file, settings = out / SETTINGS, json.loads(json.dumps(settings, default=str))
-    if file.exists() and any(path != file for path in out.iterdir()):
+    if file.exists() and any(path.name not in (SETTINGS, LOCK) for path in out.iterdir()):
         before = read_object(file)
         different = [
             f"{name}={before.get(name)!r}, now {settings.get(name)!r}"

@@ -9,22 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scrubjay.experiments.cli.arguments import choose, parse
-from scrubjay.experiments.cli.failures import bad_input, check_at_least
+from scrubjay.experiments.cli.failures import UsageError, bad_input, check_at_least
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.commands.options import Jobs
 from scrubjay.experiments.progress import GracefulInterrupt
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.launch.grid import Cell
+    from scrubjay.experiments.launch.search import Search
+    from scrubjay.experiments.runs.config import Experiment
+    from scrubjay.experiments.runs.run import Run
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     """Train memories x recipes x seeds and tabulate the results.
 
-    The same command continues an interrupted comparison. Flags after `--` are passed to train.
+    The same command continues an interrupted comparison. Flags after `--` are passed to train. Tables and
+    plots include the runs of earlier commands with the same --out. These must have the same settings.
     """
 
     memories: tuple[str, ...] = ("none", "gru")
@@ -71,7 +80,10 @@ def compare(argv: Sequence[str]) -> int:
     argv = list(argv)
     cut = argv.index("--") if "--" in argv else len(argv)
     options, train_flags = parse(CompareOptions, argv[:cut], "scrubjay compare"), argv[cut + 1 :]
+    from scrubjay.experiments.files import CONFIG, own_folder
+    from scrubjay.experiments.launch.grid import Cell
     from scrubjay.experiments.launch.parallel import prepare, run_in_processes
+    from scrubjay.experiments.launch.search import run_searches, write_search_report
     from scrubjay.experiments.recipes import RECIPES
     from scrubjay.experiments.recipes.overrides import override
     from scrubjay.experiments.recipes.teams import METHODS
@@ -87,52 +99,101 @@ def compare(argv: Sequence[str]) -> int:
             choose(label, name, choices)
     with bad_input():
         options.check()
-    flags_by_method = {
-        (recipe, method): [_VARIED_FLAGS[name], method, *train_flags]
+    cells = [
+        Cell(recipe, method, seed)
         for recipe in options.recipes
-        for name in [_varied_option(recipe)]
-        for method in getattr(options, name)
-    }
+        for method in getattr(options, _varied_option(recipe))
+        for seed in options.seeds
+    ]
+    flags_by_method = {cell[:2]: _flags(*cell[:2], train_flags) for cell in cells}
+    with bad_input():
+        new_methods = [cell[:2] for cell in cells if not (options.out / cell.folder_name / CONFIG).exists()]
+        if options.search is None:  # a search checks its settings itself
+            for recipe, method in dict.fromkeys(new_methods):
+                override(recipe, flags_by_method[recipe, method]).check()
+        searches = _make_searches(flags_by_method, options)
+        own_folder(options.out)
+        earlier_runs = _find_earlier_runs(cells, train_flags, searches, options)
     try:
-        search_reports = [] if options.search is None else [_search_settings(flags_by_method, options)]
-        runs = []
-        for (recipe, method), flags in flags_by_method.items():
-            for seed in options.seeds:
-                config = override(recipe, [*flags, "--seed", str(seed)])
-                runs.append(prepare(config, options.out / f"{recipe}-{method}-s{seed}", options.trust))
-        run_in_processes(runs, options.jobs)
+        run_searches([searches[method] for method in flags_by_method if method in searches], options.jobs)
+        flags_by_method |= {method: search.arguments for method, search in searches.items()}
+        runs = {}
+        for cell in cells:
+            config = override(cell.recipe, [*flags_by_method[cell[:2]], "--seed", str(cell.seed)])
+            runs[cell] = prepare(config, options.out / cell.folder_name, options.trust)
+        run_in_processes(list(runs.values()), options.jobs)
     except GracefulInterrupt as stop:
         print("\nstopped; run the same command again to continue")
         return stop.exit_code
+    runs |= {cell: run for cell, run in earlier_runs.items() if run.is_finished}
+    partial_runs = [run for run in earlier_runs.values() if not run.is_finished]
     with bad_input():  # a run's files may be from an old version
-        report_files = write_report(runs, options.out, _command(options, train_flags))
-    print(*map(one_line, [*report_files, *search_reports]), sep="\n")
+        grids = [options] if list(runs) == cells else _split(options, runs)
+        command = " && ".join(_command(grid, train_flags) for grid in grids)
+        report_files = write_report(list(runs.values()), options.out, command, partial_runs)
+        if searches:
+            report_files.append(write_search_report(searches, options.out))
+    print(*map(one_line, report_files), sep="\n")
     return 0
 
 
-def _search_settings(flags_by_method: dict[tuple[str, str], list[str]], options: CompareOptions) -> Path:
-    """Search the settings of every method, and write the best ones into `flags_by_method`.
-
-    Returns the path of the search report.
-    """
-    from scrubjay.experiments.launch.search import SETTINGS, Search, run_searches, write_search_report
+def _make_searches(
+    flags_by_method: Mapping[tuple[str, str], list[str]], options: CompareOptions
+) -> dict[tuple[str, str], Search]:
+    """Return the search of the settings of each method; an empty dict without --search."""
+    from scrubjay.experiments.launch.search import SETTINGS, Search
     from scrubjay.experiments.launch.sweep import Sweep, parse_param
 
-    with bad_input():
-        params = tuple(map(parse_param, options.search or SETTINGS))
-        searches = {
-            (recipe, method): Search(
-                Sweep(recipe, params, tuple(flags)),
-                options.search_seeds,
-                options.out / "search" / f"{recipe}-{method}",
-                options.trust,
-            )
-            for (recipe, method), flags in flags_by_method.items()
-        }
-    run_searches(list(searches.values()), options.jobs)
-    for method, search in searches.items():
-        flags_by_method[method] = search.arguments
-    return write_search_report(searches, options.out)
+    if options.search is None:
+        return {}
+    params = tuple(map(parse_param, options.search or SETTINGS))
+    return {
+        (recipe, method): Search(
+            Sweep(recipe, params, tuple(flags)),
+            options.search_seeds,
+            options.out / "search" / f"{recipe}-{method}",
+            options.trust,
+        )
+        for (recipe, method), flags in flags_by_method.items()
+    }
+
+
+def _find_earlier_runs(
+    cells: Sequence[Cell],
+    train_flags: Sequence[str],
+    searches: dict[tuple[str, str], Search],
+    options: CompareOptions,
+) -> dict[Cell, Run]:
+    """Return the other runs of this comparison, from earlier commands with the same --out.
+
+    The searches of their methods are added to `searches`. Raises UsageError if a run has other settings.
+    """
+    from scrubjay.experiments.launch.grid import Cell, accept_run, find_runs
+    from scrubjay.experiments.recipes import RECIPES
+    from scrubjay.experiments.recipes.overrides import override
+
+    def make_config(cell: Cell) -> Experiment:
+        choose("recipe", cell.recipe, list(RECIPES))
+        flags = _flags(cell.recipe, cell.method, train_flags)
+        if options.search is not None:
+            if cell[:2] not in searches:
+                searches.update(_make_searches({cell[:2]: flags}, options))
+            if not searches[cell[:2]].is_finished:
+                raise UsageError("its settings do not come from a search")
+            flags = searches[cell[:2]].arguments
+        return override(cell.recipe, [*flags, "--seed", str(cell.seed)])
+
+    runs = {}
+    for run in find_runs(options.out, options.trust):
+        cell = Cell.from_run(run)
+        if cell is not None and cell not in cells:
+            runs[cell] = accept_run(run, partial(make_config, cell))
+    return runs
+
+
+def _flags(recipe: str, method: str, train_flags: Sequence[str]) -> list[str]:
+    """Return the flags of train for a memory or method, without the seed."""
+    return [_VARIED_FLAGS[_varied_option(recipe)], method, *train_flags]
 
 
 _VARIED_FLAGS = {"memories": "--memory", "methods": "--method"}
@@ -145,6 +206,16 @@ def _varied_option(recipe: str) -> str:
     from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 
     return "methods" if isinstance(RECIPES[recipe](), TeamTaskConfig) else "memories"
+
+
+def _split(options: CompareOptions, cells: Iterable[Cell]) -> list[CompareOptions]:
+    """Return options that together train these cells and no others."""
+    from scrubjay.experiments.launch.grid import split_into_grids
+
+    return [
+        dataclasses.replace(options, recipes=recipes, seeds=seeds, **{_varied_option(recipes[0]): methods})
+        for recipes, methods, seeds in split_into_grids(cells)
+    ]
 
 
 def _command(options: CompareOptions, train_flags: Sequence[str]) -> str:
@@ -188,16 +259,29 @@ def demo(argv: Sequence[str]) -> int:
     options = parse(DemoOptions, argv, "scrubjay demo")
     with bad_input():
         options.check()
+    from scrubjay.experiments.files import own_folder
+    from scrubjay.experiments.launch.grid import accept_run, find_runs
     from scrubjay.experiments.launch.parallel import prepare, run_in_processes
     from scrubjay.experiments.recipes import with_memory
     from scrubjay.experiments.recipes.tasks import recall_demo
-    from scrubjay.experiments.viz.curves import plot_runs
+    from scrubjay.experiments.viz.curves import has_curve, plot_runs
 
     base = dataclasses.replace(recall_demo(), seed=options.seed)
     if options.total_steps is not None:
         base = dataclasses.replace(base, total_steps=options.total_steps)
     names = ["none", options.memory]
-    runs = [prepare(with_memory(base, name), options.out / f"{name}-s{options.seed}") for name in names]
+    configs = {options.out / f"{name}-s{options.seed}": with_memory(base, name) for name in names}
+    with bad_input():
+        for config in configs.values():
+            config.check()
+        own_folder(options.out)
+        earlier_runs = [
+            accept_run(run, partial(with_memory, dataclasses.replace(base, seed=run.config.seed), name))
+            for run in find_runs(options.out)
+            if (name := run.path.name.removesuffix(f"-s{run.config.seed}")) != run.path.name
+            and run.path not in configs
+        ]
+    runs = [prepare(config, path) for path, config in configs.items()]
     totals = " and ".join(dict.fromkeys(f"{run.config.total_steps:,}" for run in runs))
     print(f"{base.recipe}: {totals} steps each for {' and '.join(names)}, in {options.out}", flush=True)
     try:
@@ -206,7 +290,7 @@ def demo(argv: Sequence[str]) -> int:
         print("\nstopped; run the same command again to continue")
         return stop.exit_code
     with bad_input():  # a run's files may be from an old version
-        curve = plot_runs(runs, options.out / "curve.png")
+        curve = plot_runs([*runs, *filter(has_curve, earlier_runs)], options.out / "curve.png")
         metric_names = ("success", "success_low", "success_high", "seconds")
         rows = [tuple(run.result[name] for name in metric_names) for run in runs]
     print(

@@ -86,6 +86,7 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
 
     from scrubjay.experiments.cli.arguments import choose
     from scrubjay.experiments.commands import COMMANDS, load_command
+    from scrubjay.experiments.files import release_folders
 
     logging.basicConfig(handlers=[_log_handler()], level=logging.WARNING)
     run_command = load_command(choose("command", argv[0], list(COMMANDS)))
@@ -98,6 +99,8 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
             raise
         on_help()
         return 0
+    finally:
+        release_folders()
 
 
 def _log_handler() -> logging.Handler:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrubjay.experiments.cli.untrusted_text import printable
-from scrubjay.experiments.files import read_text, write_atomically
+from scrubjay.experiments.files import own_folder, read_text, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
@@ -95,8 +95,8 @@ def run_sweep(
     """Train all trials, or continue an interrupted sweep; then write and print table.md.
 
     Returns the exit code: 0, 1 if a trial failed, or 130 after Ctrl-C. Raises ValueError if a trial's flags
-    are invalid, if `out` holds another sweep, if `out` holds an interrupted sweep and `trust` is False, or if
-    the cluster cannot be reached.
+    are invalid, if another process uses `out`, if `out` holds another sweep, if `out` holds an interrupted
+    sweep and `trust` is False, or if the cluster cannot be reached.
     """
     names = [name for name, _ in sweep.params]
     for name, values in sweep.params:
@@ -106,7 +106,7 @@ def run_sweep(
     for config in configs:
         config.check()
         resolve_initial_weights(config)
-    out.mkdir(parents=True, exist_ok=True)
+    own_folder(out)
     description = json.dumps(dataclasses.asdict(sweep), indent=1)
     note = out / "sweep.json"
     if note.exists() and read_text(note) != description:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from scrubjay.experiments.files import write_atomically
+from scrubjay.experiments.files import release_folders, write_atomically
 from scrubjay.experiments.measurements import header, prepare_results_dir
 from scrubjay.experiments.progress import GracefulInterrupt
 from scrubjay.experiments.resources import one_thread
@@ -41,6 +41,8 @@ def run_probe(
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    finally:
+        release_folders()
     return 0
 
 

@@ -26,14 +26,16 @@ from scrubjay.experiments.viz.teams import size_files, team_plots, team_tables
 LONGER_FILE = "longer.json"
 
 
-def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
+def write_report(
+    runs: Sequence[Run], out: Path, command: str, partial_runs: Sequence[Run] = ()
+) -> list[Path]:
     """Write the tables, scores and plots of a comparison, and return the paths of the files.
 
     The files are table.md, scores.jsonl, curves.png and plots of the tests. The tests include task sizes that
     do not occur in training. The plots are longer.png for policies and RECIPE-sizes.png for teams. Supervised
     experiments have one plot per kind of size, such as lengths.png and items.png, and state.png if results
-    contain the size of the memory state. table.md also names the runs that have no curve because no training
-    episode ended.
+    contain the size of the memory state. table.md also names the `partial_runs`, which are left
+    out, and the runs that have no curve because no training episode ended.
     """
     from scrubjay.experiments.viz.accuracy import plot_counts, plot_spans, plot_state
     from scrubjay.experiments.viz.curves import has_curve, plot_longer, plot_runs
@@ -43,6 +45,9 @@ def write_report(runs: Sequence[Run], out: Path, command: str) -> list[Path]:
     runs_with_curve = [run for run in runs if has_curve(run)]
     sections = [_header(runs, command), _final_table(runs)]
     sections += [f"{run.path.name} is {word}." for run in runs for word in run.loss_warnings]
+    if partial_runs:
+        names = ", ".join(run.path.name for run in partial_runs)
+        sections.append(f"Left out, since training has not finished: {names}.")
     if names := [run.path.name for run in runs if run not in runs_with_curve]:
         sections.append(f"No curve, since no training episode ended: {', '.join(names)}.")
     sections += [*_longer_tables(runs, longer), *team_tables(runs, out)]
@@ -105,10 +110,11 @@ def _score(summary: dict[str, Any]) -> float:
 
 
 def _header(runs: Sequence[Run], command: str) -> str:
-    seeds = len({run.config.seed for run in runs})
+    counts = sorted({len(group) for group in group_runs(runs, "recipe", "label").values()})
+    seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     scores = f"Scores: interquartile mean over {seeds} seeds with 95 % bootstrap interval"
-    scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if seeds < 4 else "."
-    if seeds == 1:
+    scores += "; with fewer than 4 seeds, the mean and the range of the seeds." if counts[0] < 4 else "."
+    if counts[-1] == 1:
         scores = "Scores are from a single seed; other seeds may differ."
     return (
         f"`{command}`\n\n"

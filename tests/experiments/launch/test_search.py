@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -211,3 +212,7 @@ def test_compare_searches_first_and_says_what_it_found(here, tmp_path):
         "--search ppo.learning-rate=1e-3,1e-2 --search-seeds 1000" in (tmp_path / "out/table.md").read_text()
     )
     assert here("compare", *words)[0] == 0, "nothing is left to do"
+    words.remove("none")
+    assert here("compare", *words)[0] == 0
+    for file, memory in itertools.product(("search.md", "table.md"), ("none", "gru")):
+        assert f"| tmaze-demo | {memory} |" in (tmp_path / "out" / file).read_text()

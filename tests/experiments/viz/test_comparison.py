@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scrubjay.experiments import EnvConfig
+from scrubjay.experiments import EnvConfig, Run
 from scrubjay.experiments.viz import comparison
 from scrubjay.experiments.viz.comparison import LONGER_FILE, score_longer_tasks, write_report
 
@@ -38,7 +38,7 @@ def test_a_row_is_the_mean_over_seeds_with_its_interval(tiny, tmp_path):
     assert table.startswith("`the command`\n\n")
     assert cells(table, ["tiny", "gru"]) == [["tiny", "gru", "0.75 [0.50, 1.00]", "100", "3", "33"]]
     assert cells(table, ["tiny", "none"]) == [["tiny", "none", "0.25", "100", "5", "20"]]
-    assert "over 2 seeds" in table
+    assert "over 1 to 2 seeds" in table
     assert "fewer than 4 seeds" in table
     rows = scores_in(paths[1])
     assert [(line["memory"], line["seed"], line["score"]) for line in rows] == [
@@ -158,3 +158,11 @@ def test_recipes_that_nothing_makes_longer_are_not_played(tiny, tmp_path, evalua
     assert score_longer_tasks(create_finished_run(tmp_path / "a", tiny(), success=1.0)) == {}
     assert score_longer_tasks(create_answer_run(tmp_path, "gru", 0, {(4, 16): 1}, 1)) == {}
     assert evaluations == []
+
+
+def test_unfinished_runs_are_named(tiny, tmp_path):
+    run = create_finished_run(tmp_path / "done", tiny(), success=0.5)
+    left = Run.create(tiny("none"), tmp_path / "tiny-none-s0")
+    table = write_report([run], tmp_path, "the command", [left])[0].read_text()
+    assert "Left out, since training has not finished: tiny-none-s0." in table
+    assert "not finished" not in write_report([run], tmp_path, "the command")[0].read_text()
