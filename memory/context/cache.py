@@ -133,6 +133,8 @@ class PolicyCache(Cache):
     def end_call(self) -> None:
         """Mark the current call as complete: all layers have processed its tokens."""
         self.call_started = False
+        # Free what the layers shared in this call.
+        self._step = self.position_ids = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
@@ -239,11 +241,13 @@ class PolicyCache(Cache):
         }
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes of keys, values and other state on the model's device.
+        """Return the bytes of all tensors of the cache in the memory of the model's device.
 
-        If `place` is "cpu" or "disk", return the bytes offloaded to this place instead.
+        If `place` is "cpu" or "disk", return the bytes offloaded to this place instead. Tensors in main
+        memory are not offloaded if the model is also there.
         """
-        return sum(layer.nbytes(place) for layer in self.layers)
+        count = self.count.nbytes if isinstance(self.count, Tensor) and place is None else 0
+        return sum(layer.nbytes(place) for layer in self.layers) + count
 
     @property
     def attention_layers(self) -> list[PolicyLayer]:
@@ -410,14 +414,16 @@ class PolicyCache(Cache):
                 cache.count = file.get_tensor("count") if "count" in names else metadata["seen"]
         except (AttributeError, LookupError, RecursionError, SafetensorError) as error:
             raise ValueError(f"{path} is damaged or is not a saved cache: {error}") from error
-        budgets = metadata.get("budgets", [None] * len(cache.layers))
+        budgets, device = metadata.get("budgets", [None] * len(cache.layers)), {"device": model.device.type}
         for layer, tensors, budget in zip(cache.layers, states, budgets, strict=True):
-            if budget is not None and isinstance(layer, PolicyLayer):
-                layer.shrink(budget)
+            if isinstance(layer, PolicyLayer):
+                layer.reset()  # the layer reads `track_tokens`
+                if budget is not None:
+                    layer.shrink(budget)
             layer.load_state_dict(tensors)
             if isinstance(layer, PolicyLayer):
                 layer.past_length = metadata["seen"]
-                layer.shape = CacheShape(**metadata["shape"]) if metadata["shape"] else None
+                layer.shape = CacheShape(**metadata["shape"] | device) if metadata["shape"] else None
         return cache
 
     def _check_shape(

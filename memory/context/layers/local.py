@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
-from scrubjay.memory.context.policies.buffers import make_writable
+from scrubjay.memory.context.policies.buffers import compact, make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 
 
@@ -83,7 +83,7 @@ class LocalWindowMemory(LayerMemory):
             )
         columns_left = self.state["time"].shape[1] - columns
         self.state = {
-            name: tensor[:, :columns_left] if name == "time" else tensor[:, :, :columns_left]
+            name: compact(tensor[:, :columns_left] if name == "time" else tensor[:, :, :columns_left])
             for name, tensor in self.state.items()
         }
 

@@ -64,6 +64,7 @@ class PolicyLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Clear the layer."""
         self.memory = self.policy.build()
+        self.memory.tracks_reads = self._cache.track_tokens
         rotary = self._cache.rotaries[self.index]
         if rotary is not None:
             self.memory.layout = rotary.layout
@@ -103,7 +104,7 @@ class PolicyLayer(CacheLayerMixin):
         self._cache.call_started = True
         if self._cache.track_tokens:
             out = self.memory.attend(query, keys, add_marks(values, step.time), step, scoring)
-            out, self.first_share = out[..., :-MARKS], out[:, :, -1, -1]
+            out, self.first_share = out[..., :-MARKS], out[:, :, -1, -1].clone()
         else:
             out = self.memory.attend(query, keys, values, step, scoring)
         self.past_length += step.length
@@ -117,6 +118,7 @@ class PolicyLayer(CacheLayerMixin):
                 width,
                 values.shape[-1],
                 keys.element_size(),
+                keys.device.type,
             )
         if self.sees_everything:
             self._cache.allocate(self.index, step.length)
@@ -159,8 +161,9 @@ class PolicyLayer(CacheLayerMixin):
         self.memory.load_state_dict(state)
 
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes on the model's device, or the bytes offloaded to `place` ("cpu" or "disk")."""
-        return self.memory.nbytes(place)
+        """Return the bytes in the memory of the model's device, or those offloaded to `place` instead."""
+        share = self.first_share if place is None else None
+        return self.memory.nbytes(place) + (0 if share is None else share.nbytes)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Do nothing: the layer's memory allocates tensors when it receives tokens."""

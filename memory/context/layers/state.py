@@ -10,6 +10,7 @@ from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 
 from scrubjay.memory.context.layers.policy import LayeredCache, PolicyLayer
 from scrubjay.memory.context.policies.base import ContextPolicy
+from scrubjay.memory.context.policies.buffers import count_bytes, find_tensors
 
 
 class StateLayer(LinearAttentionLayer):
@@ -57,7 +58,7 @@ class StateLayer(LinearAttentionLayer):
 
         If `place` is "cpu" or "disk", return 0, since states are never offloaded.
         """
-        return 0 if place else sum(state.nbytes for state in StateLayer.state_dict(self).values())
+        return 0 if place else count_bytes(find_tensors([self.conv_states, self.recurrent_states]))
 
 
 class StateAndPolicyLayer(StateLayer, PolicyLayer):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scrubjay.memory.context.policies.buffers import count_bytes, find_tensors
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 from scrubjay.memory.context.policies.rotary import PairLayout, Rotary
 
@@ -42,6 +43,8 @@ class CacheShape:
     """Width of a value vector."""
     itemsize: int
     """Bytes per element."""
+    device: str = "cpu"
+    """Type of the model's device, such as cpu or cuda."""
 
     @property
     def token_bytes(self) -> int:
@@ -187,6 +190,8 @@ class LayerMemory(ABC):
     """Layout of the model's rotary pairs; no pairs for a policy that keeps the model's positions."""
     longest_piece: int | None = None
     """Largest number of tokens in a piece; None for no limit."""
+    tracks_reads: bool = False
+    """True if the memory records which tokens were read, for `get_retained_values`."""
 
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
@@ -327,9 +332,16 @@ class LayerMemory(ABC):
         """Load the tensors that `state_dict` returned."""
         self.state = state
 
+    def get_tensors(self, place: str | None = None) -> Iterator[Tensor]:
+        """Yield all tensors in the memory of the model's device, or those offloaded to `place` instead.
+
+        By default nothing is offloaded.
+        """
+        return iter(()) if place else find_tensors(vars(self))
+
     def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes on the model's device, or the bytes offloaded to `place` ("cpu" or "disk")."""
-        return 0 if place else sum(tensor.nbytes for tensor in self.state.values())
+        """Return the bytes in the memory of the model's device, or those offloaded to `place` instead."""
+        return count_bytes(self.get_tensors(place))
 
 
 class ContextPolicy(ABC):

@@ -6,7 +6,8 @@ the best tokens of each key head and frees the memory of the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +51,27 @@ def shrink(
     """Return the buffer with only the capacity that its first `count` tokens need."""
     columns = compute_capacity(count)
     return buffer if columns == buffer.shape[2] else buffer[:, :, :columns].clone()
+
+
+def find_tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in a tensor, or in dicts, lists and tuples at any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from find_tensors(inner)
+
+
+def count_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the memory that these tensors occupy; memory that tensors share counts once."""
+    storages = (tensor.untyped_storage() for tensor in tensors)
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """Return a copy if `tensor` is a part of a larger tensor, which it would keep in memory."""
+    is_part = tensor.untyped_storage().nbytes() > tensor.nbytes
+    return tensor.clone(memory_format=torch.contiguous_format) if is_part else tensor
 
 
 def make_writable(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ several times as long per token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -37,6 +38,7 @@ from scrubjay.memory.context.policies.base import (
     Step,
     check_minimums,
 )
+from scrubjay.memory.context.policies.buffers import compact
 from scrubjay.memory.context.policies.dense import Scoring
 from scrubjay.memory.context.policies.rotary import PairedRotation
 from scrubjay.memory.context.policies.slots import (
@@ -45,7 +47,12 @@ from scrubjay.memory.context.policies.slots import (
     rotate_to_origin,
     rotate_to_slots,
 )
-from scrubjay.memory.context.policies.store import ChunkStore, StoreLocation, TokenPlaces
+from scrubjay.memory.context.policies.store import (
+    ChunkStore,
+    StoreLocation,
+    TokenPlaces,
+    compute_chunk_capacity,
+)
 
 
 @dataclass(frozen=True)
@@ -96,10 +103,19 @@ class ChunksPolicy(ContextPolicy):
         return ChunksMemory(self)
 
     def nbytes(self, tokens: int, shape: CacheShape, at_once: bool = True) -> int:
-        """Return the bytes on the device: a mean key per full chunk, and all chunks if `store` is "model"."""
-        full, num_started = tokens // self.chunk_size, -(-tokens // self.chunk_size)
-        mean = shape.layers * shape.batch * shape.key_heads * shape.key_width * shape.itemsize
-        return full * mean + num_started * self.chunk_size * shape.token_bytes * (self.store == "model")
+        """Return the bytes on the device: a mean key per full chunk, an index, and the chunks stored there.
+
+        The storage of chunks includes unused capacity.
+        """
+        rows = shape.layers * shape.batch * shape.key_heads
+        means = tokens // self.chunk_size * rows * shape.key_width * shape.itemsize
+        index = 8 * rows if tokens else 0
+        chunks = (
+            compute_chunk_capacity(-(-tokens // self.chunk_size))
+            if self.store in ("model", shape.device)
+            else 0
+        )
+        return means + index + chunks * self.chunk_size * shape.token_bytes
 
 
 class _SingleTokenPlan(NamedTuple):
@@ -144,7 +160,6 @@ class ChunksMemory(LayerMemory):
         super().__init__()
         self.policy = policy
         self._store: ChunkStore | None = None
-        self._chunk_bytes = 0
         self._num_started = 0  # chunks of the longest row, the partial one included
         self._width = 0
         self._last_read: _LastRead | None = None
@@ -167,7 +182,8 @@ class ChunksMemory(LayerMemory):
             "present", lambda: torch.where(step.before % size > 0, full, -1)[:, None, None]
         )
         selection = self._choose(query, step, full, scoring)
-        self._last_read = _LastRead(selection, full)
+        if self.tracks_reads:
+            self._last_read = _LastRead(selection, full.clone())
         chunks = torch.cat([selection, present.expand(-1, selection.shape[1], -1)], dim=2).sort(dim=-1).values
         keys, values = self.load(chunks)
         # Heads and layers select different chunks, but equally many full ones, so all have the same slots.
@@ -256,14 +272,15 @@ class ChunksMemory(LayerMemory):
         self._last_read = None
         size, longest = self.policy.chunk_size, max(int(count.max()) - columns, 0)
         self._num_started = -(-longest // size)
-        self.state = {name: tensor[:, :, : longest // size] for name, tensor in self.state.items()}
+        self.state = {name: compact(tensor[:, :, : longest // size]) for name, tensor in self.state.items()}
+        if self._store is not None:
+            self._store.shrink(self._num_started)
 
     def reorder(self, rows: Int[Tensor, " selected"]) -> None:
         """Select the batch rows with the indices `rows`, in this order, in the state and in the store."""
         super().reorder(rows)
         self._last_read = None
         if self._store is not None:
-            self._chunk_bytes = self._chunk_bytes // self._store.batch * len(rows)
             self._store.reorder(rows)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -296,17 +313,15 @@ class ChunksMemory(LayerMemory):
         table = self._store.read_range(first * size, last * size)
         return table.unflatten(0, (self._store.batch, self._store.heads))
 
-    def nbytes(self, place: str | None = None) -> int:
-        """Return the bytes on the model's device, or the bytes of the chunks offloaded to `place`."""
-        chunks = self._num_started * self._chunk_bytes
-        if place is not None:
-            return chunks if place == self.policy.store else 0
-        return super().nbytes() + chunks * (self.policy.store == "model")
+    def get_tensors(self, place: str | None = None) -> Iterator[Tensor]:
+        """Yield all tensors in the memory of the model's device, or those offloaded to `place` instead."""
+        yield from super().get_tensors(place)
+        if self._store is not None:
+            yield from self._store.get_tensors(place)
 
     def _open(self, table: Tensor) -> ChunkStore:
         """Create an empty store for tokens such as those in `table`, and return it."""
         self._store = ChunkStore(self.policy.store, self.policy.folder, table, self.policy.chunk_size)
-        self._chunk_bytes = table[:, :, 0].nbytes * self.policy.chunk_size
         return self._store
 
     def _put(self, keys: Tensor, values: Tensor, step: Step) -> None:
@@ -363,7 +378,8 @@ class ChunksMemory(LayerMemory):
             scores = scoring.compute_scores(torch.bmm(at_origin, means.mT)).float()
             torch.sum(torch.softmax(scores, dim=-1), dim=1, out=plan.votes[:, 1:])
             selection = best(plan.votes, 1 + policy.num_selected).sort(dim=-1).values
-            self._last_read = _LastRead(selection, plan.num_closed + policy.num_local)
+            if self.tracks_reads:
+                self._last_read = _LastRead(selection, plan.num_closed + policy.num_local)
             far = self._store.fetch(selection).flatten(1, 2)
             far_products = torch.bmm(at_slot, plan.far(far[None, ..., :width])[0].mT)
             products = torch.cat([far_products, products], dim=2)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step, extend_valid
-from scrubjay.memory.context.policies.buffers import append, compute_capacity, shrink
+from scrubjay.memory.context.policies.buffers import append, compact, compute_capacity, shrink
 from scrubjay.memory.context.policies.dense import Scoring, causal_attention
 
 
@@ -67,7 +67,7 @@ class FullMemory(LayerMemory):
         for name in ("keys", "values"):
             self.state[name] = shrink(self.state[name], self.columns)
         if "valid" in self.state:
-            self.state["valid"] = self.state["valid"][:, : self.columns]
+            self.state["valid"] = compact(self.state["valid"][:, : self.columns])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the state without unused capacity."""

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from scrubjay.kernels import sink_attention
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerMemory, Step
-from scrubjay.memory.context.policies.buffers import make_writable
+from scrubjay.memory.context.policies.buffers import compact, make_writable
 from scrubjay.memory.context.policies.dense import BLOCK, Scoring, masked_attention
 from scrubjay.memory.context.policies.rotary import Rotation
 from scrubjay.memory.parts.chunks import compute_slot_steps
@@ -216,7 +216,7 @@ class StreamMemory(LayerMemory):
                 "cropping"
             )
         columns_left = int(count.max()) - columns
-        self.state = {name: tensor[:, :, :columns_left] for name, tensor in self.state.items()}
+        self.state = {name: compact(tensor[:, :, :columns_left]) for name, tensor in self.state.items()}
 
     def _make_rotation(self, step: Step) -> Rotation:
         """Return the rotation of new keys or queries to their indices in the text."""
@@ -266,7 +266,7 @@ class StreamMemory(LayerMemory):
                     new[:, :, 0]
                 )
             else:
-                self.state[name] = torch.cat([self.state[name], new], dim=2) if past_columns else new
+                self.state[name] = torch.cat([self.state[name], new], dim=2) if past_columns else compact(new)
 
     @property
     def _past_columns(self) -> int:

@@ -31,7 +31,7 @@ from scrubjay.memory.context.policies.base import (
     check_minimums,
     extend_valid,
 )
-from scrubjay.memory.context.policies.buffers import gather_columns, keep_best, rate_tokens
+from scrubjay.memory.context.policies.buffers import compact, gather_columns, keep_best, rate_tokens
 from scrubjay.memory.context.policies.dense import Scoring
 
 
@@ -180,7 +180,7 @@ class SnapKVMemory(LayerMemory):
         valid = self.state.get("valid")
         if valid is None and not step.padded:
             new["queries"] = new["queries"][:, :, -window:]
-            self.state = new
+            self.state = {name: compact(tensor) for name, tensor in new.items()}
             return None
         past_columns, past_queries = (new[name].shape[2] - step.length for name in ("keys", "queries"))
         own = step.time >= 0
@@ -195,7 +195,7 @@ class SnapKVMemory(LayerMemory):
         most = int(valid.sum(dim=1).max())
         new = {name: tensor[:, :, -(window if name == "queries" else most) :] for name, tensor in new.items()}
         valid = valid.sort(dim=1).values[:, -most:]
-        self.state = new | {"valid": valid}
+        self.state = {name: compact(tensor) for name, tensor in (new | {"valid": valid}).items()}
         return valid
 
     def _weights(

@@ -7,6 +7,7 @@ import math
 import os
 import tempfile
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -15,6 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 StoreLocation = Literal["model", "cpu", "disk"]
+
+
+def compute_chunk_capacity(chunks: int) -> int:
+    """Return the capacity for `chunks` chunks: the next power of 2, or 0."""
+    return 1 << (chunks - 1).bit_length() if chunks else 0
 
 
 class TokenPlaces(NamedTuple):
@@ -65,7 +71,7 @@ class ChunkStore:
     def fetch(self, chunks: Int[Tensor, "rows selected"]) -> Float[Tensor, "rows selected chunk_size width"]:
         """Return the chunks with these indices, on the model's device."""
         # Indexing rows of one long table is several times as fast as using three indices.
-        index = (chunks.to(self._table.device) + self._first_chunks).flatten()
+        index = (chunks + self._first_chunks).flatten().to(self._table.device)
         chunk_table = self._chunks.index_select(0, index).view(*chunks.shape, *self._inner)
         return chunk_table.to(self._device, non_blocking=True)
 
@@ -88,19 +94,39 @@ class ChunkStore:
         """Use `table` as storage, and create a view of its tokens and a view of its chunks."""
         self._table, chunks = table, table.shape[1]
         self._tokens, self._chunks = table.flatten(1, 2), table.flatten(2).flatten(0, 1)
-        self._first_chunks = chunks * torch.arange(len(table), device=table.device)[:, None]
+        self._first_chunks = chunks * torch.arange(len(table), device=self._device)[:, None]
 
     def _grow(self, tokens: int) -> None:
         """Allocate capacity for `tokens` tokens per row."""
         old, chunks = self._table, -(-tokens // self._inner[0])
         if chunks <= old.shape[1]:
             return
-        table = self._allocate(max(chunks, 2 * old.shape[1]))
+        table = self._allocate(compute_chunk_capacity(chunks))
         # The grown file starts with the old content, unless the file was deleted. The new place of a row lies
         # after all earlier rows, so the last rows are moved first.
         for row, old_row in reversed(list(zip(table, old, strict=True))):
             row[: len(old_row)] = old_row
         self._set_table(table)
+
+    def shrink(self, chunks: int) -> None:
+        """Free the capacity that `chunks` chunks do not need; a file keeps its size."""
+        capacity = compute_chunk_capacity(chunks)
+        if self._place != "disk" and capacity < self._table.shape[1]:
+            self._set_table(self._allocate(capacity).copy_(self._table[:, :capacity]))
+
+    def get_tensors(self, place: str | None = None) -> Iterator[Tensor]:
+        """Yield the tensors in the memory of the model's device, or those offloaded to `place` instead."""
+        if place is None:
+            yield self._first_chunks
+        if place == self._offload_place:
+            yield self._table
+
+    @property
+    def _offload_place(self) -> str | None:
+        """Place of the chunks; None for the memory of the model's device."""
+        if self._place == "disk":
+            return "disk"
+        return None if self._table.device.type == self._device.type else "cpu"
 
     def __deepcopy__(self, memo: dict[int, object]) -> ChunkStore:
         """Return a copy of the store. On disk, the copy has a file of its own."""

@@ -69,6 +69,21 @@ BY_LAYER = {
     "widening": page.WideningPolicy,
 }
 
+SMALL = {
+    "alternating": {"budget": 8, "num_sinks": 2},
+    "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
+    "full": {},
+    "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
+    "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
+    "sinks": {"budget": 8, "num_sinks": 2},
+    "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
+    "spread": {"budget": 12, "window": 4, "num_sinks": 2},
+    "tail": {"budget": 8},
+    "widening": {"budget": 8},
+    "window": {"budget": 8},
+}
+"""Sizes of all policies of the tests at which much is evicted after 40 tokens."""
+
 
 @contextmanager
 def record_budgets() -> Iterator[list[Sequence[int]]]:

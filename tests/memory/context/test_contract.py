@@ -5,27 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from by_layer import BY_LAYER, close, pad, read, record_budgets, replay_budgets
+from by_layer import BY_LAYER, SMALL, close, pad, read, record_budgets, replay_budgets
 from transformers import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from scrubjay.memory import context
 from scrubjay.memory.context.policies.full import FullPolicy
 
-# Sizes at which much is evicted after 40 tokens, and sizes at which nothing is.
-SMALL = {
-    "alternating": {"budget": 8, "num_sinks": 2},
-    "chunks": {"budget": 16, "chunk_size": 2, "local_chunks": 3, "store": "disk"},
-    "full": {},
-    "h2o": {"budget": 12, "recent": 5, "num_sinks": 2, "interval": 3},
-    "recycled": {"budget": 12, "stride": 4, "num_sinks": 2},
-    "sinks": {"budget": 8, "num_sinks": 2},
-    "snapkv": {"budget": 12, "window": 4, "num_sinks": 2},
-    "spread": {"budget": 12, "window": 4, "num_sinks": 2},
-    "tail": {"budget": 8},
-    "widening": {"budget": 8},
-    "window": {"budget": 8},
-}
+# Sizes at which nothing is evicted after 40 tokens.
 NAMES_WITH_BUDGET = ("h2o", "recycled", "sinks", "snapkv", "spread", "tail", "widening", "window")
 LARGE = {
     **{name: {"budget": 64} for name in NAMES_WITH_BUDGET},
