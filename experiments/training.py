@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from scrubjay.experiments.cli.failures import describe
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, CURVE, METRICS, RESULT, read_object, write_atomically
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
@@ -13,9 +15,11 @@ from scrubjay.experiments.resources import one_thread
 from scrubjay.experiments.runs import loggers
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.engine import Engine
 from scrubjay.experiments.runs.kinds import make_engine
 from scrubjay.experiments.runs.metrics import OnUpdate, read_metrics
 from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.runs.status import write_status
 
 
 class TrainingStartError(ValueError):
@@ -113,23 +117,38 @@ def run_training(
             _write_extension(run)
             log_config = read_object(run.path / CONFIG) if logger else {}
             log = resources.enter_context(loggers.log_to(logger, run.path, log_config))
+            (run.path / RESULT).unlink(missing_ok=True)  # it says that the run was stopped early or failed
         except (ValueError, OSError) as error:
             raise TrainingStartError(f"{error}") from error
         title = one_line(f"{config.recipe} {config.label} s{config.seed}")
         with ProgressDisplay(title, config.planned_steps, engine.step, progress) as display:
             while engine.step < config.planned_steps and stop.signal_number is None:
-                row = engine.update()
+                with _record_failure(engine, run.path):
+                    row = engine.update()
                 display.update(engine.step, row)
                 log.update(engine.step, row)
                 if on_update is not None:
                     on_update(engine.step, row)
-        engine.save()
+        with _record_failure(engine, run.path):
+            engine.save()
         _plot_curve(run)
         if stop.signal_number is not None:
             raise GracefulInterrupt(stop.signal_number, run.resume_command)
-        result = engine.result()
+        with _record_failure(engine, run.path):
+            result = engine.result()
         write_atomically(run.path / RESULT, json.dumps(result, indent=2) + "\n")
         log.finish(result)
+
+
+@contextlib.contextmanager
+def _record_failure(engine: Engine, run_dir: Path) -> Iterator[None]:
+    """Write the status "failed" if the `with` block raises an error."""
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError):  # the error itself may be a full disk
+            write_status(run_dir, "failed", engine.step, describe(error))
+        raise
 
 
 def _write_extension(run: Run) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scrubjay.experiments.cli.untrusted_text import printable
-from scrubjay.experiments.files import own_folder, read_text, write_atomically
+from scrubjay.experiments.files import CONFIG, own_folder, read_text, write_atomically
 from scrubjay.experiments.launch.parallel import prepare
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.cluster import RayOptions, connect, describe_cluster
 from scrubjay.experiments.runs.run import resolve_initial_weights
+from scrubjay.experiments.runs.status import write_status
 from scrubjay.experiments.training import run_training
 from scrubjay.experiments.user_modules import import_user_modules
 
@@ -69,6 +70,10 @@ class Sweep:
             dict(zip(names, values, strict=True))
             for values in itertools.product(*(values for _, values in self.params))
         ]
+
+    def folder(self, out: Path, trial: dict[str, str]) -> Path:
+        """Return the run directory of a trial, of which Tune may have changed the order."""
+        return out / folder_name({name: trial[name] for name, _ in self.params})
 
     def arguments(self, trial: dict[str, str]) -> list[str]:
         """Return the arguments after `scrubjay train RECIPE` for this trial."""
@@ -126,9 +131,11 @@ def run_sweep(
         print("\nstopped; run the same command with --trust to continue")
         return 130
     signal.signal(signal.SIGINT, handler)
-    table = _table(
-        sweep, out, [(result.config or {}, result.metrics or {}, result.error) for result in results]
-    )
+    rows = [(result.config or {}, result.metrics or {}, result.error) for result in results]
+    for trial, metrics, error in rows:
+        if trial and error:  # a worker that was killed has written no result
+            _write_status(sweep.folder(out, trial), "failed", metrics.get("step", 0), error)
+    table = _table(sweep, out, rows)
     write_atomically(out / "table.md", table)
     print(printable(table))
     return 1 if results.num_errors else 0
@@ -150,17 +157,20 @@ def _tuner(sweep: Sweep, out: Path, jobs: int | None, steps: int) -> Any:
             metric="score",
             mode="max",
             max_concurrent_trials=jobs,
-            scheduler=_make_scheduler(sweep, steps),
+            scheduler=_make_scheduler(sweep, steps, out),
         ),
         run_config=tune.RunConfig(name=storage.name, storage_path=str(out), verbose=1),
     )
 
 
-def _make_scheduler(sweep: Sweep, steps: int) -> Any:
-    """Return a scheduler that compares the trials of each group by ASHA, or None without early stopping."""
+def _make_scheduler(sweep: Sweep, steps: int, out: Path) -> Any:
+    """Return a scheduler that compares the trials of each group by ASHA, or None without early stopping.
+
+    It writes the result.json of the trials that it stops.
+    """
     if sweep.early_stopping == "none":
         return None
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
     class GroupedASHA(FIFOScheduler):
         def __init__(self) -> None:
@@ -186,7 +196,11 @@ def _make_scheduler(sweep: Sweep, steps: int) -> Any:
             self._of(trial).on_trial_add(tune_controller, trial)
 
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            return self._of(trial).on_trial_result(tune_controller, trial, result)
+            decision = self._of(trial).on_trial_result(tune_controller, trial, result)
+            # At its last step, a finished trial is stopped, too.
+            if decision == TrialScheduler.STOP and not result.get("finished"):
+                _write_status(sweep.folder(out, trial.config), "stopped early", result["step"])
+            return decision
 
         def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
             self._of(trial).on_trial_complete(tune_controller, trial, result)
@@ -205,8 +219,7 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> Non
     config: Any = override(sweep.recipe, sweep.arguments(trial))
     if config.init_from is not None:  # relative to the folder where the sweep was started, not to Tune's
         config = dataclasses.replace(config, init_from=str(here / config.init_from))
-    folder = out / folder_name(trial)
-    run = prepare(config, folder)
+    run = prepare(config, sweep.folder(out, trial))
     total_steps = run.config.planned_steps
     num_reports = 0
 
@@ -225,6 +238,13 @@ def _train(trial: dict[str, str], *, sweep: Sweep, out: Path, here: Path) -> Non
     tune.report({"score": score, "step": total_steps, "finished": True})
 
 
+def _write_status(
+    folder: Path, status: Literal["stopped early", "failed"], step: int, error: object = ""
+) -> None:
+    if (folder / CONFIG).exists():  # otherwise the trial failed before its run began
+        write_status(folder, status, step, error)
+
+
 def folder_name(trial: dict[str, str]) -> str:
     """Return the folder name of a trial."""
     return "_".join(f"{name}={value}".replace("/", "-") for name, value in trial.items())
@@ -233,7 +253,7 @@ def folder_name(trial: dict[str, str]) -> str:
 def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict[str, Any], Any]]) -> str:
     names = [name for name, _ in sweep.params]
     totals = {
-        folder_name(trial): override(sweep.recipe, sweep.arguments(trial)).planned_steps
+        sweep.folder(out, trial): override(sweep.recipe, sweep.arguments(trial)).planned_steps
         for trial in sweep.trials()
     }
     rows = sorted(results, key=_rank)
@@ -246,13 +266,13 @@ def _table(sweep: Sweep, out: Path, results: Sequence[tuple[dict[str, Any], dict
     lines += ["", f"| {' | '.join(names)} | score | steps | | run |", f"|{' --- |' * (len(names) + 4)}"]
     for config, metrics, error in rows:
         state = _state(metrics, error)
-        folder = folder_name({name: config[name] for name in names}) if config else ""
+        folder = sweep.folder(out, config) if config else out
         steps = f"{metrics.get('step', 0):,}"
         if state == "stopped":
             state, steps = "stopped early", f"{steps} of {totals[folder]:,}"
         score = f"{metrics['score']:.3f}" if "score" in metrics else ""
         values = " | ".join(str(config.get(name, "")) for name in names)
-        lines.append(f"| {values} | {score} | {steps} | {state} | {out / folder} |")
+        lines.append(f"| {values} | {score} | {steps} | {state} | {folder} |")
     return "\n".join(lines) + "\n"
 
 

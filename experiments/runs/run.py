@@ -46,6 +46,7 @@ from scrubjay.experiments.runs.evaluation import MAX_ENVS
 from scrubjay.experiments.runs.initial_weights import load_initial_weights
 from scrubjay.experiments.runs.kinds import from_json, to_json
 from scrubjay.experiments.runs.metrics import read_metrics
+from scrubjay.experiments.runs.status import Status, read_status
 from scrubjay.experiments.tasks.environments import EnvConfig, EnvFacts, UntrustedName
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 from scrubjay.memory import MemoryConfig
@@ -58,7 +59,8 @@ class Run:
 
     It contains config.json, environment.json (the spaces, in reinforcement learning only), metrics.jsonl (one
     row per update), TensorBoard events and checkpoints/. A finished run adds result.json and curve.png. A run
-    that was initialized with the weights of another run has initial.safetensors.
+    that failed, or that early stopping ended, has a result.json that says so. A run that was initialized with
+    the weights of another run has initial.safetensors.
 
     Example:
         run = Run.load("runs/tmaze-gru-s0-20260101-120000")
@@ -203,21 +205,29 @@ class Run:
         return _format_resume_command(self.path, *(["--env", name] if own else []))
 
     @property
+    def status(self) -> Status:
+        """Status of the run: "finished", "stopped early", "failed" or "unfinished"."""
+        return "unfinished" if self.stored_config is not None else read_status(self.path)
+
+    @property
     def is_finished(self) -> bool:
         """True if the run reached its last step and was evaluated."""
-        return self.stored_config is None and (self.path / RESULT).exists()
+        return self.status == "finished"
 
     @property
     def result(self) -> dict[str, Any]:
         """Evaluation of the trained policy. Raises ValueError if the run is not finished."""
         if not self.is_finished:
-            raise ValueError(f"{self.path} is not finished; resume with: {self.resume_command}")
+            reason = "" if self.status == "unfinished" else f" ({self.status})"
+            raise ValueError(f"{self.path} is not finished{reason}; resume with: {self.resume_command}")
         result = read_object(self.path / RESULT)
         result.remedy = (
             "runs with eval_episodes=0 have no score; if this run should have one, delete the file and "
             "evaluate "
             f"again with: {self.resume_command}"
         )
+        if "status" in result:
+            raise ValueError(f"{result.source} is damaged: status={result['status']!r:.40} does not exist")
         # The "tests" of a supervised run are a list of such objects.
         check_numbers(Fields({k: v for k, v in result.items() if k != "tests"}, result.source))
         return result

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import sys
 
 import pytest
 
-from scrubjay.experiments import Run, resume, train
+from scrubjay.experiments import EnvConfig, Run, resume, train
 from scrubjay.experiments.files import lock
-from scrubjay.experiments.training import TrainingStartError
+from scrubjay.experiments.runs.status import write_status
+from scrubjay.experiments.training import TrainingStartError, run_training
 
 
 def test_every_update_is_reported_with_its_row(tiny, tmp_path):
@@ -25,6 +28,90 @@ def test_an_error_in_a_callback_ends_training_which_can_be_resumed(tiny, tmp_pat
     with pytest.raises(RuntimeError, match="no more disk"):
         train(tiny(), tmp_path / "run", on_update=listen)
     assert resume(tmp_path / "run").is_finished
+
+
+LAMP = """
+import gymnasium
+
+class Lamp(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+    last_step = 100
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return 0, {}
+
+    def step(self, action):
+        self.time += 1
+        Lamp.last_step -= 1
+        if Lamp.last_step == 0:
+            raise OSError("the bulb\\nbroke")
+        return 0, float(action), self.time == 4, False, {"is_success": bool(action)}
+"""
+
+
+@pytest.fixture
+def lamp(tmp_path, monkeypatch):
+    """Config of an environment whose code fails at its 100th step; each episode has 4 steps."""
+    (tmp_path / "lamp.py").write_text(LAMP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield EnvConfig("lamp:Lamp", num_envs=2)
+    sys.modules.pop("lamp", None)
+
+
+def test_a_run_that_failed_says_so_until_it_is_resumed(tiny, tmp_path, lamp):
+    with pytest.raises(Exception, match="the bulb"):
+        train(tiny(env=lamp, total_steps=160), tmp_path / "run")
+    run = Run.load(tmp_path / "run")
+    assert (run.status, run.is_finished) == ("failed", False)
+    fields = json.loads((run.path / "result.json").read_text())
+    assert fields["status"] == "failed"
+    assert 0 < fields["step"] < 160
+    assert "the bulb broke" in fields["error"]
+    with pytest.raises(ValueError, match=r"is not finished \(failed\); resume with: scrubjay resume"):
+        _ = run.result
+    result = resume(run.path).result
+    assert run.status == "finished"
+    assert "status" not in result
+    assert 0 <= result["success"] <= 1
+
+
+def test_a_run_that_was_stopped_early_is_not_finished_and_continues_exactly(tiny, tmp_path, assert_same):
+    class StopError(Exception):
+        """Stop of a search."""
+
+    def stop(step, row):
+        if step >= 96:
+            raise StopError
+
+    with pytest.raises(StopError):
+        train(tiny(checkpoint_seconds=0), tmp_path / "run", on_update=stop)
+    run = Run.load(tmp_path / "run")
+    assert run.status == "unfinished"
+    write_status(run.path, "stopped early", 96)
+    assert (run.status, run.is_finished, run.step) == ("stopped early", False, 96)
+    with pytest.raises(ValueError, match=r"is not finished \(stopped early\)"):
+        _ = run.result
+    with pytest.raises(StopError):
+        run_training(run, on_update=stop)
+    assert run.status == "unfinished", "the old status does not outlast the training that continues it"
+    write_status(run.path, "stopped early", 96)
+    assert_same(resume(run.path), train(tiny(checkpoint_seconds=0), tmp_path / "whole"))
+
+
+def test_a_status_replaces_no_result(finished_run, tmp_path):
+    copy = shutil.copytree(finished_run.path, tmp_path / "run")
+    write_status(copy, "stopped early", 8)
+    assert Run.load(copy).result == finished_run.result
+
+
+@pytest.mark.parametrize("status", ['"won"', "3", "[]", "{}", "null"])
+def test_a_status_that_does_not_exist_is_damage(status, finished_run, tmp_path):
+    copy = shutil.copytree(finished_run.path, tmp_path / "run")
+    (copy / "result.json").write_text(f'{{"status": {status}}}')
+    with pytest.raises(ValueError, match=r"result\.json is damaged: status="):
+        _ = Run.load(copy).result
 
 
 def test_a_run_in_use_is_not_trained_twice(tiny, tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scrubjay.experiments import Run
+from scrubjay.experiments import Run, resume
 from scrubjay.experiments.launch.sweep import Sweep, _make_scheduler, _table, parse_param
+from scrubjay.experiments.recipes.overrides import override
 
 names = st.text("abcdef.", min_size=1, max_size=8).filter(lambda name: not name.startswith("set."))
 values = st.lists(st.text("0123456789e-", min_size=1, max_size=4), min_size=1, max_size=4, unique=True)
@@ -41,14 +42,15 @@ def test_words_are_flags_of_train():
     ]
 
 
+TINY = ("--total-steps", "64", "--env.num-envs", "4", "--segment-length", "8", "--eval-episodes", "2")
 PARAMS = (("memory", ("none", "gru")), ("seed", ("0", "1")), ("learner.learning-rate", ("1e-7", "1e-3")))
 
 
 @pytest.mark.parametrize("compare_memories", [False, True])
-def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_memories):
+def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_memories, tmp_path):
     """ASHA ends a trial that is worse than the median of the earlier ones in its group, at the first rung."""
     sweep = Sweep("tmaze", PARAMS, (), "asha", compare_memories)
-    scheduler = _make_scheduler(sweep, 100)
+    scheduler = _make_scheduler(sweep, 100, tmp_path)
     trials = [
         SimpleNamespace(trial_id=str(number), config=config) for number, config in enumerate(sweep.trials())
     ]
@@ -63,8 +65,29 @@ def test_early_stopping_compares_no_seeds_and_memories_only_if_asked(compare_mem
     assert stops == ({0, 1, 2, 3, 4, 6} if compare_memories else {0, 2, 4, 6})
 
 
-def test_without_early_stopping_nothing_is_compared():
-    assert _make_scheduler(Sweep("tmaze", PARAMS), 100) is None
+def test_without_early_stopping_nothing_is_compared(tmp_path):
+    assert _make_scheduler(Sweep("tmaze", PARAMS), 100, tmp_path) is None
+
+
+def test_a_stopped_trial_gets_a_result_that_says_so(tmp_path):
+    sweep = Sweep("tmaze-demo", PARAMS[2:], TINY, "asha")
+    scheduler = _make_scheduler(sweep, 64, tmp_path)
+    runs = {}
+    for trial in reversed(sweep.trials()):  # the better one first
+        config = override(sweep.recipe, sweep.arguments(trial))
+        score = float(trial["learner.learning-rate"])
+        folder = sweep.folder(tmp_path, trial)
+        runs[score] = Run.create(config, folder)
+        tune_trial = SimpleNamespace(trial_id=str(score), config={**trial, "more": 1})
+        scheduler.on_trial_add(None, tune_trial)
+        scheduler.on_trial_result(None, tune_trial, {"score": score, "step": 16})
+    assert {score: run.status for score, run in runs.items()} == {1e-3: "unfinished", 1e-7: "stopped early"}
+    finished_run = resume(runs[1e-3].path)
+    result = (finished_run.path / "result.json").read_text()
+    last = {"score": 1.0, "step": 64, "finished": True}
+    scheduler.on_trial_result(None, SimpleNamespace(trial_id="0.001", config=sweep.trials()[1]), last)
+    assert finished_run.status == "finished"
+    assert (finished_run.path / "result.json").read_text() == result
 
 
 def test_the_table_marks_trials_that_were_stopped(tmp_path):
@@ -155,6 +178,10 @@ def test_a_stopped_sweep_goes_on_and_tells_who_was_best(start, tmp_path, early_s
     assert table in out
     rows = [line.split(" | ") for line in table.splitlines() if line.startswith(("| none", "| gru"))]
     assert len(rows) == 4
+    for row in rows:
+        run = Run.load(tmp_path / row[5].strip(" |"))
+        assert (run.path / "result.json").exists()
+        assert run.status == row[4].strip()
     states = [row[4].strip() for row in rows]
     assert states == ["finished"] * 4 if early_stopping == "none" else states[0] == "finished"
     assert rows[0][0] == "| gru"
