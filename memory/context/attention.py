@@ -45,6 +45,8 @@ class _ThreadState(threading.local):
     """Cache layer for the next call of the attention function; None if no call is pending."""
     reading: bool = False
     """True inside a model call with a `PolicyCache`."""
+    masks: list[tuple[Tensor, Callable[..., Tensor]]] | None = None
+    """Masks of the current call and their functions, inside a `record_mask_functions` block."""
 
 
 _thread_state = _ThreadState()
@@ -74,13 +76,19 @@ class AttentionLayer(Protocol):
         ...
 
 
-def check_not_wrapped(decoder: Any) -> None:
+def check_not_wrapped(module: nn.Module) -> None:
     """Raise ValueError inside a `with` block that changes or records the model's own attention."""
-    if decoder.config._attn_implementation == WRAPPED:
+    if _config_of(module)._attn_implementation == WRAPPED:
         raise ValueError(
             "a PolicyCache replaces the model's own attention, so sink_bias, capture_attention and sink_rate "
             "would have no effect; call the model outside their `with` block, or with the model's own cache"
         )
+
+
+def _config_of(module: Any) -> Any:
+    # A model that also reads images has another config for its text.
+    config = module.config
+    return config.get_text_config(decoder=True) if config.sub_configs else config
 
 
 def set_next_layer(layer: AttentionLayer) -> None:
@@ -103,6 +111,19 @@ def set_reading(reading: bool) -> None:
     An interrupted call may leave behind a layer that `set_next_layer` set. This function removes that layer.
     """
     _thread_state.layer, _thread_state.reading = None, reading
+
+
+@contextmanager
+def record_mask_functions(masks: list[tuple[Tensor, Callable[..., Tensor]]]) -> Iterator[None]:
+    """Append all masks of model calls inside the `with` block to `masks`, with their functions.
+
+    A mask function takes row, head, query and key indices, and returns True if the query sees the key.
+    """
+    _thread_state.masks = masks
+    try:
+        yield
+    finally:
+        _thread_state.masks = None
 
 
 @functools.cache
@@ -197,10 +218,21 @@ def _padding_mask(
             torch.arange(batch_size, device=device)[:, None],
             torch.arange(q_length - 1, device=device),
         )
-        ahead = use_vmap or mask_function(row, 0, q_offset + token, q_offset + token + 1)
-        if torch.as_tensor(ahead).any():
+        # With `use_vmap` tokens of a block, such as an image, see each other, the next token included.
+        try:
+            ahead = torch.as_tensor(mask_function(row, 0, q_offset + token, q_offset + token + 1)).any()
+        except (IndexError, RuntimeError):
+            if not use_vmap:
+                raise
+            ahead = True
+        if ahead:
             # The 4-d mask makes `policy_attention` raise. A mask made for a missing encoder is never used.
             return torch.empty(0, 0, 0, 0)
+    if _thread_state.masks is not None:
+        # A mask of its own for each kind of layer.
+        ones = torch.ones(batch_size, kv_length, dtype=torch.bool, device=device)
+        attention_mask = ones if attention_mask is None else attention_mask.clone()
+        _thread_state.masks.append((attention_mask, mask_function))
     return attention_mask
 
 
@@ -210,35 +242,36 @@ LOCK = threading.Lock()
 """Lock around changes of a model's attention implementation."""
 
 
-def attend_by_policy(decoder: nn.Module) -> str | None:
-    """Install hooks so that decoder calls with a `PolicyCache` use its policy.
+def attend_by_policy(entry: nn.Module) -> str | None:
+    """Install hooks so that calls of a model with a `PolicyCache` use its policy.
 
-    Returns the attention implementation of calls without a `PolicyCache`. Raises ValueError inside a
-    `with` block that changes or records the model's own attention.
+    `entry` is the module that gets the cache first and makes the attention masks. Returns the attention
+    implementation of calls without a `PolicyCache`. Raises ValueError inside a `with` block that changes or
+    records the model's own attention.
     """
     register_attention()
-    if _enter not in decoder._forward_pre_hooks.values():
-        decoder.register_forward_pre_hook(_enter, with_kwargs=True)
-        decoder.register_forward_hook(_leave, always_call=True)
+    if _enter not in entry._forward_pre_hooks.values():
+        entry.register_forward_pre_hook(_enter, with_kwargs=True)
+        entry.register_forward_hook(_leave, always_call=True)
     with LOCK:
-        check_not_wrapped(decoder)
-        return _find_outside_attention(decoder)
+        check_not_wrapped(entry)
+        return _find_outside_attention(entry)
 
 
-def _find_outside_attention(decoder: nn.Module) -> str | None:
-    config: Any = decoder.config
-    caches = _active_caches.get(decoder)
+def _find_outside_attention(entry: nn.Module) -> str | None:
+    config = _config_of(entry)
+    caches = _active_caches.get(entry)
     return next(iter(caches.values())).outside_attention if caches else config._attn_implementation
 
 
-def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _enter(entry: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     # A call interrupted by Ctrl-C has not run its post hook.
-    _leave(decoder)
+    _leave(entry)
     caches = (each for each in (*args, *options.values()) if hasattr(each, "outside_attention"))
     cache = next(caches, None)
     if cache is None:
         return None
-    positions = _position_ids(decoder, args, options)
+    positions = _position_ids(entry, args, options)
     inputs: Any = next(
         x for x in (*args[:1], options.get("input_ids"), options.get("inputs_embeds")) if x is not None
     )
@@ -247,32 +280,32 @@ def _enter(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -
         positions = torch.arange(past_length, past_length + inputs.shape[1], device=inputs.device)[None]
         options = options | {"position_ids": positions}
     cache.begin_call(positions, inputs.shape[1])
-    config: Any = decoder.config
+    config = _config_of(entry)
     with LOCK:
-        check_not_wrapped(decoder)
-        current_attention = _find_outside_attention(decoder)
+        check_not_wrapped(entry)
+        current_attention = _find_outside_attention(entry)
         if current_attention != cache.outside_attention:
             raise RuntimeError(
                 f"the model uses attention {current_attention!r}, so it does not call the policy; build the "
                 "cache for this model, after all calls of set_attn_implementation"
             )
-        _active_caches.setdefault(decoder, {})[threading.get_ident()] = cache
+        _active_caches.setdefault(entry, {})[threading.get_ident()] = cache
         config._attn_implementation = ATTENTION
     set_reading(True)
     return args, options
 
 
-def _position_ids(decoder: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+def _position_ids(entry: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     if "position_ids" in options or len(args) < 2:
         return options.get("position_ids")
-    return inspect.signature(decoder.forward).bind_partial(*args, **options).arguments.get("position_ids")
+    return inspect.signature(entry.forward).bind_partial(*args, **options).arguments.get("position_ids")
 
 
-def _leave(decoder: nn.Module, _: Any = None, output: Any = None) -> None:
-    config: Any = decoder.config
+def _leave(entry: nn.Module, _: Any = None, output: Any = None) -> None:
+    config = _config_of(entry)
     set_reading(False)
     with LOCK:
-        caches = _active_caches.get(decoder, {})
+        caches = _active_caches.get(entry, {})
         cache = caches.pop(threading.get_ident(), None)
         if cache is None:
             return

@@ -20,7 +20,14 @@ from scrubjay.memory.context.attention import ATTENTION, attend_by_policy, serve
 from scrubjay.memory.context.layers.layer_types import LayerType, get_layer_types
 from scrubjay.memory.context.layers.local import LocalWindowPolicy
 from scrubjay.memory.context.layers.policy import PolicyLayer, RetainedTokens
-from scrubjay.memory.context.layers.rotation import decoder_of, find_rotation, has_rotary, takes_positions
+from scrubjay.memory.context.layers.probe import (
+    check_layers,
+    check_update,
+    decoder_of,
+    entry_of,
+    takes_positions,
+)
+from scrubjay.memory.context.layers.rotation import find_rotation, has_rotary
 from scrubjay.memory.context.layers.state import StateAndPolicyLayer, StateLayer, StatelessLayer
 from scrubjay.memory.context.policies.base import CacheShape, ContextPolicy, LayerStats, Step
 from scrubjay.memory.context.policies.rotary import Rotary
@@ -62,14 +69,15 @@ class PolicyCache(Cache):
             raise TypeError(f"model={model!r}: pass a loaded model of transformers")
         config = model.config.get_text_config(decoder=True)
         layer_types = get_layer_types(config)
-        decoder = decoder_of(model)
-        if not model._can_set_attn_implementation() and not serve_falcon(decoder):
+        decoder, entry = decoder_of(model), entry_of(model)
+        if not decoder._can_set_attn_implementation() and not serve_falcon(decoder):
             raise ValueError(
                 f"{type(model).__name__} does not support transformers' AttentionInterface, which policies "
                 "need; use a model that does"
             )
         # The implementation must not change between now and a call with this cache.
-        self.outside_attention = attend_by_policy(decoder)
+        self.outside_attention = attend_by_policy(entry)
+        check_layers(model, layer_types)
         self.policy, self._config, self.track_tokens = policy, config, track_tokens
         policies = [
             _select_policy(policy, layer_type, index, len(layer_types))
@@ -77,7 +85,7 @@ class PolicyCache(Cache):
         ]
         self.rotaries = _find_rotaries(model, policies)
         # Without position ids Bamba would restart the positions at 0 in every call.
-        self.adds_position_ids = has_rotary(decoder) and takes_positions(decoder)
+        self.adds_position_ids = has_rotary(decoder) and takes_positions(entry)
         # Token count of every row; a tensor once rows differ in padding.
         self.count: int | Int[Tensor, " batch"] = 0
         # State of the current model call: positions of its tokens, and whether a layer has processed them.
@@ -145,20 +153,12 @@ class PolicyCache(Cache):
                 f"the model uses attention {self._config._attn_implementation!r}, so it does not call the "
                 "policy; build the cache for this model, after all calls of set_attn_implementation"
             )
-        if layer_idx in self._updated_layers:
-            raise ValueError(
-                f"the model runs layer {layer_idx} twice in one call, as looped models do; a policy would "
-                "count the tokens of the second run as new tokens: use the model's own cache"
-            )
-        self._updated_layers.add(layer_idx)
         layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
-        if isinstance(layer, PolicyLayer):
-            set_next_layer(layer)
-            return key_states, value_states
-        raise ValueError(
-            f"the model attends in layer {layer_idx}, but its config does not list this layer as attention: "
-            "use the model's own cache"
-        )
+        check_update(layer_idx, self._updated_layers, isinstance(layer, PolicyLayer))
+        self._updated_layers.add(layer_idx)
+        assert isinstance(layer, PolicyLayer)
+        set_next_layer(layer)
+        return key_states, value_states
 
     def step(self, keys: Tensor, past_length: int, mask: Tensor | None) -> Step:
         """Return the new tokens of this call as one `Step` that all layers share."""

@@ -213,13 +213,12 @@ def _check_supported(folder: Path) -> None:
         return
     prefix = f"the model at {str(folder)!r} is not supported"
     try:
-        cache = PolicyCache(FullPolicy(), model.eval())
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
         with (
             torch.no_grad(),
             suppress(RuntimeError),
         ):  # some models read tensor values, which the meta device lacks
-            model(ids, cache=cache, use_cache=True)
+            model(ids, cache=PolicyCache(FullPolicy(), model.eval()), use_cache=True)
     except ValueError as error:
         raise ValueError(f"{prefix}: {error}") from error
     except Exception as error:  # a model with its own cache class fails on missing attributes

@@ -12,6 +12,15 @@ _STATE_TYPES = {"conv", "linear_attention", "hybrid", "hybrid_sliding"}
 _STATELESS = "dummy"
 """Name in transformers of layers that only have experts or a feed-forward network."""
 
+_REASONS = {
+    "blt": "runs four submodels with caches of their own, three on bytes and one on patches of bytes",
+    "doge": "adds a bias computed from the values to its attention mask, which policies do not support",
+    "git": "computes attention in its own code, which does not call policies",
+    "minimax": "needs a cache class of its own",
+    "xlstm": "has no attention layer and needs a cache class of its own",
+}
+"""Reasons why no policy supports a model type, which neither its config nor its layer types say."""
+
 
 class LayerType(NamedTuple):
     """Cache requirements of one layer."""
@@ -54,6 +63,8 @@ def get_layer_types(config: PreTrainedConfig) -> list[LayerType]:
             f"{name} runs its layers {loops} times in a call and uses additional caches, which policies do "
             "not support: use the model's own cache"
         )
+    if reason := _REASONS.get(name):
+        raise ValueError(f"{name} {reason}: use the model's own cache")
     types, options = get_layer_types_and_kwargs(config)
     if "reuse" in (getattr(config, "kv_sharing_modes", None) or []):
         raise ValueError(

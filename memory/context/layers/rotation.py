@@ -7,18 +7,17 @@ two runs differ only by a rotation. The queries must differ by the same rotation
 
 from __future__ import annotations
 
-import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from scrubjay.memory.context.attention import attend_by_policy, serve_falcon, set_next_layer
-from scrubjay.memory.context.policies.dense import Scoring
+from scrubjay.memory.context.layers.probe import decoder_of, entry_of, read_single_token, takes_positions
 from scrubjay.memory.context.policies.rotary import PairLayout, Rotary, Rotation
 
 _FAR = 101
@@ -46,20 +45,6 @@ class ModelRotation(NamedTuple):
 _rotations: WeakKeyDictionary[nn.Module, ModelRotation] = WeakKeyDictionary()
 
 
-def decoder_of(model: PreTrainedModel) -> Any:
-    """Return the submodel with the attention layers.
-
-    This is `get_decoder()`, except for models in which `get_decoder()` returns only the last layer.
-    """
-    decoder = model.get_decoder()
-    return decoder if isinstance(decoder, PreTrainedModel) else model.base_model
-
-
-def takes_positions(decoder: nn.Module) -> bool:
-    """Return True if a decoder accepts `position_ids`."""
-    return "position_ids" in inspect.signature(decoder.forward).parameters
-
-
 def has_rotary(decoder: nn.Module) -> bool:
     """Return True if a decoder has rotary positions of a known type."""
     return next(_frequency_getters(decoder), None) is not None
@@ -81,17 +66,16 @@ def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
     count = config.num_hidden_layers
     positions = getattr(config, "max_position_embeddings", None) or _FAR + 1
     away = min(_FAR, positions - 1)
-    (at_zero, queries_at_zero), (far, queries_far) = (
-        _read_single_token(model, position) for position in (0, away)
-    )
-    has_position_ids = takes_positions(decoder)
+    first, last = (read_single_token(model, position) for position in (0, away))
+    (at_zero, queries_at_zero), (far, queries_far) = ((x.keys, x.queries) for x in (first, last))
+    has_position_ids = takes_positions(entry_of(model))
     getters = list(_frequency_getters(decoder))
     dtype = torch.promote_types(next(model.parameters()).dtype, torch.float32)
     choices = [
         lambda: torch.zeros(0),
         *getters,
     ]  # the first is for layers without positions: no pair is rotated
-    rotaries: dict[tuple[int, PairLayout], Rotary] = {}
+    rotaries: dict[tuple[int, int, PairLayout], Rotary] = {}
 
     def rotary(layer: int) -> Rotary | None:
         if layer not in at_zero or not has_position_ids:
@@ -102,9 +86,9 @@ def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
             return None
         queries = queries_at_zero.get(layer, before).double(), queries_far.get(layer, after).double()
         kind = torch.finfo(at_zero[layer].dtype)
-        errors: dict[tuple[int, PairLayout], float] = {}
-        for number, get_frequencies in enumerate(choices):
-            angle = away * get_frequencies().double().cpu()
+        errors: dict[tuple[int, int, PairLayout], float] = {}
+        for (number, get_frequencies), sign in itertools.product(enumerate(choices), (1, -1)):
+            angle = sign * away * get_frequencies().double().cpu()
             if 2 * len(angle) > before.shape[-1]:
                 continue
             for layout in (PairLayout(len(angle)), PairLayout(len(angle), is_interleaved=True)):
@@ -114,11 +98,11 @@ def _probe_rotation(model: PreTrainedModel) -> ModelRotation:
                     _rotation_error(_rescale(rotation(queries[0]), queries[1]), queries[1], layout, kind),
                 )
                 if error <= 1:
-                    errors[number, layout] = error
+                    errors[number, sign, layout] = error
         if not errors:
             return None
-        number, layout = best = min(errors, key=errors.__getitem__)
-        return rotaries.setdefault(best, Rotary(layout, choices[number], dtype))
+        number, sign, layout = best = min(errors, key=errors.__getitem__)
+        return rotaries.setdefault(best, Rotary(layout, choices[number], dtype, sign))
 
     rope_types = {kind for module in decoder.modules() for kind in _rope_types(module)}
     changing = next(iter(rope_types & {"dynamic", "longrope"}), None)
@@ -165,63 +149,3 @@ def _rescale(x: Tensor, y: Tensor) -> Tensor:
     Some models multiply queries by a factor that depends on the position.
     """
     return x * (x * y).sum(-1, keepdim=True) / (x * x).sum(-1, keepdim=True).clamp(min=1e-30)
-
-
-class _RecordingCache(DynamicCache):
-    """Cache that records the keys and queries of every layer. It is also the layer that attends next."""
-
-    adds_position_ids = False
-
-    def __init__(self, config: Any, outside_attention: str | None) -> None:
-        super().__init__(config=config)
-        self.outside_attention = outside_attention
-        self.keys: dict[int, Tensor] = {}
-        self.queries: dict[int, Tensor] = {}
-        self._next_layer = 0
-
-    def begin_call(self, position_ids: Tensor | None, length: int) -> None:
-        """Do nothing."""
-
-    def end_call(self) -> None:
-        """Do nothing."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Record the new keys of layer `layer_idx`, then store keys and values as `DynamicCache` does."""
-        self.keys[layer_idx] = key_states.detach().cpu()
-        self._next_layer = layer_idx
-        set_next_layer(self)
-        return super().update(key_states, value_states, layer_idx, *args, **options)
-
-    def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scoring: Scoring
-    ) -> Tensor:
-        """Record the query of the layer that was updated last, and return the token's own values.
-
-        Learned sinks are ignored. Their weight depends on a score, so the rounding error of the score would
-        reach later layers.
-        """
-        self.queries[self._next_layer] = query.detach().cpu()
-        own_values = values[:, :, -query.shape[2] :]
-        return own_values.repeat_interleave(query.shape[1] // values.shape[1], dim=1)
-
-
-def _read_single_token(model: PreTrainedModel, position: int) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
-    """Return the keys and the queries of a single token at `position`, by layer index."""
-    decoder = decoder_of(model)
-    config = model.config.get_text_config(decoder=True)
-    serve_falcon(decoder)
-    cache = _RecordingCache(config, attend_by_policy(decoder))
-    # The embedding of the padding token is zero, so another token is used.
-    token = torch.full((1, 1), int(getattr(config, "pad_token_id", None) == 0), device=model.device)
-    options = {"position_ids": torch.full_like(token, position)} if takes_positions(decoder) else {}
-    training = [module for module in decoder.modules() if module.training]
-    with torch.no_grad():
-        decoder.eval()
-        try:
-            decoder(token, cache=cache, use_cache=True, **options)
-        finally:
-            for module in training:
-                module.training = True
-    return cache.keys, cache.queries

@@ -171,10 +171,13 @@ class Rotary:
         frequencies: Function without arguments that returns the frequency of each pair, in radians per
             position. Each new rotation calls this function, since the model may move to another device.
         dtype: Data type of cosines and sines.
+        sign: Direction of the rotation, 1 or -1; -1 for models that rotate the other way, such as NanoChat.
     """
 
-    def __init__(self, layout: PairLayout, frequencies: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        self.layout = layout
+    def __init__(
+        self, layout: PairLayout, frequencies: Callable[[], Tensor], dtype: torch.dtype, sign: int = 1
+    ) -> None:
+        self.layout, self._sign = layout, sign
         self._frequencies, self._dtype = frequencies, dtype
         # The frequencies, the number of slots, and the rotation to the first positions.
         self._slots: tuple[Tensor, int, PairedRotation] | None = None
@@ -222,8 +225,9 @@ class Rotary:
             return angles
         # The model's own angle, in the model's precision.
         frequencies = self._frequencies().to(position_ids.device, torch.float32)
-        return angles - (position_ids[..., None].float() * frequencies).double()
+        return angles - self._sign * (position_ids[..., None].float() * frequencies).double()
 
     def compute_angles(self, position: Int[Tensor, "batch length"]) -> Float[Tensor, "batch length pairs"]:
         """Return the rotary angles at `position` in radians, as float64."""
-        return position[..., None].double() * self._frequencies().to(position.device, torch.float64)
+        frequencies = self._frequencies().to(position.device, torch.float64)
+        return self._sign * position[..., None].double() * frequencies

@@ -38,7 +38,7 @@ def make_model(name, **options):
         ("InklingText", INKLING, "position_bias"),
         ("Bert", {}, "non-causal attention mask"),
         ("Llama", {"is_causal": False}, "non-causal attention mask"),
-        ("Doge", {}, "uses a custom"),
+        ("Doge", {}, "bias computed from the values"),
         ("Bart", {"d_model": 32, "decoder_layers": 3, "decoder_attention_heads": 4}, "attends in layer 2"),
     ],
 )

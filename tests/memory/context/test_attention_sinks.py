@@ -140,9 +140,10 @@ def test_a_block_cannot_start_while_another_thread_uses_a_policy_cache(tiny_llam
         thread.start()
         thread.join()
 
+    cache = PolicyCache(make("full"), model)
     hook = model.model.layers[0].register_forward_hook(enter_in_thread)
     before = model.config._attn_implementation
-    model(tokens(), cache=PolicyCache(make("full"), model))
+    model(tokens(), cache=cache)
     hook.remove()
     assert [error[:41] for error in errors] == ["another thread runs this model with a Pol"]
     assert model.config._attn_implementation == before

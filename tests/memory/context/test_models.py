@@ -44,12 +44,12 @@ def test_an_unavailable_device_is_named_before_anything_is_read(tmp_path, device
     ("name", "reason"),
     [
         ("DiffLlama", "DiffLlamaAttention attends .* twice"),
-        ("Doge", "DogeAttention uses a custom"),
+        ("Doge", "bias computed from the values"),
         ("GPTNeo", "does not support transformers' AttentionInterface"),
         ("Dory", "runs its layers 2 times in a call"),
         ("RecurrentGemma", "keeps states in its modules"),
-        ("xLSTM", "is not supported: AttributeError: 'PolicyCache' object has no"),
-        ("Blt", "is not supported: AttributeError: 'BltConfig' object has no"),
+        ("xLSTM", "no attention layer and needs a cache class of its own"),
+        ("Blt", "four submodels with caches of their own"),
     ],
 )
 def test_unsupported_models_are_refused_by_a_test_call(tmp_path, name, reason):
