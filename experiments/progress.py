@@ -170,6 +170,11 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         self._restore()
 
+    @property
+    def catches_interrupts(self) -> bool:
+        """True if Ctrl-C would set `signal_number`, so that any KeyboardInterrupt comes from other code."""
+        return self._handle == signal.getsignal(signal.SIGINT)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.signal_number = number
         self._restore()

@@ -6,8 +6,10 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from scrubjay.experiments.cli.failures import describe
+from scrubjay.agents.rl.exits import EnvExitError, describe_exit
+from scrubjay.experiments.cli.failures import FailedError, describe
 from scrubjay.experiments.cli.untrusted_text import one_line
 from scrubjay.experiments.files import CONFIG, CURVE, METRICS, RESULT, read_object, write_atomically
 from scrubjay.experiments.progress import GracefulInterrupt, ProgressDisplay, StopRequest
@@ -103,13 +105,18 @@ def run_training(
 ) -> None:
     """Train from the latest checkpoint, or from step 0, to the end; then evaluate and plot.
 
-    Raises TrainingStartError before any training, and GracefulInterrupt after Ctrl-C or SIGTERM, once a
-    checkpoint is written.
+    Raises TrainingStartError before any training, GracefulInterrupt after Ctrl-C or SIGTERM, once a
+    checkpoint is written, and FailedError if code of the user ends the process.
     """
     if run.is_finished:
         return
     config = run.config
-    with one_thread(), StopRequest() as stop, contextlib.ExitStack() as resources:
+    with (
+        one_thread(),
+        StopRequest() as stop,
+        _refuse_exits(config, stop),
+        contextlib.ExitStack() as resources,
+    ):
         try:
             _ = run.success_without_memory  # the curve needs it; its errors are reported before training
             engine = resources.enter_context(make_engine(config, run.path, run.trust, ray))
@@ -145,9 +152,28 @@ def _record_failure(engine: Engine, run_dir: Path) -> Iterator[None]:
     """Write the status "failed" if the `with` block raises an error."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        reason = describe_exit(error) if isinstance(error, SystemExit) else describe(error)
         with contextlib.suppress(OSError):  # the error itself may be a full disk
-            write_status(run_dir, "failed", engine.step, describe(error))
+            write_status(run_dir, "failed", engine.step, reason)
+        raise
+
+
+@contextlib.contextmanager
+def _refuse_exits(config: Any, stop: StopRequest) -> Iterator[None]:
+    """Raise FailedError if code of the user raises SystemExit in the `with` block; it is no success.
+
+    A KeyboardInterrupt that does not come from Ctrl-C gets a note that names its origin.
+    """
+    try:
+        yield
+    except EnvExitError as error:
+        raise FailedError(f"environment {str(config.env.id)!r}: {error}") from error
+    except SystemExit as error:
+        raise FailedError(describe_exit(error)) from error
+    except KeyboardInterrupt as error:
+        if stop.catches_interrupts and not isinstance(error, GracefulInterrupt):
+            error.add_note(describe_exit(error))
         raise
 
 

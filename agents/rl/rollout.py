@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from scrubjay.agents.rl.exits import EXITS, EnvExitError
 from scrubjay.agents.rl.observations import (
     check_indices,
     check_info_has_no_mask,
@@ -124,12 +125,18 @@ class VectorEnvs(Environments):
         check_space_has_no_mask(env.single_observation_space, next(iter(getattr(env, "envs", ())), None))
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
-        observation, infos = self.env.reset(seed=seed)
+        try:
+            observation, infos = self.env.reset(seed=seed)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
         check_info_has_no_mask(infos)
         return ActorInput(self._leaves_of(observation), np.ones(self.num_envs, dtype=np.bool_))
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
-        observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        try:
+            observation, rewards, terminated, truncated, infos = self.env.step(actions)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
         check_info_has_no_mask(infos)
         leaves = self._leaves_of(observation)
         terminated, truncated = np.asarray(terminated, np.bool_), np.asarray(truncated, np.bool_)

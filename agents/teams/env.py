@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from jaxtyping import Bool, Float
 
+from scrubjay.agents.rl.exits import EXITS, EnvExitError
 from scrubjay.agents.rl.observations import check_indices, leaf_spaces
 from scrubjay.agents.rl.rollout import ActorInput, Environments, EnvStep
 
@@ -116,13 +117,19 @@ class TeamEnvs(Environments):
         self.leaves = leaf_spaces(env.single_observation_space)
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
-        observations, alive = self.env.reset(seed=seed)
+        try:
+            observations, alive = self.env.reset(seed=seed)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
         check_indices(self.leaves, observations)
         starts = np.ones(self.num_envs, dtype=np.bool_)
         return ActorInput(observations, starts, np.array(alive, dtype=np.bool_))
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
-        step = self.env.step(actions)
+        try:
+            step = self.env.step(actions)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
         check_indices(self.leaves, step.observations)
 
         def final(rows: np.ndarray) -> ActorInput:

@@ -17,6 +17,7 @@ import tyro
 from tyro.conf import UseAppendAction, arg
 
 from scrubjay.experiments.cli.failures import UsageError
+from scrubjay.experiments.cli.untrusted_text import HelpShown
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ def parse(
 
     `extra_flags` are flags of the command that are not fields of the dataclass. The error for an unknown flag
     suggests the most similar flag.
-    Raises UsageError instead of printing tyro's boxed messages. `--help` prints and raises SystemExit(0).
+    Raises UsageError instead of printing tyro's boxed messages. `--help` prints and raises HelpShown.
     """
     keywords: dict[str, Any] = {} if default is None else {"default": default}
     config, unknown = _parse(options_type, arguments, prog=prog, **keywords)
@@ -95,15 +96,17 @@ def _parse(options_type: type[T], arguments: Sequence[str], **keywords: Any) -> 
         with contextlib.redirect_stderr(error_output), _join_lines_of_docstrings():
             return tyro.cli(options_type, args=list(arguments), return_unknown_args=True, **keywords)
     except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe
+            raise stop.__context__ from None
         if stop.code in (0, None):
-            raise
+            raise HelpShown from None
         raise UsageError(_first_paragraph(error_output.getvalue())) from None
 
 
 def print_help(options_type: type[Any], prog: str, description: str) -> NoReturn:
     """Print the help of options below a description, and end the command with exit code 0."""
     _parse(options_type, ["--help"], prog=prog, description=description)
-    raise SystemExit(0)
+    raise HelpShown
 
 
 @contextlib.contextmanager

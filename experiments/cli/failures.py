@@ -69,6 +69,10 @@ def report(error: BaseException) -> int:
         raise error
     if isinstance(error, UsageError):
         return _print_error(f"scrubjay: {one_line(error)}", 2)
+    if isinstance(error, SystemExit):  # of a module of the user; Scrubjay raises HelpShown
+        from scrubjay.agents.rl.exits import describe_exit
+
+        return _print_error(f"scrubjay: {one_line(describe_exit(error))}", 1)
     if isinstance(error, FailedError):
         return _print_error(f"scrubjay: {one_line(error)}", 1)
     advice = "".join(f"; {one_line(note)}" for note in getattr(error, "__notes__", ()))

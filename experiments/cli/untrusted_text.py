@@ -49,10 +49,20 @@ def _escape_control(letter: re.Match[str]) -> str:
     return f"\\u{0xD7C0 + (code >> 10):04x}\\u{0xDC00 + (code & 0x3FF):04x}"
 
 
+class HelpShown(SystemExit):
+    """End of a command that has printed its help, with exit code 0.
+
+    Any other SystemExit comes from code of the user, and is a failure.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+
 def show_help(text: str) -> NoReturn:
-    """Print a help text and end the command with exit code 0, as tyro does."""
+    """Print a help text and end the command with exit code 0."""
     print(text)
-    raise SystemExit(0)
+    raise HelpShown
 
 
 def format_entries(entries: Mapping[str, str]) -> str:

@@ -74,6 +74,12 @@ def continue_training(run: Run, quiet: bool, ray: RayOptions | None = None, logg
         raise FailedError(
             f"environment {name!r}: {error}; after fixing it, continue with: {run.resume_command}"
         ) from error
+    except KeyboardInterrupt as error:
+        if notes := getattr(error, "__notes__", ()):  # it does not come from Ctrl-C
+            raise FailedError("; ".join(notes)) from error
+        raise
+    except FailedError as error:
+        raise FailedError(f"{error}; after fixing it, continue with: {run.resume_command}") from error
     except Exception as error:  # for example in the environment's own code; the checkpoints are kept
         error.add_note(f"after fixing it, continue with: {run.resume_command}")
         raise

@@ -85,6 +85,7 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
     import logging
 
     from scrubjay.experiments.cli.arguments import choose
+    from scrubjay.experiments.cli.untrusted_text import HelpShown
     from scrubjay.experiments.commands import COMMANDS, load_command
     from scrubjay.experiments.files import release_folders
 
@@ -92,13 +93,13 @@ def _run_command(argv: list[str], on_help: Callable[[], None] = lambda: None) ->
     run_command = load_command(choose("command", argv[0], list(COMMANDS)))
     try:
         return run_command(argv[1:])
+    except HelpShown:
+        on_help()
+        return 0
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich raises SystemExit for a closed pipe
             raise stop.__context__ from None
-        if stop.code not in (0, None):
-            raise
-        on_help()
-        return 0
+        raise
     finally:
         release_folders()
 

@@ -65,7 +65,8 @@ class PlayOptions:
     """Record one episode as a GIF or MP4, with a trained policy, random actions or a rule-based policy."""
 
     source: Positional[str]
-    """Run directory, environment id, recipe (its environment is used), or the name of a team."""
+    """Run directory, environment id or module:callable, recipe (its environment is used), or the name or
+    module:callable of a team."""
     out: Path | None = None
     """Output file, .gif or .mp4 (needs the extra `film`); default: episode.gif in the run directory, else in
     the current directory."""
@@ -132,10 +133,10 @@ def _play(options: PlayOptions) -> int:
 def _play_team(cast: TeamSetup, options: PlayOptions) -> int:
     """Record an episode of a team; with --coverage also write a coverage map."""
     from scrubjay.experiments.viz.coverage import plot_coverage
-    from scrubjay.experiments.viz.film import play_team
+    from scrubjay.experiments.viz.film import make_rendering_env, play_team
 
     with bad_input():
-        env = cast.env.make(render_mode="rgb_array")
+        env, _ = make_rendering_env(cast.env.make)
         world = getattr(env, "world", None)
         if options.coverage is not None and world is None:
             raise ValueError(f"--coverage requires {_teams()}; {cast.env.id} has no coverage map")

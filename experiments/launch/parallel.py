@@ -20,6 +20,7 @@ from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, Stop
 from scrubjay.experiments.runs.config import Experiment
 from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.runs.run import Run
+from scrubjay.experiments.runs.status import read_status
 
 LOG = "log.txt"
 
@@ -62,6 +63,8 @@ def run_in_processes(runs: Sequence[Run], jobs: int) -> None:
                     run = active.pop(process)
                     if process.returncode != 0:
                         raise FailedError(f"{run.path} failed: {_last_line(run.path / LOG)}")
+                    if read_status(run.path) != "finished":
+                        raise FailedError(f"{run.path} failed: its process ended without a result")
         finally:
             for process in active:
                 process.terminate()  # requests a checkpoint, as Ctrl-C does

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from scrubjay.agents.rl.exits import EXITS
 from scrubjay.agents.teams.sampler import make_sampler
 from scrubjay.experiments.files import CHECKPOINTS, INITIAL, METRICS, lock
 from scrubjay.experiments.resources import resolve_device
@@ -72,10 +73,13 @@ class Engine(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             self._metrics.close()
             self._close()
+        except EXITS:  # after an environment's process has ended, closing it also fails
+            if kind is None:
+                raise
         finally:
             self._lock.close()
 

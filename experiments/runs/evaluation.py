@@ -38,7 +38,7 @@ from scrubjay.experiments.runs.config import derive_seed
 from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.statistics import normal_interval, wilson_interval
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.faults import environment_errors
+from scrubjay.experiments.tasks.faults import environment_errors, exit_errors
 from scrubjay.experiments.tasks.teams import TeamEnvConfig
 
 _log = logging.getLogger(__name__)
@@ -214,9 +214,9 @@ def evaluate_team(
     """
     shares = split_episodes(episodes)
     env = env_config.make_batch(len(shares))
-    by_env = _play(
-        TeamEnvs(env), build_team_actor(player, env, deterministic), shares, seed, max_steps, on_step
-    )
+    actor = build_team_actor(player, env, deterministic)
+    with exit_errors(env_config.id):
+        by_env = _play(TeamEnvs(env), actor, shares, seed, max_steps, on_step)
     if any(len(own) < share for own, share in zip(by_env, shares, strict=True)):
         raise ValueError(f"{env_config.id}: an episode did not end within {max_steps:,} steps (max_steps)")
     all_episodes: list[Any] = list(itertools.chain.from_iterable(by_env))

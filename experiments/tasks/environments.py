@@ -26,10 +26,12 @@ from scrubjay.envs.previous_step import Input, PreviousStep, PreviousSteps
 from scrubjay.experiments.cli.failures import check_at_least
 from scrubjay.experiments.files import parse_object
 from scrubjay.experiments.tasks.faults import (
+    ExitGuard,
     check_single,
+    describe_import_error,
     environment_errors,
+    exit_errors,
     install_hint,
-    missing_module,
     try_out,
 )
 from scrubjay.experiments.user_modules import make_importable
@@ -72,9 +74,19 @@ class EnvConfig:
             kwargs["render_mode"] = render_mode
         function = load_callable(self.id)
         try:
-            env = gymnasium.make(gymnasium_id(self.id), **kwargs) if function is None else function(**kwargs)
-        except (ModuleNotFoundError, gymnasium.error.Error) as error:
-            raise ValueError(_describe_unknown(self.id, error)) from error
+            with exit_errors(self.id):
+                env = (
+                    gymnasium.make(gymnasium_id(self.id), **kwargs)
+                    if function is None
+                    else function(**kwargs)
+                )
+        except ImportError as error:
+            raise ValueError(describe_import_error(self.id, error)) from error
+        except gymnasium.error.Error as error:
+            is_name = function is None and isinstance(error, gymnasium.error.UnregisteredEnv)
+            reason = " ".join(str(error).split())
+            message = _describe_unknown(self.id, reason) if is_name else f"environment {self.id!r}: {reason}"
+            raise ValueError(message) from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
         env = check_single(env, self.id)
@@ -130,8 +142,10 @@ class EnvConfig:
             batched = self._make_batched(count, entry_point)
             if batched is not None:
                 return PreviousSteps(batched, self.inputs) if self._wraps else batched
-        kind = AsyncVectorEnv if self.subprocesses else SyncVectorEnv
-        return kind([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+        if self.subprocesses:
+            make_guarded = lambda: ExitGuard(self.make())
+            return AsyncVectorEnv([make_guarded] * count, autoreset_mode=AutoresetMode.SAME_STEP)
+        return SyncVectorEnv([self.make] * count, autoreset_mode=AutoresetMode.SAME_STEP)
 
     def _make_batched(
         self, count: int, entry_point: str | Callable[..., Any]
@@ -141,12 +155,13 @@ class EnvConfig:
         creator = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
         if "autoreset_mode" in inspect.signature(creator).parameters:
             kwargs["autoreset_mode"] = AutoresetMode.SAME_STEP
-        envs = gymnasium.make_vec(
-            gymnasium_id(self.id),
-            num_envs=count,
-            vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
-            **kwargs,
-        )
+        with exit_errors(self.id):
+            envs = gymnasium.make_vec(
+                gymnasium_id(self.id),
+                num_envs=count,
+                vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT,
+                **kwargs,
+            )
         if envs.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
             return envs
         envs.close()
@@ -170,12 +185,14 @@ def load_callable(name: str) -> Callable[..., gymnasium.Env[Any, Any]] | None:
     if "/" in attribute or re.search(r"-v\d+$", attribute):
         return None
     try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ModuleNotFoundError, AttributeError) as error:
-        advice = (
-            install_hint(name, missing_module(error)) or "write module:callable with an importable module"
-        )
-        raise ValueError(f"environment {name!r}: {error}; {advice}") from error
+        with exit_errors(name):
+            function = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ValueError(describe_import_error(name, error)) from error
+    except AttributeError as error:
+        raise ValueError(
+            f"environment {name!r}: {error}; write module:callable with an importable module"
+        ) from error
     if not callable(function):
         raise TypeError(f"environment {name!r}: {attribute} is a {type(function).__name__}, not a callable")
     return cast(Callable[..., gymnasium.Env[Any, Any]], function)
@@ -188,10 +205,9 @@ def describe_setting_error(name: str, kwargs: Mapping[str, Any], error: Exceptio
     return f"environment {name!r} rejects {dict(kwargs) or 'its defaults'}: {reason}"
 
 
-def _describe_unknown(name: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and (advice := install_hint(name, missing_module(error))):
-        return f"environment {name!r}: {reason.partition('. ')[0]}; {advice}"
+def _describe_unknown(name: str, reason: str) -> str:
+    if hint := install_hint(name):
+        return f"environment {name!r}: {reason.partition('. ')[0]}; {hint}"
     if name.startswith("popgym-"):
         return f"unknown environment {name!r}; did you mean 'popgym:{name}' (extra popgym)?"
     known_names = [*list_environments(), *gymnasium.registry]

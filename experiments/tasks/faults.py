@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 from pettingzoo import AECEnv, ParallelEnv
 
+from scrubjay.agents.rl.exits import EXITS, EnvExitError
 from scrubjay.agents.rl.observations import (
     EnvFaultError,
     check_finite,
@@ -22,6 +24,7 @@ from scrubjay.agents.rl.observations import (
     leaf_spaces,
     leaf_values,
 )
+from scrubjay.experiments.cli.failures import FailedError
 
 
 def check_single(env: Any, name: str) -> gymnasium.Env[Any, Any]:
@@ -75,14 +78,50 @@ def environment_errors(name: str) -> Iterator[None]:
     """Add the name of the environment to errors that are raised in the `with` block.
 
     Raises EnvFaultError on invalid observations or rewards. Raises BrokenEnvError in place of TypeError and
-    ValueError of the environment, which would be mistaken for errors of input validation.
+    ValueError of the environment, which would be mistaken for errors of input validation. Raises ValueError
+    if a module is missing, and the errors of `exit_errors`.
     """
     try:
-        yield
+        with exit_errors(name):
+            yield
     except EnvFaultError as error:
         raise EnvFaultError(f"environment {str(name)!r}: {error}") from error
+    except ImportError as error:
+        raise ValueError(describe_import_error(name, error)) from error
     except (TypeError, ValueError) as error:
         raise BrokenEnvError(f"environment {str(name)!r} raised {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def exit_errors(name: str) -> Iterator[None]:
+    """Raise FailedError with the name of the environment if its code ends the process in the `with` block."""
+    try:
+        yield
+    except EnvExitError as error:
+        raise FailedError(f"environment {str(name)!r}: {error}") from error
+    except EXITS as error:
+        raise FailedError(f"environment {str(name)!r}: {EnvExitError.from_error(error)}") from error
+
+
+class ExitGuard(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Environment in its own process that raises EnvExitError in place of SystemExit.
+
+    Otherwise the process would end without an answer.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment."""
+        try:
+            return self.env.reset(seed=seed, options=options)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
+
+    def step(self, action: Any) -> Any:
+        """Take a step in the environment."""
+        try:
+            return self.env.step(action)
+        except EXITS as error:
+            raise EnvExitError.from_error(error) from error
 
 
 def try_out(env: gymnasium.Env[Any, Any]) -> None:
@@ -133,6 +172,13 @@ def _check_reward(reward: Any) -> None:
 
 
 _REMEDIES = {
+    "ale_py": "pip install ale-py",
+    "Box2D": "pip install swig, then pip install 'gymnasium[box2d]'",
+    "cv2": "pip install opencv-python",
+    "mujoco": "pip install 'gymnasium[mujoco]'",
+    "PIL": "pip install pillow",
+    "sklearn": "pip install scikit-learn",
+    "yaml": "pip install pyyaml",
     "mpe2": "pip install 'scrubjay[mpe]'",
     "popgym": "pip install 'scrubjay[popgym]'",
     # Its requirements pin an older gymnasium, hence --no-deps.
@@ -150,11 +196,39 @@ def missing_module(error: BaseException) -> str | None:
     return None
 
 
-def install_hint(name: str, module: str | None) -> str | None:
-    """Return the install command for the `module` that environment `name` lacks; None if unknown."""
+def describe_import_error(name: str, error: ImportError) -> str:
+    """Return an error message that names the module that an environment lacks, and how to get it."""
+    reason, module = " ".join(str(error).split()), missing_module(error)
     if module is None:
+        return f"environment {str(name)!r}: {reason}"
+    reason = f"environment {str(name)!r}: {reason.partition('. ')[0]}"  # gymnasium adds a second sentence
+    source, package = (text.partition(".")[0] for text in (name.partition(":")[0], module))
+    has_package = package != module and _is_installed(package)
+    remedy = _REMEDIES.get(package) or _REMEDIES.get(source) or f"pip install {package}"
+    if has_package and package == source:
+        return f"{reason}; write module:callable with an importable module"
+    if has_package:
+        return f"{reason}; the environment needs it, but the installed {package} has no such module"
+    if package == source and package in _REMEDIES:
+        return f"{reason}; {remedy}"
+    if package == source:
+        return (
+            f"{reason}; write module:callable with a module in the current folder, or install its package, "
+            f"for example: {remedy}"
+        )
+    return f"{reason}; the environment needs it: {remedy}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def install_hint(name: str) -> str | None:
+    """Return how to install the package of a gymnasium id, if its namespace is not registered."""
+    if not name.startswith("ALE/"):
         return None
-    source = name.partition(":")[0].partition(".")[0]
-    if module.startswith(f"{source}."):  # the package is installed, but has no such submodule
-        return None
-    return _REMEDIES.get(module.partition(".")[0]) or _REMEDIES.get(source)
+    first = "" if _is_installed("ale_py") else f"{_REMEDIES['ale_py']}, and "
+    return f"{first}name it ale_py:{name}"

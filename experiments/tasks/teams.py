@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import gymnasium
 import numpy as np
-from pettingzoo import ParallelEnv
+from pettingzoo import AECEnv, ParallelEnv
 
 from scrubjay.agents.rl.spaces import Spaces
 from scrubjay.agents.teams.env import TeamEnv
@@ -25,7 +26,7 @@ from scrubjay.experiments.tasks.environments import (
     load_callable,
     mark_untrusted,
 )
-from scrubjay.experiments.tasks.faults import check_team
+from scrubjay.experiments.tasks.faults import check_team, describe_import_error, exit_errors
 
 _TRIAL_STEPS = 16
 _GYMNASIUM_ID = r"-v\d+$"
@@ -78,9 +79,12 @@ class TeamEnvConfig:
         space = teams.single_action_space
         space.seed(0)
         try:
-            _, alive = teams.reset(seed=0)
-            for _ in range(_TRIAL_STEPS):
-                teams.step(np.array([[space.sample() for _ in row] for row in alive]))
+            with exit_errors(self.id):
+                _, alive = teams.reset(seed=0)
+                for _ in range(_TRIAL_STEPS):
+                    teams.step(np.array([[space.sample() for _ in row] for row in alive]))
+        except ImportError as error:
+            raise ValueError(describe_import_error(self.id, error)) from error
         except (TypeError, ValueError) as error:
             raise ValueError(f"environment {self.id!r}: {error}") from error
         finally:
@@ -120,9 +124,29 @@ class TeamEnvConfig:
                 f"write module:callable, as in {TeamEnvConfig.id!r}"
             )
         try:
-            return function(**kwargs)
+            with exit_errors(self.id):
+                return function(**kwargs)
+        except ImportError as error:
+            raise ValueError(describe_import_error(self.id, error)) from error
+        except gymnasium.error.Error as error:
+            raise ValueError(f"environment {self.id!r}: {' '.join(str(error).split())}") from error
         except SETTING_ERRORS as error:
             raise ValueError(describe_setting_error(self.id, kwargs, error)) from error
+
+
+def returns_team(name: str, kwargs: Mapping[str, KwargValue]) -> bool:
+    """Make an environment once; return True if `name` is the `module:callable` of a PettingZoo environment.
+
+    Raises the errors of `TeamEnvConfig.make`, except that of a single-agent environment.
+    """
+    admit(name, kwargs)
+    if load_callable(name) is None:
+        return False
+    env = TeamEnvConfig(name)._call(name, **kwargs)
+    if not isinstance(env, ParallelEnv | AECEnv):
+        return False
+    check_team(env, name).close()
+    return True
 
 
 @dataclass(frozen=True)

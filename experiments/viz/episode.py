@@ -265,7 +265,7 @@ def trace_team(
         on_step: Callback with the progress.
     """
     env, has_pictures = _open_env(env_config, max_steps)
-    tracer = _TeamTracer(policy, OneTeam(env), has_pictures)
+    tracer = _TeamTracer(policy, OneTeam(env, env_config.id), has_pictures)
     return _trace("team", tracer, env_config, seed, max_steps, on_step)
 
 

@@ -23,7 +23,7 @@ from scrubjay.experiments.runs.evaluation import Rule, build_team_actor
 from scrubjay.experiments.runs.reinforcement import TeamTaskConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.tasks.environments import EnvConfig
-from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team
+from scrubjay.experiments.tasks.teams import KNOWN_TEAMS, TeamEnvConfig, find_known_team, returns_team
 from scrubjay.experiments.viz.one_env import OneEnv, OneTeam
 
 E = TypeVar("E")
@@ -209,10 +209,11 @@ def set_up_team(
     seed: int,
     trust: bool = False,
 ) -> TeamSetup | None:
-    """Return environment and player for a team run, a recipe or a name in `KNOWN_TEAMS`; else None.
+    """Return environment and player for a team run, a recipe or a team's name; None for a single agent.
 
     Args:
-        source: Run directory, recipe, or name in `KNOWN_TEAMS`. A run also sets the default policy.
+        source: Run directory, recipe, name in `KNOWN_TEAMS`, or `module:callable` of a team. A run also sets
+            the default policy.
         policy: Directory of a team run, "random", or a rule of the environment; None for the default.
         preset: Preset of the environment; it replaces the settings of the run or recipe.
         settings: Environment settings `name=value`.
@@ -232,6 +233,8 @@ def set_up_team(
         env = recipe.env
     elif known_env is not None:
         env = TeamEnvConfig(known_env.id)
+    elif recipe is None and not Path(source).exists() and _names_team(source, settings):
+        env = TeamEnvConfig(source)
     else:
         return None
     policy_run = run
@@ -263,8 +266,8 @@ def play_team(
     """
     if max_steps < 1:
         raise ValueError(f"max_steps={max_steps}: must be at least 1")
-    envs = OneTeam(env)
     name = str(getattr(env, "metadata", {}).get("name", type(env).__name__))
+    envs = OneTeam(env, name)
     inputs = envs.reset(seed)
     frames = [render_frame(env, name)]
     returns = dict.fromkeys(env.possible_agents, 0.0)
@@ -282,6 +285,11 @@ def play_team(
         returns,
         {measure: float(np.mean(values)) for measure, values in values_by_measure.items()},
     )
+
+
+def _names_team(source: str, settings: Sequence[str]) -> bool:
+    env = with_env_settings(EnvConfig(source), settings)
+    return returns_team(env.id, env.kwargs)
 
 
 def _load_team_run(path: str, trust: bool) -> Run | None:

@@ -73,25 +73,27 @@ class OneEnv(_OneEnvironment):
 
 
 class OneTeam(_OneEnvironment):
-    """PettingZoo environment of a team."""
+    """PettingZoo environment of a team; errors name it by `name`."""
 
     rewards: Mapping[str, Any]
     """Rewards of the last step by agent."""
 
-    def __init__(self, env: ParallelEnv[Any, Any, Any]) -> None:
-        self.env = env
+    def __init__(self, env: ParallelEnv[Any, Any, Any], name: str) -> None:
+        self.env, self._name = env, name
         self.agents = list(env.possible_agents)
         self.num_agents = len(self.agents)
         self.leaves = leaf_spaces(env.observation_space(self.agents[0]))
 
     def reset(self, seed: int | None = None) -> ActorInput:  # noqa: D102
-        self.observation, _ = self.env.reset(seed=seed)
-        return self._inputs(start=True)
+        with environment_errors(self._name):
+            self.observation, _ = self.env.reset(seed=seed)
+            return self._inputs(start=True)
 
     def step(self, actions: Any) -> EnvStep:  # noqa: D102
         acting = self.living(actions[0])
-        self.observation, self.rewards, terminations, truncations, infos = self.env.step(acting)
-        following = self._inputs(start=False)
+        with environment_errors(self._name):
+            self.observation, self.rewards, terminations, truncations, infos = self.env.step(acting)
+            following = self._inputs(start=False)
         rewards = np.array([[float(self.rewards.get(agent, 0)) for agent in self.agents]])
         terminated = np.array([[bool(terminations.get(agent)) for agent in self.agents]])
         truncated = np.array([any(truncations.values())])

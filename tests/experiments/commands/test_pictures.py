@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import types
 
+import gymnasium
 import numpy as np
 import pytest
+from pettingzoo import AECEnv
 from PIL import Image, ImageSequence
 
 from scrubjay.agents.teams.gamatr import GAMATRConfig
@@ -64,6 +66,53 @@ def test_an_environment_made_known_plays_by_its_short_name(tmp_path, monkeypatch
     assert "choose from short, long" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["relay", "plain", "Relay"])
+def test_a_team_of_ones_own_plays_by_module_and_callable(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("my_relay")
+    vars(module).update(relay=relay, plain=lambda: relay(), Relay=Relay)
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    frames = Relay.last + 1 if name == "Relay" else 3
+    for flags in ([], ["--policy", "random"]):
+        assert main(["play", f"my_relay:{name}", *flags]) == 0
+        assert f"episode.gif: {frames} frames, return" in capsys.readouterr().out
+    for flags, message in (
+        (["--policy", "follow"], "choose from random, or the directory"),
+        (["--preset", "short"], "--preset is supported only by uav"),
+        (["--coverage", "map.png"], "--coverage requires uav"),
+        (["--set", "wings=2"], "rejects {'wings': 2}"),
+    ):
+        assert main(["play", f"my_relay:{name}", *flags]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_what_is_no_parallel_team_is_played_alone_or_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    module = types.ModuleType("my_things")
+    vars(module).update(
+        cart=lambda render_mode=None: gymnasium.make(
+            "scrubjay.envs:scrubjay/TMaze-v0", render_mode=render_mode
+        ),
+        turns=lambda: AECEnv(),
+        parallel_env=None,
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert main(["play", "my_things:cart", "--max-steps", "2"]) == 0
+    assert "episode.gif: 3 frames" in capsys.readouterr().out
+    assert main(["play", "my_things:cart", "--policy", "random"]) == 2
+    assert "--policy requires a team" in capsys.readouterr().err
+    assert main(["play", "my_things:turns"]) == 2
+    assert "its agents take turns (an AECEnv): use my_things:parallel_env" in capsys.readouterr().err
+
+
+def test_a_known_team_plays_by_module_and_callable(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    name = "scrubjay.envs.uav:parallel_env"
+    settings = [word for text in ("num_users=4", "max_steps=3") for word in ("--set", text)]
+    assert main(["play", name, "--policy", "static", *settings]) == 0
+    assert "episode.gif: 4 frames" in capsys.readouterr().out
+
+
 @pytest.fixture(scope="module")
 def team_run(tmp_path_factory):
     """Directory of a minimally trained run with two base stations and four users."""
@@ -84,6 +133,9 @@ def test_a_run_plays_its_own_environment_or_another(team_run, tmp_path, monkeypa
     assert f"{team_run}/episode.gif: 4 frames" in capsys.readouterr().out
     assert main(["play", "uav", "--policy", team_run, "--set", "num_uavs=3"]) == 0
     assert "episode.gif: 4 frames" in capsys.readouterr().out
+    settings = [word for text in ("num_users=4", "max_steps=1") for word in ("--set", text)]
+    assert main(["play", "scrubjay.envs.uav:parallel_env", "--policy", team_run, *settings]) == 0
+    assert "episode.gif: 2 frames" in capsys.readouterr().out
     assert main(["play", "uav-small", "--policy", team_run, "--set", "max_steps=2"]) == 0
     assert "episode.gif: 3 frames" in capsys.readouterr().out
     assert main(["play", team_run, "--policy", "static", "--out", "static.gif"]) == 0

@@ -33,7 +33,7 @@ def test_an_episode_ends_without_a_reset():
 
 
 def test_agents_that_left_have_zeros_and_do_not_act():
-    envs, actor = OneTeam(Relay()), Counting(np.array([[1, 2]]))
+    envs, actor = OneTeam(Relay(), "relay"), Counting(np.array([[1, 2]]))
     steps = list(envs.play(actor, envs.reset(seed=0), max_steps=50))
     assert [inputs.alive.tolist() for inputs in actor.inputs] == [[[True, True]]] * 2 + [[[True, False]]] * 2
     assert actor.inputs[-1].observations[""][0, 1].tolist() == [0, 0]

@@ -1,0 +1,205 @@
+"""Code of an environment that ends the process: the command fails with a message that names it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from scrubjay.experiments import EnvConfig, Run, TrainConfig, train
+from scrubjay.experiments.cli.failures import FailedError
+from scrubjay.experiments.launch.parallel import run_in_processes
+from scrubjay.experiments.runs.cluster import RayOptions
+from scrubjay.experiments.runs.status import read_status
+from scrubjay.experiments.user_modules import search_current_folder
+
+MODULE = """
+import os, sys
+from gymnasium import spaces
+import gymnasium
+import numpy as np
+from pettingzoo import ParallelEnv
+
+
+def fail(how):
+    if how == "exit":
+        sys.exit(0)
+    if how == "interrupt":
+        raise KeyboardInterrupt
+    if how == "end":
+        os._exit(0)
+    if how == "pipe":
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+class Quits(gymnasium.Env):
+    observation_space = spaces.Box(-1, 1, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, where="", when=0, how="exit", render_mode=None):
+        self.where, self.when, self.how, self.render_mode, self.steps = where, when, how, render_mode, 0
+        if where == "init":
+            fail(how)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        if self.where == "reset" and self.steps >= self.when:
+            fail(self.how)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.where == "step" and self.steps > self.when:
+            fail(self.how)
+        return np.zeros(2, np.float32), 0.0, self.steps % 5 == 0, False, {}
+
+    def render(self):
+        if self.where == "render":
+            fail(self.how)
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+class Team(ParallelEnv):
+    possible_agents = ["a", "b"]
+    metadata = {"name": "team", "render_modes": ["rgb_array"]}
+    observation_space = lambda self, agent: Quits.observation_space
+    action_space = lambda self, agent: Quits.action_space
+
+    def __init__(self, render_mode=None, **settings):
+        self.quits, self.render_mode = Quits(render_mode=render_mode, **settings), render_mode
+
+    def reset(self, seed=None, options=None):
+        self.agents = list(self.possible_agents)
+        return self.share(self.quits.reset(seed=seed)[0]), self.share({})
+
+    def step(self, actions):
+        observation, reward, over, truncated, info = self.quits.step(0)
+        values = [self.share(value) for value in (observation, reward, over, truncated, info)]
+        self.agents = [] if over else self.agents
+        return values
+
+    def share(self, value):
+        return dict.fromkeys(self.possible_agents, value)
+
+    def render(self):
+        return self.quits.render()
+"""
+SMALL = ["--env.num-envs", 4, "--segment-length", 8, "--total-steps", 128, "--eval-episodes", 2]
+
+
+@pytest.fixture(autouse=True)
+def quits(tmp_path, monkeypatch):
+    (tmp_path / "quits.py").write_text(MODULE)
+    (tmp_path / "leaves.py").write_text("import argparse\nargparse.ArgumentParser().exit()\n")
+    yield
+    for name in ("quits", "leaves"):
+        sys.modules.pop(name, None)
+
+
+def settings(**values):
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.mark.parametrize("recipe", ["ppo", "team"])
+@pytest.mark.parametrize(
+    ("where", "when"), [("init", 0), ("reset", 0), ("step", 0), ("step", 20), ("reset", 30)]
+)
+def test_training_fails_with_the_name_of_the_environment(recipe, where, when, here, tmp_path):
+    name = "quits:Quits" if recipe == "ppo" else "quits:Team"
+    words = ["train", recipe, "--env", name, *settings(where=where, when=when), *SMALL, "--run-dir", "r"]
+    code, _, err = here(*words)
+    assert code == 1
+    assert err.startswith(f"scrubjay: environment {name!r}: ")
+    assert "quits.py, line 11 raised SystemExit (exit code 0)" in err
+    assert err.count("\n") == 1
+    assert read_status(tmp_path / "r") == ("failed" if when > 16 else "unfinished")
+    assert ("continue with: scrubjay resume r" in err) == (when > 16)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gymnasium")  # it also prints the errors of its processes
+def test_training_in_processes_fails_with_the_name_of_the_environment(here, tmp_path):
+    words = ["train", "ppo", "--env", "quits:Quits", *SMALL, "--run-dir", "r", "--env.subprocesses"]
+    code, _, err = here(*words, *settings(where="step", when=20))
+    assert code == 1
+    assert err.startswith("scrubjay: environment 'quits:Quits': ")
+    assert "quits.py, line 11 raised SystemExit (exit code 0)" in err
+
+
+@pytest.mark.parametrize("recipe", ["ppo", "team"])
+def test_an_import_that_exits_is_named(recipe, here):
+    code, _, err = here("train", recipe, "--env", "leaves:make")
+    assert code == 1
+    assert err.startswith("scrubjay: environment 'leaves:make': ")
+    assert "leaves.py, line 2 raised SystemExit (exit code 0)" in err
+
+
+def test_an_interrupt_that_nobody_sent_is_a_failure(here):
+    words = ["train", "ppo", "--env", "quits:Quits", *settings(where="step", when=20, how="interrupt")]
+    code, _, err = here(*words, *SMALL, "--run-dir", "r")
+    assert code == 1
+    assert "quits.py, line 13 raised KeyboardInterrupt (no Ctrl-C)" in err
+
+
+@pytest.mark.parametrize("when", [0, 20])
+def test_a_broken_pipe_is_not_taken_for_a_closed_output(when, here):
+    words = ["train", "ppo", "--env", "quits:Quits", *settings(where="step", when=when, how="pipe")]
+    code, _, err = here(*words, *SMALL, "--run-dir", "r")
+    assert code == 1
+    assert "environment 'quits:Quits': BrokenPipeError" in err
+
+
+@pytest.mark.parametrize("verb", ["eval", "play", "look"])
+@pytest.mark.parametrize("recipe", ["ppo", "team"])
+def test_other_commands_fail_alike(verb, recipe, here):
+    name = "quits:Quits" if recipe == "ppo" else "quits:Team"
+    assert here("train", recipe, "--env", name, *SMALL, "--run-dir", "r")[0] == 0
+    for where in ("init", "reset", "step"):
+        code, _, err = here(verb, "r", "--trust", *settings(where=where, when=3 if where == "step" else 0))
+        assert code == 1, where
+        assert "raised SystemExit (exit code 0)" in err
+        assert err.startswith("scrubjay: environment '")
+
+
+def test_a_picture_that_exits_is_a_failure(here):
+    code, _, err = here("play", "quits:Quits", *settings(where="render"))
+    assert code == 1
+    assert "quits.py, line 11 raised SystemExit (exit code 0)" in err
+
+
+def test_a_callback_that_exits_is_a_failure(tiny, tmp_path):
+    with pytest.raises(FailedError, match=r"test_exits\.py, line \d+ raised SystemExit \(exit code None\)"):
+        train(tiny(), tmp_path / "r", on_update=lambda step, row: sys.exit())
+    assert not Run.load(tmp_path / "r").is_finished
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("exit", "environment 'quits:Quits': .*quits.py, line 11 raised SystemExit"),
+        ("end", "its process ended without a result"),
+    ],
+)
+def test_a_run_of_a_comparison_that_exits_is_a_failure(how, message, here, tmp_path):
+    env = EnvConfig("quits:Quits", {"where": "step", "when": 20, "how": how}, num_envs=4)
+    with search_current_folder():
+        run = Run.create(TrainConfig(env=env, total_steps=128, segment_length=8), tmp_path / "r")
+        with pytest.raises(FailedError, match=message):
+            run_in_processes([run], jobs=1)
+
+
+@pytest.mark.slow
+def test_an_exit_on_ray_is_named(cluster, tmp_path):
+    (cluster / "quits.py").write_text(MODULE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(cluster))
+        env = EnvConfig("quits:Quits", {"where": "step", "when": 20}, num_envs=4)
+        config = TrainConfig(env=env, total_steps=128, segment_length=8)
+        with pytest.raises(FailedError, match=r"environment 'quits:Quits': .*quits\.py, line 11 raised Sys"):
+            train(config, tmp_path / "r", ray=RayOptions(num_env_runners=1))
+
+
+def test_help_still_succeeds(here):
+    for words in (["--help"], ["train", "--help"], ["train", "tmaze", "--help"], ["doctor", "--help"]):
+        code, out, _ = here(*words)
+        assert (code, "usage" in out.lower()) == (0, True), words
