@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import reduce
@@ -37,7 +38,12 @@ from scrubjay.agents.kwai.messages import repair_transcript
 from scrubjay.agents.kwai.planner import Planner
 from scrubjay.agents.kwai.runner import Loop, arun_loop, run_loop
 from scrubjay.agents.kwai.turn import AgentMemory, Call, Passage, Turn
-from scrubjay.agents.language.declarations import is_third_party, is_trusted
+from scrubjay.agents.language.declarations import (
+    UndeclaredToolWarning,
+    describe_undeclared,
+    is_third_party,
+    is_trusted,
+)
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import TAINTED, clean
@@ -52,9 +58,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
 
     Output: a dictionary with `answer`, `steps`, `events`, `usage` and the following keys. `knowledge` is the
     list of knowledge texts. `messages` contains the input messages, every call with its result, and the
-    answer. `stopped` is the reason why the run ended: finished, steps, tool_calls, tokens, seconds,
-    no_progress or unreadable_plan. `tainted` is True if untrusted text was read. `recalled` contains the
-    memory records of the last search.
+    answer. `stopped` is the reason why the run ended: finished, steps, tool_calls, tokens, seconds, refused,
+    no_progress or unreadable_plan. `refused` contains the reasons for calls that were refused because
+    untrusted text had been read. `tainted` is True if untrusted text was read. `recalled` contains the memory
+    records of the last search.
 
     `stream` yields parts that add up to this dictionary, with the answer token by token. Some chat
     templates open a reasoning block at the end of the prompt. The agent can then separate the reasoning from
@@ -78,6 +85,7 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         *,
         limits: Limits | None = None,
         third_party_tools: Sequence[BaseTool | Callable[..., Any]] = (),
+        declare: Mapping[str, str] | None = None,
         planning: str = "auto",
         approve: Callable[[Call], bool] | None = None,
         namespace: tuple[str, ...] = (),
@@ -98,12 +106,17 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
                 servers. MCP tools in `tools` are detected, too. Descriptions by third parties are untrusted
                 data and taint the run from the start. The metadata of these tools is ignored, except for
                 declarations by `scrubjay.agents.tool`.
+            declare: Declarations of tools that you do not own, by name, such as `{"search": "reads"}`.
+                "reads" is a tool without side effects. "writes" is a tool that changes the outside world and
+                needs approval after untrusted text was read. "computes" is a tool without side effects whose
+                results and description are trusted.
             planning: "native" plans by tool calls, "json" by JSON text. "auto" uses tool calls if the model
                 supports tool calls, and JSON text if not.
             approve: Function that approves a risky call after untrusted text was read; only the result True
-                approves. A call is risky if its tool is not declared free of side effects (by
+                approves. A call is risky if its tool is not declared free of side effects (by `declare`,
                 `scrubjay.agents.tool(side_effect=False)` or metadata), or if the call contains an address
-                that only the model wrote. Without this function, risky calls are not run.
+                that only the model wrote. Without this function, risky calls are not run, and undeclared
+                tools raise an UndeclaredToolWarning here.
             namespace: Default namespace in the memory, for calls whose `config` has no namespace. A template
                 such as `("user", "{user_id}")` is filled from the call's config["configurable"] and
                 LangGraph's context.
@@ -145,7 +158,9 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         self.limits = limits or make_limits(model)
         count_in_prompt = count_tokens or make_prompt_token_counter(model)
         count_tokens = count_tokens or make_token_counter(model)
-        self.tools = index_tools(tools, third_party_tools)
+        self.tools = index_tools(tools, third_party_tools, declare)
+        if approve is None and (problem := describe_undeclared(self.tools.values())):
+            warnings.warn(f"{problem} Or pass approve=.", UndeclaredToolWarning, stacklevel=2)
         self._namespace = check_template(namespace)
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps

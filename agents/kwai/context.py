@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from scrubjay.agents.kwai.limits import Limits
 from scrubjay.agents.kwai.turn import FINISH, NOTHING, MemoryRecord, Passage, Step, Turn
-from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, is_third_party
+from scrubjay.agents.language.declarations import THIRD_PARTY, as_tool, declare_tools, is_third_party
 from scrubjay.agents.language.packer import pack
 from scrubjay.agents.language.prompts import LANGUAGES, Prompts
 from scrubjay.agents.language.text import clean, clean_value, escape_marks, fence
@@ -278,7 +278,7 @@ def split_passages(text: str, tokens: int, count_tokens: Callable[[str], int]) -
     A paragraph with more tokens is not split; it becomes one passage. Lines keep their indentation.
     """
     pieces: list[str] = []
-    for paragraph in filter(str.strip, _BLANK_LINES.split(text.replace("\r\n", "\n"))):
+    for paragraph in filter(None, map(str.rstrip, _BLANK_LINES.split(text.replace("\r\n", "\n")))):
         if pieces and count_tokens(pieces[-1]) + count_tokens(paragraph) <= tokens:
             pieces[-1] = f"{pieces[-1]}\n\n{paragraph}"
         else:
@@ -308,13 +308,17 @@ def _with_attachments(user_message: HumanMessage, text: str) -> str | list[str |
 
 
 def index_tools(
-    tools: Sequence[BaseTool | Callable[..., Any]], third_party_tools: Sequence[BaseTool | Callable[..., Any]]
+    tools: Sequence[BaseTool | Callable[..., Any]],
+    third_party_tools: Sequence[BaseTool | Callable[..., Any]],
+    declarations: Mapping[str, str] | None = None,
 ) -> dict[str, BaseTool]:
     """Return a dictionary of all tools by name, with a flag in the metadata of each third-party tool.
 
+    `declarations` declares tools by name, with a word of `DECLARATIONS`.
+
     Raises TypeError if an item is not a tool or function. Raises ValueError if a function has no docstring,
     or if a name is reserved or used twice. The name of a third-party tool may contain only letters, digits
-    and `_.-`; another name raises ValueError.
+    and `_.-`; another name raises ValueError. Raises the errors of `declare_tools`.
     """
     for name, items in (("tools", tools), ("third_party_tools", third_party_tools)):
         if isinstance(items, str) or not isinstance(items, Collection):
@@ -335,7 +339,7 @@ def index_tools(
                 "_.-; rename the tool"
             )
         tools_by_name[one.name] = one
-    return tools_by_name
+    return declare_tools(tools_by_name, declarations)
 
 
 def prepare_for_binding(tool: BaseTool, prompts: Prompts) -> BaseTool | dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from typing import Any
@@ -19,8 +20,10 @@ from scrubjay.agents.language.declarations import is_trusted
 from scrubjay.agents.language.gate import Gate, find_objection
 from scrubjay.agents.language.namespaces import MissingValueError
 from scrubjay.agents.language.prompts import Prompts
-from scrubjay.agents.language.text import clean, find_sources, truncate_text
+from scrubjay.agents.language.text import clean, find_dropped_blocks, find_sources, truncate_text
 from scrubjay.agents.tools.base import describe_faults
+
+_BLANK_LINES = re.compile(r"\A(?:[^\S\n]*\n)+")
 
 
 class Executor:
@@ -79,14 +82,23 @@ class Executor:
             raise  # a namespace template lacks a value: an error of the caller, not of the tool
         except Exception as error:  # noqa: BLE001  reported to the planner
             # An error is as untrusted as a result: it may quote a server's response.
-            text = self._cut(self._describe(call, error))
-            return make_step(text, "error", trusted=is_trusted(tool), has_run=True)
-        artifact, status = None, "success"
+            text, cut_characters = self._cut(self._describe(call, error))
+            return make_step(
+                text, "error", cut_characters=cut_characters, trusted=is_trusted(tool), has_run=True
+            )
+        artifact, status, blocks = None, "success", ()
         if isinstance(output, ToolMessage):
+            blocks = find_dropped_blocks(output.content)
             artifact, status, output = output.artifact, output.status, output.text
+        # Keep the indentation of the first line.
+        text, cut_characters = self._cut(_BLANK_LINES.sub("", clean(str(output)).rstrip()))
+        if blocks:
+            text = f"{text}\n{say('dropped', blocks=', '.join(blocks))}".lstrip("\n")
         return make_step(
-            self._cut(clean(str(output)).strip()),
+            text,
             status,
+            cut_characters=cut_characters,
+            dropped_blocks=blocks,
             trusted=is_trusted(tool),
             sources=find_sources(call.arguments, artifact),
             artifact=artifact,
@@ -100,5 +112,5 @@ class Executor:
         reason = str(error) if isinstance(error, ToolException) else f"{type(error).__name__}: {error}"
         return self._prompts.say("tool_failed", tool=call.name, error=clean(reason))
 
-    def _cut(self, text: str) -> str:
+    def _cut(self, text: str) -> tuple[str, int]:
         return truncate_text(text, self._limits.result_tokens, self._count_tokens, self._prompts)

@@ -26,7 +26,8 @@ from scrubjay.agents.kwai.planner import Decision, Planner, build_message
 from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, RunFunction, StreamModel, Update
 from scrubjay.agents.kwai.turn import AgentMemory, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
-from scrubjay.agents.language.text import TAINTED, is_question, truncate_for_storage
+from scrubjay.agents.language.memories import remove_copies, select_records
+from scrubjay.agents.language.text import TAINTED, truncate_for_storage
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
@@ -64,6 +65,7 @@ class AgentLoop:
         yield turn.make_event("chain_end", stop_reason) | {
             "stopped": stop_reason,
             "usage": turn.meter.usage,
+            "refused": list(dict.fromkeys(step.result for step in turn.steps if step.is_blocked)),
             "tainted": turn.is_tainted,
             "knowledge": [passage.text for passage in turn.knowledge],
             "recalled": turn.recalled_records,
@@ -81,14 +83,15 @@ class AgentLoop:
             if decision.unreadable:
                 yield turn.make_event("fail", decision.parse_methods[-1])
                 return "unreadable_plan"
+            is_refused = bool(turn.steps) and turn.steps[-1].is_blocked
             if not decision.calls:
                 turn.draft = decision.message
                 yield turn.make_event("finish", turn.draft.text if turn.draft else "")
-                return "finished"
+                return "refused" if is_refused else "finished"
             ran = yield from self._step(turn, decision)
             unrun_count = 0 if ran else unrun_count + 1
             if unrun_count == 2:
-                return "no_progress"
+                return "refused" if is_refused or turn.steps[-1].is_blocked else "no_progress"
             if len(turn.steps) >= self.max_steps:
                 return "steps"
             limit = turn.meter.reached_limit()
@@ -152,13 +155,15 @@ class AgentLoop:
         yield turn.make_event("conclusion", answer.text) | {"messages": [answer]}
         if answer.text != self.builder.prompts.say("no_answer"):
             trust = "tool" if turn.is_tainted else "agent"
-            yield from self._remember(turn, answer.text, "conversation", trust, role="assistant")
+            shown_texts = [record.text for record in turn.recalled_records]
+            text = remove_copies(answer.text, turn.mark_numbers, shown_texts)
+            yield from self._remember(turn, text, "conversation", trust, role="assistant")
 
     def _write(self, turn: Turn, stop_reason: str | None) -> Generator[Update | Effect, Any, AIMessage]:
         prompt, say = self.builder.build_answer_prompt(turn, stop_reason), self.builder.prompts.say
         for _ in range(2):
             reply = yield from self._ask(turn, prompt)
-            turn.meter.record_usage(prompt, reply)
+            turn.record_reply(prompt, reply)
             text = extract_text(reply)
             if text.strip():
                 return build_message(reply, [], text)
@@ -184,9 +189,7 @@ class AgentLoop:
         """Search the memory for the next step and set `turn.recalled_records` to the results.
 
         Records that were written for the current question are left out, as are records whose text is in
-        `turn.window`. Earlier questions and earlier answers with `trust="agent"` together fill at most a
-        third of the results (one such record is always allowed). These answers only repeat other records.
-        Earlier questions are similar to the current question but contain no information.
+        `turn.window`. `select_records` limits earlier questions and answers.
         """
         memory = self.memory
         if memory is None:
@@ -199,19 +202,13 @@ class AgentLoop:
         hits = yield RunFunction(
             lambda: memory.search(query, k=search_count, namespace=turn.namespace, **more)
         )
-        visible_texts: set[str] = {message.text for message in turn.window}
-        uninformative_count, turn.recalled_records = 0, []
+        visible_texts = {message.text for message in turn.window}
+        new_hits = []
         for hit in hits:
-            if len(turn.recalled_records) == self.recall_limit:
-                break
-            if hit.id in turn.written_ids or hit.text in visible_texts:
-                continue
-            if hit.kind == "conversation" and (hit.trust == "agent" or is_question(hit.text)):
-                uninformative_count += 1
-                if uninformative_count > max(1, self.recall_limit // 3):
-                    continue
-            visible_texts.add(hit.text)
-            turn.recalled_records.append(hit)
+            if hit.id not in turn.written_ids and hit.text not in visible_texts:
+                visible_texts.add(hit.text)
+                new_hits.append(hit)
+        turn.recalled_records = select_records(new_hits, self.recall_limit)
         turn.is_tainted = turn.is_tainted or any(hit.trust == "tool" for hit in turn.recalled_records)
 
     def _remember(

@@ -68,7 +68,7 @@ class Planner:
         attempts: list[str] = []
         for _ in range(2):
             reply: AIMessage = yield AskModel(self._model, prompt)
-            turn.meter.record_usage(prompt, reply)
+            turn.record_reply(prompt, reply)
             try:
                 return self._read(reply, attempts)
             except PlanError as error:

@@ -14,6 +14,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from scrubjay.agents.kwai.limits import Meter
 from scrubjay.agents.language.address import AllowedAddresses, find_addresses, find_new_addresses
 from scrubjay.agents.language.gate import collect_texts
+from scrubjay.agents.language.memories import find_mark_numbers
 from scrubjay.agents.language.text import clean
 
 Action = Literal[
@@ -77,6 +78,13 @@ class Turn:
     draft: AIMessage | None = None
     """Message in which the planner wrote text without a plan; None if there is no such message."""
     event_count: int = 0
+    mark_numbers: frozenset[str] = frozenset()
+    """Numbers of the data marks in the prompts of the question."""
+
+    def record_reply(self, prompt: list[BaseMessage], reply: AIMessage) -> None:
+        """Add the tokens of one model call, and the numbers of the marks in its prompt."""
+        self.meter.record_usage(prompt, reply)
+        self.mark_numbers |= find_mark_numbers(message.text for message in prompt)
 
     @property
     def question(self) -> str:
@@ -176,8 +184,8 @@ class Step:
     result: str
     """Result of the tool, or the reason why the tool did not run.
 
-    The text is truncated to `Limits.result_tokens` tokens. It does not contain the marks that label it as
-    data in a prompt."""
+    The text is truncated to `Limits.result_tokens` tokens. Notes at its end say what was cut or left out. It
+    does not contain the marks that label it as data in a prompt."""
     status: Literal["success", "error"]
     """`success` if the tool ran and succeeded, else `error`."""
     parse_methods: tuple[str, ...]
@@ -190,6 +198,10 @@ class Step:
     """Source addresses of the result."""
     artifact: Any = field(default=None, repr=False, compare=False)
     """Artifact of the tool's result."""
+    cut_characters: int = 0
+    """Number of characters that were cut from the end of the result, because it was too long."""
+    dropped_blocks: tuple[str, ...] = ()
+    """Types of the parts of the result that were left out, because they are not text, such as `image`."""
     is_blocked: bool = False
     """True if the call was not run because untrusted text was read and the call was not approved."""
     has_run: bool = False
@@ -197,8 +209,12 @@ class Step:
 
     @property
     def sufficient(self) -> bool:
-        """True if the step succeeded with a non-empty result; JSON such as `null` or `[]` counts as empty."""
-        return self.status == "success" and self.result.strip() not in _EMPTY
+        """True if the step succeeded with a non-empty result; JSON such as `null` or `[]` counts as empty.
+
+        A result without text, such as an image, counts as empty, too.
+        """
+        text = self.result.rpartition("\n")[0] if self.dropped_blocks else self.result
+        return self.status == "success" and text.strip() not in _EMPTY
 
 
 class MemoryRecord(Protocol):

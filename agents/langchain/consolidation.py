@@ -19,6 +19,7 @@ from typing import Any
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import HumanMessage, SystemMessage
 
+from scrubjay.agents.language.prompts import load_prompts
 from scrubjay.agents.language.text import clean, escape_control_tokens, iterate_objects
 from scrubjay.memory.bank.consolidation import Change
 from scrubjay.memory.bank.record import Record
@@ -49,10 +50,14 @@ class ModelDecider:
     def __call__(self, text: str, records: Sequence[Record]) -> list[Change]:
         """Return the changes that the model requests.
 
-        Raises ValueError if the reply is invalid; `Consolidation` then adds the text as a new record. Errors
-        of the model call propagate, and nothing is written. A ValueError of the model call is raised as
-        RuntimeError.
+        Raises ValueError if the reply is invalid, and if the text or a record that the model wants to change
+        is too long for the prompt; `Consolidation` then adds the text as a new record. Errors of the model
+        call propagate, and nothing is written. A ValueError of the model call is raised as RuntimeError.
         """
+        if len(text) > _MAX_RECORD_LENGTH:
+            raise ValueError(
+                f"the text has {len(text):,} characters; a model compares at most {_MAX_RECORD_LENGTH:,}"
+            )
         payload = {
             "new statement": _sanitize(text),
             "records": [
@@ -65,7 +70,16 @@ class ModelDecider:
             reply = self._model.invoke(prompt).text
         except ValueError as error:
             raise RuntimeError(f"the model failed: {error}") from error
-        return read_changes(reply)
+        changes = read_changes(reply)
+        for change in changes:
+            if change.record is not None and 0 <= change.record < len(records):
+                length = len(records[change.record].text)
+                if length > _MAX_RECORD_LENGTH:
+                    raise ValueError(
+                        f"the record to change has {length:,} characters, but the model reads at most "
+                        f"{_MAX_RECORD_LENGTH:,}"
+                    )
+        return changes
 
 
 def read_changes(reply: str) -> list[Change]:
@@ -94,4 +108,6 @@ def _parse_change(value: Any) -> Change:
 
 
 def _sanitize(text: str) -> str:
-    return escape_control_tokens(clean(text))[:_MAX_RECORD_LENGTH]
+    shown_text = escape_control_tokens(clean(text[:_MAX_RECORD_LENGTH]))
+    cut = len(text) - _MAX_RECORD_LENGTH
+    return f"{shown_text}\n{load_prompts('en').say('cut', count=cut)}" if cut > 0 else shown_text

@@ -11,7 +11,7 @@ from langchain_core.runnables import RunnableConfig
 
 from scrubjay.agents.language.namespaces import check_template, fill_template
 from scrubjay.agents.language.prompts import load_prompts
-from scrubjay.agents.language.text import TAINTED, clean, truncate_for_storage
+from scrubjay.agents.language.text import TAINTED, describe_content, truncate_for_storage
 from scrubjay.memory.bank.bank import MemoryBank
 from scrubjay.memory.bank.record import Draft, join_namespace
 
@@ -28,6 +28,7 @@ _MIGRATIONS = (
     ),
 )
 _THREAD_CONDITION = "namespace = ? AND thread = ?"
+_PROMPTS = load_prompts("en")
 _ROLES = {"human": "user", "ai": "assistant", "tool": "tool", "function": "tool"}
 
 
@@ -35,10 +36,10 @@ class BankChatMessageHistory(BaseChatMessageHistory):
     """Messages of one thread, in order; several processes may write to the thread.
 
     Messages are stored completely, with tool calls, ids, usage and multi-part content. The texts of users,
-    models and tools are also records of the bank (kind conversation, provenance `thread` and `role`). These
-    records are never merged. Tool messages, and model messages after a tool message, have `trust="tool"`.
-    `add_messages` raises TypeError or ValueError if a message is not JSON-serializable, and then stores none
-    of its messages.
+    models and tools are also records of the bank (kind conversation, provenance `thread` and `role`). A note
+    in such a record replaces an image or file. The records are never merged. Tool messages, and model
+    messages after a tool message, have `trust="tool"`. `add_messages` raises TypeError or ValueError if a
+    message is not JSON-serializable, and then stores none of its messages.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class BankChatMessageHistory(BaseChatMessageHistory):
             if _has_text(message):
                 trust = "user" if role == "user" else "tool" if is_tainted else "agent"
                 draft = self._bank.draft(
-                    truncate_for_storage(clean(message.text), load_prompts("en").say),
+                    truncate_for_storage(describe_content(message, _PROMPTS), _PROMPTS.say),
                     namespace=self._namespace,
                     trust=trust,
                     merge=False,
@@ -152,7 +153,7 @@ def _role(message: BaseMessage) -> str | None:
 
 
 def _has_text(message: BaseMessage) -> bool:
-    return _role(message) is not None and bool(clean(message.text).strip())
+    return _role(message) is not None and bool(describe_content(message, _PROMPTS).strip())
 
 
 def _encode_message(message: BaseMessage) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Annotated, Any, NotRequired, cast
 
 from langchain.agents.middleware import AgentMiddleware, AgentState
@@ -14,14 +15,23 @@ from langgraph.prebuilt.tool_node import ToolCallRequest
 from langgraph.runtime import Runtime
 
 from scrubjay.agents.language.address import AllowedAddresses, find_new_addresses
-from scrubjay.agents.language.declarations import is_third_party, is_trusted
+from scrubjay.agents.language.declarations import (
+    UndeclaredToolWarning,
+    check_declarations,
+    declare_tool,
+    describe_undeclared,
+    is_third_party,
+    is_trusted,
+)
 from scrubjay.agents.language.gate import Gate, collect_texts, find_objection
+from scrubjay.agents.language.memories import find_mark_numbers, is_small_talk, remove_copies, select_records
 from scrubjay.agents.language.namespaces import check_literal, check_template, fill_template
 from scrubjay.agents.language.packer import pack
-from scrubjay.agents.language.prompts import load_prompts
+from scrubjay.agents.language.prompts import Prompts, load_prompts
 from scrubjay.agents.language.text import (
     TAINTED,
     clean,
+    describe_content,
     estimate_tokens,
     fence,
     taint_scope,
@@ -38,6 +48,8 @@ from scrubjay.memory.bank.record import (
 )
 
 _TRUSTED = "scrubjay_trusted"
+_MARK_NUMBERS = "scrubjay_marks"
+_ROLES = ("user", "assistant")
 
 Namespace = Sequence[str] | Callable[[Runtime[Any]], Sequence[str]]
 
@@ -53,16 +65,21 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
     """Middleware that recalls records for the user's last message, and stores this message and the answer.
 
     Recalled records are inserted before the user's text, as data between marks. They never enter the system
-    prompt or the thread. Records are not truncated; a note counts the records that do not fit.
+    prompt or the thread. Records are not truncated; a note counts the records that do not fit. Earlier
+    questions and answers of the agent together fill at most a third of them.
+
+    Greetings and thanks are not stored, nor is the answer to them if no tool was called. Of an answer, the
+    parts that a small model copied from its prompt are not stored: marks, and whole recalled records.
 
     An answer is stored with `trust="tool"` if the agent has read untrusted text in a record or in a tool's
     result. The same holds if the model was offered third-party tools, such as tools of MCP servers. A tool is
     trusted if it is declared by `scrubjay.agents.tool(untrusted=False)`.
 
-    With `gate`, the middleware refuses risky tool calls after untrusted text was read. A call is risky if its
-    tool has side effects, or if the call contains a web address that neither the user nor a source wrote.
-    KwaiAgent has the same rules. Without `gate`, LangChain's HumanInTheLoopMiddleware can ask the user for
-    approval.
+    After untrusted text was read, the middleware refuses risky tool calls. A call is risky if its tool has
+    side effects, if its tool is undeclared, or if the call contains a web address that neither the user nor a
+    source wrote. KwaiAgent has the same rules. The first model call with undeclared tools raises an
+    UndeclaredToolWarning. With `gate=False`, nothing is refused; LangChain's HumanInTheLoopMiddleware can ask
+    the user for approval instead.
     """
 
     state_schema = BankState
@@ -78,7 +95,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         trusts: Sequence[str] | None = None,
         language: str = "en",
         count_tokens: Callable[[str], int] = estimate_tokens,
-        gate: bool = False,
+        gate: bool = True,
+        declare: Mapping[str, str] | None = None,
+        roles: Sequence[str] = _ROLES,
     ) -> None:
         """Connect a bank to an agent.
 
@@ -93,9 +112,12 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
             trusts: Authors of the records to recall (user, agent, tool); None for all.
             language: Language of the marks around recalled records: en or zh.
             count_tokens: Function that counts the tokens of a text.
-            gate: Refuse risky tool calls after the agent has read untrusted text. A call is risky if its tool
-                is not declared by `scrubjay.agents.tool(side_effect=False)`, or if the call contains a
-                web address that neither the user nor a source wrote.
+            gate: Refuse risky tool calls after the agent has read untrusted text.
+            declare: Declarations of tools by name, for tools that you do not own, such as
+                `{"search": "reads"}`: "reads" has no side effects, "writes" has some, "computes" has none and
+                trusted results. A tool may also be declared by `scrubjay.agents.tool(side_effect=False)`.
+            roles: Authors whose messages are stored: user, assistant. `("user",)` suits a small model, whose
+                answers contain little information.
 
         Raises ValueError or TypeError if an argument is invalid.
         """
@@ -108,6 +130,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         self._kinds = check_choices("kinds", kinds, KINDS)
         self._trusts = check_choices("trusts", trusts, TRUSTS)
         self._prompts, self._gate = load_prompts(language), gate
+        self._declarations, self._checked_names = check_declarations(declare), frozenset[str]()
+        self._roles = check_choices("roles", roles, _ROLES) or _ROLES
         # Check the budget with a record that cannot fit, since heading and note must fit together.
         self._pack([{"id": "", "kind": "", "trust": "", "text": "word " * (token_budget + 1)}])
 
@@ -127,13 +151,17 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
 
     def wrap_model_call(self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Any]) -> Any:
         """Insert the recalled records, and mark the reply if third-party tools were offered."""
-        return _mark_reply(handler(self._insert_memories(request)), request)
+        self._check_tools(request)
+        request = self._insert_memories(request)
+        return self._mark_reply(handler(request), request)
 
     async def awrap_model_call(
         self, request: ModelRequest[Any], handler: Callable[[ModelRequest[Any]], Awaitable[Any]]
     ) -> Any:
         """Asynchronous version of `wrap_model_call`."""
-        return _mark_reply(await handler(self._insert_memories(request)), request)
+        self._check_tools(request)
+        request = self._insert_memories(request)
+        return self._mark_reply(await handler(request), request)
 
     def wrap_tool_call(self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Any]) -> Any:
         """Run the tool within `taint_scope`, and mark its result as trusted or untrusted.
@@ -143,7 +171,7 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if (refusal := self._refusal(request)) is not None:
             return refusal
         with taint_scope(_is_tainted(request.state)):
-            return _mark_result(handler(request), request)
+            return self._mark_result(handler(request), request)
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[Any]]
@@ -152,10 +180,10 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         if (refusal := self._refusal(request)) is not None:
             return refusal
         with taint_scope(_is_tainted(request.state)):
-            return _mark_result(await handler(request), request)
+            return self._mark_result(await handler(request), request)
 
     def after_agent(self, state: BankState, runtime: Runtime[Any]) -> None:
-        """Store the user's messages and the answer as a log, without merging duplicates."""
+        """Store the user's messages and the answer, without merging duplicates and without small talk."""
         thread = get_config().get("configurable", {}).get("thread_id")
         provenance: dict[str, Any] = {} if thread is None else {"thread": str(thread)}
         namespace = self._resolve_namespace(runtime)
@@ -168,8 +196,8 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 role=role,
                 **provenance,
             )
-            for text, trust, role in _collect_turn(state)
-            if text.strip()
+            for text, trust, role in _collect_turn(state, self._prompts)
+            if text.strip() and role in self._roles
         ]
         self._bank.write(self._bank.embed_drafts(drafts))
 
@@ -177,7 +205,11 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         """Return a refusal in place of a tool's result; None if the tool may run."""
         if not self._gate or not _is_tainted(request.state):
             return None
-        tool, tool_call, reason = request.tool, request.tool_call, "blocked_undeclared"
+        tool, tool_call, reason = (
+            self._apply_declaration(request.tool),
+            request.tool_call,
+            "blocked_undeclared",
+        )
         if tool is not None:
             reason = find_objection(
                 tool, Gate(tool), tool_call["args"], lambda: _collect_allowed_addresses(request.state)
@@ -193,17 +225,69 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
         )
 
     def _recall(self, query: str, namespace: tuple[str, ...], messages: Sequence[BaseMessage]) -> list[Hit]:
-        """Return the best records whose texts are not in the thread."""
+        """Return the best records whose texts are not in the thread, as `select_records` selects them."""
         thread_texts = {clean(message.text).strip() for message in messages}
-        depth = 2 * self._k
+        depth = 5 * self._k
         while True:
             hits = self._bank.search(
                 query[:MAX_TEXT_LENGTH], k=depth, kinds=self._kinds, namespace=namespace, trusts=self._trusts
             )
             new = [hit for hit in hits if hit.text.strip() not in thread_texts]
-            if len(new) >= self._k or len(hits) < depth:
-                return new[: self._k]
+            selection = select_records(new, self._k)
+            # Skip at most about twenty records per requested one, however many questions the bank has.
+            if len(selection) == self._k or len(hits) < depth or len(new) >= 16 * self._k:
+                return selection
             depth *= 4
+
+    def _apply_declaration(self, tool: BaseTool | None) -> BaseTool | None:
+        """Return `tool`, declared by the argument `declare` if its name is there."""
+        if tool is None or tool.name not in self._declarations:
+            return tool
+        return declare_tool(tool, self._declarations[tool.name])
+
+    def _check_tools(self, request: ModelRequest[Any]) -> None:
+        """Warn once about undeclared tools, and about names in `declare` without a tool."""
+        tools = [tool for tool in map(self._apply_declaration, _own_tools(request)) if tool is not None]
+        names = frozenset(tool.name for tool in tools)
+        if names <= self._checked_names:
+            return
+        new_names, self._checked_names = names - self._checked_names, self._checked_names | names
+        if unknown_names := self._declarations.keys() - self._checked_names:
+            warnings.warn(
+                f"declare: the agent has no tools {', '.join(map(repr, sorted(unknown_names)))}; it has "
+                f"{', '.join(sorted(names))}",
+                UndeclaredToolWarning,
+                stacklevel=3,
+            )
+        if self._gate and (problem := describe_undeclared(tool for tool in tools if tool.name in new_names)):
+            warnings.warn(f"{problem} Or pass gate=False.", UndeclaredToolWarning, stacklevel=3)
+
+    def _mark_reply(self, response: Any, request: ModelRequest[Any]) -> Any:
+        """Add facts to the metadata of a model's reply.
+
+        The reply is tainted if the model was offered third-party tool descriptions. If the reply contains
+        marks of recalled records, their numbers are stored.
+        """
+        tools = map(self._apply_declaration, _own_tools(request))
+        is_tainted = any(tool is not None and is_third_party(tool) for tool in tools)
+        inner = getattr(response, "model_response", response)
+        for message in getattr(inner, "result", [inner]):
+            if isinstance(message, AIMessage):
+                if is_tainted:
+                    message.response_metadata[TAINTED] = True
+                if "<<<" in message.text:
+                    numbers = find_mark_numbers(one.text for one in request.messages)
+                    message.response_metadata[_MARK_NUMBERS] = sorted(numbers)
+        return response
+
+    def _mark_result(self, result: Any, request: ToolCallRequest) -> Any:
+        if not isinstance(result, ToolMessage):
+            return result
+        tool = self._apply_declaration(request.tool)
+        trusted = tool is not None and is_trusted(tool)
+        return result.model_copy(
+            update={"additional_kwargs": {**result.additional_kwargs, _TRUSTED: trusted}}
+        )
 
     def _resolve_namespace(self, runtime: Runtime[Any]) -> tuple[str, ...]:
         namespace = self._namespace
@@ -250,18 +334,30 @@ def _find_question(messages: Sequence[BaseMessage]) -> int | None:
     return next((i for i in reversed(range(len(messages))) if _is_user_message(messages[i])), None)
 
 
-def _collect_turn(state: Any) -> list[tuple[str, str, str]]:
-    """Return (text, trust, role) of each user message since the previous answer, and of the new answer."""
+def _own_tools(request: ModelRequest[Any]) -> list[BaseTool]:
+    """Return the tools that this process runs, without those that a model provider runs."""
+    return [tool for tool in request.tools if isinstance(tool, BaseTool)]
+
+
+def _collect_turn(state: Any, prompts: Prompts) -> list[tuple[str, str, str]]:
+    """Return (text, trust, role) of each user message since the previous answer, and of the new answer.
+
+    Small talk is left out, and so are the parts of the answer that are copies.
+    """
     messages, index = state["messages"], _find_question(state["messages"])
     if index is None:
         return []
     first = index
     while first > 0 and _is_user_message(messages[first - 1]):
         first -= 1
-    turn = [(clean(message.text), "user", "user") for message in messages[first : index + 1]]
+    user_texts = [describe_content(message, prompts) for message in messages[first : index + 1]]
+    turn = [(text, "user", "user") for text in user_texts if not is_small_talk(text)]
     answer = messages[-1]
-    if isinstance(answer, AIMessage) and not answer.tool_calls:
-        turn.append((clean(answer.text), "tool" if _is_tainted(state) else "agent", "assistant"))
+    has_content = bool(turn) or any(isinstance(message, ToolMessage) for message in messages[index:])
+    if has_content and isinstance(answer, AIMessage) and not answer.tool_calls:
+        shown_texts = [record["text"] for record in state.get("recalled_records", [])]
+        text = remove_copies(clean(answer.text), answer.response_metadata.get(_MARK_NUMBERS, ()), shown_texts)
+        turn.append((text, "tool" if _is_tainted(state) else "agent", "assistant"))
     return turn
 
 
@@ -308,20 +404,3 @@ def _is_untrusted(message: BaseMessage) -> bool:
         return bool(message.response_metadata.get(TAINTED))
     # A summary may repeat a tool's text.
     return isinstance(message, HumanMessage) and not _is_user_message(message)
-
-
-def _mark_reply(response: Any, request: ModelRequest[Any]) -> Any:
-    """Mark a model's reply as tainted if the model was offered third-party tool descriptions."""
-    if any(isinstance(tool, BaseTool) and is_third_party(tool) for tool in request.tools):
-        inner = getattr(response, "model_response", response)
-        for message in getattr(inner, "result", [inner]):
-            if isinstance(message, AIMessage):
-                message.response_metadata[TAINTED] = True
-    return response
-
-
-def _mark_result(result: Any, request: ToolCallRequest) -> Any:
-    if not isinstance(result, ToolMessage):
-        return result
-    trusted = request.tool is not None and is_trusted(request.tool)
-    return result.model_copy(update={"additional_kwargs": {**result.additional_kwargs, _TRUSTED: trusted}})

@@ -1,16 +1,19 @@
 """Security properties of a tool: side effects, trust in its results, and arguments that are addresses.
 
 Undeclared properties take the unsafe value: only an explicit False says that a tool has no side effect or
-that its results are trusted. If a third party such as an MCP server wrote the tool's description, the third
+that its results are trusted. The argument `declare` of an agent declares tools by name with a word of
+`DECLARATIONS`. If a third party such as an MCP server wrote the tool's description, the third
 party also wrote its metadata. For such a tool only a `Declaration` object counts, because a server cannot
 send such an object.
 """
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from langchain_core.tools import BaseTool
@@ -27,6 +30,8 @@ _NAMES = re.compile(
     "(.*(ur[il]|iri|href)|link|address|host|hostname|domain|site|website|webpage|homepage|endpoint|webhook"
     "|callback|server)(e?s)?"
 )
+# Booleans that an MCP server sends with a tool.
+_HINTS = ("readOnlyHint", "destructiveHint")
 _WORDS = re.compile(r"(?:UR[IL]|IRI)s|[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -40,6 +45,25 @@ class Declaration:
     """True if a third party can influence the text of the tool's results."""
     addresses: tuple[str, ...] | None = None
     """Names of the arguments that are web addresses; None detects these arguments by schema and name."""
+
+
+DECLARATIONS = {
+    "reads": Declaration(side_effect=False),
+    "writes": Declaration(side_effect=True),
+    "computes": Declaration(side_effect=False, untrusted=False),
+}
+"""Declarations by word, for the argument `declare` of an agent.
+
+| word | side effect | results |
+| --- | --- | --- |
+| reads | none | untrusted |
+| writes | changes the outside world; needs approval after untrusted text was read | untrusted |
+| computes | none | trusted, because they depend on the arguments only |
+"""
+
+
+class UndeclaredToolWarning(UserWarning):
+    """A tool does not declare whether it has side effects, so an agent refuses it after untrusted text."""
 
 
 def as_tool(function_or_tool: BaseTool | Callable[..., Any]) -> BaseTool:
@@ -102,6 +126,87 @@ def declare(tool: BaseTool, declaration: Declaration) -> BaseTool:
     if declaration.addresses is not None:
         metadata["addresses"] = declaration.addresses
     return tool.model_copy(update={"metadata": {**(tool.metadata or {}), **metadata, _DECLARED: declaration}})
+
+
+def check_declarations(words: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the argument `declare` of an agent as a dictionary; None is empty.
+
+    Raises TypeError if the argument is not a dictionary. Raises ValueError on an unknown word.
+    """
+    if not isinstance(words, Mapping | None):
+        raise TypeError(f'declare={words!r}: pass a dictionary, such as {{"search": "reads"}}')
+    for name, word in (words or {}).items():
+        if not isinstance(word, str) or word not in DECLARATIONS:
+            raise ValueError(
+                f"declare={{{name!r}: {word!r}}}: write reads (no side effects), writes (side effects; needs "
+                "approval) or computes (no side effects, and trusted results)"
+            )
+    return dict(words or {})
+
+
+def declare_tool(tool: BaseTool, word: str) -> BaseTool:
+    """Return a copy of `tool` that is declared by a word of `DECLARATIONS`.
+
+    Raises ValueError if the tool itself declares a side effect or untrusted results, and `word` does not.
+    """
+    declaration, addresses = DECLARATIONS[word], address_arguments(tool)
+    for name in ("side_effect", "untrusted"):
+        if _get_declared(tool, name) is True and getattr(declaration, name) is False:
+            raise ValueError(
+                f"declare={{{tool.name!r}: {word!r}}}: the tool declares {name}=True itself; leave it out of "
+                "`declare`, or change the tool's own declaration"
+            )
+    return declare(
+        tool, replace(declaration, addresses=None if addresses is None else tuple(sorted(addresses)))
+    )
+
+
+def declare_tools(tools: Mapping[str, BaseTool], words: Mapping[str, str] | None) -> dict[str, BaseTool]:
+    """Return tools by name, with declared copies of the tools in `words`.
+
+    Raises the errors of `check_declarations` and `declare_tool`, and ValueError on an unknown tool.
+    """
+    words = check_declarations(words)
+    for name in words:
+        if name not in tools:
+            close = difflib.get_close_matches(str(name), tools, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(
+                f"declare={{{name!r}: ...}}: unknown tool; the tools are {', '.join(tools) or '(none)'}{hint}"
+            )
+    return {name: declare_tool(tool, words[name]) if name in words else tool for name, tool in tools.items()}
+
+
+def describe_undeclared(tools: Iterable[BaseTool], remedy: Callable[[list[str]], str] | None = None) -> str:
+    """Return a description of the undeclared tools, and the line that declares them; "" if there are none.
+
+    Args:
+        tools: Tools of an agent.
+        remedy: Function that returns the line for names of tools; None for the argument `declare`.
+
+    Read-only hints of MCP servers are shown, but an agent ignores them.
+    """
+    undeclared_tools = [tool for tool in tools if not is_side_effect_declared(tool)]
+    if not undeclared_tools:
+        return ""
+    names = [tool.name for tool in undeclared_tools]
+    text = (
+        f"undeclared tools: {', '.join(names)}. After the first untrusted text, such as the result of a "
+        "tool, each call of these tools needs approval and is refused without it. If they have no side "
+        f"effects, write {(remedy or _declare_line)(names)}; "
+        'write "writes" for a tool that changes something.'
+    )
+    hints = [f"{tool.name} ({', '.join(values)})" for tool in undeclared_tools if (values := _hints(tool))]
+    return f"{text} Hints of servers, which are ignored: {', '.join(hints)}." if hints else text
+
+
+def _declare_line(names: Sequence[str]) -> str:
+    return f"declare={json.dumps(dict.fromkeys(names, 'reads'), ensure_ascii=False)}"
+
+
+def _hints(tool: BaseTool) -> list[str]:
+    metadata = tool.metadata or {}
+    return [f"{name}={metadata[name]}" for name in _HINTS if isinstance(metadata.get(name), bool)]
 
 
 def has_side_effect(tool: BaseTool) -> bool:

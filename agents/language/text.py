@@ -13,15 +13,19 @@ import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scrubjay.agents.language.prompts import Prompts
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
+
+if TYPE_CHECKING:  # the help of a command must not wait for the import of langchain
+    from langchain_core.messages import BaseMessage
 
 TAINTED = "scrubjay_tainted"
 """Metadata key of an answer that was written after untrusted text was read."""
 
 _taint_flag: ContextVar[bool] = ContextVar("tainted", default=True)
+_MAX_SOURCE = 200  # characters of a source in a mark
 _NOTE = 100  # characters reserved for the note about the cut
 _CHARACTERS_PER_TOKEN = 4  # typical number
 _MAX_CHARACTERS_PER_TOKEN = 16  # maximum in nearly every text
@@ -37,6 +41,7 @@ _CONTROL_MARKS = re.compile(
     re.IGNORECASE,
 )
 
+_BLOCK_TYPE = re.compile(r"[a-z][a-z0-9_-]{0,30}")
 # Unicode tag characters: invisible to a human reader, readable by a model.
 _HIDDEN = re.compile("[\U000e0000-\U000e007f]")
 
@@ -117,10 +122,35 @@ def escape_control_tokens(text: str) -> str:
     return _CONTROL_MARKS.sub(lambda mark: f"{mark.group()[0]}\u200b{mark.group()[1:]}", text)
 
 
-def truncate_text(text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts) -> str:
-    """Return the beginning of `text`, about `tokens` tokens at most; a text that is cut ends with a note."""
-    if len(text) <= _MAX_CHARACTERS_PER_TOKEN * tokens and count_tokens(text) <= tokens:
+def find_dropped_blocks(content: Any) -> tuple[str, ...]:
+    """Return the types of the blocks in a message's content that are not text, such as `image`."""
+    if isinstance(content, str):
+        return ()
+    types = [str(block.get("type")) for block in content if isinstance(block, dict)]
+    return tuple(one if _BLOCK_TYPE.fullmatch(one) else "unknown" for one in types if one != "text")
+
+
+def describe_content(message: BaseMessage, prompts: Prompts) -> str:
+    """Return the text of a message, with a note at its end on the parts that are not text, such as images.
+
+    A message of a model has no such note, because its other parts are calls and reasoning.
+    """
+    text, blocks = clean(message.text), find_dropped_blocks(message.content)
+    if not blocks or message.type in ("ai", "AIMessageChunk"):
         return text
+    note = prompts.say("dropped", blocks=", ".join(blocks))
+    return f"{text}\n{note}" if text.strip() else note
+
+
+def truncate_text(
+    text: str, tokens: int, count_tokens: Callable[[str], int], prompts: Prompts
+) -> tuple[str, int]:
+    """Return the beginning of `text`, about `tokens` tokens at most, and the number of characters cut.
+
+    A text that is cut ends with a note.
+    """
+    if len(text) <= _MAX_CHARACTERS_PER_TOKEN * tokens and count_tokens(text) <= tokens:
+        return text, 0
     # Count piece by piece: a long text is tokenized only as far as it is returned, plus about one piece.
     length, size = 0, _CHARACTERS_PER_TOKEN * tokens
     while size and length < len(text):
@@ -130,8 +160,8 @@ def truncate_text(text: str, tokens: int, count_tokens: Callable[[str], int], pr
         else:
             size //= 2
     if length >= len(text):
-        return text
-    return f"{text[:length]}\n{prompts.say('cut', count=len(text) - length)}"
+        return text, 0
+    return f"{text[:length]}\n{prompts.say('cut', count=len(text) - length)}", len(text) - length
 
 
 @contextlib.contextmanager
@@ -165,4 +195,5 @@ def _defuse(marks: re.Match[str]) -> str:
 
 
 def _one_line(text: str) -> str:
-    return _MARKS.sub(_defuse, " ".join(clean(text).split()))[:200]
+    line = _MARKS.sub(_defuse, " ".join(clean(text).split()))
+    return line if len(line) <= _MAX_SOURCE else f"{line[: _MAX_SOURCE - 1]}…"

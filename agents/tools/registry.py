@@ -44,7 +44,7 @@ def list_tools(language: Language = "en") -> list[str]:
 
 
 def make_tools(
-    names: Sequence[str] | Literal["auto", "notool"] = "auto",
+    names: Sequence[str] | Literal["auto", "none", "notool"] = "auto",
     *,
     language: Language = "en",
     clock: Callable[[], datetime] | None = None,
@@ -55,7 +55,8 @@ def make_tools(
     """Return the langchain tools with the names `names`, in English or Chinese.
 
     Args:
-        names: Names of the tools, `auto` for all tools, `notool` for no tools. Duplicates are dropped.
+        names: Names of the tools, `auto` for all tools, `none` or `notool` for no tools. Duplicates are
+            dropped.
         language: Language of descriptions and outputs.
         clock: Function that returns the current time with a time zone; None for the system clock.
         offline: Use no network. Without `replay`, `auto` then leaves out network tools. With `replay`,
@@ -82,7 +83,7 @@ def make_tools(
             selected_names |= dict.fromkeys(
                 name for name, spec in _SPECS.items() if not (mute and spec.network)
             )
-        elif word != "notool":
+        elif word not in ("none", "notool"):
             selected_names[_resolve(word)] = None
     return [build(_SPECS[name], context) for name in selected_names]
 
@@ -98,4 +99,7 @@ def _resolve(word: str) -> str:
     all_names = list_tools() + list_tools("zh")
     close = difflib.get_close_matches(word, all_names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"unknown tool {word!r}; choose from {', '.join(all_names)}, auto, notool{hint}")
+    raise ValueError(
+        f"unknown tool {word!r}; the tools are {', '.join(all_names)}; auto is all tools, none is no "
+        f"tool{hint}"
+    )

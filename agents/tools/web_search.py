@@ -43,7 +43,7 @@ def _search(context: ToolContext, query: str, count: int = 5) -> ToolResult:
         {
             "title": hit.get("title", ""),
             "url": hit.get("href", ""),
-            "text": hit.get("body", "")[:MAX_CHARACTERS],
+            "text": _cut(hit.get("body", ""), MAX_CHARACTERS),
         }
         for hit in hits[:count]
     ]
@@ -98,7 +98,7 @@ def _look_up(context: ToolContext, query: str, count: int = 2) -> ToolResult:
         {
             "title": article["title"],
             "url": article.get("fullurl", ""),
-            "text": _cut(article.get("extract", "").strip()),
+            "text": _cut(article.get("extract", "").strip(), MAX_ARTICLE_CHARACTERS),
         }
         for article in articles[:count]
     ]
@@ -113,8 +113,8 @@ def _check(query: str, count: int, most: int, empty: str) -> None:
         raise ToolArgumentError("search_count", most=most, count=count)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_ARTICLE_CHARACTERS else text[:MAX_ARTICLE_CHARACTERS] + " [...]"
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + " [...]"
 
 
 def _to_result(data: list[dict[str, str]], heads: list[str], nothing: str) -> ToolResult:

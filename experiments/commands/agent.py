@@ -50,8 +50,12 @@ class AgentOptions:
     openai:gpt-5."""
     tools: str = "auto"
     """Comma-separated tool names, "none", or "auto" for all tools that work on this machine. Name your own
-    tool as module:name. It counts as a tool with side effects, unless you declare it with
+    tool as module:name. It counts as a tool with side effects, unless you declare it with --declare or
     `scrubjay.agents.tool(side_effect=False)`."""
+    declare: str = ""
+    """Comma-separated declarations of your tools, such as search=reads,mail=writes. "reads" is a tool without
+    side effects, "writes" one with side effects, "computes" one without side effects and with trusted
+    results."""
     memory: Path | None = None
     """Memory bank file; created if missing."""
     embeddings: Embeddings = None
@@ -115,6 +119,7 @@ class AgentOptions:
                 f"replay file {self.replay} does not exist; create it with --record {self.replay}"
             )
         check_at_least(self, 1, "max_steps", "max_seconds", "export_templates")
+        _read_declarations(self.declare)
         for path in self.knowledge:
             if not path.is_file():
                 raise ValueError(f"file {path} does not exist")
@@ -147,11 +152,15 @@ def run_agent(options: AgentOptions) -> int:
     """
     from scrubjay.agents.kwai import KwaiAgent, Profile
     from scrubjay.agents.kwai.limits import make_limits
+    from scrubjay.agents.language.declarations import describe_undeclared
     from scrubjay.agents.language.namespaces import escape_namespace
 
     options.check()
     profile = Profile(options.name, options.bio, options.instructions, options.language)
     tools = choose_tools(options)
+    approve = _approval_callback(options)
+    if approve is None and (problem := describe_undeclared(tools, _declare_flag)):
+        _print_status(f"warning: {problem}")
     model = load_model(options)
     with contextlib.ExitStack() as closing:
         bank = None
@@ -165,7 +174,8 @@ def run_agent(options: AgentOptions) -> int:
             options.max_steps,
             limits=make_limits(model, seconds=options.max_seconds),
             planning=options.planning,
-            approve=_approval_callback(options),
+            # Without approval the agent would warn again about undeclared tools.
+            approve=approve or (lambda call: False),
             namespace=escape_namespace(read_namespace(options.namespace) or ()),
         )
         conversation = Conversation(agent, options)
@@ -268,12 +278,13 @@ class Conversation:
 
 def summarise(question: str, result: dict[str, Any]) -> dict[str, Any]:
     """Return a result as JSON values: question, answer, steps, stop reason and token usage."""
-    names = ("index", "task_name", "tool", "arguments", "result", "status", "trusted")
+    names = ("index", "task_name", "tool", "arguments", "result", "status", "trusted", "cut_characters")
     steps = [
-        {name: getattr(step, name) for name in names} | {"sources": list(step.sources)}
+        {name: getattr(step, name) for name in names}
+        | {"dropped_blocks": list(step.dropped_blocks), "sources": list(step.sources)}
         for step in result["steps"]
     ]
-    rest = {name: result[name] for name in ("answer", "stopped", "tainted", "usage")}
+    rest = {name: result[name] for name in ("answer", "stopped", "refused", "tainted", "usage")}
     rest["recalled"] = [{"id": record.id, "text": record.text} for record in result["recalled"]]
     return {"question": question, **rest, "steps": steps}
 
@@ -371,7 +382,7 @@ def choose_tools(options: AgentOptions) -> list[BaseTool]:
 
     Raises ValueError on an unknown tool, and ImportError if the module of a tool cannot be imported.
     """
-    from scrubjay.agents.language.declarations import as_tool, is_trusted
+    from scrubjay.agents.language.declarations import as_tool, declare_tools, is_trusted
     from scrubjay.agents.tools import make_tools
 
     names = [tool_name.strip() for tool_name in options.tools.split(",") if tool_name.strip()]
@@ -384,8 +395,6 @@ def choose_tools(options: AgentOptions) -> list[BaseTool]:
         "replay": options.replay or options.record,
     }
     for tool_name in names:
-        if tool_name == "none":
-            continue
         if tool_name == "auto":
             can_reach = options.replay is not None or _has_route()
             tools += [
@@ -398,7 +407,20 @@ def choose_tools(options: AgentOptions) -> list[BaseTool]:
             tools.append(as_tool(_import_tool(tool_name)))
         else:
             tools += make_tools([tool_name], **settings)
-    return list({tool.name: tool for tool in tools}.values())
+    tools_by_name = {tool.name: tool for tool in tools}
+    return list(declare_tools(tools_by_name, _read_declarations(options.declare)).values())
+
+
+def _read_declarations(text: str) -> dict[str, str]:
+    """Return the declarations in the option --declare by tool name. Raises ValueError on a wrong one."""
+    from scrubjay.agents.language.declarations import check_declarations
+
+    pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+    return check_declarations({name.strip(): word.strip() for name, _, word in pairs})
+
+
+def _declare_flag(names: Sequence[str]) -> str:
+    return f"--declare {','.join(f'{name}=reads' for name in names)}"
 
 
 def _import_tool(path: str) -> Any:

@@ -38,7 +38,7 @@ def test_knowledge_keeps_its_lines_and_their_indentation(line_end):
     prompt = model.prompts[0][-1].text
     for line in filter(str.strip, code.splitlines()):
         assert f"\n{line}\n" in prompt
-    assert split_passages(code, 4, estimate_tokens) == ["def f():\n    a = 1", "    return a", "\t# end\n"]
+    assert split_passages(code, 4, estimate_tokens) == ["def f():\n    a = 1", "    return a", "\t# end"]
 
 
 def test_attachments_reach_the_model():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from langchain_core.tools import tool
 
 from scrubjay.agents.kwai import KwaiAgent, Limits, Profile
 from scrubjay.agents.language.text import estimate_tokens
+from scrubjay.memory import MemoryBank
 
 from .questions import ask
 from .replayable import assert_replayable
@@ -61,6 +64,62 @@ def test_a_long_result_is_cut_with_a_note():
     head, note = result["steps"][0].result.rsplit("\n", 1)
     assert estimate_tokens(head) <= 100
     assert note == f"[... {len(('word ' * 10_000).strip()) - len(head)} characters cut]"
+    assert result["steps"][0].cut_characters == len(("word " * 10_000).strip()) - len(head)
+    assert note in model.prompts[1][-1].text
+    assert note in result["events"][3].text
+
+
+def test_a_long_error_is_cut_with_a_note():
+    @tool
+    def fail() -> str:
+        """Fail with a long text."""
+        raise ValueError("word " * 10_000)
+
+    model = ScriptedModel(replies=[call("fail"), "done", "Much."])
+    (step,) = KwaiAgent(model, [fail], limits=Limits(result_tokens=100)).invoke("How much?")["steps"]
+    assert step.status == "error"
+    assert step.result.endswith(f"[... {step.cut_characters} characters cut]")
+
+
+IMAGE = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "text", "blocks"),
+    [
+        ([{"type": "text", "text": "A jay."}, IMAGE, IMAGE], "A jay.\n", ("image", "image")),
+        ([IMAGE], "", ("image",)),
+        (["A jay.", {"type": "image_url", "image_url": {"url": "x"}}], "A jay.\n", ("image_url",)),
+        ([{"type": "text", "text": "A jay."}], "A jay.", ()),
+    ],
+)
+def test_what_is_no_text_in_a_result_is_named(content, text, blocks):
+    @tool
+    def draw() -> list[Any]:
+        """Draw something."""
+        return content
+
+    with MemoryBank(":memory:") as bank:
+        model = ScriptedModel(replies=[call("draw"), "done", "Much."])
+        (step,) = KwaiAgent(model, [draw], memory=bank).invoke("How much?")["steps"]
+        tasks = [record.text for record in bank.recent(9, kind="task")]
+    note = f"[left out, because only text is read: {', '.join(blocks)}]" if blocks else ""
+    assert (step.result, step.dropped_blocks, step.cut_characters) == (text + note, blocks, 0)
+    assert any(note in message.text for message in model.prompts[1])
+    # A result without text answers nothing, and nothing is remembered.
+    assert step.sufficient is bool(text.strip())
+    assert len(tasks) == bool(text.strip())
+
+
+def test_the_first_line_of_a_result_keeps_its_indentation():
+    @tool
+    def read() -> str:
+        """Read code."""
+        return "\n \n    a = 1\n    b = 2\n\n"
+
+    model = ScriptedModel(replies=[call("read"), "done", "Much."])
+    (step,) = KwaiAgent(model, [read]).invoke("How much?")["steps"]
+    assert step.result == "    a = 1\n    b = 2"
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,31 @@ def test_an_error_of_the_model_propagates_and_nothing_is_written(bank):
     with pytest.raises(RuntimeError, match="the model failed: Vera moved is too long"):
         add(bank, "Vera moved.", ValueError("Vera moved is too long"))
     assert len(bank) == 1
+
+
+@pytest.mark.parametrize("action", ["update", "delete"])
+def test_a_record_that_the_model_saw_in_part_is_not_changed(bank, action):
+    long_text = "Vera has a boat. " + "It is red. " * 300
+    bank.add(long_text, "knowledge", VERA)
+
+    def change_long_record(messages):
+        shown_records = json.loads(messages[-1].text)["records"]
+        (row,) = (one for one in shown_records if "boat" in one["text"])
+        assert row["text"].endswith(f"[... {len(long_text) - 2_000} characters cut]")
+        return reply({"action": action, "record": row["record"], "text": "Vera has no boat."})
+
+    decision = Consolidation(bank, ModelDecider(ScriptedModel(rule=change_long_record))).add(
+        "Vera sold the boat.", namespace=VERA
+    )
+    assert "the record to change has" in decision.refusal
+    texts = {hit.text for hit in bank.search("Vera boat")}
+    assert {long_text, "Vera sold the boat."} <= texts
+
+
+def test_a_text_that_no_model_can_compare_is_added_without_one(bank):
+    model = ScriptedModel()
+    text = "Vera moved. " * 200
+    decision = Consolidation(bank, ModelDecider(model)).add(text, namespace=VERA)
+    assert "at most 2,000" in decision.refusal
+    assert model.prompts == []
+    assert len(bank) == 2

@@ -207,6 +207,20 @@ async def test_a_chain_with_history_remembers(bank):
     ]
 
 
+def test_a_record_names_what_is_no_text_and_the_history_has_all_of_it(bank):
+    picture = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
+    messages: list[BaseMessage] = [
+        HumanMessage([{"type": "text", "text": "Which bird?"}, picture]),
+        AIMessage([{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "A jay."}]),
+        HumanMessage([picture]),
+    ]
+    history = BankChatMessageHistory(bank, "t")
+    history.add_messages(messages)
+    assert history.messages == messages
+    note = "[left out, because only text is read: image]"
+    assert [record.text for record in bank.recent(9)] == [f"Which bird?\n{note}", "A jay.", note]
+
+
 def test_of_a_message_too_long_for_the_bank_the_bank_has_the_head_and_the_history_all(bank):
     history = BankChatMessageHistory(bank, "a")
     history.add_messages([HumanMessage("word " * (MAX_TEXT_LENGTH // 4))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, cast
 
 import pytest
@@ -12,6 +13,7 @@ from langchain_core.tools import StructuredTool, tool
 from langgraph.types import Command
 
 from scrubjay.agents import tool as declare_tool
+from scrubjay.agents.kwai import UndeclaredToolWarning
 from scrubjay.agents.langchain import BankMiddleware, Checkpointer, memory_tools
 from scrubjay.memory import MemoryBank
 
@@ -115,7 +117,8 @@ def test_memory_tools_are_told(bank):
     save = lambda text: call("save_memory", text=text)
     agent_graph, _ = agent(bank, call("double", n=2), save("Ada likes figs."), "Saved.", tools=tools)
     agent_graph.invoke(ask("Remember."))
-    agent_graph, _ = agent(bank, call("page"), save("Ada lives in Rome."), "Saved.", tools=tools)
+    replies = call("page"), save("Ada lives in Rome."), "Saved."
+    agent_graph, _ = agent(bank, *replies, tools=tools, gate=False)
     agent_graph.invoke(ask("Look it up."))
     assert {r.text: r.trust for r in bank.recent(9, kind="knowledge")} == {
         "Ada likes figs.": "agent",
@@ -204,6 +207,10 @@ def test_what_cannot_be_is_said(bank):
         BankMiddleware("facts.db")  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="namespace='ada'"):
         BankMiddleware(bank, "ada")
+    with pytest.raises(ValueError, match="roles='tool'"):
+        BankMiddleware(bank, roles=("tool",))
+    with pytest.raises(ValueError, match=r"declare=\{'search': 'read'\}: write reads"):
+        BankMiddleware(bank, declare={"search": "read"})
     with pytest.raises(ValueError, match="trusts='nobody'"):
         BankMiddleware(bank, trusts=("nobody",))
 
@@ -220,7 +227,7 @@ def test_what_a_model_says_that_was_offered_a_stranger_s_tools_is_kept_as_such(b
     save = memory_tools(bank, ADA)[1]
     saying = call("save_memory", text="Ada lives in Rome.")
     for tools, trust in (([save], "agent"), ([save, call_tool], "tool")):
-        agent_graph, _ = agent(bank, saying, "Saved.", tools=tools)
+        agent_graph, _ = agent(bank, saying, "Saved.", tools=tools, gate=False)
         agent_graph.invoke(ask("Hello."))
         saved_record = next(record for record in bank.recent(9) if record.kind == "knowledge")
         answer = next(record for record in bank.recent(9) if record.text == "Saved.")
@@ -260,6 +267,104 @@ async def test_with_a_gate_nothing_that_could_do_harm_runs_after_text_from_outsi
         await agent_graph.ainvoke(ask("Read the page"))
         assert len(sent_messages) == (not gate)
         assert ("Not run: " in model.prompts[-1][-1].text) == gate
+
+
+async def test_the_gate_is_shut_by_default_and_undeclared_tools_are_named_once(bank):
+    sent_messages, tools = build_sending_tools()
+    agent_graph, _ = agent(bank, *READ, "Done.", call("page", id="p"), "Done.", tools=[page, *tools])
+    message = (
+        r'undeclared tools: page, send_mail\..*declare={"page": "reads", "send_mail": "reads"}.*gate=False'
+    )
+    with pytest.warns(UndeclaredToolWarning, match=message):
+        result = agent_graph.invoke(ask("Read the page"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await agent_graph.ainvoke(ask("Read the page again"))
+    assert sent_messages == []
+    refusal = next(message for message in result["messages"] if getattr(message, "tool_call_id", "") == "s")
+    assert refusal.status == "error"
+    assert 'declare={"send_mail": "reads"}' in refusal.text
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("word", "trust"), [("reads", "tool"), ("writes", "tool"), ("computes", "agent")])
+def test_a_middleware_declares_tools_by_name(bank, word, trust):
+    sent_messages, tools = build_sending_tools()
+    options: Any = {"tools": [page, *tools], "declare": {"page": word, "send_mail": word}}
+    agent_graph, _ = agent(bank, *READ, "Done.", **options)
+    agent_graph.invoke(ask("Read the page"))
+    assert len(sent_messages) == (word != "writes")
+    assert bank.recent(1)[0].trust == trust
+
+
+def test_a_declaration_without_its_tool_is_named(bank):
+    agent_graph, _ = agent(bank, "Done.", tools=[double], declare={"twice": "computes"}, gate=False)
+    with pytest.warns(UndeclaredToolWarning, match="the agent has no tools 'twice'; it has double"):
+        agent_graph.invoke(ask("Hi there"))
+
+
+def test_marks_that_a_small_model_copies_are_not_stored(bank):
+    bank.add("My sister Vera lives in Lisbon.", namespace=ADA)
+
+    def copy_marks(messages):
+        block = messages[-1].text.partition("\n")[2].rpartition("\n\n")[0]
+        closing = block.splitlines()[-1]
+        if "Repeat" in messages[-1].text:
+            return block
+        return f"{closing[:-1]}\n\nShe lives in Lisbon, {len(messages)}.\n<<<"
+
+    model = ScriptedModel(rule=copy_marks)
+    agent_graph = create_agent(model, middleware=[BankMiddleware(bank, ADA)])
+    result = agent_graph.invoke(ask("Where does my sister live?"))
+    assert "<<<END" in result["messages"][-1].text
+    assert bank.recent(1)[0].text == "She lives in Lisbon, 1."
+    agent_graph.invoke(ask("Repeat what you know of my sister."))
+    assert [record.text for record in bank.recent(2)] == [
+        "She lives in Lisbon, 1.",
+        "Repeat what you know of my sister.",
+    ]
+    assert not any("<<<" in record.text for record in bank.recent(99))
+
+
+def test_small_talk_is_not_stored_unless_tools_were_called(bank):
+    agent_graph, _ = agent(bank, "Hello! How can I help?", "Always glad to help.", tools=[double])
+    agent_graph.invoke(ask("Hello!"))
+    agent_graph.invoke(ask("Thank you very much."))
+    assert len(bank) == 0
+    agent_graph, _ = agent(bank, "Hello, Ada.", call("double", n=2), "Four.", tools=[double])
+    agent_graph.invoke(ask("Hello, I am Ada."))
+    agent_graph.invoke(
+        {"messages": [HumanMessage("Hello."), HumanMessage("Double two."), HumanMessage("Thanks")]}
+    )
+    texts = ["Hello, I am Ada.", "Hello, Ada.", "Double two.", "Four."]
+    assert [record.text for record in bank.recent(9)] == texts
+
+
+def test_only_the_messages_of_the_roles_are_stored(bank):
+    for roles, texts in ((("user",), ["I like figs."]), (("assistant",), ["Noted."])):
+        agent_graph, _ = agent(bank, "Noted.", roles=roles)
+        agent_graph.invoke(ask("I like figs."))
+        assert [record.text for record in bank.recent(9)] == texts
+        bank.forget(bank.recent(1)[0].id)
+
+
+def test_chatter_of_the_agent_does_not_crowd_out_what_the_user_said(bank):
+    for number in range(40):
+        bank.add(f"My sister is glad to help my sister {number}", namespace=ADA, trust="agent", merge=False)
+        bank.add(f"Where does my sister live in {number}?", namespace=ADA, merge=False)
+    bank.add("My sister Vera lives in Lisbon.", namespace=ADA)
+    agent_graph, model = agent(bank, "In Lisbon.")
+    agent_graph.invoke(ask("Where does my sister live?"))
+    text = model.prompts[0][-1].text
+    assert "My sister Vera lives in Lisbon." in text
+    assert text.count("<<<DATA") <= 3
+
+
+def test_a_picture_in_a_stored_message_is_named(bank):
+    picture = {"type": "image", "base64": "AAAA", "mime_type": "image/png"}
+    agent_graph, _ = agent(bank, "A bird.")
+    agent_graph.invoke({"messages": [HumanMessage([{"type": "text", "text": "Which bird?"}, picture])]})
+    assert bank.recent(2)[0].text == "Which bird?\n[left out, because only text is read: image]"
 
 
 def test_with_a_gate_recalled_text_from_outside_shuts_them_too(bank):

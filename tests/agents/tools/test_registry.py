@@ -23,10 +23,10 @@ def test_names_in_both_languages_choose_the_same_tools():
         ]
 
 
-def test_auto_is_all_and_notool_none():
+def test_auto_is_all_and_none_or_notool_none():
     assert [tool.name for tool in make_tools()] == list_tools()
     assert [tool.name for tool in make_tools(["auto"])] == list_tools()
-    assert make_tools("notool") == make_tools(["notool"]) == make_tools([]) == []
+    assert make_tools("none") == make_tools("notool") == make_tools(["none"]) == make_tools([]) == []
     assert [tool.name for tool in make_tools(["calculator", "计算器"])] == ["calculator"]
 
 
@@ -34,6 +34,10 @@ def test_auto_is_all_and_notool_none():
     ("arguments", "message"),
     [
         ({"names": ["calculato"]}, "did you mean 'calculator'"),
+        (
+            {"names": ["nosuch"]},
+            "^unknown tool 'nosuch'; the tools are web_search, browse, .*, none is no tool$",
+        ),
         ({"language": "fr"}, "unknown language 'fr'"),
         ({"clock": datetime.now}, "time zone"),
     ],

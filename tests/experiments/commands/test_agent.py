@@ -241,6 +241,40 @@ def test_a_function_that_declares_nothing_is_asked_for_too(ask, is_allowed):
     assert ("scrubjay.agents.tool(side_effect=False)" in err) is not is_allowed
 
 
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(("word", "runs"), [("reads", True), ("writes", False), ("computes", True)])
+def test_a_tool_is_declared_on_the_command_line(ask, word, runs):
+    replies = [call("look_up", id="a", topic="jays"), call("buy", id="b", item="acorns"), "ok", "Done."]
+    flags = ["--tools", "my_tools:look_up,my_tools:buy", "--declare", f"look_up=reads, buy={word}"]
+    _, out, err, _ = ask(replies, "Buy it.", *flags, "--json")
+    assert sys.modules["my_tools"].sent == ["acorns"] * runs
+    result = json.loads(out)
+    assert result["stopped"] == ("finished" if runs else "refused")
+    assert len(result["refused"]) == (not runs)
+    assert "undeclared" not in err
+
+
+@pytest.mark.usefixtures("mine")
+def test_undeclared_tools_are_named_with_the_flag_to_write(ask):
+    flags = ["--tools", "my_tools:look_up,my_tools:buy"]
+    replies = [call("look_up", id="a", topic="jays"), call("buy", id="b", item="acorns"), "ok", "Done."]
+    code, _, err, _ = ask(replies, "Buy it.", *flags)
+    assert code == 0
+    assert err.startswith("warning: undeclared tools: look_up, buy. ")
+    assert "write --declare look_up=reads,buy=reads;" in err
+    assert "stopped early: refused" in err
+    # On a terminal, the command asks.
+    assert "undeclared" not in ask([AIMessage("Hi.")], "Hello", *flags, lines="y\n", terminal=True)[2]
+    for declaration, message in (
+        ("byu=reads", "unknown tool; the tools are look_up, buy; did you mean 'buy'?"),
+        ("buy", "write reads"),
+        ("buy=all", "write reads"),
+    ):
+        code, _, err, model = ask(["Hi."], "Hello", *flags, "--declare", declaration)
+        assert (code, model.prompts) == (2, [])
+        assert message in err
+
+
 def test_knowledge_comes_from_files(ask, tmp_path):
     (tmp_path / "birds.txt").write_text("Jays cache acorns.")
     words = ["--tools", "none", "--knowledge", "birds.txt"]

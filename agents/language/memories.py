@@ -1,0 +1,81 @@
+"""Texts that are worth storing in a memory, and recalled records that are worth reading."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from scrubjay.agents.language.text import is_question
+
+_MARK = re.compile(r"<<<(?P<kind>DATA|END)\b[^<>\n]*?(?P<number>[0-9a-f]{0,8})(?:>{1,3}|$)", re.MULTILINE)
+_MARK_NUMBER = re.compile(r"<<<END ([0-9a-f]{8})>>>")
+_CUT_MARK = re.compile(r"^<<<[A-Z]{0,4}\Z", re.MULTILINE)
+_MAX_SMALL_TALK = 100  # characters
+_GREETING = (
+    r"(?:(?:hi|hello|hey|good (?:morning|afternoon|evening|night|day)|thanks|thank you|many thanks|thx|bye"
+    r"|goodbye|see you(?: later| soon)?|how are you(?: doing)?(?: today)?|how do you do|nice to meet you)\b"
+    r"|[你您]好[吗啊呀]?|嗨|早上好|下午好|晚上好|晚安|谢谢[你您]?|多谢|再见)"
+)
+_SMALL_TALK = re.compile(
+    rf"\W*{_GREETING}(?:\W*(?:{_GREETING}|(?:there|everyone|all|again|so much|very much|a lot|dear)\b))*\W*",
+    re.IGNORECASE,
+)
+
+
+def is_small_talk(text: str) -> bool:
+    """Return True if `text` consists of greetings and thanks, in English or Chinese."""
+    return len(text) <= _MAX_SMALL_TALK and _SMALL_TALK.fullmatch(text) is not None
+
+
+def find_mark_numbers(texts: Iterable[str]) -> frozenset[str]:
+    """Return the numbers of the marks by `fence` in the texts of a prompt."""
+    return frozenset(number for text in texts for number in _MARK_NUMBER.findall(text))
+
+
+def remove_copies(answer: str, mark_numbers: Collection[str], shown_texts: Iterable[str] = ()) -> str:
+    """Return a model's answer without the marks that it copied from its prompt, nor the data between them.
+
+    Small models copy the marks of `fence`, and the data between them. Marks with other numbers stay. A mark
+    at the end of the answer may be incomplete, because the answer reached its token limit.
+
+    Args:
+        answer: Text of the answer.
+        mark_numbers: Numbers of the marks in the prompt, from `find_mark_numbers`.
+        shown_texts: Data between the marks. If each line that is left is a line of these texts, the whole
+            answer is a copy, and the result is empty.
+    """
+    parts, place, number = [], 0, None
+    for mark in _MARK.finditer(answer):
+        is_last = mark.end() == len(answer)
+        if not any(one.startswith(mark["number"]) for one in mark_numbers if mark["number"] or is_last):
+            continue
+        if mark["kind"] == "DATA" or mark["number"] != number:
+            parts.append(answer[place : mark.start()])
+        number, place = mark["number"] if mark["kind"] == "DATA" else None, mark.end()
+    if not place:
+        return answer
+    rest = _CUT_MARK.sub("", "".join([*parts, answer[place:]]).rstrip()).strip()
+    shown_lines = {line.strip() for text in shown_texts for line in text.splitlines()}
+    is_copy = all(line.strip() in shown_lines for line in rest.splitlines() if line.strip())
+    return "" if is_copy else rest
+
+
+def select_records(hits: Iterable[Any], limit: int) -> list[Any]:
+    """Return the first `limit` hits, with few earlier questions and answers among them.
+
+    Earlier questions and earlier answers with `trust="agent"` together fill at most a third of the results
+    (one such record is always allowed). These answers only repeat other records. Earlier questions are
+    similar to the current question but contain no information.
+    """
+    selection: list[Any] = []
+    uninformative_count = 0
+    for hit in hits:
+        if len(selection) == limit:
+            break
+        if hit.kind == "conversation" and (hit.trust == "agent" or is_question(hit.text)):
+            uninformative_count += 1
+            if uninformative_count > max(1, limit // 3):
+                continue
+        selection.append(hit)
+    return selection
