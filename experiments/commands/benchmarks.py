@@ -15,7 +15,7 @@ from tyro.conf import Positional
 
 from scrubjay.experiments import files as json_reader
 from scrubjay.experiments.cli.arguments import choose, parse
-from scrubjay.experiments.cli.failures import UsageError, bad_input
+from scrubjay.experiments.cli.failures import UsageError, bad_input, describe
 from scrubjay.experiments.cli.untrusted_text import format_entries, one_line, show_help, table
 from scrubjay.experiments.commands.options import Device, Embeddings, MaxTokens
 from scrubjay.experiments.lm.kagentbench import WEIGHTS, join, score
@@ -64,7 +64,7 @@ def longcontext(arguments: Sequence[str]) -> int:
         print("\nstopped; run the same command to resume")
         return stop.exit_code if isinstance(stop, GracefulInterrupt) else 130
     except (ValueError, OSError, ImportError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(describe(error)) from error
     print(*map(one_line, paths), sep="\n")
     return 0
 

@@ -136,7 +136,7 @@ def _whole_again(path: Path) -> None:
     manifest = path.parent / "manifest.json"
     if path != manifest and manifest.is_file() and path.is_file() and not path.is_symlink():
         fields = json.loads(manifest.read_text())
-        if path.name in fields["sha256"]:
+        if isinstance(fields["sha256"], dict) and path.name in fields["sha256"]:
             fields["sha256"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
             manifest.write_text(json.dumps(fields))
 

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from scrubjay.experiments.cli.failures import describe
 from scrubjay.experiments.files import lock
 from scrubjay.experiments.runs.run import Run
 
@@ -56,6 +57,12 @@ def test_letters_that_an_encoding_lacks_are_escaped_and_json_stays_json(shell):
     assert json.loads(out)["text"] == "\u00e9t\u00e9"
     code, out, err = shell("scrubjay plot $'no\\xffwhere'", **few)
     assert (code, out, err) == (2, b"", b"scrubjay: no run at no\\udcffwhere\n")
+
+
+def test_a_word_that_is_not_utf_8_is_named():
+    with pytest.raises(UnicodeEncodeError) as error:
+        "no\udcffwhere".encode()
+    assert describe(error.value) == r"'\udcff' is not valid UTF-8; choose another name or text"
 
 
 @pytest.mark.slow
