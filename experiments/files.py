@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -167,10 +167,13 @@ class Fields(dict[str, Any]):
         raise ValueError(f"{self.source} is damaged: it lacks {name}")
 
 
-def parse(text: str, source: object) -> Any:
-    """Parse JSON text. Raises ValueError, naming `source`, if it is not valid JSON."""
+def parse(text: str, source: object, on_pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """Parse JSON text. Raises ValueError, naming `source`, if it is not valid JSON.
+
+    `on_pairs` makes an object of its pairs; None stands for `dict`.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=on_pairs)
     except RecursionError:
         raise ValueError(f"{source} is not JSON: it is nested too deeply") from None
     except ValueError as error:

@@ -162,9 +162,12 @@ def _decode_named(family: _Family, value: Any, where: str) -> Any:
             f'{where}={value!r}: expected a JSON object whose key "name" has a registered name as value, '
             'such as "gru" for a memory or "ppo" for a learner'
         )
-    return _decode_dataclass(
+    config = _decode_dataclass(
         family.class_of(name), {key: item for key, item in value.items() if key != "name"}, where
     )
+    if family.name_of(config) != name:  # a second name may stand for settings that are not in `value`
+        raise ValueError(f"{where}.name={name!r}: write {family.name_of(config)!r} and its settings")
+    return config
 
 
 def _decode_family(family: type, value: Any, where: str) -> Any:

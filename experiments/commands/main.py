@@ -63,7 +63,9 @@ def _run(argv: list[str]) -> int:
             user_modules.import_user_modules()
         cache.begin()
         words = argv[: argv.index("--")] if "--" in argv else argv
-        return _run_command(argv) if {"-h", "--help"}.isdisjoint(words) else _show_help(argv)
+        # The help of a config file shows its values, which may change.
+        is_help = not {"-h", "--help"}.isdisjoint(words) and "--config" not in " ".join(words)
+        return _show_help(argv) if is_help else _run_command(argv)
 
 
 def _show_help(argv: list[str]) -> int:

@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from scrubjay.experiments.cli.arguments import RecipeFlags, parse, parse_known, print_help
-from scrubjay.experiments.cli.failures import bad_input
+from scrubjay.experiments.cli.failures import UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import format_entries, one_line
 from scrubjay.experiments.commands.list import describe_learners, names
 from scrubjay.experiments.commands.options import EngineOptions, Logger, Quiet, Trust, join_cluster
 from scrubjay.experiments.runs import loggers
+
+if TYPE_CHECKING:
+    from scrubjay.experiments.runs.cluster import RayOptions
+    from scrubjay.experiments.runs.run import Run
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,11 @@ class TrainOptions(EngineOptions):
 
     run_dir: str | None = None
     """Directory of the run; default: a new folder in runs."""
+    config: Path | None = None
+    """YAML or JSON file with entries of a config, such as the config.json of a run. Flags override them."""
+    trust: Annotated[
+        bool, arg(help="Trust the file of --config: create the environment that it names, of any size.")
+    ] = False
     quiet: Quiet = False
     logger: Logger = None
 
@@ -32,36 +42,60 @@ class _AllFlags(TrainOptions, RecipeFlags):
 
 
 def run(argv: Sequence[str]) -> int:
-    """`scrubjay train RECIPE [--memory NAME] [--learner NAME] [--method NAME] [--env ID] [--field x]`."""
+    """`scrubjay train [RECIPE] [--config FILE] [--memory NAME] [--learner NAME] [--env ID] [--field x]`."""
     if not argv or argv[0] in ("-h", "--help"):
         all_names = names()
         about = (
-            "Train a recipe. Run scrubjay train RECIPE --help for all fields of its config, such as "
-            "--total-steps N and --init-from RUN, and their defaults."
+            "Train a recipe, or the config in a file. Run scrubjay train RECIPE --help for all fields of its "
+            "config, such as --total-steps N and --init-from RUN, and their defaults."
         )
         names_text = (
             f"recipes\n{format_entries(all_names.recipes)}\n\n"
             f"methods, for multi-agent recipes\n{format_entries(all_names.methods)}\n\n"
             f"learners\n{describe_learners(all_names)}"
         )
-        print_help(_AllFlags, "scrubjay train RECIPE", f"{about}\n\n{names_text}")
-    options, remaining = parse_known(TrainOptions, argv[1:])
+        print_help(_AllFlags, "scrubjay train [RECIPE]", f"{about}\n\n{names_text}")
+    recipe = None if argv[0].startswith("-") else argv[0]
+    options, remaining = parse_known(TrainOptions, argv if recipe is None else argv[1:])
+    if options.config is None:
+        recipe = argv[0]
     ray = options.ray()
-    from scrubjay.experiments.commands.loading import continue_training
+    if options.trust and options.config is None:
+        raise UsageError("--trust requires --config FILE: a recipe and its flags need no trust")
+    from scrubjay.experiments.commands.loading import continue_training, memory_guard
+
+    # Ray processes reserve their own memory.
+    with memory_guard(options.config is None or options.trust or ray is not None):
+        new_run = _create_run(recipe, remaining, options, ray)
+        print(one_line(f"run directory: {new_run.path}"), flush=True)
+        if new_run.config.init_from is not None:
+            message = f"weights of {new_run.config.init_from} at step {new_run.config.init_step:,}"
+            print(one_line(message), flush=True)
+        return continue_training(new_run, options.quiet, ray, options.logger)
+
+
+def _create_run(
+    recipe: str | None, flags: Sequence[str], options: TrainOptions, ray: RayOptions | None
+) -> Run:
+    """Create the run of a recipe or of a config file."""
     from scrubjay.experiments.recipes.overrides import override
+    from scrubjay.experiments.resources import check_memory_limit
     from scrubjay.experiments.runs.run import Run
 
-    config = override(argv[0], remaining)
+    start = None
+    if options.config is not None:
+        from scrubjay.experiments.recipes.config_file import read_config
+
+        with bad_input():
+            start = read_config(options.config, recipe, options.trust)
+    config = override(recipe, flags, start)
     with bad_input():
+        if start is not None and not options.trust:
+            check_memory_limit(config.rough_bytes())
         facts = config.check(ray)
         loggers.check(options.logger)
         join_cluster(ray)
-        new_run = Run.create(config, options.run_dir, facts)
-    print(one_line(f"run directory: {new_run.path}"), flush=True)
-    if new_run.config.init_from is not None:
-        message = f"weights of {new_run.config.init_from} at step {new_run.config.init_step:,}"
-        print(one_line(message), flush=True)
-    return continue_training(new_run, options.quiet, ray, options.logger)
+        return Run.create(config, options.run_dir, facts)
 
 
 @dataclass(frozen=True)

@@ -49,22 +49,29 @@ class _StackFlags:
     """Names of the parts, joined by plus signs."""
 
 
-def override(recipe: str, arguments: Sequence[str]) -> Experiment:
+def override(recipe: str | None, arguments: Sequence[str], start: Experiment | None = None) -> Experiment:
     """Return the recipe's config with all flags applied. Raises UsageError on an invalid flag.
+
+    If `start` is not None, it takes the place of the recipe's config: the config of a file, whose environment
+    may be untrusted. The flag `--env` with the name of this environment trusts it and keeps its settings.
 
     First the config gets the parts that `RecipeFlags` name. Then fields of the memory (`--memory.FIELD`), of
     the learner (`--learner.FIELD`) and of the config (`--total-steps`) are set. `--memory.parts gru+hcam`
     sets the parts of a stack, and `--memory.parts.1.FIELD` a field of one part.
     """
-    config: Experiment = RECIPES[choose("recipe", recipe, list(RECIPES))]()
+    if start is None:
+        config: Experiment = RECIPES[choose("recipe", recipe or "", list(RECIPES))]()
+    else:
+        config = _as_new_run(start, arguments)
+    about = recipe or config.recipe
     flags, remaining = parse_known(RecipeFlags, arguments)
     for name in flags.method:
         if not isinstance(config, TeamTaskConfig):
-            raise UsageError(f"--method requires a multi-agent recipe; {recipe!r} has a single agent or none")
+            raise UsageError(f"--method requires a multi-agent recipe; {about!r} has a single agent or none")
         config = with_method(config, choose("method", name, list(METHODS)))
     for flag in ("learner", "env", "set"):
         if getattr(flags, flag) and not isinstance(config, RLConfig):
-            raise UsageError(f"--{flag} requires a recipe with a policy; {recipe!r} has no policy")
+            raise UsageError(f"--{flag} requires a recipe with a policy; {about!r} has no policy")
     if isinstance(config, RLConfig):
         for name in flags.learner:
             learner_names = list_learners(config.policy_type)
@@ -79,15 +86,31 @@ def override(recipe: str, arguments: Sequence[str]) -> Experiment:
     if isinstance(config, RLConfig):
         env = config.env
         for name in flags.env:
-            env = dataclasses.replace(env, id=name, kwargs={})
+            is_same = start is not None and name == config.env.id
+            env = dataclasses.replace(env, id=name, kwargs=config.env.kwargs if is_same else {})
         config = dataclasses.replace(config, env=with_env_settings(env, flags.set))
         remaining = expand_short_options(remaining, get_learner_name(config.learner))
-    config = parse(type(config), remaining, f"scrubjay train {recipe}", config, _OTHER_FLAGS)
+    before, prog = config, f"scrubjay train {recipe or '--config FILE'}"
+    config = parse(type(config), remaining, prog, config, _OTHER_FLAGS)
+    if isinstance(config, RLConfig) and isinstance(before, RLConfig):
+        # The parser may return a plain text for an untrusted name.
+        config = dataclasses.replace(config, env=dataclasses.replace(config.env, id=before.env.id))
     if isinstance(config, RLConfig) and not config.env.id:
         team = isinstance(config, TeamTaskConfig)
         kind = "module:callable of a PettingZoo ParallelEnv" if team else "a gymnasium id or module:callable"
-        raise UsageError(f"recipe {recipe!r} needs --env: {kind}")
+        raise UsageError(f"recipe {about!r} needs --env: {kind}")
     return config
+
+
+def _as_new_run(config: Experiment, arguments: Sequence[str]) -> Experiment:
+    """Return the config of a file for a new run. Raises UsageError if its total of steps is not clear."""
+    flags = [word.partition("=")[0].replace("_", "-") for word in arguments]
+    if config.extensions and "--total-steps" not in flags:
+        raise UsageError(
+            f"total_steps={config.total_steps}: the config file is that of a run that was extended from "
+            f"{config.first_plan} steps; add --total-steps N, over which schedules then last"
+        )
+    return config.without_extensions()
 
 
 def with_memory_fields(memory: MemoryConfig, settings: Sequence[str]) -> MemoryConfig:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scrubjay.experiments.files import parse_object
+from scrubjay.experiments.files import CONFIG, parse_object
 from scrubjay.experiments.runs.ballet_probe import BalletProbeConfig, ProbeEngine
 from scrubjay.experiments.runs.cluster import RayOptions
 from scrubjay.experiments.runs.config import Experiment
@@ -52,11 +53,16 @@ def from_json(text: str, trust: bool = False) -> Experiment:
     Without `trust`, the name of the environment is marked as untrusted, unless it is safe or the user named
     it in this process. An untrusted environment cannot be created, since its code could do anything.
     """
-    fields = parse_object(text, "config.json")
-    serialization.take_format(fields, "config.json")
+    return from_fields(parse_object(text, CONFIG), CONFIG, trust)
+
+
+def from_fields(fields: Mapping[str, Any], source: object, trust: bool = False) -> Experiment:
+    """Return the config with these entries of `source`, as `from_json` does."""
+    fields = dict(fields)
+    serialization.take_format(fields, source)
     kind = fields.pop("kind", None)
     if not isinstance(kind, str) or kind not in _KINDS:
-        raise ValueError(f"kind={kind!r} in config.json: choose from {', '.join(_KINDS)}")
+        raise ValueError(f"kind={kind!r} in {source}: choose from {', '.join(_KINDS)}")
     try:
         config = serialization.decode(_KINDS[kind][0], fields)
     except RecursionError:
@@ -64,3 +70,11 @@ def from_json(text: str, trust: bool = False) -> Experiment:
     if not trust and isinstance(config, RLConfig):
         return dataclasses.replace(config, env=config.env.as_untrusted())
     return config
+
+
+def missing_fields(fields: Mapping[str, Any]) -> set[str]:
+    """Return the names of the fields of a config that are not in `fields`, the entries of a file."""
+    kind = fields.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return {"kind"}
+    return {field.name for field in dataclasses.fields(_KINDS[kind][0])} - fields.keys()

@@ -41,6 +41,7 @@ COMMANDS = [
     ["eval", "{run}", "--episodes", 2],
     ["look", "{run}", "--out", "page.html"],
     ["resume", "{run}", "--total-steps", 96, "--quiet"],
+    ["train", "--config", "{run}/config.json", "--run-dir", "again", "--quiet"],
 ]
 
 
@@ -101,6 +102,34 @@ def plant(folder: Path, file: str = "walk.py") -> Path:
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_commands_accept_the_users_own_run(command, own_run, call):
     assert call(command) == (0, "")
+
+
+def test_only_the_config_of_an_unchanged_own_run_admits_its_environment(own_run, call):
+    command = ["train", "--config", "{run}", "--run-dir", "again", "--quiet"]
+    assert call(command, "run/config.json") == (0, "")
+    assert call(COMMANDS[0], "again") == (0, ""), "the new run is the user's own, too"
+    Path("link.json").symlink_to("run/config.json")
+    assert call([*command, "--run-dir", "third"], "link.json") == (0, "")
+    shutil.copy("run/config.json", "config.json")
+    Path("other.yaml").write_text(Path("run/config.json").read_text())
+    Path("changed").mkdir()
+    shutil.move("third", "changed/third")
+    reasons = {
+        "config.json": "this user did not train the run, or it was moved or copied",
+        "other.yaml": "other.yaml names it and --env does not",
+        "changed/third/config.json": "this user did not train the run, or it was moved or copied",
+    }
+    for path, reason in reasons.items():
+        code, err = call([*command, "--run-dir", "none"], path)
+        assert (code, err.count("\n"), reason in err, "add --trust" in err) == (2, 1, True, True)
+    assert not Path("none").exists()
+    assert call([*command, "--run-dir", "named", "--env", "walk:Walk"], "other.yaml") == (0, "")
+    assert call([*command, "--run-dir", "trusted", "--trust"], "other.yaml") == (0, "")
+    assert call(COMMANDS[0], "trusted") == (0, "")
+    text = Path("run/config.json").read_text()
+    Path("run/config.json").write_text(text.replace('"seed": 0', '"seed": 7'))
+    code, err = call([*command, "--run-dir", "none"], "run/config.json")
+    assert (code, "its config.json has changed since training" in err) == (2, True)
 
 
 def test_a_record_is_readable_by_its_user_only(own_run, state_folder):
