@@ -9,6 +9,7 @@ from scrubjay._lazy import lazy_exports
 if TYPE_CHECKING:
     from scrubjay.experiments.recipes import RECIPES as RECIPES
     from scrubjay.experiments.recipes import with_memory as with_memory
+    from scrubjay.experiments.run_table import Runs as Runs
     from scrubjay.experiments.runs.cluster import RayOptions as RayOptions
     from scrubjay.experiments.runs.evaluation import evaluate as evaluate
     from scrubjay.experiments.runs.reinforcement import TrainConfig as TrainConfig
@@ -23,6 +24,7 @@ __all__, __getattr__, __dir__ = lazy_exports(
     {
         "runs.evaluation": ["evaluate"],
         "recipes": ["RECIPES", "with_memory"],
+        "run_table": ["Runs"],
         "runs.cluster": ["RayOptions"],
         "runs.reinforcement": ["TrainConfig"],
         "runs.run": ["Run"],

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "export a policy: one step (torch.export, ONNX), or weights with a model card",
         "export.run",
     ),
+    "results": ("tabulate runs: settings, status and scores, also as CSV", "export.results"),
     "demo": ("train with and without memory and compare; takes a few minutes", "compare.demo"),
     "compare": ("train memories x recipes x seeds and tabulate the results", "compare.compare"),
     "launch": ("train on a Ray cluster, as a job on its head node", "cluster.launch"),

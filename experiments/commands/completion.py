@@ -42,6 +42,7 @@ _POSITIONALS: Mapping[str, str] = {
     "look": "source",
     "play": "source",
     "plot": "run",
+    "results": "run",
     "resume": "run",
 }
 """Meaning of the first argument of a command; its name in `_completer`."""

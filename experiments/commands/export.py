@@ -1,16 +1,17 @@
-"""`scrubjay export`: export one step of a trained policy as a program, or its weights as a folder."""
+"""`scrubjay export` and `scrubjay results`: write a policy to a file or a folder, and runs to a table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from scrubjay.experiments.cli.arguments import parse
 from scrubjay.experiments.cli.failures import UsageError, bad_input
-from scrubjay.experiments.cli.untrusted_text import one_line
+from scrubjay.experiments.cli.untrusted_text import one_line, table
 from scrubjay.experiments.commands.options import Trust
 
 
@@ -55,3 +56,53 @@ def run(argv: Sequence[str]) -> int:
             result = f"outputs match the policy up to {difference:.1e}"
     print(one_line(f"{out}: reloaded; {result}"))
     return 0
+
+
+@dataclass(frozen=True)
+class ResultsOptions:
+    """Tabulate runs: one row per run with its config, seed, status and scores.
+
+    Without --csv the table has the most important columns. Runs.load(FOLDER).to_pandas() returns all columns
+    in Python.
+    """
+
+    folders: Positional[tuple[Path, ...]]
+    """Run directories, or folders with run directories in them."""
+    csv: Annotated[tuple[Path, ...] | None, arg(metavar="[PATH]")] = None
+    """Write all columns as CSV, to a file whose name ends in .csv, or to the standard output."""
+    trust: Annotated[bool, arg(help="Also read runs with links to other files.")] = False
+
+
+def results(argv: Sequence[str]) -> int:
+    """`scrubjay results FOLDER [FOLDER ...] [--csv [FILE]]`."""
+    options = parse(ResultsOptions, argv, "scrubjay results")
+    if not options.folders:
+        raise UsageError("results needs at least one folder, before --csv")
+    if len(options.csv or ()) > 1 or any(file.suffix != ".csv" for file in options.csv or ()):
+        names = " ".join(map(str, options.csv or ()))
+        raise UsageError(f"--csv {names}: expected one file whose name ends in .csv, or nothing")
+    from scrubjay.experiments.files import write_atomically
+    from scrubjay.experiments.run_table import Runs
+
+    with bad_input():
+        runs = Runs.load(*options.folders, trust=options.trust)
+        if options.csv:
+            write_atomically(options.csv[0], runs.to_csv())
+            print(one_line(f"{options.csv[0]}: {len(runs.rows)} runs"))
+        elif options.csv is not None:
+            print(runs.to_csv(), end="")
+        else:
+            print(_format_rows(runs.rows))
+    return 0
+
+
+def _format_rows(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the most important columns of a table of runs as text, with the errors below it."""
+    columns = {"run": "run", "status": "status", "seed": "seed", "step": "step"}
+    columns |= {"success": "success", "episodic_return": "return"}
+    lines = [tuple(columns.values())]
+    for row in rows:
+        cells = [row.get(name, "") for name in columns]
+        lines.append(tuple(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in cells))
+    errors = [one_line(f"{row['run']}: {row['error']}") for row in rows if row.get("error")]
+    return "\n".join([table(lines), *errors])

@@ -15,9 +15,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from scrubjay.experiments.cli.failures import FailedError, UsageError, bad_input
 from scrubjay.experiments.cli.untrusted_text import one_line
-from scrubjay.experiments.files import CONFIG, METRICS, check_numbers, parse_object
+from scrubjay.experiments.files import CONFIG, METRICS
 from scrubjay.experiments.progress import PLAIN_SECONDS, GracefulInterrupt, StopRequest, describe_row
 from scrubjay.experiments.runs.config import Experiment
+from scrubjay.experiments.runs.metrics import read_last_row
 from scrubjay.experiments.runs.reinforcement import RLConfig
 from scrubjay.experiments.runs.run import Run
 from scrubjay.experiments.runs.status import read_status
@@ -116,7 +117,9 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
 
     def show() -> None:
         for run in runs:
-            row = _last_row(run.path / METRICS)
+            row = None
+            with contextlib.suppress(ValueError):  # the training process reports a damaged file
+                row = read_last_row(run.path / METRICS)
             if row is None or run.path in done:
                 continue
             live.update(tasks[run.path], completed=row["step"], numbers=describe_row(row))
@@ -136,21 +139,6 @@ def _display(runs: Sequence[Run]) -> Iterator[Callable[[], None]]:
 
 def _title(run: Run) -> str:
     return one_line(f"{run.config.recipe} {run.config.label} s{run.config.seed}")
-
-
-def _last_row(path: Path) -> dict[str, float] | None:
-    """Return the last complete row of a metrics file that is still being written, or None if it has no row.
-
-    Reads only the end of the file.
-    """
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - 4096))
-            lines = file.read().splitlines(keepends=True)
-        whole = [line for line in lines[-2:] if line.startswith(b"{") and line.endswith(b"\n")]
-        return check_numbers(parse_object(whole[-1].decode(), path)) if whole else None
-    except (FileNotFoundError, ValueError):  # the training process reports a damaged file
-        return None
 
 
 def _last_line(path: Path) -> str:

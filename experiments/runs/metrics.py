@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from scrubjay.agents.rl.rollout import EpisodeStats
-from scrubjay.experiments.files import check_numbers, read_lines
+from scrubjay.experiments.files import check_numbers, parse_object, read_lines
 
 WINDOW = 100
 """Number of episodes in the moving average of charts."""
+
+_END_BYTES = 2**16
+"""Bytes at the end of metrics.jsonl in which its last row is searched."""
 
 Episode = tuple[float, int, float | None, dict[str, float]]
 """Return, length, success (None if unknown), and further measures of an episode."""
@@ -31,6 +34,22 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for row in rows:
         _ = row["step"]
     return [dict(row) for row in rows]
+
+
+def read_last_row(path: Path) -> dict[str, float] | None:
+    """Return the last complete row of a metrics file that is still being written, or None if it has no row.
+
+    Reads only the end of the file. Raises ValueError if the row is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            start = max(0, path.stat().st_size - _END_BYTES)
+            file.seek(start)
+            lines = file.read().splitlines(keepends=True)[1 if start else 0 :]
+    except FileNotFoundError:
+        return None
+    whole = [line for line in lines[-2:] if line.endswith(b"\n")]
+    return dict(check_numbers(parse_object(whole[-1].decode("utf-8", "replace"), path))) if whole else None
 
 
 class EpisodeWindow:

@@ -102,6 +102,14 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
             extra_words="--suite.length 32 --suite.num-items 4 --parameters 20000 --eval-rows 2",
         ),
         Form(
+            "train --config {settings} --run-dir again",
+            numbers=_AGENT,
+            names=f"{_NAMES} --trust",
+            paths="--run-dir --init-from --config",
+            extra_words=TINY,
+        ),
+        Form("train tmaze-demo --config {entries}", numbers=_TRAINED, names="--trust", paths="--config"),
+        Form(
             "train ballet --total-steps 64",
             numbers="--total-steps --seed",
             names=_NAMES,
@@ -156,6 +164,10 @@ FORMS: Mapping[str, tuple[Form, ...]] = {
         ),
     ),
     "list": (Form("list"),),
+    "results": (
+        Form("results {run} {stopped}", names="--trust", paths="--csv"),
+        Form("results . --csv all.csv", paths="--csv"),
+    ),
     "export": (
         Form("export {run}", names="--onnx", paths="--out"),
         Form("export {team}"),

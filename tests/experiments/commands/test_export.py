@@ -1,6 +1,8 @@
-"""`scrubjay export --pretrained`: the run's policy as a folder with a model card."""
+"""`scrubjay export --pretrained`, a policy as a folder with a model card, and `scrubjay results`."""
 
+import csv
 import logging
+import shutil
 
 import pytest
 import torch
@@ -69,3 +71,37 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_overwritten(
     )
     probe = Run.create(RECIPES["ballet-probe"](), tmp_path_factory.mktemp("export") / "probe")
     assert "ballet-probe" in usage_error("export", probe.path, "--pretrained", "--out", "x")
+
+
+def test_results_are_tabulated_and_written_as_csv(here, finished_run, team_run, tmp_path):
+    for run in (finished_run, team_run):
+        shutil.copytree(run.path, tmp_path / "runs" / run.path.name)
+    (tmp_path / "runs" / "bad").mkdir()
+    (tmp_path / "runs" / "bad" / "config.json").write_text("{}")
+    code, out, err = here("results", "runs")
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["run", "status", "seed", "step", "success", "return"]
+    assert rows[1] == ["runs/bad", "damaged"]
+    result = finished_run.result
+    scores = [f"{result[name]:.3f}" for name in ("success", "episodic_return")]
+    assert rows[2] == ["runs/finished", "finished", "0", "192", *scores]
+    assert rows[3][:4] == ["runs/team", "finished", "0", str(team_run.step)]
+    assert out.splitlines()[4].startswith("runs/bad: runs/bad/config.json: ")
+    code, text, err = here("results", "runs", "--csv")
+    assert (code, err) == (0, "")
+    code, out, err = here("results", "runs", "--csv", "all.csv")
+    assert (code, out, err) == (0, "all.csv: 3 runs\n", "")
+    assert (tmp_path / "all.csv").read_text() == text
+    assert [row["status"] for row in csv.DictReader(text.splitlines())] == ["damaged", "finished", "finished"]
+
+
+def test_wrong_folders_and_files_of_results_are_one_line(usage_error, finished_run):
+    assert "nowhere is not a folder" in usage_error("results", "nowhere")
+    assert "needs at least one folder, before --csv" in usage_error("results", "--csv", "all.csv")
+    config = finished_run.path / "config.json"
+    before = config.read_text()
+    assert "whose name ends in .csv" in usage_error("results", finished_run.path, "--csv", config)
+    assert "expected one file" in usage_error("results", finished_run.path, "--csv", "a.csv", "b.csv")
+    assert "No such file" in usage_error("results", finished_run.path, "--csv", "no/a.csv")
+    assert config.read_text() == before

@@ -26,6 +26,11 @@ def world(tmp_path_factory, finished_run, tiny, tiny_chat):
     """Return a folder with one valid file or folder of each kind that a command reads."""
     world = tmp_path_factory.mktemp("world")
     shutil.copytree(finished_run.path, world / "run")
+    shutil.copy(finished_run.path / "config.json", world / "settings.json")
+    (world / "entries.yaml").write_text(
+        "format: 2\ntotal_steps: 64\nsegment_length: 8\neval_episodes: 2\n"
+        "policy:\n  memory: {name: gru, dim: 16}\nenv:\n  num_envs: 4\n"
+    )
     stopped_run = Run.create(tiny(), world / "stopped")
     shutil.copytree(finished_run.path / "checkpoints", stopped_run.path / "checkpoints")
     shutil.copy(finished_run.path / "metrics.jsonl", stopped_run.path / "metrics.jsonl")
