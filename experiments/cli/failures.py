@@ -43,9 +43,8 @@ def describe(error: BaseException) -> str:
             f"text is not valid {error.encoding.upper()}: byte 0x{byte} at {error.start}; encode it as UTF-8"
         )
     if isinstance(error, UnicodeEncodeError):  # a word of the command line that is not UTF-8
-        return (
-            f"{ascii(error.object[error.start : error.end])} is not valid UTF-8; choose another name or text"
-        )
+        part = error.object[error.start : error.end]
+        return f"{part!a} is not valid UTF-8; choose another name or text"
     if isinstance(error, OSError) and error.strerror:
         where = "standard output" if error.filename is None else error.filename
         return one_line(f"{os.fsdecode(where) if isinstance(where, bytes) else where}: {error.strerror}")
