@@ -82,7 +82,7 @@ def _gru_config(
 
 @recipe("tmaze-demo", longer=("corridor_length", (1, 2, 5, 10)))
 def tmaze_demo() -> TrainConfig:
-    """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop."""
+    """T-maze, corridor of 20 steps: trains in one to two minutes on a laptop; some seeds unlearn the task."""
     return _gru_config(
         "scrubjay/TMaze-v0",
         {"corridor_length": 20},

@@ -112,7 +112,7 @@ METHODS: dict[str, Method] = {
         "independent",
     ),
     "mappo": Method(
-        "clipped updates, shared weights, central critic, no graph",
+        "clipped updates, shared weights without agent identity, central critic, no graph",
         {**_NO_GRAPH, "shared": True},
         "clip",
     ),
