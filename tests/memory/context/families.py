@@ -1,15 +1,10 @@
 """Tiny random models of current model families, by name."""
 
-import sys
 from typing import Any
 
 import torch
 import transformers
 from transformers import PreTrainedModel
-
-from scrubjay.memory import context
-from scrubjay.memory.context.layers.layer_types import get_layer_types
-from scrubjay.memory.context.layers.rotation import find_rotation
 
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
@@ -170,72 +165,3 @@ def make(family: str, seed: int = 0, **options: Any) -> PreTrainedModel:
         for layer in model.model.layers:
             torch.nn.init.normal_(layer.self_attn.sinks)
     return model.eval() if hasattr(config, "num_experts_per_tok") else model.double().eval()
-
-
-def table() -> str:
-    """Return the text of experiments/results/families.md: `python tests/memory/context/families.py > ...`."""
-    policies = ", ".join(f"`{name}`" for name in context.list_policies())
-    introduction = (
-        "Tiny random models of each family read texts of three times the budget under every policy\n"
-        f"({policies}). Their outputs equal those of the\n"
-        "family's own layers on the retained tokens. Outputs under `full` equal those with the family's\n"
-        "own cache. The test is `pytest tests/memory/context/test_families.py -m ''`. Policies do not\n"
-        "apply to layers with a sliding window or chunked attention, which retain the tokens that they\n"
-        "attend to."
-    )
-    lines = [
-        "# Families of language models under context policies",
-        "",
-        introduction,
-        "",
-        "| family | layers of the model | attention scores |",
-        "| --- | --- | --- |",
-        *(f"| {family} | {_layers(family)} | {_scores(family)} |" for family in FAMILIES),
-        "",
-        "Unsupported families. An error with this reason is raised before weights are read:",
-        "",
-        "| family | reason |",
-        "| --- | --- |",
-        *(f"| {family} | {_reason(family)} |" for family in REFUSED),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _layers(family: str) -> str:
-    model = make(family)
-    layer_types, rotation = get_layer_types(model.config.get_text_config(decoder=True)), find_rotation(model)
-    descriptions = []
-    for index, layer_type in enumerate(layer_types):
-        attention = (
-            "full attention"
-            if layer_type.window is None
-            else f"{'chunks' if layer_type.is_chunked else 'window'} of {layer_type.window}"
-        )
-        rotary = rotation.by_layer[index]
-        where = ""
-        if rotary is not None:
-            layout = rotary.layout
-            pairs = f"{layout.pairs} {'interleaved ' if layout.is_interleaved else ''}rotary pairs"
-            where = f", {pairs}" if layout.pairs else ", without positions"
-        parts = [f"{attention}{where}"] if layer_type.attends else []
-        descriptions.append(" and ".join(parts + ["recurrent state"] * (layer_type.states > 0)) or "no cache")
-    return "; ".join(dict.fromkeys(descriptions))
-
-
-def _scores(family: str) -> str:
-    config = make(family).config
-    softcap = getattr(config, "attn_logit_softcapping", None)
-    return "learned sinks" if family == "gpt_oss" else "soft cap" if softcap else "plain"
-
-
-def _reason(family: str) -> str:
-    name, options, _ = REFUSED[family]
-    try:
-        get_layer_types(config_of(name, options))
-    except ValueError as error:
-        return str(error).partition(": use")[0].partition("; use")[0]
-    raise AssertionError(family)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(table())
