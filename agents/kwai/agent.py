@@ -159,8 +159,10 @@ class KwaiAgent(Runnable[Any, dict[str, Any]]):
         count_in_prompt = count_tokens or make_prompt_token_counter(model)
         count_tokens = count_tokens or make_token_counter(model)
         self.tools = index_tools(tools, third_party_tools, declare)
-        if approve is None and (problem := describe_undeclared(self.tools.values())):
-            warnings.warn(f"{problem} Or pass approve=.", UndeclaredToolWarning, stacklevel=2)
+        if approve is None and (
+            problem := describe_undeclared(self.tools.values(), alternative="approve=FUNCTION")
+        ):
+            warnings.warn(problem, UndeclaredToolWarning, stacklevel=2)
         self._namespace = check_template(namespace)
         self._count_tokens, self._count_in_prompt = count_tokens, count_in_prompt
         self._clock, self.max_steps = clock, max_steps

@@ -259,8 +259,9 @@ class BankMiddleware(AgentMiddleware[BankState, Any, Any]):
                 UndeclaredToolWarning,
                 stacklevel=3,
             )
-        if self._gate and (problem := describe_undeclared(tool for tool in tools if tool.name in new_names)):
-            warnings.warn(f"{problem} Or pass gate=False.", UndeclaredToolWarning, stacklevel=3)
+        new_tools = [tool for tool in tools if tool.name in new_names]
+        if self._gate and (problem := describe_undeclared(new_tools, alternative="gate=False")):
+            warnings.warn(problem, UndeclaredToolWarning, stacklevel=3)
 
     def _mark_reply(self, response: Any, request: ModelRequest[Any]) -> Any:
         """Add facts to the metadata of a model's reply.

@@ -177,12 +177,15 @@ def declare_tools(tools: Mapping[str, BaseTool], words: Mapping[str, str] | None
     return {name: declare_tool(tool, words[name]) if name in words else tool for name, tool in tools.items()}
 
 
-def describe_undeclared(tools: Iterable[BaseTool], remedy: Callable[[list[str]], str] | None = None) -> str:
+def describe_undeclared(
+    tools: Iterable[BaseTool], remedy: Callable[[list[str]], str] | None = None, alternative: str = ""
+) -> str:
     """Return a description of the undeclared tools, and the line that declares them; "" if there are none.
 
     Args:
         tools: Tools of an agent.
         remedy: Function that returns the line for names of tools; None for the argument `declare`.
+        alternative: Argument that makes a declaration unnecessary.
 
     Read-only hints of MCP servers are shown, but an agent ignores them.
     """
@@ -194,7 +197,7 @@ def describe_undeclared(tools: Iterable[BaseTool], remedy: Callable[[list[str]],
         f"undeclared tools: {', '.join(names)}. After the first untrusted text, such as the result of a "
         "tool, each call of these tools needs approval and is refused without it. If they have no side "
         f"effects, write {(remedy or _declare_line)(names)}; "
-        'write "writes" for a tool that changes something.'
+        f'write "writes" for a tool that changes something.{alternative and f" Or pass {alternative}."}'
     )
     hints = [f"{tool.name} ({', '.join(values)})" for tool in undeclared_tools if (values := _hints(tool))]
     return f"{text} Hints of servers, which are ignored: {', '.join(hints)}." if hints else text
