@@ -11,12 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scrubjay.experiments import RECIPES, EnvConfig, Run, with_memory
 from scrubjay.experiments.cli.failures import UsageError
 from scrubjay.experiments.recipes.config_file import read_config
 from scrubjay.experiments.recipes.overrides import override
 from scrubjay.experiments.runs.kinds import to_json
+from scrubjay.experiments.strict_yaml import parse_yaml
 from scrubjay.experiments.tasks import environments as names
 from scrubjay.experiments.tasks.environments import UntrustedName
 from scrubjay.memory import list_memories
@@ -131,6 +134,21 @@ def test_numbers_and_words_of_yaml_are_those_of_the_core_schema(write):
     for word in ("no", "Yes", "on", "010", "0x1F", "1_000", "1:30", "2026-01-01", "<<", "0b1"):
         with pytest.raises(ValueError, match=r"line 6: .* in quotes"):
             read_config(write(f"{text}    a: {word}\n"))
+
+
+texts = st.text(st.characters(max_codepoint=0xD7FF))
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(values)
+def test_json_is_yaml_with_the_same_values_and_types(value):
+    read = parse_yaml(json.dumps(value), "text")
+    assert read == value
+    assert repr(read) == repr(value)
 
 
 LAUGHS = "a: &a [1, 1]\n" + "".join(
