@@ -27,7 +27,7 @@ from scrubjay.agents.kwai.runner import AskModel, Effect, Loop, RunFunction, Str
 from scrubjay.agents.kwai.turn import AgentMemory, Turn
 from scrubjay.agents.language.address import find_addresses, normalize_address
 from scrubjay.agents.language.memories import remove_copies, select_records
-from scrubjay.agents.language.text import TAINTED, truncate_for_storage
+from scrubjay.agents.language.text import TAINTED, describe_content, truncate_for_storage
 from scrubjay.memory import MemoryBank
 from scrubjay.memory.bank.record import MAX_TEXT_LENGTH
 
@@ -57,7 +57,8 @@ class AgentLoop:
         for passage in turn.knowledge:
             trust = "user" if passage.trusted else "tool"
             yield from self._remember(turn, passage.text, "knowledge", trust)
-        yield from self._remember(turn, turn.question, "conversation", "user", role="user")
+        question = describe_content(turn.user_message, self.builder.prompts)
+        yield from self._remember(turn, question, "conversation", "user", role="user")
         stop_reason = yield from self._work(turn)
         if not turn.recalled_records and self.planner is None:
             yield from self._recall(turn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from langchain_core.messages import HumanMessage
 from langchain_core.runnables import RunnableConfig
 from langchain_core.tools import tool as langchain_tool
 
@@ -203,3 +204,24 @@ def test_what_is_too_long_for_the_bank_is_cut_there_and_says_so():
             assert whole.startswith(head)
             assert len(record.text) <= MAX_TEXT_LENGTH
             assert note == f"[... {len(whole) - len(head)} characters cut]"
+
+
+def test_a_picture_in_a_question_is_named_in_the_memory():
+    picture = {"type": "image", "url": "https://a.example/jay.png"}
+    with MemoryBank(":memory:") as bank:
+        agent = KwaiAgent(ScriptedModel(replies=["A jay."]), memory=bank)
+        agent.invoke([HumanMessage([{"type": "text", "text": "Which bird?"}, picture])])
+        texts = [record.text for record in bank.recent(9)]
+    assert texts == ["Which bird?\n[left out, because only text is read: image]", "A jay."]
+
+
+def test_marks_that_a_model_copies_into_its_answer_are_not_stored():
+    def copy_marks(messages):
+        marks = [line for line in messages[-1].text.splitlines() if line.startswith("<<<END")]
+        return f"{marks[0]}\nIt rains.\n{marks[0][:9]}"
+
+    with MemoryBank(":memory:") as bank:
+        bank.add("A page says that it rains.", trust="tool")
+        result = KwaiAgent(ScriptedModel(rule=copy_marks), memory=bank).invoke("Does it rain?")
+        assert result["answer"].startswith("<<<END")
+        assert bank.recent(1)[0].text == "It rains."
